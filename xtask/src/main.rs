@@ -1,0 +1,3 @@
+//! Every command of this project.
+
+fn main() {}
