@@ -10,7 +10,8 @@
 //! let mut storage = BatchStorage::<8, 2>::new();
 //! let mut batch = storage.batch();
 //! let slot = Slot { table: Mfn::new(0x203), index: PageTableIndex::new(0) };
-//! batch.update(MmuUpdate::set(slot, Pte::ABSENT))?;
+//! let old = Pte::from_raw(0x5067);
+//! batch.update(MmuUpdate::set(slot, Pte::ABSENT), old.raw())?;
 //! batch.op(MmuExtOp::tlb_flush_local())?;
 //! assert_eq!(batch.requests(), 2);
 //! # Ok::<(), hypercall::Full>(())
@@ -22,11 +23,13 @@ use crate::call::{CALLS_MAX, Call, Outcome, Request};
 use crate::error::Error;
 use crate::machine::Hypercalls;
 use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
+use crate::pte::Pte;
 
 /// Memory for a batch of up to `UPDATES` page-table updates and `OPS` extended operations.
 #[derive(Debug)]
 pub struct BatchStorage<const UPDATES: usize, const OPS: usize> {
     updates: [MmuUpdate; UPDATES],
+    old: [u64; UPDATES],
     ops: [MmuExtOp; OPS],
 }
 
@@ -34,12 +37,18 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
     /// Fresh storage.
     #[must_use]
     pub const fn new() -> Self {
-        Self { updates: [MmuUpdate::EMPTY; UPDATES], ops: [MmuExtOp::EMPTY; OPS] }
+        Self {
+            updates: [MmuUpdate::EMPTY; UPDATES],
+            old: [0; UPDATES],
+            ops: [MmuExtOp::EMPTY; OPS],
+        }
     }
 
     /// An empty batch in this storage.
     pub const fn batch(&mut self) -> Batch<'_> {
-        Batch::new(&mut self.updates, &mut self.ops)
+        let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
+        let runs = [Batch::NO_RUN; CALLS_MAX];
+        Batch { updates, old, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0 }
     }
 }
 
@@ -88,7 +97,7 @@ impl core::error::Error for BatchError {}
 enum Kind {
     Updates(Domains),
     Ops(DomId),
-    Va(VaMapping),
+    Va(VaMapping, Pte),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +127,8 @@ pub enum Element {
 #[must_use = "a batch does nothing until it is submitted"]
 pub struct Batch<'s> {
     updates: &'s mut [MmuUpdate],
+    /// What stands where each update will write.
+    old: &'s mut [u64],
     updates_used: usize,
     ops: &'s mut [MmuExtOp],
     ops_used: usize,
@@ -125,15 +136,9 @@ pub struct Batch<'s> {
     runs_used: usize,
 }
 
-impl<'s> Batch<'s> {
+impl Batch<'_> {
     const NO_RUN: Run =
         Run { kind: Kind::Ops(DomId::SELF), start: 0, end: 0, outcome: Outcome::NotIssued };
-
-    /// An empty batch over the caller's memory.
-    pub const fn new(updates: &'s mut [MmuUpdate], ops: &'s mut [MmuExtOp]) -> Self {
-        let runs = [Self::NO_RUN; CALLS_MAX];
-        Self { updates, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0 }
-    }
 
     /// Page-table updates the storage can hold in all.
     #[must_use]
@@ -159,19 +164,24 @@ impl<'s> Batch<'s> {
         self.runs_used
     }
 
-    /// Adds an update of own tables for own frames.
+    /// Adds an update of own tables for own frames. `old` is what stands there now, for [`invert`](Self::invert).
     ///
     /// # Errors
     /// [`Full`].
-    pub fn update(&mut self, update: MmuUpdate) -> Result<(), Full> {
-        self.update_for(update, Domains::SELF)
+    pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
+        self.update_for(update, old, Domains::SELF)
     }
 
     /// Adds an update that names other domains.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn update_for(&mut self, update: MmuUpdate, domains: Domains) -> Result<(), Full> {
+    pub fn update_for(
+        &mut self,
+        update: MmuUpdate,
+        old: u64,
+        domains: Domains,
+    ) -> Result<(), Full> {
         let at = self.updates_used;
         if at == self.updates.len() {
             return Err(Full);
@@ -181,6 +191,7 @@ impl<'s> Batch<'s> {
             _ => self.open(Kind::Updates(domains), at)?,
         }
         self.updates[at] = update;
+        self.old[at] = old;
         self.updates_used = at + 1;
         Ok(())
     }
@@ -203,12 +214,38 @@ impl<'s> Batch<'s> {
         Ok(())
     }
 
-    /// Adds an `update_va_mapping`, a request of its own.
+    /// Adds an `update_va_mapping`, a request of its own. `old` is the entry that stands there now.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn va_mapping(&mut self, mapping: VaMapping) -> Result<(), Full> {
-        self.open(Kind::Va(mapping), 0)
+    pub fn va_mapping(&mut self, mapping: VaMapping, old: Pte) -> Result<(), Full> {
+        self.open(Kind::Va(mapping, old), 0)
+    }
+
+    /// Turns a refused batch into the one that undoes it: the updates and va mappings that took effect, last one
+    /// first, each with the value that stood there before. Extended operations are left out: what a pin or a
+    /// flush needs for its undo, the caller knows and can add.
+    pub fn invert(&mut self) {
+        let mut kept = 0;
+        for at in 0..self.runs_used {
+            let mut run = self.runs[at];
+            let done = Call { request: self.request(&run), outcome: run.outcome }.done();
+            run.end = run.start + done;
+            run.outcome = Outcome::NotIssued;
+            if done == 0 || matches!(run.kind, Kind::Ops(_)) {
+                continue;
+            }
+            match &mut run.kind {
+                Kind::Updates(_) => self.invert_updates(run.start..run.end),
+                Kind::Va(mapping, old) => core::mem::swap(&mut mapping.pte, old),
+                Kind::Ops(_) => {}
+            }
+            self.runs[kept] = run;
+            kept += 1;
+        }
+        self.runs[..kept].reverse();
+        self.runs_used = kept;
+        self.ops_used = 0;
     }
 
     /// Empties the batch, issued or not.
@@ -265,9 +302,19 @@ impl<'s> Batch<'s> {
             (0..done).map(move |at| match run.kind {
                 Kind::Updates(_) => Element::Update(self.updates[run.start + at]),
                 Kind::Ops(_) => Element::Op(self.ops[run.start + at]),
-                Kind::Va(mapping) => Element::Va(mapping),
+                Kind::Va(mapping, _) => Element::Va(mapping),
             })
         })
+    }
+
+    fn invert_updates(&mut self, range: core::ops::Range<usize>) {
+        let (updates, old) = (&mut self.updates[range.clone()], &mut self.old[range]);
+        for (update, old) in updates.iter_mut().zip(old.iter_mut()) {
+            let before = core::mem::replace(old, update.value());
+            *update = MmuUpdate::from_raw(update.target(), before);
+        }
+        updates.reverse();
+        old.reverse();
     }
 
     const fn last(&mut self) -> Option<&mut Run> {
@@ -290,7 +337,7 @@ impl<'s> Batch<'s> {
                 Request::MmuUpdate(&self.updates[run.start..run.end], domains)
             }
             Kind::Ops(domain) => Request::MmuExt(&self.ops[run.start..run.end], domain),
-            Kind::Va(mapping) => Request::VaMapping(mapping),
+            Kind::Va(mapping, _) => Request::VaMapping(mapping),
         }
     }
 }

@@ -11,7 +11,6 @@ use crate::frame::Mfn;
 use crate::machine::Assist;
 use crate::memory::MemoryOp;
 use crate::op::VaFlush;
-use crate::pte::Pte;
 
 /// Answers request `k` of an issue with `answers[k]`, or `Done`; keeps what it was asked.
 #[derive(Default)]
@@ -63,14 +62,14 @@ fn submit(batch: &mut Batch<'_>, machine: &Scripted) -> Result<(), BatchError> {
 fn neighbours_of_one_kind_and_domain_form_one_request() -> Result<(), Full> {
     let mut storage = BatchStorage::<8, 4>::new();
     let mut batch = storage.batch();
-    batch.update(update(1))?;
-    batch.update(update(2))?;
-    batch.update_for(update(3), Domains::frames_of(DomId::IO))?;
+    batch.update(update(1), 0)?;
+    batch.update(update(2), 0)?;
+    batch.update_for(update(3), 0, Domains::frames_of(DomId::IO))?;
     batch.op(MmuExtOp::unpin(Mfn::new(4)))?;
     batch.op(MmuExtOp::tlb_flush_local())?;
-    batch.va_mapping(va(5))?;
-    batch.va_mapping(va(6))?;
-    batch.update(update(7))?;
+    batch.va_mapping(va(5), Pte::ABSENT)?;
+    batch.va_mapping(va(6), Pte::ABSENT)?;
+    batch.update(update(7), 0)?;
     let machine = Scripted::default();
     assert_eq!(submit(&mut batch, &machine), Ok(()));
     assert_eq!(
@@ -92,15 +91,15 @@ fn neighbours_of_one_kind_and_domain_form_one_request() -> Result<(), Full> {
 fn a_full_batch_takes_nothing_and_forgets_nothing() -> Result<(), Full> {
     let mut storage = BatchStorage::<2, 1>::new();
     let mut batch = storage.batch();
-    batch.update(update(1))?;
-    batch.update(update(2))?;
-    assert_eq!(batch.update(update(3)), Err(Full));
+    batch.update(update(1), 0)?;
+    batch.update(update(2), 0)?;
+    assert_eq!(batch.update(update(3), 0), Err(Full));
     batch.op(MmuExtOp::tlb_flush_local())?;
     assert_eq!(batch.op(MmuExtOp::tlb_flush_local()), Err(Full));
     for number in 0..CALLS_MAX as u64 - 2 {
-        batch.va_mapping(va(number))?;
+        batch.va_mapping(va(number), Pte::ABSENT)?;
     }
-    assert_eq!(batch.va_mapping(va(99)), Err(Full));
+    assert_eq!(batch.va_mapping(va(99), Pte::ABSENT), Err(Full));
     assert_eq!(batch.requests(), CALLS_MAX);
     Ok(())
 }
@@ -110,10 +109,10 @@ fn a_refusal_names_the_request_and_what_took_effect() -> Result<(), Full> {
     let mut storage = BatchStorage::<8, 4>::new();
     let mut batch = storage.batch();
     for number in 1..=3 {
-        batch.update(update(number))?;
+        batch.update(update(number), 0)?;
     }
     batch.op(MmuExtOp::unpin(Mfn::new(4)))?;
-    batch.va_mapping(va(5))?;
+    batch.va_mapping(va(5), Pte::ABSENT)?;
     let machine = Scripted {
         answers: vec![Outcome::Refused { errno: Errno::EBUSY, done: 2 }],
         ..Scripted::default()
@@ -135,10 +134,33 @@ fn a_refusal_names_the_request_and_what_took_effect() -> Result<(), Full> {
 }
 
 #[test]
+fn an_inverted_batch_puts_back_what_took_effect_last_one_first() -> Result<(), Full> {
+    let mut storage = BatchStorage::<8, 4>::new();
+    let mut batch = storage.batch();
+    for number in 1..=3 {
+        batch.update(update(number), 100 + number)?;
+    }
+    batch.op(MmuExtOp::unpin(Mfn::new(4)))?;
+    batch.va_mapping(va(5), Pte::from_raw(105))?;
+    let refused = Outcome::Refused { errno: Errno::EINVAL, done: 2 };
+    let machine = Scripted { answers: vec![refused], ..Scripted::default() };
+    assert!(submit(&mut batch, &machine).is_err());
+    batch.invert();
+    batch.op(MmuExtOp::tlb_flush_local())?;
+    assert_eq!(
+        format!("{batch:?}"),
+        "[VaMapping(VaMapping { va: VirtAddr(0x5000), pte: pte 0000000000000069, flush: None }), \
+         MmuUpdate([set 2000 := 0000000000000066, set 1000 := 0000000000000065], \
+         Domains { frames: DomId(32752), tables: None }), MmuExt([ext 6 0 0], DomId(32752))]"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_refused_multicall_is_an_error_even_if_no_request_ran() -> Result<(), Full> {
     let mut storage = BatchStorage::<8, 4>::new();
     let mut batch = storage.batch();
-    batch.update(update(1))?;
+    batch.update(update(1), 0)?;
     batch.op(MmuExtOp::tlb_flush_local())?;
     let error = Error { hypercall: Hypercall::Multicall, errno: Errno::EFAULT, done: 0 };
     let machine = Scripted { whole: Some(error), ..Scripted::default() };

@@ -1,0 +1,48 @@
+//! What every operation needs to know of its surroundings.
+
+use hypercall::{FrameAccess, Mfn, Pfn, Slot};
+use p2m::P2m;
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::error::WalkError;
+use crate::walk::walk;
+
+/// The guest around an operation: a bundle of borrows, handed on by value.
+#[derive(Debug)]
+pub struct Context<'a, M> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The frame map.
+    pub p2m: &'a P2m<'a>,
+    /// The root that the kernel runs on, whose upper half holds the direct mapping.
+    pub kernel_root: Pfn,
+}
+
+impl<M> Clone for Context<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Context<'_, M> {}
+
+impl<M: FrameAccess> Context<'_, M> {
+    /// The place of the entry that maps `pfn` in the direct mapping, and the entry.
+    pub(crate) fn direct_map_entry(
+        &self,
+        pfn: Pfn,
+    ) -> Result<(Slot, hypercall::Pte), WalkError> {
+        let va = self.machine.direct_map(pfn)?;
+        walk(self, self.kernel_root, va)?.leaf().ok_or(WalkError::NotMapped(va))
+    }
+
+    /// The place of entry `index` of the table in frame `table`.
+    pub(crate) fn slot(&self, table: Pfn, index: PageTableIndex) -> Result<Slot, WalkError> {
+        Ok(Slot { table: self.mfn(table)?, index })
+    }
+
+    /// The machine frame behind `pfn`.
+    pub(crate) fn mfn(&self, pfn: Pfn) -> Result<Mfn, WalkError> {
+        Ok(self.p2m.mfn(pfn)?)
+    }
+}
