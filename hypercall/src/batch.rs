@@ -152,6 +152,25 @@ impl Batch<'_> {
         self.ops.len()
     }
 
+    /// Page-table updates in the batch.
+    #[must_use]
+    pub fn updates(&self) -> usize {
+        let runs = self.runs[..self.runs_used].iter();
+        let updates = runs.filter(|run| matches!(run.kind, Kind::Updates(_)));
+        updates.map(|run| run.end - run.start).sum()
+    }
+
+    /// The update that Xen refused, if the first refused request is a run of updates.
+    #[must_use]
+    pub fn refused_update(&self) -> Option<MmuUpdate> {
+        self.runs[..self.runs_used].iter().find_map(|run| match (run.kind, run.outcome) {
+            (Kind::Updates(_), Outcome::Refused { done, .. }) => {
+                self.updates[run.start..run.end].get(done as usize).copied()
+            }
+            _ => None,
+        })
+    }
+
     /// Whether nothing was pushed.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -187,7 +206,9 @@ impl Batch<'_> {
             return Err(Full);
         }
         match self.last() {
-            Some(Run { kind: Kind::Updates(same), end, .. }) if *same == domains => *end = at + 1,
+            Some(Run { kind: Kind::Updates(same), end, .. }) if *same == domains && *end == at => {
+                *end = at + 1;
+            }
             _ => self.open(Kind::Updates(domains), at)?,
         }
         self.updates[at] = update;

@@ -14,7 +14,7 @@ pub const PAGE_SIZE: usize = 4096;
 pub const PAGE_SHIFT: u32 = 12;
 
 /// Entries in a page table of any level.
-pub const ENTRIES: usize = 512;
+pub const ENTRIES: u16 = 512;
 
 macro_rules! frame_number {
     ($(#[$doc:meta])* $name:ident, $word:literal) => {

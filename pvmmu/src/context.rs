@@ -1,6 +1,8 @@
 //! What every operation needs to know of its surroundings.
 
-use hypercall::{FrameAccess, Mfn, Pfn, Slot};
+use hypercall::{
+    Call, DomId, Error, FrameAccess, Hypercalls, Mfn, MmuExtOp, Pfn, Pte, Request, Slot,
+};
 use p2m::P2m;
 use x86_64::structures::paging::PageTableIndex;
 
@@ -26,12 +28,24 @@ impl<M> Clone for Context<'_, M> {
 
 impl<M> Copy for Context<'_, M> {}
 
+impl<M: Hypercalls> Context<'_, M> {
+    /// Asks Xen for one extended operation.
+    ///
+    /// # Safety
+    /// As for [`Hypercalls::issue`].
+    #[expect(unsafe_code, reason = "hands the promise on to the seam")]
+    pub(crate) unsafe fn submit_op(&self, op: MmuExtOp) -> Result<(), Error> {
+        let ops = [op];
+        let mut calls = [Call::new(Request::MmuExt(&ops, DomId::SELF))];
+        // SAFETY: the caller's promise is the one that `issue` asks for.
+        unsafe { self.machine.issue(&mut calls) }?;
+        calls[0].result()
+    }
+}
+
 impl<M: FrameAccess> Context<'_, M> {
     /// The place of the entry that maps `pfn` in the direct mapping, and the entry.
-    pub(crate) fn direct_map_entry(
-        &self,
-        pfn: Pfn,
-    ) -> Result<(Slot, hypercall::Pte), WalkError> {
+    pub(crate) fn direct_map_entry(&self, pfn: Pfn) -> Result<(Slot, Pte), WalkError> {
         let va = self.machine.direct_map(pfn)?;
         walk(self, self.kernel_root, va)?.leaf().ok_or(WalkError::NotMapped(va))
     }

@@ -173,13 +173,17 @@ pub enum PinFailure {
         /// The refusal of this table alone.
         error: Error,
     },
-    /// Xen refused the tree although it takes each table by itself.
+    /// Xen refused the root, and takes every table below it by itself.
     Root {
-        /// The root.
+        /// The root, in the guest's terms.
+        pfn: Pfn,
+        /// The root, in the machine's terms.
         mfn: Mfn,
         /// The refusal.
         error: Error,
     },
+    /// Xen refused the hypercall as a whole.
+    Call(Error),
     /// The batch cannot hold a single element.
     BatchTooSmall,
 }
@@ -220,7 +224,8 @@ impl fmt::Display for PinFailure {
                 "{level} table pfn {pfn} (mfn {mfn}): {error}; \
                  is the frame mapped writable somewhere, or does an entry of it map a table writable?"
             ),
-            Self::Root { mfn, error } => write!(f, "root mfn {mfn}: {error}"),
+            Self::Root { pfn, mfn, error } => write!(f, "root pfn {pfn} (mfn {mfn}): {error}"),
+            Self::Call(error) => error.fmt(f),
             Self::BatchTooSmall => f.write_str("the batch has no room for a single element"),
         }
     }
@@ -282,3 +287,23 @@ impl fmt::Display for UnpinError {
 }
 
 impl core::error::Error for UnpinError {}
+
+/// A root was not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The frame map does not have it.
+    Walk(WalkError),
+    /// Xen refused it.
+    Refused(Error),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Walk(error) => error.fmt(f),
+            Self::Refused(error) => write!(f, "root not loaded: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}

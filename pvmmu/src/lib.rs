@@ -39,7 +39,10 @@ mod tables;
 mod walk;
 
 pub use context::Context;
-pub use error::{MapError, MapFailed, PinError, PinFailure, UndoError, UnpinError, WalkError};
+pub use error::{
+    LoadError, MapError, MapFailed, PinError, PinFailure, UndoError, UnpinError, WalkError,
+};
 pub use pgd::{Loose, Pgd, Pinned, load_root};
+pub use pinned::Pages;
 pub use tables::{FrameStack, TableSource};
 pub use walk::{Step, Walk, walk};

@@ -1,6 +1,10 @@
-//! Where page tables come from and go to.
+//! Page tables as frames: where they come from and go to, and which ones a tree has.
 
-use hypercall::Frame;
+use hypercall::{ENTRIES, Entry, Frame, FrameAccess, Level, Pfn};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::context::Context;
+use crate::error::WalkError;
 
 /// Hands out frames for page tables and takes them back. A frame handed out must be in the direct mapping, mapped
 /// there writable; what is in it does not matter.
@@ -66,4 +70,39 @@ impl TableSource for FrameStack<'_> {
             log::error!("no place for {lost:?} on the stack of table frames: it is lost");
         }
     }
+}
+
+/// Slots of a root that are an address space's own.
+pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
+
+const ALL_SLOTS: core::ops::Range<u16> = 0..ENTRIES;
+
+/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f` answers false.
+/// Tables of the kernel half belong to others and are left out.
+pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
+    context: &Context<'_, M>,
+    root: Pfn,
+    f: &mut impl FnMut(Level, Pfn) -> Result<bool, E>,
+) -> Result<bool, E> {
+    visit_below(context, Level::L4, root, f)
+}
+
+fn visit_below<M: FrameAccess, E: From<WalkError>>(
+    context: &Context<'_, M>,
+    level: Level,
+    table: Pfn,
+    f: &mut impl FnMut(Level, Pfn) -> Result<bool, E>,
+) -> Result<bool, E> {
+    if let Some(below) = level.below() {
+        let slots = if level == Level::L4 { USER_SLOTS } else { ALL_SLOTS };
+        for index in slots.map(PageTableIndex::new_truncate) {
+            let pte = context.machine.read_entry(table, index).map_err(WalkError::from)?;
+            let Entry::Table(mfn) = pte.decode(level) else { continue };
+            let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+            if !visit_below(context, below, pfn, f)? {
+                return Ok(false);
+            }
+        }
+    }
+    f(level, table)
 }
