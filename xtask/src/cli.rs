@@ -1,0 +1,162 @@
+//! The words a person may type after `cargo xtask`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Every command of pvmmu.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest on real Xen under QEMU and show what it does
+    Run(RunArguments),
+}
+
+/// What to boot, and on what.
+#[derive(Args, Debug)]
+pub(crate) struct RunArguments {
+    /// Real Xen under QEMU, or the executable model on this host
+    #[arg(long, value_enum, default_value_t = Machine::Xen)]
+    pub(crate) on: Machine,
+    /// The guest's role on real Xen
+    #[arg(long = "as", value_enum, default_value_t = Role::Dom0)]
+    pub(crate) role: Role,
+    /// Release of Xen
+    #[arg(long, value_enum, default_value_t = Release::Xen4_17)]
+    pub(crate) xen: Release,
+    /// Memory of the guest
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
+    pub(crate) mem: u32,
+    /// Virtual CPUs of the guest
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(crate) vcpus: u32,
+    /// How long the guest may take [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// Show the whole console, with the lines of Xen and of a Linux dom0
+    #[arg(long)]
+    pub(crate) show_console: bool,
+    /// Boot this ELF instead of the project's unikernel
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Program of the guest, and its arguments
+    #[arg(value_name = "PROGRAM", default_value = "demo", trailing_var_arg = true)]
+    pub(crate) program: Vec<String>,
+}
+
+impl RunArguments {
+    /// How long the guest may take, once it is started.
+    pub(crate) fn time_limit(&self) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(60))
+    }
+}
+
+/// What the guest runs on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Machine {
+    /// Real Xen under QEMU
+    Xen,
+    /// The executable model of Xen, on this host
+    Model,
+}
+
+/// The guest's role on real Xen. What works as one only is not done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Role {
+    /// Xen boots the guest itself (seconds)
+    Dom0,
+    /// A Linux dom0 creates the guest with xl
+    Domu,
+}
+
+/// A release of Xen that the project supports.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, ValueEnum)]
+pub(crate) enum Release {
+    /// As in Debian bullseye
+    #[value(name = "4.14")]
+    Xen4_14,
+    /// As in Debian bookworm
+    #[value(name = "4.17")]
+    Xen4_17,
+    /// As in Debian trixie
+    #[value(name = "4.20")]
+    Xen4_20,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dom0 => "dom0",
+            Self::Domu => "domU",
+        })
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Xen4_14 => "4.14",
+            Self::Xen4_17 => "4.17",
+            Self::Xen4_20 => "4.20",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn run_arguments(words: &[&str]) -> Result<RunArguments, clap::Error> {
+        let words = ["cargo xtask", "run"].iter().chain(words);
+        Cli::try_parse_from(words).map(|cli| match cli.command {
+            Command::Run(arguments) => arguments,
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_run_is_the_demo_as_dom0_on_4_17() {
+        let run = run_arguments(&[]).unwrap();
+        assert_eq!((run.on, run.role, run.xen), (Machine::Xen, Role::Dom0, Release::Xen4_17));
+        assert_eq!((run.mem, run.vcpus, run.program), (256, 1, vec!["demo".to_owned()]));
+    }
+
+    #[test]
+    fn words_after_the_program_belong_to_the_guest() {
+        let run = run_arguments(&["--mem", "33", "bench", "--mem", "5", "-x"]).unwrap();
+        assert_eq!(run.mem, 33);
+        assert_eq!(run.program, ["bench", "--mem", "5", "-x"]);
+    }
+
+    #[test]
+    fn an_unknown_xen_release_is_refused_and_the_known_ones_are_named() {
+        let error = run_arguments(&["--xen", "4.99"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        for word in ["4.99", "4.14", "4.17", "4.20"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn zero_virtual_cpus_are_refused() {
+        assert!(run_arguments(&["--vcpus", "0"]).is_err());
+    }
+}

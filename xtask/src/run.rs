@@ -1,0 +1,122 @@
+//! `cargo xtask run`: one guest, one boot, one verdict.
+//!
+//! Standard output carries the guest's lines and nothing else, its verdict last; what the harness
+//! has to say goes to standard error.
+
+use anyhow::{Result, bail};
+
+use crate::ExitStatus;
+use crate::boot::console::Limits;
+use crate::boot::dom0::{self, Line};
+use crate::boot::outcome::{Outcome, Report};
+use crate::boot::verdict::Verdict;
+use crate::cli::{Machine, Role, RunArguments};
+use crate::guest;
+use crate::paths::HostFolder;
+use crate::process::run_visibly;
+use crate::progress::{Step, seconds};
+use crate::provision::qemu::Qemu;
+use crate::provision::{rust_target, xen};
+
+/// Boots what the arguments say and reports what came of it.
+///
+/// # Errors
+///
+/// This machine lacks something, or the guest does not build.
+pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
+    if arguments.on == Machine::Model {
+        return run_on_model(&arguments.program);
+    }
+    let host = HostFolder::open()?;
+    let lock = host.lock()?;
+    let qemu = Qemu::require(&host)?;
+    let xen = xen::require(&host, arguments.xen)?;
+    drop(lock);
+    let kernel = match &arguments.kernel {
+        Some(kernel) => kernel.clone(),
+        None => {
+            rust_target::require()?;
+            guest::build()?
+        }
+    };
+    guest::check(&kernel)?;
+    let title = format!(
+        "Xen {}, {}, {} MiB, QEMU {}: {}",
+        arguments.xen,
+        arguments.role,
+        arguments.mem,
+        qemu.version(),
+        arguments.program.join(" ")
+    );
+    let name = format!("{}-{}-{}", arguments.role, arguments.xen, arguments.program[0]);
+    let log = host.new_log(&name.replace('/', "_"))?;
+    let mut view =
+        View { booting: Some(Step::begin(&title)), title, whole: arguments.show_console };
+    let report = match arguments.role {
+        Role::Dom0 => {
+            let machine = dom0::machine(&qemu, &xen, kernel, arguments);
+            let total = arguments.time_limit();
+            let limits = Limits { total, silence: total / 2 };
+            dom0::boot(&machine, log, limits, |line| view.line(line))?
+        }
+        Role::Domu => bail!("not yet"),
+    };
+    view.end(&report);
+    Ok(report.outcome.status())
+}
+
+fn run_on_model(program: &[String]) -> Result<ExitStatus> {
+    let mut cargo = guest::cargo();
+    cargo.args(["run", "--quiet", "--release", "--package", guest::UNIKERNEL, "--"]);
+    let status = run_visibly(cargo.args(program))?;
+    Ok(if status.success() { ExitStatus::Pass } else { ExitStatus::Fail })
+}
+
+/// What the terminal shows of a boot.
+#[derive(Debug)]
+struct View {
+    booting: Option<Step>,
+    title: String,
+    whole: bool,
+}
+
+impl View {
+    fn line(&mut self, line: Line<'_>) {
+        match line {
+            Line::Guest(text) => {
+                self.boot_is_over();
+                // The verdict is the last line, so it waits until all is known.
+                if Verdict::parse(text).is_none() {
+                    println!("{text}");
+                }
+            }
+            Line::Other(text) if self.whole => {
+                self.boot_is_over();
+                println!("{text}");
+            }
+            Line::Other(text) => {
+                if let Some(step) = &self.booting {
+                    step.at(text.chars().take(60).collect::<String>());
+                }
+            }
+        }
+    }
+
+    fn boot_is_over(&mut self) {
+        if let Some(step) = self.booting.take() {
+            let time = step.vanish();
+            eprintln!("{} (booted in {})", self.title, seconds(time));
+        }
+    }
+
+    fn end(mut self, report: &Report) {
+        self.boot_is_over();
+        match &report.outcome {
+            Outcome::Verdict(verdict) => {
+                eprintln!("ended after {}; log: {}", seconds(report.time), report.log.display());
+                println!("{verdict}");
+            }
+            _ => eprintln!("\nerror: {report}"),
+        }
+    }
+}
