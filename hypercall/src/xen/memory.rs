@@ -1,10 +1,11 @@
 //! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU or another
 //! domain may change what is there.
 
+use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
-use super::trap::probe;
+use super::trap::try_load;
 use crate::frame::{Mfn, PAGE_SIZE, Pfn};
 use crate::machine::{AccessError, FrameAccess};
 use crate::pte::Pte;
@@ -70,7 +71,7 @@ impl FrameAccess for Xen {
         if mfn.raw() >= self.m2p_entries {
             return None;
         }
-        let pfn = probe(self.m2p_start + mfn.raw() * 8)?;
+        let pfn = try_load(VirtAddr::try_new(self.m2p_start + mfn.raw() * 8).ok()?)?;
         (pfn < M2P_NO_PFN).then_some(Pfn::new(pfn))
     }
 

@@ -8,6 +8,8 @@
 
 use core::arch::{asm, global_asm};
 
+use x86_64::VirtAddr;
+
 /// Calls hypercall `number` with five arguments.
 ///
 /// # Safety
@@ -34,46 +36,66 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// One load that may fault. The guest's page-fault handler asks `fault_fixup` whether it may go on.
+// One load and one store that may fault. The guest's page-fault handler asks `fault_fixup` whether to go on.
 global_asm!(
-    ".global hypercall_probe_load",
-    ".type hypercall_probe_load, @function",
-    "hypercall_probe_load:",
+    ".global hypercall_try_load, hypercall_try_store, hypercall_try_failed",
+    ".type hypercall_try_load, @function",
+    ".type hypercall_try_store, @function",
+    "hypercall_try_load:",
     "mov rax, [rdi]",
     "xor edx, edx",
     "ret",
-    "hypercall_probe_fixup:",
+    "hypercall_try_store:",
+    "mov [rdi], rsi",
+    "xor edx, edx",
+    "ret",
+    "hypercall_try_failed:",
     "mov edx, 1",
     "ret",
-    ".global hypercall_probe_fixup",
-    ".size hypercall_probe_load, . - hypercall_probe_load",
+    ".size hypercall_try_load, hypercall_try_store - hypercall_try_load",
+    ".size hypercall_try_store, hypercall_try_failed - hypercall_try_store",
 );
 
 #[repr(C)]
-struct Probe {
+struct Tried {
     value: u64,
-    faulted: u64,
+    failed: u64,
 }
 
-// Both are defined above; the first follows the C calling convention and returns its pair in rax:rdx.
+// Defined above; they follow the C calling convention and return their pair in rax:rdx.
 unsafe extern "C" {
-    fn hypercall_probe_load(address: u64) -> Probe;
-    static hypercall_probe_fixup: u8;
+    fn hypercall_try_load(address: u64) -> Tried;
+    fn hypercall_try_store(address: u64, value: u64) -> Tried;
+    static hypercall_try_failed: u8;
 }
 
 /// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault handler
 /// consulted [`fault_fixup`].
-pub(super) fn probe(address: u64) -> Option<u64> {
-    // SAFETY: the load writes nothing, and a fault in it is turned into `faulted`.
-    let probe = unsafe { hypercall_probe_load(address) };
-    (probe.faulted == 0).then_some(probe.value)
+#[must_use]
+pub fn try_load(va: VirtAddr) -> Option<u64> {
+    // SAFETY: a load changes nothing, and a fault in it is turned into `failed`.
+    let tried = unsafe { hypercall_try_load(va.as_u64()) };
+    (tried.failed == 0).then_some(tried.value)
+}
+
+/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's page-fault handler
+/// consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and faults if Xen refuses the entry.
+///
+/// # Safety
+/// If the address is mapped writable, the memory behind it is the caller's, and no Rust object.
+#[must_use]
+pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
+    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
+    let tried = unsafe { hypercall_try_store(va.as_u64(), value) };
+    tried.failed == 0
 }
 
 /// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's page-fault
 /// handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
-    let load = hypercall_probe_load as *const () as u64;
-    let fixup = &raw const hypercall_probe_fixup as u64;
-    (rip == load).then_some(fixup)
+    let load = hypercall_try_load as *const () as u64;
+    let store = hypercall_try_store as *const () as u64;
+    let failed = &raw const hypercall_try_failed as u64;
+    (rip == load || rip == store).then_some(failed)
 }
