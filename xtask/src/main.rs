@@ -7,6 +7,7 @@
 //! | `run` | the main job: one guest, one boot, one verdict |
 //! | `provision` | how to get QEMU, Xen and Rust's bare-metal target |
 //! | `boot` | how to start QEMU, watch it, judge what happened, and end it |
+//! | `initramfs` | how to make the file system of a Linux dom0 |
 //! | `guest` | how to build the guest and check that Xen can load it |
 //! | `process`, `progress`, `paths` | child processes, what the terminal shows, where files go |
 //!
@@ -16,6 +17,7 @@
 mod boot;
 mod cli;
 mod guest;
+mod initramfs;
 mod paths;
 mod process;
 mod progress;

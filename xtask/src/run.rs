@@ -3,11 +3,12 @@
 //! Standard output carries the guest's lines and nothing else, its verdict last; what the harness
 //! has to say goes to standard error.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::ExitStatus;
 use crate::boot::console::Limits;
 use crate::boot::dom0::{self, Line};
+use crate::boot::domu::{self, Guest};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
 use crate::cli::{Machine, Role, RunArguments};
@@ -16,7 +17,7 @@ use crate::paths::HostFolder;
 use crate::process::run_visibly;
 use crate::progress::{Step, seconds};
 use crate::provision::qemu::Qemu;
-use crate::provision::{rust_target, xen};
+use crate::provision::{linux, rust_target, xen};
 
 /// Boots what the arguments say and reports what came of it.
 ///
@@ -31,6 +32,10 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let lock = host.lock()?;
     let qemu = Qemu::require(&host)?;
     let xen = xen::require(&host, arguments.xen)?;
+    let linux = match arguments.role {
+        Role::Domu => Some(linux::require(&host, arguments.xen)?),
+        Role::Dom0 => None,
+    };
     drop(lock);
     let kernel = match &arguments.kernel {
         Some(kernel) => kernel.clone(),
@@ -59,7 +64,18 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
             let limits = Limits { total, silence: total / 2 };
             dom0::boot(&machine, log, limits, |line| view.line(line))?
         }
-        Role::Domu => bail!("not yet"),
+        Role::Domu => {
+            let guest = Guest {
+                kernel,
+                arguments: arguments.program.join(" "),
+                memory_mib: arguments.mem,
+                vcpus: arguments.vcpus,
+                limit: arguments.time_limit(),
+            };
+            let host = domu::Host { qemu: &qemu, xen, linux: linux.context("no Linux dom0")? };
+            let mut reports = domu::boot(&host, &[guest], log, |line| view.line(line))?;
+            reports.pop().context("one guest, one report")?
+        }
     };
     view.end(&report);
     Ok(report.outcome.status())

@@ -76,8 +76,7 @@ pub(crate) fn boot(
 struct Reader {
     handed_over: bool,
     verdict: Option<Verdict>,
-    /// Xen's lines after "Panic on CPU".
-    panic: Option<Vec<String>>,
+    panic: PanicReader,
     outcome: Option<Outcome>,
 }
 
@@ -102,15 +101,8 @@ impl Reader {
     }
 
     fn xen_line(&mut self, words: &str) {
-        if let Some(panic) = &mut self.panic {
-            let over = words.starts_with("Reboot in") || words.starts_with("Manual reset");
-            if over {
-                self.outcome = Some(Outcome::XenPanicked(panic.join(" ")));
-            } else if !words.is_empty() && !words.starts_with("***") {
-                panic.push(words.to_owned());
-            }
-        } else if words.starts_with("Panic on CPU") {
-            self.panic = Some(Vec::new());
+        if let Some(outcome) = self.panic.line(words) {
+            self.outcome = Some(outcome);
         } else if words.starts_with("*** Serial input to DOM0") {
             self.handed_over = true;
         } else if words.starts_with("Hardware Dom0 crashed") {
@@ -122,17 +114,40 @@ impl Reader {
     }
 
     fn judge(self, ending: &Ending, limits: Limits) -> Outcome {
-        if let Some(outcome) = self.outcome {
+        if let Some(outcome) = self.outcome.or_else(|| self.panic.unfinished()) {
             return outcome;
-        }
-        if let Some(panic) = self.panic {
-            return Outcome::XenPanicked(panic.join(" "));
         }
         match ending.stop {
             Stop::Silence if self.verdict.is_none() => Outcome::Silent(limits.silence),
             Stop::Closed | Stop::Seen => Outcome::QemuEnded(ending.qemu.clone()),
             _ => Outcome::Hung { limit: limits.total, verdict: self.verdict },
         }
+    }
+}
+
+/// Collects what Xen says when it panics, which takes several lines.
+#[derive(Debug, Default)]
+pub(crate) struct PanicReader(Option<Vec<String>>);
+
+impl PanicReader {
+    /// Reads a line of Xen's. There is an outcome at the last line of a panic.
+    pub(crate) fn line(&mut self, words: &str) -> Option<Outcome> {
+        match &mut self.0 {
+            Some(_) if words.starts_with("Reboot in") || words.starts_with("Manual reset") => {
+                return self.unfinished();
+            }
+            Some(panic) if !words.is_empty() && !words.starts_with("***") => {
+                panic.push(words.to_owned());
+            }
+            None if words.starts_with("Panic on CPU") => self.0 = Some(Vec::new()),
+            _ => {}
+        }
+        None
+    }
+
+    /// What is to be said of a panic whose last line never came.
+    pub(crate) fn unfinished(&self) -> Option<Outcome> {
+        self.0.as_ref().map(|words| Outcome::XenPanicked(words.join(" ")))
     }
 }
 

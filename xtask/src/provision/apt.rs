@@ -79,6 +79,18 @@ impl Apt {
         found.pop().with_context(|| format!("apt downloaded no {package}"))
     }
 
+    /// The first package that a package depends on.
+    ///
+    /// # Errors
+    ///
+    /// The package does not exist or depends on nothing.
+    pub(crate) fn first_dependency(&self, package: &str) -> Result<String> {
+        let mut command = self.command("apt-cache");
+        let output = run_quietly(command.args(["depends", package]), |_| {})?;
+        let mut names = output.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        names.next().map(str::to_owned).with_context(|| format!("{package} depends on nothing"))
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("-c").arg(self.folder.join("apt.conf"));

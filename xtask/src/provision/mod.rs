@@ -6,6 +6,7 @@
 //! alone once it is there.
 
 mod apt;
+pub(crate) mod linux;
 mod mirror;
 pub(crate) mod qemu;
 pub(crate) mod rust_target;

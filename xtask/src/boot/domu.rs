@@ -1,0 +1,370 @@
+//! Our guest as domU: a Linux dom0 boots, its script (`dom0_init.sh`) creates the guest with xl and
+//! reports on the console in lines that begin with `@@pvmmu`:
+//!
+//! | line | means |
+//! |---|---|
+//! | `step WORDS` | dom0 is about to do this |
+//! | `failed STEP: WORDS` | the toolstack failed and dom0 gives up |
+//! | `started N` | guest N is created and runs |
+//! | `guest N TEXT` | guest N wrote this line |
+//! | `end N STATE REASON` | guest N is in this state and is now removed |
+//! | `done` | all guests are through |
+//!
+//! Several guests may run in one boot, one after the other, as booting dom0 takes most of the time.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use super::console::{Limits, Stop};
+use super::dom0::{Line, PanicReader};
+use super::machine::{Ending, Machine, Module};
+use super::outcome::{Outcome, Report};
+use super::verdict::Verdict;
+use crate::initramfs::cpio::Archive;
+use crate::provision::linux::Linux;
+use crate::provision::qemu::Qemu;
+
+/// Memory of the Linux dom0.
+const DOM0_MEMORY_MIB: u32 = 512;
+/// Memory for Xen itself.
+const XEN_MEMORY_MIB: u32 = 256;
+/// Processors of the emulated machine: dom0 and the guest run at the same time.
+const PROCESSORS: u32 = 2;
+/// What dom0 may take until its toolstack runs.
+const DOM0_START: Duration = Duration::from_secs(180);
+/// What the toolstack may take for each guest, besides the guest's own time.
+const TOOLSTACK: Duration = Duration::from_secs(60);
+
+const MARK: &str = "@@pvmmu ";
+
+/// A guest to create.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// Its kernel.
+    pub(crate) kernel: PathBuf,
+    /// Its command line.
+    pub(crate) arguments: String,
+    /// Its memory.
+    pub(crate) memory_mib: u32,
+    /// Its virtual CPUs.
+    pub(crate) vcpus: u32,
+    /// How long it may run.
+    pub(crate) limit: Duration,
+}
+
+/// What it takes to boot a Linux dom0.
+#[derive(Debug)]
+pub(crate) struct Host<'a> {
+    /// The emulator.
+    pub(crate) qemu: &'a Qemu,
+    /// The hypervisor's file.
+    pub(crate) xen: PathBuf,
+    /// Kernel and file system.
+    pub(crate) linux: Linux,
+}
+
+/// Boots dom0, runs the guests one after the other, and judges each. `show` gets every line.
+///
+/// # Errors
+///
+/// QEMU cannot be started, or a signal asked us to end.
+pub(crate) fn boot(
+    host: &Host<'_>,
+    guests: &[Guest],
+    log: PathBuf,
+    mut show: impl FnMut(Line<'_>),
+) -> Result<Vec<Report>> {
+    let folder = tempfile::tempdir()?;
+    let file_system = folder.path().join("file-system");
+    let mut bytes = fs::read(&host.linux.file_system).context("reading dom0's file system")?;
+    bytes.extend(additions(guests)?);
+    fs::write(&file_system, bytes)?;
+    let memory = guests.iter().map(|guest| guest.memory_mib).max().unwrap_or_default();
+    let machine = Machine {
+        qemu: host.qemu,
+        xen: &host.xen,
+        xen_arguments: format!("dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M"),
+        modules: vec![
+            Module {
+                file: host.linux.kernel.clone(),
+                arguments: "console=hvc0 quiet panic=1".to_owned(),
+            },
+            Module { file: file_system, arguments: String::new() },
+        ],
+        memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
+        processors: PROCESSORS,
+        cpu_model: "qemu64",
+    };
+    let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
+    let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();
+    let limits = Limits { total: DOM0_START + guest_time, silence: longest + TOOLSTACK };
+    let mut reader = Reader::default();
+    let ending =
+        machine.boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
+    Ok(guests
+        .iter()
+        .enumerate()
+        .map(|(number, guest)| Report {
+            outcome: reader.judge(number, guest, &ending),
+            tail: ending.tail.clone(),
+            log: log.clone(),
+            time: ending.time,
+        })
+        .collect())
+}
+
+/// What dom0's file system lacks: the script and the guests.
+fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.program("/init", include_bytes!("dom0_init.sh"));
+    let mut jobs = String::new();
+    for (number, guest) in guests.iter().enumerate() {
+        writeln!(jobs, "{number} {}", guest.limit.as_secs())?;
+        let kernel = fs::read(&guest.kernel)
+            .with_context(|| format!("reading {}", guest.kernel.display()))?;
+        archive.file(&format!("/pvmmu/{number}.elf"), &kernel);
+        archive.file(&format!("/pvmmu/{number}.cfg"), configuration(number, guest).as_bytes());
+    }
+    archive.file("/pvmmu/jobs", jobs.as_bytes());
+    Ok(archive.finish())
+}
+
+/// The guest as xl is told about it. It is kept after its end, so that its end can be looked at.
+fn configuration(number: usize, guest: &Guest) -> String {
+    let Guest { memory_mib, vcpus, .. } = guest;
+    let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
+    format!(
+        "name = \"guest{number}\"\n\
+         type = \"pv\"\n\
+         kernel = \"/pvmmu/{number}.elf\"\n\
+         extra = \"{arguments}\"\n\
+         memory = {memory_mib}\n\
+         maxmem = {memory_mib}\n\
+         vcpus = {vcpus}\n\
+         tsc_mode = \"native\"\n\
+         on_poweroff = \"preserve\"\n\
+         on_reboot = \"preserve\"\n\
+         on_crash = \"preserve\"\n"
+    )
+}
+
+/// What is known of one guest.
+#[derive(Debug, Default)]
+struct Progress {
+    started: bool,
+    verdict: Option<Verdict>,
+    /// State and reason.
+    end: Option<(String, String)>,
+}
+
+/// What was read so far.
+#[derive(Debug, Default)]
+struct Reader {
+    /// The beginning of a line into which Xen wrote one of its own.
+    interrupted: String,
+    step: String,
+    failed: Option<Outcome>,
+    panic: PanicReader,
+    guests: BTreeMap<usize, Progress>,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
+        // Linux hands over its console in pieces of a few bytes, and Xen may write in between.
+        if let Some(at) = line.find("(XEN) ") {
+            self.interrupted.push_str(&line[..at]);
+            show(Line::Other(&line[at..]));
+            return self.xen_line(line[at..].trim_start_matches("(XEN)").trim());
+        }
+        let line = std::mem::take(&mut self.interrupted) + line;
+        let Some(words) = line.strip_prefix(MARK) else {
+            show(Line::Other(&line));
+            if line.contains("Kernel panic") {
+                self.fail(&line);
+            }
+            return ControlFlow::Continue(());
+        };
+        let (kind, rest) = words.split_once(' ').unwrap_or((words, ""));
+        if kind == "guest" {
+            let (number, text) = rest.split_once(' ').unwrap_or((rest, ""));
+            show(Line::Guest(text));
+            if let Some(verdict) = Verdict::parse(text) {
+                self.guest(number).verdict = Some(verdict);
+            }
+            return ControlFlow::Continue(());
+        }
+        show(Line::Other(words));
+        match kind {
+            "step" => rest.clone_into(&mut self.step),
+            "started" => self.guest(rest).started = true,
+            "end" => {
+                let mut words = rest.split(' ').map(str::to_owned);
+                let number = words.next().unwrap_or_default();
+                let end = (words.next().unwrap_or_default(), words.collect::<Vec<_>>().join(" "));
+                self.guest(&number).end = Some(end);
+            }
+            "failed" => {
+                let (step, detail) = rest.split_once(": ").unwrap_or((rest, ""));
+                step.clone_into(&mut self.step);
+                self.fail(detail);
+            }
+            "done" => return ControlFlow::Break(()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn xen_line(&mut self, words: &str) -> ControlFlow<()> {
+        if let Some(outcome) = self.panic.line(words) {
+            self.failed = Some(outcome);
+            return ControlFlow::Break(());
+        }
+        if words.starts_with("Hardware Dom0") {
+            self.fail(words);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Dom0 failed. The first reason is the one that counts.
+    fn fail(&mut self, detail: &str) {
+        let step = if self.step.is_empty() { "boot" } else { &self.step };
+        let detail = detail.trim().to_owned();
+        self.failed.get_or_insert(Outcome::HostFailed { step: step.to_owned(), detail });
+    }
+
+    fn guest(&mut self, number: &str) -> &mut Progress {
+        self.guests.entry(number.trim().parse().unwrap_or(usize::MAX)).or_default()
+    }
+
+    fn judge(&self, number: usize, guest: &Guest, ending: &Ending) -> Outcome {
+        let nothing = Progress::default();
+        let progress = self.guests.get(&number).unwrap_or(&nothing);
+        let verdict = progress.verdict.clone();
+        let hung = |limit| Outcome::Hung { limit, verdict: verdict.clone() };
+        if let Some((state, reason)) = &progress.end {
+            return match (state.as_str(), reason.as_str()) {
+                ("shutdown", "0" | "1") => match &verdict {
+                    Some(verdict) => Outcome::Verdict(verdict.clone()),
+                    None => Outcome::NoVerdict(format!("xl list: shut down, reason {reason}")),
+                },
+                ("running", _) => hung(guest.limit),
+                (state, reason) => Outcome::Crashed(format!("xl list: {state}, reason {reason}")),
+            };
+        }
+        if let Some(outcome) = self.failed.clone().or_else(|| self.panic.unfinished()) {
+            return outcome;
+        }
+        let step = || self.step.clone();
+        match ending.stop {
+            Stop::Closed => Outcome::QemuEnded(ending.qemu.clone()),
+            _ if progress.started => hung(guest.limit + TOOLSTACK),
+            stop => Outcome::HostFailed {
+                step: step(),
+                detail: format!("it took too long ({stop:?} after {} s)", ending.time.as_secs()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(console: &str, stop: Stop) -> (Vec<String>, Outcome) {
+        let mut reader = Reader::default();
+        let mut lines = Vec::new();
+        let mut stop = stop;
+        for line in console.lines() {
+            let mut show = |line: Line<'_>| {
+                if let Line::Guest(text) = line {
+                    lines.push(text.to_owned());
+                }
+            };
+            if reader.line(line, &mut show).is_break() {
+                stop = Stop::Seen;
+                break;
+            }
+        }
+        let (qemu, tail, time) = (String::new(), Vec::new(), Duration::from_secs(9));
+        let ending = Ending { stop, qemu, tail, time };
+        (lines, reader.judge(0, &guest("demo"), &ending))
+    }
+
+    fn guest(arguments: &str) -> Guest {
+        Guest {
+            kernel: PathBuf::new(),
+            arguments: arguments.to_owned(),
+            memory_mib: 33,
+            vcpus: 1,
+            limit: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn a_guest_that_passes_is_seen_through_dom0s_console() {
+        let (lines, outcome) = judge(
+            "[    0.1] Linux\n@@pvmmu step xl create\n@@pvmmu started 0\n@@pvmmu guest 0 hello\n\
+             @@pvmmu guest 0 \n@@pvmmu guest 0 PVMMU-VERDICT pass x\n\
+             @@pvmmu end 0 shutdown 0\n@@pvmmu done\n",
+            Stop::Closed,
+        );
+        assert_eq!(lines, ["hello", "", "PVMMU-VERDICT pass x"]);
+        assert_eq!(outcome, Outcome::Verdict(Verdict::Pass("x".into())));
+    }
+
+    #[test]
+    fn a_line_that_xen_broke_in_two_is_joined_again() {
+        let (lines, outcome) = judge(
+            "@@pvmmu guest 0 PVMMU-VER(XEN) d1v0 something\nDICT pass y\n\
+             @@pvmmu end 0 shutdown 0\n@@pvmmu done\n",
+            Stop::Closed,
+        );
+        assert_eq!(lines, ["PVMMU-VERDICT pass y"]);
+        assert!(outcome.passed());
+    }
+
+    #[test]
+    fn a_crashed_guest_a_hanging_one_and_a_silent_one_are_told_apart() {
+        let end = |words: &str| {
+            judge(&format!("@@pvmmu started 0\n@@pvmmu end 0 {words}\n"), Stop::Closed).1
+        };
+        assert!(matches!(end("crashed 3"), Outcome::Crashed(how) if how.contains("reason 3")));
+        assert!(matches!(end("shutdown 3"), Outcome::Crashed(_)));
+        assert!(matches!(end("shutdown 0"), Outcome::NoVerdict(_)));
+        assert!(matches!(end("running r-----"), Outcome::Hung { verdict: None, .. }));
+    }
+
+    #[test]
+    fn a_toolstack_that_fails_is_not_blamed_on_the_guest() {
+        let console = "@@pvmmu step xenstored\n@@pvmmu failed xl create: out of memory \n\
+                       (XEN) Hardware Dom0 halted: halting machine\n";
+        let (_, outcome) = judge(console, Stop::Closed);
+        let (step, detail) = ("xl create".to_owned(), "out of memory".to_owned());
+        assert_eq!(outcome, Outcome::HostFailed { step, detail });
+        let (_, outcome) = judge("@@pvmmu step xenstored\n", Stop::Silence);
+        assert!(matches!(outcome, Outcome::HostFailed { step, .. } if step == "xenstored"));
+        let (_, outcome) = judge("[ 1.0] Kernel panic - not syncing\n", Stop::Silence);
+        assert!(matches!(outcome, Outcome::HostFailed { step, .. } if step == "boot"));
+    }
+
+    #[test]
+    fn a_panic_of_xen_is_quoted() {
+        let console = "@@pvmmu started 0\n(XEN) Panic on CPU 0:\n(XEN) FATAL PAGE FAULT\n\
+                       (XEN) Reboot in five seconds...\n";
+        let (_, outcome) = judge(console, Stop::Closed);
+        assert_eq!(outcome, Outcome::XenPanicked("FATAL PAGE FAULT".into()));
+    }
+
+    #[test]
+    fn a_command_line_cannot_break_out_of_the_configuration() {
+        let text = configuration(3, &guest("say \"hi\" \\"));
+        assert!(text.contains("extra = \"say \\\"hi\\\" \\\\\"\n"), "{text}");
+    }
+}
