@@ -101,7 +101,9 @@ fn work<M: Machine>(
 
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(guest.cpu.store(va, mark(va)), va, "cannot be written")?;
+        if !guest.cpu.store(va, mark(va)) {
+            return Err(at(va, "cannot be written"));
+        }
     }
     check_marks(guest)?;
     steps.done(guest, &format!("write and read {PAGES} pages")).or_say("console")?;
@@ -110,7 +112,9 @@ fn work<M: Machine>(
     steps.done(guest, &format!("make {PAGES} live pages read-only")).or_say("console")?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(!guest.cpu.store(va, 0), va, "is read-only and was written")?;
+        if guest.cpu.store(va, 0) {
+            return Err(at(va, "is read-only and was written"));
+        }
     }
     check_marks(guest)?;
     steps.done(guest, &format!("fault {PAGES} times writing them")).or_say("console")?;
@@ -119,7 +123,9 @@ fn work<M: Machine>(
     steps.done(guest, &format!("make {PAGES} live pages writable")).or_say("console")?;
 
     let frame = pgd.unmap(&guest.parts().0, all.start, &mut batch).or_say("unmap")?;
-    expect(guest.cpu.load(all.start).is_none(), all.start, "is unmapped and was read")?;
+    if guest.cpu.load(all.start).is_some() {
+        return Err(at(all.start, "is unmapped and was read"));
+    }
     pgd.map(&guest.parts().0, (all.start, PteFlags::USER_RW), frame, &mut batch).or_say("map")?;
     check_marks(guest)?;
     steps.done(guest, "unmap a live page, map it again").or_say("console")?;
@@ -157,7 +163,9 @@ fn check_marks<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
     let all = pages(PAGES)?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(guest.cpu.load(va) == Some(mark(va)), va, "does not hold what was written")?;
+        if guest.cpu.load(va) != Some(mark(va)) {
+            return Err(at(va, "does not hold what was written"));
+        }
     }
     Ok(())
 }
@@ -173,13 +181,16 @@ fn check_frames<M: Machine>(guest: &mut Guest<'_, M>, pgd: &Pgd<Loose>) -> Resul
         let pfn = context.p2m.pfn(context.machine, pte.mfn()).or_say("M2P")?;
         let mut bytes = [0; 8];
         context.machine.read_bytes(pfn, 0, &mut bytes).or_say("read")?;
-        expect(u64::from_le_bytes(bytes) == mark(va), va, "has another frame than it had")?;
+        if u64::from_le_bytes(bytes) != mark(va) {
+            return Err(at(va, "has another frame than it had"));
+        }
     }
     Ok(())
 }
 
-fn expect(holds: bool, va: GuestVa, otherwise: &str) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(format!("{va} {otherwise}")) }
+/// The sentence of a page that is not as it should be.
+fn at(va: GuestVa, is: &str) -> String {
+    format!("{va} {is}")
 }
 
 const _: () = assert!(PAGES * (PAGE_SIZE as u64) < 1 << 30);
