@@ -1,0 +1,135 @@
+//! From `start_info` to a guest that programs can work with.
+//!
+//! All that is mapped at first is what the builder mapped: from VIRT_BASE on, one page for each pfn, up to the 4 MiB
+//! behind its boot stack. That is the direct mapping of this kernel.
+
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+
+use hypercall::xen::{Xen, try_load};
+use hypercall::{BootInfo, Counting, Frames, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, StartInfo};
+use p2m::P2m;
+use pvmmu::{Context, walk};
+use spin::Once;
+use x86_64::VirtAddr;
+
+use super::heap::{self, ARENA_FRAMES};
+use crate::guest::{Cpu, Guest, Pool};
+
+/// VIRT_BASE of the linker script: where pfn 0 is mapped.
+const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+/// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
+const M2P_START: u64 = 0xffff_8000_0000_0000;
+
+/// What is known before the machine is.
+pub(super) struct Early {
+    pub(super) boot: BootInfo,
+    pub(super) direct_map: GuestVa,
+    p2m: P2m<'static>,
+}
+
+static KNOWN: Once<Early> = Once::new();
+
+impl Early {
+    /// The root that the kernel booted on.
+    pub(super) fn root(&self) -> Pfn {
+        Pfn::new((self.boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT)
+    }
+
+    /// The builder's frame map.
+    pub(super) const fn p2m(&self) -> &P2m<'static> {
+        &self.p2m
+    }
+}
+
+/// What [`parse`] found, if it has run.
+pub(super) fn known() -> Option<&'static Early> {
+    KNOWN.get()
+}
+
+/// Reads what the builder left, once.
+///
+/// # Panics
+/// If it makes no sense: then this is no PV guest, and there is nothing to run in.
+pub(super) fn parse(start_info: &'static StartInfo) -> &'static Early {
+    KNOWN.call_once(|| read(start_info))
+}
+
+fn read(start_info: &'static StartInfo) -> Early {
+    let boot = match BootInfo::parse(start_info) {
+        Ok(boot) => boot,
+        Err(error) => panic!("{error}"),
+    };
+    let Ok(direct_map) = GuestVa::new(VIRT_BASE) else { panic!("VIRT_BASE is Xen's") };
+    let list: *const AtomicU64 = boot.p2m_list.addr().as_ptr();
+    let Ok(len) = usize::try_from(boot.pages) else { panic!("more pages than addresses") };
+    // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay for the life of the guest; the
+    // toolstack may read them, and whoever changes them does so by atomic stores.
+    let list = unsafe { core::slice::from_raw_parts(list, len) };
+    match P2m::adopt(list) {
+        Ok(p2m) => Early { boot, direct_map, p2m },
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The address of a page that the builder made and mapped, by its mfn.
+pub(super) fn builder_page(mfn: Mfn, direct_map: GuestVa) -> Option<GuestVa> {
+    let pfn = try_load(VirtAddr::try_new(M2P_START + mfn.raw() * 8).ok()?)?;
+    direct_map.checked_add_pages(pfn).ok()
+}
+
+/// The machine, with the direct mapping as far as the builder's tables go.
+///
+/// # Panics
+/// If Xen does not say where M2P is, or the builder's own tables cannot be read.
+pub(super) fn machine(early: &Early) -> Xen {
+    let surely_mapped = early.root().raw() + early.boot.table_frames;
+    // SAFETY: the builder mapped everything from pfn 0 to its tables at VIRT_BASE, in this order (spec 6.2, 6.3);
+    // the trap table is installed.
+    let xen = match unsafe { Xen::new(early.direct_map, surely_mapped) } {
+        Ok(xen) => xen,
+        Err(error) => panic!("{error}"),
+    };
+    let mut end = surely_mapped;
+    while end < early.boot.pages && maps(&xen, early, Pfn::new(end)) {
+        end += 1;
+    }
+    // SAFETY: each of these pages has just been seen to map its pfn.
+    unsafe { xen.set_mapped_frames(end) };
+    xen
+}
+
+/// Whether the builder's tables map `pfn` at its place in the direct mapping.
+fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
+    let context = Context { machine: xen, p2m: &early.p2m, kernel_root: early.root() };
+    let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
+    let entry = walk(&context, context.kernel_root, va).ok().and_then(|walk| walk.at(Level::L1));
+    entry.is_some_and(|step| step.pte.is_present() && early.p2m.mfn(pfn) == Ok(step.pte.mfn()))
+}
+
+/// The guest around a program.
+///
+/// # Panics
+/// If the image is not where the linker script puts it.
+pub(super) fn guest<'a>(
+    early: &'a Early,
+    xen: &'a Xen,
+    cpu: &'a dyn Cpu,
+    console: &'a mut dyn fmt::Write,
+) -> Guest<'a, Xen> {
+    let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
+        panic!("the arena is outside the direct mapping")
+    };
+    // SAFETY: nobody names the arena's memory but the heap module, which only hands out its address; this is the
+    // one claim (I-1).
+    let pool = Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES as u64) });
+    Guest {
+        machine: Counting::new(xen),
+        cpu,
+        boot: early.boot,
+        p2m: early.p2m,
+        kernel_root: early.root(),
+        pool,
+        console,
+    }
+}

@@ -1,0 +1,49 @@
+//! ELF notes and the first instructions.
+//!
+//! The notes are what Xen's builder and libxl read (public/elfnote.h): a kernel for `xen-3.0` that any PV loader may
+//! load, linked at VIRT_BASE. There is no HYPERCALL_PAGE: hypercalls are made by a bare `syscall`. At entry `rsi`
+//! points to `start_info`, events are masked, and the builder's page tables map the image.
+
+use core::arch::global_asm;
+
+/// Bytes of the boot stack, which is the only one.
+const STACK_BYTES: usize = 128 * 1024;
+
+#[repr(C, align(4096))]
+struct Stack([u8; STACK_BYTES]);
+
+static mut BOOT_STACK: Stack = Stack([0; STACK_BYTES]);
+
+global_asm!(
+    ".macro note type, value:vararg",
+    "    .balign 4",
+    "    .long 4, 2f - 1f, \\type",
+    "    .asciz \"Xen\"",
+    "1:  \\value",
+    "2:  .balign 4",
+    ".endm",
+    ".pushsection .note.Xen, \"a\", @note",
+    "note 6, .asciz \"pvmmu\"",               // GUEST_OS
+    "note 8, .asciz \"generic\"",             // LOADER
+    "note 5, .asciz \"xen-3.0\"",             // XEN_VERSION
+    "note 3, .quad 0xffffffff80000000",       // VIRT_BASE
+    "note 4, .quad 0",                        // PADDR_OFFSET
+    "note 1, .quad kernel_entry",             // ENTRY
+    "note 10, .asciz \"writable_page_tables|pae_pgdir_above_4gb\"", // FEATURES: what it can do with
+    ".popsection",
+    ".pushsection .text.kernel_entry, \"ax\", @progbits",
+    ".global kernel_entry",
+    ".type kernel_entry, @function",
+    "kernel_entry:",
+    "    cld",
+    "    lea rsp, [rip + {stack} + {stack_bytes}]",
+    "    xor ebp, ebp",
+    "    mov rdi, rsi",
+    "    call {main}",
+    "    ud2",
+    ".size kernel_entry, . - kernel_entry",
+    ".popsection",
+    stack = sym BOOT_STACK,
+    stack_bytes = const STACK_BYTES,
+    main = sym super::kernel_main,
+);

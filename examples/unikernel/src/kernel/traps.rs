@@ -1,0 +1,239 @@
+//! Exceptions: a fault that was to be expected goes on, any other is reported and ends the guest.
+//!
+//! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs, rflags, rsp, ss`. The
+//! way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in front of the same five words.
+
+use core::arch::{asm, global_asm};
+use core::fmt::{self, Write as _};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hypercall::GuestVa;
+use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
+use pvmmu::{Context, walk};
+
+use super::boot;
+use super::console::{self, Console};
+
+const PAGE_FAULT: u8 = 14;
+
+/// Whether a fault is being reported.
+static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// Registers at the exception, as the stubs push them.
+#[repr(C)]
+struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    rbp: u64,
+    rbx: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rdx: u64,
+    rsi: u64,
+    rdi: u64,
+    rax: u64,
+    rcx: u64,
+    r11: u64,
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// Exceptions that come without an error code, and those that come with one.
+macro_rules! stubs {
+    ([$($plain:literal)*] [$($coded:literal)*]) => {
+        global_asm!(
+            $(
+                concat!("trap_stub_", $plain, ":"),
+                "pop rcx",
+                "pop r11",
+                "push 0",
+                concat!("push ", $plain),
+                "jmp trap_common",
+            )*
+            $(
+                concat!("trap_stub_", $coded, ":"),
+                "pop rcx",
+                "pop r11",
+                concat!("push ", $coded),
+                "jmp trap_common",
+            )*
+            "trap_common:",
+            "push r11",
+            "push rcx",
+            "push rax",
+            "push rdi",
+            "push rsi",
+            "push rdx",
+            "push r8",
+            "push r9",
+            "push r10",
+            "push rbx",
+            "push rbp",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "cld",
+            "mov rdi, rsp",
+            "mov rbp, rsp",
+            "and rsp, -16",
+            "call {handler}",
+            "mov rsp, rbp",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbp",
+            "pop rbx",
+            "pop r10",
+            "pop r9",
+            "pop r8",
+            "pop rdx",
+            "pop rsi",
+            "pop rdi",
+            "pop rax",
+            "pop rcx",
+            "pop r11",
+            "add rsp, 16",
+            "push 0",
+            "push rcx",
+            "push r11",
+            "push rax",
+            "mov eax, 23",
+            "syscall",
+            "ud2",
+            ".balign 8",
+            "trap_stubs:",
+            $(concat!(".quad ", $plain, ", trap_stub_", $plain),)*
+            $(concat!(".quad ", $coded, ", trap_stub_", $coded),)*
+            ".quad 0, 0",
+            handler = sym handle,
+        );
+
+        /// Stubs and their vectors, ended by a pair of zeroes.
+        const STUBS: usize = [$($plain,)* $($coded,)*].len();
+    };
+}
+
+stubs!([0 1 3 4 5 6 7 9 16 18 19] [10 11 12 13 14 17]);
+
+unsafe extern "C" {
+    static trap_stubs: [[u64; 2]; STUBS + 1];
+}
+
+/// Takes over exceptions.
+///
+/// # Panics
+/// If Xen refuses the table.
+pub(super) fn install() {
+    let mut table = [TrapInfo::END; STUBS + 1];
+    // SAFETY: defined above, constant.
+    let stubs = unsafe { &trap_stubs };
+    for (entry, [vector, stub]) in table.iter_mut().zip(&stubs[..STUBS]) {
+        *entry = TrapInfo::new(u8::try_from(*vector).unwrap_or(PAGE_FAULT), *stub);
+    }
+    // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's last entry is END.
+    if let Err(error) = unsafe { Xen::set_trap_table(&table) } {
+        panic!("{error}");
+    }
+}
+
+/// Reads from an address that nothing maps, as the program `fault` asks.
+pub(super) fn fault_on_purpose() -> ! {
+    let nowhere = core::ptr::without_provenance::<u64>(0xdead_0000);
+    // SAFETY: none, on purpose: the load faults, and the report of that is what is asked for.
+    let value = unsafe { nowhere.read_volatile() };
+    panic!("a load from nowhere gave {value:#x}")
+}
+
+extern "C" fn handle(frame: &mut Frame) {
+    if frame.vector == u64::from(PAGE_FAULT)
+        && let Some(rip) = fault_fixup(frame.rip)
+    {
+        frame.rip = rip;
+        return;
+    }
+    if REPORTING.swap(true, Ordering::Relaxed) {
+        // A fault in the report of a fault: there is nothing left to say.
+        Xen::shutdown(ShutdownReason::Crash);
+    }
+    console::unlock_for_panic();
+    // If the console refuses the report, the guest still ends as crashed.
+    let _ = report(frame);
+    let _ = writeln!(Console, "PVMMU-VERDICT fail the kernel faulted");
+    Xen::shutdown(match console::shutdown_reason() {
+        ShutdownReason::Poweroff => ShutdownReason::Crash,
+        dom0 => dom0,
+    })
+}
+
+fn report(frame: &Frame) -> fmt::Result {
+    let name = match frame.vector {
+        0 => "divide error",
+        3 => "breakpoint",
+        6 => "invalid opcode",
+        8 => "double fault",
+        13 => "general protection fault",
+        14 => "page fault",
+        _ => "exception",
+    };
+    let mut out = Console;
+    writeln!(out, "{name} (vector {}, error code {:#x})", frame.vector, frame.error)?;
+    writeln!(
+        out,
+        "rip {:016x}  cs {:04x}  rflags {:016x}",
+        frame.rip,
+        frame.cs & 0xffff,
+        frame.rflags
+    )?;
+    writeln!(out, "rsp {:016x}  ss {:04x}  rbp {:016x}", frame.rsp, frame.ss & 0xffff, frame.rbp)?;
+    writeln!(out, "rax {:016x}  rbx {:016x}  rcx {:016x}", frame.rax, frame.rbx, frame.rcx)?;
+    writeln!(out, "rdx {:016x}  rsi {:016x}  rdi {:016x}", frame.rdx, frame.rsi, frame.rdi)?;
+    writeln!(out, "r8  {:016x}  r9  {:016x}  r10 {:016x}", frame.r8, frame.r9, frame.r10)?;
+    writeln!(out, "r11 {:016x}  r12 {:016x}  r13 {:016x}", frame.r11, frame.r12, frame.r13)?;
+    writeln!(out, "r14 {:016x}  r15 {:016x}", frame.r14, frame.r15)?;
+    if frame.vector != u64::from(PAGE_FAULT) {
+        return Ok(());
+    }
+    let address = cr2();
+    let was = |bit: u64, yes, no| if frame.error & bit != 0 { yes } else { no };
+    writeln!(
+        out,
+        "cr2 {address:016x}: a {} of {}",
+        was(2, "write", "read"),
+        was(1, "a page that does not allow it", "a page that is not there")
+    )?;
+    print_walk(&mut out, address)
+}
+
+/// The faulting address. Xen emulates the read.
+fn cr2() -> u64 {
+    let value;
+    // SAFETY: reading cr2 has no effect; Xen answers it for the vCPU.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Prints the entries that the address goes through.
+fn print_walk(out: &mut Console, address: u64) -> fmt::Result {
+    let Some(early) = boot::known() else { return Ok(()) };
+    let va = match GuestVa::new(address) {
+        Ok(va) => va,
+        Err(reason) => return writeln!(out, "{reason}"),
+    };
+    let xen = boot::machine(early);
+    let context = Context { machine: &xen, p2m: early.p2m(), kernel_root: early.root() };
+    writeln!(out, "entries on the way in the tree that the kernel booted on:")?;
+    match walk(&context, context.kernel_root, va) {
+        Ok(walk) => write!(out, "{walk}"),
+        Err(error) => writeln!(out, "  {error}"),
+    }
+}

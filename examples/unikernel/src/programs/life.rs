@@ -1,0 +1,173 @@
+//! The life of an address space, from the first frame to the last, and what is done when a step is refused.
+#![expect(unsafe_code, reason = "loads roots; the user half holds no Rust object")]
+
+use alloc::format;
+use alloc::string::String;
+
+use hypercall::{
+    Batch, BatchStorage, Counting, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE, PteFlags,
+    Refusal,
+};
+use pvmmu::{Context, Loose, Pages, Pgd, Pinned, TableSource, load_root};
+
+use super::OrSay;
+use crate::guest::{Guest, Pool};
+
+/// Pages of the demonstration: enough for whole runs in one batch.
+pub(super) const PAGES: u64 = 64;
+
+/// The pages lie across the border of two L1 tables, which is also one of two L2 tables.
+pub(super) fn pages(count: u64) -> Result<Pages, String> {
+    let border = 1 << 30;
+    let start = GuestVa::new(border - count / 2 * PAGE_SIZE as u64).or_say("the demo's address")?;
+    Ok(Pages { start, count })
+}
+
+/// The address of page `index`.
+pub(super) fn page(pages: Pages, index: u64) -> Result<GuestVa, String> {
+    pages.start.checked_add_pages(index).or_say("the demo's address")
+}
+
+/// Maps a frame of the pool at each page; on failure everything is back in the pool.
+pub(super) fn build<M: Machine>(
+    context: &Context<'_, M>,
+    pages: Pages,
+    pool: &mut Pool,
+) -> Result<Pgd<Loose>, String> {
+    let mut pgd = Pgd::new(context, pool).or_say("new")?;
+    for index in 0..pages.count {
+        let mapped = page(pages, index).and_then(|va| map_one(context, &mut pgd, va, pool));
+        if let Err(reason) = mapped {
+            destroy(context, pgd, pool)?;
+            return Err(reason);
+        }
+    }
+    Ok(pgd)
+}
+
+fn map_one<M: Machine>(
+    context: &Context<'_, M>,
+    pgd: &mut Pgd<Loose>,
+    va: GuestVa,
+    pool: &mut Pool,
+) -> Result<(), String> {
+    let frame = pool.take().ok_or("the pool is empty")?;
+    pgd.map(context, (va, PteFlags::USER_RW), frame, pool).map_err(|failed| {
+        let reason = format!("map: {failed}");
+        pool.give(failed.frame);
+        reason
+    })
+}
+
+/// Takes the address space apart, everything back into the pool.
+pub(super) fn destroy<M: Machine>(
+    context: &Context<'_, M>,
+    pgd: Pgd<Loose>,
+    pool: &mut Pool,
+) -> Result<(), String> {
+    let mut mapped = alloc::vec::Vec::<Frame>::new();
+    pgd.destroy(context, pool, &mut |frame| mapped.push(frame))
+        .map_err(|(_, error)| format!("destroy: {error}"))?;
+    mapped.into_iter().for_each(|frame| pool.give(frame));
+    Ok(())
+}
+
+/// Runs on the address space.
+pub(super) fn load<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    unsafe { pgd.load(context) }.or_say("load")
+}
+
+/// Runs on the kernel's own root again.
+pub(super) fn load_kernel<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
+    // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
+    unsafe { load_root(context, context.kernel_root) }.or_say("load the kernel's root")
+}
+
+/// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How many there were.
+pub(super) fn refuse_each<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
+    let (context, pool) = guest.parts();
+    let free = pool.len();
+    for request in 0..1000 {
+        for done in 0..2 {
+            let refusal = Refusal { request, errno: Errno::EBUSY, done };
+            let machine = FailNth::new(context.machine, refusal);
+            let around =
+                Context { machine: &machine, p2m: context.p2m, kernel_root: context.kernel_root };
+            let lived = live(&around, pool);
+            if pool.len() != free {
+                let lost = free - pool.len();
+                return Err(format!("request {request} refused: {lost} frames lost ({lived:?})"));
+            }
+            match (lived, machine.has_refused()) {
+                (Ok(()), false) => return Ok(request),
+                (Ok(()), true) => {
+                    return Err(format!("the refusal of request {request} was not told"));
+                }
+                (Err(reason), false) => return Err(reason),
+                (Err(_), true) => {}
+            }
+        }
+    }
+    Err("a life of more than 1000 requests".into())
+}
+
+type Through<'a, M> = FailNth<&'a Counting<&'a M>>;
+
+/// A short life. Each step that is refused is answered by taking back the ones before it; since only one request is
+/// ever refused, the way back is open.
+fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
+    let pages = pages(4)?;
+    let mut storage = BatchStorage::<4, 4>::new();
+    let mut batch = storage.batch();
+    let loose = build(context, pages, pool)?;
+    let mut pinned = match loose.pin(context, &mut batch) {
+        Ok(pinned) => pinned,
+        Err(error) => {
+            let reason = format!("{error}");
+            destroy(context, error.pgd, pool)?;
+            return Err(reason);
+        }
+    };
+    let lived = use_pinned(context, &mut pinned, pages, &mut batch);
+    let away = again(|| load_kernel(context));
+    let loose = match pinned.unpin(context, &mut batch) {
+        Ok(loose) => (loose, Ok(())),
+        Err(error) => {
+            let reason = format!("{error}");
+            (error.pgd.unpin(context, &mut batch).or_say("second unpin")?, Err(reason))
+        }
+    };
+    destroy(context, loose.0, pool)?;
+    lived.and(away).and(loose.1)
+}
+
+fn use_pinned<M: Machine>(
+    context: &Context<'_, Through<'_, M>>,
+    pinned: &mut Pgd<Pinned>,
+    pages: Pages,
+    batch: &mut Batch<'_>,
+) -> Result<(), String> {
+    load(context, pinned)?;
+    pinned
+        .protect(context, pages, PteFlags::USER_RW & !PteFlags::WRITABLE, batch)
+        .or_say("protect")?;
+    pinned.protect(context, pages, PteFlags::USER_RW, batch).or_say("protect again")?;
+    let frame = pinned.unmap(context, pages.start, batch).or_say("unmap")?;
+    match pinned.map(context, (pages.start, PteFlags::USER_RW), frame, batch) {
+        Ok(()) => Ok(()),
+        Err(failed) => {
+            let reason = format!("{failed}");
+            // The refused request was the one above.
+            pinned
+                .map(context, (pages.start, PteFlags::USER_RW), failed.frame, batch)
+                .or_say("second map")?;
+            Err(reason)
+        }
+    }
+}
+
+/// Does a step that must succeed for the kernel to go on: a second time if the first is refused.
+fn again(step: impl Fn() -> Result<(), String>) -> Result<(), String> {
+    step().or_else(|reason| step().and(Err(reason)))
+}

@@ -1,0 +1,77 @@
+//! Where our types meet Xen's: the only file that names `xen_sys`.
+//!
+//! Every structure that crosses into Xen is ours, and is held against the bindings here, at compile time. What
+//! `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is held against the offsets of Xen's public headers
+//! as docs/abi.md lists them. Nothing here exists at run time.
+
+use core::mem::{align_of, offset_of, size_of};
+
+use crate::memory::{MachphysMapping, MemoryRegion};
+use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
+use crate::start_info::StartInfo;
+
+macro_rules! same_layout {
+    ($ours:ty, $theirs:ty) => {
+        const _: () = assert!(size_of::<$ours>() == size_of::<$theirs>());
+        const _: () = assert!(align_of::<$ours>() == align_of::<$theirs>());
+    };
+}
+
+macro_rules! same_numbers {
+    ($($ours:expr => $theirs:ident),* $(,)?) => {
+        $(const _: () = assert!($ours as u64 == xen_sys::$theirs as u64);)*
+    };
+}
+
+same_layout!(MmuUpdate, xen_sys::mmu_update);
+same_layout!(MmuExtOp, xen_sys::mmuext_op);
+same_layout!(StartInfo, xen_sys::start_info);
+const _: () = assert!(size_of::<MmuUpdate>() == 16);
+const _: () = assert!(size_of::<MmuExtOp>() == 24);
+
+macro_rules! same_offsets {
+    ($($ours:ident => $theirs:ident),* $(,)?) => {
+        $(const _: () = assert!(
+            offset_of!(StartInfo, $ours) == offset_of!(xen_sys::start_info, $theirs)
+        );)*
+    };
+}
+
+same_offsets! {
+    magic => magic, nr_pages => nr_pages, shared_info => shared_info, flags => flags,
+    store_mfn => store_mfn, store_evtchn => store_evtchn, console_mfn => console,
+    pt_base => pt_base, nr_pt_frames => nr_pt_frames, mfn_list => mfn_list,
+    mod_start => mod_start, mod_len => mod_len, cmd_line => cmd_line,
+    first_p2m_pfn => first_p2m_pfn, nr_p2m_frames => nr_p2m_frames,
+}
+const _: () = assert!(offset_of!(StartInfo, console_evtchn) == 80);
+
+same_numbers! {
+    mmu_command::NORMAL => MMU_NORMAL_PT_UPDATE,
+    mmu_command::MACHPHYS => MMU_MACHPHYS_UPDATE,
+    mmu_command::PRESERVE_AD => MMU_PT_UPDATE_PRESERVE_AD,
+    mmu_command::NO_TRANSLATE => MMU_PT_UPDATE_NO_TRANSLATE,
+    ext_command::PIN_L1_TABLE => MMUEXT_PIN_L1_TABLE,
+    ext_command::PIN_L4_TABLE => MMUEXT_PIN_L4_TABLE,
+    ext_command::UNPIN_TABLE => MMUEXT_UNPIN_TABLE,
+    ext_command::NEW_BASEPTR => MMUEXT_NEW_BASEPTR,
+    ext_command::TLB_FLUSH_LOCAL => MMUEXT_TLB_FLUSH_LOCAL,
+    ext_command::INVLPG_LOCAL => MMUEXT_INVLPG_LOCAL,
+    ext_command::TLB_FLUSH_MULTI => MMUEXT_TLB_FLUSH_MULTI,
+    ext_command::INVLPG_MULTI => MMUEXT_INVLPG_MULTI,
+    ext_command::TLB_FLUSH_ALL => MMUEXT_TLB_FLUSH_ALL,
+    ext_command::INVLPG_ALL => MMUEXT_INVLPG_ALL,
+    ext_command::FLUSH_CACHE => MMUEXT_FLUSH_CACHE,
+    ext_command::SET_LDT => MMUEXT_SET_LDT,
+    ext_command::NEW_USER_BASEPTR => MMUEXT_NEW_USER_BASEPTR,
+    ext_command::CLEAR_PAGE => MMUEXT_CLEAR_PAGE,
+    ext_command::COPY_PAGE => MMUEXT_COPY_PAGE,
+    ext_command::FLUSH_CACHE_GLOBAL => MMUEXT_FLUSH_CACHE_GLOBAL,
+    ext_command::MARK_SUPER => MMUEXT_MARK_SUPER,
+    ext_command::UNMARK_SUPER => MMUEXT_UNMARK_SUPER,
+}
+
+// memory.h is not in the bindings: sizes and offsets from the header itself.
+const _: () = assert!(size_of::<MemoryRegion>() == 20);
+const _: () = assert!(offset_of!(MemoryRegion, kind) == 16);
+const _: () = assert!(size_of::<MachphysMapping>() == 24);

@@ -1,0 +1,375 @@
+//! Batches: MMU work collected in memory of the caller's and sent to Xen in one trap.
+//!
+//! Neighbours of one kind form a run, and a run is one request however long it is: 500 page-table updates are
+//! one `mmu_update`. One run goes out as a direct hypercall, several as a multicall.
+//!
+//! ```
+//! use hypercall::{BatchStorage, Level, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
+//! use x86_64::structures::paging::PageTableIndex;
+//!
+//! let mut storage = BatchStorage::<8, 2>::new();
+//! let mut batch = storage.batch();
+//! let slot = Slot { table: Mfn::new(0x203), index: PageTableIndex::new(0) };
+//! let old = Pte::from_raw(0x5067);
+//! batch.update(MmuUpdate::set(slot, Pte::ABSENT), old.raw())?;
+//! batch.op(MmuExtOp::tlb_flush_local())?;
+//! assert_eq!(batch.requests(), 2);
+//! # Ok::<(), hypercall::Full>(())
+//! ```
+
+use core::fmt;
+
+use crate::call::{CALLS_MAX, Call, Outcome, Request};
+use crate::error::Error;
+use crate::machine::Hypercalls;
+use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
+use crate::pte::Pte;
+
+/// Memory for a batch of up to `UPDATES` page-table updates and `OPS` extended operations.
+#[derive(Debug)]
+pub struct BatchStorage<const UPDATES: usize, const OPS: usize> {
+    updates: [MmuUpdate; UPDATES],
+    old: [u64; UPDATES],
+    ops: [MmuExtOp; OPS],
+}
+
+impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
+    /// Fresh storage.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            updates: [MmuUpdate::EMPTY; UPDATES],
+            old: [0; UPDATES],
+            ops: [MmuExtOp::EMPTY; OPS],
+        }
+    }
+
+    /// An empty batch in this storage.
+    pub const fn batch(&mut self) -> Batch<'_> {
+        let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
+        let runs = [Batch::NO_RUN; CALLS_MAX];
+        Batch { updates, old, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0 }
+    }
+}
+
+impl<const UPDATES: usize, const OPS: usize> Default for BatchStorage<UPDATES, OPS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The batch has no room for another element, or no request left for it. Nothing was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the batch is full: submit it, or give it more storage")
+    }
+}
+
+impl core::error::Error for Full {}
+
+/// A batch of which a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchError {
+    /// The first refused request, counted from 0 in the order of the batch.
+    pub request: usize,
+    /// Requests of the batch.
+    pub requests: usize,
+    /// Its refusal; `error.done` is the index of the refused element in it.
+    pub error: Error,
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)?;
+        if self.requests > 1 {
+            write!(f, " (request {} of {})", self.request + 1, self.requests)?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for BatchError {}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Updates(Domains),
+    Ops(DomId),
+    Va(VaMapping, Pte),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    kind: Kind,
+    start: usize,
+    end: usize,
+    outcome: Outcome,
+}
+
+/// One element of a batch, as it was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// A page-table or M2P update.
+    Update(MmuUpdate),
+    /// An extended operation.
+    Op(MmuExtOp),
+    /// An `update_va_mapping`.
+    Va(VaMapping),
+}
+
+/// Elements collected for one trip to Xen.
+///
+/// After a successful [`submit`](Self::submit) the batch is empty again. After a refused one it keeps its
+/// elements and their outcomes, so that [`applied`](Self::applied) can tell what has to be undone, until
+/// [`clear`](Self::clear).
+#[must_use = "a batch does nothing until it is submitted"]
+pub struct Batch<'s> {
+    updates: &'s mut [MmuUpdate],
+    /// What stands where each update will write.
+    old: &'s mut [u64],
+    updates_used: usize,
+    ops: &'s mut [MmuExtOp],
+    ops_used: usize,
+    runs: [Run; CALLS_MAX],
+    runs_used: usize,
+}
+
+impl Batch<'_> {
+    const NO_RUN: Run =
+        Run { kind: Kind::Ops(DomId::SELF), start: 0, end: 0, outcome: Outcome::NotIssued };
+
+    /// Page-table updates the storage can hold in all.
+    #[must_use]
+    pub const fn updates_max(&self) -> usize {
+        self.updates.len()
+    }
+
+    /// Extended operations the storage can hold in all.
+    #[must_use]
+    pub const fn ops_max(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Page-table updates in the batch.
+    #[must_use]
+    pub fn updates(&self) -> usize {
+        let runs = self.runs[..self.runs_used].iter();
+        let updates = runs.filter(|run| matches!(run.kind, Kind::Updates(_)));
+        updates.map(|run| run.end - run.start).sum()
+    }
+
+    /// The update that Xen refused, if the first refused request is a run of updates.
+    #[must_use]
+    pub fn refused_update(&self) -> Option<MmuUpdate> {
+        self.runs[..self.runs_used].iter().find_map(|run| match (run.kind, run.outcome) {
+            (Kind::Updates(_), Outcome::Refused { done, .. }) => {
+                self.updates[run.start..run.end].get(done as usize).copied()
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether nothing was pushed.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.runs_used == 0
+    }
+
+    /// How many requests the batch would send.
+    #[must_use]
+    pub const fn requests(&self) -> usize {
+        self.runs_used
+    }
+
+    /// Adds an update of own tables for own frames. `old` is what stands there now, for [`invert`](Self::invert).
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
+        self.update_for(update, old, Domains::SELF)
+    }
+
+    /// Adds an update that names other domains.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn update_for(
+        &mut self,
+        update: MmuUpdate,
+        old: u64,
+        domains: Domains,
+    ) -> Result<(), Full> {
+        let at = self.updates_used;
+        if at == self.updates.len() {
+            return Err(Full);
+        }
+        match self.last() {
+            Some(Run { kind: Kind::Updates(same), end, .. }) if *same == domains && *end == at => {
+                *end = at + 1;
+            }
+            _ => self.open(Kind::Updates(domains), at)?,
+        }
+        self.updates[at] = update;
+        self.old[at] = old;
+        self.updates_used = at + 1;
+        Ok(())
+    }
+
+    /// Adds an extended operation on own frames.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn op(&mut self, op: MmuExtOp) -> Result<(), Full> {
+        let at = self.ops_used;
+        if at == self.ops.len() {
+            return Err(Full);
+        }
+        match self.last() {
+            Some(Run { kind: Kind::Ops(DomId::SELF), end, .. }) => *end = at + 1,
+            _ => self.open(Kind::Ops(DomId::SELF), at)?,
+        }
+        self.ops[at] = op;
+        self.ops_used = at + 1;
+        Ok(())
+    }
+
+    /// Adds an `update_va_mapping`, a request of its own. `old` is the entry that stands there now.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn va_mapping(&mut self, mapping: VaMapping, old: Pte) -> Result<(), Full> {
+        self.open(Kind::Va(mapping, old), 0)
+    }
+
+    /// Turns a refused batch into the one that undoes it: the updates and va mappings that took effect, last one
+    /// first, each with the value that stood there before. Extended operations are left out: what a pin or a
+    /// flush needs for its undo, the caller knows and can add.
+    pub fn invert(&mut self) {
+        let mut kept = 0;
+        for at in 0..self.runs_used {
+            let mut run = self.runs[at];
+            let done = Call { request: self.request(&run), outcome: run.outcome }.done();
+            run.end = run.start + done;
+            run.outcome = Outcome::NotIssued;
+            if done == 0 || matches!(run.kind, Kind::Ops(_)) {
+                continue;
+            }
+            match &mut run.kind {
+                Kind::Updates(_) => self.invert_updates(run.start..run.end),
+                Kind::Va(mapping, old) => core::mem::swap(&mut mapping.pte, old),
+                Kind::Ops(_) => {}
+            }
+            self.runs[kept] = run;
+            kept += 1;
+        }
+        self.runs[..kept].reverse();
+        self.runs_used = kept;
+        self.ops_used = 0;
+    }
+
+    /// Empties the batch, issued or not.
+    pub const fn clear(&mut self) {
+        self.updates_used = 0;
+        self.ops_used = 0;
+        self.runs_used = 0;
+    }
+
+    /// Sends everything to Xen in one trap.
+    ///
+    /// # Errors
+    /// [`BatchError`] with the first request that was refused. Requests behind it may have taken effect
+    /// all the same: see [`applied`](Self::applied).
+    ///
+    /// # Hypercalls
+    /// None if empty; one otherwise.
+    ///
+    /// # Safety
+    /// As for [`Hypercalls::issue`].
+    #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
+    pub unsafe fn submit<M: Hypercalls + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
+        let requests = self.runs_used;
+        let mut calls = [Call::new(Request::MmuExt(&[], DomId::SELF)); CALLS_MAX];
+        for (call, run) in calls.iter_mut().zip(&self.runs[..requests]) {
+            *call = Call::new(self.request(run));
+        }
+        // SAFETY: the caller's promise is the one that `issue` asks for.
+        let whole = unsafe { machine.issue(&mut calls[..requests]) };
+        let first_refused = calls[..requests].iter().enumerate().find_map(|(request, call)| {
+            call.result().err().map(|error| BatchError { request, requests, error })
+        });
+        let outcomes = calls.map(|call| call.outcome);
+        for (run, outcome) in self.runs[..requests].iter_mut().zip(outcomes) {
+            run.outcome = outcome;
+        }
+        if let Err(error) = whole {
+            let request = first_refused.map_or(requests, |refused| refused.request);
+            return Err(BatchError { request, requests, error });
+        }
+        match first_refused {
+            Some(error) => Err(error),
+            None => {
+                self.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// The elements that took effect in a refused submit, in order.
+    pub fn applied(&self) -> impl Iterator<Item = Element> + '_ {
+        self.runs[..self.runs_used].iter().flat_map(move |run| {
+            let done = Call { request: self.request(run), outcome: run.outcome }.done();
+            (0..done).map(move |at| match run.kind {
+                Kind::Updates(_) => Element::Update(self.updates[run.start + at]),
+                Kind::Ops(_) => Element::Op(self.ops[run.start + at]),
+                Kind::Va(mapping, _) => Element::Va(mapping),
+            })
+        })
+    }
+
+    fn invert_updates(&mut self, range: core::ops::Range<usize>) {
+        let (updates, old) = (&mut self.updates[range.clone()], &mut self.old[range]);
+        for (update, old) in updates.iter_mut().zip(old.iter_mut()) {
+            let before = core::mem::replace(old, update.value());
+            *update = MmuUpdate::from_raw(update.target(), before);
+        }
+        updates.reverse();
+        old.reverse();
+    }
+
+    const fn last(&mut self) -> Option<&mut Run> {
+        match self.runs_used {
+            0 => None,
+            used => Some(&mut self.runs[used - 1]),
+        }
+    }
+
+    fn open(&mut self, kind: Kind, start: usize) -> Result<(), Full> {
+        let run = self.runs.get_mut(self.runs_used).ok_or(Full)?;
+        *run = Run { kind, start, end: start + 1, outcome: Outcome::NotIssued };
+        self.runs_used += 1;
+        Ok(())
+    }
+
+    fn request(&self, run: &Run) -> Request<'_> {
+        match run.kind {
+            Kind::Updates(domains) => {
+                Request::MmuUpdate(&self.updates[run.start..run.end], domains)
+            }
+            Kind::Ops(domain) => Request::MmuExt(&self.ops[run.start..run.end], domain),
+            Kind::Va(mapping, _) => Request::VaMapping(mapping),
+        }
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.runs[..self.runs_used].iter().map(|run| self.request(run)))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! A request to Xen and what became of it.
+
+use crate::error::{Errno, Error, Hypercall};
+use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
+
+/// The most requests that go to Xen in one multicall. A request is a run of elements of any length, so that
+/// real work needs few of them; the limit bounds the stack that the 64-byte multicall entries take.
+pub const CALLS_MAX: usize = 16;
+
+/// What Xen is asked: one hypercall, or one entry of a multicall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// `mmu_update`: a run of any length; Xen stops at the first one it refuses.
+    MmuUpdate(&'a [MmuUpdate], Domains),
+    /// `mmuext_op`: a run of any length; Xen stops at the first one it refuses.
+    MmuExt(&'a [MmuExtOp], DomId),
+    /// `update_va_mapping`.
+    VaMapping(VaMapping),
+}
+
+impl Request<'_> {
+    /// Which hypercall carries the request.
+    #[must_use]
+    pub const fn hypercall(&self) -> Hypercall {
+        match self {
+            Self::MmuUpdate(..) => Hypercall::MmuUpdate,
+            Self::MmuExt(..) => Hypercall::MmuExtOp,
+            Self::VaMapping(_) => Hypercall::UpdateVaMapping,
+        }
+    }
+
+    /// How many elements it has.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::MmuUpdate(updates, _) => updates.len(),
+            Self::MmuExt(ops, _) => ops.len(),
+            Self::VaMapping(_) => 1,
+        }
+    }
+
+    /// Whether it has no element.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Xen has not seen it.
+    NotIssued,
+    /// Every element took effect.
+    Done,
+    /// The first `done` elements took effect; the next one was refused; the rest was not looked at.
+    Refused {
+        /// Why.
+        errno: Errno,
+        /// Elements in effect.
+        done: u32,
+    },
+}
+
+/// A request together with its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// What to ask.
+    pub request: Request<'a>,
+    /// What came of it, set by the machine.
+    pub outcome: Outcome,
+}
+
+impl<'a> Call<'a> {
+    /// A request not yet issued.
+    #[must_use]
+    pub const fn new(request: Request<'a>) -> Self {
+        Self { request, outcome: Outcome::NotIssued }
+    }
+
+    /// How many elements of the request took effect.
+    #[must_use]
+    pub const fn done(&self) -> usize {
+        match self.outcome {
+            Outcome::NotIssued => 0,
+            Outcome::Done => self.request.len(),
+            Outcome::Refused { done, .. } => done as usize,
+        }
+    }
+
+    /// The outcome as a result.
+    ///
+    /// # Errors
+    /// The refusal; a request that was never issued counts as refused with `EINTR`.
+    pub const fn result(&self) -> Result<(), Error> {
+        let hypercall = self.request.hypercall();
+        match self.outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Refused { errno, done } => Err(Error { hypercall, errno, done }),
+            Outcome::NotIssued => Err(Error { hypercall, errno: Errno::EINTR, done: 0 }),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Frame numbers: what the guest calls a page, and what Xen and the CPU call it.
+//!
+//! Under PV every page of RAM has two numbers. The guest counts its own pages from zero (`Pfn`); page
+//! tables hold the machine's numbers (`Mfn`). The only way from one to the other is the frame map
+//! (crate `p2m`) and Xen's M2P; no arithmetic and no `From` leads across. Xen's interface also
+//! says "gmfn" and "gfn": for a PV guest that is the mfn, so there is no third type.
+
+use core::fmt;
+
+/// Bytes in a page and in a frame.
+pub const PAGE_SIZE: usize = 4096;
+
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// Entries in a page table of any level.
+pub const ENTRIES: u16 = 512;
+
+macro_rules! frame_number {
+    ($(#[$doc:meta])* $name:ident, $word:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(transparent)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// The frame with this number.
+            #[must_use]
+            pub const fn new(number: u64) -> Self {
+                Self(number)
+            }
+
+            /// The number itself.
+            #[must_use]
+            pub const fn raw(self) -> u64 {
+                self.0
+            }
+
+            /// The frame `count` frames further on, if that number exists.
+            #[must_use]
+            pub const fn checked_add(self, count: u64) -> Option<Self> {
+                match self.0.checked_add(count) {
+                    Some(sum) => Some(Self(sum)),
+                    None => None,
+                }
+            }
+
+            /// How many frames `self` lies beyond `start`, if it does not lie before it.
+            #[must_use]
+            pub const fn offset_from(self, start: Self) -> Option<u64> {
+                self.0.checked_sub(start.0)
+            }
+        }
+
+        /// Bare hexadecimal of at least five digits, as in Xen's log lines.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:05x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($word, " {}"), self)
+            }
+        }
+    };
+}
+
+frame_number! {
+    /// Pseudo-physical frame number: the guest's own numbering, dense from zero.
+    Pfn, "pfn"
+}
+
+frame_number! {
+    /// Machine frame number: what page tables, hypercalls and the CPU use.
+    Mfn, "mfn"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_numbers_print_like_a_xen_log() {
+        assert_eq!(Mfn::new(0xb1d89).to_string(), "b1d89");
+        assert_eq!(Pfn::new(0xa0).to_string(), "000a0");
+        assert_eq!(format!("{:?}", Mfn::new(0x8d_f82b)), "mfn 8df82b");
+    }
+
+    #[test]
+    fn arithmetic_never_wraps() {
+        assert_eq!(Pfn::new(u64::MAX).checked_add(1), None);
+        assert_eq!(Pfn::new(3).offset_from(Pfn::new(4)), None);
+        assert_eq!(Pfn::new(7).offset_from(Pfn::new(4)), Some(3));
+    }
+}

@@ -1,0 +1,66 @@
+//! The seam between an x86-64 Xen PV guest and Xen.
+//!
+//! Everything a guest's memory management has to say to the machine goes through two traits:
+//!
+//! * [`Hypercalls`] puts MMU requests, `memory_op` and assists to Xen;
+//! * [`FrameAccess`] reads and writes the guest's own frames, and reads M2P.
+//!
+//! Both take `&self`, neither passes a pointer, so that the same lines of code run on real Xen (`xen::Xen`, on
+//! bare metal targets) and on a model of it, and a middleware ([`Counting`], [`FailNth`]) fits around either.
+//!
+//! # Main types
+//! * [`Pfn`], [`Mfn`]: a page in the guest's numbering, a frame in the machine's. Nothing here converts them.
+//! * [`GuestVa`]: an address that is the guest's to use. [`Level`], [`Pte`], [`Entry`], [`Slot`]: page tables.
+//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: what Xen can be asked, as the ABI's own structures.
+//! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
+//! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
+//! * [`Frame`], [`Frames`]: who owns which frame.
+//! * [`BootInfo`]: what the domain builder left in `start_info`.
+//!
+//! # What it assumes
+//! A 64-bit guest without auto-translation on Xen 4.14 to 4.20. Frames, addresses and entries are numbers to it:
+//! it knows no frame map, allocates nothing and decides nothing.
+//!
+//! # What it prevents, and what not
+//! A pfn is never taken for an mfn; an address in Xen's range cannot be built as a [`GuestVa`]; a refusal cannot be
+//! overlooked (`must_use` results), and a partial one keeps its count. It does not prevent a request that breaks
+//! the guest: submitting is `unsafe`, and docs/soundness.md says what the caller owes.
+//!
+//! ```
+//! use hypercall::{Level, Mfn, Pte, PteFlags, Entry};
+//!
+//! let pte = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
+//! assert_eq!(pte.decode(Level::L1), Entry::Leaf(Mfn::new(0x203)));
+//! // Xen adds USER and its own mark to a kernel entry; for the guest it is still the same one.
+//! assert!(pte.same_for_guest(Pte::from_raw(0x8010_0000_0020_3067)));
+//! ```
+#![cfg_attr(not(test), no_std)]
+
+mod abi;
+mod batch;
+mod call;
+mod error;
+mod frame;
+mod machine;
+mod memory;
+mod middleware;
+mod op;
+mod own;
+mod pte;
+mod start_info;
+mod va;
+#[cfg(target_os = "none")]
+pub mod xen;
+
+pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
+pub use call::{CALLS_MAX, Call, Outcome, Request};
+pub use error::{Errno, Error, Hypercall};
+pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+pub use machine::{AccessError, Assist, FrameAccess, Hypercalls, Machine};
+pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
+pub use middleware::{Counting, Counts, FailNth, Refusal};
+pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};
+pub use own::{Frame, Frames};
+pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
+pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
+pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

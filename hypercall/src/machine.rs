@@ -1,0 +1,157 @@
+//! The seam: the two traits through which everything above reaches the machine.
+//!
+//! Real Xen (`hypercall::xen::Xen`, on bare metal targets), the model (crate `xen-model`) and the middlewares
+//! in this crate implement them. Machines are handed to operations as arguments; no data structure holds one.
+//! All methods take `&self`: a hypercall has no exclusive access to anything but Xen.
+#![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
+
+use core::fmt;
+
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::call::Call;
+use crate::error::Error;
+use crate::frame::{Mfn, Pfn};
+use crate::memory::MemoryOp;
+use crate::pte::Pte;
+use crate::va::GuestVa;
+
+/// Something that answers hypercalls.
+pub trait Hypercalls {
+    /// Puts `calls` to Xen in order: none for none, a direct hypercall for one, one multicall for several.
+    /// Each call's outcome says what became of it.
+    ///
+    /// A multicall is not atomic and goes on after a refused entry; a call that needs an earlier one to have
+    /// worked belongs into a later `issue`.
+    ///
+    /// # Errors
+    /// Only if the multicall as a whole was refused: more than [`CALLS_MAX`](crate::CALLS_MAX) calls (`E2BIG`,
+    /// nothing issued), or entries that Xen could not read. Calls whose outcome is still `NotIssued` were not
+    /// run. Refusals of single calls are in their outcomes.
+    ///
+    /// # Hypercalls
+    /// One for any number of calls from 1 to `CALLS_MAX`.
+    ///
+    /// # Safety
+    /// The requests change what virtual addresses mean and which frames are tables. The caller must own every
+    /// frame and every virtual page whose meaning changes, in the sense of docs/soundness.md (I-1, I-2).
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error>;
+
+    /// Puts a `memory_op` to Xen and returns what the operation answers (see [`MemoryOp`]).
+    ///
+    /// Operations on extents answer how many were done, which may be fewer than asked, without an error.
+    ///
+    /// # Errors
+    /// Xen's errno; for an exchange `done` is the number of given extents that were exchanged all the same.
+    ///
+    /// # Hypercalls
+    /// One `memory_op`.
+    ///
+    /// # Safety
+    /// As for [`issue`](Self::issue): the caller owns the frames given up, and no Rust object lives in them.
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error>;
+
+    /// Enables one of Xen's assists for the whole guest (`vm_assist`, `VMASST_CMD_enable`).
+    ///
+    /// # Errors
+    /// `EINVAL` if this Xen does not know the assist.
+    ///
+    /// # Hypercalls
+    /// One `vm_assist`.
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error>;
+}
+
+/// An assist of Xen (`VMASST_TYPE_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Assist {
+    /// Plain writes to live L1 tables are emulated.
+    WritablePageTables = 2,
+    /// The whole of cr3 is used on 32-bit; changes nothing on 64-bit but a feature bit.
+    PaeExtendedCr3 = 3,
+    /// M2P is not readable from user mode.
+    M2pStrict = 32,
+}
+
+/// Access to the guest's own frames, by the names the guest has for them.
+pub trait FrameAccess {
+    /// Reads an entry of a frame that serves as a page table.
+    ///
+    /// # Errors
+    /// [`AccessError::Unmapped`] if the frame cannot be reached.
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError>;
+
+    /// Writes an entry by a plain store.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the frame cannot be reached, or is read-only as every live table is.
+    ///
+    /// # Safety
+    /// The caller owns the frame, and it is not part of a live tree (I-1).
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError>;
+
+    /// Copies bytes out of a frame.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the frame cannot be reached or the bytes cross its end.
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError>;
+
+    /// Copies bytes into a frame.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the frame cannot be reached or written, or the bytes cross its end.
+    ///
+    /// # Safety
+    /// The caller owns the frame (I-1).
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError>;
+
+    /// What M2P says of `mfn`: a guess, which only the frame map can confirm.
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn>;
+
+    /// Where the kernel sees the frame: the address of its direct mapping.
+    ///
+    /// # Errors
+    /// [`AccessError::Unmapped`] if the frame has none.
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError>;
+}
+
+/// Both halves of the seam.
+pub trait Machine: Hypercalls + FrameAccess {}
+
+impl<M: Hypercalls + FrameAccess + ?Sized> Machine for M {}
+
+/// Why a frame could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessError {
+    /// The frame is not in the direct mapping.
+    Unmapped(Pfn),
+    /// The frame is mapped read-only: it is a table, or protected as one.
+    ReadOnly(Pfn),
+    /// The bytes do not all lie in the frame.
+    OutsideFrame {
+        /// The frame.
+        pfn: Pfn,
+        /// Offset of the first byte.
+        offset: usize,
+        /// How many bytes.
+        len_bytes: usize,
+    },
+}
+
+impl fmt::Display for AccessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unmapped(pfn) => write!(f, "pfn {pfn} is not in the direct mapping"),
+            Self::ReadOnly(pfn) => write!(f, "pfn {pfn} is mapped read-only"),
+            Self::OutsideFrame { pfn, offset, len_bytes } => {
+                write!(f, "{len_bytes} bytes at offset {offset:#x} leave the frame of pfn {pfn}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for AccessError {}

@@ -1,0 +1,102 @@
+//! A machine that counts.
+
+use core::cell::Cell;
+use core::ops::Sub;
+
+use super::forward_frame_access;
+use crate::call::{Call, Outcome};
+use crate::error::Error;
+use crate::frame::{Mfn, Pfn};
+use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
+use crate::memory::MemoryOp;
+use crate::pte::Pte;
+use crate::va::GuestVa;
+use x86_64::structures::paging::PageTableIndex;
+
+/// What passed through the seam.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Traps into Xen: hypercalls issued, a multicall counting once.
+    pub hypercalls: u64,
+    /// Elements asked for: page-table updates, extended operations, va mappings, extents.
+    pub entries: u64,
+    /// Requests that Xen refused.
+    pub refused: u64,
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    /// What was counted between two snapshots.
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            hypercalls: self.hypercalls - earlier.hypercalls,
+            entries: self.entries - earlier.entries,
+            refused: self.refused - earlier.refused,
+        }
+    }
+}
+
+/// Wraps a machine and counts what goes to Xen. Frame access is not counted.
+#[derive(Debug)]
+pub struct Counting<M> {
+    machine: M,
+    counts: Cell<Counts>,
+}
+
+impl<M> Counting<M> {
+    /// Starts from zero.
+    pub const fn new(machine: M) -> Self {
+        let counts = Cell::new(Counts { hypercalls: 0, entries: 0, refused: 0 });
+        Self { machine, counts }
+    }
+
+    /// What was counted so far.
+    pub const fn counts(&self) -> Counts {
+        self.counts.get()
+    }
+
+    /// The machine inside.
+    pub const fn inner(&self) -> &M {
+        &self.machine
+    }
+
+    fn add(&self, entries: usize, refused: usize) {
+        let old = self.counts.get();
+        self.counts.set(Counts {
+            hypercalls: old.hypercalls + 1,
+            entries: old.entries + entries as u64,
+            refused: old.refused + refused as u64,
+        });
+    }
+}
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Hypercalls> Hypercalls for Counting<M> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        let result = unsafe { self.machine.issue(calls) };
+        if !calls.is_empty() {
+            let entries = calls.iter().map(|call| call.request.len()).sum();
+            let refused = |call: &&Call<'_>| matches!(call.outcome, Outcome::Refused { .. });
+            self.add(entries, calls.iter().filter(refused).count());
+        }
+        result
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        let entries = op.extents();
+        // SAFETY: the caller's promise is handed on.
+        let result = unsafe { self.machine.memory_op(op) };
+        self.add(entries, usize::from(result.is_err()));
+        result
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        let result = self.machine.enable_assist(assist);
+        self.add(0, usize::from(result.is_err()));
+        result
+    }
+}
+
+forward_frame_access!([M: FrameAccess] Counting<M>, self => self.machine);

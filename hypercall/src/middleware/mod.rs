@@ -1,0 +1,90 @@
+//! Machines around machines: each implements the seam that it wraps, so it serves on real Xen as on the model.
+
+mod counting;
+mod fail_nth;
+
+pub use counting::{Counting, Counts};
+pub use fail_nth::{FailNth, Refusal};
+
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::call::Call;
+use crate::error::Error;
+use crate::frame::{Mfn, Pfn};
+use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
+use crate::memory::MemoryOp;
+use crate::pte::Pte;
+use crate::va::GuestVa;
+
+/// Forwards [`FrameAccess`] to the machine inside.
+macro_rules! forward_frame_access {
+    ([$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr) => {
+        #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+        impl<$($generics)*> FrameAccess for $wrapper {
+            fn read_entry(
+                &$self,
+                table: Pfn,
+                index: PageTableIndex,
+            ) -> Result<Pte, AccessError> {
+                $inner.read_entry(table, index)
+            }
+
+            unsafe fn write_entry(
+                &$self,
+                table: Pfn,
+                index: PageTableIndex,
+                pte: Pte,
+            ) -> Result<(), AccessError> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.write_entry(table, index, pte) }
+            }
+
+            fn read_bytes(
+                &$self,
+                pfn: Pfn,
+                offset: usize,
+                into: &mut [u8],
+            ) -> Result<(), AccessError> {
+                $inner.read_bytes(pfn, offset, into)
+            }
+
+            unsafe fn write_bytes(
+                &$self,
+                pfn: Pfn,
+                offset: usize,
+                from: &[u8],
+            ) -> Result<(), AccessError> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.write_bytes(pfn, offset, from) }
+            }
+
+            fn machine_to_phys(&$self, mfn: Mfn) -> Option<Pfn> {
+                $inner.machine_to_phys(mfn)
+            }
+
+            fn direct_map(&$self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+                $inner.direct_map(pfn)
+            }
+        }
+    };
+}
+use forward_frame_access;
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Hypercalls + ?Sized> Hypercalls for &M {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { (**self).issue(calls) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { (**self).memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        (**self).enable_assist(assist)
+    }
+}
+
+forward_frame_access!([M: FrameAccess + ?Sized] &M, self => (**self));

@@ -1,0 +1,367 @@
+//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so that a
+//! run of them goes to Xen as it lies in memory.
+
+use core::fmt;
+
+use x86_64::VirtAddr;
+
+use crate::frame::{Mfn, PAGE_SHIFT, Pfn};
+use crate::pte::{Level, Pte, Slot};
+
+/// A domain as hypercalls name it (`domid_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct DomId(pub u16);
+
+impl DomId {
+    /// The caller (`DOMID_SELF`).
+    pub const SELF: Self = Self(0x7ff0);
+    /// Owner of I/O frames (`DOMID_IO`).
+    pub const IO: Self = Self(0x7ff1);
+    /// Owner of Xen's own frames (`DOMID_XEN`).
+    pub const XEN: Self = Self(0x7ff2);
+}
+
+/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose tables
+/// they are in. Both are the caller for all but a toolstack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Domains {
+    /// Owner of the frames mapped (`foreigndom`, low half).
+    pub frames: DomId,
+    /// Owner of the tables, if not the caller (`foreigndom`, high half).
+    pub tables: Option<DomId>,
+}
+
+impl Domains {
+    /// Own frames in own tables.
+    pub const SELF: Self = Self { frames: DomId::SELF, tables: None };
+
+    /// The frames of `domain` in own tables.
+    #[must_use]
+    pub const fn frames_of(domain: DomId) -> Self {
+        Self { frames: domain, tables: None }
+    }
+
+    /// The argument as Xen wants it.
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        let tables = match self.tables {
+            Some(domain) => domain.0 as u32 + 1,
+            None => 0,
+        };
+        tables << 16 | self.frames.0 as u32
+    }
+}
+
+/// One element of `mmu_update` (`struct mmu_update`, 16 bytes).
+///
+/// The low three bits of `target` are the command; the rest is the machine address of an entry, or of the
+/// frame whose M2P entry changes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct MmuUpdate {
+    target: u64,
+    value: u64,
+}
+
+/// Commands of `mmu_update`: the low three bits of its target.
+pub mod mmu_command {
+    /// `MMU_NORMAL_PT_UPDATE`.
+    pub const NORMAL: u64 = 0;
+    /// `MMU_MACHPHYS_UPDATE`.
+    pub const MACHPHYS: u64 = 1;
+    /// `MMU_PT_UPDATE_PRESERVE_AD`.
+    pub const PRESERVE_AD: u64 = 2;
+    /// `MMU_PT_UPDATE_NO_TRANSLATE`.
+    pub const NO_TRANSLATE: u64 = 3;
+    /// The bits a command may take.
+    pub const MASK: u64 = 7;
+}
+
+impl MmuUpdate {
+    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0, which Xen
+    /// refuses.
+    pub const EMPTY: Self = Self { target: 0, value: 0 };
+
+    /// Sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
+    #[must_use]
+    pub fn set(slot: Slot, pte: Pte) -> Self {
+        Self { target: slot.machine_address() | mmu_command::NORMAL, value: pte.raw() }
+    }
+
+    /// Sets the entry at `slot`, keeping its accessed and dirty bits (`MMU_PT_UPDATE_PRESERVE_AD`).
+    #[must_use]
+    pub fn set_preserving_ad(slot: Slot, pte: Pte) -> Self {
+        Self { target: slot.machine_address() | mmu_command::PRESERVE_AD, value: pte.raw() }
+    }
+
+    /// Sets M2P: `mfn` is to be known as `pfn` (`MMU_MACHPHYS_UPDATE`). Xen believes any value.
+    #[must_use]
+    pub const fn machphys(mfn: Mfn, pfn: Pfn) -> Self {
+        Self { target: mfn.raw() << PAGE_SHIFT | mmu_command::MACHPHYS, value: pfn.raw() }
+    }
+
+    /// An element with exactly these words, sensible or not.
+    #[must_use]
+    pub const fn from_raw(target: u64, value: u64) -> Self {
+        Self { target, value }
+    }
+
+    /// Machine address and command.
+    #[must_use]
+    pub const fn target(self) -> u64 {
+        self.target
+    }
+
+    /// The new entry, or the new M2P value.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        self.value
+    }
+
+    /// The frame that the target lies in.
+    #[must_use]
+    pub const fn frame(self) -> Mfn {
+        Mfn::new(self.target >> PAGE_SHIFT)
+    }
+}
+
+impl fmt::Debug for MmuUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let command = match self.target & mmu_command::MASK {
+            mmu_command::NORMAL => "set",
+            mmu_command::MACHPHYS => "m2p",
+            mmu_command::PRESERVE_AD => "set-keep-ad",
+            mmu_command::NO_TRANSLATE => "set-no-translate",
+            _ => "bad-command",
+        };
+        write!(f, "{command} {:x} := {:016x}", self.target & !mmu_command::MASK, self.value)
+    }
+}
+
+/// Commands of `mmuext_op`.
+pub mod ext_command {
+    /// `MMUEXT_PIN_L1_TABLE`; levels 2 to 4 follow as 1 to 3.
+    pub const PIN_L1_TABLE: u32 = 0;
+    /// `MMUEXT_PIN_L4_TABLE`.
+    pub const PIN_L4_TABLE: u32 = 3;
+    /// `MMUEXT_UNPIN_TABLE`.
+    pub const UNPIN_TABLE: u32 = 4;
+    /// `MMUEXT_NEW_BASEPTR`.
+    pub const NEW_BASEPTR: u32 = 5;
+    /// `MMUEXT_TLB_FLUSH_LOCAL`.
+    pub const TLB_FLUSH_LOCAL: u32 = 6;
+    /// `MMUEXT_INVLPG_LOCAL`.
+    pub const INVLPG_LOCAL: u32 = 7;
+    /// `MMUEXT_TLB_FLUSH_MULTI`.
+    pub const TLB_FLUSH_MULTI: u32 = 8;
+    /// `MMUEXT_INVLPG_MULTI`.
+    pub const INVLPG_MULTI: u32 = 9;
+    /// `MMUEXT_TLB_FLUSH_ALL`.
+    pub const TLB_FLUSH_ALL: u32 = 10;
+    /// `MMUEXT_INVLPG_ALL`.
+    pub const INVLPG_ALL: u32 = 11;
+    /// `MMUEXT_FLUSH_CACHE`.
+    pub const FLUSH_CACHE: u32 = 12;
+    /// `MMUEXT_SET_LDT`.
+    pub const SET_LDT: u32 = 13;
+    /// `MMUEXT_NEW_USER_BASEPTR`.
+    pub const NEW_USER_BASEPTR: u32 = 15;
+    /// `MMUEXT_CLEAR_PAGE`.
+    pub const CLEAR_PAGE: u32 = 16;
+    /// `MMUEXT_COPY_PAGE`.
+    pub const COPY_PAGE: u32 = 17;
+    /// `MMUEXT_FLUSH_CACHE_GLOBAL`.
+    pub const FLUSH_CACHE_GLOBAL: u32 = 18;
+    /// `MMUEXT_MARK_SUPER`, gone since Xen 4.11.
+    pub const MARK_SUPER: u32 = 19;
+    /// `MMUEXT_UNMARK_SUPER`, gone since Xen 4.11.
+    pub const UNMARK_SUPER: u32 = 20;
+}
+
+/// One element of `mmuext_op` (`struct mmuext_op`, 24 bytes).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct MmuExtOp {
+    command: u32,
+    padding: u32,
+    argument1: u64,
+    argument2: u64,
+}
+
+impl MmuExtOp {
+    /// Room for an element, to build storage with.
+    pub const EMPTY: Self = Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0);
+
+    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to `_L4_TABLE`).
+    #[must_use]
+    pub const fn pin(level: Level, table: Mfn) -> Self {
+        Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
+    }
+
+    /// Undoes a pin (`MMUEXT_UNPIN_TABLE`).
+    #[must_use]
+    pub const fn unpin(table: Mfn) -> Self {
+        Self::from_raw(ext_command::UNPIN_TABLE, table.raw(), 0)
+    }
+
+    /// Loads the root of the kernel (`MMUEXT_NEW_BASEPTR`).
+    #[must_use]
+    pub const fn new_baseptr(root: Mfn) -> Self {
+        Self::from_raw(ext_command::NEW_BASEPTR, root.raw(), 0)
+    }
+
+    /// Sets the root for user mode, or none (`MMUEXT_NEW_USER_BASEPTR`).
+    #[must_use]
+    pub const fn new_user_baseptr(root: Option<Mfn>) -> Self {
+        let mfn = match root {
+            Some(mfn) => mfn.raw(),
+            None => 0,
+        };
+        Self::from_raw(ext_command::NEW_USER_BASEPTR, mfn, 0)
+    }
+
+    /// Flushes this vCPU's TLB (`MMUEXT_TLB_FLUSH_LOCAL`).
+    #[must_use]
+    pub const fn tlb_flush_local() -> Self {
+        Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0)
+    }
+
+    /// Flushes every vCPU's TLB (`MMUEXT_TLB_FLUSH_ALL`).
+    #[must_use]
+    pub const fn tlb_flush_all() -> Self {
+        Self::from_raw(ext_command::TLB_FLUSH_ALL, 0, 0)
+    }
+
+    /// Flushes one page from this vCPU's TLB (`MMUEXT_INVLPG_LOCAL`).
+    #[must_use]
+    pub const fn invlpg_local(va: VirtAddr) -> Self {
+        Self::from_raw(ext_command::INVLPG_LOCAL, va.as_u64(), 0)
+    }
+
+    /// Flushes one page from every vCPU's TLB (`MMUEXT_INVLPG_ALL`).
+    #[must_use]
+    pub const fn invlpg_all(va: VirtAddr) -> Self {
+        Self::from_raw(ext_command::INVLPG_ALL, va.as_u64(), 0)
+    }
+
+    /// Fills a frame with zeroes (`MMUEXT_CLEAR_PAGE`).
+    #[must_use]
+    pub const fn clear_page(mfn: Mfn) -> Self {
+        Self::from_raw(ext_command::CLEAR_PAGE, mfn.raw(), 0)
+    }
+
+    /// Copies a frame (`MMUEXT_COPY_PAGE`).
+    #[must_use]
+    pub const fn copy_page(to: Mfn, from: Mfn) -> Self {
+        Self::from_raw(ext_command::COPY_PAGE, to.raw(), from.raw())
+    }
+
+    /// An element with exactly these words, sensible or not. A `*_MULTI` flush carries the address of a
+    /// vCPU mask in `argument2`, which only the real backend can read.
+    #[must_use]
+    pub const fn from_raw(command: u32, argument1: u64, argument2: u64) -> Self {
+        Self { command, padding: 0, argument1, argument2 }
+    }
+
+    /// Which operation.
+    #[must_use]
+    pub const fn command(self) -> u32 {
+        self.command
+    }
+
+    /// Frame or address.
+    #[must_use]
+    pub const fn argument1(self) -> u64 {
+        self.argument1
+    }
+
+    /// Count, mask address or source frame.
+    #[must_use]
+    pub const fn argument2(self) -> u64 {
+        self.argument2
+    }
+}
+
+impl fmt::Debug for MmuExtOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.command {
+            level @ 0..=3 => write!(f, "pin L{} {}", level + 1, Mfn::new(self.argument1)),
+            ext_command::UNPIN_TABLE => write!(f, "unpin {}", Mfn::new(self.argument1)),
+            ext_command::NEW_BASEPTR => write!(f, "baseptr {}", Mfn::new(self.argument1)),
+            command => write!(f, "ext {command} {:x} {:x}", self.argument1, self.argument2),
+        }
+    }
+}
+
+/// The TLB flush that goes with an `update_va_mapping` (`UVMF_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VaFlush {
+    /// None.
+    None,
+    /// This page, on this vCPU.
+    PageLocal,
+    /// This page, on every vCPU.
+    PageAll,
+    /// Everything, on this vCPU.
+    TlbLocal,
+    /// Everything, on every vCPU.
+    TlbAll,
+}
+
+impl VaFlush {
+    /// The argument as Xen wants it.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::TlbLocal => 1,
+            Self::PageLocal => 2,
+            Self::TlbAll => 1 | 4,
+            Self::PageAll => 2 | 4,
+        }
+    }
+}
+
+/// The arguments of `update_va_mapping`: changes the L1 entry that maps `va` in the running tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VaMapping {
+    /// Any canonical address; Xen refuses one of its own, and one without an L1 table.
+    pub va: VirtAddr,
+    /// The new entry.
+    pub pte: Pte,
+    /// The flush that follows a change.
+    pub flush: VaFlush,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x86_64::structures::paging::PageTableIndex;
+
+    #[test]
+    fn constructors_make_xens_words() {
+        let slot = Slot { table: Mfn::new(0x203), index: PageTableIndex::new(2) };
+        let pte = Pte::from_raw(0x5063);
+        assert_eq!(MmuUpdate::set(slot, pte), MmuUpdate::from_raw(0x20_3010, 0x5063));
+        assert_eq!(MmuUpdate::set_preserving_ad(slot, pte).target(), 0x20_3012);
+        let machphys = MmuUpdate::machphys(Mfn::new(0x203), Pfn::new(9));
+        assert_eq!((machphys.target(), machphys.value()), (0x20_3001, 9));
+        assert_eq!(MmuExtOp::pin(Level::L4, Mfn::new(5)), MmuExtOp::from_raw(3, 5, 0));
+        assert_eq!(MmuExtOp::new_user_baseptr(None), MmuExtOp::from_raw(15, 0, 0));
+    }
+
+    #[test]
+    fn the_two_domains_share_one_word() {
+        assert_eq!(Domains::SELF.raw(), 0x7ff0);
+        let both = Domains { frames: DomId::IO, tables: Some(DomId(3)) };
+        assert_eq!(both.raw(), 0x0004_7ff1);
+    }
+
+    #[test]
+    fn elements_print_as_one_short_line() {
+        let update = MmuUpdate::from_raw(0x20_3012, 0x5063);
+        assert_eq!(format!("{update:?}"), "set-keep-ad 203010 := 0000000000005063");
+        assert_eq!(format!("{:?}", MmuExtOp::pin(Level::L1, Mfn::new(0xb1d89))), "pin L1 b1d89");
+    }
+}

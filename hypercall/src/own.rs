@@ -1,0 +1,134 @@
+//! Ownership of frames, as tokens that move.
+//!
+//! Whoever changes a page table can pull the memory from under any Rust reference in the program. What keeps
+//! safe code safe is that every frame has one owner: unsafe code claims the free frames once, at boot; from
+//! there on the tokens are split, moved and joined, never copied.
+
+use core::fmt;
+
+use crate::frame::Pfn;
+
+/// One frame that nobody else uses.
+///
+/// # Invariants
+/// I-1: no other token, no allocator and no Rust object has this frame.
+#[must_use = "a frame that is dropped is lost to the guest"]
+#[derive(PartialEq, Eq)]
+pub struct Frame(Pfn);
+
+impl Frame {
+    /// Makes the token.
+    ///
+    /// # Safety
+    /// Nobody else uses the frame, and no other token for it exists (I-1).
+    #[expect(unsafe_code, reason = "the root of ownership: see I-1")]
+    pub const unsafe fn claim(pfn: Pfn) -> Self {
+        Self(pfn)
+    }
+
+    /// The frame's number.
+    #[must_use]
+    pub const fn pfn(&self) -> Pfn {
+        self.0
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {}", self.0)
+    }
+}
+
+/// A run of frames that nobody else uses.
+///
+/// # Invariants
+/// I-1 for each frame in `start..start + count`; the sum does not overflow.
+#[must_use = "frames that are dropped are lost to the guest"]
+#[derive(PartialEq, Eq)]
+pub struct Frames {
+    start: Pfn,
+    count: u64,
+}
+
+impl Frames {
+    /// Makes the token for `count` frames from `start`.
+    ///
+    /// # Panics
+    /// If the run would pass the end of the number space.
+    ///
+    /// # Safety
+    /// Nobody else uses any of the frames, and no other token for one of them exists (I-1).
+    #[expect(unsafe_code, reason = "the root of ownership: see I-1")]
+    pub const unsafe fn claim(start: Pfn, count: u64) -> Self {
+        assert!(start.checked_add(count).is_some(), "the run passes the end of the number space");
+        Self { start, count }
+    }
+
+    /// First frame of the run.
+    #[must_use]
+    pub const fn start(&self) -> Pfn {
+        self.start
+    }
+
+    /// Frames in the run.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Takes the first frame off the run.
+    pub const fn take(&mut self) -> Option<Frame> {
+        if self.count == 0 {
+            return None;
+        }
+        let first = self.start;
+        self.start = Pfn::new(first.raw() + 1);
+        self.count -= 1;
+        // INVARIANT: the frame has just left the run.
+        Some(Frame(first))
+    }
+
+    /// Cuts the first `count` frames off, or gives the run back whole if it is shorter.
+    ///
+    /// # Errors
+    /// The run itself.
+    pub fn split(self, count: u64) -> Result<(Self, Self), Self> {
+        if count > self.count {
+            return Err(self);
+        }
+        let rest = Pfn::new(self.start.raw() + count);
+        // INVARIANT: two disjoint parts of a run that is consumed.
+        Ok((Self { start: self.start, count }, Self { start: rest, count: self.count - count }))
+    }
+}
+
+impl fmt::Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frames {}+{:#x}", self.start, self.count)
+    }
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "the frames of these tests exist only as numbers")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_used_up_frame_by_frame() {
+        // SAFETY: no frame stands behind the number.
+        let mut run = unsafe { Frames::claim(Pfn::new(8), 2) };
+        assert_eq!(run.take().map(|frame| frame.pfn()), Some(Pfn::new(8)));
+        assert_eq!(run.take().map(|frame| frame.pfn()), Some(Pfn::new(9)));
+        assert_eq!(run.take(), None);
+    }
+
+    #[test]
+    fn a_run_splits_into_two_that_do_not_overlap() {
+        // SAFETY: no frame stands behind the number.
+        let run = unsafe { Frames::claim(Pfn::new(8), 5) };
+        let (head, tail) = run.split(2).expect("long enough");
+        assert_eq!((head.start().raw(), head.count()), (8, 2));
+        assert_eq!((tail.start().raw(), tail.count()), (10, 3));
+        assert_eq!(tail.split(4).map_err(|run| run.count()), Err(3));
+    }
+}

@@ -1,0 +1,307 @@
+//! `start_info`: the page in which the domain builder tells a PV guest what it was given.
+//!
+//! [`StartInfo`] is the structure as it lies in memory; [`BootInfo::parse`] checks it once, so that everything
+//! later works with values that make sense.
+
+use core::fmt;
+
+use crate::frame::{Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::va::{GuestVa, NotGuestVa};
+
+/// `struct start_info` (public/xen.h), 1168 bytes.
+#[derive(Clone, Debug)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields of Xen's public/xen.h, under their own names")]
+pub struct StartInfo {
+    pub magic: [u8; 32],
+    pub nr_pages: u64,
+    pub shared_info: u64,
+    pub flags: u32,
+    pub store_mfn: u64,
+    pub store_evtchn: u32,
+    /// domU: mfn of the console ring. dom0: offset and size of the VGA information.
+    pub console_mfn: u64,
+    pub console_evtchn: u32,
+    pub pt_base: u64,
+    pub nr_pt_frames: u64,
+    pub mfn_list: u64,
+    pub mod_start: u64,
+    pub mod_len: u64,
+    pub cmd_line: [u8; 1024],
+    pub first_p2m_pfn: u64,
+    pub nr_p2m_frames: u64,
+}
+
+/// `SIF_PRIVILEGED`: may use privileged hypercalls.
+const PRIVILEGED: u32 = 1;
+/// `SIF_INITDOMAIN`: is dom0.
+const INITDOMAIN: u32 = 2;
+/// `SIF_MOD_START_PFN`: `mod_start` is a pfn.
+const MOD_START_PFN: u32 = 8;
+
+/// What every magic begins with. Xen up to 4.17 appends a `p` for some dom0 kernels.
+const MAGIC: &[u8] = b"xen-3.0-x86_64";
+
+/// How the guest prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// dom0: `console_io`.
+    Hypervisor,
+    /// domU: a ring shared with dom0's xenconsoled.
+    Ring {
+        /// Frame of the ring.
+        mfn: Mfn,
+        /// Event channel that wakes the other side.
+        port: u32,
+    },
+}
+
+/// Where the module (initrd) is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Module {
+    /// There is none.
+    None,
+    /// Mapped at an address.
+    Mapped {
+        /// First byte.
+        start: GuestVa,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+    /// In frames that are not mapped.
+    Unmapped {
+        /// First frame.
+        start: Pfn,
+        /// Length in bytes.
+        len_bytes: u64,
+    },
+}
+
+/// What the builder gave the guest, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootInfo {
+    /// Frames of RAM: pfns `0..pages` exist.
+    pub pages: u64,
+    /// The frame of `shared_info`, which belongs to Xen and has no pfn.
+    pub shared_info: Mfn,
+    /// Whether this is dom0.
+    pub is_dom0: bool,
+    /// Whether privileged hypercalls are allowed.
+    pub is_privileged: bool,
+    /// The xenstore ring and its event channel; none in dom0.
+    pub store: Option<(Mfn, u32)>,
+    /// How to print.
+    pub console: Console,
+    /// The running root table.
+    pub root: GuestVa,
+    /// Frames of the builder's page tables, which begin at `root`.
+    pub table_frames: u64,
+    /// The builder's P2M list, 8 bytes for each pfn.
+    pub p2m_list: GuestVa,
+    /// First pfn and count of the frames of the P2M list and its tables, if the list was placed outside the
+    /// kernel mapping (ELF note `INIT_P2M`).
+    pub p2m_frames: Option<(Pfn, u64)>,
+    /// The module.
+    pub module: Module,
+}
+
+/// Why a `start_info` cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootInfoError {
+    /// The page does not begin with Xen's magic.
+    Magic([u8; 16]),
+    /// The guest has no memory.
+    NoPages,
+    /// More pages than any machine has frames.
+    TooManyPages(u64),
+    /// A field that holds an address does not hold one of the guest's.
+    Address(&'static str, NotGuestVa),
+    /// An address is not aligned as it must be.
+    Unaligned(&'static str, u64),
+    /// The builder's tables are none, or more than the guest has frames.
+    TableFrames(u64),
+}
+
+impl fmt::Display for BootInfoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magic(magic) => write!(
+                f,
+                "start_info has the magic {:?}, not xen-3.0-x86_64: was the guest booted as PV?",
+                core::str::from_utf8(magic).unwrap_or("(not text)")
+            ),
+            Self::NoPages => f.write_str("start_info says nr_pages = 0"),
+            Self::TooManyPages(pages) => write!(f, "start_info says nr_pages = {pages:#x}"),
+            Self::Address(field, reason) => write!(f, "start_info.{field}: {reason}"),
+            Self::Unaligned(field, value) => {
+                write!(f, "start_info.{field} = {value:#x} is not aligned")
+            }
+            Self::TableFrames(frames) => write!(f, "start_info says nr_pt_frames = {frames:#x}"),
+        }
+    }
+}
+
+impl core::error::Error for BootInfoError {}
+
+impl BootInfo {
+    /// Checks `start_info`.
+    ///
+    /// # Errors
+    /// [`BootInfoError`] with the field and its value.
+    pub fn parse(info: &StartInfo) -> Result<Self, BootInfoError> {
+        if !info.magic.starts_with(MAGIC) {
+            let mut magic = [0; 16];
+            magic.copy_from_slice(&info.magic[..16]);
+            return Err(BootInfoError::Magic(magic));
+        }
+        if info.nr_pages == 0 {
+            return Err(BootInfoError::NoPages);
+        }
+        if info.nr_pages > 1 << 40 {
+            return Err(BootInfoError::TooManyPages(info.nr_pages));
+        }
+        if info.nr_pt_frames == 0 || info.nr_pt_frames > info.nr_pages {
+            return Err(BootInfoError::TableFrames(info.nr_pt_frames));
+        }
+        let is_dom0 = info.flags & INITDOMAIN != 0;
+        Ok(Self {
+            pages: info.nr_pages,
+            shared_info: Mfn::new(
+                aligned("shared_info", info.shared_info, PAGE_SIZE)? >> PAGE_SHIFT,
+            ),
+            is_dom0,
+            is_privileged: info.flags & PRIVILEGED != 0,
+            store: (!is_dom0).then(|| (Mfn::new(info.store_mfn), info.store_evtchn)),
+            console: if is_dom0 {
+                Console::Hypervisor
+            } else {
+                Console::Ring { mfn: Mfn::new(info.console_mfn), port: info.console_evtchn }
+            },
+            root: address("pt_base", info.pt_base, PAGE_SIZE)?,
+            table_frames: info.nr_pt_frames,
+            p2m_list: address("mfn_list", info.mfn_list, 8)?,
+            p2m_frames: (info.nr_p2m_frames != 0)
+                .then(|| (Pfn::new(info.first_p2m_pfn), info.nr_p2m_frames)),
+            module: module(info)?,
+        })
+    }
+}
+
+impl StartInfo {
+    /// The guest's command line, up to its first zero byte or the first byte that is not text.
+    #[must_use]
+    pub fn command_line(&self) -> &str {
+        let end = self.cmd_line.iter().position(|byte| *byte == 0);
+        let bytes = &self.cmd_line[..end.unwrap_or(self.cmd_line.len())];
+        match core::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
+        }
+    }
+}
+
+fn aligned(field: &'static str, value: u64, alignment: usize) -> Result<u64, BootInfoError> {
+    if value.is_multiple_of(alignment as u64) {
+        Ok(value)
+    } else {
+        Err(BootInfoError::Unaligned(field, value))
+    }
+}
+
+fn address(field: &'static str, value: u64, alignment: usize) -> Result<GuestVa, BootInfoError> {
+    GuestVa::new(aligned(field, value, alignment)?)
+        .map_err(|reason| BootInfoError::Address(field, reason))
+}
+
+fn module(info: &StartInfo) -> Result<Module, BootInfoError> {
+    let len_bytes = info.mod_len;
+    if len_bytes == 0 {
+        Ok(Module::None)
+    } else if info.flags & MOD_START_PFN != 0 {
+        Ok(Module::Unmapped { start: Pfn::new(info.mod_start), len_bytes })
+    } else {
+        Ok(Module::Mapped { start: address("mod_start", info.mod_start, 1)?, len_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A domU as xl makes it: 256 MiB.
+    fn domu() -> StartInfo {
+        let mut magic = [0; 32];
+        magic[..MAGIC.len()].copy_from_slice(MAGIC);
+        let mut cmd_line = [0; 1024];
+        cmd_line[..9].copy_from_slice(b"demo fast");
+        StartInfo {
+            magic,
+            nr_pages: 0x10000,
+            shared_info: 0x7fe_1000,
+            flags: 0,
+            store_mfn: 0x700,
+            store_evtchn: 1,
+            console_mfn: 0x701,
+            console_evtchn: 2,
+            pt_base: 0xffff_ffff_8030_0000,
+            nr_pt_frames: 7,
+            mfn_list: 0xffff_ffff_8020_0000,
+            mod_start: 0,
+            mod_len: 0,
+            cmd_line,
+            first_p2m_pfn: 0,
+            nr_p2m_frames: 0,
+        }
+    }
+
+    #[test]
+    fn a_domu_is_read_field_by_field() {
+        let info = domu();
+        let boot = BootInfo::parse(&info).expect("a good page");
+        assert_eq!(boot.pages, 0x10000);
+        assert_eq!(boot.shared_info, Mfn::new(0x7fe1));
+        assert_eq!(boot.console, Console::Ring { mfn: Mfn::new(0x701), port: 2 });
+        assert_eq!(boot.store, Some((Mfn::new(0x700), 1)));
+        assert_eq!(boot.p2m_frames, None);
+        assert_eq!(boot.module, Module::None);
+        assert!(!boot.is_dom0 && !boot.is_privileged);
+        assert_eq!(info.command_line(), "demo fast");
+    }
+
+    #[test]
+    fn dom0_prints_through_xen_and_has_no_store() {
+        let info = StartInfo { flags: 3, ..domu() };
+        let boot = BootInfo::parse(&info).expect("a good page");
+        assert_eq!(boot.console, Console::Hypervisor);
+        assert_eq!(boot.store, None);
+        assert!(boot.is_dom0 && boot.is_privileged);
+    }
+
+    #[test]
+    fn each_impossible_field_is_named() {
+        let refused = |change: fn(&mut StartInfo)| {
+            let mut info = domu();
+            change(&mut info);
+            BootInfo::parse(&info).expect_err("must be refused").to_string()
+        };
+        assert!(refused(|info| info.magic[4] = b'4').contains("xen-4.0"));
+        assert!(refused(|info| info.nr_pages = 0).contains("nr_pages = 0"));
+        assert!(refused(|info| info.nr_pages = 1 << 41).contains("nr_pages"));
+        assert!(refused(|info| info.nr_pt_frames = 0).contains("nr_pt_frames"));
+        assert!(refused(|info| info.shared_info = 0x123).contains("shared_info"));
+        assert!(refused(|info| info.pt_base = 0xffff_8000_0000_0000).contains("pt_base"));
+        assert!(refused(|info| info.mfn_list = 4).contains("mfn_list"));
+        assert!(
+            refused(|info| (info.mod_start, info.mod_len) = (1 << 63, 1)).contains("mod_start")
+        );
+    }
+
+    #[test]
+    fn a_command_line_ends_at_its_first_bad_byte() {
+        let mut info = domu();
+        info.cmd_line[4] = 0xff;
+        assert_eq!(info.command_line(), "demo");
+        info.cmd_line = [b'x'; 1024];
+        assert_eq!(info.command_line().len(), 1024);
+    }
+}

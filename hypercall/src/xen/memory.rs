@@ -1,0 +1,84 @@
+//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU or another
+//! domain may change what is there.
+
+use x86_64::VirtAddr;
+use x86_64::structures::paging::PageTableIndex;
+
+use super::Xen;
+use super::trap::try_load;
+use crate::frame::{Mfn, PAGE_SIZE, Pfn};
+use crate::machine::{AccessError, FrameAccess};
+use crate::pte::Pte;
+use crate::va::GuestVa;
+
+/// Entries of M2P from here up stand for no pfn: invalid, or shared.
+const M2P_NO_PFN: u64 = u64::MAX - 1;
+
+impl Xen {
+    fn bytes(&self, pfn: Pfn, offset: usize, len_bytes: usize) -> Result<*mut u8, AccessError> {
+        let end = offset.checked_add(len_bytes);
+        if end.is_none_or(|end| end > PAGE_SIZE) {
+            return Err(AccessError::OutsideFrame { pfn, offset, len_bytes });
+        }
+        let page: *mut u8 = self.direct_map(pfn)?.addr().as_mut_ptr();
+        Ok(page.wrapping_add(offset))
+    }
+
+    fn entry(&self, table: Pfn, index: PageTableIndex) -> Result<*mut u64, AccessError> {
+        let page: *mut u64 = self.direct_map(table)?.addr().as_mut_ptr();
+        Ok(page.wrapping_add(usize::from(index)))
+    }
+}
+
+impl FrameAccess for Xen {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        let entry = self.entry(table, index)?;
+        // SAFETY: I-3: inside a mapped page, aligned, and any bits are an entry.
+        Ok(Pte::from_raw(unsafe { entry.read_volatile() }))
+    }
+
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        let entry = self.entry(table, index)?;
+        // SAFETY: I-3: inside a mapped page and aligned; the caller owns the frame (I-1).
+        unsafe { entry.write_volatile(pte.raw()) };
+        Ok(())
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        let from = self.bytes(pfn, offset, into.len())?;
+        for (k, byte) in into.iter_mut().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked.
+            *byte = unsafe { from.wrapping_add(k).read_volatile() };
+        }
+        Ok(())
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        let into = self.bytes(pfn, offset, from.len())?;
+        for (k, byte) in from.iter().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
+            unsafe { into.wrapping_add(k).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        if mfn.raw() >= self.m2p_entries {
+            return None;
+        }
+        let pfn = try_load(VirtAddr::try_new(self.m2p_start + mfn.raw() * 8).ok()?)?;
+        (pfn < M2P_NO_PFN).then_some(Pfn::new(pfn))
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        if pfn.raw() >= self.mapped_frames() {
+            return Err(AccessError::Unmapped(pfn));
+        }
+        self.direct_map.checked_add_pages(pfn.raw()).map_err(|_| AccessError::Unmapped(pfn))
+    }
+}

@@ -1,0 +1,94 @@
+//! The real machine: Xen under the guest, and the guest's memory through its direct mapping.
+//!
+//! Compiled for bare metal targets only; all pointers and assembly of the crate are in this folder.
+#![expect(unsafe_code, reason = "this folder is where hypercalls and memory are real")]
+
+mod memory;
+mod mmu;
+mod platform;
+mod trap;
+
+pub use platform::{Features, ShutdownReason, TrapInfo, Version};
+pub use trap::{fault_fixup, hypercall, try_load, try_store};
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::Error;
+use crate::frame::Pfn;
+use crate::machine::Hypercalls;
+use crate::memory::{MachphysMapping, MemoryOp};
+use crate::va::GuestVa;
+
+/// Numbers of the hypercalls used here (public/xen.h).
+pub(crate) mod number {
+    pub(crate) const SET_TRAP_TABLE: u32 = 0;
+    pub(crate) const MMU_UPDATE: u32 = 1;
+    pub(crate) const MEMORY_OP: u32 = 12;
+    pub(crate) const MULTICALL: u32 = 13;
+    pub(crate) const UPDATE_VA_MAPPING: u32 = 14;
+    pub(crate) const XEN_VERSION: u32 = 17;
+    pub(crate) const CONSOLE_IO: u32 = 18;
+    pub(crate) const VM_ASSIST: u32 = 21;
+    pub(crate) const MMUEXT_OP: u32 = 26;
+    pub(crate) const SCHED_OP: u32 = 29;
+    pub(crate) const EVENT_CHANNEL_OP: u32 = 32;
+}
+
+/// The machine a PV guest runs on.
+///
+/// # Invariants
+/// I-3: `direct_map + pfn * 4096` maps `pfn` for every pfn below `mapped_frames`.
+#[derive(Debug)]
+pub struct Xen {
+    direct_map: GuestVa,
+    mapped_frames: AtomicU64,
+    m2p_start: u64,
+    m2p_entries: u64,
+}
+
+impl Xen {
+    /// The machine of a guest whose pfn 0 is mapped at `direct_map`, with `mapped_frames` frames behind it.
+    ///
+    /// # Errors
+    /// If Xen does not say where M2P is.
+    ///
+    /// # Hypercalls
+    /// Two `memory_op`.
+    ///
+    /// # Safety
+    /// The mapping is as described and stays so (I-3), and the guest has a page-fault handler that asks
+    /// [`fault_fixup`], or reads M2P only for frames of its own.
+    pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
+        let mapped_frames = AtomicU64::new(mapped_frames);
+        let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries: 0 };
+        let mut mapping = MachphysMapping::default();
+        // SAFETY: both operations only report.
+        unsafe { xen.memory_op(&mut MemoryOp::MachphysMapping(&mut mapping)) }?;
+        // SAFETY: as above.
+        let ram_end = unsafe { xen.memory_op(&mut MemoryOp::MaximumRamPage) }?;
+        xen.m2p_start = mapping.start;
+        xen.m2p_entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
+        Ok(xen)
+    }
+
+    /// Tells that the direct mapping has grown to `frames` frames.
+    ///
+    /// # Safety
+    /// It has (I-3).
+    pub unsafe fn set_mapped_frames(&self, frames: u64) {
+        self.mapped_frames.store(frames, Ordering::Release);
+    }
+
+    /// Frames in the direct mapping.
+    pub fn mapped_frames(&self) -> u64 {
+        self.mapped_frames.load(Ordering::Acquire)
+    }
+
+    /// The frame that the direct mapping shows at `va`.
+    #[must_use]
+    pub fn pfn_at(&self, va: GuestVa) -> Option<Pfn> {
+        let offset = va.raw().checked_sub(self.direct_map.raw())?;
+        let pfn = offset >> crate::frame::PAGE_SHIFT;
+        (pfn < self.mapped_frames()).then_some(Pfn::new(pfn))
+    }
+}

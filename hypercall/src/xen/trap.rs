@@ -1,0 +1,101 @@
+//! The trampolines: how a number and up to five words get into Xen.
+//!
+//! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10` and
+//! `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction (public/arch-x86/xen-x86_64.h). A hypercall
+//! page holds nothing else, so there is none. A debug build of Xen overwrites the argument registers, so each
+//! counts as lost. An interrupted hypercall is run again from its `syscall`, in between the guest may take an
+//! event upcall on its own stack: hence no `nostack`.
+
+use core::arch::{asm, global_asm};
+
+use x86_64::VirtAddr;
+
+/// Calls hypercall `number` with five arguments.
+///
+/// # Safety
+/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every argument that is
+/// an address must point to what this hypercall expects there.
+#[inline]
+pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
+    let [a1, a2, a3, a4, a5] = arguments;
+    let result: i64;
+    // SAFETY: all registers that Xen may change are declared; memory is assumed changed by default.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") u64::from(number) => result,
+            inlateout("rdi") a1 => _,
+            inlateout("rsi") a2 => _,
+            inlateout("rdx") a3 => _,
+            inlateout("r10") a4 => _,
+            inlateout("r8") a5 => _,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+// One load and one store that may fault. The guest's page-fault handler asks `fault_fixup` whether to go on.
+global_asm!(
+    ".global hypercall_try_load, hypercall_try_store, hypercall_try_failed",
+    ".type hypercall_try_load, @function",
+    ".type hypercall_try_store, @function",
+    "hypercall_try_load:",
+    "mov rax, [rdi]",
+    "xor edx, edx",
+    "ret",
+    "hypercall_try_store:",
+    "mov [rdi], rsi",
+    "xor edx, edx",
+    "ret",
+    "hypercall_try_failed:",
+    "mov edx, 1",
+    "ret",
+    ".size hypercall_try_load, hypercall_try_store - hypercall_try_load",
+    ".size hypercall_try_store, hypercall_try_failed - hypercall_try_store",
+);
+
+#[repr(C)]
+struct Tried {
+    value: u64,
+    failed: u64,
+}
+
+// Defined above; they follow the C calling convention and return their pair in rax:rdx.
+unsafe extern "C" {
+    fn hypercall_try_load(address: u64) -> Tried;
+    fn hypercall_try_store(address: u64, value: u64) -> Tried;
+    static hypercall_try_failed: u8;
+}
+
+/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault handler
+/// consulted [`fault_fixup`].
+#[must_use]
+pub fn try_load(va: VirtAddr) -> Option<u64> {
+    // SAFETY: a load changes nothing, and a fault in it is turned into `failed`.
+    let tried = unsafe { hypercall_try_load(va.as_u64()) };
+    (tried.failed == 0).then_some(tried.value)
+}
+
+/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's page-fault handler
+/// consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and faults if Xen refuses the entry.
+///
+/// # Safety
+/// If the address is mapped writable, the memory behind it is the caller's, and no Rust object.
+#[must_use]
+pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
+    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
+    let tried = unsafe { hypercall_try_store(va.as_u64(), value) };
+    tried.failed == 0
+}
+
+/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's page-fault
+/// handler must ask before it reports the fault.
+#[must_use]
+pub fn fault_fixup(rip: u64) -> Option<u64> {
+    let load = hypercall_try_load as *const () as u64;
+    let store = hypercall_try_store as *const () as u64;
+    let failed = &raw const hypercall_try_failed as u64;
+    (rip == load || rip == store).then_some(failed)
+}

@@ -1,0 +1,309 @@
+//! What can go wrong, with the values that matter.
+
+use core::fmt;
+
+use hypercall::{AccessError, BatchError, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte};
+use p2m::P2mError;
+
+use crate::pgd::{Loose, Pgd, Pinned};
+
+/// Page tables could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkError {
+    /// A table's frame cannot be reached.
+    Access(AccessError),
+    /// An entry points to a frame that the frame map does not confirm.
+    P2m(P2mError),
+    /// The address has no L1 entry.
+    NotMapped(GuestVa),
+}
+
+impl From<AccessError> for WalkError {
+    fn from(error: AccessError) -> Self {
+        Self::Access(error)
+    }
+}
+
+impl From<P2mError> for WalkError {
+    fn from(error: P2mError) -> Self {
+        Self::P2m(error)
+    }
+}
+
+impl fmt::Display for WalkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Access(error) => error.fmt(f),
+            Self::P2m(error) => error.fmt(f),
+            Self::NotMapped(va) => write!(f, "{va} has no L1 entry"),
+        }
+    }
+}
+
+impl core::error::Error for WalkError {}
+
+/// A mapping could not be made, changed or removed. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The address is in the half that all address spaces share.
+    KernelHalf(GuestVa),
+    /// The address is not the first of a page.
+    Unaligned(GuestVa),
+    /// The flags lack PRESENT, or hold bits that this operation does not take.
+    Flags(u64),
+    /// Something is mapped there already.
+    Occupied {
+        /// Where.
+        va: GuestVa,
+        /// What.
+        pte: Pte,
+    },
+    /// Nothing is mapped there.
+    NotMapped(GuestVa),
+    /// A pinned tree has no L1 table for the address.
+    NoTable(GuestVa),
+    /// No frame for a table is left.
+    OutOfTables,
+    /// The batch has too little room for the request.
+    BatchTooSmall {
+        /// Updates needed.
+        needed: usize,
+        /// Updates it can hold.
+        room: usize,
+    },
+    /// The tables could not be read.
+    Walk(WalkError),
+    /// Xen refused an update; those before it have been undone.
+    Refused {
+        /// Where the refused update was to take effect.
+        va: GuestVa,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// Xen refused an update, and then refused to undo those before it.
+    NotUndone {
+        /// Updates that are in effect all the same.
+        left: u32,
+        /// Why the first one stays.
+        error: Error,
+    },
+}
+
+impl From<WalkError> for MapError {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<AccessError> for MapError {
+    fn from(error: AccessError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl From<P2mError> for MapError {
+    fn from(error: P2mError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KernelHalf(va) => write!(f, "{va} is in the half that all address spaces share"),
+            Self::Unaligned(va) => write!(f, "{va} is not the first address of a page"),
+            Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
+            Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
+            Self::NotMapped(va) => write!(f, "{va} is not mapped"),
+            Self::NoTable(va) => write!(f, "{va} has no L1 table in the pinned tree"),
+            Self::OutOfTables => f.write_str("no frame for a page table is left"),
+            Self::BatchTooSmall { needed, room } => {
+                write!(f, "needs {needed} updates in one batch, which has room for {room}")
+            }
+            Self::Walk(error) => error.fmt(f),
+            Self::Refused { va, error } => write!(f, "at {va}: {error}"),
+            Self::NotUndone { left, error } => {
+                write!(f, "{left} updates could not be undone: {error}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// A frame that could not be mapped, given back.
+#[derive(Debug)]
+#[must_use = "the frame comes back in the error"]
+pub struct MapFailed {
+    /// The frame that was to be mapped.
+    pub frame: Frame,
+    /// Why.
+    pub error: MapError,
+}
+
+impl fmt::Display for MapFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pfn {} not mapped: {}", self.frame.pfn(), self.error)
+    }
+}
+
+impl core::error::Error for MapFailed {}
+
+/// Why a tree was not pinned, or not unpinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinFailure {
+    /// The tables could not be read.
+    Walk(WalkError),
+    /// Xen refused to change the direct mapping of a table's frame.
+    Protect {
+        /// The table.
+        table: Pfn,
+        /// The refusal.
+        error: Error,
+    },
+    /// Xen refused the tree because of this table: it is mapped writable somewhere, or an entry of it is not
+    /// allowed.
+    Table {
+        /// Level at which Xen refused it.
+        level: Level,
+        /// The table, in the guest's terms.
+        pfn: Pfn,
+        /// The table, in the machine's terms.
+        mfn: Mfn,
+        /// The refusal of this table alone.
+        error: Error,
+    },
+    /// Xen refused the root, and takes every table below it by itself.
+    Root {
+        /// The root, in the guest's terms.
+        pfn: Pfn,
+        /// The root, in the machine's terms.
+        mfn: Mfn,
+        /// The refusal.
+        error: Error,
+    },
+    /// Xen refused the hypercall as a whole.
+    Call(Error),
+    /// The batch cannot hold a single element.
+    BatchTooSmall,
+}
+
+impl From<WalkError> for PinFailure {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<AccessError> for PinFailure {
+    fn from(error: AccessError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl From<P2mError> for PinFailure {
+    fn from(error: P2mError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl From<Full> for PinFailure {
+    fn from(_: Full) -> Self {
+        Self::BatchTooSmall
+    }
+}
+
+impl fmt::Display for PinFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Walk(error) => error.fmt(f),
+            Self::Protect { table, error } => {
+                write!(f, "the direct mapping of table pfn {table} was not changed: {error}")
+            }
+            Self::Table { level, pfn, mfn, error } => write!(
+                f,
+                "{level} table pfn {pfn} (mfn {mfn}): {error}; \
+                 is the frame mapped writable somewhere, or does an entry of it map a table writable?"
+            ),
+            Self::Root { pfn, mfn, error } => write!(f, "root pfn {pfn} (mfn {mfn}): {error}"),
+            Self::Call(error) => error.fmt(f),
+            Self::BatchTooSmall => f.write_str("the batch has no room for a single element"),
+        }
+    }
+}
+
+impl core::error::Error for PinFailure {}
+
+/// What an undo could not put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UndoError {
+    /// What stopped it. The steps before it in the order of undoing are done.
+    pub failure: PinFailure,
+}
+
+impl fmt::Display for UndoError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "and the undo stopped: {}", self.failure)
+    }
+}
+
+/// A tree that was not pinned, given back.
+#[derive(Debug)]
+#[must_use = "the address space comes back in the error"]
+pub struct PinError {
+    /// The address space, loose as before. After a failed undo some of its tables are still read-only.
+    pub pgd: Pgd<Loose>,
+    /// Why.
+    pub failure: PinFailure,
+    /// What could not be put back, if anything.
+    pub undo: Result<(), UndoError>,
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not pinned: {}", self.failure)?;
+        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+    }
+}
+
+impl core::error::Error for PinError {}
+
+/// A tree that was not unpinned, given back.
+#[derive(Debug)]
+#[must_use = "the address space comes back in the error"]
+pub struct UnpinError {
+    /// The address space, pinned as before. After a failed undo it may be unpinned, some tables writable.
+    pub pgd: Pgd<Pinned>,
+    /// Why.
+    pub failure: PinFailure,
+    /// What could not be put back, if anything.
+    pub undo: Result<(), UndoError>,
+}
+
+impl fmt::Display for UnpinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not unpinned: {}", self.failure)?;
+        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+    }
+}
+
+impl core::error::Error for UnpinError {}
+
+/// A root was not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The frame map does not have it.
+    Walk(WalkError),
+    /// Xen refused it.
+    Refused(Error),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Walk(error) => error.fmt(f),
+            Self::Refused(error) => write!(f, "root not loaded: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
