@@ -56,7 +56,7 @@ pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
 pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
-pub use machine::{AccessError, Assist, FrameAccess, Hypercalls, Machine};
+pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
 pub use middleware::{Counting, Counts, FailNth, Refusal};
 pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};

@@ -119,6 +119,55 @@ pub trait FrameAccess {
     fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError>;
 }
 
+/// Loads and stores of the running CPU, which may fault: through the tables that are loaded, with Xen's emulation of
+/// writes to live L1 tables. Tests and demonstrations use it; the crates above do not.
+pub trait Cpu {
+    /// Reads a word.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn load(&self, va: GuestVa) -> Result<u64, Fault>;
+
+    /// Writes a word.
+    ///
+    /// # Errors
+    /// [`Fault`]; nothing was written.
+    ///
+    /// # Hypercalls
+    /// None, but if the page is a live L1 table mapped read-only Xen is asked by the fault and emulates the write.
+    ///
+    /// # Safety
+    /// If the write succeeds, the memory behind the address is the caller's (I-1), and no Rust object.
+    unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault>;
+
+    /// Writes `new` if the word is `current`, in one step (`lock cmpxchg`), and returns the word that was there.
+    ///
+    /// # Errors
+    /// [`Fault`]; nothing was written.
+    ///
+    /// # Hypercalls
+    /// As for [`store`](Self::store).
+    ///
+    /// # Safety
+    /// As for [`store`](Self::store).
+    unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault>;
+
+    /// The time-stamp counter.
+    fn ticks(&self) -> u64;
+}
+
+/// An access faulted: nothing is mapped there, or not so, or Xen refused the entry that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(pub GuestVa);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the access to {} faulted", self.0)
+    }
+}
+
+impl core::error::Error for Fault {}
+
 /// Both halves of the seam.
 pub trait Machine: Hypercalls + FrameAccess {}
 

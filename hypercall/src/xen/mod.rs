@@ -9,7 +9,7 @@ mod platform;
 mod trap;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
-pub use trap::{fault_fixup, hypercall, try_load, try_store};
+pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

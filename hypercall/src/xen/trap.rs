@@ -36,9 +36,10 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// One load and one store that may fault. The guest's page-fault handler asks `fault_fixup` whether to go on.
+// A load, a store and an exchange that may fault. The guest's page-fault handler asks `fault_fixup` whether to go on.
 global_asm!(
-    ".global hypercall_try_load, hypercall_try_store, hypercall_try_failed",
+    ".global hypercall_try_load, hypercall_try_store, hypercall_try_exchange",
+    ".global hypercall_try_cmpxchg, hypercall_try_failed",
     ".type hypercall_try_load, @function",
     ".type hypercall_try_store, @function",
     "hypercall_try_load:",
@@ -49,11 +50,20 @@ global_asm!(
     "mov [rdi], rsi",
     "xor edx, edx",
     "ret",
+    "hypercall_try_exchange:",
+    "mov rax, rsi",
+    "mov r8, rdx",
+    "hypercall_try_cmpxchg:",
+    "lock cmpxchg [rdi], r8",
+    "mov edx, 0",
+    "ret",
     "hypercall_try_failed:",
     "mov edx, 1",
     "ret",
     ".size hypercall_try_load, hypercall_try_store - hypercall_try_load",
-    ".size hypercall_try_store, hypercall_try_failed - hypercall_try_store",
+    ".size hypercall_try_store, hypercall_try_exchange - hypercall_try_store",
+    ".type hypercall_try_exchange, @function",
+    ".size hypercall_try_exchange, hypercall_try_failed - hypercall_try_exchange",
 );
 
 #[repr(C)]
@@ -66,6 +76,8 @@ struct Tried {
 unsafe extern "C" {
     fn hypercall_try_load(address: u64) -> Tried;
     fn hypercall_try_store(address: u64, value: u64) -> Tried;
+    fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
+    static hypercall_try_cmpxchg: u8;
     static hypercall_try_failed: u8;
 }
 
@@ -90,12 +102,24 @@ pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
     tried.failed == 0
 }
 
+/// Compares and exchanges 8 bytes as [`try_store`] writes them; `None` if it faulted.
+///
+/// # Safety
+/// As for [`try_store`].
+#[must_use]
+pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Option<u64> {
+    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
+    let tried = unsafe { hypercall_try_exchange(va.as_u64(), current, new) };
+    (tried.failed == 0).then_some(tried.value)
+}
+
 /// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's page-fault
 /// handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
     let load = hypercall_try_load as *const () as u64;
     let store = hypercall_try_store as *const () as u64;
+    let exchange = &raw const hypercall_try_cmpxchg as u64;
     let failed = &raw const hypercall_try_failed as u64;
-    (rip == load || rip == store).then_some(failed)
+    [load, store, exchange].contains(&rip).then_some(failed)
 }

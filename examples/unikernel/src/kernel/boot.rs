@@ -14,7 +14,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 
 use super::heap::{self, ARENA_FRAMES};
-use crate::guest::{Cpu, Guest, Pool};
+use crate::guest::{Guest, Pool};
 
 /// VIRT_BASE of the linker script: where pfn 0 is mapped.
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -114,7 +114,6 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
 pub(super) fn guest<'a>(
     early: &'a Early,
     xen: &'a Xen,
-    cpu: &'a dyn Cpu,
     console: &'a mut dyn fmt::Write,
 ) -> Guest<'a, Xen> {
     let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
@@ -125,7 +124,7 @@ pub(super) fn guest<'a>(
     let pool = Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES as u64) });
     Guest {
         machine: Counting::new(xen),
-        cpu,
+        cpu: xen,
         boot: early.boot,
         p2m: early.p2m,
         kernel_root: early.root(),

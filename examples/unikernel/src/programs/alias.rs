@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    BatchStorage, Call, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
+    BatchStorage, Call, Cpu, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use pvmmu::{Context, PinFailure, TableSource as _, walk};
 
@@ -16,7 +16,7 @@ use crate::guest::Guest;
 use crate::report::Verdict;
 
 /// Runs the program.
-pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
     let (context, pool) = guest.parts();
     let all = pages(4)?;

@@ -5,8 +5,8 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE, PteFlags,
-    Refusal,
+    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE,
+    PteFlags, Refusal,
 };
 use pvmmu::{Context, Loose, Pages, Pgd, Pinned, TableSource, load_root};
 
@@ -85,7 +85,7 @@ pub(super) fn load_kernel<M: Machine>(context: &Context<'_, M>) -> Result<(), St
 }
 
 /// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How many there were.
-pub(super) fn refuse_each<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
+pub(super) fn refuse_each<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
     let (context, pool) = guest.parts();
     let free = pool.len();
     for request in 0..1000 {

@@ -7,7 +7,7 @@ mod life;
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::Machine;
+use hypercall::{Cpu, Machine};
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -19,7 +19,7 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
