@@ -15,6 +15,9 @@ const CODE_LINES_MAX: usize = 400;
 /// Characters, not bytes.
 const LINE_CHARACTERS_MAX: usize = 100;
 
+/// Broken rules that are shown at once.
+const PLACES_SHOWN: usize = 40;
+
 /// What may not stand in a file, and why. In two pieces, so that this file keeps the rules too.
 const FORBIDDEN: [([&str; 2], &str); 4] = [
     (["#[ign", "ore"], "a test that does not run is no test: make it fast or remove it"),
@@ -38,7 +41,9 @@ pub(crate) fn check() -> Result<String> {
         broken.extend(broken_rules(&text).into_iter().map(|rule| format!("{name}{rule}")));
     }
     if !broken.is_empty() {
-        bail!("{}", broken.join("\n"));
+        let places = broken.len();
+        broken.truncate(PLACES_SHOWN);
+        bail!("{places} places, the first of them:\n{}", broken.join("\n"));
     }
     Ok(format!("{} files", files.len()))
 }
