@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
@@ -23,6 +24,10 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) kernel_root: Pfn,
     /// Frames free to use, all in the direct mapping.
     pub(crate) pool: Pool,
+    /// The words behind the program's name on the command line.
+    pub(crate) arguments: &'a str,
+    /// The boot module.
+    pub(crate) module: Option<&'a [u8]>,
     /// Where it prints.
     pub(crate) console: &'a mut dyn fmt::Write,
 }
@@ -39,6 +44,19 @@ impl<M: Machine + Cpu> Guest<'_, M> {
         let Self { machine, p2m, kernel_root, pool, .. } = self;
         (Context { machine, p2m, kernel_root: *kernel_root }, pool)
     }
+}
+
+/// The number that follows `name=` among `arguments`, or `default`.
+///
+/// # Errors
+/// A sentence, if what follows is no number.
+pub(crate) fn number(arguments: &str, name: &str, default: u64) -> Result<u64, String> {
+    let value = arguments
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')));
+    value.map_or(Ok(default), |digits| {
+        digits.parse().map_err(|_| alloc::format!("{name}={digits} is no number"))
+    })
 }
 
 /// Free frames, on the heap.

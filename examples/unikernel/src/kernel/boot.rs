@@ -7,7 +7,9 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use hypercall::xen::{Xen, try_load};
-use hypercall::{BootInfo, Counting, Frames, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, StartInfo};
+use hypercall::{
+    BootInfo, Counting, Frames, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
+};
 use p2m::P2m;
 use pvmmu::{Context, walk};
 use spin::Once;
@@ -129,6 +131,16 @@ pub(super) fn guest<'a>(
         p2m: early.p2m,
         kernel_root: early.root(),
         pool,
+        arguments: "",
+        module: module(&early.boot),
         console,
     }
+}
+
+/// The boot module, if it is mapped.
+fn module(boot: &BootInfo) -> Option<&'static [u8]> {
+    let Module::Mapped { start, len_bytes } = boot.module else { return None };
+    let len = usize::try_from(len_bytes).ok()?;
+    // SAFETY: the builder mapped the module there (public/xen.h), in frames that nothing else uses.
+    Some(unsafe { core::slice::from_raw_parts(start.addr().as_ptr(), len) })
 }

@@ -26,7 +26,8 @@ extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
     let _ = log::set_logger(&console::LOGGER);
     log::set_max_level(log::LevelFilter::Info);
 
-    let name = start_info.command_line().split_whitespace().next().unwrap_or("demo");
+    let line = start_info.command_line().trim();
+    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match name {
         "hang" => loop {
             Xen::yield_now();
@@ -34,17 +35,19 @@ extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
         "fault" => traps::fault_on_purpose(),
         "silent" => Xen::shutdown(console::shutdown_reason()),
         "panic" => panic!("as asked"),
-        _ => end(&run(early, name)),
+        "" => end(&run(early, "demo", "")),
+        _ => end(&run(early, name, arguments)),
     }
 }
 
 /// Runs the program called `name`.
-fn run(early: &'static Early, name: &str) -> Verdict {
+fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let program = programs::named(name)?;
     let xen = boot::machine(early);
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
     let mut guest = boot::guest(early, &xen, &mut console);
+    guest.arguments = arguments;
     program(&mut guest)
 }
 

@@ -3,6 +3,7 @@
 mod alias;
 mod demo;
 mod life;
+mod prove;
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -23,8 +24,9 @@ pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> 
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "prove" => Ok(prove::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo and alias, \
+            "no program is called {name:?}: there are demo, alias and prove, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
