@@ -143,8 +143,8 @@ impl Executor {
         (answers, &self.observation)
     }
 
-    /// Puts everything back: no pins, no user root, no entries, every frame writable, M2P right. What that takes and
-    /// gives is an observation too.
+    /// Puts everything back: no pins, no user root, no entries, every frame writable, M2P right.
+    /// What that takes and gives is an observation too.
     pub fn clean_up<M: Machine + Cpu>(&mut self, machine: &M) -> &Observation {
         self.observation.clear();
         let mut failed = 0;
@@ -282,7 +282,8 @@ impl Executor {
     }
 
     fn store<M: Cpu>(&self, machine: &M, (frame, slot): (u8, u8), value: u64) -> Answer {
-        // SAFETY: a word of a frame of the arena; if it is a live table, Xen validates what is stored.
+        // SAFETY: a word of a frame of the arena; if it is a live table, Xen validates what is
+        // stored.
         match unsafe { machine.store(self.arena.va(frame, slot), value) } {
             Ok(()) => Answer::Done(0),
             Err(_) => Answer::Refused(FAULT),
@@ -352,7 +353,8 @@ impl Executor {
 /// Issues one request.
 fn issue_one<M: Machine>(machine: &M, request: Request<'_>) -> Answer {
     let mut calls = [Call::new(request)];
-    // SAFETY: every request made in this crate is about frames of the arena, whose direct mapping keeps mapping them.
+    // SAFETY: every request made in this crate is about frames of the arena, whose direct mapping
+    // keeps mapping them.
     let whole = unsafe { machine.issue(&mut calls) };
     match whole.and(calls[0].result()) {
         Ok(()) => Answer::Done(0),

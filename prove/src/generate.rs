@@ -1,9 +1,10 @@
 //! Making steps: from chance, and from what the answers say about the state reached.
 //!
-//! Pure chance rarely builds a tree that Xen takes. So most of what is made here are short recipes (make a table of
-//! some level, link it, take it apart) on frames of which the generator believes to know the state, and between them
-//! single operations on anything. The beliefs come from answers, which are the same on both machines as long as the
-//! machines agree; that is what makes the sequence a function of the seed.
+//! Pure chance rarely builds a tree that Xen takes. So most of what is made here are short recipes
+//! (make a table of some level, link it, take it apart) on frames of which the generator believes
+//! to know the state, and between them single operations on anything. The beliefs come from
+//! answers, which are the same on both machines as long as the machines agree; that is what makes
+//! the sequence a function of the seed.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -211,7 +212,8 @@ impl Generator {
             1 => self.random.pick(&TABLE_FLAGS),
             _ => self.random.pick(&LEAF_FLAGS),
         };
-        // Mapping low I/O memory is the machine's affair: a guest that may do so gets what the machine has there.
+        // Mapping low I/O memory is the machine's affair: a guest that may do so gets what the
+        // machine has there.
         let which = if which == Which::Zero && flags & 1 != 0 { Which::Invalid } else { which };
         Value { which, flags }
     }

@@ -98,7 +98,8 @@ pub enum Op {
 pub enum Place {
     /// A word of a frame of the arena: the frame, and an index into [`SLOTS`](crate::SLOTS).
     Slot(u8, u8),
-    /// The entry that maps a frame of the arena in the direct mapping. Its new value always maps that frame.
+    /// The entry that maps a frame of the arena in the direct mapping. Its new value always maps
+    /// that frame.
     Direct(u8),
     /// A frame that no machine has.
     OutOfRange,

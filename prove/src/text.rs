@@ -1,6 +1,7 @@
 //! Steps as lines of text: what a divergence is kept as.
 //!
-//! `=` alone, `+` in the same request, `*` in the same multicall; then the operation and its arguments:
+//! `=` alone, `+` in the same request, `*` in the same multicall; then the operation and its
+//! arguments:
 //!
 //! ```text
 //! = update 0 f3.1 f7 8000000000000063

@@ -1,8 +1,10 @@
-//! `prove`: random operations on this machine, and a record of all answers that can be compared with another one's.
+//! `prove`: random operations on this machine, and a record of all answers that can be compared
+//! with another one's.
 //!
-//! Arguments, all optional: `seed=S`, `ops=N`, `every=K` (a digest after each K groups), `from=I` and `to=J` (groups I to J
-//! in full: the steps, then the words observed), `frames=F`, `replay` (the steps are in the boot module, one a line).
-//! `cargo xtask prove` runs it on real Xen and on the model and compares the output.
+//! Arguments, all optional: `seed=S`, `ops=N`, `every=K` (a digest after each K groups), `from=I`
+//! and `to=J` (groups I to J in full: the steps, then the words observed), `frames=F`, `replay`
+//! (the steps are in the boot module, one a line). `cargo xtask prove` runs it on real Xen and on
+//! the model and compares the output.
 
 use alloc::format;
 use alloc::string::String;
