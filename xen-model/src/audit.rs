@@ -6,10 +6,10 @@
 use core::fmt;
 use std::collections::HashMap;
 
-use hypercall::{ENTRIES, Level, Mfn};
+use hypercall::{Level, Mfn};
 
 use crate::l1e::{PRESENT, RW, frame_of};
-use crate::page::{DOM_IO, DOM_XEN, NOBODY, Page};
+use crate::page::{DOM_IO, DOM_XEN, NOBODY, Page, WORDS};
 use crate::state::State;
 use crate::types::{CountFlags, PageType, TypeFlags};
 use crate::upper::held_by_link;
@@ -104,7 +104,7 @@ impl State {
     }
 
     fn enter_table(&self, ledger: &mut Ledger, table: Mfn, level: Level) {
-        for index in 0..ENTRIES {
+        for index in 0..WORDS {
             let entry = self.frames.word(table, index);
             if entry & PRESENT == 0 || level == Level::L4 && xen_slots::is_xens(index) {
                 continue;

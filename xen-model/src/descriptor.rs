@@ -2,7 +2,9 @@
 //!
 //! Section 4.6 of the specification.
 
-use hypercall::{ENTRIES, Errno, Mfn};
+use hypercall::{Errno, Mfn};
+
+use crate::page::WORDS;
 
 use crate::state::{Answer, State};
 use crate::types::PageType;
@@ -46,7 +48,7 @@ pub(crate) const fn check_descriptor(descriptor: u64) -> Option<u64> {
 impl State {
     /// Validates a frame of descriptors, lowering their privilege (`validate_segdesc_page`).
     pub(crate) fn validate_descriptors(&mut self, mfn: Mfn) -> Answer {
-        for index in 0..ENTRIES {
+        for index in 0..WORDS {
             let descriptor = self.frames.word(mfn, index);
             let checked = check_descriptor(descriptor).ok_or(Errno::EINVAL)?;
             if checked != descriptor {

@@ -2,11 +2,11 @@
 //!
 //! Section 4.2 of the specification.
 
-use hypercall::{ENTRIES, Errno, Level, Mfn, MmuExtOp, ext_command};
+use hypercall::{Errno, Level, Mfn, MmuExtOp, ext_command};
 
 use crate::domain::{ASSIST_M2P_STRICT, Domain, Holds, Parked};
 use crate::mmu_update::BatchAnswer;
-use crate::page::{DOM_IO, DOM_XEN};
+use crate::page::{DOM_IO, DOM_XEN, WORDS};
 use crate::release::Release;
 use crate::state::{Answer, State};
 use crate::types::{PageType, TypeFlags};
@@ -301,7 +301,7 @@ impl State {
             self.say(format_args!("Error copying to mfn {number}"));
             return Err(Errno::EINVAL);
         }
-        for index in 0..ENTRIES {
+        for index in 0..WORDS {
             let word = self.frames.word(from, index);
             self.frames.words(to)[index] = word;
         }

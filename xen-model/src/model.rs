@@ -132,7 +132,7 @@ impl Model {
     #[must_use]
     pub fn word(&self, mfn: Mfn, index: usize) -> Option<u64> {
         let state = self.state();
-        (state.frames.is_ram(mfn) && index < hypercall::ENTRIES)
+        (state.frames.is_ram(mfn) && index < crate::page::WORDS)
             .then(|| state.frames.word(mfn, index))
     }
 
@@ -141,7 +141,7 @@ impl Model {
     /// It changes nothing if the frame is no RAM. Writing to a live table breaks the model's own law.
     pub fn poke(&self, mfn: Mfn, index: usize, word: u64) {
         let mut state = self.state_mut();
-        if state.frames.is_ram(mfn) && index < hypercall::ENTRIES {
+        if state.frames.is_ram(mfn) && index < crate::page::WORDS {
             state.frames.words(mfn)[index] = word;
         }
     }

@@ -3,7 +3,10 @@
 //! A machine of a terabyte has 2^28 frames, of which a test touches a few. What a frame is before anybody has
 //! touched it follows from the plan by which its domain was built, so it is computed on first touch, in chunks.
 
-use hypercall::{ENTRIES, Mfn};
+use hypercall::Mfn;
+
+/// Words of a frame, entries of a table.
+pub(crate) const WORDS: usize = hypercall::ENTRIES as usize;
 
 use crate::build::Plan;
 use crate::types::{CountFlags, CountInfo, PageType, TypeInfo};
@@ -31,7 +34,7 @@ pub(crate) enum Contents {
     /// The same word throughout.
     Filled(u64),
     /// Any words.
-    Words(Box<[u64; ENTRIES]>),
+    Words(Box<[u64; WORDS]>),
 }
 
 /// What Xen knows of a frame (`struct page_info`), and its contents.
@@ -204,9 +207,9 @@ impl Frames {
 
     /// The words of a frame of RAM, to write to.
     #[inline]
-    pub(crate) fn words(&mut self, mfn: Mfn) -> &mut [u64; ENTRIES] {
+    pub(crate) fn words(&mut self, mfn: Mfn) -> &mut [u64; WORDS] {
         if !matches!(self.page(mfn).contents, Contents::Words(_)) {
-            let mut words = Box::new([0; ENTRIES]);
+            let mut words = Box::new([0; WORDS]);
             for (index, word) in words.iter_mut().enumerate() {
                 *word = self.word(mfn, index);
             }

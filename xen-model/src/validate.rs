@@ -3,7 +3,9 @@
 //! Sections 3.5 and 2.3 of the specification. An interrupted walk leaves its progress in the frame; a table above L1
 //! that is refused after its first entry is set aside and taken apart before the hypercall ends.
 
-use hypercall::{ENTRIES, Errno, Level, Mfn};
+use hypercall::{Errno, Level, Mfn};
+
+use crate::page::WORDS;
 
 use crate::domain::{Holds, Parked};
 use crate::l1e::{Owners, PRESENT};
@@ -27,7 +29,7 @@ impl State {
 
     fn promote_l1(&mut self, table: Mfn) -> Answer {
         let owners = Owners::own(self.frames.page(table).owner);
-        for index in 0..ENTRIES {
+        for index in 0..WORDS {
             let entry = self.frames.word(table, index);
             if entry & PRESENT == 0 {
                 continue;
@@ -131,7 +133,7 @@ impl State {
         let (owner, kind) = (page.owner, page.kind.kind);
         match kind.level() {
             Some(Level::L1) => {
-                for index in 0..ENTRIES {
+                for index in 0..WORDS {
                     self.put_page_from_l1e(self.frames.word(table, index), owner);
                 }
                 Ok(())

@@ -3,7 +3,7 @@
 //! Sections 6.2 and 6.3 of the specification: `xl create` (tools/libs/guest, xg_dom_core.c and xg_dom_x86.c) and
 //! `dom0_construct_pv` (arch/x86/pv/dom0_build.c).
 
-use hypercall::{ENTRIES, Level, Mfn, PAGE_SHIFT};
+use hypercall::{Level, Mfn, PAGE_SHIFT};
 
 use super::mapping::Mapping;
 use crate::page::{Contents, Page};
@@ -97,7 +97,7 @@ impl Plan {
         {
             let kind = PageType::table(level);
             let root = level == Level::L4;
-            page.validated = ENTRIES as u16;
+            page.validated = hypercall::ENTRIES;
             page.kind = if root { TypeInfo::pinned(kind, 2) } else { TypeInfo::validated(kind, 1) };
             // Its owner, whoever points to it (for the root: pin and cr3), and its read-only mapping.
             let mapped = u32::from(in_boot && mapping.tables == self.boot.tables);
