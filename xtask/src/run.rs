@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let guest = Guest {
         kernel,
         arguments: arguments.program.join(" "),
+        module: arguments.module.clone(),
         memory_mib: arguments.mem,
         vcpus: arguments.vcpus,
         limit: arguments.time_limit(),
