@@ -103,7 +103,7 @@ impl View {
             }
             Line::Other(text) => {
                 if let Some(step) = &self.booting {
-                    step.at(text.chars().take(60).collect::<String>());
+                    step.at(text);
                 }
             }
         }

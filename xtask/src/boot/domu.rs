@@ -190,7 +190,7 @@ impl Reader {
             }
             return ControlFlow::Continue(());
         }
-        show(Line::Other(words));
+        show(Line::Other(if kind == "step" { rest } else { words }));
         match kind {
             "step" => rest.clone_into(&mut self.step),
             "started" => self.guest(rest).started = true,
