@@ -1,0 +1,9 @@
+//! The numbered assertions of the specification (section 8), each one test that carries its number in its name.
+//!
+//! ASSERTIONS.md lists them.
+
+mod a_page_state;
+mod b_l1_entries;
+mod c_upper_levels;
+mod d_linear;
+mod support;
