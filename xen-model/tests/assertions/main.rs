@@ -6,4 +6,8 @@ mod a_page_state;
 mod b_l1_entries;
 mod c_upper_levels;
 mod d_linear;
+mod e_mmuext;
+mod f_calls;
+mod g_multicall;
+mod h_memory_op;
 mod support;

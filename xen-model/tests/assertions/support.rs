@@ -24,8 +24,6 @@ pub(crate) const ENOSYS: i64 = -38;
 pub(crate) const EOPNOTSUPP: i64 = -95;
 
 pub(crate) const PIN_L1: u64 = 0;
-pub(crate) const PIN_L2: u64 = 1;
-pub(crate) const PIN_L3: u64 = 2;
 pub(crate) const PIN_L4: u64 = 3;
 pub(crate) const UNPIN: u64 = 4;
 pub(crate) const BASEPTR: u64 = 5;
