@@ -59,6 +59,10 @@ pub(crate) struct State {
     pub(crate) preemption: Preemption,
     pub(crate) statistics: Statistics,
     pub(crate) violations: Vec<String>,
+    /// Whether a multicall is running.
+    pub(crate) in_multicall: bool,
+    /// What domains have written by `console_io`.
+    pub(crate) console: Vec<String>,
 }
 
 /// A property of the CPU.
