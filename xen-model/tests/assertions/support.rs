@@ -160,6 +160,11 @@ impl Bench {
         result
     }
 
+    /// Clears the entry at the address of page `k`, whatever it maps.
+    pub(crate) fn unmap_foreign(&self, k: u64) -> i64 {
+        self.mmu(&[(self.slot(k), 0)]).0
+    }
+
     pub(crate) fn read_only(&self, k: u64) {
         assert_eq!(self.map(k, P), 0);
     }
