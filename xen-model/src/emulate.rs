@@ -162,6 +162,12 @@ impl State {
         let Hit { table, index, offset } = hit;
         let old = self.frames.word(table, index);
         let mask = if bytes == 8 { u64::MAX } else { ((1 << (bytes * 8)) - 1) << (offset * 8) };
+        let seen = (old & mask) >> (offset * 8);
+        if expected.is_some_and(|expected| expected != seen) {
+            // The instruction emulator compares first, and asks for a write only on a match: a new
+            // value that would be refused is not even looked at (docs/findings.md, 1).
+            return Some(seen);
+        }
         let shifted = value << (offset * 8) & mask;
         let mut new = old & !mask | shifted;
         let owners = Owners::own(self.caller());
@@ -175,11 +181,6 @@ impl State {
             }
         }
         new = self.adjust_l1e(new);
-        let seen = (old & mask) >> (offset * 8);
-        if expected.is_some_and(|expected| expected != seen) {
-            self.put_page_from_l1e(new, owners.table);
-            return Some(seen);
-        }
         self.frames.words(table)[index] = new;
         self.put_page_from_l1e(old, owners.table);
         Some(seen)
