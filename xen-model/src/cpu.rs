@@ -4,6 +4,7 @@
 use hypercall::{Cpu, Fault, GuestVa};
 
 use crate::access::Mode;
+use crate::emulate::low_word;
 use crate::model::{Guest, Model};
 
 /// Bytes of a word.
@@ -23,8 +24,7 @@ impl Cpu for Guest<'_> {
     unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault> {
         let (expected, new) = (u128::from(current), u128::from(new));
         let seen = self.compare_exchange(va.raw(), expected, new, WORD_BYTES);
-        // The low half: a word is all that was read.
-        seen.map(|seen| seen as u64).map_err(|_| Fault(va))
+        seen.map(low_word).map_err(|_| Fault(va))
     }
 
     /// There is no time on the model.

@@ -116,6 +116,8 @@ impl State {
             return result;
         }
         page.kind.count = 1;
+        self.statistics.transitions[now.kind as usize][kind as usize] += 1;
+        let page = self.frames.page(mfn);
         if now.kind != kind {
             page.kind.kind = kind;
             page.kind.flags -= TypeFlags::VALIDATED;

@@ -1,6 +1,7 @@
 //! The same programs on a model of Xen, on this host: what a machine without QEMU can do.
 #![expect(unsafe_code, reason = "claims the frames of a guest that exists only in the model")]
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicU64;
@@ -8,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use clap::Parser;
 use hypercall::{Assist, BootInfo, Counting, Frames, Hypercalls as _, PAGE_SHIFT, Pfn, StartInfo};
 use p2m::P2m;
-use xen_model::{DomainConfig, Flavour, Model, Release, Role};
+use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
 use crate::guest::{Guest, Pool};
 use crate::programs;
@@ -123,7 +124,25 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         module,
         console,
     };
-    program(&mut guest)
+    let verdict = program(&mut guest);
+    if name == "prove" {
+        print_transitions(console, &model).map_err(|error| say(&error))?;
+    }
+    verdict
+}
+
+/// How often frames went from one type to another: Xen does not tell, the model does. Descriptor
+/// tables are left out, no program makes any.
+fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
+    let counts = model.statistics().transitions;
+    let types = PageType::ALL.into_iter().filter(|kind| *kind != PageType::SegDesc);
+    for from in types.clone() {
+        for to in types.clone().filter(|to| *to != PageType::None) {
+            let count = counts[from as usize][to as usize];
+            writeln!(console, "T {} {} {count}", from.name(), to.name())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the model's guest sees page 0, as the real kernel does.

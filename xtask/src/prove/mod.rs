@@ -52,13 +52,14 @@ pub(crate) fn prove(arguments: &ProveArguments) -> Result<ExitStatus> {
             let (real, model) = machines.both(&run)?;
             let same = report(&run, &real, &model);
             total.add_coverage(&real);
+            total.add_transitions(&model);
             if !same {
                 diverged += 1;
                 investigate(&mut machines, &run, (&real, &model))?;
             }
         }
     }
-    println!("\n{}", total.coverage_table());
+    println!("\n{}\n{}", total.coverage_table(), total.transition_table());
     let passed = arguments.role.len() * arguments.xen.len() - diverged;
     println!("prove: {passed} passed, {diverged} failed");
     Ok(if diverged == 0 { ExitStatus::Pass } else { ExitStatus::Fail })
