@@ -21,9 +21,9 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A Xen and a role on it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Where {
-    pub(super) release: Release,
-    pub(super) role: Role,
+pub(crate) struct Where {
+    pub(crate) release: Release,
+    pub(crate) role: Role,
 }
 
 impl fmt::Display for Where {
@@ -44,7 +44,7 @@ pub(super) struct Run {
 
 /// Real Xen and the model.
 #[derive(Debug)]
-pub(super) struct Machines {
+pub(crate) struct Machines {
     station: Station,
     model: PathBuf,
     folder: TempDir,
@@ -52,7 +52,11 @@ pub(super) struct Machines {
 
 impl Machines {
     /// Both, ready to run.
-    pub(super) fn open() -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// This machine lacks something, or a program does not build.
+    pub(crate) fn open() -> Result<Self> {
         let step = Step::begin("building the guest and the model");
         let model = model_program()?;
         step.vanish();
