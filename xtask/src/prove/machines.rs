@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
 use super::record::Record;
+use crate::boot::outcome::{Outcome, Report};
 use crate::cli::{Release, Role};
 use crate::progress::Step;
 use crate::station::{Boot, Station, model_program};
@@ -87,19 +88,29 @@ impl Machines {
             module,
             limit: LIMIT,
         };
+        let (record, report) = self.boot(run, &boot)?;
+        if record.has_verdict() {
+            return Ok(record);
+        }
+        if !matches!(report.outcome, Outcome::HostFailed { .. }) {
+            bail!("{report}");
+        }
+        eprintln!("once more: {}", report.outcome);
+        let (record, report) = self.boot(run, &boot)?;
+        if record.has_verdict() { Ok(record) } else { bail!("{report}") }
+    }
+
+    fn boot(&mut self, run: &Run, boot: &Boot) -> Result<(Record, Report)> {
         let progress = Step::begin(&format!("{}: {}", run.place, run.words));
         let mut record = Record::default();
-        let report = self.station.boot(&boot, |line| {
+        let report = self.station.boot(boot, |line| {
             if line.starts_with("D ") {
                 progress.at(line.to_owned());
             }
             record.line(line);
         })?;
         progress.vanish();
-        if !record.has_verdict() {
-            bail!("{report}");
-        }
-        Ok(record)
+        Ok((record, report))
     }
 
     fn model(&self, run: &Run, module: Option<&Path>) -> Result<Record> {
