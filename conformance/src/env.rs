@@ -222,9 +222,10 @@ impl<'a, M: Target> Env<'a, M> {
 
     /// Writes in the way that `how` says; an error is a fault.
     pub(crate) fn write(&self, address: u64, how: RawWrite, value: u64) -> Check<u64> {
-        let va = GuestVa::new(address).map_err(|error| format!("{error}"))?;
-        // SAFETY: assertions write to frames of the arena only; live tables are Xen's to validate.
-        unsafe { self.machine.write(va, how, value) }.map_err(|fault| format!("{fault}"))
+        // SAFETY: assertions write to frames of the arena only, or where nobody may write; live
+        // tables are Xen's to validate.
+        let written = unsafe { self.machine.write(address, how, value) };
+        written.ok_or_else(|| format!("the write to {address:#x} faulted"))
     }
 
     /// Writes a word.

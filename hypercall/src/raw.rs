@@ -7,9 +7,6 @@
 //! guest's: on a model, Rust's own memory is not.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe everything")]
 
-use crate::machine::Fault;
-use crate::va::GuestVa;
-
 /// Hypercalls by number.
 pub trait RawHypercalls {
     /// Calls hypercall `number` and returns what it leaves in `rax`.
@@ -41,15 +38,12 @@ pub enum RawWrite {
 
 /// What the running CPU can do besides words.
 pub trait RawCpu {
-    /// Writes `value` at `va` in the way that `how` says. Returns the word that was there if the
-    /// instruction gives it, and 0 if not.
-    ///
-    /// # Errors
-    /// [`Fault`]; nothing was written.
+    /// Writes `value` at `address` in the way that `how` says. Returns the word that was there if
+    /// the instruction gives it, and 0 if not; `None` if it faulted, and then nothing was written.
     ///
     /// # Safety
     /// As for [`Cpu::store`](crate::Cpu::store).
-    unsafe fn write(&self, va: GuestVa, how: RawWrite, value: u64) -> Result<u64, Fault>;
+    unsafe fn write(&self, address: u64, how: RawWrite, value: u64) -> Option<u64>;
 
     /// Loads `selector` into a data segment register that nothing uses; false if that faulted.
     ///

@@ -7,14 +7,15 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::op::{Value, Which};
 
-/// The words of a frame that operations touch and observe. As slots of a root they lie on both sides of Xen's own, of
-/// which three can be named (and are refused); those are never observed.
+/// The words of a frame that operations touch and observe. As slots of a root they lie on both
+/// sides of Xen's own, of which three can be named (and are refused); those are never observed.
 pub const SLOTS: [u16; 12] = [1, 2, 3, 7, 85, 255, 272, 300, 511, 256, 258, 271];
 
 /// How many of [`SLOTS`] are observed.
 pub(crate) const OBSERVED: usize = 9;
 
-/// A frame number that no machine has: within the 40 bits of an entry, beyond every physical address width.
+/// A frame number that no machine has: within the 40 bits of an entry, beyond every physical
+/// address width.
 const OUT_OF_RANGE: u64 = 0xff_0000_0000;
 
 /// The all-ones frame of an entry.
@@ -52,7 +53,8 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena of up to 256 frames, each mapped writable in the direct mapping and nowhere else, and used by nobody.
+    /// An arena of up to 256 frames, each mapped writable in the direct mapping and nowhere else,
+    /// and used by nobody.
     #[must_use]
     pub fn new(mut frames: Vec<ArenaFrame>, landmarks: Landmarks) -> Self {
         frames.truncate(256);

@@ -84,6 +84,8 @@ pub enum Op {
         /// Whether it is still mapped.
         hold: Hold,
     },
+    /// Puts everything back: no pins, no user root, no entries, every frame writable, M2P right.
+    CleanUp,
     /// `XENMEM_decrease_reservation` of a frame and `XENMEM_populate_physmap` in its place.
     Balloon {
         /// The frame.
@@ -98,7 +100,8 @@ pub enum Op {
 pub enum Place {
     /// A word of a frame of the arena: the frame, and an index into [`SLOTS`](crate::SLOTS).
     Slot(u8, u8),
-    /// The entry that maps a frame of the arena in the direct mapping. Its new value always maps that frame.
+    /// The entry that maps a frame of the arena in the direct mapping. Its new value always maps
+    /// that frame.
     Direct(u8),
     /// A frame that no machine has.
     OutOfRange,

@@ -4,10 +4,10 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use hypercall::Level::{L1, L4};
-use hypercall::{Console, GuestVa, Level, PAGE_SIZE, ext_command as ext};
+use hypercall::{Console, GuestVa, Level, PAGE_SIZE, RawWrite, ext_command as ext};
 
 use crate::check::Check;
-use crate::env::{Env, GUEST_KERNEL, KERNEL_RO, KERNEL_RW, SELF, number, op};
+use crate::env::{Env, GUEST_KERNEL, HOLE, KERNEL_RO, KERNEL_RW, SELF, number, op};
 use crate::errno::{EINVAL, ENOSYS, EPERM};
 use crate::{Assertion, Target};
 
@@ -20,6 +20,9 @@ pub(super) fn all<M: Target>() -> Vec<Assertion<M>> {
             l109_features_console_and_assists_by_role;
     ]
 }
+
+/// Where every guest may read M2P.
+const M2P: u64 = 0xffff_8000_0000_0000;
 
 /// Entries that an address goes through in the running tables, from the root down, and the table of
 /// the last.
@@ -105,6 +108,9 @@ fn l107_the_builders_tables_are_as_xen_leaves_them<M: Target>(env: &mut Env<'_, 
         want!(env.set(bed, 1, shared_info << 12 | flags), 0);
     }
     want!(env.m2p(root), Some(env.facts().root.0.raw()));
+    for address in [M2P + root * 8, HOLE] {
+        want!(env.write(address, RawWrite::Store8, 0).is_ok(), false, "to {address:#x}");
+    }
     Ok(())
 }
 
@@ -125,10 +131,9 @@ fn l108_the_builders_pages_come_in_order<M: Target>(env: &mut Env<'_, M>) -> Che
         (None, Console::Hypervisor) => want!(tables, list_end + 1),
         (store, console) => return Err(format!("store {store:?}, console {console:?}")),
     }
-    if !boot.is_dom0 {
-        let limit = env.memory_op(op::MAXIMUM_RESERVATION, &[SELF]).cast_unsigned();
-        want!(limit, boot.pages + 256);
-    }
+    // What dom0 may have follows from Xen's command line: here, no more than it has.
+    let limit = env.memory_op(op::MAXIMUM_RESERVATION, &[SELF]).cast_unsigned();
+    want!(limit, env.by_role(boot.pages, boot.pages + 256));
     let root = entries(env, boot.root.raw())?;
     want!(root.len(), 4);
     want!(root[0].0, L4);

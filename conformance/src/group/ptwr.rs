@@ -118,7 +118,9 @@ fn j102_exchanges_are_validated_if_they_match<M: Target>(env: &mut Env<'_, M>) -
     let stored = env.entry(data, GUEST_KERNEL | 0x67);
     same!(env.get(bed, 1)?, stored);
     want!(env.exchange(data)?, EINVAL);
+    // What does not match is not looked at.
     let bad = env.entry(table, KERNEL_RW);
+    want!(env.compare_exchange(at, 0x40, bad)?, stored, "no match, and an entry to refuse");
     want!(env.compare_exchange(at, stored, bad).is_ok(), false, "a refused entry");
     same!(env.get(bed, 1)?, stored);
     same!(env.write(at, RawWrite::Exchange, env.entry(data, KERNEL_RO))?, stored);

@@ -35,7 +35,8 @@ pub(crate) struct Guest<'a, M> {
 impl<M: Machine + Cpu> Guest<'_, M> {
     /// Writes a word of the user half that the running address space maps; false if that faults.
     pub(crate) fn store(&self, va: GuestVa, value: u64) -> bool {
-        // SAFETY: programs map only frames of their pool in the user half, and no Rust object is in them.
+        // SAFETY: programs map only frames of their pool in the user half, and no Rust object is in
+        // them.
         unsafe { self.cpu.store(va, value) }.is_ok()
     }
 

@@ -1,5 +1,5 @@
-//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU or another
-//! domain may change what is there.
+//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
+//! or another domain may change what is there.
 
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -61,7 +61,8 @@ impl FrameAccess for Xen {
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         let into = self.bytes(pfn, offset, from.len())?;
         for (k, byte) in from.iter().enumerate() {
-            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame
+            // (I-1).
             unsafe { into.wrapping_add(k).write_volatile(*byte) };
         }
         Ok(())

@@ -4,9 +4,7 @@ use core::arch::global_asm;
 
 use super::Xen;
 use super::trap::{Tried, hypercall};
-use crate::machine::Fault;
 use crate::raw::{RawCpu, RawHypercalls, RawWrite};
-use crate::va::GuestVa;
 
 // Each of these may fault at the label `..._at`; the guest's page-fault handler then goes on at the
 // failure exit.
@@ -108,7 +106,7 @@ impl RawHypercalls for Xen {
 }
 
 impl RawCpu for Xen {
-    unsafe fn write(&self, va: GuestVa, how: RawWrite, value: u64) -> Result<u64, Fault> {
+    unsafe fn write(&self, address: u64, how: RawWrite, value: u64) -> Option<u64> {
         let writer: Writer = match how {
             RawWrite::Store1 => hypercall_raw_store1,
             RawWrite::Store2 => hypercall_raw_store2,
@@ -119,8 +117,8 @@ impl RawCpu for Xen {
             RawWrite::CompareExchange16 => hypercall_raw_exchange16,
         };
         // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
-        let tried = unsafe { writer(va.raw(), value) };
-        if tried.failed == 0 { Ok(tried.value) } else { Err(Fault(va)) }
+        let tried = unsafe { writer(address, value) };
+        (tried.failed == 0).then_some(tried.value)
     }
 
     unsafe fn load_selector(&self, selector: u16) -> bool {

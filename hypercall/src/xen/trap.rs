@@ -1,10 +1,11 @@
 //! The trampolines: how a number and up to five words get into Xen.
 //!
-//! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10` and
-//! `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction (public/arch-x86/xen-x86_64.h). A hypercall
-//! page holds nothing else, so there is none. A debug build of Xen overwrites the argument registers, so each
-//! counts as lost. An interrupted hypercall is run again from its `syscall`, in between the guest may take an
-//! event upcall on its own stack: hence no `nostack`.
+//! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`,
+//! `rdx`, `r10` and `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction
+//! (public/arch-x86/xen-x86_64.h). A hypercall page holds nothing else, so there is none. A debug
+//! build of Xen overwrites the argument registers, so each counts as lost. An interrupted hypercall
+//! is run again from its `syscall`, in between the guest may take an event upcall on its own stack:
+//! hence no `nostack`.
 
 use core::arch::{asm, global_asm};
 
@@ -13,8 +14,8 @@ use x86_64::VirtAddr;
 /// Calls hypercall `number` with five arguments.
 ///
 /// # Safety
-/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every argument that is
-/// an address must point to what this hypercall expects there.
+/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every
+/// argument that is an address must point to what this hypercall expects there.
 #[inline]
 pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
@@ -36,7 +37,8 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// A load, a store and an exchange that may fault. The guest's page-fault handler asks `fault_fixup` whether to go on.
+// A load, a store and an exchange that may fault. The guest's page-fault handler asks `fault_fixup`
+// whether to go on.
 global_asm!(
     ".global hypercall_try_load, hypercall_try_store, hypercall_try_exchange",
     ".global hypercall_try_cmpxchg, hypercall_try_failed",
@@ -81,8 +83,8 @@ unsafe extern "C" {
     static hypercall_try_failed: u8;
 }
 
-/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault handler
-/// consulted [`fault_fixup`].
+/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault
+/// handler consulted [`fault_fixup`].
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
     // SAFETY: a load changes nothing, and a fault in it is turned into `failed`.
@@ -90,8 +92,9 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
     (tried.failed == 0).then_some(tried.value)
 }
 
-/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's page-fault handler
-/// consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and faults if Xen refuses the entry.
+/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's
+/// page-fault handler consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and
+/// faults if Xen refuses the entry.
 ///
 /// # Safety
 /// If the address is mapped writable, the memory behind it is the caller's, and no Rust object.
@@ -113,8 +116,8 @@ pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Opti
     (tried.failed == 0).then_some(tried.value)
 }
 
-/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's page-fault
-/// handler must ask before it reports the fault.
+/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's
+/// page-fault handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
     let load = hypercall_try_load as *const () as u64;

@@ -88,7 +88,8 @@ impl Executor {
         self.observation.push(u64::from(cleared.is_ok()));
     }
 
-    /// Whether a word of another frame, present or not, names the frame: its number would change its meaning.
+    /// Whether a word of another frame, present or not, names the frame: its number would change
+    /// its meaning.
     fn is_named<M: Machine>(&self, machine: &M, number: u8) -> bool {
         let mfn = self.arena.frame(number).mfn;
         let own = self.arena.frame(number).pfn;

@@ -73,7 +73,8 @@ impl Executor {
             Run::Va(mapping) => Request::VaMapping(mapping),
         };
         let mut calls: Vec<Call<'_>> = runs.iter().map(|run| Call::new(request(run))).collect();
-        // SAFETY: `element` lets through only requests about frames of the arena, or that Xen refuses.
+        // SAFETY: `element` lets through only requests about frames of the arena, or that Xen
+        // refuses.
         let whole = unsafe { machine.issue(&mut calls) };
         if calls.len() > 1 {
             self.coverage.count("multicall", whole.err().map_or(0, |error| error.errno.raw()));
@@ -208,7 +209,8 @@ impl Executor {
         let used = crate::SLOTS.into_iter().chain(hypercall::XEN_SLOTS);
         for (done, index) in used.enumerate() {
             let Ok(va) = hypercall::GuestVa::new(page + u64::from(index) * 8) else { continue };
-            // SAFETY: a word of a frame of the arena; if it is a live table, Xen validates what is stored.
+            // SAFETY: a word of a frame of the arena; if it is a live table, Xen validates what is
+            // stored.
             if unsafe { machine.store(va, 0) }.is_err() {
                 return if done == 0 {
                     Answer::Refused(super::FAULT)

@@ -12,8 +12,9 @@ use super::session::{Passed, Session};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
 use crate::boot::{Guest, Host, dom0, domu};
-use crate::cli::{Release, TestArguments};
+use crate::cli::{Release, Role, TestArguments};
 use crate::paths::HostFolder;
+use crate::prove::{self, Machines, Where};
 use crate::provision::linux::{self, Linux};
 use crate::provision::qemu::Qemu;
 use crate::provision::xen;
@@ -43,6 +44,9 @@ struct Case {
     expectation: Expectation,
 }
 
+/// Random operations on each release and in each role that are compared with the model's.
+const OPERATIONS: u64 = 20_000;
+
 /// For guests that should end.
 const ENOUGH_SECONDS: u64 = 60;
 
@@ -51,11 +55,12 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 }
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
     case("alias", 256, Expectation::Pass),
+    case("conformance", 256, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { program: "hang", memory_mib: 256, seconds: 5, expectation: Expectation::Hang },
@@ -95,7 +100,27 @@ pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     for &release in &arguments.xen {
         setting.one_release(session, release)?;
     }
+    compare_with_the_model(session, arguments)?;
     endings::run(session, &setting.kernel)
+}
+
+/// Random operations on every release in both roles, and on the model.
+fn compare_with_the_model(session: &mut Session, arguments: &TestArguments) -> Result<()> {
+    let mut machines = None;
+    session.step("prove", "the guest and the model", || {
+        machines = Some(Machines::open()?);
+        Ok(String::new())
+    })?;
+    let Some(mut machines) = machines else { return Ok(()) };
+    for &release in &arguments.xen {
+        for role in [Role::Dom0, Role::Domu] {
+            let place = Where { release, role };
+            session.step("prove", &place.to_string(), || {
+                prove::compare(&mut machines, place, OPERATIONS)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 impl Setting<'_> {
@@ -177,6 +202,7 @@ impl Setting<'_> {
         Guest {
             kernel: self.kernel.clone(),
             arguments: case.program.to_owned(),
+            module: None,
             memory_mib: case.memory_mib,
             vcpus: 1,
             limit: Duration::from_secs(case.seconds),

@@ -1,5 +1,6 @@
-//! `alias`: what happens when a table's frame is still mapped writable somewhere when its tree is pinned. Xen refuses;
-//! the error must name the frame, and the guest must go on as if nothing had been tried.
+//! `alias`: what happens when a table's frame is still mapped writable somewhere when its tree is
+//! pinned. Xen refuses; the error must name the frame, and the guest must go on as if nothing had
+//! been tried.
 #![expect(unsafe_code, reason = "makes the alias on purpose, on a page of its own")]
 
 use alloc::format;

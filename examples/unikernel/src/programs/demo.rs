@@ -1,4 +1,5 @@
-//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what each step costs.
+//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what
+//! each step costs.
 
 use alloc::format;
 use alloc::string::String;
