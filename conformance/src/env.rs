@@ -91,8 +91,8 @@ pub struct Env<'a, M> {
 
 impl<'a, M: Target> Env<'a, M> {
     /// An environment on `machine`, which booted with `boot` and runs on `root`, with the frames of
-    /// an arena (at least 700 are needed): each mapped writable in the direct mapping and nowhere
-    /// else, and used by nobody.
+    /// an arena (at least 600 are needed): each zero, mapped writable in the direct mapping and
+    /// nowhere else, and used by nobody.
     ///
     /// # Errors
     /// A sentence, if there are too few frames or Xen does not answer the first questions.
@@ -116,8 +116,6 @@ impl<'a, M: Target> Env<'a, M> {
         env.facts.domain = env.find_own_domain()?;
         env.facts.foreign = env.find_foreign();
         env.reservation = env.current_reservation(SELF);
-        let all = env.frames.len();
-        env.used = all;
         env.clean_up()?;
         Ok(env)
     }
