@@ -52,6 +52,7 @@ mod middleware;
 mod op;
 mod own;
 mod pte;
+mod raw;
 mod start_info;
 mod va;
 #[cfg(target_os = "none")]
@@ -67,5 +68,6 @@ pub use middleware::{Counting, Counts, FailNth, Refusal};
 pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
+pub use raw::{RawCpu, RawHypercalls, RawWrite};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
 pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

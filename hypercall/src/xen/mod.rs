@@ -6,6 +6,7 @@
 mod memory;
 mod mmu;
 mod platform;
+mod raw;
 mod trap;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};

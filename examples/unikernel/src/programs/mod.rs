@@ -1,6 +1,7 @@
 //! The programs: each written against the seam, each ending in a verdict.
 
 mod alias;
+mod conformance;
 mod demo;
 mod life;
 mod prove;
@@ -8,7 +9,8 @@ mod prove;
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::{Cpu, Machine};
+use ::conformance::Target;
+use hypercall::Machine;
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -20,13 +22,14 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
         "prove" => Ok(prove::run),
+        "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias and prove, \
+            "no program is called {name:?}: there are demo, alias, prove and conformance, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
