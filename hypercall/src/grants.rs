@@ -1,6 +1,8 @@
-//! Grants: frames that one domain lets another map, as the ABI's own structures (public/grant_table.h).
+//! Grants: frames that one domain lets another map, as the ABI's own structures
+//! (public/grant_table.h).
 //!
-//! A trait of its own beside [`Hypercalls`](crate::Hypercalls): most machines, and most crates, do without.
+//! A trait of its own beside [`Hypercalls`](crate::Hypercalls): most machines, and most crates, do
+//! without.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
@@ -131,7 +133,8 @@ impl GrantMap {
         dev_bus_addr: 0,
     };
 
-    /// Maps what `domain` grants as `reference` for the kernel at `va`, in place of what is mapped there.
+    /// Maps what `domain` grants as `reference` for the kernel at `va`, in place of what is mapped
+    /// there.
     #[must_use]
     pub const fn kernel(
         va: GuestVa,
@@ -199,7 +202,8 @@ impl GrantUnmap {
 
 /// Something that maps other domains' frames, and tells the guest where its own grant table is.
 pub trait Grants {
-    /// Puts map requests to Xen; each element's `status` says what became of it (`GNTTABOP_map_grant_ref`).
+    /// Puts map requests to Xen; each element's `status` says what became of it
+    /// (`GNTTABOP_map_grant_ref`).
     ///
     /// # Errors
     /// Only if the hypercall as a whole was refused; elements that were not looked at keep
@@ -209,10 +213,12 @@ pub trait Grants {
     /// One `grant_table_op`; none for no element.
     ///
     /// # Safety
-    /// The caller owns each page at whose address a frame is mapped, and no Rust object lives there (I-2).
+    /// The caller owns each page at whose address a frame is mapped, and no Rust object lives there
+    /// (I-2).
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error>;
 
-    /// Puts unmap requests to Xen; each element's `status` says what became of it (`GNTTABOP_unmap_grant_ref`).
+    /// Puts unmap requests to Xen; each element's `status` says what became of it
+    /// (`GNTTABOP_unmap_grant_ref`).
     ///
     /// # Errors
     /// As for [`grant_map`](Self::grant_map).
@@ -224,7 +230,8 @@ pub trait Grants {
     /// Nobody uses the mappings any more.
     unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error>;
 
-    /// Asks for a grant table of `frames.len()` frames and where they are (`GNTTABOP_setup_table`, version 1).
+    /// Asks for a grant table of `frames.len()` frames and where they are (`GNTTABOP_setup_table`,
+    /// version 1).
     ///
     /// # Errors
     /// The hypercall's errno, or what its status comes to: `EINVAL`.

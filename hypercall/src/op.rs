@@ -1,5 +1,5 @@
-//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so that a
-//! run of them goes to Xen as it lies in memory.
+//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so
+//! that a run of them goes to Xen as it lies in memory.
 
 use core::fmt;
 
@@ -22,8 +22,8 @@ impl DomId {
     pub const XEN: Self = Self(0x7ff2);
 }
 
-/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose tables
-/// they are in. Both are the caller for all but a toolstack.
+/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose
+/// tables they are in. Both are the caller for all but a toolstack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Domains {
     /// Owner of the frames mapped (`foreigndom`, low half).
@@ -55,8 +55,8 @@ impl Domains {
 
 /// One element of `mmu_update` (`struct mmu_update`, 16 bytes).
 ///
-/// The low three bits of `target` are the command; the rest is the machine address of an entry, or of the
-/// frame whose M2P entry changes.
+/// The low three bits of `target` are the command; the rest is the machine address of an entry, or
+/// of the frame whose M2P entry changes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct MmuUpdate {
@@ -79,8 +79,8 @@ pub mod mmu_command {
 }
 
 impl MmuUpdate {
-    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0, which Xen
-    /// refuses.
+    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0,
+    /// which Xen refuses.
     pub const EMPTY: Self = Self { target: 0, value: 0 };
 
     /// Sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
@@ -193,7 +193,8 @@ impl MmuExtOp {
     /// Room for an element, to build storage with.
     pub const EMPTY: Self = Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0);
 
-    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to `_L4_TABLE`).
+    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to
+    /// `_L4_TABLE`).
     #[must_use]
     pub const fn pin(level: Level, table: Mfn) -> Self {
         Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
@@ -257,8 +258,8 @@ impl MmuExtOp {
         Self::from_raw(ext_command::COPY_PAGE, to.raw(), from.raw())
     }
 
-    /// An element with exactly these words, sensible or not. A `*_MULTI` flush carries the address of a
-    /// vCPU mask in `argument2`, which only the real backend can read.
+    /// An element with exactly these words, sensible or not. A `*_MULTI` flush carries the address
+    /// of a vCPU mask in `argument2`, which only the real backend can read.
     #[must_use]
     pub const fn from_raw(command: u32, argument1: u64, argument2: u64) -> Self {
         Self { command, padding: 0, argument1, argument2 }

@@ -10,10 +10,11 @@
 //!    0  1  1  0                                          Identity, in a page that many holes share
 //! ```
 //!
-//! The words of RAM and of absent frames and the marks in bits 63 and 62 are those that toolstacks and crash tools know
-//! from Linux. An identity word needs no number, since its place says it; so one page of them serves every hole. The
-//! owner in a foreign word keeps the accounts where the frame is: they cannot go out of step with the map. Bit 61 tells
-//! a writer, without a walk and without a fault, that the page is read-only and must be reserved first.
+//! The words of RAM and of absent frames and the marks in bits 63 and 62 are those that toolstacks
+//! and crash tools know from Linux. An identity word needs no number, since its place says it; so
+//! one page of them serves every hole. The owner in a foreign word keeps the accounts where the
+//! frame is: they cannot go out of step with the map. Bit 61 tells a writer, without a walk and
+//! without a fault, that the page is read-only and must be reserved first.
 
 use hypercall::{DomId, Mfn, Pfn};
 

@@ -48,13 +48,15 @@ pub enum P2mError {
         /// What it stands for.
         entry: P2mEntry,
     },
-    /// The pfn lies in a hole that has no memory for its words yet: reserve it first (`Window::reserve`).
+    /// The pfn lies in a hole that has no memory for its words yet: reserve it first
+    /// (`Window::reserve`).
     NotReserved(Pfn),
     /// No machine has a frame of this number.
     NoFrame(Mfn),
     /// M2P knows no pfn for the mfn: it is not this guest's RAM.
     NotInM2p(Mfn),
-    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the maps is wrong.
+    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the
+    /// maps is wrong.
     Disagreement {
         /// The frame asked for.
         mfn: Mfn,

@@ -1,10 +1,11 @@
 //! The three-level frame list: a page of frames of pages of frames of the list's own pages.
 //!
-//! Toolstacks that do not walk the linear list read this one (`pfn_to_mfn_frame_list_list`); so do older tools that look
-//! at a guest from outside. It reaches as far as 2^27 pfns, 512 GiB; a longer map has the linear list alone.
+//! Toolstacks that do not walk the linear list read this one (`pfn_to_mfn_frame_list_list`); so do
+//! older tools that look at a guest from outside. It reaches as far as 2^27 pfns, 512 GiB; a longer
+//! map has the linear list alone.
 //!
-//! Its pages hold machine frames that nobody translates: after a restore they are all stale, and [`FrameList::build`]
-//! writes them again.
+//! Its pages hold machine frames that nobody translates: after a restore they are all stale, and
+//! [`FrameList::build`] writes them again.
 #![expect(unsafe_code, reason = "writes the pages of the list, which belong to it (I-1)")]
 
 use hypercall::{AccessError, Frame, FrameAccess, Mfn, PAGE_SIZE, Pfn};
@@ -81,8 +82,8 @@ pub struct FrameList<'s> {
 }
 
 impl<'s> FrameList<'s> {
-    /// An empty frame list: `top` is its first page, `middles` has a place for the page of each GiB. What is in
-    /// `middles` already is dropped.
+    /// An empty frame list: `top` is its first page, `middles` has a place for the page of each
+    /// GiB. What is in `middles` already is dropped.
     pub fn new(top: Frame, middles: &'s mut [Option<Frame>]) -> Self {
         middles.fill_with(|| None);
         Self { top, middles }
@@ -116,7 +117,8 @@ impl<'s> FrameList<'s> {
         for gib in 0..gibs {
             self.refresh_gib((machine, p2m), leaves, gib, source)?;
         }
-        // What nobody should read leads to a page all the same: tools check entries behind the end, too.
+        // What nobody should read leads to a page all the same: tools check entries behind the end,
+        // too.
         let last = self.middle((machine, p2m), gibs - 1)?;
         for gib in gibs..PER_PAGE {
             put(machine, self.top.pfn(), gib, last)?;
@@ -124,7 +126,8 @@ impl<'s> FrameList<'s> {
         Ok(())
     }
 
-    /// Writes what changed when the words of `pfns` got another page of memory, or the map grew over them.
+    /// Writes what changed when the words of `pfns` got another page of memory, or the map grew
+    /// over them.
     ///
     /// # Errors
     /// As for [`build`](Self::build); what is written is right, and what is not is as it was.
@@ -184,8 +187,8 @@ impl<'s> FrameList<'s> {
         Ok(p2m.mfn(page.ok_or(FrameListError::NoPlace { places })?.pfn())?)
     }
 
-    /// What the list says of page `leaf` of the linear list, read the way a toolstack reads it: frame by frame from the
-    /// top. `None` if it leads to a frame that is none of the guest's.
+    /// What the list says of page `leaf` of the linear list, read the way a toolstack reads it:
+    /// frame by frame from the top. `None` if it leads to a frame that is none of the guest's.
     ///
     /// # Errors
     /// If a page cannot be read.

@@ -1,9 +1,10 @@
 //! Whether another kernel may be started in this guest's place.
 //!
-//! A kernel loaded over this one believes the memory map: pages given back to Xen, pages that others may still map and
-//! write, and addresses where others' frames are mapped would be plain RAM to it. Each makes a kexec unsafe, none can be
-//! undone by the next kernel, and whoever made them is the only one to know. So the answer is derived from the map and
-//! from the grant state at the moment of asking, and it names what is in the way.
+//! A kernel loaded over this one believes the memory map: pages given back to Xen, pages that
+//! others may still map and write, and addresses where others' frames are mapped would be plain RAM
+//! to it. Each makes a kexec unsafe, none can be undone by the next kernel, and whoever made them
+//! is the only one to know. So the answer is derived from the map and from the grant state at the
+//! moment of asking, and it names what is in the way.
 
 use core::fmt;
 

@@ -5,8 +5,8 @@ use hypercall::{Frame, FrameAccess, Mfn, Pfn};
 use crate::error::P2mError;
 use crate::map::P2m;
 
-/// Hands out frames for pages and tables of the map and takes them back. A frame handed out must be in the direct
-/// mapping, mapped there writable; what is in it does not matter.
+/// Hands out frames for pages and tables of the map and takes them back. A frame handed out must be
+/// in the direct mapping, mapped there writable; what is in it does not matter.
 pub trait FrameSource {
     /// A frame, if there is one.
     fn take(&mut self) -> Option<Frame>;
@@ -26,8 +26,8 @@ pub trait Leaves {
 }
 
 /// The builder's list: page after page in pfns that follow one another, from this one on. That is
-/// `start_info.first_p2m_pfn` if the list was placed by the ELF note INIT_P2M, and the pfn that its address maps in the
-/// kernel's own mapping otherwise.
+/// `start_info.first_p2m_pfn` if the list was placed by the ELF note INIT_P2M, and the pfn that its
+/// address maps in the kernel's own mapping otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuilderList {
     /// The frame of its first page.

@@ -1,38 +1,44 @@
 //! The frame map of a Xen PV guest: which machine frame stands behind each of the guest's pages.
 //!
-//! The guest keeps P2M (pfn to mfn); Xen keeps M2P (mfn to pfn), believes whatever the guest or a toolstack last
-//! put there, and lets the guest read it. So P2M is the authority here, and M2P an index into it: an answer of
-//! M2P counts only if P2M agrees.
+//! The guest keeps P2M (pfn to mfn); Xen keeps M2P (mfn to pfn), believes whatever the guest or a
+//! toolstack last put there, and lets the guest read it. So P2M is the authority here, and M2P an
+//! index into it: an answer of M2P counts only if P2M agrees.
 //!
 //! # Main types
-//! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting copies nothing.
+//! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting
+//!   copies nothing.
 //! * [`P2mEntry`]: what a pfn stands for: RAM, nothing, a device's frame, or another domain's.
 //! * [`P2mError`]: what is wrong with a pfn, an mfn, or a change.
 //! * [`Window`]: where the list can grow, and holes cost nothing.
 //! * [`Toolstack`], [`FrameList`]: what is published for save, restore and debugging.
 //! * [`Granted`], [`GrantMaps`]: frames shared with other domains, in both directions.
-//! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may follow.
+//! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may
+//!   follow.
 //! * [`Run`], [`Census`]: the map in lines and in numbers; [`P2m::dump`], [`P2m::svg`].
 //!
 //! # One word for each pfn
-//! The list is flat, in virtual memory: a look-up is a bounds check and a load, at 64 MiB as at a terabyte. It needs no
-//! lock: entries change by single stores, which take effect only on the entry they suppose; the length only rises, and
-//! after the memory behind it. What a tree would save, the page tables save: pages of the list in which nothing is are
-//! one shared page, and so are tables of such pages.
+//! The list is flat, in virtual memory: a look-up is a bounds check and a load, at 64 MiB as at a
+//! terabyte. It needs no lock: entries change by single stores, which take effect only on the entry
+//! they suppose; the length only rises, and after the memory behind it. What a tree would save, the
+//! page tables save: pages of the list in which nothing is are one shared page, and so are tables
+//! of such pages.
 //!
-//! Linux marks a hole's kind by *which* shared page is mapped, so that its look-ups walk page tables when they meet a
-//! hole, and its writers find out by a fault. Here the shared page's words say what they are, so no look-up walks and no
-//! writer faults: a change of an entry without memory is the error [`P2mError::NotReserved`], and memory is reserved
-//! beforehand, where sleeping and failing are allowed.
+//! Linux marks a hole's kind by *which* shared page is mapped, so that its look-ups walk page
+//! tables when they meet a hole, and its writers find out by a fault. Here the shared page's words
+//! say what they are, so no look-up walks and no writer faults: a change of an entry without memory
+//! is the error [`P2mError::NotReserved`], and memory is reserved beforehand, where sleeping and
+//! failing are allowed.
 //!
 //! # What it assumes
-//! The list is the guest's own memory and entries change by single 8-byte stores, as the toolstack requires when it
-//! reads the list (docs/abi.md). One vCPU at a time grows the map; any number read it and change entries.
+//! The list is the guest's own memory and entries change by single 8-byte stores, as the toolstack
+//! requires when it reads the list (docs/abi.md). One vCPU at a time grows the map; any number read
+//! it and change entries.
 //!
 //! # What it prevents, and what not
-//! A stale or foreign M2P answer never becomes a pfn. A frame of another domain is never taken for memory: not by a
-//! look-up, not by an allocator that asks [`P2m::own`]. Two changes of one entry cannot both succeed. Nothing here walks
-//! page tables but the window's own, and a wrong entry of the list is found by the audit, not by a look-up.
+//! A stale or foreign M2P answer never becomes a pfn. A frame of another domain is never taken for
+//! memory: not by a look-up, not by an allocator that asks [`P2m::own`]. Two changes of one entry
+//! cannot both succeed. Nothing here walks page tables but the window's own, and a wrong entry of
+//! the list is found by the audit, not by a look-up.
 //!
 //! ```
 //! use core::sync::atomic::AtomicU64;

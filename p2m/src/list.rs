@@ -1,8 +1,8 @@
 //! The list itself: words in virtual memory, of which a prefix is there.
 //!
-//! Readers take the length and then a word below it. The writer maps memory for more words, sees to it that they hold
-//! what they should, and only then raises the length: that store releases what the reader's load acquires. The length
-//! never goes back, so a word once readable stays so.
+//! Readers take the length and then a word below it. The writer maps memory for more words, sees to
+//! it that they hold what they should, and only then raises the length: that store releases what
+//! the reader's load acquires. The length never goes back, so a word once readable stays so.
 #![expect(unsafe_code, reason = "the list may reach over memory that is not there yet")]
 
 use core::marker::PhantomData;
@@ -12,7 +12,8 @@ use crate::entry::ABSENT;
 use crate::sync::{AtomicU64, Ordering};
 
 /// # Invariants
-/// I-6: the words from `words` up to `len` are mapped, readable and aligned for `'a`, and `len <= capacity`.
+/// I-6: the words from `words` up to `len` are mapped, readable and aligned for `'a`, and `len <=
+/// capacity`.
 #[derive(Debug)]
 pub(crate) struct List<'a> {
     words: NonNull<AtomicU64>,

@@ -9,9 +9,9 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// The frame map, over a list in the guest's memory with one word for each pfn from 0.
 ///
-/// Look-ups are a bounds check and a load, from any number of vCPUs at once, while one of them changes entries or the
-/// list grows. A change is one 8-byte store, and takes effect only if the entry still is what the change supposes:
-/// of two that collide one is an error.
+/// Look-ups are a bounds check and a load, from any number of vCPUs at once, while one of them
+/// changes entries or the list grows. A change is one 8-byte store, and takes effect only if the
+/// entry still is what the change supposes: of two that collide one is an error.
 #[derive(Debug)]
 pub struct P2m<'a> {
     pub(crate) list: List<'a>,
@@ -46,7 +46,8 @@ impl Pfns {
 }
 
 impl<'a> P2m<'a> {
-    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in memory.
+    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in
+    /// memory.
     ///
     /// # Errors
     /// [`P2mError::Empty`].
@@ -105,7 +106,8 @@ impl<'a> P2m<'a> {
         Err(self.out_of_range(pfn))
     }
 
-    /// The machine frame that `pfn` leads to, whoever's: what an entry of a page table for it holds.
+    /// The machine frame that `pfn` leads to, whoever's: what an entry of a page table for it
+    /// holds.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`].
@@ -131,7 +133,8 @@ impl<'a> P2m<'a> {
     /// Lets a frame pass that is the guest's own memory: the gate of every allocator of frames.
     ///
     /// # Errors
-    /// The frame, and what is wrong with it: a foreign, absent or identity frame is no memory to give away.
+    /// The frame, and what is wrong with it: a foreign, absent or identity frame is no memory to
+    /// give away.
     pub fn own(&self, frame: Frame) -> Result<Frame, (Frame, P2mError)> {
         match self.mfn(frame.pfn()) {
             Ok(_) => Ok(frame),
@@ -142,7 +145,8 @@ impl<'a> P2m<'a> {
     /// Records that Xen put `mfn` behind `pfn`, which had no memory.
     ///
     /// # Errors
-    /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::NoFrame`], [`P2mError::OutOfRange`].
+    /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::NoFrame`],
+    /// [`P2mError::OutOfRange`].
     pub fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Ram(mfn))
     }
@@ -150,7 +154,8 @@ impl<'a> P2m<'a> {
     /// Records that the memory behind `pfn` is given back to Xen, and says which frame it was.
     ///
     /// # Errors
-    /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`], [`P2mError::OutOfRange`].
+    /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`],
+    /// [`P2mError::OutOfRange`].
     pub fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         let mfn = self.mfn(pfn)?;
         self.change(pfn, mfn.raw(), P2mEntry::Absent)?;
@@ -170,7 +175,8 @@ impl<'a> P2m<'a> {
     /// Marks `pfn`, which had no memory, as a frame of `owner`'s.
     ///
     /// # Errors
-    /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for [`populate`](Self::populate).
+    /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for
+    /// [`populate`](Self::populate).
     pub fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
     }
@@ -190,8 +196,9 @@ impl<'a> P2m<'a> {
         }
     }
 
-    /// Marks `pfns`, which have no memory, as identity frames: holes of the e820 map, the ISA area, devices. Either
-    /// all of them or none. For large holes `Window::reserve_identity` needs no memory.
+    /// Marks `pfns`, which have no memory, as identity frames: holes of the e820 map, the ISA area,
+    /// devices. Either all of them or none. For large holes `Window::reserve_identity` needs no
+    /// memory.
     ///
     /// # Errors
     /// As for [`populate`](Self::populate).
@@ -284,7 +291,8 @@ impl<'a> P2m<'a> {
         for pfn in pfns.iter() {
             let Err(error) = apply(pfn) else { continue };
             for done in (pfns.start.raw()..pfn.raw()).rev().map(Pfn::new) {
-                // It was applied a moment ago. Should another vCPU have taken it since, it is that one's now.
+                // It was applied a moment ago. Should another vCPU have taken it since, it is that
+                // one's now.
                 let _ = undo(done);
             }
             return Err(error);

@@ -28,8 +28,8 @@ pub struct Run {
 
 /// Runs of the map, in order. What another vCPU changes meanwhile is seen or not.
 ///
-/// Pages that many holes share are passed over in one step, so that a sparse map costs what it holds, and one step for
-/// every 512 pfns that it does not.
+/// Pages that many holes share are passed over in one step, so that a sparse map costs what it
+/// holds, and one step for every 512 pfns that it does not.
 #[derive(Clone, Debug)]
 pub struct Runs<'p, 'a> {
     p2m: &'p P2m<'a>,

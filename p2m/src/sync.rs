@@ -1,4 +1,5 @@
-//! The atomics of this crate, which a model checker may replace: build with `--cfg loom` (docs/testing.md).
+//! The atomics of this crate, which a model checker may replace: build with `--cfg loom`
+//! (docs/testing.md).
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};

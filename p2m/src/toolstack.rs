@@ -1,5 +1,5 @@
-//! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is, how long it is, and
-//! whether its mapping is changing at this moment (`struct arch_shared_info`).
+//! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is,
+//! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
 
 use core::sync::atomic::Ordering;
 
@@ -9,8 +9,9 @@ use crate::map::P2m;
 
 /// The guest's side of the words in `shared_info`.
 ///
-/// After a restore the guest has another `shared_info`, in which `max_pfn` and the generation are as they were, the
-/// frame list is gone and `p2m_cr3` is stale: make a new one of these and publish again.
+/// After a restore the guest has another `shared_info`, in which `max_pfn` and the generation are
+/// as they were, the frame list is gone and `p2m_cr3` is stale: make a new one of these and publish
+/// again.
 #[derive(Clone, Copy, Debug)]
 pub struct Toolstack<'a> {
     arch: &'a ArchSharedInfo,
@@ -36,7 +37,8 @@ impl<'a> Toolstack<'a> {
         Self { arch }
     }
 
-    /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn` to what the map has.
+    /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn`
+    /// to what the map has.
     pub fn publish_list(&self, p2m: &P2m<'_>, list: GuestVa, root: Mfn) {
         self.arch.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
         self.raise_max_pfn(p2m);
@@ -49,7 +51,8 @@ impl<'a> Toolstack<'a> {
         self.arch.p2m_cr3.store(0, Ordering::Release);
     }
 
-    /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what the map has.
+    /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
+    /// the map has.
     pub fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
         self.raise_max_pfn(p2m);
         let top = top.map_or(0, Mfn::raw);

@@ -22,8 +22,8 @@ impl Pgd<Loose> {
     /// An address space whose user half is empty and whose kernel half is that of the running root.
     ///
     /// # Errors
-    /// [`MapError::OutOfTables`], or [`MapError::Walk`] if a table cannot be read or written; the frame taken is
-    /// given back.
+    /// [`MapError::OutOfTables`], or [`MapError::Walk`] if a table cannot be read or written; the
+    /// frame taken is given back.
     ///
     /// # Hypercalls
     /// None.
@@ -45,9 +45,9 @@ impl Pgd<Loose> {
     /// Maps `frame` at `va` in the user half, taking the tables that are missing from `tables`.
     ///
     /// # Errors
-    /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`], [`MapError::Unaligned`],
-    /// [`MapError::Flags`] without PRESENT, [`MapError::Occupied`], [`MapError::OutOfTables`],
-    /// [`MapError::Walk`]. Nothing has changed then.
+    /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`],
+    /// [`MapError::Unaligned`], [`MapError::Flags`] without PRESENT, [`MapError::Occupied`],
+    /// [`MapError::OutOfTables`], [`MapError::Walk`]. Nothing has changed then.
     ///
     /// # Hypercalls
     /// None.
@@ -90,8 +90,8 @@ impl Pgd<Loose> {
         }
     }
 
-    /// Takes the address space apart: hands every frame that it maps as the guest's own to `mapped`, and every
-    /// table to `tables`.
+    /// Takes the address space apart: hands every frame that it maps as the guest's own to
+    /// `mapped`, and every table to `tables`.
     ///
     /// # Errors
     /// If a table cannot be read, the address space comes back with what is still in it.
@@ -141,7 +141,8 @@ impl Fresh {
         Ok(fresh)
     }
 
-    /// Chains the tables down to `leaf`; the entry for the first of them, or `leaf` itself if there is none.
+    /// Chains the tables down to `leaf`; the entry for the first of them, or `leaf` itself if there
+    /// is none.
     fn link<M: Machine>(
         &self,
         context: &Context<'_, M>,

@@ -12,17 +12,20 @@ use crate::tables::visit;
 #[derive(Debug)]
 pub enum Loose {}
 
-/// State of an address space that Xen has validated and holds: it is changed by requests, and can be loaded.
+/// State of an address space that Xen has validated and holds: it is changed by requests, and can
+/// be loaded.
 #[derive(Debug)]
 pub enum Pinned {}
 
-/// An address space: a root table, the tables of its user half, and a kernel half shared with the running root.
+/// An address space: a root table, the tables of its user half, and a kernel half shared with the
+/// running root.
 ///
 /// # Invariants
-/// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space alone, and so does
-///   every frame that they map as the guest's own.
-/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half leads to; if `S`
-///   is [`Pinned`], the root is pinned and every table of the tree is read-only in the direct mapping.
+/// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space
+///   alone, and so does every frame that they map as the guest's own.
+/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half
+///   leads to; if `S` is [`Pinned`], the root is pinned and every table of the tree is read-only in
+///   the direct mapping.
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
 #[derive(Debug)]
@@ -66,9 +69,10 @@ impl Pgd<Pinned> {
     /// One `mmuext_op`.
     ///
     /// # Safety
-    /// From here on the user half means what this tree says: no reference into the user half of the old one is
-    /// used any more. The tree's kernel half maps what is running, as it does if the running root was
-    /// `context.kernel_root` when the tree was made and has kept its upper slots.
+    /// From here on the user half means what this tree says: no reference into the user half of the
+    /// old one is used any more. The tree's kernel half maps what is running, as it does if the
+    /// running root was `context.kernel_root` when the tree was made and has kept its upper
+    /// slots.
     #[expect(unsafe_code, reason = "changes what user addresses mean")]
     pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
         // SAFETY: the caller's promise is the one that `load_root` asks for.

@@ -1,9 +1,10 @@
 //! Pinning: a loose tree becomes one that Xen holds valid, and back.
 //!
-//! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct mapping of every
-//! table is made read-only first, in as few hypercalls as the batch allows; then the root is pinned, by itself, since
-//! a multicall would go on to it behind a refused protection. Unpinning is the reverse. Whatever is refused, the steps
-//! before it are undone, and the address space comes back in the error in the state it had.
+//! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct
+//! mapping of every table is made read-only first, in as few hypercalls as the batch allows; then
+//! the root is pinned, by itself, since a multicall would go on to it behind a refused protection.
+//! Unpinning is the reverse. Whatever is refused, the steps before it are undone, and the address
+//! space comes back in the error in the state it had.
 #![expect(
     unsafe_code,
     reason = "asks Xen to change the type of frames that belong to the tree (I-4)"
@@ -24,12 +25,14 @@ impl Pgd<Loose> {
     /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`).
     ///
     /// # Errors
-    /// [`PinError`] with the address space, loose and writable as before, the table that was refused and why:
-    /// a release Xen says only that the root is no good, so the tables are then tried one by one.
+    /// [`PinError`] with the address space, loose and writable as before, the table that was
+    /// refused and why: a release Xen says only that the root is no good, so the tables are
+    /// then tried one by one.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On refusal of the
-    /// root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to undo.
+    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
+    /// refusal of the root up to 2T `mmuext_op` to find the culprit, and ceil(T / B)
+    /// `mmu_update` to undo.
     pub fn pin<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -54,12 +57,12 @@ impl Pgd<Loose> {
 }
 
 impl Pgd<Pinned> {
-    /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears what Xen left in the
-    /// root.
+    /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears
+    /// what Xen left in the root.
     ///
     /// # Errors
-    /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the tree: its
-    /// tables stay tables until another root is loaded.
+    /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the
+    /// tree: its tables stay tables until another root is loaded.
     ///
     /// # Hypercalls
     /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`.
@@ -107,7 +110,8 @@ fn scrub<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), WalkErro
 /// Pins the root and nothing else.
 fn pin_root<M: Machine>(context: &Context<'_, M>, pfn: Pfn) -> Result<(), PinFailure> {
     let mfn = context.mfn(pfn)?;
-    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no mapping.
+    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
+    // mapping.
     unsafe { context.submit_op(MmuExtOp::pin(Level::L4, mfn)) }.map_err(|error| PinFailure::Root {
         pfn,
         mfn,
@@ -115,8 +119,8 @@ fn pin_root<M: Machine>(context: &Context<'_, M>, pfn: Pfn) -> Result<(), PinFai
     })
 }
 
-/// Finds the table for which Xen refused the root, by asking for each table alone, lower ones first, and lets go of
-/// those that it took.
+/// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
+/// first, and lets go of those that it took.
 fn blame<M: Machine>(
     context: &Context<'_, M>,
     root: Pfn,

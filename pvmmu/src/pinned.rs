@@ -56,12 +56,14 @@ impl Pgd<Pinned> {
     /// Gives every page of `pages` new flags, in one trap with the TLB flush that it needs.
     ///
     /// # Errors
-    /// Before anything is asked: [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`] without
-    /// PRESENT, [`MapError::NotMapped`], [`MapError::BatchTooSmall`], [`MapError::Walk`].
-    /// [`MapError::Refused`] if Xen refuses one: those before it have their old flags back.
+    /// Before anything is asked: [`MapError::KernelHalf`], [`MapError::Unaligned`],
+    /// [`MapError::Flags`] without PRESENT, [`MapError::NotMapped`],
+    /// [`MapError::BatchTooSmall`], [`MapError::Walk`]. [`MapError::Refused`] if Xen refuses
+    /// one: those before it have their old flags back.
     ///
     /// # Hypercalls
-    /// One multicall of an `mmu_update` with an element a page and an `mmuext_op`. On refusal one more, to undo.
+    /// One multicall of an `mmu_update` with an element a page and an `mmuext_op`. On refusal one
+    /// more, to undo.
     pub fn protect<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -197,8 +199,8 @@ fn submit<M: Machine>(
     pages: Pages,
     batch: &mut Batch<'_>,
 ) -> Result<(), MapError> {
-    // SAFETY: only entries of the user half change, which is the address space's own (I-4), and `&mut self` of the
-    // caller says that nobody else changes it now.
+    // SAFETY: only entries of the user half change, which is the address space's own (I-4), and
+    // `&mut self` of the caller says that nobody else changes it now.
     let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
     let applied = batch.applied().filter(|element| matches!(element, Element::Update(_))).count();
     let va = pages.at((applied as u64).min(pages.count - 1))?;

@@ -41,8 +41,9 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of the tree under `root`, in the order of [`visit`], with `access`, and says how
-/// many there were. One hypercall for each time the batch is full, and one for the rest.
+/// Maps the first `limit` tables of the tree under `root`, in the order of [`visit`], with
+/// `access`, and says how many there were. One hypercall for each time the batch is full, and one
+/// for the rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     root: Pfn,
@@ -96,8 +97,8 @@ fn submit<M: Machine>(
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let full = batch.updates();
-    // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong to nobody else
-    // (I-4); no Rust reference leads into them.
+    // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong
+    // to nobody else (I-4); no Rust reference leads into them.
     match unsafe { batch.submit(context.machine) } {
         Ok(()) => {
             *done += full as u64;

@@ -6,8 +6,8 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::error::WalkError;
 
-/// Hands out frames for page tables and takes them back. A frame handed out must be in the direct mapping, mapped
-/// there writable; what is in it does not matter.
+/// Hands out frames for page tables and takes them back. A frame handed out must be in the direct
+/// mapping, mapped there writable; what is in it does not matter.
 pub trait TableSource {
     /// A frame, if there is one.
     fn take(&mut self) -> Option<Frame>;
@@ -64,7 +64,8 @@ impl TableSource for FrameStack<'_> {
         self.slots[self.used].take()
     }
 
-    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed out.
+    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed
+    /// out.
     fn give(&mut self, frame: Frame) {
         if let Err(lost) = self.push(frame) {
             log::error!("no place for {lost:?} on the stack of table frames: it is lost");
@@ -77,8 +78,8 @@ pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
 
 const ALL_SLOTS: core::ops::Range<u16> = 0..ENTRIES;
 
-/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f` answers false.
-/// Tables of the kernel half belong to others and are left out.
+/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f`
+/// answers false. Tables of the kernel half belong to others and are left out.
 pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
     context: &Context<'_, M>,
     root: Pfn,

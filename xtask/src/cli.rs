@@ -19,6 +19,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest on real Xen under QEMU and show what it does
     Run(RunArguments),
+    /// Run all tests: format, lints, unit, documentation, then real Xen
+    Test(TestArguments),
 }
 
 /// What to boot, and on what.
@@ -60,6 +62,21 @@ impl RunArguments {
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(60))
     }
+}
+
+/// What to test.
+#[derive(Args, Debug)]
+pub(crate) struct TestArguments {
+    /// Stop before real Xen
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Releases of Xen
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
+          default_values_t = [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20])]
+    pub(crate) xen: Vec<Release>,
+    /// Boot this ELF instead of the project's unikernel
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
 }
 
 /// What the guest runs on.
@@ -123,6 +140,7 @@ mod tests {
         let words = ["cargo xtask", "run"].iter().chain(words);
         Cli::try_parse_from(words).map(|cli| match cli.command {
             Command::Run(arguments) => arguments,
+            other => panic!("not a run: {other:?}"),
         })
     }
 
@@ -153,6 +171,19 @@ mod tests {
         for word in ["4.99", "4.14", "4.17", "4.20"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn all_releases_are_tested_unless_some_are_named() {
+        let releases = |words: &[&str]| {
+            let words = ["cargo xtask", "test"].iter().chain(words);
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Test(arguments) => arguments.xen,
+                other => panic!("not a test: {other:?}"),
+            }
+        };
+        assert_eq!(releases(&[]), [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20]);
+        assert_eq!(releases(&["--xen", "4.20,4.14"]), [Release::Xen4_20, Release::Xen4_14]);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use x86_64::structures::paging::PageTableIndex;
 /// Which request is refused, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Counted from 0 over everything issued: each request of a multicall counts, each `memory_op` counts.
+    /// Counted from 0 over everything issued: each request of a multicall counts, each `memory_op`
+    /// counts.
     pub request: u64,
     /// The errno.
     pub errno: Errno,
@@ -24,8 +25,8 @@ pub struct Refusal {
     pub done: usize,
 }
 
-/// Wraps a machine and refuses one request; all others, also those of the same multicall behind it, go
-/// through, as with Xen.
+/// Wraps a machine and refuses one request; all others, also those of the same multicall behind it,
+/// go through, as with Xen.
 #[derive(Debug)]
 pub struct FailNth<M> {
     machine: M,
@@ -146,7 +147,8 @@ impl<M: Hypercalls> Hypercalls for FailNth<M> {
     }
 }
 
-/// Grants are answered one by one: element `done` of the request is refused, those around it go through.
+/// Grants are answered one by one: element `done` of the request is refused, those around it go
+/// through.
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
 impl<M: Grants> Grants for FailNth<M> {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {

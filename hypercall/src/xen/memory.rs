@@ -1,13 +1,13 @@
-//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU or another
-//! domain may change what is there.
+//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
+//! or another domain may change what is there.
 
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
-use super::trap::try_load;
+use super::trap::{try_compare_exchange, try_load, try_store};
 use crate::frame::{Mfn, PAGE_SIZE, Pfn};
-use crate::machine::{AccessError, FrameAccess};
+use crate::machine::{AccessError, Cpu, Fault, FrameAccess};
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
@@ -61,7 +61,8 @@ impl FrameAccess for Xen {
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         let into = self.bytes(pfn, offset, from.len())?;
         for (k, byte) in from.iter().enumerate() {
-            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame
+            // (I-1).
             unsafe { into.wrapping_add(k).write_volatile(*byte) };
         }
         Ok(())
@@ -80,5 +81,26 @@ impl FrameAccess for Xen {
             return Err(AccessError::Unmapped(pfn));
         }
         self.direct_map.checked_add_pages(pfn.raw()).map_err(|_| AccessError::Unmapped(pfn))
+    }
+}
+
+impl Cpu for Xen {
+    fn load(&self, va: GuestVa) -> Result<u64, Fault> {
+        try_load(va.addr()).ok_or(Fault(va))
+    }
+
+    unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault> {
+        // SAFETY: the caller's promise is the one that `try_store` asks for.
+        if unsafe { try_store(va.addr(), value) } { Ok(()) } else { Err(Fault(va)) }
+    }
+
+    unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault> {
+        // SAFETY: the caller's promise is the one that `try_compare_exchange` asks for.
+        unsafe { try_compare_exchange(va.addr(), current, new) }.ok_or(Fault(va))
+    }
+
+    fn ticks(&self) -> u64 {
+        // SAFETY: reading the time-stamp counter has no other effect, and Xen allows it.
+        unsafe { core::arch::x86_64::_rdtsc() }
     }
 }

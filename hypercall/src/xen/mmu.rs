@@ -1,5 +1,7 @@
 //! Lowering requests to Xen's words.
 
+use core::mem::offset_of;
+
 use super::trap::hypercall;
 use super::{Xen, number};
 use crate::call::{CALLS_MAX, Call, Outcome, Request};
@@ -7,8 +9,8 @@ use crate::error::{Errno, Error, Hypercall};
 use crate::machine::{Assist, Hypercalls};
 use crate::memory::{MemoryOp, Reservation};
 
-/// `struct multicall_entry` (public/xen.h), 64 bytes. A debug build of Xen fills all of it but `result` with
-/// 0xAA when the entry has run, so nothing else is ever read back.
+/// `struct multicall_entry` (public/xen.h), 64 bytes. A debug build of Xen fills all of it but
+/// `result` with 0xAA when the entry has run, so nothing else is ever read back.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct MulticallEntry {
@@ -66,8 +68,8 @@ impl Hypercalls for Xen {
         if let [call] = calls {
             let mut done = 0;
             let (number, arguments) = lower(&call.request, &raw mut done);
-            // SAFETY: the caller vouches for what the request does; its pointers are to live arrays of the
-            // ABI's element types and to `done`.
+            // SAFETY: the caller vouches for what the request does; its pointers are to live arrays
+            // of the ABI's element types and to `done`.
             call.outcome = outcome(unsafe { hypercall(number, arguments) }, done);
             return Ok(());
         }
@@ -133,7 +135,7 @@ struct RawExchange {
     nr_exchanged: u64,
 }
 
-/// `struct xen_memory_map` and, with `nr_entries` first too, nothing else.
+/// `struct xen_memory_map`.
 #[repr(C)]
 struct RawMemoryMap {
     nr_entries: u32,
@@ -148,10 +150,21 @@ struct RawMachphysList {
     nr_extents: u32,
 }
 
-const _: () = assert!(size_of::<RawReservation>() == 32);
-const _: () = assert!(size_of::<RawExchange>() == 72);
-const _: () = assert!(size_of::<RawMemoryMap>() == 16);
-const _: () = assert!(size_of::<RawMachphysList>() == 24);
+const _: () = {
+    assert!(size_of::<RawReservation>() == 32);
+    assert!(offset_of!(RawReservation, nr_extents) == 8);
+    assert!(offset_of!(RawReservation, extent_order) == 16);
+    assert!(offset_of!(RawReservation, mem_flags) == 20);
+    assert!(offset_of!(RawReservation, domid) == 24);
+    assert!(size_of::<RawExchange>() == 72);
+    assert!(offset_of!(RawExchange, take) == 32);
+    assert!(offset_of!(RawExchange, nr_exchanged) == 64);
+    assert!(size_of::<RawMemoryMap>() == 16);
+    assert!(offset_of!(RawMemoryMap, buffer) == 8);
+    assert!(size_of::<RawMachphysList>() == 24);
+    assert!(offset_of!(RawMachphysList, extent_start) == 8);
+    assert!(offset_of!(RawMachphysList, nr_extents) == 16);
+};
 
 fn raw(list: &mut Reservation<'_>) -> RawReservation {
     RawReservation {

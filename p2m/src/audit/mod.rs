@@ -1,13 +1,15 @@
 //! The audit: does the map say what is true?
 //!
-//! From the guest's side: each pfn's frame must lead back to that pfn through M2P; no frame stands behind two pfns; what
-//! is marked foreign or identity is not the guest's own memory. From the toolstack's side: what is published leads to the
-//! list's own pages, covers the map, and is not in the middle of a change. From Xen's side, if it is asked: the guest
-//! owns as many frames as the map has RAM.
+//! From the guest's side: each pfn's frame must lead back to that pfn through M2P; no frame stands
+//! behind two pfns; what is marked foreign or identity is not the guest's own memory. From the
+//! toolstack's side: what is published leads to the list's own pages, covers the map, and is not in
+//! the middle of a change. From Xen's side, if it is asked: the guest owns as many frames as the
+//! map has RAM.
 //!
-//! Nothing is allocated and nothing is remembered per frame: that M2P has one pfn for each frame is what finds a frame
-//! that P2M has twice. One pfn costs a few tens of instructions; pages that holes share are passed over in one step.
-//! [`Audit::step`] does a bounded part, for a guest that has other things to do.
+//! Nothing is allocated and nothing is remembered per frame: that M2P has one pfn for each frame is
+//! what finds a frame that P2M has twice. One pfn costs a few tens of instructions; pages that
+//! holes share are passed over in one step. [`Audit::step`] does a bounded part, for a guest that
+//! has other things to do.
 
 mod report;
 
@@ -81,7 +83,8 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Lets frames marked as of `domain` be the guest's own: the guest is that domain, and maps its own grants.
+    /// Lets frames marked as of `domain` be the guest's own: the guest is that domain, and maps its
+    /// own grants.
     #[must_use]
     pub const fn of_domain(mut self, domain: DomId) -> Self {
         self.own = Some(domain);
@@ -122,8 +125,8 @@ impl<'f> Audit<'f> {
         if self.next < end { Progress::More(Pfn::new(self.next)) } else { Progress::Done }
     }
 
-    /// Compares how much RAM the map has with what Xen says the guest has (`XENMEM_current_reservation`), once every
-    /// pfn was looked at.
+    /// Compares how much RAM the map has with what Xen says the guest has
+    /// (`XENMEM_current_reservation`), once every pfn was looked at.
     pub fn compare_reservation(&mut self, frames: u64) {
         if frames != self.census.ram {
             let problem = Problem::Reservation { map: self.census.ram, xen: frames };
@@ -131,7 +134,8 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Looks at what a toolstack reads, once every pfn was looked at. The linear list is to be at `list` under `root`.
+    /// Looks at what a toolstack reads, once every pfn was looked at. The linear list is to be at
+    /// `list` under `root`.
     ///
     /// # Hypercalls
     /// None.

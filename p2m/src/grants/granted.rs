@@ -4,8 +4,8 @@
 //!   63            32 31    16 15       0
 //!   frame            domain   flags          one entry, 8 bytes
 //! ```
-//! An entry is one word to us: a single store grants, a compare-and-swap ends a grant only if nobody has the frame
-//! mapped at that moment. Xen sets the marks of those who do in the same word.
+//! An entry is one word to us: a single store grants, a compare-and-swap ends a grant only if
+//! nobody has the frame mapped at that moment. Xen sets the marks of those who do in the same word.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};

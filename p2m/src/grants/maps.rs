@@ -1,9 +1,10 @@
 //! What this guest maps of others' grants: the list of handles that nobody else keeps.
 //!
-//! Xen answers a map request slot by slot, and the hypercall's own result says nothing about them; so every slot has a
-//! result here too. Each mapping has a pfn of its own, which had no memory: it is marked foreign while the mapping
-//! lasts, so that no allocator takes it for the guest's. The mark, the place in the list and the mapping come and go
-//! together: a slot of which one cannot be had gets none.
+//! Xen answers a map request slot by slot, and the hypercall's own result says nothing about them;
+//! so every slot has a result here too. Each mapping has a pfn of its own, which had no memory: it
+//! is marked foreign while the mapping lasts, so that no allocator takes it for the guest's. The
+//! mark, the place in the list and the mapping come and go together: a slot of which one cannot be
+//! had gets none.
 #![expect(unsafe_code, reason = "asks Xen to map at addresses that the caller owns (I-2)")]
 
 use core::fmt;
@@ -46,7 +47,8 @@ pub struct MappedGrant {
 /// Why a slot was not mapped, or not unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantFailure {
-    /// The pfn cannot be marked, or its mark cannot be taken off: Xen was not asked, or the mapping was undone.
+    /// The pfn cannot be marked, or its mark cannot be taken off: Xen was not asked, or the mapping
+    /// was undone.
     P2m(P2mError),
     /// Xen refused.
     Refused(GrantStatus),
@@ -56,7 +58,8 @@ pub enum GrantFailure {
     NoPlace,
     /// Nothing is mapped for this pfn.
     NotMapped(Pfn),
-    /// It was mapped, could not be recorded, and cannot be unmapped: the mapping stays, in the list.
+    /// It was mapped, could not be recorded, and cannot be unmapped: the mapping stays, in the
+    /// list.
     NotUndone(GrantStatus),
 }
 
@@ -102,12 +105,12 @@ impl<'s> GrantMaps<'s> {
         self.places.iter().flatten()
     }
 
-    /// Maps grants; `results` gets what became of each, in order, as far as it reaches. Slots are independent of one
-    /// another.
+    /// Maps grants; `results` gets what became of each, in order, as far as it reaches. Slots are
+    /// independent of one another.
     ///
     /// # Hypercalls
-    /// One `grant_table_op` for each 32 requests; one more for each slot that was mapped and cannot be recorded, to
-    /// undo it.
+    /// One `grant_table_op` for each 32 requests; one more for each slot that was mapped and cannot
+    /// be recorded, to undo it.
     ///
     /// # Safety
     /// The caller owns the pages at the addresses, and no Rust object lives there (I-2).
@@ -193,8 +196,9 @@ impl<'s> GrantMaps<'s> {
         Ok(mapped)
     }
 
-    /// Maps all of the grants or none: if one slot fails, those that did not are unmapped again. The first failure and
-    /// its slot are the error; should a slot not be unmapped either, it stays in the list.
+    /// Maps all of the grants or none: if one slot fails, those that did not are unmapped again.
+    /// The first failure and its slot are the error; should a slot not be unmapped either, it stays
+    /// in the list.
     ///
     /// # Errors
     /// The slot and its failure.
@@ -231,8 +235,8 @@ impl<'s> GrantMaps<'s> {
     /// Unmaps the grant known as `pfn`, which has no memory then.
     ///
     /// # Errors
-    /// [`GrantFailure::NotMapped`] if it is none of the list's; otherwise Xen's refusal, or an mark that somebody took
-    /// off: the mapping stays in the list.
+    /// [`GrantFailure::NotMapped`] if it is none of the list's; otherwise Xen's refusal, or an mark
+    /// that somebody took off: the mapping stays in the list.
     ///
     /// # Hypercalls
     /// One `grant_table_op`.
@@ -264,7 +268,8 @@ impl<'s> GrantMaps<'s> {
         Ok(())
     }
 
-    /// Unmaps everything; calls `stays` for each mapping that would not go, and says how many those are.
+    /// Unmaps everything; calls `stays` for each mapping that would not go, and says how many those
+    /// are.
     ///
     /// # Hypercalls
     /// One `grant_table_op` for each mapping.
@@ -289,7 +294,8 @@ impl<'s> GrantMaps<'s> {
     }
 }
 
-/// What to ask of Xen for a request, unless the map or the list says already that it cannot be recorded.
+/// What to ask of Xen for a request, unless the map or the list says already that it cannot be
+/// recorded.
 fn plan(
     p2m: &P2m<'_>,
     request: &MapRequest,

@@ -91,8 +91,8 @@ impl From<Full> for WindowFailure {
 pub struct WindowError {
     /// Why.
     pub failure: WindowFailure,
-    /// Whether what was done before could be undone. If not, the frames concerned are lost to the guest, and read-only
-    /// or mapped in the window.
+    /// Whether what was done before could be undone. If not, the frames concerned are lost to the
+    /// guest, and read-only or mapped in the window.
     pub undo: Result<(), WindowFailure>,
 }
 

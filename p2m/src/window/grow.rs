@@ -1,8 +1,9 @@
 //! Growth, and memory for the words of holes.
 //!
-//! Plan and order: new tables and pages are filled while nobody sees them, the table is protected, and one entry links
-//! it; only then does the length rise, or the caller change entries there. The generation is odd around each link. Until
-//! a page is linked, readers find the hole's words in its place, which say the same as those of the new page.
+//! Plan and order: new tables and pages are filled while nobody sees them, the table is protected,
+//! and one entry links it; only then does the length rise, or the caller change entries there. The
+//! generation is odd around each link. Until a page is linked, readers find the hole's words in its
+//! place, which say the same as those of the new page.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
 
 use core::ops::Range;
@@ -30,15 +31,17 @@ enum Target {
 }
 
 impl Window {
-    /// Lets the map reach to `len` pfns; the new ones are absent and share their memory. A smaller `len` changes nothing.
-    /// Before one of them is given anything, [`reserve`](Self::reserve) it. The published `max_pfn` rises as well.
+    /// Lets the map reach to `len` pfns; the new ones are absent and share their memory. A smaller
+    /// `len` changes nothing. Before one of them is given anything, [`reserve`](Self::reserve) it.
+    /// The published `max_pfn` rises as well.
     ///
     /// # Errors
-    /// [`WindowError`]; the length is as it was. GiB that were linked already stay so, unseen, and are linked again by the
-    /// next attempt.
+    /// [`WindowError`]; the length is as it was. GiB that were linked already stay so, unseen, and
+    /// are linked again by the next attempt.
     ///
     /// # Hypercalls
-    /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the map has begun.
+    /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the
+    /// map has begun.
     pub fn grow<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,
@@ -62,7 +65,8 @@ impl Window {
             }
             submit(context, batch).map_err(WindowFailure::Refused)?;
         }
-        // SAFETY: I-7: every GiB below is linked; what is there are absent words, shared or in the tail of a page.
+        // SAFETY: I-7: every GiB below is linked; what is there are absent words, shared or in the
+        // tail of a page.
         unsafe { p2m.list.raise(len) };
         if let Some(toolstack) = context.toolstack {
             toolstack.raise_max_pfn(p2m);
@@ -70,17 +74,18 @@ impl Window {
         Ok(())
     }
 
-    /// Gives the words of `pfns` memory of their own, so that the pfns can be given something without a further frame or
-    /// hypercall. Words that have it already are left alone; what any pfn stands for does not change. If a frame list is
-    /// published, [`refresh`](crate::FrameList::refresh) it before the entries change.
+    /// Gives the words of `pfns` memory of their own, so that the pfns can be given something
+    /// without a further frame or hypercall. Words that have it already are left alone; what any
+    /// pfn stands for does not change. If a frame list is published,
+    /// [`refresh`](crate::FrameList::refresh) it before the entries change.
     ///
     /// # Errors
-    /// [`WindowError`]: GiB before the refused one, and the first pages in it, may be reserved; every frame that is not in
-    /// use is back in `source`.
+    /// [`WindowError`]: GiB before the refused one, and the first pages in it, may be reserved;
+    /// every frame that is not in use is back in `source`.
     ///
     /// # Hypercalls
-    /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P pages in a GiB that
-    /// has one: ceil(P / 64) multicalls of `mmu_update` and a flush.
+    /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
+    /// pages in a GiB that has one: ceil(P / 64) multicalls of `mmu_update` and a flush.
     pub fn reserve<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,
@@ -96,10 +101,12 @@ impl Window {
         Ok(())
     }
 
-    /// Marks `pfns`, which have no memory, as identity frames. Whole pages and whole GiB of them share their words' memory.
+    /// Marks `pfns`, which have no memory, as identity frames. Whole pages and whole GiB of them
+    /// share their words' memory.
     ///
     /// # Errors
-    /// [`WindowError`], `Occupied` among others if one of the pfns stands for something; those before it may be marked.
+    /// [`WindowError`], `Occupied` among others if one of the pfns stands for something; those
+    /// before it may be marked.
     ///
     /// # Hypercalls
     /// For a whole GiB one `mmu_update`; otherwise as for [`reserve`](Self::reserve).
@@ -241,7 +248,8 @@ impl Window {
             if self.hole(context.p2m, pte) == Ok(None)
                 && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
             {
-                // SAFETY: the frame was taken from the source for this table, which nobody has seen.
+                // SAFETY: the frame was taken from the source for this table, which nobody has
+                // seen.
                 source.give(unsafe { Frame::claim(pfn) });
             }
         }
@@ -374,7 +382,8 @@ fn submit<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<(), hypercall::BatchError> {
     let _changing = context.toolstack.map(|toolstack| toolstack.changing());
-    // SAFETY: the entries are the window's (I-7), and so are the pages they lead to; readers find the same in either.
+    // SAFETY: the entries are the window's (I-7), and so are the pages they lead to; readers find
+    // the same in either.
     unsafe { batch.submit(context.machine) }
 }
 

@@ -8,12 +8,14 @@
 //!                       └─► the L1 of identity pages, for each whole GiB of device space
 //! ```
 //!
-//! The tables are the window's own, so that it need not walk anybody else's; new ones are filled by plain stores while
-//! they are loose, protected, and linked by one entry. The builder's list is not copied: its pages are mapped here a
-//! second time. A hole costs nothing but the entry that leads to shared memory.
+//! The tables are the window's own, so that it need not walk anybody else's; new ones are filled by
+//! plain stores while they are loose, protected, and linked by one entry. The builder's list is not
+//! copied: its pages are mapped here a second time. A hole costs nothing but the entry that leads
+//! to shared memory.
 //!
-//! The shared pages hold words of their own kind ([`P2mEntry`](crate::P2mEntry) decodes them like any other), so that
-//! look-ups know nothing of all this, and a change of an entry that has no memory yet is an error, not a fault.
+//! The shared pages hold words of their own kind ([`P2mEntry`](crate::P2mEntry) decodes them like
+//! any other), so that look-ups know nothing of all this, and a change of an entry that has no
+//! memory yet is an error, not a fault.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
 
 mod error;
@@ -92,8 +94,8 @@ pub struct WindowPlace {
 /// The tables of the list. Dropping it leaks them, and the map can never grow again.
 ///
 /// # Invariants
-/// I-7: the tables below the window's root slot belong to the window and are read-only in the direct mapping; so does
-/// every leaf but the builder's. Each GiB below the map's length is linked.
+/// I-7: the tables below the window's root slot belong to the window and are read-only in the
+/// direct mapping; so does every leaf but the builder's. Each GiB below the map's length is linked.
 #[derive(Debug)]
 pub struct Window {
     va: GuestVa,
@@ -104,26 +106,27 @@ pub struct Window {
 }
 
 impl Window {
-    /// How many frames the window of a map of `len` pfns, which may grow to `capacity`, takes at first.
+    /// How many frames the window of a map of `len` pfns, which may grow to `capacity`, takes at
+    /// first.
     #[must_use]
     pub const fn frames_needed(len: u64, capacity: u64) -> u64 {
         place::L2 + capacity.div_ceil(PFNS_PER_L2) + len.div_ceil(PFNS_PER_L1)
     }
 
-    /// Maps the builder's list in a window, in which it can grow, and gives the map that is there. The old one stays
-    /// usable, is the same memory, and never grows.
+    /// Maps the builder's list in a window, in which it can grow, and gives the map that is there.
+    /// The old one stays usable, is the same memory, and never grows.
     ///
     /// # Errors
     /// [`OpenError`] with the frames; nothing is mapped.
     ///
     /// # Hypercalls
-    /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one `mmu_update`. T is 4, one for each 512 GiB
-    /// of capacity, and one for each GiB of the list's length.
+    /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one `mmu_update`. T is 4,
+    /// one for each 512 GiB of capacity, and one for each GiB of the list's length.
     ///
     /// # Safety
-    /// The root slot is free in the running root and stays the window's; address spaces made later share it. Nobody uses
-    /// the old map's memory beyond its length. `place.words` is where the program sees `place.va`, for as long as the
-    /// map is used.
+    /// The root slot is free in the running root and stays the window's; address spaces made later
+    /// share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
+    /// program sees `place.va`, for as long as the map is used.
     #[expect(clippy::result_large_err, reason = "once at boot, and the frames must come back")]
     pub unsafe fn open<'w, M: Machine>(
         (machine, old): (&M, &P2m<'_>),
@@ -150,9 +153,11 @@ impl Window {
                 let built = window.build(machine, old, list).map_err(WindowError::from);
                 match built.and_then(|()| window.link_root(machine, old, batch)) {
                     Ok(()) => {
-                        // SAFETY: the caller says that the words are there; the old ones are mapped in this place.
+                        // SAFETY: the caller says that the words are there; the old ones are mapped
+                        // in this place.
                         let list = unsafe { List::growing(place.words, old.len(), capacity) };
-                        // SAFETY: the rest of the last page is mapped with it, and the caller gives it.
+                        // SAFETY: the rest of the last page is mapped with it, and the caller gives
+                        // it.
                         unsafe { list.clear_tail(LEAF_WORDS) };
                         return Ok((P2m { list }, window));
                     }
@@ -242,8 +247,9 @@ impl Window {
         self.va
     }
 
-    /// Fills the shared pages again after a restore: the toolstack wrote plain absent words into them. Identity words in
-    /// pages of their own are lost as well: set them again ([`P2m::set_identity`]).
+    /// Fills the shared pages again after a restore: the toolstack wrote plain absent words into
+    /// them. Identity words in pages of their own are lost as well: set them again
+    /// ([`P2m::set_identity`]).
     ///
     /// # Errors
     /// If the pages cannot be written.

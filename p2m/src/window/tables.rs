@@ -46,7 +46,8 @@ pub(super) fn fill_leaf<M: FrameAccess>(
         bytes.copy_from_slice(&word.to_le_bytes());
     }
     for offset in (0..PAGE_SIZE).step_by(chunk.len()) {
-        // SAFETY: the page belongs to the window, and no table does yet lead to it, or it is one of the shared pages.
+        // SAFETY: the page belongs to the window, and no table does yet lead to it, or it is one of
+        // the shared pages.
         unsafe { machine.write_bytes(page, offset, &chunk) }?;
     }
     Ok(())
@@ -84,8 +85,8 @@ pub(super) fn read<M: FrameAccess>(
     machine.read_entry(table, at)
 }
 
-/// Maps the frames of `tables` with `access` in the direct mapping. On failure: how many are mapped so, and why not
-/// the next. One hypercall for each 16 tables.
+/// Maps the frames of `tables` with `access` in the direct mapping. On failure: how many are mapped
+/// so, and why not the next. One hypercall for each 16 tables.
 pub(super) fn protect<M: Machine>(
     (machine, p2m): (&M, &P2m<'_>),
     tables: impl Iterator<Item = Pfn>,
@@ -127,7 +128,8 @@ fn submit<M: Machine>(
             Ok(())
         }
         Err(error) => {
-            // What Xen did behind the refused entry is taken back at once, so that the done ones are the first ones.
+            // What Xen did behind the refused entry is taken back at once, so that the done ones
+            // are the first ones.
             let failure = match pending.get(error.request) {
                 Some(&table) => WindowFailure::Protect { table, error },
                 None => WindowFailure::Refused(error),

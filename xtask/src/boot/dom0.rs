@@ -2,73 +2,54 @@
 //! with `(XEN)`; all others after the hand-over are the guest's.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::console::{Limits, Stop};
 use super::machine::{Ending, Machine, Module};
 use super::outcome::{Outcome, Report};
+use super::panic::PanicReader;
 use super::verdict::Verdict;
-use crate::cli::RunArguments;
-use crate::provision::qemu::Qemu;
+use super::{Guest, Host, Line};
 
 /// What the machine has besides the guest's memory: room for Xen, its heap and its frame table.
 const XEN_MEMORY_MIB: u32 = 192;
 
-/// What a reader of the console is shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Line<'a> {
-    /// Written by the guest.
-    Guest(&'a str),
-    /// Written by anyone else.
-    Other(&'a str),
-}
-
-/// Describes a machine with our guest as dom0.
-pub(crate) fn machine<'a>(
-    qemu: &'a Qemu,
-    xen: &'a Path,
-    guest: PathBuf,
-    arguments: &RunArguments,
-) -> Machine<'a> {
-    let memory = arguments.mem;
-    Machine {
-        qemu,
-        xen,
-        xen_arguments: format!(
-            "dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={} dom0_vcpus_pin=0",
-            arguments.vcpus
-        ),
-        modules: vec![Module { file: guest, arguments: arguments.program.join(" ") }],
-        memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
-        processors: arguments.vcpus,
-        cpu_model: qemu.cpu_model(),
-    }
-}
-
-/// Boots and judges. `show` gets every line as it comes.
+/// Boots the guest as dom0 and judges it. `show` gets every line as it comes.
 ///
 /// # Errors
 ///
 /// QEMU cannot be started, or a signal asked us to end.
 pub(crate) fn boot(
-    machine: &Machine<'_>,
+    host: &Host<'_>,
+    guest: &Guest,
     log: PathBuf,
-    limits: Limits,
     mut show: impl FnMut(Line<'_>),
 ) -> Result<Report> {
+    let limits = Limits { total: guest.limit, silence: guest.limit / 2 };
     let mut reader = Reader::default();
-    let ending = machine.boot(&log, |console| {
+    let ending = machine(host, guest).boot(&log, |console| {
         console.watch(limits, |line| {
             let (shown, flow) = reader.line(line);
             show(shown);
             flow
         })
     })?;
-    let Ending { tail, time, .. } = &ending;
-    let (tail, time) = (tail.clone(), *time);
-    Ok(Report { outcome: reader.judge(&ending, limits), tail, log, time })
+    let outcome = reader.judge(&ending, limits);
+    Ok(Report { outcome, tail: ending.tail, log, time: ending.time })
+}
+
+fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
+    let memory = guest.memory_mib;
+    Machine {
+        qemu: host.qemu,
+        xen: &host.xen,
+        xen_arguments: format!("dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={}", guest.vcpus),
+        modules: vec![Module { file: guest.kernel.clone(), arguments: guest.arguments.clone() }],
+        memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
+        processors: guest.vcpus,
+    }
 }
 
 /// What was read so far.
@@ -122,32 +103,6 @@ impl Reader {
             Stop::Closed | Stop::Seen => Outcome::QemuEnded(ending.qemu.clone()),
             _ => Outcome::Hung { limit: limits.total, verdict: self.verdict },
         }
-    }
-}
-
-/// Collects what Xen says when it panics, which takes several lines.
-#[derive(Debug, Default)]
-pub(crate) struct PanicReader(Option<Vec<String>>);
-
-impl PanicReader {
-    /// Reads a line of Xen's. There is an outcome at the last line of a panic.
-    pub(crate) fn line(&mut self, words: &str) -> Option<Outcome> {
-        match &mut self.0 {
-            Some(_) if words.starts_with("Reboot in") || words.starts_with("Manual reset") => {
-                return self.unfinished();
-            }
-            Some(panic) if !words.is_empty() && !words.starts_with("***") => {
-                panic.push(words.to_owned());
-            }
-            None if words.starts_with("Panic on CPU") => self.0 = Some(Vec::new()),
-            _ => {}
-        }
-        None
-    }
-
-    /// What is to be said of a panic whose last line never came.
-    pub(crate) fn unfinished(&self) -> Option<Outcome> {
-        self.0.as_ref().map(|words| Outcome::XenPanicked(words.join(" ")))
     }
 }
 

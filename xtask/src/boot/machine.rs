@@ -38,8 +38,6 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mib: u32,
     /// Processors of the whole machine.
     pub(crate) processors: u32,
-    /// Name of the CPU, as QEMU knows it.
-    pub(crate) cpu_model: &'static str,
 }
 
 /// How a boot ended, before anyone judges it.
@@ -102,7 +100,14 @@ impl Machine<'_> {
     fn command(&self, initrd: &str) -> Command {
         let mut command = self.qemu.command();
         command
-            .args(["-nodefaults", "-no-user-config", "-accel", "tcg", "-cpu", self.cpu_model])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-accel",
+                "tcg",
+                "-cpu",
+                self.qemu.cpu_model(),
+            ])
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.processors.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", "xen"])
             .arg("-append")

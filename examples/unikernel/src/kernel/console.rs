@@ -1,8 +1,7 @@
 //! The console: Xen's own for dom0, a ring shared with dom0's xenconsoled for a domU.
 
 use core::fmt;
-use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 use hypercall::xen::{ShutdownReason, Xen};
 use hypercall::{BootInfo, Console as Kind, GuestVa};
@@ -11,10 +10,12 @@ use spin::Mutex;
 use super::boot;
 
 /// `struct xencons_interface` (public/io/console.h).
+///
+/// The other side may change any byte of it at any time: all of it is atomic.
 #[repr(C)]
 struct Ring {
-    input: [u8; 1024],
-    output: [u8; OUTPUT_BYTES],
+    input: [AtomicU8; 1024],
+    output: [AtomicU8; OUTPUT_BYTES],
     in_cons: AtomicU32,
     in_prod: AtomicU32,
     out_cons: AtomicU32,
@@ -29,13 +30,10 @@ enum Way {
     Unknown,
     Hypervisor,
     Ring {
-        ring: *mut Ring,
+        ring: &'static Ring,
         port: u32,
     },
 }
-
-// SAFETY: the ring's page stays mapped for the life of the kernel; the lock around it admits one writer.
-unsafe impl Send for Way {}
 
 static WAY: Mutex<Way> = Mutex::new(Way::Unknown);
 
@@ -44,7 +42,9 @@ pub(super) fn open(info: &BootInfo, direct_map: GuestVa) {
     *WAY.lock() = match info.console {
         Kind::Hypervisor => Way::Hypervisor,
         Kind::Ring { mfn, port } => match boot::builder_page(mfn, direct_map) {
-            Some(va) => Way::Ring { ring: va.addr().as_mut_ptr(), port },
+            // SAFETY: the builder mapped the ring's page, which stays; it is smaller than a page,
+            // and every byte pattern is one of its values.
+            Some(va) => Way::Ring { ring: unsafe { &*va.addr().as_ptr() }, port },
             None => Way::Unknown,
         },
     };
@@ -77,7 +77,7 @@ impl fmt::Write for Console {
             }
             Way::Ring { ring, port } => {
                 for line in text.split_inclusive('\n') {
-                    write_ring(*ring, *port, line.as_bytes());
+                    write_ring(ring, *port, line.as_bytes());
                 }
                 Ok(())
             }
@@ -85,22 +85,18 @@ impl fmt::Write for Console {
     }
 }
 
-/// Puts bytes into the ring, waiting for the other side when it is full. A ring whose counters make no sense is
-/// written all the same: the other side may do with its own page what it likes.
-fn write_ring(ring: *mut Ring, port: u32, bytes: &[u8]) {
-    // SAFETY: the page is mapped; only the counters are made references, and they are atomic.
-    let (out_cons, out_prod) = unsafe { (&(*ring).out_cons, &(*ring).out_prod) };
-    let mut prod = out_prod.load(Ordering::Relaxed);
+/// Puts bytes into the ring, waiting for the other side when it is full. A ring whose counters make
+/// no sense is written all the same: the other side may do with its own page what it likes.
+fn write_ring(ring: &Ring, port: u32, bytes: &[u8]) {
+    let mut prod = ring.out_prod.load(Ordering::Relaxed);
     for byte in bytes {
-        while prod.wrapping_sub(out_cons.load(Ordering::Acquire)) as usize >= OUTPUT_BYTES {
+        while prod.wrapping_sub(ring.out_cons.load(Ordering::Acquire)) as usize >= OUTPUT_BYTES {
             notify(port);
             Xen::yield_now();
         }
-        let place = prod as usize % OUTPUT_BYTES;
-        // SAFETY: the place is inside the mapped ring; the other side reads it only after `out_prod` moves.
-        unsafe { ptr::addr_of_mut!((*ring).output).cast::<u8>().add(place).write_volatile(*byte) };
+        ring.output[prod as usize % OUTPUT_BYTES].store(*byte, Ordering::Relaxed);
         prod = prod.wrapping_add(1);
-        out_prod.store(prod, Ordering::Release);
+        ring.out_prod.store(prod, Ordering::Release);
     }
     fence(Ordering::SeqCst);
     notify(port);

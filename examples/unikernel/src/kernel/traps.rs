@@ -1,10 +1,12 @@
 //! Exceptions: a fault that was to be expected goes on, any other is reported and ends the guest.
 //!
-//! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs, rflags, rsp, ss`. The
-//! way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in front of the same five words.
+//! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs,
+//! rflags, rsp, ss`. The way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in
+//! front of the same five words.
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write as _};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use hypercall::GuestVa;
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
@@ -14,6 +16,9 @@ use super::boot;
 use super::console::{self, Console};
 
 const PAGE_FAULT: u8 = 14;
+
+/// Whether a fault is being reported.
+static REPORTING: AtomicBool = AtomicBool::new(false);
 
 /// Registers at the exception, as the stubs push them.
 #[repr(C)]
@@ -136,7 +141,8 @@ pub(super) fn install() {
     for (entry, [vector, stub]) in table.iter_mut().zip(&stubs[..STUBS]) {
         *entry = TrapInfo::new(u8::try_from(*vector).unwrap_or(PAGE_FAULT), *stub);
     }
-    // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's last entry is END.
+    // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's
+    // last entry is END.
     if let Err(error) = unsafe { Xen::set_trap_table(&table) } {
         panic!("{error}");
     }
@@ -151,11 +157,15 @@ pub(super) fn fault_on_purpose() -> ! {
 }
 
 extern "C" fn handle(frame: &mut Frame) {
-    if frame.vector == u64::from(PAGE_FAULT) {
-        if let Some(rip) = fault_fixup(frame.rip) {
-            frame.rip = rip;
-            return;
-        }
+    if frame.vector == u64::from(PAGE_FAULT)
+        && let Some(rip) = fault_fixup(frame.rip)
+    {
+        frame.rip = rip;
+        return;
+    }
+    if REPORTING.swap(true, Ordering::Relaxed) {
+        // A fault in the report of a fault: there is nothing left to say.
+        Xen::shutdown(ShutdownReason::Crash);
     }
     console::unlock_for_panic();
     // If the console refuses the report, the guest still ends as crashed.
@@ -182,9 +192,11 @@ fn report(frame: &Frame) -> fmt::Result {
     writeln!(
         out,
         "rip {:016x}  cs {:04x}  rflags {:016x}",
-        frame.rip, frame.cs as u16, frame.rflags
+        frame.rip,
+        frame.cs & 0xffff,
+        frame.rflags
     )?;
-    writeln!(out, "rsp {:016x}  ss {:04x}  rbp {:016x}", frame.rsp, frame.ss as u16, frame.rbp)?;
+    writeln!(out, "rsp {:016x}  ss {:04x}  rbp {:016x}", frame.rsp, frame.ss & 0xffff, frame.rbp)?;
     writeln!(out, "rax {:016x}  rbx {:016x}  rcx {:016x}", frame.rax, frame.rbx, frame.rcx)?;
     writeln!(out, "rdx {:016x}  rsi {:016x}  rdi {:016x}", frame.rdx, frame.rsi, frame.rdi)?;
     writeln!(out, "r8  {:016x}  r9  {:016x}  r10 {:016x}", frame.r8, frame.r9, frame.r10)?;

@@ -1,10 +1,11 @@
-//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what each step costs.
+//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what
+//! each step costs.
 
 use alloc::format;
 use alloc::string::String;
 use core::fmt::Write as _;
 
-use hypercall::{BatchStorage, FrameAccess as _, GuestVa, Machine, PAGE_SIZE, Pfn, PteFlags};
+use hypercall::{BatchStorage, Cpu, FrameAccess as _, GuestVa, Machine, PAGE_SIZE, Pfn, PteFlags};
 use pvmmu::{Loose, Pgd, Pinned, walk};
 
 use super::OrSay;
@@ -13,7 +14,7 @@ use crate::guest::Guest;
 use crate::report::{Steps, Verdict};
 
 /// Runs the demo.
-pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     introduce(guest)?;
     let mut steps = Steps::begin(guest).or_say("console")?;
     let free = guest.pool.len();
@@ -35,7 +36,7 @@ pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
 }
 
 /// Says where we are, and shows how the kernel sees its own root table.
-fn introduce<M: Machine>(guest: &mut Guest<'_, M>) -> Result<(), String> {
+fn introduce<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
     let boot = guest.boot;
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
     let mib = boot.pages / 256;
@@ -53,7 +54,7 @@ fn introduce<M: Machine>(guest: &mut Guest<'_, M>) -> Result<(), String> {
 }
 
 /// Checks that P2M and M2P agree on every pfn.
-fn compare_maps<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
+fn compare_maps<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
     let (context, _) = guest.parts();
     for pfn in (0..context.p2m.len()).map(Pfn::new) {
         let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
@@ -66,7 +67,7 @@ fn compare_maps<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
 }
 
 /// From frames to a running address space.
-fn construct<M: Machine>(
+fn construct<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
 ) -> Result<Pgd<Pinned>, String> {
@@ -89,7 +90,7 @@ fn construct<M: Machine>(
 }
 
 /// Uses and changes the running address space.
-fn work<M: Machine>(
+fn work<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
     mut pgd: Pgd<Pinned>,
@@ -101,7 +102,9 @@ fn work<M: Machine>(
 
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(guest.cpu.store(va, mark(va)), va, "cannot be written")?;
+        if !guest.store(va, mark(va)) {
+            return Err(at(va, "cannot be written"));
+        }
     }
     check_marks(guest)?;
     steps.done(guest, &format!("write and read {PAGES} pages")).or_say("console")?;
@@ -110,7 +113,9 @@ fn work<M: Machine>(
     steps.done(guest, &format!("make {PAGES} live pages read-only")).or_say("console")?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(!guest.cpu.store(va, 0), va, "is read-only and was written")?;
+        if guest.store(va, 0) {
+            return Err(at(va, "is read-only and was written"));
+        }
     }
     check_marks(guest)?;
     steps.done(guest, &format!("fault {PAGES} times writing them")).or_say("console")?;
@@ -119,7 +124,9 @@ fn work<M: Machine>(
     steps.done(guest, &format!("make {PAGES} live pages writable")).or_say("console")?;
 
     let frame = pgd.unmap(&guest.parts().0, all.start, &mut batch).or_say("unmap")?;
-    expect(guest.cpu.load(all.start).is_none(), all.start, "is unmapped and was read")?;
+    if guest.cpu.load(all.start).is_ok() {
+        return Err(at(all.start, "is unmapped and was read"));
+    }
     pgd.map(&guest.parts().0, (all.start, PteFlags::USER_RW), frame, &mut batch).or_say("map")?;
     check_marks(guest)?;
     steps.done(guest, "unmap a live page, map it again").or_say("console")?;
@@ -127,7 +134,7 @@ fn work<M: Machine>(
 }
 
 /// From the running address space back to frames.
-fn take_apart<M: Machine>(
+fn take_apart<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
     pgd: Pgd<Pinned>,
@@ -153,17 +160,22 @@ const fn mark(va: GuestVa) -> u64 {
 }
 
 /// Every page holds its mark, read through the running address space.
-fn check_marks<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
+fn check_marks<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<(), String> {
     let all = pages(PAGES)?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        expect(guest.cpu.load(va) == Some(mark(va)), va, "does not hold what was written")?;
+        if guest.cpu.load(va) != Ok(mark(va)) {
+            return Err(at(va, "does not hold what was written"));
+        }
     }
     Ok(())
 }
 
 /// Every page holds its mark, read through the frame that the tables name.
-fn check_frames<M: Machine>(guest: &mut Guest<'_, M>, pgd: &Pgd<Loose>) -> Result<(), String> {
+fn check_frames<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    pgd: &Pgd<Loose>,
+) -> Result<(), String> {
     let all = pages(PAGES)?;
     let (context, _) = guest.parts();
     for index in 0..PAGES {
@@ -173,13 +185,16 @@ fn check_frames<M: Machine>(guest: &mut Guest<'_, M>, pgd: &Pgd<Loose>) -> Resul
         let pfn = context.p2m.pfn(context.machine, pte.mfn()).or_say("M2P")?;
         let mut bytes = [0; 8];
         context.machine.read_bytes(pfn, 0, &mut bytes).or_say("read")?;
-        expect(u64::from_le_bytes(bytes) == mark(va), va, "has another frame than it had")?;
+        if u64::from_le_bytes(bytes) != mark(va) {
+            return Err(at(va, "has another frame than it had"));
+        }
     }
     Ok(())
 }
 
-fn expect(holds: bool, va: GuestVa, otherwise: &str) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(format!("{va} {otherwise}")) }
+/// The sentence of a page that is not as it should be.
+fn at(va: GuestVa, is: &str) -> String {
+    format!("{va} {is}")
 }
 
 const _: () = assert!(PAGES * (PAGE_SIZE as u64) < 1 << 30);

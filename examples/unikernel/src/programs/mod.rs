@@ -3,11 +3,12 @@
 mod alias;
 mod demo;
 mod life;
+mod prove;
 
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::Machine;
+use hypercall::{Cpu, Machine};
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -19,12 +20,13 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "prove" => Ok(prove::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo and alias, \
+            "no program is called {name:?}: there are demo, alias and prove, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
