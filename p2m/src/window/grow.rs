@@ -19,7 +19,8 @@ use crate::map::Pfns;
 use crate::runs::LEAF_WORDS;
 
 /// The most pages that change in one hypercall.
-const LEAVES_MAX: usize = 64;
+const LEAVES_MAX: usize = 512;
+const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
 
 /// What leaves of a hole become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +86,7 @@ impl Window {
     ///
     /// # Hypercalls
     /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
-    /// pages in a GiB that has one: ceil(P / 64) multicalls of `mmu_update` and a flush.
+    /// pages in a GiB that has one: ceil(P / B) multicalls of `mmu_update` and a flush.
     pub fn reserve<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,

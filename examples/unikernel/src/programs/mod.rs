@@ -1,9 +1,13 @@
 //! The programs: each written against the seam, each ending in a verdict.
 
 mod alias;
+mod audit;
 mod demo;
+mod dump;
+mod grow;
 mod life;
 mod prove;
+mod publish;
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -24,9 +28,12 @@ pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> 
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "audit" => Ok(audit::run),
+        "dump" => Ok(dump::run),
+        "grow" => Ok(grow::run),
         "prove" => Ok(prove::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias and prove, \
+            "no program is called {name:?}: there are demo, alias, audit, dump, grow and prove, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
