@@ -9,7 +9,7 @@ mod mmu;
 
 use alloc::vec::Vec;
 
-use hypercall::{Call, Cpu, DomId, Machine, MmuExtOp, Pfn, Pte, PteFlags, Request};
+use hypercall::{Call, Cpu, DomId, Machine, MmuExtOp, PAGE_SIZE, Pfn, Pte, PteFlags, Request};
 
 use crate::arena::{Arena, OBSERVED, index};
 use crate::coverage::{self, Coverage, EXCHANGES, STORES, UPDATES};
@@ -67,6 +67,7 @@ pub struct Executor {
     /// The direct mapping has changed since the last flush.
     stale: bool,
     groups: u64,
+    clean: bool,
     start_reservation: Option<u64>,
     observation: Observation,
     coverage: Coverage,
@@ -84,6 +85,7 @@ impl Executor {
             user_base: None,
             stale: false,
             groups: 0,
+            clean: true,
             start_reservation: None,
             observation: Observation::default(),
             coverage: Coverage::default(),
@@ -143,13 +145,23 @@ impl Executor {
         (answers, &self.observation)
     }
 
-    /// Puts everything back: no pins, no user root, no entries, every frame writable, M2P right.
-    /// What that takes and gives is an observation too.
-    pub fn clean_up<M: Machine + Cpu>(&mut self, machine: &M) -> &Observation {
-        self.observation.clear();
+    /// Starts a new sequence on the arena as it is; coverage goes on.
+    pub fn restart(&mut self) {
+        self.groups = 0;
+        self.start_reservation = None;
+    }
+
+    /// Whether every [`Op::CleanUp`] so far put everything back.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.clean
+    }
+
+    /// [`Op::CleanUp`]: the answer counts what could not be put back.
+    fn clean_up<M: Machine + Cpu>(&mut self, machine: &M) -> Answer {
         let mut failed = 0;
-        let numbers = || (0..=u8::MAX).take(self.arena.len());
-        let numbers: Vec<u8> = numbers().filter(|at| !self.dead[usize::from(*at)]).collect();
+        let numbers = (0..=u8::MAX).take(self.arena.len());
+        let numbers: Vec<u8> = numbers.filter(|at| !self.is_dead(*at)).collect();
         let mut seen = alloc::vec![self.op(machine, MmuExtOp::new_user_baseptr(None))];
         for number in &numbers {
             seen.push(self.op(machine, MmuExtOp::unpin(self.arena.frame(*number).mfn)));
@@ -158,27 +170,24 @@ impl Executor {
             let writable = self.set_direct(machine, *number, PteFlags::KERNEL_RW);
             failed += u64::from(writable != Answer::Done(0));
             seen.push(writable);
+        }
+        self.freshen(machine);
+        for number in &numbers {
             let frame = *self.arena.frame(*number);
             seen.push(self.machphys(machine, frame.mfn, frame.pfn));
-            // SAFETY: the frame belongs to the arena, and was just made writable.
-            let zeroed = unsafe { machine.write_bytes(frame.pfn, 0, &[0; hypercall::PAGE_SIZE]) };
-            failed += u64::from(zeroed.is_err());
+            if failed == 0 {
+                // SAFETY: the frame belongs to the arena, and was just made writable.
+                let zeroed = unsafe { machine.write_bytes(frame.pfn, 0, &[0; PAGE_SIZE]) };
+                failed += u64::from(zeroed.is_err());
+            }
         }
-        let _ = self.op(machine, MmuExtOp::tlb_flush_local());
         self.pinned.fill(None);
         self.user_base = None;
         for answer in seen {
             self.observation.push(answer.word());
         }
-        self.observation.push(failed);
-        self.coverage.count("clean up", u32::try_from(failed).unwrap_or(u32::MAX));
-        &self.observation
-    }
-
-    /// Whether the last [`clean_up`](Self::clean_up) put everything back.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.observation.words().last() == Some(&0)
+        self.clean &= failed == 0;
+        Answer::Done(failed)
     }
 
     /// Keeps track of what must not be lost.
@@ -277,6 +286,7 @@ impl Executor {
             }
             Op::Exchange { frame, hold } => self.exchange(machine, frame, hold),
             Op::Balloon { frame, hold } => self.balloon(machine, frame, hold),
+            Op::CleanUp => self.clean_up(machine),
             Op::Update { .. } | Op::Ext { .. } | Op::VaMapping { .. } => Answer::Skipped,
         }
     }
@@ -344,6 +354,7 @@ impl Executor {
                 Some(level) => EXCHANGES[level],
                 None => "cas data",
             },
+            Op::CleanUp => "clean up",
             Op::Exchange { .. } => "exchange",
             Op::Balloon { .. } => "balloon",
         }
@@ -387,7 +398,7 @@ impl Op {
             | Self::Zero { frame }
             | Self::Exchange { frame, .. }
             | Self::Balloon { frame, .. } => [Some(frame), None],
-            Self::VaMapping { .. } => [None, None],
+            Self::VaMapping { .. } | Self::CleanUp => [None, None],
             Self::Store { frame, value, .. } | Self::CompareExchange { frame, value, .. } => {
                 [Some(frame), of(value.which)]
             }

@@ -61,6 +61,9 @@ const ODD_FLAGS: [u64; 14] = [
 const DIRECT_FLAGS: [u64; 6] =
     [0x61, 0x8000_0000_0000_0061, 0x63, 0x8000_0000_0000_0063, 0x67, 0x01];
 
+/// After so many steps everything is put back, so that states stay various.
+const STEPS_BETWEEN_CLEANINGS: usize = 500;
+
 /// What the generator believes of a frame.
 #[derive(Clone, Copy, Debug, Default)]
 struct Belief {
@@ -74,6 +77,7 @@ pub struct Generator {
     random: Random,
     beliefs: Vec<Belief>,
     queue: VecDeque<Vec<Step>>,
+    steps_since_cleaning: usize,
 }
 
 impl Generator {
@@ -81,7 +85,7 @@ impl Generator {
     #[must_use]
     pub fn new(seed: u64, frames: usize) -> Self {
         let beliefs = alloc::vec![Belief::default(); frames.clamp(1, 256)];
-        Self { random: Random::new(seed), beliefs, queue: VecDeque::new() }
+        Self { random: Random::new(seed), beliefs, queue: VecDeque::new(), steps_since_cleaning: 0 }
     }
 
     /// Makes a group, applies it and learns from it. `show` gets the group and what was seen.
@@ -99,10 +103,13 @@ impl Generator {
         }
     }
 
-    /// Forgets what was believed of the frames, as after a clean-up.
-    pub fn forget(&mut self) {
+    /// The step that ends a sequence: everything is put back.
+    #[must_use]
+    pub fn last(&mut self) -> Vec<Step> {
         self.beliefs.fill(Belief::default());
         self.queue.clear();
+        self.steps_since_cleaning = 0;
+        alloc::vec![Step { link: Link::Alone, op: Op::CleanUp }]
     }
 
     fn learn(&mut self, op: Op, answer: Answer) {
@@ -119,6 +126,15 @@ impl Generator {
     }
 
     fn next_group(&mut self) -> Vec<Step> {
+        if self.steps_since_cleaning >= STEPS_BETWEEN_CLEANINGS {
+            return self.last();
+        }
+        let group = self.group_from_queue();
+        self.steps_since_cleaning += group.len();
+        group
+    }
+
+    fn group_from_queue(&mut self) -> Vec<Step> {
         if self.queue.is_empty() {
             self.refill();
         }

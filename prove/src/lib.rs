@@ -18,7 +18,7 @@
 //!
 //! # What it takes care of
 //! The guest survives any sequence: frames of the arena are used for nothing else, their direct
-//! mapping is only ever made read-only or writable, and [`Executor::clean_up`] puts everything
+//! mapping is only ever made read-only or writable, and [`Op::CleanUp`] puts everything
 //! back, which is itself an observation. Slot 0 of every table is left alone: a table of level 2 to
 //! 4 that is refused there forgets its type, one that is refused later does not, and no guest
 //! should have to care. A store follows a TLB flush if the direct mapping has changed, since what a

@@ -84,6 +84,8 @@ pub enum Op {
         /// Whether it is still mapped.
         hold: Hold,
     },
+    /// Puts everything back: no pins, no user root, no entries, every frame writable, M2P right.
+    CleanUp,
     /// `XENMEM_decrease_reservation` of a frame and `XENMEM_populate_physmap` in its place.
     Balloon {
         /// The frame.

@@ -13,6 +13,7 @@
 //! = zero f3
 //! = exchange f3 released
 //! = balloon f3 mapped
+//! = clean
 //! ```
 
 use core::fmt;
@@ -95,6 +96,7 @@ impl fmt::Display for Step {
                 let expected = if expected == Cas::Current { "current" } else { "other" };
                 write!(f, "cas f{frame}.{slot} {expected} {value}")
             }
+            Op::CleanUp => f.write_str("clean"),
             Op::Zero { frame } => write!(f, "zero f{frame}"),
             Op::Exchange { frame, hold } => write!(f, "exchange f{frame} {hold}"),
             Op::Balloon { frame, hold } => write!(f, "balloon f{frame} {hold}"),
@@ -216,6 +218,7 @@ impl<'a> Words<'a> {
                 Ok(Op::Store { frame, slot, value: self.value()? })
             }
             "cas" => self.compare_exchange(),
+            "clean" => Ok(Op::CleanUp),
             "zero" => Ok(Op::Zero { frame: self.frame()? }),
             "exchange" => Ok(Op::Exchange { frame: self.frame()?, hold: self.hold()? }),
             "balloon" => Ok(Op::Balloon { frame: self.frame()?, hold: self.hold()? }),

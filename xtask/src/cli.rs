@@ -19,6 +19,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest on real Xen under QEMU and show what it does
     Run(RunArguments),
+    /// Compare real Xen with the model: random operations on both, every answer
+    Prove(ProveArguments),
     /// Run all tests: format, lints, unit, documentation, then real Xen
     Test(TestArguments),
 }
@@ -52,6 +54,9 @@ pub(crate) struct RunArguments {
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
+    /// A file that the guest gets as boot module
+    #[arg(long, value_name = "FILE")]
+    pub(crate) module: Option<PathBuf>,
     /// Program of the guest, and its arguments
     #[arg(value_name = "PROGRAM", default_value = "demo", trailing_var_arg = true)]
     pub(crate) program: Vec<String>,
@@ -62,6 +67,31 @@ impl RunArguments {
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(60))
     }
+}
+
+/// What to compare.
+#[derive(Args, Debug)]
+pub(crate) struct ProveArguments {
+    /// Operations in all, for each release and role
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub(crate) ops: u64,
+    /// First seed
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How many seeds share the operations
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub(crate) seeds: u64,
+    /// Releases of Xen
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
+          default_values_t = [Release::Xen4_17])]
+    pub(crate) xen: Vec<Release>,
+    /// The guest's roles
+    #[arg(long = "as", value_enum, value_delimiter = ',', value_name = "ROLES",
+          default_values_t = [Role::Dom0])]
+    pub(crate) role: Vec<Role>,
+    /// Run the steps in this file instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) replay: Option<PathBuf>,
 }
 
 /// What to test.

@@ -24,8 +24,10 @@ mod initramfs;
 mod paths;
 mod process;
 mod progress;
+mod prove;
 mod provision;
 mod run;
+mod station;
 mod test;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = process::handle_signals().and_then(|()| match &cli.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Prove(arguments) => prove::prove(arguments),
         Command::Test(arguments) => test::test(arguments),
     });
     match result {

@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let guest = Guest {
         kernel,
         arguments: arguments.program.join(" "),
+        module: arguments.module.clone(),
         memory_mib: arguments.mem,
         vcpus: arguments.vcpus,
         limit: arguments.time_limit(),
@@ -102,7 +103,7 @@ impl View {
             }
             Line::Other(text) => {
                 if let Some(step) = &self.booting {
-                    step.at(text.chars().take(60).collect::<String>());
+                    step.at(text);
                 }
             }
         }

@@ -42,11 +42,14 @@ pub(crate) fn boot(
 
 fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
     let memory = guest.memory_mib;
+    let kernel = Module { file: guest.kernel.clone(), arguments: guest.arguments.clone() };
+    let module = guest.module.clone();
+    let module = module.map(|file| Module { file, arguments: String::new() });
     Machine {
         qemu: host.qemu,
         xen: &host.xen,
         xen_arguments: format!("dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={}", guest.vcpus),
-        modules: vec![Module { file: guest.kernel.clone(), arguments: guest.arguments.clone() }],
+        modules: [kernel].into_iter().chain(module).collect(),
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
         processors: guest.vcpus,
     }

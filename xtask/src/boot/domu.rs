@@ -105,6 +105,11 @@ fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
         let kernel = fs::read(&guest.kernel)
             .with_context(|| format!("reading {}", guest.kernel.display()))?;
         archive.file(&format!("/pvmmu/{number}.elf"), &kernel);
+        if let Some(module) = &guest.module {
+            let bytes =
+                fs::read(module).with_context(|| format!("reading {}", module.display()))?;
+            archive.file(&format!("/pvmmu/{number}.module"), &bytes);
+        }
         archive.file(&format!("/pvmmu/{number}.cfg"), configuration(number, guest).as_bytes());
     }
     archive.file("/pvmmu/jobs", jobs.as_bytes());
@@ -115,8 +120,13 @@ fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
 fn configuration(number: usize, guest: &Guest) -> String {
     let Guest { memory_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
+    let ramdisk = match guest.module {
+        Some(_) => format!("ramdisk = \"/pvmmu/{number}.module\"\n"),
+        None => String::new(),
+    };
     format!(
         "name = \"guest{number}\"\n\
+         {ramdisk}\
          type = \"pv\"\n\
          kernel = \"/pvmmu/{number}.elf\"\n\
          extra = \"{arguments}\"\n\
@@ -180,7 +190,7 @@ impl Reader {
             }
             return ControlFlow::Continue(());
         }
-        show(Line::Other(words));
+        show(Line::Other(if kind == "step" { rest } else { words }));
         match kind {
             "step" => rest.clone_into(&mut self.step),
             "started" => self.guest(rest).started = true,
@@ -286,6 +296,7 @@ mod tests {
         Guest {
             kernel: PathBuf::new(),
             arguments: arguments.to_owned(),
+            module: None,
             memory_mib: 33,
             vcpus: 1,
             limit: Duration::from_secs(5),

@@ -41,6 +41,8 @@ pub(crate) struct Guest {
     pub(crate) kernel: PathBuf,
     /// Its command line: a program and the program's arguments.
     pub(crate) arguments: String,
+    /// A file that it gets as boot module.
+    pub(crate) module: Option<PathBuf>,
     /// Its memory.
     pub(crate) memory_mib: u32,
     /// Its virtual CPUs.

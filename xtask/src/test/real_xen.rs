@@ -177,6 +177,7 @@ impl Setting<'_> {
         Guest {
             kernel: self.kernel.clone(),
             arguments: case.program.to_owned(),
+            module: None,
             memory_mib: case.memory_mib,
             vcpus: 1,
             limit: Duration::from_secs(case.seconds),

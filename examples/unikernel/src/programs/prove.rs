@@ -1,15 +1,16 @@
 //! `prove`: random operations on this machine, and a record of all answers that can be compared
 //! with another one's.
 //!
-//! Arguments, all optional: `seed=S`, `ops=N`, `every=K` (a digest after each K groups), `from=I`
-//! and `to=J` (groups I to J in full: the steps, then the words observed), `frames=F`, `replay`
-//! (the steps are in the boot module, one a line). `cargo xtask prove` runs it on real Xen and on
-//! the model and compares the output.
+//! Arguments, all optional: `seed=S` and `seeds=K` (K sequences, from seed S on), `ops=N` of each,
+//! `every=K` (a digest after each K groups), `show=S` with `from=I` and `to=J` (groups I to J of seed S
+//! in full: the steps, then the words observed), `replay` (the steps are in the boot module, one a
+//! line). `cargo xtask prove` runs it on real Xen and on the model and compares the output.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use hypercall::{Cpu, FrameAccess as _, Level, Machine};
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Observation, Step};
@@ -19,27 +20,27 @@ use super::OrSay;
 use crate::guest::{Guest, number};
 use crate::report::Verdict;
 
-/// After so many operations everything is put back, so that states stay various.
-const OPS_BETWEEN_CLEANINGS: u64 = 500;
+/// Frames of the arena.
+const FRAMES: usize = 64;
 
 /// What to do.
 struct Plan {
-    seed: u64,
+    seeds: Range<u64>,
     ops: u64,
     every: u64,
-    window: core::ops::Range<u64>,
-    frames: usize,
+    show: u64,
+    window: Range<u64>,
 }
 
 impl Plan {
     fn parse(arguments: &str) -> Result<Self, String> {
-        let frames = number(arguments, "frames", 64)?;
+        let seed = number(arguments, "seed", 1)?;
         Ok(Self {
-            seed: number(arguments, "seed", 1)?,
+            seeds: seed..seed.saturating_add(number(arguments, "seeds", 1)?),
             ops: number(arguments, "ops", 2_000)?,
             every: number(arguments, "every", 100)?.max(1),
+            show: number(arguments, "show", seed)?,
             window: number(arguments, "from", 0)?..number(arguments, "to", 0)?,
-            frames: usize::try_from(frames).unwrap_or(64).clamp(8, 256),
         })
     }
 }
@@ -47,21 +48,28 @@ impl Plan {
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let plan = Plan::parse(guest.arguments)?;
-    let mut executor = Executor::new(arena(guest, plan.frames)?);
-    let record = match guest.arguments.split_whitespace().any(|word| word == "replay") {
-        true => replay(guest, &mut executor)?,
-        false => generate(guest, &mut executor, &plan)?,
-    };
-    write!(guest.console, "{}", executor.coverage()).or_say("console")?;
-    if record.dirty {
-        return Err(format!("after group {} not everything could be put back", record.groups));
+    let mut executor = Executor::new(arena(guest)?);
+    let mut record = Record::default();
+    if guest.arguments.split_whitespace().any(|word| word == "replay") {
+        replay(guest, &mut executor, &mut record)?;
+    } else {
+        for seed in plan.seeds.clone() {
+            writeln!(guest.console, "P seed {seed}").or_say("console")?;
+            executor.restart();
+            record.groups = 0;
+            generate(guest, &mut executor, (seed, &plan), &mut record)?;
+        }
     }
-    let Record { ops, groups, digest, .. } = record;
-    Ok(format!("{ops} operations in {groups} groups, digest {:016x}", digest.value()))
+    write!(guest.console, "{}", executor.coverage()).or_say("console")?;
+    if !executor.is_clean() {
+        return Err("not everything could be put back".into());
+    }
+    let Record { ops, digest, .. } = record;
+    Ok(format!("{ops} operations, digest {:016x}", digest.value()))
 }
 
 /// Frames for the operations, and the landmarks around them.
-fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>, frames: usize) -> Result<Arena, String> {
+fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
     let shared_info = guest.boot.shared_info;
     let root_va = guest.boot.root;
     let (context, pool) = guest.parts();
@@ -69,7 +77,7 @@ fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>, frames: usize) -> Result<Ar
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
     let running_root = context.p2m.mfn(context.kernel_root).or_say("P2M")?;
     let mut all = Vec::new();
-    for _ in 0..frames {
+    for _ in 0..FRAMES {
         // The frames are not given back: the program ends with the guest.
         let pfn = pool.take().ok_or("the pool is empty")?.pfn();
         let va = context.machine.direct_map(pfn).or_say("direct mapping")?;
@@ -85,9 +93,9 @@ fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>, frames: usize) -> Result<Ar
 #[derive(Default)]
 struct Record {
     ops: u64,
+    /// Of this sequence.
     groups: u64,
     digest: Digest,
-    dirty: bool,
 }
 
 impl Record {
@@ -101,47 +109,42 @@ impl Record {
 fn generate<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     executor: &mut Executor,
-    plan: &Plan,
-) -> Result<Record, String> {
-    let mut generator = Generator::new(plan.seed, plan.frames);
-    let mut record = Record::default();
-    let mut clean_at = OPS_BETWEEN_CLEANINGS;
-    while record.ops < plan.ops && !record.dirty {
+    (seed, plan): (u64, &Plan),
+    record: &mut Record,
+) -> Result<(), String> {
+    let mut generator = Generator::new(seed, FRAMES);
+    let end = record.ops + plan.ops;
+    while record.ops < end {
         let mut printed = Ok(());
         generator.step(guest.cpu, executor, &mut |group, observation| {
-            if plan.window.contains(&record.groups) {
+            if plan.show == seed && plan.window.contains(&record.groups) {
                 printed = show(guest.console, record.groups, group, observation);
             }
             record.add(group, observation);
         });
         printed.or_say("console")?;
-        if record.ops >= clean_at.min(plan.ops) {
-            clean_at = record.ops + OPS_BETWEEN_CLEANINGS;
-            record.digest.add(executor.clean_up(guest.cpu));
-            record.dirty = !executor.is_clean();
-            generator.forget();
-        }
         if record.groups.is_multiple_of(plan.every) {
-            digest_line(guest.console, &record).or_say("console")?;
+            digest_line(guest.console, record).or_say("console")?;
         }
     }
-    digest_line(guest.console, &record).or_say("console")?;
-    Ok(record)
+    let last = generator.last();
+    let observation = executor.apply(guest.cpu, &last);
+    record.add(&last, observation);
+    digest_line(guest.console, record).or_say("console")
 }
 
 fn replay<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     executor: &mut Executor,
-) -> Result<Record, String> {
+    record: &mut Record,
+) -> Result<(), String> {
     let text = guest.module.ok_or("replay needs the steps as boot module (--module FILE)")?;
     let text = core::str::from_utf8(text).or_say("the boot module")?;
-    let text = text.trim_end_matches('\0');
-    let steps =
-        text.lines().enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let steps = steps
+    let lines = text.trim_end_matches('\0').lines().enumerate();
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let steps = lines
         .map(|(at, line)| line.parse().or_say(&format!("line {} of the boot module", at + 1)))
         .collect::<Result<Vec<Step>, String>>()?;
-    let mut record = Record::default();
     let mut rest = &steps[..];
     while !rest.is_empty() {
         let (group, others) = rest.split_at(Executor::group_len(rest).max(1));
@@ -150,10 +153,7 @@ fn replay<M: Machine + Cpu>(
         show(guest.console, record.groups, group, observation).or_say("console")?;
         record.add(group, observation);
     }
-    record.digest.add(executor.clean_up(guest.cpu));
-    record.dirty = !executor.is_clean();
-    digest_line(guest.console, &record).or_say("console")?;
-    Ok(record)
+    digest_line(guest.console, record).or_say("console")
 }
 
 /// The state of the record: groups, digest.
