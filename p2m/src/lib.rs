@@ -82,5 +82,5 @@ pub use hazards::{Hazards, KexecPermit, KexecState};
 pub use leaves::{BuilderList, FrameSource, Leaves};
 pub use map::{P2m, Pfns};
 pub use runs::{Grain, Run, Runs};
-pub use toolstack::{MappingChange, Published, Toolstack};
+pub use toolstack::{MappingChange, Published, Toolstack, UnalignedList};
 pub use window::{GrowContext, OpenError, Window, WindowError, WindowFailure, WindowPlace};

@@ -1,11 +1,27 @@
 //! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is,
 //! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
 
+use core::fmt;
 use core::sync::atomic::Ordering;
 
-use hypercall::{ArchSharedInfo, GuestVa, Mfn, PAGE_SHIFT};
+use hypercall::{ArchSharedInfo, GuestVa, Level, Mfn, PAGE_SHIFT};
 
 use crate::map::P2m;
+
+/// What an L2 table maps: where a linear list that toolstacks are to read may begin.
+const LIST_ALIGNMENT: u64 = 1 << Level::L3.shift();
+
+/// An address at which toolstacks would misread a linear list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnalignedList(pub GuestVa);
+
+impl fmt::Display for UnalignedList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "toolstacks misread a linear list at {}: it must begin at a GiB", self.0)
+    }
+}
+
+impl core::error::Error for UnalignedList {}
 
 /// The guest's side of the words in `shared_info`.
 ///
@@ -39,11 +55,27 @@ impl<'a> Toolstack<'a> {
 
     /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn`
     /// to what the map has.
-    pub fn publish_list(&self, p2m: &P2m<'_>, list: GuestVa, root: Mfn) {
+    ///
+    /// # Errors
+    /// [`UnalignedList`]: nothing is published. Toolstacks (libxenguest, 4.14 to 4.20) find the end
+    /// of a list by the number of its last L1 table, and count from the table's first entry as if
+    /// the list began there: of a list that does not, a save loses the last GiB without a word,
+    /// and `xen-mfndump` reads nothing. The builder's list is such a one: publish its frame list,
+    /// or open a [`Window`](crate::Window).
+    pub fn publish_list(
+        &self,
+        p2m: &P2m<'_>,
+        list: GuestVa,
+        root: Mfn,
+    ) -> Result<(), UnalignedList> {
+        if !list.raw().is_multiple_of(LIST_ALIGNMENT) {
+            return Err(UnalignedList(list));
+        }
         self.arch.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
         self.raise_max_pfn(p2m);
         // The one word that makes a toolstack look at the others comes last.
         self.arch.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
+        Ok(())
     }
 
     /// Withdraws the linear list: a toolstack then reads the frame list.

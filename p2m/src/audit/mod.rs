@@ -143,7 +143,7 @@ impl<'f> Audit<'f> {
         &mut self,
         toolstack: &Toolstack<'_>,
         p2m: &P2m<'_>,
-        (list, root): (GuestVa, Mfn),
+        list: Option<(GuestVa, Mfn)>,
     ) {
         let published = toolstack.read();
         let whole = p2m.all();
@@ -156,8 +156,10 @@ impl<'f> Audit<'f> {
             add(Problem::MaxPfn { published: published.max_pfn, needed, len: p2m.len() });
         }
         let has_list = published.cr3 != 0;
-        let is_list = published.cr3 == root.raw() << PAGE_SHIFT && published.list == list.raw();
-        if has_list && !is_list {
+        let is_list = list.is_some_and(|(list, root)| {
+            published.cr3 == root.raw() << PAGE_SHIFT && published.list == list.raw()
+        });
+        if has_list != list.is_some() || (has_list && !is_list) {
             add(Problem::ListElsewhere { cr3: published.cr3, list: published.list });
         }
         if !has_list && matches!(published.frame_list, 0 | u64::MAX) {

@@ -18,8 +18,8 @@ const STEP_WORDS: u64 = 4096;
 /// What is audited beside the map itself.
 pub(super) struct Published<'p, L> {
     pub(super) toolstack: &'p Toolstack<'p>,
-    /// Where the linear list is.
-    pub(super) list: GuestVa,
+    /// Where the linear list is, if it is published.
+    pub(super) list: Option<GuestVa>,
     /// The frame list, unless the map is too long for one.
     pub(super) frame_list: Option<&'p FrameList<'p>>,
     pub(super) leaves: &'p L,
@@ -31,7 +31,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let (toolstack, frame_list) = publish(guest, &mut places)?;
     let published = Published {
         toolstack: &toolstack,
-        list: guest.boot.p2m_list,
+        list: None,
         frame_list: Some(&frame_list),
         leaves: &builder_list(guest)?,
     };
@@ -62,7 +62,7 @@ pub(super) fn audit<M: Machine + Cpu>(
     }
     let ticks = guest.cpu.ticks().wrapping_sub(begun) / p2m.len();
     let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
-    audit.check_toolstack(published.toolstack, p2m, (published.list, root));
+    audit.check_toolstack(published.toolstack, p2m, published.list.map(|list| (list, root)));
     if let Some(frame_list) = published.frame_list {
         audit.check_frame_list((machine, p2m), frame_list, published.leaves);
     }

@@ -1,6 +1,6 @@
 //! `grow`: the frame map moves into its window and grows there, with every kind of entry, on the
 //! machine it runs on; what each step costs, and an audit at the end. With `stay` the guest then
-//! waits to be examined from outside, as `dump` does.
+//! waits to be examined from outside, as `dump` does; `pfns=N` grows by so many and not by 1 GiB.
 #![expect(unsafe_code, reason = "changes mappings of frames and addresses that are the program's")]
 
 use alloc::format;
@@ -19,7 +19,7 @@ use super::OrSay;
 use super::audit::{Published, audit};
 use super::dump::wait_to_be_examined;
 use super::publish::{builder_list, places};
-use crate::guest::Guest;
+use crate::guest::{Guest, number};
 use crate::report::{Steps, Verdict};
 
 /// Where the window is: the first address of a root slot that no builder uses.
@@ -49,7 +49,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
     let toolstack = Toolstack::new(guest.platform.shared_info()?);
     let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
-    toolstack.publish_list(&p2m, window.va(), root);
+    toolstack.publish_list(&p2m, window.va(), root).or_say("linear list")?;
     let mut places = places(p2m.len() + 2 * GIB);
     let top = guest.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, &mut places);
@@ -58,15 +58,15 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     steps.done(guest, "publish both lists").or_say("console")?;
 
     let built = p2m.len();
-    let new = Pfns::new(Pfn::new(built), GIB);
+    let new = Pfns::new(Pfn::new(built), number(guest.arguments, "pfns", GIB)?.max(1024));
     let cost = grow(guest, (&p2m, &mut window, toolstack), new, &mut batch)?;
     let around = (&guest.machine, &p2m);
     frame_list.refresh(around, &window, new, &mut guest.pool).or_say("frame list")?;
-    steps.done(guest, "grow by 1 GiB, reserve all of it").or_say("console")?;
+    steps.done(guest, &format!("grow by {} pfns, reserve them", new.count)).or_say("console")?;
 
     let moved = use_entries(guest, &p2m, new)?;
     steps.done(guest, "give new pfns memory, marks and holes").or_say("console")?;
-    let (list, toolstack) = (window.va(), &toolstack);
+    let (list, toolstack) = (Some(window.va()), &toolstack);
     let tree = Some(&frame_list);
     audit(guest, &p2m, &Published { toolstack, list, frame_list: tree, leaves: &window })?;
     say_hazards(guest, &p2m, built)?;
@@ -81,7 +81,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     audit(guest, &p2m, &Published { toolstack, list, frame_list: None, leaves: &window })?;
     steps.done(guest, "audit a sparse terabyte").or_say("console")?;
     steps.end(guest).or_say("console")?;
-    Ok(format!("growth by 1 GiB took {cost} hypercalls; {}", steps.summary()))
+    Ok(format!("growth took {cost} hypercalls; {}", steps.summary()))
 }
 
 /// Grows the map to a terabyte, too long for a frame list, with a hole for devices at its end.
@@ -145,7 +145,7 @@ fn grow<M: Machine + Cpu>(
     window.reserve(context, new, &mut guest.pool, batch).or_say("reserve")?;
     match (guest.machine.counts() - before).hypercalls {
         cost @ 0..=GROWTH_MAX => Ok(cost),
-        cost => Err(format!("growth by 1 GiB took {cost} hypercalls of {GROWTH_MAX} allowed")),
+        cost => Err(format!("growth took {cost} hypercalls, {GROWTH_MAX} are allowed")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tells the toolstack where the frame map is, in both forms that toolstacks read.
+//! Tells the toolstack where the frame map is.
 
 use alloc::format;
 use alloc::string::String;
@@ -18,19 +18,18 @@ pub(super) fn places(pfns: u64) -> Vec<Option<Frame>> {
     (0..pfns.div_ceil(PFNS_PER_PAGE)).map(|_| None).collect()
 }
 
-/// Publishes the linear list, and a frame list in frames of the pool.
+/// Publishes a frame list of the builder's list, in frames of the pool. The list itself lies where
+/// toolstacks would misread it.
 pub(super) fn publish<'a, 's, M: Machine + Cpu>(
     guest: &mut Guest<'a, M>,
     places: &'s mut [Option<Frame>],
 ) -> Result<(Toolstack<'a>, FrameList<'s>), String> {
     let toolstack = Toolstack::new(guest.platform.shared_info()?);
     let (list, p2m) = (builder_list(guest)?, guest.p2m);
-    let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
     let top = guest.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, places);
     frame_list.build((&guest.machine, p2m), &list, &mut guest.pool).or_say("frame list")?;
     toolstack.publish_frame_list(p2m, Some(frame_list.top(p2m).or_say("frame list")?));
-    toolstack.publish_list(p2m, guest.boot.p2m_list, root);
     Ok((toolstack, frame_list))
 }
 
