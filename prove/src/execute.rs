@@ -136,7 +136,7 @@ impl Executor {
         };
         for (step, answer) in group.iter().zip(&answers) {
             self.observation.push(answer.word());
-            if *answer != Answer::Skipped {
+            if !matches!(answer, Answer::Skipped | Answer::NotReached) {
                 self.coverage.count(self.name(step.op), answer.errno());
             }
             self.follow(step.op, *answer);

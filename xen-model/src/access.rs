@@ -191,10 +191,11 @@ impl State {
 
     /// Writes bytes that do not cross a page. What is written to M2P or to a device is lost.
     pub(crate) fn write_target(&mut self, target: Target, from: &[u8]) {
-        if let Target::Frame(mfn, offset) = target {
-            if self.frames.is_ram(mfn) {
+        match target {
+            Target::Frame(mfn, offset) if self.frames.is_ram(mfn) => {
                 crate::build::write(self, mfn, offset, from);
             }
+            Target::Frame(..) | Target::M2p(..) => {}
         }
     }
 
@@ -215,7 +216,7 @@ pub(crate) fn pieces(
             return None;
         }
         let at = va.wrapping_add(done as u64);
-        let room = hypercall::PAGE_SIZE - (at as usize & 0xfff);
+        let room = hypercall::PAGE_SIZE - (at & 0xfff) as usize;
         let length = room.min(len_bytes - done);
         done += length;
         Some((at, done - length..done))

@@ -73,13 +73,13 @@ impl State {
             }
         }
         self.enter_vcpus(&mut ledger);
-        self.enter_grants(&mut |mfn, writable| {
+        for (mfn, writable) in self.device_grants() {
             if writable {
                 ledger.use_as(mfn, PageType::Writable);
             } else {
                 ledger.reference(mfn);
             }
-        });
+        }
         let mut findings = Vec::new();
         for mfn in known {
             if let Some(page) = self.frames.peek(mfn) {

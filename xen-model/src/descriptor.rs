@@ -105,7 +105,7 @@ impl State {
             self.put_page(mfn);
             return Err(Errno::EINVAL);
         }
-        self.frames.words(mfn)[(address as usize & 0xfff) / 8] = checked;
+        self.frames.words(mfn)[(address & 0xfff) as usize / 8] = checked;
         self.put_plain_page_and_type(mfn);
         Ok(())
     }

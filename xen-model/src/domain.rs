@@ -2,6 +2,7 @@
 
 use hypercall::{MemoryRegion, Mfn, StartInfo};
 
+use crate::grant::Mapped;
 use crate::release::Role;
 use crate::tlb::Tlb;
 
@@ -23,6 +24,12 @@ pub(crate) struct Domain {
     pub(crate) shared_info: Mfn,
     pub(crate) memory_map: Option<Vec<MemoryRegion>>,
     pub(crate) vcpus: Vec<Vcpu>,
+    /// Frames of its grant table.
+    pub(crate) grant_frames: Vec<Mfn>,
+    /// Grants of others that it has mapped, by handle.
+    pub(crate) mapped_grants: Vec<Mapped>,
+    /// Why it has ended, if it has (`SHUTDOWN_*`).
+    pub(crate) shutdown: Option<u8>,
     /// Whether Xen has ended it.
     pub(crate) crashed: bool,
     /// Which plan it was built by.

@@ -30,7 +30,6 @@
 //! // The page is mapped writable, so it cannot become a page table.
 //! let pin = [MmuExtOp::pin(Level::L1, mfn)];
 //! let mut calls = [Call::new(Request::MmuExt(&pin, DomId::SELF))];
-//! // SAFETY: the guest exists only in the model.
 //! unsafe { model.issue(&mut calls) }?;
 //! assert!(matches!(calls[0].outcome, Outcome::Refused { done: 0, .. }));
 //! assert!(model.take_log()[0].contains("Bad type (saw e400000000000001 != exp 2000000000000000)"));
@@ -41,8 +40,10 @@
 mod access;
 mod audit;
 mod build;
+mod cpu;
 mod descriptor;
 mod domain;
+mod emulate;
 mod exchange;
 mod grant;
 mod heap;
@@ -56,6 +57,8 @@ mod model;
 mod page;
 mod platform;
 mod random;
+mod raw;
+mod raw_memory;
 mod refs;
 mod release;
 mod scatter;
@@ -72,7 +75,8 @@ pub use access::{Mode, PageFault};
 pub use audit::AuditError;
 pub use build::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 pub use log::{Verbosity, text_of};
-pub use model::{FrameInfo, Guest, Model};
+pub use model::{FrameInfo, GrantEntry, Guest, Model};
+pub use raw::number;
 pub use release::{Flavour, Layout, Release, Role};
 pub use state::{SelfSnoop, Statistics};
 pub use types::{CountFlags, CountInfo, PageType, TypeFlags, TypeInfo};

@@ -39,6 +39,8 @@ pub(crate) trait Extents {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) extents: u64,
+    /// The extent to begin with.
+    pub(crate) start: u64,
     pub(crate) order: u32,
     pub(crate) flags: u32,
     pub(crate) domain: u16,
@@ -88,8 +90,8 @@ impl State {
 
     /// `XENMEM_increase_reservation`, `_decrease_` and `XENMEM_populate_physmap`. Answers extents done.
     pub(crate) fn move_memory(&mut self, what: Move, shape: Shape, list: &mut dyn Extents) -> u64 {
-        let Some(limit) = Limit::of(shape.flags) else { return 0 };
-        let Ok(domain) = self.any_domain(shape.domain) else { return 0 };
+        let Some(limit) = Limit::of(shape.flags) else { return shape.start };
+        let Ok(domain) = self.any_domain(shape.domain) else { return shape.start };
         let exact = shape.flags & EXACT_NODE != 0 && !self.domain().is_privileged();
         let on_demand = what == Move::Populate && shape.flags & ON_DEMAND != 0;
         if shape.extents > EXTENTS_MAX
@@ -98,10 +100,10 @@ impl State {
             || !self.may_act_for(domain)
             || shape.order > self.order_max()
         {
-            return 0;
+            return shape.start;
         }
-        for done in 0..shape.extents {
-            if done > 0 && self.preempt_check() {
+        for done in shape.start..shape.extents {
+            if done > shape.start && self.preempt_check() {
                 self.interrupted();
             }
             let answer = match what {

@@ -111,7 +111,7 @@ impl State {
                     return Err(Errno::EINVAL);
                 }
                 let keeps_accessed = command == mmu_command::PRESERVE_AD;
-                let index = usize::from((request.target() >> 3) as u16 & 0x1ff);
+                let index = (request.target() >> 3 & 0x1ff) as usize;
                 let place = Place { table: mfn, index, keeps_accessed };
                 let answer = self.update_entry(place, request.value(), parties);
                 self.put_page(mfn);

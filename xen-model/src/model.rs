@@ -2,10 +2,12 @@
 
 use core::cell::{Ref, RefCell, RefMut};
 
-use hypercall::{Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
+use hypercall::{Errno, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
 
+use crate::access::{Mode, PageFault};
 use crate::audit::AuditError;
 use crate::build::Builder;
+use crate::emulate::Store;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
 use crate::state::{Current, State, Statistics};
@@ -91,6 +93,12 @@ impl Model {
     #[must_use]
     pub fn take_log(&self) -> Vec<String> {
         self.state_mut().log.take()
+    }
+
+    /// What domains have written by `console_io` since the last call.
+    #[must_use]
+    pub fn take_console(&self) -> Vec<String> {
+        core::mem::take(&mut self.state_mut().console)
     }
 
     /// What the guests did since the last call that no machine forgives: stores to read-only frames through the
@@ -243,9 +251,8 @@ impl<'m> Guest<'m> {
         let mut state = self.run();
         let root = state.vcpu().kernel_root?;
         let table = state.find_l1(root, va)?;
-        let index = State::index_of(Level::L1, va);
-        let entry = Pte::from_raw(state.frames.word(table, index));
-        let index = x86_64::structures::paging::PageTableIndex::new_truncate(index as u16);
+        let entry = Pte::from_raw(state.frames.word(table, State::index_of(Level::L1, va)));
+        let index = Level::L1.index_of(hypercall::GuestVa::new(va).ok()?);
         Some((Slot { table, index }, entry))
     }
 
@@ -272,4 +279,104 @@ impl<'m> Guest<'m> {
         (pfn.raw() < domain.mapped_frames)
             .then(|| domain.direct_map.wrapping_add(pfn.raw() << PAGE_SHIFT))
     }
+
+    /// Loads bytes at an address, as the guest's code does.
+    ///
+    /// # Errors
+    /// [`PageFault`], which the guest's handler would get.
+    pub fn load(&self, va: u64, into: &mut [u8], mode: Mode) -> Result<(), PageFault> {
+        self.run().load(va, into, mode)
+    }
+
+    /// Stores bytes at an address by one instruction; Xen emulates it if it hits a live L1 table and may be.
+    ///
+    /// # Errors
+    /// [`PageFault`], which the guest's handler would get.
+    pub fn store(&self, va: u64, from: &[u8], mode: Mode) -> Result<(), PageFault> {
+        self.run().execute(va, Store::Plain(from), mode).map(drop)
+    }
+
+    /// Compares and exchanges `len_bytes` bytes at an address by one locked instruction. Answers what was there.
+    ///
+    /// # Errors
+    /// [`PageFault`], which the guest's handler would get.
+    pub fn compare_exchange(
+        &self,
+        va: u64,
+        expected: u128,
+        new: u128,
+        len_bytes: usize,
+    ) -> Result<u128, PageFault> {
+        let store = Store::CompareExchange { expected, new, bytes: len_bytes };
+        self.run().execute(va, store, Mode::Kernel)
+    }
+
+    /// Loads a selector of the LDT: Xen takes the page it lies in into use.
+    ///
+    /// # Errors
+    /// [`PageFault`] if the page cannot hold descriptors.
+    pub fn load_ldt_selector(&self, index: u64) -> Result<(), PageFault> {
+        let mut state = self.run();
+        let offset = index * 8;
+        let va = state.vcpu().ldt_base.wrapping_add(offset);
+        if index < state.vcpu().ldt_entries && state.map_ldt_page(offset >> PAGE_SHIFT) {
+            Ok(())
+        } else {
+            Err(PageFault { va, code: 0 })
+        }
+    }
+
+    /// Grants `frame` to `domain` by entry `reference` of this domain's table.
+    ///
+    /// # Errors
+    /// `EINVAL` if the table has no such entry.
+    pub fn write_grant(&self, reference: u32, entry: GrantEntry) -> Result<(), Errno> {
+        let id = self.domain();
+        let GrantEntry { flags, domain, frame } = entry;
+        let word = u64::from(flags) | u64::from(domain) << 16 | frame.raw() << 32;
+        self.run().write_grant(id, reference, word)
+    }
+
+    /// Entry `reference` of this domain's grant table.
+    ///
+    /// # Errors
+    /// `EINVAL` if the table has no such entry.
+    pub fn read_grant(&self, reference: u32) -> Result<GrantEntry, Errno> {
+        let word = self.model.state().read_grant(self.domain(), reference)?;
+        let [f0, f1, d0, d1, m0, m1, m2, m3] = word.to_le_bytes();
+        Ok(GrantEntry {
+            flags: u16::from_le_bytes([f0, f1]),
+            domain: u16::from_le_bytes([d0, d1]),
+            frame: Mfn::new(u64::from(u32::from_le_bytes([m0, m1, m2, m3]))),
+        })
+    }
+
+    /// Whether Xen has raised #GP since the last call.
+    #[must_use]
+    pub fn take_general_protection(&self) -> bool {
+        core::mem::take(&mut self.run().vcpu().general_protection)
+    }
+
+    /// Whether Xen has crashed the domain.
+    #[must_use]
+    pub fn is_crashed(&self) -> bool {
+        self.run().domain().crashed
+    }
+
+    /// Why the domain has shut down (`SHUTDOWN_*`), if it has.
+    #[must_use]
+    pub fn shutdown_reason(&self) -> Option<u8> {
+        self.run().domain().shutdown
+    }
+}
+
+/// An entry of a grant table, version 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantEntry {
+    /// `GTF_*`.
+    pub flags: u16,
+    /// Who may map the frame.
+    pub domain: u16,
+    /// The frame.
+    pub frame: Mfn,
 }

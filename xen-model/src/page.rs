@@ -24,6 +24,9 @@ pub(crate) const INVALID_M2P: u64 = u64::MAX;
 /// What every word of a frame is that was given back: a guest that still reads it sees it at once.
 pub(crate) const POISON: u64 = 0xc2c2_c2c2_c2c2_c2c2;
 
+/// What [`Page::validated`] says of a table whose entries are all good.
+pub(crate) const ALL_ENTRIES: u16 = 512;
+
 const CHUNK: usize = 64;
 
 /// What is in a frame.

@@ -13,17 +13,6 @@ use crate::state::{Answer, State};
 use crate::types::{CountFlags, PageType, TypeFlags, TypeInfo};
 
 impl State {
-    /// Takes a general reference to a frame that anybody owns, and says who
-    /// (`page_get_owner_and_reference`).
-    pub(crate) fn get_any_page(&mut self, mfn: Mfn) -> Option<u16> {
-        let page = self.frames.page(mfn);
-        if page.count.refs == 0 {
-            return None;
-        }
-        page.count.refs += 1;
-        Some(page.owner)
-    }
-
     /// Takes a general reference to a frame of `domain`'s (`get_page`).
     pub(crate) fn get_page(&mut self, mfn: Mfn, domain: u16) -> bool {
         let page = self.frames.page(mfn);
@@ -127,6 +116,8 @@ impl State {
             return result;
         }
         page.kind.count = 1;
+        self.statistics.transitions[now.kind as usize][kind as usize] += 1;
+        let page = self.frames.page(mfn);
         if now.kind != kind {
             page.kind.kind = kind;
             page.kind.flags -= TypeFlags::VALIDATED;

@@ -52,6 +52,7 @@ fn outcome(answer: BatchAnswer) -> Outcome {
 fn shape(list: &Reservation<'_>) -> Shape {
     Shape {
         extents: list.extents.len() as u64,
+        start: 0,
         order: list.order,
         flags: list.flags,
         domain: list.domain.0,

@@ -31,6 +31,9 @@ pub struct Statistics {
     pub asked_flushes: u64,
     /// How often a hypercall was interrupted and continued.
     pub continuations: u64,
+    /// How often a frame without uses was taken into use: row by the type it had last, column by the
+    /// type it was to have, both in the order of [`PageType::ALL`](crate::PageType::ALL).
+    pub transitions: [[u64; 7]; 7],
     /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see `Model::violations`.
     pub violations: u64,
 }
@@ -59,6 +62,10 @@ pub(crate) struct State {
     pub(crate) preemption: Preemption,
     pub(crate) statistics: Statistics,
     pub(crate) violations: Vec<String>,
+    /// Whether a multicall is running.
+    pub(crate) in_multicall: bool,
+    /// What domains have written by `console_io`.
+    pub(crate) console: Vec<String>,
 }
 
 /// A property of the CPU.

@@ -31,6 +31,26 @@ pub enum PageType {
 }
 
 impl PageType {
+    /// All of them, in order.
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::L1, Self::L2, Self::L3, Self::L4, Self::SegDesc, Self::Writable];
+
+    /// A word for tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::L1 => "L1",
+            Self::L2 => "L2",
+            Self::L3 => "L3",
+            Self::L4 => "L4",
+            Self::SegDesc => "descriptors",
+            Self::Writable => "writable",
+        }
+    }
+}
+
+impl PageType {
     /// The type of tables of `level`.
     #[must_use]
     pub const fn table(level: Level) -> Self {

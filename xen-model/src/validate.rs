@@ -10,13 +10,11 @@ use crate::page::WORDS;
 use crate::domain::{Holds, Parked};
 use crate::l1e::{Owners, PRESENT};
 use crate::log::HashX;
+use crate::page::ALL_ENTRIES as ALL;
 use crate::release::Release;
 use crate::state::{Answer, State};
 use crate::upper::adjust_link;
 use crate::xen_slots;
-
-/// Entries of a table, all of them good.
-const ALL: u16 = 512;
 
 impl State {
     /// Validates a table (`promote_l1_table` to `promote_l4_table`; `alloc_l1_table` and so on before 4.14).
@@ -103,8 +101,8 @@ impl State {
         let owner = self.frames.page(table).owner;
         let strict = self.has_strict_m2p(owner);
         let words = self.frames.words(table);
-        for index in xen_slots::FIRST..=xen_slots::LAST {
-            words[index] = xen_slots::xen_slot(index as u64, table).unwrap_or(0);
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = xen_slots::xen_slot(index as u64, table).unwrap_or(*word);
         }
         if !strict {
             words[xen_slots::M2P_SLOT] = 0;

@@ -18,4 +18,9 @@ mod report;
 mod kernel;
 
 #[cfg(not(target_os = "none"))]
-fn main() {}
+mod host;
+
+#[cfg(not(target_os = "none"))]
+fn main() -> std::process::ExitCode {
+    host::main()
+}

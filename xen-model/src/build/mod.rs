@@ -294,6 +294,8 @@ impl Builder {
             preemption: Preemption::default(),
             statistics: Statistics::default(),
             violations: Vec::new(),
+            in_multicall: false,
+            console: Vec::new(),
         };
         for (k, config) in configs.iter().enumerate() {
             let domain = found(&mut state, config, k);
@@ -453,6 +455,9 @@ fn found(state: &mut State, config: &DomainConfig, k: usize) -> Domain {
         shared_info,
         memory_map,
         vcpus,
+        grant_frames: Vec::new(),
+        mapped_grants: Vec::new(),
+        shutdown: None,
         crashed: false,
         plan: k,
         start_info: None,

@@ -6,7 +6,7 @@
 use hypercall::{Level, Mfn, PAGE_SHIFT};
 
 use super::mapping::Mapping;
-use crate::page::{Contents, Page};
+use crate::page::{ALL_ENTRIES, Contents, Page};
 use crate::scatter::Scatter;
 use crate::types::{CountInfo, PageType, TypeInfo};
 use crate::xen_slots::xen_slot;
@@ -97,7 +97,7 @@ impl Plan {
         {
             let kind = PageType::table(level);
             let root = level == Level::L4;
-            page.validated = hypercall::ENTRIES;
+            page.validated = ALL_ENTRIES;
             page.kind = if root { TypeInfo::pinned(kind, 2) } else { TypeInfo::validated(kind, 1) };
             // Its owner, whoever points to it (for the root: pin and cr3), and its read-only mapping.
             let mapped = u32::from(in_boot && mapping.tables == self.boot.tables);
@@ -120,10 +120,9 @@ impl Plan {
         }
         let Some(mapping) = self.mapping_of_table(pfn) else { return 0 };
         let Some((level, k)) = mapping.table_at(pfn) else { return 0 };
-        if level == Level::L4 {
-            if let Some(word) = xen_slot(index, Mfn::new(mfn)) {
-                return word;
-            }
+        match xen_slot(index, Mfn::new(mfn)) {
+            Some(word) if level == Level::L4 => return word,
+            _ => {}
         }
         let target = mapping.target(level, k, index).or_else(|| match (level, &self.p2m) {
             (Level::L4, Some(p2m)) => p2m.target(Level::L4, 0, index),

@@ -94,10 +94,19 @@ fn bytes_of(info: &StartInfo) -> Vec<u8> {
 pub(crate) fn fill(state: &mut State, k: usize, config: &DomainConfig) {
     let info = describe(state, k, config);
     let plan = &state.frames.plans()[k];
-    let page = plan.mfn(plan.pieces.start_info);
+    let (page, rings) = (plan.mfn(plan.pieces.start_info), plan.pieces.rings);
     write(state, page, 0, &bytes_of(&info));
     state.domains[k].start_info = Some(info);
     mask_events(state, state.domains[k].shared_info);
+    let id = state.domains[k].id;
+    state.grow_grants(id, 1);
+    if let (Some(table), Some(first)) = (state.domains[k].grant_frames.first().copied(), rings) {
+        // References 0 and 1 are the rings, granted to dom0.
+        for (reference, page) in [first + 1, first].into_iter().enumerate() {
+            let frame = state.frames.plans()[k].mfn(page).raw();
+            write(state, table, reference * 8, &(frame << 32 | 1).to_le_bytes());
+        }
+    }
 }
 
 /// No vCPU wants event upcalls yet.

@@ -29,13 +29,8 @@ pub(crate) fn boot(
 ) -> Result<Report> {
     let limits = Limits { total: guest.limit, silence: guest.limit / 2 };
     let mut reader = Reader::default();
-    let ending = machine(host, guest).boot(&log, |console| {
-        console.watch(limits, |line| {
-            let (shown, flow) = reader.line(line);
-            show(shown);
-            flow
-        })
-    })?;
+    let ending = machine(host, guest)
+        .boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
     let outcome = reader.judge(&ending, limits);
     Ok(Report { outcome, tail: ending.tail, log, time: ending.time })
 }
@@ -58,6 +53,8 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
 /// What was read so far.
 #[derive(Debug, Default)]
 struct Reader {
+    /// The beginning of a line into which Xen wrote one of its own.
+    interrupted: String,
     handed_over: bool,
     verdict: Option<Verdict>,
     panic: PanicReader,
@@ -65,23 +62,27 @@ struct Reader {
 }
 
 impl Reader {
-    fn line<'a>(&mut self, line: &'a str) -> (Line<'a>, ControlFlow<()>) {
-        if let Some(words) = line.strip_prefix("(XEN)") {
-            self.xen_line(words.trim());
-            let flow = match self.outcome {
+    fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
+        // The guest's line comes in pieces, and Xen may write in between.
+        if let Some(at) = line.find("(XEN)") {
+            self.interrupted.push_str(&line[..at]);
+            show(Line::Other(&line[at..]));
+            self.xen_line(line[at..].trim_start_matches("(XEN)").trim());
+            return match self.outcome {
                 Some(_) => ControlFlow::Break(()),
                 None => ControlFlow::Continue(()),
             };
-            return (Line::Other(line), flow);
         }
-        let verdict = Verdict::parse(line);
+        let line = std::mem::take(&mut self.interrupted) + line;
+        let verdict = Verdict::parse(&line);
         // Only a guest gives a verdict, whatever Xen wrote before.
         if self.handed_over || verdict.is_some() {
             self.verdict = verdict.or(self.verdict.take());
-            (Line::Guest(line), ControlFlow::Continue(()))
+            show(Line::Guest(&line));
         } else {
-            (Line::Other(line), ControlFlow::Continue(()))
+            show(Line::Other(&line));
         }
+        ControlFlow::Continue(())
     }
 
     fn xen_line(&mut self, words: &str) {
@@ -124,11 +125,12 @@ mod tests {
         let mut guest = Vec::new();
         let mut stop = otherwise;
         for line in console.lines() {
-            let (shown, flow) = reader.line(line);
-            if let Line::Guest(line) = shown {
-                guest.push(line.to_owned());
-            }
-            if flow.is_break() {
+            let mut show = |line: Line<'_>| {
+                if let Line::Guest(text) = line {
+                    guest.push(text.to_owned());
+                }
+            };
+            if reader.line(line, &mut show).is_break() {
                 stop = Stop::Seen;
                 break;
             }
@@ -150,6 +152,17 @@ mod tests {
         );
         assert_eq!(guest, ["hello", "PVMMU-VERDICT pass yes"]);
         assert_eq!(outcome, Outcome::Verdict(Verdict::Pass("yes".into())));
+    }
+
+    #[test]
+    fn a_line_that_xen_broke_in_two_is_joined_again() {
+        let console = format!(
+            "{HAND_OVER}D 6200 (XEN) uart interrupt taking more than 4ms\n258ee1a6\n\
+             PVMMU-VERDICT pass x\n(XEN) Hardware Dom0 shutdown: rebooting machine\n"
+        );
+        let (guest, outcome) = judge(&console, Stop::Closed);
+        assert_eq!(guest, ["D 6200 258ee1a6", "PVMMU-VERDICT pass x"]);
+        assert!(outcome.passed());
     }
 
     #[test]

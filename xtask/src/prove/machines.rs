@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
 use super::record::Record;
+use crate::boot::outcome::{Outcome, Report};
 use crate::cli::{Release, Role};
 use crate::progress::Step;
 use crate::station::{Boot, Station, model_program};
@@ -21,9 +22,9 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A Xen and a role on it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Where {
-    pub(super) release: Release,
-    pub(super) role: Role,
+pub(crate) struct Where {
+    pub(crate) release: Release,
+    pub(crate) role: Role,
 }
 
 impl fmt::Display for Where {
@@ -44,7 +45,7 @@ pub(super) struct Run {
 
 /// Real Xen and the model.
 #[derive(Debug)]
-pub(super) struct Machines {
+pub(crate) struct Machines {
     station: Station,
     model: PathBuf,
     folder: TempDir,
@@ -52,7 +53,11 @@ pub(super) struct Machines {
 
 impl Machines {
     /// Both, ready to run.
-    pub(super) fn open() -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// This machine lacks something, or a program does not build.
+    pub(crate) fn open() -> Result<Self> {
         let step = Step::begin("building the guest and the model");
         let model = model_program()?;
         step.vanish();
@@ -83,19 +88,29 @@ impl Machines {
             module,
             limit: LIMIT,
         };
+        let (record, report) = self.boot(run, &boot)?;
+        if record.has_verdict() {
+            return Ok(record);
+        }
+        if !matches!(report.outcome, Outcome::HostFailed { .. }) {
+            bail!("{report}");
+        }
+        eprintln!("once more: {}", report.outcome);
+        let (record, report) = self.boot(run, &boot)?;
+        if record.has_verdict() { Ok(record) } else { bail!("{report}") }
+    }
+
+    fn boot(&mut self, run: &Run, boot: &Boot) -> Result<(Record, Report)> {
         let progress = Step::begin(&format!("{}: {}", run.place, run.words));
         let mut record = Record::default();
-        let report = self.station.boot(&boot, |line| {
+        let report = self.station.boot(boot, |line| {
             if line.starts_with("D ") {
                 progress.at(line.to_owned());
             }
             record.line(line);
         })?;
         progress.vanish();
-        if !record.has_verdict() {
-            bail!("{report}");
-        }
-        Ok(record)
+        Ok((record, report))
     }
 
     fn model(&self, run: &Run, module: Option<&Path>) -> Result<Record> {

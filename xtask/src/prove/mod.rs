@@ -20,7 +20,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use self::machines::{Machines, Run, Where};
+use self::machines::Run;
+pub(crate) use self::machines::{Machines, Where};
 use self::record::{Group, Record};
 use crate::ExitStatus;
 use crate::cli::ProveArguments;
@@ -52,16 +53,33 @@ pub(crate) fn prove(arguments: &ProveArguments) -> Result<ExitStatus> {
             let (real, model) = machines.both(&run)?;
             let same = report(&run, &real, &model);
             total.add_coverage(&real);
+            total.add_transitions(&model);
             if !same {
                 diverged += 1;
                 investigate(&mut machines, &run, (&real, &model))?;
             }
         }
     }
-    println!("\n{}", total.coverage_table());
+    println!("\n{}\n{}", total.coverage_table(), total.transition_table());
     let passed = arguments.role.len() * arguments.xen.len() - diverged;
     println!("prove: {passed} passed, {diverged} failed");
     Ok(if diverged == 0 { ExitStatus::Pass } else { ExitStatus::Fail })
+}
+
+/// Compares both sides on `ops` operations from one seed, for `cargo xtask test`.
+///
+/// # Errors
+///
+/// They differ, or could not be run: the command that shows more is named.
+pub(crate) fn compare(machines: &mut Machines, place: Where, ops: u64) -> Result<String> {
+    let words = format!("seed=1 seeds=1 ops={ops} every={EVERY}");
+    let (real, model) = machines.both(&Run { place, words, steps: None })?;
+    if !real.same_as(&model) {
+        let Where { release, role } = place;
+        let role = role.to_string().to_lowercase();
+        bail!("the model diverges: cargo xtask prove --ops {ops} --xen {release} --as {role}");
+    }
+    Ok(format!("{} operations agree", real.operations()))
 }
 
 /// One line for a comparison; whether both sides agree.

@@ -7,6 +7,7 @@
 //! | `S N STEP` | a step of group N |
 //! | `O N WORDS` | what was observed after group N |
 //! | `C OPERATION ERRNO COUNT` | how often the operation met the answer |
+//! | `T FROM TO COUNT` | how often a frame went from one type to another (the model only) |
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -36,6 +37,7 @@ pub(super) struct Record {
     seed: u64,
     groups: Vec<Group>,
     coverage: BTreeMap<(String, String), u64>,
+    transitions: BTreeMap<(String, String), u64>,
     verdict: Option<Verdict>,
 }
 
@@ -60,6 +62,13 @@ impl Record {
                     words.pop().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
                 let errno = words.pop().unwrap_or_default().to_owned();
                 *self.coverage.entry((words.join(" "), errno)).or_default() += count;
+            }
+            "T" => {
+                let words: Vec<&str> = rest.split_whitespace().collect();
+                if let [from, to, count] = words[..] {
+                    let count: u64 = count.parse().unwrap_or_default();
+                    *self.transitions.entry((from.to_owned(), to.to_owned())).or_default() += count;
+                }
             }
             _ => {}
         }
@@ -137,6 +146,13 @@ impl Record {
         }
     }
 
+    /// Adds the transitions that the model counted in another run.
+    pub(super) fn add_transitions(&mut self, other: &Self) {
+        for (key, count) in &other.transitions {
+            *self.transitions.entry(key.clone()).or_default() += count;
+        }
+    }
+
     /// The coverage: a row for each operation, its answers in columns. Operations that never happened
     /// are named.
     pub(super) fn coverage_table(&self) -> String {
@@ -163,6 +179,31 @@ impl Record {
         }
         match missing.is_empty() {
             true => text += "every operation happened\n",
+            false => text += &format!("never happened: {}\n", missing.join(", ")),
+        }
+        text
+    }
+
+    /// How often frames went from one type to another; what never happened is named.
+    pub(super) fn transition_table(&self) -> String {
+        let mut text = "frames taken into use as (what they were last: how often)\n".to_owned();
+        let mut missing = Vec::new();
+        let mut columns: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+        for ((from, to), count) in &self.transitions {
+            columns.entry(to).or_default().push((from, *count));
+            if *count == 0 {
+                missing.push(format!("{from} to {to}"));
+            }
+        }
+        for (to, rows) in columns {
+            let _ = write!(text, "{to:<22}");
+            for (from, count) in rows.iter().filter(|(_, count)| *count > 0) {
+                let _ = write!(text, " {from}: {count}");
+            }
+            text.push('\n');
+        }
+        match missing.is_empty() {
+            true => text += "every transition happened\n",
             false => text += &format!("never happened: {}\n", missing.join(", ")),
         }
         text
@@ -222,6 +263,18 @@ mod tests {
         let table = record("C pin L1 0 12\nC pin L1 22 3\nC mark_super - 0\n").coverage_table();
         assert!(table.contains("pin L1                 done: 12 -22: 3\n"), "{table}");
         assert!(table.ends_with("never happened: mark_super\n"), "{table}");
+    }
+
+    #[test]
+    fn transitions_come_from_one_side_and_do_not_count_as_a_difference() {
+        let model = record("D 5 aa\nT none L1 4\nT L1 L2 0\n");
+        assert!(record("D 5 aa\n").same_as(&model));
+        let mut total = Record::default();
+        total.add_transitions(&model);
+        total.add_transitions(&model);
+        let table = total.transition_table();
+        assert!(table.contains("L1                     none: 8\n"), "{table}");
+        assert!(table.ends_with("never happened: L1 to L2\n"), "{table}");
     }
 
     #[test]

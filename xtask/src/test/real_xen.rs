@@ -12,8 +12,9 @@ use super::{endings, examine};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
 use crate::boot::{Guest, Host, Line, dom0, domu};
-use crate::cli::{Release, TestArguments};
+use crate::cli::{Release, Role, TestArguments};
 use crate::paths::HostFolder;
+use crate::prove::{self, Machines, Where};
 use crate::provision::linux::{self, Linux};
 use crate::provision::qemu::Qemu;
 use crate::provision::xen;
@@ -42,6 +43,9 @@ struct Case {
     seconds: u64,
     expectation: Expectation,
 }
+
+/// Random operations on each release and in each role that are compared with the model's.
+const OPERATIONS: u64 = 20_000;
 
 /// For guests that should end.
 const ENOUGH_SECONDS: u64 = 60;
@@ -103,7 +107,27 @@ pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     for &release in &arguments.xen {
         setting.one_release(session, release)?;
     }
+    compare_with_the_model(session, arguments)?;
     endings::run(session, &setting.kernel)
+}
+
+/// Random operations on every release in both roles, and on the model.
+fn compare_with_the_model(session: &mut Session, arguments: &TestArguments) -> Result<()> {
+    let mut machines = None;
+    session.step("prove", "the guest and the model", || {
+        machines = Some(Machines::open()?);
+        Ok(String::new())
+    })?;
+    let Some(mut machines) = machines else { return Ok(()) };
+    for &release in &arguments.xen {
+        for role in [Role::Dom0, Role::Domu] {
+            let place = Where { release, role };
+            session.step("prove", &place.to_string(), || {
+                prove::compare(&mut machines, place, OPERATIONS)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 impl Setting<'_> {

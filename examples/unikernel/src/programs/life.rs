@@ -4,6 +4,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use hypercall::{
     Batch, BatchStorage, Counting, Cpu, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE,
@@ -66,7 +67,7 @@ pub(super) fn destroy<M: Machine>(
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    let mut mapped = alloc::vec::Vec::<Frame>::new();
+    let mut mapped = Vec::<Frame>::new();
     pgd.destroy(context, pool, &mut |frame| mapped.push(frame))
         .map_err(|(_, error)| format!("destroy: {error}"))?;
     mapped.into_iter().for_each(|frame| pool.give(frame));
