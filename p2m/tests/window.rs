@@ -1,5 +1,7 @@
 //! The window on the model: adopted without a copy, grown, reserved, refused, restored.
 
+#![cfg(not(loom))]
+
 mod support;
 
 use std::collections::BTreeMap;

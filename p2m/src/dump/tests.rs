@@ -46,17 +46,27 @@ fn a_picture_has_a_stretch_for_each_kind() {
     let p2m = P2m::adopt(&words).expect("not empty");
     let mut text = String::new();
     p2m.svg(&mut text).expect("a string takes anything");
-    let strip: Vec<&str> = text.lines().filter(|line| line.contains("height=\"40\"")).collect();
-    expect![[r##"
+    let attribute = |line: &str, name: &str| {
+        let value =
+            line.split(&format!(" {name}=\"")).nth(1).and_then(|rest| rest.split('"').next());
+        value.expect("an attribute").to_owned()
+    };
+    let strip: Vec<String> = text
+        .lines()
+        .filter(|line| line.contains("height=\"40\""))
+        .map(|line| ["x", "width", "fill"].map(|name| attribute(line, name)).join(" "))
+        .collect();
+    assert_eq!(
+        strip,
         [
-            "<rect x=\"0.000\" y=\"10\" width=\"554.621\" height=\"40\" fill=\"#4c9f70\"><title>66 pfns from 00000</title></rect>",
-            "<rect x=\"554.621\" y=\"10\" width=\"252.101\" height=\"40\" fill=\"#dddddd\"><title>30 pfns from 00042</title></rect>",
-            "<rect x=\"806.722\" y=\"10\" width=\"168.067\" height=\"40\" fill=\"#e0a030\"><title>20 pfns from 00060</title></rect>",
-            "<rect x=\"974.789\" y=\"10\" width=\"16.807\" height=\"40\" fill=\"#b0413e\"><title>2 pfns from 00074</title></rect>",
-            "<rect x=\"991.596\" y=\"10\" width=\"8.404\" height=\"40\" fill=\"#b0413e\"><title>1 pfns from 00076</title></rect>",
+            "0.000 554.621 #4c9f70",
+            "554.621 252.101 #dddddd",
+            "806.722 168.067 #e0a030",
+            "974.789 16.807 #b0413e",
+            "991.596 8.404 #b0413e",
         ]
-    "##]]
-    .assert_debug_eq(&strip);
+    );
+    assert!(text.contains("<title>66 pfns from 00000</title>"));
     assert!(text.starts_with("<svg ") && text.trim_end().ends_with("</svg>"));
 }
 
