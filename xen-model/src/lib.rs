@@ -58,6 +58,7 @@ mod page;
 mod platform;
 mod random;
 mod raw;
+mod raw_cpu;
 mod raw_memory;
 mod refs;
 mod release;

@@ -115,7 +115,8 @@ impl State {
             }
             MemoryOp::MemoryMap(map) => return Ok(copy(self.memory_map()?.into_iter(), map)),
             MemoryOp::MachineMemoryMap(map) => {
-                return Ok(copy(self.machine_memory_map()?.into_iter(), map));
+                let regions = self.machine_memory_map(map.len())?;
+                return Ok(copy(regions.into_iter(), map));
             }
         };
         Ok(self.move_memory(what, shape(list), &mut List(list.extents)))

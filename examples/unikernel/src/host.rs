@@ -21,6 +21,8 @@ use crate::report::{Verdict, print_verdict};
 
 /// Where the real kernel is linked, and where its frames for programs would be.
 const IMAGE_START: u64 = 0x100;
+/// Pages of the dom0 beside a domU.
+const DOM0_PAGES: u64 = 1024;
 /// Frames for programs, part of the image as on real Xen.
 const ARENA_FRAMES: u64 = 768;
 
@@ -105,7 +107,10 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
 
     let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
     config.kernel_pages = IMAGE_START + 256 + ARENA_FRAMES;
-    let builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
+    let mut builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
+    if arguments.role == Role::DomU {
+        builder = builder.other(DomainConfig::new(Role::Dom0, DOM0_PAGES));
+    }
     let model = builder.seed(arguments.seed).guest(config).build().map_err(|error| say(&error))?;
     model.enable_assist(Assist::WritablePageTables).map_err(|error| say(&error))?;
 

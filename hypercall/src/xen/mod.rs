@@ -7,6 +7,7 @@ mod grants;
 mod memory;
 mod mmu;
 mod platform;
+mod raw;
 mod trap;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};

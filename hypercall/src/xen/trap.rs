@@ -69,9 +69,9 @@ global_asm!(
 );
 
 #[repr(C)]
-struct Tried {
-    value: u64,
-    failed: u64,
+pub(super) struct Tried {
+    pub(super) value: u64,
+    pub(super) failed: u64,
 }
 
 // Defined above; they follow the C calling convention and return their pair in rax:rdx.
@@ -124,5 +124,6 @@ pub fn fault_fixup(rip: u64) -> Option<u64> {
     let store = hypercall_try_store as *const () as u64;
     let exchange = &raw const hypercall_try_cmpxchg as u64;
     let failed = &raw const hypercall_try_failed as u64;
-    [load, store, exchange].contains(&rip).then_some(failed)
+    let found = [load, store, exchange].contains(&rip).then_some(failed);
+    found.or_else(|| super::raw::fixup(rip))
 }

@@ -2,6 +2,7 @@
 
 mod alias;
 mod audit;
+mod conformance;
 mod demo;
 mod dump;
 mod grow;
@@ -12,7 +13,8 @@ mod publish;
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::{Cpu, Machine};
+use ::conformance::Target;
+use hypercall::Machine;
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -24,7 +26,7 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
@@ -32,9 +34,10 @@ pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> 
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "prove" => Ok(prove::run),
+        "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, dump, grow and prove, \
-             and to test the harness hang, fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, dump, grow, prove \
+             and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }
