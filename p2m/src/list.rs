@@ -105,3 +105,82 @@ impl<'a> List<'a> {
 }
 
 const _: () = assert!(usize::BITS == 64, "a frame map of a 64-bit guest");
+
+#[cfg(all(test, loom))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::entry::SHARED_ABSENT;
+
+    /// Memory that holds something no reader may see, but for the words of the list.
+    fn memory() -> Arc<Vec<AtomicU64>> {
+        Arc::new(
+            (0..4)
+                .map(|index| AtomicU64::new(if index < 2 { 16 + index } else { 0xbad }))
+                .collect(),
+        )
+    }
+
+    /// A list of two words that can grow to four.
+    fn list(memory: &[AtomicU64]) -> List<'_> {
+        // SAFETY: two words are there and hold what they should; the tests keep to it.
+        unsafe { List::growing(NonNull::from(memory).cast(), 2, 4) }
+    }
+
+    #[test]
+    fn a_reader_never_sees_a_word_before_what_growth_put_there() {
+        loom::model(|| {
+            let memory = memory();
+            let words: &'static [AtomicU64] =
+                // SAFETY: the memory lives until both threads are joined.
+                unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
+            let list = Arc::new(list(words));
+            let reader = loom::thread::spawn({
+                let list = Arc::clone(&list);
+                move || {
+                    let mut longest = 0;
+                    for _ in 0..2 {
+                        let len = list.len();
+                        assert!(len >= longest, "the length went back");
+                        longest = len;
+                        let word = list.get(2).map(|word| word.load(Ordering::Relaxed));
+                        assert!(matches!(word, None | Some(SHARED_ABSENT | 7)), "{word:x?}");
+                        assert!(word.is_some() || list.get(3).is_none() || list.len() > 2);
+                    }
+                }
+            });
+            // What growth does: the words, then the length; then a change of an entry.
+            words[2].store(SHARED_ABSENT, Ordering::Relaxed);
+            words[3].store(SHARED_ABSENT, Ordering::Relaxed);
+            // SAFETY: the words hold what they should.
+            unsafe { list.raise(4) };
+            // SAFETY: as above; a smaller length changes nothing.
+            unsafe { list.raise(3) };
+            let changed =
+                words[2].compare_exchange(SHARED_ABSENT, 7, Ordering::AcqRel, Ordering::Relaxed);
+            assert_eq!(changed, Ok(SHARED_ABSENT));
+            reader.join().expect("the reader's assertions hold");
+            assert_eq!(list.len(), 4);
+        });
+    }
+
+    #[test]
+    fn of_two_writers_of_one_entry_one_loses() {
+        loom::model(|| {
+            let memory = memory();
+            let words: &'static [AtomicU64] =
+                // SAFETY: the memory lives until both threads are joined.
+                unsafe { core::slice::from_raw_parts(memory.as_ptr(), memory.len()) };
+            let map = Arc::new(crate::P2m { list: list(words) });
+            let pfn = hypercall::Pfn::new(1);
+            let other = loom::thread::spawn({
+                let map = Arc::clone(&map);
+                move || map.depopulate(pfn).is_ok()
+            });
+            let one = map.depopulate(pfn).is_ok();
+            let other = other.join().expect("no panic");
+            assert!(one != other, "the frame is given away once");
+        });
+    }
+}

@@ -316,4 +316,4 @@ const fn not_ram(pfn: Pfn, word: u64) -> P2mError {
 
 #[cfg(all(test, not(loom)))]
 #[path = "map/tests.rs"]
-mod tests;
+pub(crate) mod tests;

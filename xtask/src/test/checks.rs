@@ -43,6 +43,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         })?;
     }
     session.step(GROUP, "unit and integration tests", unit_tests)?;
+    session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {
@@ -57,6 +58,16 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         must(cargo.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     Ok(())
+}
+
+/// The tests of lock-free code, which loom runs in every order that the memory model allows. They
+/// are compiled with other atomics, so in a folder of their own.
+fn every_order() -> Result<String> {
+    let folder = paths::target()?.join("loom");
+    let mut cargo = cargo();
+    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--lib", "--target-dir"]);
+    let output = must(cargo.arg(folder).env("RUSTFLAGS", "--cfg loom"))?;
+    Ok(format!("{} passed", count_passed(&output)))
 }
 
 /// The guest's programs on the model of each release, in both roles.
