@@ -39,6 +39,7 @@
 mod abi;
 mod batch;
 mod call;
+mod emulated;
 mod error;
 mod frame;
 mod machine;
@@ -54,6 +55,7 @@ pub mod xen;
 
 pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
 pub use call::{CALLS_MAX, Call, Outcome, Request};
+pub use emulated::{EmulatedWrites, Faulted, Width};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use machine::{AccessError, Assist, FrameAccess, Hypercalls, Machine};
@@ -63,4 +65,7 @@ pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_comman
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
+pub use x86_64::VirtAddr;
+pub use x86_64::structures::paging::PageTableIndex;
+
 pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

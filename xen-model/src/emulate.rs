@@ -196,6 +196,6 @@ impl State {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "at most eight bytes are of interest")]
-const fn low_word(value: u128) -> u64 {
+pub(crate) const fn low_word(value: u128) -> u64 {
     value as u64
 }

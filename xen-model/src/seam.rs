@@ -6,8 +6,9 @@
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
 use hypercall::{
-    AccessError, Assist, CALLS_MAX, Call, Errno, Error, Extent, FrameAccess, GuestVa, Hypercall,
-    Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, Request, Reservation,
+    AccessError, Assist, CALLS_MAX, Call, EmulatedWrites, Errno, Error, Extent, Faulted,
+    FrameAccess, GuestVa, Hypercall, Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte,
+    Request, Reservation, Width,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -279,5 +280,40 @@ impl FrameAccess for Model {
 
     fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
         self.guest().direct_map(pfn)
+    }
+}
+
+impl EmulatedWrites for Guest<'_> {
+    unsafe fn store(&self, va: GuestVa, value: u64, width: Width) -> Result<(), Faulted> {
+        let bytes = value.to_le_bytes();
+        Guest::store(self, va.raw(), &bytes[..width.bytes()], Mode::Kernel).map_err(|_| Faulted)
+    }
+
+    unsafe fn compare_exchange(
+        &self,
+        va: GuestVa,
+        expected: u64,
+        new: u64,
+    ) -> Result<u64, Faulted> {
+        let (expected, new) = (u128::from(expected), u128::from(new));
+        let seen = Guest::compare_exchange(self, va.raw(), expected, new, Width::Quad.bytes());
+        seen.map(crate::emulate::low_word).map_err(|_| Faulted)
+    }
+}
+
+impl EmulatedWrites for Model {
+    unsafe fn store(&self, va: GuestVa, value: u64, width: Width) -> Result<(), Faulted> {
+        // SAFETY: as above.
+        unsafe { EmulatedWrites::store(&self.guest(), va, value, width) }
+    }
+
+    unsafe fn compare_exchange(
+        &self,
+        va: GuestVa,
+        expected: u64,
+        new: u64,
+    ) -> Result<u64, Faulted> {
+        // SAFETY: as above.
+        unsafe { EmulatedWrites::compare_exchange(&self.guest(), va, expected, new) }
     }
 }

@@ -8,6 +8,10 @@
 
 use core::arch::{asm, global_asm};
 
+use super::Xen;
+use crate::emulated::{EmulatedWrites, Faulted, Width};
+use crate::va::GuestVa;
+
 /// Calls hypercall `number` with five arguments.
 ///
 /// # Safety
@@ -49,6 +53,36 @@ global_asm!(
     ".size hypercall_probe_load, . - hypercall_probe_load",
 );
 
+// Stores that may fault: each answers 0, or 1 from its fixup.
+global_asm!(
+    ".macro hypercall_probe_store name, source",
+    ".global hypercall_probe_\\name",
+    "hypercall_probe_\\name:",
+    "mov [rdi], \\source",
+    "xor eax, eax",
+    "ret",
+    ".endm",
+    "hypercall_probe_store store1, sil",
+    "hypercall_probe_store store2, si",
+    "hypercall_probe_store store4, esi",
+    "hypercall_probe_store store8, rsi",
+    ".purgem hypercall_probe_store",
+    ".global hypercall_probe_store_fixup",
+    "hypercall_probe_store_fixup:",
+    "mov eax, 1",
+    "ret",
+    // What was there in rax, whether it faulted in rdx.
+    ".global hypercall_probe_exchange",
+    ".global hypercall_probe_exchange_faults",
+    "hypercall_probe_exchange:",
+    "mov rax, rsi",
+    "mov rcx, rdx",
+    "hypercall_probe_exchange_faults:",
+    "lock cmpxchg [rdi], rcx",
+    "mov edx, 0",
+    "ret",
+);
+
 #[repr(C)]
 struct Probe {
     value: u64,
@@ -59,6 +93,13 @@ struct Probe {
 unsafe extern "C" {
     fn hypercall_probe_load(address: u64) -> Probe;
     static hypercall_probe_fixup: u8;
+    fn hypercall_probe_store1(address: u64, value: u64) -> u32;
+    fn hypercall_probe_store2(address: u64, value: u64) -> u32;
+    fn hypercall_probe_store4(address: u64, value: u64) -> u32;
+    fn hypercall_probe_store8(address: u64, value: u64) -> u32;
+    static hypercall_probe_store_fixup: u8;
+    fn hypercall_probe_exchange(address: u64, expected: u64, new: u64) -> Probe;
+    static hypercall_probe_exchange_faults: u8;
 }
 
 /// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault handler
@@ -74,6 +115,40 @@ pub(super) fn probe(address: u64) -> Option<u64> {
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
     let load = hypercall_probe_load as *const () as u64;
-    let fixup = &raw const hypercall_probe_fixup as u64;
-    (rip == load).then_some(fixup)
+    let exchange = &raw const hypercall_probe_exchange_faults as u64;
+    if rip == load || rip == exchange {
+        return Some(&raw const hypercall_probe_fixup as u64);
+    }
+    let stores = [
+        hypercall_probe_store1 as *const () as u64,
+        hypercall_probe_store2 as *const () as u64,
+        hypercall_probe_store4 as *const () as u64,
+        hypercall_probe_store8 as *const () as u64,
+    ];
+    stores.contains(&rip).then_some(&raw const hypercall_probe_store_fixup as u64)
+}
+
+impl EmulatedWrites for Xen {
+    unsafe fn store(&self, va: GuestVa, value: u64, width: Width) -> Result<(), Faulted> {
+        let store = match width {
+            Width::Byte => hypercall_probe_store1,
+            Width::Word => hypercall_probe_store2,
+            Width::Double => hypercall_probe_store4,
+            Width::Quad => hypercall_probe_store8,
+        };
+        // SAFETY: the caller vouches for what is there; a fault becomes an answer.
+        let faulted = unsafe { store(va.raw(), value) };
+        if faulted == 0 { Ok(()) } else { Err(Faulted) }
+    }
+
+    unsafe fn compare_exchange(
+        &self,
+        va: GuestVa,
+        expected: u64,
+        new: u64,
+    ) -> Result<u64, Faulted> {
+        // SAFETY: as above.
+        let probe = unsafe { hypercall_probe_exchange(va.raw(), expected, new) };
+        if probe.faulted == 0 { Ok(probe.value) } else { Err(Faulted) }
+    }
 }
