@@ -10,6 +10,7 @@
 //! * [`Guest`]: one vCPU of one domain, which calls Xen and touches memory.
 //! * [`FrameInfo`], [`TypeInfo`], [`CountInfo`]: what Xen knows of a frame.
 //! * [`Release`], [`Flavour`], [`Layout`]: which Xen.
+//! * [`Image`]: a saved guest.
 //! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
 //! # What it assumes
@@ -60,6 +61,7 @@ mod raw;
 mod raw_memory;
 mod refs;
 mod release;
+mod save;
 mod scatter;
 mod seam;
 mod state;
@@ -77,5 +79,6 @@ pub use log::{Verbosity, text_of};
 pub use model::{FrameInfo, GrantEntry, Guest, Model};
 pub use raw::number;
 pub use release::{Flavour, Layout, Release, Role};
+pub use save::{Image, LostTable, RestoreError, SaveError};
 pub use state::{SelfSnoop, Statistics};
 pub use types::{CountFlags, CountInfo, PageType, TypeFlags, TypeInfo};

@@ -78,7 +78,7 @@ impl State {
     }
 
     /// `MMUEXT_PIN_L1_TABLE` to `MMUEXT_PIN_L4_TABLE`.
-    fn pin(&mut self, level: Level, mfn: Mfn, owner: u16) -> Answer {
+    pub(crate) fn pin(&mut self, level: Level, mfn: Mfn, owner: u16) -> Answer {
         if !self.get_page_from_gfn(mfn, owner) {
             return Err(Errno::EINVAL);
         }

@@ -168,7 +168,7 @@ impl State {
             number::CONSOLE_IO => self.console_io(low(a1), a2, a3),
             number::GRANT_TABLE_OP => self.grant_table_op(low(a1), a2, low(a3)),
             number::VM_ASSIST => self.vm_assist(u64::from(low(a1)), u64::from(low(a2))).map(|()| 0),
-            number::SCHED_OP => self.sched_op(low(a1), a2),
+            number::SCHED_OP => self.sched_op(low(a1), a2, a3),
             _ => Err(Errno::ENOSYS),
         })
     }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use hypercall::{Errno, Mfn};
 
+use crate::build::Builder;
 use crate::domain::{Domain, Parked, Vcpu};
 use crate::heap::Heap;
 use crate::log::{File, Log, Number, Speaker};
@@ -59,6 +60,8 @@ pub(crate) struct State {
     pub(crate) preemption: Preemption,
     pub(crate) statistics: Statistics,
     pub(crate) violations: Vec<String>,
+    /// What it was built from.
+    pub(crate) builder: Builder,
     /// Whether a multicall is running.
     pub(crate) in_multicall: bool,
     /// What domains have written by `console_io`.

@@ -155,6 +155,16 @@ pub struct Builder {
     spare_pages: Option<u64>,
     guest: DomainConfig,
     others: Vec<DomainConfig>,
+    start: Start,
+}
+
+/// How the guest's frames begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// As its builder leaves them.
+    Built,
+    /// Empty, unmapped, and without a running root: to be filled from an image.
+    Blank,
 }
 
 impl Builder {
@@ -168,7 +178,16 @@ impl Builder {
             spare_pages: None,
             guest: DomainConfig::new(Role::DomU, 2048),
             others: Vec::new(),
+            start: Start::Built,
         }
+    }
+
+    /// A guest of `pages` empty pages, to be filled from an image.
+    pub(crate) const fn blank(mut self, pages: u64) -> Self {
+        self.guest.pages = pages;
+        self.guest.boot_mapping = BootMapping::AllPages;
+        self.start = Start::Blank;
+        self
     }
 
     /// Pages of RAM the guest has.
@@ -273,7 +292,11 @@ impl Builder {
                 Placement::Scattered => Scatter::random(start, config.pages, &mut random),
                 Placement::Contiguous => Scatter::contiguous(start, config.pages),
             };
-            plans.push(plan(config, id, frames)?);
+            let mut plan = plan(config, id, frames)?;
+            if k == 0 {
+                plan.start = self.start;
+            }
+            plans.push(plan);
         }
         let spare = self.spare_pages.unwrap_or(self.guest.pages.max(2048));
         let spare_start = land.take(spare, Region::Spare);
@@ -294,13 +317,20 @@ impl Builder {
             preemption: Preemption::default(),
             statistics: Statistics::default(),
             violations: Vec::new(),
+            builder: self.clone(),
             in_multicall: false,
             console: Vec::new(),
         };
         for (k, config) in configs.iter().enumerate() {
             let domain = found(&mut state, config, k);
             state.domains.push(domain);
-            start_info::fill(&mut state, k, config);
+            if k > 0 || self.start == Start::Built {
+                start_info::fill(&mut state, k, config);
+            } else {
+                state.domains[0].vcpus[0].kernel_root = None;
+                let shared_info = state.domains[0].shared_info;
+                start_info::mask_events(&mut state, shared_info);
+            }
         }
         Ok(Model::new(state))
     }
@@ -397,7 +427,8 @@ fn plan(config: &DomainConfig, owner: u16, frames: Scatter) -> Result<Plan, Buil
     }
     let rings = (rings > 0).then_some(start_info + 1);
     let pieces = Pieces { p2m_list: list, p2m_pages: list_pages, start_info, rings, stack };
-    Ok(Plan { owner, frames, pages, virt_base: config.virt_base, boot, p2m, pieces })
+    let (virt_base, start) = (config.virt_base, Start::Built);
+    Ok(Plan { owner, frames, pages, virt_base, boot, p2m, pieces, start })
 }
 
 /// Where the boot mapping ends, given the end of its last piece.

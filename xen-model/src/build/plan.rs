@@ -5,6 +5,7 @@
 
 use hypercall::{Level, Mfn, PAGE_SHIFT};
 
+use super::Start;
 use super::mapping::Mapping;
 use crate::page::{ALL_ENTRIES, Contents, Page};
 use crate::scatter::Scatter;
@@ -35,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) p2m: Option<Mapping>,
     /// Where the pieces are.
     pub(crate) pieces: Pieces,
+    /// Whether the builder has been at work at all.
+    pub(crate) start: Start,
 }
 
 /// Where the builder puts its pieces: first pages.
@@ -77,7 +80,8 @@ impl Plan {
 
     /// Every frame that is a table.
     pub(crate) fn table_frames(&self) -> impl Iterator<Item = Mfn> + '_ {
-        let mappings = [Some(&self.boot), self.p2m.as_ref()];
+        let built = self.start == Start::Built;
+        let mappings = [built.then_some(&self.boot), self.p2m.as_ref().filter(|_| built)];
         let tables = mappings
             .into_iter()
             .flatten()
@@ -91,6 +95,11 @@ impl Plan {
         page.owner = self.owner;
         page.m2p = pfn;
         page.contents = Contents::Planned;
+        if self.start == Start::Blank {
+            page.count = CountInfo::allocated(1);
+            page.contents = Contents::Filled(0);
+            return;
+        }
         let in_boot = self.boot.maps(pfn);
         if let Some((mapping, (level, _))) =
             self.mapping_of_table(pfn).and_then(|m| m.table_at(pfn).map(|at| (m, at)))
@@ -113,6 +122,9 @@ impl Plan {
     /// Word `index` of a frame as the builder left it, but for what it wrote into `start_info`.
     pub(crate) fn word(&self, mfn: u64, index: u64) -> u64 {
         let pfn = self.frames.page(mfn);
+        if self.start == Start::Blank {
+            return 0;
+        }
         let pieces = &self.pieces;
         if pfn >= pieces.p2m_list && pfn - pieces.p2m_list < pieces.p2m_pages {
             let entry = (pfn - pieces.p2m_list) * 512 + index;

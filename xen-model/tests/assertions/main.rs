@@ -14,5 +14,6 @@ mod i_grants;
 mod j_emulated_writes;
 mod k_descriptors;
 mod l_initial_state;
+mod m_save;
 mod n_logs;
 mod support;
