@@ -10,6 +10,7 @@
 //! * [`Guest`]: one vCPU of one domain, which calls Xen and touches memory.
 //! * [`FrameInfo`], [`TypeInfo`], [`CountInfo`]: what Xen knows of a frame.
 //! * [`Release`], [`Flavour`], [`Layout`]: which Xen.
+//! * [`for_each_failure`]: a scenario, with each of its requests refused in turn.
 //! * [`Image`]: a saved guest.
 //! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
@@ -47,6 +48,7 @@ mod emulate;
 mod exchange;
 mod grant;
 mod heap;
+mod inject;
 mod l1e;
 mod log;
 mod memory_info;
@@ -75,6 +77,7 @@ mod xen_slots;
 pub use access::{Mode, PageFault};
 pub use audit::AuditError;
 pub use build::{BootMapping, BuildError, Builder, DomainConfig, Placement};
+pub use inject::{Asked, Failing, Failure, Sweep, SweepError, for_each_failure};
 pub use log::{Verbosity, text_of};
 pub use model::{FrameInfo, GrantEntry, Guest, Model};
 pub use raw::number;

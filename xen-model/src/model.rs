@@ -8,6 +8,7 @@ use crate::access::{Mode, PageFault};
 use crate::audit::AuditError;
 use crate::build::Builder;
 use crate::emulate::Store;
+use crate::inject::Asked;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
 use crate::state::{Current, State, Statistics};
@@ -106,6 +107,15 @@ impl Model {
     #[must_use]
     pub fn take_violations(&self) -> Vec<String> {
         core::mem::take(&mut self.state_mut().violations)
+    }
+
+    /// Keeps in mind what is asked through the seam from now on.
+    pub(crate) fn record_requests(&self) {
+        self.state_mut().requests = Some(Vec::new());
+    }
+
+    pub(crate) fn take_requests(&self) -> Vec<Asked> {
+        self.state_mut().requests.take().unwrap_or_default()
     }
 
     /// Counted events.

@@ -14,6 +14,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Mode};
 use crate::exchange::Swap;
+use crate::inject::Asked;
 use crate::memory_info::About;
 use crate::memory_op::{Extents, Move, Shape};
 use crate::mmu_update::BatchAnswer;
@@ -61,6 +62,13 @@ fn shape(list: &Reservation<'_>) -> Shape {
 }
 
 impl State {
+    /// Keeps a request in mind for a sweep of failures.
+    fn note(&mut self, hypercall: Hypercall, elements: usize) {
+        if let Some(requests) = &mut self.requests {
+            requests.push(Asked { hypercall, elements });
+        }
+    }
+
     fn answer(&mut self, request: &Request<'_>) -> Outcome {
         match *request {
             Request::MmuUpdate(updates, domains) => {
@@ -144,6 +152,7 @@ impl Hypercalls for Guest<'_> {
             if k > 0 && state.preempt_check() {
                 state.interrupted();
             }
+            state.note(call.request.hypercall(), call.request.len());
             call.outcome = state.answer(&call.request);
         }
         Ok(())
@@ -152,7 +161,9 @@ impl Hypercalls for Guest<'_> {
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
         let mut done = 0;
         let hypercall = Hypercall::MemoryOp(op.name());
-        self.run().memory(op, &mut done).map_err(|errno| {
+        let mut state = self.run();
+        state.note(hypercall, op.extents());
+        state.memory(op, &mut done).map_err(|errno| {
             let done = u32::try_from(done).unwrap_or(u32::MAX);
             Error { hypercall, errno, done }
         })
@@ -160,7 +171,9 @@ impl Hypercalls for Guest<'_> {
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         let hypercall = Hypercall::VmAssist;
-        let enabled = self.run().vm_assist(0, assist as u64);
+        let mut state = self.run();
+        state.note(hypercall, 1);
+        let enabled = state.vm_assist(0, assist as u64);
         enabled.map_err(|errno| Error { hypercall, errno, done: 0 })
     }
 }

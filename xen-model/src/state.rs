@@ -7,6 +7,7 @@ use hypercall::{Errno, Mfn};
 use crate::build::Builder;
 use crate::domain::{Domain, Parked, Vcpu};
 use crate::heap::Heap;
+use crate::inject::Asked;
 use crate::log::{File, Log, Number, Speaker};
 use crate::page::Frames;
 use crate::release::{Flavour, Release};
@@ -60,6 +61,8 @@ pub(crate) struct State {
     pub(crate) preemption: Preemption,
     pub(crate) statistics: Statistics,
     pub(crate) violations: Vec<String>,
+    /// What was asked through the seam, if that is to be kept.
+    pub(crate) requests: Option<Vec<Asked>>,
     /// What it was built from.
     pub(crate) builder: Builder,
     /// Whether a multicall is running.

@@ -317,6 +317,7 @@ impl Builder {
             preemption: Preemption::default(),
             statistics: Statistics::default(),
             violations: Vec::new(),
+            requests: None,
             builder: self.clone(),
             in_multicall: false,
             console: Vec::new(),
