@@ -12,6 +12,7 @@
 //! * [`Release`], [`Flavour`], [`Layout`]: which Xen.
 //! * [`for_each_failure`]: a scenario, with each of its requests refused in turn.
 //! * [`Image`]: a saved guest.
+//! * [`replay`]: repeats a trace of real Xen and compares every answer.
 //! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
 //! # What it assumes
@@ -63,6 +64,7 @@ mod raw;
 mod raw_memory;
 mod refs;
 mod release;
+mod replay;
 mod save;
 mod scatter;
 mod seam;
@@ -82,6 +84,7 @@ pub use log::{Verbosity, text_of};
 pub use model::{FrameInfo, GrantEntry, Guest, Model};
 pub use raw::number;
 pub use release::{Flavour, Layout, Release, Role};
+pub use replay::{ReplayError, ReplayFault, replay};
 pub use save::{Image, LostTable, RestoreError, SaveError};
 pub use state::{SelfSnoop, Statistics};
 pub use types::{CountFlags, CountInfo, PageType, TypeFlags, TypeInfo};

@@ -141,6 +141,18 @@ fn copy<T>(items: impl Iterator<Item = T>, into: &mut [T]) -> u64 {
     count
 }
 
+/// A `memory_op` of a guest.
+pub(crate) fn memory_op(guest: &Guest<'_>, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+    let mut done = 0;
+    let hypercall = Hypercall::MemoryOp(op.name());
+    let mut state = guest.run();
+    state.note(hypercall, op.extents());
+    state.memory(op, &mut done).map_err(|errno| {
+        let done = u32::try_from(done).unwrap_or(u32::MAX);
+        Error { hypercall, errno, done }
+    })
+}
+
 impl Hypercalls for Guest<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         if calls.len() > CALLS_MAX {
@@ -159,14 +171,7 @@ impl Hypercalls for Guest<'_> {
     }
 
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
-        let mut done = 0;
-        let hypercall = Hypercall::MemoryOp(op.name());
-        let mut state = self.run();
-        state.note(hypercall, op.extents());
-        state.memory(op, &mut done).map_err(|errno| {
-            let done = u32::try_from(done).unwrap_or(u32::MAX);
-            Error { hypercall, errno, done }
-        })
+        memory_op(self, op)
     }
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
