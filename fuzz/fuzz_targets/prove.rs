@@ -1,4 +1,5 @@
-//! Lists of the generator's operations, chosen by the fuzzer: the model never panics and its counts add up.
+//! Lists of the generator's operations, chosen by the fuzzer: the model never panics and its counts
+//! add up.
 #![no_main]
 
 use hypercall::{Mfn, Pfn};

@@ -1,8 +1,9 @@
 //! Stores that may fault, at addresses of live L1 tables.
 //!
-//! With the assist [`WritablePageTables`](crate::Assist::WritablePageTables), and for dom0 always, Xen carries out a plain
-//! store to a live L1 table as if it were an update: it validates, adjusts and stores, or lets the guest have the
-//! page fault. No crate of ours relies on it; the conformance program shows what it does.
+//! With the assist [`WritablePageTables`](crate::Assist::WritablePageTables), and for dom0 always,
+//! Xen carries out a plain store to a live L1 table as if it were an update: it validates, adjusts
+//! and stores, or lets the guest have the page fault. No crate of ours relies on it; the
+//! conformance program shows what it does.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
@@ -53,8 +54,8 @@ pub trait EmulatedWrites {
     /// The caller owns what the bytes mean: the frame, or the entry and what it maps (I-1, I-2).
     unsafe fn store(&self, va: GuestVa, value: u64, width: Width) -> Result<(), Faulted>;
 
-    /// Compares the eight bytes there with `expected`, stores `new` if they are equal (a locked `cmpxchg`), and answers
-    /// what was there.
+    /// Compares the eight bytes there with `expected`, stores `new` if they are equal (a locked
+    /// `cmpxchg`), and answers what was there.
     ///
     /// # Errors
     /// [`Faulted`].

@@ -1,20 +1,19 @@
 //! Carrying operations out, and looking at what came of them.
 
 use hypercall::{
-    Assist, Call, DomId, Domains, Errno, Exchange, Extent, Level, MemoryOp, Mfn, MmuExtOp,
-    MmuUpdate, Outcome, PAGE_SIZE, Pfn, Pte, PteFlags, Request, Reservation, Slot, VaFlush,
-    VaMapping, Width, mmu_command,
+    Assist, Call, DomId, Domains, Level, Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, PteFlags,
+    Request, Slot, VaFlush, VaMapping, Width, mmu_command,
 };
 
 use crate::arena::XEN_SLOTS;
 use crate::coverage::Answer;
-use crate::generate::{Prover, SLOTS_USED};
+use crate::generate::Prover;
 use crate::op::{Kind, Op};
 use crate::record::Record;
 use crate::trusted::Trusted;
 
 /// What is not there, in the record.
-const ABSENT: u64 = u64::MAX - 1;
+pub(crate) const ABSENT: u64 = u64::MAX - 1;
 /// A domain that does not exist.
 const NO_DOMAIN: DomId = DomId(0x7000);
 
@@ -29,7 +28,7 @@ fn answer(outcome: Outcome, seen: &mut Record) -> Answer {
     }
 }
 
-fn ask(machine: &Trusted<'_>, request: Request<'_>, seen: &mut Record) -> Answer {
+pub(crate) fn ask(machine: &Trusted<'_>, request: Request<'_>, seen: &mut Record) -> Answer {
     let mut calls = [Call::new(request)];
     match machine.issue(&mut calls) {
         Ok(()) => answer(calls[0].outcome, seen),
@@ -91,18 +90,18 @@ impl Prover<'_> {
     }
 
     /// Reads an entry of a frame that is mapped.
-    fn read(&self, machine: &Trusted<'_>, place: u8, index: u16) -> Option<Pte> {
+    pub(crate) fn read(&self, machine: &Trusted<'_>, place: u8, index: u16) -> Option<Pte> {
         self.arena.direct(machine, place)?;
         let slot = self.slot(place, index);
         machine.read_entry(self.arena.frame(place).pfn, slot.index).ok()
     }
 
-    fn slot(&self, place: u8, index: u16) -> Slot {
+    pub(crate) fn slot(&self, place: u8, index: u16) -> Slot {
         let index = x86_64_index(index);
         Slot { table: self.arena.frame(place).mfn, index }
     }
 
-    fn direct(&self, machine: &Trusted<'_>, op: Op, seen: &mut Record) -> Answer {
+    pub(crate) fn direct(&self, machine: &Trusted<'_>, op: Op, seen: &mut Record) -> Answer {
         let frame = self.arena.frame(op.a);
         let flags = PteFlags::from_bits_retain(op.flags & !hypercall::ADDRESS_MASK);
         let pte = if flags.contains(PteFlags::PRESENT) {
@@ -279,146 +278,6 @@ impl Prover<'_> {
             Ok(()) => Answer::Done,
             Err(_) => Answer::Faulted,
         }
-    }
-
-    /// Takes everything apart that involves a frame: nothing refers to it any more, and it is not mapped.
-    fn retire(&self, machine: &Trusted<'_>, place: u8, seen: &mut Record) {
-        let frame = self.arena.frame(place);
-        let ops = [MmuExtOp::new_user_baseptr(None), MmuExtOp::unpin(frame.mfn)];
-        for op in &ops {
-            let request = Request::MmuExt(core::slice::from_ref(op), DomId::SELF);
-            let answer = ask(machine, request, seen);
-            seen.add(answer.code());
-        }
-        for holder in 0..self.arena.frames.len() {
-            let holder = u8::try_from(holder).unwrap_or(0);
-            let mapping = self.arena.direct(machine, holder);
-            if mapping.is_none() {
-                // To see what is in it, it must be mapped.
-                let op = Op {
-                    kind: Kind::DirectVa,
-                    a: holder,
-                    b: 0,
-                    index: 0,
-                    flags: PteFlags::KERNEL_RO.bits(),
-                };
-                let answer = self.direct(machine, op, seen);
-                seen.add(answer.code());
-            }
-            for index in SLOTS_USED {
-                let Some(entry) = self.read(machine, holder, index) else { continue };
-                if entry.mfn() != frame.mfn {
-                    continue;
-                }
-                let update = [MmuUpdate::set(self.slot(holder, index), Pte::ABSENT)];
-                let request = Request::MmuUpdate(&update, Domains::SELF);
-                let answer = ask(machine, request, seen);
-                seen.add(answer.code());
-            }
-        }
-    }
-
-    /// Maps a frame writable, if it may be, and fills it with zeroes.
-    fn adopt(&self, machine: &Trusted<'_>, place: u8, seen: &mut Record) -> Answer {
-        let flags = PteFlags::KERNEL_RW.bits();
-        let op = Op { kind: Kind::DirectVa, a: place, b: 0, index: 0, flags };
-        let answer = self.direct(machine, op, seen);
-        let pfn = self.arena.frame(place).pfn;
-        if answer == Answer::Done {
-            let zeroed = { machine.write_bytes(pfn, 0, &[0; PAGE_SIZE]) };
-            seen.add(u64::from(zeroed.is_ok()));
-        }
-        answer
-    }
-
-    fn reset(&self, machine: &Trusted<'_>, place: u8, seen: &mut Record) -> Answer {
-        {
-            self.retire(machine, place, seen);
-            self.adopt(machine, place, seen)
-        }
-    }
-
-    /// Unmaps a frame; whether nothing refers to it any more cannot be seen, but follows from `retire`.
-    fn unmap(&self, machine: &Trusted<'_>, place: u8, seen: &mut Record) {
-        let op = Op { kind: Kind::DirectVa, a: place, b: 0, index: 0, flags: 0 };
-        let answer = self.direct(machine, op, seen);
-        seen.add(answer.code());
-    }
-
-    /// One extent for another.
-    fn exchange_one(machine: &Trusted<'_>, given: Mfn, pfn: Pfn) -> Result<Mfn, Errno> {
-        let (mut give, mut take) = ([Extent::from_mfn(given)], [Extent::from_pfn(pfn)]);
-        let list = |extents| Reservation { extents, order: 0, flags: 0, domain: DomId::SELF };
-        let exchange = Exchange { give: list(&mut give), take: list(&mut take) };
-        match machine.memory_op(&mut MemoryOp::Exchange(exchange)) {
-            Ok(_) => Ok(take[0].mfn()),
-            Err(error) => Err(error.errno),
-        }
-    }
-
-    fn exchange(&mut self, machine: &Trusted<'_>, op: Op, seen: &mut Record) -> Answer {
-        let frame = self.arena.frame(op.a);
-        let taken = {
-            self.retire(machine, op.a, seen);
-            self.unmap(machine, op.a, seen);
-            Self::exchange_one(machine, frame.mfn, frame.pfn)
-        };
-        let answer = match taken {
-            Ok(mfn) => {
-                self.replace(op.a, mfn);
-                Answer::Done
-            }
-            Err(errno) => Answer::Refused(errno),
-        };
-        let adopted = self.adopt(machine, op.a, seen);
-        seen.add(adopted.code());
-        answer
-    }
-
-    fn exchange_used(&mut self, machine: &Trusted<'_>, op: Op, _: &mut Record) -> Answer {
-        let frame = self.arena.frame(op.a);
-        if self.arena.direct(machine, op.a).is_none() {
-            return Answer::Skipped;
-        }
-        match Self::exchange_one(machine, frame.mfn, frame.pfn) {
-            Ok(mfn) => {
-                self.replace(op.a, mfn);
-                Answer::Done
-            }
-            Err(errno) => Answer::Refused(errno),
-        }
-    }
-
-    fn balloon(&mut self, machine: &Trusted<'_>, op: Op, seen: &mut Record) -> Answer {
-        let frame = self.arena.frame(op.a);
-        let list = |extents| Reservation { extents, order: 0, flags: 0, domain: DomId::SELF };
-        let mut given = [Extent::from_mfn(frame.mfn)];
-        let mut wanted = [Extent::from_pfn(frame.pfn)];
-        {
-            self.retire(machine, op.a, seen);
-            if op.kind == Kind::Balloon {
-                self.unmap(machine, op.a, seen);
-            }
-            let done = machine.memory_op(&mut MemoryOp::Decrease(list(&mut given)));
-            seen.add(done.unwrap_or(ABSENT));
-            seen.add(u64::from(machine.machine_to_phys(frame.mfn) == Some(frame.pfn)));
-            if op.kind == Kind::BalloonUsed {
-                self.unmap(machine, op.a, seen);
-                seen.add(u64::from(machine.machine_to_phys(frame.mfn) == Some(frame.pfn)));
-            }
-            let done = machine.memory_op(&mut MemoryOp::Populate(list(&mut wanted)));
-            seen.add(done.unwrap_or(ABSENT));
-            if done != Ok(1) {
-                return Answer::Refused(Errno::ENOMEM);
-            }
-        }
-        self.replace(op.a, wanted[0].mfn());
-        self.adopt(machine, op.a, seen)
-    }
-
-    fn replace(&mut self, place: u8, mfn: Mfn) {
-        let at = usize::from(place) % self.arena.frames.len();
-        self.arena.frames[at].mfn = mfn;
     }
 }
 

@@ -25,7 +25,8 @@ pub struct ArenaFrame {
 pub enum Garbage {
     /// Anything.
     Any,
-    /// No address: on some CPUs Xen takes a domU with addresses in absent entries for an attacker (L1TF).
+    /// No address: on some CPUs Xen takes a domU with addresses in absent entries for an attacker
+    /// (L1TF).
     NoAddress,
 }
 

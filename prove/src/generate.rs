@@ -10,7 +10,7 @@ use crate::trusted::Trusted;
 
 /// How often each kind comes, out of the sum.
 const WEIGHTS: [(Kind, u64); 25] = [
-    (Kind::Direct, 90),
+    (Kind::Direct, 220),
     (Kind::DirectVa, 30),
     (Kind::Write, 60),
     (Kind::Set, 300),
@@ -19,7 +19,7 @@ const WEIGHTS: [(Kind, u64); 25] = [
     (Kind::Batch, 60),
     (Kind::Calls, 20),
     (Kind::Pin, 160),
-    (Kind::Unpin, 80),
+    (Kind::Unpin, 50),
     (Kind::PinBatch, 40),
     (Kind::UserRoot, 12),
     (Kind::BadRoot, 4),
@@ -34,13 +34,14 @@ const WEIGHTS: [(Kind, u64); 25] = [
     (Kind::Store, 40),
     (Kind::CompareExchange, 20),
     (Kind::Assist, 1),
-    (Kind::Reset, 20),
+    (Kind::Reset, 45),
 ];
 
 /// Slots that are used. Few, so that operations meet; slot 0 is not among them.
 const SLOTS: [u16; 10] = [1, 2, 3, 7, 255, 256, 258, 272, 300, 511];
 
-/// All slots that an operation may write: [`SLOTS`], and the two behind each that a batch takes along.
+/// All slots that an operation may write: [`SLOTS`], and the two behind each that a batch takes
+/// along.
 pub(crate) const SLOTS_USED: [u16; 22] =
     [1, 2, 3, 4, 5, 7, 8, 9, 255, 256, 257, 258, 259, 260, 272, 273, 274, 300, 301, 302, 511, 6];
 
@@ -73,8 +74,8 @@ pub struct Step {
 impl<'a> Prover<'a> {
     /// Will work on `arena` by `seed`.
     ///
-    /// An arena that has no frame, or more than [`FRAMES_MAX`](crate::FRAMES_MAX), is cut: without frames every
-    /// operation is skipped.
+    /// An arena that has no frame, or more than [`FRAMES_MAX`](crate::FRAMES_MAX), is cut: without
+    /// frames every operation is skipped.
     #[must_use]
     pub fn new(seed: u64, arena: Arena<'a>) -> Self {
         let Arena { frames, foreign, garbage } = arena;
@@ -104,7 +105,8 @@ impl<'a> Prover<'a> {
     /// Makes an operation and carries it out.
     ///
     /// # Safety
-    /// The frames of the arena are nobody else's, and are mapped as [`ArenaFrame`](crate::ArenaFrame) says.
+    /// The frames of the arena are nobody else's, and are mapped as
+    /// [`ArenaFrame`](crate::ArenaFrame) says.
     #[expect(unsafe_code, reason = "changes page tables")]
     pub unsafe fn step<M>(&mut self, machine: &M) -> Step
     where
@@ -230,7 +232,7 @@ impl<'a> Prover<'a> {
                     0 => (0x8000_0000_0000_0063, 0x8000_0000_0000_0061),
                     _ => (0x8000_0000_0000_0061, 0x8000_0000_0000_0063),
                 };
-                op.flags = match self.below(16) {
+                op.flags = match self.below(32) {
                     0 => 0,
                     1..3 => other,
                     3 => self.flags(),

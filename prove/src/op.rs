@@ -28,13 +28,16 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Direct = "direct", "Maps frame a at its own address with `flags`, or not at all (`mmu_update`).";
+    Direct = "direct",
+        "Maps frame a at its own address with `flags`, or not at all (`mmu_update`).";
     DirectVa = "directva", "The same by `update_va_mapping`.";
-    Write = "write", "Stores an entry for target b into slot `index` of a, if a is mapped writable.";
+    Write = "write",
+        "Stores an entry for target b into slot `index` of a, if a is mapped writable.";
     Set = "set", "Sets slot `index` of a to an entry for target b (`mmu_update`).";
     SetKeep = "setkeep", "The same, keeping accessed and dirty bits.";
     SetOdd = "setodd", "The same with a command or domain that Xen refuses, chosen by `index`.";
-    Batch = "batch", "Sets three slots of a, from `index` on, to entries for b and its followers, in one call.";
+    Batch = "batch",
+        "Sets three slots of a, from `index` on, to entries for b and its followers, in one call.";
     Calls = "calls", "A multicall: pin of b, the batch, an update by address, unpin of b.";
     Pin = "pin", "Pins a as a table of level `index`.";
     Unpin = "unpin", "Unpins a.";

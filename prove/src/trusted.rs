@@ -1,6 +1,6 @@
-//! A machine together with the promise of the caller of [`Prover::step`](crate::Prover::step): the arena's frames are
-//! nobody else's. With it in hand the operations are safe, since they touch nothing but these frames, the
-//! entries that map them, and frames that Xen refuses to give.
+//! A machine together with the promise of the caller of [`Prover::step`](crate::Prover::step): the
+//! arena's frames are nobody else's. With it in hand the operations are safe, since they touch
+//! nothing but these frames, the entries that map them, and frames that Xen refuses to give.
 #![expect(unsafe_code, reason = "one place where the promise is handed on")]
 
 use hypercall::{

@@ -1,8 +1,9 @@
 //! Every failure of a scenario, one after the other.
 //!
-//! The scenario runs once undisturbed, so that its requests are known; then once for each request, each errno that Xen
-//! can give there and each count of elements that may have taken effect before it. After every run the model must
-//! audit clean, and whatever the caller wants to be true must be.
+//! The scenario runs once undisturbed, so that its requests are known; then once for each request,
+//! each errno that Xen can give there and each count of elements that may have taken effect before
+//! it. After every run the model must audit clean, and whatever the caller wants to be true must
+//! be.
 
 use core::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -77,12 +78,12 @@ const NEVER: u64 = u64::MAX;
 
 /// Runs `scenario` with every failure there can be, each time on a new machine from `build`.
 ///
-/// `check` is given the machine, what was refused (nothing in the undisturbed run), and what the scenario answered; it
-/// says in a sentence what is wrong.
+/// `check` is given the machine, what was refused (nothing in the undisturbed run), and what the
+/// scenario answered; it says in a sentence what is wrong.
 ///
 /// # Errors
-/// [`SweepError`] with the first run that panicked, left the counts wrong, stored to a read-only frame or
-/// used a stale translation, or did not pass `check`.
+/// [`SweepError`] with the first run that panicked, left the counts wrong, stored to a read-only
+/// frame or used a stale translation, or did not pass `check`.
 pub fn for_each_failure<T>(
     build: impl Fn() -> Model,
     scenario: impl Fn(&Failing<'_>) -> T,

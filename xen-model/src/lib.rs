@@ -1,9 +1,9 @@
 //! An executable model of Xen's x86-64 PV memory management.
 //!
-//! It accepts and refuses what Xen 4.14, 4.17 and 4.20 accept and refuse, answers the same numbers, leaves the same
-//! words in page tables, and prints the lines that a debug Xen prints: on any machine, in microseconds, without
-//! root. The guest-side crates run on it by the same source lines as on real Xen, through the two traits of crate
-//! `hypercall`.
+//! It accepts and refuses what Xen 4.14, 4.17 and 4.20 accept and refuse, answers the same numbers,
+//! leaves the same words in page tables, and prints the lines that a debug Xen prints: on any
+//! machine, in microseconds, without root. The guest-side crates run on it by the same source lines
+//! as on real Xen, through the two traits of crate `hypercall`.
 //!
 //! # Main types
 //! * [`Model`]: a machine with Xen and its domains, made by a [`Builder`].
@@ -16,12 +16,13 @@
 //! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
 //! # What it assumes
-//! 64-bit PV guests, no shadow paging, no IOMMU, no XSM policy. One hypercall at a time: what real Xen does on several
-//! CPUs at once happens here in some order.
+//! 64-bit PV guests, no shadow paging, no IOMMU, no XSM policy. One hypercall at a time: what real
+//! Xen does on several CPUs at once happens here in some order.
 //!
 //! # What it prevents, and what not
-//! Nonsense from a guest is answered, never a panic. A direct store to a live table, a stale translation that
-//! the guest uses, and a reference without holder are reported. Time, interrupts and devices do not exist.
+//! Nonsense from a guest is answered, never a panic. A direct store to a live table, a stale
+//! translation that the guest uses, and a reference without holder are reported. Time, interrupts
+//! and devices do not exist.
 //!
 //! ```
 //! use hypercall::{Call, DomId, Hypercalls, Level, MmuExtOp, Outcome, Request};
@@ -35,7 +36,8 @@
 //! let mut calls = [Call::new(Request::MmuExt(&pin, DomId::SELF))];
 //! unsafe { model.issue(&mut calls) }?;
 //! assert!(matches!(calls[0].outcome, Outcome::Refused { done: 0, .. }));
-//! assert!(model.take_log()[0].contains("Bad type (saw e400000000000001 != exp 2000000000000000)"));
+//! let line = model.take_log().remove(0);
+//! assert!(line.contains("Bad type (saw e400000000000001 != exp 2000000000000000)"));
 //! model.audit()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -65,6 +67,7 @@ mod raw_memory;
 mod refs;
 mod release;
 mod replay;
+mod restore;
 mod save;
 mod scatter;
 mod seam;
@@ -74,6 +77,7 @@ mod types;
 mod upper;
 mod va_mapping;
 mod validate;
+mod vcpu;
 mod xen_slots;
 
 pub use access::{Mode, PageFault};
@@ -85,6 +89,7 @@ pub use model::{FrameInfo, GrantEntry, Guest, Model};
 pub use raw::number;
 pub use release::{Flavour, Layout, Release, Role};
 pub use replay::{ReplayError, ReplayFault, replay};
-pub use save::{Image, LostTable, RestoreError, SaveError};
+pub use restore::RestoreError;
+pub use save::{Image, LostTable, SaveError};
 pub use state::{SelfSnoop, Statistics};
 pub use types::{CountFlags, CountInfo, PageType, TypeFlags, TypeInfo};

@@ -19,7 +19,8 @@ const LDT_ENTRIES_MAX: u64 = 8192;
 pub(crate) type ReadMask<'f> = &'f mut dyn FnMut(&mut State, u64) -> Answer<u64>;
 
 impl State {
-    /// `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address; both may fault.
+    /// `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address; both may
+    /// fault.
     pub(crate) fn mmuext_op(
         &mut self,
         count: usize,

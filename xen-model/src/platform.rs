@@ -1,4 +1,5 @@
-//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes, exceptions.
+//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes,
+//! exceptions.
 //!
 //! Sections 4.7 to 4.10 of the specification.
 

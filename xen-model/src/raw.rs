@@ -1,7 +1,9 @@
-//! Hypercalls as Xen sees them: a number, five words, and guest memory behind the words that are addresses.
+//! Hypercalls as Xen sees them: a number, five words, and guest memory behind the words that are
+//! addresses.
 //!
-//! Section 4 of the specification. Everything is read and written through the caller's page tables, so that a list in
-//! Xen's range, an unmapped second entry or a read-only result page does here what it does on real Xen.
+//! Section 4 of the specification. Everything is read and written through the caller's page tables,
+//! so that a list in Xen's range, an unmapped second entry or a read-only result page does here
+//! what it does on real Xen.
 
 use hypercall::{Errno, Mfn, MmuExtOp, MmuUpdate};
 

@@ -1,7 +1,8 @@
 //! Repeating a trace of `hypercall::Traced` on the model, and comparing every answer.
 //!
-//! A trace made on real Xen says what Xen answered; if the model answers something else, one of the two was
-//! misunderstood. The machine must have been built like the traced one: same role, pages and kernel layout.
+//! A trace made on real Xen says what Xen answered; if the model answers something else, one of the
+//! two was misunderstood. The machine must have been built like the traced one: same role, pages
+//! and kernel layout.
 
 use core::fmt;
 use std::collections::HashMap;

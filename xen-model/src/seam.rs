@@ -1,8 +1,8 @@
 //! The seam: the model as a machine that the guest-side crates run on.
 //!
 //! Requests come as slices and are answered by the same functions that serve the raw hypercalls of
-//! [`Guest::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine, through the kernel's
-//! direct mapping, whatever it maps at that moment.
+//! [`Guest::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine,
+//! through the kernel's direct mapping, whatever it maps at that moment.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
 use hypercall::{

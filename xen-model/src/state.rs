@@ -33,7 +33,8 @@ pub struct Statistics {
     pub asked_flushes: u64,
     /// How often a hypercall was interrupted and continued.
     pub continuations: u64,
-    /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see `Model::violations`.
+    /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see
+    /// `Model::violations`.
     pub violations: u64,
 }
 
@@ -181,7 +182,8 @@ impl State {
         self.vcpu().parked.push(parked);
     }
 
-    /// Finishes every teardown that is due, however often it is interrupted (`put_old_guest_table`).
+    /// Finishes every teardown that is due, however often it is interrupted
+    /// (`put_old_guest_table`).
     pub(crate) fn finish_teardown(&mut self) {
         while let Some(parked) = self.vcpu().parked.pop() {
             if self.tear_down(parked).is_err() {
@@ -191,7 +193,8 @@ impl State {
         }
     }
 
-    /// Runs the entries of a batch until one is refused, going on after interruptions. Answers how many were done.
+    /// Runs the entries of a batch until one is refused, going on after interruptions. Answers how
+    /// many were done.
     pub(crate) fn batch(
         &mut self,
         count: usize,

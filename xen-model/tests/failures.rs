@@ -10,7 +10,8 @@ fn build() -> Model {
     Model::builder().pages(512).boot_mapping(BootMapping::AllPages).build().expect("a machine")
 }
 
-/// Makes three pages read-only in one call and pins the first; on failure makes them writable again.
+/// Makes three pages read-only in one call and pins the first; on failure makes them writable
+/// again.
 fn pin(machine: &Failing<'_>) -> bool {
     let guest = machine.inner().guest();
     let first = guest.first_free_page().raw();

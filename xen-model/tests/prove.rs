@@ -1,5 +1,5 @@
-//! The generator of crate `prove`, on the model: whatever it does, counts add up, and its record depends on nothing
-//! but its seed.
+//! The generator of crate `prove`, on the model: whatever it does, counts add up, and its record
+//! depends on nothing but its seed.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
 use hypercall::{Extent, Hypercalls, MemoryOp, Mfn, Pfn};
@@ -81,7 +81,8 @@ fn the_record_does_not_depend_on_interruptions() {
 
 #[test]
 fn the_record_is_the_same_on_all_three_releases_for_a_domu() {
-    // Nothing that the generator does as a domU is answered differently by another release, but for cache flushes.
+    // Nothing that the generator does as a domU is answered differently by another release, but for
+    // cache flushes.
     let records =
         [Release::V4_14, Release::V4_17].map(|release| run(builder().release(release), 9, 1500, 0));
     assert_eq!(records[0], records[1]);

@@ -1,8 +1,9 @@
 //! A machine that writes down what passes through it.
 //!
-//! A trace is text, one line for each thing asked or touched, in the guest's own page numbers as far as M2P knows them, so
-//! that a model with other frames can repeat it (`xen_model::replay`). Each line ends with a checksum over all lines so
-//! far: a line that was changed, lost or added shows at once.
+//! A trace is text, one line for each thing asked or touched, in the guest's own page numbers as
+//! far as M2P knows them, so that a model with other frames can repeat it (`xen_model::replay`).
+//! Each line ends with a checksum over all lines so far: a line that was changed, lost or added
+//! shows at once.
 
 use core::cell::{Cell, RefCell};
 use core::fmt::{self, Write};
@@ -198,7 +199,8 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         })
     }
 
-    /// Whether an operation changes anything; the others are not traced, since they report what is this machine's.
+    /// Whether an operation changes anything; the others are not traced, since they report what is
+    /// this machine's.
     fn ask_memory(&self, op: &MemoryOp<'_>) -> bool {
         match op {
             MemoryOp::Increase(list) | MemoryOp::Populate(list) => self.line(|out| {

@@ -1,7 +1,7 @@
 //! What a domain looks like when it starts: the builders' work as a function of the page.
 //!
-//! Sections 6.2 and 6.3 of the specification: `xl create` (tools/libs/guest, xg_dom_core.c and xg_dom_x86.c) and
-//! `dom0_construct_pv` (arch/x86/pv/dom0_build.c).
+//! Sections 6.2 and 6.3 of the specification: `xl create` (tools/libs/guest, xg_dom_core.c and
+//! xg_dom_x86.c) and `dom0_construct_pv` (arch/x86/pv/dom0_build.c).
 
 use hypercall::{Level, Mfn, PAGE_SHIFT};
 
@@ -108,7 +108,8 @@ impl Plan {
             let root = level == Level::L4;
             page.validated = ALL_ENTRIES;
             page.kind = if root { TypeInfo::pinned(kind, 2) } else { TypeInfo::validated(kind, 1) };
-            // Its owner, whoever points to it (for the root: pin and cr3), and its read-only mapping.
+            // Its owner, whoever points to it (for the root: pin and cr3), and its read-only
+            // mapping.
             let mapped = u32::from(in_boot && mapping.tables == self.boot.tables);
             page.count = CountInfo::allocated(2 + u32::from(root) + mapped);
         } else if in_boot || self.p2m.is_some_and(|mapping| mapping.maps(pfn)) {

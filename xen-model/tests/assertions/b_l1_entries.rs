@@ -1,4 +1,5 @@
-//! Group B: L1 entries, as `mmu_update`, `update_va_mapping`, promotion and emulated writes see them.
+//! Group B: L1 entries, as `mmu_update`, `update_va_mapping`, promotion and emulated writes see
+//! them.
 
 use hypercall::{Mfn, Pfn};
 use xen_model::{Release, SelfSnoop, number};

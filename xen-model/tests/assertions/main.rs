@@ -1,4 +1,5 @@
-//! The numbered assertions of the specification (section 8), each one test that carries its number in its name.
+//! The numbered assertions of the specification (section 8), each one test that carries its number
+//! in its name.
 //!
 //! ASSERTIONS.md lists them.
 

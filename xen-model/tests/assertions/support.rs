@@ -240,7 +240,8 @@ impl Bench {
         )
     }
 
-    /// `memory_op` on a reservation whose list is in scratch page 1. Answers the result and the list.
+    /// `memory_op` on a reservation whose list is in scratch page 1. Answers the result and the
+    /// list.
     pub(crate) fn reserve(
         &self,
         command: u64,
