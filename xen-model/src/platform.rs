@@ -1,4 +1,5 @@
-//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes, exceptions.
+//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes,
+//! exceptions.
 //!
 //! Sections 4.7 to 4.10 of the specification.
 
@@ -119,12 +120,14 @@ impl State {
     }
 
     /// `sched_op` (29): nothing is ever waited for here, so only an end has an effect.
-    pub(crate) fn sched_op(&mut self, command: u32, argument: u64) -> Answer<u64> {
+    pub(crate) fn sched_op(&mut self, command: u32, argument: u64, rdx: u64) -> Answer<u64> {
         match command {
             0 | 1 | 6 => Ok(0),
             2 | 5 => {
                 let mut reason = [0; 4];
                 self.copy_in(argument, &mut reason)?;
+                // Xen does not look at it; the toolstack does.
+                self.vcpu().suspend_argument = rdx;
                 let domain = self.current.domain;
                 let shutdown: &mut Domain = &mut self.domains[domain];
                 shutdown.shutdown.get_or_insert(reason[0]);

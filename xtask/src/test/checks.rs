@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use super::house_rules;
 use super::session::Session;
 use crate::cargo::{Package, cargo, packages};
+use crate::paths;
 use crate::process::run_captured;
 use crate::provision::rust_target::{self, TARGET};
 use crate::station::model_program;
