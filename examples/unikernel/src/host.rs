@@ -4,14 +4,18 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
-use hypercall::{Assist, BootInfo, Counting, Frames, Hypercalls as _, PAGE_SHIFT, Pfn, StartInfo};
+use hypercall::{
+    ArchSharedInfo, Assist, BootInfo, Counting, Frames, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
+    StartInfo,
+};
 use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Pool};
+use crate::guest::{Guest, Platform, Pool};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -117,23 +121,46 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         .map(AtomicU64::new)
         .collect();
     let arena = Pfn::new(IMAGE_START + 256);
+    let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
+    let platform = ModelPlatform::default();
     let mut guest = Guest {
         machine: Counting::new(&model),
         cpu: &model,
         boot,
-        p2m: P2m::adopt(&list).map_err(|error| say(&error))?,
+        p2m: &p2m,
         kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
         // SAFETY: frames of the model's guest, claimed once; no Rust object is ever in them (I-1).
         pool: Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES) }),
         arguments: &rest,
         module,
         console,
+        platform: &platform,
     };
     let verdict = program(&mut guest);
     if name == "prove" {
         print_transitions(console, &model).map_err(|error| say(&error))?;
     }
     verdict
+}
+
+/// What the model's guest has besides memory: words that no toolstack reads.
+#[derive(Default)]
+struct ModelPlatform {
+    shared_info: ArchSharedInfo,
+}
+
+impl Platform for ModelPlatform {
+    fn shared_info(&self) -> Result<&ArchSharedInfo, String> {
+        Ok(&self.shared_info)
+    }
+
+    fn words(&self, _: GuestVa) -> Option<NonNull<AtomicU64>> {
+        None
+    }
+
+    fn wait(&self) {
+        std::thread::yield_now();
+    }
 }
 
 /// How often frames went from one type to another: Xen does not tell, the model does. Descriptor

@@ -65,7 +65,7 @@ fn on_the_model() -> Result<String> {
     let mut runs = 0;
     for release in ["4.14", "4.17", "4.20"] {
         for role in ["dom0", "domu"] {
-            for name in ["demo", "alias", "conformance"] {
+            for name in ["demo", "alias", "conformance", "audit", "dump"] {
                 let mut model = Command::new(&program);
                 must(model.args(["--xen", release, "--as", role, name]))?;
                 runs += 1;

@@ -1,10 +1,14 @@
 //! The programs: each written against the seam, each ending in a verdict.
 
 mod alias;
+mod audit;
 mod conformance;
 mod demo;
+mod dump;
+mod grow;
 mod life;
 mod prove;
+mod publish;
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -26,11 +30,14 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "audit" => Ok(audit::run),
+        "dump" => Ok(dump::run),
+        "grow" => Ok(grow::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, prove and conformance, \
-             and to test the harness hang, fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, dump, grow, prove \
+             and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }

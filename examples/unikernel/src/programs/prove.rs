@@ -2,9 +2,9 @@
 //! with another one's.
 //!
 //! Arguments, all optional: `seed=S` and `seeds=K` (K sequences, from seed S on), `ops=N` of each,
-//! `every=K` (a digest after each K groups), `show=S` with `from=I` and `to=J` (groups I to J of seed S
-//! in full: the steps, then the words observed), `replay` (the steps are in the boot module, one a
-//! line). `cargo xtask prove` runs it on real Xen and on the model and compares the output.
+//! `every=K` (a digest after each K groups), `show=S` with `from=I` and `to=J` (groups I to J of
+//! seed S in full: the steps, then the words observed), `replay` (the steps are in the boot module,
+//! one a line). `cargo xtask prove` runs it on real Xen and on the model and compares the output.
 
 use alloc::format;
 use alloc::string::String;
