@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use hypercall::{Extent, Hypercalls, MemoryOp, Pfn};
 use prove::{Arena, ArenaFrame, Garbage, Prover};
-use xen_model::{BootMapping, Flavour, Model, PageType, Role};
+use xen_model::{BootMapping, Flavour, Model, Role};
 
 const FRAMES: u64 = 64;
 const REPORT_EVERY: u64 = 1000;
@@ -43,12 +43,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     eprintln!("{:.0} operations a second", operations as f64 / start.elapsed().as_secs_f64());
     eprint!("{}", prover.coverage());
-    eprintln!("changes of type:");
-    for from in PageType::ALL {
-        let row = model.statistics().transitions[from as usize];
-        let counts = PageType::ALL.iter().map(|to| format!("{to} {:<8}", row[*to as usize]));
-        eprintln!("{:<9} -> {}", from.to_string(), counts.collect::<String>());
-    }
     if let Some(violation) = model.take_violations().first() {
         return Err(violation.clone().into());
     }

@@ -122,7 +122,6 @@ impl State {
         if now.kind != kind {
             page.kind.kind = kind;
             page.kind.flags -= TypeFlags::VALIDATED;
-            self.statistics.transitions[now.kind as usize][kind as usize] += 1;
             if now.kind != PageType::None {
                 self.statistics.type_flushes += 1;
                 self.flush_frame(mfn);

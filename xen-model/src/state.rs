@@ -11,7 +11,6 @@ use crate::inject::Asked;
 use crate::log::{File, Log, Number, Speaker};
 use crate::page::Frames;
 use crate::release::{Flavour, Release};
-use crate::types::PageType;
 
 /// What a step of Xen's answers.
 pub(crate) type Answer<T = ()> = Result<T, Errno>;
@@ -32,8 +31,6 @@ pub struct Statistics {
     pub table_flushes: u64,
     /// Flushes that the guest asked for.
     pub asked_flushes: u64,
-    /// How often a frame went from one type to another: `transitions[from as usize][to as usize]`.
-    pub transitions: [[u64; PageType::COUNT]; PageType::COUNT],
     /// How often a hypercall was interrupted and continued.
     pub continuations: u64,
     /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see

@@ -32,13 +32,6 @@ pub enum PageType {
 }
 
 impl PageType {
-    /// How many there are.
-    pub const COUNT: usize = 7;
-
-    /// All of them.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::None, Self::L1, Self::L2, Self::L3, Self::L4, Self::SegDesc, Self::Writable];
-
     /// The type of tables of `level`.
     #[must_use]
     pub const fn table(level: Level) -> Self {
