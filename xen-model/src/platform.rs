@@ -167,11 +167,14 @@ impl State {
         let map = MapGrant { host_address, flags, reference, granter: low16(granter) };
         match self.map_grant(map) {
             Ok((handle, frame)) => {
-                self.copy_out(at + 18, &0i16.to_le_bytes())?;
-                self.copy_out(at + 20, &handle.to_le_bytes())?;
-                self.copy_out(at + 24, &(frame.raw() << hypercall::PAGE_SHIFT).to_le_bytes())
+                self.copy_out(at.wrapping_add(18), &0i16.to_le_bytes())?;
+                self.copy_out(at.wrapping_add(20), &handle.to_le_bytes())?;
+                self.copy_out(
+                    at.wrapping_add(24),
+                    &(frame.raw() << hypercall::PAGE_SHIFT).to_le_bytes(),
+                )
             }
-            Err(status) => self.copy_out(at + 18, &status.to_le_bytes()),
+            Err(status) => self.copy_out(at.wrapping_add(18), &status.to_le_bytes()),
         }
     }
 
@@ -185,7 +188,7 @@ impl State {
             answer = Ok(());
         }
         let status = answer.err().unwrap_or(0);
-        self.copy_out(at + 20, &status.to_le_bytes())
+        self.copy_out(at.wrapping_add(20), &status.to_le_bytes())
     }
 
     fn raw_setup_grants(&mut self, at: u64) -> Answer {
@@ -194,12 +197,12 @@ impl State {
         let status = match answer {
             Ok(frames) => {
                 for (k, mfn) in frames.iter().enumerate() {
-                    self.copy_out(list + k as u64 * 8, &mfn.raw().to_le_bytes())?;
+                    self.copy_out(list.wrapping_add(k as u64 * 8), &mfn.raw().to_le_bytes())?;
                 }
                 0i16
             }
             Err(status) => status,
         };
-        self.copy_out(at + 8, &status.to_le_bytes())
+        self.copy_out(at.wrapping_add(8), &status.to_le_bytes())
     }
 }
