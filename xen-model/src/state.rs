@@ -33,8 +33,8 @@ pub struct Statistics {
     pub asked_flushes: u64,
     /// How often a hypercall was interrupted and continued.
     pub continuations: u64,
-    /// How often a frame without uses was taken into use: row by the type it had last, column by the
-    /// type it was to have, both in the order of [`PageType::ALL`](crate::PageType::ALL).
+    /// How often a frame without uses was taken into use: row by the type it had last, column by
+    /// the type it was to have, both in the order of [`PageType::ALL`](crate::PageType::ALL).
     pub transitions: [[u64; 7]; 7],
     /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see
     /// `Model::violations`.

@@ -1,6 +1,7 @@
 //! Further vCPUs.
 //!
-//! Section 6.4 of the specification, as far as memory goes (`arch_set_info_guest`, arch/x86/domain.c).
+//! Section 6.4 of the specification, as far as memory goes (`arch_set_info_guest`,
+//! arch/x86/domain.c).
 
 use hypercall::{Errno, Mfn};
 
@@ -11,7 +12,8 @@ use crate::types::PageType;
 use crate::xen_slots;
 
 impl Guest<'_> {
-    /// Starts this vCPU on a root of its own, or on one that others run on too (`VCPUOP_initialise`).
+    /// Starts this vCPU on a root of its own, or on one that others run on too
+    /// (`VCPUOP_initialise`).
     ///
     /// # Errors
     /// `EEXIST` if it runs already; `EINVAL`, or what the validation of the root answers.

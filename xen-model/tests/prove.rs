@@ -1,5 +1,6 @@
-//! The sequences of crate `prove` on the model: whatever they do, counts add up, what is observed depends on
-//! nothing but the seed, and what real Xen was once seen to answer is what the model answers.
+//! The sequences of crate `prove` on the model: whatever they do, counts add up, what is observed
+//! depends on nothing but the seed, and what real Xen was once seen to answer is what the model
+//! answers.
 
 use std::fs;
 use std::path::Path;
