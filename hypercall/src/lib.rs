@@ -59,7 +59,9 @@ pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use machine::{AccessError, Assist, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
 pub use middleware::{Counting, Counts, FailNth, Refusal};
-pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};
+pub use op::{
+    DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,
+};
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};

@@ -28,21 +28,38 @@
 //! runs on: loading is `unsafe`, and so is whatever ends the running one.
 #![cfg_attr(not(test), no_std)]
 
+mod access;
 mod context;
+pub mod cost;
+mod destroy;
+mod edit;
 mod error;
+mod flush;
+mod frames;
+mod hold;
+mod leaf;
+mod load;
 mod loose;
+mod marks;
+mod pages;
+mod path;
 mod pgd;
 mod pin;
-mod pinned;
-mod protect;
+mod pool;
 mod tables;
 mod walk;
 
 pub use context::Context;
+pub use destroy::DestroyError;
+pub use edit::{Edit, Presence, Tools};
 pub use error::{
-    LoadError, MapError, MapFailed, PinError, PinFailure, UndoError, UnpinError, WalkError,
+    LoadError, MapError, MapFailed, PinError, PinFailure, RangeError, UndoError, UnpinError,
+    WalkError,
 };
-pub use pgd::{Loose, Pgd, Pinned, load_root};
-pub use pinned::Pages;
-pub use tables::{FrameStack, TableSource};
+pub use flush::{Flush, PAGES_SINGLY, Reach};
+pub use frames::{CannotShare, Counted, FrameSource, FrameStack, SharedFrame, Shares};
+pub use load::{Running, Vcpus, load_root};
+pub use pages::Pages;
+pub use pgd::{Loose, Pgd, Pinned};
+pub use pool::{PoolCounts, PoolError, TablePool};
 pub use walk::{Step, Walk, walk};

@@ -3,7 +3,7 @@
 //! Standard output carries the guest's lines and nothing else, its verdict last; what the harness
 //! has to say goes to standard error.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::ExitStatus;
 use crate::boot::console::Limits;
@@ -27,6 +27,9 @@ use crate::provision::{linux, rust_target, xen};
 pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     if arguments.on == Machine::Model {
         return run_on_model(&arguments.program);
+    }
+    if arguments.icount && (arguments.role == Role::Domu || arguments.vcpus > 1) {
+        bail!("--icount counts for a guest as dom0 with one virtual CPU only");
     }
     let host = HostFolder::open()?;
     let lock = host.lock()?;

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use hypercall::{BootInfo, Counting, Frame, Frames, GuestVa, Machine, Pfn};
 use p2m::P2m;
-use pvmmu::{Context, TableSource};
+use pvmmu::{Context, FrameSource};
 
 /// The CPU as a program sees it: loads and stores that may fault, and a clock.
 pub(crate) trait Cpu {
@@ -34,6 +34,8 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) kernel_root: Pfn,
     /// Frames free to use, all in the direct mapping.
     pub(crate) pool: Pool,
+    /// Frames free to use that the direct mapping does not reach: good for pages, not for tables.
+    pub(crate) far: Option<Frames>,
     /// Where it prints.
     pub(crate) console: &'a mut dyn fmt::Write,
 }
@@ -59,13 +61,18 @@ impl Pool {
         Self { frames: all }
     }
 
+    /// Adds more frames.
+    pub(crate) fn add(&mut self, mut frames: Frames) {
+        self.frames.extend(core::iter::from_fn(|| frames.take()));
+    }
+
     /// How many are free.
     pub(crate) fn len(&self) -> usize {
         self.frames.len()
     }
 }
 
-impl TableSource for Pool {
+impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }

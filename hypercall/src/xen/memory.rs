@@ -7,7 +7,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::Xen;
 use super::trap::try_load;
 use crate::frame::{Mfn, PAGE_SIZE, Pfn};
-use crate::machine::{AccessError, FrameAccess};
+use crate::machine::{AccessError, FrameAccess, check_run};
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
@@ -46,6 +46,36 @@ impl FrameAccess for Xen {
         let entry = self.entry(table, index)?;
         // SAFETY: I-3: inside a mapped page and aligned; the caller owns the frame (I-1).
         unsafe { entry.write_volatile(pte.raw()) };
+        Ok(())
+    }
+
+    fn read_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        into: &mut [Pte],
+    ) -> Result<(), AccessError> {
+        check_run(table, first, into.len())?;
+        let from = self.entry(table, first)?;
+        for (k, pte) in into.iter_mut().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `check_run` says, aligned, and any bits are an entry.
+            *pte = Pte::from_raw(unsafe { from.wrapping_add(k).read_volatile() });
+        }
+        Ok(())
+    }
+
+    unsafe fn write_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        from: &[Pte],
+    ) -> Result<(), AccessError> {
+        check_run(table, first, from.len())?;
+        let into = self.entry(table, first)?;
+        for (k, pte) in from.iter().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `check_run` says; the caller owns the frame (I-1).
+            unsafe { into.wrapping_add(k).write_volatile(pte.raw()) };
+        }
         Ok(())
     }
 

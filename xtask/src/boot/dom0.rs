@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::console::{Limits, Stop};
-use super::machine::{Ending, Machine, Module};
+use super::machine::{Clock, Ending, Machine, Module};
 use super::outcome::{Outcome, Report};
 use super::verdict::Verdict;
 use crate::cli::RunArguments;
@@ -43,7 +43,9 @@ pub(crate) fn machine<'a>(
         modules: vec![Module { file: guest, arguments: arguments.program.join(" ") }],
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
         processors: arguments.vcpus,
-        cpu_model: qemu.cpu_model(),
+        // Counts are compared with those of other machines, so the CPU is the same everywhere.
+        cpu_model: if arguments.icount { "qemu64" } else { qemu.cpu_model() },
+        clock: if arguments.icount { Clock::Instructions } else { Clock::Time },
     }
 }
 

@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 
 use super::console::{Limits, Stop};
 use super::dom0::{Line, PanicReader};
-use super::machine::{Ending, Machine, Module};
+use super::machine::{Clock, Ending, Machine, Module};
 use super::outcome::{Outcome, Report};
 use super::verdict::Verdict;
 use crate::initramfs::cpio::Archive;
@@ -100,6 +100,7 @@ pub(crate) fn boot(
         memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
         processors: PROCESSORS,
         cpu_model: "qemu64",
+        clock: Clock::Time,
     };
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
     let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();

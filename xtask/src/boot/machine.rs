@@ -23,6 +23,15 @@ pub(crate) struct Module {
     pub(crate) arguments: String,
 }
 
+/// What the emulated machine's clock counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Clock {
+    /// Time, as it passes on this host.
+    Time,
+    /// Executed instructions, one nanosecond each: the same count on every run and every host.
+    Instructions,
+}
+
 /// An emulated machine that boots Xen.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -40,6 +49,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) processors: u32,
     /// Name of the CPU, as QEMU knows it.
     pub(crate) cpu_model: &'static str,
+    /// What its clock counts.
+    pub(crate) clock: Clock,
 }
 
 /// How a boot ended, before anyone judges it.
@@ -111,6 +122,10 @@ impl Machine<'_> {
                 self.xen_arguments
             ))
             .args(["-initrd", initrd])
+            .args(match self.clock {
+                Clock::Time => [].as_slice(),
+                Clock::Instructions => ["-icount", "shift=0,sleep=off"].as_slice(),
+            })
             // A group of its own: Ctrl-C reaches us alone, and we end QEMU.
             .process_group(0)
             .stdin(Stdio::null())

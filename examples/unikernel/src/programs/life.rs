@@ -5,10 +5,11 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE, PteFlags,
-    Refusal,
+    Batch, BatchStorage, Counting, Errno, FailNth, GuestVa, Machine, PAGE_SIZE, PteFlags, Refusal,
 };
-use pvmmu::{Context, Loose, Pages, Pgd, Pinned, TableSource, load_root};
+use pvmmu::{
+    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, load_root,
+};
 
 use super::OrSay;
 use crate::guest::{Guest, Pool};
@@ -54,7 +55,7 @@ fn map_one<M: Machine>(
     let frame = pool.take().ok_or("the pool is empty")?;
     pgd.map(context, (va, PteFlags::USER_RW), frame, pool).map_err(|failed| {
         let reason = format!("map: {failed}");
-        pool.give(failed.frame);
+        failed.frame.into_iter().for_each(|frame| pool.give(frame));
         reason
     })
 }
@@ -65,11 +66,7 @@ pub(super) fn destroy<M: Machine>(
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    let mut mapped = alloc::vec::Vec::<Frame>::new();
-    pgd.destroy(context, pool, &mut |frame| mapped.push(frame))
-        .map_err(|(_, error)| format!("destroy: {error}"))?;
-    mapped.into_iter().for_each(|frame| pool.give(frame));
-    Ok(())
+    pgd.destroy(context, pool).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// Runs on the address space.
@@ -118,7 +115,7 @@ type Through<'a, M> = FailNth<&'a Counting<&'a M>>;
 /// ever refused, the way back is open.
 fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
     let pages = pages(4)?;
-    let mut storage = BatchStorage::<4, 4>::new();
+    let mut storage = BatchStorage::<5, 4>::new();
     let mut batch = storage.batch();
     let loose = build(context, pages, pool)?;
     let mut pinned = match loose.pin(context, &mut batch) {
@@ -129,7 +126,7 @@ fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> R
             return Err(reason);
         }
     };
-    let lived = use_pinned(context, &mut pinned, pages, &mut batch);
+    let lived = use_pinned(context, &mut pinned, pages, (&mut batch, pool));
     let away = again(|| load_kernel(context));
     let loose = match pinned.unpin(context, &mut batch) {
         Ok(loose) => (loose, Ok(())),
@@ -146,25 +143,37 @@ fn use_pinned<M: Machine>(
     context: &Context<'_, Through<'_, M>>,
     pinned: &mut Pgd<Pinned>,
     pages: Pages,
-    batch: &mut Batch<'_>,
+    (batch, pool): (&mut Batch<'_>, &mut Pool),
 ) -> Result<(), String> {
     load(context, pinned)?;
-    pinned
-        .protect(context, pages, PteFlags::USER_RW & !PteFlags::WRITABLE, batch)
-        .or_say("protect")?;
-    pinned.protect(context, pages, PteFlags::USER_RW, batch).or_say("protect again")?;
-    let frame = pinned.unmap(context, pages.start, batch).or_say("unmap")?;
-    match pinned.map(context, (pages.start, PteFlags::USER_RW), frame, batch) {
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut tools = tools(context, batch, &mut tables, pool);
+    let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
+    pinned.protect(&mut tools, pages, read_only).or_say("protect")?;
+    pinned.protect(&mut tools, pages, PteFlags::USER_RW).or_say("protect again")?;
+    pinned.unmap(&mut tools, Pages::one(pages.start)).or_say("unmap")?;
+    let frame = tools.frames.take().ok_or("the unmapped frame is missing")?;
+    match pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame) {
         Ok(()) => Ok(()),
         Err(failed) => {
             let reason = format!("{failed}");
+            let frame = failed.frame.ok_or("the frame did not come back")?;
             // The refused request was the one above.
-            pinned
-                .map(context, (pages.start, PteFlags::USER_RW), failed.frame, batch)
-                .or_say("second map")?;
+            pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame).or_say("second map")?;
             Err(reason)
         }
     }
+}
+
+/// The tools of a program that has one vCPU and cares for nobody else.
+pub(super) fn tools<'a, 'b, 't, M>(
+    context: &Context<'a, M>,
+    batch: &'a mut Batch<'b>,
+    tables: &'a mut TablePool<'t>,
+    frames: &'a mut Pool,
+) -> Tools<'a, 'b, 't, M, Pool> {
+    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    Tools { context: *context, batch, tables, frames, reach, presence }
 }
 
 /// Does a step that must succeed for the kernel to go on: a second time if the first is refused.

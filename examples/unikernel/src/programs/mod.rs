@@ -1,6 +1,7 @@
 //! The programs: each written against the seam, each ending in a verdict.
 
 mod alias;
+mod bench;
 mod demo;
 mod life;
 
@@ -23,8 +24,9 @@ pub(crate) fn named<M: Machine>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "bench" => Ok(bench::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo and alias, \
+            "no program is called {name:?}: there are demo, alias and bench, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
