@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
+use core::ops::Range;
 
 use x86_64::structures::paging::PageTableIndex;
 
@@ -108,6 +109,25 @@ pub trait FrameAccess {
             *pte = self.read_entry(table, index)?;
         }
         Ok(())
+    }
+
+    /// The first present entry of a table among `slots`, and its index.
+    ///
+    /// # Errors
+    /// As for [`read_entry`](Self::read_entry).
+    fn next_present(
+        &self,
+        table: Pfn,
+        slots: Range<u16>,
+    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+        for index in slots.start..slots.end.min(ENTRIES) {
+            let index = PageTableIndex::new_truncate(index);
+            let pte = self.read_entry(table, index)?;
+            if pte.is_present() {
+                return Ok(Some((index, pte)));
+            }
+        }
+        Ok(None)
     }
 
     /// Writes the entries of a table from `first` on by plain stores.

@@ -43,7 +43,7 @@ pub(crate) struct Stopped {
 }
 
 /// Maps the first `limit` tables of a tree with `access`, in the order of [`visit`], the user root after all others,
-/// and says how many there were. One hypercall for each time the batch is full, and one for the rest.
+/// and says how many there were. Tables that are pinned by themselves are read-only already, and stay so. One hypercall for each time the batch is full, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
@@ -67,8 +67,10 @@ pub(crate) fn set_access<M: Machine>(
         pending += 1;
         Ok(true)
     };
-    let collected = visit(context, roots.kernel, &mut |table| collect(table.pfn))
-        .and_then(|_| roots.user.map_or(Ok(true), &mut collect));
+    let collected = visit(context, roots.kernel, &mut |table| {
+        if table.is_held { Ok(true) } else { collect(table.pfn) }
+    })
+    .and_then(|_| roots.user.map_or(Ok(true), &mut collect));
     match collected.and_then(|_| submit(context, batch, &mut done)) {
         Ok(()) => Ok(done),
         Err(failure) => {

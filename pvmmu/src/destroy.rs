@@ -9,12 +9,15 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot};
 use x86_64::structures::paging::PageTableIndex;
 
+use crate::context::Context;
 use crate::cost::{COSTS, Population, Way};
-use crate::edit::{Edit, Tools, empty_table, population};
-use crate::error::{MapError, PinFailure, UndoError, UnpinError, WalkError};
+use crate::edit::{Edit, Tools, empty_table};
+use crate::error::{MapError, PinFailure, UndoError, WalkError};
 use crate::frames::FrameSource;
+use crate::loose::empty;
 use crate::marks::held;
-use crate::pgd::{Loose, Pgd, Pinned};
+use crate::pgd::{Pgd, Pinned};
+use crate::pin::unpin;
 use crate::tables::Present;
 
 /// An address space that was not taken apart, given back.
@@ -25,8 +28,8 @@ pub enum DestroyError {
     Pinned(Pgd<Pinned>, MapError),
     /// It is pinned still, and all tables from the pool are gone from it.
     NotUnpinned(Pgd<Pinned>, PinFailure, Result<(), UndoError>),
-    /// It is loose; what can still be read is in it.
-    Loose(Pgd<Loose>, WalkError),
+    /// It is gone, and so is what could not be read of it.
+    Lost(WalkError),
 }
 
 impl fmt::Display for DestroyError {
@@ -38,7 +41,7 @@ impl fmt::Display for DestroyError {
                 failure.fmt(f)?;
                 undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
             }
-            Self::Loose(_, error) => error.fmt(f),
+            Self::Lost(error) => write!(f, "what cannot be read is lost: {error}"),
         }
     }
 }
@@ -63,32 +66,42 @@ impl Pgd<Pinned> {
         let roots = self.roots();
         let mut edit = Edit::begin(roots, tools);
         let mut entries = empty_table();
-        let root = (Level::L4, roots.kernel, false);
+        let root = (Level::L4, roots.kernel, End::Dropped);
         let stripped = strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit());
         if let Err(error) = stripped {
             edit.abandon();
             return Err(DestroyError::Pinned(self, error));
         }
-        let context = tools.context;
-        let loose = match self.unpin(&context, tools.batch) {
-            Ok(loose) => loose,
-            Err(UnpinError { pgd, failure, undo }) => {
-                return Err(DestroyError::NotUnpinned(pgd, failure, undo));
-            }
-        };
-        loose
-            .destroy(&context, tools.frames)
-            .map_err(|(pgd, error)| DestroyError::Loose(pgd, error))
+        let Tools { context, batch, tables, frames, .. } = tools;
+        match unpin(context, roots, Level::L2, batch) {
+            Ok(released) => tables.ended_outside(released),
+            Err((failure, undo)) => return Err(DestroyError::NotUnpinned(self, failure, undo)),
+        }
+        // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool now.
+        empty(context, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
+        frames.give(self.root);
+        self.user_root.into_iter().for_each(|root| frames.give(root));
+        Ok(())
     }
 }
 
-/// A table: level, frame, and whether it is to be emptied whatever it is.
-type Node = (Level, Pfn, bool);
+/// A table on the way down: level, frame, and what becomes of it.
+type Node = (Level, Pfn, End);
 
-/// Empties and unlinks every table below `node` that is pinned by itself, and every table that is linked in one.
+/// How an upper table ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything is unlinked from it: it stays validated.
+    Emptied,
+    /// With the root, when that is unpinned: L1 tables that are pinned by themselves stay linked in it until then.
+    Dropped,
+}
+
+/// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those that are to be kept
+/// in the pool.
 fn strip<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
-    (level, table, is_held): Node,
+    (level, table, end): Node,
     base: u64,
     entries: &mut [Pte; 512],
 ) -> Result<(), MapError> {
@@ -100,48 +113,97 @@ fn strip<M: Machine, F: FrameSource>(
         let child = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
         let base = base + (u64::from(index) << level.shift());
         let child_is_held = held(pte).is_some();
-        if below > Level::L1 {
-            let must_go = child_is_held || is_held;
-            strip(edit, (below, child, must_go), base, entries)?;
-            if must_go {
-                if !child_is_held {
-                    edit.hold((below, mfn), Slot { table: context.mfn(table)?, index })?;
-                }
-                edit.unlink((level, table, index), (below, mfn))?;
-            }
-        } else if child_is_held || is_held {
+        let unlinks = if below > Level::L1 {
+            let child_end = match end {
+                End::Emptied => End::Emptied,
+                End::Dropped => end_of(&context, (below, child, pte))?,
+            };
+            strip(edit, (below, child, child_end), base, entries)?;
+            child_end == End::Emptied
+        } else if child_is_held || end == End::Emptied {
             let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
-            let kept =
-                if child_is_held { clear_l1(edit, (child, va), entries)? } else { Way::Table };
-            match kept {
-                Way::Entries => edit.unlink((level, table, index), (below, mfn))?,
-                Way::Table => {
-                    context.machine.read_entries(child, PageTableIndex::new(0), entries)?;
-                    edit.take_out(child, va, entries)?;
-                }
+            let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
+            if way == Way::Table {
+                context.machine.read_entries(child, PageTableIndex::new(0), entries)?;
+                edit.take_out(child, va, entries)?;
             }
+            way == Way::Entries && end == End::Emptied
+        } else {
+            false
+        };
+        if unlinks {
+            edit.unlink((level, table, index), (below, mfn))?;
         }
     }
     Ok(())
 }
 
+/// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept, with few tables in it,
+/// and only if the upper tables in it are kept, too.
+fn end_of<M: Machine>(
+    context: &Context<'_, M>,
+    (level, table, link): (Level, Pfn, Pte),
+) -> Result<End, WalkError> {
+    if held(link).is_none() {
+        return Ok(End::Dropped);
+    }
+    let mut tables = 0;
+    let mut present = Present::of(level, table);
+    while let Some((_, pte)) = present.next(context)? {
+        tables += 1;
+        if COSTS.to_end_upper(tables) == Way::Table {
+            return Ok(End::Dropped);
+        }
+        if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
+            (pte.decode(level), level.below())
+        {
+            let child = context.p2m.pfn(context.machine, mfn)?;
+            if end_of(context, (below, child, pte))? == End::Dropped {
+                return Ok(End::Dropped);
+            }
+        }
+    }
+    Ok(End::Emptied)
+}
+
+/// More entries than are ever cleared one by one when a table ends.
+const FEW: u16 = 96;
+
 /// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end it, and says which way
 /// that is.
 fn clear_l1<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
-    (table, va): (Pfn, GuestVa),
-    entries: &mut [Pte; 512],
+    table: Pfn,
+    va: GuestVa,
 ) -> Result<Way, MapError> {
     let context = edit.context();
-    context.machine.read_entries(table, PageTableIndex::new(0), entries)?;
-    let before = population(entries);
+    let mut few = [0u16; FEW as usize];
+    let mut before = Population::default();
+    let mut present = Present::of(Level::L1, table);
+    while let Some((index, pte)) = present.next(&context)? {
+        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Way::Table) };
+        *place = index.into();
+        if pte.is_writable() {
+            before.writable += 1;
+        } else {
+            before.read_only += 1;
+        }
+    }
     let way = COSTS.to_clear(before.total(), before, Population::default());
-    if way == Way::Entries && before.total() > 0 {
+    if way == Way::Entries {
         let mfn = context.mfn(table)?;
-        for (index, pte) in (0u16..).zip(entries.iter()).filter(|(_, pte)| pte.is_present()) {
-            let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
-            edit.clear_entry((va, MmuUpdate::set(slot, Pte::ABSENT)), *pte)?;
+        for index in &few[..usize::from(before.total())] {
+            let index = PageTableIndex::new_truncate(*index);
+            let pte = context.machine.read_entry(table, index)?;
+            let update = MmuUpdate::set(Slot { table: mfn, index }, Pte::ABSENT);
+            edit.clear_entry((va, update), pte)?;
         }
     }
     Ok(way)
 }
+
+const _: () = {
+    let few = Population { writable: FEW, read_only: 0 };
+    let nothing = Population { writable: 0, read_only: 0 };
+    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Way::Table));
+};

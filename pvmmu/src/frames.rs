@@ -32,6 +32,14 @@ pub trait FrameSource {
     fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
         Err(CannotShare(pfn))
     }
+
+    /// Takes back the first [`share`](Self::share) of a frame: it has one owner again, who does not count.
+    fn unshare(&mut self, _: Pfn) {}
+
+    /// How many share the frame: 0 if it is not shared.
+    fn sharers(&self, _: Pfn) -> u16 {
+        0
+    }
 }
 
 /// One share of a frame that several address spaces map.
@@ -90,6 +98,13 @@ impl<'s> Shares<'s> {
         Ok(())
     }
 
+    /// The frame has one owner, who does not count.
+    pub fn unshare(&mut self, pfn: Pfn) {
+        if let Some(place) = self.place(pfn) {
+            *place = 0;
+        }
+    }
+
     /// One sharer less; the frame itself, if that was the last.
     #[must_use]
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
@@ -141,6 +156,14 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
 
     fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
         self.shares.share(pfn)
+    }
+
+    fn unshare(&mut self, pfn: Pfn) {
+        self.shares.unshare(pfn);
+    }
+
+    fn sharers(&self, pfn: Pfn) -> u16 {
+        self.shares.count(pfn)
     }
 }
 

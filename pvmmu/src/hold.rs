@@ -34,19 +34,20 @@ impl Pgd<Pinned> {
     }
 }
 
-/// Lets go of every table that is pinned by itself; the root still holds them. How many there were.
+/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them. How many there were.
 pub(crate) fn release<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
+    lowest: Level,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
-    change(context, roots, Change::Release, batch)
+    change(context, roots, Change::Release(lowest), batch)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Hold,
-    Release,
+    Release(Level),
 }
 
 impl Change {
@@ -58,7 +59,9 @@ impl Change {
                 let flags = pte.flags().union(held_table(level));
                 Some((MmuExtOp::pin(level, mfn), pte.with_flags(flags)))
             }
-            (Self::Release, Some(_)) => Some((MmuExtOp::unpin(mfn), not_held(pte))),
+            (Self::Release(lowest), Some(_)) if level >= lowest => {
+                Some((MmuExtOp::unpin(mfn), not_held(pte)))
+            }
             _ => None,
         }
     }
@@ -66,7 +69,7 @@ impl Change {
     fn opposite(self, (level, pte): (Level, Pte)) -> MmuExtOp {
         match self {
             Self::Hold => MmuExtOp::unpin(pte.mfn()),
-            Self::Release => MmuExtOp::pin(level, pte.mfn()),
+            Self::Release(_) => MmuExtOp::pin(level, pte.mfn()),
         }
     }
 }

@@ -35,6 +35,7 @@ mod destroy;
 mod edit;
 mod error;
 mod flush;
+mod fork;
 mod frames;
 mod hold;
 mod leaf;
@@ -57,6 +58,7 @@ pub use error::{
     WalkError,
 };
 pub use flush::{Flush, PAGES_SINGLY, Reach};
+pub use fork::{ForkError, ForkFailure};
 pub use frames::{CannotShare, Counted, FrameSource, FrameStack, SharedFrame, Shares};
 pub use load::{Running, Vcpus, load_root};
 pub use pages::Pages;

@@ -15,10 +15,11 @@ use crate::context::Context;
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
 use crate::frames::FrameSource;
 use crate::leaf::release;
-use crate::marks::MIRRORED;
+use crate::marks::{MIRRORED, held};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
+use crate::pool::TablePool;
 use crate::tables::Present;
 
 /// Pages that are filled at a time.
@@ -195,7 +196,9 @@ impl Pgd<Loose> {
         context: &Context<'_, M>,
         frames: &mut impl FrameSource,
     ) -> Result<(), (Self, WalkError)> {
-        match empty(context, (Level::L4, self.root()), frames) {
+        let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
+        // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
+        match empty(context, (Level::L4, self.root()), pool, frames) {
             Ok(()) => {
                 frames.give(self.root);
                 self.user_root.into_iter().for_each(|root| frames.give(root));
@@ -309,10 +312,12 @@ fn fill_root<M: Machine>(context: &Context<'_, M>, root: &Frame) -> Result<(), W
     Ok(unsafe { context.machine.write_entries(root.pfn(), first, kernel) }?)
 }
 
-/// Empties a loose table: each entry is cleared before what it led to is handed on.
+/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are pinned by themselves
+/// must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
     context: &Context<'_, M>,
     (level, table): (Level, Pfn),
+    pool: &mut TablePool<'_>,
     frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
     let mut present = Present::of(level, table);
@@ -323,10 +328,16 @@ pub(crate) fn empty<M: Machine>(
             continue;
         };
         let pfn = context.p2m.pfn(context.machine, mfn)?;
-        empty(context, (below, pfn), frames)?;
+        if held(pte).is_none() {
+            empty(context, (below, pfn), pool, frames)?;
+        }
         store(context, table, index, Pte::ABSENT)?;
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
-        frames.give(unsafe { Frame::claim(pfn) });
+        let frame = unsafe { Frame::claim(pfn) };
+        match held(pte) {
+            Some(level) => pool.give_back(context, (level, frame), frames),
+            None => frames.give(frame),
+        }
     }
     Ok(())
 }

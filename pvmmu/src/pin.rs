@@ -70,27 +70,34 @@ impl Pgd<Pinned> {
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Loose>, UnpinError> {
-        let roots = self.roots();
-        let released =
-            crate::hold::release(context, roots, batch).and_then(|_| unpin_roots(context, roots));
-        if let Err((failure, undo)) = released {
-            return Err(UnpinError { pgd: self, failure, undo });
-        }
-        let writable = set_access(context, roots, (Access::Writable, u64::MAX), batch);
-        let scrubbed = writable.and_then(|done| {
-            scrub(context, roots).map_err(|error| Stopped { done, failure: error.into() })
-        });
-        match scrubbed {
+        match unpin(context, self.roots(), Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
-            Ok(()) => Ok(self.into_state()),
-            Err(Stopped { done, failure }) => {
-                let undo = undo(context, roots, (Access::Writable, done), batch).and_then(|()| {
-                    pin_roots(context, roots).map_err(|(failure, _)| UndoError { failure })
-                });
-                Err(UnpinError { pgd: self, failure, undo })
-            }
+            Ok(_) => Ok(self.into_state()),
+            Err((failure, undo)) => Err(UnpinError { pgd: self, failure, undo }),
         }
     }
+}
+
+/// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the roots, makes the
+/// tables writable and scrubs the roots. On failure all is as before, as far as the undo says. Tables below `lowest`
+/// that are pinned by themselves stay so, empty or not. How many were let go of.
+pub(crate) fn unpin<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    lowest: Level,
+    batch: &mut Batch<'_>,
+) -> Result<u64, Refused> {
+    let released = crate::hold::release(context, roots, lowest, batch)?;
+    unpin_roots(context, roots)?;
+    let writable = set_access(context, roots, (Access::Writable, u64::MAX), batch);
+    let scrubbed = writable.and_then(|done| {
+        scrub(context, roots).map_err(|error| Stopped { done, failure: error.into() })
+    });
+    scrubbed.map(|()| released).map_err(|Stopped { done, failure }| {
+        let undo = undo(context, roots, (Access::Writable, done), batch)
+            .and_then(|()| pin_roots(context, roots).map_err(|(failure, _)| UndoError { failure }));
+        (failure, undo)
+    })
 }
 
 /// Clears the slots of the roots that Xen filled when it validated them, and leaves behind.
@@ -105,7 +112,7 @@ fn scrub<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkE
 }
 
 /// What was refused, and what of the undo.
-type Refused = (PinFailure, Result<(), UndoError>);
+pub(crate) type Refused = (PinFailure, Result<(), UndoError>);
 
 /// The roots, kernel's first, and how many.
 fn mfns<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {

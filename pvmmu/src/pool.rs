@@ -34,6 +34,8 @@ pub struct PoolCounts {
     pub taken: u64,
     /// Tables that came back.
     pub returned: u64,
+    /// Tables that were taken and ended as plain frames together with their address space.
+    pub not_returned: u64,
     /// Tables that came back and found no place, or were drained: plain frames again.
     pub ended: u64,
     /// Tables that Xen would not let go of: they are lost to the guest.
@@ -102,6 +104,11 @@ impl<'t> TablePool<'t> {
     pub(crate) fn untake(&mut self, level: Level, frame: Frame) {
         self.counts.taken -= 1;
         self.put(level, frame);
+    }
+
+    /// Notes tables that were taken and became plain frames with their address space.
+    pub(crate) const fn ended_outside(&mut self, count: u64) {
+        self.counts.not_returned += count;
     }
 
     fn put(&mut self, level: Level, frame: Frame) {

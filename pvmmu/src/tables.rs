@@ -5,6 +5,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
 use crate::error::WalkError;
+use crate::marks::held;
 
 /// Slots of a root that are an address space's own.
 pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
@@ -17,57 +18,27 @@ pub(crate) const fn own_slots(level: Level) -> core::ops::Range<u16> {
     }
 }
 
-/// Entries read at a time.
-const CHUNK: u16 = 64;
-
-/// The present entries of a table from index `next` on: reads a chunk at a time.
+/// The present entries of a table, one after the other.
+#[derive(Debug)]
 pub(crate) struct Present {
     table: Pfn,
-    chunk: [Pte; CHUNK as usize],
-    /// First index of the chunk, and how many entries it holds.
-    held: (u16, u16),
-    next: u16,
-    end: u16,
+    slots: core::ops::Range<u16>,
 }
 
 impl Present {
     /// All present entries among the own slots of a table of `level`.
-    pub(crate) fn of(level: Level, table: Pfn) -> Self {
-        let slots = own_slots(level);
-        Self {
-            table,
-            chunk: [Pte::ABSENT; CHUNK as usize],
-            held: (0, 0),
-            next: slots.start,
-            end: slots.end,
-        }
+    pub(crate) const fn of(level: Level, table: Pfn) -> Self {
+        Self { table, slots: own_slots(level) }
     }
 
-    /// The next one. What a chunk holds is what stood there when it was read.
+    /// The next one, as it stands now.
     pub(crate) fn next<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
     ) -> Result<Option<(PageTableIndex, Pte)>, WalkError> {
-        while self.next < self.end {
-            let (first, count) = self.held;
-            if self.next >= first + count {
-                let count = (self.end - self.next).min(CHUNK);
-                let into = &mut self.chunk[..usize::from(count)];
-                let index = PageTableIndex::new_truncate(self.next);
-                context.machine.read_entries(self.table, index, into)?;
-                self.held = (self.next, count);
-            }
-            let rest = &self.chunk[usize::from(self.next - self.held.0)..usize::from(self.held.1)];
-            match rest.iter().position(|pte| pte.is_present()) {
-                Some(gap) => {
-                    let at = self.next + u16::try_from(gap).unwrap_or(ENTRIES);
-                    self.next = at + 1;
-                    return Ok(Some((PageTableIndex::new_truncate(at), rest[gap])));
-                }
-                None => self.next = self.held.0 + self.held.1,
-            }
-        }
-        Ok(None)
+        let next = context.machine.next_present(self.table, self.slots.clone())?;
+        self.slots.start = next.map_or(self.slots.end, |(index, _)| u16::from(index) + 1);
+        Ok(next)
     }
 }
 
@@ -76,6 +47,8 @@ impl Present {
 pub(crate) struct Table {
     pub(crate) level: Level,
     pub(crate) pfn: Pfn,
+    /// Whether it is pinned by itself.
+    pub(crate) is_held: bool,
 }
 
 /// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f` answers false.
@@ -85,7 +58,7 @@ pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
     root: Pfn,
     f: &mut impl FnMut(Table) -> Result<bool, E>,
 ) -> Result<bool, E> {
-    visit_below(context, Table { level: Level::L4, pfn: root }, f)
+    visit_below(context, Table { level: Level::L4, pfn: root, is_held: false }, f)
 }
 
 fn visit_below<M: FrameAccess, E: From<WalkError>>(
@@ -98,7 +71,7 @@ fn visit_below<M: FrameAccess, E: From<WalkError>>(
         while let Some((_, pte)) = present.next(context)? {
             let Entry::Table(mfn) = pte.decode(table.level) else { continue };
             let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-            if !visit_below(context, Table { level, pfn }, f)? {
+            if !visit_below(context, Table { level, pfn, is_held: held(pte).is_some() }, f)? {
                 return Ok(false);
             }
         }

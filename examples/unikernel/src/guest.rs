@@ -61,11 +61,6 @@ impl Pool {
         Self { frames: all }
     }
 
-    /// Adds more frames.
-    pub(crate) fn add(&mut self, mut frames: Frames) {
-        self.frames.extend(core::iter::from_fn(|| frames.take()));
-    }
-
     /// How many are free.
     pub(crate) fn len(&self) -> usize {
         self.frames.len()

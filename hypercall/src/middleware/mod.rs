@@ -48,6 +48,14 @@ macro_rules! forward_frame_access {
                 $inner.read_entries(table, first, into)
             }
 
+            fn next_present(
+                &$self,
+                table: Pfn,
+                slots: core::ops::Range<u16>,
+            ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+                $inner.next_present(table, slots)
+            }
+
             unsafe fn write_entries(
                 &$self,
                 table: Pfn,

@@ -122,13 +122,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Gives back what was taken for a chain that is linked nowhere.
     fn take_apart(&mut self, chain: Chain) {
-        let Tools { context, batch, frames, .. } = &mut *self.tools;
+        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
         batch.clear();
         for (table, level) in chain.into_iter().zip([Level::L1, Level::L2, Level::L3]) {
             let Some(table) = table else { continue };
             // Upper tables hold one entry, for the table that has just been given back: only pages are released.
             if level == Level::L1
-                && let Err(error) = empty(context, (level, table.pfn()), *frames)
+                && let Err(error) = empty(context, (level, table.pfn()), tables, *frames)
             {
                 log::error!("what pfn {} maps is lost: {error}", table.pfn());
             }

@@ -84,6 +84,14 @@ impl<F: FrameSource> FrameSource for Catch<'_, F> {
     fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
         self.frames.share(pfn)
     }
+
+    fn unshare(&mut self, pfn: Pfn) {
+        self.frames.unshare(pfn);
+    }
+
+    fn sharers(&self, pfn: Pfn) -> u16 {
+        self.frames.sharers(pfn)
+    }
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
@@ -257,7 +265,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
     }
 
-    fn plan_replace(
+    pub(super) fn plan_replace(
         &mut self,
         (va, flags): (GuestVa, PteFlags),
         frame: &Frame,

@@ -16,11 +16,11 @@ mod graft;
 mod map;
 mod rewrite;
 mod settle;
+mod share;
 mod table;
 
 use hypercall::{
-    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte,
-    PteFlags, Slot,
+    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -36,8 +36,7 @@ use crate::pool::TablePool;
 
 use settle::{Settled, settle, take_back};
 
-pub(crate) use rewrite::population;
-pub(crate) use table::empty_table;
+pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.
 const PART: u16 = 64;
@@ -81,6 +80,8 @@ pub struct Edit<'e, 'a, 'b, 't, M, F> {
     flush: Flush,
     /// Pages that are changed.
     done: u64,
+    /// Pending updates that change nothing but flags: nothing is to be settled for them.
+    flags_only: usize,
 }
 
 impl Pgd<Pinned> {
@@ -183,7 +184,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     pub(crate) fn begin(roots: Roots, tools: &'e mut Tools<'a, 'b, 't, M, F>) -> Self {
         tools.batch.clear();
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
-        Self { tools, roots, path, direct_map, next: 0, flush: Flush::NONE, done: 0 }
+        Self { tools, roots, path, direct_map, next: 0, flush: Flush::NONE, done: 0, flags_only: 0 }
     }
 
     /// Pages that are changed by what has been submitted.
@@ -195,6 +196,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// The guest.
     pub(crate) const fn context(&self) -> Context<'a, M> {
         self.tools.context
+    }
+
+    /// The frames of the tools.
+    pub(crate) const fn frames(&mut self) -> &mut F {
+        self.tools.frames
     }
 
     /// Clears an entry that maps a page in the table for `va`.
@@ -229,24 +235,6 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.push(MmuUpdate::set(slot, Pte::ABSENT), old.raw())
     }
 
-    /// Pins a table by itself that is linked at `slot`, and marks it.
-    pub(crate) fn hold(&mut self, (level, mfn): (Level, Mfn), slot: Slot) -> Result<(), MapError> {
-        self.submit()?;
-        let Tools { context, batch, reach, .. } = &mut *self.tools;
-        batch.op(MmuExtOp::pin(level, mfn))?;
-        let (linked, held) = (Pte::new(mfn, PteFlags::TABLE), Pte::new(mfn, held_table(level)));
-        batch.update(MmuUpdate::set(slot, held), linked.raw())?;
-        // SAFETY: the table is linked in the tree and stays so; only a mark changes (I-4).
-        let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
-        let pinned = batch.applied().any(|done| matches!(done, hypercall::Element::Op(_)));
-        batch.invert();
-        if pinned {
-            batch.op(MmuExtOp::unpin(mfn))?;
-        }
-        undo(context, batch, *reach)?;
-        Err(MapError::RefusedCall(error))
-    }
-
     /// Makes sure that nothing pending concerns the page at `va` or one behind it.
     fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
         if page_number(va) < self.next { self.submit() } else { Ok(()) }
@@ -276,15 +264,21 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     pub fn submit(&mut self) -> Result<(), MapError> {
         self.next = 0;
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);
+        let flags_only = core::mem::take(&mut self.flags_only);
         let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
             return Ok(());
         }
+        let updates = batch.updates();
         flush.push(batch, *reach)?;
         // SAFETY: only entries of the user half change, and they belong to the address space (I-4), which is borrowed
         // exclusively.
         match unsafe { batch.submit(context.machine) } {
             Ok(()) => {
+                if flags_only == updates {
+                    self.done += updates as u64;
+                    return Ok(());
+                }
                 let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
                 settle(batch.sent(), &mut settled);
                 self.done += settled.pages;
@@ -324,6 +318,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     pub(crate) fn abandon(&mut self) {
         self.path.forget();
         self.next = 0;
+        self.flags_only = 0;
         self.flush = Flush::NONE;
         let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
         let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };

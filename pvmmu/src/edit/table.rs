@@ -13,6 +13,7 @@ use super::rewrite::population;
 use super::{Edit, Tools};
 use crate::access::Access;
 use crate::context::Context;
+use crate::cost::Population;
 use crate::error::MapError;
 use crate::frames::FrameSource;
 use crate::leaf::release;
@@ -38,7 +39,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     pub(super) fn replace_table(
         &mut self,
         table: Pfn,
-        run: Run,
+        (run, after): (Run, Population),
         (old, new): (&Entries, &Entries),
     ) -> Result<(), MapError> {
         let context = self.tools.context;
@@ -56,18 +57,21 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             return Err(self.put_back_link(link, (run.va, error)));
         }
         self.path.set(Level::L1, None);
-        if new.iter().any(|pte| pte.is_present()) {
-            self.store_and_link(table, run, (old, new))?;
-            self.path.set(Level::L1, Some(table));
-        } else {
+        self.done += u64::from(run.count);
+        if after.total() == 0 {
+            for old in old.iter().filter(|old| old.is_present()) {
+                release(&context, *old, self.tools.frames);
+            }
             // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and writable again.
             self.tools.frames.give(unsafe { Frame::claim(table) });
+            return Ok(());
         }
-        self.done += u64::from(run.count);
-        for (old, _) in
-            old.iter().zip(new).filter(|(old, new)| old.is_present() && !new.is_present())
-        {
-            release(&context, *old, self.tools.frames);
+        self.store_and_link(table, run, (old, new))?;
+        self.path.set(Level::L1, Some(table));
+        for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
+            if old.is_present() && !new.is_present() {
+                release(&context, *old, self.tools.frames);
+            }
         }
         Ok(())
     }
@@ -83,7 +87,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.seek(&self.tools.context, va)?;
         let whole = Run { va, count: ENTRIES };
         let before = self.done;
-        self.replace_table(table, whole, (entries, &empty_table()))?;
+        let nothing = Population::default();
+        self.replace_table(table, (whole, nothing), (entries, &empty_table()))?;
         self.done = before + u64::from(population(entries).total());
         Ok(())
     }

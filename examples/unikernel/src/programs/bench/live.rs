@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{Machine, PteFlags};
-use pvmmu::{Pages, Pgd, Pinned, Presence, TablePool};
+use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool};
 
 use super::super::OrSay;
 use super::memory::Memory;
@@ -17,6 +17,8 @@ use crate::guest::Guest;
 const LINUX_TO_READ_ONLY: u64 = 60_451_132;
 /// mprotect to writable.
 const LINUX_TO_WRITABLE: u64 = 68_880_415;
+/// fork, exit and wait, with Linux's own book-keeping.
+const LINUX_FORK: u64 = 229_956_688;
 /// munmap.
 const LINUX_UNMAP: u64 = 206_850_342;
 
@@ -35,7 +37,40 @@ pub(super) fn run<M: Machine>(
     for part in [512, 511, 256, 32, 1] {
         unmap(guest, table, part, (memory, storage))?;
     }
-    map(guest, table, (memory, storage))
+    map(guest, table, (memory, storage))?;
+    fork(guest, table, (memory, storage))
+}
+
+/// A second address space over all pages, and its end; then the same for a parent that is write-protected already.
+fn fork<M: Machine>(
+    guest: &mut Guest<'_, M>,
+    table: &mut Table,
+    (memory, storage): (&mut Memory, &mut Storage),
+) -> Result<(), String> {
+    let mut parent = full(guest, (&mut *memory, &mut *storage))?;
+    let mut counts = alloc::vec![0u16; usize::try_from(guest.boot.pages).or_say("pages")?];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: memory, shares: &mut shares };
+    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut batch = storage.batch();
+    for name in ["fork and destroy, writable pages", "fork and destroy again"] {
+        let (child, forked) = measure(guest, |guest| {
+            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
+            parent.fork(&mut tools).or_say("fork")
+        })?;
+        let (_, ended) = measure(guest, |guest| {
+            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
+            child.destroy(&mut tools).or_say("destroy the child")
+        })?;
+        table.row(guest, ("  fork", PAGES), forked, &[])?;
+        table.row(guest, ("  destroy the child", PAGES), ended, &[])?;
+        table.row(guest, (name, PAGES), forked.and(ended), &[linux(LINUX_FORK, 30)])?;
+    }
+    let (_, cost) = measure(guest, |guest| {
+        let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
+        parent.destroy(&mut tools).or_say("destroy the parent")
+    })?;
+    table.row(guest, ("destroy the parent", PAGES), cost, &[])
 }
 
 fn linux(figure: u64, hundredths: u64) -> Target {
@@ -120,8 +155,13 @@ fn unmap<M: Machine>(
     let pages = tables * part;
     let figure = LINUX_UNMAP * part / 512;
     let name = format!("unmap {part} pages of each table");
-    let share = if part == 512 { 8 } else { 20 };
-    table.row(guest, (&name, pages), cost, &[linux(figure, share)])?;
+    let targets = match part {
+        512 => &[linux(figure, 8)][..],
+        // Linux's figure is for pages side by side.
+        1 => &[],
+        _ => &[linux(figure, 20)],
+    };
+    table.row(guest, (&name, pages), cost, targets)?;
     end(guest, pgd, (memory, storage))
 }
 

@@ -29,7 +29,7 @@ const PAGES: u64 = 65_536;
 /// Runs the program.
 pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
     let mut memory = Memory::of(guest);
-    if memory.far() < PAGES as usize {
+    if (memory.far() as u64) < PAGES {
         return Err(format!(
             "{PAGES} frames are needed behind the direct mapping, there are {}: try --mem 512",
             memory.far()
