@@ -1,8 +1,8 @@
 //! Where our types meet Xen's: the only file that names `xen_sys`.
 //!
-//! Every structure that crosses into Xen is ours, and is held against the bindings here, at compile time. What
-//! `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is held against the offsets of Xen's public headers
-//! as docs/abi.md lists them. Nothing here exists at run time.
+//! Every structure that crosses into Xen is ours, and is held against the bindings here, at compile
+//! time. What `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is held against the offsets
+//! of Xen's public headers as docs/abi.md lists them. Nothing here exists at run time.
 
 use core::mem::{align_of, offset_of, size_of};
 

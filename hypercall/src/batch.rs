@@ -1,7 +1,7 @@
 //! Batches: MMU work collected in memory of the caller's and sent to Xen in one trap.
 //!
-//! Neighbours of one kind form a run, and a run is one request however long it is: 500 page-table updates are
-//! one `mmu_update`. One run goes out as a direct hypercall, several as a multicall.
+//! Neighbours of one kind form a run, and a run is one request however long it is: 500 page-table
+//! updates are one `mmu_update`. One run goes out as a direct hypercall, several as a multicall.
 //!
 //! ```
 //! use hypercall::{BatchStorage, Level, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
@@ -121,9 +121,9 @@ pub enum Element {
 
 /// Elements collected for one trip to Xen.
 ///
-/// After a successful [`submit`](Self::submit) the batch is empty again. After a refused one it keeps its
-/// elements and their outcomes, so that [`applied`](Self::applied) can tell what has to be undone, until
-/// [`clear`](Self::clear).
+/// After a successful [`submit`](Self::submit) the batch is empty again. After a refused one it
+/// keeps its elements and their outcomes, so that [`applied`](Self::applied) can tell what has to
+/// be undone, until [`clear`](Self::clear).
 #[must_use = "a batch does nothing until it is submitted"]
 pub struct Batch<'s> {
     updates: &'s mut [MmuUpdate],
@@ -185,7 +185,8 @@ impl Batch<'_> {
         self.runs_used
     }
 
-    /// Adds an update of own tables for own frames. `old` is what stands there now, for [`invert`](Self::invert).
+    /// Adds an update of own tables for own frames. `old` is what stands there now, for
+    /// [`invert`](Self::invert).
     ///
     /// # Errors
     /// [`Full`].
@@ -219,8 +220,8 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Adds updates of own tables for own frames, each with what stands there now, as many as there is room for.
-    /// How many it took.
+    /// Adds updates of own tables for own frames, each with what stands there now, as many as there
+    /// is room for. How many it took.
     ///
     /// # Errors
     /// [`Full`] if it took none although there was one.
@@ -273,9 +274,9 @@ impl Batch<'_> {
         self.open(Kind::Va(mapping, old), 0)
     }
 
-    /// Turns a refused batch into the one that undoes it: the updates and va mappings that took effect, last one
-    /// first, each with the value that stood there before. Extended operations are left out: what a pin or a
-    /// flush needs for its undo, the caller knows and can add.
+    /// Turns a refused batch into the one that undoes it: the updates and va mappings that took
+    /// effect, last one first, each with the value that stood there before. Extended operations
+    /// are left out: what a pin or a flush needs for its undo, the caller knows and can add.
     pub fn invert(&mut self) {
         let mut kept = 0;
         for at in 0..self.runs_used {
@@ -299,14 +300,15 @@ impl Batch<'_> {
         self.ops_used = 0;
     }
 
-    /// The updates of the last successful [`submit`](Self::submit), each with what it replaced, until something is
-    /// pushed.
+    /// The updates of the last successful [`submit`](Self::submit), each with what it replaced,
+    /// until something is pushed.
     pub fn sent(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let runs = if self.runs_used == 0 { self.runs_sent } else { 0 };
         self.runs[..runs].iter().flat_map(|run| self.pairs(run, 0))
     }
 
-    /// The updates that have not taken effect: those not submitted, or refused, or behind a refused one.
+    /// The updates that have not taken effect: those not submitted, or refused, or behind a refused
+    /// one.
     pub fn unapplied(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         self.runs[..self.runs_used].iter().flat_map(|run| {
             let done = Call { request: self.request(run), outcome: run.outcome }.done();
@@ -347,8 +349,8 @@ impl Batch<'_> {
     /// Sends everything to Xen in one trap.
     ///
     /// # Errors
-    /// [`BatchError`] with the first request that was refused. Requests behind it may have taken effect
-    /// all the same: see [`applied`](Self::applied).
+    /// [`BatchError`] with the first request that was refused. Requests behind it may have taken
+    /// effect all the same: see [`applied`](Self::applied).
     ///
     /// # Hypercalls
     /// None if empty; one otherwise.

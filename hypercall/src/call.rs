@@ -3,8 +3,9 @@
 use crate::error::{Errno, Error, Hypercall};
 use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
 
-/// The most requests that go to Xen in one multicall. A request is a run of elements of any length, so that
-/// real work needs few of them; the limit bounds the stack that the 64-byte multicall entries take.
+/// The most requests that go to Xen in one multicall. A request is a run of elements of any length,
+/// so that real work needs few of them; the limit bounds the stack that the 64-byte multicall
+/// entries take.
 pub const CALLS_MAX: usize = 16;
 
 /// What Xen is asked: one hypercall, or one entry of a multicall.

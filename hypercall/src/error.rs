@@ -4,7 +4,8 @@ use core::fmt;
 
 macro_rules! errnos {
     ($($name:ident = $value:literal, $meaning:literal;)*) => {
-        /// Xen's error number, positive. An open enum: every value can be held, the known ones have names.
+        /// Xen's error number, positive. An open enum: every value can be held, the known ones have
+        /// names.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct Errno(u32);
 
@@ -59,7 +60,8 @@ impl Errno {
         self.0
     }
 
-    /// Splits what a hypercall left in `rax`: a value, or the errno that a negative number stands for.
+    /// Splits what a hypercall left in `rax`: a value, or the errno that a negative number stands
+    /// for.
     ///
     /// # Errors
     /// The errno, if `rax` is negative.

@@ -1,8 +1,8 @@
 //! Frame numbers: what the guest calls a page, and what Xen and the CPU call it.
 //!
-//! Under PV every page of RAM has two numbers. The guest counts its own pages from zero (`Pfn`); page
-//! tables hold the machine's numbers (`Mfn`). The only way from one to the other is the frame map
-//! (crate `p2m`) and Xen's M2P; no arithmetic and no `From` leads across. Xen's interface also
+//! Under PV every page of RAM has two numbers. The guest counts its own pages from zero (`Pfn`);
+//! page tables hold the machine's numbers (`Mfn`). The only way from one to the other is the frame
+//! map (crate `p2m`) and Xen's M2P; no arithmetic and no `From` leads across. Xen's interface also
 //! says "gmfn" and "gfn": for a PV guest that is the mfn, so there is no third type.
 
 use core::fmt;

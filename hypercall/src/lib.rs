@@ -5,26 +5,31 @@
 //! * [`Hypercalls`] puts MMU requests, `memory_op` and assists to Xen;
 //! * [`FrameAccess`] reads and writes the guest's own frames, and reads M2P.
 //!
-//! Both take `&self`, neither passes a pointer, so that the same lines of code run on real Xen (`xen::Xen`, on
-//! bare metal targets) and on a model of it, and a middleware ([`Counting`], [`FailNth`]) fits around either.
+//! Both take `&self`, neither passes a pointer, so that the same lines of code run on real Xen
+//! (`xen::Xen`, on bare metal targets) and on a model of it, and a middleware ([`Counting`],
+//! [`FailNth`]) fits around either.
 //!
 //! # Main types
-//! * [`Pfn`], [`Mfn`]: a page in the guest's numbering, a frame in the machine's. Nothing here converts them.
-//! * [`GuestVa`]: an address that is the guest's to use. [`Level`], [`Pte`], [`Entry`], [`Slot`]: page tables.
-//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: what Xen can be asked, as the ABI's own structures.
+//! * [`Pfn`], [`Mfn`]: a page in the guest's numbering, a frame in the machine's. Nothing here
+//!   converts them.
+//! * [`GuestVa`]: an address that is the guest's to use. [`Level`], [`Pte`], [`Entry`], [`Slot`]:
+//!   page tables.
+//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: what Xen can be asked, as the ABI's
+//!   own structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
 //! * [`Frame`], [`Frames`]: who owns which frame.
 //! * [`BootInfo`]: what the domain builder left in `start_info`.
 //!
 //! # What it assumes
-//! A 64-bit guest without auto-translation on Xen 4.14 to 4.20. Frames, addresses and entries are numbers to it:
-//! it knows no frame map, allocates nothing and decides nothing.
+//! A 64-bit guest without auto-translation on Xen 4.14 to 4.20. Frames, addresses and entries are
+//! numbers to it: it knows no frame map, allocates nothing and decides nothing.
 //!
 //! # What it prevents, and what not
-//! A pfn is never taken for an mfn; an address in Xen's range cannot be built as a [`GuestVa`]; a refusal cannot be
-//! overlooked (`must_use` results), and a partial one keeps its count. It does not prevent a request that breaks
-//! the guest: submitting is `unsafe`, and docs/soundness.md says what the caller owes.
+//! A pfn is never taken for an mfn; an address in Xen's range cannot be built as a [`GuestVa`]; a
+//! refusal cannot be overlooked (`must_use` results), and a partial one keeps its count. It does
+//! not prevent a request that breaks the guest: submitting is `unsafe`, and docs/soundness.md says
+//! what the caller owes.
 //!
 //! ```
 //! use hypercall::{Level, Mfn, Pte, PteFlags, Entry};
@@ -56,7 +61,7 @@ pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
 pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
-pub use machine::{AccessError, Assist, FrameAccess, Hypercalls, Machine};
+pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
 pub use middleware::{Counting, Counts, FailNth, Refusal};
 pub use op::{

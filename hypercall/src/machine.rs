@@ -1,8 +1,9 @@
 //! The seam: the two traits through which everything above reaches the machine.
 //!
-//! Real Xen (`hypercall::xen::Xen`, on bare metal targets), the model (crate `xen-model`) and the middlewares
-//! in this crate implement them. Machines are handed to operations as arguments; no data structure holds one.
-//! All methods take `&self`: a hypercall has no exclusive access to anything but Xen.
+//! Real Xen (`hypercall::xen::Xen`, on bare metal targets), the model (crate `xen-model`) and the
+//! middlewares in this crate implement them. Machines are handed to operations as arguments; no
+//! data structure holds one. All methods take `&self`: a hypercall has no exclusive access to
+//! anything but Xen.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
@@ -19,37 +20,41 @@ use crate::va::GuestVa;
 
 /// Something that answers hypercalls.
 pub trait Hypercalls {
-    /// Puts `calls` to Xen in order: none for none, a direct hypercall for one, one multicall for several.
-    /// Each call's outcome says what became of it.
+    /// Puts `calls` to Xen in order: none for none, a direct hypercall for one, one multicall for
+    /// several. Each call's outcome says what became of it.
     ///
-    /// A multicall is not atomic and goes on after a refused entry; a call that needs an earlier one to have
-    /// worked belongs into a later `issue`.
+    /// A multicall is not atomic and goes on after a refused entry; a call that needs an earlier
+    /// one to have worked belongs into a later `issue`.
     ///
     /// # Errors
-    /// Only if the multicall as a whole was refused: more than [`CALLS_MAX`](crate::CALLS_MAX) calls (`E2BIG`,
-    /// nothing issued), or entries that Xen could not read. Calls whose outcome is still `NotIssued` were not
-    /// run. Refusals of single calls are in their outcomes.
+    /// Only if the multicall as a whole was refused: more than [`CALLS_MAX`](crate::CALLS_MAX)
+    /// calls (`E2BIG`, nothing issued), or entries that Xen could not read. Calls whose outcome
+    /// is still `NotIssued` were not run. Refusals of single calls are in their outcomes.
     ///
     /// # Hypercalls
     /// One for any number of calls from 1 to `CALLS_MAX`.
     ///
     /// # Safety
-    /// The requests change what virtual addresses mean and which frames are tables. The caller must own every
-    /// frame and every virtual page whose meaning changes, in the sense of docs/soundness.md (I-1, I-2).
+    /// The requests change what virtual addresses mean and which frames are tables. The caller must
+    /// own every frame and every virtual page whose meaning changes, in the sense of
+    /// docs/soundness.md (I-1, I-2).
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error>;
 
     /// Puts a `memory_op` to Xen and returns what the operation answers (see [`MemoryOp`]).
     ///
-    /// Operations on extents answer how many were done, which may be fewer than asked, without an error.
+    /// Operations on extents answer how many were done, which may be fewer than asked, without an
+    /// error.
     ///
     /// # Errors
-    /// Xen's errno; for an exchange `done` is the number of given extents that were exchanged all the same.
+    /// Xen's errno; for an exchange `done` is the number of given extents that were exchanged all
+    /// the same.
     ///
     /// # Hypercalls
     /// One `memory_op`.
     ///
     /// # Safety
-    /// As for [`issue`](Self::issue): the caller owns the frames given up, and no Rust object lives in them.
+    /// As for [`issue`](Self::issue): the caller owns the frames given up, and no Rust object lives
+    /// in them.
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error>;
 
     /// Enables one of Xen's assists for the whole guest (`vm_assist`, `VMASST_CMD_enable`).
@@ -98,7 +103,8 @@ pub trait FrameAccess {
     /// Reads the entries of a table from `first` on, as many as `into` has places.
     ///
     /// # Errors
-    /// As for [`read_entry`](Self::read_entry), and [`AccessError::OutsideFrame`] if they pass the table's end.
+    /// As for [`read_entry`](Self::read_entry), and [`AccessError::OutsideFrame`] if they pass the
+    /// table's end.
     fn read_entries(
         &self,
         table: Pfn,
@@ -133,7 +139,8 @@ pub trait FrameAccess {
     /// Writes the entries of a table from `first` on by plain stores.
     ///
     /// # Errors
-    /// As for [`write_entry`](Self::write_entry), and [`AccessError::OutsideFrame`] if they pass the table's end.
+    /// As for [`write_entry`](Self::write_entry), and [`AccessError::OutsideFrame`] if they pass
+    /// the table's end.
     ///
     /// # Safety
     /// As for [`write_entry`](Self::write_entry).
@@ -198,6 +205,60 @@ pub(crate) fn check_run(
     }
     Ok(())
 }
+
+/// Loads and stores of the running CPU, which may fault: through the tables that are loaded, with
+/// Xen's emulation of writes to live L1 tables. Tests and demonstrations use it; the crates above
+/// do not.
+pub trait Cpu {
+    /// Reads a word.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    fn load(&self, va: GuestVa) -> Result<u64, Fault>;
+
+    /// Writes a word.
+    ///
+    /// # Errors
+    /// [`Fault`]; nothing was written.
+    ///
+    /// # Hypercalls
+    /// None, but if the page is a live L1 table mapped read-only Xen is asked by the fault and
+    /// emulates the write.
+    ///
+    /// # Safety
+    /// If the write succeeds, the memory behind the address is the caller's (I-1), and no Rust
+    /// object.
+    unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault>;
+
+    /// Writes `new` if the word is `current`, in one step (`lock cmpxchg`), and returns the word
+    /// that was there.
+    ///
+    /// # Errors
+    /// [`Fault`]; nothing was written.
+    ///
+    /// # Hypercalls
+    /// As for [`store`](Self::store).
+    ///
+    /// # Safety
+    /// As for [`store`](Self::store).
+    unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault>;
+
+    /// The time-stamp counter.
+    fn ticks(&self) -> u64;
+}
+
+/// An access faulted: nothing is mapped there, or not so, or Xen refused the entry that was
+/// written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault(pub GuestVa);
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the access to {} faulted", self.0)
+    }
+}
+
+impl core::error::Error for Fault {}
 
 /// Both halves of the seam.
 pub trait Machine: Hypercalls + FrameAccess {}

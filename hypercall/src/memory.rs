@@ -5,8 +5,8 @@ use core::fmt;
 use crate::frame::{Mfn, Pfn};
 use crate::op::DomId;
 
-/// One word of an extent list: on the way in a pfn (`populate_physmap`, the new side of an exchange) or an
-/// mfn, on the way out an mfn.
+/// One word of an extent list: on the way in a pfn (`populate_physmap`, the new side of an
+/// exchange) or an mfn, on the way out an mfn.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct Extent(u64);
@@ -99,8 +99,8 @@ pub struct MachphysMapping {
 pub enum MemoryOp<'a> {
     /// `XENMEM_increase_reservation`: new frames, M2P not set. Answers extents done.
     Increase(Reservation<'a>),
-    /// `XENMEM_decrease_reservation`: gives back the mfns listed. Answers extents done; a frame that is
-    /// still mapped counts as done but stays.
+    /// `XENMEM_decrease_reservation`: gives back the mfns listed. Answers extents done; a frame
+    /// that is still mapped counts as done but stays.
     Decrease(Reservation<'a>),
     /// `XENMEM_populate_physmap`: new frames for the pfns listed, M2P set. Answers extents done.
     Populate(Reservation<'a>),

@@ -1,5 +1,5 @@
-//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so that a
-//! run of them goes to Xen as it lies in memory.
+//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so
+//! that a run of them goes to Xen as it lies in memory.
 
 use core::fmt;
 
@@ -22,8 +22,8 @@ impl DomId {
     pub const XEN: Self = Self(0x7ff2);
 }
 
-/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose tables
-/// they are in. Both are the caller for all but a toolstack.
+/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose
+/// tables they are in. Both are the caller for all but a toolstack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Domains {
     /// Owner of the frames mapped (`foreigndom`, low half).
@@ -55,8 +55,8 @@ impl Domains {
 
 /// One element of `mmu_update` (`struct mmu_update`, 16 bytes).
 ///
-/// The low three bits of `target` are the command; the rest is the machine address of an entry, or of the
-/// frame whose M2P entry changes.
+/// The low three bits of `target` are the command; the rest is the machine address of an entry, or
+/// of the frame whose M2P entry changes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct MmuUpdate {
@@ -79,8 +79,8 @@ pub mod mmu_command {
 }
 
 impl MmuUpdate {
-    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0, which Xen
-    /// refuses.
+    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0,
+    /// which Xen refuses.
     pub const EMPTY: Self = Self { target: 0, value: 0 };
 
     /// Sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
@@ -179,7 +179,8 @@ pub mod ext_command {
     pub const UNMARK_SUPER: u32 = 20;
 }
 
-/// A set of vCPUs, by their numbers below 32: as many as a PV guest has without further arrangements.
+/// A set of vCPUs, by their numbers below 32: as many as a PV guest has without further
+/// arrangements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct VcpuSet(pub u32);
@@ -209,9 +210,10 @@ impl VcpuSet {
 
 /// One element of `mmuext_op` (`struct mmuext_op`, 24 bytes).
 ///
-/// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs. They lie in the
-/// four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch) points Xen there: so no pointer is in
-/// the hands of anyone above, and nothing needs to outlive the element.
+/// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs.
+/// They lie in the four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch)
+/// points Xen there: so no pointer is in the hands of anyone above, and nothing needs to outlive
+/// the element.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct MmuExtOp {
@@ -225,7 +227,8 @@ impl MmuExtOp {
     /// Room for an element, to build storage with.
     pub const EMPTY: Self = Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0);
 
-    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to `_L4_TABLE`).
+    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to
+    /// `_L4_TABLE`).
     #[must_use]
     pub const fn pin(level: Level, table: Mfn) -> Self {
         Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
@@ -295,7 +298,8 @@ impl MmuExtOp {
         VcpuSet(self.vcpus)
     }
 
-    /// Makes a `*_MULTI` flush refer to its own vCPUs. It has to stay where it is until Xen has read it.
+    /// Makes a `*_MULTI` flush refer to its own vCPUs. It has to stay where it is until Xen has
+    /// read it.
     pub(crate) fn point_at_vcpus(&mut self) {
         if matches!(self.command, ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI) {
             self.argument2 = (&raw const self.vcpus) as u64;

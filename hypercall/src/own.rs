@@ -1,8 +1,8 @@
 //! Ownership of frames, as tokens that move.
 //!
-//! Whoever changes a page table can pull the memory from under any Rust reference in the program. What keeps
-//! safe code safe is that every frame has one owner: unsafe code claims the free frames once, at boot; from
-//! there on the tokens are split, moved and joined, never copied.
+//! Whoever changes a page table can pull the memory from under any Rust reference in the program.
+//! What keeps safe code safe is that every frame has one owner: unsafe code claims the free frames
+//! once, at boot; from there on the tokens are split, moved and joined, never copied.
 
 use core::fmt;
 

@@ -1,7 +1,7 @@
 //! Page-table entries, levels, and the place of an entry.
 //!
-//! `Pte` keeps every bit of the word: it can hold nonsense, because a guest can write nonsense and Xen has
-//! an answer to it. Code that acts on entries matches on [`Entry`], the decoded form.
+//! `Pte` keeps every bit of the word: it can hold nonsense, because a guest can write nonsense and
+//! Xen has an answer to it. Code that acts on entries matches on [`Entry`], the decoded form.
 
 use core::fmt;
 
@@ -51,8 +51,8 @@ bitflags! {
 pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 impl PteFlags {
-    /// A kernel page: present, writable, and already accessed and dirty so that the CPU never has to
-    /// write the entry.
+    /// A kernel page: present, writable, and already accessed and dirty so that the CPU never has
+    /// to write the entry.
     pub const KERNEL_RW: Self = Self::PRESENT
         .union(Self::WRITABLE)
         .union(Self::ACCESSED)
@@ -72,8 +72,9 @@ impl PteFlags {
         .union(Self::ACCESSED)
         .union(Self::DIRTY);
 
-    /// What Xen, or the CPU, may change in an entry behind the guest's back: a comparison of a written
-    /// entry with a read one must leave these out (`adjust_guest_l1e`, Xen 4.14 to 4.20).
+    /// What Xen, or the CPU, may change in an entry behind the guest's back: a comparison of a
+    /// written entry with a read one must leave these out (`adjust_guest_l1e`, Xen 4.14 to
+    /// 4.20).
     pub const ADJUSTED_BY_XEN: Self = Self::USER
         .union(Self::GLOBAL)
         .union(Self::GUEST_KERNEL)
@@ -190,7 +191,8 @@ pub enum Entry {
     Absent,
     /// Points to a table of the level below.
     Table(Mfn),
-    /// Maps memory: a page in an L1 table; a superpage, which only Xen's dom0 builder makes, above it.
+    /// Maps memory: a page in an L1 table; a superpage, which only Xen's dom0 builder makes, above
+    /// it.
     Leaf(Mfn),
 }
 

@@ -1,7 +1,7 @@
 //! `start_info`: the page in which the domain builder tells a PV guest what it was given.
 //!
-//! [`StartInfo`] is the structure as it lies in memory; [`BootInfo::parse`] checks it once, so that everything
-//! later works with values that make sense.
+//! [`StartInfo`] is the structure as it lies in memory; [`BootInfo::parse`] checks it once, so that
+//! everything later works with values that make sense.
 
 use core::fmt;
 
@@ -98,8 +98,8 @@ pub struct BootInfo {
     pub table_frames: u64,
     /// The builder's P2M list, 8 bytes for each pfn.
     pub p2m_list: GuestVa,
-    /// First pfn and count of the frames of the P2M list and its tables, if the list was placed outside the
-    /// kernel mapping (ELF note `INIT_P2M`).
+    /// First pfn and count of the frames of the P2M list and its tables, if the list was placed
+    /// outside the kernel mapping (ELF note `INIT_P2M`).
     pub p2m_frames: Option<(Pfn, u64)>,
     /// The module.
     pub module: Module,

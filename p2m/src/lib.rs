@@ -1,21 +1,23 @@
 //! The frame map of a Xen PV guest: which machine frame stands behind each of the guest's pages.
 //!
-//! The guest keeps P2M (pfn to mfn); Xen keeps M2P (mfn to pfn), believes whatever the guest or a toolstack last
-//! put there, and lets the guest read it. So P2M is the authority here, and M2P an index into it: an answer of
-//! M2P counts only if P2M agrees.
+//! The guest keeps P2M (pfn to mfn); Xen keeps M2P (mfn to pfn), believes whatever the guest or a
+//! toolstack last put there, and lets the guest read it. So P2M is the authority here, and M2P an
+//! index into it: an answer of M2P counts only if P2M agrees.
 //!
 //! # Main types
-//! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting copies nothing.
+//! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting
+//!   copies nothing.
 //! * [`P2mEntry`]: what a pfn stands for.
-//! * [`P2mError`]: a pfn out of range, a pfn without memory, an mfn that is not the guest's, or P2M and M2P at odds.
+//! * [`P2mError`]: a pfn out of range, a pfn without memory, an mfn that is not the guest's, or P2M
+//!   and M2P at odds.
 //!
 //! # What it assumes
-//! The list is the guest's own memory and entries change by single 8-byte stores, as the toolstack requires when it
-//! reads the list (docs/abi.md).
+//! The list is the guest's own memory and entries change by single 8-byte stores, as the toolstack
+//! requires when it reads the list (docs/abi.md).
 //!
 //! # What it prevents, and what not
-//! A stale or foreign M2P answer never becomes a pfn. Nothing here walks page tables, and nothing here can tell
-//! that an entry of the list itself is wrong.
+//! A stale or foreign M2P answer never becomes a pfn. Nothing here walks page tables, and nothing
+//! here can tell that an entry of the list itself is wrong.
 //!
 //! ```
 //! use core::sync::atomic::AtomicU64;
@@ -72,7 +74,8 @@ pub enum P2mError {
     Absent(Pfn),
     /// M2P knows no pfn for the mfn: it is not this guest's RAM.
     NotInM2p(Mfn),
-    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the maps is wrong.
+    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the
+    /// maps is wrong.
     Disagreement {
         /// The frame asked for.
         mfn: Mfn,
@@ -107,7 +110,8 @@ impl fmt::Display for P2mError {
 impl core::error::Error for P2mError {}
 
 impl<'a> P2m<'a> {
-    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in memory.
+    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in
+    /// memory.
     ///
     /// # Errors
     /// [`P2mError::Empty`].

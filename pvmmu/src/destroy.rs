@@ -1,8 +1,8 @@
 //! The end of an address space.
 //!
-//! Tables from the pool go back to it as they came, empty and validated: their entries are cleared one by one while they
-//! are few, and a table that is full is taken out as a whole. What is left is unpinned at once, made writable, and
-//! handed back by plain reading.
+//! Tables from the pool go back to it as they came, empty and validated: their entries are cleared
+//! one by one while they are few, and a table that is full is taken out as a whole. What is left is
+//! unpinned at once, made writable, and handed back by plain reading.
 
 use core::fmt;
 
@@ -49,16 +49,16 @@ impl fmt::Display for DestroyError {
 impl core::error::Error for DestroyError {}
 
 impl Pgd<Pinned> {
-    /// Takes the address space apart: tables from the pool go back to it, everything else to the frames of the tools.
-    /// No vCPU may run on it; it waits for none.
+    /// Takes the address space apart: tables from the pool go back to it, everything else to the
+    /// frames of the tools. No vCPU may run on it; it waits for none.
     ///
     /// # Errors
     /// [`DestroyError`] with what is left. It can be destroyed again.
     ///
     /// # Hypercalls
     /// For n pages and H tables in tables from the pool, T other tables and a batch of B updates:
-    /// ceil((n + H) / B) multicalls, or one more for each table from the pool that is taken out as a whole; one
-    /// `mmuext_op`; ceil(T / B) `mmu_update`.
+    /// ceil((n + H) / B) multicalls, or one more for each table from the pool that is taken out as
+    /// a whole; one `mmuext_op`; ceil(T / B) `mmu_update`.
     pub fn destroy<M: Machine, F: FrameSource>(
         self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -77,7 +77,8 @@ impl Pgd<Pinned> {
             Ok(released) => tables.ended_outside(released),
             Err((failure, undo)) => return Err(DestroyError::NotUnpinned(self, failure, undo)),
         }
-        // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool now.
+        // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
+        // now.
         empty(context, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
@@ -93,12 +94,13 @@ type Node = (Level, Pfn, End);
 enum End {
     /// Everything is unlinked from it: it stays validated.
     Emptied,
-    /// With the root, when that is unpinned: L1 tables that are pinned by themselves stay linked in it until then.
+    /// With the root, when that is unpinned: L1 tables that are pinned by themselves stay linked in
+    /// it until then.
     Dropped,
 }
 
-/// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those that are to be kept
-/// in the pool.
+/// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
+/// that are to be kept in the pool.
 fn strip<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     (level, table, end): Node,
@@ -138,8 +140,8 @@ fn strip<M: Machine, F: FrameSource>(
     Ok(())
 }
 
-/// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept, with few tables in it,
-/// and only if the upper tables in it are kept, too.
+/// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept,
+/// with few tables in it, and only if the upper tables in it are kept, too.
 fn end_of<M: Machine>(
     context: &Context<'_, M>,
     (level, table, link): (Level, Pfn, Pte),
@@ -169,8 +171,8 @@ fn end_of<M: Machine>(
 /// More entries than are ever cleared one by one when a table ends.
 const FEW: u16 = 96;
 
-/// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end it, and says which way
-/// that is.
+/// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end
+/// it, and says which way that is.
 fn clear_l1<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     table: Pfn,

@@ -165,7 +165,8 @@ impl core::error::Error for RangeError {}
 #[derive(Debug)]
 #[must_use = "the frame comes back in the error"]
 pub struct MapFailed {
-    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it may be mapped all the same.
+    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it may be
+    /// mapped all the same.
     pub frame: Option<Frame>,
     /// Why.
     pub error: MapError,
@@ -194,8 +195,8 @@ pub enum PinFailure {
         /// The refusal.
         error: Error,
     },
-    /// Xen refused the tree because of this table: it is mapped writable somewhere, or an entry of it is not
-    /// allowed.
+    /// Xen refused the tree because of this table: it is mapped writable somewhere, or an entry of
+    /// it is not allowed.
     Table {
         /// Level at which Xen refused it.
         level: Level,
@@ -255,7 +256,7 @@ impl fmt::Display for PinFailure {
             Self::Table { level, pfn, mfn, error } => write!(
                 f,
                 "{level} table pfn {pfn} (mfn {mfn}): {error}; \
-                 is the frame mapped writable somewhere, or does an entry of it map a table writable?"
+                 is the frame mapped writable somewhere, or does an entry of it map a table so?"
             ),
             Self::Root { pfn, mfn, error } => write!(f, "root pfn {pfn} (mfn {mfn}): {error}"),
             Self::Call(error) => error.fmt(f),
@@ -283,7 +284,8 @@ impl fmt::Display for UndoError {
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
 pub struct PinError {
-    /// The address space, loose as before. After a failed undo some of its tables are still read-only.
+    /// The address space, loose as before. After a failed undo some of its tables are still
+    /// read-only.
     pub pgd: Pgd<Loose>,
     /// Why.
     pub failure: PinFailure,
@@ -304,7 +306,8 @@ impl core::error::Error for PinError {}
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
 pub struct UnpinError {
-    /// The address space, pinned as before. After a failed undo it may be unpinned, some tables writable.
+    /// The address space, pinned as before. After a failed undo it may be unpinned, some tables
+    /// writable.
     pub pgd: Pgd<Pinned>,
     /// Why.
     pub failure: PinFailure,

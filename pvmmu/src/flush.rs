@@ -88,7 +88,8 @@ impl Flush {
         self
     }
 
-    /// Gives the flush up, where something else is known to flush: a new root, a change of an upper table.
+    /// Gives the flush up, where something else is known to flush: a new root, a change of an upper
+    /// table.
     pub const fn forget(self) {}
 
     /// Puts the flush at the end of a batch, behind the changes that it is owed for.

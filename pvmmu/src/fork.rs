@@ -1,9 +1,10 @@
-//! A second address space over the same frames: every page that could be written is write-protected on both sides, and
-//! both sides are marked, so that the last one to let go of a frame gets it.
+//! A second address space over the same frames: every page that could be written is write-protected
+//! on both sides, and both sides are marked, so that the last one to let go of a frame gets it.
 //!
-//! The child is filled by plain stores while it is loose, and validated once, when it is pinned. The parent is changed
-//! table by table, each as soon as the child has its copy. If anything is refused, the parent gets back what it had: the
-//! child's own entries say what was changed for them.
+//! The child is filled by plain stores while it is loose, and validated once, when it is pinned.
+//! The parent is changed table by table, each as soon as the child has its copy. If anything is
+//! refused, the parent gets back what it had: the child's own entries say what was changed for
+//! them.
 
 use core::fmt;
 
@@ -43,8 +44,9 @@ impl fmt::Display for ForkFailure {
 pub struct ForkError {
     /// Why.
     pub failure: ForkFailure,
-    /// If the parent could not be put back, the child as far as it got, and why: some pages of the parent are still
-    /// write-protected and marked. [`Pgd::destroy`] ends the child; [`Edit::make_own`] frees the parent's pages.
+    /// If the parent could not be put back, the child as far as it got, and why: some pages of the
+    /// parent are still write-protected and marked. [`Pgd::destroy`] ends the child;
+    /// [`Edit::make_own`] frees the parent's pages.
     pub left: Option<(Pgd<Loose>, MapError)>,
 }
 
@@ -61,16 +63,16 @@ impl fmt::Display for ForkError {
 impl core::error::Error for ForkError {}
 
 impl Pgd<Pinned> {
-    /// Makes a second address space that maps the same frames, pinned: writable pages are write-protected in both until
-    /// [`Edit::make_own`]. Foreign frames are not inherited. The frames of the tools must count sharers
-    /// ([`Counted`](crate::Counted)).
+    /// Makes a second address space that maps the same frames, pinned: writable pages are
+    /// write-protected in both until [`Edit::make_own`]. Foreign frames are not inherited. The
+    /// frames of the tools must count sharers ([`Counted`](crate::Counted)).
     ///
     /// # Errors
     /// [`ForkError`]; the parent is as before unless the error says otherwise.
     ///
     /// # Hypercalls
-    /// For n writable pages in T tables, a batch of B updates and C tables of the child: as [`Pgd::protect`] for the
-    /// parent, T tables or n elements; and as [`Pgd::pin`] for the child.
+    /// For n writable pages in T tables, a batch of B updates and C tables of the child: as
+    /// [`Pgd::protect`] for the parent, T tables or n elements; and as [`Pgd::pin`] for the child.
     pub fn fork<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -138,7 +140,8 @@ fn each_l1_table<M: Machine>(
     below(context, (Level::L4, root, 0), f)
 }
 
-/// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not inherit it.
+/// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
+/// inherit it.
 const fn split(pte: Pte) -> Option<(Pte, Pte)> {
     let flags = pte.flags();
     if !pte.is_present() || flags.contains(FOREIGN) {
@@ -175,8 +178,8 @@ fn copy_table<M: Machine, F: FrameSource>(
     let mut parents = old;
     let mut childs = empty_table();
     let shared = share_all(&context, (&mut parents, &mut childs), edit.frames());
-    // SAFETY: the child is loose, and the table its own. What was shared before a failure is stored, too, so that it can
-    // be found again.
+    // SAFETY: the child is loose, and the table its own. What was shared before a failure is
+    // stored, too, so that it can be found again.
     unsafe { context.machine.write_entries(childs_table, first, &childs) }?;
     shared?;
     edit.change_entries((table, va), (&old, &parents))
@@ -196,8 +199,8 @@ fn share_all<M: Machine>(
     Ok(())
 }
 
-/// Puts the parent back to how it was before the child was made, and takes back the child's shares: its tables map
-/// nothing then.
+/// Puts the parent back to how it was before the child was made, and takes back the child's shares:
+/// its tables map nothing then.
 #[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
 fn put_back<M: Machine, F: FrameSource>(
     parent: &Pgd<Pinned>,

@@ -7,8 +7,9 @@ pub trait FrameSource {
     /// A frame for a page, if there is one.
     fn take(&mut self) -> Option<Frame>;
 
-    /// A frame for a table, if there is one: it is in the direct mapping, mapped there writable. By default any frame
-    /// is taken to be; a guest whose direct mapping does not reach all its frames must tell them apart.
+    /// A frame for a table, if there is one: it is in the direct mapping, mapped there writable. By
+    /// default any frame is taken to be; a guest whose direct mapping does not reach all its frames
+    /// must tell them apart.
     fn take_table(&mut self) -> Option<Frame> {
         self.take()
     }
@@ -16,16 +17,18 @@ pub trait FrameSource {
     /// Takes a frame back. It holds what it last held.
     fn give(&mut self, frame: Frame);
 
-    /// Takes back one share of a frame that several address spaces map. By default the share is lost, and with it
-    /// the frame: only [`Counted`] can fork.
+    /// Takes back one share of a frame that several address spaces map. By default the share is
+    /// lost, and with it the frame: only [`Counted`] can fork.
     fn give_shared(&mut self, frame: SharedFrame) {
         log::error!("nobody counts who shares pfn {}: it is lost", frame.0);
     }
 
-    /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no longer mapped.
+    /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
+    /// longer mapped.
     fn give_foreign(&mut self, _: Mfn) {}
 
-    /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is shared.
+    /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is
+    /// shared.
     ///
     /// # Errors
     /// [`CannotShare`].
@@ -33,7 +36,8 @@ pub trait FrameSource {
         Err(CannotShare(pfn))
     }
 
-    /// Takes back the first [`share`](Self::share) of a frame: it has one owner again, who does not count.
+    /// Takes back the first [`share`](Self::share) of a frame: it has one owner again, who does not
+    /// count.
     fn unshare(&mut self, _: Pfn) {}
 
     /// How many share the frame: 0 if it is not shared.
@@ -113,7 +117,8 @@ impl<'s> Shares<'s> {
             Some(place @ 2..) => *place -= 1,
             Some(place @ 1) => {
                 *place = 0;
-                // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the last of them.
+                // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the
+                // last of them.
                 return Some(unsafe { Frame::claim(frame.0) });
             }
             _ => log::error!("pfn {} was given back more often than it was shared", frame.0),
@@ -226,7 +231,8 @@ impl FrameSource for FrameStack<'_> {
         self.slots[self.used].take()
     }
 
-    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed out.
+    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed
+    /// out.
     fn give(&mut self, frame: Frame) {
         if let Err(lost) = self.push(frame) {
             log::error!("no place for {lost:?} on the stack of frames: it is lost");

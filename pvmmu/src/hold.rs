@@ -1,8 +1,8 @@
-//! Tables that are pinned by themselves, beside the root: those from a pool, and the L1 tables of a tree that is edited
-//! while other vCPUs walk it. Such a table stays validated when it is unlinked.
+//! Tables that are pinned by themselves, beside the root: those from a pool, and the L1 tables of a
+//! tree that is edited while other vCPUs walk it. Such a table stays validated when it is unlinked.
 //!
-//! The entry that leads to the table carries the mark. Pin and mark change together, table by table, so that every
-//! point at which Xen may refuse leaves a tree whose marks are right.
+//! The entry that leads to the table carries the mark. Pin and mark change together, table by
+//! table, so that every point at which Xen may refuse leaves a tree whose marks are right.
 #![expect(unsafe_code, reason = "pins and unpins tables that belong to the tree (I-4)")]
 
 use hypercall::{Batch, Entry, Level, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, Slot};
@@ -17,14 +17,15 @@ use crate::tables::Present;
 type Refused = (PinFailure, Result<(), UndoError>);
 
 impl Pgd<Pinned> {
-    /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not validated again.
-    /// How many there were that were not pinned by themselves before.
+    /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
+    /// validated again. How many there were that were not pinned by themselves before.
     ///
     /// # Errors
     /// What was refused; the tables before it are pinned by themselves, and every mark is right.
     ///
     /// # Hypercalls
-    /// For T tables, a batch of B updates and O extended operations: ceil(T / min(B, O)) multicalls.
+    /// For T tables, a batch of B updates and O extended operations: ceil(T / min(B, O))
+    /// multicalls.
     pub fn hold_l1_tables<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -34,7 +35,8 @@ impl Pgd<Pinned> {
     }
 }
 
-/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them. How many there were.
+/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them. How
+/// many there were.
 pub(crate) fn release<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
@@ -139,7 +141,8 @@ impl<M: Machine> Changing<'_, '_, '_, M> {
         for (op, _) in items().filter_map(|(level, _, pte)| change.of(level, pte)) {
             self.batch.op(op).map_err(unchanged)?;
         }
-        // SAFETY: the tables belong to the tree (I-4), which holds them through their entries all the while.
+        // SAFETY: the tables belong to the tree (I-4), which holds them through their entries all
+        // the while.
         let pins = unsafe { self.batch.submit(self.context.machine) };
         let pinned = if pins.is_ok() { pending } else { self.batch.applied().count() };
 

@@ -7,8 +7,9 @@ use crate::context::Context;
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{FOREIGN, SHARED};
 
-/// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a share of one, or
-/// somebody else's frame. A frame that P2M does not confirm is taken for somebody else's: it is never handed out.
+/// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a
+/// share of one, or somebody else's frame. A frame that P2M does not confirm is taken for somebody
+/// else's: it is never handed out.
 #[inline]
 pub(crate) fn release<M: Machine>(
     context: &Context<'_, M>,

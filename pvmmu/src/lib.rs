@@ -1,7 +1,8 @@
 //! Address spaces of a Xen PV guest.
 //!
-//! A PV guest builds its page tables itself, out of machine frame numbers; Xen checks them before the CPU may walk
-//! them, and from then on every change is a request. This crate carries an address space through that life:
+//! A PV guest builds its page tables itself, out of machine frame numbers; Xen checks them before
+//! the CPU may walk them, and from then on every change is a request. This crate carries an address
+//! space through that life:
 //!
 //! ```text
 //!   Pgd::new ──► Pgd<Loose> ──pin──► Pgd<Pinned> ──load──► running
@@ -10,22 +11,25 @@
 //! ```
 //!
 //! # Main types
-//! * [`Pgd`]: a root and its tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen holds them valid.
+//! * [`Pgd`]: a root and its tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
+//!   holds them valid.
 //! * [`Context`]: the machine, the frame map and the running root, handed to every operation.
 //! * [`walk`], [`Walk`]: what the tables say of an address, level by level.
 //! * [`TableSource`], [`FrameStack`]: where tables come from and go to.
-//! * [`MapError`], [`PinError`], [`UnpinError`]: what was refused, of which frame, and what is left.
+//! * [`MapError`], [`PinError`], [`UnpinError`]: what was refused, of which frame, and what is
+//!   left.
 //!
 //! # What it assumes
-//! A direct mapping of the guest's frames under the running root; 4 KiB pages, the only ones Xen grants a PV guest;
-//! a kernel half (slots 272 to 511 of the root) that all address spaces share. Only the user half, below 2^47, is an
-//! address space's own.
+//! A direct mapping of the guest's frames under the running root; 4 KiB pages, the only ones Xen
+//! grants a PV guest; a kernel half (slots 272 to 511 of the root) that all address spaces share.
+//! Only the user half, below 2^47, is an address space's own.
 //!
 //! # What it prevents, and what not
-//! A tree is stored into only while it is loose, and loaded only while it is pinned: both are types. A refused
-//! request is undone, in reverse, and the value comes back inside the error. A frame is in one place at a time:
-//! [`Frame`](hypercall::Frame) moves into the mapping and out of it. It does not know which address space which vCPU
-//! runs on: loading is `unsafe`, and so is whatever ends the running one.
+//! A tree is stored into only while it is loose, and loaded only while it is pinned: both are
+//! types. A refused request is undone, in reverse, and the value comes back inside the error. A
+//! frame is in one place at a time: [`Frame`](hypercall::Frame) moves into the mapping and out of
+//! it. It does not know which address space which vCPU runs on: loading is `unsafe`, and so is
+//! whatever ends the running one.
 #![cfg_attr(not(test), no_std)]
 
 mod access;

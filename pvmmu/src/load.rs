@@ -36,8 +36,8 @@ impl Running {
 
 /// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
 ///
-/// A vCPU counts from before its load is asked for until another one has been answered, so the answer may name one too
-/// many and never one too few.
+/// A vCPU counts from before its load is asked for until another one has been answered, so the
+/// answer may name one too many and never one too few.
 #[derive(Clone, Copy, Debug)]
 pub struct Vcpus<'a> {
     places: &'a [Running],
@@ -58,18 +58,20 @@ impl<'a> Vcpus<'a> {
         running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
     }
 
-    /// Whose TLBs may know of `pgd`. Loading a root flushes all that is not global, and Xen marks user pages global:
-    /// so this serves an address space whose vCPUs flush before they leave it; for others use [`Reach::Everywhere`].
+    /// Whose TLBs may know of `pgd`. Loading a root flushes all that is not global, and Xen marks
+    /// user pages global: so this serves an address space whose vCPUs flush before they leave it;
+    /// for others use [`Reach::Everywhere`].
     #[must_use]
     pub fn reach<S>(self, pgd: &Pgd<S>) -> Reach {
         Reach::Vcpus(self.on(pgd))
     }
 
-    /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one request.
+    /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
+    /// request.
     ///
     /// # Errors
-    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused the user root, the
-    /// kernel root is loaded (`error.done` is 1).
+    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused
+    /// the user root, the kernel root is loaded (`error.done` is 1).
     ///
     /// # Hypercalls
     /// One `mmuext_op` of two elements.
@@ -95,8 +97,8 @@ impl<'a> Vcpus<'a> {
         result
     }
 
-    /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again, with none for user
-    /// code.
+    /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,
+    /// with none for user code.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -125,23 +127,24 @@ impl Pgd<Pinned> {
     /// Runs on this address space (`MMUEXT_NEW_BASEPTR`, `MMUEXT_NEW_USER_BASEPTR`).
     ///
     /// # Errors
-    /// Xen's refusal; the old roots stay, unless `error.done` is 1: then only the user root was refused.
+    /// Xen's refusal; the old roots stay, unless `error.done` is 1: then only the user root was
+    /// refused.
     ///
     /// # Hypercalls
     /// One `mmuext_op` of two elements.
     ///
     /// # Safety
-    /// From here on the user half means what this tree says: no reference into the user half of the old one is
-    /// used any more. The tree's kernel half maps what is running, as it does if the running root was
-    /// `context.kernel_root` when the tree was made and has kept its upper slots.
+    /// From here on the user half means what this tree says: no reference into the user half of the
+    /// old one is used any more. The tree's kernel half maps what is running, as it does if the
+    /// running root was `context.kernel_root` when the tree was made and has kept its upper slots.
     pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
         unsafe { load_roots(context, self.roots()) }
     }
 }
 
-/// Runs on the tree under `root`, whoever owns it, and on none in user code: how a kernel goes back to the tree it
-/// booted on.
+/// Runs on the tree under `root`, whoever owns it, and on none in user code: how a kernel goes back
+/// to the tree it booted on.
 ///
 /// # Errors
 /// Xen's refusal; the old root stays.

@@ -32,8 +32,8 @@ impl Pgd<Loose> {
     /// An address space whose user half is empty and whose kernel half is that of the running root.
     ///
     /// # Errors
-    /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if a table cannot be read or written; the frame taken is
-    /// given back.
+    /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if a table cannot be read or written; the
+    /// frame taken is given back.
     ///
     /// # Hypercalls
     /// None.
@@ -88,9 +88,10 @@ impl Pgd<Loose> {
     /// Maps `frame` at `va` in the user half, taking the tables that are missing from `frames`.
     ///
     /// # Errors
-    /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`], [`MapError::Unaligned`],
-    /// [`MapError::Flags`], [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::Walk`]. Nothing has changed
-    /// then, but that tables may have been added.
+    /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`],
+    /// [`MapError::Unaligned`], [`MapError::Flags`], [`MapError::Occupied`],
+    /// [`MapError::OutOfFrames`], [`MapError::Walk`]. Nothing has changed then, but that tables may
+    /// have been added.
     ///
     /// # Hypercalls
     /// None.
@@ -109,7 +110,8 @@ impl Pgd<Loose> {
     /// Maps a frame at each page of `pages`; frames and tables come from `frames`.
     ///
     /// # Errors
-    /// [`RangeError`]: as for [`map`](Self::map), with the pages that are mapped all the same, the first ones.
+    /// [`RangeError`]: as for [`map`](Self::map), with the pages that are mapped all the same, the
+    /// first ones.
     ///
     /// # Hypercalls
     /// None.
@@ -233,7 +235,8 @@ impl<F: FrameSource> FrameSource for OneFrame<'_, F> {
     }
 }
 
-/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there were.
+/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
+/// were.
 pub(crate) fn fill_run<M: Machine>(
     context: &Context<'_, M>,
     (table, run): (Pfn, Run),
@@ -312,8 +315,8 @@ fn fill_root<M: Machine>(context: &Context<'_, M>, root: &Frame) -> Result<(), W
     Ok(unsafe { context.machine.write_entries(root.pfn(), first, kernel) }?)
 }
 
-/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are pinned by themselves
-/// must be empty, and go to the pool.
+/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
+/// pinned by themselves must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
     context: &Context<'_, M>,
     (level, table): (Level, Pfn),

@@ -1,7 +1,8 @@
 //! What this crate notes in entries: the bits that Xen and the CPU leave to software, 53 to 58.
 //!
-//! Bits 9 to 11 (`PteFlags::AVAILABLE`) stay free for the users of this crate. Bits 59 to 62 are none of ours: with
-//! protection keys the CPU reads them, and debug builds of Xen mark grants with bit 62.
+//! Bits 9 to 11 (`PteFlags::AVAILABLE`) stay free for the users of this crate. Bits 59 to 62 are
+//! none of ours: with protection keys the CPU reads them, and debug builds of Xen mark grants with
+//! bit 62.
 
 use hypercall::{Level, Pte, PteFlags};
 

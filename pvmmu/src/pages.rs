@@ -63,7 +63,8 @@ impl Pages {
         self.start.checked_add_pages(index).map_err(|_| MapError::KernelHalf(self.start))
     }
 
-    /// The parts of the run, in order of address, each in one L1 table and of at most `longest` pages.
+    /// The parts of the run, in order of address, each in one L1 table and of at most `longest`
+    /// pages.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
@@ -96,10 +97,11 @@ pub(crate) fn check_page(va: GuestVa) -> Result<(), MapError> {
     }
 }
 
-/// Checks that `flags` make an entry that maps something and claim nothing that is Xen's or this crate's to say.
+/// Checks that `flags` make an entry that maps something and claim nothing that is Xen's or this
+/// crate's to say.
 ///
-/// GLOBAL and GUEST_KERNEL are Xen's to set; a GRANT entry is made by the grant operations. Cache attributes pass: Xen
-/// allows them to a guest that has devices, and refuses them to any other.
+/// GLOBAL and GUEST_KERNEL are Xen's to set; a GRANT entry is made by the grant operations. Cache
+/// attributes pass: Xen allows them to a guest that has devices, and refuses them to any other.
 pub(crate) fn check_flags(flags: PteFlags) -> Result<(), MapError> {
     let known = PteFlags::USER_RW
         | PteFlags::AVAILABLE

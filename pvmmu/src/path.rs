@@ -5,7 +5,8 @@ use hypercall::{Entry, FrameAccess, GuestVa, Level, Pfn, Pte, Slot};
 use crate::context::Context;
 use crate::error::WalkError;
 
-/// The tables that the last address went through. Neighbouring pages share them, so that a run of pages costs one walk.
+/// The tables that the last address went through. Neighbouring pages share them, so that a run of
+/// pages costs one walk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Path {
     /// The last address.

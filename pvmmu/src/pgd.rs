@@ -12,19 +12,22 @@ use crate::tables::visit;
 #[derive(Debug)]
 pub enum Loose {}
 
-/// State of an address space that Xen has validated and holds: it is changed by requests, and can be loaded.
+/// State of an address space that Xen has validated and holds: it is changed by requests, and can
+/// be loaded.
 #[derive(Debug)]
 pub enum Pinned {}
 
-/// An address space: a root table, the tables of its user half, and a kernel half shared with the running root; and,
-/// if user code runs in it, a second root for that, whose lower half is the same and whose upper half is empty.
+/// An address space: a root table, the tables of its user half, and a kernel half shared with the
+/// running root; and, if user code runs in it, a second root for that, whose lower half is the same
+/// and whose upper half is empty.
 ///
 /// # Invariants
-/// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space alone, and so does
-///   every frame that they map as the guest's own, unless the entry is marked as shared: then the entry is one of the
-///   shares that [`Shares`](crate::Shares) counts.
-/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half leads to; if `S`
-///   is [`Pinned`], the roots are pinned and every table of the tree is read-only in the direct mapping.
+/// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space
+///   alone, and so does every frame that they map as the guest's own, unless the entry is marked as
+///   shared: then the entry is one of the shares that [`Shares`](crate::Shares) counts.
+/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half
+///   leads to; if `S` is [`Pinned`], the roots are pinned and every table of the tree is read-only
+///   in the direct mapping.
 /// * I-6: slots 0 to 255 of the user root are those of the kernel root, marked as copies.
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].

@@ -1,9 +1,10 @@
 //! Pinning: a loose tree becomes one that Xen holds valid, and back.
 //!
-//! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct mapping of every
-//! table is made read-only first, in as few hypercalls as the batch allows; then the roots are pinned, by themselves,
-//! since a multicall would go on to them behind a refused protection. Unpinning is the reverse. Whatever is refused, the
-//! steps before it are undone, and the address space comes back in the error in the state it had.
+//! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct
+//! mapping of every table is made read-only first, in as few hypercalls as the batch allows; then
+//! the roots are pinned, by themselves, since a multicall would go on to them behind a refused
+//! protection. Unpinning is the reverse. Whatever is refused, the steps before it are undone, and
+//! the address space comes back in the error in the state it had.
 #![expect(
     unsafe_code,
     reason = "asks Xen to change the type of frames that belong to the tree (I-4)"
@@ -22,12 +23,14 @@ impl Pgd<Loose> {
     /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
     ///
     /// # Errors
-    /// [`PinError`] with the address space, loose and writable as before, the table that was refused and why:
-    /// a release Xen says only that the root is no good, so the tables are then tried one by one.
+    /// [`PinError`] with the address space, loose and writable as before, the table that was
+    /// refused and why: a release Xen says only that the root is no good, so the tables are then
+    /// tried one by one.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On refusal of a
-    /// root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to undo.
+    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
+    /// refusal of a root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to
+    /// undo.
     pub fn pin<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -55,16 +58,17 @@ impl Pgd<Loose> {
 }
 
 impl Pgd<Pinned> {
-    /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears what Xen left in the
-    /// roots.
+    /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears
+    /// what Xen left in the roots.
     ///
     /// # Errors
-    /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the tree: its
-    /// tables stay tables until another root is loaded.
+    /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the
+    /// tree: its tables stay tables until another root is loaded.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H tables that are
-    /// pinned by themselves and room for O extended operations, before that ceil(H / min(B, O)) multicalls.
+    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H
+    /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
+    /// / min(B, O)) multicalls.
     pub fn unpin<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -78,9 +82,10 @@ impl Pgd<Pinned> {
     }
 }
 
-/// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the roots, makes the
-/// tables writable and scrubs the roots. On failure all is as before, as far as the undo says. Tables below `lowest`
-/// that are pinned by themselves stay so, empty or not. How many were let go of.
+/// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the
+/// roots, makes the tables writable and scrubs the roots. On failure all is as before, as far as
+/// the undo says. Tables below `lowest` that are pinned by themselves stay so, empty or not. How
+/// many were let go of.
 pub(crate) fn unpin<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
@@ -132,8 +137,8 @@ fn on_roots<M: Machine>(
     undo: impl Fn(Mfn) -> MmuExtOp,
 ) -> Result<(), Refused> {
     let (mfns, count) = mfns(context, roots)?;
-    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no mapping, and a root that
-    // is in use stays a root when it is unpinned.
+    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
+    // mapping, and a root that is in use stays a root when it is unpinned.
     let Err(error) = (unsafe { context.submit_ops(&mfns.map(&op)[..count]) }) else {
         return Ok(());
     };
@@ -160,8 +165,8 @@ fn unpin_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(),
     on_roots(context, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
 }
 
-/// Finds the table for which Xen refused the root, by asking for each table alone, lower ones first, and lets go of
-/// those that it took.
+/// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
+/// first, and lets go of those that it took.
 fn blame<M: Machine>(
     context: &Context<'_, M>,
     root: Pfn,

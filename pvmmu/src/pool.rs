@@ -1,9 +1,10 @@
 //! A pool of empty tables that stay validated.
 //!
-//! Most of what a page table costs under Xen is its validation: a walk over 512 entries when it becomes a table, and
-//! another when it ends. A table in this pool is pinned, read-only in the direct mapping and empty: linking it costs an
-//! entry's price, and so does unlinking. The pool is bounded by the places that it is given, is filled and drained when
-//! its owner says so, and counts what passes through it.
+//! Most of what a page table costs under Xen is its validation: a walk over 512 entries when it
+//! becomes a table, and another when it ends. A table in this pool is pinned, read-only in the
+//! direct mapping and empty: linking it costs an entry's price, and so does unlinking. The pool is
+//! bounded by the places that it is given, is filled and drained when its owner says so, and counts
+//! what passes through it.
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
 use hypercall::{Batch, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte};
@@ -17,8 +18,8 @@ use crate::loose::clear;
 /// Empty validated tables of the levels 1 to 3.
 ///
 /// # Invariants
-/// I-7: each frame in the pool is pinned as a table of its level, has no present entry, is linked nowhere, and is mapped
-/// by the direct mapping alone, read-only.
+/// I-7: each frame in the pool is pinned as a table of its level, has no present entry, is linked
+/// nowhere, and is mapped by the direct mapping alone, read-only.
 #[derive(Debug)]
 pub struct TablePool<'t> {
     stacks: [FrameStack<'t>; 3],
@@ -42,8 +43,8 @@ pub struct PoolCounts {
     pub lost: u64,
 }
 
-/// Filling or draining a pool stopped. Every table is either in the pool or back with the source of frames, but for
-/// those that `counts().lost` counts.
+/// Filling or draining a pool stopped. Every table is either in the pool or back with the source of
+/// frames, but for those that `counts().lost` counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolError {
     /// Tables that were made, or drained, before.
@@ -118,8 +119,8 @@ impl<'t> TablePool<'t> {
         }
     }
 
-    /// A table that has left an address space: empty, and pinned still. If there is no place for it, it becomes a
-    /// plain frame.
+    /// A table that has left an address space: empty, and pinned still. If there is no place for
+    /// it, it becomes a plain frame.
     pub(crate) fn give_back<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -142,14 +143,15 @@ impl<'t> TablePool<'t> {
         }
     }
 
-    /// Makes up to `count` tables of `level`, from frames of `frames`, as far as there are frames and places.
+    /// Makes up to `count` tables of `level`, from frames of `frames`, as far as there are frames
+    /// and places.
     ///
     /// # Errors
     /// [`PoolError`]: the tables made before stay, the other frames went back.
     ///
     /// # Hypercalls
-    /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls of an
-    /// `mmu_update` and an `mmuext_op`. On refusal one more.
+    /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls
+    /// of an `mmu_update` and an `mmuext_op`. On refusal one more.
     pub fn fill<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -195,8 +197,8 @@ impl<'t> TablePool<'t> {
             (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
             return Err((0, failure));
         }
-        // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still writable, so that the
-        // second request cannot outrun the first.
+        // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still
+        // writable, so that the second request cannot outrun the first.
         let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(pushed) };
         // Pinned were the first ones, which lie deepest.
         let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
@@ -214,7 +216,8 @@ impl<'t> TablePool<'t> {
         Err((pinned as u64, failure))
     }
 
-    /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. How many there were.
+    /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. How many
+    /// there were.
     ///
     /// # Errors
     /// [`PoolError`].
@@ -311,8 +314,8 @@ fn end<M: Machine>(context: &Context<'_, M>, frame: &Frame) -> Result<(), PinFai
     let mut batch = storage.batch();
     batch.op(MmuExtOp::unpin(mfn))?;
     batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
-    // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the second: the frame is
-    // still a table.
+    // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
+    // second: the frame is still a table.
     unsafe { batch.submit(context.machine) }
         .map_err(|refused| PinFailure::Protect { table: frame.pfn(), error: refused.error })
 }

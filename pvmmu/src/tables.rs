@@ -51,8 +51,8 @@ pub(crate) struct Table {
     pub(crate) is_held: bool,
 }
 
-/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f` answers false.
-/// Tables of the kernel half belong to others and are left out.
+/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f`
+/// answers false. Tables of the kernel half belong to others and are left out.
 pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
     context: &Context<'_, M>,
     root: Pfn,

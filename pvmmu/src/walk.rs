@@ -20,7 +20,8 @@ pub struct Step {
     pub pte: Pte,
 }
 
-/// What the tables say of an address: the entries from the root down to the leaf, or to the first that is absent.
+/// What the tables say of an address: the entries from the root down to the leaf, or to the first
+/// that is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
     steps: [Option<Step>; 4],
@@ -72,8 +73,9 @@ impl fmt::Display for Walk {
 /// Walks the tree under `root` to the entry for `va`.
 ///
 /// # Errors
-/// [`WalkError`] if a table cannot be read, or an entry points to a frame that is not the guest's. An absent entry
-/// is no error: the walk ends there. So it does at a superpage, which only the dom0 builder makes.
+/// [`WalkError`] if a table cannot be read, or an entry points to a frame that is not the guest's.
+/// An absent entry is no error: the walk ends there. So it does at a superpage, which only the dom0
+/// builder makes.
 ///
 /// # Hypercalls
 /// None.

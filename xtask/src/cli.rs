@@ -19,6 +19,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest on real Xen under QEMU and show what it does
     Run(RunArguments),
+    /// Compare real Xen with the model: random operations on both, every answer
+    Prove(ProveArguments),
+    /// Run all tests: format, lints, unit, documentation, then real Xen
+    Test(TestArguments),
 }
 
 /// What to boot, and on what.
@@ -53,6 +57,9 @@ pub(crate) struct RunArguments {
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
+    /// A file that the guest gets as boot module
+    #[arg(long, value_name = "FILE")]
+    pub(crate) module: Option<PathBuf>,
     /// Program of the guest, and its arguments
     #[arg(value_name = "PROGRAM", default_value = "demo", trailing_var_arg = true)]
     pub(crate) program: Vec<String>,
@@ -63,6 +70,46 @@ impl RunArguments {
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(60))
     }
+}
+
+/// What to compare.
+#[derive(Args, Debug)]
+pub(crate) struct ProveArguments {
+    /// Operations in all, for each release and role
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub(crate) ops: u64,
+    /// First seed
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How many seeds share the operations
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub(crate) seeds: u64,
+    /// Releases of Xen
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
+          default_values_t = [Release::Xen4_17])]
+    pub(crate) xen: Vec<Release>,
+    /// The guest's roles
+    #[arg(long = "as", value_enum, value_delimiter = ',', value_name = "ROLES",
+          default_values_t = [Role::Dom0])]
+    pub(crate) role: Vec<Role>,
+    /// Run the steps in this file instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) replay: Option<PathBuf>,
+}
+
+/// What to test.
+#[derive(Args, Debug)]
+pub(crate) struct TestArguments {
+    /// Stop before real Xen
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Releases of Xen
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
+          default_values_t = [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20])]
+    pub(crate) xen: Vec<Release>,
+    /// Boot this ELF instead of the project's unikernel
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
 }
 
 /// What the guest runs on.
@@ -126,6 +173,7 @@ mod tests {
         let words = ["cargo xtask", "run"].iter().chain(words);
         Cli::try_parse_from(words).map(|cli| match cli.command {
             Command::Run(arguments) => arguments,
+            other => panic!("not a run: {other:?}"),
         })
     }
 
@@ -162,6 +210,19 @@ mod tests {
     fn instructions_are_counted_on_request_only() {
         assert!(!run_arguments(&[]).unwrap().icount);
         assert!(run_arguments(&["--icount", "bench"]).unwrap().icount);
+    }
+
+    #[test]
+    fn all_releases_are_tested_unless_some_are_named() {
+        let releases = |words: &[&str]| {
+            let words = ["cargo xtask", "test"].iter().chain(words);
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Test(arguments) => arguments.xen,
+                other => panic!("not a test: {other:?}"),
+            }
+        };
+        assert_eq!(releases(&[]), [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20]);
+        assert_eq!(releases(&["--xen", "4.20,4.14"]), [Release::Xen4_20, Release::Xen4_14]);
     }
 
     #[test]

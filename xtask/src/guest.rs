@@ -1,20 +1,19 @@
 //! The guest: builds the unikernel, and checks before a boot that Xen can load an ELF file at all.
 //! Xen itself says too little about a bad image (as dom0 it panics, as domU xl prints an errno).
 
-use std::io::IsTerminal as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::{env, fs};
 
 use anyhow::{Context as _, Error, Result, bail};
 use object::LittleEndian;
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
+use crate::cargo;
 use crate::paths;
 use crate::process::run_captured;
 use crate::progress::Step;
-use crate::provision::rust_target::TARGET;
+use crate::provision::rust_target::{self, TARGET};
 
 /// Package and program name of the unikernel.
 pub(crate) const UNIKERNEL: &str = "unikernel";
@@ -30,15 +29,26 @@ const NOTE_GUEST_OS: u32 = 6;
 /// `XEN_ELFNOTE_LOADER`.
 const NOTE_LOADER: u32 = 8;
 
-/// Builds the unikernel for Xen and says where its ELF file is.
+/// The kernel to boot: the given one, or the unikernel, built if need be. Xen can load it.
 ///
 /// # Errors
 ///
-/// It does not compile: the compiler's messages are the error.
-pub(crate) fn build() -> Result<PathBuf> {
+/// The unikernel does not compile, or the file is no kernel for Xen.
+pub(crate) fn kernel(given: Option<&Path>) -> Result<PathBuf> {
+    let kernel = match given {
+        Some(kernel) => kernel.to_path_buf(),
+        None => build()?,
+    };
+    check(&kernel)?;
+    Ok(kernel)
+}
+
+/// Builds the unikernel for Xen and says where its ELF file is.
+fn build() -> Result<PathBuf> {
+    rust_target::require()?;
     let step = Step::begin("building the unikernel");
     let target = paths::target()?;
-    let mut cargo = cargo();
+    let mut cargo = cargo::cargo();
     cargo.args(["build", "--quiet", "--release", "--package", UNIKERNEL]);
     cargo.args(["--target", TARGET, "--target-dir"]).arg(&target);
     let (status, messages) = run_captured(&mut cargo, |_| {})?;
@@ -50,15 +60,6 @@ pub(crate) fn build() -> Result<PathBuf> {
         eprint!("{messages}");
     }
     Ok(target.join(TARGET).join("release").join(UNIKERNEL))
-}
-
-/// The cargo that runs us, in the workspace, with colours if a person watches.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(paths::workspace());
-    let colour = if std::io::stderr().is_terminal() { "always" } else { "never" };
-    command.env("CARGO_TERM_COLOR", colour);
-    command
 }
 
 /// Checks that a file is an ELF that Xen's loaders take as a 64-bit PV kernel.
@@ -112,6 +113,8 @@ fn check_image(data: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
+
     use super::*;
 
     const ELF_HEADER_BYTES: usize = 64;

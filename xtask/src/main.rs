@@ -5,24 +5,30 @@
 //! |---|---|
 //! | `cli` | the words a person may type |
 //! | `run` | the main job: one guest, one boot, one verdict |
+//! | `test` | all tests: the checks that need no machine, then real Xen |
 //! | `provision` | how to get QEMU, Xen and Rust's bare-metal target |
 //! | `boot` | how to start QEMU, watch it, judge what happened, and end it |
 //! | `initramfs` | how to make the file system of a Linux dom0 |
 //! | `guest` | how to build the guest and check that Xen can load it |
-//! | `process`, `progress`, `paths` | child processes, what the terminal shows, where files go |
+//! | `cargo`, `process` | cargo, and other child processes |
+//! | `progress`, `paths` | what the terminal shows, where files go |
 //!
 //! Exit status: 0 the guest passed; 1 it failed, crashed, hung or gave no verdict; 2 the command
 //! was wrong or this machine lacks something; 130 interrupted.
 
 mod boot;
+mod cargo;
 mod cli;
 mod guest;
 mod initramfs;
 mod paths;
 mod process;
 mod progress;
+mod prove;
 mod provision;
 mod run;
+mod station;
+mod test;
 
 use std::process::ExitCode;
 
@@ -34,6 +40,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = process::handle_signals().and_then(|()| match &cli.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Prove(arguments) => prove::prove(arguments),
+        Command::Test(arguments) => test::test(arguments),
     });
     match result {
         Ok(status) => status.into(),

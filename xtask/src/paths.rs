@@ -3,13 +3,17 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 /// Logs kept before the oldest ones are removed.
 const LOGS_MAX: usize = 60;
+
+/// How the names of temporary folders begin.
+const WORK: &str = "work-";
 
 /// The folder of the workspace.
 pub(crate) fn workspace() -> PathBuf {
@@ -60,7 +64,7 @@ impl HostFolder {
     /// It cannot be made.
     pub(crate) fn temporary(&self) -> Result<tempfile::TempDir> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix("work-").tempdir_in(&self.0).context("making a temporary folder")
+        builder.prefix(WORK).tempdir_in(&self.0).context("making a temporary folder")
     }
 
     /// Waits until no other run changes this folder; holds off others until the file is dropped.
@@ -71,6 +75,12 @@ impl HostFolder {
     pub(crate) fn lock(&self) -> Result<File> {
         let file = File::create(self.join("lock"))?;
         file.lock().context("locking target/xen-host")?;
+        // A run that was killed left its work behind; nobody works here now.
+        for entry in fs::read_dir(&self.0)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(WORK) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
         Ok(file)
     }
 
@@ -93,9 +103,15 @@ impl HostFolder {
             // Another run may have removed it first.
             let _ = fs::remove_file(old);
         }
-        let taken = |number: &u32| !folder.join(format!("{name}-{number}.log")).exists();
-        let number = (1..).find(taken).unwrap_or_default();
-        Ok(folder.join(format!("{name}-{number}.log")))
+        for number in 1_u32.. {
+            let log = folder.join(format!("{name}-{number}.log"));
+            match File::create_new(&log) {
+                Ok(_) => return Ok(log),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).context(format!("making {}", log.display())),
+            }
+        }
+        bail!("there are too many logs in {}", folder.display())
     }
 }
 
@@ -112,4 +128,37 @@ pub(crate) fn make_folder(folder: &Path) -> Result<()> {
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let folders = env::var_os("PATH")?;
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, HostFolder) {
+        let folder = tempfile::tempdir().unwrap();
+        let host = HostFolder(folder.path().to_path_buf());
+        (folder, host)
+    }
+
+    #[test]
+    fn every_boot_has_a_log_of_its_own_and_old_logs_go() {
+        let (_folder, host) = host();
+        let mut last = host.new_log("demo").unwrap();
+        for _ in 0..2 * LOGS_MAX {
+            let next = host.new_log("demo").unwrap();
+            assert_ne!(next, last);
+            last = next;
+        }
+        let logs = fs::read_dir(host.join("logs")).unwrap().count();
+        assert!((LOGS_MAX..=LOGS_MAX + 1).contains(&logs), "{logs}");
+    }
+
+    #[test]
+    fn what_a_killed_run_left_behind_is_removed_and_nothing_else() {
+        let (_folder, host) = host();
+        let left = host.temporary().unwrap().keep();
+        fs::write(host.join("xen-4.17"), "").unwrap();
+        let _lock = host.lock().unwrap();
+        assert!(!left.exists() && host.join("xen-4.17").exists());
+    }
 }

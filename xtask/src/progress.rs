@@ -24,7 +24,7 @@ impl Step {
         } else {
             ProgressBar::hidden()
         };
-        let template = "{spinner:.cyan} {prefix} {msg:.dim} {elapsed:.dim}";
+        let template = "{spinner:.cyan} {prefix} {elapsed:.dim} {wide_msg:.dim}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

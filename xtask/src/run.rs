@@ -6,18 +6,16 @@
 use anyhow::{Context as _, Result, bail};
 
 use crate::ExitStatus;
-use crate::boot::console::Limits;
-use crate::boot::dom0::{self, Line};
-use crate::boot::domu::{self, Guest};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cli::{Machine, Role, RunArguments};
-use crate::guest;
 use crate::paths::HostFolder;
 use crate::process::run_visibly;
 use crate::progress::{Step, seconds};
 use crate::provision::qemu::Qemu;
-use crate::provision::{linux, rust_target, xen};
+use crate::provision::{linux, xen};
+use crate::{cargo, guest};
 
 /// Boots what the arguments say and reports what came of it.
 ///
@@ -31,6 +29,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     if arguments.icount && (arguments.role == Role::Domu || arguments.vcpus > 1) {
         bail!("--icount counts for a guest as dom0 with one virtual CPU only");
     }
+    if let Some(kernel) = &arguments.kernel {
+        guest::check(kernel)?;
+    }
     let host = HostFolder::open()?;
     let lock = host.lock()?;
     let qemu = Qemu::require(&host)?;
@@ -40,14 +41,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         Role::Dom0 => None,
     };
     drop(lock);
-    let kernel = match &arguments.kernel {
-        Some(kernel) => kernel.clone(),
-        None => {
-            rust_target::require()?;
-            guest::build()?
-        }
-    };
-    guest::check(&kernel)?;
+    let kernel = guest::kernel(arguments.kernel.as_deref())?;
     let title = format!(
         "Xen {}, {}, {} MiB, QEMU {}: {}",
         arguments.xen,
@@ -60,23 +54,21 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let log = host.new_log(&name.replace('/', "_"))?;
     let mut view =
         View { booting: Some(Step::begin(&title)), title, whole: arguments.show_console };
-    let report = match arguments.role {
-        Role::Dom0 => {
-            let machine = dom0::machine(&qemu, &xen, kernel, arguments);
-            let total = arguments.time_limit();
-            let limits = Limits { total, silence: total / 2 };
-            dom0::boot(&machine, log, limits, |line| view.line(line))?
-        }
-        Role::Domu => {
-            let guest = Guest {
-                kernel,
-                arguments: arguments.program.join(" "),
-                memory_mib: arguments.mem,
-                vcpus: arguments.vcpus,
-                limit: arguments.time_limit(),
-            };
-            let host = domu::Host { qemu: &qemu, xen, linux: linux.context("no Linux dom0")? };
-            let mut reports = domu::boot(&host, &[guest], log, |line| view.line(line))?;
+    let guest = Guest {
+        kernel,
+        arguments: arguments.program.join(" "),
+        module: arguments.module.clone(),
+        memory_mib: arguments.mem,
+        vcpus: arguments.vcpus,
+        limit: arguments.time_limit(),
+    };
+    let clock = if arguments.icount { Clock::Instructions } else { Clock::Time };
+    let real = Host { qemu: &qemu, xen, clock };
+    let report = match &linux {
+        None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
+        Some(linux) => {
+            let guests = [guest];
+            let mut reports = domu::boot(&real, linux, &guests, log, |line| view.line(line))?;
             reports.pop().context("one guest, one report")?
         }
     };
@@ -85,7 +77,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
 }
 
 fn run_on_model(program: &[String]) -> Result<ExitStatus> {
-    let mut cargo = guest::cargo();
+    let mut cargo = cargo::cargo();
     cargo.args(["run", "--quiet", "--release", "--package", guest::UNIKERNEL, "--"]);
     let status = run_visibly(cargo.args(program))?;
     Ok(if status.success() { ExitStatus::Pass } else { ExitStatus::Fail })
@@ -115,7 +107,7 @@ impl View {
             }
             Line::Other(text) => {
                 if let Some(step) = &self.booting {
-                    step.at(text.chars().take(60).collect::<String>());
+                    step.at(text);
                 }
             }
         }

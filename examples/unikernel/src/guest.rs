@@ -1,31 +1,21 @@
 //! What a program has to work with.
+#![expect(unsafe_code, reason = "stores into the user half, which holds no Rust object")]
 
 use core::fmt;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BootInfo, Counting, Frame, Frames, GuestVa, Machine, Pfn};
+use hypercall::{BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
 use p2m::P2m;
 use pvmmu::{Context, FrameSource};
-
-/// The CPU as a program sees it: loads and stores that may fault, and a clock.
-pub(crate) trait Cpu {
-    /// Reads a word, unless that faults.
-    fn load(&self, va: GuestVa) -> Option<u64>;
-
-    /// Writes a word into memory that the running address space maps; false if that faults.
-    fn store(&self, va: GuestVa, value: u64) -> bool;
-
-    /// The time-stamp counter.
-    fn ticks(&self) -> u64;
-}
 
 /// The guest a program runs in.
 pub(crate) struct Guest<'a, M> {
     /// The machine, counting what is asked of Xen.
     pub(crate) machine: Counting<&'a M>,
     /// The CPU.
-    pub(crate) cpu: &'a dyn Cpu,
+    pub(crate) cpu: &'a M,
     /// What the builder said.
     pub(crate) boot: BootInfo,
     /// Its frame map.
@@ -36,16 +26,40 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) pool: Pool,
     /// Frames free to use that the direct mapping does not reach: good for pages, not for tables.
     pub(crate) far: Option<Frames>,
+    /// The words behind the program's name on the command line.
+    pub(crate) arguments: &'a str,
+    /// The boot module.
+    pub(crate) module: Option<&'a [u8]>,
     /// Where it prints.
     pub(crate) console: &'a mut dyn fmt::Write,
 }
 
-impl<M: Machine> Guest<'_, M> {
+impl<M: Machine + Cpu> Guest<'_, M> {
+    /// Writes a word of the user half that the running address space maps; false if that faults.
+    pub(crate) fn store(&self, va: GuestVa, value: u64) -> bool {
+        // SAFETY: programs map only frames of their pool in the user half, and no Rust object is in
+        // them.
+        unsafe { self.cpu.store(va, value) }.is_ok()
+    }
+
     /// The context of address space operations, and the pool beside it.
     pub(crate) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
         let Self { machine, p2m, kernel_root, pool, .. } = self;
         (Context { machine, p2m, kernel_root: *kernel_root }, pool)
     }
+}
+
+/// The number that follows `name=` among `arguments`, or `default`.
+///
+/// # Errors
+/// A sentence, if what follows is no number.
+pub(crate) fn number(arguments: &str, name: &str, default: u64) -> Result<u64, String> {
+    let value = arguments
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')));
+    value.map_or(Ok(default), |digits| {
+        digits.parse().map_err(|_| alloc::format!("{name}={digits} is no number"))
+    })
 }
 
 /// Free frames, on the heap.

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::fmt;
 
-use hypercall::{Counts, Machine};
+use hypercall::{Counts, Cpu, Machine};
 
 use crate::guest::Guest;
 
@@ -27,7 +27,7 @@ pub(crate) struct Steps {
 
 impl Steps {
     /// Prints the head of the table and starts to count.
-    pub(crate) fn begin<M: Machine>(guest: &mut Guest<'_, M>) -> Result<Self, fmt::Error> {
+    pub(crate) fn begin<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Self, fmt::Error> {
         row!(guest.console, "step", "hypercalls", "entries", "TSC ticks")?;
         writeln!(guest.console, "{:-<77}", "")?;
         let counts = guest.machine.counts();
@@ -35,7 +35,7 @@ impl Steps {
     }
 
     /// Prints the row of the step that has just been taken.
-    pub(crate) fn done<M: Machine>(
+    pub(crate) fn done<M: Machine + Cpu>(
         &mut self,
         guest: &mut Guest<'_, M>,
         step: &str,

@@ -15,7 +15,8 @@ use x86_64::structures::paging::PageTableIndex;
 /// Which request is refused, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Counted from 0 over everything issued: each request of a multicall counts, each `memory_op` counts.
+    /// Counted from 0 over everything issued: each request of a multicall counts, each `memory_op`
+    /// counts.
     pub request: u64,
     /// The errno.
     pub errno: Errno,
@@ -23,8 +24,8 @@ pub struct Refusal {
     pub done: usize,
 }
 
-/// Wraps a machine and refuses one request; all others, also those of the same multicall behind it, go
-/// through, as with Xen.
+/// Wraps a machine and refuses one request; all others, also those of the same multicall behind it,
+/// go through, as with Xen.
 #[derive(Debug)]
 pub struct FailNth<M> {
     machine: M,

@@ -1,4 +1,5 @@
-//! Machines around machines: each implements the seam that it wraps, so it serves on real Xen as on the model.
+//! Machines around machines: each implements the seam that it wraps, so it serves on real Xen as on
+//! the model.
 
 mod counting;
 mod fail_nth;

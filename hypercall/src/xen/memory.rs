@@ -1,14 +1,14 @@
-//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU or another
-//! domain may change what is there.
+//! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
+//! or another domain may change what is there.
 
 use core::ops::Range;
 
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
-use super::trap::load_or;
+use super::trap::{load_or, try_compare_exchange, try_load, try_store};
 use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
-use crate::machine::{AccessError, FrameAccess, check_run};
+use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
@@ -58,7 +58,8 @@ impl FrameAccess for Xen {
     ) -> Result<(), AccessError> {
         check_run(table, first, into.len())?;
         let from = self.entry(table, first)?;
-        // SAFETY: I-3: inside one mapped page, as `check_run` says, aligned, and any bits are an entry.
+        // SAFETY: I-3: inside one mapped page, as `check_run` says, aligned, and any bits are an
+        // entry.
         let read = |k| Pte::from_raw(unsafe { from.wrapping_add(k).read_volatile() });
         let mut done = 0;
         // Eight at a time: this loop is most of what a walk over a table costs the guest.
@@ -79,7 +80,8 @@ impl FrameAccess for Xen {
         slots: Range<u16>,
     ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
         let start = self.entry(table, PageTableIndex::new(0))?;
-        // SAFETY: I-3: inside one mapped page for an index below 512, aligned, and any bits are an entry.
+        // SAFETY: I-3: inside one mapped page for an index below 512, aligned, and any bits are an
+        // entry.
         let read = |at: u16| unsafe { start.wrapping_add(usize::from(at)).read_volatile() };
         let end = slots.end.min(ENTRIES);
         let mut at = slots.start;
@@ -116,7 +118,8 @@ impl FrameAccess for Xen {
     ) -> Result<(), AccessError> {
         check_run(table, first, from.len())?;
         let into = self.entry(table, first)?;
-        // SAFETY: I-3: inside one mapped page, as `check_run` says; the caller owns the frame (I-1).
+        // SAFETY: I-3: inside one mapped page, as `check_run` says; the caller owns the frame
+        // (I-1).
         let write = |k, pte: Pte| unsafe { into.wrapping_add(k).write_volatile(pte.raw()) };
         let mut done = 0;
         let (eights, rest) = from.as_chunks::<8>();
@@ -140,7 +143,8 @@ impl FrameAccess for Xen {
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         let into = self.bytes(pfn, offset, from.len())?;
         for (k, byte) in from.iter().enumerate() {
-            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame
+            // (I-1).
             unsafe { into.wrapping_add(k).write_volatile(*byte) };
         }
         Ok(())
@@ -160,5 +164,26 @@ impl FrameAccess for Xen {
             return Err(AccessError::Unmapped(pfn));
         }
         self.direct_map.checked_add_pages(pfn.raw()).map_err(|_| AccessError::Unmapped(pfn))
+    }
+}
+
+impl Cpu for Xen {
+    fn load(&self, va: GuestVa) -> Result<u64, Fault> {
+        try_load(va.addr()).ok_or(Fault(va))
+    }
+
+    unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault> {
+        // SAFETY: the caller's promise is the one that `try_store` asks for.
+        if unsafe { try_store(va.addr(), value) } { Ok(()) } else { Err(Fault(va)) }
+    }
+
+    unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault> {
+        // SAFETY: the caller's promise is the one that `try_compare_exchange` asks for.
+        unsafe { try_compare_exchange(va.addr(), current, new) }.ok_or(Fault(va))
+    }
+
+    fn ticks(&self) -> u64 {
+        // SAFETY: reading the time-stamp counter has no other effect, and Xen allows it.
+        unsafe { core::arch::x86_64::_rdtsc() }
     }
 }

@@ -9,8 +9,8 @@ use crate::error::{Errno, Error, Hypercall};
 use crate::machine::{Assist, Hypercalls};
 use crate::memory::{MemoryOp, Reservation};
 
-/// `struct multicall_entry` (public/xen.h), 64 bytes. A debug build of Xen fills all of it but `result` with
-/// 0xAA when the entry has run, so nothing else is ever read back.
+/// `struct multicall_entry` (public/xen.h), 64 bytes. A debug build of Xen fills all of it but
+/// `result` with 0xAA when the entry has run, so nothing else is ever read back.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct MulticallEntry {
@@ -68,8 +68,8 @@ impl Hypercalls for Xen {
         if let [call] = calls {
             let mut done = 0;
             let (number, arguments) = lower(&call.request, &raw mut done);
-            // SAFETY: the caller vouches for what the request does; its pointers are to live arrays of the
-            // ABI's element types and to `done`.
+            // SAFETY: the caller vouches for what the request does; its pointers are to live arrays
+            // of the ABI's element types and to `done`.
             call.outcome = outcome(unsafe { hypercall(number, arguments) }, done);
             return Ok(());
         }

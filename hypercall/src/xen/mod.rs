@@ -9,7 +9,7 @@ mod platform;
 mod trap;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
-pub use trap::{fault_fixup, hypercall, try_load, try_store};
+pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,7 +47,8 @@ pub struct Xen {
 }
 
 impl Xen {
-    /// The machine of a guest whose pfn 0 is mapped at `direct_map`, with `mapped_frames` frames behind it.
+    /// The machine of a guest whose pfn 0 is mapped at `direct_map`, with `mapped_frames` frames
+    /// behind it.
     ///
     /// # Errors
     /// If Xen does not say where M2P is.
@@ -56,8 +57,8 @@ impl Xen {
     /// Two `memory_op`.
     ///
     /// # Safety
-    /// The mapping is as described and stays so (I-3), and the guest has a page-fault handler that asks
-    /// [`fault_fixup`], or reads M2P only for frames of its own.
+    /// The mapping is as described and stays so (I-3), and the guest has a page-fault handler that
+    /// asks [`fault_fixup`], or reads M2P only for frames of its own.
     pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
         let mapped_frames = AtomicU64::new(mapped_frames);
         let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries: 0 };

@@ -81,7 +81,8 @@ impl Xen {
         result(number::CONSOLE_IO, rax).map(drop)
     }
 
-    /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields for ever.
+    /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields for
+    /// ever.
     pub fn shutdown(reason: ShutdownReason) -> ! {
         let argument = reason as u32;
         let arguments = [SCHEDOP_SHUTDOWN, &raw const argument as u64, 0, 0, 0];
@@ -121,7 +122,8 @@ impl Xen {
         }
     }
 
-    /// What follows major and minor in the release's name (`XENVER_extraversion`): zero-terminated text.
+    /// What follows major and minor in the release's name (`XENVER_extraversion`): zero-terminated
+    /// text.
     ///
     /// # Errors
     /// As Xen says; no release refuses it.
@@ -151,7 +153,8 @@ impl Xen {
     /// `EFAULT` or `EINVAL` if the table is not one.
     ///
     /// # Safety
-    /// The table ends with [`TrapInfo::END`], and each handler can take its exception as Xen delivers it.
+    /// The table ends with [`TrapInfo::END`], and each handler can take its exception as Xen
+    /// delivers it.
     pub unsafe fn set_trap_table(table: &[TrapInfo]) -> Result<(), Error> {
         let arguments = [table.as_ptr() as u64, 0, 0, 0, 0];
         // SAFETY: the caller vouches for the table.

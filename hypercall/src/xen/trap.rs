@@ -1,10 +1,11 @@
 //! The trampolines: how a number and up to five words get into Xen.
 //!
-//! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10` and
-//! `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction (public/arch-x86/xen-x86_64.h). A hypercall
-//! page holds nothing else, so there is none. A debug build of Xen overwrites the argument registers, so each
-//! counts as lost. An interrupted hypercall is run again from its `syscall`, in between the guest may take an
-//! event upcall on its own stack: hence no `nostack`.
+//! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`,
+//! `rdx`, `r10` and `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction
+//! (public/arch-x86/xen-x86_64.h). A hypercall page holds nothing else, so there is none. A debug
+//! build of Xen overwrites the argument registers, so each counts as lost. An interrupted hypercall
+//! is run again from its `syscall`, in between the guest may take an event upcall on its own stack:
+//! hence no `nostack`.
 
 use core::arch::{asm, global_asm};
 
@@ -13,8 +14,8 @@ use x86_64::VirtAddr;
 /// Calls hypercall `number` with five arguments.
 ///
 /// # Safety
-/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every argument that is
-/// an address must point to what this hypercall expects there.
+/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every
+/// argument that is an address must point to what this hypercall expects there.
 #[inline]
 pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
@@ -36,19 +37,29 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// One store that may fault. Loads that may fault are inlined, and note where they are in a section of their own: pairs
-// of the address of the load and of where to go on.
+// A store and an exchange that may fault. Loads that may fault are inlined, and note where they are
+// in a section of their own: pairs of the address of the load and of where to go on.
 global_asm!(
-    ".global hypercall_try_store, hypercall_try_failed",
+    ".global hypercall_try_store, hypercall_try_exchange",
+    ".global hypercall_try_cmpxchg, hypercall_try_failed",
     ".type hypercall_try_store, @function",
     "hypercall_try_store:",
     "mov [rdi], rsi",
     "xor edx, edx",
     "ret",
+    "hypercall_try_exchange:",
+    "mov rax, rsi",
+    "mov r8, rdx",
+    "hypercall_try_cmpxchg:",
+    "lock cmpxchg [rdi], r8",
+    "mov edx, 0",
+    "ret",
     "hypercall_try_failed:",
     "mov edx, 1",
     "ret",
-    ".size hypercall_try_store, hypercall_try_failed - hypercall_try_store",
+    ".size hypercall_try_store, hypercall_try_exchange - hypercall_try_store",
+    ".type hypercall_try_exchange, @function",
+    ".size hypercall_try_exchange, hypercall_try_failed - hypercall_try_exchange",
 );
 
 #[repr(C)]
@@ -57,10 +68,12 @@ struct Tried {
     failed: u64,
 }
 
-// Defined above; they follow the C calling convention and return their pair in rax:rdx. The last two are the linker's:
-// the bounds of the section with the inlined loads.
+// Defined above; they follow the C calling convention and return their pair in rax:rdx. The last
+// two are the linker's: the bounds of the section with the inlined loads.
 unsafe extern "C" {
     fn hypercall_try_store(address: u64, value: u64) -> Tried;
+    fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
+    static hypercall_try_cmpxchg: u8;
     static hypercall_try_failed: u8;
     #[link_name = "__start_hypercall_fixups"]
     static FIXUPS_START: [u64; 2];
@@ -68,8 +81,8 @@ unsafe extern "C" {
     static FIXUPS_END: [u64; 2];
 }
 
-/// Reads 8 bytes that may not be mapped; `otherwise` if the read faulted and the guest's page-fault handler consulted
-/// [`fault_fixup`].
+/// Reads 8 bytes that may not be mapped; `otherwise` if the read faulted and the guest's page-fault
+/// handler consulted [`fault_fixup`].
 #[inline]
 #[must_use]
 pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
@@ -91,8 +104,8 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
     value
 }
 
-/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault handler
-/// consulted [`fault_fixup`].
+/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault
+/// handler consulted [`fault_fixup`].
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
     let value: u64;
@@ -116,8 +129,9 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
     (loaded == 1).then_some(value)
 }
 
-/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's page-fault handler
-/// consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and faults if Xen refuses the entry.
+/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's
+/// page-fault handler consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and
+/// faults if Xen refuses the entry.
 ///
 /// # Safety
 /// If the address is mapped writable, the memory behind it is the caller's, and no Rust object.
@@ -128,17 +142,30 @@ pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
     tried.failed == 0
 }
 
-/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's page-fault
-/// handler must ask before it reports the fault.
+/// Compares and exchanges 8 bytes as [`try_store`] writes them; `None` if it faulted.
+///
+/// # Safety
+/// As for [`try_store`].
+#[must_use]
+pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Option<u64> {
+    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
+    let tried = unsafe { hypercall_try_exchange(va.as_u64(), current, new) };
+    (tried.failed == 0).then_some(tried.value)
+}
+
+/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's
+/// page-fault handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
     let store = hypercall_try_store as *const () as u64;
-    if rip == store {
+    let exchange = &raw const hypercall_try_cmpxchg as u64;
+    if [store, exchange].contains(&rip) {
         return Some(&raw const hypercall_try_failed as u64);
     }
     let (start, end) = (&raw const FIXUPS_START, &raw const FIXUPS_END);
     let count = (end as usize - start as usize) / size_of::<[u64; 2]>();
-    // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never changes.
+    // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never
+    // changes.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
     fixups.iter().find(|[load, _]| *load == rip).map(|[_, go_on]| *go_on)
 }

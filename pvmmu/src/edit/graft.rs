@@ -1,4 +1,5 @@
-//! Tables that are filled by plain stores first, and validated when they are linked into a live tree.
+//! Tables that are filled by plain stores first, and validated when they are linked into a live
+//! tree.
 
 use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags};
 
@@ -14,8 +15,8 @@ use crate::pages::Run;
 type Chain = [Option<Frame>; 3];
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
-    /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with `run`, and links
-    /// the chain. On failure nothing has changed.
+    /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
+    /// `run`, and links the chain. On failure nothing has changed.
     ///
     /// # Hypercalls
     /// One `mmu_update` of 2 to 5 elements; on refusal one more.
@@ -88,7 +89,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), (MapError, bool)> {
         self.plan_link(chain, (level, va), top).map_err(|error| (error, true))?;
         let Tools { context, batch, reach, .. } = &mut *self.tools;
-        // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space (I-4).
+        // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
+        // (I-4).
         let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
         batch.invert();
         let undone = undo(context, batch, *reach);
@@ -126,7 +128,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.clear();
         for (table, level) in chain.into_iter().zip([Level::L1, Level::L2, Level::L3]) {
             let Some(table) = table else { continue };
-            // Upper tables hold one entry, for the table that has just been given back: only pages are released.
+            // Upper tables hold one entry, for the table that has just been given back: only pages
+            // are released.
             if level == Level::L1
                 && let Err(error) = empty(context, (level, table.pfn()), tables, *frames)
             {

@@ -103,11 +103,12 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.map_from(pages, flags, &mut Origin::Frames)
     }
 
-    /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the guest's own: when they
-    /// are unmapped, [`FrameSource::give_foreign`] is told.
+    /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
+    /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`]. Xen refuses the frames of a domain over which this one has no power.
+    /// As for [`Pgd::map_pages`]. Xen refuses the frames of a domain over which this one has no
+    /// power.
     pub fn map_foreign(
         &mut self,
         (pages, flags): (Pages, PteFlags),
@@ -151,7 +152,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Links empty tables from the pool, from below the entry of `level` that is missing down to an L1 table.
+    /// Links empty tables from the pool, from below the entry of `level` that is missing down to an
+    /// L1 table.
     fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
         while let Some(below) = level.below() {
             let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
@@ -241,10 +243,12 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         })
     }
 
-    /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the tools.
+    /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the
+    /// tools.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools then.
+    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools
+    /// then.
     pub fn replace(
         &mut self,
         (va, flags): (GuestVa, PteFlags),

@@ -1,12 +1,14 @@
-//! Changing a tree that Xen holds: changes are collected in a batch and go to Xen when it is full, when something reads
-//! what it would change, and at the end.
+//! Changing a tree that Xen holds: changes are collected in a batch and go to Xen when it is full,
+//! when something reads what it would change, and at the end.
 //!
-//! An [`Edit`] is a section in which changes are pending. It borrows the address space exclusively, so that nothing
-//! else can read it meanwhile; what the section itself reads is never behind a change of its own, because pages are
-//! taken in ascending order and a step back submits what is pending first.
+//! An [`Edit`] is a section in which changes are pending. It borrows the address space exclusively,
+//! so that nothing else can read it meanwhile; what the section itself reads is never behind a
+//! change of its own, because pages are taken in ascending order and a step back submits what is
+//! pending first.
 //!
-//! Every batch is a unit: if Xen refuses one of its changes, those before it are taken back with the values that stood
-//! there. What earlier batches did stays, and the error says for how many pages.
+//! Every batch is a unit: if Xen refuses one of its changes, those before it are taken back with
+//! the values that stood there. What earlier batches did stays, and the error says for how many
+//! pages.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
@@ -46,7 +48,8 @@ const PART: u16 = 64;
 pub enum Presence {
     /// They stay mapped throughout: other vCPUs, or interrupts, may use them.
     Steady,
-    /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put back.
+    /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put
+    /// back.
     MayVanish,
 }
 
@@ -85,15 +88,16 @@ pub struct Edit<'e, 'a, 'b, 't, M, F> {
 }
 
 impl Pgd<Pinned> {
-    /// Makes the changes of `section` with as few traps as the batch allows. What the section reads through its
-    /// [`Edit`] is what it has written.
+    /// Makes the changes of `section` with as few traps as the batch allows. What the section reads
+    /// through its [`Edit`] is what it has written.
     ///
     /// # Errors
-    /// What the section or the submit at its end failed with. What was pending then has not happened.
+    /// What the section or the submit at its end failed with. What was pending then has not
+    /// happened.
     ///
     /// # Hypercalls
-    /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update` and the flush; and
-    /// those that [`Edit`]'s methods name for whole tables.
+    /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
+    /// and the flush; and those that [`Edit`]'s methods name for whole tables.
     pub fn edit<'a, 'b, 't, M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'a, 'b, 't, M, F>,
@@ -109,17 +113,19 @@ impl Pgd<Pinned> {
         }
     }
 
-    /// Maps a frame at each page of `pages`, which all must be free; frames and missing tables come from the tools.
+    /// Maps a frame at each page of `pages`, which all must be free; frames and missing tables come
+    /// from the tools.
     ///
     /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that are mapped all the same. [`MapError::KernelHalf`],
-    /// [`MapError::Unaligned`], [`MapError::Flags`], [`MapError::Occupied`], [`MapError::OutOfFrames`],
-    /// [`MapError::BatchTooSmall`] (a batch must hold 5 updates), [`MapError::Walk`], [`MapError::Refused`],
-    /// [`MapError::NotUndone`].
+    /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
+    /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`] (a batch must
+    /// hold 5 updates), [`MapError::Walk`], [`MapError::Refused`], [`MapError::NotUndone`].
     ///
     /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool. A table that is
-    /// filled before it is linked takes one `mmu_update` of its own, with 2 to 5 elements.
+    /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.
+    /// A table that is filled before it is linked takes one `mmu_update` of its own, with 2 to 5
+    /// elements.
     pub fn map_pages<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -132,7 +138,8 @@ impl Pgd<Pinned> {
     /// Maps `frame` at `va`.
     ///
     /// # Errors
-    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing is mapped then.
+    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing
+    /// is mapped then.
     ///
     /// # Hypercalls
     /// One `mmu_update`, or one more if tables come from no pool.
@@ -145,15 +152,15 @@ impl Pgd<Pinned> {
         map::one(self, tools, (va, flags), frame)
     }
 
-    /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools, once no TLB knows
-    /// the mapping any more.
+    /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
+    /// once no TLB knows the mapping any more.
     ///
     /// # Errors
     /// [`RangeError`]: as for [`map_pages`](Self::map_pages), and [`MapError::NotMapped`].
     ///
     /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a whole, one
-    /// `mmu_update` of two elements, and another one if something is left in it.
+    /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a
+    /// whole, one `mmu_update` of two elements, and another one if something is left in it.
     pub fn unmap<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -168,8 +175,8 @@ impl Pgd<Pinned> {
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
     ///
     /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page; or for a table that is better changed as a whole, which takes
-    /// [`Presence::MayVanish`], two `mmu_update` of two elements.
+    /// As for [`Pgd::edit`], one element a page; or for a table that is better changed as a whole,
+    /// which takes [`Presence::MayVanish`], two `mmu_update` of two elements.
     pub fn protect<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -271,8 +278,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         }
         let updates = batch.updates();
         flush.push(batch, *reach)?;
-        // SAFETY: only entries of the user half change, and they belong to the address space (I-4), which is borrowed
-        // exclusively.
+        // SAFETY: only entries of the user half change, and they belong to the address space (I-4),
+        // which is borrowed exclusively.
         match unsafe { batch.submit(context.machine) } {
             Ok(()) => {
                 if flags_only == updates {

@@ -70,8 +70,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.rewrite(pages, &Clear)
     }
 
-    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). A page that is shared stays read-only; if
-    /// it is to be writable, [`make_own`](Self::make_own) does that at the first write.
+    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). A page that is shared
+    /// stays read-only; if it is to be writable, [`make_own`](Self::make_own) does that at the
+    /// first write.
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
@@ -179,8 +180,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
-    /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the cheaper way that is
-    /// allowed. What is pending is submitted before a table is taken out.
+    /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the
+    /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
     pub(crate) fn change_entries(
         &mut self,
         (table, va): (Pfn, GuestVa),
@@ -229,7 +230,8 @@ fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
 
 const BOTH: u64 = PteFlags::PRESENT.bits() | PteFlags::WRITABLE.bits();
 
-/// How many entries of an L1 table map pages. Tables are full or nearly empty: groups with nothing in them cost little.
+/// How many entries of an L1 table map pages. Tables are full or nearly empty: groups with nothing
+/// in them cost little.
 pub(crate) fn population(entries: &[Pte; ENTRIES as usize]) -> Population {
     let (mut present, mut writable) = (0u64, 0u64);
     for eight in entries.as_chunks::<8>().0 {

@@ -25,8 +25,8 @@ enum Thing {
 }
 
 impl Thing {
-    /// Reads an entry of a batch: a leaf, a link to a table from the pool, or the copy of one. Tables that are not
-    /// from the pool are linked in steps of their own.
+    /// Reads an entry of a batch: a leaf, a link to a table from the pool, or the copy of one.
+    /// Tables that are not from the pool are linked in steps of their own.
     fn of(pte: Pte) -> Self {
         match held(pte) {
             _ if !pte.is_present() => Self::Nothing,

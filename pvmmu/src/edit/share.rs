@@ -10,15 +10,16 @@ use crate::pages::check_page;
 use crate::path::Found;
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
-    /// Makes the page at `va`, which fork has write-protected, writable again: the last one who shares the frame gets it,
-    /// any other one gets a copy.
+    /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
+    /// shares the frame gets it, any other one gets a copy.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it was not writable before it was
-    /// shared, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
+    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it was not
+    /// writable before it was shared, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
-    /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one `mmuext_op`.
+    /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one
+    /// `mmuext_op`.
     pub fn make_own(&mut self, va: GuestVa) -> Result<(), MapError> {
         check_page(va)?;
         self.submit()?;
@@ -70,7 +71,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 return Err(error);
             }
         };
-        // INVARIANT: I-4: the token goes into the batch; if that is refused, it goes to the frames of the tools.
+        // INVARIANT: I-4: the token goes into the batch; if that is refused, it goes to the frames
+        // of the tools.
         self.push(MmuUpdate::set(slot, Pte::new(mfn, flags)), old.raw())?;
         self.flush.add(va, 1);
         self.submit()

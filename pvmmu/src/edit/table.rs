@@ -1,7 +1,9 @@
-//! An L1 table taken out of a live tree, changed by plain stores, and put back if anything is left in it.
+//! An L1 table taken out of a live tree, changed by plain stores, and put back if anything is left
+//! in it.
 //!
-//! What makes that possible: Xen drops the type of a table with its last reference, so that once its entry is gone the
-//! frame can be mapped writable; and Xen flushes all TLBs when an entry above L1 changes.
+//! What makes that possible: Xen drops the type of a table with its last reference, so that once
+//! its entry is gone the frame can be mapped writable; and Xen flushes all TLBs when an entry above
+//! L1 changes.
 
 use hypercall::{
     BatchError, ENTRIES, Element, Entry, Frame, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pfn,
@@ -31,11 +33,12 @@ pub(crate) const fn empty_table() -> Entries {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
-    /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`. Nothing is pending.
+    /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
+    /// Nothing is pending.
     ///
     /// # Hypercalls
-    /// One `mmu_update` of two elements if `new` is empty; the table goes to the frames then. Otherwise two. One more
-    /// element if the table is pinned by itself.
+    /// One `mmu_update` of two elements if `new` is empty; the table goes to the frames then.
+    /// Otherwise two. One more element if the table is pinned by itself.
     pub(super) fn replace_table(
         &mut self,
         table: Pfn,
@@ -62,7 +65,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             for old in old.iter().filter(|old| old.is_present()) {
                 release(&context, *old, self.tools.frames);
             }
-            // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and writable again.
+            // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
+            // writable again.
             self.tools.frames.give(unsafe { Frame::claim(table) });
             return Ok(());
         }
@@ -111,7 +115,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
     }
 
-    /// Stores the entries of `run` and puts the table back; if Xen refuses it, with its old entries.
+    /// Stores the entries of `run` and puts the table back; if Xen refuses it, with its old
+    /// entries.
     fn store_and_link(
         &mut self,
         table: Pfn,
@@ -149,13 +154,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.clear();
         batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
         batch.update(MmuUpdate::set(slot, not_held(link)), Pte::ABSENT.raw())?;
-        // SAFETY: the table belongs to the address space (I-4), and its entries are those that were there or were
-        // asked for.
+        // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
+        // there or were asked for.
         Ok(unsafe { batch.submit(context.machine) })
     }
 }
 
-/// The first address that the entry behind `update` spans, if it is one of the tree's. Reads the whole tree if need be.
+/// The first address that the entry behind `update` spans, if it is one of the tree's. Reads the
+/// whole tree if need be.
 pub(super) fn va_of<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,

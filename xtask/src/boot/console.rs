@@ -41,13 +41,35 @@ pub(crate) enum Stop {
     Interrupted,
 }
 
+/// The last lines of something, without those that say nothing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail(VecDeque<String>);
+
+impl Tail {
+    /// Adds a line, and forgets the oldest one if there are many.
+    pub(crate) fn push(&mut self, line: &str) {
+        if is_empty_dump(line) {
+            return;
+        }
+        if self.0.len() == TAIL_LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    /// The lines, oldest first.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.iter().cloned().collect()
+    }
+}
+
 /// A console being watched.
 #[derive(Debug)]
 pub(crate) struct Console {
     chunks: Receiver<Vec<u8>>,
     log: File,
     partial: Vec<u8>,
-    tail: VecDeque<String>,
+    tail: Tail,
 }
 
 impl Console {
@@ -67,7 +89,7 @@ impl Console {
                 }
             }
         });
-        Ok(Self { chunks, log, partial: Vec::new(), tail: VecDeque::new() })
+        Ok(Self { chunks, log, partial: Vec::new(), tail: Tail::default() })
     }
 
     /// Hands over each line, without its end, until `on_line` breaks or time is up.
@@ -118,7 +140,7 @@ impl Console {
 
     /// The last lines.
     pub(crate) fn tail(&self) -> Vec<String> {
-        self.tail.iter().cloned().collect()
+        self.tail.lines()
     }
 
     fn take_rest(&mut self, on_line: &mut impl FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
@@ -129,12 +151,7 @@ impl Console {
         let line = printable(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         let flow = on_line(&line);
-        if !is_empty_dump(&line) {
-            if self.tail.len() == TAIL_LINES {
-                self.tail.pop_front();
-            }
-            self.tail.push_back(line);
-        }
+        self.tail.push(&line);
         flow
     }
 }

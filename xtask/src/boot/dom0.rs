@@ -2,80 +2,60 @@
 //! with `(XEN)`; all others after the hand-over are the guest's.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::console::{Limits, Stop};
-use super::machine::{Clock, Ending, Machine, Module};
+use super::machine::{Ending, Machine, Module};
 use super::outcome::{Outcome, Report};
+use super::panic::PanicReader;
 use super::verdict::Verdict;
-use crate::cli::RunArguments;
-use crate::provision::qemu::Qemu;
+use super::{Guest, Host, Line};
 
 /// What the machine has besides the guest's memory: room for Xen, its heap and its frame table.
 const XEN_MEMORY_MIB: u32 = 192;
 
-/// What a reader of the console is shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Line<'a> {
-    /// Written by the guest.
-    Guest(&'a str),
-    /// Written by anyone else.
-    Other(&'a str),
-}
-
-/// Describes a machine with our guest as dom0.
-pub(crate) fn machine<'a>(
-    qemu: &'a Qemu,
-    xen: &'a Path,
-    guest: PathBuf,
-    arguments: &RunArguments,
-) -> Machine<'a> {
-    let memory = arguments.mem;
-    Machine {
-        qemu,
-        xen,
-        xen_arguments: format!(
-            "dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={} dom0_vcpus_pin=0",
-            arguments.vcpus
-        ),
-        modules: vec![Module { file: guest, arguments: arguments.program.join(" ") }],
-        memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
-        processors: arguments.vcpus,
-        // Counts are compared with those of other machines, so the CPU is the same everywhere.
-        cpu_model: if arguments.icount { "qemu64" } else { qemu.cpu_model() },
-        clock: if arguments.icount { Clock::Instructions } else { Clock::Time },
-    }
-}
-
-/// Boots and judges. `show` gets every line as it comes.
+/// Boots the guest as dom0 and judges it. `show` gets every line as it comes.
 ///
 /// # Errors
 ///
 /// QEMU cannot be started, or a signal asked us to end.
 pub(crate) fn boot(
-    machine: &Machine<'_>,
+    host: &Host<'_>,
+    guest: &Guest,
     log: PathBuf,
-    limits: Limits,
     mut show: impl FnMut(Line<'_>),
 ) -> Result<Report> {
+    let limits = Limits { total: guest.limit, silence: guest.limit / 2 };
     let mut reader = Reader::default();
-    let ending = machine.boot(&log, |console| {
-        console.watch(limits, |line| {
-            let (shown, flow) = reader.line(line);
-            show(shown);
-            flow
-        })
-    })?;
-    let Ending { tail, time, .. } = &ending;
-    let (tail, time) = (tail.clone(), *time);
-    Ok(Report { outcome: reader.judge(&ending, limits), tail, log, time })
+    let ending = machine(host, guest)
+        .boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
+    let outcome = reader.judge(&ending, limits);
+    Ok(Report { outcome, tail: ending.tail, log, time: ending.time })
+}
+
+fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
+    let memory = guest.memory_mib;
+    let kernel = Module { file: guest.kernel.clone(), arguments: guest.arguments.clone() };
+    let module = guest.module.clone();
+    let module = module.map(|file| Module { file, arguments: String::new() });
+    Machine {
+        qemu: host.qemu,
+        xen: &host.xen,
+        xen_arguments: format!("dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={}", guest.vcpus),
+        modules: [kernel].into_iter().chain(module).collect(),
+        memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
+        processors: guest.vcpus,
+        clock: host.clock,
+    }
 }
 
 /// What was read so far.
 #[derive(Debug, Default)]
 struct Reader {
+    /// The beginning of a line into which Xen wrote one of its own.
+    interrupted: String,
     handed_over: bool,
     verdict: Option<Verdict>,
     panic: PanicReader,
@@ -83,23 +63,27 @@ struct Reader {
 }
 
 impl Reader {
-    fn line<'a>(&mut self, line: &'a str) -> (Line<'a>, ControlFlow<()>) {
-        if let Some(words) = line.strip_prefix("(XEN)") {
-            self.xen_line(words.trim());
-            let flow = match self.outcome {
+    fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
+        // The guest's line comes in pieces, and Xen may write in between.
+        if let Some(at) = line.find("(XEN)") {
+            self.interrupted.push_str(&line[..at]);
+            show(Line::Other(&line[at..]));
+            self.xen_line(line[at..].trim_start_matches("(XEN)").trim());
+            return match self.outcome {
                 Some(_) => ControlFlow::Break(()),
                 None => ControlFlow::Continue(()),
             };
-            return (Line::Other(line), flow);
         }
-        let verdict = Verdict::parse(line);
+        let line = std::mem::take(&mut self.interrupted) + line;
+        let verdict = Verdict::parse(&line);
         // Only a guest gives a verdict, whatever Xen wrote before.
         if self.handed_over || verdict.is_some() {
             self.verdict = verdict.or(self.verdict.take());
-            (Line::Guest(line), ControlFlow::Continue(()))
+            show(Line::Guest(&line));
         } else {
-            (Line::Other(line), ControlFlow::Continue(()))
+            show(Line::Other(&line));
         }
+        ControlFlow::Continue(())
     }
 
     fn xen_line(&mut self, words: &str) {
@@ -127,32 +111,6 @@ impl Reader {
     }
 }
 
-/// Collects what Xen says when it panics, which takes several lines.
-#[derive(Debug, Default)]
-pub(crate) struct PanicReader(Option<Vec<String>>);
-
-impl PanicReader {
-    /// Reads a line of Xen's. There is an outcome at the last line of a panic.
-    pub(crate) fn line(&mut self, words: &str) -> Option<Outcome> {
-        match &mut self.0 {
-            Some(_) if words.starts_with("Reboot in") || words.starts_with("Manual reset") => {
-                return self.unfinished();
-            }
-            Some(panic) if !words.is_empty() && !words.starts_with("***") => {
-                panic.push(words.to_owned());
-            }
-            None if words.starts_with("Panic on CPU") => self.0 = Some(Vec::new()),
-            _ => {}
-        }
-        None
-    }
-
-    /// What is to be said of a panic whose last line never came.
-    pub(crate) fn unfinished(&self) -> Option<Outcome> {
-        self.0.as_ref().map(|words| Outcome::XenPanicked(words.join(" ")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -168,11 +126,12 @@ mod tests {
         let mut guest = Vec::new();
         let mut stop = otherwise;
         for line in console.lines() {
-            let (shown, flow) = reader.line(line);
-            if let Line::Guest(line) = shown {
-                guest.push(line.to_owned());
-            }
-            if flow.is_break() {
+            let mut show = |line: Line<'_>| {
+                if let Line::Guest(text) = line {
+                    guest.push(text.to_owned());
+                }
+            };
+            if reader.line(line, &mut show).is_break() {
                 stop = Stop::Seen;
                 break;
             }
@@ -194,6 +153,17 @@ mod tests {
         );
         assert_eq!(guest, ["hello", "PVMMU-VERDICT pass yes"]);
         assert_eq!(outcome, Outcome::Verdict(Verdict::Pass("yes".into())));
+    }
+
+    #[test]
+    fn a_line_that_xen_broke_in_two_is_joined_again() {
+        let console = format!(
+            "{HAND_OVER}D 6200 (XEN) uart interrupt taking more than 4ms\n258ee1a6\n\
+             PVMMU-VERDICT pass x\n(XEN) Hardware Dom0 shutdown: rebooting machine\n"
+        );
+        let (guest, outcome) = judge(&console, Stop::Closed);
+        assert_eq!(guest, ["D 6200 258ee1a6", "PVMMU-VERDICT pass x"]);
+        assert!(outcome.passed());
     }
 
     #[test]

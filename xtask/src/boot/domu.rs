@@ -17,18 +17,18 @@ use std::fmt::Write as _;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::console::{Limits, Stop};
-use super::dom0::{Line, PanicReader};
-use super::machine::{Clock, Ending, Machine, Module};
+use super::console::{Limits, Stop, Tail};
+use super::machine::{Ending, Machine, Module};
 use super::outcome::{Outcome, Report};
+use super::panic::PanicReader;
 use super::verdict::Verdict;
+use super::{Guest, Host, Line};
 use crate::initramfs::cpio::Archive;
 use crate::provision::linux::Linux;
-use crate::provision::qemu::Qemu;
 
 /// Memory of the Linux dom0.
 const DOM0_MEMORY_MIB: u32 = 512;
@@ -43,32 +43,6 @@ const TOOLSTACK: Duration = Duration::from_secs(60);
 
 const MARK: &str = "@@pvmmu ";
 
-/// A guest to create.
-#[derive(Clone, Debug)]
-pub(crate) struct Guest {
-    /// Its kernel.
-    pub(crate) kernel: PathBuf,
-    /// Its command line.
-    pub(crate) arguments: String,
-    /// Its memory.
-    pub(crate) memory_mib: u32,
-    /// Its virtual CPUs.
-    pub(crate) vcpus: u32,
-    /// How long it may run.
-    pub(crate) limit: Duration,
-}
-
-/// What it takes to boot a Linux dom0.
-#[derive(Debug)]
-pub(crate) struct Host<'a> {
-    /// The emulator.
-    pub(crate) qemu: &'a Qemu,
-    /// The hypervisor's file.
-    pub(crate) xen: PathBuf,
-    /// Kernel and file system.
-    pub(crate) linux: Linux,
-}
-
 /// Boots dom0, runs the guests one after the other, and judges each. `show` gets every line.
 ///
 /// # Errors
@@ -76,13 +50,14 @@ pub(crate) struct Host<'a> {
 /// QEMU cannot be started, or a signal asked us to end.
 pub(crate) fn boot(
     host: &Host<'_>,
+    linux: &Linux,
     guests: &[Guest],
     log: PathBuf,
     mut show: impl FnMut(Line<'_>),
 ) -> Result<Vec<Report>> {
     let folder = tempfile::tempdir()?;
     let file_system = folder.path().join("file-system");
-    let mut bytes = fs::read(&host.linux.file_system).context("reading dom0's file system")?;
+    let mut bytes = fs::read(&linux.file_system).context("reading dom0's file system")?;
     bytes.extend(additions(guests)?);
     fs::write(&file_system, bytes)?;
     let memory = guests.iter().map(|guest| guest.memory_mib).max().unwrap_or_default();
@@ -92,32 +67,33 @@ pub(crate) fn boot(
         xen_arguments: format!("dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M"),
         modules: vec![
             Module {
-                file: host.linux.kernel.clone(),
+                file: linux.kernel.clone(),
                 arguments: "console=hvc0 quiet panic=1".to_owned(),
             },
             Module { file: file_system, arguments: String::new() },
         ],
         memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
         processors: PROCESSORS,
-        cpu_model: "qemu64",
-        clock: Clock::Time,
+        clock: host.clock,
     };
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
     let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();
     let limits = Limits { total: DOM0_START + guest_time, silence: longest + TOOLSTACK };
     let mut reader = Reader::default();
+    let started = Instant::now();
     let ending =
         machine.boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
-    Ok(guests
-        .iter()
-        .enumerate()
-        .map(|(number, guest)| Report {
-            outcome: reader.judge(number, guest, &ending),
-            tail: ending.tail.clone(),
-            log: log.clone(),
-            time: ending.time,
-        })
-        .collect())
+    let mut previous = started;
+    let reports = guests.iter().enumerate().map(|(number, guest)| {
+        let progress = reader.guests.get(&number).filter(|progress| progress.ended.is_some());
+        let ended = progress.and_then(|progress| progress.ended).unwrap_or_else(Instant::now);
+        let tail = progress.map_or_else(|| ending.tail.clone(), |progress| progress.tail.clone());
+        let time = ended.saturating_duration_since(previous);
+        previous = ended;
+        let outcome = reader.judge(number, guest, &ending);
+        Report { outcome, tail, log: log.clone(), time }
+    });
+    Ok(reports.collect())
 }
 
 /// What dom0's file system lacks: the script and the guests.
@@ -130,6 +106,11 @@ fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
         let kernel = fs::read(&guest.kernel)
             .with_context(|| format!("reading {}", guest.kernel.display()))?;
         archive.file(&format!("/pvmmu/{number}.elf"), &kernel);
+        if let Some(module) = &guest.module {
+            let bytes =
+                fs::read(module).with_context(|| format!("reading {}", module.display()))?;
+            archive.file(&format!("/pvmmu/{number}.module"), &bytes);
+        }
         archive.file(&format!("/pvmmu/{number}.cfg"), configuration(number, guest).as_bytes());
     }
     archive.file("/pvmmu/jobs", jobs.as_bytes());
@@ -140,8 +121,13 @@ fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
 fn configuration(number: usize, guest: &Guest) -> String {
     let Guest { memory_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
+    let ramdisk = match guest.module {
+        Some(_) => format!("ramdisk = \"/pvmmu/{number}.module\"\n"),
+        None => String::new(),
+    };
     format!(
         "name = \"guest{number}\"\n\
+         {ramdisk}\
          type = \"pv\"\n\
          kernel = \"/pvmmu/{number}.elf\"\n\
          extra = \"{arguments}\"\n\
@@ -162,6 +148,9 @@ struct Progress {
     verdict: Option<Verdict>,
     /// State and reason.
     end: Option<(String, String)>,
+    ended: Option<Instant>,
+    /// The last lines of the console when it ended.
+    tail: Vec<String>,
 }
 
 /// What was read so far.
@@ -170,6 +159,7 @@ struct Reader {
     /// The beginning of a line into which Xen wrote one of its own.
     interrupted: String,
     step: String,
+    tail: Tail,
     failed: Option<Outcome>,
     panic: PanicReader,
     guests: BTreeMap<usize, Progress>,
@@ -177,6 +167,7 @@ struct Reader {
 
 impl Reader {
     fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
+        self.tail.push(line);
         // Linux hands over its console in pieces of a few bytes, and Xen may write in between.
         if let Some(at) = line.find("(XEN) ") {
             self.interrupted.push_str(&line[..at]);
@@ -200,7 +191,7 @@ impl Reader {
             }
             return ControlFlow::Continue(());
         }
-        show(Line::Other(words));
+        show(Line::Other(if kind == "step" { rest } else { words }));
         match kind {
             "step" => rest.clone_into(&mut self.step),
             "started" => self.guest(rest).started = true,
@@ -208,7 +199,11 @@ impl Reader {
                 let mut words = rest.split(' ').map(str::to_owned);
                 let number = words.next().unwrap_or_default();
                 let end = (words.next().unwrap_or_default(), words.collect::<Vec<_>>().join(" "));
-                self.guest(&number).end = Some(end);
+                let tail = self.tail.lines();
+                let guest = self.guest(&number);
+                guest.end = Some(end);
+                guest.ended = Some(Instant::now());
+                guest.tail = tail;
             }
             "failed" => {
                 let (step, detail) = rest.split_once(": ").unwrap_or((rest, ""));
@@ -302,6 +297,7 @@ mod tests {
         Guest {
             kernel: PathBuf::new(),
             arguments: arguments.to_owned(),
+            module: None,
             memory_mib: 33,
             vcpus: 1,
             limit: Duration::from_secs(5),

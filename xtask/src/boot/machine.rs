@@ -32,6 +32,23 @@ pub(crate) enum Clock {
     Instructions,
 }
 
+impl Clock {
+    /// Counts are compared with those of other machines, so the CPU is the same everywhere.
+    fn cpu_model(self, qemu: &Qemu) -> &str {
+        match self {
+            Self::Time => qemu.cpu_model(),
+            Self::Instructions => "qemu64",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Time => &[],
+            Self::Instructions => &["-icount", "shift=0,sleep=off"],
+        }
+    }
+}
+
 /// An emulated machine that boots Xen.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -47,8 +64,6 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mib: u32,
     /// Processors of the whole machine.
     pub(crate) processors: u32,
-    /// Name of the CPU, as QEMU knows it.
-    pub(crate) cpu_model: &'static str,
     /// What its clock counts.
     pub(crate) clock: Clock,
 }
@@ -113,7 +128,14 @@ impl Machine<'_> {
     fn command(&self, initrd: &str) -> Command {
         let mut command = self.qemu.command();
         command
-            .args(["-nodefaults", "-no-user-config", "-accel", "tcg", "-cpu", self.cpu_model])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-accel",
+                "tcg",
+                "-cpu",
+                self.clock.cpu_model(self.qemu),
+            ])
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.processors.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", "xen"])
             .arg("-append")
@@ -122,10 +144,7 @@ impl Machine<'_> {
                 self.xen_arguments
             ))
             .args(["-initrd", initrd])
-            .args(match self.clock {
-                Clock::Time => [].as_slice(),
-                Clock::Instructions => ["-icount", "shift=0,sleep=off"].as_slice(),
-            })
+            .args(self.clock.arguments())
             // A group of its own: Ctrl-C reaches us alone, and we end QEMU.
             .process_group(0)
             .stdin(Stdio::null())

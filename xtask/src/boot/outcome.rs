@@ -121,7 +121,7 @@ pub(crate) struct Report {
     pub(crate) tail: Vec<String>,
     /// The whole console.
     pub(crate) log: PathBuf,
-    /// From the start of QEMU to its end.
+    /// What it took. The first guest of a boot counts the boot as its own.
     pub(crate) time: Duration,
 }
 

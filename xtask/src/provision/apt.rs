@@ -40,8 +40,15 @@ impl Apt {
         fs::write(apt.folder.join("sources.list"), mirror.sources_list(suite))?;
         fs::write(apt.folder.join("apt.conf"), configuration(&apt.folder))?;
         step.at(format!("reading the package list of {suite}"));
-        run_quietly(apt.command("apt-get").arg("update"), |_| {})
-            .with_context(|| format!("the package list of Debian {suite} cannot be read"))?;
+        let failed = || format!("the package list of Debian {suite} cannot be read");
+        let words = run_quietly(apt.command("apt-get").arg("update"), |_| {});
+        let words = words.with_context(failed)?;
+        // apt is content with no list at all, as it may still have an old one.
+        let lists = fs::read_dir(apt.folder.join("state/lists"))?.flatten();
+        if !lists.into_iter().any(|list| file_name(&list.path()).contains("_Packages")) {
+            let reason = words.lines().find(|line| line.contains("Failed to fetch"));
+            bail!("{}: {}", failed(), reason.unwrap_or("no reason given").trim());
+        }
         Ok(apt)
     }
 

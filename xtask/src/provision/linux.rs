@@ -59,7 +59,7 @@ pub(crate) struct Linux {
 pub(crate) fn require(host: &HostFolder, release: Release) -> Result<Linux> {
     fetch(host, release).map_err(|reason| {
         let what = format!("A Linux dom0 with the toolstack of Xen {release}");
-        missing(&what, "nothing by hand", &reason)
+        missing(&what, "Run this", &reason)
     })
 }
 

@@ -15,11 +15,11 @@ pub(crate) mod xen;
 use anyhow::Error;
 
 /// Turns the reason why something could not be had into one paragraph that says what to do.
-fn missing(what: &str, install: &str, reason: &Error) -> Error {
+/// `advice` begins the sentence that goes on with `on Debian`.
+fn missing(what: &str, advice: &str, reason: &Error) -> Error {
     Error::msg(format!(
-        "{what} is missing and cannot be fetched: {reason:#}.\n\
-         Install {install}, or run this on Debian with its package mirror in reach (no root \
-         needed; PVMMU_DEBIAN_MIRROR names a mirror if apt's own configuration does not). \
-         `cargo xtask run --on model` works without it."
+        "{what} is missing and cannot be fetched: {reason:#}. {advice} on Debian with its package \
+         mirror in reach (no root needed; PVMMU_DEBIAN_MIRROR names a mirror if apt's own \
+         configuration does not). `cargo xtask run --on model` works without it."
     ))
 }

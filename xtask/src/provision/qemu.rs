@@ -52,7 +52,7 @@ impl Qemu {
                 (Err(_), Some(old)) => Ok(old),
                 (Err(reason), None) => Err(missing(
                     "QEMU (qemu-system-x86_64)",
-                    "your system's package of it (Debian: qemu-system-x86)",
+                    "Install your system's package of it (Debian: qemu-system-x86), or run this",
                     &reason,
                 )),
             },
@@ -72,6 +72,10 @@ impl Qemu {
             words.extend([setpriv, "--pdeathsig".into(), "KILL".into(), "--".into()]);
         }
         words.extend(self.start.iter().cloned());
+        self.command_of(&words)
+    }
+
+    fn command_of(&self, words: &[PathBuf]) -> Command {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         if let Some(modules) = &self.modules {
@@ -129,7 +133,7 @@ impl Qemu {
     }
 
     fn with_version(mut self) -> Result<Self> {
-        let output = run_quietly(self.command().arg("--version"), |_| {})?;
+        let output = run_quietly(self.command_of(&self.start).arg("--version"), |_| {})?;
         let mut words = output.split_whitespace().skip_while(|word| *word != "version");
         let version = words.nth(1).context("QEMU does not say its version")?;
         self.version = version.to_owned();

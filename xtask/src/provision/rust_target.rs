@@ -1,4 +1,5 @@
-//! Rust's bare-metal target, which the guest is built for.
+//! What the Rust toolchain must have: the bare-metal target that the guest is built for, and the
+//! components that check the code.
 
 use std::path::Path;
 use std::process::Command;
@@ -35,4 +36,26 @@ pub(crate) fn require() -> Result<()> {
         run_quietly(Command::new("rustup").args(["target", "add", TARGET]), |_| {})?;
         Ok(())
     })
+}
+
+/// Sees to it that cargo has its linter and its formatter.
+///
+/// # Errors
+///
+/// It lacks one, and rustup is missing or fails.
+pub(crate) fn require_components() -> Result<()> {
+    for (program, component) in [("cargo-clippy", "clippy"), ("cargo-fmt", "rustfmt")] {
+        let works = Command::new(program).arg("--version").output();
+        if works.is_ok_and(|output| output.status.success()) {
+            continue;
+        }
+        if find_program("rustup").is_none() {
+            bail!("this Rust toolchain lacks {component}, which only rustup can add");
+        }
+        step(&format!("Rust component {component}"), |_| {
+            run_quietly(Command::new("rustup").args(["component", "add", component]), |_| {})?;
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

@@ -43,7 +43,7 @@ pub(crate) fn require(host: &HostFolder, release: Release) -> Result<PathBuf> {
             io::copy(&mut compressed, &mut File::create(&whole)?)?;
             fs::rename(whole, &file).context("putting Xen in place")
         })
-        .map_err(|reason| missing(&format!("Xen {release}"), "nothing by hand", &reason))?;
+        .map_err(|reason| missing(&format!("Xen {release}"), "Run this", &reason))?;
     }
     Ok(file)
 }

@@ -1,7 +1,7 @@
 //! From `start_info` to a guest that programs can work with.
 //!
-//! All that is mapped at first is what the builder mapped: from VIRT_BASE on, one page for each pfn, up to the 4 MiB
-//! behind its boot stack. That is the direct mapping of this kernel.
+//! All that is mapped at first is what the builder mapped: from VIRT_BASE on, one page for each
+//! pfn, up to the 4 MiB behind its boot stack. That is the direct mapping of this kernel.
 
 use core::fmt;
 use core::sync::atomic::AtomicU64;
@@ -16,7 +16,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 
 use super::heap::{self, ARENA_FRAMES};
-use crate::guest::{Cpu, Guest, Pool};
+use crate::guest::{Guest, Pool};
 
 /// VIRT_BASE of the linker script: where pfn 0 is mapped.
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -65,8 +65,9 @@ fn read(start_info: &'static StartInfo) -> Early {
     let Ok(direct_map) = GuestVa::new(VIRT_BASE) else { panic!("VIRT_BASE is Xen's") };
     let list: *const AtomicU64 = boot.p2m_list.addr().as_ptr();
     let Ok(len) = usize::try_from(boot.pages) else { panic!("more pages than addresses") };
-    // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay for the life of the guest; the
-    // toolstack may read them, and whoever changes them does so by atomic stores.
+    // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay for the life of
+    // the guest; the toolstack may read them, and whoever changes them does so by atomic
+    // stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
     match P2m::adopt(list) {
         Ok(p2m) => Early { boot, direct_map, p2m },
@@ -86,8 +87,8 @@ pub(super) fn builder_page(mfn: Mfn, direct_map: GuestVa) -> Option<GuestVa> {
 /// If Xen does not say where M2P is, or the builder's own tables cannot be read.
 pub(super) fn machine(early: &Early) -> Xen {
     let surely_mapped = early.root().raw() + early.boot.table_frames;
-    // SAFETY: the builder mapped everything from pfn 0 to its tables at VIRT_BASE, in this order (spec 6.2, 6.3);
-    // the trap table is installed.
+    // SAFETY: the builder mapped everything from pfn 0 to its tables at VIRT_BASE, in this order
+    // (spec 6.2, 6.3); the trap table is installed.
     let xen = match unsafe { Xen::new(early.direct_map, surely_mapped) } {
         Ok(xen) => xen,
         Err(error) => panic!("{error}"),
@@ -116,27 +117,36 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
 pub(super) fn guest<'a>(
     early: &'a Early,
     xen: &'a Xen,
-    cpu: &'a dyn Cpu,
     console: &'a mut dyn fmt::Write,
 ) -> Guest<'a, Xen> {
     let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
         panic!("the arena is outside the direct mapping")
     };
     let end = xen.mapped_frames();
-    // SAFETY: nobody names the arena's memory but the heap module, which only hands out its address; this is the
-    // one claim (I-1).
+    // SAFETY: nobody names the arena's memory but the heap module, which only hands out its
+    // address; this is the one claim (I-1).
     let pool = Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES as u64) });
-    // SAFETY: the builder put everything that it made into the pages it mapped, but for a module in unmapped frames;
-    // nobody else knows of the rest, and this is the one claim (I-1).
+    // SAFETY: the builder put everything that it made into the pages it mapped, but for a module in
+    // unmapped frames; nobody else knows of the rest, and this is the one claim (I-1).
     let far = unsafe { Frames::claim(Pfn::new(end), early.boot.pages - end) };
     Guest {
         far: matches!(early.boot.module, Module::None | Module::Mapped { .. }).then_some(far),
         machine: Counting::new(xen),
-        cpu,
+        cpu: xen,
         boot: early.boot,
         p2m: early.p2m,
         kernel_root: early.root(),
         pool,
+        arguments: "",
+        module: module(&early.boot),
         console,
     }
+}
+
+/// The boot module, if it is mapped.
+fn module(boot: &BootInfo) -> Option<&'static [u8]> {
+    let Module::Mapped { start, len_bytes } = boot.module else { return None };
+    let len = usize::try_from(len_bytes).ok()?;
+    // SAFETY: the builder mapped the module there (public/xen.h), in frames that nothing else uses.
+    Some(unsafe { core::slice::from_raw_parts(start.addr().as_ptr(), len) })
 }

@@ -42,8 +42,8 @@ pub(super) fn open(info: &BootInfo, direct_map: GuestVa) {
     *WAY.lock() = match info.console {
         Kind::Hypervisor => Way::Hypervisor,
         Kind::Ring { mfn, port } => match boot::builder_page(mfn, direct_map) {
-            // SAFETY: the builder mapped the ring's page, which stays; it is smaller than a page, and every byte
-            // pattern is one of its values.
+            // SAFETY: the builder mapped the ring's page, which stays; it is smaller than a page,
+            // and every byte pattern is one of its values.
             Some(va) => Way::Ring { ring: unsafe { &*va.addr().as_ptr() }, port },
             None => Way::Unknown,
         },
@@ -85,8 +85,8 @@ impl fmt::Write for Console {
     }
 }
 
-/// Puts bytes into the ring, waiting for the other side when it is full. A ring whose counters make no sense is
-/// written all the same: the other side may do with its own page what it likes.
+/// Puts bytes into the ring, waiting for the other side when it is full. A ring whose counters make
+/// no sense is written all the same: the other side may do with its own page what it likes.
 fn write_ring(ring: &Ring, port: u32, bytes: &[u8]) {
     let mut prod = ring.out_prod.load(Ordering::Relaxed);
     for byte in bytes {

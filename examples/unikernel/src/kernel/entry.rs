@@ -1,8 +1,9 @@
 //! ELF notes and the first instructions.
 //!
-//! The notes are what Xen's builder and libxl read (public/elfnote.h): a kernel for `xen-3.0` that any PV loader may
-//! load, linked at VIRT_BASE. There is no HYPERCALL_PAGE: hypercalls are made by a bare `syscall`. At entry `rsi`
-//! points to `start_info`, events are masked, and the builder's page tables map the image.
+//! The notes are what Xen's builder and libxl read (public/elfnote.h): a kernel for `xen-3.0` that
+//! any PV loader may load, linked at VIRT_BASE. There is no HYPERCALL_PAGE: hypercalls are made by
+//! a bare `syscall`. At entry `rsi` points to `start_info`, events are masked, and the builder's
+//! page tables map the image.
 
 use core::arch::global_asm;
 

@@ -1,5 +1,5 @@
-//! The heap, and the frames that programs play with: both in the image's zeroed part, so that they are there and
-//! mapped however small the guest is.
+//! The heap, and the frames that programs play with: both in the image's zeroed part, so that they
+//! are there and mapped however small the guest is.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -24,8 +24,8 @@ struct LockedHeap(Mutex<Heap>);
 #[global_allocator]
 static ALLOCATOR: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
 
-// SAFETY: `Heap` gives out disjoint blocks of its memory, and the lock lets one caller in at a time. Nothing that
-// interrupts the kernel allocates.
+// SAFETY: `Heap` gives out disjoint blocks of its memory, and the lock lets one caller in at a
+// time. Nothing that interrupts the kernel allocates.
 unsafe impl GlobalAlloc for LockedHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.0.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)

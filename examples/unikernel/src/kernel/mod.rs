@@ -8,35 +8,13 @@ mod heap;
 mod panic;
 mod traps;
 
-use core::arch::x86_64::_rdtsc;
+use hypercall::xen::Xen;
+use hypercall::{Assist, Hypercalls, StartInfo};
 
-use hypercall::xen::{Xen, try_load, try_store};
-use hypercall::{Assist, GuestVa, Hypercalls, StartInfo};
-
-use crate::guest::Cpu;
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 use boot::Early;
 use console::Console;
-
-/// This CPU.
-struct ThisCpu;
-
-impl Cpu for ThisCpu {
-    fn load(&self, va: GuestVa) -> Option<u64> {
-        try_load(va.addr())
-    }
-
-    fn store(&self, va: GuestVa, value: u64) -> bool {
-        // SAFETY: programs store only to the user half, which holds no Rust object.
-        unsafe { try_store(va.addr(), value) }
-    }
-
-    fn ticks(&self) -> u64 {
-        // SAFETY: reading the time-stamp counter has no other effect; Xen allows it.
-        unsafe { _rdtsc() }
-    }
-}
 
 /// Called by the entry code, once, on the boot stack.
 extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
@@ -48,7 +26,8 @@ extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
     let _ = log::set_logger(&console::LOGGER);
     log::set_max_level(log::LevelFilter::Info);
 
-    let name = start_info.command_line().split_whitespace().next().unwrap_or("demo");
+    let line = start_info.command_line().trim();
+    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match name {
         "hang" => loop {
             Xen::yield_now();
@@ -56,17 +35,19 @@ extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
         "fault" => traps::fault_on_purpose(),
         "silent" => Xen::shutdown(console::shutdown_reason()),
         "panic" => panic!("as asked"),
-        _ => end(&run(early, name)),
+        "" => end(&run(early, "demo", "")),
+        _ => end(&run(early, name, arguments)),
     }
 }
 
 /// Runs the program called `name`.
-fn run(early: &'static Early, name: &str) -> Verdict {
+fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let program = programs::named(name)?;
     let xen = boot::machine(early);
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
-    let mut guest = boot::guest(early, &xen, &ThisCpu, &mut console);
+    let mut guest = boot::guest(early, &xen, &mut console);
+    guest.arguments = arguments;
     program(&mut guest)
 }
 

@@ -1,7 +1,8 @@
 //! Exceptions: a fault that was to be expected goes on, any other is reported and ends the guest.
 //!
-//! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs, rflags, rsp, ss`. The
-//! way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in front of the same five words.
+//! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs,
+//! rflags, rsp, ss`. The way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in
+//! front of the same five words.
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write as _};
@@ -140,7 +141,8 @@ pub(super) fn install() {
     for (entry, [vector, stub]) in table.iter_mut().zip(&stubs[..STUBS]) {
         *entry = TrapInfo::new(u8::try_from(*vector).unwrap_or(PAGE_FAULT), *stub);
     }
-    // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's last entry is END.
+    // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's
+    // last entry is END.
     if let Err(error) = unsafe { Xen::set_trap_table(&table) } {
         panic!("{error}");
     }

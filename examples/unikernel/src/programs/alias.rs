@@ -1,12 +1,13 @@
-//! `alias`: what happens when a table's frame is still mapped writable somewhere when its tree is pinned. Xen refuses;
-//! the error must name the frame, and the guest must go on as if nothing had been tried.
+//! `alias`: what happens when a table's frame is still mapped writable somewhere when its tree is
+//! pinned. Xen refuses; the error must name the frame, and the guest must go on as if nothing had
+//! been tried.
 #![expect(unsafe_code, reason = "makes the alias on purpose, on a page of its own")]
 
 use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    BatchStorage, Call, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
+    BatchStorage, Call, Cpu, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use pvmmu::{Context, FrameSource as _, PinFailure, walk};
 
@@ -16,7 +17,7 @@ use crate::guest::Guest;
 use crate::report::Verdict;
 
 /// Runs the program.
-pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
     let (context, pool) = guest.parts();
     let all = pages(4)?;

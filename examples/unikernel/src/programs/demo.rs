@@ -1,10 +1,11 @@
-//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what each step costs.
+//! `demo`: everything a guest does with its page tables, once, on the machine it runs on, with what
+//! each step costs.
 
 use alloc::format;
 use alloc::string::String;
 use core::fmt::Write as _;
 
-use hypercall::{BatchStorage, FrameAccess as _, GuestVa, Machine, PAGE_SIZE, Pfn, PteFlags};
+use hypercall::{BatchStorage, Cpu, FrameAccess as _, GuestVa, Machine, PAGE_SIZE, Pfn, PteFlags};
 use pvmmu::{FrameSource as _, Loose, Pages, Pgd, Pinned, TablePool, walk};
 
 use super::OrSay;
@@ -13,7 +14,7 @@ use crate::guest::Guest;
 use crate::report::{Steps, Verdict};
 
 /// Runs the demo.
-pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     introduce(guest)?;
     let mut steps = Steps::begin(guest).or_say("console")?;
     let free = guest.pool.len();
@@ -35,7 +36,7 @@ pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
 }
 
 /// Says where we are, and shows how the kernel sees its own root table.
-fn introduce<M: Machine>(guest: &mut Guest<'_, M>) -> Result<(), String> {
+fn introduce<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
     let boot = guest.boot;
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
     let mib = boot.pages / 256;
@@ -53,7 +54,7 @@ fn introduce<M: Machine>(guest: &mut Guest<'_, M>) -> Result<(), String> {
 }
 
 /// Checks that P2M and M2P agree on every pfn.
-fn compare_maps<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
+fn compare_maps<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
     let (context, _) = guest.parts();
     for pfn in (0..context.p2m.len()).map(Pfn::new) {
         let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
@@ -66,7 +67,7 @@ fn compare_maps<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
 }
 
 /// From frames to a running address space.
-fn construct<M: Machine>(
+fn construct<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
 ) -> Result<Pgd<Pinned>, String> {
@@ -89,7 +90,7 @@ fn construct<M: Machine>(
 }
 
 /// Uses and changes the running address space.
-fn work<M: Machine>(
+fn work<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
     mut pgd: Pgd<Pinned>,
@@ -101,7 +102,7 @@ fn work<M: Machine>(
 
     for index in 0..PAGES {
         let va = page(all, index)?;
-        if !guest.cpu.store(va, mark(va)) {
+        if !guest.store(va, mark(va)) {
             return Err(at(va, "cannot be written"));
         }
     }
@@ -115,7 +116,7 @@ fn work<M: Machine>(
     steps.done(guest, &format!("make {PAGES} live pages read-only")).or_say("console")?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        if guest.cpu.store(va, 0) {
+        if guest.store(va, 0) {
             return Err(at(va, "is read-only and was written"));
         }
     }
@@ -130,7 +131,7 @@ fn work<M: Machine>(
     let (context, pool) = guest.parts();
     let mut with = tools(&context, &mut batch, &mut tables, pool);
     pgd.unmap(&mut with, Pages::one(all.start)).or_say("unmap")?;
-    if guest.cpu.load(all.start).is_some() {
+    if guest.cpu.load(all.start).is_ok() {
         return Err(at(all.start, "is unmapped and was read"));
     }
     let (context, pool) = guest.parts();
@@ -143,7 +144,7 @@ fn work<M: Machine>(
 }
 
 /// From the running address space back to frames.
-fn take_apart<M: Machine>(
+fn take_apart<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     steps: &mut Steps,
     pgd: Pgd<Pinned>,
@@ -169,11 +170,11 @@ const fn mark(va: GuestVa) -> u64 {
 }
 
 /// Every page holds its mark, read through the running address space.
-fn check_marks<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
+fn check_marks<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<(), String> {
     let all = pages(PAGES)?;
     for index in 0..PAGES {
         let va = page(all, index)?;
-        if guest.cpu.load(va) != Some(mark(va)) {
+        if guest.cpu.load(va) != Ok(mark(va)) {
             return Err(at(va, "does not hold what was written"));
         }
     }
@@ -181,7 +182,10 @@ fn check_marks<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
 }
 
 /// Every page holds its mark, read through the frame that the tables name.
-fn check_frames<M: Machine>(guest: &mut Guest<'_, M>, pgd: &Pgd<Loose>) -> Result<(), String> {
+fn check_frames<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    pgd: &Pgd<Loose>,
+) -> Result<(), String> {
     let all = pages(PAGES)?;
     let (context, _) = guest.parts();
     for index in 0..PAGES {

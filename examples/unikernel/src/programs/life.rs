@@ -1,11 +1,13 @@
-//! The life of an address space, from the first frame to the last, and what is done when a step is refused.
+//! The life of an address space, from the first frame to the last, and what is done when a step is
+//! refused.
 #![expect(unsafe_code, reason = "loads roots; the user half holds no Rust object")]
 
 use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Errno, FailNth, GuestVa, Machine, PAGE_SIZE, PteFlags, Refusal,
+    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, GuestVa, Machine, PAGE_SIZE, PteFlags,
+    Refusal,
 };
 use pvmmu::{
     Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, load_root,
@@ -71,7 +73,8 @@ pub(super) fn destroy<M: Machine>(
 
 /// Runs on the address space.
 pub(super) fn load<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
-    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+    // half.
     unsafe { pgd.load(context) }.or_say("load")
 }
 
@@ -81,8 +84,9 @@ pub(super) fn load_kernel<M: Machine>(context: &Context<'_, M>) -> Result<(), St
     unsafe { load_root(context, context.kernel_root) }.or_say("load the kernel's root")
 }
 
-/// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How many there were.
-pub(super) fn refuse_each<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
+/// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How
+/// many there were.
+pub(super) fn refuse_each<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
     let (context, pool) = guest.parts();
     let free = pool.len();
     for request in 0..1000 {
@@ -111,8 +115,8 @@ pub(super) fn refuse_each<M: Machine>(guest: &mut Guest<'_, M>) -> Result<u64, S
 
 type Through<'a, M> = FailNth<&'a Counting<&'a M>>;
 
-/// A short life. Each step that is refused is answered by taking back the ones before it; since only one request is
-/// ever refused, the way back is open.
+/// A short life. Each step that is refused is answered by taking back the ones before it; since
+/// only one request is ever refused, the way back is open.
 fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
     let pages = pages(4)?;
     let mut storage = BatchStorage::<5, 4>::new();

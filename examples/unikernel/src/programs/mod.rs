@@ -4,11 +4,12 @@ mod alias;
 mod bench;
 mod demo;
 mod life;
+mod prove;
 
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::Machine;
+use hypercall::{Cpu, Machine};
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -20,13 +21,14 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
         "bench" => Ok(bench::run),
+        "prove" => Ok(prove::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias and bench, \
+            "no program is called {name:?}: there are demo, alias, bench and prove, \
              and to test the harness hang, fault, silent and panic"
         )),
     }

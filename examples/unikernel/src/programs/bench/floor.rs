@@ -1,12 +1,13 @@
-//! What Xen charges for its primitives: bare requests, with nothing around them. The constants of `pvmmu::cost` come
-//! from here.
+//! What Xen charges for its primitives: bare requests, with nothing around them. The constants of
+//! `pvmmu::cost` come from here.
 #![expect(unsafe_code, reason = "submits bare requests on an address space of its own")]
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use hypercall::{
-    Batch, Call, Domains, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate,
-    Pfn, Pte, PteFlags, Request, Slot,
+    Batch, Call, Cpu, Domains, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp,
+    MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use pvmmu::{Context, Loose, Pages, Pgd, Pinned, walk};
 use x86_64::structures::paging::PageTableIndex;
@@ -25,12 +26,13 @@ pub(super) fn send<M: Machine>(
     context: &Context<'_, M>,
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
-    // SAFETY: the callers change tables of address spaces that this program made, which no Rust object lives in.
+    // SAFETY: the callers change tables of address spaces that this program made, which no Rust
+    // object lives in.
     unsafe { batch.submit(context.machine) }.or_say("a bare request")
 }
 
 /// The rows of this file.
-pub(super) fn run<M: Machine>(
+pub(super) fn run<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     memory: &mut Memory,
@@ -51,7 +53,7 @@ pub(super) fn run<M: Machine>(
     pgd.destroy(&context, memory).map_err(|(_, error)| alloc::format!("destroy: {error}"))
 }
 
-fn null<M: Machine>(guest: &mut Guest<'_, M>, table: &mut Table) -> Result<(), String> {
+fn null<M: Machine + Cpu>(guest: &mut Guest<'_, M>, table: &mut Table) -> Result<(), String> {
     let (_, cost) = measure(guest, |guest| {
         let (context, _) = guest.parts();
         for _ in 0..1000 {
@@ -76,7 +78,7 @@ fn full_table<M: Machine>(
 }
 
 /// Changes all 512 entries of the table in one `mmu_update`.
-fn change_all<M: Machine>(
+fn change_all<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     pgd: &Pgd<Pinned>,
     storage: &mut Storage,
@@ -96,7 +98,7 @@ fn change_all<M: Machine>(
     Ok(cost)
 }
 
-fn entries<M: Machine>(
+fn entries<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     pgd: &Pgd<Pinned>,
@@ -109,7 +111,7 @@ fn entries<M: Machine>(
     let accessed = |_, pte: Pte| Pte::from_raw(pte.raw() ^ PteFlags::ACCESSED.bits());
     let cost = change_all(guest, pgd, storage, accessed)?;
     table.row(guest, ("floor: entry, accessed bit only", 512), cost, &[])?;
-    let mut kept = alloc::vec::Vec::with_capacity(512);
+    let mut kept = Vec::with_capacity(512);
     let (context, _) = guest.parts();
     let (l1, ..) = full_table(&context, pgd)?;
     for index in 0..512u16 {
@@ -131,7 +133,7 @@ fn entries<M: Machine>(
 }
 
 /// Linking and unlinking of a table with 512 entries, and of one with none.
-fn tables<M: Machine>(
+fn tables<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     pgd: &Pgd<Pinned>,
@@ -141,7 +143,7 @@ fn tables<M: Machine>(
     change_all(guest, pgd, storage, |_, pte| pte.read_only())?;
     let names = ["floor: unlink 512 read-only", "floor: link 512 read-only"];
     relink(guest, table, pgd, storage, names)?;
-    let mut kept = alloc::vec::Vec::with_capacity(512);
+    let mut kept = Vec::with_capacity(512);
     let (context, _) = guest.parts();
     let (l1, ..) = full_table(&context, pgd)?;
     for index in 0..512u16 {
@@ -161,7 +163,7 @@ fn tables<M: Machine>(
     Ok(())
 }
 
-fn set<M: Machine>(
+fn set<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     (slot, new, old): (Slot, Pte, Pte),
     storage: &mut Storage,
@@ -171,7 +173,7 @@ fn set<M: Machine>(
     measure(guest, |guest| send(&guest.parts().0, &mut batch)).map(|(_, cost)| cost)
 }
 
-fn relink<M: Machine>(
+fn relink<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     pgd: &Pgd<Pinned>,
@@ -187,8 +189,9 @@ fn relink<M: Machine>(
     table.row(guest, (names[1], 1), link, &[])
 }
 
-/// A table that is pinned by itself: to pin it while it is linked, to unlink and link it, to unpin it.
-fn held<M: Machine>(
+/// A table that is pinned by itself: to pin it while it is linked, to unlink and link it, to unpin
+/// it.
+fn held<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     pgd: &Pgd<Pinned>,

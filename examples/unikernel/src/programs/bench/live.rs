@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{Machine, PteFlags};
+use hypercall::{Cpu, Machine, PteFlags};
 use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool};
 
 use super::super::OrSay;
@@ -25,7 +25,7 @@ const LINUX_UNMAP: u64 = 206_850_342;
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 /// The rows of this file.
-pub(super) fn run<M: Machine>(
+pub(super) fn run<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     memory: &mut Memory,
@@ -41,8 +41,9 @@ pub(super) fn run<M: Machine>(
     fork(guest, table, (memory, storage))
 }
 
-/// A second address space over all pages, and its end; then the same for a parent that is write-protected already.
-fn fork<M: Machine>(
+/// A second address space over all pages, and its end; then the same for a parent that is
+/// write-protected already.
+fn fork<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     (memory, storage): (&mut Memory, &mut Storage),
@@ -77,7 +78,7 @@ fn linux(figure: u64, hundredths: u64) -> Target {
     Target { of: "Linux", figure, hundredths }
 }
 
-fn full<M: Machine>(
+fn full<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     (memory, storage): (&mut Memory, &mut Storage),
 ) -> Result<Pgd<Pinned>, String> {
@@ -86,7 +87,7 @@ fn full<M: Machine>(
     pgd.pin(&context, &mut storage.batch()).or_say("pin")
 }
 
-fn end<M: Machine>(
+fn end<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     pgd: Pgd<Pinned>,
     (memory, storage): (&mut Memory, &mut Storage),
@@ -96,7 +97,7 @@ fn end<M: Machine>(
     destroy(&context, pgd, memory)
 }
 
-fn protect<M: Machine>(
+fn protect<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     presence: Presence,
@@ -126,7 +127,7 @@ fn protect<M: Machine>(
 }
 
 /// Unmaps the first `part` pages of every table.
-fn unmap<M: Machine>(
+fn unmap<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     part: u64,
@@ -165,7 +166,7 @@ fn unmap<M: Machine>(
     end(guest, pgd, (memory, storage))
 }
 
-fn map<M: Machine>(
+fn map<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     (memory, storage): (&mut Memory, &mut Storage),

@@ -1,8 +1,9 @@
-//! The frames of the bench: few that the direct mapping reaches, for tables, and many that it does not, for pages.
+//! The frames of the bench: few that the direct mapping reaches, for tables, and many that it does
+//! not, for pages.
 
 use alloc::vec::Vec;
 
-use hypercall::{Frame, Machine, Pfn};
+use hypercall::{Cpu, Frame, Machine, Pfn};
 use pvmmu::FrameSource;
 
 use crate::guest::Guest;
@@ -16,7 +17,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// All frames of the guest, which has none then.
-    pub(super) fn of<M: Machine>(guest: &mut Guest<'_, M>) -> Self {
+    pub(super) fn of<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Self {
         let mut near: Vec<_> = core::iter::from_fn(|| guest.pool.take()).collect();
         near.reverse();
         let mut far = Vec::new();

@@ -1,8 +1,9 @@
-//! `bench`: what each operation costs on the machine it runs on, beside what Linux pays on the same Xen and beside the
-//! least that Xen charges for it.
+//! `bench`: what each operation costs on the machine it runs on, beside what Linux pays on the same
+//! Xen and beside the least that Xen charges for it.
 //!
-//! Under `cargo xtask run --icount` a tick of the clock is an executed instruction, guest's and hypervisor's together,
-//! and every figure is the same on every run. Then the targets are judged: a missed one fails the program.
+//! Under `cargo xtask run --icount` a tick of the clock is an executed instruction, guest's and
+//! hypervisor's together, and every figure is the same on every run. Then the targets are judged: a
+//! missed one fails the program.
 
 mod floor;
 mod live;
@@ -10,9 +11,10 @@ mod memory;
 mod spaces;
 mod table;
 
+use alloc::boxed::Box;
 use alloc::format;
 
-use hypercall::{BatchStorage, Machine};
+use hypercall::{BatchStorage, Cpu, Machine};
 
 use super::OrSay;
 use crate::guest::Guest;
@@ -27,7 +29,7 @@ type Storage = BatchStorage<1100, 600>;
 const PAGES: u64 = 65_536;
 
 /// Runs the program.
-pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let mut memory = Memory::of(guest);
     if (memory.far() as u64) < PAGES {
         return Err(format!(
@@ -36,7 +38,7 @@ pub(super) fn run<M: Machine>(guest: &mut Guest<'_, M>) -> Verdict {
         ));
     }
     let free = memory.len();
-    let mut storage = alloc::boxed::Box::new(Storage::new());
+    let mut storage = Box::new(Storage::new());
     let mut table = Table::begin(guest).or_say("console")?;
     floor::run(guest, &mut table, &mut memory, &mut storage)?;
     spaces::run(guest, &mut table, &mut memory, &mut storage)?;

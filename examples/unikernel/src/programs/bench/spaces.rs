@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{Batch, Frame, GuestVa, Level, Machine, MmuExtOp, PteFlags};
+use hypercall::{Batch, Cpu, Frame, GuestVa, Level, Machine, MmuExtOp, PteFlags};
 use pvmmu::{Context, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools};
 
 use super::super::OrSay;
@@ -15,7 +15,8 @@ use crate::guest::Guest;
 
 /// Linux 6.1 on Xen 4.17: pin and unpin of 512 L1 tables with one entry each.
 const LINUX_SPARSE: u64 = 6_257_897 + 5_691_304;
-/// Linux 6.1 on Xen 4.17: pin and unpin of 128 L1 tables with 512 entries each, which fork has made read-only.
+/// Linux 6.1 on Xen 4.17: pin and unpin of 128 L1 tables with 512 entries each, which fork has made
+/// read-only.
 const LINUX_FULL: u64 = 10_569_931 + 7_296_198;
 
 /// Page `page` of L1 table `table` of the bench's address spaces.
@@ -57,13 +58,14 @@ pub(super) fn destroy<M: Machine>(
 }
 
 /// The rows of this file.
-pub(super) fn run<M: Machine>(
+pub(super) fn run<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     memory: &mut Memory,
     storage: &mut Storage,
 ) -> Result<(), String> {
-    // Xen's first look at a frame costs more than the later ones; every frame has had it before anything is measured.
+    // Xen's first look at a frame costs more than the later ones; every frame has had it before
+    // anything is measured.
     let (context, _) = guest.parts();
     let pgd = build(&context, (128, 512, PteFlags::USER_RW), memory)?;
     let pgd = pgd.pin(&context, &mut storage.batch()).or_say("pin")?;
@@ -88,8 +90,9 @@ pub(super) fn run<M: Machine>(
 /// What is to be pinned: tables, pages in each, their flags.
 type Shape = (u64, u64, PteFlags);
 
-/// Pin and unpin, and the same without the changes of the direct mapping: what Xen charges for the validation alone.
-fn pin_and_unpin<M: Machine>(
+/// Pin and unpin, and the same without the changes of the direct mapping: what Xen charges for the
+/// validation alone.
+fn pin_and_unpin<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     (name, shape, linux): (&str, Shape, Option<(u64, u64)>),
@@ -122,7 +125,7 @@ fn pin_and_unpin<M: Machine>(
 }
 
 /// Unpins the root and pins it again while all tables stay read-only.
-fn bare<M: Machine>(
+fn bare<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     pgd: &Pgd<Pinned>,
     batch: &mut Batch<'_>,
@@ -137,7 +140,7 @@ fn bare<M: Machine>(
 }
 
 /// The same work with tables from a pool.
-fn pooled<M: Machine>(
+fn pooled<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     table: &mut Table,
     (memory, storage): (&mut Memory, &mut Storage),

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write as _};
 
-use hypercall::{Counts, Machine};
+use hypercall::{Counts, Cpu, Machine};
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -32,7 +32,7 @@ impl Cost {
 }
 
 /// Runs `work` and says what it cost.
-pub(super) fn measure<M: Machine, T>(
+pub(super) fn measure<M: Machine + Cpu, T>(
     guest: &mut Guest<'_, M>,
     work: impl FnOnce(&mut Guest<'_, M>) -> Result<T, String>,
 ) -> Result<(T, Cost), String> {
@@ -73,14 +73,14 @@ macro_rules! row {
 
 impl Table {
     /// Prints the head.
-    pub(super) fn begin<M: Machine>(guest: &mut Guest<'_, M>) -> Result<Self, fmt::Error> {
+    pub(super) fn begin<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Self, fmt::Error> {
         row!(guest.console, "operation", "size", "ticks", "each", "traps", "entries")?;
         writeln!(guest.console, "  against")?;
         Ok(Self { rows: 0, judged: 0, missed: Vec::new() })
     }
 
     /// Prints a row: `size` things were done for `cost`.
-    pub(super) fn row<M: Machine>(
+    pub(super) fn row<M: Machine + Cpu>(
         &mut self,
         guest: &mut Guest<'_, M>,
         (name, size): (&str, u64),
@@ -115,7 +115,7 @@ impl Table {
     }
 
     /// The verdict.
-    pub(super) fn end<M: Machine>(self, guest: &mut Guest<'_, M>) -> Verdict {
+    pub(super) fn end<M: Machine + Cpu>(self, guest: &mut Guest<'_, M>) -> Verdict {
         for missed in &self.missed {
             writeln!(guest.console, "missed: {missed}").map_err(|_| "console")?;
         }

@@ -1,0 +1,150 @@
+//! The same programs on a model of Xen, on this host: what a machine without QEMU can do.
+#![expect(unsafe_code, reason = "claims the frames of a guest that exists only in the model")]
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
+
+use clap::Parser;
+use hypercall::{Assist, BootInfo, Counting, Frames, Hypercalls as _, PAGE_SHIFT, Pfn, StartInfo};
+use p2m::P2m;
+use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
+
+use crate::guest::{Guest, Pool};
+use crate::programs;
+use crate::report::{Verdict, print_verdict};
+
+/// Where the real kernel is linked, and where its frames for programs would be.
+const IMAGE_START: u64 = 0x100;
+/// Frames for programs, part of the image as on real Xen.
+const ARENA_FRAMES: u64 = 768;
+
+/// Runs a program of the unikernel on a model of Xen.
+#[derive(Debug, Parser)]
+#[command(name = "unikernel")]
+struct Arguments {
+    /// Release of Xen: 4.14, 4.17 or 4.20
+    #[arg(long, default_value = "4.17", value_parser = release)]
+    xen: Release,
+    /// The guest's role: dom0 or domu
+    #[arg(long = "as", default_value = "dom0", value_parser = role)]
+    role: Role,
+    /// Memory of the guest
+    #[arg(long, value_name = "MIB", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
+    mem: u32,
+    /// Decides which machine frames the guest has
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A file that the guest gets as boot module
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
+    /// Program, and its arguments
+    #[arg(value_name = "PROGRAM", default_value = "demo", trailing_var_arg = true)]
+    program: Vec<String>,
+}
+
+fn release(word: &str) -> Result<Release, String> {
+    match word {
+        "4.14" => Ok(Release::V4_14),
+        "4.17" => Ok(Release::V4_17),
+        "4.20" => Ok(Release::V4_20),
+        _ => Err("there are 4.14, 4.17 and 4.20".into()),
+    }
+}
+
+fn role(word: &str) -> Result<Role, String> {
+    match word {
+        "dom0" => Ok(Role::Dom0),
+        "domu" => Ok(Role::DomU),
+        _ => Err("there are dom0 and domu".into()),
+    }
+}
+
+/// Prints what the program prints; exit status 0 if it passed, 1 if not, 2 if it could not be run.
+pub(crate) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let module = match arguments.module.as_ref().map(std::fs::read).transpose() {
+        Ok(module) => module,
+        Err(error) => {
+            eprintln!("error: reading the module: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut console = Stdout(String::new());
+    let verdict = run(&arguments, module.as_deref(), &mut console);
+    let written = print_verdict(&mut console, &verdict);
+    print!("{}", console.0);
+    ExitCode::from(u8::from(verdict.is_err() || written.is_err()))
+}
+
+/// What is printed, in one piece at the end.
+struct Stdout(String);
+
+impl core::fmt::Write for Stdout {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        self.0.push_str(text);
+        if self.0.len() > 1 << 16 {
+            print!("{}", self.0);
+            self.0.clear();
+        }
+        Ok(())
+    }
+}
+
+fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Verdict {
+    let say = |error: &dyn core::fmt::Display| error.to_string();
+    let name = arguments.program.first().map_or("demo", String::as_str);
+    let program = programs::named::<Model>(name)?;
+    let rest = arguments.program.get(1..).unwrap_or_default().join(" ");
+
+    let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
+    config.kernel_pages = IMAGE_START + 256 + ARENA_FRAMES;
+    let builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
+    let model = builder.seed(arguments.seed).guest(config).build().map_err(|error| say(&error))?;
+    model.enable_assist(Assist::WritablePageTables).map_err(|error| say(&error))?;
+
+    let start_info: StartInfo = model.guest().start_info().ok_or("the model has no start_info")?;
+    let boot = BootInfo::parse(&start_info).map_err(|error| say(&error))?;
+    let list: Vec<AtomicU64> = (0..boot.pages)
+        .map(|pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw()))
+        .map(AtomicU64::new)
+        .collect();
+    let arena = Pfn::new(IMAGE_START + 256);
+    let mut guest = Guest {
+        machine: Counting::new(&model),
+        cpu: &model,
+        boot,
+        p2m: P2m::adopt(&list).map_err(|error| say(&error))?,
+        kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
+        // SAFETY: frames of the model's guest, claimed once; no Rust object is ever in them (I-1).
+        pool: Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES) }),
+        far: None,
+        arguments: &rest,
+        module,
+        console,
+    };
+    let verdict = program(&mut guest);
+    if name == "prove" {
+        print_transitions(console, &model).map_err(|error| say(&error))?;
+    }
+    verdict
+}
+
+/// How often frames went from one type to another: Xen does not tell, the model does. Descriptor
+/// tables are left out, no program makes any.
+fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
+    let counts = model.statistics().transitions;
+    let types = PageType::ALL.into_iter().filter(|kind| *kind != PageType::SegDesc);
+    for from in types.clone() {
+        for to in types.clone().filter(|to| *to != PageType::None) {
+            let count = counts[from as usize][to as usize];
+            writeln!(console, "T {} {} {count}", from.name(), to.name())?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the model's guest sees page 0, as the real kernel does.
+const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;

@@ -1,0 +1,128 @@
+//! A guest on the model, for the tests of this folder.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(unreachable_pub, reason = "a module shared by test programs")]
+
+use std::sync::atomic::AtomicU64;
+
+use hypercall::{Batch, BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
+use p2m::P2m;
+use pvmmu::{Context, FrameSource, Loose, Pgd, Presence, Reach, TablePool, Tools};
+use xen_model::{DomainConfig, Model, Role};
+
+/// The first page of the frames that tests use: in the kernel image, which nothing else uses.
+const ARENA: u64 = 0x40;
+/// How many there are.
+pub const ARENA_FRAMES: usize = 1500;
+
+/// A guest on a machine of its own.
+pub struct Guest {
+    pub model: Model,
+    pub list: Vec<AtomicU64>,
+    pub root: Pfn,
+}
+
+/// Free frames; double frees and strangers are caught.
+pub struct Pool {
+    frames: Vec<Frame>,
+}
+
+impl Guest {
+    /// A domU of 16 MiB on Xen 4.17.
+    pub fn new() -> Self {
+        let mut config = DomainConfig::new(Role::DomU, 4096);
+        config.kernel_pages = ARENA + ARENA_FRAMES as u64;
+        let model = Model::builder().seed(7).guest(config.clone()).build().expect("a small guest");
+        let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
+        let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
+        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+        let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+        Self { model, list, root }
+    }
+
+    /// Its frame map.
+    pub fn p2m(&self) -> P2m<'_> {
+        P2m::adopt(&self.list).expect("the guest has pages")
+    }
+
+    /// The pool of frames that are free to use. To be called once.
+    pub fn pool(&self) -> Pool {
+        let numbers = (ARENA..ARENA + ARENA_FRAMES as u64).rev().map(Pfn::new);
+        // SAFETY: the frames exist only in the model, and each is claimed once.
+        Pool { frames: numbers.map(|pfn| unsafe { Frame::claim(pfn) }).collect() }
+    }
+
+    /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not
+    /// do.
+    pub fn check(&self) {
+        self.model.audit().expect("every reference has its holder");
+        assert_eq!(self.model.take_violations(), Vec::<String>::new());
+    }
+}
+
+/// The context of operations on `machine`.
+pub fn context<'a, M>(guest: &Guest, machine: &'a M, p2m: &'a P2m<'a>) -> Context<'a, M> {
+    Context { machine, p2m, kernel_root: guest.root }
+}
+
+impl Pool {
+    /// How many frames are free.
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Only the first `count` frames remain free; the others are put aside.
+    pub fn keep(&mut self, count: usize) -> Vec<Frame> {
+        let aside = self.frames.len() - count;
+        self.frames.drain(..aside).collect()
+    }
+}
+
+impl FrameSource for Pool {
+    fn take(&mut self) -> Option<Frame> {
+        self.frames.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        let known = (ARENA..ARENA + ARENA_FRAMES as u64).contains(&frame.pfn().raw());
+        assert!(known, "{frame:?} is not of this pool");
+        assert!(!self.frames.contains(&frame), "{frame:?} is freed twice");
+        self.frames.push(frame);
+    }
+}
+
+/// Page `index` of a range that crosses the border of an L1, an L2 table and one GiB.
+pub fn page(index: u64) -> GuestVa {
+    let start = (1 << 30) - 8 * PAGE_SIZE as u64;
+    GuestVa::new(start + index * PAGE_SIZE as u64).expect("in the user half")
+}
+
+/// An address space with `count` pages mapped from [`page`] 0 on.
+pub fn build<M: hypercall::Machine>(
+    context: &Context<'_, M>,
+    count: u64,
+    pool: &mut Pool,
+) -> Pgd<Loose> {
+    let mut pgd = Pgd::new(context, pool).expect("a root");
+    for index in 0..count {
+        let frame = pool.take().expect("a frame");
+        pgd.map(context, (page(index), PteFlags::USER_RW), frame, pool).expect("mapped");
+    }
+    pgd
+}
+
+/// Takes an address space apart, everything back into the pool.
+pub fn destroy<M: hypercall::Machine>(context: &Context<'_, M>, pgd: Pgd<Loose>, pool: &mut Pool) {
+    pgd.destroy(context, pool).expect("taken apart");
+}
+
+/// What operations on a live address space work with.
+pub fn tools<'a, 'b, 't, M, F>(
+    context: &Context<'a, M>,
+    batch: &'a mut Batch<'b>,
+    tables: &'a mut TablePool<'t>,
+    frames: &'a mut F,
+) -> Tools<'a, 'b, 't, M, F> {
+    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    Tools { context: *context, batch, tables, frames, reach, presence }
+}

@@ -1,0 +1,98 @@
+//! Address spaces that are plain memory.
+
+mod common;
+
+use common::{Guest, build, context, destroy, page};
+use hypercall::{Counting, GuestVa, Level, PteFlags};
+use pvmmu::{FrameSource as _, MapError, Pgd, walk};
+
+#[test]
+fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
+    let guest = Guest::new();
+    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
+    let context = context(&guest, &machine, &p2m);
+    let mut pool = guest.pool();
+    let free = pool.len();
+    let pgd = build(&context, 16, &mut pool);
+    assert_eq!(pgd.tables(&context), Ok(6), "a root, an L3, two L2 and two L1 tables");
+    for index in 0..16 {
+        let walk = walk(&context, pgd.root(), page(index)).expect("readable");
+        let (_, pte) = walk.leaf().expect("an L1 table");
+        assert!(pte.is_writable() && pte.flags().contains(PteFlags::USER));
+        assert_eq!(walk.steps().count(), 4);
+    }
+    destroy(&context, pgd, &mut pool);
+    assert_eq!(pool.len(), free, "every frame came back");
+    assert_eq!(machine.counts().hypercalls, 0);
+    guest.check();
+}
+
+#[test]
+fn a_new_root_shares_the_kernel_half_and_nothing_else() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let pgd = Pgd::new(&context, &mut pool).expect("a root");
+    for (va, is_shared) in [(0x1000, false), (0xffff_ffff_8000_0000, true)] {
+        let va = GuestVa::new(va).expect("the guest's");
+        let at =
+            |root| walk(&context, root, va).expect("readable").at(Level::L4).expect("a root").pte;
+        assert_eq!(at(pgd.root()).is_present(), is_shared);
+        assert_eq!(at(pgd.root()) == at(guest.root), is_shared || !at(guest.root).is_present());
+    }
+    destroy(&context, pgd, &mut pool);
+}
+
+#[test]
+fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut pgd = build(&context, 1, &mut pool);
+    let free = pool.len();
+    let kernel = GuestVa::new(0xffff_ffff_8000_0000).expect("the guest's");
+    let inside = GuestVa::new(page(3).raw() + 8).expect("the guest's");
+    let mut refuse = |va, flags| {
+        let frame = pool.take().expect("a frame");
+        let pfn = frame.pfn();
+        let failed = pgd.map(&context, (va, flags), frame, &mut pool).expect_err("must fail");
+        let frame = failed.frame.expect("the frame comes back");
+        assert_eq!(frame.pfn(), pfn);
+        pool.give(frame);
+        assert_eq!(pool.len(), free, "no table was kept");
+        failed.error
+    };
+    assert_eq!(refuse(kernel, PteFlags::USER_RW), MapError::KernelHalf(kernel));
+    assert_eq!(refuse(inside, PteFlags::USER_RW), MapError::Unaligned(inside));
+    assert_eq!(refuse(page(3), PteFlags::WRITABLE), MapError::Flags(2));
+    assert!(
+        matches!(refuse(page(0), PteFlags::USER_RW), MapError::Occupied { va, .. } if va == page(0))
+    );
+    destroy(&context, pgd, &mut pool);
+}
+
+#[test]
+fn running_out_of_tables_in_the_middle_loses_nothing() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
+    for left in 1..4 {
+        let aside = pool.keep(left);
+        let frame = pool.take().expect("a frame");
+        let failed = pgd
+            .map(&context, (page(0), PteFlags::USER_RW), frame, &mut pool)
+            .expect_err("three tables are needed");
+        assert_eq!(failed.error, MapError::OutOfFrames);
+        pool.give(failed.frame.expect("the frame comes back"));
+        let tables = pgd.tables(&context).expect("readable");
+        assert_eq!(pool.len() as u64 + tables, left as u64 + 1, "what was taken is in the tree");
+        destroy(&context, pgd, &mut pool);
+        pgd = Pgd::new(&context, &mut pool).expect("a root");
+        aside.into_iter().for_each(|frame| pool.give(frame));
+    }
+    destroy(&context, pgd, &mut pool);
+}

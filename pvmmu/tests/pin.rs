@@ -1,0 +1,201 @@
+//! From loose to pinned and back, and what is left when Xen refuses.
+#![expect(unsafe_code, reason = "loads roots and makes a forbidden alias; the guest is a model")]
+
+mod common;
+
+use common::{Guest, build, context, destroy, page};
+use hypercall::{
+    BatchStorage, Call, Counting, Errno, FailNth, FrameAccess as _, Level, Pfn, Pte, PteFlags,
+    Refusal, Request, VaFlush, VaMapping, XEN_SLOTS,
+};
+use pvmmu::{Context, FrameSource as _, Pgd, PinFailure, load_root, walk};
+use x86_64::structures::paging::PageTableIndex;
+
+#[test]
+fn pinning_takes_one_update_run_for_each_full_batch_and_one_operation() {
+    // 6 tables, and every size of batch around them: each remainder must be submitted.
+    for room in 1..=8 {
+        let guest = Guest::new();
+        let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
+        let context = context(&guest, &machine, &p2m);
+        let mut pool = guest.pool();
+        let mut storage = BatchStorage::<8, 1>::new();
+        let pgd = build(&context, 16, &mut pool);
+        let before = machine.counts();
+        let pinned = pin_with(&context, pgd, room);
+        let cost = machine.counts() - before;
+        assert_eq!(
+            (cost.hypercalls, cost.entries),
+            (6_u64.div_ceil(room) + 1, 7),
+            "a batch of {room}"
+        );
+        guest.check();
+        let loose = pinned.unpin(&context, &mut storage.batch()).expect("unpinned");
+        destroy(&context, loose, &mut pool);
+        guest.check();
+    }
+}
+
+fn pin_with<M: hypercall::Machine>(
+    context: &Context<'_, M>,
+    pgd: Pgd<pvmmu::Loose>,
+    room: u64,
+) -> Pgd<pvmmu::Pinned> {
+    macro_rules! sizes {
+        ($($size:literal)*) => {
+            match room {
+                $($size => pgd.pin(context, &mut BatchStorage::<$size, 1>::new().batch()),)*
+                _ => unreachable!("not tested"),
+            }
+        };
+    }
+    sizes!(1 2 3 4 5 6 7 8).expect("pinned")
+}
+
+#[test]
+fn a_pinned_tree_is_read_only_and_a_released_one_is_writable_and_scrubbed() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut storage = BatchStorage::<32, 4>::new();
+    let pgd = build(&context, 16, &mut pool);
+    let tables = tables(&context, pgd.root());
+    let writable = |pfn: &Pfn| direct(&context, *pfn).is_writable();
+    assert!(tables.iter().all(writable));
+    let pinned = pgd.pin(&context, &mut storage.batch()).expect("pinned");
+    assert!(!tables.iter().any(writable));
+    let loose = pinned.unpin(&context, &mut storage.batch()).expect("unpinned");
+    assert!(tables.iter().all(writable));
+    for index in XEN_SLOTS.map(PageTableIndex::new_truncate) {
+        assert_eq!(guest.model.read_entry(loose.root(), index), Ok(Pte::ABSENT));
+    }
+    destroy(&context, loose, &mut pool);
+    guest.check();
+}
+
+#[test]
+fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
+    for level in [Level::L1, Level::L2, Level::L3] {
+        let guest = Guest::new();
+        let p2m = guest.p2m();
+        let context = context(&guest, &guest.model, &p2m);
+        let mut pool = guest.pool();
+        let free = pool.len();
+        let mut storage = BatchStorage::<32, 4>::new();
+        let pgd = build(&context, 16, &mut pool);
+        let table = walk(&context, pgd.root(), page(0)).expect("readable").at(level);
+        let table = table.expect("a table").table;
+        let window = pool.take().expect("a frame");
+        alias(&context, window.pfn(), table);
+        let error = pgd.pin(&context, &mut storage.batch()).expect_err("must be refused");
+        let PinFailure::Table { level: named, pfn, error: refusal, .. } = error.failure else {
+            panic!("{error}")
+        };
+        assert_eq!((named, pfn, refusal.errno), (level, table, Errno::EINVAL));
+        assert_eq!(error.undo, Ok(()));
+        guest.check();
+
+        alias(&context, window.pfn(), window.pfn());
+        pool.give(window);
+        let pinned = error.pgd.pin(&context, &mut storage.batch()).expect("no alias is left");
+        let loose = pinned.unpin(&context, &mut storage.batch()).expect("unpinned");
+        destroy(&context, loose, &mut pool);
+        assert_eq!(pool.len(), free);
+        guest.check();
+    }
+}
+
+#[test]
+fn a_tree_that_runs_is_not_unpinned_and_stays_as_it_was() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut storage = BatchStorage::<32, 4>::new();
+    let pinned =
+        build(&context, 16, &mut pool).pin(&context, &mut storage.batch()).expect("pinned");
+    // SAFETY: the model runs no code.
+    unsafe { pinned.load(&context) }.expect("loaded");
+    let error = pinned.unpin(&context, &mut storage.batch()).expect_err("it runs");
+    assert!(
+        matches!(error.failure, PinFailure::Protect { error, .. } if error.errno == Errno::EBUSY)
+    );
+    assert_eq!(error.undo, Ok(()));
+    guest.check();
+    // SAFETY: as above.
+    unsafe { load_root(&context, guest.root) }.expect("the kernel's root");
+    let loose = error.pgd.unpin(&context, &mut storage.batch()).expect("it runs no more");
+    destroy(&context, loose, &mut pool);
+    guest.check();
+}
+
+#[test]
+fn whichever_request_of_pin_or_unpin_is_refused_all_is_as_before() {
+    for request in 0..8 {
+        for done in 0..4 {
+            let guest = Guest::new();
+            let p2m = guest.p2m();
+            let plain = context(&guest, &guest.model, &p2m);
+            let mut pool = guest.pool();
+            let free = pool.len();
+            let mut storage = BatchStorage::<4, 1>::new();
+            let pgd = build(&plain, 16, &mut pool);
+            let tables = tables(&plain, pgd.root());
+            let machine =
+                FailNth::new(&guest.model, Refusal { request, errno: Errno::ENOMEM, done });
+            let context = context(&guest, &machine, &p2m);
+            let pinned = match pgd.pin(&context, &mut storage.batch()) {
+                Ok(pinned) => pinned,
+                Err(error) => {
+                    assert_eq!(error.undo, Ok(()), "{error}");
+                    assert!(error.to_string().contains("ENOMEM"), "{error}");
+                    assert!(tables.iter().all(|pfn| direct(&plain, *pfn).is_writable()));
+                    guest.check();
+                    error.pgd.pin(&plain, &mut storage.batch()).expect("nothing stands in the way")
+                }
+            };
+            let loose = match pinned.unpin(&context, &mut storage.batch()) {
+                Ok(loose) => loose,
+                Err(error) => {
+                    assert_eq!(error.undo, Ok(()), "{error}");
+                    assert!(tables.iter().all(|pfn| !direct(&plain, *pfn).is_writable()));
+                    guest.check();
+                    error.pgd.unpin(&plain, &mut storage.batch()).expect("nothing in the way")
+                }
+            };
+            destroy(&plain, loose, &mut pool);
+            assert_eq!(pool.len(), free, "request {request} refused after {done}");
+            guest.check();
+        }
+    }
+}
+
+/// Every table of the tree under `root`, by what a walk of its pages meets.
+fn tables<M: hypercall::Machine>(context: &Context<'_, M>, root: Pfn) -> Vec<Pfn> {
+    let mut tables = Vec::new();
+    for index in 0..16 {
+        let walk = walk(context, root, page(index)).expect("readable");
+        tables.extend(walk.steps().map(|step| step.table));
+    }
+    tables.sort_unstable();
+    tables.dedup();
+    tables
+}
+
+/// The entry that maps `pfn` in the direct mapping.
+fn direct<M: hypercall::Machine>(context: &Context<'_, M>, pfn: Pfn) -> Pte {
+    let va = context.machine.direct_map(pfn).expect("mapped");
+    walk(context, context.kernel_root, va).expect("readable").leaf().expect("an L1 table").1
+}
+
+/// Lets the direct mapping of `window` show `pfn`, writable.
+fn alias<M: hypercall::Machine>(context: &Context<'_, M>, window: Pfn, pfn: Pfn) {
+    let va = context.machine.direct_map(window).expect("mapped").addr();
+    let pte = Pte::new(context.p2m.mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
+    let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
+    let mut calls = [Call::new(Request::VaMapping(mapping))];
+    // SAFETY: the guest exists only in the model.
+    unsafe { context.machine.issue(&mut calls) }.expect("issued");
+    calls[0].result().expect("the alias is made");
+}

@@ -1,0 +1,126 @@
+//! The checks that need nothing but cargo: format, lints for the host and for Xen, unit,
+//! integration and documentation tests, documentation without warnings, house rules.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::house_rules;
+use super::session::Session;
+use crate::cargo::{Package, cargo, packages};
+use crate::process::run_captured;
+use crate::provision::rust_target::{self, TARGET};
+use crate::station::model_program;
+
+const GROUP: &str = "code";
+
+/// Runs all of them.
+///
+/// # Errors
+///
+/// A signal asked us to end, or the workspace cannot be read.
+pub(crate) fn run(session: &mut Session) -> Result<()> {
+    rust_target::require_components()?;
+    let packages = packages()?;
+    let names = |wanted: &dyn Fn(&Package) -> bool| {
+        let wanted = packages.iter().filter(|package| wanted(package));
+        wanted.flat_map(|package| ["--package", &package.name]).collect::<Vec<&str>>()
+    };
+    session.step(GROUP, "format", || must(cargo().args(["fmt", "--all", "--check"])))?;
+    session.step(GROUP, "house rules", house_rules::check)?;
+    session.step(GROUP, "lints on the host", || {
+        let mut cargo = cargo();
+        cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
+        must(cargo.args(["--", "-D", "warnings"]))
+    })?;
+    let bare = names(&Package::is_for_bare_metal);
+    if !bare.is_empty() {
+        session.step(GROUP, "lints for Xen", || {
+            rust_target::require()?;
+            let mut cargo = cargo();
+            cargo.args(["clippy", "--quiet", "--target", TARGET]).args(&bare);
+            must(cargo.args(["--", "-D", "warnings"]))
+        })?;
+    }
+    session.step(GROUP, "unit and integration tests", unit_tests)?;
+    session.step(GROUP, "programs on the model", on_the_model)?;
+    let libraries = names(&Package::is_library);
+    if !libraries.is_empty() {
+        session.step(GROUP, "documentation tests", || {
+            let output = must(cargo().args(["test", "--quiet", "--doc"]).args(&libraries))?;
+            Ok(format!("{} passed", count_passed(&output)))
+        })?;
+    }
+    session.step(GROUP, "documentation", || {
+        let mut cargo = cargo();
+        cargo.args(["doc", "--quiet", "--workspace", "--no-deps"]);
+        must(cargo.env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    Ok(())
+}
+
+/// The guest's programs on the model of each release, in both roles.
+fn on_the_model() -> Result<String> {
+    let program = model_program()?;
+    let mut runs = 0;
+    for release in ["4.14", "4.17", "4.20"] {
+        for role in ["dom0", "domu"] {
+            for name in ["demo", "alias"] {
+                let mut model = Command::new(&program);
+                must(model.args(["--xen", release, "--as", role, name]))?;
+                runs += 1;
+            }
+        }
+    }
+    Ok(format!("{runs} passed"))
+}
+
+/// Runs a command that is quiet when all is well. Returns what it wrote.
+fn must(command: &mut Command) -> Result<String> {
+    let (status, output) = run_captured(command, |_| {})?;
+    if !status.success() {
+        bail!("{status}\n{output}");
+    }
+    Ok(output)
+}
+
+fn unit_tests() -> Result<String> {
+    let nextest = run_captured(cargo().args(["nextest", "--version"]), |_| {});
+    let output = if nextest.is_ok_and(|(status, _)| status.success()) {
+        must(cargo().args(["nextest", "run", "--workspace", "--status-level", "fail"]))?
+    } else {
+        must(cargo().args(["test", "--workspace", "--lib", "--bins", "--tests", "--examples"]))?
+    };
+    match count_passed(&output) {
+        0 => bail!("no test ran:\n{output}"),
+        passed => Ok(format!("{passed} passed")),
+    }
+}
+
+/// Adds up the numbers before the word `passed` in the closing lines of cargo's test runners.
+fn count_passed(output: &str) -> usize {
+    let closing = |line: &&str| line.contains("Summary [") || line.starts_with("test result: ");
+    let lines = output.lines().filter(closing);
+    lines
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let at = words.iter().position(|word| word.starts_with("passed"))?;
+            words[..at].last()?.parse::<usize>().ok()
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_tests_are_counted_with_either_runner() {
+        let nextest = "   Compiling x\n     Summary [   0.2s] 43 tests run: 41 passed, 2 skipped\n";
+        assert_eq!(count_passed(nextest), 41);
+        let plain = "test result: ok. 3 passed; 0 failed; 0 ignored\nx passed\n\
+                     test result: ok. 4 passed; 0 failed; 0 ignored\n";
+        assert_eq!(count_passed(plain), 7);
+        assert_eq!(count_passed("nothing passed\n"), 0);
+    }
+}

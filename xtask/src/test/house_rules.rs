@@ -1,0 +1,116 @@
+//! The rules of the house that neither rustfmt nor clippy knows: files stay short enough to be read
+//! in one sitting and begin with a word on what and why, lines fit the page, no test is switched
+//! off, nothing is left to do.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::rust_files;
+use crate::paths;
+
+/// Lines of code before the tests. Comments and empty lines are free.
+const CODE_LINES_MAX: usize = 400;
+
+/// Characters, not bytes.
+const LINE_CHARACTERS_MAX: usize = 100;
+
+/// Broken rules that are shown at once.
+const PLACES_SHOWN: usize = 40;
+
+/// What may not stand in a file, and why. In two pieces, so that this file keeps the rules too.
+const FORBIDDEN: [([&str; 2], &str); 4] = [
+    (["#[ign", "ore"], "a test that does not run is no test: make it fast or remove it"),
+    (["to", "do!("], "finish it or leave it out"),
+    (["unimple", "mented!("], "finish it or leave it out"),
+    (["FIX", "ME"], "fix it or write an issue"),
+];
+
+/// Checks every Rust file of the project.
+///
+/// # Errors
+///
+/// A file breaks a rule: each place is named, with the rule.
+pub(crate) fn check() -> Result<String> {
+    let workspace = paths::workspace();
+    let files = rust_files()?;
+    let mut broken = Vec::new();
+    for file in &files {
+        let name = file.strip_prefix(&workspace).unwrap_or(file).display().to_string();
+        let text = fs::read_to_string(file)?;
+        broken.extend(broken_rules(&text).into_iter().map(|rule| format!("{name}{rule}")));
+    }
+    if !broken.is_empty() {
+        let places = broken.len();
+        broken.truncate(PLACES_SHOWN);
+        bail!("{places} places, the first of them:\n{}", broken.join("\n"));
+    }
+    Ok(format!("{} files", files.len()))
+}
+
+/// One line for each broken rule: where in the file, and what is wrong.
+fn broken_rules(text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    if !text.starts_with("//!") {
+        broken.push(":1: the file does not begin with a comment on what it is and why".to_owned());
+    }
+    let code = code_lines(text);
+    if code > CODE_LINES_MAX {
+        broken.push(format!(": {code} lines of code before the tests, {CODE_LINES_MAX} at most"));
+    }
+    for (number, line) in (1..).zip(text.lines()) {
+        let length = line.chars().count();
+        if length > LINE_CHARACTERS_MAX {
+            broken.push(format!(":{number}: {length} characters, {LINE_CHARACTERS_MAX} at most"));
+        }
+        for (pieces, reason) in FORBIDDEN {
+            let word = pieces.concat();
+            if line.contains(&word) {
+                broken.push(format!(":{number}: `{word}`: {reason}"));
+            }
+        }
+    }
+    broken
+}
+
+fn code_lines(text: &str) -> usize {
+    let lines = text.lines().map(str::trim);
+    let before_tests = lines.take_while(|line| *line != "#[cfg(test)]");
+    before_tests.filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_file_breaks_no_rule() {
+        assert_eq!(broken_rules("//! What and why.\n\nfn x() {}\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_code_before_the_tests_counts_for_the_length() {
+        let code = "x();\n".repeat(CODE_LINES_MAX);
+        let comments = "\n// why\n".repeat(1000);
+        let tests = "#[cfg(test)]\n".to_owned() + &"x();\n".repeat(1000);
+        assert_eq!(broken_rules(&format!("//! W\n{code}{comments}{tests}")).len(), 0);
+        assert_eq!(broken_rules(&format!("//! W\n{code}x();\n{tests}")).len(), 1);
+    }
+
+    #[test]
+    fn each_forbidden_word_is_found_with_its_line() {
+        for (pieces, _) in FORBIDDEN {
+            let text = format!("//! What.\n  {}\n", pieces.concat());
+            let broken = broken_rules(&text);
+            assert!(broken.len() == 1 && broken[0].starts_with(":2:"), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn long_lines_and_missing_essays_are_found() {
+        let line = "é".repeat(LINE_CHARACTERS_MAX);
+        assert_eq!(broken_rules(&format!("//! What.\n{line}\n")).len(), 0);
+        assert_eq!(broken_rules(&format!("//! What.\n{line}é\n")).len(), 1);
+        assert_eq!(broken_rules("fn x() {}\n").len(), 1);
+    }
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask test`: all tests of the project, one line each, a table at the end, and a closing
+//! line that tools read.
+//!
+//! | file | what it runs |
+//! |---|---|
+//! | `checks` | format, lints, unit and documentation tests: no machine needed |
+//! | `house_rules` | the rules of the house that clippy does not know |
+//! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
+//! | `endings` | that QEMU ends when the harness does, however it ends |
+//! | `session` | keeps the score |
+
+mod checks;
+mod endings;
+mod house_rules;
+mod real_xen;
+mod session;
+
+use anyhow::Result;
+
+use self::session::Session;
+use crate::ExitStatus;
+use crate::cli::TestArguments;
+
+/// Runs everything and keeps going after a failure.
+///
+/// # Errors
+///
+/// A signal asked us to end.
+pub(crate) fn test(arguments: &TestArguments) -> Result<ExitStatus> {
+    let mut session = Session::default();
+    checks::run(&mut session)?;
+    if !arguments.quick {
+        real_xen::run(&mut session, arguments)?;
+    }
+    Ok(session.close())
+}

@@ -1,0 +1,284 @@
+//! Guests on real Xen: good ones in every size and role, and broken ones that must be recognised
+//! for what they are.
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::endings;
+use super::session::{Passed, Session};
+use crate::boot::outcome::{Outcome, Report};
+use crate::boot::verdict::Verdict;
+use crate::boot::{Clock, Guest, Host, dom0, domu};
+use crate::cli::{Release, Role, TestArguments};
+use crate::paths::HostFolder;
+use crate::prove::{self, Machines, Where};
+use crate::provision::linux::{self, Linux};
+use crate::provision::qemu::Qemu;
+use crate::provision::xen;
+use crate::{guest, process};
+
+/// What must come of a guest.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Expectation {
+    /// It passes.
+    Pass,
+    /// It ends with a fault, whether Xen ends it or it gives itself up.
+    Fault,
+    /// It shuts down without a verdict.
+    NoVerdict,
+    /// It does not end.
+    Hang,
+    /// Xen panics, as it was given no kernel.
+    XenPanic,
+}
+
+/// A guest and what must come of it.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    program: &'static str,
+    memory_mib: u32,
+    seconds: u64,
+    expectation: Expectation,
+}
+
+/// Random operations on each release and in each role that are compared with the model's.
+const OPERATIONS: u64 = 20_000;
+
+/// For guests that should end.
+const ENOUGH_SECONDS: u64 = 60;
+
+const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) -> Case {
+    Case { program, memory_mib, seconds: ENOUGH_SECONDS, expectation }
+}
+
+/// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
+const CASES: [Case; 7] = [
+    case("demo", 256, Expectation::Pass),
+    case("demo", 33, Expectation::Pass),
+    case("demo", 2048, Expectation::Pass),
+    case("alias", 256, Expectation::Pass),
+    case("fault", 256, Expectation::Fault),
+    case("silent", 256, Expectation::NoVerdict),
+    Case { program: "hang", memory_mib: 256, seconds: 5, expectation: Expectation::Hang },
+];
+
+/// What a boot needs.
+struct Setting<'a> {
+    folder: &'a HostFolder,
+    qemu: &'a Qemu,
+    kernel: PathBuf,
+}
+
+/// Runs the cases on every release of Xen that the arguments name, in both roles.
+///
+/// # Errors
+///
+/// A signal asked us to end.
+pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()> {
+    let mut folder = None;
+    let mut qemu = None;
+    let provisioned = session.step("setup", "QEMU", || {
+        let host = folder.insert(HostFolder::open()?);
+        let _lock = host.lock()?;
+        let found = qemu.insert(Qemu::require(host)?);
+        Ok(found.version().to_owned())
+    })?;
+    let mut kernel = PathBuf::new();
+    let built = session.step("setup", "the guest", || {
+        kernel = guest::kernel(arguments.kernel.as_deref())?;
+        Ok(String::new())
+    })?;
+    let (Some(folder), Some(qemu), Passed::Yes, Passed::Yes) = (&folder, &qemu, provisioned, built)
+    else {
+        return Ok(());
+    };
+    let setting = Setting { folder, qemu, kernel };
+    for &release in &arguments.xen {
+        setting.one_release(session, release)?;
+    }
+    compare_with_the_model(session, arguments)?;
+    endings::run(session, &setting.kernel)
+}
+
+/// Random operations on every release in both roles, and on the model.
+fn compare_with_the_model(session: &mut Session, arguments: &TestArguments) -> Result<()> {
+    let mut machines = None;
+    session.step("prove", "the guest and the model", || {
+        machines = Some(Machines::open()?);
+        Ok(String::new())
+    })?;
+    let Some(mut machines) = machines else { return Ok(()) };
+    for &release in &arguments.xen {
+        for role in [Role::Dom0, Role::Domu] {
+            let place = Where { release, role };
+            session.step("prove", &place.to_string(), || {
+                prove::compare(&mut machines, place, OPERATIONS)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+impl Setting<'_> {
+    fn one_release(&self, session: &mut Session, release: Release) -> Result<()> {
+        let mut parts = None;
+        session.step("setup", &format!("Xen {release} and a Linux dom0"), || {
+            let _lock = self.folder.lock()?;
+            let hypervisor = xen::require(self.folder, release)?;
+            parts = Some((hypervisor, linux::require(self.folder, release)?));
+            Ok(String::new())
+        })?;
+        let Some((xen, linux)) = parts else { return Ok(()) };
+        let host = Host { qemu: self.qemu, xen, clock: Clock::Time };
+        for case in CASES {
+            self.as_dom0(session, release, (&host, case))?;
+        }
+        let panic = case("no kernel", 256, Expectation::XenPanic);
+        self.as_dom0(session, release, (&host, panic))?;
+        self.as_domu(session, release, (&host, &linux))
+    }
+
+    fn as_dom0(
+        &self,
+        session: &mut Session,
+        release: Release,
+        (host, case): (&Host<'_>, Case),
+    ) -> Result<()> {
+        session.step("dom0", &case.name(release), || {
+            let mut guest = self.guest(case);
+            if case.expectation == Expectation::XenPanic {
+                // Any file that is no kernel will do, and this program is at hand.
+                guest.kernel = env::current_exe()?;
+            }
+            let log = self.folder.new_log(&format!("test-dom0-{release}-{}", case.program))?;
+            case.judge(&dom0::boot(host, &guest, log, |_| {})?)
+        })?;
+        Ok(())
+    }
+
+    /// All guests in one boot of dom0. What the toolstack failed at is tried once more.
+    fn as_domu(
+        &self,
+        session: &mut Session,
+        release: Release,
+        (host, linux): (&Host<'_>, &Linux),
+    ) -> Result<()> {
+        let mut cases = CASES.to_vec();
+        for attempt in 1..=2 {
+            let guests: Vec<Guest> = cases.iter().map(|case| self.guest(*case)).collect();
+            let log = self.folder.new_log(&format!("test-domU-{release}"))?;
+            let reports = match domu::boot(host, linux, &guests, log, |_| {}) {
+                Ok(reports) => reports,
+                Err(error) if process::interrupted() => return Err(error),
+                Err(error) => {
+                    let name = format!("Xen {release}");
+                    session.record("domU", &name, Duration::ZERO, Err(error))?;
+                    return Ok(());
+                }
+            };
+            let mut again = Vec::new();
+            for (case, report) in cases.iter().zip(reports) {
+                if attempt == 1 && matches!(report.outcome, Outcome::HostFailed { .. }) {
+                    eprintln!("{}: once more. {}", case.name(release), report.outcome);
+                    again.push(*case);
+                } else {
+                    let result = case.judge(&report);
+                    session.record("domU", &case.name(release), report.time, result)?;
+                }
+            }
+            if again.is_empty() {
+                break;
+            }
+            cases = again;
+        }
+        Ok(())
+    }
+
+    fn guest(&self, case: Case) -> Guest {
+        Guest {
+            kernel: self.kernel.clone(),
+            arguments: case.program.to_owned(),
+            module: None,
+            memory_mib: case.memory_mib,
+            vcpus: 1,
+            limit: Duration::from_secs(case.seconds),
+        }
+    }
+}
+
+impl Case {
+    fn name(&self, release: Release) -> String {
+        format!("Xen {release}, {:>4} MiB: {}", self.memory_mib, self.program)
+    }
+
+    /// Compares what came with what must come.
+    fn judge(&self, report: &Report) -> Result<String> {
+        let outcome = &report.outcome;
+        let as_expected = match self.expectation {
+            Expectation::Pass => outcome.passed(),
+            Expectation::Fault => {
+                matches!(outcome, Outcome::Crashed(_) | Outcome::Verdict(Verdict::Fail(_)))
+            }
+            Expectation::NoVerdict => matches!(outcome, Outcome::NoVerdict(_)),
+            Expectation::Hang => matches!(outcome, Outcome::Hung { .. } | Outcome::Silent(_)),
+            Expectation::XenPanic => matches!(outcome, Outcome::XenPanicked(_)),
+        };
+        if !as_expected {
+            bail!("expected {:?}. {report}", self.expectation);
+        }
+        let text = report.to_string();
+        let first = text.lines().next().context("a report has no text")?;
+        if !outcome.passed() && report.tail.is_empty() {
+            bail!("the report quotes no line of the console: {first}");
+        }
+        Ok(match self.expectation {
+            Expectation::Pass => String::new(),
+            other => format!("({other:?}, as it should)"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(outcome: Outcome) -> Report {
+        let tail = vec!["a line".to_owned()];
+        Report { outcome, tail, log: PathBuf::from("log"), time: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_case_takes_the_outcome_that_it_expects_and_no_other() {
+        let outcomes = [
+            (Expectation::Pass, Outcome::Verdict(Verdict::Pass(String::new()))),
+            (Expectation::Fault, Outcome::Crashed("x".into())),
+            (Expectation::NoVerdict, Outcome::NoVerdict("x".into())),
+            (Expectation::Hang, Outcome::Hung { limit: Duration::ZERO, verdict: None }),
+            (Expectation::XenPanic, Outcome::XenPanicked("x".into())),
+        ];
+        for (expectation, _) in &outcomes {
+            for (natural, outcome) in &outcomes {
+                let judged = case("x", 1, *expectation).judge(&report(outcome.clone()));
+                assert_eq!(judged.is_ok(), expectation == natural, "{expectation:?} {outcome:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_failing_toolstack_is_never_what_a_case_expects() {
+        let outcome = Outcome::HostFailed { step: "x".into(), detail: "y".into() };
+        for case in CASES {
+            assert!(case.judge(&report(outcome.clone())).is_err());
+        }
+    }
+
+    #[test]
+    fn a_broken_guest_whose_report_shows_nothing_is_a_failure() {
+        let mut silent = report(Outcome::NoVerdict("x".into()));
+        silent.tail.clear();
+        assert!(case("silent", 256, Expectation::NoVerdict).judge(&silent).is_err());
+    }
+}
