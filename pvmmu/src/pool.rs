@@ -7,7 +7,7 @@
 //! what passes through it.
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
-use hypercall::{Batch, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte};
+use hypercall::{Batch, BatchStorage, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte};
 
 use crate::access::Access;
 use crate::context::{Context, DirectMap};
@@ -131,7 +131,7 @@ impl<'t> TablePool<'t> {
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
             return self.put(level, frame);
         }
-        match end(context, &frame) {
+        match end(context, (level, &frame)) {
             Ok(()) => {
                 self.counts.ended += 1;
                 frames.give(frame);
@@ -233,7 +233,7 @@ impl<'t> TablePool<'t> {
         let mut done = 0;
         while done < count as u64 {
             let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
-            match end(context, &frame) {
+            match end(context, (level, &frame)) {
                 Ok(()) => frames.give(frame),
                 Err(failure) => {
                     self.put(level, frame);
@@ -306,16 +306,28 @@ fn make_top_writable<M: Machine>(
     unsafe { batch.submit(context.machine) }.map_err(|refused| PinFailure::Call(refused.error))
 }
 
-/// Makes a plain frame of an empty table that is pinned and linked nowhere.
-fn end<M: Machine>(context: &Context<'_, M>, frame: &Frame) -> Result<(), PinFailure> {
+/// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what it
+/// was.
+fn end<M: Machine>(
+    context: &Context<'_, M>,
+    (level, frame): (Level, &Frame),
+) -> Result<(), PinFailure> {
     let mfn = context.mfn(frame.pfn())?;
     let (slot, pte): (_, Pte) = DirectMap::default().entry(context, frame.pfn())?;
-    let mut storage = hypercall::BatchStorage::<1, 1>::new();
+    let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     batch.op(MmuExtOp::unpin(mfn))?;
     batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
     // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
     // second: the frame is still a table.
-    unsafe { batch.submit(context.machine) }
-        .map_err(|refused| PinFailure::Protect { table: frame.pfn(), error: refused.error })
+    let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+    let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
+    batch.invert();
+    if unpinned {
+        batch.op(MmuExtOp::pin(level, mfn))?;
+    }
+    // SAFETY: puts back what took effect.
+    let undone = unsafe { batch.submit(context.machine) };
+    let error = undone.err().map_or(refused.error, |undo| undo.error);
+    Err(PinFailure::Protect { table: frame.pfn(), error })
 }
