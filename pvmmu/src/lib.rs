@@ -33,6 +33,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod access;
+pub mod audit;
 mod context;
 pub mod cost;
 mod destroy;
