@@ -46,6 +46,7 @@ mod hold;
 mod leaf;
 mod load;
 mod loose;
+pub mod mapper;
 mod marks;
 mod pages;
 mod path;

@@ -1,6 +1,6 @@
 //! Changing and clearing entries of a live tree.
 
-use hypercall::{ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{ENTRIES, Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::table::{Entries, empty_table};
@@ -214,6 +214,41 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
         self.passed(va, ENTRIES);
         Ok(())
+    }
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
+    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something. Xen flushes all TLBs.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] if there is no table behind it, and as for
+    /// [`Pgd::protect`](crate::Pgd::protect).
+    pub fn set_table_flags(
+        &mut self,
+        (level, va): (Level, GuestVa),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        crate::pages::check_page(va)?;
+        self.submit()?;
+        let context = self.tools.context;
+        self.path.seek(&context, va)?;
+        let (slot, old) = self.path.entry(&context, (level, va))?;
+        let (Entry::Table(_), true) = (old.decode(level), flags.contains(PteFlags::PRESENT)) else {
+            return Err(MapError::NotMapped(va));
+        };
+        let chosen = PteFlags::WRITABLE | PteFlags::NO_EXECUTE;
+        let apply = |pte: Pte| pte.with_flags(pte.flags() & !chosen | flags & chosen);
+        if let (Level::L4, Some(user)) = (level, self.roots.user) {
+            let old = context.machine.read_entry(user, slot.index)?;
+            let slot = Slot { table: context.mfn(user)?, ..slot };
+            self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+            self.flags_only += 1;
+        }
+        self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+        self.flags_only += 1;
+        self.flush = Flush::ALL;
+        self.submit()
     }
 }
 
