@@ -48,7 +48,7 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
     pub const fn batch(&mut self) -> Batch<'_> {
         let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
         let runs = [Batch::NO_RUN; CALLS_MAX];
-        Batch { updates, old, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0 }
+        Batch { updates, old, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0, runs_sent: 0 }
     }
 }
 
@@ -134,6 +134,8 @@ pub struct Batch<'s> {
     ops_used: usize,
     runs: [Run; CALLS_MAX],
     runs_used: usize,
+    /// Runs of the last submit, if that worked and nothing was pushed since.
+    runs_sent: usize,
 }
 
 impl Batch<'_> {
@@ -218,6 +220,33 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// Adds updates of own tables for own frames, each with what stands there now, as many as there
+    /// is room for. How many it took.
+    ///
+    /// # Errors
+    /// [`Full`] if it took none although there was one.
+    pub fn extend(
+        &mut self,
+        updates: impl IntoIterator<Item = (MmuUpdate, u64)>,
+    ) -> Result<usize, Full> {
+        let mut updates = updates.into_iter();
+        let Some((first, old)) = updates.next() else { return Ok(0) };
+        self.update(first, old)?;
+        let at = self.updates_used;
+        let places = self.updates[at..].iter_mut().zip(&mut self.old[at..]);
+        let mut taken = 0;
+        for ((place, place_of_old), (update, old)) in places.zip(updates) {
+            *place = update;
+            *place_of_old = old;
+            taken += 1;
+        }
+        self.updates_used = at + taken;
+        if let Some(run) = self.last() {
+            run.end += taken;
+        }
+        Ok(taken + 1)
+    }
+
     /// Adds an extended operation on own frames.
     ///
     /// # Errors
@@ -232,6 +261,7 @@ impl Batch<'_> {
             _ => self.open(Kind::Ops(DomId::SELF), at)?,
         }
         self.ops[at] = op;
+        self.ops[at].point_at_vcpus();
         self.ops_used = at + 1;
         Ok(())
     }
@@ -270,8 +300,47 @@ impl Batch<'_> {
         self.ops_used = 0;
     }
 
+    /// The updates of the last successful [`submit`](Self::submit), each with what it replaced,
+    /// until something is pushed.
+    pub fn sent(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
+        let runs = if self.runs_used == 0 { self.runs_sent } else { 0 };
+        self.runs[..runs].iter().flat_map(|run| self.pairs(run, 0))
+    }
+
+    /// The updates that have not taken effect: those not submitted, or refused, or behind a refused
+    /// one.
+    pub fn unapplied(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
+        self.runs[..self.runs_used].iter().flat_map(|run| {
+            let done = Call { request: self.request(run), outcome: run.outcome }.done();
+            self.pairs(run, done)
+        })
+    }
+
+    /// The updates of a run behind the first `done`, each with its old value.
+    fn pairs(&self, run: &Run, done: usize) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
+        let range = match run.kind {
+            Kind::Updates(_) => run.start + done..run.end,
+            Kind::Ops(_) | Kind::Va(..) => 0..0,
+        };
+        let old = self.old[range.clone()].iter().copied();
+        self.updates[range].iter().copied().zip(old)
+    }
+
+    /// Updates that the storage has still room for.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.updates.len() - self.updates_used
+    }
+
+    /// Extended operations that the storage has still room for.
+    #[must_use]
+    pub const fn ops_room(&self) -> usize {
+        self.ops.len() - self.ops_used
+    }
+
     /// Empties the batch, issued or not.
     pub const fn clear(&mut self) {
+        self.runs_sent = 0;
         self.updates_used = 0;
         self.ops_used = 0;
         self.runs_used = 0;
@@ -312,6 +381,7 @@ impl Batch<'_> {
             Some(error) => Err(error),
             None => {
                 self.clear();
+                self.runs_sent = requests;
                 Ok(())
             }
         }

@@ -74,7 +74,9 @@ pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Rese
 pub use middleware::{
     Counting, Counts, FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum,
 };
-pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};
+pub use op::{
+    DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,
+};
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
 pub use raw::{RawCpu, RawHypercalls, RawWrite};

@@ -7,12 +7,13 @@
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
+use core::ops::Range;
 
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::call::Call;
 use crate::error::Error;
-use crate::frame::{Mfn, Pfn};
+use crate::frame::{ENTRIES, Mfn, Pfn};
 use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -99,6 +100,63 @@ pub trait FrameAccess {
         pte: Pte,
     ) -> Result<(), AccessError>;
 
+    /// Reads the entries of a table from `first` on, as many as `into` has places.
+    ///
+    /// # Errors
+    /// As for [`read_entry`](Self::read_entry), and [`AccessError::OutsideFrame`] if they pass the
+    /// table's end.
+    fn read_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        into: &mut [Pte],
+    ) -> Result<(), AccessError> {
+        for (index, pte) in indices(table, first, into.len())?.zip(into) {
+            *pte = self.read_entry(table, index)?;
+        }
+        Ok(())
+    }
+
+    /// The first present entry of a table among `slots`, and its index.
+    ///
+    /// # Errors
+    /// As for [`read_entry`](Self::read_entry).
+    fn next_present(
+        &self,
+        table: Pfn,
+        slots: Range<u16>,
+    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+        for index in slots.start..slots.end.min(ENTRIES) {
+            let index = PageTableIndex::new_truncate(index);
+            let pte = self.read_entry(table, index)?;
+            if pte.is_present() {
+                return Ok(Some((index, pte)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the entries of a table from `first` on by plain stores.
+    ///
+    /// # Errors
+    /// As for [`write_entry`](Self::write_entry), and [`AccessError::OutsideFrame`] if they pass
+    /// the table's end.
+    ///
+    /// # Safety
+    /// As for [`write_entry`](Self::write_entry).
+    unsafe fn write_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        from: &[Pte],
+    ) -> Result<(), AccessError> {
+        for (index, pte) in indices(table, first, from.len())?.zip(from) {
+            // SAFETY: the caller's promise is handed on.
+            unsafe { self.write_entry(table, index, *pte) }?;
+        }
+        Ok(())
+    }
+
     /// Copies bytes out of a frame.
     ///
     /// # Errors
@@ -122,6 +180,30 @@ pub trait FrameAccess {
     /// # Errors
     /// [`AccessError::Unmapped`] if the frame has none.
     fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError>;
+}
+
+/// The indices of `count` entries of `table` from `first` on.
+fn indices(
+    table: Pfn,
+    first: PageTableIndex,
+    count: usize,
+) -> Result<impl Iterator<Item = PageTableIndex>, AccessError> {
+    check_run(table, first, count)?;
+    Ok((u16::from(first)..ENTRIES).map(PageTableIndex::new_truncate).take(count))
+}
+
+/// Checks that `count` entries from `first` on are all in the table.
+pub(crate) fn check_run(
+    table: Pfn,
+    first: PageTableIndex,
+    count: usize,
+) -> Result<(), AccessError> {
+    if count > usize::from(ENTRIES - u16::from(first)) {
+        let offset = usize::from(first) * size_of::<Pte>();
+        let len_bytes = count.saturating_mul(size_of::<Pte>());
+        return Err(AccessError::OutsideFrame { pfn: table, offset, len_bytes });
+    }
+    Ok(())
 }
 
 /// Loads and stores of the running CPU, which may fault: through the tables that are loaded, with

@@ -179,12 +179,46 @@ pub mod ext_command {
     pub const UNMARK_SUPER: u32 = 20;
 }
 
+/// A set of vCPUs, by their numbers below 32: as many as a PV guest has without further
+/// arrangements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct VcpuSet(pub u32);
+
+impl VcpuSet {
+    /// No vCPU.
+    pub const NONE: Self = Self(0);
+
+    /// vCPU `number` alone; none if the number is too high.
+    #[must_use]
+    pub const fn one(number: u32) -> Self {
+        Self(if number < 32 { 1 << number } else { 0 })
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// One element of `mmuext_op` (`struct mmuext_op`, 24 bytes).
+///
+/// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs.
+/// They lie in the four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch)
+/// points Xen there: so no pointer is in the hands of anyone above, and nothing needs to outlive
+/// the element.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct MmuExtOp {
     command: u32,
-    padding: u32,
+    vcpus: u32,
     argument1: u64,
     argument2: u64,
 }
@@ -246,6 +280,32 @@ impl MmuExtOp {
         Self::from_raw(ext_command::INVLPG_ALL, va.as_u64(), 0)
     }
 
+    /// Flushes the TLBs of some vCPUs (`MMUEXT_TLB_FLUSH_MULTI`), in a batch.
+    #[must_use]
+    pub const fn tlb_flush_vcpus(vcpus: VcpuSet) -> Self {
+        Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::TLB_FLUSH_MULTI, 0, 0) }
+    }
+
+    /// Flushes one page from the TLBs of some vCPUs (`MMUEXT_INVLPG_MULTI`), in a batch.
+    #[must_use]
+    pub const fn invlpg_vcpus(va: VirtAddr, vcpus: VcpuSet) -> Self {
+        Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::INVLPG_MULTI, va.as_u64(), 0) }
+    }
+
+    /// The vCPUs of a `*_MULTI` flush.
+    #[must_use]
+    pub const fn vcpus(self) -> VcpuSet {
+        VcpuSet(self.vcpus)
+    }
+
+    /// Makes a `*_MULTI` flush refer to its own vCPUs. It has to stay where it is until Xen has
+    /// read it.
+    pub(crate) fn point_at_vcpus(&mut self) {
+        if matches!(self.command, ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI) {
+            self.argument2 = (&raw const self.vcpus) as u64;
+        }
+    }
+
     /// Fills a frame with zeroes (`MMUEXT_CLEAR_PAGE`).
     #[must_use]
     pub const fn clear_page(mfn: Mfn) -> Self {
@@ -258,11 +318,10 @@ impl MmuExtOp {
         Self::from_raw(ext_command::COPY_PAGE, to.raw(), from.raw())
     }
 
-    /// An element with exactly these words, sensible or not. A `*_MULTI` flush carries the address
-    /// of a vCPU mask in `argument2`, which only the real backend can read.
+    /// An element with exactly these words, sensible or not.
     #[must_use]
     pub const fn from_raw(command: u32, argument1: u64, argument2: u64) -> Self {
-        Self { command, padding: 0, argument1, argument2 }
+        Self { command, vcpus: 0, argument1, argument2 }
     }
 
     /// Which operation.

@@ -11,7 +11,7 @@
 use hypercall::{AccessError, Frame, FrameAccess, Mfn, PAGE_SIZE, Pfn};
 
 use crate::error::P2mError;
-use crate::leaves::{FrameSource, Leaves};
+use crate::leaves::{LeafSource, Leaves};
 use crate::map::P2m;
 use crate::runs::LEAF_WORDS;
 
@@ -108,7 +108,7 @@ impl<'s> FrameList<'s> {
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
     ) -> Result<(), FrameListError> {
         let gibs = p2m.len().div_ceil(PFNS_PER_MIDDLE);
         if gibs > PER_PAGE {
@@ -139,7 +139,7 @@ impl<'s> FrameList<'s> {
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
         pfns: crate::map::Pfns,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
     ) -> Result<(), FrameListError> {
         let end = pfns.end().min(p2m.len());
         if end > FRAME_LIST_PFNS_MAX {
@@ -156,7 +156,7 @@ impl<'s> FrameList<'s> {
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
         gib: u64,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
     ) -> Result<(), FrameListError> {
         let places = self.middles.len();
         let place = index(gib).and_then(|gib| self.middles.get_mut(gib));

@@ -7,7 +7,7 @@ use crate::map::P2m;
 
 /// Hands out frames for pages and tables of the map and takes them back. A frame handed out must be
 /// in the direct mapping, mapped there writable; what is in it does not matter.
-pub trait FrameSource {
+pub trait LeafSource {
     /// A frame, if there is one.
     fn take(&mut self) -> Option<Frame>;
 

@@ -79,7 +79,7 @@ pub use grants::{
     GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, Outstanding,
 };
 pub use hazards::{Hazards, KexecPermit, KexecState};
-pub use leaves::{BuilderList, FrameSource, Leaves};
+pub use leaves::{BuilderList, LeafSource, Leaves};
 pub use map::{P2m, Pfns};
 pub use runs::{Grain, Run, Runs};
 pub use toolstack::{MappingChange, Published, Toolstack, UnalignedList};

@@ -1,7 +1,8 @@
 //! What every operation needs to know of its surroundings.
 
 use hypercall::{
-    Call, DomId, Error, FrameAccess, Hypercalls, Mfn, MmuExtOp, Pfn, Pte, Request, Slot,
+    Call, DomId, Error, FrameAccess, GuestVa, Hypercalls, Level, Mfn, MmuExtOp, Pfn, Pte, Request,
+    Slot,
 };
 use p2m::P2m;
 use x86_64::structures::paging::PageTableIndex;
@@ -29,14 +30,13 @@ impl<M> Clone for Context<'_, M> {
 impl<M> Copy for Context<'_, M> {}
 
 impl<M: Hypercalls> Context<'_, M> {
-    /// Asks Xen for one extended operation.
+    /// Asks Xen for extended operations, in one request.
     ///
     /// # Safety
     /// As for [`Hypercalls::issue`].
     #[expect(unsafe_code, reason = "hands the promise on to the seam")]
-    pub(crate) unsafe fn submit_op(&self, op: MmuExtOp) -> Result<(), Error> {
-        let ops = [op];
-        let mut calls = [Call::new(Request::MmuExt(&ops, DomId::SELF))];
+    pub(crate) unsafe fn submit_ops(&self, ops: &[MmuExtOp]) -> Result<(), Error> {
+        let mut calls = [Call::new(Request::MmuExt(ops, DomId::SELF))];
         // SAFETY: the caller's promise is the one that `issue` asks for.
         unsafe { self.machine.issue(&mut calls) }?;
         calls[0].result()
@@ -44,12 +44,6 @@ impl<M: Hypercalls> Context<'_, M> {
 }
 
 impl<M: FrameAccess> Context<'_, M> {
-    /// The place of the entry that maps `pfn` in the direct mapping, and the entry.
-    pub(crate) fn direct_map_entry(&self, pfn: Pfn) -> Result<(Slot, Pte), WalkError> {
-        let va = self.machine.direct_map(pfn)?;
-        walk(self, self.kernel_root, va)?.leaf().ok_or(WalkError::NotMapped(va))
-    }
-
     /// The place of entry `index` of the table in frame `table`.
     pub(crate) fn slot(&self, table: Pfn, index: PageTableIndex) -> Result<Slot, WalkError> {
         Ok(Slot { table: self.mfn(table)?, index })
@@ -58,5 +52,44 @@ impl<M: FrameAccess> Context<'_, M> {
     /// The machine frame behind `pfn`.
     pub(crate) fn mfn(&self, pfn: Pfn) -> Result<Mfn, WalkError> {
         Ok(self.p2m.mfn(pfn)?)
+    }
+}
+
+/// Finds the entries of the direct mapping; frames that lie together cost one walk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DirectMap {
+    /// The last L1 table: number of the 2 MiB it maps, pfn and mfn.
+    last: Option<(u64, Pfn, Mfn)>,
+}
+
+impl DirectMap {
+    /// The place of the entry that maps `pfn`, and the entry.
+    pub(crate) fn entry<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        pfn: Pfn,
+    ) -> Result<(Slot, Pte), WalkError> {
+        let va = context.machine.direct_map(pfn)?;
+        let (table, mfn) = self.l1_table(context, va)?;
+        let index = Level::L1.index_of(va);
+        let pte = context.machine.read_entry(table, index)?;
+        Ok((Slot { table: mfn, index }, pte))
+    }
+
+    fn l1_table<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        va: GuestVa,
+    ) -> Result<(Pfn, Mfn), WalkError> {
+        let number = va.raw() >> Level::L2.shift();
+        if let Some((last, pfn, mfn)) = self.last
+            && last == number
+        {
+            return Ok((pfn, mfn));
+        }
+        let path = walk(context, context.kernel_root, va)?;
+        let step = path.at(Level::L1).ok_or(WalkError::NotMapped(va))?;
+        self.last = Some((number, step.table, step.slot.table));
+        Ok((step.table, step.slot.table))
     }
 }

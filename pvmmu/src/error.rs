@@ -42,7 +42,7 @@ impl fmt::Display for WalkError {
 
 impl core::error::Error for WalkError {}
 
-/// A mapping could not be made, changed or removed. Nothing has changed.
+/// Why a mapping could not be made, changed or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
     /// The address is in the half that all address spaces share.
@@ -60,10 +60,10 @@ pub enum MapError {
     },
     /// Nothing is mapped there.
     NotMapped(GuestVa),
-    /// A pinned tree has no L1 table for the address.
-    NoTable(GuestVa),
-    /// No frame for a table is left.
-    OutOfTables,
+    /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
+    CannotShare(Pfn),
+    /// No frame is left, for a page or for a table.
+    OutOfFrames,
     /// The batch has too little room for the request.
     BatchTooSmall {
         /// Updates needed.
@@ -73,13 +73,15 @@ pub enum MapError {
     },
     /// The tables could not be read.
     Walk(WalkError),
-    /// Xen refused an update; those before it have been undone.
+    /// Xen refused an update; those that went out with it have been undone.
     Refused {
-        /// Where the refused update was to take effect.
+        /// Where the refused update was to take effect: the first address that the entry spans.
         va: GuestVa,
         /// The refusal.
         error: BatchError,
     },
+    /// Xen refused a flush or the whole multicall; what went out with it has been undone.
+    RefusedCall(BatchError),
     /// Xen refused an update, and then refused to undo those before it.
     NotUndone {
         /// Updates that are in effect all the same.
@@ -115,13 +117,14 @@ impl fmt::Display for MapError {
             Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
             Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
-            Self::NoTable(va) => write!(f, "{va} has no L1 table in the pinned tree"),
-            Self::OutOfTables => f.write_str("no frame for a page table is left"),
+            Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
+            Self::OutOfFrames => f.write_str("no frame is left"),
             Self::BatchTooSmall { needed, room } => {
                 write!(f, "needs {needed} updates in one batch, which has room for {room}")
             }
             Self::Walk(error) => error.fmt(f),
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
+            Self::RefusedCall(error) => error.fmt(f),
             Self::NotUndone { left, error } => {
                 write!(f, "{left} updates could not be undone: {error}")
             }
@@ -131,19 +134,50 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
+impl From<Full> for MapError {
+    fn from(_: Full) -> Self {
+        Self::BatchTooSmall { needed: 1, room: 0 }
+    }
+}
+
+/// An operation on a run of pages stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeError {
+    /// Pages, from the first on, for which the operation is in effect all the same.
+    pub done: u64,
+    /// What stopped it. The pages behind those done are as they were.
+    pub error: MapError,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)?;
+        match self.done {
+            0 => Ok(()),
+            done => write!(f, " (after {done} pages done)"),
+        }
+    }
+}
+
+impl core::error::Error for RangeError {}
+
 /// A frame that could not be mapped, given back.
 #[derive(Debug)]
 #[must_use = "the frame comes back in the error"]
 pub struct MapFailed {
-    /// The frame that was to be mapped.
-    pub frame: Frame,
+    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it may be
+    /// mapped all the same.
+    pub frame: Option<Frame>,
     /// Why.
     pub error: MapError,
 }
 
 impl fmt::Display for MapFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pfn {} not mapped: {}", self.frame.pfn(), self.error)
+        match &self.frame {
+            Some(frame) => write!(f, "pfn {} not mapped: {}", frame.pfn(), self.error),
+            None => write!(f, "not mapped: {}", self.error),
+        }
     }
 }
 
@@ -297,6 +331,8 @@ pub enum LoadError {
     Walk(WalkError),
     /// Xen refused it.
     Refused(Error),
+    /// There is no place for this vCPU.
+    NoSuchVcpu(usize),
 }
 
 impl fmt::Display for LoadError {
@@ -304,6 +340,7 @@ impl fmt::Display for LoadError {
         match self {
             Self::Walk(error) => error.fmt(f),
             Self::Refused(error) => write!(f, "root not loaded: {error}"),
+            Self::NoSuchVcpu(vcpu) => write!(f, "there is no place for vCPU {vcpu}"),
         }
     }
 }

@@ -15,7 +15,7 @@
 //!   holds them valid.
 //! * [`Context`]: the machine, the frame map and the running root, handed to every operation.
 //! * [`walk`], [`Walk`]: what the tables say of an address, level by level.
-//! * [`TableSource`], [`FrameStack`]: where tables come from and go to.
+//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to.
 //! * [`MapError`], [`PinError`], [`UnpinError`]: what was refused, of which frame, and what is
 //!   left.
 //!
@@ -32,21 +32,42 @@
 //! whatever ends the running one.
 #![cfg_attr(not(test), no_std)]
 
+mod access;
+pub mod audit;
 mod context;
+pub mod cost;
+mod destroy;
+mod edit;
 mod error;
+mod flush;
+mod fork;
+mod frames;
+mod hold;
+mod leaf;
+mod load;
 mod loose;
+pub mod mapper;
+mod marks;
+mod pages;
+mod path;
 mod pgd;
 mod pin;
-mod pinned;
-mod protect;
+mod pool;
 mod tables;
 mod walk;
 
 pub use context::Context;
+pub use destroy::DestroyError;
+pub use edit::{Edit, Presence, Tools};
 pub use error::{
-    LoadError, MapError, MapFailed, PinError, PinFailure, UndoError, UnpinError, WalkError,
+    LoadError, MapError, MapFailed, PinError, PinFailure, RangeError, UndoError, UnpinError,
+    WalkError,
 };
-pub use pgd::{Loose, Pgd, Pinned, load_root};
-pub use pinned::Pages;
-pub use tables::{FrameStack, TableSource};
+pub use flush::{Flush, PAGES_SINGLY, Reach};
+pub use fork::{ForkError, ForkFailure};
+pub use frames::{CannotShare, Counted, FrameSource, FrameStack, SharedFrame, Shares};
+pub use load::{Running, Vcpus, load_root};
+pub use pages::Pages;
+pub use pgd::{Loose, Pgd, Pinned};
+pub use pool::{PoolCounts, PoolError, TablePool};
 pub use walk::{Step, Walk, walk};

@@ -7,47 +7,91 @@
 use core::marker::PhantomData;
 
 use hypercall::{
-    ENTRIES, Entry, Frame, FrameAccess, GuestVa, Level, Machine, PAGE_SIZE, Pfn, Pte, PteFlags,
-    XEN_SLOTS,
+    ENTRIES, Entry, Frame, FrameAccess, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
-use crate::error::{MapError, MapFailed, WalkError};
+use crate::error::{MapError, MapFailed, RangeError, WalkError};
+use crate::frames::FrameSource;
+use crate::leaf::release;
+use crate::marks::{MIRRORED, held};
+use crate::pages::{Pages, Run, check_flags};
+use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
-use crate::tables::{TableSource, USER_SLOTS};
-use crate::walk::walk;
+use crate::pool::TablePool;
+use crate::tables::Present;
+
+/// Pages that are filled at a time.
+const PART: u16 = 64;
+
+/// An empty table.
+const EMPTY: [Pte; ENTRIES as usize] = [Pte::ABSENT; ENTRIES as usize];
 
 impl Pgd<Loose> {
     /// An address space whose user half is empty and whose kernel half is that of the running root.
     ///
     /// # Errors
-    /// [`MapError::OutOfTables`], or [`MapError::Walk`] if a table cannot be read or written; the
+    /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if a table cannot be read or written; the
     /// frame taken is given back.
     ///
     /// # Hypercalls
     /// None.
     pub fn new<M: Machine>(
         context: &Context<'_, M>,
-        tables: &mut impl TableSource,
+        frames: &mut impl FrameSource,
     ) -> Result<Self, MapError> {
-        let root = tables.take().ok_or(MapError::OutOfTables)?;
+        let root = frames.take_table().ok_or(MapError::OutOfFrames)?;
         match fill_root(context, &root) {
-            // INVARIANT: I-4 and I-5 hold for a root whose user half is empty.
-            Ok(()) => Ok(Self { root, state: PhantomData }),
+            // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
+            Ok(()) => Ok(Self { root, user_root: None, state: PhantomData }),
             Err(error) => {
-                tables.give(root);
+                frames.give(root);
                 Err(error.into())
             }
         }
     }
 
-    /// Maps `frame` at `va` in the user half, taking the tables that are missing from `tables`.
+    /// As [`new`](Self::new), with a second root for user code.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn with_user_root<M: Machine>(
+        context: &Context<'_, M>,
+        frames: &mut impl FrameSource,
+    ) -> Result<Self, MapError> {
+        let mut pgd = Self::new(context, frames)?;
+        let user_root = frames.take_table().ok_or(MapError::OutOfFrames);
+        let cleared = user_root.and_then(|root| match clear(context, &root) {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                frames.give(root);
+                Err(error.into())
+            }
+        });
+        match cleared {
+            // INVARIANT: I-6: both lower halves are empty.
+            Ok(root) => {
+                pgd.user_root = Some(root);
+                Ok(pgd)
+            }
+            Err(error) => {
+                frames.give(pgd.root);
+                Err(error)
+            }
+        }
+    }
+
+    /// Maps `frame` at `va` in the user half, taking the tables that are missing from `frames`.
     ///
     /// # Errors
     /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`],
-    /// [`MapError::Unaligned`], [`MapError::Flags`] without PRESENT, [`MapError::Occupied`],
-    /// [`MapError::OutOfTables`], [`MapError::Walk`]. Nothing has changed then.
+    /// [`MapError::Unaligned`], [`MapError::Flags`], [`MapError::Occupied`],
+    /// [`MapError::OutOfFrames`], [`MapError::Walk`]. Nothing has changed then, but that tables may
+    /// have been added.
     ///
     /// # Hypercalls
     /// None.
@@ -56,42 +100,93 @@ impl Pgd<Loose> {
         context: &Context<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         frame: Frame,
-        tables: &mut impl TableSource,
+        frames: &mut impl FrameSource,
     ) -> Result<(), MapFailed> {
-        match self.try_map(context, (va, flags), frame.pfn(), tables) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(MapFailed { frame, error }),
-        }
+        let mut one = OneFrame { frame: Some(frame), tables: frames };
+        let filled = self.fill(context, (Pages::one(va), flags), &mut one);
+        filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.frame, error })
     }
 
-    fn try_map<M: Machine>(
+    /// Maps a frame at each page of `pages`; frames and tables come from `frames`.
+    ///
+    /// # Errors
+    /// [`RangeError`]: as for [`map`](Self::map), with the pages that are mapped all the same, the
+    /// first ones.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn map_pages<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
-        (va, flags): (GuestVa, PteFlags),
-        pfn: Pfn,
-        tables: &mut impl TableSource,
-    ) -> Result<(), MapError> {
-        check_page(va)?;
-        check_flags(flags)?;
-        let leaf = Pte::new(context.p2m.mfn(pfn)?, flags);
-        let path = walk(context, self.root(), va)?;
-        let last = path.last().ok_or(MapError::NotMapped(va))?;
-        if last.pte.is_present() {
-            return Err(MapError::Occupied { va, pte: last.pte });
-        }
-        let fresh = Fresh::take(context, last.level, tables)?;
-        match fresh.link(context, va, leaf) {
-            // The one store that makes the change visible to the tree comes last.
-            Ok(top) => match store(context, last.table, last.level.index_of(va), top) {
-                Ok(()) => Ok(()),
-                Err(error) => Err(fresh.give_back(tables, error)),
-            },
-            Err(error) => Err(fresh.give_back(tables, error)),
+        (pages, flags): (Pages, PteFlags),
+        frames: &mut impl FrameSource,
+    ) -> Result<(), RangeError> {
+        self.fill(context, (pages, flags), frames)
+    }
+
+    fn fill<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (pages, flags): (Pages, PteFlags),
+        frames: &mut impl FrameSource,
+    ) -> Result<(), RangeError> {
+        let mut done = 0;
+        let mut fill = || -> Result<(), MapError> {
+            check_flags(flags)?;
+            let mut path = Path::new(self.root());
+            for run in pages.runs(PART)? {
+                let table = self.l1_table(context, &mut path, run.va, frames)?;
+                done += fill_run(context, (table, run), flags, frames)?;
+            }
+            Ok(())
+        };
+        fill().map_err(|error| RangeError { done, error })
+    }
+
+    /// The L1 table for `va`; tables that are missing are made.
+    pub(crate) fn l1_table<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        path: &mut Path,
+        va: GuestVa,
+        frames: &mut impl FrameSource,
+    ) -> Result<Pfn, MapError> {
+        loop {
+            match path.seek(context, va)? {
+                Found::Table(table) => return Ok(table),
+                Found::Superpage => return Err(MapError::Walk(WalkError::NotMapped(va))),
+                Found::Missing(level) => {
+                    let below = level.below().ok_or(MapError::NotMapped(va))?;
+                    let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
+                    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+                    if let Err(error) = self.link(context, (level, parent, va), &table) {
+                        frames.give(table);
+                        return Err(error.into());
+                    }
+                    // INVARIANT: I-4: the token has gone into the entry.
+                    path.set(below, Some(table.pfn()));
+                }
+            }
         }
     }
 
-    /// Takes the address space apart: hands every frame that it maps as the guest's own to
-    /// `mapped`, and every table to `tables`.
+    /// Clears `table` and links it; in the root, for user code too.
+    fn link<M: Machine>(
+        &self,
+        context: &Context<'_, M>,
+        (level, parent, va): (Level, Pfn, GuestVa),
+        table: &Frame,
+    ) -> Result<(), WalkError> {
+        clear(context, table)?;
+        let pte = Pte::new(context.mfn(table.pfn())?, PteFlags::TABLE);
+        let index = level.index_of(va);
+        if let (Level::L4, Some(user)) = (level, self.user_root()) {
+            store(context, user, index, pte.with_flags(PteFlags::TABLE | MIRRORED))?;
+        }
+        store(context, parent, index, pte)
+    }
+
+    /// Takes the address space apart: every frame that it maps and every table goes to `frames`.
     ///
     /// # Errors
     /// If a table cannot be read, the address space comes back with what is still in it.
@@ -101,12 +196,14 @@ impl Pgd<Loose> {
     pub fn destroy<M: Machine>(
         self,
         context: &Context<'_, M>,
-        tables: &mut impl TableSource,
-        mapped: &mut impl FnMut(Frame),
+        frames: &mut impl FrameSource,
     ) -> Result<(), (Self, WalkError)> {
-        match empty(context, Level::L4, self.root(), (tables, mapped)) {
+        let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
+        // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
+        match empty(context, (Level::L4, self.root()), pool, frames) {
             Ok(()) => {
-                tables.give(self.root);
+                frames.give(self.root);
+                self.user_root.into_iter().for_each(|root| frames.give(root));
                 Ok(())
             }
             Err(error) => Err((self, error)),
@@ -114,69 +211,78 @@ impl Pgd<Loose> {
     }
 }
 
-/// New tables for one mapping, not yet linked: at most one for each of the levels 1 to 3.
-#[derive(Default)]
-struct Fresh {
-    frames: [Option<Frame>; 3],
+/// One frame for one page, tables from a source.
+struct OneFrame<'a, F> {
+    frame: Option<Frame>,
+    tables: &'a mut F,
 }
 
-impl Fresh {
-    /// Takes an empty table for each level below `level`, or none at all.
-    fn take<M: Machine>(
-        context: &Context<'_, M>,
-        level: Level,
-        tables: &mut impl TableSource,
-    ) -> Result<Self, MapError> {
-        let mut fresh = Self::default();
-        for place in &mut fresh.frames[..level as usize - 1] {
-            *place = tables.take();
-            let cleared = match place {
-                Some(frame) => clear(context, frame).map_err(MapError::from),
-                None => Err(MapError::OutOfTables),
-            };
-            if let Err(error) = cleared {
-                return Err(fresh.give_back(tables, error));
+impl<F: FrameSource> FrameSource for OneFrame<'_, F> {
+    fn take(&mut self) -> Option<Frame> {
+        self.frame.take()
+    }
+
+    fn take_table(&mut self) -> Option<Frame> {
+        self.tables.take_table()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        match self.frame {
+            None => self.frame = Some(frame),
+            // A table that could not be linked.
+            Some(_) => self.tables.give(frame),
+        }
+    }
+}
+
+/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
+/// were.
+pub(crate) fn fill_run<M: Machine>(
+    context: &Context<'_, M>,
+    (table, run): (Pfn, Run),
+    flags: PteFlags,
+    frames: &mut impl FrameSource,
+) -> Result<u64, MapError> {
+    let mut buffer = [Pte::ABSENT; PART as usize];
+    let entries = &mut buffer[..usize::from(run.count.min(PART))];
+    let first = PageTableIndex::new_truncate(run.first());
+    context.machine.read_entries(table, first, entries)?;
+    let pages = Pages { start: run.va, count: run.count.into() };
+    if let Some(at) = entries.iter().position(|pte| pte.is_present()) {
+        return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: entries[at] });
+    }
+    let mut filled = 0;
+    let mut failure = None;
+    for entry in entries.iter_mut() {
+        let Some(frame) = frames.take() else {
+            failure = Some(MapError::OutOfFrames);
+            break;
+        };
+        match context.p2m.mfn(frame.pfn()) {
+            Ok(mfn) => *entry = Pte::new(mfn, flags),
+            Err(error) => {
+                frames.give(frame);
+                failure = Some(error.into());
+                break;
             }
         }
-        Ok(fresh)
+        filled += 1;
     }
-
-    /// Chains the tables down to `leaf`; the entry for the first of them, or `leaf` itself if there
-    /// is none.
-    fn link<M: Machine>(
-        &self,
-        context: &Context<'_, M>,
-        va: GuestVa,
-        leaf: Pte,
-    ) -> Result<Pte, MapError> {
-        let mut entry = leaf;
-        for (frame, level) in self.frames.iter().flatten().zip([Level::L1, Level::L2, Level::L3]) {
-            store(context, frame.pfn(), level.index_of(va), entry)?;
-            entry = Pte::new(context.p2m.mfn(frame.pfn())?, PteFlags::TABLE);
+    if failure.is_none() {
+        // SAFETY: the table is part of a loose tree: I-4 and I-5.
+        match unsafe { context.machine.write_entries(table, first, entries) } {
+            // INVARIANT: I-4: the frames' tokens have gone into the entries.
+            Ok(()) => return Ok(entries.len() as u64),
+            Err(error) => failure = Some(error.into()),
         }
-        Ok(entry)
     }
-
-    fn give_back(self, tables: &mut impl TableSource, error: impl Into<MapError>) -> MapError {
-        self.frames.into_iter().flatten().for_each(|frame| tables.give(frame));
-        error.into()
+    for entry in entries[..filled].iter().rev() {
+        if let Ok(pfn) = context.p2m.pfn(context.machine, entry.mfn()) {
+            // SAFETY: I-1: taken from the source above, and not stored anywhere.
+            frames.give(unsafe { Frame::claim(pfn) });
+        }
     }
-}
-
-/// Checks that `va` is the first address of a page in the user half.
-pub(crate) fn check_page(va: GuestVa) -> Result<(), MapError> {
-    if !USER_SLOTS.contains(&u16::from(Level::L4.index_of(va))) {
-        Err(MapError::KernelHalf(va))
-    } else if !va.is_page_aligned() {
-        Err(MapError::Unaligned(va))
-    } else {
-        Ok(())
-    }
-}
-
-/// Checks that `flags` make an entry that maps something.
-pub(crate) fn check_flags(flags: PteFlags) -> Result<(), MapError> {
-    if flags.contains(PteFlags::PRESENT) { Ok(()) } else { Err(MapError::Flags(flags.bits())) }
+    Err(failure.unwrap_or(MapError::OutOfFrames))
 }
 
 fn store<M: FrameAccess>(
@@ -189,44 +295,51 @@ fn store<M: FrameAccess>(
     Ok(unsafe { context.machine.write_entry(table, index, pte) }?)
 }
 
-fn clear<M: FrameAccess>(context: &Context<'_, M>, frame: &Frame) -> Result<(), WalkError> {
+/// Clears a frame.
+pub(crate) fn clear<M: FrameAccess>(
+    context: &Context<'_, M>,
+    frame: &Frame,
+) -> Result<(), WalkError> {
     // SAFETY: the token says that nobody else uses the frame (I-1).
-    Ok(unsafe { context.machine.write_bytes(frame.pfn(), 0, &[0; PAGE_SIZE]) }?)
+    Ok(unsafe { context.machine.write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
 }
 
 fn fill_root<M: Machine>(context: &Context<'_, M>, root: &Frame) -> Result<(), WalkError> {
     clear(context, root)?;
-    let kernel_slots = XEN_SLOTS.end() + 1..ENTRIES;
-    for index in kernel_slots.map(PageTableIndex::new_truncate) {
-        let pte = context.machine.read_entry(context.kernel_root, index)?;
-        if pte.is_present() {
-            store(context, root.pfn(), index, pte)?;
-        }
-    }
-    Ok(())
+    let first = XEN_SLOTS.end() + 1;
+    let mut buffer = EMPTY;
+    let kernel = &mut buffer[usize::from(first)..];
+    let first = PageTableIndex::new_truncate(first);
+    context.machine.read_entries(context.kernel_root, first, kernel)?;
+    // SAFETY: the root is nobody else's (I-1).
+    Ok(unsafe { context.machine.write_entries(root.pfn(), first, kernel) }?)
 }
 
-/// Empties the table in frame `table`, clearing each entry before what it led to is handed on.
-fn empty<M: Machine, T: TableSource, F: FnMut(Frame)>(
+/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
+/// pinned by themselves must be empty, and go to the pool.
+pub(crate) fn empty<M: Machine>(
     context: &Context<'_, M>,
-    level: Level,
-    table: Pfn,
-    (tables, mapped): (&mut T, &mut F),
+    (level, table): (Level, Pfn),
+    pool: &mut TablePool<'_>,
+    frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
-    let slots = if level == Level::L4 { USER_SLOTS } else { 0..ENTRIES };
-    for index in slots.map(PageTableIndex::new_truncate) {
-        let entry = context.machine.read_entry(table, index)?.decode(level);
-        let (Entry::Table(mfn) | Entry::Leaf(mfn)) = entry else { continue };
+    let mut present = Present::of(level, table);
+    while let Some((index, pte)) = present.next(context)? {
+        let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below()) else {
+            store(context, table, index, Pte::ABSENT)?;
+            release(context, pte, frames);
+            continue;
+        };
         let pfn = context.p2m.pfn(context.machine, mfn)?;
-        if let (Entry::Table(_), Some(below)) = (entry, level.below()) {
-            empty(context, below, pfn, (&mut *tables, &mut *mapped))?;
+        if held(pte).is_none() {
+            empty(context, (below, pfn), pool, frames)?;
         }
         store(context, table, index, Pte::ABSENT)?;
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
-        match entry {
-            Entry::Table(_) => tables.give(frame),
-            _ => mapped(frame),
+        match held(pte) {
+            Some(level) => pool.give_back(context, (level, frame), frames),
+            None => frames.give(frame),
         }
     }
     Ok(())

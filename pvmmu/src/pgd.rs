@@ -1,11 +1,11 @@
-//! The root of an address space and its two states.
+//! The roots of an address space and its two states.
 
 use core::marker::PhantomData;
 
-use hypercall::{Frame, Machine, MmuExtOp, Pfn};
+use hypercall::{Frame, Machine, Pfn};
 
 use crate::context::Context;
-use crate::error::{LoadError, WalkError};
+use crate::error::WalkError;
 use crate::tables::visit;
 
 /// State of an address space that is plain memory: it is changed by stores, and cannot be loaded.
@@ -18,21 +18,32 @@ pub enum Loose {}
 pub enum Pinned {}
 
 /// An address space: a root table, the tables of its user half, and a kernel half shared with the
-/// running root.
+/// running root; and, if user code runs in it, a second root for that, whose lower half is the same
+/// and whose upper half is empty.
 ///
 /// # Invariants
 /// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space
-///   alone, and so does every frame that they map as the guest's own.
+///   alone, and so does every frame that they map as the guest's own, unless the entry is marked as
+///   shared: then the entry is one of the shares that [`Shares`](crate::Shares) counts.
 /// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half
-///   leads to; if `S` is [`Pinned`], the root is pinned and every table of the tree is read-only in
-///   the direct mapping.
+///   leads to; if `S` is [`Pinned`], the roots are pinned and every table of the tree is read-only
+///   in the direct mapping.
+/// * I-6: slots 0 to 255 of the user root are those of the kernel root, marked as copies.
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
 #[derive(Debug)]
 #[must_use = "an address space that is dropped leaks its frames"]
 pub struct Pgd<S> {
     pub(crate) root: Frame,
+    pub(crate) user_root: Option<Frame>,
     pub(crate) state: PhantomData<S>,
+}
+
+/// The frames of an address space's roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    pub(crate) kernel: Pfn,
+    pub(crate) user: Option<Pfn>,
 }
 
 impl<S> Pgd<S> {
@@ -42,7 +53,22 @@ impl<S> Pgd<S> {
         self.root.pfn()
     }
 
-    /// How many tables the address space has, with the root.
+    /// The frame of the root table for user code, if there is one.
+    #[must_use]
+    pub fn user_root(&self) -> Option<Pfn> {
+        self.user_root.as_ref().map(Frame::pfn)
+    }
+
+    pub(crate) fn roots(&self) -> Roots {
+        Roots { kernel: self.root(), user: self.user_root() }
+    }
+
+    /// The same address space in another state.
+    pub(crate) fn into_state<T>(self) -> Pgd<T> {
+        Pgd { root: self.root, user_root: self.user_root, state: PhantomData }
+    }
+
+    /// How many tables the address space has, with its roots.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -50,49 +76,11 @@ impl<S> Pgd<S> {
     /// # Hypercalls
     /// None.
     pub fn tables<M: Machine>(&self, context: &Context<'_, M>) -> Result<u64, WalkError> {
-        let mut count = 0;
-        visit(context, self.root(), &mut |_, _| {
+        let mut count = u64::from(self.user_root.is_some());
+        visit(context, self.root(), &mut |_| {
             count += 1;
             Ok::<_, WalkError>(true)
         })?;
         Ok(count)
     }
-}
-
-impl Pgd<Pinned> {
-    /// Runs on this address space (`MMUEXT_NEW_BASEPTR`).
-    ///
-    /// # Errors
-    /// Xen's refusal; the old root stays.
-    ///
-    /// # Hypercalls
-    /// One `mmuext_op`.
-    ///
-    /// # Safety
-    /// From here on the user half means what this tree says: no reference into the user half of the
-    /// old one is used any more. The tree's kernel half maps what is running, as it does if the
-    /// running root was `context.kernel_root` when the tree was made and has kept its upper
-    /// slots.
-    #[expect(unsafe_code, reason = "changes what user addresses mean")]
-    pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
-        // SAFETY: the caller's promise is the one that `load_root` asks for.
-        unsafe { load_root(context, self.root()) }
-    }
-}
-
-/// Runs on the tree under `root`, whoever owns it: how a kernel goes back to the tree it booted on.
-///
-/// # Errors
-/// Xen's refusal; the old root stays.
-///
-/// # Hypercalls
-/// One `mmuext_op`.
-///
-/// # Safety
-/// As for [`Pgd::load`].
-#[expect(unsafe_code, reason = "changes what user addresses mean")]
-pub unsafe fn load_root<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), LoadError> {
-    let mfn = context.mfn(root).map_err(LoadError::Walk)?;
-    // SAFETY: the caller vouches for what the new root maps.
-    unsafe { context.submit_op(MmuExtOp::new_baseptr(mfn)) }.map_err(LoadError::Refused)
 }

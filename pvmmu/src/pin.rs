@@ -2,121 +2,167 @@
 //!
 //! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct
 //! mapping of every table is made read-only first, in as few hypercalls as the batch allows; then
-//! the root is pinned, by itself, since a multicall would go on to it behind a refused protection.
-//! Unpinning is the reverse. Whatever is refused, the steps before it are undone, and the address
-//! space comes back in the error in the state it had.
+//! the roots are pinned, by themselves, since a multicall would go on to them behind a refused
+//! protection. Unpinning is the reverse. Whatever is refused, the steps before it are undone, and
+//! the address space comes back in the error in the state it had.
 #![expect(
     unsafe_code,
     reason = "asks Xen to change the type of frames that belong to the tree (I-4)"
 )]
 
-use core::marker::PhantomData;
-
-use hypercall::{Batch, Level, Machine, MmuExtOp, Pfn, Pte, XEN_SLOTS};
+use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
+use crate::access::{Access, Stopped, set_access, undo};
 use crate::context::Context;
 use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
-use crate::pgd::{Loose, Pgd, Pinned};
-use crate::protect::{Access, Stopped, set_access, undo};
+use crate::pgd::{Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
 
 impl Pgd<Loose> {
-    /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`).
+    /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
     ///
     /// # Errors
     /// [`PinError`] with the address space, loose and writable as before, the table that was
-    /// refused and why: a release Xen says only that the root is no good, so the tables are
-    /// then tried one by one.
+    /// refused and why: a release Xen says only that the root is no good, so the tables are then
+    /// tried one by one.
     ///
     /// # Hypercalls
     /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
-    /// refusal of the root up to 2T `mmuext_op` to find the culprit, and ceil(T / B)
-    /// `mmu_update` to undo.
+    /// refusal of a root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to
+    /// undo.
     pub fn pin<M: Machine>(
         self,
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Pinned>, PinError> {
-        let root = self.root();
-        let (done, failure) = match set_access(context, root, (Access::ReadOnly, u64::MAX), batch) {
-            Err(Stopped { done, failure }) => (done, failure),
-            Ok(done) => match pin_root(context, root) {
-                // INVARIANT: I-5: all tables are read-only, and the root is pinned.
-                Ok(()) => return Ok(Pgd { root: self.root, state: PhantomData }),
-                Err(failure) => (done, failure),
+        let roots = self.roots();
+        let read_only = set_access(context, roots, (Access::ReadOnly, u64::MAX), batch);
+        let (done, failure, unpinned) = match read_only {
+            Err(Stopped { done, failure }) => (done, failure, Ok(())),
+            Ok(done) => match pin_roots(context, roots) {
+                // INVARIANT: I-5: all tables are read-only, and the roots are pinned.
+                Ok(()) => return Ok(self.into_state()),
+                Err((failure, unpinned)) => (done, failure, unpinned),
             },
         };
         let (failure, blamed) = match failure {
-            PinFailure::Root { .. } => blame(context, root, failure),
+            PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(context, pfn, failure),
             _ => (failure, Ok(())),
         };
-        let undo = blamed.and(undo(context, root, (Access::ReadOnly, done), batch));
+        let undo = unpinned
+            .and(blamed)
+            .and_then(|()| undo(context, roots, (Access::ReadOnly, done), batch));
         Err(PinError { pgd: self, failure, undo })
     }
 }
 
 impl Pgd<Pinned> {
     /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears
-    /// what Xen left in the root.
+    /// what Xen left in the roots.
     ///
     /// # Errors
     /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the
     /// tree: its tables stay tables until another root is loaded.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`.
+    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H
+    /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
+    /// / min(B, O)) multicalls.
     pub fn unpin<M: Machine>(
         self,
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Loose>, UnpinError> {
-        let root = self.root();
-        let unpin = match context.mfn(root) {
-            // SAFETY: the tree belongs to this address space (I-4), and a root in use stays a root.
-            Ok(mfn) => unsafe { context.submit_op(MmuExtOp::unpin(mfn)) }
-                .map_err(|error| PinFailure::Root { pfn: root, mfn, error }),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(failure) = unpin {
-            return Err(UnpinError { pgd: self, failure, undo: Ok(()) });
-        }
-        let writable = set_access(context, root, (Access::Writable, u64::MAX), batch);
-        let scrubbed = writable.and_then(|done| {
-            scrub(context, root).map_err(|error| Stopped { done, failure: error.into() })
-        });
-        match scrubbed {
+        match unpin(context, self.roots(), Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
-            Ok(()) => Ok(Pgd { root: self.root, state: PhantomData }),
-            Err(Stopped { done, failure }) => {
-                let undo = undo(context, root, (Access::Writable, done), batch).and_then(|()| {
-                    pin_root(context, root).map_err(|failure| UndoError { failure })
-                });
-                Err(UnpinError { pgd: self, failure, undo })
-            }
+            Ok(_) => Ok(self.into_state()),
+            Err((failure, undo)) => Err(UnpinError { pgd: self, failure, undo }),
         }
     }
 }
 
-/// Clears the slots of a root that Xen filled when it validated it, and leaves behind.
-fn scrub<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), WalkError> {
-    for index in XEN_SLOTS.map(PageTableIndex::new_truncate) {
+/// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the
+/// roots, makes the tables writable and scrubs the roots. On failure all is as before, as far as
+/// the undo says. Tables below `lowest` that are pinned by themselves stay so, empty or not. How
+/// many were let go of.
+pub(crate) fn unpin<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    lowest: Level,
+    batch: &mut Batch<'_>,
+) -> Result<u64, Refused> {
+    let released = crate::hold::release(context, roots, lowest, batch)?;
+    unpin_roots(context, roots)?;
+    let writable = set_access(context, roots, (Access::Writable, u64::MAX), batch);
+    let scrubbed = writable.and_then(|done| {
+        scrub(context, roots).map_err(|error| Stopped { done, failure: error.into() })
+    });
+    scrubbed.map(|()| released).map_err(|Stopped { done, failure }| {
+        let undo = undo(context, roots, (Access::Writable, done), batch)
+            .and_then(|()| pin_roots(context, roots).map_err(|(failure, _)| UndoError { failure }));
+        (failure, undo)
+    })
+}
+
+/// Clears the slots of the roots that Xen filled when it validated them, and leaves behind.
+fn scrub<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkError> {
+    const XENS: usize = (*XEN_SLOTS.end() - *XEN_SLOTS.start()) as usize + 1;
+    let first = PageTableIndex::new_truncate(*XEN_SLOTS.start());
+    for root in [Some(roots.kernel), roots.user].into_iter().flatten() {
         // SAFETY: the root is unpinned and writable again, and nobody else's (I-4).
-        unsafe { context.machine.write_entry(root, index, Pte::ABSENT) }?;
+        unsafe { context.machine.write_entries(root, first, &[Pte::ABSENT; XENS]) }?;
     }
     Ok(())
 }
 
-/// Pins the root and nothing else.
-fn pin_root<M: Machine>(context: &Context<'_, M>, pfn: Pfn) -> Result<(), PinFailure> {
-    let mfn = context.mfn(pfn)?;
-    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
-    // mapping.
-    unsafe { context.submit_op(MmuExtOp::pin(Level::L4, mfn)) }.map_err(|error| PinFailure::Root {
-        pfn,
-        mfn,
-        error,
+/// What was refused, and what of the undo.
+pub(crate) type Refused = (PinFailure, Result<(), UndoError>);
+
+/// The roots, kernel's first, and how many.
+fn mfns<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {
+    let mfn = |pfn| context.mfn(pfn).map_err(|error| (PinFailure::from(error), Ok(())));
+    let kernel = mfn(roots.kernel)?;
+    Ok(match roots.user {
+        Some(user) => ([kernel, mfn(user)?], 2),
+        None => ([kernel, kernel], 1),
     })
+}
+
+/// Asks for one operation on each root; if the second is refused, takes the first back with `undo`.
+fn on_roots<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    op: impl Fn(Mfn) -> MmuExtOp,
+    undo: impl Fn(Mfn) -> MmuExtOp,
+) -> Result<(), Refused> {
+    let (mfns, count) = mfns(context, roots)?;
+    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
+    // mapping, and a root that is in use stays a root when it is unpinned.
+    let Err(error) = (unsafe { context.submit_ops(&mfns.map(&op)[..count]) }) else {
+        return Ok(());
+    };
+    let refused = |at: usize, error: Error| PinFailure::Root {
+        pfn: if at == 0 { roots.kernel } else { roots.user.unwrap_or(roots.kernel) },
+        mfn: mfns[at],
+        error,
+    };
+    if error.done == 0 {
+        return Err((refused(0, error), Ok(())));
+    }
+    // SAFETY: puts back what the request before has changed.
+    let undone = unsafe { context.submit_ops(&[undo(mfns[0])]) };
+    let undone = undone.map_err(|error| UndoError { failure: refused(0, error) });
+    Err((refused(1, error), undone))
+}
+
+/// Pins the roots and nothing else.
+fn pin_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), Refused> {
+    on_roots(context, roots, |mfn| MmuExtOp::pin(Level::L4, mfn), MmuExtOp::unpin)
+}
+
+fn unpin_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), Refused> {
+    on_roots(context, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
 }
 
 /// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
@@ -127,29 +173,38 @@ fn blame<M: Machine>(
     refusal: PinFailure,
 ) -> (PinFailure, Result<(), UndoError>) {
     let mut pinned = 0u64;
-    let asked = visit(context, root, &mut |level, pfn| {
-        if level == Level::L4 {
+    let asked = visit(context, root, &mut |table| {
+        if table.level == Level::L4 {
             return Ok(false);
         }
-        let mfn = context.mfn(pfn)?;
-        // SAFETY: as in `pin_root`.
-        unsafe { context.submit_op(MmuExtOp::pin(level, mfn)) }
-            .map_err(|error| PinFailure::Table { level, pfn, mfn, error })?;
+        ask(context, (table.level, table.pfn), |mfn| MmuExtOp::pin(table.level, mfn))?;
         pinned += 1;
         Ok(true)
     });
-    let undone =
-        visit(context, root, &mut |level, pfn| {
-            if pinned == 0 {
-                return Ok(false);
-            }
-            let mfn = context.mfn(pfn)?;
-            // SAFETY: takes back a pin of the loop above.
-            unsafe { context.submit_op(MmuExtOp::unpin(mfn)) }
-                .map_err(|error| PinFailure::Table { level, pfn, mfn, error })?;
-            pinned -= 1;
-            Ok(true)
-        });
+    let undone = visit(context, root, &mut |table| {
+        if pinned == 0 {
+            return Ok(false);
+        }
+        ask(context, (table.level, table.pfn), MmuExtOp::unpin)?;
+        pinned -= 1;
+        Ok(true)
+    });
     let culprit = asked.err().unwrap_or(refusal);
     (culprit, undone.map(drop).map_err(|failure| UndoError { failure }))
+}
+
+/// Asks for one operation on one table of a tree that is about to be pinned.
+fn ask<M: Machine>(
+    context: &Context<'_, M>,
+    (level, pfn): (Level, Pfn),
+    op: impl Fn(Mfn) -> MmuExtOp,
+) -> Result<(), PinFailure> {
+    let mfn = context.mfn(pfn)?;
+    // SAFETY: as in `on_roots`.
+    unsafe { context.submit_ops(&[op(mfn)]) }.map_err(|error| PinFailure::Table {
+        level,
+        pfn,
+        mfn,
+        error,
+    })
 }

@@ -8,7 +8,7 @@ use hypercall::{
     BatchStorage, Call, Counting, Errno, FailNth, FrameAccess as _, Level, Pfn, Pte, PteFlags,
     Refusal, Request, VaFlush, VaMapping, XEN_SLOTS,
 };
-use pvmmu::{Context, Pgd, PinFailure, TableSource as _, load_root, walk};
+use pvmmu::{Context, FrameSource as _, Pgd, PinFailure, load_root, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 #[test]

@@ -222,6 +222,10 @@ impl State {
             ext_command::TLB_FLUSH_LOCAL | ext_command::INVLPG_LOCAL => {
                 1u64.checked_shl(u32::try_from(self.current.vcpu).unwrap_or(0)).unwrap_or(1)
             }
+            // A typed operation carries its vCPUs with it.
+            ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI if !op.vcpus().is_empty() => {
+                u64::from(op.vcpus().0)
+            }
             ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI => {
                 mask(self, op.argument2()).map_err(|_| Errno::EINVAL)?
             }

@@ -45,6 +45,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=32))]
     pub(crate) vcpus: u32,
+    /// Let the clock count instructions, guest's and Xen's together: the same on every run
+    #[arg(long)]
+    pub(crate) icount: bool,
     /// How long the guest may take [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
@@ -201,6 +204,12 @@ mod tests {
         for word in ["4.99", "4.14", "4.17", "4.20"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn instructions_are_counted_on_request_only() {
+        assert!(!run_arguments(&[]).unwrap().icount);
+        assert!(run_arguments(&["--icount", "bench"]).unwrap().icount);
     }
 
     #[test]

@@ -5,12 +5,12 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::ExitStatus;
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
-use crate::boot::{Guest, Host, Line, dom0, domu};
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cli::{Machine, Role, RunArguments};
 use crate::guest;
 use crate::paths::HostFolder;
@@ -28,6 +28,9 @@ use crate::station::model_program;
 pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     if arguments.on == Machine::Model {
         return run_on_model(arguments);
+    }
+    if arguments.icount && (arguments.role == Role::Domu || arguments.vcpus > 1) {
+        bail!("--icount counts for a guest as dom0 with one virtual CPU only");
     }
     if let Some(kernel) = &arguments.kernel {
         guest::check(kernel)?;
@@ -62,7 +65,8 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         vcpus: arguments.vcpus,
         limit: arguments.time_limit(),
     };
-    let real = Host { qemu: &qemu, xen };
+    let clock = if arguments.icount { Clock::Instructions } else { Clock::Time };
+    let real = Host { qemu: &qemu, xen, clock };
     let report = match &linux {
         None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
         Some(linux) => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::boot::outcome::Report;
-use crate::boot::{Guest, Host, Line, dom0, domu};
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cli::{Release, Role};
 use crate::guest;
 use crate::paths::HostFolder;
@@ -68,7 +68,7 @@ impl Station {
     pub(crate) fn boot(&mut self, boot: &Boot, mut show: impl FnMut(&str)) -> Result<Report> {
         self.require(boot.release, boot.role)?;
         let xen = self.hypervisors.get(&boot.release).context("Xen was just required")?.clone();
-        let host = Host { qemu: &self.qemu, xen };
+        let host = Host { qemu: &self.qemu, xen, clock: Clock::Time };
         let guest = Guest {
             kernel: self.kernel.clone(),
             arguments: boot.arguments.clone(),

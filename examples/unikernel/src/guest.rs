@@ -9,8 +9,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
-use p2m::{FrameSource, P2m};
-use pvmmu::{Context, TableSource};
+use p2m::{LeafSource, P2m};
+use pvmmu::{Context, FrameSource};
 
 /// The guest a program runs in.
 pub(crate) struct Guest<'a, M> {
@@ -26,6 +26,8 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) kernel_root: Pfn,
     /// Frames free to use, all in the direct mapping.
     pub(crate) pool: Pool,
+    /// Frames free to use that the direct mapping does not reach: good for pages, not for tables.
+    pub(crate) far: Option<Frames>,
     /// The words behind the program's name on the command line.
     pub(crate) arguments: &'a str,
     /// The boot module.
@@ -113,7 +115,7 @@ impl Pool {
     }
 }
 
-impl FrameSource for Pool {
+impl LeafSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }
@@ -123,7 +125,7 @@ impl FrameSource for Pool {
     }
 }
 
-impl TableSource for Pool {
+impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }

@@ -131,6 +131,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
         // SAFETY: frames of the model's guest, claimed once; no Rust object is ever in them (I-1).
         pool: Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES) }),
+        far: None,
         arguments: &rest,
         module,
         console,

@@ -42,6 +42,33 @@ macro_rules! forward_frame_access {
                 unsafe { $inner.write_entry(table, index, pte) }
             }
 
+            fn read_entries(
+                &$self,
+                table: Pfn,
+                first: PageTableIndex,
+                into: &mut [Pte],
+            ) -> Result<(), AccessError> {
+                $inner.read_entries(table, first, into)
+            }
+
+            fn next_present(
+                &$self,
+                table: Pfn,
+                slots: core::ops::Range<u16>,
+            ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+                $inner.next_present(table, slots)
+            }
+
+            unsafe fn write_entries(
+                &$self,
+                table: Pfn,
+                first: PageTableIndex,
+                from: &[Pte],
+            ) -> Result<(), AccessError> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.write_entries(table, first, from) }
+            }
+
             fn read_bytes(
                 &$self,
                 pfn: Pfn,

@@ -1,13 +1,14 @@
 //! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
 //! or another domain may change what is there.
 
-use x86_64::VirtAddr;
+use core::ops::Range;
+
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
-use super::trap::{try_compare_exchange, try_load, try_store};
-use crate::frame::{Mfn, PAGE_SIZE, Pfn};
-use crate::machine::{AccessError, Cpu, Fault, FrameAccess};
+use super::trap::{load_or, try_compare_exchange, try_load, try_store};
+use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
+use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
@@ -49,6 +50,87 @@ impl FrameAccess for Xen {
         Ok(())
     }
 
+    fn read_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        into: &mut [Pte],
+    ) -> Result<(), AccessError> {
+        check_run(table, first, into.len())?;
+        let from = self.entry(table, first)?;
+        // SAFETY: I-3: inside one mapped page, as `check_run` says, aligned, and any bits are an
+        // entry.
+        let read = |k| Pte::from_raw(unsafe { from.wrapping_add(k).read_volatile() });
+        let mut done = 0;
+        // Eight at a time: this loop is most of what a walk over a table costs the guest.
+        let (eights, rest) = into.as_chunks_mut::<8>();
+        for eight in eights {
+            *eight = core::array::from_fn(|k| read(done + k));
+            done += 8;
+        }
+        for (k, pte) in rest.iter_mut().enumerate() {
+            *pte = read(done + k);
+        }
+        Ok(())
+    }
+
+    fn next_present(
+        &self,
+        table: Pfn,
+        slots: Range<u16>,
+    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+        let start = self.entry(table, PageTableIndex::new(0))?;
+        // SAFETY: I-3: inside one mapped page for an index below 512, aligned, and any bits are an
+        // entry.
+        let read = |at: u16| unsafe { start.wrapping_add(usize::from(at)).read_volatile() };
+        let end = slots.end.min(ENTRIES);
+        let mut at = slots.start;
+        while at < end {
+            // Eight at a time, where that is possible: tables are mostly empty, or full.
+            if at.is_multiple_of(8) && at + 8 <= end {
+                let any = read(at)
+                    | read(at + 1)
+                    | read(at + 2)
+                    | read(at + 3)
+                    | read(at + 4)
+                    | read(at + 5)
+                    | read(at + 6)
+                    | read(at + 7);
+                if !Pte::from_raw(any).is_present() {
+                    at += 8;
+                    continue;
+                }
+            }
+            let pte = Pte::from_raw(read(at));
+            if pte.is_present() {
+                return Ok(Some((PageTableIndex::new_truncate(at), pte)));
+            }
+            at += 1;
+        }
+        Ok(None)
+    }
+
+    unsafe fn write_entries(
+        &self,
+        table: Pfn,
+        first: PageTableIndex,
+        from: &[Pte],
+    ) -> Result<(), AccessError> {
+        check_run(table, first, from.len())?;
+        let into = self.entry(table, first)?;
+        // SAFETY: I-3: inside one mapped page, as `check_run` says; the caller owns the frame
+        // (I-1).
+        let write = |k, pte: Pte| unsafe { into.wrapping_add(k).write_volatile(pte.raw()) };
+        let mut done = 0;
+        let (eights, rest) = from.as_chunks::<8>();
+        for eight in eights {
+            eight.iter().enumerate().for_each(|(k, pte)| write(done + k, *pte));
+            done += 8;
+        }
+        rest.iter().enumerate().for_each(|(k, pte)| write(done + k, *pte));
+        Ok(())
+    }
+
     fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
         let from = self.bytes(pfn, offset, into.len())?;
         for (k, byte) in into.iter_mut().enumerate() {
@@ -72,7 +154,8 @@ impl FrameAccess for Xen {
         if mfn.raw() >= self.m2p_entries {
             return None;
         }
-        let pfn = try_load(VirtAddr::try_new(self.m2p_start + mfn.raw() * 8).ok()?)?;
+        // A hole in the table reads as what stands there for no pfn.
+        let pfn = load_or(self.m2p_start + mfn.raw() * 8, u64::MAX);
         (pfn < M2P_NO_PFN).then_some(Pfn::new(pfn))
     }
 

@@ -37,17 +37,12 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// A load, a store and an exchange that may fault. The guest's page-fault handler asks `fault_fixup`
-// whether to go on.
+// A store and an exchange that may fault. Loads that may fault are inlined, and note where they are
+// in a section of their own: pairs of the address of the load and of where to go on.
 global_asm!(
-    ".global hypercall_try_load, hypercall_try_store, hypercall_try_exchange",
+    ".global hypercall_try_store, hypercall_try_exchange",
     ".global hypercall_try_cmpxchg, hypercall_try_failed",
-    ".type hypercall_try_load, @function",
     ".type hypercall_try_store, @function",
-    "hypercall_try_load:",
-    "mov rax, [rdi]",
-    "xor edx, edx",
-    "ret",
     "hypercall_try_store:",
     "mov [rdi], rsi",
     "xor edx, edx",
@@ -62,7 +57,6 @@ global_asm!(
     "hypercall_try_failed:",
     "mov edx, 1",
     "ret",
-    ".size hypercall_try_load, hypercall_try_store - hypercall_try_load",
     ".size hypercall_try_store, hypercall_try_exchange - hypercall_try_store",
     ".type hypercall_try_exchange, @function",
     ".size hypercall_try_exchange, hypercall_try_failed - hypercall_try_exchange",
@@ -74,22 +68,65 @@ pub(super) struct Tried {
     pub(super) failed: u64,
 }
 
-// Defined above; they follow the C calling convention and return their pair in rax:rdx.
+// Defined above; they follow the C calling convention and return their pair in rax:rdx. The last
+// two are the linker's: the bounds of the section with the inlined loads.
 unsafe extern "C" {
-    fn hypercall_try_load(address: u64) -> Tried;
     fn hypercall_try_store(address: u64, value: u64) -> Tried;
     fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
     static hypercall_try_cmpxchg: u8;
     static hypercall_try_failed: u8;
+    #[link_name = "__start_hypercall_fixups"]
+    static FIXUPS_START: [u64; 2];
+    #[link_name = "__stop_hypercall_fixups"]
+    static FIXUPS_END: [u64; 2];
+}
+
+/// Reads 8 bytes that may not be mapped; `otherwise` if the read faulted and the guest's page-fault
+/// handler consulted [`fault_fixup`].
+#[inline]
+#[must_use]
+pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
+    let mut value = otherwise;
+    // SAFETY: a load changes nothing; a fault in it goes on behind it, with the register as it was.
+    unsafe {
+        asm!(
+            "2:",
+            "mov {value}, [{address}]",
+            "3:",
+            ".pushsection hypercall_fixups, \"aR\", @progbits",
+            ".quad 2b, 3b",
+            ".popsection",
+            value = inout(reg) value,
+            address = in(reg) address,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    value
 }
 
 /// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault
 /// handler consulted [`fault_fixup`].
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
-    // SAFETY: a load changes nothing, and a fault in it is turned into `failed`.
-    let tried = unsafe { hypercall_try_load(va.as_u64()) };
-    (tried.failed == 0).then_some(tried.value)
+    let value: u64;
+    let mut loaded = 0u64;
+    // SAFETY: as in `load_or`; a fault skips what notes that there was none.
+    unsafe {
+        asm!(
+            "2:",
+            "mov {value}, [{address}]",
+            "mov {loaded:e}, 1",
+            "3:",
+            ".pushsection hypercall_fixups, \"aR\", @progbits",
+            ".quad 2b, 3b",
+            ".popsection",
+            value = out(reg) value,
+            loaded = inout(reg) loaded,
+            address = in(reg) va.as_u64(),
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    (loaded == 1).then_some(value)
 }
 
 /// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's
@@ -120,10 +157,16 @@ pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Opti
 /// page-fault handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
-    let load = hypercall_try_load as *const () as u64;
     let store = hypercall_try_store as *const () as u64;
     let exchange = &raw const hypercall_try_cmpxchg as u64;
-    let failed = &raw const hypercall_try_failed as u64;
-    let found = [load, store, exchange].contains(&rip).then_some(failed);
+    if [store, exchange].contains(&rip) {
+        return Some(&raw const hypercall_try_failed as u64);
+    }
+    let (start, end) = (&raw const FIXUPS_START, &raw const FIXUPS_END);
+    let count = (end as usize - start as usize) / size_of::<[u64; 2]>();
+    // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never
+    // changes.
+    let fixups = unsafe { core::slice::from_raw_parts(start, count) };
+    let found = fixups.iter().find(|[load, _]| *load == rip).map(|[_, go_on]| *go_on);
     found.or_else(|| super::raw::fixup(rip))
 }

@@ -14,7 +14,7 @@ use super::error::{WindowError, WindowFailure};
 use super::tables::{Access, fill_leaf, fill_table, protect, read, unprotect, write};
 use super::{GrowContext, Hole, L1, PFNS_PER_L1, TABLE_ENTRIES, Window, index, place};
 use crate::entry::{ABSENT, IDENTITY};
-use crate::leaves::FrameSource;
+use crate::leaves::LeafSource;
 use crate::map::Pfns;
 use crate::runs::LEAF_WORDS;
 
@@ -91,7 +91,7 @@ impl Window {
         &mut self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
@@ -115,7 +115,7 @@ impl Window {
         &mut self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
@@ -156,7 +156,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         (gib, range, target): (u64, Range<u64>, Target),
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         match self.l1((context.machine, context.p2m), gib)? {
@@ -180,7 +180,7 @@ impl Window {
         context: GrowContext<'_, M>,
         (table, gib, hole): (Frame, u64, Hole),
         (range, target): (Range<u64>, Target),
-        (source, batch): (&mut impl FrameSource, &mut Batch<'_>),
+        (source, batch): (&mut impl LeafSource, &mut Batch<'_>),
     ) -> Result<(), WindowError> {
         let around = (context.machine, context.p2m);
         let linked = self
@@ -213,7 +213,7 @@ impl Window {
         context: GrowContext<'_, M>,
         (table, hole): (Pfn, Hole),
         (range, target): (Range<u64>, Target),
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
     ) -> Result<(), WindowFailure> {
         let shared = self.hole_pte(context, hole)?;
         fill_table(context.machine, table, |_| Ok(shared))?;
@@ -242,7 +242,7 @@ impl Window {
         context: GrowContext<'_, M>,
         table: Frame,
         range: Range<u64>,
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
     ) {
         for at in range {
             let Ok(pte) = read(context.machine, table.pfn(), index(at)) else { continue };
@@ -262,7 +262,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         (table, gib, range, target): (Pfn, u64, Range<u64>, Target),
-        source: &mut impl FrameSource,
+        source: &mut impl LeafSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         let chunk = LEAVES_MAX.min(batch.updates_max()).max(1);
@@ -305,7 +305,7 @@ impl Window {
     }
 
     /// Adds the change of one leaf of a live table, if it is a hole that has to change.
-    fn push_leaf<M: Machine, S: FrameSource>(
+    fn push_leaf<M: Machine, S: LeafSource>(
         &self,
         context: GrowContext<'_, M>,
         (table, at, target): (Pfn, u64, Target),

@@ -124,7 +124,6 @@ impl Window {
     /// The root slot is free in the running root and stays the window's; address spaces made later
     /// share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
     /// program sees `place.va`, for as long as the map is used.
-    #[expect(clippy::result_large_err, reason = "once at boot, and the frames must come back")]
     pub unsafe fn open<'w, M: Machine>(
         (machine, old): (&M, &P2m<'_>),
         list: BuilderList,

@@ -10,7 +10,7 @@ use hypercall::{
     AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, Frames, GuestVa,
     Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte,
 };
-use p2m::{BuilderList, FrameSource, GrowContext, OpenError, P2m, Window, WindowPlace};
+use p2m::{BuilderList, GrowContext, LeafSource, OpenError, P2m, Window, WindowPlace};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
@@ -75,7 +75,6 @@ impl Machine {
     }
 
     /// Opens the window on `machine`, this guest or something around it.
-    #[expect(clippy::result_large_err, reason = "as the function it calls")]
     pub(crate) fn open<M: hypercall::Machine>(
         &self,
         machine: &M,
@@ -198,7 +197,7 @@ impl Pool {
     }
 }
 
-impl FrameSource for Pool {
+impl LeafSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }

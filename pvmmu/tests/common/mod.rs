@@ -5,9 +5,9 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
+use hypercall::{Batch, BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
 use p2m::P2m;
-use pvmmu::{Context, Loose, Pgd, TableSource};
+use pvmmu::{Context, FrameSource, Loose, Pgd, Presence, Reach, TablePool, Tools};
 use xen_model::{DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
@@ -78,7 +78,7 @@ impl Pool {
     }
 }
 
-impl TableSource for Pool {
+impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }
@@ -113,7 +113,16 @@ pub fn build<M: hypercall::Machine>(
 
 /// Takes an address space apart, everything back into the pool.
 pub fn destroy<M: hypercall::Machine>(context: &Context<'_, M>, pgd: Pgd<Loose>, pool: &mut Pool) {
-    let mut mapped = Vec::new();
-    pgd.destroy(context, pool, &mut |frame| mapped.push(frame)).expect("taken apart");
-    mapped.into_iter().for_each(|frame| pool.give(frame));
+    pgd.destroy(context, pool).expect("taken apart");
+}
+
+/// What operations on a live address space work with.
+pub fn tools<'a, 'b, 't, M, F>(
+    context: &Context<'a, M>,
+    batch: &'a mut Batch<'b>,
+    tables: &'a mut TablePool<'t>,
+    frames: &'a mut F,
+) -> Tools<'a, 'b, 't, M, F> {
+    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    Tools { context: *context, batch, tables, frames, reach, presence }
 }

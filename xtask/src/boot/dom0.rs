@@ -47,6 +47,7 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
         modules: [kernel].into_iter().chain(module).collect(),
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
         processors: guest.vcpus,
+        clock: host.clock,
     }
 }
 

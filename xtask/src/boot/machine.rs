@@ -23,6 +23,32 @@ pub(crate) struct Module {
     pub(crate) arguments: String,
 }
 
+/// What the emulated machine's clock counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Clock {
+    /// Time, as it passes on this host.
+    Time,
+    /// Executed instructions, one nanosecond each: the same count on every run and every host.
+    Instructions,
+}
+
+impl Clock {
+    /// Counts are compared with those of other machines, so the CPU is the same everywhere.
+    fn cpu_model(self, qemu: &Qemu) -> &str {
+        match self {
+            Self::Time => qemu.cpu_model(),
+            Self::Instructions => "qemu64",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Time => &[],
+            Self::Instructions => &["-icount", "shift=0,sleep=off"],
+        }
+    }
+}
+
 /// An emulated machine that boots Xen.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -38,6 +64,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mib: u32,
     /// Processors of the whole machine.
     pub(crate) processors: u32,
+    /// What its clock counts.
+    pub(crate) clock: Clock,
 }
 
 /// How a boot ended, before anyone judges it.
@@ -106,7 +134,7 @@ impl Machine<'_> {
                 "-accel",
                 "tcg",
                 "-cpu",
-                self.qemu.cpu_model(),
+                self.clock.cpu_model(self.qemu),
             ])
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.processors.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", "xen"])
@@ -116,6 +144,7 @@ impl Machine<'_> {
                 self.xen_arguments
             ))
             .args(["-initrd", initrd])
+            .args(self.clock.arguments())
             // A group of its own: Ctrl-C reaches us alone, and we end QEMU.
             .process_group(0)
             .stdin(Stdio::null())

@@ -23,6 +23,8 @@ mod panic;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use machine::Clock;
+
 use crate::provision::qemu::Qemu;
 
 /// What boots.
@@ -32,6 +34,8 @@ pub(crate) struct Host<'a> {
     pub(crate) qemu: &'a Qemu,
     /// The hypervisor's file.
     pub(crate) xen: PathBuf,
+    /// What its clock counts.
+    pub(crate) clock: Clock,
 }
 
 /// A guest to run, as dom0 or as domU.

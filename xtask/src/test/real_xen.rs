@@ -11,7 +11,7 @@ use super::session::{Passed, Session};
 use super::{endings, examine};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
-use crate::boot::{Guest, Host, Line, dom0, domu};
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cli::{Release, Role, TestArguments};
 use crate::paths::HostFolder;
 use crate::prove::{self, Machines, Where};
@@ -141,7 +141,7 @@ impl Setting<'_> {
             Ok(String::new())
         })?;
         let Some((xen, linux)) = parts else { return Ok(()) };
-        let host = Host { qemu: self.qemu, xen };
+        let host = Host { qemu: self.qemu, xen, clock: Clock::Time };
         for case in CASES {
             self.as_dom0(session, release, (&host, case))?;
         }

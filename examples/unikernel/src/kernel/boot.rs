@@ -123,10 +123,15 @@ pub(super) fn guest<'a>(
     let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
         panic!("the arena is outside the direct mapping")
     };
+    let end = xen.mapped_frames();
     // SAFETY: nobody names the arena's memory but the heap module, which only hands out its
     // address; this is the one claim (I-1).
     let pool = Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES as u64) });
+    // SAFETY: the builder put everything that it made into the pages it mapped, but for a module in
+    // unmapped frames; nobody else knows of the rest, and this is the one claim (I-1).
+    let far = unsafe { Frames::claim(Pfn::new(end), early.boot.pages - end) };
     Guest {
+        far: matches!(early.boot.module, Module::None | Module::Mapped { .. }).then_some(far),
         machine: Counting::new(xen),
         cpu: xen,
         boot: early.boot,

@@ -8,9 +8,9 @@ use hypercall::{GuestVa, PAGE_SIZE};
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
-const HEAP_BYTES: usize = 2 * 1024 * 1024;
+const HEAP_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for programs.
-pub(super) const ARENA_FRAMES: usize = 768;
+pub(super) const ARENA_FRAMES: usize = 1536;
 
 #[repr(C, align(4096))]
 struct Pages<const BYTES: usize>([u8; BYTES]);

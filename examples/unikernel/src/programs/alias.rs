@@ -9,7 +9,7 @@ use alloc::string::String;
 use hypercall::{
     BatchStorage, Call, Cpu, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
-use pvmmu::{Context, PinFailure, TableSource as _, walk};
+use pvmmu::{Context, FrameSource as _, PinFailure, walk};
 
 use super::OrSay;
 use super::life::{build, destroy, pages};

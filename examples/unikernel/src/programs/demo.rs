@@ -6,10 +6,10 @@ use alloc::string::String;
 use core::fmt::Write as _;
 
 use hypercall::{BatchStorage, Cpu, FrameAccess as _, GuestVa, Machine, PAGE_SIZE, Pfn, PteFlags};
-use pvmmu::{Loose, Pgd, Pinned, walk};
+use pvmmu::{FrameSource as _, Loose, Pages, Pgd, Pinned, TablePool, walk};
 
 use super::OrSay;
-use super::life::{PAGES, build, destroy, load, load_kernel, page, pages, refuse_each};
+use super::life::{PAGES, build, destroy, load, load_kernel, page, pages, refuse_each, tools};
 use crate::guest::Guest;
 use crate::report::{Steps, Verdict};
 
@@ -109,7 +109,10 @@ fn work<M: Machine + Cpu>(
     check_marks(guest)?;
     steps.done(guest, &format!("write and read {PAGES} pages")).or_say("console")?;
 
-    pgd.protect(&guest.parts().0, all, read_only, &mut batch).or_say("protect")?;
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let (context, pool) = guest.parts();
+    let mut with = tools(&context, &mut batch, &mut tables, pool);
+    pgd.protect(&mut with, all, read_only).or_say("protect")?;
     steps.done(guest, &format!("make {PAGES} live pages read-only")).or_say("console")?;
     for index in 0..PAGES {
         let va = page(all, index)?;
@@ -120,14 +123,21 @@ fn work<M: Machine + Cpu>(
     check_marks(guest)?;
     steps.done(guest, &format!("fault {PAGES} times writing them")).or_say("console")?;
 
-    pgd.protect(&guest.parts().0, all, PteFlags::USER_RW, &mut batch).or_say("protect")?;
+    let (context, pool) = guest.parts();
+    let mut with = tools(&context, &mut batch, &mut tables, pool);
+    pgd.protect(&mut with, all, PteFlags::USER_RW).or_say("protect")?;
     steps.done(guest, &format!("make {PAGES} live pages writable")).or_say("console")?;
 
-    let frame = pgd.unmap(&guest.parts().0, all.start, &mut batch).or_say("unmap")?;
+    let (context, pool) = guest.parts();
+    let mut with = tools(&context, &mut batch, &mut tables, pool);
+    pgd.unmap(&mut with, Pages::one(all.start)).or_say("unmap")?;
     if guest.cpu.load(all.start).is_ok() {
         return Err(at(all.start, "is unmapped and was read"));
     }
-    pgd.map(&guest.parts().0, (all.start, PteFlags::USER_RW), frame, &mut batch).or_say("map")?;
+    let (context, pool) = guest.parts();
+    let frame = pool.take().ok_or("the unmapped frame is missing")?;
+    let mut with = tools(&context, &mut batch, &mut tables, pool);
+    pgd.map(&mut with, (all.start, PteFlags::USER_RW), frame).or_say("map")?;
     check_marks(guest)?;
     steps.done(guest, "unmap a live page, map it again").or_say("console")?;
     Ok(pgd)

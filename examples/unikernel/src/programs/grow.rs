@@ -11,7 +11,7 @@ use hypercall::{
     Hypercalls as _, Machine, MemoryOp, Mfn, Pfn, Pte, Request, Reservation, VaFlush, VaMapping,
 };
 use p2m::{
-    FrameList, FrameSource as _, GrowContext, KexecState, P2m, P2mError, Pfns, Toolstack, Window,
+    FrameList, GrowContext, KexecState, LeafSource as _, P2m, P2mError, Pfns, Toolstack, Window,
     WindowPlace,
 };
 

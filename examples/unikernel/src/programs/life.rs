@@ -4,13 +4,14 @@
 
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, Frame, GuestVa, Machine, PAGE_SIZE,
-    PteFlags, Refusal,
+    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, GuestVa, Machine, PAGE_SIZE, PteFlags,
+    Refusal,
 };
-use pvmmu::{Context, Loose, Pages, Pgd, Pinned, TableSource, load_root};
+use pvmmu::{
+    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, load_root,
+};
 
 use super::OrSay;
 use crate::guest::{Guest, Pool};
@@ -56,7 +57,7 @@ fn map_one<M: Machine>(
     let frame = pool.take().ok_or("the pool is empty")?;
     pgd.map(context, (va, PteFlags::USER_RW), frame, pool).map_err(|failed| {
         let reason = format!("map: {failed}");
-        pool.give(failed.frame);
+        failed.frame.into_iter().for_each(|frame| pool.give(frame));
         reason
     })
 }
@@ -67,11 +68,7 @@ pub(super) fn destroy<M: Machine>(
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    let mut mapped = Vec::<Frame>::new();
-    pgd.destroy(context, pool, &mut |frame| mapped.push(frame))
-        .map_err(|(_, error)| format!("destroy: {error}"))?;
-    mapped.into_iter().for_each(|frame| pool.give(frame));
-    Ok(())
+    pgd.destroy(context, pool).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// Runs on the address space.
@@ -122,7 +119,7 @@ type Through<'a, M> = FailNth<&'a Counting<&'a M>>;
 /// only one request is ever refused, the way back is open.
 fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
     let pages = pages(4)?;
-    let mut storage = BatchStorage::<4, 4>::new();
+    let mut storage = BatchStorage::<5, 4>::new();
     let mut batch = storage.batch();
     let loose = build(context, pages, pool)?;
     let mut pinned = match loose.pin(context, &mut batch) {
@@ -133,7 +130,7 @@ fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> R
             return Err(reason);
         }
     };
-    let lived = use_pinned(context, &mut pinned, pages, &mut batch);
+    let lived = use_pinned(context, &mut pinned, pages, (&mut batch, pool));
     let away = again(|| load_kernel(context));
     let loose = match pinned.unpin(context, &mut batch) {
         Ok(loose) => (loose, Ok(())),
@@ -150,25 +147,37 @@ fn use_pinned<M: Machine>(
     context: &Context<'_, Through<'_, M>>,
     pinned: &mut Pgd<Pinned>,
     pages: Pages,
-    batch: &mut Batch<'_>,
+    (batch, pool): (&mut Batch<'_>, &mut Pool),
 ) -> Result<(), String> {
     load(context, pinned)?;
-    pinned
-        .protect(context, pages, PteFlags::USER_RW & !PteFlags::WRITABLE, batch)
-        .or_say("protect")?;
-    pinned.protect(context, pages, PteFlags::USER_RW, batch).or_say("protect again")?;
-    let frame = pinned.unmap(context, pages.start, batch).or_say("unmap")?;
-    match pinned.map(context, (pages.start, PteFlags::USER_RW), frame, batch) {
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut tools = tools(context, batch, &mut tables, pool);
+    let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
+    pinned.protect(&mut tools, pages, read_only).or_say("protect")?;
+    pinned.protect(&mut tools, pages, PteFlags::USER_RW).or_say("protect again")?;
+    pinned.unmap(&mut tools, Pages::one(pages.start)).or_say("unmap")?;
+    let frame = tools.frames.take().ok_or("the unmapped frame is missing")?;
+    match pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame) {
         Ok(()) => Ok(()),
         Err(failed) => {
             let reason = format!("{failed}");
+            let frame = failed.frame.ok_or("the frame did not come back")?;
             // The refused request was the one above.
-            pinned
-                .map(context, (pages.start, PteFlags::USER_RW), failed.frame, batch)
-                .or_say("second map")?;
+            pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame).or_say("second map")?;
             Err(reason)
         }
     }
+}
+
+/// The tools of a program that has one vCPU and cares for nobody else.
+pub(super) fn tools<'a, 'b, 't, M>(
+    context: &Context<'a, M>,
+    batch: &'a mut Batch<'b>,
+    tables: &'a mut TablePool<'t>,
+    frames: &'a mut Pool,
+) -> Tools<'a, 'b, 't, M, Pool> {
+    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    Tools { context: *context, batch, tables, frames, reach, presence }
 }
 
 /// Does a step that must succeed for the kernel to go on: a second time if the first is refused.

@@ -2,6 +2,7 @@
 
 mod alias;
 mod audit;
+mod bench;
 mod conformance;
 mod demo;
 mod dump;
@@ -33,11 +34,12 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "audit" => Ok(audit::run),
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
+        "bench" => Ok(bench::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, dump, grow, prove \
-             and conformance, and to test the harness hang, fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
+             prove and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }

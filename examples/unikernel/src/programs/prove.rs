@@ -14,7 +14,7 @@ use core::ops::Range;
 
 use hypercall::{Cpu, FrameAccess as _, Level, Machine};
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Observation, Step};
-use pvmmu::{TableSource as _, walk};
+use pvmmu::{FrameSource as _, walk};
 
 use super::OrSay;
 use crate::guest::{Guest, number};

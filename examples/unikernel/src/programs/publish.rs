@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{Cpu, Frame, FrameAccess as _, Machine, PAGE_SHIFT, Pfn};
-use p2m::{BuilderList, FrameList, FrameSource as _, Toolstack};
+use p2m::{BuilderList, FrameList, LeafSource as _, Toolstack};
 
 use super::OrSay;
 use crate::guest::Guest;

@@ -6,8 +6,9 @@
 
 use hypercall::{Batch, Machine, MmuUpdate, Pfn, Pte};
 
-use crate::context::Context;
+use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
+use crate::pgd::Roots;
 use crate::tables::visit;
 
 /// How a table's frame is to be mapped.
@@ -18,7 +19,7 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    const fn apply(self, pte: Pte) -> Pte {
+    pub(crate) const fn apply(self, pte: Pte) -> Pte {
         match self {
             Self::ReadOnly => pte.read_only(),
             Self::Writable => pte.writable(),
@@ -41,32 +42,37 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of the tree under `root`, in the order of [`visit`], with
-/// `access`, and says how many there were. One hypercall for each time the batch is full, and one
-/// for the rest.
+/// Maps the first `limit` tables of a tree with `access`, in the order of [`visit`], the user root
+/// after all others, and says how many there were. Tables that are pinned by themselves are
+/// read-only already, and stay so. One hypercall for each time the batch is full, and one for the
+/// rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
-    root: Pfn,
+    roots: Roots,
     (access, limit): (Access, u64),
     batch: &mut Batch<'_>,
 ) -> Result<u64, Stopped> {
     batch.clear();
     let mut done = 0;
     let mut pending = 0;
-    let mut collect = |_, table| -> Result<bool, PinFailure> {
+    let mut direct_map = DirectMap::default();
+    let mut collect = |table: Pfn| -> Result<bool, PinFailure> {
         if done + pending == limit {
             return Ok(false);
         }
-        if pending > 0 && pending == batch.updates_max() as u64 {
+        if pending > 0 && batch.room() == 0 {
             submit(context, batch, &mut done)?;
             pending = 0;
         }
-        let (slot, pte) = context.direct_map_entry(table)?;
+        let (slot, pte) = direct_map.entry(context, table)?;
         batch.update(MmuUpdate::set(slot, access.apply(pte)), pte.raw())?;
         pending += 1;
         Ok(true)
     };
-    let collected = visit(context, root, &mut collect);
+    let collected = visit(context, roots.kernel, &mut |table| {
+        if table.is_held { Ok(true) } else { collect(table.pfn) }
+    })
+    .and_then(|_| roots.user.map_or(Ok(true), &mut collect));
     match collected.and_then(|_| submit(context, batch, &mut done)) {
         Ok(()) => Ok(done),
         Err(failure) => {
@@ -79,14 +85,14 @@ pub(crate) fn set_access<M: Machine>(
 /// Puts the first `count` tables back to how they were before `set_access` gave them `access`.
 pub(crate) fn undo<M: Machine>(
     context: &Context<'_, M>,
-    root: Pfn,
+    roots: Roots,
     (access, count): (Access, u64),
     batch: &mut Batch<'_>,
 ) -> Result<(), UndoError> {
     if count == 0 {
         return Ok(());
     }
-    set_access(context, root, (access.opposite(), count), batch)
+    set_access(context, roots, (access.opposite(), count), batch)
         .map(drop)
         .map_err(|stopped| UndoError { failure: stopped.failure })
 }

@@ -1,0 +1,346 @@
+//! Reading all tables and saying, in words, what in them is wrong or will be refused: a release Xen
+//! says only an errno.
+//!
+//! The audit asks nothing of Xen and changes nothing. It takes two bits of memory for each pfn,
+//! from the caller.
+
+use core::fmt;
+
+use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, Pfn, Pte, PteFlags, XEN_SLOTS};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::context::Context;
+use crate::error::WalkError;
+use crate::marks::{FOREIGN, MARKS};
+use crate::pgd::Pgd;
+use crate::tables::USER_SLOTS;
+
+/// The roots of a tree to be audited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The kernel root.
+    pub kernel: Pfn,
+    /// The root for user code.
+    pub user: Option<Pfn>,
+}
+
+impl<S> Pgd<S> {
+    /// Its roots, for an audit.
+    #[must_use]
+    pub fn tree(&self) -> Tree {
+        Tree { kernel: self.root(), user: self.user_root() }
+    }
+}
+
+/// Where an entry stands and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The first address that it spans.
+    pub va: u64,
+    /// Level of the table that it is in.
+    pub level: Level,
+    /// That table.
+    pub table: Pfn,
+    /// The entry.
+    pub pte: Pte,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { va, level, table, pte } = self;
+        write!(f, "{level} entry {pte} for {va:#018x} in pfn {table}")
+    }
+}
+
+/// Something that is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A frame that serves as a table is mapped writable.
+    WritableTable {
+        /// The entry that maps it.
+        place: Place,
+        /// The table.
+        table: Pfn,
+    },
+    /// An entry of the kernel half that the guest has made a user mapping.
+    UserInKernelHalf(Place),
+    /// An entry points to a frame that is not the guest's, and is not marked as foreign.
+    UnknownFrame(Place),
+    /// An entry that is not present still names a frame.
+    FrameBitsLeft(Place),
+    /// The user root has another entry than the kernel root.
+    RootsDiffer {
+        /// The slot.
+        slot: u16,
+        /// The kernel root's entry.
+        kernel: Pte,
+        /// The user root's.
+        user: Pte,
+    },
+}
+
+/// What is wrong, and what Xen makes of it.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WritableTable { place, table } => write!(
+                f,
+                "{place} maps pfn {table} writable, and that is a table: Xen refuses one of the two, \
+                 pin with EINVAL or the mapping with EBUSY, since a frame has one type at a time"
+            ),
+            Self::UserInKernelHalf(place) => write!(
+                f,
+                "{place} is a kernel mapping with USER set by the guest: Xen takes it for a user \
+                 mapping and makes it global, so that user code may find it in the TLB"
+            ),
+            Self::UnknownFrame(place) => write!(
+                f,
+                "{place} points to mfn {}, which P2M does not know: Xen refuses a frame of another \
+                 owner with EBUSY, or the frame map is wrong",
+                place.pte.mfn()
+            ),
+            Self::FrameBitsLeft(place) => write!(
+                f,
+                "{place} is not present but names mfn {}: on a CPU with L1TF Xen shadows or crashes \
+                 a guest that leaves such entries",
+                place.pte.mfn()
+            ),
+            Self::RootsDiffer { slot, kernel, user } => write!(
+                f,
+                "slot {slot}: the kernel root has {kernel}, the user root {user}: user code sees \
+                 other pages than the kernel"
+            ),
+        }
+    }
+}
+
+/// The memory for an audit is too small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditError {
+    /// Words that are needed.
+    Memory(u64),
+    /// A table cannot be read.
+    Walk(WalkError),
+}
+
+impl From<WalkError> for AuditError {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl fmt::Display for AuditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory(words) => {
+                write!(f, "an audit of this guest needs {words} words of memory")
+            }
+            Self::Walk(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for AuditError {}
+
+/// Adds `pfn` to a set; whether it was new. One beyond the set never is.
+fn insert(set: &mut [u64], pfn: Pfn) -> bool {
+    let word = usize::try_from(pfn.raw() / 64).ok().and_then(|at| set.get_mut(at));
+    let bit = 1 << (pfn.raw() % 64);
+    word.is_some_and(|word| {
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    })
+}
+
+fn contains(set: &[u64], pfn: Pfn) -> bool {
+    let word = usize::try_from(pfn.raw() / 64).ok().and_then(|at| set.get(at));
+    word.is_some_and(|word| word & 1 << (pfn.raw() % 64) != 0)
+}
+
+/// How many words of memory an audit of a guest with `pfns` pfns takes.
+#[must_use]
+pub const fn audit_words(pfns: u64) -> u64 {
+    2 * pfns.div_ceil(64)
+}
+
+/// Reads every table of the running tree and of `trees`, which must be live, and hands every
+/// finding to `report`. How many tables it read.
+///
+/// # Errors
+/// [`AuditError`].
+///
+/// # Hypercalls
+/// None.
+pub fn audit<M: FrameAccess>(
+    context: &Context<'_, M>,
+    trees: &[Tree],
+    memory: &mut [u64],
+    report: &mut impl FnMut(Finding),
+) -> Result<u64, AuditError> {
+    let words = audit_words(context.p2m.len());
+    if (memory.len() as u64) < words {
+        return Err(AuditError::Memory(words));
+    }
+    memory.fill(0);
+    let (tables, seen) = memory.split_at_mut(memory.len() / 2);
+    let roots = || {
+        let running = Tree { kernel: context.kernel_root, user: None };
+        let trees = core::iter::once(running).chain(trees.iter().copied());
+        trees.flat_map(|tree| [Some(tree.kernel), tree.user]).flatten()
+    };
+    for root in roots() {
+        visit(context, (Level::L4, root, 0), tables, &mut |_| {})?;
+    }
+    let mut read = 0;
+    for root in roots() {
+        let check = &mut |place| check(context, place, tables, report);
+        read += visit(context, (Level::L4, root, 0), seen, check)?;
+    }
+    for tree in trees {
+        compare_roots(context, *tree, report)?;
+    }
+    Ok(read)
+}
+
+/// Calls `f` for every entry that is not zero of every table that is not in `seen`, and adds them.
+/// How many tables.
+fn visit<M: FrameAccess>(
+    context: &Context<'_, M>,
+    (level, table, base): (Level, Pfn, u64),
+    seen: &mut [u64],
+    f: &mut impl FnMut(Place),
+) -> Result<u64, WalkError> {
+    if !insert(seen, table) {
+        return Ok(0);
+    }
+    let mut read = 1;
+    for slot in 0..ENTRIES {
+        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
+            continue;
+        }
+        let pte = context.machine.read_entry(table, PageTableIndex::new_truncate(slot))?;
+        if pte == Pte::ABSENT {
+            continue;
+        }
+        let va = sign_extended(base + (u64::from(slot) << level.shift()));
+        f(Place { va, level, table, pte });
+        if let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below())
+            && let Ok(pfn) = context.p2m.pfn(context.machine, mfn)
+        {
+            read += visit(context, (below, pfn, va), seen, f)?;
+        }
+    }
+    Ok(read)
+}
+
+/// The canonical address with these lower 48 bits.
+const fn sign_extended(address: u64) -> u64 {
+    if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
+}
+
+fn check<M: FrameAccess>(
+    context: &Context<'_, M>,
+    place: Place,
+    tables: &[u64],
+    report: &mut impl FnMut(Finding),
+) {
+    let Place { va, level, pte, .. } = place;
+    if !pte.is_present() {
+        if pte.mfn() != Mfn::new(0) {
+            report(Finding::FrameBitsLeft(place));
+        }
+        return;
+    }
+    if level == Level::L1 && va >= hypercall::XEN_HOLE_END {
+        let flags = pte.flags() & (PteFlags::USER | PteFlags::GUEST_KERNEL);
+        if flags == PteFlags::USER {
+            report(Finding::UserInKernelHalf(place));
+        }
+    }
+    match context.p2m.pfn(context.machine, pte.mfn()) {
+        Ok(table) if level == Level::L1 && pte.is_writable() && contains(tables, table) => {
+            report(Finding::WritableTable { place, table });
+        }
+        Err(_) if level > Level::L1 || !pte.flags().contains(FOREIGN) => {
+            report(Finding::UnknownFrame(place));
+        }
+        _ => {}
+    }
+}
+
+fn compare_roots<M: FrameAccess>(
+    context: &Context<'_, M>,
+    tree: Tree,
+    report: &mut impl FnMut(Finding),
+) -> Result<(), WalkError> {
+    let Some(user_root) = tree.user else { return Ok(()) };
+    let plain = |pte: Pte| {
+        let adjusted = MARKS.union(PteFlags::ADJUSTED_BY_XEN);
+        pte.with_flags(pte.flags().difference(adjusted))
+    };
+    for slot in USER_SLOTS {
+        let index = PageTableIndex::new_truncate(slot);
+        let kernel = context.machine.read_entry(tree.kernel, index)?;
+        let user = context.machine.read_entry(user_root, index)?;
+        if plain(kernel) != plain(user) {
+            report(Finding::RootsDiffer { slot, kernel, user });
+        }
+    }
+    Ok(())
+}
+
+/// Calls `found` for every entry, in the running tree and in `trees`, that maps `pfn` writable:
+/// what stands in the way of its becoming a table. Tables that several trees share are read again
+/// for each.
+///
+/// # Errors
+/// If a table cannot be read.
+///
+/// # Hypercalls
+/// None.
+pub fn writable_mappings<M: FrameAccess>(
+    context: &Context<'_, M>,
+    trees: &[Tree],
+    pfn: Pfn,
+    found: &mut impl FnMut(GuestVa),
+) -> Result<(), WalkError> {
+    let mfn = context.mfn(pfn)?;
+    let all = core::iter::once(context.kernel_root).chain(trees.iter().map(|tree| tree.kernel));
+    for (number, root) in all.enumerate() {
+        search(context, (Level::L4, root, 0), mfn, &mut |va| {
+            // The kernel half is the same in all trees.
+            let is_kernel_half = va >= hypercall::XEN_HOLE_END;
+            if let (Ok(va), true) = (GuestVa::new(va), number == 0 || !is_kernel_half) {
+                found(va);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn search<M: FrameAccess>(
+    context: &Context<'_, M>,
+    (level, table, base): (Level, Pfn, u64),
+    mfn: Mfn,
+    found: &mut impl FnMut(u64),
+) -> Result<(), WalkError> {
+    let mut from = 0;
+    while let Some((index, pte)) = context.machine.next_present(table, from..ENTRIES)? {
+        from = u16::from(index) + 1;
+        if level == Level::L4 && XEN_SLOTS.contains(&u16::from(index)) {
+            continue;
+        }
+        let va = sign_extended(base + (u64::from(index) << level.shift()));
+        match (pte.decode(level), level.below()) {
+            (Entry::Table(child), Some(below)) => {
+                if let Ok(child) = context.p2m.pfn(context.machine, child) {
+                    search(context, (below, child, va), mfn, found)?;
+                }
+            }
+            _ if level == Level::L1 && pte.is_writable() && pte.mfn() == mfn => found(va),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The end of an address space.
+//!
+//! Tables from the pool go back to it as they came, empty and validated: their entries are cleared
+//! one by one while they are few, and a table that is full is taken out as a whole. What is left is
+//! unpinned at once, made writable, and handed back by plain reading.
+
+use core::fmt;
+
+use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::context::Context;
+use crate::cost::{COSTS, Population, Way};
+use crate::edit::{Edit, Tools, empty_table};
+use crate::error::{MapError, PinFailure, UndoError, WalkError};
+use crate::frames::FrameSource;
+use crate::loose::empty;
+use crate::marks::held;
+use crate::pgd::{Pgd, Pinned};
+use crate::pin::unpin;
+use crate::tables::Present;
+
+/// An address space that was not taken apart, given back.
+#[derive(Debug)]
+#[must_use = "the address space comes back in the error"]
+pub enum DestroyError {
+    /// It is pinned still; some of its pages are gone already.
+    Pinned(Pgd<Pinned>, MapError),
+    /// It is pinned still, and all tables from the pool are gone from it.
+    NotUnpinned(Pgd<Pinned>, PinFailure, Result<(), UndoError>),
+    /// It is gone, and so is what could not be read of it.
+    Lost(WalkError),
+}
+
+impl fmt::Display for DestroyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not taken apart: ")?;
+        match self {
+            Self::Pinned(_, error) => error.fmt(f),
+            Self::NotUnpinned(_, failure, undo) => {
+                failure.fmt(f)?;
+                undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+            }
+            Self::Lost(error) => write!(f, "what cannot be read is lost: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for DestroyError {}
+
+impl Pgd<Pinned> {
+    /// Takes the address space apart: tables from the pool go back to it, everything else to the
+    /// frames of the tools. No vCPU may run on it; it waits for none.
+    ///
+    /// # Errors
+    /// [`DestroyError`] with what is left. It can be destroyed again.
+    ///
+    /// # Hypercalls
+    /// For n pages and H tables in tables from the pool, T other tables and a batch of B updates:
+    /// ceil((n + H) / B) multicalls, or one more for each table from the pool that is taken out as
+    /// a whole; one `mmuext_op`; ceil(T / B) `mmu_update`.
+    pub fn destroy<M: Machine, F: FrameSource>(
+        self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+    ) -> Result<(), DestroyError> {
+        let roots = self.roots();
+        let mut edit = Edit::begin(roots, tools);
+        let mut entries = empty_table();
+        let root = (Level::L4, roots.kernel, End::Dropped);
+        let stripped = strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit());
+        if let Err(error) = stripped {
+            edit.abandon();
+            return Err(DestroyError::Pinned(self, error));
+        }
+        let Tools { context, batch, tables, frames, .. } = tools;
+        match unpin(context, roots, Level::L2, batch) {
+            Ok(released) => tables.ended_outside(released),
+            Err((failure, undo)) => return Err(DestroyError::NotUnpinned(self, failure, undo)),
+        }
+        // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
+        // now.
+        empty(context, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
+        frames.give(self.root);
+        self.user_root.into_iter().for_each(|root| frames.give(root));
+        Ok(())
+    }
+}
+
+/// A table on the way down: level, frame, and what becomes of it.
+type Node = (Level, Pfn, End);
+
+/// How an upper table ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything is unlinked from it: it stays validated.
+    Emptied,
+    /// With the root, when that is unpinned: L1 tables that are pinned by themselves stay linked in
+    /// it until then.
+    Dropped,
+}
+
+/// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
+/// that are to be kept in the pool.
+fn strip<M: Machine, F: FrameSource>(
+    edit: &mut Edit<'_, '_, '_, '_, M, F>,
+    (level, table, end): Node,
+    base: u64,
+    entries: &mut [Pte; 512],
+) -> Result<(), MapError> {
+    let Some(below) = level.below() else { return Ok(()) };
+    let context = edit.context();
+    let mut present = Present::of(level, table);
+    while let Some((index, pte)) = present.next(&context)? {
+        let Entry::Table(mfn) = pte.decode(level) else { continue };
+        let child = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+        let base = base + (u64::from(index) << level.shift());
+        let child_is_held = held(pte).is_some();
+        let unlinks = if below > Level::L1 {
+            let child_end = match end {
+                End::Emptied => End::Emptied,
+                End::Dropped => end_of(&context, (below, child, pte))?,
+            };
+            strip(edit, (below, child, child_end), base, entries)?;
+            child_end == End::Emptied
+        } else if child_is_held || end == End::Emptied {
+            let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
+            let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
+            if way == Way::Table {
+                context.machine.read_entries(child, PageTableIndex::new(0), entries)?;
+                edit.take_out(child, va, entries)?;
+            }
+            way == Way::Entries && end == End::Emptied
+        } else {
+            false
+        };
+        if unlinks {
+            edit.unlink((level, table, index), (below, mfn))?;
+        }
+    }
+    Ok(())
+}
+
+/// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept,
+/// with few tables in it, and only if the upper tables in it are kept, too.
+fn end_of<M: Machine>(
+    context: &Context<'_, M>,
+    (level, table, link): (Level, Pfn, Pte),
+) -> Result<End, WalkError> {
+    if held(link).is_none() {
+        return Ok(End::Dropped);
+    }
+    let mut tables = 0;
+    let mut present = Present::of(level, table);
+    while let Some((_, pte)) = present.next(context)? {
+        tables += 1;
+        if COSTS.to_end_upper(tables) == Way::Table {
+            return Ok(End::Dropped);
+        }
+        if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
+            (pte.decode(level), level.below())
+        {
+            let child = context.p2m.pfn(context.machine, mfn)?;
+            if end_of(context, (below, child, pte))? == End::Dropped {
+                return Ok(End::Dropped);
+            }
+        }
+    }
+    Ok(End::Emptied)
+}
+
+/// More entries than are ever cleared one by one when a table ends.
+const FEW: u16 = 96;
+
+/// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end
+/// it, and says which way that is.
+fn clear_l1<M: Machine, F: FrameSource>(
+    edit: &mut Edit<'_, '_, '_, '_, M, F>,
+    table: Pfn,
+    va: GuestVa,
+) -> Result<Way, MapError> {
+    let context = edit.context();
+    let mut few = [0u16; FEW as usize];
+    let mut before = Population::default();
+    let mut present = Present::of(Level::L1, table);
+    while let Some((index, pte)) = present.next(&context)? {
+        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Way::Table) };
+        *place = index.into();
+        if pte.is_writable() {
+            before.writable += 1;
+        } else {
+            before.read_only += 1;
+        }
+    }
+    let way = COSTS.to_clear(before.total(), before, Population::default());
+    if way == Way::Entries {
+        let mfn = context.mfn(table)?;
+        for index in &few[..usize::from(before.total())] {
+            let index = PageTableIndex::new_truncate(*index);
+            let pte = context.machine.read_entry(table, index)?;
+            let update = MmuUpdate::set(Slot { table: mfn, index }, Pte::ABSENT);
+            edit.clear_entry((va, update), pte)?;
+        }
+    }
+    Ok(way)
+}
+
+const _: () = {
+    let few = Population { writable: FEW, read_only: 0 };
+    let nothing = Population { writable: 0, read_only: 0 };
+    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Way::Table));
+};

@@ -1,0 +1,141 @@
+//! Tables that are filled by plain stores first, and validated when they are linked into a live
+//! tree.
+
+use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags};
+
+use super::map::mirror;
+use super::{Edit, Tools, undo};
+use crate::access::Access;
+use crate::error::MapError;
+use crate::frames::FrameSource;
+use crate::loose::{clear, empty, fill_run};
+use crate::pages::Run;
+
+/// New tables, one for each of the levels 1 to 3 at most, lowest first.
+type Chain = [Option<Frame>; 3];
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
+    /// `run`, and links the chain. On failure nothing has changed.
+    ///
+    /// # Hypercalls
+    /// One `mmu_update` of 2 to 5 elements; on refusal one more.
+    pub(super) fn graft(
+        &mut self,
+        level: Level,
+        run: Run,
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        self.submit()?;
+        let mut chain = Chain::default();
+        let built = self.build(&mut chain, (level, run), flags);
+        let linked = match built {
+            Ok(top) => self.link_chain(&chain, (level, run.va), top),
+            Err(error) => Err((error, true)),
+        };
+        match linked {
+            Ok(()) => {
+                // INVARIANT: I-4: the tokens have gone into the entries.
+                for (table, level) in chain.iter().zip([Level::L1, Level::L2, Level::L3]) {
+                    if let Some(table) = table {
+                        self.path.set(level, Some(table.pfn()));
+                    }
+                }
+                self.done += u64::from(run.count);
+                Ok(())
+            }
+            Err((error, true)) => {
+                self.take_apart(chain);
+                Err(error)
+            }
+            // Some of the tables may still be read-only or linked: they are not handed out again.
+            Err((error, false)) => Err(error),
+        }
+    }
+
+    /// Fills the tables and chains them; the entry for the topmost.
+    fn build(
+        &mut self,
+        chain: &mut Chain,
+        (level, run): (Level, Run),
+        flags: PteFlags,
+    ) -> Result<Pte, MapError> {
+        let Tools { context, frames, .. } = &mut *self.tools;
+        let mut top = Pte::ABSENT;
+        let below = chain.iter_mut().zip([Level::L1, Level::L2, Level::L3]);
+        for (place, at) in below.take(level as usize - 1) {
+            let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+            let table = place.insert(table);
+            clear(context, table)?;
+            if at == Level::L1 {
+                for part in run.parts(super::PART) {
+                    fill_run(context, (table.pfn(), part), flags, &mut **frames)?;
+                }
+            } else {
+                // SAFETY: the token says that nobody else uses the frame (I-1).
+                unsafe { context.machine.write_entry(table.pfn(), at.index_of(run.va), top) }?;
+            }
+            top = Pte::new(context.mfn(table.pfn())?, PteFlags::TABLE);
+        }
+        Ok(top)
+    }
+
+    /// Makes the tables read-only and links the topmost. On failure, whether all is as it was.
+    fn link_chain(
+        &mut self,
+        chain: &Chain,
+        (level, va): (Level, GuestVa),
+        top: Pte,
+    ) -> Result<(), (MapError, bool)> {
+        self.plan_link(chain, (level, va), top).map_err(|error| (error, true))?;
+        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
+        // (I-4).
+        let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        batch.invert();
+        let undone = undo(context, batch, *reach);
+        batch.clear();
+        match undone {
+            Ok(()) => Err((MapError::Refused { va, error }, true)),
+            Err(error) => Err((error, false)),
+        }
+    }
+
+    fn plan_link(
+        &mut self,
+        chain: &Chain,
+        (level, va): (Level, GuestVa),
+        top: Pte,
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let (slot, absent) = self.path.entry(&context, (level, va))?;
+        let batch = &mut *self.tools.batch;
+        batch.clear();
+        for table in chain.iter().flatten() {
+            let (direct, pte) = self.direct_map.entry(&context, table.pfn())?;
+            batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
+        }
+        if let (Level::L4, Some(user)) = (level, self.roots.user) {
+            let (slot, copy) = mirror(context.mfn(user)?, slot, top.mfn());
+            batch.update(MmuUpdate::set(slot, copy), absent.raw())?;
+        }
+        Ok(batch.update(MmuUpdate::set(slot, top), absent.raw())?)
+    }
+
+    /// Gives back what was taken for a chain that is linked nowhere.
+    fn take_apart(&mut self, chain: Chain) {
+        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
+        batch.clear();
+        for (table, level) in chain.into_iter().zip([Level::L1, Level::L2, Level::L3]) {
+            let Some(table) = table else { continue };
+            // Upper tables hold one entry, for the table that has just been given back: only pages
+            // are released.
+            if level == Level::L1
+                && let Err(error) = empty(context, (level, table.pfn()), tables, *frames)
+            {
+                log::error!("what pfn {} maps is lost: {error}", table.pfn());
+            }
+            frames.give(table);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Mapping pages of a live tree.
+
+use hypercall::{
+    DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::{Edit, PART, Tools};
+use crate::cost::{COSTS, Way};
+use crate::error::{MapError, MapFailed, RangeError, WalkError};
+use crate::frames::{CannotShare, FrameSource, SharedFrame};
+use crate::marks::{FOREIGN, MIRRORED, held_table};
+use crate::pages::{Pages, Run, check_flags};
+use crate::path::Found;
+use crate::pgd::{Pgd, Pinned};
+
+/// Where the frames of new mappings come from.
+enum Origin<'f> {
+    /// From the frames of the tools.
+    Frames,
+    /// This one.
+    One(&'f mut Option<Frame>),
+    /// From this frame of another domain on.
+    Foreign(Mfn, DomId),
+}
+
+/// Maps one frame: [`Pgd::map`].
+pub(super) fn one<M: Machine, F: FrameSource>(
+    pgd: &mut Pgd<Pinned>,
+    tools: &mut Tools<'_, '_, '_, M, F>,
+    (va, flags): (GuestVa, PteFlags),
+    frame: Frame,
+) -> Result<(), MapFailed> {
+    let wanted = frame.pfn();
+    let mut page = Some(frame);
+    let mut catch = Catch { frames: &mut *tools.frames, wanted, caught: None };
+    let mut tools = Tools {
+        context: tools.context,
+        batch: &mut *tools.batch,
+        tables: &mut *tools.tables,
+        frames: &mut catch,
+        reach: tools.reach,
+        presence: tools.presence,
+    };
+    let origin = &mut Origin::One(&mut page);
+    let mapped = pgd.edit(&mut tools, |edit| edit.map_from(Pages::one(va), flags, origin));
+    let Err(RangeError { error, .. }) = mapped else { return Ok(()) };
+    let caught = catch.caught;
+    Err(MapFailed { frame: page.or(caught), error })
+}
+
+/// A source of frames that keeps one back when it is given back.
+struct Catch<'a, F> {
+    frames: &'a mut F,
+    wanted: Pfn,
+    caught: Option<Frame>,
+}
+
+impl<F: FrameSource> FrameSource for Catch<'_, F> {
+    fn take(&mut self) -> Option<Frame> {
+        self.frames.take()
+    }
+
+    fn take_table(&mut self) -> Option<Frame> {
+        self.frames.take_table()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        if frame.pfn() == self.wanted {
+            self.caught = Some(frame);
+        } else {
+            self.frames.give(frame);
+        }
+    }
+
+    fn give_shared(&mut self, frame: SharedFrame) {
+        self.frames.give_shared(frame);
+    }
+
+    fn give_foreign(&mut self, mfn: Mfn) {
+        self.frames.give_foreign(mfn);
+    }
+
+    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+        self.frames.share(pfn)
+    }
+
+    fn unshare(&mut self, pfn: Pfn) {
+        self.frames.unshare(pfn);
+    }
+
+    fn sharers(&self, pfn: Pfn) -> u16 {
+        self.frames.sharers(pfn)
+    }
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Maps a frame at each page of `pages`: see [`Pgd::map_pages`].
+    ///
+    /// # Errors
+    /// As for [`Pgd::map_pages`].
+    pub fn map_pages(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
+        self.map_from(pages, flags, &mut Origin::Frames)
+    }
+
+    /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
+    /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
+    ///
+    /// # Errors
+    /// As for [`Pgd::map_pages`]. Xen refuses the frames of a domain over which this one has no
+    /// power.
+    pub fn map_foreign(
+        &mut self,
+        (pages, flags): (Pages, PteFlags),
+        (first, domain): (Mfn, DomId),
+    ) -> Result<(), MapError> {
+        self.map_from(pages, flags, &mut Origin::Foreign(first, domain))
+    }
+
+    fn map_from(
+        &mut self,
+        pages: Pages,
+        flags: PteFlags,
+        origin: &mut Origin<'_>,
+    ) -> Result<(), MapError> {
+        check_flags(flags)?;
+        for run in pages.runs(hypercall::ENTRIES)? {
+            self.ascend_to(run.va)?;
+            let context = self.tools.context;
+            let table = match self.path.seek(&context, run.va)? {
+                Found::Table(table) => table,
+                Found::Superpage => return Err(WalkError::NotMapped(run.va).into()),
+                Found::Missing(level) => {
+                    let pooled = self.tools.tables.has_all_below(level);
+                    let fill_first = !pooled || COSTS.to_map(run.count) == Way::Table;
+                    if fill_first && matches!(origin, Origin::Frames) {
+                        self.graft(level, run, flags)?;
+                        continue;
+                    }
+                    if !pooled {
+                        // An empty chain, for entries that cannot be filled by stores.
+                        self.graft(level, Run { va: run.va, count: 0 }, flags)?;
+                    } else {
+                        self.link_empty(level, run.va)?;
+                    }
+                    self.path.table(Level::L1).ok_or(MapError::NotMapped(run.va))?
+                }
+            };
+            self.fill(table, run, (flags, &mut *origin))?;
+            self.passed(run.va, run.count);
+        }
+        Ok(())
+    }
+
+    /// Links empty tables from the pool, from below the entry of `level` that is missing down to an
+    /// L1 table.
+    fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
+        while let Some(below) = level.below() {
+            let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
+            if let Err(error) = self.link(level, va, &table) {
+                self.tools.tables.untake(below, table);
+                return Err(error);
+            }
+            // INVARIANT: I-4: the token has gone into the batch.
+            self.path.set(below, Some(table.pfn()));
+            level = below;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, level: Level, va: GuestVa, table: &Frame) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let below = level.below().ok_or(MapError::NotMapped(va))?;
+        let mfn = context.mfn(table.pfn())?;
+        let (slot, old) = self.path.entry(&context, (level, va))?;
+        // Both in one batch: room for the copy is made first.
+        if self.tools.batch.room() < 2 {
+            self.submit()?;
+        }
+        if let (Level::L4, Some(user)) = (level, self.roots.user) {
+            let (slot, new) = mirror(context.mfn(user)?, slot, mfn);
+            self.push(MmuUpdate::set(slot, new), old.raw())?;
+        }
+        self.push(MmuUpdate::set(slot, Pte::new(mfn, held_table(below))), old.raw())
+    }
+
+    /// Fills the entries of `run`, which must all be free.
+    fn fill(
+        &mut self,
+        table: Pfn,
+        run: Run,
+        (flags, origin): (PteFlags, &mut Origin<'_>),
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let mfn = context.mfn(table)?;
+        let mut buffer = [Pte::ABSENT; PART as usize];
+        for part in run.parts(PART) {
+            let pages = Pages { start: part.va, count: part.count.into() };
+            let old = &mut buffer[..usize::from(part.count)];
+            context.machine.read_entries(table, PageTableIndex::new_truncate(part.first()), old)?;
+            if let Some(at) = old.iter().position(|pte| pte.is_present()) {
+                return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: old[at] });
+            }
+            for (index, old) in (part.first()..).zip(old) {
+                let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
+                self.fill_one(slot, *old, (flags, &mut *origin))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_one(
+        &mut self,
+        slot: Slot,
+        old: Pte,
+        (flags, origin): (PteFlags, &mut Origin<'_>),
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let set = |mfn| MmuUpdate::set(slot, Pte::new(mfn, flags));
+        if let Origin::Foreign(mfn, domain) = origin {
+            let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
+            let domains = Domains::frames_of(*domain);
+            *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
+            if self.tools.batch.update_for(update, old.raw(), domains).is_err() {
+                self.submit()?;
+                self.tools.batch.update_for(update, old.raw(), domains)?;
+            }
+            return Ok(());
+        }
+        let own = match origin {
+            Origin::One(frame) => frame.take(),
+            _ => self.tools.frames.take(),
+        };
+        let frame = own.ok_or(MapError::OutOfFrames)?;
+        let pushed = match context.mfn(frame.pfn()) {
+            Ok(mfn) => self.push(set(mfn), old.raw()),
+            Err(error) => Err(error.into()),
+        };
+        // INVARIANT: I-4: the token has gone into the batch, unless that failed.
+        pushed.inspect_err(|_| match origin {
+            Origin::One(place) => **place = Some(frame),
+            _ => self.tools.frames.give(frame),
+        })
+    }
+
+    /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the
+    /// tools.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools
+    /// then.
+    pub fn replace(
+        &mut self,
+        (va, flags): (GuestVa, PteFlags),
+        frame: Frame,
+    ) -> Result<(), MapError> {
+        let planned = self.plan_replace((va, flags), &frame);
+        let pushed = planned.and_then(|(update, old)| self.push(update, old.raw()));
+        match pushed {
+            Ok(()) => {
+                self.flush.add(va, 1);
+                self.passed(va, 1);
+                Ok(())
+            }
+            Err(error) => {
+                self.tools.frames.give(frame);
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn plan_replace(
+        &mut self,
+        (va, flags): (GuestVa, PteFlags),
+        frame: &Frame,
+    ) -> Result<(MmuUpdate, Pte), MapError> {
+        check_flags(flags)?;
+        crate::pages::check_page(va)?;
+        self.ascend_to(va)?;
+        let context = self.tools.context;
+        let Found::Table(_) = self.path.seek(&context, va)? else {
+            return Err(MapError::NotMapped(va));
+        };
+        let (slot, old) = self.path.entry(&context, (Level::L1, va))?;
+        if !old.is_present() {
+            return Err(MapError::NotMapped(va));
+        }
+        let new = Pte::new(context.mfn(frame.pfn())?, flags);
+        Ok((MmuUpdate::set(slot, new), old))
+    }
+}
+
+/// The entry of the user root that copies the kernel root's for the table `mfn`.
+pub(super) fn mirror(user: Mfn, slot: Slot, mfn: Mfn) -> (Slot, Pte) {
+    (Slot { table: user, ..slot }, Pte::new(mfn, PteFlags::TABLE | MIRRORED))
+}

@@ -1,0 +1,366 @@
+//! Changing a tree that Xen holds: changes are collected in a batch and go to Xen when it is full,
+//! when something reads what it would change, and at the end.
+//!
+//! An [`Edit`] is a section in which changes are pending. It borrows the address space exclusively,
+//! so that nothing else can read it meanwhile; what the section itself reads is never behind a
+//! change of its own, because pages are taken in ascending order and a step back submits what is
+//! pending first.
+//!
+//! Every batch is a unit: if Xen refuses one of its changes, those before it are taken back with
+//! the values that stood there. What earlier batches did stays, and the error says for how many
+//! pages.
+#![expect(
+    unsafe_code,
+    reason = "submits changes of the user half, which belongs to the address space (I-4)"
+)]
+
+mod graft;
+mod map;
+mod rewrite;
+mod settle;
+mod share;
+mod table;
+
+use hypercall::{
+    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags,
+};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::context::{Context, DirectMap};
+use crate::error::{MapError, MapFailed, RangeError};
+use crate::flush::{Flush, Reach};
+use crate::frames::FrameSource;
+use crate::marks::held_table;
+use crate::pages::{Pages, page_number};
+use crate::path::Path;
+use crate::pgd::{Pgd, Pinned, Roots};
+use crate::pool::TablePool;
+
+use settle::{Settled, settle, take_back};
+
+pub(crate) use table::{Entries, empty_table};
+
+/// Entries that are read at a time.
+const PART: u16 = 64;
+
+/// Whether pages that an operation keeps mapped may be missing while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// They stay mapped throughout: other vCPUs, or interrupts, may use them.
+    Steady,
+    /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put
+    /// back.
+    MayVanish,
+}
+
+/// What operations on a pinned address space work with.
+#[derive(Debug)]
+pub struct Tools<'a, 'b, 't, M, F> {
+    /// The guest.
+    pub context: Context<'a, M>,
+    /// Where changes are collected. It bounds how much goes to Xen in one trap.
+    pub batch: &'a mut Batch<'b>,
+    /// Empty validated tables.
+    pub tables: &'a mut TablePool<'t>,
+    /// Frames, for pages and for tables.
+    pub frames: &'a mut F,
+    /// Whose TLBs may know of the address space.
+    pub reach: Reach,
+    /// Whether pages may be missing meanwhile.
+    pub presence: Presence,
+}
+
+/// A section in which changes of an address space are pending: see [`Pgd::edit`].
+#[must_use = "what is pending is lost unless the section is finished"]
+pub struct Edit<'e, 'a, 'b, 't, M, F> {
+    tools: &'e mut Tools<'a, 'b, 't, M, F>,
+    roots: Roots,
+    path: Path,
+    direct_map: DirectMap,
+    /// The lowest page behind all that is pending.
+    next: u64,
+    /// What is owed for what is pending.
+    flush: Flush,
+    /// Pages that are changed.
+    done: u64,
+    /// Pending updates that change nothing but flags: nothing is to be settled for them.
+    flags_only: usize,
+}
+
+impl Pgd<Pinned> {
+    /// Makes the changes of `section` with as few traps as the batch allows. What the section reads
+    /// through its [`Edit`] is what it has written.
+    ///
+    /// # Errors
+    /// What the section or the submit at its end failed with. What was pending then has not
+    /// happened.
+    ///
+    /// # Hypercalls
+    /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
+    /// and the flush; and those that [`Edit`]'s methods name for whole tables.
+    pub fn edit<'a, 'b, 't, M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'a, 'b, 't, M, F>,
+        section: impl FnOnce(&mut Edit<'_, 'a, 'b, 't, M, F>) -> Result<(), MapError>,
+    ) -> Result<(), RangeError> {
+        let mut edit = Edit::begin(self.roots(), tools);
+        match section(&mut edit).and_then(|()| edit.submit()) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                edit.abandon();
+                Err(RangeError { done: edit.done, error })
+            }
+        }
+    }
+
+    /// Maps a frame at each page of `pages`, which all must be free; frames and missing tables come
+    /// from the tools.
+    ///
+    /// # Errors
+    /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
+    /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`] (a batch must
+    /// hold 5 updates), [`MapError::Walk`], [`MapError::Refused`], [`MapError::NotUndone`].
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.
+    /// A table that is filled before it is linked takes one `mmu_update` of its own, with 2 to 5
+    /// elements.
+    pub fn map_pages<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        pages: Pages,
+        flags: PteFlags,
+    ) -> Result<(), RangeError> {
+        self.edit(tools, |edit| edit.map_pages(pages, flags))
+    }
+
+    /// Maps `frame` at `va`.
+    ///
+    /// # Errors
+    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing
+    /// is mapped then.
+    ///
+    /// # Hypercalls
+    /// One `mmu_update`, or one more if tables come from no pool.
+    pub fn map<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        (va, flags): (GuestVa, PteFlags),
+        frame: hypercall::Frame,
+    ) -> Result<(), MapFailed> {
+        map::one(self, tools, (va, flags), frame)
+    }
+
+    /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
+    /// once no TLB knows the mapping any more.
+    ///
+    /// # Errors
+    /// [`RangeError`]: as for [`map_pages`](Self::map_pages), and [`MapError::NotMapped`].
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a
+    /// whole, one `mmu_update` of two elements, and another one if something is left in it.
+    pub fn unmap<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        pages: Pages,
+    ) -> Result<(), RangeError> {
+        self.edit(tools, |edit| edit.unmap(pages))
+    }
+
+    /// Gives every page of `pages`, which all must be mapped, new flags.
+    ///
+    /// # Errors
+    /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`], one element a page; or for a table that is better changed as a whole,
+    /// which takes [`Presence::MayVanish`], two `mmu_update` of two elements.
+    pub fn protect<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        pages: Pages,
+        flags: PteFlags,
+    ) -> Result<(), RangeError> {
+        self.edit(tools, |edit| edit.protect(pages, flags))
+    }
+}
+
+impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
+    pub(crate) fn begin(roots: Roots, tools: &'e mut Tools<'a, 'b, 't, M, F>) -> Self {
+        tools.batch.clear();
+        let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
+        Self { tools, roots, path, direct_map, next: 0, flush: Flush::NONE, done: 0, flags_only: 0 }
+    }
+
+    /// Pages that are changed by what has been submitted.
+    #[must_use]
+    pub const fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// The guest.
+    pub(crate) const fn context(&self) -> Context<'a, M> {
+        self.tools.context
+    }
+
+    /// The frames of the tools.
+    pub(crate) const fn frames(&mut self) -> &mut F {
+        self.tools.frames
+    }
+
+    /// Clears an entry that maps a page in the table for `va`.
+    pub(crate) fn clear_entry(
+        &mut self,
+        (va, update): (GuestVa, MmuUpdate),
+        old: Pte,
+    ) -> Result<(), MapError> {
+        self.push(update, old.raw())?;
+        self.flush = Flush::ALL;
+        self.passed(va, ENTRIES);
+        Ok(())
+    }
+
+    /// Unlinks the empty table `mfn`, which is pinned by itself: it goes back to the pool.
+    pub(crate) fn unlink(
+        &mut self,
+        (level, table, index): (Level, Pfn, PageTableIndex),
+        (below, mfn): (Level, Mfn),
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let slot = context.slot(table, index)?;
+        if self.tools.batch.room() < 2 {
+            self.submit()?;
+        }
+        if let (Level::L4, Some(user)) = (level, self.roots.user) {
+            let (slot, copy) = map::mirror(context.mfn(user)?, slot, mfn);
+            self.push(MmuUpdate::set(slot, Pte::ABSENT), copy.raw())?;
+        }
+        // As it was linked, whether it came from the pool or was pinned since.
+        let old = Pte::new(mfn, held_table(below));
+        self.push(MmuUpdate::set(slot, Pte::ABSENT), old.raw())
+    }
+
+    /// Makes sure that nothing pending concerns the page at `va` or one behind it.
+    fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
+        if page_number(va) < self.next { self.submit() } else { Ok(()) }
+    }
+
+    /// Notes that what is pending reaches up to `count` pages behind `va`.
+    fn passed(&mut self, va: GuestVa, count: u16) {
+        self.next = page_number(va) + u64::from(count);
+    }
+
+    /// Adds an update to what is pending.
+    fn push(&mut self, update: MmuUpdate, old: u64) -> Result<(), MapError> {
+        if self.tools.batch.update(update, old).is_err() {
+            self.submit()?;
+            self.tools.batch.update(update, old)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is pending, with the flush that it owes, and settles what it changed.
+    ///
+    /// # Errors
+    /// [`MapError::Refused`]: nothing of it is in effect. [`MapError::NotUndone`].
+    ///
+    /// # Hypercalls
+    /// None if nothing is pending; one otherwise, and on refusal one more.
+    pub fn submit(&mut self) -> Result<(), MapError> {
+        self.next = 0;
+        let flush = core::mem::replace(&mut self.flush, Flush::NONE);
+        let flags_only = core::mem::take(&mut self.flags_only);
+        let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let updates = batch.updates();
+        flush.push(batch, *reach)?;
+        // SAFETY: only entries of the user half change, and they belong to the address space (I-4),
+        // which is borrowed exclusively.
+        match unsafe { batch.submit(context.machine) } {
+            Ok(()) => {
+                if flags_only == updates {
+                    self.done += updates as u64;
+                    return Ok(());
+                }
+                let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+                settle(batch.sent(), &mut settled);
+                self.done += settled.pages;
+                Ok(())
+            }
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    /// Takes back what took effect of a refused batch, and gives back what it was to map.
+    fn refused(&mut self, error: BatchError) -> MapError {
+        self.path.forget();
+        let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
+        let slot = batch.refused_update();
+        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+        take_back(batch.unapplied(), &mut settled);
+        batch.invert();
+        let undone = undo(context, batch, *reach);
+        if undone.is_ok() {
+            // The pairs of an inverted batch name what was to be mapped as the old value.
+            let swapped = batch
+                .sent()
+                .map(|(update, old)| (MmuUpdate::from_raw(update.target(), old), update.value()));
+            take_back(swapped, &mut settled);
+        }
+        batch.clear();
+        match undone {
+            Err(error) => error,
+            Ok(()) => match slot.and_then(|update| table::va_of(context, self.roots, update)) {
+                Some(va) => MapError::Refused { va, error },
+                None => MapError::RefusedCall(error),
+            },
+        }
+    }
+
+    /// Drops what is pending: gives back what it was to map.
+    pub(crate) fn abandon(&mut self) {
+        self.path.forget();
+        self.next = 0;
+        self.flags_only = 0;
+        self.flush = Flush::NONE;
+        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+        take_back(batch.unapplied(), &mut settled);
+        batch.clear();
+    }
+}
+
+/// Submits an inverted batch, with a flush of all that may have been seen of what it takes back.
+fn undo<M: Machine>(
+    context: &Context<'_, M>,
+    batch: &mut Batch<'_>,
+    reach: Reach,
+) -> Result<(), MapError> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let updates = batch.updates();
+    Flush::ALL.push(batch, reach)?;
+    // SAFETY: every entry gets back the value that it had.
+    unsafe { batch.submit(context.machine) }.map_err(|refused| {
+        let done = batch.applied().filter(|done| matches!(done, hypercall::Element::Update(_)));
+        let left = updates - done.count().min(updates);
+        MapError::NotUndone { left: u32::try_from(left).unwrap_or(u32::MAX), error: refused.error }
+    })
+}
+
+impl<M, F> core::fmt::Debug for Edit<'_, '_, '_, '_, M, F> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { roots, next, flush, done, .. } = self;
+        f.debug_struct("Edit")
+            .field("roots", roots)
+            .field("next", next)
+            .field("flush", flush)
+            .field("done", done)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,295 @@
+//! Changing and clearing entries of a live tree.
+
+use hypercall::{ENTRIES, Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::table::{Entries, empty_table};
+use super::{Edit, PART, Presence};
+use crate::cost::{COSTS, Population, Way};
+use crate::error::MapError;
+use crate::flush::Flush;
+use crate::frames::FrameSource;
+use crate::marks::{COPY_ON_WRITE, FOREIGN, SHARED};
+use crate::pages::{Pages, Run, check_flags};
+use crate::path::Found;
+
+/// What an entry keeps when its flags change.
+const KEPT: PteFlags = SHARED.union(FOREIGN).union(COPY_ON_WRITE);
+
+/// What becomes of entries.
+pub(crate) trait Change {
+    /// Whether the entries map nothing afterwards.
+    const CLEARS: bool;
+
+    /// The new entry.
+    fn of(&self, pte: Pte) -> Pte;
+}
+
+struct Clear;
+
+impl Change for Clear {
+    const CLEARS: bool = true;
+
+    fn of(&self, _: Pte) -> Pte {
+        Pte::ABSENT
+    }
+}
+
+/// Other flags for the same frames.
+pub(crate) struct Flags {
+    /// Bits that stay.
+    pub(crate) kept: u64,
+    /// Bits that are set.
+    pub(crate) set: u64,
+}
+
+impl Change for Flags {
+    const CLEARS: bool = false;
+
+    #[inline]
+    fn of(&self, pte: Pte) -> Pte {
+        let new = Pte::from_raw(pte.raw() & self.kept | self.set);
+        if pte.flags().contains(SHARED) { shared(new) } else { new }
+    }
+}
+
+/// A shared page is never writable: that it should be is noted for the first write to it.
+#[cold]
+fn shared(wanted: Pte) -> Pte {
+    let flags = wanted.flags().difference(COPY_ON_WRITE);
+    let note = if wanted.is_writable() { COPY_ON_WRITE } else { PteFlags::empty() };
+    wanted.with_flags(flags.union(note)).read_only()
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Unmaps `pages`: see [`Pgd::unmap`](crate::Pgd::unmap).
+    ///
+    /// # Errors
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap).
+    pub fn unmap(&mut self, pages: Pages) -> Result<(), MapError> {
+        self.rewrite(pages, &Clear)
+    }
+
+    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). A page that is shared
+    /// stays read-only; if it is to be writable, [`make_own`](Self::make_own) does that at the
+    /// first write.
+    ///
+    /// # Errors
+    /// As for [`Pgd::protect`](crate::Pgd::protect).
+    pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
+        check_flags(flags)?;
+        let kept = hypercall::ADDRESS_MASK | KEPT.bits();
+        self.rewrite(pages, &Flags { kept, set: flags.bits() })
+    }
+
+    /// Puts what `change` makes of every entry of `pages`, which all must be present, in its place.
+    pub(crate) fn rewrite<C: Change>(&mut self, pages: Pages, change: &C) -> Result<(), MapError> {
+        for run in pages.runs(ENTRIES)? {
+            self.ascend_to(run.va)?;
+            let Found::Table(table) = self.path.seek(&self.tools.context, run.va)? else {
+                return Err(MapError::NotMapped(run.va));
+            };
+            if self.may_be_table::<C>(run) && self.rewrite_table(table, run, change)? {
+                continue;
+            }
+            self.rewrite_entries(table, run, change)?;
+            self.passed(run.va, run.count);
+        }
+        Ok(())
+    }
+
+    /// Whether a look at the whole table can be worth it.
+    fn may_be_table<C: Change>(&self, run: Run) -> bool {
+        if C::CLEARS {
+            COSTS.may_clear_as_table(run.count)
+        } else {
+            self.tools.presence == Presence::MayVanish && COSTS.may_change_as_table(run.count)
+        }
+    }
+
+    /// Entry by entry.
+    fn rewrite_entries<C: Change>(
+        &mut self,
+        table: Pfn,
+        run: Run,
+        change: &C,
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let mfn = context.mfn(table)?;
+        let mut buffer = [Pte::ABSENT; PART as usize];
+        for part in run.parts(PART) {
+            let mut first = PageTableIndex::new_truncate(part.first());
+            let mut old = &mut buffer[..usize::from(part.count)];
+            context.machine.read_entries(table, first, old)?;
+            check_present(part, old)?;
+            while !old.is_empty() {
+                if self.tools.batch.room() == 0 {
+                    self.submit()?;
+                }
+                let start = Slot { table: mfn, index: first }.machine_address();
+                let changes = (0..).zip(&*old).map(|(at, old): (u64, &Pte)| {
+                    (MmuUpdate::from_raw(start + at * 8, change.of(*old).raw()), old.raw())
+                });
+                let taken = self.tools.batch.extend(changes)?;
+                self.flush.add(part.va, part.count.into());
+                self.flags_only += if C::CLEARS { 0 } else { taken };
+                old = &mut old[taken..];
+                let taken = u16::try_from(taken).unwrap_or(ENTRIES);
+                first = PageTableIndex::new_truncate((u16::from(first) + taken) % ENTRIES);
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole table, if that is cheaper and allowed; false if not.
+    fn rewrite_table<C: Change>(
+        &mut self,
+        table: Pfn,
+        run: Run,
+        change: &C,
+    ) -> Result<bool, MapError> {
+        let mut old = empty_table();
+        self.tools.context.machine.read_entries(table, PageTableIndex::new(0), &mut old)?;
+        let before = population(&old);
+        if before.total() < ENTRIES {
+            check_present(run, &old[run.range()])?;
+        }
+        let mut new = empty_table();
+        if !(C::CLEARS && before.total() == run.count) {
+            new = old;
+            new[run.range()].iter_mut().for_each(|pte| *pte = change.of(*pte));
+        }
+        let after = if C::CLEARS && before.total() == run.count {
+            Population::default()
+        } else {
+            population(&new)
+        };
+        let way = if C::CLEARS {
+            COSTS.to_clear(run.count, before, after)
+        } else {
+            COSTS.to_change(run.count, before, after)
+        };
+        let allowed = after.total() == 0 || self.tools.presence == Presence::MayVanish;
+        if way == Way::Entries || !allowed {
+            return Ok(false);
+        }
+        self.submit()?;
+        self.replace_table(table, (run, after), (&old, &new))?;
+        Ok(true)
+    }
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the
+    /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
+    pub(crate) fn change_entries(
+        &mut self,
+        (table, va): (Pfn, GuestVa),
+        (old, new): (&Entries, &Entries),
+    ) -> Result<(), MapError> {
+        self.ascend_to(va)?;
+        let context = self.tools.context;
+        let changed = old.iter().zip(new).filter(|(old, new)| old != new).count();
+        let changed = u16::try_from(changed).unwrap_or(ENTRIES);
+        let (before, after) = (population(old), population(new));
+        if COSTS.to_change(changed, before, after) == Way::Table
+            && self.tools.presence == Presence::MayVanish
+        {
+            self.submit()?;
+            self.path.seek(&context, va)?;
+            let whole = Run { va, count: ENTRIES };
+            let done = self.done;
+            self.replace_table(table, (whole, after), (old, new))?;
+            self.done = done + u64::from(changed);
+            return Ok(());
+        }
+        let mfn = context.mfn(table)?;
+        for (index, (old, new)) in (0u16..).zip(old.iter().zip(new)) {
+            if old != new {
+                let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
+                self.push(MmuUpdate::set(slot, *new), old.raw())?;
+                self.flags_only += 1;
+                self.flush = Flush::ALL;
+            }
+        }
+        self.passed(va, ENTRIES);
+        Ok(())
+    }
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
+    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something. Xen flushes all TLBs.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] if there is no table behind it, and as for
+    /// [`Pgd::protect`](crate::Pgd::protect).
+    pub fn set_table_flags(
+        &mut self,
+        (level, va): (Level, GuestVa),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        crate::pages::check_page(va)?;
+        self.submit()?;
+        let context = self.tools.context;
+        self.path.seek(&context, va)?;
+        let (slot, old) = self.path.entry(&context, (level, va))?;
+        let (Entry::Table(_), true) = (old.decode(level), flags.contains(PteFlags::PRESENT)) else {
+            return Err(MapError::NotMapped(va));
+        };
+        let chosen = PteFlags::WRITABLE | PteFlags::NO_EXECUTE;
+        let apply = |pte: Pte| pte.with_flags(pte.flags() & !chosen | flags & chosen);
+        if let (Level::L4, Some(user)) = (level, self.roots.user) {
+            let old = context.machine.read_entry(user, slot.index)?;
+            let slot = Slot { table: context.mfn(user)?, ..slot };
+            self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+            self.flags_only += 1;
+        }
+        self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+        self.flags_only += 1;
+        self.flush = Flush::ALL;
+        self.submit()
+    }
+}
+
+fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
+    // All at once first: the position matters only if there is one.
+    let all = entries.iter().fold(u64::MAX, |all, pte| all & pte.raw());
+    if Pte::from_raw(all).is_present() {
+        return Ok(());
+    }
+    let at = entries.iter().position(|pte| !pte.is_present()).unwrap_or(0);
+    let pages = Pages { start: run.va, count: run.count.into() };
+    Err(MapError::NotMapped(pages.at(at as u64)?))
+}
+
+const BOTH: u64 = PteFlags::PRESENT.bits() | PteFlags::WRITABLE.bits();
+
+/// How many entries of an L1 table map pages. Tables are full or nearly empty: groups with nothing
+/// in them cost little.
+pub(crate) fn population(entries: &[Pte; ENTRIES as usize]) -> Population {
+    let (mut present, mut writable) = (0u64, 0u64);
+    for eight in entries.as_chunks::<8>().0 {
+        let any = eight.iter().fold(0, |any, pte| any | pte.raw());
+        if any & PteFlags::PRESENT.bits() == 0 {
+            continue;
+        }
+        let all = eight.iter().fold(u64::MAX, |all, pte| all & pte.raw());
+        if all & BOTH == any & BOTH {
+            // All alike.
+            present += 8;
+            writable += (any & PteFlags::WRITABLE.bits()) * 4;
+            continue;
+        }
+        for pte in eight {
+            let is_present = pte.raw() & PteFlags::PRESENT.bits();
+            present += is_present;
+            writable += (pte.raw() >> 1) & is_present;
+        }
+    }
+    let count = |number| u16::try_from(number).unwrap_or(ENTRIES);
+    Population { writable: count(writable), read_only: count(present - writable) }
+}
+
+const _: () = assert!(PteFlags::WRITABLE.bits() == 2 && PteFlags::PRESENT.bits() == 1);
+const _: () = assert!(Level::L1 as u8 == 1);

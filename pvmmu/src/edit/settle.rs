@@ -1,0 +1,91 @@
+//! What becomes of the things that entries stood for, once a batch has come through, or has not.
+
+use hypercall::{Frame, Level, Machine, MmuUpdate, Pte};
+
+use crate::context::Context;
+use crate::frames::FrameSource;
+use crate::leaf::release;
+use crate::marks::{MIRRORED, held};
+use crate::pool::TablePool;
+
+/// Where things go.
+pub(super) struct Settled<'a, 't, 'c, M, F> {
+    pub(super) context: &'a Context<'c, M>,
+    pub(super) tables: &'a mut TablePool<'t>,
+    pub(super) frames: &'a mut F,
+    /// Pages whose entries changed.
+    pub(super) pages: u64,
+}
+
+/// What an entry stands for.
+enum Thing {
+    Nothing,
+    Page(Pte),
+    Table(Level, Pte),
+}
+
+impl Thing {
+    /// Reads an entry of a batch: a leaf, a link to a table from the pool, or the copy of one.
+    /// Tables that are not from the pool are linked in steps of their own.
+    fn of(pte: Pte) -> Self {
+        match held(pte) {
+            _ if !pte.is_present() => Self::Nothing,
+            Some(level) => Self::Table(level, pte),
+            None if pte.flags().contains(MIRRORED) => Self::Nothing,
+            None => Self::Page(pte),
+        }
+    }
+}
+
+impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
+    #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
+    fn table(&mut self, (level, pte): (Level, Pte), taken_for_nothing: Option<()>) {
+        let Ok(pfn) = self.context.p2m.pfn(self.context.machine, pte.mfn()) else {
+            return log::error!("table mfn {} has no pfn: it is lost", pte.mfn());
+        };
+        // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
+        let frame = unsafe { Frame::claim(pfn) };
+        match taken_for_nothing {
+            Some(()) => self.tables.untake(level, frame),
+            None => self.tables.give_back(self.context, (level, frame), self.frames),
+        }
+    }
+}
+
+/// Each pair has taken effect: hands on what its old value stood for.
+pub(super) fn settle<M: Machine, F: FrameSource>(
+    pairs: impl Iterator<Item = (MmuUpdate, u64)>,
+    settled: &mut Settled<'_, '_, '_, M, F>,
+) {
+    for (update, old) in pairs {
+        let (new, old) = (Pte::from_raw(update.value()), Pte::from_raw(old));
+        match Thing::of(old) {
+            Thing::Page(old) => {
+                settled.pages += 1;
+                if !new.is_present() || new.mfn() != old.mfn() {
+                    release(settled.context, old, settled.frames);
+                }
+            }
+            Thing::Table(level, old) if !new.is_present() => settled.table((level, old), None),
+            Thing::Nothing if matches!(Thing::of(new), Thing::Page(_)) => settled.pages += 1,
+            Thing::Table(..) | Thing::Nothing => {}
+        }
+    }
+}
+
+/// No pair is in effect: gives back what its new value was to stand for.
+pub(super) fn take_back<M: Machine, F: FrameSource>(
+    pairs: impl Iterator<Item = (MmuUpdate, u64)>,
+    settled: &mut Settled<'_, '_, '_, M, F>,
+) {
+    for (update, old) in pairs {
+        let (new, old) = (Pte::from_raw(update.value()), Pte::from_raw(old));
+        match Thing::of(new) {
+            Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
+                release(settled.context, new, settled.frames);
+            }
+            Thing::Table(level, new) if !old.is_present() => settled.table((level, new), Some(())),
+            _ => {}
+        }
+    }
+}

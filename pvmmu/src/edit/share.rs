@@ -1,0 +1,80 @@
+//! A page that is shared gets written to: it becomes the address space's own.
+
+use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pte, PteFlags};
+
+use super::Edit;
+use crate::error::{MapError, WalkError};
+use crate::frames::FrameSource;
+use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
+use crate::pages::check_page;
+use crate::path::Found;
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
+    /// shares the frame gets it, any other one gets a copy.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it was not
+    /// writable before it was shared, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one
+    /// `mmuext_op`.
+    pub fn make_own(&mut self, va: GuestVa) -> Result<(), MapError> {
+        check_page(va)?;
+        self.submit()?;
+        let context = self.tools.context;
+        let Found::Table(_) = self.path.seek(&context, va)? else {
+            return Err(MapError::NotMapped(va));
+        };
+        let (slot, old) = self.path.entry(&context, (Level::L1, va))?;
+        let Entry::Leaf(mfn) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
+        let marks = old.flags() & (SHARED | FOREIGN | COPY_ON_WRITE);
+        if marks != SHARED | COPY_ON_WRITE {
+            return Err(MapError::Flags(old.flags().bits()));
+        }
+        let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
+        let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+        if self.tools.frames.sharers(pfn) == 1 {
+            self.push(MmuUpdate::set(slot, old.with_flags(flags)), old.raw())?;
+            self.flush.add(va, 1);
+            self.submit()?;
+            // INVARIANT: I-4: the entry is the frame's one owner now, and says so.
+            self.tools.frames.unshare(pfn);
+            return Ok(());
+        }
+        self.copy(slot, (va, old), flags)
+    }
+
+    #[expect(unsafe_code, reason = "has Xen copy into a frame that nobody else uses (I-1)")]
+    fn copy(
+        &mut self,
+        slot: hypercall::Slot,
+        (va, old): (GuestVa, Pte),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
+        let copied = context.mfn(frame.pfn()).map_err(MapError::from).and_then(|mfn| {
+            let batch = &mut *self.tools.batch;
+            batch.clear();
+            batch.op(MmuExtOp::copy_page(mfn, old.mfn()))?;
+            // SAFETY: the token says that nobody else uses the frame (I-1).
+            unsafe { batch.submit(context.machine) }.map_err(MapError::RefusedCall)?;
+            Ok(mfn)
+        });
+        let mfn = match copied {
+            Ok(mfn) => mfn,
+            Err(error) => {
+                self.tools.batch.clear();
+                self.tools.frames.give(frame);
+                return Err(error);
+            }
+        };
+        // INVARIANT: I-4: the token goes into the batch; if that is refused, it goes to the frames
+        // of the tools.
+        self.push(MmuUpdate::set(slot, Pte::new(mfn, flags)), old.raw())?;
+        self.flush.add(va, 1);
+        self.submit()
+    }
+}

@@ -1,0 +1,198 @@
+//! An L1 table taken out of a live tree, changed by plain stores, and put back if anything is left
+//! in it.
+//!
+//! What makes that possible: Xen drops the type of a table with its last reference, so that once
+//! its entry is gone the frame can be mapped writable; and Xen flushes all TLBs when an entry above
+//! L1 changes.
+
+use hypercall::{
+    BatchError, ENTRIES, Element, Entry, Frame, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pfn,
+    Pte,
+};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::rewrite::population;
+use super::{Edit, Tools};
+use crate::access::Access;
+use crate::context::Context;
+use crate::cost::Population;
+use crate::error::MapError;
+use crate::frames::FrameSource;
+use crate::leaf::release;
+use crate::marks::{held, not_held};
+use crate::pages::Run;
+use crate::pgd::Roots;
+use crate::tables::{Present, own_slots};
+
+/// All entries of a table.
+pub(crate) type Entries = [Pte; ENTRIES as usize];
+
+/// No entry at all.
+pub(crate) const fn empty_table() -> Entries {
+    [Pte::ABSENT; ENTRIES as usize]
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
+    /// Nothing is pending.
+    ///
+    /// # Hypercalls
+    /// One `mmu_update` of two elements if `new` is empty; the table goes to the frames then.
+    /// Otherwise two. One more element if the table is pinned by itself.
+    pub(super) fn replace_table(
+        &mut self,
+        table: Pfn,
+        (run, after): (Run, Population),
+        (old, new): (&Entries, &Entries),
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let (slot, link) = self.path.entry(&context, (Level::L2, run.va))?;
+        let (direct, pte) = self.direct_map.entry(&context, table)?;
+        let batch = &mut *self.tools.batch;
+        batch.clear();
+        if held(link).is_some() {
+            batch.op(MmuExtOp::unpin(link.mfn()))?;
+        }
+        batch.update(MmuUpdate::set(slot, Pte::ABSENT), link.raw())?;
+        batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
+        // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
+        if let Err(error) = unsafe { batch.submit(context.machine) } {
+            return Err(self.put_back_link(link, (run.va, error)));
+        }
+        self.path.set(Level::L1, None);
+        self.done += u64::from(run.count);
+        if after.total() == 0 {
+            for old in old.iter().filter(|old| old.is_present()) {
+                release(&context, *old, self.tools.frames);
+            }
+            // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
+            // writable again.
+            self.tools.frames.give(unsafe { Frame::claim(table) });
+            return Ok(());
+        }
+        self.store_and_link(table, run, (old, new))?;
+        self.path.set(Level::L1, Some(table));
+        for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
+            if old.is_present() && !new.is_present() {
+                release(&context, *old, self.tools.frames);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `table`, which is linked for `va` and holds `entries`, out for good.
+    pub(crate) fn take_out(
+        &mut self,
+        table: Pfn,
+        va: GuestVa,
+        entries: &Entries,
+    ) -> Result<(), MapError> {
+        self.submit()?;
+        self.path.seek(&self.tools.context, va)?;
+        let whole = Run { va, count: ENTRIES };
+        let before = self.done;
+        let nothing = Population::default();
+        self.replace_table(table, (whole, nothing), (entries, &empty_table()))?;
+        self.done = before + u64::from(population(entries).total());
+        Ok(())
+    }
+
+    /// Takes back what took effect of a refused unlinking.
+    fn put_back_link(&mut self, link: Pte, (va, error): (GuestVa, BatchError)) -> MapError {
+        self.path.forget();
+        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
+        batch.invert();
+        if let (true, Some(level)) = (unpinned, held(link)) {
+            // Behind the link: it validates the table, and this only pins it.
+            if batch.op(MmuExtOp::pin(level, link.mfn())).is_err() {
+                return MapError::BatchTooSmall { needed: 1, room: 0 };
+            }
+        }
+        match super::undo(context, batch, *reach) {
+            Ok(()) => MapError::Refused { va, error },
+            Err(error) => error,
+        }
+    }
+
+    /// Stores the entries of `run` and puts the table back; if Xen refuses it, with its old
+    /// entries.
+    fn store_and_link(
+        &mut self,
+        table: Pfn,
+        run: Run,
+        (old, new): (&Entries, &Entries),
+    ) -> Result<(), MapError> {
+        self.store(table, run, new)?;
+        let Err(error) = self.link_table(table, run.va)? else { return Ok(()) };
+        self.path.forget();
+        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        batch.invert();
+        super::undo(context, batch, *reach)?;
+        self.store(table, run, old)?;
+        self.path.seek(&self.tools.context, run.va)?;
+        match self.link_table(table, run.va)? {
+            Ok(()) => Err(MapError::Refused { va: run.va, error }),
+            Err(again) => Err(MapError::NotUndone { left: 1, error: again.error }),
+        }
+    }
+
+    fn store(&self, table: Pfn, run: Run, entries: &Entries) -> Result<(), MapError> {
+        let first = PageTableIndex::new_truncate(run.first());
+        let machine = self.tools.context.machine;
+        // SAFETY: the table is linked nowhere, and belongs to the address space (I-4).
+        Ok(unsafe { machine.write_entries(table, first, &entries[run.range()]) }?)
+    }
+
+    /// Makes a table read-only and links it. The outer result: whether it could be asked for.
+    fn link_table(&mut self, table: Pfn, va: GuestVa) -> Result<Result<(), BatchError>, MapError> {
+        let context = self.tools.context;
+        let (slot, _) = self.path.entry(&context, (Level::L2, va))?;
+        let (direct, pte) = self.direct_map.entry(&context, table)?;
+        let link = Pte::new(context.mfn(table)?, hypercall::PteFlags::TABLE);
+        let batch = &mut *self.tools.batch;
+        batch.clear();
+        batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
+        batch.update(MmuUpdate::set(slot, not_held(link)), Pte::ABSENT.raw())?;
+        // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
+        // there or were asked for.
+        Ok(unsafe { batch.submit(context.machine) })
+    }
+}
+
+/// The first address that the entry behind `update` spans, if it is one of the tree's. Reads the
+/// whole tree if need be.
+pub(super) fn va_of<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    update: MmuUpdate,
+) -> Option<GuestVa> {
+    let table = context.p2m.pfn(context.machine, update.frame()).ok()?;
+    let index = (update.target() & 0xfff) >> 3;
+    if roots.user == Some(table) {
+        return GuestVa::new(index << Level::L4.shift()).ok();
+    }
+    search(context, (Level::L4, roots.kernel, 0), (table, index))
+}
+
+fn search<M: Machine>(
+    context: &Context<'_, M>,
+    (level, table, base): (Level, Pfn, u64),
+    (wanted, index): (Pfn, u64),
+) -> Option<GuestVa> {
+    if table == wanted {
+        return GuestVa::new(base + (index << level.shift())).ok();
+    }
+    let below = level.below()?;
+    debug_assert!(!own_slots(level).is_empty());
+    let mut present = Present::of(level, table);
+    while let Ok(Some((at, pte))) = present.next(context) {
+        let Entry::Table(mfn) = pte.decode(level) else { continue };
+        let Ok(pfn) = context.p2m.pfn(context.machine, mfn) else { continue };
+        let base = base + (u64::from(at) << level.shift());
+        if let Some(va) = search(context, (below, pfn, base), (wanted, index)) {
+            return Some(va);
+        }
+    }
+    None
+}

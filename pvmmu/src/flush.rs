@@ -1,0 +1,196 @@
+//! What the TLBs have to forget, collected and merged until a batch carries it to Xen.
+
+use hypercall::{Batch, Full, GuestVa, MmuExtOp, VcpuSet};
+
+/// Up to this many pages are flushed one by one; beyond it, everything at once.
+pub const PAGES_SINGLY: usize = 8;
+
+/// Whose TLBs may know of an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Only the vCPU that runs this.
+    Local,
+    /// These vCPUs: those that run, or have run, on the address space since their last flush.
+    Vcpus(VcpuSet),
+    /// Every vCPU.
+    Everywhere,
+}
+
+/// A flush that is owed. It is paid by [`Flush::push`], or given up by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "until it is flushed, a TLB may go on with what stood there before"]
+pub struct Flush {
+    pages: [GuestVa; PAGES_SINGLY],
+    count: Count,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Pages(usize),
+    All,
+}
+
+impl Flush {
+    /// Nothing is owed.
+    pub const NONE: Self =
+        Self { pages: [const { lowest() }; PAGES_SINGLY], count: Count::Pages(0) };
+
+    /// Everything is owed.
+    pub const ALL: Self = Self { count: Count::All, ..Self::NONE };
+
+    /// One page is owed.
+    pub const fn page(va: GuestVa) -> Self {
+        let mut flush = Self::NONE;
+        flush.add(va, 1);
+        flush
+    }
+
+    /// Whether nothing is owed.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        matches!(self.count, Count::Pages(0))
+    }
+
+    /// Adds `count` pages from `va` on.
+    pub const fn add(&mut self, va: GuestVa, count: u64) {
+        let Count::Pages(mut used) = self.count else { return };
+        if count > (PAGES_SINGLY - used) as u64 {
+            self.count = Count::All;
+            return;
+        }
+        let mut at = 0;
+        while at < count {
+            match va.checked_add_pages(at) {
+                Ok(page) => self.pages[used] = page,
+                Err(_) => {
+                    self.count = Count::All;
+                    return;
+                }
+            }
+            used += 1;
+            at += 1;
+        }
+        self.count = Count::Pages(used);
+    }
+
+    /// Both at once.
+    pub const fn merge(mut self, other: Self) -> Self {
+        match other.count {
+            Count::All => self.count = Count::All,
+            Count::Pages(count) => {
+                let mut at = 0;
+                while at < count {
+                    self.add(other.pages[at], 1);
+                    at += 1;
+                }
+            }
+        }
+        self
+    }
+
+    /// Gives the flush up, where something else is known to flush: a new root, a change of an upper
+    /// table.
+    pub const fn forget(self) {}
+
+    /// Puts the flush at the end of a batch, behind the changes that it is owed for.
+    ///
+    /// # Errors
+    /// [`Full`]: one place for an extended operation is enough for any flush.
+    ///
+    /// # Hypercalls
+    /// None: up to `PAGES_SINGLY` elements of an `mmuext_op` in the batch, or one.
+    pub fn push(self, batch: &mut Batch<'_>, reach: Reach) -> Result<(), Full> {
+        let nowhere = matches!(reach, Reach::Vcpus(set) if set.is_empty());
+        if self.is_none() || nowhere {
+            return Ok(());
+        }
+        match self.count {
+            Count::Pages(count) if count <= batch.ops_room() => {
+                let pages = &self.pages[..count];
+                pages.iter().try_for_each(|va| batch.op(page_op(*va, reach)))
+            }
+            _ => batch.op(all_op(reach)),
+        }
+    }
+}
+
+/// Fills the unused places.
+const fn lowest() -> GuestVa {
+    match GuestVa::new(0) {
+        Ok(va) => va,
+        Err(_) => panic!("address 0 is the guest's"),
+    }
+}
+
+const fn page_op(va: GuestVa, reach: Reach) -> MmuExtOp {
+    match reach {
+        Reach::Local => MmuExtOp::invlpg_local(va.addr()),
+        Reach::Vcpus(set) => MmuExtOp::invlpg_vcpus(va.addr(), set),
+        Reach::Everywhere => MmuExtOp::invlpg_all(va.addr()),
+    }
+}
+
+const fn all_op(reach: Reach) -> MmuExtOp {
+    match reach {
+        Reach::Local => MmuExtOp::tlb_flush_local(),
+        Reach::Vcpus(set) => MmuExtOp::tlb_flush_vcpus(set),
+        Reach::Everywhere => MmuExtOp::tlb_flush_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercall::BatchStorage;
+
+    fn va(page: u64) -> GuestVa {
+        GuestVa::new(page << 12).expect("user half")
+    }
+
+    fn ops(flush: Flush, reach: Reach) -> String {
+        let mut storage = BatchStorage::<1, 16>::new();
+        let mut batch = storage.batch();
+        flush.push(&mut batch, reach).expect("room");
+        format!("{batch:?}")
+    }
+
+    #[test]
+    fn few_pages_are_flushed_singly_and_many_at_once() {
+        let mut flush = Flush::page(va(1));
+        flush.add(va(7), 2);
+        assert_eq!(
+            ops(flush, Reach::Everywhere),
+            "[MmuExt([ext 11 1000 0, ext 11 7000 0, ext 11 8000 0], DomId(32752))]"
+        );
+        flush.add(va(100), 5);
+        assert!(ops(flush, Reach::Local).contains("ext 7 68000 0"), "eight pages");
+        flush.add(va(200), 1);
+        assert_eq!(ops(flush, Reach::Local), "[MmuExt([ext 6 0 0], DomId(32752))]");
+    }
+
+    #[test]
+    fn merging_adds_pages_and_everything_swallows_them() {
+        let both = Flush::page(va(1)).merge(Flush::page(va(2)));
+        assert!(ops(both, Reach::Local).contains("ext 7 1000 0, ext 7 2000 0"));
+        assert_eq!(both.merge(Flush::ALL), Flush { count: Count::All, ..both });
+        assert_eq!(Flush::NONE.merge(Flush::NONE), Flush::NONE);
+        let mut long = Flush::NONE;
+        long.add(va(0), u64::MAX);
+        assert_eq!(long, Flush::ALL);
+    }
+
+    #[test]
+    fn an_address_space_that_no_vcpu_knows_needs_no_flush() {
+        assert_eq!(ops(Flush::ALL, Reach::Vcpus(VcpuSet::NONE)), "[]");
+        assert_eq!(ops(Flush::NONE, Reach::Everywhere), "[]");
+    }
+
+    #[test]
+    fn a_flush_of_some_vcpus_carries_their_set() {
+        let mut storage = BatchStorage::<1, 1>::new();
+        let mut batch = storage.batch();
+        Flush::ALL.push(&mut batch, Reach::Vcpus(VcpuSet(0b101))).expect("room");
+        let text = format!("{batch:?}");
+        assert!(text.starts_with("[MmuExt([ext 8 0 "), "{text}");
+    }
+}

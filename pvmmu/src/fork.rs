@@ -1,0 +1,289 @@
+//! A second address space over the same frames: every page that could be written is write-protected
+//! on both sides, and both sides are marked, so that the last one to let go of a frame gets it.
+//!
+//! The child is filled by plain stores while it is loose, and validated once, when it is pinned.
+//! The parent is changed table by table, each as soon as the child has its copy. If anything is
+//! refused, the parent gets back what it had: the child's own entries say what was changed for
+//! them.
+
+use core::fmt;
+
+use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::context::Context;
+use crate::edit::{Edit, Entries, Tools, empty_table};
+use crate::error::{MapError, PinError, PinFailure};
+use crate::frames::{FrameSource, SharedFrame};
+use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
+use crate::path::Path;
+use crate::pgd::{Loose, Pgd, Pinned};
+use crate::tables::Present;
+
+/// Why there is no second address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForkFailure {
+    /// The child could not be filled, or the parent not protected.
+    Map(MapError),
+    /// The child could not be pinned.
+    Pin(PinFailure),
+}
+
+impl fmt::Display for ForkFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Map(error) => error.fmt(f),
+            Self::Pin(failure) => failure.fmt(f),
+        }
+    }
+}
+
+/// The address space was not forked.
+#[derive(Debug)]
+#[must_use = "the child comes back in the error if the parent could not be put back"]
+pub struct ForkError {
+    /// Why.
+    pub failure: ForkFailure,
+    /// If the parent could not be put back, the child as far as it got, and why: some pages of the
+    /// parent are still write-protected and marked. [`Pgd::destroy`] ends the child;
+    /// [`Edit::make_own`] frees the parent's pages.
+    pub left: Option<(Pgd<Loose>, MapError)>,
+}
+
+impl fmt::Display for ForkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not forked: {}", self.failure)?;
+        match &self.left {
+            Some((_, error)) => write!(f, "; and the parent was not put back: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl core::error::Error for ForkError {}
+
+impl Pgd<Pinned> {
+    /// Makes a second address space that maps the same frames, pinned: writable pages are
+    /// write-protected in both until [`Edit::make_own`]. Foreign frames are not inherited. The
+    /// frames of the tools must count sharers ([`Counted`](crate::Counted)).
+    ///
+    /// # Errors
+    /// [`ForkError`]; the parent is as before unless the error says otherwise.
+    ///
+    /// # Hypercalls
+    /// For n writable pages in T tables, a batch of B updates and C tables of the child: as
+    /// [`Pgd::protect`] for the parent, T tables or n elements; and as [`Pgd::pin`] for the child.
+    pub fn fork<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+    ) -> Result<Self, ForkError> {
+        let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
+        let (context, roots) = (tools.context, self.roots());
+        let mut child = match roots.user {
+            Some(_) => Pgd::with_user_root(&context, tools.frames),
+            None => Pgd::new(&context, tools.frames),
+        }
+        .map_err(refused)?;
+        let mut edit = Edit::begin(roots, tools);
+        let mut path = Path::new(child.root());
+        let copied = each_l1_table(&context, roots.kernel, &mut |table, va| {
+            copy_table(&mut edit, (&mut child, &mut path), (table, va))
+        });
+        let failure = match copied.and_then(|()| edit.submit()) {
+            Ok(()) => match child.pin(&context, tools.batch) {
+                Ok(child) => return Ok(child),
+                Err(PinError { pgd, failure, .. }) => {
+                    child = pgd;
+                    ForkFailure::Pin(failure)
+                }
+            },
+            Err(error) => {
+                edit.abandon();
+                ForkFailure::Map(error)
+            }
+        };
+        match put_back(self, &child, tools) {
+            Ok(()) => {
+                // What the child maps is the parent's alone: only its tables are left.
+                let ended = child.destroy(&context, tools.frames);
+                let left = ended.err().map(|(child, error)| (child, error.into()));
+                Err(ForkError { failure, left })
+            }
+            Err(error) => Err(ForkError { failure, left: Some((child, error)) }),
+        }
+    }
+}
+
+/// Calls `f` for every L1 table of the user half, with the first address that it maps.
+fn each_l1_table<M: Machine>(
+    context: &Context<'_, M>,
+    root: Pfn,
+    f: &mut impl FnMut(Pfn, GuestVa) -> Result<(), MapError>,
+) -> Result<(), MapError> {
+    fn below<M: Machine>(
+        context: &Context<'_, M>,
+        (level, table, base): (Level, Pfn, u64),
+        f: &mut impl FnMut(Pfn, GuestVa) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        let Some(next) = level.below() else {
+            return f(table, GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?);
+        };
+        let mut present = Present::of(level, table);
+        while let Some((index, pte)) = present.next(context)? {
+            let Entry::Table(mfn) = pte.decode(level) else { continue };
+            let pfn = context.p2m.pfn(context.machine, mfn)?;
+            let base = base + (u64::from(index) << level.shift());
+            below(context, (next, pfn, base), f)?;
+        }
+        Ok(())
+    }
+    below(context, (Level::L4, root, 0), f)
+}
+
+/// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
+/// inherit it.
+const fn split(pte: Pte) -> Option<(Pte, Pte)> {
+    let flags = pte.flags();
+    if !pte.is_present() || flags.contains(FOREIGN) {
+        return None;
+    }
+    if flags.contains(SHARED) {
+        return Some((pte, pte.with_flags(flags.difference(FORKED))));
+    }
+    let was_writable = if pte.is_writable() { COPY_ON_WRITE } else { PteFlags::empty() };
+    let flags = flags.difference(FORKED).union(SHARED).union(was_writable);
+    let parents = pte.with_flags(flags).read_only();
+    Some((parents, parents.with_flags(parents.flags().union(FORKED))))
+}
+
+/// What the parent's entry was before [`split`].
+const fn join(parents: Pte) -> Pte {
+    let flags = parents.flags();
+    let own = parents.with_flags(flags.difference(SHARED.union(COPY_ON_WRITE)));
+    if flags.contains(COPY_ON_WRITE) { own.writable() } else { own }
+}
+
+/// Copies a table into the child, and protects the parent's.
+#[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
+fn copy_table<M: Machine, F: FrameSource>(
+    edit: &mut Edit<'_, '_, '_, '_, M, F>,
+    (child, path): (&mut Pgd<Loose>, &mut Path),
+    (table, va): (Pfn, GuestVa),
+) -> Result<(), MapError> {
+    let context = edit.context();
+    let first = PageTableIndex::new(0);
+    let mut old = empty_table();
+    context.machine.read_entries(table, first, &mut old)?;
+    let childs_table = child.l1_table(&context, path, va, edit.frames())?;
+    let mut parents = old;
+    let mut childs = empty_table();
+    let shared = share_all(&context, (&mut parents, &mut childs), edit.frames());
+    // SAFETY: the child is loose, and the table its own. What was shared before a failure is
+    // stored, too, so that it can be found again.
+    unsafe { context.machine.write_entries(childs_table, first, &childs) }?;
+    shared?;
+    edit.change_entries((table, va), (&old, &parents))
+}
+
+fn share_all<M: Machine>(
+    context: &Context<'_, M>,
+    (parents, childs): (&mut Entries, &mut Entries),
+    frames: &mut impl FrameSource,
+) -> Result<(), MapError> {
+    for (parents, childs) in parents.iter_mut().zip(childs) {
+        let Some((parent, child)) = split(*parents) else { continue };
+        let pfn = context.p2m.pfn(context.machine, child.mfn())?;
+        frames.share(pfn).map_err(|refused| MapError::CannotShare(refused.0))?;
+        (*parents, *childs) = (parent, child);
+    }
+    Ok(())
+}
+
+/// Puts the parent back to how it was before the child was made, and takes back the child's shares:
+/// its tables map nothing then.
+#[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
+fn put_back<M: Machine, F: FrameSource>(
+    parent: &Pgd<Pinned>,
+    child: &Pgd<Loose>,
+    tools: &mut Tools<'_, '_, '_, M, F>,
+) -> Result<(), MapError> {
+    let context = tools.context;
+    let first = PageTableIndex::new(0);
+    let mut path = Path::new(parent.root());
+    let mut edit = Edit::begin(parent.roots(), tools);
+    let restored = each_l1_table(&context, child.root(), &mut |childs_table, va| {
+        let crate::path::Found::Table(table) = path.seek(&context, va)? else {
+            return Err(MapError::NotMapped(va));
+        };
+        let (mut childs, mut old) = (empty_table(), empty_table());
+        context.machine.read_entries(childs_table, first, &mut childs)?;
+        context.machine.read_entries(table, first, &mut old)?;
+        let mut new = old;
+        for (parents, child) in new.iter_mut().zip(&childs) {
+            if child.flags().contains(FORKED) && parents.flags().contains(SHARED) {
+                *parents = join(*parents);
+            }
+        }
+        edit.change_entries((table, va), (&old, &new))
+    });
+    if let Err(error) = restored.and_then(|()| edit.submit()) {
+        edit.abandon();
+        return Err(error);
+    }
+    each_l1_table(&context, child.root(), &mut |table, _| {
+        let mut childs = empty_table();
+        context.machine.read_entries(table, first, &mut childs)?;
+        for pte in childs.iter().filter(|pte| pte.is_present()) {
+            let pfn = context.p2m.pfn(context.machine, pte.mfn())?;
+            if pte.flags().contains(FORKED) {
+                tools.frames.unshare(pfn);
+            } else {
+                tools.frames.give_shared(SharedFrame::released(pfn));
+            }
+        }
+        // SAFETY: the child is loose, and the table its own.
+        Ok(unsafe { context.machine.write_entries(table, first, &empty_table()) }?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercall::Mfn;
+
+    fn pte(flags: PteFlags) -> Pte {
+        Pte::new(Mfn::new(7), flags)
+    }
+
+    #[test]
+    fn a_writable_page_is_write_protected_and_marked_on_both_sides() {
+        let before = pte(PteFlags::USER_RW);
+        let (parent, child) = split(before).expect("inherited");
+        assert!(!parent.is_writable() && !child.is_writable());
+        assert!(parent.flags().contains(SHARED | COPY_ON_WRITE));
+        assert_eq!(child.flags(), parent.flags() | FORKED);
+        assert_eq!(join(parent), before);
+    }
+
+    #[test]
+    fn a_read_only_page_does_not_become_writable_when_it_is_joined() {
+        let before = pte(PteFlags::USER_RW & !PteFlags::WRITABLE);
+        let (parent, child) = split(before).expect("inherited");
+        assert!(!parent.flags().contains(COPY_ON_WRITE) && child.flags().contains(FORKED));
+        assert_eq!(join(parent), before);
+    }
+
+    #[test]
+    fn a_page_that_is_shared_already_stays_as_it_is() {
+        let (_, before) = split(pte(PteFlags::USER_RW)).expect("inherited");
+        let (parent, child) = split(before).expect("inherited");
+        assert_eq!(parent, before, "nothing is changed for the grandchild");
+        assert!(!child.flags().contains(FORKED));
+    }
+
+    #[test]
+    fn what_is_absent_or_foreign_is_not_inherited() {
+        assert_eq!(split(Pte::ABSENT), None);
+        assert_eq!(split(pte(PteFlags::USER_RW | FOREIGN)), None);
+    }
+}

@@ -1,0 +1,288 @@
+//! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
+
+use hypercall::{Frame, Mfn, Pfn};
+
+/// Hands out frames, for pages as for tables, and takes them back. What is in them does not matter.
+pub trait FrameSource {
+    /// A frame for a page, if there is one.
+    fn take(&mut self) -> Option<Frame>;
+
+    /// A frame for a table, if there is one: it is in the direct mapping, mapped there writable. By
+    /// default any frame is taken to be; a guest whose direct mapping does not reach all its frames
+    /// must tell them apart.
+    fn take_table(&mut self) -> Option<Frame> {
+        self.take()
+    }
+
+    /// Takes a frame back. It holds what it last held.
+    fn give(&mut self, frame: Frame);
+
+    /// Takes back one share of a frame that several address spaces map. By default the share is
+    /// lost, and with it the frame: only [`Counted`] can fork.
+    fn give_shared(&mut self, frame: SharedFrame) {
+        log::error!("nobody counts who shares pfn {}: it is lost", frame.0);
+    }
+
+    /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
+    /// longer mapped.
+    fn give_foreign(&mut self, _: Mfn) {}
+
+    /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is
+    /// shared.
+    ///
+    /// # Errors
+    /// [`CannotShare`].
+    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+        Err(CannotShare(pfn))
+    }
+
+    /// Takes back the first [`share`](Self::share) of a frame: it has one owner again, who does not
+    /// count.
+    fn unshare(&mut self, _: Pfn) {}
+
+    /// How many share the frame: 0 if it is not shared.
+    fn sharers(&self, _: Pfn) -> u16 {
+        0
+    }
+}
+
+/// One share of a frame that several address spaces map.
+#[must_use = "a share that is dropped is never given back, and neither is its frame"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct SharedFrame(Pfn);
+
+impl SharedFrame {
+    /// The share that a marked entry stood for, which is gone.
+    pub(crate) const fn released(pfn: Pfn) -> Self {
+        Self(pfn)
+    }
+
+    /// The frame's number.
+    #[must_use]
+    pub const fn pfn(&self) -> Pfn {
+        self.0
+    }
+}
+
+/// Nobody counts the frame, or it has as many sharers as can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CannotShare(pub Pfn);
+
+/// How many address spaces share each frame, in the caller's memory: one place for each pfn.
+#[derive(Debug)]
+pub struct Shares<'s> {
+    counts: &'s mut [u16],
+}
+
+impl<'s> Shares<'s> {
+    /// Nothing is shared yet.
+    pub fn new(counts: &'s mut [u16]) -> Self {
+        counts.fill(0);
+        Self { counts }
+    }
+
+    /// How many address spaces map the frame as a shared one: 0 if it is not shared.
+    #[must_use]
+    pub fn count(&self, pfn: Pfn) -> u16 {
+        usize::try_from(pfn.raw()).ok().and_then(|at| self.counts.get(at)).copied().unwrap_or(0)
+    }
+
+    fn place(&mut self, pfn: Pfn) -> Option<&mut u16> {
+        self.counts.get_mut(usize::try_from(pfn.raw()).ok()?)
+    }
+
+    /// One more sharer: the first time there are two.
+    ///
+    /// # Errors
+    /// [`CannotShare`].
+    pub fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+        let place = self.place(pfn).ok_or(CannotShare(pfn))?;
+        let more = if *place == 0 { Some(2) } else { place.checked_add(1) };
+        *place = more.ok_or(CannotShare(pfn))?;
+        Ok(())
+    }
+
+    /// The frame has one owner, who does not count.
+    pub fn unshare(&mut self, pfn: Pfn) {
+        if let Some(place) = self.place(pfn) {
+            *place = 0;
+        }
+    }
+
+    /// One sharer less; the frame itself, if that was the last.
+    #[must_use]
+    #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
+    pub fn release(&mut self, frame: SharedFrame) -> Option<Frame> {
+        match self.place(frame.0) {
+            Some(place @ 2..) => *place -= 1,
+            Some(place @ 1) => {
+                *place = 0;
+                // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the
+                // last of them.
+                return Some(unsafe { Frame::claim(frame.0) });
+            }
+            _ => log::error!("pfn {} was given back more often than it was shared", frame.0),
+        }
+        None
+    }
+}
+
+/// A source of frames together with the counts of those that are shared.
+#[derive(Debug)]
+pub struct Counted<'a, 's, F> {
+    /// Where the frames come from and go to.
+    pub source: &'a mut F,
+    /// Who shares what.
+    pub shares: &'a mut Shares<'s>,
+}
+
+impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
+    fn take(&mut self) -> Option<Frame> {
+        self.source.take()
+    }
+
+    fn take_table(&mut self) -> Option<Frame> {
+        self.source.take_table()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.source.give(frame);
+    }
+
+    fn give_shared(&mut self, frame: SharedFrame) {
+        if let Some(frame) = self.shares.release(frame) {
+            self.source.give(frame);
+        }
+    }
+
+    fn give_foreign(&mut self, mfn: Mfn) {
+        self.source.give_foreign(mfn);
+    }
+
+    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+        self.shares.share(pfn)
+    }
+
+    fn unshare(&mut self, pfn: Pfn) {
+        self.shares.unshare(pfn);
+    }
+
+    fn sharers(&self, pfn: Pfn) -> u16 {
+        self.shares.count(pfn)
+    }
+}
+
+/// A stack of frames in the caller's memory.
+#[derive(Debug)]
+pub struct FrameStack<'s> {
+    slots: &'s mut [Option<Frame>],
+    used: usize,
+}
+
+impl<'s> FrameStack<'s> {
+    /// An empty stack for as many frames as `slots` has places. What is in them already is dropped.
+    pub fn new(slots: &'s mut [Option<Frame>]) -> Self {
+        slots.fill_with(|| None);
+        Self { slots, used: 0 }
+    }
+
+    /// Frames on the stack.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Places left.
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.slots.len() - self.used
+    }
+
+    /// Puts a frame on the stack.
+    ///
+    /// # Errors
+    /// The frame, if there is no place for it.
+    pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
+        match self.slots.get_mut(self.used) {
+            Some(slot) => {
+                *slot = Some(frame);
+                self.used += 1;
+                Ok(())
+            }
+            None => Err(frame),
+        }
+    }
+
+    /// The frame `below` places under the top.
+    pub(crate) fn peek(&self, below: usize) -> Option<Pfn> {
+        self.slots.get(self.used.checked_sub(below + 1)?)?.as_ref().map(Frame::pfn)
+    }
+}
+
+impl FrameSource for FrameStack<'_> {
+    fn take(&mut self) -> Option<Frame> {
+        self.used = self.used.checked_sub(1)?;
+        self.slots[self.used].take()
+    }
+
+    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed
+    /// out.
+    fn give(&mut self, frame: Frame) {
+        if let Err(lost) = self.push(frame) {
+            log::error!("no place for {lost:?} on the stack of frames: it is lost");
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "the frames of these tests exist only as numbers")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_all_sharers_gets_the_frame() {
+        let mut counts = [9; 4];
+        let mut shares = Shares::new(&mut counts);
+        let pfn = Pfn::new(2);
+        assert_eq!(shares.share(pfn), Ok(()));
+        assert_eq!(shares.share(pfn), Ok(()));
+        assert_eq!(shares.count(pfn), 3);
+        assert_eq!(shares.release(SharedFrame(pfn)), None);
+        assert_eq!(shares.release(SharedFrame(pfn)), None);
+        let frame = shares.release(SharedFrame(pfn)).expect("the last one");
+        assert_eq!((frame.pfn(), shares.count(pfn)), (pfn, 0));
+        assert_eq!(
+            shares.release(SharedFrame(pfn)),
+            None,
+            "a share too many makes no second frame"
+        );
+    }
+
+    #[test]
+    fn a_frame_beyond_the_counts_cannot_be_shared() {
+        let mut counts = [0; 4];
+        let mut shares = Shares::new(&mut counts);
+        assert_eq!(shares.share(Pfn::new(4)), Err(CannotShare(Pfn::new(4))));
+        assert_eq!(shares.count(Pfn::new(4)), 0);
+        shares.counts[1] = u16::MAX;
+        assert_eq!(shares.share(Pfn::new(1)), Err(CannotShare(Pfn::new(1))));
+    }
+
+    #[test]
+    fn a_stack_gives_back_what_it_was_given_and_no_more() {
+        let mut slots = [const { None }; 2];
+        let mut stack = FrameStack::new(&mut slots);
+        // SAFETY: no frame stands behind the numbers.
+        let frames = [1, 2, 3].map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) });
+        let refused = frames.into_iter().filter_map(|frame| stack.push(frame).err());
+        assert_eq!(refused.map(|frame| frame.pfn().raw()).collect::<Vec<_>>(), [3]);
+        assert_eq!((stack.room(), stack.peek(1)), (0, Some(Pfn::new(1))));
+        assert_eq!(stack.take().map(|frame| frame.pfn().raw()), Some(2));
+    }
+}

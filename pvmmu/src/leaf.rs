@@ -1,0 +1,31 @@
+//! What a page's entry stood for, once it is gone.
+#![expect(unsafe_code, reason = "claims back the frames of entries that are gone (I-4)")]
+
+use hypercall::{Frame, Machine, Pte};
+
+use crate::context::Context;
+use crate::frames::{FrameSource, SharedFrame};
+use crate::marks::{FOREIGN, SHARED};
+
+/// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a
+/// share of one, or somebody else's frame. A frame that P2M does not confirm is taken for somebody
+/// else's: it is never handed out.
+#[inline]
+pub(crate) fn release<M: Machine>(
+    context: &Context<'_, M>,
+    pte: Pte,
+    frames: &mut impl FrameSource,
+) {
+    if !pte.flags().contains(FOREIGN)
+        && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
+    {
+        if pte.flags().contains(SHARED) {
+            frames.give_shared(SharedFrame::released(pfn));
+        } else {
+            // SAFETY: I-4: the entry was the frame's only owner, and it is gone.
+            frames.give(unsafe { Frame::claim(pfn) });
+        }
+    } else {
+        frames.give_foreign(pte.mfn());
+    }
+}

@@ -1,0 +1,170 @@
+//! Running on an address space, and knowing which vCPU does.
+#![expect(unsafe_code, reason = "changes what user addresses mean; the caller vouches for that")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hypercall::{Machine, MmuExtOp, Pfn, VcpuSet};
+
+use crate::context::Context;
+use crate::error::LoadError;
+use crate::flush::Reach;
+use crate::pgd::{Pgd, Pinned, Roots};
+
+/// A vCPU that runs on no address space of ours.
+const NOBODY: u64 = u64::MAX;
+
+/// Which root one vCPU runs on.
+#[derive(Debug)]
+pub struct Running {
+    /// The root last asked for.
+    asked: AtomicU64,
+    /// The root that Xen has loaded.
+    loaded: AtomicU64,
+}
+
+impl Running {
+    /// A vCPU that runs on a root that is no [`Pgd`].
+    #[must_use]
+    pub const fn nowhere() -> Self {
+        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
+    }
+
+    fn on(&self, root: Pfn) -> bool {
+        [&self.asked, &self.loaded].iter().any(|pfn| pfn.load(Ordering::Acquire) == root.raw())
+    }
+}
+
+/// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
+///
+/// A vCPU counts from before its load is asked for until another one has been answered, so the
+/// answer may name one too many and never one too few.
+#[derive(Clone, Copy, Debug)]
+pub struct Vcpus<'a> {
+    places: &'a [Running],
+}
+
+impl<'a> Vcpus<'a> {
+    /// The vCPUs, by their places. Those beyond 32 cannot be counted and must not run on a [`Pgd`].
+    #[must_use]
+    pub const fn new(places: &'a [Running]) -> Self {
+        Self { places }
+    }
+
+    /// The vCPUs that run on `pgd`, or are about to, or have not yet left it.
+    #[must_use]
+    pub fn on<S>(self, pgd: &Pgd<S>) -> VcpuSet {
+        let places = (0u32..32).zip(self.places);
+        let running = places.filter(|(_, place)| place.on(pgd.root()));
+        running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
+    }
+
+    /// Whose TLBs may know of `pgd`. Loading a root flushes all that is not global, and Xen marks
+    /// user pages global: so this serves an address space whose vCPUs flush before they leave it;
+    /// for others use [`Reach::Everywhere`].
+    #[must_use]
+    pub fn reach<S>(self, pgd: &Pgd<S>) -> Reach {
+        Reach::Vcpus(self.on(pgd))
+    }
+
+    /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
+    /// request.
+    ///
+    /// # Errors
+    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused
+    /// the user root, the kernel root is loaded (`error.done` is 1).
+    ///
+    /// # Hypercalls
+    /// One `mmuext_op` of two elements.
+    ///
+    /// # Safety
+    /// As for [`Pgd::load`]; and `vcpu` is the running one.
+    pub unsafe fn load<M: Machine>(
+        self,
+        context: &Context<'_, M>,
+        vcpu: usize,
+        pgd: &Pgd<Pinned>,
+    ) -> Result<(), LoadError> {
+        let place = self.places.get(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
+        place.asked.store(pgd.root().raw(), Ordering::Release);
+        // SAFETY: the caller's promise is the one that `load` asks for.
+        let result = unsafe { pgd.load(context) };
+        let took_one = matches!(result, Err(LoadError::Refused(error)) if error.done > 0);
+        if result.is_ok() || took_one {
+            place.loaded.store(pgd.root().raw(), Ordering::Release);
+        } else {
+            place.asked.store(place.loaded.load(Ordering::Acquire), Ordering::Release);
+        }
+        result
+    }
+
+    /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,
+    /// with none for user code.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    ///
+    /// # Hypercalls
+    /// One `mmuext_op` of two elements.
+    ///
+    /// # Safety
+    /// As for [`load_root`]; and `vcpu` is the running one.
+    pub unsafe fn leave<M: Machine>(
+        self,
+        context: &Context<'_, M>,
+        vcpu: usize,
+    ) -> Result<(), LoadError> {
+        let place = self.places.get(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
+        let roots = Roots { kernel: context.kernel_root, user: None };
+        // SAFETY: the caller's promise is the one that `load_roots` asks for.
+        unsafe { load_roots(context, roots) }?;
+        place.asked.store(NOBODY, Ordering::Release);
+        place.loaded.store(NOBODY, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Pgd<Pinned> {
+    /// Runs on this address space (`MMUEXT_NEW_BASEPTR`, `MMUEXT_NEW_USER_BASEPTR`).
+    ///
+    /// # Errors
+    /// Xen's refusal; the old roots stay, unless `error.done` is 1: then only the user root was
+    /// refused.
+    ///
+    /// # Hypercalls
+    /// One `mmuext_op` of two elements.
+    ///
+    /// # Safety
+    /// From here on the user half means what this tree says: no reference into the user half of the
+    /// old one is used any more. The tree's kernel half maps what is running, as it does if the
+    /// running root was `context.kernel_root` when the tree was made and has kept its upper slots.
+    pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
+        // SAFETY: the caller's promise is the one that `load_roots` asks for.
+        unsafe { load_roots(context, self.roots()) }
+    }
+}
+
+/// Runs on the tree under `root`, whoever owns it, and on none in user code: how a kernel goes back
+/// to the tree it booted on.
+///
+/// # Errors
+/// Xen's refusal; the old root stays.
+///
+/// # Hypercalls
+/// One `mmuext_op` of two elements.
+///
+/// # Safety
+/// As for [`Pgd::load`].
+pub unsafe fn load_root<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), LoadError> {
+    // SAFETY: the caller's promise is the one that `load_roots` asks for.
+    unsafe { load_roots(context, Roots { kernel: root, user: None }) }
+}
+
+/// # Safety
+/// As for [`Pgd::load`].
+unsafe fn load_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), LoadError> {
+    let kernel = context.mfn(roots.kernel).map_err(LoadError::Walk)?;
+    let user = roots.user.map(|pfn| context.mfn(pfn)).transpose().map_err(LoadError::Walk)?;
+    let ops = [MmuExtOp::new_baseptr(kernel), MmuExtOp::new_user_baseptr(user)];
+    // SAFETY: the caller vouches for what the new roots map.
+    unsafe { context.submit_ops(&ops) }.map_err(LoadError::Refused)
+}

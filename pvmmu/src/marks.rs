@@ -1,0 +1,79 @@
+//! What this crate notes in entries: the bits that Xen and the CPU leave to software, 53 to 58.
+//!
+//! Bits 9 to 11 (`PteFlags::AVAILABLE`) stay free for the users of this crate. Bits 59 to 62 are
+//! none of ours: with protection keys the CPU reads them, and debug builds of Xen mark grants with
+//! bit 62.
+
+use hypercall::{Level, Pte, PteFlags};
+
+/// Of a leaf: other address spaces map the frame too, and it is counted.
+pub(crate) const SHARED: PteFlags = PteFlags::from_bits_retain(1 << 53);
+/// Of a leaf: the frame is not the guest's own.
+pub(crate) const FOREIGN: PteFlags = PteFlags::from_bits_retain(1 << 54);
+/// Of an entry of a user root: a copy of the kernel root's.
+pub(crate) const MIRRORED: PteFlags = SHARED.union(FOREIGN);
+/// Of a leaf: the page could be written until it was shared.
+pub(crate) const COPY_ON_WRITE: PteFlags = PteFlags::from_bits_retain(1 << 57);
+/// Of a leaf that fork has written: the entry it was copied from was changed for it.
+pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);
+
+const LEVEL_SHIFT: u32 = 55;
+/// Of an entry that points to a table: the table's level, if it is pinned by itself.
+const HELD: PteFlags = PteFlags::from_bits_retain(3 << LEVEL_SHIFT);
+
+/// Every mark.
+pub(crate) const MARKS: PteFlags =
+    SHARED.union(FOREIGN).union(HELD).union(COPY_ON_WRITE).union(FORKED);
+
+/// The flags of an entry that points to a table of `level` which is pinned by itself.
+pub(crate) const fn held_table(level: Level) -> PteFlags {
+    PteFlags::TABLE.union(PteFlags::from_bits_retain((level as u64) << LEVEL_SHIFT))
+}
+
+/// The level of the table that a present entry points to, if that is pinned by itself.
+pub(crate) const fn held(pte: Pte) -> Option<Level> {
+    match (pte.raw() & HELD.bits()) >> LEVEL_SHIFT {
+        1 => Some(Level::L1),
+        2 => Some(Level::L2),
+        3 => Some(Level::L3),
+        _ => None,
+    }
+}
+
+/// The entry without the mark that its table is pinned by itself.
+pub(crate) const fn not_held(pte: Pte) -> Pte {
+    Pte::from_raw(pte.raw() & !HELD.bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercall::Mfn;
+
+    #[test]
+    fn a_held_table_is_known_by_its_level_and_no_leaf_is_taken_for_one() {
+        for level in [Level::L1, Level::L2, Level::L3] {
+            let pte = Pte::new(Mfn::new(7), held_table(level));
+            assert_eq!(held(pte), Some(level));
+            assert_eq!(held(not_held(pte)), None);
+            assert_eq!(not_held(pte), Pte::new(Mfn::new(7), PteFlags::TABLE));
+        }
+        for leaf in [SHARED, FOREIGN, COPY_ON_WRITE, FORKED, MIRRORED] {
+            assert_eq!(held(Pte::new(Mfn::new(7), PteFlags::USER_RW | leaf)), None);
+        }
+    }
+
+    #[test]
+    fn marks_keep_away_from_every_bit_that_means_something() {
+        let others = PteFlags::USER_RW
+            | PteFlags::AVAILABLE
+            | PteFlags::ADJUSTED_BY_XEN
+            | PteFlags::GRANT
+            | PteFlags::PAT_OR_PSE
+            | PteFlags::PCD
+            | PteFlags::PWT;
+        assert!(!MARKS.intersects(others));
+        assert_eq!(MARKS.bits() & hypercall::ADDRESS_MASK, 0);
+        assert_eq!(MARKS.bits() >> 59, 0);
+    }
+}

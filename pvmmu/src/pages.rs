@@ -1,0 +1,167 @@
+//! Runs of pages, cut where L1 tables end.
+
+use hypercall::{ENTRIES, GuestVa, Level, PAGE_SHIFT, PteFlags};
+
+use crate::error::MapError;
+use crate::marks::MARKS;
+use crate::tables::USER_SLOTS;
+
+/// A run of pages in the user half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// First address of the first page.
+    pub start: GuestVa,
+    /// How many.
+    pub count: u64,
+}
+
+/// The part of a run of pages that lies in one L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// First address of its first page.
+    pub(crate) va: GuestVa,
+    /// How many pages, at least one.
+    pub(crate) count: u16,
+}
+
+impl Run {
+    /// Index of its first entry.
+    pub(crate) fn first(self) -> u16 {
+        Level::L1.index_of(self.va).into()
+    }
+
+    /// Its parts of at most `longest` pages.
+    pub(crate) fn parts(self, longest: u16) -> impl Iterator<Item = Self> {
+        let pages = Pages { start: self.va, count: self.count.into() };
+        pages.runs(longest).into_iter().flatten()
+    }
+
+    /// Its entries' places in a table.
+    pub(crate) fn range(self) -> core::ops::Range<usize> {
+        let first = usize::from(self.first());
+        first..first + usize::from(self.count)
+    }
+}
+
+/// The number of the page at `va`.
+pub(crate) const fn page_number(va: GuestVa) -> u64 {
+    va.raw() >> PAGE_SHIFT
+}
+
+impl Pages {
+    /// The page at `va` alone.
+    #[must_use]
+    pub const fn one(va: GuestVa) -> Self {
+        Self { start: va, count: 1 }
+    }
+
+    /// The address of page `index` of the run.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`] if that leaves the user half.
+    pub fn at(self, index: u64) -> Result<GuestVa, MapError> {
+        self.start.checked_add_pages(index).map_err(|_| MapError::KernelHalf(self.start))
+    }
+
+    /// The parts of the run, in order of address, each in one L1 table and of at most `longest`
+    /// pages.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
+    pub(crate) fn runs(self, longest: u16) -> Result<impl Iterator<Item = Run>, MapError> {
+        check_page(self.start)?;
+        if self.count > 0 {
+            check_page(self.at(self.count - 1)?)?;
+        }
+        let mut done = 0;
+        Ok(core::iter::from_fn(move || {
+            let left = self.count - done;
+            // Every address of the run was checked by checking both ends.
+            let va = if left == 0 { None } else { self.start.checked_add_pages(done).ok() }?;
+            let to_end = (ENTRIES - u16::from(Level::L1.index_of(va))).min(longest);
+            let count = u16::try_from(left).map_or(to_end, |left| left.min(to_end));
+            done += u64::from(count);
+            Some(Run { va, count })
+        }))
+    }
+}
+
+/// Checks that `va` is the first address of a page in the user half.
+pub(crate) fn check_page(va: GuestVa) -> Result<(), MapError> {
+    if !USER_SLOTS.contains(&u16::from(Level::L4.index_of(va))) {
+        Err(MapError::KernelHalf(va))
+    } else if !va.is_page_aligned() {
+        Err(MapError::Unaligned(va))
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks that `flags` make an entry that maps something and claim nothing that is Xen's or this
+/// crate's to say.
+///
+/// GLOBAL and GUEST_KERNEL are Xen's to set; a GRANT entry is made by the grant operations. Cache
+/// attributes pass: Xen allows them to a guest that has devices, and refuses them to any other.
+pub(crate) fn check_flags(flags: PteFlags) -> Result<(), MapError> {
+    let known = PteFlags::USER_RW
+        | PteFlags::AVAILABLE
+        | PteFlags::PWT
+        | PteFlags::PCD
+        | PteFlags::PAT_OR_PSE;
+    debug_assert!(!known.intersects(MARKS), "marks are not for callers");
+    if flags.contains(PteFlags::PRESENT) && known.contains(flags) {
+        Ok(())
+    } else {
+        Err(MapError::Flags(flags.bits()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn va(address: u64) -> GuestVa {
+        GuestVa::new(address).expect("an address of the guest's")
+    }
+
+    fn runs(start: u64, count: u64) -> Vec<(u64, u16)> {
+        let pages = Pages { start: va(start), count };
+        pages.runs(512).expect("user half").map(|run| (run.va.raw(), run.count)).collect()
+    }
+
+    #[test]
+    fn a_run_of_pages_is_cut_where_l1_tables_end() {
+        assert_eq!(runs(0x20_0000, 0), []);
+        assert_eq!(runs(0x20_0000, 512), [(0x20_0000, 512)]);
+        assert_eq!(runs(0x3f_e000, 3), [(0x3f_e000, 2), (0x40_0000, 1)]);
+        assert_eq!(runs(0x1f_f000, 514), [(0x1f_f000, 1), (0x20_0000, 512), (0x40_0000, 1)]);
+    }
+
+    #[test]
+    fn a_run_can_be_cut_into_parts_of_a_length() {
+        let run = Run { va: va(0x3f_0000), count: 16 };
+        let parts: Vec<_> = run.parts(7).map(|part| (part.first(), part.count)).collect();
+        assert_eq!(parts, [(0x1f0, 7), (0x1f7, 7), (0x1fe, 2)]);
+    }
+
+    #[test]
+    fn the_last_page_of_the_user_half_is_the_last() {
+        assert_eq!(runs(0x7fff_ffff_f000, 1), [(0x7fff_ffff_f000, 1)]);
+        for count in [2, u64::MAX] {
+            let pages = Pages { start: va(0x7fff_ffff_f000), count };
+            let refused = Err(MapError::KernelHalf(pages.start));
+            assert_eq!(pages.runs(512).map(drop), refused, "{count} pages");
+        }
+    }
+
+    #[test]
+    fn flags_that_are_not_the_callers_to_set_are_refused() {
+        assert!(check_flags(PteFlags::USER_RW | PteFlags::AVAILABLE | PteFlags::PCD).is_ok());
+        assert!(check_flags(PteFlags::KERNEL_RO).is_ok());
+        let present = PteFlags::PRESENT;
+        for extra in [PteFlags::GLOBAL, PteFlags::GUEST_KERNEL, PteFlags::GRANT, MARKS] {
+            assert!(check_flags(present | extra).is_err(), "{extra:?}");
+        }
+        assert!(check_flags(PteFlags::WRITABLE).is_err(), "a frame that is not mapped");
+    }
+}

@@ -1,0 +1,333 @@
+//! A pool of empty tables that stay validated.
+//!
+//! Most of what a page table costs under Xen is its validation: a walk over 512 entries when it
+//! becomes a table, and another when it ends. A table in this pool is pinned, read-only in the
+//! direct mapping and empty: linking it costs an entry's price, and so does unlinking. The pool is
+//! bounded by the places that it is given, is filled and drained when its owner says so, and counts
+//! what passes through it.
+#![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
+
+use hypercall::{Batch, BatchStorage, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte};
+
+use crate::access::Access;
+use crate::context::{Context, DirectMap};
+use crate::error::PinFailure;
+use crate::frames::{FrameSource, FrameStack};
+use crate::loose::clear;
+
+/// Empty validated tables of the levels 1 to 3.
+///
+/// # Invariants
+/// I-7: each frame in the pool is pinned as a table of its level, has no present entry, is linked
+/// nowhere, and is mapped by the direct mapping alone, read-only.
+#[derive(Debug)]
+pub struct TablePool<'t> {
+    stacks: [FrameStack<'t>; 3],
+    counts: PoolCounts,
+}
+
+/// What has passed through a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Tables that were validated for the pool.
+    pub made: u64,
+    /// Tables that left it into an address space.
+    pub taken: u64,
+    /// Tables that came back.
+    pub returned: u64,
+    /// Tables that were taken and ended as plain frames together with their address space.
+    pub not_returned: u64,
+    /// Tables that came back and found no place, or were drained: plain frames again.
+    pub ended: u64,
+    /// Tables that Xen would not let go of: they are lost to the guest.
+    pub lost: u64,
+}
+
+/// Filling or draining a pool stopped. Every table is either in the pool or back with the source of
+/// frames, but for those that `counts().lost` counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolError {
+    /// Tables that were made, or drained, before.
+    pub done: u64,
+    /// Why.
+    pub failure: PinFailure,
+}
+
+impl core::fmt::Display for PoolError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "after {} tables: {}", self.done, self.failure)
+    }
+}
+
+impl core::error::Error for PoolError {}
+
+impl<'t> TablePool<'t> {
+    /// An empty pool with places for tables of the levels 1, 2 and 3.
+    pub fn new(places: [&'t mut [Option<Frame>]; 3]) -> Self {
+        Self { stacks: places.map(FrameStack::new), counts: PoolCounts::default() }
+    }
+
+    fn stack(&mut self, level: Level) -> Option<&mut FrameStack<'t>> {
+        self.stacks.get_mut(level as usize - 1)
+    }
+
+    /// Tables of `level` in the pool.
+    #[must_use]
+    pub fn len(&self, level: Level) -> usize {
+        self.stacks.get(level as usize - 1).map_or(0, FrameStack::len)
+    }
+
+    /// Whether there is no table at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stacks.iter().all(FrameStack::is_empty)
+    }
+
+    /// What has passed through.
+    #[must_use]
+    pub const fn counts(&self) -> PoolCounts {
+        self.counts
+    }
+
+    /// Whether there is a table of every level below `level`.
+    pub(crate) fn has_all_below(&self, level: Level) -> bool {
+        self.stacks[..level as usize - 1].iter().all(|stack| !stack.is_empty())
+    }
+
+    /// A table on its way into an address space.
+    pub(crate) fn take(&mut self, level: Level) -> Option<Frame> {
+        let frame = self.stack(level)?.take()?;
+        self.counts.taken += 1;
+        Some(frame)
+    }
+
+    /// A table that was taken and not used after all.
+    pub(crate) fn untake(&mut self, level: Level, frame: Frame) {
+        self.counts.taken -= 1;
+        self.put(level, frame);
+    }
+
+    /// Notes tables that were taken and became plain frames with their address space.
+    pub(crate) const fn ended_outside(&mut self, count: u64) {
+        self.counts.not_returned += count;
+    }
+
+    fn put(&mut self, level: Level, frame: Frame) {
+        if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(frame)) {
+            self.counts.lost += 1;
+            log::error!("no place for table {lost:?} in its pool: it is lost");
+        }
+    }
+
+    /// A table that has left an address space: empty, and pinned still. If there is no place for
+    /// it, it becomes a plain frame.
+    pub(crate) fn give_back<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (level, frame): (Level, Frame),
+        frames: &mut impl FrameSource,
+    ) {
+        self.counts.returned += 1;
+        if self.stack(level).is_some_and(|stack| stack.room() > 0) {
+            return self.put(level, frame);
+        }
+        match end(context, (level, &frame)) {
+            Ok(()) => {
+                self.counts.ended += 1;
+                frames.give(frame);
+            }
+            Err(failure) => {
+                self.counts.lost += 1;
+                log::error!("table {frame:?} has no place in its pool and is lost: {failure}");
+            }
+        }
+    }
+
+    /// Makes up to `count` tables of `level`, from frames of `frames`, as far as there are frames
+    /// and places.
+    ///
+    /// # Errors
+    /// [`PoolError`]: the tables made before stay, the other frames went back.
+    ///
+    /// # Hypercalls
+    /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls
+    /// of an `mmu_update` and an `mmuext_op`. On refusal one more.
+    pub fn fill<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (level, count): (Level, usize),
+        frames: &mut impl FrameSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<u64, PoolError> {
+        let mut made = 0;
+        let room = self.stack(level).map_or(0, |stack| stack.room());
+        let mut left = count.min(room);
+        let whole = batch.updates_max().min(batch.ops_max());
+        while left > 0 && whole > 0 {
+            match self.fill_some(context, (level, left.min(whole)), frames, batch) {
+                Ok(0) => break,
+                Ok(some) => {
+                    left -= some;
+                    made += some as u64;
+                    self.counts.made += some as u64;
+                }
+                Err((some, failure)) => {
+                    self.counts.made += some;
+                    return Err(PoolError { done: made + some, failure });
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Makes tables in one trap; how many. On failure how many stay.
+    fn fill_some<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (level, count): (Level, usize),
+        frames: &mut impl FrameSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<usize, (u64, PinFailure)> {
+        batch.clear();
+        let Some(stack) = self.stack(level) else { return Ok(0) };
+        let mut pushed = 0;
+        let planned = plan_fill(context, (stack, count, &mut pushed), frames, batch)
+            .and_then(|()| pin_top(context, (level, pushed), stack, batch));
+        if let Err(failure) = planned {
+            (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
+            return Err((0, failure));
+        }
+        // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still
+        // writable, so that the second request cannot outrun the first.
+        let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(pushed) };
+        // Pinned were the first ones, which lie deepest.
+        let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
+        let culprit = stack.peek(pushed - pinned - 1);
+        let failure = culprit.map_or(PinFailure::Call(refused.error), |table| {
+            PinFailure::Protect { table, error: refused.error }
+        });
+        if let Err(failure) = make_top_writable(context, stack, pushed - pinned, batch) {
+            log::error!(
+                "{} frames stay read-only, and are given back so: {failure}",
+                pushed - pinned
+            );
+        }
+        (pinned..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
+        Err((pinned as u64, failure))
+    }
+
+    /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. How many
+    /// there were.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    ///
+    /// # Hypercalls
+    /// One multicall of an `mmuext_op` and an `mmu_update` for each table.
+    pub fn drain<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (level, count): (Level, usize),
+        frames: &mut impl FrameSource,
+    ) -> Result<u64, PoolError> {
+        let mut done = 0;
+        while done < count as u64 {
+            let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
+            match end(context, (level, &frame)) {
+                Ok(()) => frames.give(frame),
+                Err(failure) => {
+                    self.put(level, frame);
+                    return Err(PoolError { done, failure });
+                }
+            }
+            done += 1;
+            self.counts.ended += 1;
+        }
+        Ok(done)
+    }
+}
+
+/// Takes frames onto the top of the stack and plans to make them read-only.
+fn plan_fill<M: Machine>(
+    context: &Context<'_, M>,
+    (stack, count, pushed): (&mut FrameStack<'_>, usize, &mut usize),
+    frames: &mut impl FrameSource,
+    batch: &mut Batch<'_>,
+) -> Result<(), PinFailure> {
+    let mut direct_map = DirectMap::default();
+    while *pushed < count {
+        let Some(frame) = frames.take_table() else { break };
+        let planned = clear(context, &frame).and_then(|()| direct_map.entry(context, frame.pfn()));
+        let pushed_update = planned.map_err(PinFailure::from).and_then(|(slot, pte)| {
+            let new = Access::ReadOnly.apply(pte);
+            batch.update(MmuUpdate::set(slot, new), pte.raw()).map_err(PinFailure::from)
+        });
+        if let Err(failure) = pushed_update {
+            frames.give(frame);
+            return Err(failure);
+        }
+        if let Err(frame) = stack.push(frame) {
+            frames.give(frame);
+            return Err(PinFailure::BatchTooSmall);
+        }
+        *pushed += 1;
+    }
+    Ok(())
+}
+
+/// Plans to pin the top `count` frames of the stack, the deepest first.
+fn pin_top<M: Machine>(
+    context: &Context<'_, M>,
+    (level, count): (Level, usize),
+    stack: &FrameStack<'_>,
+    batch: &mut Batch<'_>,
+) -> Result<(), PinFailure> {
+    for below in (0..count).rev() {
+        let Some(pfn) = stack.peek(below) else { break };
+        batch.op(MmuExtOp::pin(level, context.mfn(pfn)?))?;
+    }
+    Ok(())
+}
+
+/// Makes the direct mapping of the top `count` frames writable again, which are no tables.
+fn make_top_writable<M: Machine>(
+    context: &Context<'_, M>,
+    stack: &FrameStack<'_>,
+    count: usize,
+    batch: &mut Batch<'_>,
+) -> Result<(), PinFailure> {
+    let mut direct_map = DirectMap::default();
+    batch.clear();
+    for pfn in (0..count).filter_map(|below| stack.peek(below)) {
+        let (slot, pte) = direct_map.entry(context, pfn)?;
+        batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
+    }
+    // SAFETY: the frames are the pool's (I-1).
+    unsafe { batch.submit(context.machine) }.map_err(|refused| PinFailure::Call(refused.error))
+}
+
+/// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what it
+/// was.
+fn end<M: Machine>(
+    context: &Context<'_, M>,
+    (level, frame): (Level, &Frame),
+) -> Result<(), PinFailure> {
+    let mfn = context.mfn(frame.pfn())?;
+    let (slot, pte): (_, Pte) = DirectMap::default().entry(context, frame.pfn())?;
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    batch.op(MmuExtOp::unpin(mfn))?;
+    batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
+    // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
+    // second: the frame is still a table.
+    let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+    let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
+    batch.invert();
+    if unpinned {
+        batch.op(MmuExtOp::pin(level, mfn))?;
+    }
+    // SAFETY: puts back what took effect.
+    let undone = unsafe { batch.submit(context.machine) };
+    let error = undone.err().map_or(refused.error, |undo| undo.error);
+    Err(PinFailure::Protect { table: frame.pfn(), error })
+}

@@ -1,0 +1,335 @@
+//! Every operation, with each of its requests refused in turn: nothing is lost, nothing is left half
+//! done but what the operation says, and Xen's counts add up.
+#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+
+mod common;
+
+use common::{Guest, Pool, context, tools};
+use hypercall::{
+    Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
+};
+use pvmmu::{
+    Context, Counted, DestroyError, FrameSource as _, Pages, Pgd, Pinned, Presence, Reach, Running,
+    Shares, TablePool, Tools, Vcpus, walk,
+};
+use xen_model::Model;
+
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+
+type Storage = BatchStorage<40, 12>;
+type Frames<'p, 's> = Counted<'p, 's, Pool>;
+type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+
+/// What is swept: an operation on an address space that is given.
+trait Operation {
+    fn run<M: Machine>(
+        &self,
+        pgd: &mut Pgd<Pinned>,
+        with: &mut Work<'_, '_, '_, '_, '_, M>,
+    ) -> Result<(), String>;
+}
+
+/// Runs the operation with request `request` refused after `done` elements, for every request it
+/// makes.
+fn refuse_each(operation: &impl Operation) {
+    let mut refused = 0;
+    for request in 0..400 {
+        let mut reached = false;
+        for done in [0, 3] {
+            let refusal = Refusal { request, errno: Errno::ENOMEM, done };
+            if live(operation, refusal) {
+                reached = true;
+                refused += 1;
+            }
+        }
+        if !reached {
+            assert!(refused > 0, "the operation asks Xen for nothing");
+            return;
+        }
+    }
+    panic!("an operation of more than 400 requests");
+}
+
+/// A life around the operation; whether its request was reached.
+fn live(operation: &impl Operation, refusal: Refusal) -> bool {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let free = pool.len();
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 24];
+    let (l1, rest) = places.split_at_mut(16);
+    let (l2, l3) = rest.split_at_mut(4);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
+        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+    }
+    let mut pgd = start(&plain, &mut frames, &mut batch);
+
+    let machine = FailNth::new(&guest.model, refusal);
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let result = operation.run(&mut pgd, &mut with);
+    assert_eq!(result.is_err(), machine.has_refused(), "{refusal:?}: {result:?}");
+    guest.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
+
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    destroy(pgd, &mut with);
+    for level in [Level::L1, Level::L2, Level::L3] {
+        tables.drain(&plain, (level, 99), &mut frames).expect("drained");
+    }
+    assert_eq!(tables.counts().lost, 0);
+    assert_eq!(pool.len(), free, "{refusal:?}: {result:?}: frames were lost");
+    assert!(counts.iter().all(|count| *count == 0), "{refusal:?}: {result:?}: shares were lost");
+    guest.check();
+    machine.has_refused()
+}
+
+/// Two roots, a full table and a sparse one.
+fn start(
+    context: &Context<'_, Model>,
+    frames: &mut Frames<'_, '_>,
+    batch: &mut Batch<'_>,
+) -> Pgd<Pinned> {
+    let mut pgd = Pgd::with_user_root(context, frames).expect("two roots");
+    for pages in [full(), sparse()] {
+        pgd.map_pages(context, (pages, PteFlags::USER_RW), frames).expect("mapped");
+    }
+    pgd.pin(context, batch).expect("pinned")
+}
+
+fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
+    match pgd.destroy(with) {
+        Ok(()) => {}
+        Err(DestroyError::Pinned(pgd, _) | DestroyError::NotUnpinned(pgd, ..)) => {
+            pgd.destroy(with).expect("only one request is refused");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
+    GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
+}
+
+/// A whole table.
+fn full() -> Pages {
+    Pages { start: va(1, 2, 0), count: 512 }
+}
+
+/// Some pages of another.
+fn sparse() -> Pages {
+    Pages { start: va(1, 4, 5), count: 20 }
+}
+
+macro_rules! sweep {
+    ($($name:ident: |$pgd:ident, $with:ident| $work:expr;)*) => { $(
+        #[test]
+        fn $name() {
+            struct This;
+            impl Operation for This {
+                fn run<M: Machine>(
+                    &self,
+                    $pgd: &mut Pgd<Pinned>,
+                    $with: &mut Work<'_, '_, '_, '_, '_, M>,
+                ) -> Result<(), String> {
+                    $work.map_err(|error| error.to_string())
+                }
+            }
+            refuse_each(&This);
+        }
+    )* };
+}
+
+sweep! {
+    protecting_a_whole_table: |pgd, with| pgd.protect(with, full(), READ_ONLY);
+    protecting_pages_in_place: |pgd, with| {
+        with.presence = Presence::Steady;
+        pgd.protect(with, full(), READ_ONLY)
+    };
+    unmapping_a_whole_table: |pgd, with| pgd.unmap(with, full());
+    unmapping_most_of_a_table: |pgd, with| {
+        pgd.unmap(with, Pages { start: full().start, count: 500 })
+    };
+    unmapping_pages_one_by_one: |pgd, with| pgd.unmap(with, sparse());
+    mapping_through_tables_of_the_pool: |pgd, with| {
+        pgd.map_pages(with, Pages { start: va(700, 1, 250), count: 12 }, PteFlags::USER_RW)
+    };
+    mapping_through_tables_that_are_filled_first: |pgd, with| {
+        pgd.map_pages(with, Pages { start: va(700, 1, 200), count: 600 }, PteFlags::USER_RW)
+    };
+    a_section_of_many_changes: |pgd, with| pgd.edit(with, |edit| {
+        edit.unmap(Pages { start: full().start, count: 3 })?;
+        edit.protect(sparse(), READ_ONLY)?;
+        edit.map_pages(Pages::one(va(3, 0, 0)), PteFlags::USER_RW)?;
+        edit.map_pages(Pages::one(va(3, 2, 1)), PteFlags::USER_RW)?;
+        edit.map_pages(Pages::one(va(900, 0, 0)), PteFlags::USER_RW)
+    });
+    pinning_each_l1_table_by_itself: |pgd, with| {
+        let Tools { context, batch, .. } = with;
+        pgd.hold_l1_tables(context, batch).map(drop).map_err(|(failure, undo)| {
+            assert_eq!(undo, Ok(()));
+            failure
+        })
+    };
+    holding_and_then_unmapping_whole_tables: |pgd, with| {
+        let Tools { context, batch, .. } = &mut *with;
+        let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
+        held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
+    };
+    filling_and_draining_a_pool: |_pgd, with| {
+        let Tools { context, batch, tables, frames, .. } = with;
+        let filled = tables.fill(context, (Level::L1, 9), *frames, batch);
+        filled.and_then(|_| tables.drain(context, (Level::L1, 9), *frames)).map(drop)
+    };
+    forking_and_ending_the_child: |pgd, with| {
+        let child = pgd.fork(with).map_err(|error| {
+            assert!(error.left.is_none(), "{error}");
+            error.to_string()
+        });
+        child.and_then(|child| child.destroy(with).map_err(|error| {
+            let reason = error.to_string();
+            match error {
+                DestroyError::Pinned(child, _) | DestroyError::NotUnpinned(child, ..) => {
+                    child.destroy(with).expect("only one request is refused");
+                }
+                error => panic!("{error}"),
+            }
+            reason
+        }))
+    };
+    writing_to_a_forked_page: |pgd, with| {
+        let plain = pgd.fork(with).map_err(|error| error.to_string());
+        plain.and_then(|child| {
+            let copied = pgd.edit(with, |edit| {
+                edit.make_own(sparse().start)?;
+                edit.make_own(full().start)
+            });
+            let mut outcome = copied.map_err(|error| error.to_string());
+            if let Err(DestroyError::Pinned(child, _) | DestroyError::NotUnpinned(child, ..)) =
+                child.destroy(with)
+            {
+                child.destroy(with).expect("only one request is refused");
+                outcome = Err("destroying the child".to_owned());
+            }
+            outcome
+        })
+    };
+    replacing_a_frame: |pgd, with| {
+        let frame = with.frames.take().expect("a frame");
+        pgd.edit(with, |edit| edit.replace((full().start, READ_ONLY), frame))
+    };
+}
+
+#[test]
+fn ending_an_address_space_with_tables_from_a_pool() {
+    struct This;
+    impl Operation for This {
+        fn run<M: Machine>(
+            &self,
+            _: &mut Pgd<Pinned>,
+            with: &mut Work<'_, '_, '_, '_, '_, M>,
+        ) -> Result<(), String> {
+            let loose = Pgd::new(&with.context, with.frames).map_err(|error| error.to_string())?;
+            let mut pgd = match loose.pin(&with.context, with.batch) {
+                Ok(pgd) => pgd,
+                Err(error) => {
+                    let reason = error.to_string();
+                    error.pgd.destroy(&with.context, with.frames).expect("loose");
+                    return Err(reason);
+                }
+            };
+            let pages = Pages { start: va(1, 1, 250), count: 12 };
+            let mapped = pgd.map_pages(with, pages, PteFlags::USER_RW);
+            let mut outcome = mapped.map_err(|error| error.to_string());
+            if let Err(error) = pgd.destroy(with) {
+                let reason = error.to_string();
+                let (DestroyError::Pinned(pgd, _) | DestroyError::NotUnpinned(pgd, ..)) = error
+                else {
+                    panic!("{reason}")
+                };
+                destroy(pgd, with);
+                outcome = Err(reason);
+            }
+            outcome
+        }
+    }
+    refuse_each(&This);
+}
+
+#[test]
+fn the_vcpus_that_run_on_an_address_space_are_known() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let one = Pgd::new(&context, &mut pool).expect("a root");
+    let one = one.pin(&context, &mut batch).expect("pinned");
+    let places = [Running::nowhere(), Running::nowhere()];
+    let vcpus = Vcpus::new(&places);
+    assert!(vcpus.on(&one).is_empty());
+    // SAFETY: the model runs no code.
+    unsafe { vcpus.load(&context, 0, &one) }.expect("loaded");
+    assert_eq!(vcpus.on(&one).0, 1);
+    assert_eq!(vcpus.reach(&one), Reach::Vcpus(hypercall::VcpuSet::one(0)));
+    let refusing =
+        FailNth::new(&guest.model, Refusal { request: 0, errno: Errno::ENOMEM, done: 0 });
+    let around = common::context(&guest, &refusing, &p2m);
+    // SAFETY: as above.
+    unsafe { vcpus.leave(&around, 0) }.expect_err("refused");
+    assert_eq!(vcpus.on(&one).0, 1, "it has not left");
+    // SAFETY: as above.
+    unsafe { vcpus.leave(&context, 0) }.expect("left");
+    assert!(vcpus.on(&one).is_empty());
+    let loose = one.unpin(&context, &mut batch).expect("nobody runs on it");
+    common::destroy(&context, loose, &mut pool);
+    guest.check();
+}
+
+#[test]
+fn a_parent_is_as_it_was_when_a_fork_is_refused() {
+    for request in 0..6 {
+        let guest = Guest::new();
+        let p2m = guest.p2m();
+        let plain = context(&guest, &guest.model, &p2m);
+        let mut pool = guest.pool();
+        let mut counts = vec![0; guest.list.len()];
+        let mut shares = Shares::new(&mut counts);
+        let mut frames = Counted { source: &mut pool, shares: &mut shares };
+        let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+        let mut storage = Storage::new();
+        let mut batch = storage.batch();
+        let mut pgd = start(&plain, &mut frames, &mut batch);
+        let entries = |pgd: &Pgd<Pinned>| {
+            let all =
+                (0..full().count).map(|at| full().at(at)).chain((0..20).map(|at| sparse().at(at)));
+            all.map(|va| walk(&plain, pgd.root(), va.expect("user half")).expect("readable").leaf())
+                .collect::<Vec<_>>()
+        };
+        let before = entries(&pgd);
+        let refusal = Refusal { request, errno: Errno::ENOMEM, done: 3 };
+        let machine = FailNth::new(&guest.model, refusal);
+        let around = context(&guest, &machine, &p2m);
+        let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+        match pgd.fork(&mut with) {
+            Ok(child) => {
+                assert!(!machine.has_refused());
+                destroy(child, &mut with);
+            }
+            Err(error) => {
+                assert!(error.left.is_none(), "{error}");
+                assert_eq!(entries(&pgd), before, "{error}");
+            }
+        }
+        let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+        destroy(pgd, &mut with);
+        guest.check();
+    }
+}
