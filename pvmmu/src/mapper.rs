@@ -6,13 +6,13 @@
 //! Give none of them to a device.
 //!
 //! Every call asks Xen at once and flushes in the same batch: the flushes that the traits hand back
-//! may be ignored. Pages are those of the user half. There are no huge pages under Xen PV: a request
-//! for one gets the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that
-//! is kept beside them: [`LiveMapper::refusal`].
+//! may be ignored. Pages are those of the user half. There are no huge pages under Xen PV: a
+//! request for one gets the trait's own error. The traits' errors cannot carry a refusal of Xen's,
+//! so that is kept beside them: [`LiveMapper::refusal`].
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
-    reason = "implements unsafe methods of a foreign trait, with its types for pseudo-physical frames"
+    reason = "implements unsafe methods of a foreign trait, whose frames are pseudo-physical here"
 )]
 
 use hypercall::{Batch, Entry, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, Pte, PteFlags};
@@ -61,11 +61,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     }
 
     /// Runs an operation with tables and frames from `frames`, and keeps its error.
-    fn with<F: FrameSource, T>(
-        &mut self,
-        frames: &mut F,
-        operation: impl FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
-    ) -> Result<T, MapError> {
+    fn with<F, T, O>(&mut self, frames: &mut F, operation: O) -> Result<T, MapError>
+    where
+        F: FrameSource,
+        O: FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
+    {
         let mut tools = Tools {
             context: self.context,
             batch: &mut *self.batch,

@@ -1,3 +1,5 @@
+//! The audit finds what is wrong, all of it, and nothing else.
+
 use expect_test::expect;
 use hypercall::ArchSharedInfo;
 

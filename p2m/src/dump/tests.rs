@@ -1,3 +1,5 @@
+//! The map in lines and as a picture.
+
 use expect_test::expect;
 use hypercall::{DomId, Mfn, Pfn};
 

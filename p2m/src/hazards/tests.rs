@@ -1,3 +1,5 @@
+//! What makes another kernel unsafe, named and counted.
+
 use core::sync::atomic::AtomicU64;
 
 use expect_test::expect;

@@ -1,3 +1,5 @@
+//! The map against a plain one, by random changes.
+
 use std::collections::BTreeMap;
 
 use arbtest::arbtest;

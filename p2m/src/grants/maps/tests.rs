@@ -1,3 +1,5 @@
+//! Frames of other domains: mapped, told apart, given back, and undone when a slot is refused.
+
 use std::cell::{Cell, RefCell};
 
 use hypercall::{Errno, FailNth, Hypercall, Refusal};
