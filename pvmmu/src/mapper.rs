@@ -6,9 +6,9 @@
 //! Give none of them to a device.
 //!
 //! Every call asks Xen at once and flushes in the same batch: the flushes that the traits hand back
-//! may be ignored. Pages are those of the user half. There are no huge pages under Xen PV: a request
-//! for one gets the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that
-//! is kept beside them: [`LiveMapper::refusal`].
+//! may be ignored. Pages are those of the user half. There are no huge pages under Xen PV: a
+//! request for one gets the trait's own error. The traits' errors cannot carry a refusal of Xen's,
+//! so that is kept beside them: [`LiveMapper::refusal`].
 #![expect(
     unsafe_code,
     clippy::disallowed_types,

@@ -306,8 +306,8 @@ fn make_top_writable<M: Machine>(
     unsafe { batch.submit(context.machine) }.map_err(|refused| PinFailure::Call(refused.error))
 }
 
-/// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what it
-/// was.
+/// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
+/// it was.
 fn end<M: Machine>(
     context: &Context<'_, M>,
     (level, frame): (Level, &Frame),

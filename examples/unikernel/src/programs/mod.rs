@@ -4,6 +4,7 @@ mod alias;
 mod bench;
 mod demo;
 mod life;
+mod primitives;
 mod prove;
 
 use alloc::string::String;
@@ -26,9 +27,11 @@ pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> 
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
         "bench" => Ok(bench::run),
+        "primitives" => Ok(primitives::run),
         "prove" => Ok(prove::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, bench and prove, \
+            "no program is called {name:?}: there are demo, alias, bench, primitives and \
+             prove, \
              and to test the harness hang, fault, silent and panic"
         )),
     }
