@@ -6,8 +6,10 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
+use crate::grants::{GrantMap, GrantUnmap, grant_flags};
 use crate::memory::{MachphysMapping, MemoryRegion};
 use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
+use crate::shared_info::ArchSharedInfo;
 use crate::start_info::StartInfo;
 
 macro_rules! same_layout {
@@ -75,3 +77,37 @@ same_numbers! {
 const _: () = assert!(size_of::<MemoryRegion>() == 20);
 const _: () = assert!(offset_of!(MemoryRegion, kind) == 16);
 const _: () = assert!(size_of::<MachphysMapping>() == 24);
+
+// grant_table.h neither.
+const _: () = assert!(size_of::<GrantMap>() == 32);
+const _: () = assert!(offset_of!(GrantMap, host_addr) == 0);
+const _: () = assert!(offset_of!(GrantMap, flags) == 8);
+const _: () = assert!(offset_of!(GrantMap, reference) == 12);
+const _: () = assert!(offset_of!(GrantMap, domain) == 16);
+const _: () = assert!(offset_of!(GrantMap, status) == 18);
+const _: () = assert!(offset_of!(GrantMap, handle) == 20);
+const _: () = assert!(offset_of!(GrantMap, dev_bus_addr) == 24);
+const _: () = assert!(size_of::<GrantUnmap>() == 24);
+const _: () = assert!(offset_of!(GrantUnmap, dev_bus_addr) == 8);
+const _: () = assert!(offset_of!(GrantUnmap, handle) == 16);
+const _: () = assert!(offset_of!(GrantUnmap, status) == 20);
+const _: () = assert!(
+    grant_flags::DEVICE_MAP | grant_flags::HOST_MAP | grant_flags::READONLY == 0x7
+        && grant_flags::APPLICATION_MAP == 8
+        && grant_flags::CONTAINS_PTE == 16
+);
+
+// shared_info is.
+same_layout!(ArchSharedInfo, xen_sys::arch_shared_info);
+const _: () = assert!(offset_of!(xen_sys::shared_info, arch) == ArchSharedInfo::OFFSET_BYTES);
+macro_rules! same_shared_offsets {
+    ($($ours:ident => $theirs:ident),* $(,)?) => {
+        $(const _: () = assert!(
+            offset_of!(ArchSharedInfo, $ours) == offset_of!(xen_sys::arch_shared_info, $theirs)
+        );)*
+    };
+}
+same_shared_offsets! {
+    max_pfn => max_pfn, frame_list_list => pfn_to_mfn_frame_list_list, nmi_reason => nmi_reason,
+    p2m_cr3 => p2m_cr3, p2m_vaddr => p2m_vaddr, p2m_generation => p2m_generation,
+}

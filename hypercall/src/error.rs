@@ -99,6 +99,8 @@ pub enum Hypercall {
     Multicall,
     /// `HYPERVISOR_memory_op` (12), with the name of the sub-operation.
     MemoryOp(&'static str),
+    /// `HYPERVISOR_grant_table_op` (20), with the name of the sub-operation.
+    GrantTableOp(&'static str),
     /// `HYPERVISOR_vm_assist` (21).
     VmAssist,
     /// Any other, by its number.
@@ -113,6 +115,7 @@ impl fmt::Display for Hypercall {
             Self::UpdateVaMapping => f.write_str("update_va_mapping"),
             Self::Multicall => f.write_str("multicall"),
             Self::MemoryOp(operation) => write!(f, "memory_op({operation})"),
+            Self::GrantTableOp(operation) => write!(f, "grant_table_op({operation})"),
             Self::VmAssist => f.write_str("vm_assist"),
             Self::Other(number) => write!(f, "hypercall {number}"),
         }

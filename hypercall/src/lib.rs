@@ -19,6 +19,8 @@
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
 //! * [`Frame`], [`Frames`]: who owns which frame.
+//! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
+//!   toolstack reads.
 //! * [`BootInfo`]: what the domain builder left in `start_info`.
 //!
 //! # What it assumes
@@ -46,12 +48,15 @@ mod batch;
 mod call;
 mod error;
 mod frame;
+mod grants;
 mod machine;
 mod memory;
 mod middleware;
 mod op;
 mod own;
 mod pte;
+mod raw;
+mod shared_info;
 mod start_info;
 mod va;
 #[cfg(target_os = "none")]
@@ -61,13 +66,20 @@ pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
 pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+pub use grants::{
+    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants, grant_flags,
+};
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
-pub use middleware::{Counting, Counts, FailNth, Refusal};
+pub use middleware::{
+    Counting, Counts, FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum,
+};
 pub use op::{
     DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,
 };
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
+pub use raw::{RawCpu, RawHypercalls, RawWrite};
+pub use shared_info::ArchSharedInfo;
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
 pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

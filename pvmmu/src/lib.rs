@@ -15,7 +15,7 @@
 //!   holds them valid.
 //! * [`Context`]: the machine, the frame map and the running root, handed to every operation.
 //! * [`walk`], [`Walk`]: what the tables say of an address, level by level.
-//! * [`TableSource`], [`FrameStack`]: where tables come from and go to.
+//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to.
 //! * [`MapError`], [`PinError`], [`UnpinError`]: what was refused, of which frame, and what is
 //!   left.
 //!

@@ -62,12 +62,16 @@ impl State {
         self.domain().memory_map.clone().ok_or(Errno::ENOSYS)
     }
 
-    /// `XENMEM_machine_memory_map`, for dom0.
-    pub(crate) fn machine_memory_map(&self) -> Answer<Vec<MemoryRegion>> {
+    /// `XENMEM_machine_memory_map`, for dom0: all of it, or `EINVAL` if there is no room for that.
+    pub(crate) fn machine_memory_map(&self, room: usize) -> Answer<Vec<MemoryRegion>> {
         if !self.domain().is_privileged() {
             return Err(Errno::EPERM);
         }
-        let ranges = self.frames.ram_ranges().into_iter().map(|(start, end)| MemoryRegion {
+        let ranges = self.frames.ram_ranges();
+        if room < ranges.len() {
+            return Err(Errno::EINVAL);
+        }
+        let ranges = ranges.into_iter().map(|(start, end)| MemoryRegion {
             start: start << PAGE_SHIFT,
             len_bytes: (end - start) << PAGE_SHIFT,
             kind: MemoryRegion::RAM,

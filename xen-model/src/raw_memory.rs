@@ -60,7 +60,8 @@ impl State {
                 self.raw_memory_map(&map, argument)
             }
             10 => {
-                let map = self.machine_memory_map()?;
+                let [room, _] = self.words_in(argument)?;
+                let map = self.machine_memory_map(low(room) as usize)?;
                 self.raw_memory_map(&map, argument)
             }
             11 => no_start.and_then(|()| self.raw_exchange(argument)),

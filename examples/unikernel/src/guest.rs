@@ -1,13 +1,15 @@
 //! What a program has to work with.
-#![expect(unsafe_code, reason = "stores into the user half, which holds no Rust object")]
+#![expect(unsafe_code, reason = "stores into the user half, and joins frames that it owns")]
 
 use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
-use p2m::P2m;
+use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
+use p2m::{LeafSource, P2m};
 use pvmmu::{Context, FrameSource};
 
 /// The guest a program runs in.
@@ -19,7 +21,7 @@ pub(crate) struct Guest<'a, M> {
     /// What the builder said.
     pub(crate) boot: BootInfo,
     /// Its frame map.
-    pub(crate) p2m: P2m<'a>,
+    pub(crate) p2m: &'a P2m<'a>,
     /// The root it booted on.
     pub(crate) kernel_root: Pfn,
     /// Frames free to use, all in the direct mapping.
@@ -32,6 +34,24 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) module: Option<&'a [u8]>,
     /// Where it prints.
     pub(crate) console: &'a mut dyn fmt::Write,
+    /// What else the machine gives it.
+    pub(crate) platform: &'a dyn Platform,
+}
+
+/// What the machine gives a guest besides memory and hypercalls.
+pub(crate) trait Platform {
+    /// The words in `shared_info` that a toolstack reads, mapped on first use.
+    ///
+    /// # Errors
+    /// A sentence, if the page cannot be mapped.
+    fn shared_info(&self) -> Result<&ArchSharedInfo, String>;
+
+    /// Where this program sees what the running address space maps at `va`; `None` if it does not
+    /// run in that address space.
+    fn words(&self, va: GuestVa) -> Option<NonNull<AtomicU64>>;
+
+    /// Lets others run for a while.
+    fn wait(&self);
 }
 
 impl<M: Machine + Cpu> Guest<'_, M> {
@@ -75,9 +95,33 @@ impl Pool {
         Self { frames: all }
     }
 
+    /// A run of `count` free frames that follow one another, if there is one at the end of the
+    /// pool.
+    pub(crate) fn take_run(&mut self, count: u64) -> Option<Frames> {
+        let first = self.frames.last()?.pfn();
+        let len = self.frames.len().checked_sub(usize::try_from(count).ok()?)?;
+        let follows = |(at, frame): (u64, &Frame)| frame.pfn().offset_from(first) == Some(at);
+        if !(0..).zip(self.frames[len..].iter().rev()).all(follows) {
+            return None;
+        }
+        self.frames.truncate(len);
+        // SAFETY: the frames have just left the pool (I-1).
+        Some(unsafe { Frames::claim(first, count) })
+    }
+
     /// How many are free.
     pub(crate) fn len(&self) -> usize {
         self.frames.len()
+    }
+}
+
+impl LeafSource for Pool {
+    fn take(&mut self) -> Option<Frame> {
+        self.frames.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.frames.push(frame);
     }
 }
 

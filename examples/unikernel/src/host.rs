@@ -4,19 +4,25 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
-use hypercall::{Assist, BootInfo, Counting, Frames, Hypercalls as _, PAGE_SHIFT, Pfn, StartInfo};
+use hypercall::{
+    ArchSharedInfo, Assist, BootInfo, Counting, Frames, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
+    StartInfo,
+};
 use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Pool};
+use crate::guest::{Guest, Platform, Pool};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
 /// Where the real kernel is linked, and where its frames for programs would be.
 const IMAGE_START: u64 = 0x100;
+/// Pages of the dom0 beside a domU.
+const DOM0_PAGES: u64 = 1024;
 /// Frames for programs, part of the image as on real Xen.
 const ARENA_FRAMES: u64 = 768;
 
@@ -101,7 +107,10 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
 
     let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
     config.kernel_pages = IMAGE_START + 256 + ARENA_FRAMES;
-    let builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
+    let mut builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
+    if arguments.role == Role::DomU {
+        builder = builder.other(DomainConfig::new(Role::Dom0, DOM0_PAGES));
+    }
     let model = builder.seed(arguments.seed).guest(config).build().map_err(|error| say(&error))?;
     model.enable_assist(Assist::WritablePageTables).map_err(|error| say(&error))?;
 
@@ -112,11 +121,13 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         .map(AtomicU64::new)
         .collect();
     let arena = Pfn::new(IMAGE_START + 256);
+    let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
+    let platform = ModelPlatform::default();
     let mut guest = Guest {
         machine: Counting::new(&model),
         cpu: &model,
         boot,
-        p2m: P2m::adopt(&list).map_err(|error| say(&error))?,
+        p2m: &p2m,
         kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
         // SAFETY: frames of the model's guest, claimed once; no Rust object is ever in them (I-1).
         pool: Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES) }),
@@ -124,12 +135,33 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         arguments: &rest,
         module,
         console,
+        platform: &platform,
     };
     let verdict = program(&mut guest);
     if name == "prove" {
         print_transitions(console, &model).map_err(|error| say(&error))?;
     }
     verdict
+}
+
+/// What the model's guest has besides memory: words that no toolstack reads.
+#[derive(Default)]
+struct ModelPlatform {
+    shared_info: ArchSharedInfo,
+}
+
+impl Platform for ModelPlatform {
+    fn shared_info(&self) -> Result<&ArchSharedInfo, String> {
+        Ok(&self.shared_info)
+    }
+
+    fn words(&self, _: GuestVa) -> Option<NonNull<AtomicU64>> {
+        None
+    }
+
+    fn wait(&self) {
+        std::thread::yield_now();
+    }
 }
 
 /// How often frames went from one type to another: Xen does not tell, the model does. Descriptor

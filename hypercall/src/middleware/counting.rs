@@ -7,6 +7,7 @@ use super::forward_frame_access;
 use crate::call::{Call, Outcome};
 use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
+use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
 use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
 use crate::memory::MemoryOp;
 use crate::pte::Pte;
@@ -94,6 +95,31 @@ impl<M: Hypercalls> Hypercalls for Counting<M> {
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         let result = self.machine.enable_assist(assist);
+        self.add(0, usize::from(result.is_err()));
+        result
+    }
+}
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Grants> Grants for Counting<M> {
+    unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        let result = unsafe { self.machine.grant_map(maps) };
+        let refused = maps.iter().filter(|map| map.status() != GrantStatus::OKAY).count();
+        self.add(maps.len(), refused);
+        result
+    }
+
+    unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        let result = unsafe { self.machine.grant_unmap(unmaps) };
+        let refused = unmaps.iter().filter(|unmap| unmap.status() != GrantStatus::OKAY).count();
+        self.add(unmaps.len(), refused);
+        result
+    }
+
+    fn grant_table(&self, frames: &mut [Mfn]) -> Result<(), Error> {
+        let result = self.machine.grant_table(frames);
         self.add(0, usize::from(result.is_err()));
         result
     }

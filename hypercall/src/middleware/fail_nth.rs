@@ -6,6 +6,7 @@ use super::forward_frame_access;
 use crate::call::{Call, Outcome, Request};
 use crate::error::{Errno, Error, Hypercall};
 use crate::frame::{Mfn, Pfn};
+use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
 use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
 use crate::memory::{MemoryOp, Reservation};
 use crate::pte::Pte;
@@ -143,6 +144,47 @@ impl<M: Hypercalls> Hypercalls for FailNth<M> {
             return Err(Error { hypercall, errno: self.refusal.errno, done: 0 });
         }
         self.machine.enable_assist(assist)
+    }
+}
+
+/// Grants are answered one by one: element `done` of the request is refused, those around it go
+/// through.
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Grants> Grants for FailNth<M> {
+    unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
+        if maps.is_empty() || self.count(1).is_none() {
+            // SAFETY: the caller's promise is handed on.
+            return unsafe { self.machine.grant_map(maps) };
+        }
+        let (before, rest) = maps.split_at_mut(self.refusal.done.min(maps.len() - 1));
+        let (refused, after) = rest.split_at_mut(1);
+        // SAFETY: a part of what the caller vouches for.
+        unsafe { self.machine.grant_map(before) }?;
+        refused[0].status = GrantStatus::GENERAL_ERROR.0;
+        // SAFETY: as above.
+        unsafe { self.machine.grant_map(after) }
+    }
+
+    unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error> {
+        if unmaps.is_empty() || self.count(1).is_none() {
+            // SAFETY: the caller's promise is handed on.
+            return unsafe { self.machine.grant_unmap(unmaps) };
+        }
+        let (before, rest) = unmaps.split_at_mut(self.refusal.done.min(unmaps.len() - 1));
+        let (refused, after) = rest.split_at_mut(1);
+        // SAFETY: a part of what the caller vouches for.
+        unsafe { self.machine.grant_unmap(before) }?;
+        refused[0].status = GrantStatus::GENERAL_ERROR.0;
+        // SAFETY: as above.
+        unsafe { self.machine.grant_unmap(after) }
+    }
+
+    fn grant_table(&self, frames: &mut [Mfn]) -> Result<(), Error> {
+        if self.count(1).is_some() {
+            let hypercall = Hypercall::GrantTableOp("setup_table");
+            return Err(Error { hypercall, errno: self.refusal.errno, done: 0 });
+        }
+        self.machine.grant_table(frames)
     }
 }
 

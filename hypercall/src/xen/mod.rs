@@ -3,9 +3,11 @@
 //! Compiled for bare metal targets only; all pointers and assembly of the crate are in this folder.
 #![expect(unsafe_code, reason = "this folder is where hypercalls and memory are real")]
 
+mod grants;
 mod memory;
 mod mmu;
 mod platform;
+mod raw;
 mod trap;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
@@ -28,6 +30,7 @@ pub(crate) mod number {
     pub(crate) const UPDATE_VA_MAPPING: u32 = 14;
     pub(crate) const XEN_VERSION: u32 = 17;
     pub(crate) const CONSOLE_IO: u32 = 18;
+    pub(crate) const GRANT_TABLE_OP: u32 = 20;
     pub(crate) const VM_ASSIST: u32 = 21;
     pub(crate) const MMUEXT_OP: u32 = 26;
     pub(crate) const SCHED_OP: u32 = 29;

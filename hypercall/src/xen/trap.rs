@@ -63,9 +63,9 @@ global_asm!(
 );
 
 #[repr(C)]
-struct Tried {
-    value: u64,
-    failed: u64,
+pub(super) struct Tried {
+    pub(super) value: u64,
+    pub(super) failed: u64,
 }
 
 // Defined above; they follow the C calling convention and return their pair in rax:rdx. The last
@@ -167,5 +167,6 @@ pub fn fault_fixup(rip: u64) -> Option<u64> {
     // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never
     // changes.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
-    fixups.iter().find(|[load, _]| *load == rip).map(|[_, go_on]| *go_on)
+    let found = fixups.iter().find(|[load, _]| *load == rip).map(|[_, go_on]| *go_on);
+    found.or_else(|| super::raw::fixup(rip))
 }

@@ -45,6 +45,7 @@ wait_for_guest() {
     deadline=$(($(uptime_seconds) + limit))
     while :; do
         look_at_guest
+        examine_guest && return
         case $state in
         *c*) ending="crashed $reason" && return ;;
         *s*) ending="shutdown $reason" && return ;;
@@ -82,6 +83,8 @@ run_guest() {
     say "end $number $ending"
     must "xl destroy" xl destroy "$name"
 }
+
+. /pvmmu/examine.sh
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

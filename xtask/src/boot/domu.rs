@@ -100,6 +100,7 @@ pub(crate) fn boot(
 fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.program("/init", include_bytes!("dom0_init.sh"));
+    archive.file("/pvmmu/examine.sh", include_bytes!("dom0_examine.sh"));
     let mut jobs = String::new();
     for (number, guest) in guests.iter().enumerate() {
         writeln!(jobs, "{number} {}", guest.limit.as_secs())?;

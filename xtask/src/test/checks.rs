@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use super::house_rules;
 use super::session::Session;
 use crate::cargo::{Package, cargo, packages};
+use crate::paths;
 use crate::process::run_captured;
 use crate::provision::rust_target::{self, TARGET};
 use crate::station::model_program;
@@ -43,6 +44,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         })?;
     }
     session.step(GROUP, "unit and integration tests", unit_tests)?;
+    session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {
@@ -59,13 +61,23 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// The tests of lock-free code, which loom runs in every order that the memory model allows. They
+/// are compiled with other atomics, so in a folder of their own.
+fn every_order() -> Result<String> {
+    let folder = paths::target()?.join("loom");
+    let mut cargo = cargo();
+    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--lib", "--target-dir"]);
+    let output = must(cargo.arg(folder).env("RUSTFLAGS", "--cfg loom"))?;
+    Ok(format!("{} passed", count_passed(&output)))
+}
+
 /// The guest's programs on the model of each release, in both roles.
 fn on_the_model() -> Result<String> {
     let program = model_program()?;
     let mut runs = 0;
     for release in ["4.14", "4.17", "4.20"] {
         for role in ["dom0", "domu"] {
-            for name in ["demo", "alias"] {
+            for name in ["demo", "alias", "audit", "dump", "conformance"] {
                 let mut model = Command::new(&program);
                 must(model.args(["--xen", release, "--as", role, name]))?;
                 runs += 1;

@@ -6,11 +6,13 @@
 //! | `checks` | format, lints, unit and documentation tests: no machine needed |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
+//! | `examine` | a guest's frame map, seen by itself and by dom0 |
 //! | `endings` | that QEMU ends when the harness does, however it ends |
 //! | `session` | keeps the score |
 
 mod checks;
 mod endings;
+mod examine;
 mod house_rules;
 mod real_xen;
 mod session;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::endings;
 use super::session::{Passed, Session};
+use super::{endings, examine};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
-use crate::boot::{Clock, Guest, Host, dom0, domu};
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cli::{Release, Role, TestArguments};
 use crate::paths::HostFolder;
 use crate::prove::{self, Machines, Where};
@@ -55,15 +55,24 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 }
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 7] = [
+const CASES: [Case; 11] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
     case("alias", 256, Expectation::Pass),
+    case("conformance", 256, Expectation::Pass),
+    case("audit", 64, Expectation::Pass),
+    case("audit", 8192, Expectation::Pass),
+    case("grow", 64, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { program: "hang", memory_mib: 256, seconds: 5, expectation: Expectation::Hang },
 ];
+
+/// Guests whose frame map dom0 examines: as the builder made it, and grown in its window with
+/// entries of every kind.
+const EXAMINED: [Case; 2] =
+    [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
 /// What a boot needs.
 struct Setting<'a> {
@@ -138,7 +147,33 @@ impl Setting<'_> {
         }
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
-        self.as_domu(session, release, (&host, &linux))
+        self.as_domu(session, release, (&host, &linux))?;
+        self.examined(session, release, (&host, &linux))
+    }
+
+    /// Guests that dom0 looks at from outside, in one boot.
+    fn examined(
+        &self,
+        session: &mut Session,
+        release: Release,
+        (host, linux): (&Host<'_>, &Linux),
+    ) -> Result<()> {
+        let guests = EXAMINED.map(|case| self.guest(case));
+        let log = self.folder.new_log(&format!("test-examined-{release}"))?;
+        // The verdict is dom0's last line on a guest.
+        let mut seen = vec![Vec::new()];
+        let reports = domu::boot(host, linux, &guests, log, |line| {
+            let Line::Guest(text) = line else { return };
+            seen.last_mut().into_iter().for_each(|lines| lines.push(text.to_owned()));
+            if Verdict::parse(text).is_some() {
+                seen.push(Vec::new());
+            }
+        })?;
+        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(&seen) {
+            let result = case.judge(report).and_then(|_| examine::compare(lines));
+            session.record("examined", &case.name(release), report.time, result)?;
+        }
+        Ok(())
     }
 
     fn as_dom0(

@@ -16,7 +16,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 
 use super::heap::{self, ARENA_FRAMES};
-use crate::guest::{Guest, Pool};
+use crate::guest::{Guest, Platform, Pool};
 
 /// VIRT_BASE of the linker script: where pfn 0 is mapped.
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -118,6 +118,7 @@ pub(super) fn guest<'a>(
     early: &'a Early,
     xen: &'a Xen,
     console: &'a mut dyn fmt::Write,
+    platform: &'a dyn Platform,
 ) -> Guest<'a, Xen> {
     let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
         panic!("the arena is outside the direct mapping")
@@ -134,12 +135,13 @@ pub(super) fn guest<'a>(
         machine: Counting::new(xen),
         cpu: xen,
         boot: early.boot,
-        p2m: early.p2m,
+        p2m: &early.p2m,
         kernel_root: early.root(),
         pool,
         arguments: "",
         module: module(&early.boot),
         console,
+        platform,
     }
 }
 

@@ -6,6 +6,7 @@ mod console;
 mod entry;
 mod heap;
 mod panic;
+mod platform;
 mod traps;
 
 use hypercall::xen::Xen;
@@ -15,6 +16,7 @@ use crate::programs;
 use crate::report::{Verdict, print_verdict};
 use boot::Early;
 use console::Console;
+use platform::RealPlatform;
 
 /// Called by the entry code, once, on the boot stack.
 extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
@@ -46,7 +48,8 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let xen = boot::machine(early);
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
-    let mut guest = boot::guest(early, &xen, &mut console);
+    let platform = RealPlatform::new(early, &xen);
+    let mut guest = boot::guest(early, &xen, &mut console, &platform);
     guest.arguments = arguments;
     program(&mut guest)
 }

@@ -1,16 +1,22 @@
 //! The programs: each written against the seam, each ending in a verdict.
 
 mod alias;
+mod audit;
 mod bench;
+mod conformance;
 mod demo;
+mod dump;
+mod grow;
 mod life;
 mod primitives;
 mod prove;
+mod publish;
 
 use alloc::string::String;
 use core::fmt::Display;
 
-use hypercall::{Cpu, Machine};
+use ::conformance::Target;
+use hypercall::Machine;
 
 use crate::guest::Guest;
 use crate::report::Verdict;
@@ -22,17 +28,21 @@ pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
 ///
 /// # Errors
 /// A sentence with the names that there are.
-pub(crate) fn named<M: Machine + Cpu>(name: &str) -> Result<Program<M>, String> {
+pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, String> {
     match name {
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
+        "audit" => Ok(audit::run),
+        "dump" => Ok(dump::run),
+        "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "primitives" => Ok(primitives::run),
         "prove" => Ok(prove::run),
+        "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, bench, primitives and \
-             prove, \
-             and to test the harness hang, fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
+             primitives, prove and conformance, and to test the harness hang, fault, silent and \
+             panic"
         )),
     }
 }

@@ -70,14 +70,24 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Frames for the operations, and the landmarks around them.
 fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
+    let all = arena_frames(guest, FRAMES)?;
     let shared_info = guest.boot.shared_info;
     let root_va = guest.boot.root;
-    let (context, pool) = guest.parts();
+    let (context, _) = guest.parts();
     let path = walk(&context, context.kernel_root, root_va).or_say("walk")?;
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
     let running_root = context.p2m.mfn(context.kernel_root).or_say("P2M")?;
+    Ok(Arena::new(all, Landmarks { shared_info, running_root, running_l1 }))
+}
+
+/// Frames of the pool, with the places where the direct mapping maps them.
+pub(super) fn arena_frames<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    frames: usize,
+) -> Result<Vec<ArenaFrame>, String> {
+    let (context, pool) = guest.parts();
     let mut all = Vec::new();
-    for _ in 0..FRAMES {
+    for _ in 0..frames {
         // The frames are not given back: the program ends with the guest.
         let pfn = pool.take().ok_or("the pool is empty")?.pfn();
         let va = context.machine.direct_map(pfn).or_say("direct mapping")?;
@@ -86,7 +96,7 @@ fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
         let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
         all.push(ArenaFrame { pfn, mfn, direct, va });
     }
-    Ok(Arena::new(all, Landmarks { shared_info, running_root, running_l1 }))
+    Ok(all)
 }
 
 /// What has been done and seen.

@@ -1,0 +1,238 @@
+//! `grow`: the frame map moves into its window and grows there, with every kind of entry, on the
+//! machine it runs on; what each step costs, and an audit at the end. With `stay` the guest then
+//! waits to be examined from outside, as `dump` does; `pfns=N` grows by so many and not by 1 GiB.
+#![expect(unsafe_code, reason = "changes mappings of frames and addresses that are the program's")]
+
+use alloc::format;
+use alloc::string::String;
+
+use hypercall::{
+    Batch, BatchStorage, Call, Counting, Cpu, DomId, Extent, Frame, FrameAccess as _, GuestVa,
+    Hypercalls as _, Machine, MemoryOp, Mfn, Pfn, Pte, Request, Reservation, VaFlush, VaMapping,
+};
+use p2m::{
+    FrameList, GrowContext, KexecState, LeafSource as _, P2m, P2mError, Pfns, Toolstack, Window,
+    WindowPlace,
+};
+
+use super::OrSay;
+use super::audit::{Published, audit};
+use super::dump::wait_to_be_examined;
+use super::publish::{builder_list, places};
+use crate::guest::{Guest, number};
+use crate::report::{Steps, Verdict};
+
+/// Where the window is: the first address of a root slot that no builder uses.
+const WINDOW: u64 = 0xffff_9000_0000_0000;
+/// Pfns in a GiB.
+const GIB: u64 = 1 << 18;
+/// How far the map can grow: 2 TiB.
+const CAPACITY: u64 = 2048 * GIB;
+/// How far it grows in the end.
+const TERABYTE: u64 = 1024 * GIB;
+/// The most hypercalls that growth by 1 GiB may take.
+const GROWTH_MAX: u64 = 5;
+/// Whose frame is said to be mapped: nobody's, so that nothing is.
+const NEIGHBOUR: DomId = DomId(77);
+
+type Storage = BatchStorage<512, 8>;
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let mut steps = Steps::begin(guest).or_say("console")?;
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let (p2m, mut window) = open(guest, &mut batch)?;
+    steps.done(guest, "open the window").or_say("console")?;
+    compare(guest, &p2m)?;
+    steps.done(guest, &format!("compare {} words", p2m.len())).or_say("console")?;
+
+    let toolstack = Toolstack::new(guest.platform.shared_info()?);
+    let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
+    toolstack.publish_list(&p2m, window.va(), root).or_say("linear list")?;
+    let mut places = places(p2m.len() + 2 * GIB);
+    let top = guest.pool.take().ok_or("the pool is empty")?;
+    let mut frame_list = FrameList::new(top, &mut places);
+    frame_list.build((&guest.machine, &p2m), &window, &mut guest.pool).or_say("frame list")?;
+    toolstack.publish_frame_list(&p2m, Some(frame_list.top(&p2m).or_say("frame list")?));
+    steps.done(guest, "publish both lists").or_say("console")?;
+
+    let built = p2m.len();
+    let new = Pfns::new(Pfn::new(built), number(guest.arguments, "pfns", GIB)?.max(1024));
+    let cost = grow(guest, (&p2m, &mut window, toolstack), new, &mut batch)?;
+    let around = (&guest.machine, &p2m);
+    frame_list.refresh(around, &window, new, &mut guest.pool).or_say("frame list")?;
+    steps.done(guest, &format!("grow by {} pfns, reserve them", new.count)).or_say("console")?;
+
+    let moved = use_entries(guest, &p2m, new)?;
+    steps.done(guest, "give new pfns memory, marks and holes").or_say("console")?;
+    let (list, toolstack) = (Some(window.va()), &toolstack);
+    let tree = Some(&frame_list);
+    audit(guest, &p2m, &Published { toolstack, list, frame_list: tree, leaves: &window })?;
+    say_hazards(guest, &p2m, built)?;
+    if guest.arguments.split_whitespace().any(|word| word == "stay") {
+        p2m.dump(guest.console).or_say("console")?;
+        return wait_to_be_examined(guest, toolstack);
+    }
+    put_back(guest, &p2m, (new, moved))?;
+
+    grow_far(guest, (&p2m, &mut window, *toolstack), &mut batch)?;
+    steps.done(guest, "grow to 1 TiB, 3 GiB of it identity").or_say("console")?;
+    audit(guest, &p2m, &Published { toolstack, list, frame_list: None, leaves: &window })?;
+    steps.done(guest, "audit a sparse terabyte").or_say("console")?;
+    steps.end(guest).or_say("console")?;
+    Ok(format!("growth took {cost} hypercalls; {}", steps.summary()))
+}
+
+/// Grows the map to a terabyte, too long for a frame list, with a hole for devices at its end.
+fn grow_far<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    (p2m, window, toolstack): (&P2m<'_>, &mut Window, Toolstack<'_>),
+    batch: &mut Batch<'_>,
+) -> Result<(), String> {
+    toolstack.publish_frame_list(p2m, None);
+    let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
+    window.grow(context, TERABYTE, batch).or_say("grow")?;
+    let devices = Pfns::new(Pfn::new(TERABYTE - 3 * GIB - 100), 3 * GIB + 50);
+    window.reserve_identity(context, devices, &mut guest.pool, batch).or_say("identity")?;
+    p2m.dump(guest.console).or_say("console")
+}
+
+/// Maps the builder's list in the window.
+fn open<'a, M: Machine + Cpu>(
+    guest: &mut Guest<'a, M>,
+    batch: &mut Batch<'_>,
+) -> Result<(P2m<'a>, Window), String> {
+    let va = GuestVa::new(WINDOW).or_say("the window")?;
+    let words = guest.platform.words(va).ok_or("this program does not run on its own tables")?;
+    let place = WindowPlace { va, words, capacity: CAPACITY, root: guest.kernel_root };
+    let needed = Window::frames_needed(guest.p2m.len(), CAPACITY);
+    let frames = guest.pool.take_run(needed).ok_or("the pool has no such run")?;
+    let list = builder_list(guest)?;
+    // SAFETY: the builder leaves this slot free, nothing else here uses it, and no address space
+    // but the kernel's exists; the builder's list is followed by nothing in its last page.
+    unsafe { Window::open((&guest.machine, guest.p2m), list, place, frames, batch) }.or_say("open")
+}
+
+/// Both maps say the same of every pfn.
+fn compare<M: Machine + Cpu>(guest: &Guest<'_, M>, p2m: &P2m<'_>) -> Result<(), String> {
+    for pfn in guest.p2m.all().iter() {
+        if guest.p2m.entry(pfn) != p2m.entry(pfn) {
+            return Err(format!("pfn {pfn}: {:?} in the window", p2m.entry(pfn)));
+        }
+    }
+    match p2m.len() == guest.p2m.len() {
+        true => Ok(()),
+        false => Err(format!("{} pfns in the window", p2m.len())),
+    }
+}
+
+/// Grows the map over `new`, and reserves it. How many hypercalls that took.
+fn grow<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    (p2m, window, toolstack): (&P2m<'_>, &mut Window, Toolstack<'_>),
+    new: Pfns,
+    batch: &mut Batch<'_>,
+) -> Result<u64, String> {
+    let before = guest.machine.counts();
+    let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
+    window.grow(context, new.end(), batch).or_say("grow")?;
+    let last = Pfn::new(new.end() - 1);
+    let refused = p2m.populate(last, Mfn::new(1));
+    if refused != Err(P2mError::NotReserved(last)) {
+        return Err(format!("pfn {last} has no memory for its word: {refused:?}"));
+    }
+    window.reserve(context, new, &mut guest.pool, batch).or_say("reserve")?;
+    match (guest.machine.counts() - before).hypercalls {
+        cost @ 0..=GROWTH_MAX => Ok(cost),
+        cost => Err(format!("growth took {cost} hypercalls, {GROWTH_MAX} are allowed")),
+    }
+}
+
+/// Moves a page's memory to a new pfn, marks one foreign, and a few as identity.
+fn use_entries<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    p2m: &P2m<'_>,
+    new: Pfns,
+) -> Result<Frame, String> {
+    let given = guest.pool.take().ok_or("the pool is empty")?;
+    set_mapping(&guest.machine, given.pfn(), Pte::ABSENT)?;
+    give(&guest.machine, p2m, given.pfn())?;
+    take(&guest.machine, p2m, new.start)?;
+    let end = Pfn::new(new.end() - 1);
+    p2m.set_foreign(end, NEIGHBOUR, Mfn::new(1)).or_say("foreign")?;
+    let identity = Pfns::new(Pfn::new(new.end() - 600), 500);
+    p2m.set_identity(identity).or_say("identity")?;
+    Ok(given)
+}
+
+/// Undoes [`use_entries`].
+fn put_back<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    p2m: &P2m<'_>,
+    (new, given): (Pfns, Frame),
+) -> Result<(), String> {
+    p2m.clear_foreign(Pfn::new(new.end() - 1)).or_say("foreign")?;
+    give(&guest.machine, p2m, new.start)?;
+    let mfn = take(&guest.machine, p2m, given.pfn())?;
+    set_mapping(&guest.machine, given.pfn(), Pte::new(mfn, hypercall::PteFlags::KERNEL_RW))?;
+    guest.pool.give(given);
+    Ok(())
+}
+
+/// Sets the entry of `pfn` in the direct mapping.
+fn set_mapping<M: Machine>(machine: &Counting<&M>, pfn: Pfn, pte: Pte) -> Result<(), String> {
+    let va = machine.direct_map(pfn).or_say("direct mapping")?.addr();
+    let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
+    let mut calls = [Call::new(Request::VaMapping(mapping))];
+    // SAFETY: the page is the program's, taken from the pool, and not used.
+    unsafe { machine.issue(&mut calls) }.or_say("mapping")?;
+    calls[0].result().or_say("mapping")
+}
+
+/// Gives the memory behind `pfn` back to Xen.
+fn give<M: Machine>(machine: &Counting<&M>, p2m: &P2m<'_>, pfn: Pfn) -> Result<(), String> {
+    let mut extents = [Extent::from_mfn(p2m.mfn(pfn).or_say("give")?)];
+    let (order, flags, domain) = (0, 0, DomId::SELF);
+    let list = Reservation { extents: &mut extents, order, flags, domain };
+    // SAFETY: the page is the program's, and nothing maps it.
+    let done = unsafe { machine.memory_op(&mut MemoryOp::Decrease(list)) }.or_say("decrease")?;
+    if done != 1 {
+        return Err(format!("Xen does not take pfn {pfn} back"));
+    }
+    p2m.depopulate(pfn).map(drop).or_say("depopulate")
+}
+
+/// Asks Xen for memory behind `pfn`.
+fn take<M: Machine>(machine: &Counting<&M>, p2m: &P2m<'_>, pfn: Pfn) -> Result<Mfn, String> {
+    let mut extents = [Extent::from_pfn(pfn)];
+    let (order, flags, domain) = (0, 0, DomId::SELF);
+    let list = Reservation { extents: &mut extents, order, flags, domain };
+    // SAFETY: a pfn that has nothing.
+    let done = unsafe { machine.memory_op(&mut MemoryOp::Populate(list)) }.or_say("populate")?;
+    if done != 1 {
+        return Err(format!("Xen has no memory for pfn {pfn}"));
+    }
+    let mfn = extents[0].mfn();
+    p2m.populate(pfn, mfn).or_say("populate")?;
+    match p2m.pfn(machine, mfn) {
+        Ok(back) if back == pfn => Ok(mfn),
+        other => Err(format!("Xen gave mfn {mfn} for pfn {pfn}, and M2P says {other:?}")),
+    }
+}
+
+/// What stands in the way of a kexec now: the page given away and the foreign mark.
+fn say_hazards<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    p2m: &P2m<'_>,
+    built: u64,
+) -> Result<(), String> {
+    let ram = [Pfns::new(Pfn::new(0), built)];
+    let state = KexecState { p2m, ram: &ram, granted: None, maps: None };
+    match state.kexec_is_safe() {
+        Err(hazards) if (hazards.ballooned, hazards.foreign) == (1, 1) => {
+            writeln!(guest.console, "{hazards}").or_say("console")
+        }
+        other => Err(format!("a page was given away, one is foreign, and kexec says {other:?}")),
+    }
+}

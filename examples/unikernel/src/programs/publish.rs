@@ -1,0 +1,46 @@
+//! Tells the toolstack where the frame map is.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use hypercall::{Cpu, Frame, FrameAccess as _, Machine, PAGE_SHIFT, Pfn};
+use p2m::{BuilderList, FrameList, LeafSource as _, Toolstack};
+
+use super::OrSay;
+use crate::guest::Guest;
+
+/// Pfns that a page of the frame list describes.
+const PFNS_PER_PAGE: u64 = 1 << 18;
+
+/// Places for the pages of a frame list of `pfns` pfns.
+pub(super) fn places(pfns: u64) -> Vec<Option<Frame>> {
+    (0..pfns.div_ceil(PFNS_PER_PAGE)).map(|_| None).collect()
+}
+
+/// Publishes a frame list of the builder's list, in frames of the pool. The list itself lies where
+/// toolstacks would misread it.
+pub(super) fn publish<'a, 's, M: Machine + Cpu>(
+    guest: &mut Guest<'a, M>,
+    places: &'s mut [Option<Frame>],
+) -> Result<(Toolstack<'a>, FrameList<'s>), String> {
+    let toolstack = Toolstack::new(guest.platform.shared_info()?);
+    let (list, p2m) = (builder_list(guest)?, guest.p2m);
+    let top = guest.pool.take().ok_or("the pool is empty")?;
+    let mut frame_list = FrameList::new(top, places);
+    frame_list.build((&guest.machine, p2m), &list, &mut guest.pool).or_say("frame list")?;
+    toolstack.publish_frame_list(p2m, Some(frame_list.top(p2m).or_say("frame list")?));
+    Ok((toolstack, frame_list))
+}
+
+/// Where the builder put the list.
+pub(super) fn builder_list<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<BuilderList, String> {
+    if let Some((first, _)) = guest.boot.p2m_frames {
+        return Ok(BuilderList { first });
+    }
+    let start = guest.machine.direct_map(Pfn::new(0)).or_say("direct mapping")?;
+    let offset = guest.boot.p2m_list.raw().checked_sub(start.raw());
+    let offset =
+        offset.ok_or_else(|| format!("the list, {}, is elsewhere", guest.boot.p2m_list))?;
+    Ok(BuilderList { first: Pfn::new(offset >> PAGE_SHIFT) })
+}

@@ -1,0 +1,72 @@
+//! Grants on real Xen.
+
+use super::trap::hypercall;
+use super::{Xen, number};
+use crate::error::{Errno, Error, Hypercall};
+use crate::frame::Mfn;
+use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
+use crate::op::DomId;
+
+const MAP_GRANT_REF: (u64, &str) = (0, "map_grant_ref");
+const UNMAP_GRANT_REF: (u64, &str) = (1, "unmap_grant_ref");
+const SETUP_TABLE: (u64, &str) = (2, "setup_table");
+
+/// `struct gnttab_setup_table`, 24 bytes.
+#[repr(C)]
+struct RawSetupTable {
+    domain: u16,
+    nr_frames: u32,
+    status: i16,
+    frame_list: u64,
+}
+
+const _: () = assert!(size_of::<RawSetupTable>() == 24);
+
+/// Puts `count` elements from `first` on to Xen.
+///
+/// # Safety
+/// The elements are what the operation expects, and what they ask for is the caller's to ask.
+unsafe fn grant_table_op<T>(
+    (operation, name): (u64, &'static str),
+    first: *mut T,
+    count: usize,
+) -> Result<(), Error> {
+    if count == 0 {
+        return Ok(());
+    }
+    let arguments = [operation, first as u64, count as u64, 0, 0];
+    // SAFETY: the caller vouches for the elements.
+    let rax = unsafe { hypercall(number::GRANT_TABLE_OP, arguments) };
+    let hypercall = Hypercall::GrantTableOp(name);
+    Errno::check(rax).map(drop).map_err(|errno| Error { hypercall, errno, done: 0 })
+}
+
+impl Grants for Xen {
+    unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the addresses.
+        unsafe { grant_table_op(MAP_GRANT_REF, maps.as_mut_ptr(), maps.len()) }
+    }
+
+    unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the mappings.
+        unsafe { grant_table_op(UNMAP_GRANT_REF, unmaps.as_mut_ptr(), unmaps.len()) }
+    }
+
+    fn grant_table(&self, frames: &mut [Mfn]) -> Result<(), Error> {
+        let mut setup = RawSetupTable {
+            domain: DomId::SELF.0,
+            nr_frames: u32::try_from(frames.len()).unwrap_or(u32::MAX),
+            status: GrantStatus::NOT_ISSUED.0,
+            frame_list: frames.as_mut_ptr() as u64,
+        };
+        // SAFETY: Xen fills the list, whose words are mfns, and the status.
+        unsafe { grant_table_op(SETUP_TABLE, &raw mut setup, 1) }?;
+        match setup.status {
+            0 => Ok(()),
+            _ => {
+                let hypercall = Hypercall::GrantTableOp(SETUP_TABLE.1);
+                Err(Error { hypercall, errno: Errno::EINVAL, done: 0 })
+            }
+        }
+    }
+}

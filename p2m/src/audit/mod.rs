@@ -1,0 +1,247 @@
+//! The audit: does the map say what is true?
+//!
+//! From the guest's side: each pfn's frame must lead back to that pfn through M2P; no frame stands
+//! behind two pfns; what is marked foreign or identity is not the guest's own memory. From the
+//! toolstack's side: what is published leads to the list's own pages, covers the map, and is not in
+//! the middle of a change. From Xen's side, if it is asked: the guest owns as many frames as the
+//! map has RAM.
+//!
+//! Nothing is allocated and nothing is remembered per frame: that M2P has one pfn for each frame is
+//! what finds a frame that P2M has twice. One pfn costs a few tens of instructions; pages that
+//! holes share are passed over in one step. [`Audit::step`] does a bounded part, for a guest that
+//! has other things to do.
+
+mod report;
+
+pub use report::{Finding, Problem, Records, Report};
+
+use hypercall::{DomId, FrameAccess, GuestVa, Mfn, PAGE_SHIFT, Pfn};
+
+use crate::dump::Census;
+use crate::entry::P2mEntry;
+use crate::frame_list::FrameList;
+use crate::leaves::Leaves;
+use crate::map::{P2m, Pfns};
+use crate::runs::{LEAF_WORDS, step};
+use crate::toolstack::Toolstack;
+
+/// An audit under way.
+#[derive(Debug)]
+pub struct Audit<'f> {
+    next: u64,
+    census: Census,
+    /// Pfns behind the last one that stands for something.
+    populated_end: u64,
+    /// The guest's own domain, if known: what it maps from itself is its own and foreign at once.
+    own: Option<DomId>,
+    findings: Findings<'f>,
+}
+
+/// Whether an audit is through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The audit goes on with this pfn.
+    More(Pfn),
+    /// Every pfn was looked at.
+    Done,
+}
+
+/// Findings in memory of the caller's.
+#[derive(Debug)]
+struct Findings<'f> {
+    places: &'f mut [Option<Finding>],
+    used: usize,
+    dropped: u64,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, finding: Finding) {
+        let last = self.used.checked_sub(1).and_then(|last| self.places[last].as_mut());
+        if last.is_some_and(|last| last.extend(&finding)) {
+            return;
+        }
+        match self.places.get_mut(self.used) {
+            Some(place) => {
+                *place = Some(finding);
+                self.used += 1;
+            }
+            None => self.dropped += finding.pfns.count,
+        }
+    }
+}
+
+impl<'f> Audit<'f> {
+    /// Starts with pfn 0. Findings go to `places`; what finds no place is counted.
+    pub fn begin(places: &'f mut [Option<Finding>]) -> Self {
+        places.fill(None);
+        Self {
+            next: 0,
+            census: Census::default(),
+            populated_end: 0,
+            own: None,
+            findings: Findings { places, used: 0, dropped: 0 },
+        }
+    }
+
+    /// Lets frames marked as of `domain` be the guest's own: the guest is that domain, and maps its
+    /// own grants.
+    #[must_use]
+    pub const fn of_domain(mut self, domain: DomId) -> Self {
+        self.own = Some(domain);
+        self
+    }
+
+    /// Looks at every pfn there is.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn run<M: FrameAccess + ?Sized>(&mut self, machine: &M, p2m: &P2m<'_>) {
+        while self.step(machine, p2m, u64::MAX) != Progress::Done {}
+    }
+
+    /// Looks at the next pfns: `words_max` of them, or shared pages of 512.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn step<M: FrameAccess + ?Sized>(
+        &mut self,
+        machine: &M,
+        p2m: &P2m<'_>,
+        words_max: u64,
+    ) -> Progress {
+        let end = p2m.len();
+        for _ in 0..words_max {
+            let pfn = self.next;
+            let Some((entry, count)) = step(p2m, pfn, end).filter(|_| pfn < end) else {
+                return Progress::Done;
+            };
+            self.look(machine, p2m, Pfn::new(pfn), entry);
+            self.census.add(entry, count);
+            self.next += count;
+            if entry != P2mEntry::Absent && entry != P2mEntry::Identity {
+                self.populated_end = self.next;
+            }
+        }
+        if self.next < end { Progress::More(Pfn::new(self.next)) } else { Progress::Done }
+    }
+
+    /// Compares how much RAM the map has with what Xen says the guest has
+    /// (`XENMEM_current_reservation`), once every pfn was looked at.
+    pub fn compare_reservation(&mut self, frames: u64) {
+        if frames != self.census.ram {
+            let problem = Problem::Reservation { map: self.census.ram, xen: frames };
+            self.findings.add(Finding { pfns: Pfns::new(Pfn::new(0), 0), problem });
+        }
+    }
+
+    /// Looks at what a toolstack reads, once every pfn was looked at. The linear list is to be at
+    /// `list` under `root`.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn check_toolstack(
+        &mut self,
+        toolstack: &Toolstack<'_>,
+        p2m: &P2m<'_>,
+        list: Option<(GuestVa, Mfn)>,
+    ) {
+        let published = toolstack.read();
+        let whole = p2m.all();
+        let mut add = |problem| self.findings.add(Finding { pfns: whole, problem });
+        if !published.generation.is_multiple_of(2) {
+            add(Problem::GenerationOdd(published.generation));
+        }
+        if published.max_pfn < self.populated_end || published.max_pfn > p2m.len() {
+            let needed = self.populated_end;
+            add(Problem::MaxPfn { published: published.max_pfn, needed, len: p2m.len() });
+        }
+        let has_list = published.cr3 != 0;
+        let is_list = list.is_some_and(|(list, root)| {
+            published.cr3 == root.raw() << PAGE_SHIFT && published.list == list.raw()
+        });
+        if has_list != list.is_some() || (has_list && !is_list) {
+            add(Problem::ListElsewhere { cr3: published.cr3, list: published.list });
+        }
+        if !has_list && matches!(published.frame_list, 0 | u64::MAX) {
+            add(Problem::NotPublished);
+        }
+    }
+
+    /// Compares the frame list with the pages that the list is in.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn check_frame_list<M: FrameAccess, L: Leaves>(
+        &mut self,
+        (machine, p2m): (&M, &P2m<'_>),
+        frame_list: &FrameList<'_>,
+        leaves: &L,
+    ) {
+        for index in 0..p2m.len().div_ceil(LEAF_WORDS) {
+            let found = frame_list.lookup(machine, p2m, index).ok().flatten();
+            let is = leaves.leaf(machine, p2m, index).ok();
+            if found != is || found.is_none() {
+                let pfns = Pfns::new(Pfn::new(index * LEAF_WORDS), LEAF_WORDS);
+                self.findings.add(Finding { pfns, problem: Problem::FrameList { found, is } });
+            }
+        }
+    }
+
+    /// What was found so far.
+    #[must_use]
+    pub fn report(&self) -> Report<'_> {
+        let findings = &self.findings;
+        let looked_at = Pfns::new(Pfn::new(0), self.next);
+        let places = &findings.places[..findings.used];
+        Report { looked_at, census: self.census, findings: places, dropped: findings.dropped }
+    }
+
+    /// Looks at one pfn.
+    #[inline]
+    fn look<M: FrameAccess + ?Sized>(
+        &mut self,
+        machine: &M,
+        p2m: &P2m<'_>,
+        pfn: Pfn,
+        entry: P2mEntry,
+    ) {
+        match entry {
+            P2mEntry::Ram(mfn) => {
+                let m2p = machine.machine_to_phys(mfn);
+                if m2p != Some(pfn) {
+                    self.blame_ram(p2m, pfn, mfn, m2p);
+                }
+            }
+            P2mEntry::Absent => {}
+            P2mEntry::Identity => {
+                let mfn = Mfn::new(pfn.raw());
+                if let Ok(own) = p2m.pfn(machine, mfn) {
+                    self.add(pfn, Problem::IdentityIsOwn { own });
+                }
+            }
+            P2mEntry::Foreign { owner, mfn } => {
+                if let (Ok(own), true) = (p2m.pfn(machine, mfn), self.own != Some(owner)) {
+                    self.add(pfn, Problem::ForeignIsOwn { owner, mfn, own });
+                }
+            }
+        }
+    }
+
+    /// Says what is wrong with RAM that M2P has elsewhere.
+    #[cold]
+    fn blame_ram(&mut self, p2m: &P2m<'_>, pfn: Pfn, mfn: Mfn, m2p: Option<Pfn>) {
+        let problem = match m2p {
+            None => Problem::NotInM2p { mfn },
+            Some(other) if p2m.mfn(other) == Ok(mfn) => Problem::Duplicate { mfn, other },
+            Some(other) => Problem::M2pElsewhere { mfn, m2p: other },
+        };
+        self.add(pfn, problem);
+    }
+
+    fn add(&mut self, pfn: Pfn, problem: Problem) {
+        self.findings.add(Finding { pfns: Pfns::new(pfn, 1), problem });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

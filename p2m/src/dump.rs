@@ -1,0 +1,180 @@
+//! The map as a person reads it: lines of text, and a strip in SVG.
+
+use core::fmt::{self, Write};
+
+use crate::entry::P2mEntry;
+use crate::map::{P2m, Pfns};
+use crate::runs::{Grain, Run};
+
+/// How many pfns stand for what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Memory of the guest's own.
+    pub ram: u64,
+    /// Nothing.
+    pub absent: u64,
+    /// Holes for devices.
+    pub identity: u64,
+    /// Frames of other domains.
+    pub foreign: u64,
+}
+
+impl Census {
+    /// Counts `pfns`.
+    #[must_use]
+    pub fn of(p2m: &P2m<'_>, pfns: Pfns) -> Self {
+        let mut census = Self::default();
+        for run in p2m.runs(pfns, Grain::Kind) {
+            census.add(run.first, run.pfns.count);
+        }
+        census
+    }
+
+    pub(crate) const fn add(&mut self, entry: P2mEntry, count: u64) {
+        match entry {
+            P2mEntry::Ram(_) => self.ram += count,
+            P2mEntry::Absent => self.absent += count,
+            P2mEntry::Identity => self.identity += count,
+            P2mEntry::Foreign { .. } => self.foreign += count,
+        }
+    }
+
+    /// All pfns counted.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.ram + self.absent + self.identity + self.foreign
+    }
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ram, absent, identity, foreign } = self;
+        let total = self.total();
+        write!(
+            f,
+            "{total} pfns: {ram} ram, {absent} absent, {identity} identity, {foreign} foreign"
+        )
+    }
+}
+
+/// `pfn START..END  KIND  mfn START..END`: both ends in hexadecimal, the second one excluded.
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pfns, first } = self;
+        let kind = match first {
+            P2mEntry::Ram(_) => "ram",
+            P2mEntry::Absent => "absent",
+            P2mEntry::Identity => "identity",
+            P2mEntry::Foreign { .. } => "foreign",
+        };
+        write!(f, "pfn {}..{:05x}  {kind}", pfns.start, pfns.end())?;
+        match first {
+            P2mEntry::Ram(mfn) => write!(f, "  mfn {mfn}..{:05x}", mfn.raw() + pfns.count),
+            P2mEntry::Foreign { owner, mfn } => {
+                write!(f, "  mfn {mfn}..{:05x} of domain {}", mfn.raw() + pfns.count, owner.0)
+            }
+            P2mEntry::Absent | P2mEntry::Identity => Ok(()),
+        }
+    }
+}
+
+impl P2m<'_> {
+    /// Writes a line for each run of frames, and the census.
+    ///
+    /// # Errors
+    /// What `out` answers.
+    pub fn dump(&self, out: &mut (impl Write + ?Sized)) -> fmt::Result {
+        for run in self.runs(self.all(), Grain::Frames) {
+            writeln!(out, "{run}")?;
+        }
+        writeln!(out, "{}", Census::of(self, self.all()))
+    }
+
+    /// Writes a picture of the guest's memory: a strip with a stretch for each run, and a legend.
+    ///
+    /// # Errors
+    /// What `out` answers.
+    pub fn svg(&self, out: &mut (impl Write + ?Sized)) -> fmt::Result {
+        let (all, census) = (self.all(), Census::of(self, self.all()));
+        writeln!(
+            out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 90\" \
+             font-family=\"monospace\" font-size=\"14\">"
+        )?;
+        writeln!(out, "<title>{census}</title>")?;
+        for run in self.runs(all, Grain::Kind) {
+            let (x, end) = (place(run.pfns.start.raw(), all), place(run.pfns.end(), all));
+            // A single page must be seen, too.
+            let width = end.saturating_sub(x).max(500);
+            writeln!(
+                out,
+                "<rect x=\"{}\" y=\"10\" width=\"{}\" height=\"40\" fill=\"{}\">\
+                 <title>{} pfns from {}</title></rect>",
+                Thousandths(x),
+                Thousandths(width),
+                colour(run.first),
+                run.pfns.count,
+                run.pfns.start
+            )?;
+        }
+        writeln!(out, "<text x=\"0\" y=\"75\">0</text>")?;
+        writeln!(
+            out,
+            "<text x=\"1000\" y=\"75\" text-anchor=\"end\">{:#x} pfns</text>",
+            self.len()
+        )?;
+        legend(out, &census)?;
+        writeln!(out, "</svg>")
+    }
+}
+
+const RAM: &str = "#4c9f70";
+const ABSENT: &str = "#dddddd";
+const IDENTITY: &str = "#e0a030";
+const FOREIGN: &str = "#b0413e";
+
+const fn colour(entry: P2mEntry) -> &'static str {
+    match entry {
+        P2mEntry::Ram(_) => RAM,
+        P2mEntry::Absent => ABSENT,
+        P2mEntry::Identity => IDENTITY,
+        P2mEntry::Foreign { .. } => FOREIGN,
+    }
+}
+
+fn legend(out: &mut (impl Write + ?Sized), census: &Census) -> fmt::Result {
+    let kinds = [
+        ("ram", census.ram, RAM),
+        ("absent", census.absent, ABSENT),
+        ("identity", census.identity, IDENTITY),
+        ("foreign", census.foreign, FOREIGN),
+    ];
+    for (k, (name, count, fill)) in kinds.into_iter().enumerate() {
+        let x = 120 + 180 * k;
+        writeln!(
+            out,
+            "<rect x=\"{x}\" y=\"64\" width=\"12\" height=\"12\" fill=\"{fill}\"/>\
+             <text x=\"{}\" y=\"75\">{name} {count}</text>",
+            x + 18
+        )?;
+    }
+    Ok(())
+}
+
+/// Where `pfn` lies in a strip of a million thousandths.
+fn place(pfn: u64, all: Pfns) -> u64 {
+    let place = u128::from(pfn) * 1_000_000 / u128::from(all.count.max(1));
+    u64::try_from(place).unwrap_or(1_000_000)
+}
+
+struct Thousandths(u64);
+
+impl fmt::Display for Thousandths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "dump/tests.rs"]
+mod tests;

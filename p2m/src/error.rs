@@ -1,0 +1,110 @@
+//! What can be wrong with a pfn, an mfn, or a change of the map.
+
+use core::fmt;
+
+use hypercall::{Mfn, Pfn};
+
+use crate::entry::P2mEntry;
+
+/// What a look-up or a change can meet. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum P2mError {
+    /// The list has no word at all.
+    Empty,
+    /// The pfn lies behind the end of the map.
+    OutOfRange {
+        /// The pfn.
+        pfn: Pfn,
+        /// How many the map has.
+        len: u64,
+    },
+    /// There is no memory behind the pfn.
+    Absent(Pfn),
+    /// What is behind the pfn is not the guest's own memory: a device's, or another domain's.
+    NotRam {
+        /// The pfn.
+        pfn: Pfn,
+        /// What it stands for.
+        entry: P2mEntry,
+    },
+    /// The pfn was to be given something and has something already.
+    Occupied {
+        /// The pfn.
+        pfn: Pfn,
+        /// What it stands for.
+        entry: P2mEntry,
+    },
+    /// The pfn was to be cleared of a foreign frame and has none.
+    NotForeign {
+        /// The pfn.
+        pfn: Pfn,
+        /// What it stands for.
+        entry: P2mEntry,
+    },
+    /// The pfn was to be cleared of its identity and has none.
+    NotIdentity {
+        /// The pfn.
+        pfn: Pfn,
+        /// What it stands for.
+        entry: P2mEntry,
+    },
+    /// The pfn lies in a hole that has no memory for its words yet: reserve it first
+    /// (`Window::reserve`).
+    NotReserved(Pfn),
+    /// No machine has a frame of this number.
+    NoFrame(Mfn),
+    /// M2P knows no pfn for the mfn: it is not this guest's RAM.
+    NotInM2p(Mfn),
+    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the
+    /// maps is wrong.
+    Disagreement {
+        /// The frame asked for.
+        mfn: Mfn,
+        /// The pfn that M2P names.
+        m2p: Pfn,
+        /// What P2M says of that pfn, if it has it.
+        p2m: Option<P2mEntry>,
+    },
+}
+
+/// What an entry says of a pfn, in the words of a sentence.
+impl fmt::Display for P2mEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ram(mfn) => write!(f, "is mfn {mfn}"),
+            Self::Absent => f.write_str("has no memory"),
+            Self::Identity => f.write_str("is an identity frame"),
+            Self::Foreign { owner, mfn } => write!(f, "is mfn {mfn} of domain {}", owner.0),
+        }
+    }
+}
+
+impl fmt::Display for P2mError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the frame list is empty"),
+            Self::OutOfRange { pfn, len } => {
+                write!(f, "pfn {pfn} is out of range: the frame map has {len:#x} entries")
+            }
+            Self::Absent(pfn) => write!(f, "pfn {pfn} has no memory"),
+            Self::NotRam { pfn, entry } => write!(f, "pfn {pfn} {entry}, not RAM of the guest's"),
+            Self::Occupied { pfn, entry } => write!(f, "pfn {pfn} {entry} already"),
+            Self::NotForeign { pfn, entry } => write!(f, "pfn {pfn} {entry}, not a foreign frame"),
+            Self::NotIdentity { pfn, entry } => write!(f, "pfn {pfn} {entry}, not an identity"),
+            Self::NotReserved(pfn) => {
+                write!(f, "pfn {pfn} lies in a hole: reserve it before it is given anything")
+            }
+            Self::NoFrame(mfn) => write!(f, "mfn {mfn} is no frame of any machine"),
+            Self::NotInM2p(mfn) => write!(f, "mfn {mfn} has no pfn in M2P: it is not this guest's"),
+            Self::Disagreement { mfn, m2p, p2m } => {
+                write!(f, "M2P says that mfn {mfn} is pfn {m2p}, P2M says that this pfn ")?;
+                match p2m {
+                    Some(entry) => write!(f, "{entry}"),
+                    None => f.write_str("is out of range"),
+                }
+            }
+        }
+    }
+}
+
+impl core::error::Error for P2mError {}

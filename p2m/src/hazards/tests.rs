@@ -1,0 +1,56 @@
+use core::sync::atomic::AtomicU64;
+
+use expect_test::expect;
+use hypercall::{DomId, GrantAccess, GrantRef, Mfn, Pfn};
+
+use super::*;
+use crate::map::tests::list;
+
+#[test]
+fn a_guest_with_all_its_memory_and_nothing_shared_is_safe() {
+    // Absent pfns behind the RAM of the memory map are no hazard: the next kernel does not use
+    // them.
+    let words = list(&[16, 17, 18, u64::MAX]);
+    let p2m = P2m::adopt(&words).expect("not empty");
+    let ram = [Pfns::new(Pfn::new(0), 3)];
+    let entries: [AtomicU64; 4] = Default::default();
+    let granted = Granted::new(&entries);
+    let mut places = [None; 2];
+    let maps = GrantMaps::new(&mut places);
+    let state = KexecState { p2m: &p2m, ram: &ram, granted: Some(&granted), maps: Some(&maps) };
+    assert!(state.kexec_is_safe().is_ok());
+}
+
+#[test]
+fn each_hazard_is_counted_and_listed() {
+    let foreign = P2mEntry::Foreign { owner: DomId(4), mfn: Mfn::new(0x99) };
+    let foreign = foreign.encode().expect("a frame");
+    let words = list(&[16, u64::MAX, u64::MAX, 19, foreign, u64::MAX]);
+    let p2m = P2m::adopt(&words).expect("not empty");
+    let entries: [AtomicU64; 4] = Default::default();
+    let granted = Granted::new(&entries);
+    granted.grant(GrantRef(2), DomId(1), Mfn::new(16), GrantAccess::ReadWrite).expect("free");
+    let ram = [Pfns::new(Pfn::new(0), 2), Pfns::new(Pfn::new(2), 2)];
+    let state = KexecState { p2m: &p2m, ram: &ram, granted: Some(&granted), maps: None };
+    let hazards = state.kexec_is_safe().expect_err("three kinds of hazards");
+    let Hazards { ballooned, foreign, granted: grants, mapped, .. } = hazards;
+    assert_eq!((ballooned, foreign, grants, mapped, hazards.total()), (2, 1, 1, 0, 4));
+    expect![[r#"
+        kexec is not safe:
+          2 pages of RAM were given back to Xen:
+            pfn 00001..00002  absent
+            pfn 00002..00003  absent
+          1 pages are frames of other domains:
+            pfn 00004..00005  foreign  mfn 00099..0009a of domain 4
+          1 frames are granted to other domains:
+            grant 2: mfn 00010 to domain 1"#]]
+    .assert_eq(&hazards.to_string());
+
+    // Each goes away with its cause.
+    granted.end(GrantRef(2)).expect("nobody has it mapped");
+    p2m.clear_foreign(Pfn::new(4)).expect("marked");
+    p2m.populate(Pfn::new(1), Mfn::new(17)).expect("absent");
+    assert_eq!(state.kexec_is_safe().map(drop).expect_err("one page").total(), 1);
+    p2m.populate(Pfn::new(2), Mfn::new(18)).expect("absent");
+    assert!(state.kexec_is_safe().is_ok());
+}

@@ -1,0 +1,42 @@
+//! The pages of the linear list as frames: where they are, and where more come from.
+
+use hypercall::{Frame, FrameAccess, Mfn, Pfn};
+
+use crate::error::P2mError;
+use crate::map::P2m;
+
+/// Hands out frames for pages and tables of the map and takes them back. A frame handed out must be
+/// in the direct mapping, mapped there writable; what is in it does not matter.
+pub trait LeafSource {
+    /// A frame, if there is one.
+    fn take(&mut self) -> Option<Frame>;
+
+    /// Takes a frame back. It is writable, and holds anything.
+    fn give(&mut self, frame: Frame);
+}
+
+/// Knows in which frame each page of the linear list is.
+pub trait Leaves {
+    /// The frame of page `index`, with the words of pfns `index * 512` on.
+    ///
+    /// # Errors
+    /// If the list has no such page, or the frame is none of the guest's.
+    fn leaf<M: FrameAccess>(&self, machine: &M, p2m: &P2m<'_>, index: u64)
+    -> Result<Mfn, P2mError>;
+}
+
+/// The builder's list: page after page in pfns that follow one another, from this one on. That is
+/// `start_info.first_p2m_pfn` if the list was placed by the ELF note INIT_P2M, and the pfn that its
+/// address maps in the kernel's own mapping otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuilderList {
+    /// The frame of its first page.
+    pub first: Pfn,
+}
+
+impl Leaves for BuilderList {
+    fn leaf<M: FrameAccess>(&self, _: &M, p2m: &P2m<'_>, index: u64) -> Result<Mfn, P2mError> {
+        let pfn = self.first.checked_add(index);
+        p2m.mfn(pfn.ok_or(P2mError::OutOfRange { pfn: self.first, len: p2m.len() })?)
+    }
+}

@@ -1,0 +1,319 @@
+//! The map: look-ups, and changes of what a pfn stands for.
+
+use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn};
+
+use crate::entry::{self, NOT_RAM, P2mEntry};
+use crate::error::P2mError;
+use crate::list::List;
+use crate::sync::{AtomicU64, Ordering};
+
+/// The frame map, over a list in the guest's memory with one word for each pfn from 0.
+///
+/// Look-ups are a bounds check and a load, from any number of vCPUs at once, while one of them
+/// changes entries or the list grows. A change is one 8-byte store, and takes effect only if the
+/// entry still is what the change supposes: of two that collide one is an error.
+#[derive(Debug)]
+pub struct P2m<'a> {
+    pub(crate) list: List<'a>,
+}
+
+/// A run of pfns: `start..start + count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pfns {
+    /// The first.
+    pub start: Pfn,
+    /// How many.
+    pub count: u64,
+}
+
+impl Pfns {
+    /// `count` pfns from `start`.
+    #[must_use]
+    pub const fn new(start: Pfn, count: u64) -> Self {
+        Self { start, count }
+    }
+
+    /// The number behind the last pfn; numbers end at `u64::MAX`.
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.start.raw().saturating_add(self.count)
+    }
+
+    /// The pfns, one by one.
+    pub fn iter(self) -> impl Iterator<Item = Pfn> {
+        (self.start.raw()..self.end()).map(Pfn::new)
+    }
+}
+
+impl<'a> P2m<'a> {
+    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in
+    /// memory.
+    ///
+    /// # Errors
+    /// [`P2mError::Empty`].
+    ///
+    /// # Hypercalls
+    /// None, and no word is read or copied.
+    pub fn adopt(list: &'a [AtomicU64]) -> Result<Self, P2mError> {
+        if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
+    }
+
+    /// How many pfns the map covers: `0..len`. It only ever grows.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.list.len()
+    }
+
+    /// Whether the map covers no pfn; [`adopt`](Self::adopt) refuses such a list.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many pfns it can cover without another list.
+    #[must_use]
+    pub const fn capacity(&self) -> u64 {
+        self.list.capacity()
+    }
+
+    /// All pfns that it covers now.
+    #[must_use]
+    pub fn all(&self) -> Pfns {
+        Pfns::new(Pfn::new(0), self.len())
+    }
+
+    /// What `pfn` stands for.
+    ///
+    /// # Errors
+    /// [`P2mError::OutOfRange`].
+    pub fn entry(&self, pfn: Pfn) -> Result<P2mEntry, P2mError> {
+        self.word(pfn).map(P2mEntry::decode)
+    }
+
+    /// The machine frame behind `pfn`, which is the guest's own.
+    ///
+    /// # Errors
+    /// [`P2mError::OutOfRange`], [`P2mError::Absent`], [`P2mError::NotRam`].
+    #[inline]
+    pub fn mfn(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
+        if let Some(word) = self.list.get(pfn.raw()) {
+            let word = word.load(Ordering::Relaxed);
+            if word < NOT_RAM {
+                return Ok(Mfn::new(word));
+            }
+            return Err(not_ram(pfn, word));
+        }
+        Err(self.out_of_range(pfn))
+    }
+
+    /// The machine frame that `pfn` leads to, whoever's: what an entry of a page table for it
+    /// holds.
+    ///
+    /// # Errors
+    /// [`P2mError::OutOfRange`], [`P2mError::Absent`].
+    pub fn machine_frame(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
+        self.entry(pfn)?.machine_frame(pfn).ok_or(P2mError::Absent(pfn))
+    }
+
+    /// The guest's name for `mfn`: what M2P says, if P2M agrees that it is the guest's own memory.
+    ///
+    /// # Errors
+    /// [`P2mError::NotInM2p`], [`P2mError::Disagreement`].
+    ///
+    /// # Hypercalls
+    /// None: M2P is memory.
+    pub fn pfn<M: FrameAccess + ?Sized>(&self, machine: &M, mfn: Mfn) -> Result<Pfn, P2mError> {
+        let m2p = machine.machine_to_phys(mfn).ok_or(P2mError::NotInM2p(mfn))?;
+        match self.entry(m2p) {
+            Ok(P2mEntry::Ram(confirmed)) if confirmed == mfn => Ok(m2p),
+            other => Err(P2mError::Disagreement { mfn, m2p, p2m: other.ok() }),
+        }
+    }
+
+    /// Lets a frame pass that is the guest's own memory: the gate of every allocator of frames.
+    ///
+    /// # Errors
+    /// The frame, and what is wrong with it: a foreign, absent or identity frame is no memory to
+    /// give away.
+    pub fn own(&self, frame: Frame) -> Result<Frame, (Frame, P2mError)> {
+        match self.mfn(frame.pfn()) {
+            Ok(_) => Ok(frame),
+            Err(error) => Err((frame, error)),
+        }
+    }
+
+    /// Records that Xen put `mfn` behind `pfn`, which had no memory.
+    ///
+    /// # Errors
+    /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::NoFrame`],
+    /// [`P2mError::OutOfRange`].
+    pub fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
+        self.fill(pfn, P2mEntry::Ram(mfn))
+    }
+
+    /// Records that the memory behind `pfn` is given back to Xen, and says which frame it was.
+    ///
+    /// # Errors
+    /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`],
+    /// [`P2mError::OutOfRange`].
+    pub fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
+        let mfn = self.mfn(pfn)?;
+        self.change(pfn, mfn.raw(), P2mEntry::Absent)?;
+        Ok(mfn)
+    }
+
+    /// Records that Xen exchanged the frame behind `pfn`, and says which frame it was.
+    ///
+    /// # Errors
+    /// As for [`depopulate`](Self::depopulate), and [`P2mError::NoFrame`].
+    pub fn replace(&self, pfn: Pfn, mfn: Mfn) -> Result<Mfn, P2mError> {
+        let old = self.mfn(pfn)?;
+        self.change(pfn, old.raw(), P2mEntry::Ram(mfn))?;
+        Ok(old)
+    }
+
+    /// Marks `pfn`, which had no memory, as a frame of `owner`'s.
+    ///
+    /// # Errors
+    /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for
+    /// [`populate`](Self::populate).
+    pub fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
+        self.fill(pfn, P2mEntry::Foreign { owner, mfn })
+    }
+
+    /// Takes the mark off again, and says what it was.
+    ///
+    /// # Errors
+    /// [`P2mError::NotForeign`], [`P2mError::OutOfRange`].
+    pub fn clear_foreign(&self, pfn: Pfn) -> Result<(DomId, Mfn), P2mError> {
+        let word = self.word(pfn)?;
+        match P2mEntry::decode(word) {
+            P2mEntry::Foreign { owner, mfn } => {
+                self.change(pfn, word, P2mEntry::Absent)?;
+                Ok((owner, mfn))
+            }
+            entry => Err(P2mError::NotForeign { pfn, entry }),
+        }
+    }
+
+    /// Marks `pfns`, which have no memory, as identity frames: holes of the e820 map, the ISA area,
+    /// devices. Either all of them or none. For large holes `Window::reserve_identity` needs no
+    /// memory.
+    ///
+    /// # Errors
+    /// As for [`populate`](Self::populate).
+    pub fn set_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
+        self.for_all(
+            pfns,
+            |pfn| self.fill(pfn, P2mEntry::Identity),
+            |pfn| self.change(pfn, entry::IDENTITY, P2mEntry::Absent),
+        )
+    }
+
+    /// Makes identity frames absent. Either all of them or none.
+    ///
+    /// # Errors
+    /// [`P2mError::NotIdentity`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
+    pub fn clear_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
+        let clear = |pfn| {
+            let word = self.word(pfn)?;
+            match P2mEntry::decode(word) {
+                P2mEntry::Identity if entry::is_shared(word) => Err(P2mError::NotReserved(pfn)),
+                P2mEntry::Identity => self.change(pfn, word, P2mEntry::Absent),
+                entry => Err(P2mError::NotIdentity { pfn, entry }),
+            }
+        };
+        self.for_all(pfns, clear, |pfn| self.fill(pfn, P2mEntry::Identity))
+    }
+
+    /// Records that Xen put the frames from `mfn` on behind `pfns`. Either all of them or none.
+    ///
+    /// # Errors
+    /// As for [`populate`](Self::populate).
+    pub fn populate_run(&self, pfns: Pfns, mfn: Mfn) -> Result<(), P2mError> {
+        let frame = |pfn: Pfn| {
+            let offset = pfn.offset_from(pfns.start).unwrap_or_default();
+            mfn.checked_add(offset).ok_or(P2mError::NoFrame(mfn))
+        };
+        self.for_all(
+            pfns,
+            |pfn| self.populate(pfn, frame(pfn)?),
+            |pfn| self.depopulate(pfn).map(drop),
+        )
+    }
+
+    /// The word of `pfn`.
+    pub(crate) fn word(&self, pfn: Pfn) -> Result<u64, P2mError> {
+        match self.list.get(pfn.raw()) {
+            Some(word) => Ok(word.load(Ordering::Relaxed)),
+            None => Err(self.out_of_range(pfn)),
+        }
+    }
+
+    /// Whether an absent pfn could be given something now.
+    pub(crate) fn check_can_fill(&self, pfn: Pfn) -> Result<(), P2mError> {
+        let word = self.word(pfn)?;
+        match P2mEntry::decode(word) {
+            P2mEntry::Absent if entry::is_shared(word) => Err(P2mError::NotReserved(pfn)),
+            P2mEntry::Absent => Ok(()),
+            entry => Err(P2mError::Occupied { pfn, entry }),
+        }
+    }
+
+    /// Gives an absent pfn something.
+    fn fill(&self, pfn: Pfn, to: P2mEntry) -> Result<(), P2mError> {
+        self.check_can_fill(pfn)?;
+        self.change(pfn, entry::ABSENT, to)
+    }
+
+    /// Stores `to` if the word of `pfn` is `from`.
+    fn change(&self, pfn: Pfn, from: u64, to: P2mEntry) -> Result<(), P2mError> {
+        let Some(new) = to.encode() else {
+            return Err(P2mError::NoFrame(to.machine_frame(pfn).unwrap_or(Mfn::new(u64::MAX))));
+        };
+        let word = self.list.get(pfn.raw()).ok_or_else(|| self.out_of_range(pfn))?;
+        match word.compare_exchange(from, new, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(found) => Err(P2mError::Occupied { pfn, entry: P2mEntry::decode(found) }),
+        }
+    }
+
+    /// Does something to each pfn, and undoes it in reverse if one refuses.
+    fn for_all(
+        &self,
+        pfns: Pfns,
+        apply: impl Fn(Pfn) -> Result<(), P2mError>,
+        undo: impl Fn(Pfn) -> Result<(), P2mError>,
+    ) -> Result<(), P2mError> {
+        if pfns.end() > self.len() {
+            return Err(self.out_of_range(Pfn::new(pfns.end().saturating_sub(1))));
+        }
+        for pfn in pfns.iter() {
+            let Err(error) = apply(pfn) else { continue };
+            for done in (pfns.start.raw()..pfn.raw()).rev().map(Pfn::new) {
+                // It was applied a moment ago. Should another vCPU have taken it since, it is that
+                // one's now.
+                let _ = undo(done);
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn out_of_range(&self, pfn: Pfn) -> P2mError {
+        P2mError::OutOfRange { pfn, len: self.len() }
+    }
+}
+
+#[cold]
+const fn not_ram(pfn: Pfn, word: u64) -> P2mError {
+    match P2mEntry::decode(word) {
+        P2mEntry::Absent => P2mError::Absent(pfn),
+        entry => P2mError::NotRam { pfn, entry },
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "map/tests.rs"]
+pub(crate) mod tests;

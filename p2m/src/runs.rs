@@ -1,0 +1,118 @@
+//! The map as runs of pfns that stand for the same kind of thing.
+
+use hypercall::{DomId, Mfn, Pfn};
+
+use crate::entry::{P2mEntry, is_shared};
+use crate::map::{P2m, Pfns};
+
+/// Words in a page of the list.
+pub(crate) const LEAF_WORDS: u64 = 512;
+
+/// What runs are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// One kind of frame; foreign frames of two owners are two kinds.
+    Kind,
+    /// One kind of frame, and machine frames that follow one another.
+    Frames,
+}
+
+/// Pfns that stand for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which.
+    pub pfns: Pfns,
+    /// What the first of them stands for.
+    pub first: P2mEntry,
+}
+
+/// Runs of the map, in order. What another vCPU changes meanwhile is seen or not.
+///
+/// Pages that many holes share are passed over in one step, so that a sparse map costs what it
+/// holds, and one step for every 512 pfns that it does not.
+#[derive(Clone, Debug)]
+pub struct Runs<'p, 'a> {
+    p2m: &'p P2m<'a>,
+    next: u64,
+    end: u64,
+    grain: Grain,
+}
+
+/// Pfns that lie in one word, or in one shared page of words.
+pub(crate) fn step(p2m: &P2m<'_>, pfn: u64, end: u64) -> Option<(P2mEntry, u64)> {
+    let word = p2m.word(Pfn::new(pfn)).ok()?;
+    let pages_end = if is_shared(word) { (pfn / LEAF_WORDS + 1) * LEAF_WORDS } else { pfn + 1 };
+    Some((P2mEntry::decode(word), pages_end.min(end) - pfn))
+}
+
+impl Iterator for Runs<'_, '_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        if self.next >= self.end {
+            return None;
+        }
+        let start = Pfn::new(self.next);
+        let (first, mut count) = step(self.p2m, self.next, self.end)?;
+        while start.raw() + count < self.end {
+            let Some((entry, more)) = step(self.p2m, start.raw() + count, self.end) else { break };
+            if !continues(first, count, entry, self.grain) {
+                break;
+            }
+            count += more;
+        }
+        self.next = start.raw() + count;
+        Some(Run { pfns: Pfns::new(start, count), first })
+    }
+}
+
+/// Whether `entry`, `offset` pfns behind the first of a run, belongs to it.
+fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> bool {
+    let follows = |a: Mfn, b: Mfn| grain == Grain::Kind || a.checked_add(offset) == Some(b);
+    match (first, entry) {
+        (P2mEntry::Ram(a), P2mEntry::Ram(b)) => follows(a, b),
+        (P2mEntry::Absent, P2mEntry::Absent) | (P2mEntry::Identity, P2mEntry::Identity) => true,
+        (P2mEntry::Foreign { owner: of_a, mfn: a }, P2mEntry::Foreign { owner: of_b, mfn: b }) => {
+            of_a == of_b && follows(a, b)
+        }
+        _ => false,
+    }
+}
+
+impl<'a> P2m<'a> {
+    /// The runs of `pfns`, as far as the map goes.
+    #[must_use]
+    pub fn runs(&self, pfns: Pfns, grain: Grain) -> Runs<'_, 'a> {
+        Runs { p2m: self, next: pfns.start.raw(), end: pfns.end().min(self.len()), grain }
+    }
+
+    /// The runs of foreign frames: what other domains have lent, and where.
+    pub fn foreign(&self) -> impl Iterator<Item = Run> {
+        let is_foreign = |run: &Run| matches!(run.first, P2mEntry::Foreign { .. });
+        self.runs(self.all(), Grain::Kind).filter(is_foreign)
+    }
+
+    /// Counts the foreign frames by their owners, in `owners`, in the order in which they are met.
+    ///
+    /// # Errors
+    /// How many frames have an owner for whom there was no place left.
+    pub fn count_foreign<'s>(
+        &self,
+        owners: &'s mut [(DomId, u64)],
+    ) -> Result<&'s [(DomId, u64)], u64> {
+        let (mut used, mut left_out) = (0, 0);
+        for run in self.foreign() {
+            let P2mEntry::Foreign { owner, .. } = run.first else { continue };
+            let at = owners[..used].iter().position(|(known, _)| *known == owner);
+            match owners.get_mut(at.unwrap_or(used)) {
+                Some((_, count)) if at.is_some() => *count += run.pfns.count,
+                Some(place) => {
+                    *place = (owner, run.pfns.count);
+                    used += 1;
+                }
+                None => left_out += run.pfns.count,
+            }
+        }
+        if left_out == 0 { Ok(&owners[..used]) } else { Err(left_out) }
+    }
+}

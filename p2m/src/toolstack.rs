@@ -1,0 +1,131 @@
+//! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is,
+//! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use hypercall::{ArchSharedInfo, GuestVa, Level, Mfn, PAGE_SHIFT};
+
+use crate::map::P2m;
+
+/// What an L2 table maps: where a linear list that toolstacks are to read may begin.
+const LIST_ALIGNMENT: u64 = 1 << Level::L3.shift();
+
+/// An address at which toolstacks would misread a linear list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnalignedList(pub GuestVa);
+
+impl fmt::Display for UnalignedList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "toolstacks misread a linear list at {}: it must begin at a GiB", self.0)
+    }
+}
+
+impl core::error::Error for UnalignedList {}
+
+/// The guest's side of the words in `shared_info`.
+///
+/// After a restore the guest has another `shared_info`, in which `max_pfn` and the generation are
+/// as they were, the frame list is gone and `p2m_cr3` is stale: make a new one of these and publish
+/// again.
+#[derive(Clone, Copy, Debug)]
+pub struct Toolstack<'a> {
+    arch: &'a ArchSharedInfo,
+}
+
+/// A change of the list's mapping that is under way; ended by dropping it.
+#[derive(Debug)]
+#[must_use = "the change ends when this is dropped"]
+pub struct MappingChange<'a> {
+    arch: &'a ArchSharedInfo,
+}
+
+impl Drop for MappingChange<'_> {
+    fn drop(&mut self) {
+        self.arch.p2m_generation.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl<'a> Toolstack<'a> {
+    /// Over the words of the guest's `shared_info`.
+    #[must_use]
+    pub const fn new(arch: &'a ArchSharedInfo) -> Self {
+        Self { arch }
+    }
+
+    /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn`
+    /// to what the map has.
+    ///
+    /// # Errors
+    /// [`UnalignedList`]: nothing is published. Toolstacks (libxenguest, 4.14 to 4.20) find the end
+    /// of a list by the number of its last L1 table, and count from the table's first entry as if
+    /// the list began there: of a list that does not, a save loses the last GiB without a word,
+    /// and `xen-mfndump` reads nothing. The builder's list is such a one: publish its frame list,
+    /// or open a [`Window`](crate::Window).
+    pub fn publish_list(
+        &self,
+        p2m: &P2m<'_>,
+        list: GuestVa,
+        root: Mfn,
+    ) -> Result<(), UnalignedList> {
+        if !list.raw().is_multiple_of(LIST_ALIGNMENT) {
+            return Err(UnalignedList(list));
+        }
+        self.arch.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
+        self.raise_max_pfn(p2m);
+        // The one word that makes a toolstack look at the others comes last.
+        self.arch.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
+        Ok(())
+    }
+
+    /// Withdraws the linear list: a toolstack then reads the frame list.
+    pub fn withdraw_list(&self) {
+        self.arch.p2m_cr3.store(0, Ordering::Release);
+    }
+
+    /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
+    /// the map has.
+    pub fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
+        self.raise_max_pfn(p2m);
+        let top = top.map_or(0, Mfn::raw);
+        self.arch.frame_list_list.store(top, Ordering::Release);
+    }
+
+    /// Raises `max_pfn` to what the map has. Two vCPUs that grow it at once cannot make it go back.
+    pub fn raise_max_pfn(&self, p2m: &P2m<'_>) {
+        self.arch.max_pfn.fetch_max(p2m.len(), Ordering::AcqRel);
+    }
+
+    /// Makes the generation odd until the answer is dropped.
+    pub fn changing(&self) -> MappingChange<'a> {
+        self.arch.p2m_generation.fetch_add(1, Ordering::AcqRel);
+        MappingChange { arch: self.arch }
+    }
+
+    /// What a toolstack would read.
+    #[must_use]
+    pub fn read(&self) -> Published {
+        Published {
+            max_pfn: self.arch.max_pfn.load(Ordering::Acquire),
+            frame_list: self.arch.frame_list_list.load(Ordering::Acquire),
+            cr3: self.arch.p2m_cr3.load(Ordering::Acquire),
+            list: self.arch.p2m_vaddr.load(Ordering::Acquire),
+            generation: self.arch.p2m_generation.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// The words of `shared_info`, read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// `max_pfn`.
+    pub max_pfn: u64,
+    /// `pfn_to_mfn_frame_list_list`.
+    pub frame_list: u64,
+    /// `p2m_cr3`.
+    pub cr3: u64,
+    /// `p2m_vaddr`.
+    pub list: u64,
+    /// `p2m_generation`.
+    pub generation: u64,
+}

@@ -1,0 +1,404 @@
+//! Growth, and memory for the words of holes.
+//!
+//! Plan and order: new tables and pages are filled while nobody sees them, the table is protected,
+//! and one entry links it; only then does the length rise, or the caller change entries there. The
+//! generation is odd around each link. Until a page is linked, readers find the hole's words in its
+//! place, which say the same as those of the new page.
+#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
+
+use core::ops::Range;
+
+use hypercall::{Batch, Frame, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+
+use super::error::{WindowError, WindowFailure};
+use super::tables::{Access, fill_leaf, fill_table, protect, read, unprotect, write};
+use super::{GrowContext, Hole, L1, PFNS_PER_L1, TABLE_ENTRIES, Window, index, place};
+use crate::entry::{ABSENT, IDENTITY};
+use crate::leaves::LeafSource;
+use crate::map::Pfns;
+use crate::runs::LEAF_WORDS;
+
+/// The most pages that change in one hypercall.
+const LEAVES_MAX: usize = 512;
+const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
+
+/// What leaves of a hole become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// Pages of their own, with the words of the hole.
+    Own,
+    /// The shared page of identity words.
+    Identity,
+}
+
+impl Window {
+    /// Lets the map reach to `len` pfns; the new ones are absent and share their memory. A smaller
+    /// `len` changes nothing. Before one of them is given anything, [`reserve`](Self::reserve) it.
+    /// The published `max_pfn` rises as well.
+    ///
+    /// # Errors
+    /// [`WindowError`]; the length is as it was. GiB that were linked already stay so, unseen, and
+    /// are linked again by the next attempt.
+    ///
+    /// # Hypercalls
+    /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the
+    /// map has begun.
+    pub fn grow<M: Machine>(
+        &mut self,
+        context: GrowContext<'_, M>,
+        len: u64,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        let p2m = context.p2m;
+        if len > self.capacity {
+            let capacity = self.capacity;
+            return Err(WindowFailure::Capacity { pfns: len, capacity }.into());
+        }
+        let mut gib = p2m.len().div_ceil(PFNS_PER_L1);
+        let end = len.div_ceil(PFNS_PER_L1);
+        let absent = p2m.mfn(self.pfn(place::ABSENT_L1))?;
+        let pte = Pte::new(absent, PteFlags::TABLE);
+        while gib < end {
+            batch.clear();
+            while gib < end && batch.updates() < batch.updates_max() {
+                self.push_l2(context, gib, pte, batch)?;
+                gib += 1;
+            }
+            submit(context, batch).map_err(WindowFailure::Refused)?;
+        }
+        // SAFETY: I-7: every GiB below is linked; what is there are absent words, shared or in the
+        // tail of a page.
+        unsafe { p2m.list.raise(len) };
+        if let Some(toolstack) = context.toolstack {
+            toolstack.raise_max_pfn(p2m);
+        }
+        Ok(())
+    }
+
+    /// Gives the words of `pfns` memory of their own, so that the pfns can be given something
+    /// without a further frame or hypercall. Words that have it already are left alone; what any
+    /// pfn stands for does not change. If a frame list is published,
+    /// [`refresh`](crate::FrameList::refresh) it before the entries change.
+    ///
+    /// # Errors
+    /// [`WindowError`]: GiB before the refused one, and the first pages in it, may be reserved;
+    /// every frame that is not in use is back in `source`.
+    ///
+    /// # Hypercalls
+    /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
+    /// pages in a GiB that has one: ceil(P / B) multicalls of `mmu_update` and a flush.
+    pub fn reserve<M: Machine>(
+        &mut self,
+        context: GrowContext<'_, M>,
+        pfns: Pfns,
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        self.check_range(context, pfns)?;
+        let leaves = pfns.start.raw() / LEAF_WORDS..pfns.end().div_ceil(LEAF_WORDS);
+        for (gib, range) in by_gib(leaves) {
+            self.convert(context, (gib, range, Target::Own), source, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Marks `pfns`, which have no memory, as identity frames. Whole pages and whole GiB of them
+    /// share their words' memory.
+    ///
+    /// # Errors
+    /// [`WindowError`], `Occupied` among others if one of the pfns stands for something; those
+    /// before it may be marked.
+    ///
+    /// # Hypercalls
+    /// For a whole GiB one `mmu_update`; otherwise as for [`reserve`](Self::reserve).
+    pub fn reserve_identity<M: Machine>(
+        &mut self,
+        context: GrowContext<'_, M>,
+        pfns: Pfns,
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        self.check_range(context, pfns)?;
+        let first = pfns.start.raw().next_multiple_of(LEAF_WORDS).min(pfns.end());
+        let last = (pfns.end() / LEAF_WORDS * LEAF_WORDS).max(first);
+        for (gib, range) in by_gib(first / LEAF_WORDS..last / LEAF_WORDS) {
+            let whole = range.end - range.start == TABLE_ENTRIES;
+            let l1 = self.l1((context.machine, context.p2m), gib)?;
+            if whole && l1 == L1::Shared(Hole::Absent) {
+                let identity = context.p2m.mfn(self.pfn(place::IDENTITY_L1))?;
+                batch.clear();
+                self.push_l2(context, gib, Pte::new(identity, PteFlags::TABLE), batch)?;
+                submit(context, batch).map_err(WindowFailure::Refused)?;
+            } else {
+                self.convert(context, (gib, range, Target::Identity), source, batch)?;
+            }
+        }
+        for edge in [pfns.start.raw()..first, last..pfns.end()] {
+            let edge = Pfns::new(Pfn::new(edge.start), edge.end.saturating_sub(edge.start));
+            if edge.count > 0 {
+                self.reserve(context, edge, source, batch)?;
+                context.p2m.set_identity(edge)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_range<M>(&self, context: GrowContext<'_, M>, pfns: Pfns) -> Result<(), WindowError> {
+        let len = context.p2m.len();
+        if pfns.end() > len {
+            return Err(WindowFailure::Capacity { pfns: pfns.end(), capacity: len }.into());
+        }
+        Ok(())
+    }
+
+    /// Turns leaves of holes, `range` within the GiB, into what `target` says.
+    fn convert<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        (gib, range, target): (u64, Range<u64>, Target),
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        match self.l1((context.machine, context.p2m), gib)? {
+            L1::Own(table) => self.relink(context, (table, gib, range, target), source, batch),
+            // Nothing to do for identity pages that are to become identity pages.
+            L1::Shared(Hole::Identity) if target == Target::Identity => Ok(()),
+            L1::Shared(hole) => {
+                let table = source.take().ok_or(WindowFailure::OutOfFrames)?;
+                self.split(context, (table, gib, hole), (range, target), (source, batch))
+            }
+            L1::Missing => {
+                let pfns = gib * PFNS_PER_L1;
+                Err(WindowFailure::Capacity { pfns, capacity: context.p2m.len() }.into())
+            }
+        }
+    }
+
+    /// Puts a table of the GiB's own in the place of a shared one.
+    fn split<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        (table, gib, hole): (Frame, u64, Hole),
+        (range, target): (Range<u64>, Target),
+        (source, batch): (&mut impl LeafSource, &mut Batch<'_>),
+    ) -> Result<(), WindowError> {
+        let around = (context.machine, context.p2m);
+        let linked = self
+            .fill_split(context, (table.pfn(), hole), (range.clone(), target), source)
+            .map_err(WindowError::from)
+            .and_then(|()| {
+                let table = core::iter::once(table.pfn());
+                protect(around, table, Access::ReadOnly, batch)
+                    .map_err(|(_, failure)| WindowError::from(failure))
+            })
+            .and_then(|()| {
+                let mfn = context.p2m.mfn(table.pfn())?;
+                batch.clear();
+                self.push_l2(context, gib, Pte::new(mfn, PteFlags::TABLE), batch)?;
+                submit(context, batch).map_err(|error| {
+                    let failure = WindowFailure::Refused(error);
+                    unprotect(around, core::iter::once(table.pfn()), (1, failure), batch)
+                })
+            });
+        let Err(error) = linked else { return Ok(()) };
+        if error.undo.is_ok() {
+            self.give_back(context, table, range, source);
+        }
+        Err(error)
+    }
+
+    /// Fills a loose table like the shared one of `hole`, with the leaves in `range` converted.
+    fn fill_split<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        (table, hole): (Pfn, Hole),
+        (range, target): (Range<u64>, Target),
+        source: &mut impl LeafSource,
+    ) -> Result<(), WindowFailure> {
+        let shared = self.hole_pte(context, hole)?;
+        fill_table(context.machine, table, |_| Ok(shared))?;
+        for at in range {
+            let pte = match target {
+                Target::Identity => self.hole_pte(context, Hole::Identity)?,
+                Target::Own => {
+                    let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
+                    match own_pte(context, &leaf, hole) {
+                        Ok(pte) => pte,
+                        Err(failure) => {
+                            source.give(leaf);
+                            return Err(failure);
+                        }
+                    }
+                }
+            };
+            write(context.machine, table, at, pte)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a loose table back, and the leaves in it that are nobody else's.
+    fn give_back<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        table: Frame,
+        range: Range<u64>,
+        source: &mut impl LeafSource,
+    ) {
+        for at in range {
+            let Ok(pte) = read(context.machine, table.pfn(), index(at)) else { continue };
+            if self.hole(context.p2m, pte) == Ok(None)
+                && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
+            {
+                // SAFETY: the frame was taken from the source for this table, which nobody has
+                // seen.
+                source.give(unsafe { Frame::claim(pfn) });
+            }
+        }
+        source.give(table);
+    }
+
+    /// Changes leaves of a live table.
+    fn relink<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        (table, gib, range, target): (Pfn, u64, Range<u64>, Target),
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        let chunk = LEAVES_MAX.min(batch.updates_max()).max(1);
+        let mut at = range.start;
+        while at < range.end {
+            let mut taken = [const { None }; LEAVES_MAX];
+            batch.clear();
+            let mut plan = || -> Result<(), WindowFailure> {
+                while at < range.end && batch.updates() < chunk {
+                    let free = &mut taken[batch.updates()];
+                    self.push_leaf(context, (table, at, target), (source, free), batch)?;
+                    if target == Target::Identity {
+                        self.mark_own(context, (table, gib, at))?;
+                    }
+                    at += 1;
+                }
+                if batch.updates() > 0 {
+                    batch.op(MmuExtOp::tlb_flush_all())?;
+                }
+                Ok(())
+            };
+            let changed = plan().map_err(WindowError::from).and_then(|()| {
+                submit(context, batch).map_err(|error| {
+                    batch.invert();
+                    let undo = match batch.op(MmuExtOp::tlb_flush_all()) {
+                        Ok(()) => submit(context, batch).map_err(WindowFailure::Refused),
+                        Err(full) => Err(full.into()),
+                    };
+                    WindowError { failure: WindowFailure::Refused(error), undo }
+                })
+            });
+            if let Err(error) = changed {
+                if error.undo.is_ok() {
+                    taken.into_iter().flatten().for_each(|leaf| source.give(leaf));
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the change of one leaf of a live table, if it is a hole that has to change.
+    fn push_leaf<M: Machine, S: LeafSource>(
+        &self,
+        context: GrowContext<'_, M>,
+        (table, at, target): (Pfn, u64, Target),
+        (source, free): (&mut S, &mut Option<Frame>),
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowFailure> {
+        let old = read(context.machine, table, index(at))?;
+        let new = match (self.hole(context.p2m, old)?, target) {
+            (None, _) | (Some(Hole::Identity), Target::Identity) => return Ok(()),
+            (Some(Hole::Absent), Target::Identity) => self.hole_pte(context, Hole::Identity)?,
+            (Some(hole), Target::Own) => {
+                let leaf = free.insert(source.take().ok_or(WindowFailure::OutOfFrames)?);
+                own_pte(context, leaf, hole)?
+            }
+        };
+        let slot = Slot { table: context.p2m.mfn(table)?, index: index(at) };
+        Ok(batch.update(MmuUpdate::set(slot, new), old.raw())?)
+    }
+
+    /// Marks the words of a leaf that has memory of its own as identity.
+    fn mark_own<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        (table, gib, at): (Pfn, u64, u64),
+    ) -> Result<(), WindowFailure> {
+        let pte = read(context.machine, table, index(at))?;
+        if self.hole(context.p2m, pte)?.is_none() {
+            let first = Pfn::new((gib * TABLE_ENTRIES + at) * LEAF_WORDS);
+            context.p2m.set_identity(Pfns::new(first, LEAF_WORDS))?;
+        }
+        Ok(())
+    }
+
+    /// The entry that leads to the shared page of a hole.
+    fn hole_pte<M>(&self, context: GrowContext<'_, M>, hole: Hole) -> Result<Pte, WindowFailure> {
+        let page = match hole {
+            Hole::Absent => place::ABSENT_LEAF,
+            Hole::Identity => place::IDENTITY_LEAF,
+        };
+        Ok(Pte::new(context.p2m.mfn(self.pfn(page))?, PteFlags::KERNEL_RO))
+    }
+
+    /// Adds the change of a GiB's L2 entry.
+    fn push_l2<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        gib: u64,
+        pte: Pte,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowFailure> {
+        let (table, at) = self.l2_entry(gib);
+        let old = read(context.machine, table, at)?;
+        let slot = Slot { table: context.p2m.mfn(table)?, index: at };
+        Ok(batch.update(MmuUpdate::set(slot, pte), old.raw())?)
+    }
+}
+
+/// Fills a page with the words of a hole, and makes the entry that leads to it.
+fn own_pte<M: Machine>(
+    context: GrowContext<'_, M>,
+    leaf: &Frame,
+    hole: Hole,
+) -> Result<Pte, WindowFailure> {
+    let word = match hole {
+        Hole::Absent => ABSENT,
+        Hole::Identity => IDENTITY,
+    };
+    fill_leaf(context.machine, leaf.pfn(), word)?;
+    Ok(Pte::new(context.p2m.mfn(leaf.pfn())?, PteFlags::KERNEL_RW))
+}
+
+/// Sends a change of the window's entries, with the generation odd meanwhile.
+fn submit<M: Machine>(
+    context: GrowContext<'_, M>,
+    batch: &mut Batch<'_>,
+) -> Result<(), hypercall::BatchError> {
+    let _changing = context.toolstack.map(|toolstack| toolstack.changing());
+    // SAFETY: the entries are the window's (I-7), and so are the pages they lead to; readers find
+    // the same in either.
+    unsafe { batch.submit(context.machine) }
+}
+
+/// Splits leaves into the parts that lie in one GiB: the GiB, and the leaves in it.
+fn by_gib(leaves: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+    let mut start = leaves.start;
+    core::iter::from_fn(move || {
+        if start >= leaves.end {
+            return None;
+        }
+        let gib = start / TABLE_ENTRIES;
+        let end = leaves.end.min((gib + 1) * TABLE_ENTRIES);
+        let range = start % TABLE_ENTRIES..end - gib * TABLE_ENTRIES;
+        start = end;
+        Some((gib, range))
+    })
+}

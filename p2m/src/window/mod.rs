@@ -1,0 +1,346 @@
+//! The window: a range of kernel addresses in which the list lies and can grow.
+//!
+//! ```text root slot ─► L3 ─► L2 (512 GiB of guest memory each) ├─► L1: 1 GiB ─► leaf, leaf, leaf …
+//! 512 words each, writable │                └─► the page of absent words, read-only, as often as
+//! it is needed ├─► the L1 of absent pages, for each whole GiB that has nothing └─► the L1 of
+//! identity pages, for each whole GiB of device space ```
+//!
+//! The tables are the window's own, so that it need not walk anybody else's; new ones are filled by
+//! plain stores while they are loose, protected, and linked by one entry. The builder's list is not
+//! copied: its pages are mapped here a second time. A hole costs nothing but the entry that leads
+//! to shared memory.
+//!
+//! The shared pages hold words of their own kind ([`P2mEntry`](crate::P2mEntry) decodes them like
+//! any other), so that look-ups know nothing of all this, and a change of an entry that has no
+//! memory yet is an error, not a fault.
+#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
+
+mod error;
+mod grow;
+mod tables;
+
+pub use error::{OpenError, WindowError, WindowFailure};
+
+use core::ptr::NonNull;
+
+use hypercall::{Batch, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn};
+use hypercall::{Pte, PteFlags, Slot};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::entry::{SHARED_ABSENT, SHARED_IDENTITY};
+use crate::error::P2mError;
+use crate::leaves::{BuilderList, Leaves};
+use crate::list::List;
+use crate::map::P2m;
+use crate::runs::LEAF_WORDS;
+use crate::sync::AtomicU64;
+use crate::toolstack::Toolstack;
+use tables::{Access, fill_leaf, fill_table, protect, read, unprotect};
+
+/// Entries in a table.
+const TABLE_ENTRIES: u64 = 512;
+/// Pfns whose words one L1 table maps: 1 GiB of guest memory.
+pub(crate) const PFNS_PER_L1: u64 = TABLE_ENTRIES * LEAF_WORDS;
+/// Pfns whose words one L2 table maps: 512 GiB.
+const PFNS_PER_L2: u64 = TABLE_ENTRIES * PFNS_PER_L1;
+/// Pfns whose words a root slot maps: 256 TiB.
+const PFNS_MAX: u64 = TABLE_ENTRIES * PFNS_PER_L2;
+
+/// Frames of the window that are the same for every size: their places in its run.
+mod place {
+    pub(super) const L3: u64 = 0;
+    pub(super) const ABSENT_LEAF: u64 = 1;
+    pub(super) const IDENTITY_LEAF: u64 = 2;
+    pub(super) const ABSENT_L1: u64 = 3;
+    pub(super) const IDENTITY_L1: u64 = 4;
+    pub(super) const L2: u64 = 5;
+}
+
+/// What an operation of the window needs to know.
+#[derive(Debug)]
+pub struct GrowContext<'a, M> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The map in the window.
+    pub p2m: &'a P2m<'a>,
+    /// Who is told while the mapping changes, once the list is published.
+    pub toolstack: Option<Toolstack<'a>>,
+}
+
+impl<M> Clone for GrowContext<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for GrowContext<'_, M> {}
+
+/// Where the window is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowPlace {
+    /// Its first address: the first of a root slot that is free in every address space.
+    pub va: GuestVa,
+    /// The same for the program that looks up.
+    pub words: NonNull<AtomicU64>,
+    /// How many pfns the map may ever have.
+    pub capacity: u64,
+    /// The root whose upper half all address spaces share.
+    pub root: Pfn,
+}
+
+/// The tables of the list. Dropping it leaks them, and the map can never grow again.
+///
+/// # Invariants
+/// I-7: the tables below the window's root slot belong to the window and are read-only in the
+/// direct mapping; so does every leaf but the builder's. Each GiB below the map's length is linked.
+#[derive(Debug)]
+pub struct Window {
+    va: GuestVa,
+    root: Pfn,
+    capacity: u64,
+    /// L3, shared leaves, shared L1 tables, L2 tables, L1 tables of the builder's list.
+    frames: Frames,
+}
+
+impl Window {
+    /// How many frames the window of a map of `len` pfns, which may grow to `capacity`, takes at
+    /// first.
+    #[must_use]
+    pub const fn frames_needed(len: u64, capacity: u64) -> u64 {
+        place::L2 + capacity.div_ceil(PFNS_PER_L2) + len.div_ceil(PFNS_PER_L1)
+    }
+
+    /// Maps the builder's list in a window, in which it can grow, and gives the map that is there.
+    /// The old one stays usable, is the same memory, and never grows.
+    ///
+    /// # Errors
+    /// [`OpenError`] with the frames; nothing is mapped.
+    ///
+    /// # Hypercalls
+    /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one `mmu_update`. T is 4,
+    /// one for each 512 GiB of capacity, and one for each GiB of the list's length.
+    ///
+    /// # Safety
+    /// The root slot is free in the running root and stays the window's; address spaces made later
+    /// share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
+    /// program sees `place.va`, for as long as the map is used.
+    pub unsafe fn open<'w, M: Machine>(
+        (machine, old): (&M, &P2m<'_>),
+        list: BuilderList,
+        place: WindowPlace,
+        frames: Frames,
+        batch: &mut Batch<'_>,
+    ) -> Result<(P2m<'w>, Self), OpenError> {
+        let WindowPlace { va, root, .. } = place;
+        let capacity = place.capacity.next_multiple_of(PFNS_PER_L1);
+        let window = Self { va, root, capacity, frames };
+        let needed = Self::frames_needed(old.len(), capacity);
+        let aligned = va.raw().is_multiple_of(1 << Level::L4.shift());
+        let failure = match () {
+            () if window.frames.count() != needed => {
+                WindowFailure::Frames { needed, given: window.frames.count() }
+            }
+            () if !aligned => WindowFailure::Unaligned(va),
+            () if capacity > PFNS_MAX || old.len() > capacity => {
+                let (pfns, capacity) = (old.len().max(capacity), capacity.min(PFNS_MAX));
+                WindowFailure::Capacity { pfns, capacity }
+            }
+            () => {
+                let built = window.build(machine, old, list).map_err(WindowError::from);
+                match built.and_then(|()| window.link_root(machine, old, batch)) {
+                    Ok(()) => {
+                        // SAFETY: the caller says that the words are there; the old ones are mapped
+                        // in this place.
+                        let list = unsafe { List::growing(place.words, old.len(), capacity) };
+                        // SAFETY: the rest of the last page is mapped with it, and the caller gives
+                        // it.
+                        unsafe { list.clear_tail(LEAF_WORDS) };
+                        return Ok((P2m { list }, window));
+                    }
+                    Err(WindowError { failure, undo }) => {
+                        return Err(OpenError { frames: window.frames, failure, undo });
+                    }
+                }
+            }
+        };
+        Err(OpenError { frames: window.frames, failure, undo: Ok(()) })
+    }
+
+    /// Fills every table and shared page, all of them loose.
+    fn build<M: Machine>(
+        &self,
+        machine: &M,
+        p2m: &P2m<'_>,
+        list: BuilderList,
+    ) -> Result<(), WindowFailure> {
+        fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
+        fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)?;
+        let mfn = |at| p2m.mfn(self.pfn(at));
+        let absent = Pte::new(mfn(place::ABSENT_LEAF)?, PteFlags::KERNEL_RO);
+        let identity = Pte::new(mfn(place::IDENTITY_LEAF)?, PteFlags::KERNEL_RO);
+        fill_table(machine, self.pfn(place::ABSENT_L1), |_| Ok(absent))?;
+        fill_table(machine, self.pfn(place::IDENTITY_L1), |_| Ok(identity))?;
+        let leaves = p2m.len().div_ceil(LEAF_WORDS);
+        let tables = p2m.len().div_ceil(PFNS_PER_L1);
+        for gib in 0..tables {
+            fill_table(machine, self.pfn(self.first_l1() + gib), |at| {
+                let leaf = gib * TABLE_ENTRIES + at;
+                Ok(match leaf < leaves {
+                    true => Pte::new(list.leaf(machine, p2m, leaf)?, PteFlags::KERNEL_RW),
+                    false => absent,
+                })
+            })?;
+        }
+        for l2 in 0..self.l2_tables() {
+            fill_table(machine, self.pfn(place::L2 + l2), |at| {
+                let gib = l2 * TABLE_ENTRIES + at;
+                Ok(match gib < tables {
+                    true => Pte::new(mfn(self.first_l1() + gib)?, PteFlags::TABLE),
+                    false => Pte::ABSENT,
+                })
+            })?;
+        }
+        fill_table(machine, self.pfn(place::L3), |at| {
+            Ok(match at < self.l2_tables() {
+                true => Pte::new(mfn(place::L2 + at)?, PteFlags::TABLE),
+                false => Pte::ABSENT,
+            })
+        })
+    }
+
+    /// Protects every table and links the L3.
+    fn link_root<M: Machine>(
+        &self,
+        machine: &M,
+        p2m: &P2m<'_>,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
+        protect((machine, p2m), self.tables(), Access::ReadOnly, batch)
+            .map_err(|stopped| unprotect((machine, p2m), self.tables(), stopped, batch))?;
+        let linked = (|| {
+            let slot = Slot { table: p2m.mfn(self.root)?, index: Level::L4.index_of(self.va) };
+            let l3 = Pte::new(p2m.mfn(self.pfn(place::L3))?, PteFlags::TABLE);
+            batch.clear();
+            batch.update(MmuUpdate::set(slot, l3), 0)?;
+            // SAFETY: the slot is the window's by the caller's word, and so are the tables (I-7).
+            unsafe { batch.submit(machine) }.map_err(WindowFailure::Refused)
+        })();
+        linked.map_err(|failure| {
+            let all = self.tables().count() as u64;
+            unprotect((machine, p2m), self.tables(), (all, failure), batch)
+        })
+    }
+
+    /// The tables of the run.
+    fn tables(&self) -> impl Iterator<Item = Pfn> {
+        let is_table = |at: &u64| !matches!(*at, place::ABSENT_LEAF | place::IDENTITY_LEAF);
+        (0..self.frames.count()).filter(is_table).map(|at| self.pfn(at))
+    }
+
+    /// Where the window is.
+    #[must_use]
+    pub const fn va(&self) -> GuestVa {
+        self.va
+    }
+
+    /// Fills the shared pages again after a restore: the toolstack wrote plain absent words into
+    /// them. Identity words in pages of their own are lost as well: set them again
+    /// ([`P2m::set_identity`]).
+    ///
+    /// # Errors
+    /// If the pages cannot be written.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn refill_holes<M: FrameAccess>(&self, machine: &M) -> Result<(), WindowFailure> {
+        fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
+        fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)
+    }
+
+    /// The frame at this place of the run.
+    const fn pfn(&self, at: u64) -> Pfn {
+        Pfn::new(self.frames.start().raw() + at)
+    }
+
+    const fn l2_tables(&self) -> u64 {
+        self.capacity.div_ceil(PFNS_PER_L2)
+    }
+
+    /// The place of the builder's first L1 table.
+    const fn first_l1(&self) -> u64 {
+        place::L2 + self.l2_tables()
+    }
+
+    /// The L2 entry for a GiB: table and index.
+    fn l2_entry(&self, gib: u64) -> (Pfn, PageTableIndex) {
+        (self.pfn(place::L2 + gib / TABLE_ENTRIES), index(gib))
+    }
+
+    /// The L1 table of a GiB.
+    fn l1<M: FrameAccess>(
+        &self,
+        (machine, p2m): (&M, &P2m<'_>),
+        gib: u64,
+    ) -> Result<L1, WindowFailure> {
+        let (table, at) = self.l2_entry(gib);
+        let Entry::Table(mfn) = read(machine, table, at)?.decode(Level::L2) else {
+            return Ok(L1::Missing);
+        };
+        let pfn = p2m.pfn(machine, mfn)?;
+        Ok(match pfn {
+            _ if pfn == self.pfn(place::ABSENT_L1) => L1::Shared(Hole::Absent),
+            _ if pfn == self.pfn(place::IDENTITY_L1) => L1::Shared(Hole::Identity),
+            _ => L1::Own(pfn),
+        })
+    }
+
+    /// What kind of shared leaf an L1 entry leads to, if it does.
+    fn hole(&self, p2m: &P2m<'_>, pte: Pte) -> Result<Option<Hole>, P2mError> {
+        Ok(match pte.mfn() {
+            mfn if mfn == p2m.mfn(self.pfn(place::ABSENT_LEAF))? => Some(Hole::Absent),
+            mfn if mfn == p2m.mfn(self.pfn(place::IDENTITY_LEAF))? => Some(Hole::Identity),
+            _ => None,
+        })
+    }
+}
+
+/// What the L2 entry of a GiB leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum L1 {
+    /// Nothing: the map does not go that far.
+    Missing,
+    /// The table that all such holes share.
+    Shared(Hole),
+    /// A table of its own.
+    Own(Pfn),
+}
+
+/// What a hole stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hole {
+    Absent,
+    Identity,
+}
+
+fn index(number: u64) -> PageTableIndex {
+    PageTableIndex::new_truncate((number % TABLE_ENTRIES) as u16)
+}
+
+impl Leaves for Window {
+    fn leaf<M: FrameAccess>(&self, machine: &M, p2m: &P2m<'_>, leaf: u64) -> Result<Mfn, P2mError> {
+        let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf * LEAF_WORDS), len: p2m.len() };
+        let gib = leaf / TABLE_ENTRIES;
+        if gib >= self.capacity / PFNS_PER_L1 {
+            return Err(missing);
+        }
+        let table = match self.l1((machine, p2m), gib) {
+            Ok(L1::Own(table)) => table,
+            Ok(L1::Shared(Hole::Absent)) => self.pfn(place::ABSENT_L1),
+            Ok(L1::Shared(Hole::Identity)) => self.pfn(place::IDENTITY_L1),
+            Ok(L1::Missing) => return Err(missing),
+            Err(WindowFailure::P2m(error)) => return Err(error),
+            Err(_) => return Err(missing),
+        };
+        read(machine, table, index(leaf)).map(Pte::mfn).map_err(|_| missing)
+    }
+}

@@ -1,0 +1,214 @@
+//! A guest of the model for the tests of this crate, and the part of the CPU that a host lacks:
+//! what the model's page tables map at the window appears in a buffer, at which the map looks.
+#![expect(unsafe_code, reason = "the guest exists only in the model")]
+
+use std::cell::RefCell;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hypercall::{
+    AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, Frames, GuestVa,
+    Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte,
+};
+use p2m::{BuilderList, GrowContext, LeafSource, OpenError, P2m, Window, WindowPlace};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::{BootMapping, DomainConfig, Model, Role};
+
+/// Where the window is.
+pub(crate) const WINDOW: u64 = 0xffff_9000_0000_0000;
+/// Pfns in a GiB.
+pub(crate) const GIB: u64 = 1 << 18;
+/// How far the map may grow.
+pub(crate) const CAPACITY: u64 = 4 * GIB;
+/// Words in a page of the list.
+pub(crate) const LEAF: u64 = 512;
+
+/// A guest of the model, and its window as a buffer.
+pub(crate) struct Machine {
+    pub(crate) model: Model,
+    pub(crate) boot: BootInfo,
+    list: Vec<AtomicU64>,
+    window: Vec<AtomicU64>,
+    mapped: RefCell<Vec<Option<(Mfn, bool)>>>,
+}
+
+impl Machine {
+    /// A domU of 16 MiB, all of it in the direct mapping.
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut config = DomainConfig::new(Role::DomU, 4096);
+        config.boot_mapping = BootMapping::AllPages;
+        let model = Model::builder().guest(config).seed(seed).build().expect("a guest");
+        let start_info = model.guest().start_info().expect("a guest has a start_info");
+        let boot = BootInfo::parse(&start_info).expect("the builder's own");
+        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).expect("populated").raw();
+        let list = (0..boot.pages).map(|pfn| AtomicU64::new(mfn(pfn))).collect();
+        let window = (0..CAPACITY).map(|_| AtomicU64::new(0)).collect();
+        let pages = usize::try_from(CAPACITY / LEAF).expect("small");
+        Self { model, boot, list, window, mapped: RefCell::new(vec![None; pages]) }
+    }
+
+    /// The builder's map.
+    pub(crate) fn builder_map(&self) -> P2m<'_> {
+        P2m::adopt(&self.list).expect("not empty")
+    }
+
+    /// Where the builder put its list.
+    pub(crate) fn builder_list(&self) -> BuilderList {
+        BuilderList { first: self.pfn_at(self.boot.p2m_list) }
+    }
+
+    /// The root that the guest runs on.
+    pub(crate) fn root(&self) -> Pfn {
+        self.pfn_at(self.boot.root)
+    }
+
+    fn pfn_at(&self, va: GuestVa) -> Pfn {
+        let start = self.direct_map(Pfn::new(0)).expect("mapped").raw();
+        Pfn::new((va.raw() - start) >> PAGE_SHIFT)
+    }
+
+    /// Frames that nobody uses, claimed anew: call it once for each guest.
+    pub(crate) fn frames(&self) -> Frames {
+        let first = self.model.guest().first_free_page();
+        // SAFETY: the guest exists only in the model, where a frame used twice is noticed.
+        unsafe { Frames::claim(first, self.boot.pages - first.raw()) }
+    }
+
+    /// Opens the window on `machine`, this guest or something around it.
+    pub(crate) fn open<M: hypercall::Machine>(
+        &self,
+        machine: &M,
+        frames: Frames,
+        batch: &mut Batch<'_>,
+    ) -> Result<(P2m<'_>, Window), OpenError> {
+        let va = GuestVa::new(WINDOW).expect("a guest address");
+        let words = NonNull::from(self.window.as_slice()).cast();
+        let place = WindowPlace { va, words, capacity: CAPACITY, root: self.root() };
+        let list = self.builder_list();
+        // SAFETY: the slot is free, and the buffer shows what the window maps.
+        unsafe { Window::open((machine, &self.builder_map()), list, place, frames, batch) }
+    }
+
+    /// Shows what changed in the mapping of the window. A page that stays keeps what was stored.
+    fn refresh(&self) {
+        for (page, was) in self.mapped.borrow_mut().iter_mut().enumerate() {
+            let va = WINDOW + ((page as u64) << PAGE_SHIFT);
+            let now = self.model.guest().l1_slot(va).map(|(_, pte)| pte);
+            let now = now.filter(|pte| pte.is_present());
+            let now = now.map(|pte| (pte.mfn(), pte == pte.writable()));
+            if now != *was {
+                *was = now;
+                self.copy(page, now.map(|(mfn, _)| mfn));
+            }
+        }
+    }
+
+    /// Shows every page again as it is in its frame: what a restore does to it.
+    pub(crate) fn show_frames(&self) {
+        for (page, mapped) in self.mapped.borrow().iter().enumerate() {
+            self.copy(page, mapped.map(|(mfn, _)| mfn));
+        }
+    }
+
+    fn copy(&self, page: usize, mfn: Option<Mfn>) {
+        for at in 0..512 {
+            let word = mfn.map_or(0xbad, |mfn| self.model.word(mfn, at).expect("RAM"));
+            self.window[page * 512 + at].store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the window maps the word of `pfn` writable.
+    pub(crate) fn is_writable(&self, pfn: u64) -> bool {
+        let page = usize::try_from(pfn / LEAF).expect("small");
+        self.mapped.borrow()[page].is_some_and(|(_, writable)| writable)
+    }
+
+    /// Nothing is wrong with the model, and the guest did nothing that a machine would not forgive.
+    pub(crate) fn check(&self) {
+        self.model.audit().expect("the model's own accounts");
+        assert_eq!(self.model.take_violations(), Vec::<String>::new());
+    }
+}
+
+impl Hypercalls for Machine {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        // SAFETY: the promise is handed on.
+        let result = unsafe { self.model.issue(calls) };
+        self.refresh();
+        result
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: as above.
+        unsafe { self.model.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.model.enable_assist(assist)
+    }
+}
+
+impl FrameAccess for Machine {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.model.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.model.write_entry(table, index, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.model.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.model.write_bytes(pfn, offset, from) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.model.machine_to_phys(mfn)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.model.direct_map(pfn)
+    }
+}
+
+/// Free frames, and a count of those that are out.
+#[derive(Default)]
+pub(crate) struct Pool {
+    frames: Vec<Frame>,
+}
+
+impl Pool {
+    pub(crate) fn new(mut frames: Frames) -> Self {
+        Self { frames: std::iter::from_fn(|| frames.take()).collect() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
+    }
+}
+
+impl LeafSource for Pool {
+    fn take(&mut self) -> Option<Frame> {
+        self.frames.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        assert!(!self.frames.contains(&frame), "{frame:?} is given back twice");
+        self.frames.push(frame);
+    }
+}
+
+/// The context of an operation.
+pub(crate) fn context<'a, M>(machine: &'a M, p2m: &'a P2m<'a>) -> GrowContext<'a, M> {
+    GrowContext { machine, p2m, toolstack: None }
+}
