@@ -6,6 +6,7 @@ use hypercall::{AccessError, BatchError, Error, Frame, Full, GuestVa, Level, Mfn
 use p2m::P2mError;
 
 use crate::pgd::{Loose, Pgd, Pinned};
+use crate::primitive::Primitive;
 
 /// Page tables could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,11 @@ pub enum MapError {
         /// The refusal.
         error: BatchError,
     },
+    /// The write to the table faulted: Xen refused the entry for this page, and the table is as
+    /// before.
+    Faulted(GuestVa),
+    /// This primitive loses what must be kept, or does not reach the address space.
+    Unfit(Primitive),
     /// Xen refused a flush or the whole multicall; what went out with it has been undone.
     RefusedCall(BatchError),
     /// Xen refused an update, and then refused to undo those before it.
@@ -124,6 +130,8 @@ impl fmt::Display for MapError {
             }
             Self::Walk(error) => error.fmt(f),
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
+            Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
+            Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),
             Self::RefusedCall(error) => error.fmt(f),
             Self::NotUndone { left, error } => {
                 write!(f, "{left} updates could not be undone: {error}")

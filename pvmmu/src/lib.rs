@@ -53,6 +53,7 @@ mod path;
 mod pgd;
 mod pin;
 mod pool;
+pub mod primitive;
 mod tables;
 mod walk;
 

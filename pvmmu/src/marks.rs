@@ -17,6 +17,10 @@ pub(crate) const COPY_ON_WRITE: PteFlags = PteFlags::from_bits_retain(1 << 57);
 /// Of a leaf that fork has written: the entry it was copied from was changed for it.
 pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);
 
+/// What a leaf keeps when its flags change: the frame, and the marks that say whose it is.
+pub(crate) const KEPT: u64 =
+    hypercall::ADDRESS_MASK | SHARED.union(FOREIGN).union(COPY_ON_WRITE).bits();
+
 const LEVEL_SHIFT: u32 = 55;
 /// Of an entry that points to a table: the table's level, if it is pinned by itself.
 const HELD: PteFlags = PteFlags::from_bits_retain(3 << LEVEL_SHIFT);

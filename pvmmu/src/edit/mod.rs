@@ -38,6 +38,7 @@ use crate::pool::TablePool;
 
 use settle::{Settled, settle, take_back};
 
+pub(crate) use rewrite::flags_of_shared;
 pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.

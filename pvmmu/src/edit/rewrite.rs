@@ -1,6 +1,8 @@
 //! Changing and clearing entries of a live tree.
 
-use hypercall::{ENTRIES, Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{
+    ENTRIES, Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot, mmu_command,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::table::{Entries, empty_table};
@@ -9,17 +11,16 @@ use crate::cost::{COSTS, Population, Way};
 use crate::error::MapError;
 use crate::flush::Flush;
 use crate::frames::FrameSource;
-use crate::marks::{COPY_ON_WRITE, FOREIGN, SHARED};
+use crate::marks::{COPY_ON_WRITE, KEPT, SHARED};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
-
-/// What an entry keeps when its flags change.
-const KEPT: PteFlags = SHARED.union(FOREIGN).union(COPY_ON_WRITE);
 
 /// What becomes of entries.
 pub(crate) trait Change {
     /// Whether the entries map nothing afterwards.
     const CLEARS: bool;
+    /// The command of the `mmu_update`.
+    const COMMAND: u64 = mmu_command::NORMAL;
 
     /// The new entry.
     fn of(&self, pte: Pte) -> Pte;
@@ -49,8 +50,26 @@ impl Change for Flags {
     #[inline]
     fn of(&self, pte: Pte) -> Pte {
         let new = Pte::from_raw(pte.raw() & self.kept | self.set);
-        if pte.flags().contains(SHARED) { shared(new) } else { new }
+        flags_of_shared(new, pte)
     }
+}
+
+/// The same, with accessed and dirty bits left to the CPU until Xen has written.
+struct KeepingAd<C>(C);
+
+impl<C: Change> Change for KeepingAd<C> {
+    const CLEARS: bool = C::CLEARS;
+    const COMMAND: u64 = mmu_command::PRESERVE_AD;
+
+    fn of(&self, pte: Pte) -> Pte {
+        self.0.of(pte)
+    }
+}
+
+/// `new` if the frame of `old` is nobody else's; what a shared one gets otherwise.
+#[inline]
+pub(crate) fn flags_of_shared(new: Pte, old: Pte) -> Pte {
+    if old.flags().contains(SHARED) { shared(new) } else { new }
 }
 
 /// A shared page is never writable: that it should be is noted for the first write to it.
@@ -78,8 +97,54 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// As for [`Pgd::protect`](crate::Pgd::protect).
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
-        let kept = hypercall::ADDRESS_MASK | KEPT.bits();
-        self.rewrite(pages, &Flags { kept, set: flags.bits() })
+        self.rewrite(pages, &Flags { kept: KEPT, set: flags.bits() })
+    }
+
+    /// As [`protect`](Self::protect), but the accessed and dirty bits stay as the CPU sets them,
+    /// even while this goes on (`MMU_PT_UPDATE_PRESERVE_AD`).
+    ///
+    /// # Errors
+    /// As for [`Pgd::protect`](crate::Pgd::protect).
+    pub fn protect_keeping_ad(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
+        check_flags(flags)?;
+        let set = flags & !(PteFlags::ACCESSED | PteFlags::DIRTY);
+        self.rewrite(pages, &KeepingAd(Flags { kept: KEPT, set: set.bits() }))
+    }
+
+    /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
+    /// Xen keeps both bits in the entry that it clears, and there they are read.
+    ///
+    /// # Errors
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap).
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`](crate::Pgd::edit), one element a page. The two bits stay in the absent
+    /// entries.
+    pub fn unmap_reading_ad(
+        &mut self,
+        pages: Pages,
+        told: &mut dyn FnMut(GuestVa, PteFlags),
+    ) -> Result<(), MapError> {
+        for part in pages.runs(PART)? {
+            let pages = Pages { start: part.va, count: part.count.into() };
+            self.rewrite(pages, &KeepingAd(Clear))?;
+            self.submit()?;
+            let context = self.tools.context;
+            let Found::Table(table) = self.path.seek(&context, part.va)? else {
+                return Err(MapError::NotMapped(part.va));
+            };
+            let mut left = [Pte::ABSENT; PART as usize];
+            let left = &mut left[..usize::from(part.count)];
+            context.machine.read_entries(
+                table,
+                PageTableIndex::new_truncate(part.first()),
+                left,
+            )?;
+            for (at, pte) in (0..).zip(left) {
+                told(pages.at(at)?, pte.flags() & (PteFlags::ACCESSED | PteFlags::DIRTY));
+            }
+        }
+        Ok(())
     }
 
     /// Puts what `change` makes of every entry of `pages`, which all must be present, in its place.
@@ -100,7 +165,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Whether a look at the whole table can be worth it.
     fn may_be_table<C: Change>(&self, run: Run) -> bool {
-        if C::CLEARS {
+        if C::COMMAND != mmu_command::NORMAL {
+            // Only entries that Xen writes keep what the CPU sets.
+            false
+        } else if C::CLEARS {
             COSTS.may_clear_as_table(run.count)
         } else {
             self.tools.presence == Presence::MayVanish && COSTS.may_change_as_table(run.count)
@@ -126,7 +194,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 if self.tools.batch.room() == 0 {
                     self.submit()?;
                 }
-                let start = Slot { table: mfn, index: first }.machine_address();
+                let start = Slot { table: mfn, index: first }.machine_address() | C::COMMAND;
                 let changes = (0..).zip(&*old).map(|(at, old): (u64, &Pte)| {
                     (MmuUpdate::from_raw(start + at * 8, change.of(*old).raw()), old.raw())
                 });

@@ -8,6 +8,7 @@ mod demo;
 mod dump;
 mod grow;
 mod life;
+mod primitives;
 mod prove;
 mod publish;
 
@@ -35,11 +36,13 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
+        "primitives" => Ok(primitives::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             prove and conformance, and to test the harness hang, fault, silent and panic"
+             primitives, prove and conformance, and to test the harness hang, fault, silent and \
+             panic"
         )),
     }
 }

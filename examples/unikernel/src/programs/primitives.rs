@@ -1,0 +1,175 @@
+//! `primitives`: every way to change an entry of a live table, on the address space that runs, and
+//! what it does to the accessed and dirty bits that the CPU sets.
+//!
+//! It settles a claim about Xen: that an entry cleared with `MMU_PT_UPDATE_PRESERVE_AD` keeps both
+//! bits, so that pages can be unmapped in one batch without losing what the CPU noted last.
+#![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use hypercall::{BatchStorage, Cpu, GuestVa, Machine, Pte, PteFlags};
+use pvmmu::primitive::{Changed, Need, Primitive, Runs, cheapest};
+use pvmmu::{Context, MapError, Pages, Pgd, Pinned, TablePool, load_root, walk};
+
+use super::OrSay;
+use super::life::tools;
+use crate::guest::Guest;
+use crate::report::Verdict;
+
+/// A page that the CPU has not marked yet.
+const FRESH: PteFlags = PteFlags::USER_RW.difference(PteFlags::ACCESSED.union(PteFlags::DIRTY));
+const READ_ONLY: PteFlags = FRESH.difference(PteFlags::WRITABLE);
+const AD: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
+
+const ALL: [Primitive; 5] = [
+    Primitive::MmuUpdate,
+    Primitive::PreserveAd,
+    Primitive::VaMapping,
+    Primitive::EmulatedStore,
+    Primitive::EmulatedCompareExchange,
+];
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let free = guest.pool.len();
+    let machine = *guest.machine.inner();
+    let context = Context { machine, p2m: &guest.p2m, kernel_root: guest.kernel_root };
+    let mut storage = BatchStorage::<64, 16>::new();
+    let mut batch = storage.batch();
+    let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
+    let mut pgd = Pgd::new(&context, &mut guest.pool).or_say("new")?;
+    pgd.map_pages(&context, (pages, FRESH), &mut guest.pool).or_say("map")?;
+    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    unsafe { pgd.load(&context) }.or_say("load")?;
+
+    let mut lines = Vec::new();
+    let tried = one_by_one(&context, &mut pgd, pages.start, &mut lines);
+    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut with = tools(&context, &mut batch, &mut pool, &mut guest.pool);
+    let settled = tried.and_then(|()| {
+        let bits = unmap_reading(machine, &mut pgd, pages, |pgd, told| {
+            pgd.edit(&mut with, |edit| edit.unmap_reading_ad(pages, told)).or_say("unmap")
+        })?;
+        lines.push(bits);
+        Ok(())
+    });
+
+    // SAFETY: the tree the kernel booted on.
+    unsafe { load_root(&context, context.kernel_root) }.or_say("leave")?;
+    let pgd = pgd.unpin(&context, &mut batch).or_say("unpin")?;
+    pgd.destroy(&context, &mut guest.pool).map_err(|(_, error)| format!("destroy: {error}"))?;
+    for line in &lines {
+        writeln!(guest.console, "{line}").or_say("console")?;
+    }
+    settled?;
+    match free - guest.pool.len() {
+        0 => Ok("every primitive works; an entry cleared with PRESERVE_AD keeps both bits".into()),
+        lost => Err(format!("{lost} frames were lost")),
+    }
+}
+
+fn entry<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, va: GuestVa) -> Pte {
+    let leaf = walk(context, pgd.root(), va).ok().and_then(|walk| walk.leaf());
+    leaf.map_or(Pte::ABSENT, |(_, pte)| pte)
+}
+
+/// Takes write access away and gives it back, by each primitive, and looks whether it is so.
+fn one_by_one<M: Machine + Cpu>(
+    context: &Context<'_, M>,
+    pgd: &mut Pgd<Pinned>,
+    va: GuestVa,
+    lines: &mut Vec<String>,
+) -> Result<(), String> {
+    // SAFETY: the page is the program's own.
+    let write = |value| unsafe { context.machine.store(va, value) }.is_ok();
+    for by in ALL {
+        let keeps = by.is_right(Need::KeepAccessedDirty, Runs::Here);
+        let need = if keeps { Need::KeepAccessedDirty } else { Need::Set };
+        if !write(1) {
+            return Err(format!("{by:?}: the page is not writable before"));
+        }
+        let frame = entry(context, pgd, va).mfn();
+        let start = context.machine.ticks();
+        let chosen = (need, Runs::Here);
+        pgd.set_flags(context, (va, READ_ONLY), chosen, Some(by)).or_say("to read-only")?;
+        let ticks = context.machine.ticks().wrapping_sub(start);
+        let now = entry(context, pgd, va);
+        if now.is_writable() || now.mfn() != frame || write(2) {
+            return Err(format!("{by:?}: the page is still writable: {now}"));
+        }
+        let kept = now.flags().contains(AD);
+        if keeps != kept {
+            return Err(format!(
+                "{by:?}: accessed and dirty are {}kept",
+                if kept { "" } else { "not " }
+            ));
+        }
+        pgd.set_flags(context, (va, FRESH), chosen, Some(by)).or_say("to writable")?;
+        lines.push(format!(
+            "{by:?}: {ticks} ticks, A and D {}",
+            if kept { "kept" } else { "as set" }
+        ));
+    }
+    let now = entry(context, pgd, va);
+    let stale = (Need::IfStill(now.read_only()), Runs::Here);
+    let not = pgd.set_flags(context, (va, READ_ONLY), stale, None).or_say("compare")?;
+    if not != Changed::Not(now) || entry(context, pgd, va) != now {
+        return Err(format!("an exchange with another value expected went through: {not:?}"));
+    }
+    let unfit = pgd.set_flags(
+        context,
+        (va, READ_ONLY),
+        (Need::KeepAccessedDirty, Runs::Here),
+        Some(Primitive::EmulatedStore),
+    );
+    match unfit {
+        Err(MapError::Unfit(_)) => {}
+        other => return Err(format!("a store was taken to keep A and D: {other:?}")),
+    }
+    lines.push(format!(
+        "the cheapest for one page that runs here: {:?}",
+        cheapest(Need::Set, Runs::Here)
+    ));
+    Ok(())
+}
+
+/// Writes to some pages, reads others, leaves the rest, unmaps all, and compares what was told.
+fn unmap_reading<M: Machine + Cpu>(
+    machine: &M,
+    pgd: &mut Pgd<Pinned>,
+    pages: Pages,
+    unmap: impl FnOnce(&mut Pgd<Pinned>, &mut dyn FnMut(GuestVa, PteFlags)) -> Result<(), String>,
+) -> Result<String, String> {
+    let mut expected = Vec::new();
+    for index in 0..pages.count {
+        let va = pages.at(index).or_say("address")?;
+        expected.push(match index % 3 {
+            // The first page has been written to before.
+            0 => {
+                // SAFETY: the page is the program's own.
+                unsafe { machine.store(va, 1) }.or_say("write")?;
+                AD
+            }
+            1 => {
+                machine.load(va).or_say("read")?;
+                PteFlags::ACCESSED
+            }
+            _ => PteFlags::empty(),
+        });
+    }
+    let mut told = Vec::new();
+    unmap(pgd, &mut |_, bits| told.push(bits))?;
+    if told != expected {
+        return Err(format!("the bits of cleared entries are {told:?}, not {expected:?}"));
+    }
+    if machine.load(pages.start).is_ok() {
+        return Err("a page can still be read".into());
+    }
+    Ok(format!(
+        "cleared with PRESERVE_AD, {} entries kept the bits that the CPU had set",
+        told.len()
+    ))
+}

@@ -1,0 +1,256 @@
+//! One entry, by any of the ways that Xen offers.
+//!
+//! Batches use `mmu_update`. A change of a single page has more ways, which differ in what they
+//! cost and in what they keep: this file has them all, and chooses the cheapest that is right
+//! unless it is told which to take.
+#![expect(unsafe_code, reason = "changes entries of the user half, which belong to the tree (I-4)")]
+
+use hypercall::{
+    BatchStorage, Cpu, Element, Entry, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Slot,
+    VaFlush, VaMapping,
+};
+
+use crate::context::Context;
+use crate::edit::flags_of_shared;
+use crate::error::MapError;
+use crate::flush::{Flush, Reach};
+use crate::marks::KEPT;
+use crate::pages::{check_flags, check_page};
+use crate::path::{Found, Path};
+use crate::pgd::{Pgd, Pinned};
+
+/// A way to change an entry of a live L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Primitive {
+    /// `mmu_update`, and the flush in the same multicall.
+    MmuUpdate,
+    /// `mmu_update` with `MMU_PT_UPDATE_PRESERVE_AD`: accessed and dirty bits that the CPU sets
+    /// meanwhile are kept.
+    PreserveAd,
+    /// `update_va_mapping`, with its own flush. Reaches the running address space only.
+    VaMapping,
+    /// A plain store to the table, which Xen emulates; then the flush.
+    EmulatedStore,
+    /// A `lock cmpxchg` on the table, which Xen emulates; then the flush.
+    EmulatedCompareExchange,
+}
+
+/// What a change must not lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: the flags are as given.
+    Set,
+    /// The accessed and dirty bits, as the CPU has set them last.
+    KeepAccessedDirty,
+    /// Anything: the change happens only if the entry is still this one.
+    IfStill(Pte),
+}
+
+/// Which vCPU runs on the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// The one that runs this.
+    Here,
+    /// Another one, or none.
+    Elsewhere,
+}
+
+/// The cheapest primitive that is right.
+#[must_use]
+pub const fn cheapest(need: Need, runs: Runs) -> Primitive {
+    match (need, runs) {
+        (Need::Set, Runs::Here) => Primitive::VaMapping,
+        (Need::Set, Runs::Elsewhere) => Primitive::MmuUpdate,
+        (Need::KeepAccessedDirty, _) => Primitive::PreserveAd,
+        (Need::IfStill(_), _) => Primitive::EmulatedCompareExchange,
+    }
+}
+
+impl Primitive {
+    /// Whether it fulfils a need.
+    #[must_use]
+    pub const fn is_right(self, need: Need, runs: Runs) -> bool {
+        match (self, need) {
+            (Self::VaMapping, Need::Set) => matches!(runs, Runs::Here),
+            (Self::EmulatedCompareExchange, _)
+            | (Self::PreserveAd, Need::KeepAccessedDirty)
+            | (Self::MmuUpdate | Self::EmulatedStore, Need::Set) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It was made; this stood there before, as far as could be seen.
+    From(Pte),
+    /// The entry was another one by then: this. Nothing has changed.
+    Not(Pte),
+}
+
+impl Pgd<Pinned> {
+    /// Gives one page new flags at once, and flushes it everywhere.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
+    /// [`MapError::NotMapped`], [`MapError::Walk`]; [`MapError::Unfit`] if `by` does not fulfil
+    /// `need`. [`MapError::Refused`] or [`MapError::Faulted`] if Xen refuses the entry: it is as
+    /// before.
+    ///
+    /// # Hypercalls
+    /// One; after an emulated write, which is a trap of its own, one `mmuext_op`.
+    pub fn set_flags<M: Machine + Cpu>(
+        &mut self,
+        context: &Context<'_, M>,
+        (va, flags): (GuestVa, PteFlags),
+        (need, runs): (Need, Runs),
+        by: Option<Primitive>,
+    ) -> Result<Changed, MapError> {
+        check_page(va)?;
+        check_flags(flags)?;
+        let by = by.unwrap_or(cheapest(need, runs));
+        if !by.is_right(need, runs) {
+            return Err(MapError::Unfit(by));
+        }
+        let mut path = Path::new(self.root());
+        let Found::Table(_) = path.seek(context, va)? else { return Err(MapError::NotMapped(va)) };
+        let (slot, old) = path.entry(context, (Level::L1, va))?;
+        let Entry::Leaf(_) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
+        let old = if let Need::IfStill(old) = need { old } else { old };
+        let new = flags_of_shared(Pte::from_raw(old.raw() & KEPT | flags.bits()), old);
+        let table = path.table(Level::L1).ok_or(MapError::NotMapped(va))?;
+        match by {
+            Primitive::MmuUpdate => request(context, (va, slot), MmuUpdate::set, (new, old)),
+            Primitive::PreserveAd => {
+                let ad = PteFlags::ACCESSED | PteFlags::DIRTY;
+                let new = new.with_flags(new.flags() & !ad);
+                request(context, (va, slot), MmuUpdate::set_preserving_ad, (new, old))
+            }
+            Primitive::VaMapping => va_mapping(context, va, (new, old)),
+            Primitive::EmulatedStore | Primitive::EmulatedCompareExchange => {
+                let page = context.machine.direct_map(table)?.raw();
+                let entry = GuestVa::new(page + u64::from(slot.index) * size_of::<Pte>() as u64);
+                let entry = entry.map_err(|_| MapError::NotMapped(va))?;
+                emulated(context, (va, entry), (by, need), (new, old))
+            }
+        }
+    }
+}
+
+fn request<M: Machine>(
+    context: &Context<'_, M>,
+    (va, slot): (GuestVa, Slot),
+    update: impl Fn(Slot, Pte) -> MmuUpdate,
+    (new, old): (Pte, Pte),
+) -> Result<Changed, MapError> {
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    batch.update(update(slot, new), old.raw())?;
+    Flush::page(va).push(&mut batch, Reach::Everywhere)?;
+    // SAFETY: the entry keeps its frame, and belongs to the address space (I-4).
+    let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+        return Ok(Changed::From(old));
+    };
+    if !batch.applied().any(|done| matches!(done, Element::Update(_))) {
+        return Err(MapError::Refused { va, error });
+    }
+    // The flush was refused: without it the change must not stay.
+    batch.invert();
+    // SAFETY: as above.
+    let undone = unsafe { batch.submit(context.machine) };
+    undone.map_err(|again| MapError::NotUndone { left: 1, error: again.error })?;
+    Err(MapError::RefusedCall(error))
+}
+
+fn va_mapping<M: Machine>(
+    context: &Context<'_, M>,
+    va: GuestVa,
+    (pte, old): (Pte, Pte),
+) -> Result<Changed, MapError> {
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    batch.va_mapping(VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll }, old)?;
+    // SAFETY: the entry keeps its frame, and belongs to the address space (I-4), which runs here.
+    let result = unsafe { batch.submit(context.machine) };
+    result.map(|()| Changed::From(old)).map_err(|error| MapError::Refused { va, error })
+}
+
+fn emulated<M: Machine + Cpu>(
+    context: &Context<'_, M>,
+    (va, entry): (GuestVa, GuestVa),
+    (by, need): (Primitive, Need),
+    (new, old): (Pte, Pte),
+) -> Result<Changed, MapError> {
+    let was = if by == Primitive::EmulatedStore {
+        // SAFETY: the entry keeps its frame, and belongs to the address space (I-4); what stands
+        // behind the address is a table, no Rust object.
+        unsafe { context.machine.store(entry, new.raw()) }.map(|()| old.raw())
+    } else {
+        exchange(context, entry, (need, new), old)
+    };
+    let was = Pte::from_raw(was.map_err(|_| MapError::Faulted(va))?);
+    if by == Primitive::EmulatedCompareExchange && matches!(need, Need::IfStill(_)) && was != old {
+        return Ok(Changed::Not(was));
+    }
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    Flush::page(va).push(&mut batch, Reach::Everywhere)?;
+    // SAFETY: a flush changes no mapping.
+    unsafe { batch.submit(context.machine) }.map_err(MapError::RefusedCall)?;
+    Ok(Changed::From(was))
+}
+
+/// Exchanges the entry; if only the CPU has touched it meanwhile and that may be, again.
+fn exchange<M: Cpu>(
+    context: &Context<'_, M>,
+    entry: GuestVa,
+    (need, new): (Need, Pte),
+    old: Pte,
+) -> Result<u64, hypercall::Fault> {
+    let ad = PteFlags::ACCESSED.union(PteFlags::DIRTY).bits();
+    let mut old = old.raw();
+    loop {
+        let value = match need {
+            Need::KeepAccessedDirty => new.raw() & !ad | old & ad,
+            _ => new.raw(),
+        };
+        // SAFETY: as in `emulated`.
+        let was = unsafe { context.machine.compare_exchange(entry, old, value) }?;
+        if was == old || matches!(need, Need::IfStill(_)) || (was ^ old) & !ad != 0 {
+            return Ok(was);
+        }
+        old = was;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Primitive; 5] = [
+        Primitive::MmuUpdate,
+        Primitive::PreserveAd,
+        Primitive::VaMapping,
+        Primitive::EmulatedStore,
+        Primitive::EmulatedCompareExchange,
+    ];
+
+    #[test]
+    fn the_cheapest_primitive_is_always_a_right_one() {
+        for need in [Need::Set, Need::KeepAccessedDirty, Need::IfStill(Pte::ABSENT)] {
+            for runs in [Runs::Here, Runs::Elsewhere] {
+                assert!(cheapest(need, runs).is_right(need, runs), "{need:?} {runs:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_two_primitives_keep_what_the_cpu_sets_and_one_compares() {
+        let right = |need| ALL.map(|by| by.is_right(need, Runs::Here)).map(u8::from);
+        assert_eq!(right(Need::Set), [1, 0, 1, 1, 1]);
+        assert_eq!(right(Need::KeepAccessedDirty), [0, 1, 0, 0, 1]);
+        assert_eq!(right(Need::IfStill(Pte::ABSENT)), [0, 0, 0, 0, 1]);
+        assert!(!Primitive::VaMapping.is_right(Need::Set, Runs::Elsewhere));
+    }
+}
