@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::house_rules;
+use super::{costs, house_rules};
 use super::session::Session;
 use crate::cargo::{Package, cargo, packages};
+use crate::paths;
 use crate::process::run_captured;
 use crate::provision::rust_target::{self, TARGET};
 use crate::station::model_program;
@@ -44,6 +45,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     }
     session.step(GROUP, "unit and integration tests", unit_tests)?;
     session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
+    session.step(GROUP, "instruction counts (valgrind)", costs::check)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {
