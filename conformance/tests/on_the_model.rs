@@ -19,6 +19,9 @@ fn all_hold_on(model: &Model, (release, role): (Release, Role)) {
         let outcome = run(&assertion, &mut env);
         let wanted = if here { outcome == Outcome::Holds } else { outcome != Outcome::Holds };
         assert!(wanted, "{release:?} {role:?} {}: {outcome:?}", assertion.name);
+        // Nor has an assertion used a translation that it should have flushed.
+        let violations = model.take_violations();
+        assert!(violations.is_empty(), "{release:?} {}: {violations:?}", assertion.name);
         let audit = if release == Release::V4_17 { model.audit() } else { Ok(()) };
         assert!(audit.is_ok(), "{release:?} {role:?} after {}: {audit:?}", assertion.name);
     }

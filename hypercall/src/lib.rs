@@ -71,7 +71,9 @@ pub use grants::{
 };
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
-pub use middleware::{Counting, Counts, FailNth, Refusal};
+pub use middleware::{
+    Counting, Counts, FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum,
+};
 pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, ext_command, mmu_command};
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};

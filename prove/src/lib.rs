@@ -28,6 +28,7 @@
 extern crate alloc;
 
 mod arena;
+mod bytes;
 mod coverage;
 mod execute;
 mod generate;

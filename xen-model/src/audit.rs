@@ -1,7 +1,7 @@
 //! The conservation law, checked: every reference has a holder, every holder a reference.
 //!
-//! Section 1.4 of the specification. The audit knows nothing of how references are taken and dropped: it reads the
-//! tables, the pins and the roots, adds up, and compares.
+//! Section 1.4 of the specification. The audit knows nothing of how references are taken and
+//! dropped: it reads the tables, the pins and the roots, adds up, and compares.
 
 use core::fmt;
 use std::collections::HashMap;

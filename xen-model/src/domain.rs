@@ -85,6 +85,8 @@ pub(crate) struct Vcpu {
     pub(crate) ldt_entries: u64,
     /// LDT pages in use, by page of the LDT.
     pub(crate) ldt: Vec<(u64, Mfn)>,
+    /// What was in rdx when the guest suspended.
+    pub(crate) suspend_argument: u64,
     /// Whether Xen has raised #GP that the guest has not taken yet.
     pub(crate) general_protection: bool,
 }

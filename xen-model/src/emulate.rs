@@ -40,7 +40,8 @@ struct Hit {
 }
 
 impl State {
-    /// Executes a store of the guest's, by emulation if need be. Answers the value that a compare-and-exchange saw.
+    /// Executes a store of the guest's, by emulation if need be. Answers the value that a
+    /// compare-and-exchange saw.
     pub(crate) fn execute(
         &mut self,
         va: u64,
@@ -151,7 +152,8 @@ impl State {
         }
     }
 
-    /// Validates and stores an entry (`ptwr_emulated_update`). Answers the bytes that were there before.
+    /// Validates and stores an entry (`ptwr_emulated_update`). Answers the bytes that were there
+    /// before.
     fn emulate_update(
         &mut self,
         hit: Hit,

@@ -1,7 +1,7 @@
 //! `XENMEM_exchange`: frames against as many others (`memory_exchange`, common/memory.c).
 //!
-//! Section 4.5 of the specification. Frames go in chunks of the larger of the two orders; a chunk is exchanged whole
-//! or not at all.
+//! Section 4.5 of the specification. Frames go in chunks of the larger of the two orders; a chunk
+//! is exchanged whole or not at all.
 
 use hypercall::{Errno, Mfn};
 

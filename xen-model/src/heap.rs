@@ -1,7 +1,7 @@
 //! Xen's free frames.
 //!
-//! Large blocks by order, and single frames in random order: a guest that asks for one frame at a time gets them
-//! scattered, one that asks for an aligned run gets it as long as there is one.
+//! Large blocks by order, and single frames in random order: a guest that asks for one frame at a
+//! time gets them scattered, one that asks for an aligned run gets it as long as there is one.
 
 use crate::random::Random;
 

@@ -1,7 +1,7 @@
 //! Entries of L1 tables: the rules by which a guest may map a page.
 //!
-//! Sections 3.1 to 3.3, 3.6 and 3.7 of the specification. The same rules serve promotion, `mmu_update`,
-//! `update_va_mapping`, grants and emulated writes.
+//! Sections 3.1 to 3.3, 3.6 and 3.7 of the specification. The same rules serve promotion,
+//! `mmu_update`, `update_va_mapping`, grants and emulated writes.
 
 use hypercall::{ADDRESS_MASK, Errno, Level, Mfn, PAGE_SHIFT, Pte, PteFlags};
 
@@ -24,8 +24,8 @@ const PCD: u64 = PteFlags::PCD.bits();
 const PAT: u64 = PteFlags::PAT_OR_PSE.bits();
 const CACHE: u64 = PWT | PCD | PAT;
 
-/// The bits in which a live entry may change without its frame being looked at (`FASTPATH_FLAG_WHITELIST`): USER, A, D,
-/// GLOBAL, the available bits and NX.
+/// The bits in which a live entry may change without its frame being looked at
+/// (`FASTPATH_FLAG_WHITELIST`): USER, A, D, GLOBAL, the available bits and NX.
 const HARMLESS: u64 = 0xfff0_0000_0000_0f64;
 
 /// The widest frame number that dom0 may map: a CPU with 46 address bits.
@@ -61,7 +61,8 @@ impl Owners {
 }
 
 impl State {
-    /// The flags that an L1 entry of `domain` may not have (`l1_disallow_mask`), of those in `entry`.
+    /// The flags that an L1 entry of `domain` may not have (`l1_disallow_mask`), of those in
+    /// `entry`.
     fn bad_l1_flags(&self, entry: u64, domain: u16) -> u64 {
         let privileged = self.find(domain).is_some_and(crate::domain::Domain::is_privileged);
         let mut refused = if privileged { 0 } else { PWT | PCD | PAT };

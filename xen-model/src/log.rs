@@ -1,7 +1,8 @@
 //! What a debug Xen prints about the guest, captured.
 //!
-//! The wording follows the release (specification, 0.2): prefix, format of frame numbers, texts. Line numbers of
-//! Xen's sources differ in every point release, so the model prints 0 there; compare lines from behind the prefix.
+//! The wording follows the release (specification, 0.2): prefix, format of frame numbers, texts.
+//! Line numbers of Xen's sources differ in every point release, so the model prints 0 there;
+//! compare lines from behind the prefix.
 
 use core::fmt;
 use std::collections::VecDeque;

@@ -1,7 +1,8 @@
-//! `memory_op` (12), its part that moves memory in and out of domains: increase, decrease, populate.
+//! `memory_op` (12), its part that moves memory in and out of domains: increase, decrease,
+//! populate.
 //!
-//! Section 4.5 of the specification. These three never answer an errno: they answer how many extents were done, 0
-//! for nonsense (common/memory.c).
+//! Section 4.5 of the specification. These three never answer an errno: they answer how many
+//! extents were done, 0 for nonsense (common/memory.c).
 
 use hypercall::{Errno, Mfn};
 
@@ -75,7 +76,8 @@ impl Limit {
 }
 
 impl State {
-    /// The domain that a `memory_op` names (`rcu_lock_domain_by_any_id`): a caller may give its own number.
+    /// The domain that a `memory_op` names (`rcu_lock_domain_by_any_id`): a caller may give its own
+    /// number.
     pub(crate) fn any_domain(&self, id: u16) -> Answer<u16> {
         if id == DOMID_SELF {
             return Ok(self.caller());
@@ -88,7 +90,8 @@ impl State {
         if self.domain().is_privileged() { ORDER_DOM0 } else { ORDER_DOMU }
     }
 
-    /// `XENMEM_increase_reservation`, `_decrease_` and `XENMEM_populate_physmap`. Answers extents done.
+    /// `XENMEM_increase_reservation`, `_decrease_` and `XENMEM_populate_physmap`. Answers extents
+    /// done.
     pub(crate) fn move_memory(&mut self, what: Move, shape: Shape, list: &mut dyn Extents) -> u64 {
         let Some(limit) = Limit::of(shape.flags) else { return shape.start };
         let Ok(domain) = self.any_domain(shape.domain) else { return shape.start };

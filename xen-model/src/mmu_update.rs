@@ -33,7 +33,8 @@ struct Parties {
 }
 
 impl State {
-    /// The domain that an MMU hypercall names (`get_pg_owner`). A caller may not give its own number.
+    /// The domain that an MMU hypercall names (`get_pg_owner`). A caller may not give its own
+    /// number.
     pub(crate) fn page_owner(&mut self, id: u16) -> Answer<u16> {
         let caller = self.caller();
         match id {
@@ -69,7 +70,8 @@ impl State {
             (u16::from_le_bytes([low0, low1]), u16::from_le_bytes([high0, high1]));
         let tables = match tables.checked_sub(1) {
             None => self.caller(),
-            // The domain that holds the tables is looked up quietly, and by any number but the caller's own way.
+            // The domain that holds the tables is looked up quietly, and by any number but the
+            // caller's own way.
             Some(id) => match self.find(id) {
                 Some(domain) => domain.id,
                 None => return BatchAnswer::refused(Errno::ESRCH, None),

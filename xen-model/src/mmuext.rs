@@ -19,7 +19,8 @@ const LDT_ENTRIES_MAX: u64 = 8192;
 pub(crate) type ReadMask<'f> = &'f mut dyn FnMut(&mut State, u64) -> Answer<u64>;
 
 impl State {
-    /// `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address; both may fault.
+    /// `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address; both may
+    /// fault.
     pub(crate) fn mmuext_op(
         &mut self,
         count: usize,
@@ -78,7 +79,7 @@ impl State {
     }
 
     /// `MMUEXT_PIN_L1_TABLE` to `MMUEXT_PIN_L4_TABLE`.
-    fn pin(&mut self, level: Level, mfn: Mfn, owner: u16) -> Answer {
+    pub(crate) fn pin(&mut self, level: Level, mfn: Mfn, owner: u16) -> Answer {
         if !self.get_page_from_gfn(mfn, owner) {
             return Err(Errno::EINVAL);
         }

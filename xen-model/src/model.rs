@@ -8,6 +8,7 @@ use crate::access::{Mode, PageFault};
 use crate::audit::AuditError;
 use crate::build::Builder;
 use crate::emulate::Store;
+use crate::inject::Asked;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
 use crate::state::{Current, State, Statistics};
@@ -15,7 +16,8 @@ use crate::types::{CountInfo, TypeInfo};
 
 /// A machine with Xen and its domains.
 ///
-/// `&Model` implements the seam for the first vCPU of the guest that was built first; [`Model::vcpu`] gives any other.
+/// `&Model` implements the seam for the first vCPU of the guest that was built first;
+/// [`Model::vcpu`] gives any other.
 #[derive(Debug)]
 pub struct Model {
     state: RefCell<State>,
@@ -101,11 +103,20 @@ impl Model {
         core::mem::take(&mut self.state_mut().console)
     }
 
-    /// What the guests did since the last call that no machine forgives: stores to read-only frames through the
-    /// seam, uses of stale translations.
+    /// What the guests did since the last call that no machine forgives: stores to read-only frames
+    /// through the seam, uses of stale translations.
     #[must_use]
     pub fn take_violations(&self) -> Vec<String> {
         core::mem::take(&mut self.state_mut().violations)
+    }
+
+    /// Keeps in mind what is asked through the seam from now on.
+    pub(crate) fn record_requests(&self) {
+        self.state_mut().requests = Some(Vec::new());
+    }
+
+    pub(crate) fn take_requests(&self) -> Vec<Asked> {
+        self.state_mut().requests.take().unwrap_or_default()
     }
 
     /// Counted events.
@@ -122,7 +133,8 @@ impl Model {
         self.state().audit()
     }
 
-    /// Interrupts hypercalls at every `every`-th point where Xen looks whether it should; 0 for never.
+    /// Interrupts hypercalls at every `every`-th point where Xen looks whether it should; 0 for
+    /// never.
     pub fn preempt_every(&self, every: u64) {
         self.state_mut().preemption.every = every;
     }
@@ -146,7 +158,8 @@ impl Model {
 
     /// Writes a word of a frame behind everybody's back, as a test that prepares contents does.
     ///
-    /// It changes nothing if the frame is no RAM. Writing to a live table breaks the model's own law.
+    /// It changes nothing if the frame is no RAM. Writing to a live table breaks the model's own
+    /// law.
     pub fn poke(&self, mfn: Mfn, index: usize, word: u64) {
         let mut state = self.state_mut();
         if state.frames.is_ram(mfn) && index < crate::page::WORDS {
@@ -288,7 +301,8 @@ impl<'m> Guest<'m> {
         self.run().load(va, into, mode)
     }
 
-    /// Stores bytes at an address by one instruction; Xen emulates it if it hits a live L1 table and may be.
+    /// Stores bytes at an address by one instruction; Xen emulates it if it hits a live L1 table
+    /// and may be.
     ///
     /// # Errors
     /// [`PageFault`], which the guest's handler would get.
@@ -296,7 +310,8 @@ impl<'m> Guest<'m> {
         self.run().execute(va, Store::Plain(from), mode).map(drop)
     }
 
-    /// Compares and exchanges `len_bytes` bytes at an address by one locked instruction. Answers what was there.
+    /// Compares and exchanges `len_bytes` bytes at an address by one locked instruction. Answers
+    /// what was there.
     ///
     /// # Errors
     /// [`PageFault`], which the guest's handler would get.

@@ -1,7 +1,8 @@
 //! Frames: what Xen knows of each, and what is in it.
 //!
-//! A machine of a terabyte has 2^28 frames, of which a test touches a few. What a frame is before anybody has
-//! touched it follows from the plan by which its domain was built, so it is computed on first touch, in chunks.
+//! A machine of a terabyte has 2^28 frames, of which a test touches a few. What a frame is before
+//! anybody has touched it follows from the plan by which its domain was built, so it is computed on
+//! first touch, in chunks.
 
 use hypercall::Mfn;
 
@@ -47,7 +48,8 @@ pub(crate) struct Page {
     pub(crate) kind: TypeInfo,
     pub(crate) m2p: u64,
     pub(crate) owner: u16,
-    /// Above zero: same-level entries in this table; below: tables of the same level that hold this one.
+    /// Above zero: same-level entries in this table; below: tables of the same level that hold this
+    /// one.
     pub(crate) linear: i16,
     /// Entries that hold references, while a table is being validated or torn down; else 512.
     pub(crate) validated: u16,
@@ -224,7 +226,8 @@ impl Frames {
         }
     }
 
-    /// Every frame that may be a table or is held in a way worth checking: all touched ones, and the builders' tables.
+    /// Every frame that may be a table or is held in a way worth checking: all touched ones, and
+    /// the builders' tables.
     pub(crate) fn known(&self) -> impl Iterator<Item = Mfn> + '_ {
         let touched = self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.is_some());
         let touched = touched.flat_map(|(k, _)| {

@@ -1,4 +1,5 @@
-//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes, exceptions.
+//! The small hypercalls, and what Xen does to a guest: assists, answers about itself, crashes,
+//! exceptions.
 //!
 //! Sections 4.7 to 4.10 of the specification.
 
@@ -119,12 +120,14 @@ impl State {
     }
 
     /// `sched_op` (29): nothing is ever waited for here, so only an end has an effect.
-    pub(crate) fn sched_op(&mut self, command: u32, argument: u64) -> Answer<u64> {
+    pub(crate) fn sched_op(&mut self, command: u32, argument: u64, rdx: u64) -> Answer<u64> {
         match command {
             0 | 1 | 6 => Ok(0),
             2 | 5 => {
                 let mut reason = [0; 4];
                 self.copy_in(argument, &mut reason)?;
+                // Xen does not look at it; the toolstack does.
+                self.vcpu().suspend_argument = rdx;
                 let domain = self.current.domain;
                 let shutdown: &mut Domain = &mut self.domains[domain];
                 shutdown.shutdown.get_or_insert(reason[0]);
@@ -164,11 +167,14 @@ impl State {
         let map = MapGrant { host_address, flags, reference, granter: low16(granter) };
         match self.map_grant(map) {
             Ok((handle, frame)) => {
-                self.copy_out(at + 18, &0i16.to_le_bytes())?;
-                self.copy_out(at + 20, &handle.to_le_bytes())?;
-                self.copy_out(at + 24, &(frame.raw() << hypercall::PAGE_SHIFT).to_le_bytes())
+                self.copy_out(at.wrapping_add(18), &0i16.to_le_bytes())?;
+                self.copy_out(at.wrapping_add(20), &handle.to_le_bytes())?;
+                self.copy_out(
+                    at.wrapping_add(24),
+                    &(frame.raw() << hypercall::PAGE_SHIFT).to_le_bytes(),
+                )
             }
-            Err(status) => self.copy_out(at + 18, &status.to_le_bytes()),
+            Err(status) => self.copy_out(at.wrapping_add(18), &status.to_le_bytes()),
         }
     }
 
@@ -182,7 +188,7 @@ impl State {
             answer = Ok(());
         }
         let status = answer.err().unwrap_or(0);
-        self.copy_out(at + 20, &status.to_le_bytes())
+        self.copy_out(at.wrapping_add(20), &status.to_le_bytes())
     }
 
     fn raw_setup_grants(&mut self, at: u64) -> Answer {
@@ -191,12 +197,12 @@ impl State {
         let status = match answer {
             Ok(frames) => {
                 for (k, mfn) in frames.iter().enumerate() {
-                    self.copy_out(list + k as u64 * 8, &mfn.raw().to_le_bytes())?;
+                    self.copy_out(list.wrapping_add(k as u64 * 8), &mfn.raw().to_le_bytes())?;
                 }
                 0i16
             }
             Err(status) => status,
         };
-        self.copy_out(at + 8, &status.to_le_bytes())
+        self.copy_out(at.wrapping_add(8), &status.to_le_bytes())
     }
 }

@@ -1,4 +1,5 @@
-//! Pseudo-random numbers by seed (splitmix64): the same on every machine, in every release of this crate.
+//! Pseudo-random numbers by seed (splitmix64): the same on every machine, in every release of this
+//! crate.
 
 /// A stream of numbers.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,9 @@
-//! Hypercalls as Xen sees them: a number, five words, and guest memory behind the words that are addresses.
+//! Hypercalls as Xen sees them: a number, five words, and guest memory behind the words that are
+//! addresses.
 //!
-//! Section 4 of the specification. Everything is read and written through the caller's page tables, so that a list in
-//! Xen's range, an unmapped second entry or a read-only result page does here what it does on real Xen.
+//! Section 4 of the specification. Everything is read and written through the caller's page tables,
+//! so that a list in Xen's range, an unmapped second entry or a read-only result page does here
+//! what it does on real Xen.
 
 use hypercall::{Errno, Mfn, MmuExtOp, MmuUpdate};
 
@@ -168,7 +170,7 @@ impl State {
             number::CONSOLE_IO => self.console_io(low(a1), a2, a3),
             number::GRANT_TABLE_OP => self.grant_table_op(low(a1), a2, low(a3)),
             number::VM_ASSIST => self.vm_assist(u64::from(low(a1)), u64::from(low(a2))).map(|()| 0),
-            number::SCHED_OP => self.sched_op(low(a1), a2),
+            number::SCHED_OP => self.sched_op(low(a1), a2, a3),
             _ => Err(Errno::ENOSYS),
         })
     }

@@ -1,7 +1,8 @@
 //! References: who holds a frame, and as what.
 //!
-//! Section 2 of the specification. A general reference keeps a frame its owner's; a type reference, on top of it, keeps
-//! it usable as one type. Names in parentheses are Xen's (arch/x86/mm.c, 4.14 to 4.20).
+//! Section 2 of the specification. A general reference keeps a frame its owner's; a type reference,
+//! on top of it, keeps it usable as one type. Names in parentheses are Xen's (arch/x86/mm.c, 4.14
+//! to 4.20).
 
 use hypercall::{Errno, Mfn};
 
@@ -55,7 +56,8 @@ impl State {
         false
     }
 
-    /// As [`get_page`](Self::get_page), for any number, without a line if it is none of RAM (`get_page_from_gfn`).
+    /// As [`get_page`](Self::get_page), for any number, without a line if it is none of RAM
+    /// (`get_page_from_gfn`).
     pub(crate) fn get_page_from_gfn(&mut self, mfn: Mfn, domain: u16) -> bool {
         self.frames.is_ram(mfn) && self.get_page(mfn, domain)
     }
@@ -107,7 +109,8 @@ impl State {
                 return Ok(());
             }
             if !now.flags.contains(TypeFlags::PARTIAL) {
-                // Somebody is validating it right now. Xen would wait for another CPU; here there is none.
+                // Somebody is validating it right now. Xen would wait for another CPU; here there
+                // is none.
                 return Err(Errno::EINVAL);
             }
             page.kind.flags -= TypeFlags::PARTIAL;
@@ -142,7 +145,8 @@ impl State {
         self.validate_page(mfn, kind)
     }
 
-    /// Says why a frame cannot be used as `wanted`. A type one level above is passed over: it may be a linear table.
+    /// Says why a frame cannot be used as `wanted`. A type one level above is passed over: it may
+    /// be a linear table.
     #[cold]
     fn explain_type(&mut self, mfn: Mfn, wanted: PageType) {
         let now = self.frames.page(mfn).kind;

@@ -1,7 +1,7 @@
 //! Which Xen is modelled: release and build flavour, and what depends on them.
 //!
-//! Between Xen 4.4 and 4.20 the rules of PV memory management changed little; the layout of two words and the wording
-//! of the log changed a lot. Everything of that kind is decided here.
+//! Between Xen 4.4 and 4.20 the rules of PV memory management changed little; the layout of two
+//! words and the wording of the log changed a lot. Everything of that kind is decided here.
 
 /// A release of Xen. Each stands for its last point release unless its doc says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
 //! Which machine frame stands behind which page of a new domain.
 //!
-//! Under a real Xen a guest's frames lie anywhere. Here they lie anywhere by seed, and by a formula that works both
-//! ways, so that a guest of a terabyte needs no list of them.
+//! Under a real Xen a guest's frames lie anywhere. Here they lie anywhere by seed, and by a formula
+//! that works both ways, so that a guest of a terabyte needs no list of them.
 
 use crate::random::Random;
 

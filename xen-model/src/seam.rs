@@ -1,8 +1,8 @@
 //! The seam: the model as a machine that the guest-side crates run on.
 //!
 //! Requests come as slices and are answered by the same functions that serve the raw hypercalls of
-//! [`Guest::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine, through the kernel's
-//! direct mapping, whatever it maps at that moment.
+//! [`Guest::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine,
+//! through the kernel's direct mapping, whatever it maps at that moment.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
 use hypercall::{
@@ -13,6 +13,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Mode};
 use crate::exchange::Swap;
+use crate::inject::Asked;
 use crate::memory_info::About;
 use crate::memory_op::{Extents, Move, Shape};
 use crate::mmu_update::BatchAnswer;
@@ -60,6 +61,13 @@ fn shape(list: &Reservation<'_>) -> Shape {
 }
 
 impl State {
+    /// Keeps a request in mind for a sweep of failures.
+    fn note(&mut self, hypercall: Hypercall, elements: usize) {
+        if let Some(requests) = &mut self.requests {
+            requests.push(Asked { hypercall, elements });
+        }
+    }
+
     fn answer(&mut self, request: &Request<'_>) -> Outcome {
         match *request {
             Request::MmuUpdate(updates, domains) => {
@@ -133,6 +141,18 @@ fn copy<T>(items: impl Iterator<Item = T>, into: &mut [T]) -> u64 {
     count
 }
 
+/// A `memory_op` of a guest.
+pub(crate) fn memory_op(guest: &Guest<'_>, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+    let mut done = 0;
+    let hypercall = Hypercall::MemoryOp(op.name());
+    let mut state = guest.run();
+    state.note(hypercall, op.extents());
+    state.memory(op, &mut done).map_err(|errno| {
+        let done = u32::try_from(done).unwrap_or(u32::MAX);
+        Error { hypercall, errno, done }
+    })
+}
+
 impl Hypercalls for Guest<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         if calls.len() > CALLS_MAX {
@@ -144,23 +164,21 @@ impl Hypercalls for Guest<'_> {
             if k > 0 && state.preempt_check() {
                 state.interrupted();
             }
+            state.note(call.request.hypercall(), call.request.len());
             call.outcome = state.answer(&call.request);
         }
         Ok(())
     }
 
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
-        let mut done = 0;
-        let hypercall = Hypercall::MemoryOp(op.name());
-        self.run().memory(op, &mut done).map_err(|errno| {
-            let done = u32::try_from(done).unwrap_or(u32::MAX);
-            Error { hypercall, errno, done }
-        })
+        memory_op(self, op)
     }
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         let hypercall = Hypercall::VmAssist;
-        let enabled = self.run().vm_assist(0, assist as u64);
+        let mut state = self.run();
+        state.note(hypercall, 1);
+        let enabled = state.vm_assist(0, assist as u64);
         enabled.map_err(|errno| Error { hypercall, errno, done: 0 })
     }
 }

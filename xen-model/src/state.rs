@@ -4,8 +4,10 @@ use core::fmt;
 
 use hypercall::{Errno, Mfn};
 
+use crate::build::Builder;
 use crate::domain::{Domain, Parked, Vcpu};
 use crate::heap::Heap;
+use crate::inject::Asked;
 use crate::log::{File, Log, Number, Speaker};
 use crate::page::Frames;
 use crate::release::{Flavour, Release};
@@ -31,10 +33,11 @@ pub struct Statistics {
     pub asked_flushes: u64,
     /// How often a hypercall was interrupted and continued.
     pub continuations: u64,
-    /// How often a frame without uses was taken into use: row by the type it had last, column by the
-    /// type it was to have, both in the order of [`PageType::ALL`](crate::PageType::ALL).
+    /// How often a frame without uses was taken into use: row by the type it had last, column by
+    /// the type it was to have, both in the order of [`PageType::ALL`](crate::PageType::ALL).
     pub transitions: [[u64; 7]; 7],
-    /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see `Model::violations`.
+    /// Frames written that were not RAM of the guest's, mapped read-only, or stale: see
+    /// `Model::violations`.
     pub violations: u64,
 }
 
@@ -62,6 +65,10 @@ pub(crate) struct State {
     pub(crate) preemption: Preemption,
     pub(crate) statistics: Statistics,
     pub(crate) violations: Vec<String>,
+    /// What was asked through the seam, if that is to be kept.
+    pub(crate) requests: Option<Vec<Asked>>,
+    /// What it was built from.
+    pub(crate) builder: Builder,
     /// Whether a multicall is running.
     pub(crate) in_multicall: bool,
     /// What domains have written by `console_io`.
@@ -178,7 +185,8 @@ impl State {
         self.vcpu().parked.push(parked);
     }
 
-    /// Finishes every teardown that is due, however often it is interrupted (`put_old_guest_table`).
+    /// Finishes every teardown that is due, however often it is interrupted
+    /// (`put_old_guest_table`).
     pub(crate) fn finish_teardown(&mut self) {
         while let Some(parked) = self.vcpu().parked.pop() {
             if self.tear_down(parked).is_err() {
@@ -188,7 +196,8 @@ impl State {
         }
     }
 
-    /// Runs the entries of a batch until one is refused, going on after interruptions. Answers how many were done.
+    /// Runs the entries of a batch until one is refused, going on after interruptions. Answers how
+    /// many were done.
     pub(crate) fn batch(
         &mut self,
         count: usize,

@@ -1,8 +1,8 @@
 //! A model of a vCPU's TLB.
 //!
-//! It keeps every translation the guest has used until something that Xen or the architecture promises to flush it
-//! does so, and no shorter: a guest that uses a translation which has gone stale in the tables would fail on some
-//! machine on some day, so the model reports it at once.
+//! It keeps every translation the guest has used until something that Xen or the architecture
+//! promises to flush it does so, and no shorter: a guest that uses a translation which has gone
+//! stale in the tables would fail on some machine on some day, so the model reports it at once.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,9 @@
 //! The two words of `page_info` that decide everything: what a frame is used as, and how often.
 //!
-//! A frame has a type and counts the uses as that type; while the count is not zero, no use as another type is granted.
-//! That is the whole safety system of PV. The model keeps the parts as fields and packs them into Xen's words only to
-//! show them, so one implementation serves both layouts.
+//! A frame has a type and counts the uses as that type; while the count is not zero, no use as
+//! another type is granted. That is the whole safety system of PV. The model keeps the parts as
+//! fields and packs them into Xen's words only to show them, so one implementation serves both
+//! layouts.
 
 use bitflags::bitflags;
 use core::fmt;

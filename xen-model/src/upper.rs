@@ -24,8 +24,8 @@ pub(crate) const fn adjust_link(level: Level, entry: u64) -> u64 {
 }
 
 impl State {
-    /// Takes what a present entry of the table `container` of `level` holds: the table below, validated, or one of the
-    /// same level, read-only (`get_page_from_l2e` to `get_page_from_l4e`).
+    /// Takes what a present entry of the table `container` of `level` holds: the table below,
+    /// validated, or one of the same level, read-only (`get_page_from_l2e` to `get_page_from_l4e`).
     pub(crate) fn get_page_from_link(
         &mut self,
         level: Level,
@@ -110,8 +110,8 @@ impl State {
     }
 }
 
-/// The table that a link holds references to: none if it is not present or leads to its own table. The builder's
-/// superpages for dom0's P2M list hold none either.
+/// The table that a link holds references to: none if it is not present or leads to its own table.
+/// The builder's superpages for dom0's P2M list hold none either.
 pub(crate) fn held_by_link(entry: u64, container: Mfn) -> Option<Mfn> {
     let superpage = entry & 0x80 != 0;
     (entry & PRESENT != 0 && !superpage && frame_of(entry) != container).then_some(frame_of(entry))

@@ -1,5 +1,5 @@
-//! `update_va_mapping` (14) and `update_va_mapping_otherdomain` (22): the entry that maps an address, found through
-//! the running tables (`__do_update_va_mapping`).
+//! `update_va_mapping` (14) and `update_va_mapping_otherdomain` (22): the entry that maps an
+//! address, found through the running tables (`__do_update_va_mapping`).
 //!
 //! Section 4.3 of the specification.
 

@@ -1,7 +1,9 @@
-//! Promotion and demotion: a frame becomes a table, with all that its entries hold, and ceases to be one.
+//! Promotion and demotion: a frame becomes a table, with all that its entries hold, and ceases to
+//! be one.
 //!
-//! Sections 3.5 and 2.3 of the specification. An interrupted walk leaves its progress in the frame; a table above L1
-//! that is refused after its first entry is set aside and taken apart before the hypercall ends.
+//! Sections 3.5 and 2.3 of the specification. An interrupted walk leaves its progress in the frame;
+//! a table above L1 that is refused after its first entry is set aside and taken apart before the
+//! hypercall ends.
 
 use hypercall::{Errno, Level, Mfn};
 
@@ -17,7 +19,8 @@ use crate::upper::adjust_link;
 use crate::xen_slots;
 
 impl State {
-    /// Validates a table (`promote_l1_table` to `promote_l4_table`; `alloc_l1_table` and so on before 4.14).
+    /// Validates a table (`promote_l1_table` to `promote_l4_table`; `alloc_l1_table` and so on
+    /// before 4.14).
     pub(crate) fn promote(&mut self, table: Mfn, level: Level) -> Answer {
         match level {
             Level::L1 => self.promote_l1(table),
@@ -125,7 +128,8 @@ impl State {
         }
     }
 
-    /// Drops all that a table's entries hold (`demote_l1_table` to `demote_l4_table`). The entries stay as they are.
+    /// Drops all that a table's entries hold (`demote_l1_table` to `demote_l4_table`). The entries
+    /// stay as they are.
     pub(crate) fn demote(&mut self, table: Mfn) -> Answer {
         let page = self.frames.page(table);
         let (owner, kind) = (page.owner, page.kind.kind);

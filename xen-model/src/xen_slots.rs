@@ -1,8 +1,8 @@
 //! The part of every address space that is Xen's: L4 slots 256 to 271.
 //!
 //! 0xffff800000000000..0xffff880000000000. Xen writes these entries into every L4 it validates
-//! (`init_xen_l4_slots`); a guest sees them when it reads its table, and can use one of them: slot 256 leads to
-//! the read-only M2P.
+//! (`init_xen_l4_slots`); a guest sees them when it reads its table, and can use one of them: slot
+//! 256 leads to the read-only M2P.
 
 use hypercall::{Mfn, PAGE_SHIFT};
 
@@ -42,7 +42,8 @@ pub(crate) const fn m2p_entry() -> u64 {
     (XEN_TABLES << PAGE_SHIFT) | 0x25
 }
 
-/// What Xen keeps in slot `index` of the L4 in `table` while it is loaded; `None` if the slot is the guest's.
+/// What Xen keeps in slot `index` of the L4 in `table` while it is loaded; `None` if the slot is
+/// the guest's.
 #[expect(clippy::cast_possible_truncation, reason = "an index of a table")]
 pub(crate) const fn xen_slot(index: u64, table: Mfn) -> Option<u64> {
     if !is_xens(index as usize) {

@@ -3,6 +3,8 @@
 //! Standard output carries the guest's lines and nothing else, its verdict last; what the harness
 //! has to say goes to standard error.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result};
 
 use crate::ExitStatus;
@@ -10,12 +12,13 @@ use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
 use crate::boot::{Guest, Host, Line, dom0, domu};
 use crate::cli::{Machine, Role, RunArguments};
+use crate::guest;
 use crate::paths::HostFolder;
 use crate::process::run_visibly;
 use crate::progress::{Step, seconds};
 use crate::provision::qemu::Qemu;
 use crate::provision::{linux, xen};
-use crate::{cargo, guest};
+use crate::station::model_program;
 
 /// Boots what the arguments say and reports what came of it.
 ///
@@ -24,7 +27,7 @@ use crate::{cargo, guest};
 /// This machine lacks something, or the guest does not build.
 pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     if arguments.on == Machine::Model {
-        return run_on_model(&arguments.program);
+        return run_on_model(arguments);
     }
     if let Some(kernel) = &arguments.kernel {
         guest::check(kernel)?;
@@ -72,10 +75,17 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     Ok(report.outcome.status())
 }
 
-fn run_on_model(program: &[String]) -> Result<ExitStatus> {
-    let mut cargo = cargo::cargo();
-    cargo.args(["run", "--quiet", "--release", "--package", guest::UNIKERNEL, "--"]);
-    let status = run_visibly(cargo.args(program))?;
+fn run_on_model(arguments: &RunArguments) -> Result<ExitStatus> {
+    let step = Step::begin("building the model");
+    let mut program = Command::new(model_program()?);
+    step.vanish();
+    let role = arguments.role.to_string().to_lowercase();
+    program.args(["--xen", &arguments.xen.to_string(), "--as", &role]);
+    program.args(["--mem", &arguments.mem.to_string()]);
+    if let Some(module) = &arguments.module {
+        program.arg("--module").arg(module);
+    }
+    let status = run_visibly(program.args(&arguments.program))?;
     Ok(if status.success() { ExitStatus::Pass } else { ExitStatus::Fail })
 }
 

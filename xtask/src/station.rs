@@ -1,5 +1,5 @@
-//! Everything that booting guests needs, fetched as it is first needed: QEMU, each release of Xen, a
-//! Linux dom0 for it, and our kernel.
+//! Everything that booting guests needs, fetched as it is first needed: QEMU, each release of Xen,
+//! a Linux dom0 for it, and our kernel.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -3,9 +3,11 @@
 
 mod counting;
 mod fail_nth;
+mod traced;
 
 pub use counting::{Counting, Counts};
 pub use fail_nth::{FailNth, Refusal};
+pub use traced::{TRACE_HEADER, Traced, trace_start, trace_sum};
 
 use x86_64::structures::paging::PageTableIndex;
 

@@ -52,7 +52,8 @@ impl Guest {
         Pool { frames: numbers.map(|pfn| unsafe { Frame::claim(pfn) }).collect() }
     }
 
-    /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not do.
+    /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not
+    /// do.
     pub fn check(&self) {
         self.model.audit().expect("every reference has its holder");
         assert_eq!(self.model.take_violations(), Vec::<String>::new());

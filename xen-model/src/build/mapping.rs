@@ -1,16 +1,18 @@
 //! A mapping that a domain builder makes, and its page tables, as formulas.
 //!
-//! Builders map one run of pages to one run of addresses, with 4 KiB pages and as few tables as can be. Which
-//! tables there are, where they lie and what each entry holds follows from five numbers.
+//! Builders map one run of pages to one run of addresses, with 4 KiB pages and as few tables as can
+//! be. Which tables there are, where they lie and what each entry holds follows from five numbers.
 
 use hypercall::{Level, PAGE_SHIFT};
 
 /// In which order a builder lays out its tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableOrder {
-    /// Root, then all L3, all L2, all L1, as the toolstack does (`setup_pgtables_pv`, xg_dom_x86.c).
+    /// Root, then all L3, all L2, all L1, as the toolstack does (`setup_pgtables_pv`,
+    /// xg_dom_x86.c).
     TopDown,
-    /// Root, then each L1 followed by the L2 and L3 that it is the first of, as for dom0 (`dom0_construct_pv`).
+    /// Root, then each L1 followed by the L2 and L3 that it is the first of, as for dom0
+    /// (`dom0_construct_pv`).
     AsNeeded,
 }
 

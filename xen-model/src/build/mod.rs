@@ -1,13 +1,14 @@
 //! Making a machine: its RAM, its domains, and what their builders leave behind.
 
+mod config;
+mod layout;
 mod mapping;
 mod plan;
 mod start_info;
 
+pub use config::{BootMapping, BuildError, DomainConfig, Placement};
 pub(crate) use plan::Plan;
 pub(crate) use start_info::write;
-
-use core::fmt;
 
 use hypercall::{MemoryRegion, Mfn, PAGE_SHIFT};
 
@@ -21,8 +22,7 @@ use crate::release::{Flavour, Release, Role};
 use crate::scatter::Scatter;
 use crate::state::{Current, Preemption, SelfSnoop, State, Statistics};
 use crate::types::{CountFlags, CountInfo, PageType, TypeInfo};
-use mapping::{Mapping, TableOrder};
-use plan::Pieces;
+use layout::plan;
 
 /// Frames of the first megabyte.
 const IO_END: u64 = 0x100;
@@ -37,111 +37,8 @@ const XEN_HEAP_START: u64 = 0x200;
 const REGION_ALIGNMENT: u64 = 512;
 /// Slack that xl grants a domU above its memory, in pages (1 MiB).
 const SLACK_PAGES: u64 = 256;
-/// The builders keep so many pages mapped behind the last piece.
-const TAIL_PAGES: u64 = 128;
-/// Builders end the boot mapping at multiples of 4 MiB.
-const END_ALIGNMENT: u64 = 0x40_0000;
 /// Most pages a domain can have here: 4 TiB.
 const PAGES_MAX: u64 = 1 << 30;
-
-/// How far the mapping reaches that a domain starts with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootMapping {
-    /// As far as the builders map: the kernel, what follows it, and some slack, up to 4 MiB boundaries.
-    AsBuilt,
-    /// All pages: the state of a guest that has extended its mapping already.
-    AllPages,
-}
-
-/// How a domain's frames lie in the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Anywhere, by seed; pages are no neighbours in the machine.
-    Scattered,
-    /// In one run, as a release build of Xen places dom0.
-    Contiguous,
-}
-
-/// What a domain is made like.
-#[derive(Clone, Debug)]
-pub struct DomainConfig {
-    /// Its kind.
-    pub role: Role,
-    /// Pages of RAM.
-    pub pages: u64,
-    /// vCPUs; only the first one runs.
-    pub vcpus: usize,
-    /// Where the kernel says its page 0 is mapped (ELF note `VIRT_BASE`).
-    pub virt_base: u64,
-    /// Pages of the kernel image.
-    pub kernel_pages: u64,
-    /// What is mapped at the start.
-    pub boot_mapping: BootMapping,
-    /// Where the kernel wants the P2M list, if not behind itself (ELF note `INIT_P2M`).
-    pub init_p2m: Option<u64>,
-    /// Where its frames lie.
-    pub placement: Placement,
-    /// Its command line.
-    pub command_line: String,
-}
-
-impl DomainConfig {
-    /// A domain of `pages` pages with the usual rest.
-    #[must_use]
-    pub const fn new(role: Role, pages: u64) -> Self {
-        Self {
-            role,
-            pages,
-            vcpus: 1,
-            virt_base: 0xffff_ffff_8000_0000,
-            kernel_pages: 64,
-            boot_mapping: BootMapping::AsBuilt,
-            init_p2m: None,
-            placement: Placement::Scattered,
-            command_line: String::new(),
-        }
-    }
-}
-
-/// Why a machine cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BuildError {
-    /// The domain has fewer pages than its builder needs.
-    TooSmall {
-        /// Pages it has.
-        pages: u64,
-        /// Pages it needs.
-        needed: u64,
-    },
-    /// More pages than the model can number.
-    TooLarge(u64),
-    /// `VIRT_BASE` is not a page of the guest's, or the mapping from it leaves the address space.
-    VirtBase(u64),
-    /// `INIT_P2M` is not a page below `VIRT_BASE` in an L4 slot of its own, or the domain is dom0.
-    InitP2m(u64),
-    /// A domain has no vCPU, or more than 64.
-    Vcpus(usize),
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooSmall { pages, needed } => write!(
-                f,
-                "a domain of {pages} pages cannot be built: {needed} are needed \
-                 (or BootMapping::AllPages, which ends where memory ends)"
-            ),
-            Self::TooLarge(pages) => write!(f, "{pages} pages are more than the model can number"),
-            Self::VirtBase(va) => {
-                write!(f, "VIRT_BASE {va:#x} leaves no room for the boot mapping")
-            }
-            Self::InitP2m(va) => write!(f, "INIT_P2M {va:#x} cannot be honoured"),
-            Self::Vcpus(count) => write!(f, "{count} vCPUs: there must be 1 to 64"),
-        }
-    }
-}
-
-impl core::error::Error for BuildError {}
 
 /// Settings for a machine. The domain it is about is a domU of 2048 pages unless told otherwise.
 #[derive(Clone, Debug)]
@@ -155,6 +52,16 @@ pub struct Builder {
     spare_pages: Option<u64>,
     guest: DomainConfig,
     others: Vec<DomainConfig>,
+    start: Start,
+}
+
+/// How the guest's frames begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// As its builder leaves them.
+    Built,
+    /// Empty, unmapped, and without a running root: to be filled from an image.
+    Blank,
 }
 
 impl Builder {
@@ -168,7 +75,16 @@ impl Builder {
             spare_pages: None,
             guest: DomainConfig::new(Role::DomU, 2048),
             others: Vec::new(),
+            start: Start::Built,
         }
+    }
+
+    /// A guest of `pages` empty pages, to be filled from an image.
+    pub(crate) const fn blank(mut self, pages: u64) -> Self {
+        self.guest.pages = pages;
+        self.guest.boot_mapping = BootMapping::AllPages;
+        self.start = Start::Blank;
+        self
     }
 
     /// Pages of RAM the guest has.
@@ -273,7 +189,11 @@ impl Builder {
                 Placement::Scattered => Scatter::random(start, config.pages, &mut random),
                 Placement::Contiguous => Scatter::contiguous(start, config.pages),
             };
-            plans.push(plan(config, id, frames)?);
+            let mut plan = plan(config, id, frames)?;
+            if k == 0 {
+                plan.start = self.start;
+            }
+            plans.push(plan);
         }
         let spare = self.spare_pages.unwrap_or(self.guest.pages.max(2048));
         let spare_start = land.take(spare, Region::Spare);
@@ -294,13 +214,21 @@ impl Builder {
             preemption: Preemption::default(),
             statistics: Statistics::default(),
             violations: Vec::new(),
+            requests: None,
+            builder: self.clone(),
             in_multicall: false,
             console: Vec::new(),
         };
         for (k, config) in configs.iter().enumerate() {
             let domain = found(&mut state, config, k);
             state.domains.push(domain);
-            start_info::fill(&mut state, k, config);
+            if k > 0 || self.start == Start::Built {
+                start_info::fill(&mut state, k, config);
+            } else {
+                state.domains[0].vcpus[0].kernel_root = None;
+                let shared_info = state.domains[0].shared_info;
+                start_info::mask_events(&mut state, shared_info);
+            }
         }
         Ok(Model::new(state))
     }
@@ -352,83 +280,6 @@ fn check(config: &DomainConfig) -> Result<(), BuildError> {
         return Err(BuildError::VirtBase(base));
     }
     Ok(())
-}
-
-/// Lays a domain out (`xc_dom_build_image`; `dom0_construct_pv`).
-fn plan(config: &DomainConfig, owner: u16, frames: Scatter) -> Result<Plan, BuildError> {
-    let pages = config.pages;
-    let list_pages = (pages * 8).div_ceil(hypercall::PAGE_SIZE as u64);
-    let start = config.virt_base & 0xffff_ffff_ffff;
-    let (rings, order) = match config.role {
-        Role::DomU => (2, TableOrder::TopDown),
-        Role::Dom0 => (0, TableOrder::AsNeeded),
-    };
-    let list_inside = if config.init_p2m.is_some() { 0 } else { list_pages };
-    let start_info = config.kernel_pages + list_inside;
-    let tables = start_info + 1 + rings;
-    let mut boot = Mapping { start, first: 0, pages: tables, tables, roots: 1, order };
-    if config.boot_mapping == BootMapping::AllPages {
-        boot.pages = pages;
-    } else {
-        loop {
-            let end = (start >> PAGE_SHIFT) + tables + boot.table_count() + 1;
-            let wanted = boot_end(config.role, end << PAGE_SHIFT) - start;
-            if boot.pages == wanted >> PAGE_SHIFT {
-                break;
-            }
-            boot.pages = wanted >> PAGE_SHIFT;
-        }
-    }
-    let stack = tables + boot.table_count();
-    let needed = boot.pages.max(stack + 1);
-    if start + (needed << PAGE_SHIFT) > 1 << 48 {
-        return Err(BuildError::VirtBase(config.virt_base));
-    }
-    let (p2m, list, needed) = match config.init_p2m {
-        None => (None, config.kernel_pages, needed),
-        Some(va) => {
-            let first = needed;
-            let mapping = outside_list(config, (va, first, list_pages))?;
-            (Some(mapping), first, first + list_pages + mapping.table_count())
-        }
-    };
-    if needed > pages {
-        return Err(BuildError::TooSmall { pages, needed });
-    }
-    let rings = (rings > 0).then_some(start_info + 1);
-    let pieces = Pieces { p2m_list: list, p2m_pages: list_pages, start_info, rings, stack };
-    Ok(Plan { owner, frames, pages, virt_base: config.virt_base, boot, p2m, pieces })
-}
-
-/// Where the boot mapping ends, given the end of its last piece.
-const fn boot_end(role: Role, end: u64) -> u64 {
-    match role {
-        Role::DomU => ((end + (TAIL_PAGES << PAGE_SHIFT)) | (END_ALIGNMENT - 1)) + 1,
-        Role::Dom0 => {
-            let rounded = end.next_multiple_of(END_ALIGNMENT);
-            if rounded - end < TAIL_PAGES << PAGE_SHIFT { rounded + END_ALIGNMENT } else { rounded }
-        }
-    }
-}
-
-/// The mapping of a P2M list outside the kernel's: pages `first..first + pages` at `va`.
-fn outside_list(
-    config: &DomainConfig,
-    (va, first, pages): (u64, u64, u64),
-) -> Result<Mapping, BuildError> {
-    let start = va & 0xffff_ffff_ffff;
-    let end = start + (pages << PAGE_SHIFT);
-    let kernel = (config.virt_base & 0xffff_ffff_ffff) >> 39;
-    let sensible = va.is_multiple_of(hypercall::PAGE_SIZE as u64)
-        && va < config.virt_base
-        && hypercall::GuestVa::new(va).is_ok()
-        && (end - 1) >> 39 < kernel
-        && config.role == Role::DomU;
-    if !sensible {
-        return Err(BuildError::InitP2m(va));
-    }
-    let order = TableOrder::TopDown;
-    Ok(Mapping { start, first, pages, tables: first + pages, roots: 0, order })
 }
 
 /// Makes the domain itself.

@@ -1,10 +1,11 @@
 //! What a domain looks like when it starts: the builders' work as a function of the page.
 //!
-//! Sections 6.2 and 6.3 of the specification: `xl create` (tools/libs/guest, xg_dom_core.c and xg_dom_x86.c) and
-//! `dom0_construct_pv` (arch/x86/pv/dom0_build.c).
+//! Sections 6.2 and 6.3 of the specification: `xl create` (tools/libs/guest, xg_dom_core.c and
+//! xg_dom_x86.c) and `dom0_construct_pv` (arch/x86/pv/dom0_build.c).
 
 use hypercall::{Level, Mfn, PAGE_SHIFT};
 
+use super::Start;
 use super::mapping::Mapping;
 use crate::page::{ALL_ENTRIES, Contents, Page};
 use crate::scatter::Scatter;
@@ -35,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) p2m: Option<Mapping>,
     /// Where the pieces are.
     pub(crate) pieces: Pieces,
+    /// Whether the builder has been at work at all.
+    pub(crate) start: Start,
 }
 
 /// Where the builder puts its pieces: first pages.
@@ -77,7 +80,8 @@ impl Plan {
 
     /// Every frame that is a table.
     pub(crate) fn table_frames(&self) -> impl Iterator<Item = Mfn> + '_ {
-        let mappings = [Some(&self.boot), self.p2m.as_ref()];
+        let built = self.start == Start::Built;
+        let mappings = [built.then_some(&self.boot), self.p2m.as_ref().filter(|_| built)];
         let tables = mappings
             .into_iter()
             .flatten()
@@ -91,6 +95,11 @@ impl Plan {
         page.owner = self.owner;
         page.m2p = pfn;
         page.contents = Contents::Planned;
+        if self.start == Start::Blank {
+            page.count = CountInfo::allocated(1);
+            page.contents = Contents::Filled(0);
+            return;
+        }
         let in_boot = self.boot.maps(pfn);
         if let Some((mapping, (level, _))) =
             self.mapping_of_table(pfn).and_then(|m| m.table_at(pfn).map(|at| (m, at)))
@@ -99,7 +108,8 @@ impl Plan {
             let root = level == Level::L4;
             page.validated = ALL_ENTRIES;
             page.kind = if root { TypeInfo::pinned(kind, 2) } else { TypeInfo::validated(kind, 1) };
-            // Its owner, whoever points to it (for the root: pin and cr3), and its read-only mapping.
+            // Its owner, whoever points to it (for the root: pin and cr3), and its read-only
+            // mapping.
             let mapped = u32::from(in_boot && mapping.tables == self.boot.tables);
             page.count = CountInfo::allocated(2 + u32::from(root) + mapped);
         } else if in_boot || self.p2m.is_some_and(|mapping| mapping.maps(pfn)) {
@@ -113,6 +123,9 @@ impl Plan {
     /// Word `index` of a frame as the builder left it, but for what it wrote into `start_info`.
     pub(crate) fn word(&self, mfn: u64, index: u64) -> u64 {
         let pfn = self.frames.page(mfn);
+        if self.start == Start::Blank {
+            return 0;
+        }
         let pieces = &self.pieces;
         if pfn >= pieces.p2m_list && pfn - pieces.p2m_list < pieces.p2m_pages {
             let entry = (pfn - pieces.p2m_list) * 512 + index;

@@ -179,7 +179,8 @@ fn a014_a_refused_upper_table_forgets_or_keeps_its_bare_type() {
     for level in 2..=4 {
         for slot in [0, 5] {
             let bench = Bench::new();
-            // Page 2 is mapped writable, so it cannot be a table; page 1 is one that the walk accepts before.
+            // Page 2 is mapped writable, so it cannot be a table; page 1 is one that the walk
+            // accepts before.
             let good = bench.to(1, 0x67);
             bench.contents(1, &[]);
             let mut words = vec![(slot, bench.to(2, 0x67))];

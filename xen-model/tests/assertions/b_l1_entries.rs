@@ -1,4 +1,5 @@
-//! Group B: L1 entries, as `mmu_update`, `update_va_mapping`, promotion and emulated writes see them.
+//! Group B: L1 entries, as `mmu_update`, `update_va_mapping`, promotion and emulated writes see
+//! them.
 
 use hypercall::{Mfn, Pfn};
 use xen_model::{Release, SelfSnoop, number};
@@ -59,7 +60,7 @@ fn b019_entries_are_adjusted() {
 #[test]
 fn b020_what_is_not_present_is_stored_verbatim() {
     let bench = table(Bench::new());
-    for word in [0x0001_2345_6789_0ab0, 0xdead_beef_1fe] {
+    for word in [0x0001_2345_6789_0ab0, 0x0dea_dbee_f1fe] {
         assert_eq!(bench.set(0, 3, word), 0);
         assert_eq!(bench.entry(0, 3), word);
         bench.contents(1, &[(3, word)]);

@@ -8,7 +8,8 @@ use crate::support::{Bench, EFAULT, EINVAL, P, PIN_L1, RW};
 const HOST_PTE: u64 = 2 | 16;
 const READ_ONLY: u64 = 4;
 
-/// A domU with a live L1 in page 0, to which dom0 grants a frame by reference 8, and one read-only by 9.
+/// A domU with a live L1 in page 0, to which dom0 grants a frame by reference 8, and one read-only
+/// by 9.
 struct Granted {
     bench: Bench,
     frame: u64,

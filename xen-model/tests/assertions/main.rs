@@ -1,4 +1,5 @@
-//! The numbered assertions of the specification (section 8), each one test that carries its number in its name.
+//! The numbered assertions of the specification (section 8), each one test that carries its number
+//! in its name.
 //!
 //! ASSERTIONS.md lists them.
 
@@ -14,5 +15,6 @@ mod i_grants;
 mod j_emulated_writes;
 mod k_descriptors;
 mod l_initial_state;
+mod m_save;
 mod n_logs;
 mod support;

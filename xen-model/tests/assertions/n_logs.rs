@@ -1,4 +1,5 @@
-//! Group N: the lines of a debug Xen, release by release; and the two crash logs that this project began with.
+//! Group N: the lines of a debug Xen, release by release; and the two crash logs that this project
+//! began with.
 
 use xen_model::{Flavour, Release, Verbosity};
 
@@ -99,7 +100,8 @@ mm.c:1383:d0v1 Failure in alloc_l3_table: entry 295
 mm.c:2106:d0v1 Error while validating mfn 90e857 (pfn 1ac08e) for type 3000000000000000: \
 caf=8000000000000003 taf=3000000000000001
 mm.c:976:d0v1 Attempt to create linear p.t. with write perms";
-    // A fork's new tree, of which one L1 is still mapped writable: first it is pinned alone, then the root.
+    // A fork's new tree, of which one L1 is still mapped writable: first it is pinned alone, then
+    // the root.
     let builder = Bench::dom0_builder().release(Release::V4_6);
     let bench = Bench::of(builder);
     bench.contents(1, &[(390, bench.to(0, 0x67))]);

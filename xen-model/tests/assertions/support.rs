@@ -190,7 +190,7 @@ impl Bench {
 
     /// Machine address of entry `index` of page `k`.
     pub(crate) fn at(&self, k: u64, index: u64) -> u64 {
-        self.mfn(k) << 12 | index * 8
+        (self.mfn(k) << 12) | (index * 8)
     }
 
     /// Sets entry `index` of the table in page `k`.
@@ -240,7 +240,8 @@ impl Bench {
         )
     }
 
-    /// `memory_op` on a reservation whose list is in scratch page 1. Answers the result and the list.
+    /// `memory_op` on a reservation whose list is in scratch page 1. Answers the result and the
+    /// list.
     pub(crate) fn reserve(
         &self,
         command: u64,

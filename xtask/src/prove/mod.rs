@@ -1,9 +1,9 @@
 //! `cargo xtask prove`: random operations on real Xen and on the model, every answer compared.
 //!
-//! The guest's program `prove` makes the same operations from the same seed wherever it runs, and prints
-//! what it sees in terms that do not depend on the machine. Here it is run on both, and the outputs
-//! are compared. Digests say that they differ, a second run of the part in question says where, and
-//! then the sequence is cut down, by more runs, to the shortest one that still differs.
+//! The guest's program `prove` makes the same operations from the same seed wherever it runs, and
+//! prints what it sees in terms that do not depend on the machine. Here it is run on both, and the
+//! outputs are compared. Digests say that they differ, a second run of the part in question says
+//! where, and then the sequence is cut down, by more runs, to the shortest one that still differs.
 //!
 //! | file | what it does |
 //! |---|---|

@@ -153,8 +153,8 @@ impl Record {
         }
     }
 
-    /// The coverage: a row for each operation, its answers in columns. Operations that never happened
-    /// are named.
+    /// The coverage: a row for each operation, its answers in columns. Operations that never
+    /// happened are named.
     pub(super) fn coverage_table(&self) -> String {
         let mut operations: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
         for ((operation, errno), count) in &self.coverage {

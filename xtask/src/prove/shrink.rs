@@ -1,4 +1,5 @@
-//! Cutting a sequence down: leave out parts, ever smaller ones, as long as what remains still differs.
+//! Cutting a sequence down: leave out parts, ever smaller ones, as long as what remains still
+//! differs.
 
 use anyhow::Result;
 

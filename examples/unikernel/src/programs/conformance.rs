@@ -23,9 +23,8 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     let all = assertions();
     let words: Vec<&str> = guest.arguments.split_whitespace().collect();
     if words == ["list"] {
-        for Assertion { number, group, name, applies, .. } in &all as &Vec<Assertion<M>> {
-            writeln!(guest.console, "{group} {number:>3} {name} ({applies:?})")
-                .or_say("console")?;
+        for Assertion { number, group, name, .. } in &all as &Vec<Assertion<M>> {
+            writeln!(guest.console, "{number:>3} {group} {}", &name[5..]).or_say("console")?;
         }
         return Ok(format!("{} assertions", all.len()));
     }
@@ -33,6 +32,10 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
         .iter()
         .map(|word| word.parse().or_say(&format!("{word:?} is neither a number nor list")))
         .collect::<Result<_, _>>()?;
+    let is_there = |number: &u16| all.iter().any(|assertion| assertion.number == *number);
+    if let Some(number) = numbers.iter().find(|number| !is_there(number)) {
+        return Err(format!("no guest can assert number {number}: see docs/testing-assertions.md"));
+    }
     let frames = arena_frames(guest, FRAMES)?;
     let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
     let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;

@@ -1,0 +1,59 @@
+//! Further vCPUs.
+//!
+//! Section 6.4 of the specification, as far as memory goes (`arch_set_info_guest`,
+//! arch/x86/domain.c).
+
+use hypercall::{Errno, Mfn};
+
+use crate::domain::{ASSIST_M2P_STRICT, Holds, Parked};
+use crate::model::Guest;
+use crate::state::{Answer, State};
+use crate::types::PageType;
+use crate::xen_slots;
+
+impl Guest<'_> {
+    /// Starts this vCPU on a root of its own, or on one that others run on too
+    /// (`VCPUOP_initialise`).
+    ///
+    /// # Errors
+    /// `EEXIST` if it runs already; `EINVAL`, or what the validation of the root answers.
+    pub fn initialise(&self, root: Mfn, user_root: Option<Mfn>) -> Result<(), Errno> {
+        self.run().initialise(root, user_root)
+    }
+}
+
+impl State {
+    fn initialise(&mut self, root: Mfn, user_root: Option<Mfn>) -> Answer {
+        if self.vcpu().kernel_root.is_some() {
+            return Err(Errno::EEXIST);
+        }
+        self.take_root(root)?;
+        if let Some(user_root) = user_root
+            && let Err(errno) = self.take_root(user_root)
+        {
+            self.park(Parked { table: root, container: None, holds: Holds::Both });
+            self.finish_teardown();
+            return Err(errno);
+        }
+        if !self.domain().has_assist(ASSIST_M2P_STRICT) {
+            self.frames.words(root)[xen_slots::M2P_SLOT] = xen_slots::m2p_entry();
+        }
+        self.vcpu().kernel_root = Some(root);
+        self.vcpu().user_root = user_root;
+        Ok(())
+    }
+
+    /// Takes a use as root, however often that is interrupted.
+    fn take_root(&mut self, root: Mfn) -> Answer {
+        let caller = self.caller();
+        loop {
+            let answer = self.get_page_and_type(root, PageType::L4, caller);
+            if answer == Err(Errno::ERESTART) {
+                self.interrupted();
+                continue;
+            }
+            self.finish_teardown();
+            return answer;
+        }
+    }
+}
