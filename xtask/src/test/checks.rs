@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::{costs, house_rules};
 use super::session::Session;
+use super::{costs, house_rules};
 use crate::cargo::{Package, cargo, packages};
 use crate::paths;
 use crate::process::run_captured;
