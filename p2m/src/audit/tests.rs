@@ -1,4 +1,4 @@
-//! The audit finds what is wrong, all of it, and nothing else.
+//! Maps that are wrong in every way that an audit finds.
 
 use expect_test::expect;
 use hypercall::ArchSharedInfo;

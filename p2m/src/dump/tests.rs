@@ -1,4 +1,4 @@
-//! The map in lines and as a picture.
+//! A dump as text and as a picture, of a map with every kind of run.
 
 use expect_test::expect;
 use hypercall::{DomId, Mfn, Pfn};

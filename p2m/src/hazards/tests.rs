@@ -1,4 +1,4 @@
-//! What makes another kernel unsafe, named and counted.
+//! What stands in the way of a kexec, made and removed.
 
 use core::sync::atomic::AtomicU64;
 

@@ -1,4 +1,4 @@
-//! The map against a plain one, by random changes.
+//! Look-ups and changes of an adopted list, and the list and M2P that other tests use.
 
 use std::collections::BTreeMap;
 

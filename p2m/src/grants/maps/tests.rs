@@ -1,4 +1,4 @@
-//! Frames of other domains: mapped, told apart, given back, and undone when a slot is refused.
+//! Grants of a neighbour that exists only here, mapped, refused and undone.
 
 use std::cell::{Cell, RefCell};
 
