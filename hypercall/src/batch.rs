@@ -48,7 +48,17 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
     pub const fn batch(&mut self) -> Batch<'_> {
         let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
         let runs = [Batch::NO_RUN; CALLS_MAX];
-        Batch { updates, old, updates_used: 0, ops, ops_used: 0, runs, runs_used: 0, runs_sent: 0 }
+        Batch {
+            updates,
+            old,
+            updates_used: 0,
+            extends_at: NOWHERE,
+            ops,
+            ops_used: 0,
+            runs,
+            runs_used: 0,
+            runs_sent: 0,
+        }
     }
 }
 
@@ -93,6 +103,9 @@ impl fmt::Display for BatchError {
 
 impl core::error::Error for BatchError {}
 
+/// No place in the storage.
+const NOWHERE: usize = usize::MAX;
+
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Updates(Domains),
@@ -130,6 +143,9 @@ pub struct Batch<'s> {
     /// What stands where each update will write.
     old: &'s mut [u64],
     updates_used: usize,
+    /// Where an update of own tables for own frames extends the last run; [`NOWHERE`] if it needs a
+    /// run of its own.
+    extends_at: usize,
     ops: &'s mut [MmuExtOp],
     ops_used: usize,
     runs: [Run; CALLS_MAX],
@@ -190,8 +206,20 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`].
+    #[inline]
     pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
-        self.update_for(update, old, Domains::SELF)
+        let at = self.updates_used;
+        if at != self.extends_at || at >= self.updates.len() || at >= self.old.len() {
+            return self.update_for(update, old, Domains::SELF);
+        }
+        self.updates[at] = update;
+        self.old[at] = old;
+        self.updates_used = at + 1;
+        self.extends_at = at + 1;
+        if let Some(run) = self.last() {
+            run.end = at + 1;
+        }
+        Ok(())
     }
 
     /// Adds an update that names other domains.
@@ -217,6 +245,7 @@ impl Batch<'_> {
         self.updates[at] = update;
         self.old[at] = old;
         self.updates_used = at + 1;
+        self.extends_at = if domains == Domains::SELF { at + 1 } else { NOWHERE };
         Ok(())
     }
 
@@ -241,6 +270,7 @@ impl Batch<'_> {
             taken += 1;
         }
         self.updates_used = at + taken;
+        self.extends_at = at + taken;
         if let Some(run) = self.last() {
             run.end += taken;
         }
@@ -298,6 +328,7 @@ impl Batch<'_> {
         self.runs[..kept].reverse();
         self.runs_used = kept;
         self.ops_used = 0;
+        self.extends_at = NOWHERE;
     }
 
     /// The updates of the last successful [`submit`](Self::submit), each with what it replaced,
@@ -342,6 +373,7 @@ impl Batch<'_> {
     pub const fn clear(&mut self) {
         self.runs_sent = 0;
         self.updates_used = 0;
+        self.extends_at = NOWHERE;
         self.ops_used = 0;
         self.runs_used = 0;
     }
@@ -420,6 +452,7 @@ impl Batch<'_> {
         let run = self.runs.get_mut(self.runs_used).ok_or(Full)?;
         *run = Run { kind, start, end: start + 1, outcome: Outcome::NotIssued };
         self.runs_used += 1;
+        self.extends_at = NOWHERE;
         Ok(())
     }
 

@@ -64,6 +64,7 @@ pub(crate) struct DirectMap {
 
 impl DirectMap {
     /// The place of the entry that maps `pfn`, and the entry.
+    #[inline]
     pub(crate) fn entry<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
@@ -76,20 +77,29 @@ impl DirectMap {
         Ok((Slot { table: mfn, index }, pte))
     }
 
+    #[inline]
     fn l1_table<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
         va: GuestVa,
     ) -> Result<(Pfn, Mfn), WalkError> {
         let number = va.raw() >> Level::L2.shift();
-        if let Some((last, pfn, mfn)) = self.last
-            && last == number
-        {
-            return Ok((pfn, mfn));
+        match self.last {
+            Some((last, pfn, mfn)) if last == number => Ok((pfn, mfn)),
+            _ => self.find(context, va),
         }
+    }
+
+    /// Walks to another L1 table, once for each 2 MiB.
+    #[cold]
+    fn find<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        va: GuestVa,
+    ) -> Result<(Pfn, Mfn), WalkError> {
         let path = walk(context, context.kernel_root, va)?;
         let step = path.at(Level::L1).ok_or(WalkError::NotMapped(va))?;
-        self.last = Some((number, step.table, step.slot.table));
+        self.last = Some((va.raw() >> Level::L2.shift(), step.table, step.slot.table));
         Ok((step.table, step.slot.table))
     }
 }

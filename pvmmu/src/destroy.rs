@@ -16,7 +16,7 @@ use crate::error::{MapError, PinFailure, UndoError, WalkError};
 use crate::frames::FrameSource;
 use crate::loose::empty;
 use crate::marks::held;
-use crate::pgd::{Pgd, Pinned};
+use crate::pgd::{Holds, Pgd, Pinned};
 use crate::pin::unpin;
 use crate::tables::Present;
 
@@ -67,13 +67,16 @@ impl Pgd<Pinned> {
         let mut edit = Edit::begin(roots, tools);
         let mut entries = empty_table();
         let root = (Level::L4, roots.kernel, End::Dropped);
-        let stripped = strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit());
+        let stripped = match self.holds {
+            Holds::Nothing => Ok(()),
+            Holds::Tables => strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit()),
+        };
         if let Err(error) = stripped {
             edit.abandon();
             return Err(DestroyError::Pinned(self, error));
         }
         let Tools { context, batch, tables, frames, .. } = tools;
-        match unpin(context, roots, Level::L2, batch) {
+        match unpin(context, (roots, self.holds), Level::L2, batch) {
             Ok(released) => tables.ended_outside(released),
             Err((failure, undo)) => return Err(DestroyError::NotUnpinned(self, failure, undo)),
         }

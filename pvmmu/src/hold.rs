@@ -10,7 +10,7 @@ use hypercall::{Batch, Entry, Level, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, Slo
 use crate::context::Context;
 use crate::error::{PinFailure, UndoError};
 use crate::marks::{held, held_table, not_held};
-use crate::pgd::{Pgd, Pinned, Roots};
+use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::tables::Present;
 
 /// What was refused, and what of the undo.
@@ -31,6 +31,7 @@ impl Pgd<Pinned> {
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<u64, (PinFailure, Result<(), UndoError>)> {
+        self.holds = Holds::Tables;
         change(context, self.roots(), Change::Hold, batch)
     }
 }
@@ -114,8 +115,8 @@ impl<M: Machine> Changing<'_, '_, '_, M> {
         let mut present = Present::of(level, table);
         while let Some((index, pte)) = present.next(self.context).map_err(unchanged)? {
             let Entry::Table(mfn) = pte.decode(level) else { continue };
-            let pfn = self.context.p2m.pfn(self.context.machine, mfn).map_err(unchanged)?;
             if below > Level::L1 {
+                let pfn = self.context.p2m.pfn(self.context.machine, mfn).map_err(unchanged)?;
                 self.below(below, pfn)?;
             }
             if self.change.of(below, pte).is_some() {

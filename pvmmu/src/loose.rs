@@ -18,7 +18,7 @@ use crate::leaf::release;
 use crate::marks::{MIRRORED, held};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::{Found, Path};
-use crate::pgd::{Loose, Pgd};
+use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
 use crate::tables::Present;
 
@@ -44,7 +44,10 @@ impl Pgd<Loose> {
         let root = frames.take_table().ok_or(MapError::OutOfFrames)?;
         match fill_root(context, &root) {
             // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
-            Ok(()) => Ok(Self { root, user_root: None, state: PhantomData }),
+            Ok(()) => {
+                let (user_root, holds) = (None, Holds::Nothing);
+                Ok(Self { root, user_root, holds, state: PhantomData })
+            }
             Err(error) => {
                 frames.give(root);
                 Err(error.into())

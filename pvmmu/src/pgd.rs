@@ -36,7 +36,18 @@ pub enum Pinned {}
 pub struct Pgd<S> {
     pub(crate) root: Frame,
     pub(crate) user_root: Option<Frame>,
+    /// Whether a table may be pinned by itself.
+    pub(crate) holds: Holds,
     pub(crate) state: PhantomData<S>,
+}
+
+/// Whether tables of an address space are pinned by themselves, beside the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// None is.
+    Nothing,
+    /// Some may be.
+    Tables,
 }
 
 /// The frames of an address space's roots.
@@ -65,7 +76,8 @@ impl<S> Pgd<S> {
 
     /// The same address space in another state.
     pub(crate) fn into_state<T>(self) -> Pgd<T> {
-        Pgd { root: self.root, user_root: self.user_root, state: PhantomData }
+        let Self { root, user_root, holds, .. } = self;
+        Pgd { root, user_root, holds, state: PhantomData }
     }
 
     /// How many tables the address space has, with its roots.

@@ -16,7 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::access::{Access, Stopped, set_access, undo};
 use crate::context::Context;
 use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
-use crate::pgd::{Loose, Pgd, Pinned, Roots};
+use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
 
 impl Pgd<Loose> {
@@ -70,13 +70,16 @@ impl Pgd<Pinned> {
     /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
     /// / min(B, O)) multicalls.
     pub fn unpin<M: Machine>(
-        self,
+        mut self,
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Loose>, UnpinError> {
-        match unpin(context, self.roots(), Level::L1, batch) {
+        match unpin(context, (self.roots(), self.holds), Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
-            Ok(_) => Ok(self.into_state()),
+            Ok(_) => {
+                self.holds = Holds::Nothing;
+                Ok(self.into_state())
+            }
             Err((failure, undo)) => Err(UnpinError { pgd: self, failure, undo }),
         }
     }
@@ -88,11 +91,14 @@ impl Pgd<Pinned> {
 /// many were let go of.
 pub(crate) fn unpin<M: Machine>(
     context: &Context<'_, M>,
-    roots: Roots,
+    (roots, holds): (Roots, Holds),
     lowest: Level,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
-    let released = crate::hold::release(context, roots, lowest, batch)?;
+    let released = match holds {
+        Holds::Nothing => 0,
+        Holds::Tables => crate::hold::release(context, roots, lowest, batch)?,
+    };
     unpin_roots(context, roots)?;
     let writable = set_access(context, roots, (Access::Writable, u64::MAX), batch);
     let scrubbed = writable.and_then(|done| {

@@ -71,7 +71,11 @@ fn visit_below<M: FrameAccess, E: From<WalkError>>(
         while let Some((_, pte)) = present.next(context)? {
             let Entry::Table(mfn) = pte.decode(table.level) else { continue };
             let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-            if !visit_below(context, Table { level, pfn, is_held: held(pte).is_some() }, f)? {
+            let child = Table { level, pfn, is_held: held(pte).is_some() };
+            // Most tables are L1 tables, with nothing below them.
+            let goes_on =
+                if level == Level::L1 { f(child) } else { visit_below(context, child, f) };
+            if !goes_on? {
                 return Ok(false);
             }
         }

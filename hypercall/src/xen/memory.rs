@@ -3,11 +3,12 @@
 
 use core::ops::Range;
 
+use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
 use super::trap::{load_or, try_compare_exchange, try_load, try_store};
-use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
+use crate::frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -25,8 +26,15 @@ impl Xen {
         Ok(page.wrapping_add(offset))
     }
 
+    #[inline]
     fn entry(&self, table: Pfn, index: PageTableIndex) -> Result<*mut u64, AccessError> {
-        let page: *mut u64 = self.direct_map(table)?.addr().as_mut_ptr();
+        if table.raw() >= self.mapped_frames() {
+            return Err(AccessError::Unmapped(table));
+        }
+        // I-3: the frame is mapped there, so the sum does not overflow; each access to a table comes
+        // through here.
+        let page = self.direct_map.raw().wrapping_add(table.raw() << PAGE_SHIFT);
+        let page: *mut u64 = VirtAddr::new_truncate(page).as_mut_ptr();
         Ok(page.wrapping_add(usize::from(index)))
     }
 }

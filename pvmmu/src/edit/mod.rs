@@ -33,7 +33,7 @@ use crate::frames::FrameSource;
 use crate::marks::held_table;
 use crate::pages::{Pages, page_number};
 use crate::path::Path;
-use crate::pgd::{Pgd, Pinned, Roots};
+use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::pool::TablePool;
 
 use settle::{Settled, settle, take_back};
@@ -104,6 +104,9 @@ impl Pgd<Pinned> {
         tools: &mut Tools<'a, 'b, 't, M, F>,
         section: impl FnOnce(&mut Edit<'_, 'a, 'b, 't, M, F>) -> Result<(), MapError>,
     ) -> Result<(), RangeError> {
+        if !tools.tables.is_empty() {
+            self.holds = Holds::Tables;
+        }
         let mut edit = Edit::begin(self.roots(), tools);
         match section(&mut edit).and_then(|()| edit.submit()) {
             Ok(()) => Ok(()),

@@ -35,7 +35,7 @@ const ALL: [Primitive; 5] = [
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
     let machine = *guest.machine.inner();
-    let context = Context { machine, p2m: &guest.p2m, kernel_root: guest.kernel_root };
+    let context = Context { machine, p2m: guest.p2m, kernel_root: guest.kernel_root };
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
