@@ -1,7 +1,6 @@
 //! That no QEMU outlives the harness: it starts a guest that hangs, ends the harness in every way
 //! that an operating system knows, and looks for QEMU.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
