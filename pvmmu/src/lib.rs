@@ -6,30 +6,37 @@
 //!
 //! ```text
 //!   Pgd::new ──► Pgd<Loose> ──pin──► Pgd<Pinned> ──load──► running
-//!                 map, unmap ◄─unpin─  protect, map, unmap
-//!                 (plain stores)        (one batch each)
+//!                 map_pages  ◄─unpin─  edit: map, unmap, protect, replace; fork
+//!                 (plain stores)       (batches)
 //! ```
 //!
 //! # Main types
-//! * [`Pgd`]: a root and its tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
-//!   holds them valid.
-//! * [`Context`]: the machine, the frame map and the running root, handed to every operation.
-//! * [`walk`], [`Walk`]: what the tables say of an address, level by level.
-//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to.
-//! * [`MapError`], [`PinError`], [`UnpinError`]: what was refused, of which frame, and what is
-//!   left.
+//! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen holds
+//!   them valid.
+//! * [`Context`]: the machine, the frame map and the running root, handed to every operation;
+//!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
+//! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows.
+//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]: who
+//!   shares them after a fork.
+//! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
+//! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
+//! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
+//!   words. [`mapper`]: the `x86_64` crate's own traits.
+//! * [`walk()`], [`Walk`]: what the tables say of an address, level by level.
+//! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused, of
+//!   which page or frame, and what is left.
 //!
 //! # What it assumes
-//! A direct mapping of the guest's frames under the running root; 4 KiB pages, the only ones Xen
-//! grants a PV guest; a kernel half (slots 272 to 511 of the root) that all address spaces share.
-//! Only the user half, below 2^47, is an address space's own.
+//! A direct mapping under the running root of every frame that serves as a table; 4 KiB pages, the
+//! only ones Xen grants a PV guest; a kernel half (slots 272 to 511 of the root) that all address
+//! spaces share. Only the user half, below 2^47, is an address space's own.
 //!
 //! # What it prevents, and what not
 //! A tree is stored into only while it is loose, and loaded only while it is pinned: both are
-//! types. A refused request is undone, in reverse, and the value comes back inside the error. A
-//! frame is in one place at a time: [`Frame`](hypercall::Frame) moves into the mapping and out of
-//! it. It does not know which address space which vCPU runs on: loading is `unsafe`, and so is
-//! whatever ends the running one.
+//! types. A refused batch is undone, and the value comes back inside the error; of a long run the
+//! error says how many pages are done. A frame is in one place at a time:
+//! [`Frame`](hypercall::Frame) moves into the mapping and out of it. Loading is `unsafe`, and so is
+//! whatever ends the address space that runs.
 #![cfg_attr(not(test), no_std)]
 
 mod access;

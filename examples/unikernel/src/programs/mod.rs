@@ -11,6 +11,7 @@ mod life;
 mod primitives;
 mod prove;
 mod publish;
+mod spaces;
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -37,11 +38,12 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "primitives" => Ok(primitives::run),
+        "spaces" => Ok(spaces::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             primitives, prove and conformance, and to test the harness hang, fault, silent and \
+             primitives, prove, spaces and conformance, and to test the harness hang, fault, silent and \
              panic"
         )),
     }

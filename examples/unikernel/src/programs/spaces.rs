@@ -1,0 +1,184 @@
+//! `spaces`: address spaces at work on the CPU: tables from a pool and tables filled first, whole
+//! tables changed under running pages, two roots, fork and copy on write, and an audit of all tables.
+#![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+
+use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags};
+use pvmmu::audit::{Tree, audit, audit_words};
+use pvmmu::{
+    Context, Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool,
+    Tools, load_root,
+};
+
+use super::OrSay;
+use crate::guest::{Guest, Pool};
+use crate::report::Verdict;
+
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+/// A whole table and a little of its neighbours.
+const PAGES: u64 = 3 + 512 + 5;
+
+type Frames<'p, 's> = Counted<'p, 's, Pool>;
+type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let free = guest.pool.len();
+    let machine = *guest.machine.inner();
+    let context = Context { machine, p2m: guest.p2m, kernel_root: guest.kernel_root };
+    let mut storage = BatchStorage::<700, 32>::new();
+    let mut batch = storage.batch();
+    let pfns = usize::try_from(context.p2m.len()).or_say("pfns")?;
+    let mut counts = vec![0; pfns];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut guest.pool, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 12];
+    let (l1, rest) = places.split_at_mut(8);
+    let (l2, l3) = rest.split_at_mut(2);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    for (level, count) in [(Level::L1, 4), (Level::L2, 2), (Level::L3, 2)] {
+        tables.fill(&context, (level, count), &mut frames, &mut batch).or_say("fill the pool")?;
+    }
+    let pgd = Pgd::with_user_root(&context, &mut frames).or_say("new")?;
+    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    let mut with = Tools {
+        context,
+        batch: &mut batch,
+        tables: &mut tables,
+        frames: &mut frames,
+        reach,
+        presence,
+    };
+    let lived = live(&mut pgd, &mut with);
+    leave(&context)?;
+    pgd.destroy(&mut with).or_say("destroy")?;
+    for level in [Level::L1, Level::L2, Level::L3] {
+        tables.drain(&context, (level, 99), &mut frames).or_say("drain the pool")?;
+    }
+    let read = lived?;
+    if counts.iter().any(|count| *count != 0) {
+        return Err("a share was lost".into());
+    }
+    match free - guest.pool.len() {
+        0 => Ok(format!("{PAGES} pages, {read} tables audited, nothing wrong")),
+        lost => Err(format!("{lost} frames were lost")),
+    }
+}
+
+fn pages() -> Result<Pages, String> {
+    let start = GuestVa::new((1 << 30) - 3 * 4096).or_say("address")?;
+    Ok(Pages { start, count: PAGES })
+}
+
+/// Runs on an address space.
+fn enter<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    unsafe { pgd.load(context) }.or_say("load")
+}
+
+/// Runs on the kernel's own root again.
+fn leave<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
+    // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
+    unsafe { load_root(context, context.kernel_root) }.or_say("leave")
+}
+
+/// Writes a page's own mark, changed by `salt`, to each page; how many could be written.
+fn write<M: Cpu>(machine: &M, pages: Pages, salt: u64) -> Result<u64, String> {
+    let mut written = 0;
+    for index in 0..pages.count {
+        let va = pages.at(index).or_say("address")?;
+        // SAFETY: the pages are the program's own.
+        written += u64::from(unsafe { machine.store(va, va.raw() ^ salt) }.is_ok());
+    }
+    Ok(written)
+}
+
+/// How many pages hold their mark, changed by `salt`.
+fn marked<M: Cpu>(machine: &M, pages: Pages, salt: u64) -> Result<u64, String> {
+    let mut found = 0;
+    for index in 0..pages.count {
+        let va = pages.at(index).or_say("address")?;
+        found += u64::from(machine.load(va) == Ok(va.raw() ^ salt));
+    }
+    Ok(found)
+}
+
+fn expect(what: &str, found: u64, wanted: u64) -> Result<(), String> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(format!("{what}: {found} pages, not {wanted}"))
+}
+
+fn live<M: Machine + Cpu>(
+    pgd: &mut Pgd<Pinned>,
+    with: &mut Work<'_, '_, '_, '_, '_, M>,
+) -> Result<u64, String> {
+    let (context, machine, all) = (with.context, with.context.machine, pages()?);
+    enter(&context, pgd)?;
+    pgd.map_pages(with, all, PteFlags::USER_RW).or_say("map while it runs")?;
+    expect("written", write(machine, all, 0)?, PAGES)?;
+    expect("read", marked(machine, all, 0)?, PAGES)?;
+    pgd.protect(with, all, READ_ONLY).or_say("protect")?;
+    expect("written although read-only", write(machine, all, 1)?, 0)?;
+    pgd.protect(with, all, PteFlags::USER_RW).or_say("protect back")?;
+    expect("kept through both", marked(machine, all, 0)?, PAGES)?;
+    let read = fork(pgd, with, all)?;
+    pgd.unmap(with, all).or_say("unmap")?;
+    expect("read although unmapped", marked(machine, all, 2)?, 0)?;
+    Ok(read)
+}
+
+/// A child that keeps what the parent overwrites.
+fn fork<M: Machine + Cpu>(
+    pgd: &mut Pgd<Pinned>,
+    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    all: Pages,
+) -> Result<u64, String> {
+    let (context, machine) = (with.context, with.context.machine);
+    let child = pgd.fork(with).or_say("fork")?;
+    let read = check_tables(&context, &[pgd.tree(), child.tree()])?;
+    expect("written although shared", write(machine, all, 2)?, 0)?;
+    own(pgd, with, all).or_say("copy")?;
+    expect("written to the copies", write(machine, all, 2)?, PAGES)?;
+    enter(&context, &child)?;
+    expect("kept in the child", marked(machine, all, 0)?, PAGES)?;
+    enter(&context, pgd)?;
+    child.destroy(with).or_say("destroy the child")?;
+
+    // Now the child is the one that goes first, and the parent takes the frames over.
+    let child = pgd.fork(with).or_say("fork again")?;
+    child.destroy(with).or_say("destroy the second child")?;
+    own(pgd, with, all).or_say("take over")?;
+    expect("kept through the second fork", marked(machine, all, 2)?, PAGES)?;
+    expect("written as before", write(machine, all, 2)?, PAGES)?;
+    Ok(read)
+}
+
+/// Makes every page the address space's own, as a page-fault handler would, one by one.
+fn own<M: Machine>(
+    pgd: &mut Pgd<Pinned>,
+    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    all: Pages,
+) -> Result<(), RangeError> {
+    pgd.edit(with, |edit: &mut Edit<'_, '_, '_, '_, M, _>| {
+        (0..all.count).try_for_each(|index| edit.make_own(all.at(index)?))
+    })
+}
+
+fn check_tables<M: Machine>(context: &Context<'_, M>, trees: &[Tree]) -> Result<u64, String> {
+    let words = usize::try_from(audit_words(context.p2m.len())).or_say("audit")?;
+    let mut memory = vec![0; words];
+    let mut first = None;
+    let read = audit(context, trees, &mut memory, &mut |finding| {
+        first.get_or_insert(finding);
+    });
+    match first {
+        None => read.or_say("audit"),
+        Some(finding) => Err(format!("{finding}")),
+    }
+}
