@@ -12,7 +12,7 @@ use crate::entry::{ABSENT, NOT_RAM};
 use crate::sync::{AtomicU64, Ordering};
 
 /// # Invariants
-/// I-6: the words from `words` up to `len` are mapped, readable and aligned for `'a`, and `len <=
+/// I-8: the words from `words` up to `len` are mapped, readable and aligned for `'a`, and `len <=
 /// capacity`.
 #[derive(Debug)]
 pub(crate) struct List<'a> {
@@ -34,7 +34,7 @@ impl<'a> List<'a> {
     /// The words of a slice; there will never be more.
     pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
         let len = words.len() as u64;
-        // INVARIANT: I-6: a slice is all there.
+        // INVARIANT: I-8: a slice is all there.
         Self {
             words: NonNull::from(words).cast(),
             len: AtomicU64::new(len),
@@ -47,7 +47,7 @@ impl<'a> List<'a> {
     /// A list of `len` words now and up to `capacity` later.
     ///
     /// # Safety
-    /// I-6 holds for `len`, and the caller keeps to it when it raises the length.
+    /// I-8 holds for `len`, and the caller keeps to it when it raises the length.
     pub(crate) unsafe fn growing(words: NonNull<AtomicU64>, len: u64, capacity: u64) -> Self {
         let len = AtomicU64::new(len);
         Self { words, len, capacity, not_ram: NOT_RAM, memory: PhantomData }
@@ -79,16 +79,16 @@ impl<'a> List<'a> {
         if count == 0 {
             return &[];
         }
-        // SAFETY: I-6: the words from `first` on are in the list.
+        // SAFETY: I-8: the words from `first` on are in the list.
         let start = unsafe { self.words.add(first) };
-        // SAFETY: I-6: so are the others, and they stay mapped.
+        // SAFETY: I-8: so are the others, and they stay mapped.
         unsafe { core::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
     /// Raises the length; a smaller one changes nothing.
     ///
     /// # Safety
-    /// The words below `len` are mapped and hold what they should (I-6).
+    /// The words below `len` are mapped and hold what they should (I-8).
     pub(crate) unsafe fn raise(&self, len: u64) {
         debug_assert!(len <= self.capacity, "the list has room for {} words", self.capacity);
         self.len.fetch_max(len, Ordering::Release);
@@ -100,7 +100,7 @@ impl<'a> List<'a> {
         if index >= self.len() {
             return None;
         }
-        // SAFETY: I-6: the index is below the length, which the load above acquired.
+        // SAFETY: I-8: the index is below the length, which the load above acquired.
         Some(unsafe { self.word(index) })
     }
 
@@ -125,7 +125,7 @@ impl<'a> List<'a> {
         let index = index as usize;
         // SAFETY: the word is part of the list, by the caller's word.
         let word = unsafe { self.words.add(index) };
-        // SAFETY: as above; it is aligned as the first one is (I-6), and atomic.
+        // SAFETY: as above; it is aligned as the first one is (I-8), and atomic.
         unsafe { word.as_ref() }
     }
 }

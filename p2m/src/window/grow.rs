@@ -4,7 +4,7 @@
 //! and one entry links it; only then does the length rise, or the caller change entries there. The
 //! generation is odd around each link. Until a page is linked, readers find the hole's words in its
 //! place, which say the same as those of the new page.
-#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
+#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
 use core::ops::Range;
 
@@ -66,7 +66,7 @@ impl Window {
             }
             submit(context, batch).map_err(WindowFailure::Refused)?;
         }
-        // SAFETY: I-7: every GiB below is linked; what is there are absent words, shared or in the
+        // SAFETY: I-9: every GiB below is linked; what is there are absent words, shared or in the
         // tail of a page.
         unsafe { p2m.list.raise(len) };
         if let Some(toolstack) = context.toolstack {
@@ -383,7 +383,7 @@ fn submit<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<(), hypercall::BatchError> {
     let _changing = context.toolstack.map(|toolstack| toolstack.changing());
-    // SAFETY: the entries are the window's (I-7), and so are the pages they lead to; readers find
+    // SAFETY: the entries are the window's (I-9), and so are the pages they lead to; readers find
     // the same in either.
     unsafe { batch.submit(context.machine) }
 }

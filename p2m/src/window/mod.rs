@@ -16,7 +16,7 @@
 //! The shared pages hold words of their own kind ([`P2mEntry`](crate::P2mEntry) decodes them like
 //! any other), so that look-ups know nothing of all this, and a change of an entry that has no
 //! memory yet is an error, not a fault.
-#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-7)")]
+#![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
 mod error;
 mod grow;
@@ -94,7 +94,7 @@ pub struct WindowPlace {
 /// The tables of the list. Dropping it leaks them, and the map can never grow again.
 ///
 /// # Invariants
-/// I-7: the tables below the window's root slot belong to the window and are read-only in the
+/// I-9: the tables below the window's root slot belong to the window and are read-only in the
 /// direct mapping; so does every leaf but the builder's. Each GiB below the map's length is linked.
 #[derive(Debug)]
 pub struct Window {
@@ -225,7 +225,7 @@ impl Window {
             let l3 = Pte::new(p2m.mfn(self.pfn(place::L3))?, PteFlags::TABLE);
             batch.clear();
             batch.update(MmuUpdate::set(slot, l3), 0)?;
-            // SAFETY: the slot is the window's by the caller's word, and so are the tables (I-7).
+            // SAFETY: the slot is the window's by the caller's word, and so are the tables (I-9).
             unsafe { batch.submit(machine) }.map_err(WindowFailure::Refused)
         })();
         linked.map_err(|failure| {

@@ -1,5 +1,5 @@
 //! Tables and pages of the window: filled while loose, protected, read.
-#![expect(unsafe_code, reason = "writes frames that belong to the window (I-1, I-7)")]
+#![expect(unsafe_code, reason = "writes frames that belong to the window (I-1, I-9)")]
 
 use hypercall::{
     AccessError, Batch, CALLS_MAX, FrameAccess, Machine, PAGE_SIZE, Pfn, Pte, PteFlags,
@@ -121,7 +121,7 @@ fn submit<M: Machine>(
     pending: &[Pfn],
 ) -> Result<(), (u64, WindowFailure)> {
     let requests = batch.requests();
-    // SAFETY: the frames belong to the window (I-7); no Rust reference leads into them.
+    // SAFETY: the frames belong to the window (I-9); no Rust reference leads into them.
     match unsafe { batch.submit(machine) } {
         Ok(()) => {
             *done += requests as u64;
