@@ -8,7 +8,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::entry::ABSENT;
+use crate::entry::{ABSENT, NOT_RAM};
 use crate::sync::{AtomicU64, Ordering};
 
 /// # Invariants
@@ -19,6 +19,9 @@ pub(crate) struct List<'a> {
     words: NonNull<AtomicU64>,
     len: AtomicU64,
     capacity: u64,
+    /// Words from here up are no RAM. A number of 64 bits costs an instruction less to compare with
+    /// where it is in memory.
+    not_ram: u64,
     memory: PhantomData<&'a [AtomicU64]>,
 }
 
@@ -36,6 +39,7 @@ impl<'a> List<'a> {
             words: NonNull::from(words).cast(),
             len: AtomicU64::new(len),
             capacity: len,
+            not_ram: NOT_RAM,
             memory: PhantomData,
         }
     }
@@ -45,7 +49,8 @@ impl<'a> List<'a> {
     /// # Safety
     /// I-6 holds for `len`, and the caller keeps to it when it raises the length.
     pub(crate) unsafe fn growing(words: NonNull<AtomicU64>, len: u64, capacity: u64) -> Self {
-        Self { words, len: AtomicU64::new(len), capacity, memory: PhantomData }
+        let len = AtomicU64::new(len);
+        Self { words, len, capacity, not_ram: NOT_RAM, memory: PhantomData }
     }
 
     /// How many words there are.
@@ -57,6 +62,27 @@ impl<'a> List<'a> {
     /// How many there can be.
     pub(crate) const fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Whether a word is RAM.
+    #[inline]
+    pub(crate) const fn is_ram(&self, word: u64) -> bool {
+        word < self.not_ram
+    }
+
+    /// The words from `first` on, as many as there are, but no more than `max`.
+    pub(crate) fn words(&self, first: u64, max: u64) -> &'a [AtomicU64] {
+        let count = self.len().saturating_sub(first).min(max);
+        let (Ok(first), Ok(count)) = (usize::try_from(first), usize::try_from(count)) else {
+            return &[];
+        };
+        if count == 0 {
+            return &[];
+        }
+        // SAFETY: I-6: the words from `first` on are in the list.
+        let start = unsafe { self.words.add(first) };
+        // SAFETY: I-6: so are the others, and they stay mapped.
+        unsafe { core::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
     /// Raises the length; a smaller one changes nothing.

@@ -2,7 +2,7 @@
 
 use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn};
 
-use crate::entry::{self, NOT_RAM, P2mEntry};
+use crate::entry::{self, P2mEntry};
 use crate::error::P2mError;
 use crate::list::List;
 use crate::sync::{AtomicU64, Ordering};
@@ -98,7 +98,7 @@ impl<'a> P2m<'a> {
     pub fn mfn(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         if let Some(word) = self.list.get(pfn.raw()) {
             let word = word.load(Ordering::Relaxed);
-            if word < NOT_RAM {
+            if self.list.is_ram(word) {
                 return Ok(Mfn::new(word));
             }
             return Err(not_ram(pfn, word));

@@ -85,7 +85,7 @@ impl fmt::Display for Finding {
         match self {
             Self::WritableTable { place, table } => write!(
                 f,
-                "{place} maps pfn {table} writable, and that is a table: Xen refuses one of the two, \
+                "{place} maps pfn {table} writable, which is a table: Xen refuses one of the two, \
                  pin with EINVAL or the mapping with EBUSY, since a frame has one type at a time"
             ),
             Self::UserInKernelHalf(place) => write!(
@@ -101,7 +101,7 @@ impl fmt::Display for Finding {
             ),
             Self::FrameBitsLeft(place) => write!(
                 f,
-                "{place} is not present but names mfn {}: on a CPU with L1TF Xen shadows or crashes \
+                "{place} is not present but names mfn {}: on CPUs with L1TF Xen shadows or crashes \
                  a guest that leaves such entries",
                 place.pte.mfn()
             ),

@@ -12,7 +12,7 @@
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
-    reason = "implements unsafe methods of a foreign trait, with its types for pseudo-physical frames"
+    reason = "implements unsafe methods of a foreign trait, whose frames are pseudo-physical here"
 )]
 
 use hypercall::{Batch, Entry, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, Pte, PteFlags};
@@ -61,11 +61,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     }
 
     /// Runs an operation with tables and frames from `frames`, and keeps its error.
-    fn with<F: FrameSource, T>(
-        &mut self,
-        frames: &mut F,
-        operation: impl FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
-    ) -> Result<T, MapError> {
+    fn with<F, T, O>(&mut self, frames: &mut F, operation: O) -> Result<T, MapError>
+    where
+        F: FrameSource,
+        O: FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
+    {
         let mut tools = Tools {
             context: self.context,
             batch: &mut *self.batch,

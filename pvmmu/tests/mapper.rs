@@ -29,8 +29,8 @@ unsafe impl FrameAllocator<Size4KiB> for Frames {
     }
 }
 
-/// A heap of 20 pages, as a small kernel maps it, with a page taken out and one made read-only; what
-/// it saw of it. There is no word about Xen in it.
+/// A heap of 20 pages, as a small kernel maps it, with a page taken out and one made read-only;
+/// what it saw of it. There is no word about Xen in it.
 fn program(mapper: &mut (impl MapperAllSizes + Translate), frames: &mut Frames) -> Vec<String> {
     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
     let start = VirtAddr::new(0x4444_4444_0000);

@@ -1,5 +1,5 @@
-//! Every operation, with each of its requests refused in turn: nothing is lost, nothing is left half
-//! done but what the operation says, and Xen's counts add up.
+//! Every operation, with each of its requests refused in turn: nothing is lost, nothing is left
+//! half done but what the operation says, and Xen's counts add up.
 #![expect(unsafe_code, reason = "loads roots; the guest is a model")]
 
 mod common;

@@ -33,6 +33,10 @@ pub(crate) fn target() -> Result<PathBuf> {
     Ok(target.context("this program is not inside a cargo target directory")?.to_path_buf())
 }
 
+/// This program's own image, which stays readable when cargo has put another file in its place: the
+/// workspace's tests build this package too. Only this program can use the name.
+pub(crate) const OWN_IMAGE: &str = "/proc/self/exe";
+
 /// The harness's own folder, `target/xen-host`, or what `PVMMU_HOST_DIR` names.
 #[derive(Clone, Debug)]
 pub(crate) struct HostFolder(PathBuf);

@@ -23,6 +23,7 @@ use crate::frame_list::FrameList;
 use crate::leaves::Leaves;
 use crate::map::{P2m, Pfns};
 use crate::runs::{LEAF_WORDS, step};
+use crate::sync::Ordering;
 use crate::toolstack::Toolstack;
 
 /// An audit under way.
@@ -110,14 +111,16 @@ impl<'f> Audit<'f> {
         words_max: u64,
     ) -> Progress {
         let end = p2m.len();
-        for _ in 0..words_max {
+        let mut left = words_max;
+        while left > 0 {
+            left -= self.look_at_ram(machine, p2m, left);
             let pfn = self.next;
-            let Some((entry, count)) = step(p2m, pfn, end).filter(|_| pfn < end) else {
-                return Progress::Done;
-            };
+            let next = step(p2m, pfn, end).filter(|_| left > 0 && pfn < end);
+            let Some((entry, count)) = next else { break };
             self.look(machine, p2m, Pfn::new(pfn), entry);
             self.census.add(entry, count);
             self.next += count;
+            left -= 1;
             if entry != P2mEntry::Absent && entry != P2mEntry::Identity {
                 self.populated_end = self.next;
             }
@@ -196,8 +199,36 @@ impl<'f> Audit<'f> {
         Report { looked_at, census: self.census, findings: places, dropped: findings.dropped }
     }
 
+    /// Looks at the pfns that are RAM, up to the next that is not, and says how many. This is where
+    /// an audit spends its time.
+    fn look_at_ram<M: FrameAccess + ?Sized>(
+        &mut self,
+        machine: &M,
+        p2m: &P2m<'_>,
+        max: u64,
+    ) -> u64 {
+        let mut pfn = self.next;
+        for word in p2m.list.words(pfn, max) {
+            let word = word.load(Ordering::Relaxed);
+            if !p2m.list.is_ram(word) {
+                break;
+            }
+            let m2p = machine.machine_to_phys(Mfn::new(word));
+            if m2p != Some(Pfn::new(pfn)) {
+                self.blame_ram(p2m, Pfn::new(pfn), Mfn::new(word), m2p);
+            }
+            pfn += 1;
+        }
+        let looked_at = pfn - self.next;
+        self.census.ram += looked_at;
+        if looked_at > 0 {
+            self.populated_end = pfn;
+        }
+        self.next = pfn;
+        looked_at
+    }
+
     /// Looks at one pfn.
-    #[inline]
     fn look<M: FrameAccess + ?Sized>(
         &mut self,
         machine: &M,

@@ -1,3 +1,5 @@
+//! Maps that are wrong in every way that an audit finds.
+
 use expect_test::expect;
 use hypercall::ArchSharedInfo;
 

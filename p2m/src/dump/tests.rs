@@ -1,3 +1,5 @@
+//! A dump as text and as a picture, of a map with every kind of run.
+
 use expect_test::expect;
 use hypercall::{DomId, Mfn, Pfn};
 

@@ -1,3 +1,5 @@
+//! What stands in the way of a kexec, made and removed.
+
 use core::sync::atomic::AtomicU64;
 
 use expect_test::expect;

@@ -1,3 +1,5 @@
+//! Look-ups and changes of an adopted list, and the list and M2P that other tests use.
+
 use std::collections::BTreeMap;
 
 use arbtest::arbtest;

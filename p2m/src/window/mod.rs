@@ -1,9 +1,12 @@
 //! The window: a range of kernel addresses in which the list lies and can grow.
 //!
-//! ```text root slot ─► L3 ─► L2 (512 GiB of guest memory each) ├─► L1: 1 GiB ─► leaf, leaf, leaf …
-//! 512 words each, writable │                └─► the page of absent words, read-only, as often as
-//! it is needed ├─► the L1 of absent pages, for each whole GiB that has nothing └─► the L1 of
-//! identity pages, for each whole GiB of device space ```
+//! ```text
+//!   root slot ─► L3 ─► L2 (512 GiB of guest memory each)
+//!                       ├─► L1: 1 GiB ─► leaf, leaf, leaf …   512 words each, writable
+//!                       │                └─► the page of absent words, read-only, wherever needed
+//!                       ├─► the L1 of absent pages, for each whole GiB that has nothing
+//!                       └─► the L1 of identity pages, for each whole GiB of device space
+//! ```
 //!
 //! The tables are the window's own, so that it need not walk anybody else's; new ones are filled by
 //! plain stores while they are loose, protected, and linked by one entry. The builder's list is not

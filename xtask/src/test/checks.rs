@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::house_rules;
 use super::session::Session;
+use super::{costs, house_rules};
 use crate::cargo::{Package, cargo, packages};
 use crate::paths;
 use crate::process::run_captured;
@@ -45,6 +45,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     }
     session.step(GROUP, "unit and integration tests", unit_tests)?;
     session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
+    session.step(GROUP, "instruction counts (valgrind)", costs::check)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {

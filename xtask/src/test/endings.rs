@@ -1,7 +1,6 @@
 //! That no QEMU outlives the harness: it starts a guest that hangs, ends the harness in every way
 //! that an operating system knows, and looks for QEMU.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::session::Session;
-use crate::paths::find_program;
+use crate::paths::{OWN_IMAGE, find_program};
 use crate::process::{Ended, LOOK_AGAIN};
 
 /// For QEMU to be gone after the harness was told to end.
@@ -35,7 +34,7 @@ pub(crate) fn run(session: &mut Session, kernel: &Path) -> Result<()> {
 }
 
 fn end_by(signal: &str, kernel: &Path) -> Result<String> {
-    let mut command = Command::new(env::current_exe()?);
+    let mut command = Command::new(OWN_IMAGE);
     command.args(["run", "--timeout", "60", "--kernel"]).arg(kernel).arg("hang");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut harness = Ended(command.spawn()?);

@@ -4,6 +4,7 @@
 //! | file | what it runs |
 //! |---|---|
 //! | `checks` | format, lints, unit and documentation tests: no machine needed |
+//! | `costs` | instruction counts with limits |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
 //! | `examine` | a guest's frame map, seen by itself and by dom0 |
@@ -11,6 +12,7 @@
 //! | `session` | keeps the score |
 
 mod checks;
+mod costs;
 mod endings;
 mod examine;
 mod house_rules;

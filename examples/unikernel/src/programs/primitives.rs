@@ -42,7 +42,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let mut pgd = Pgd::new(&context, &mut guest.pool).or_say("new")?;
     pgd.map_pages(&context, (pages, FRESH), &mut guest.pool).or_say("map")?;
     let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+    // half.
     unsafe { pgd.load(&context) }.or_say("load")?;
 
     let mut lines = Vec::new();

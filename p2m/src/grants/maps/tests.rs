@@ -1,3 +1,5 @@
+//! Grants of a neighbour that exists only here, mapped, refused and undone.
+
 use std::cell::{Cell, RefCell};
 
 use hypercall::{Errno, FailNth, Hypercall, Refusal};
