@@ -10,6 +10,7 @@ use hypercall::{
 use pvmmu::{
     Context, FrameSource as _, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, walk,
 };
+use xen_model::PageType;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 const ALL: u64 = 16;
@@ -363,6 +364,50 @@ fn a_user_root_sees_what_the_kernel_root_sees_below_and_nothing_above() {
     let direct_map = guest.model.direct_map(Pfn::new(0)).expect("mapped");
     assert!(walk(&context, user, direct_map).expect("readable").leaf().is_none());
     guest.check();
+    release(&context, pgd, &mut pool);
+    assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+/// How often a frame has become an L1 table.
+fn l1_validations(guest: &Guest) -> u64 {
+    let counts = guest.model.statistics().transitions;
+    counts.iter().map(|row| row[PageType::L1 as usize]).sum()
+}
+
+#[test]
+fn a_table_moves_with_its_pages_and_is_not_validated_again() {
+    let guest = Guest::new();
+    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
+    let context = context(&guest, &machine, &p2m);
+    let mut pool = guest.pool();
+    let free = pool.len();
+    let mut pgd = full(&context, &mut pool);
+    let (mut storage, mut tables) = (Storage::new(), no_pool());
+    let mut batch = storage.batch();
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let from = GuestVa::new(1 << 30).expect("user half");
+    let pages_at = |start| Pages { start, count: 512 };
+    let before = entries(&context, pgd.root(), pages_at(from));
+    // Beside it; under another L3 table, which is made; and back.
+    let places =
+        [(1 << 30) + (4 << 21), 7 << 39, 1 << 30].map(|va| GuestVa::new(va).expect("user"));
+    let mut at = from;
+    for (to, traps) in places.into_iter().zip([1, 2, 1]) {
+        let counts = machine.counts();
+        let validated = l1_validations(&guest);
+        pgd.edit(&mut with, |edit| edit.move_table(at, to)).expect("moved");
+        assert_eq!((machine.counts() - counts).hypercalls, traps);
+        assert_eq!(l1_validations(&guest), validated, "Xen has not looked at it again");
+        assert_eq!(entries(&context, pgd.root(), pages_at(to)), before);
+        assert!(entries(&context, pgd.root(), pages_at(at)).iter().all(Option::is_none));
+        guest.check();
+        at = to;
+    }
+    let occupied = pgd.edit(&mut with, |edit| {
+        edit.move_table(at, GuestVa::new((1 << 30) - (2 << 20)).expect("user half"))
+    });
+    assert!(matches!(occupied.expect_err("taken").error, MapError::Occupied { .. }));
     release(&context, pgd, &mut pool);
     assert_eq!(pool.len(), free);
     guest.check();

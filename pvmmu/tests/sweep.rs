@@ -220,6 +220,9 @@ sweep! {
             outcome
         })
     };
+    moving_a_table_under_new_ones: |pgd, with| {
+        pgd.edit(with, |edit| edit.move_table(full().start, va(1000, 0, 0)))
+    };
     replacing_a_frame: |pgd, with| {
         let frame = with.frames.take().expect("a frame");
         pgd.edit(with, |edit| edit.replace((full().start, READ_ONLY), frame))

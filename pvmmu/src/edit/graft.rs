@@ -26,9 +26,27 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         run: Run,
         flags: PteFlags,
     ) -> Result<(), MapError> {
+        self.graft_from(Level::L1, (level, run), flags)
+    }
+
+    /// Makes the tables from L2 up that are missing below the absent entry of `level`, empty, and
+    /// links them. On failure nothing has changed.
+    ///
+    /// # Hypercalls
+    /// As for [`graft`](Self::graft).
+    pub(super) fn graft_upper(&mut self, level: Level, va: GuestVa) -> Result<(), MapError> {
+        self.graft_from(Level::L2, (level, Run { va, count: 0 }), PteFlags::empty())
+    }
+
+    fn graft_from(
+        &mut self,
+        lowest: Level,
+        (level, run): (Level, Run),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
         self.submit()?;
         let mut chain = Chain::default();
-        let built = self.build(&mut chain, (level, run), flags);
+        let built = self.build(&mut chain, (lowest, level, run), flags);
         let linked = match built {
             Ok(top) => self.link_chain(&chain, (level, run.va), top),
             Err(error) => Err((error, true)),
@@ -57,13 +75,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     fn build(
         &mut self,
         chain: &mut Chain,
-        (level, run): (Level, Run),
+        (lowest, level, run): (Level, Level, Run),
         flags: PteFlags,
     ) -> Result<Pte, MapError> {
         let Tools { context, frames, .. } = &mut *self.tools;
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip([Level::L1, Level::L2, Level::L3]);
-        for (place, at) in below.take(level as usize - 1) {
+        for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
             let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
             let table = place.insert(table);
             clear(context, table)?;
@@ -71,7 +89,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 for part in run.parts(super::PART) {
                     fill_run(context, (table.pfn(), part), flags, &mut **frames)?;
                 }
-            } else {
+            } else if top.is_present() {
                 // SAFETY: the token says that nobody else uses the frame (I-1).
                 unsafe { context.machine.write_entry(table.pfn(), at.index_of(run.va), top) }?;
             }

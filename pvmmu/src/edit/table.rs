@@ -20,7 +20,8 @@ use crate::error::MapError;
 use crate::frames::FrameSource;
 use crate::leaf::release;
 use crate::marks::{held, not_held};
-use crate::pages::Run;
+use crate::pages::{Run, check_page};
+use crate::path::Found;
 use crate::pgd::Roots;
 use crate::tables::{Present, own_slots};
 
@@ -94,6 +95,60 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let nothing = Population::default();
         self.replace_table(table, (whole, nothing), (entries, &empty_table()))?;
         self.done = before + u64::from(population(entries).total());
+        Ok(())
+    }
+
+    /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
+    /// Both are first addresses of 2 MiB. One request links the table at its new place and then
+    /// unlinks it from the old one, so that Xen does not validate it again; other vCPUs may see it
+    /// at both for a moment.
+    ///
+    /// # Errors
+    /// [`MapError::Unaligned`], [`MapError::NotMapped`] without a table for `from`,
+    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if `to` lacks a table above
+    /// it and there is no frame for that, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
+    ///
+    /// # Hypercalls
+    /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to` take,
+    /// if they are missing.
+    pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
+        for va in [from, to] {
+            check_page(va)?;
+            if !va.raw().is_multiple_of(1 << Level::L2.shift()) {
+                return Err(MapError::Unaligned(va));
+            }
+        }
+        self.submit()?;
+        let context = self.tools.context;
+        let Found::Table(_) = self.path.seek(&context, from)? else {
+            return Err(MapError::NotMapped(from));
+        };
+        self.make_l2_table(to)?;
+        self.path.seek(&context, to)?;
+        let (new_slot, absent) = self.path.entry(&context, (Level::L2, to))?;
+        if absent.is_present() {
+            return Err(MapError::Occupied { va: to, pte: absent });
+        }
+        self.path.seek(&context, from)?;
+        let (old_slot, link) = self.path.entry(&context, (Level::L2, from))?;
+        self.path.forget();
+        let Tools { batch, reach, .. } = &mut *self.tools;
+        batch.clear();
+        batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
+        batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
+        // SAFETY: the table stays with the address space (I-4), and so do its pages.
+        let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        batch.invert();
+        super::undo(&context, batch, *reach)?;
+        Err(MapError::Refused { va: to, error })
+    }
+
+    /// Makes sure that there is an L2 table for `va`.
+    fn make_l2_table(&mut self, va: GuestVa) -> Result<(), MapError> {
+        let context = self.tools.context;
+        if let Found::Missing(level @ (Level::L3 | Level::L4)) = self.path.seek(&context, va)? {
+            self.graft_upper(level, va)?;
+        }
         Ok(())
     }
 

@@ -78,7 +78,7 @@ fn on_the_model() -> Result<String> {
     let mut runs = 0;
     for release in ["4.14", "4.17", "4.20"] {
         for role in ["dom0", "domu"] {
-            for name in ["demo", "alias", "audit", "dump", "conformance"] {
+            for name in ["demo", "alias", "audit", "dump", "primitives", "spaces", "conformance"] {
                 let mut model = Command::new(&program);
                 must(model.args(["--xen", release, "--as", role, name]))?;
                 runs += 1;

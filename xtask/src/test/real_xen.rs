@@ -60,6 +60,8 @@ const CASES: [Case; 11] = [
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
     case("alias", 256, Expectation::Pass),
+    case("primitives", 256, Expectation::Pass),
+    case("spaces", 256, Expectation::Pass),
     case("conformance", 256, Expectation::Pass),
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),

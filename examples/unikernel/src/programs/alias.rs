@@ -9,6 +9,7 @@ use alloc::string::String;
 use hypercall::{
     BatchStorage, Call, Cpu, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
+use pvmmu::audit::writable_mappings;
 use pvmmu::{Context, FrameSource as _, PinFailure, walk};
 
 use super::OrSay;
@@ -34,7 +35,12 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         Err(error) => error,
         Ok(_) => return Err(format!("Xen took pfn {table} as a table despite a writable alias")),
     };
-    let told = format!("{error}");
+    let mut told = format!("{error}");
+    // The table's own place in the direct mapping is writable again, the other one stands in the way.
+    writable_mappings(&context, &[error.pgd.tree()], table, &mut |va| {
+        told.push_str(&format!("\npfn {table} is mapped writable at {va}"));
+    })
+    .or_say("audit")?;
     let (failure, undo) = (error.failure, error.undo);
 
     remap(&context, &window, window.pfn())?;
