@@ -55,7 +55,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 }
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 11] = [
+const CASES: [Case; 13] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),

@@ -1,5 +1,6 @@
 //! `spaces`: address spaces at work on the CPU: tables from a pool and tables filled first, whole
-//! tables changed under running pages, two roots, fork and copy on write, and an audit of all tables.
+//! tables changed under running pages, two roots, fork and copy on write, and an audit of all
+//! tables.
 #![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
 
 use alloc::format;
@@ -76,7 +77,8 @@ fn pages() -> Result<Pages, String> {
 
 /// Runs on an address space.
 fn enter<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
-    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+    // half.
     unsafe { pgd.load(context) }.or_say("load")
 }
 
