@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags};
+use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use pvmmu::audit::{Tree, audit, audit_words};
 use pvmmu::{
     Context, Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool,
@@ -45,7 +45,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     }
     let pgd = Pgd::with_user_root(&context, &mut frames).or_say("new")?;
     let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    // One vCPU runs, and flushes by its number reach it.
+    let (reach, presence) = (Reach::Vcpus(VcpuSet::one(0)), Presence::MayVanish);
     let mut with = Tools {
         context,
         batch: &mut batch,
