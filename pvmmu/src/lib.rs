@@ -11,20 +11,20 @@
 //! ```
 //!
 //! # Main types
-//! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen holds
-//!   them valid.
+//! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
+//!   holds them valid.
 //! * [`Context`]: the machine, the frame map and the running root, handed to every operation;
 //!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows.
-//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]: who
-//!   shares them after a fork.
+//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:
+//!   who shares them after a fork.
 //! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
 //! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
 //! * [`walk()`], [`Walk`]: what the tables say of an address, level by level.
-//! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused, of
-//!   which page or frame, and what is left.
+//! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
+//!   of which page or frame, and what is left.
 //!
 //! # What it assumes
 //! A direct mapping under the running root of every frame that serves as a table; 4 KiB pages, the

@@ -31,8 +31,8 @@ impl Xen {
         if table.raw() >= self.mapped_frames() {
             return Err(AccessError::Unmapped(table));
         }
-        // I-3: the frame is mapped there, so the sum does not overflow; each access to a table comes
-        // through here.
+        // I-3: the frame is mapped there, so the sum does not overflow; each access to a table
+        // comes through here.
         let page = self.direct_map.raw().wrapping_add(table.raw() << PAGE_SHIFT);
         let page: *mut u64 = VirtAddr::new_truncate(page).as_mut_ptr();
         Ok(page.wrapping_add(usize::from(index)))

@@ -105,12 +105,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// [`MapError::Unaligned`], [`MapError::NotMapped`] without a table for `from`,
-    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if `to` lacks a table above
-    /// it and there is no frame for that, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
+    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if `to` lacks a table
+    /// above it and there is no frame for that, and as for
+    /// [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
-    /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to` take,
-    /// if they are missing.
+    /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
+    /// take, if they are missing.
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
         for va in [from, to] {
             check_page(va)?;

@@ -36,7 +36,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         Ok(_) => return Err(format!("Xen took pfn {table} as a table despite a writable alias")),
     };
     let mut told = format!("{error}");
-    // The table's own place in the direct mapping is writable again, the other one stands in the way.
+    // The table's own place in the direct mapping is writable again, the other one stands in the
+    // way.
     writable_mappings(&context, &[error.pgd.tree()], table, &mut |va| {
         told.push_str(&format!("\npfn {table} is mapped writable at {va}"));
     })

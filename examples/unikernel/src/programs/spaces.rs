@@ -1,12 +1,13 @@
 //! `spaces`: address spaces at work on the CPU: tables from a pool and tables filled first, whole
-//! tables changed under running pages, two roots, fork and copy on write, and an audit of all tables.
+//! tables changed under running pages, two roots, fork and copy on write, and an audit of all
+//! tables.
 #![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags};
+use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use pvmmu::audit::{Tree, audit, audit_words};
 use pvmmu::{
     Context, Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool,
@@ -44,7 +45,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     }
     let pgd = Pgd::with_user_root(&context, &mut frames).or_say("new")?;
     let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
+    // One vCPU runs, and flushes by its number reach it.
+    let (reach, presence) = (Reach::Vcpus(VcpuSet::one(0)), Presence::MayVanish);
     let mut with = Tools {
         context,
         batch: &mut batch,
@@ -76,7 +78,8 @@ fn pages() -> Result<Pages, String> {
 
 /// Runs on an address space.
 fn enter<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
-    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user half.
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+    // half.
     unsafe { pgd.load(context) }.or_say("load")
 }
 

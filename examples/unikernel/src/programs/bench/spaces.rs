@@ -147,9 +147,9 @@ fn bare<M: Machine + Cpu>(
     Ok(one(MmuExtOp::unpin(root))?.and(one(MmuExtOp::pin(Level::L4, root))?))
 }
 
-/// Unpins the root, makes all tables writable, then read-only again, and pins it: from requests that
-/// are ready before the clock starts. What no guest can do without, if its tables become plain memory
-/// in between.
+/// Unpins the root, makes all tables writable, then read-only again, and pins it: from requests
+/// that are ready before the clock starts. What no guest can do without, if its tables become plain
+/// memory in between.
 fn bare_converted<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     pgd: &Pgd<Pinned>,
