@@ -69,7 +69,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
 ///
 /// # Errors
 ///
-/// As for [`bench`]; or a figure is worse than it may be: named with both figures.
+/// As for [`bench()`]; or a figure is worse than it may be: named with both figures.
 pub(crate) fn check_once(release: Release) -> Result<String> {
     let rows = measure(&mut Station::open()?, release)?;
     let worse = check(&rows, release)?;
