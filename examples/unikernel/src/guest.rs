@@ -36,8 +36,8 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) console: &'a mut dyn fmt::Write,
     /// What else the machine gives it.
     pub(crate) platform: &'a dyn Platform,
-    /// Its second vCPU.
-    pub(crate) second: &'a dyn Second<M>,
+    /// Its second vCPU, on the same machine.
+    pub(crate) second: Option<&'a dyn Second<M>>,
 }
 
 /// What the machine gives a guest besides memory and hypercalls.

@@ -143,7 +143,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         module,
         console,
         platform: &platform,
-        second: &second,
+        second: Some(&second),
     };
     let verdict = program(&mut guest);
     if name == "prove" {

@@ -142,7 +142,7 @@ pub(super) fn guest<'a>(
         module: module(&early.boot),
         console,
         platform,
-        second,
+        second: Some(second),
     }
 }
 

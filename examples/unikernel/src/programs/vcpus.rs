@@ -86,13 +86,14 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
-    guest.second.start()?;
+    let second = guest.second.ok_or("this machine has no second vCPU")?;
+    second.start()?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
         p2m: guest.p2m,
         kernel_root: guest.kernel_root,
         vcpus: Vcpus::new(&places),
-        second: guest.second,
+        second,
         platform: guest.platform,
         pages: Pages { start: GuestVa::new((1 << 30) - 8 * 4096).or_say("address")?, count: 16 },
     };
