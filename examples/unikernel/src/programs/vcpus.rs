@@ -1,5 +1,5 @@
-//! `vcpus`: one address space, two vCPUs. What one changes, the other must see after the flush; what
-//! one takes away, the other must not be running on.
+//! `vcpus`: one address space, two vCPUs. What one changes, the other must see after the flush;
+//! what one takes away, the other must not be running on.
 #![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
 
 use alloc::format;
