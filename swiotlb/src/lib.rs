@@ -9,6 +9,8 @@ mod copy;
 mod counters;
 mod error;
 mod exchange;
+#[cfg(feature = "virtio")]
+mod hal;
 mod pool;
 mod region;
 mod scatter_list;
@@ -22,6 +24,8 @@ pub use contiguous::{Place, contiguous, is_aligned};
 pub use counters::{Area, Counters};
 pub use error::Error;
 pub use exchange::{Around, Scratch};
+#[cfg(feature = "virtio")]
+pub use hal::{DmaHal, DmaOperations, HalGuest};
 pub use pool::Pool;
 pub use region::{Region, RegionError, gather, reinstate, scatter};
 pub use scatter_list::{BusRun, Item};

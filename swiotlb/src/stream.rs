@@ -217,8 +217,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
     }
 
+    /// Gives bytes to a device: where it sees them, and the slots if there had to be some.
     #[inline]
-    fn start(
+    pub(crate) fn start(
         &self,
         device: &Device,
         place: Place,
@@ -404,12 +405,25 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # Safety
     /// The bytes of `buffer` are those of the buffer that was mapped (I-11).
     pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
+    }
+
+    /// [`unmap_at`](Self::unmap_at), with the direction as a value.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn unmap_as(
+        &self,
+        purpose: Purpose,
+        bus: BusAddr,
+        buffer: Place,
+    ) -> Result<(), Error> {
         if self.pool.contains(bus) {
-            let held = self.pool.find(bus, (D::PURPOSE, buffer.len_bytes))?;
-            return self.end(held, buffer, D::PURPOSE).map_err(|(error, _)| error);
+            let held = self.pool.find(bus, (purpose, buffer.len_bytes))?;
+            return self.end(held, buffer, purpose).map_err(|(error, _)| error);
         }
-        let place = Buffer(buffer).0;
-        if contiguous(self.p2m, place)? != (bus, place.len_bytes) {
+        if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
             return Err(Error::NotOfThisPool { address: bus });
         }
         self.pool.area(self.vcpu).unmapped_directly();
