@@ -3,6 +3,7 @@
 //! Standard output carries the guest's lines and nothing else, its verdict last; what the harness
 //! has to say goes to standard error.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -16,8 +17,9 @@ use crate::guest;
 use crate::paths::HostFolder;
 use crate::process::run_visibly;
 use crate::progress::{Step, seconds};
+use crate::provision::linux::{self, Linux};
 use crate::provision::qemu::Qemu;
-use crate::provision::{linux, xen};
+use crate::provision::xen;
 use crate::station::model_program;
 
 /// Boots what the arguments say and reports what came of it.
@@ -70,13 +72,29 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     let report = match &linux {
         None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
         Some(linux) => {
-            let guests = [guest];
-            let mut reports = domu::boot(&real, linux, &guests, log, |line| view.line(line))?;
-            reports.pop().context("one guest, one report")?
+            let first = as_domu(&real, linux, &guest, log, &mut view)?;
+            if matches!(first.outcome, Outcome::HostFailed { .. }) {
+                eprintln!("\n{first}\nonce more, in a fresh boot:");
+                as_domu(&real, linux, &guest, host.new_log(&name.replace('/', "_"))?, &mut view)?
+            } else {
+                first
+            }
         }
     };
     view.end(&report);
     Ok(report.outcome.status())
+}
+
+fn as_domu(
+    host: &Host<'_>,
+    linux: &Linux,
+    guest: &Guest,
+    log: PathBuf,
+    view: &mut View,
+) -> Result<Report> {
+    let guests = std::slice::from_ref(guest);
+    let mut reports = domu::boot(host, linux, guests, log, |line| view.line(line))?;
+    reports.pop().context("one guest, one report")
 }
 
 fn run_on_model(arguments: &RunArguments) -> Result<ExitStatus> {
