@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         limit: arguments.time_limit(),
     };
     let clock = if arguments.icount { Clock::Instructions } else { Clock::Time };
-    let real = Host { qemu: &qemu, xen, clock };
+    let real = Host { qemu: &qemu, xen, clock, devices: arguments.devices() };
     let report = match &linux {
         None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
         Some(linux) => {

@@ -3,6 +3,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `device` | devices that the machine may have besides |
 //! | `machine` | describes the emulated machine, starts QEMU and ends it |
 //! | `console` | turns QEMU's output into lines, keeps a log, watches the clock |
 //! | `verdict` | the line by which a guest says that it passed or failed |
@@ -17,12 +18,14 @@ pub(crate) mod outcome;
 pub(crate) mod verdict;
 
 mod console;
+mod device;
 mod machine;
 mod panic;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use device::Device;
 pub(crate) use machine::Clock;
 
 use crate::provision::qemu::Qemu;
@@ -36,6 +39,8 @@ pub(crate) struct Host<'a> {
     pub(crate) xen: PathBuf,
     /// What its clock counts.
     pub(crate) clock: Clock,
+    /// What it has besides.
+    pub(crate) devices: Vec<Device>,
 }
 
 /// A guest to run, as dom0 or as domU.

@@ -150,7 +150,7 @@ impl Setting<'_> {
             Ok(String::new())
         })?;
         let Some((xen, linux)) = parts else { return Ok(()) };
-        let host = Host { qemu: self.qemu, xen, clock: Clock::Time };
+        let host = Host { qemu: self.qemu, xen, clock: Clock::Time, devices: Vec::new() };
         for case in CASES {
             self.as_dom0(session, release, (&host, case))?;
         }

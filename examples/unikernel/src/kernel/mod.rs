@@ -7,6 +7,7 @@ mod entry;
 mod heap;
 mod panic;
 mod platform;
+mod ports;
 mod traps;
 
 use hypercall::xen::Xen;

@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod conformance;
 mod demo;
+mod dma;
 mod dump;
 mod grow;
 mod life;
@@ -41,9 +42,12 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "spaces" => Ok(spaces::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
+        "edu" => Ok(dma::edu::run),
+        "disk" => Ok(dma::disk::run),
+        "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             primitives, prove, spaces and conformance, and to test the harness hang, fault, \
+            "no program is called {name:?}: there are demo, alias, audit, bench, disk, dump, \
+             edu, grow, net, primitives, prove, spaces and conformance, and to test the harness hang, fault, \
              silent and panic"
         )),
     }
