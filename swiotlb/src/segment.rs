@@ -310,3 +310,191 @@ impl Default for Segment {
         Self::new()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn segment() -> Segment {
+        let segment = Segment::new();
+        assert!(segment.reserve());
+        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        segment
+    }
+
+    #[test]
+    fn a_run_longer_than_a_word_takes_both_or_none() {
+        let segment = segment();
+        assert_eq!(segment.take(65, 1), Some(0));
+        assert_eq!(segment.take(65, 1), None);
+        assert_eq!(segment.free(), 63);
+        segment.give(0, 65);
+        assert_eq!(segment.free(), SLOTS);
+        let last = segment.take(1, 1).expect("free");
+        assert_eq!(segment.take(64, 64), Some(64), "the other word");
+        assert_eq!(segment.take(65, 1), None);
+        segment.give(last, 1);
+        assert_eq!(segment.take(65, 1), None, "the second word is taken");
+        assert_eq!(segment.free(), 64, "and the first one was given up again");
+    }
+
+    #[test]
+    fn a_place_without_memory_and_one_that_leaves_give_nothing() {
+        let segment = Segment::new();
+        assert_eq!((segment.take(1, 1), segment.start()), (None, None));
+        let segment = self::segment();
+        assert!(!segment.reserve(), "there is memory already");
+        let slot = segment.take(3, 1).expect("free");
+        assert_eq!(segment.empty(), None, "something is taken");
+        segment.give(slot, 3);
+        assert_eq!(segment.empty(), Some(Pfn::new(64)));
+        assert_eq!((segment.take(1, 1), segment.empty()), (None, None));
+    }
+
+    #[test]
+    fn a_state_says_what_it_was_made_of() {
+        for purpose in [Purpose::ToDevice, Purpose::FromDevice, Purpose::Both, Purpose::Coherent] {
+            for (head_bytes, len_bytes) in [(0, 1), (4095, SEGMENT_BYTES), (7, 100)] {
+                let what = Use { purpose, head_bytes, len_bytes };
+                let state = State::taken(5 * State::COUNT, what);
+                assert_eq!(state.what(), Some(what));
+                assert_eq!(state.free().what(), None);
+                assert!(!state.same_taking(State::taken(state.0, what)), "taken once more");
+            }
+        }
+    }
+}
+
+/// What several vCPUs may do at once, in every order that the memory model allows.
+#[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "memory whose owner is whoever has the slot")]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const WHAT: Use = Use { purpose: Purpose::Both, head_bytes: 0, len_bytes: 2048 };
+
+    fn segment() -> Arc<Segment> {
+        let segment = Segment::new();
+        assert!(segment.reserve());
+        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        Arc::new(segment)
+    }
+
+    fn beside<T: 'static>(
+        segment: &Arc<Segment>,
+        work: impl FnOnce(&Segment) -> T + 'static,
+    ) -> loom::thread::JoinHandle<T> {
+        let segment = Arc::clone(segment);
+        loom::thread::spawn(move || work(&segment))
+    }
+
+    #[test]
+    fn two_that_take_never_get_the_same_slot() {
+        loom::model(|| {
+            let segment = segment();
+            let other = beside(&segment, |segment| segment.take(3, 1));
+            let one = segment.take(2, 1).expect("there is room for both");
+            let other = other.join().expect("no panic").expect("there is room for both");
+            assert!(one + 2 <= other || other + 3 <= one, "{one} and {other}");
+            assert_eq!(segment.free(), SLOTS - 5);
+        });
+    }
+
+    #[test]
+    fn of_two_that_give_the_same_run_back_one_fails() {
+        loom::model(|| {
+            let segment = segment();
+            let slot = segment.take(1, 1).expect("free");
+            let state = segment.open(slot, WHAT);
+            let give = move |segment: &Segment| {
+                let entered = segment.enter(slot, state);
+                if entered.is_ok() {
+                    segment.close(slot, state, 1);
+                }
+                entered
+            };
+            let other = beside(&segment, give);
+            let one = give(&segment);
+            let other = other.join().expect("no panic");
+            assert!(one.is_ok() != other.is_ok(), "{one:?} and {other:?}");
+            assert_eq!(segment.free(), SLOTS, "the slot is free once");
+        });
+    }
+
+    #[test]
+    fn an_old_name_of_a_slot_never_gives_back_what_somebody_else_has_taken() {
+        loom::model(|| {
+            let segment = segment();
+            let slot = segment.take(1, 1).expect("free");
+            let old = segment.open(slot, WHAT);
+            segment.enter(slot, old).expect("it is taken so");
+            segment.close(slot, old, 1);
+            // Another vCPU takes the slot and has it, while this one uses the old name.
+            let other = beside(&segment, move |segment| {
+                let slot = segment.take(1, 1).expect("free");
+                (slot, segment.open(slot, WHAT))
+            });
+            assert!(segment.enter(slot, old).is_err());
+            let (taken, state) = other.join().expect("no panic");
+            assert_eq!(segment.state(taken), state, "the other one still has it");
+        });
+    }
+
+    #[test]
+    fn what_one_did_to_a_slot_comes_before_what_the_next_one_does() {
+        loom::model(|| {
+            let segment = segment();
+            // All slots but the last are somebody's.
+            segment.take(64, 64).expect("free");
+            segment.take(63, 1).expect("free");
+            let memory = Arc::new(loom::cell::UnsafeCell::new(0));
+            let use_it = |segment: &Segment, memory: &loom::cell::UnsafeCell<u32>| {
+                let Some(slot) = segment.take(1, 1) else { return };
+                let state = segment.open(slot, WHAT);
+                // loom panics if two accesses are not ordered.
+                // SAFETY: whoever has the slot has the memory.
+                memory.with_mut(|value| unsafe { *value += 1 });
+                segment.enter(slot, state).expect("it is taken so");
+                segment.close(slot, state, 1);
+            };
+            let other = beside(&segment, {
+                let memory = Arc::clone(&memory);
+                move |segment| use_it(segment, &memory)
+            });
+            use_it(&segment, &memory);
+            other.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn memory_leaves_only_when_nobody_takes_a_slot_of_it() {
+        loom::model(|| {
+            let segment = segment();
+            let other = beside(&segment, Segment::empty);
+            let one = segment.take(1, 1);
+            let left = other.join().expect("no panic");
+            // Both may fail, when each sees the other one at work; both never succeed.
+            assert!(one.is_none() || left.is_none(), "a slot of memory that left");
+            let free = if left.is_some() { 0 } else { SLOTS - usize::from(one.is_some()) };
+            assert_eq!(segment.free(), free);
+        });
+    }
+
+    #[test]
+    fn who_takes_a_slot_sees_the_memory_that_was_put_there() {
+        loom::model(|| {
+            let segment = Arc::new(Segment::new());
+            let other = beside(&segment, |segment| {
+                assert!(segment.reserve());
+                segment.fill(Pfn::new(64), Mfn::new(0x640));
+            });
+            if segment.take(1, 1).is_some() {
+                assert_eq!(segment.pfn(), Pfn::new(64));
+                assert_eq!(segment.start(), Some(BusAddr::new(Mfn::new(0x640), 0)));
+            }
+            other.join().expect("no panic");
+        });
+    }
+}

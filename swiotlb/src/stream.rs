@@ -121,7 +121,6 @@ const fn is_written(purpose: Purpose) -> bool {
 /// # Invariants
 /// I-11: until it ends nobody reads or writes the bytes through a Rust reference, and no other
 /// `Buffer` has them.
-#[must_use = "the buffer is the right to its bytes"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer(Place);
 

@@ -31,7 +31,7 @@ pub(crate) use machine::Clock;
 use crate::provision::qemu::Qemu;
 
 /// What boots.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Host<'a> {
     /// The emulator.
     pub(crate) qemu: &'a Qemu,

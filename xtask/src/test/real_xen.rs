@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::devices::Devices;
 use super::session::{Passed, Session};
 use super::{endings, examine};
 use crate::boot::outcome::{Outcome, Report};
@@ -156,6 +157,9 @@ impl Setting<'_> {
         }
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
+        let guest = self.guest(panic);
+        let devices = Devices { folder: self.folder, host: host.clone(), guest, release };
+        devices.run(session)?;
         self.as_domu(session, release, (&host, &linux))?;
         self.examined(session, release, (&host, &linux))
     }
