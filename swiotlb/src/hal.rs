@@ -1,10 +1,9 @@
 //! The `Hal` of crate `virtio-drivers`, over this one: its drivers work in a PV guest.
 //!
 //! That crate's interface is made of functions without `self`, so a guest says by a type where its
-//! DMA is: [`HalGuest`]. Most of what it asks for cannot fail in that interface. Allocation can, and
-//! does; `share` and `unshare` cannot, and an address made up would let the device write to the
-//! memory of somebody else: they panic with the reason. A pool with room for the queue of every
-//! driver never comes to that.
+//! DMA is: [`HalGuest`]. Allocation can fail in that interface, and does; `share` and `unshare`
+//! cannot, and an address made up would let the device write to the memory of somebody else: they
+//! panic with the reason. A pool with room for the queue of every driver never comes to that.
 #![expect(unsafe_code, reason = "implements a trait whose implementers make promises")]
 
 use core::fmt;
