@@ -1,2 +1,124 @@
-//! Machine-contiguous memory and bounce buffers for a Xen PV guest.
-#![no_std]
+//! DMA for a Xen PV guest: machine-contiguous memory, and bounce buffers for what a device does not
+//! reach.
+//!
+//! What is one piece to a PV guest is scattered in the machine, and a device without IOMMU sees the
+//! machine. So a buffer of several pages is in general none that a device could use, and one page
+//! may lie where its address bits do not reach. This crate gives it memory that is right, and gives
+//! buffers to it: as they are where that is possible, through slots of a pool where it is not.
+//!
+//! # Main types
+//! * [`gather`], [`scatter`]: frames against machine-contiguous runs at Xen, and back: [`Region`].
+//! * [`Pool`]: slots of 2 KiB in segments of 256 KiB, lock-free, growing and shrinking; [`Area`]s
+//!   keep vCPUs apart; [`Counters`] say what happened.
+//! * [`Dma`]: what a driver calls. [`Dma::map`] gives a [`Buffer`] to a [`Device`] and makes a
+//!   [`Mapping`], with the direction as a type; [`Dma::map_list`] does it for a scatter list;
+//!   [`Dma::coherent`] gives whole pages.
+//! * [`BusAddr`], [`DmaMask`]: what a device calls a byte, and how far it reaches.
+//! * [`contiguous`], [`is_aligned`]: two questions about memory, each with one caller.
+//! * `DmaHal` (feature `virtio`): the `Hal` of crate `virtio-drivers`.
+//! * [`Error`]: everything that can go wrong, with the values to say so.
+//!
+//! # What it assumes
+//! No IOMMU: bus addresses are machine addresses, as in a dom0 or a guest that was given a device.
+//! Memory is that of the caller: places for segments and areas, frames, scratch. Page tables are
+//! walked by whoever implements [`p2m::FindDirect`] (`pvmmu::DirectEntries`).
+//!
+//! # What it prevents, and what not
+//! A device is never given an address that it does not reach, or that is not the guest's. It never
+//! sees bytes of an earlier mapping, and none such come back. What is given back twice, with
+//! another size, in another direction, to another pool or after somebody else took it, is refused
+//! at that moment, on whichever vCPU. A refused exchange loses no frame. It does not prevent a
+//! device from writing where it was not told to, nor a driver from forgetting that a device still
+//! works on a buffer it takes back.
+//!
+//! # Example
+//! ```
+//! # #![allow(unsafe_code, reason = "frames of a guest that exists only in the model")]
+//! use hypercall::{Frames, Pfn};
+//! use p2m::P2m;
+//! use swiotlb::{
+//!     Area, Buffer, Device, Dma, DmaMask, FromDevice, Path, Place, Pool, Region, SEGMENT_ORDER,
+//!     Segment,
+//! };
+//! # use std::sync::atomic::AtomicU64;
+//! # let mut config = xen_model::DomainConfig::new(xen_model::Role::Dom0, 4096);
+//! # config.placement = xen_model::Placement::Contiguous;
+//! # config.kernel_pages = 1024;
+//! # let model = xen_model::Model::builder().guest(config).build()?;
+//! # let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+//! # let list: Vec<AtomicU64> = (0..4096).map(mfn).map(AtomicU64::new).collect();
+//! # let p2m = P2m::adopt(&list)?;
+//! # let free = (0..512).map(Pfn::new).find(|pfn| mfn(pfn.raw()) % 64 == 0).ok_or("none")?;
+//! // This dom0 has its memory in one run, so nothing needs to be exchanged for a pool.
+//! let frames = unsafe { Frames::claim(free, 64) };
+//! let region = Region::adopt(&p2m, frames, SEGMENT_ORDER, DmaMask::ALL).map_err(|_| "scattered")?;
+//! let (segments, areas) = ([Segment::new()], [Area::new()]);
+//! let pool = Pool::new(&segments, &areas)?;
+//! pool.grow(&p2m, region).map_err(|(error, _)| error)?;
+//!
+//! let dma = Dma { machine: &model, p2m: &p2m, pool: &pool, vcpu: 0 };
+//! let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
+//! let place = Place { pfn: Pfn::new(600), offset: 100, len_bytes: 1500 };
+//! let buffer = unsafe { Buffer::claim(place) };
+//! let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+//! let address = mapping.bus().raw();
+//! // ... the device writes 1500 bytes at `address` ...
+//! # assert!(mapping.is_bounced() && address > 0);
+//! let buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+//! assert_eq!(pool.counters().bytes_from_device, 1500);
+//! # assert_eq!(buffer.place(), place);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What a device only reads has no bytes for the CPU to fetch:
+//! ```compile_fail
+//! # use swiotlb::{Dma, Error, Mapping, ToDevice};
+//! # use hypercall::FrameAccess;
+//! fn fetch<M: FrameAccess>(dma: &Dma<M>, mapping: &mut Mapping<ToDevice>) -> Result<(), Error> {
+//!     dma.sync_for_cpu(mapping, (0, 1))
+//! }
+//! ```
+//! A mapping ends once:
+//! ```compile_fail
+//! # use swiotlb::{Dma, Both, Mapping};
+//! # use hypercall::FrameAccess;
+//! fn twice<M: FrameAccess>(dma: &Dma<M>, mapping: Mapping<Both>) {
+//!     let _ = dma.unmap(mapping);
+//!     let _ = dma.unmap(mapping);
+//! }
+//! ```
+#![cfg_attr(not(any(test, loom)), no_std)]
+
+mod address;
+mod bits;
+mod coherent;
+mod contiguous;
+mod copy;
+mod counters;
+mod error;
+mod exchange;
+#[cfg(feature = "virtio")]
+mod hal;
+mod pool;
+mod region;
+mod scatter_list;
+mod segment;
+mod stream;
+mod sync;
+
+pub use address::{BusAddr, DmaMask};
+pub use coherent::Coherent;
+pub use contiguous::{Place, contiguous, is_aligned};
+pub use counters::{Area, Counters};
+pub use error::Error;
+pub use exchange::{Around, Scratch};
+#[cfg(feature = "virtio")]
+pub use hal::{DmaHal, DmaOperations, HalGuest};
+pub use pool::Pool;
+pub use region::{Region, RegionError, gather, reinstate, scatter};
+pub use scatter_list::{BusRun, Item};
+pub use segment::{Purpose, SEGMENT_BYTES, SEGMENT_ORDER, SLOT_BYTES, SLOTS, Segment, Use};
+pub use stream::{
+    Both, Buffer, Device, DeviceReads, DeviceWrites, Direction, Dma, FromDevice, Mapping, Path,
+    ToDevice,
+};

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::boot::Device;
+
 /// Every command of pvmmu.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
@@ -65,12 +67,27 @@ pub(crate) struct RunArguments {
     /// A file that the guest gets as boot module
     #[arg(long, value_name = "FILE")]
     pub(crate) module: Option<PathBuf>,
+    /// Devices of the machine besides those that every one has
+    #[arg(long, value_enum, value_name = "DEVICES", value_delimiter = ',')]
+    pub(crate) device: Vec<DeviceName>,
+    /// A virtio disk with this file as image, which the guest may change
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: Option<PathBuf>,
     /// Program of the guest, and its arguments
     #[arg(value_name = "PROGRAM", default_value = "demo", trailing_var_arg = true)]
     pub(crate) program: Vec<String>,
 }
 
 impl RunArguments {
+    /// The devices of the machine.
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        let named = self.device.iter().map(|name| match name {
+            DeviceName::Edu => Device::Edu,
+            DeviceName::Net => Device::Net,
+        });
+        named.chain(self.disk.clone().map(Device::Disk)).collect()
+    }
+
     /// How long the guest may take, once it is started.
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(60))
@@ -132,6 +149,15 @@ pub(crate) struct TestArguments {
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
+}
+
+/// A device that the machine can have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum DeviceName {
+    /// QEMU's teaching device, with a DMA engine of 28 address bits
+    Edu,
+    /// A virtio network card in a network that reaches nobody
+    Net,
 }
 
 /// What the guest runs on.

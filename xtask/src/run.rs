@@ -68,7 +68,11 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         limit: arguments.time_limit(),
     };
     let clock = if arguments.icount { Clock::Instructions } else { Clock::Time };
-    let real = Host { qemu: &qemu, xen, clock, processors: arguments.processors };
+    let real = Host {
+        processors: arguments.processors,
+        devices: arguments.devices(),
+        ..Host::new(&qemu, xen, clock)
+    };
     let report = match &linux {
         None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
         Some(linux) => {

@@ -54,6 +54,24 @@ pub(crate) trait Platform {
 
     /// Lets others run for a while.
     fn wait(&self);
+
+    /// The frame behind an address of the kernel's own memory.
+    fn pfn_at(&self, address: usize) -> Option<Pfn>;
+
+    /// The I/O ports, as far as the domain has them.
+    ///
+    /// # Errors
+    /// A sentence, if there are none.
+    fn ports(&self) -> Result<&dyn Ports, String>;
+}
+
+/// I/O ports of 32 bits.
+pub(crate) trait Ports {
+    /// Writes a word.
+    fn write(&self, port: u16, value: u32);
+
+    /// Reads a word.
+    fn read(&self, port: u16) -> u32;
 }
 
 /// What the second vCPU is to do, on its machine.

@@ -15,7 +15,7 @@ use hypercall::{
 use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Platform, Pool, Second, Work};
+use crate::guest::{Guest, Platform, Pool, Ports, Second, Work};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -169,6 +169,14 @@ impl Platform for ModelPlatform {
 
     fn wait(&self) {
         std::thread::yield_now();
+    }
+
+    fn pfn_at(&self, _: usize) -> Option<Pfn> {
+        None
+    }
+
+    fn ports(&self) -> Result<&dyn Ports, String> {
+        Err("the model has no devices".into())
     }
 }
 

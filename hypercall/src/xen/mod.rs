@@ -38,6 +38,7 @@ pub(crate) mod number {
     pub(crate) const MMUEXT_OP: u32 = 26;
     pub(crate) const SCHED_OP: u32 = 29;
     pub(crate) const EVENT_CHANNEL_OP: u32 = 32;
+    pub(crate) const PHYSDEV_OP: u32 = 33;
 }
 
 /// The machine a PV guest runs on.

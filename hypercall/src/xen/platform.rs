@@ -70,6 +70,7 @@ const XENVER_EXTRAVERSION: u64 = 1;
 const XENVER_GET_FEATURES: u64 = 6;
 const SCHEDOP_YIELD: u64 = 0;
 const SCHEDOP_SHUTDOWN: u64 = 2;
+const PHYSDEVOP_SET_IOPL: u64 = 6;
 const EVTCHNOP_SEND: u64 = 4;
 
 pub(super) fn result(number: u32, rax: i64) -> Result<u64, Error> {
@@ -116,6 +117,19 @@ impl Xen {
         // SAFETY: Xen reads the port.
         let rax = unsafe { hypercall(number::EVENT_CHANNEL_OP, arguments) };
         result(number::EVENT_CHANNEL_OP, rax).map(drop)
+    }
+
+    /// Lets the guest's kernel use I/O ports on this vCPU (`PHYSDEVOP_set_iopl`): Xen carries the
+    /// instructions out for it, as far as the domain has the ports.
+    ///
+    /// # Errors
+    /// `EINVAL` for a level above 3; no release refuses this one.
+    pub fn allow_ports() -> Result<(), Error> {
+        let level = 1u32;
+        let arguments = [PHYSDEVOP_SET_IOPL, &raw const level as u64, 0, 0, 0];
+        // SAFETY: Xen reads the level; which ports the domain has does not change.
+        let rax = unsafe { hypercall(number::PHYSDEV_OP, arguments) };
+        result(number::PHYSDEV_OP, rax).map(drop)
     }
 
     /// The running release (`XENVER_version`).

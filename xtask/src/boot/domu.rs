@@ -75,6 +75,7 @@ pub(crate) fn boot(
         memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
         processors: host.processors.unwrap_or(PROCESSORS),
         clock: host.clock,
+        devices: &host.devices,
     };
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
     let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();

@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use super::console::{Console, Stop};
+use super::device::Device;
 use crate::process::Ended;
 use crate::provision::qemu::Qemu;
 
@@ -66,6 +67,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) processors: u32,
     /// What its clock counts.
     pub(crate) clock: Clock,
+    /// What it has besides.
+    pub(crate) devices: &'a [Device],
 }
 
 /// How a boot ended, before anyone judges it.
@@ -106,6 +109,9 @@ impl Machine<'_> {
         let complaints = folder.path().join("complaints");
         let started = Instant::now();
         let mut command = self.command(&initrd.join(","));
+        for device in self.devices {
+            command.args(device.arguments()?);
+        }
         command.current_dir(folder.path()).stderr(File::create(&complaints)?);
         let mut child = Ended(command.spawn().context("starting QEMU")?);
         let stdout = child.0.stdout.take().context("QEMU's console is not connected")?;

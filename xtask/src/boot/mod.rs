@@ -3,6 +3,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `device` | devices that the machine may have besides |
 //! | `machine` | describes the emulated machine, starts QEMU and ends it |
 //! | `console` | turns QEMU's output into lines, keeps a log, watches the clock |
 //! | `verdict` | the line by which a guest says that it passed or failed |
@@ -17,18 +18,20 @@ pub(crate) mod outcome;
 pub(crate) mod verdict;
 
 mod console;
+mod device;
 mod machine;
 mod panic;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use device::Device;
 pub(crate) use machine::Clock;
 
 use crate::provision::qemu::Qemu;
 
 /// What boots.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Host<'a> {
     /// The emulator.
     pub(crate) qemu: &'a Qemu,
@@ -38,6 +41,15 @@ pub(crate) struct Host<'a> {
     pub(crate) clock: Clock,
     /// Its processors, if not one for each virtual CPU of our dom0, or what a Linux dom0 has.
     pub(crate) processors: Option<u32>,
+    /// What it has besides.
+    pub(crate) devices: Vec<Device>,
+}
+
+impl<'a> Host<'a> {
+    /// The usual machine.
+    pub(crate) const fn new(qemu: &'a Qemu, xen: PathBuf, clock: Clock) -> Self {
+        Self { qemu, xen, clock, processors: None, devices: Vec::new() }
+    }
 }
 
 /// A guest to run, as dom0 or as domU.

@@ -47,6 +47,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
     session.step(GROUP, "instruction counts (valgrind)", costs::check)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
+    session.step(GROUP, "examples on the model", examples)?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {
         session.step(GROUP, "documentation tests", || {
@@ -67,7 +68,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 fn every_order() -> Result<String> {
     let folder = paths::target()?.join("loom");
     let mut cargo = cargo();
-    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--lib", "--target-dir"]);
+    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--package", "swiotlb"]);
+    cargo.args(["--lib", "--target-dir"]);
     let output = must(cargo.arg(folder).env("RUSTFLAGS", "--cfg loom"))?;
     Ok(format!("{} passed", count_passed(&output)))
 }
@@ -86,6 +88,16 @@ fn on_the_model() -> Result<String> {
         }
     }
     Ok(format!("{runs} passed"))
+}
+
+/// Host programs that each teach one crate: package and name.
+const EXAMPLES: [(&str, &str); 1] = [("swiotlb", "bounce")];
+
+fn examples() -> Result<String> {
+    for (package, name) in EXAMPLES {
+        must(cargo().args(["run", "--quiet", "--package", package, "--example", name]))?;
+    }
+    Ok(format!("{} ran", EXAMPLES.len()))
 }
 
 /// Runs a command that is quiet when all is well. Returns what it wrote.

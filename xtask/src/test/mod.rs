@@ -7,12 +7,14 @@
 //! | `costs` | instruction counts with limits |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
+//! | `devices` | guests at real devices, and their effects seen from outside |
 //! | `examine` | a guest's frame map, seen by itself and by dom0 |
 //! | `endings` | that QEMU ends when the harness does, however it ends |
 //! | `session` | keeps the score |
 
 mod checks;
 mod costs;
+mod devices;
 mod endings;
 mod examine;
 mod house_rules;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::devices::Devices;
 use super::session::{Passed, Session};
 use super::{endings, examine};
 use crate::boot::outcome::{Outcome, Report};
@@ -155,14 +156,17 @@ impl Setting<'_> {
             Ok(String::new())
         })?;
         let Some((xen, linux)) = parts else { return Ok(()) };
-        let host = Host { qemu: self.qemu, xen, clock: Clock::Time, processors: None };
+        let host = Host::new(self.qemu, xen, Clock::Time);
         for case in CASES {
             self.as_dom0(session, release, (&host, case))?;
         }
-        let crowded = Host { processors: Some(1), xen: host.xen.clone(), ..host };
+        let crowded = Host { processors: Some(1), ..host.clone() };
         self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
+        let guest = self.guest(panic);
+        let devices = Devices { folder: self.folder, host: host.clone(), guest, release };
+        devices.run(session)?;
         self.as_domu(session, release, (&host, &linux))?;
         self.examined(session, release, (&host, &linux))
     }

@@ -8,6 +8,7 @@ mod heap;
 mod lock;
 mod panic;
 mod platform;
+mod ports;
 mod traps;
 mod vcpus;
 

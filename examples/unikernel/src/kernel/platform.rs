@@ -12,7 +12,8 @@ use hypercall::{
 use spin::Once;
 
 use super::boot::Early;
-use crate::guest::Platform;
+use super::ports::RealPorts;
+use crate::guest::{Platform, Ports};
 
 /// The platform of the running guest.
 pub(super) struct RealPlatform<'a> {
@@ -66,5 +67,14 @@ impl Platform for RealPlatform<'_> {
 
     fn wait(&self) {
         Xen::yield_now();
+    }
+
+    fn pfn_at(&self, address: usize) -> Option<Pfn> {
+        self.xen.pfn_at(GuestVa::new(address as u64).ok()?)
+    }
+
+    fn ports(&self) -> Result<&dyn Ports, String> {
+        Xen::allow_ports().map_err(|error| alloc::format!("I/O ports: {error}"))?;
+        Ok(&RealPorts)
     }
 }

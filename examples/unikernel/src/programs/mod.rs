@@ -5,6 +5,7 @@ mod audit;
 mod bench;
 mod conformance;
 mod demo;
+mod dma;
 mod dump;
 mod grow;
 mod life;
@@ -43,10 +44,13 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "vcpus" => Ok(vcpus::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
+        "edu" => Ok(dma::edu::run),
+        "disk" => Ok(dma::disk::run),
+        "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             primitives, prove, spaces, vcpus and conformance, and to test the harness hang, \
-             fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, bench, disk, dump, edu, \
+             grow, net, primitives, prove, spaces, vcpus and conformance, and to test the harness \
+             hang, fault, silent and panic"
         )),
     }
 }

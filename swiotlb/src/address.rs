@@ -1,0 +1,130 @@
+//! Addresses as devices see them.
+//!
+//! Without an IOMMU a device's address is a machine address. So it comes from an mfn, never from a
+//! pfn, and what looks like one buffer to the guest may be scattered to the device.
+
+use core::fmt;
+
+use hypercall::{Mfn, PAGE_SHIFT, PAGE_SIZE};
+
+/// An address on the bus: the machine address of a byte.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct BusAddr(u64);
+
+impl BusAddr {
+    /// Byte `offset` of a frame.
+    #[must_use]
+    pub const fn new(mfn: Mfn, offset: usize) -> Self {
+        Self(mfn.raw() << PAGE_SHIFT | (offset & (PAGE_SIZE - 1)) as u64)
+    }
+
+    /// The address that a device or a driver reports. Nothing is known of it yet.
+    #[must_use]
+    pub const fn from_raw(address: u64) -> Self {
+        Self(address)
+    }
+
+    /// The address as a number, which a driver hands to its device.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// The address `bytes` further on, if that number exists.
+    #[must_use]
+    pub const fn checked_add(self, bytes: u64) -> Option<Self> {
+        match self.0.checked_add(bytes) {
+            Some(sum) => Some(Self(sum)),
+            None => None,
+        }
+    }
+
+    /// How many bytes `self` lies beyond `start`, if it does not lie before it.
+    #[must_use]
+    pub const fn offset_from(self, start: Self) -> Option<u64> {
+        self.0.checked_sub(start.0)
+    }
+}
+
+impl fmt::Display for BusAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for BusAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bus {self}")
+    }
+}
+
+/// How far a device's addresses reach: it can name the bytes `0..2^bits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DmaMask {
+    bits: u8,
+}
+
+impl DmaMask {
+    /// A device that reaches everything.
+    pub const ALL: Self = Self { bits: 64 };
+
+    /// A device with `bits` address bits; more than 64 are 64.
+    #[must_use]
+    pub const fn bits(bits: u8) -> Self {
+        Self { bits: if bits > 64 { 64 } else { bits } }
+    }
+
+    /// How many address bits.
+    #[must_use]
+    pub const fn address_bits(self) -> u8 {
+        self.bits
+    }
+
+    /// The last address that the device can name.
+    #[must_use]
+    pub const fn last(self) -> u64 {
+        match self.bits {
+            0 => 0,
+            bits => u64::MAX >> (64 - bits),
+        }
+    }
+
+    /// Whether the device reaches all of `len_bytes` bytes from `start`.
+    #[must_use]
+    #[inline]
+    pub const fn reaches(self, start: BusAddr, len_bytes: u64) -> bool {
+        match start.0.checked_add(len_bytes.saturating_sub(1)) {
+            Some(end) => end <= self.last(),
+            None => false,
+        }
+    }
+
+    /// What `XENMEM_exchange` is told of the addresses wanted (`XENMEMF_address_bits`): 0 for any.
+    pub(crate) const fn reservation_flags(self) -> u32 {
+        if self.bits < 64 { self.bits as u32 } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_reaches_up_to_its_last_byte_and_no_further() {
+        let mask = DmaMask::bits(28);
+        assert_eq!(mask.last(), 0x0fff_ffff);
+        assert!(mask.reaches(BusAddr::from_raw(0x0fff_f000), 4096));
+        assert!(!mask.reaches(BusAddr::from_raw(0x0fff_f001), 4096));
+        assert!(!mask.reaches(BusAddr::from_raw(u64::MAX), 2), "the sum does not wrap");
+        assert!(DmaMask::ALL.reaches(BusAddr::from_raw(u64::MAX - 1), 2));
+        assert_eq!((mask.reservation_flags(), DmaMask::ALL.reservation_flags()), (28, 0));
+        assert_eq!(DmaMask::bits(70), DmaMask::ALL);
+    }
+
+    #[test]
+    fn a_bus_address_is_that_of_the_frame() {
+        assert_eq!(BusAddr::new(Mfn::new(0x203), 0x10).raw(), 0x20_3010);
+        assert_eq!(BusAddr::from_raw(5).offset_from(BusAddr::from_raw(6)), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! Coherent memory: whole pages that a driver and its device use at the same time, for rings and
+//! descriptors.
+//!
+//! It comes from a pool, whose segments are contiguous and stay so: after the first one nothing is
+//! exchanged again, where Linux makes a region for each allocation and takes it apart when it is
+//! freed. Pages come filled with zeroes, once; aligned to their size rounded up to a power of two.
+//! More than a segment (64 pages) at once is a region of its own: `gather`.
+#![expect(unsafe_code, reason = "writes pages that it has just taken (I-1)")]
+
+use hypercall::{FrameAccess, PAGE_SIZE, Pfn};
+
+use crate::address::{BusAddr, DmaMask};
+use crate::contiguous::is_aligned;
+use crate::copy::zero;
+use crate::error::Error;
+use crate::pool::{Held, Need};
+use crate::segment::{Purpose, SEGMENT_BYTES, SLOT_BYTES, Use};
+use crate::stream::Dma;
+
+/// Pages that are contiguous for a device.
+#[must_use = "pages that are dropped are lost to the pool"]
+#[derive(Debug)]
+pub struct Coherent {
+    held: Held,
+    pages: usize,
+}
+
+impl Coherent {
+    /// What the device is told: aligned to the size, rounded up to a power of two.
+    #[must_use]
+    pub const fn bus(&self) -> BusAddr {
+        self.held.bus
+    }
+
+    /// The first page; the direct mapping shows the others behind it.
+    #[must_use]
+    pub const fn pfn(&self) -> Pfn {
+        self.held.place(0, 0).byte(0).0
+    }
+
+    /// How many pages.
+    #[must_use]
+    pub const fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// The bus address alone: the pages are then given back by [`Dma::free_coherent_at`].
+    pub fn into_bus(self) -> BusAddr {
+        self.held.bus
+    }
+}
+
+impl<M: FrameAccess> Dma<'_, '_, M> {
+    /// Takes pages that `mask` reaches, filled with zeroes.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] above a segment; otherwise as for [`map`](Self::map).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn coherent(&self, pages: usize, mask: DmaMask) -> Result<Coherent, Error> {
+        let len_bytes = pages.saturating_mul(PAGE_SIZE);
+        let stride = match len_bytes {
+            0..=SEGMENT_BYTES => pages.next_power_of_two() * (PAGE_SIZE / SLOT_BYTES),
+            _ => 1,
+        };
+        let what = Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes };
+        let held = self.pool.take(self.vcpu, Need { what, stride, mask })?;
+        let place = held.place(0, len_bytes);
+        let order = pages.next_power_of_two().trailing_zeros();
+        // SAFETY: pages that were just taken (I-1).
+        let wiped = unsafe { zero(self.machine, place.pfn, place.offset, len_bytes) };
+        let right = match is_aligned(held.bus, order) {
+            true => wiped.map_err(Error::from),
+            false => Err(Error::OutOfReach { mask }),
+        };
+        match right {
+            Ok(()) => Ok(Coherent { held, pages }),
+            Err(error) => {
+                self.give_back(held).map_err(|(error, _)| error)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives pages back, whatever they are filled with.
+    ///
+    /// # Errors
+    /// The pages, if they are not of this pool or somebody else has given them back
+    /// ([`free_coherent_at`](Self::free_coherent_at)).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn free_coherent(&self, pages: Coherent) -> Result<(), (Error, Coherent)> {
+        let Coherent { held, pages } = pages;
+        self.give_back(held).map_err(|(error, held)| (error, Coherent { held, pages }))
+    }
+
+    /// Gives pages back of which only the device's address is known.
+    ///
+    /// # Errors
+    /// As for [`unmap_at`](Self::unmap_at).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), Error> {
+        let len_bytes = pages.saturating_mul(PAGE_SIZE);
+        let held = self.pool.find(bus, (Purpose::Coherent, len_bytes))?;
+        self.give_back(held).map_err(|(error, _)| error)
+    }
+
+    fn give_back(&self, held: Held) -> Result<(), (Error, Held)> {
+        if let Err(error) = self.pool.enter(&held) {
+            return Err((error, held));
+        }
+        let what = held.what();
+        self.pool.close_run(held, what);
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! Two different questions about memory, for two different callers.
+//!
+//! *Contiguous*: do the machine frames of a buffer follow one another? A streaming mapping asks
+//! nothing else. *Aligned*: is an address a multiple of a size? Only coherent memory promises that.
+//! Linux once asked both in the streaming path, and ordinary buffers, which are aligned to nothing,
+//! went through the bounce pool until it was full.
+
+use hypercall::{PAGE_SIZE, Pfn};
+use p2m::{P2m, P2mError};
+
+use crate::address::BusAddr;
+
+/// A place in the guest's memory: bytes from `offset` in the frame of `pfn` on, through the frames
+/// of the pfns that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The first frame.
+    pub pfn: Pfn,
+    /// Where in it, below 4096.
+    pub offset: usize,
+    /// How many bytes.
+    pub len_bytes: usize,
+}
+
+impl Place {
+    /// The pfn and offset of byte `at`.
+    #[inline]
+    pub(crate) const fn byte(&self, at: usize) -> (Pfn, usize) {
+        let offset = self.offset + at;
+        (Pfn::new(self.pfn.raw() + (offset / PAGE_SIZE) as u64), offset % PAGE_SIZE)
+    }
+}
+
+/// Where the device sees `place`, and how many of its bytes from the beginning lie together there.
+///
+/// # Errors
+/// The first frame is not the guest's own memory, or one of those that would follow is not.
+///
+/// # Hypercalls
+/// None: one look-up for each frame.
+#[inline]
+pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mError> {
+    let first = p2m.mfn(place.pfn)?;
+    let start = BusAddr::new(first, place.offset);
+    let mut together = PAGE_SIZE - place.offset;
+    let mut frames = 1;
+    while together < place.len_bytes {
+        let pfn = Pfn::new(place.pfn.raw() + frames);
+        if p2m.mfn(pfn)?.offset_from(first) != Some(frames) {
+            break;
+        }
+        frames += 1;
+        together += PAGE_SIZE;
+    }
+    Ok((start, together.min(place.len_bytes)))
+}
+
+/// Whether an address is a multiple of 2^`order` pages.
+#[must_use]
+pub const fn is_aligned(start: BusAddr, order: u32) -> bool {
+    start.raw().is_multiple_of((PAGE_SIZE as u64) << order)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    #[test]
+    fn the_first_break_in_the_machine_ends_what_is_contiguous() {
+        let list = [0x700, 0x701, 0x703, 0x704].map(AtomicU64::new);
+        let p2m = P2m::adopt(&list).expect("a list");
+        let at = |pfn, offset, len_bytes| Place { pfn: Pfn::new(pfn), offset, len_bytes };
+        let start = BusAddr::from_raw(0x70_0010);
+        assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff0)), Ok((start, 0x1ff0)));
+        assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff1)), Ok((start, 0x1ff0)));
+        assert_eq!(contiguous(&p2m, at(2, 0, 0x2000)).map(|found| found.1), Ok(0x2000));
+        assert!(contiguous(&p2m, at(3, 1, 0x1000)).is_err(), "it leaves the map");
+    }
+
+    #[test]
+    fn property_contiguity_is_what_a_byte_by_byte_reference_says() {
+        arbtest::arbtest(|u| {
+            let steps: [bool; 12] = u.arbitrary()?;
+            let mut mfn = 0x800;
+            let list = steps.map(|jump| {
+                mfn += if jump { 5 } else { 1 };
+                AtomicU64::new(mfn)
+            });
+            let p2m = P2m::adopt(&list).expect("a list");
+            let pfn = u.int_in_range(0..=11u64)?;
+            let offset = u.int_in_range(0..=4095usize)?;
+            let room = (12 - usize::try_from(pfn).expect("small")) * PAGE_SIZE - offset;
+            let place = Place { pfn: Pfn::new(pfn), offset, len_bytes: u.int_in_range(1..=room)? };
+            let bus = |at: usize| {
+                let (pfn, offset) = place.byte(at);
+                p2m.mfn(pfn).map(|mfn| BusAddr::new(mfn, offset).raw())
+            };
+            let start = bus(0).expect("in the map");
+            let together =
+                (0..place.len_bytes).take_while(|at| bus(*at) == Ok(start + *at as u64)).count();
+            // Alignment has no part in it: any offset will do.
+            assert_eq!(contiguous(&p2m, place), Ok((BusAddr::from_raw(start), together)));
+            Ok(())
+        })
+        .budget_ms(500);
+    }
+}

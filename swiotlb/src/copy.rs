@@ -1,0 +1,64 @@
+//! Copies between frames, through the seam: a device or another vCPU may change what is there, so
+//! none of it is ever a Rust reference.
+#![expect(unsafe_code, reason = "writes frames that belong to the pool or the mapping (I-1)")]
+
+use hypercall::{AccessError, FrameAccess, PAGE_SIZE, Pfn};
+
+use crate::contiguous::Place;
+
+/// Bytes that are on the stack at once.
+const CHUNK: usize = 256;
+
+/// Copies bytes from one place to another of the same length.
+///
+/// # Errors
+/// [`AccessError`]; some bytes may have been copied.
+///
+/// # Safety
+/// The caller owns the bytes written (I-1).
+pub(crate) unsafe fn copy<M: FrameAccess + ?Sized>(
+    machine: &M,
+    from: Place,
+    to: Place,
+) -> Result<(), AccessError> {
+    let mut chunk = [0; CHUNK];
+    let len_bytes = from.len_bytes.min(to.len_bytes);
+    let mut done = 0;
+    while done < len_bytes {
+        let (source, source_offset) = from.byte(done);
+        let (target, target_offset) = to.byte(done);
+        let in_frames = PAGE_SIZE - source_offset.max(target_offset);
+        let count = (len_bytes - done).min(in_frames).min(CHUNK);
+        machine.read_bytes(source, source_offset, &mut chunk[..count])?;
+        // SAFETY: the caller's promise is handed on.
+        unsafe { machine.write_bytes(target, target_offset, &chunk[..count]) }?;
+        done += count;
+    }
+    Ok(())
+}
+
+/// Fills bytes of a frame with zeroes; those behind its end are in the frames that follow.
+///
+/// # Errors
+/// [`AccessError`]; some bytes may be zero.
+///
+/// # Safety
+/// As for [`copy`].
+pub(crate) unsafe fn zero<M: FrameAccess + ?Sized>(
+    machine: &M,
+    pfn: Pfn,
+    offset: usize,
+    len_bytes: usize,
+) -> Result<(), AccessError> {
+    const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+    let place = Place { pfn, offset, len_bytes };
+    let mut done = 0;
+    while done < len_bytes {
+        let (pfn, offset) = place.byte(done);
+        let count = (len_bytes - done).min(PAGE_SIZE - offset);
+        // SAFETY: the caller's promise is handed on.
+        unsafe { machine.write_bytes(pfn, offset, &ZEROES[..count]) }?;
+        done += count;
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! The exchange: frames out of the direct mapping, against others at Xen, and back into it.
+//!
+//! Three traps, however many frames: a multicall of one `mmu_update` that takes all of them out and
+//! one flush; the exchange; one `mmu_update` that maps what came. Each has to have worked before
+//! the next: Xen takes only frames that nothing maps, and what a refused exchange leaves has to be
+//! known before it is mapped again.
+#![expect(unsafe_code, reason = "takes frames out of the direct mapping that it owns (I-1, I-2)")]
+
+use hypercall::{
+    Batch, DomId, Errno, Error as CallError, Exchange, Extent, Machine, MemoryOp, Mfn, MmuExtOp,
+    MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation,
+};
+use p2m::{FindDirect, P2m, Pfns};
+
+use crate::address::{BusAddr, DmaMask};
+use crate::contiguous::is_aligned;
+use crate::error::Error;
+
+/// The guest around an operation on regions.
+#[derive(Debug)]
+pub struct Around<'a, M, D> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The frame map.
+    pub p2m: &'a P2m<'a>,
+    /// Whoever knows where the direct mapping of a frame has its entry.
+    pub direct: &'a mut D,
+}
+
+/// Memory to work with, from the caller: as it is large, operations need fewer traps.
+#[derive(Debug)]
+pub struct Scratch<'a, 'b> {
+    /// One update for each frame that is exchanged at once, and one extended operation.
+    pub batch: &'a mut Batch<'b>,
+    /// Two words for each of them.
+    pub extents: &'a mut [Extent],
+}
+
+impl Scratch<'_, '_> {
+    /// How many frames can be exchanged at once.
+    pub(crate) fn frames_max(&self) -> u64 {
+        self.batch.updates_max().min(self.extents.len() / 2) as u64
+    }
+}
+
+/// What is given for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Single frames for runs of 2^order that `mask` reaches.
+    Gather(u32, DmaMask),
+    /// Runs of 2^order for single frames.
+    Scatter(u32),
+}
+
+impl Way {
+    pub(crate) const fn order(self) -> u32 {
+        match self {
+            Self::Gather(order, _) | Self::Scatter(order) => order,
+        }
+    }
+
+    /// The order of the runs that come of it.
+    pub(crate) const fn made(self) -> u32 {
+        match self {
+            Self::Gather(order, _) => order,
+            Self::Scatter(_) => 0,
+        }
+    }
+
+    /// The orders of what is given and of what is taken.
+    const fn orders(self) -> (u32, u32) {
+        match self {
+            Self::Gather(order, _) => (0, order),
+            Self::Scatter(order) => (order, 0),
+        }
+    }
+}
+
+/// What became of frames that were to be exchanged.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// How many are as they should be, from the first on.
+    pub(crate) made: u64,
+    /// Whether all are in the direct mapping.
+    pub(crate) is_mapped: bool,
+    pub(crate) result: Result<(), Error>,
+}
+
+/// Exchanges `pfns`, for which the scratch has room, and which are the caller's by its token.
+pub(crate) fn exchange<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    pfns: Pfns,
+    way: Way,
+    scratch: &mut Scratch<'_, '_>,
+) -> Part {
+    if let Err(error) = plan_unmapping(around, pfns, scratch.batch) {
+        scratch.batch.clear();
+        return Part { made: 0, is_mapped: true, result: Err(error) };
+    }
+    // SAFETY: the frames are the caller's token's (I-1); they leave the direct mapping for as long
+    // as this function runs, and no Rust object lives in them.
+    if let Err(refused) = unsafe { scratch.batch.submit(around.machine) } {
+        scratch.batch.invert();
+        // SAFETY: the entries become what they were.
+        let undone = unsafe { scratch.batch.submit(around.machine) };
+        scratch.batch.clear();
+        return Part { made: 0, is_mapped: undone.is_ok(), result: Err(refused.into()) };
+    }
+    let (done, refusal) = ask(around, pfns, way, scratch.extents);
+    let recorded = record(around, Pfns::new(pfns.start, done), way, scratch.extents);
+    let mapped = map(around, pfns, scratch.batch);
+    let is_mapped = mapped.is_ok() || map(around, pfns, scratch.batch).is_ok();
+    let wiped = match is_mapped {
+        true => wipe(around, Pfns::new(pfns.start, done)),
+        false => Ok(()),
+    };
+    let right = recorded.and(mapped).and(wiped);
+    let made = if right.is_ok() { done } else { 0 };
+    Part { made, is_mapped, result: right.and(refusal.map_or(Ok(()), Err)) }
+}
+
+/// All of `pfns` leave the direct mapping, and every TLB.
+fn plan_unmapping<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    pfns: Pfns,
+    batch: &mut Batch<'_>,
+) -> Result<(), Error> {
+    batch.clear();
+    for pfn in pfns.iter() {
+        let (slot, pte) = around.direct.find(pfn)?;
+        let mfn = around.p2m.mfn(pfn)?;
+        if !pte.is_writable() || pte.mfn() != mfn {
+            return Err(Error::NotMapped { pfn, mfn, pte });
+        }
+        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw())?;
+    }
+    Ok(batch.op(MmuExtOp::tlb_flush_all())?)
+}
+
+/// Asks Xen. How many frames were exchanged, and why not all of them.
+fn ask<M: Machine, D>(
+    around: &Around<'_, M, D>,
+    pfns: Pfns,
+    way: Way,
+    extents: &mut [Extent],
+) -> (u64, Option<Error>) {
+    let (give_order, take_order) = way.orders();
+    let (given, taken) = match lists(around.p2m, pfns, way, extents) {
+        Ok(lists) => lists,
+        Err(error) => return (0, Some(error)),
+    };
+    let domain = DomId::SELF;
+    let flags = match way {
+        Way::Gather(_, mask) => mask.reservation_flags(),
+        Way::Scatter(_) => 0,
+    };
+    let give = Reservation { extents: given, order: give_order, flags: 0, domain };
+    let take = Reservation { extents: taken, order: take_order, flags, domain };
+    // SAFETY: the frames are the caller's token's, and nothing maps them any more.
+    let answer =
+        unsafe { around.machine.memory_op(&mut MemoryOp::Exchange(Exchange { give, take })) };
+    let done = match answer {
+        Ok(done) => done,
+        Err(error) => u64::from(error.done),
+    };
+    // Xen goes in chunks of the larger order, and so do we.
+    let frames = (done << give_order).min(pfns.count) >> way.order() << way.order();
+    let refusal = match answer {
+        Ok(_) if frames == pfns.count => None,
+        Ok(_) => Some(Error::Short { asked: pfns.count, done: frames }),
+        Err(error) => Some(refusal(error, way, Pfn::new(pfns.start.raw() + frames))),
+    };
+    (frames, refusal)
+}
+
+/// The two lists of an exchange: mfns that are given, pfns that frames are taken for.
+fn lists<'e>(
+    p2m: &P2m<'_>,
+    pfns: Pfns,
+    way: Way,
+    extents: &'e mut [Extent],
+) -> Result<(&'e mut [Extent], &'e mut [Extent]), Error> {
+    let (give_order, take_order) = way.orders();
+    let half = extents.len() / 2;
+    let (given, taken) = extents.split_at_mut(half);
+    let mut give = 0;
+    let mut take = 0;
+    for (at, pfn) in (0u64..).zip(pfns.iter()) {
+        if at.is_multiple_of(1 << give_order) {
+            given[give] = Extent::from_mfn(p2m.mfn(pfn)?);
+            give += 1;
+        }
+        if at.is_multiple_of(1 << take_order) {
+            taken[take] = Extent::from_pfn(pfn);
+            take += 1;
+        }
+    }
+    Ok((&mut given[..give], &mut taken[..take]))
+}
+
+/// Which limit an errno of `XENMEM_exchange` stands for; `pfn` begins the chunk that it did not
+/// do.
+fn refusal(error: CallError, way: Way, pfn: Pfn) -> Error {
+    match (error.errno, way) {
+        (Errno::EPERM, _) => Error::OrderLimit { order: way.order() },
+        (Errno::ENOMEM, Way::Gather(order, mask)) => Error::NoRun { order, mask },
+        (Errno::ENOMEM, Way::Scatter(_)) => Error::NoRun { order: 0, mask: DmaMask::ALL },
+        (Errno::EINVAL, _) => Error::InUse { pfn },
+        _ => Error::Call(error),
+    }
+}
+
+/// Records the frames that came, and checks that they are what was asked for and that M2P knows
+/// them.
+fn record<M: Machine, D>(
+    around: &Around<'_, M, D>,
+    pfns: Pfns,
+    way: Way,
+    extents: &[Extent],
+) -> Result<(), Error> {
+    let (_, take_order) = way.orders();
+    let taken = &extents[extents.len() / 2..];
+    let mut result = Ok(());
+    for (at, pfn) in (0u64..).zip(pfns.iter()) {
+        let run = usize::try_from(at >> take_order).unwrap_or(usize::MAX);
+        let within = at & ((1 << take_order) - 1);
+        // All are recorded, whatever is wrong with one: they are what the guest has now.
+        let first = taken.get(run).map_or(Mfn::new(u64::MAX), |extent| extent.mfn());
+        let mfn = Mfn::new(first.raw().saturating_add(within));
+        let recorded = around.p2m.replace(pfn, mfn).map(drop).map_err(Error::from);
+        let right = recorded.and_then(|()| check(around, (pfn, mfn), first, way));
+        result = result.and(right);
+    }
+    result
+}
+
+/// Whether a frame that came is as asked.
+fn check<M: Machine, D>(
+    around: &Around<'_, M, D>,
+    (pfn, mfn): (Pfn, Mfn),
+    first: Mfn,
+    way: Way,
+) -> Result<(), Error> {
+    let found = around.machine.machine_to_phys(mfn);
+    if found != Some(pfn) {
+        return Err(Error::M2p { pfn, mfn, found });
+    }
+    match way {
+        Way::Gather(order, mask)
+            if !is_aligned(BusAddr::new(first, 0), order)
+                || !mask.reaches(BusAddr::new(mfn, 0), PAGE_SIZE as u64) =>
+        {
+            Err(Error::WrongFrame { pfn, mfn, order, mask })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Maps those of `pfns` that are not in the direct mapping, as P2M says; then reads back that all
+/// are.
+///
+/// # Hypercalls
+/// One `mmu_update`, none if nothing is missing.
+pub(crate) fn map<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    pfns: Pfns,
+    batch: &mut Batch<'_>,
+) -> Result<(), Error> {
+    batch.clear();
+    for pfn in pfns.iter() {
+        let (slot, pte) = around.direct.find(pfn)?;
+        if !pte.is_present() {
+            let new = Pte::new(around.p2m.mfn(pfn)?, PteFlags::KERNEL_RW);
+            batch.update(MmuUpdate::set(slot, new), pte.raw())?;
+        }
+    }
+    // SAFETY: frames of the caller's token at their own places (I-2, I-3).
+    if let Err(refused) = unsafe { batch.submit(around.machine) } {
+        batch.clear();
+        return Err(refused.into());
+    }
+    for pfn in pfns.iter() {
+        let (_, pte) = around.direct.find(pfn)?;
+        let mfn = around.p2m.mfn(pfn)?;
+        if !pte.is_writable() || pte.mfn() != mfn {
+            return Err(Error::NotMapped { pfn, mfn, pte });
+        }
+    }
+    Ok(())
+}
+
+/// Fills frames with zeroes: what Xen gives out holds what its last owner left there.
+fn wipe<M: Machine, D>(around: &Around<'_, M, D>, pfns: Pfns) -> Result<(), Error> {
+    for pfn in pfns.iter() {
+        // SAFETY: a frame of the caller's token, and mapped (I-1).
+        unsafe { crate::copy::zero(around.machine, pfn, 0, PAGE_SIZE) }?;
+    }
+    Ok(())
+}

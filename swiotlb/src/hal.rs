@@ -1,0 +1,184 @@
+//! The `Hal` of crate `virtio-drivers`, over this one: its drivers work in a PV guest.
+//!
+//! That crate's interface is made of functions without `self`, so a guest says by a type where its
+//! DMA is: [`HalGuest`]. Allocation can fail in that interface, and does; `share` and `unshare`
+//! cannot, and an address made up would let the device write to the memory of somebody else: they
+//! panic with the reason. A pool with room for the queue of every driver never comes to that.
+#![expect(unsafe_code, reason = "implements a trait whose implementers make promises")]
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use hypercall::FrameAccess;
+use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+
+use crate::address::BusAddr;
+use crate::contiguous::Place;
+use crate::error::Error;
+use crate::segment::Purpose;
+use crate::stream::{Device, Dma};
+
+/// A guest whose drivers use [`DmaHal`].
+///
+/// # Safety
+/// `place` names the frames that the address is mapped to; `device_registers` is a mapping of the
+/// registers that nothing else uses.
+pub unsafe trait HalGuest {
+    /// Does `work` with the guest's DMA.
+    fn with<T>(work: impl FnOnce(&dyn DmaOperations) -> T) -> T;
+
+    /// The frames behind a driver's buffer: one run of pfns.
+    fn place(buffer: NonNull<[u8]>) -> Option<Place>;
+
+    /// Where the registers at a bus address are mapped.
+    fn device_registers(start: BusAddr, len_bytes: usize) -> Option<NonNull<u8>>;
+}
+
+/// What the drivers need, for any machine: [`Dma`] together with its device.
+pub trait DmaOperations {
+    /// [`Dma::coherent`], and where the kernel sees it.
+    ///
+    /// # Errors
+    /// As there.
+    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), Error>;
+
+    /// [`Dma::free_coherent_at`].
+    ///
+    /// # Errors
+    /// As there.
+    fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error>;
+
+    /// [`Dma::map`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As for [`Buffer::claim`](crate::Buffer::claim), until [`unshare`](Self::unshare).
+    unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error>;
+
+    /// [`Dma::unmap_at`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn unshare(
+        &self,
+        start: BusAddr,
+        place: Place,
+        direction: BufferDirection,
+    ) -> Result<(), Error>;
+}
+
+impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
+    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), Error> {
+        let (dma, device) = self;
+        let memory = dma.coherent(pages, device.mask)?;
+        let address = dma.machine.direct_map(memory.pfn());
+        let address = address.ok().and_then(|va| NonNull::new(va.addr().as_mut_ptr()));
+        match address {
+            Some(address) => Ok((memory.into_bus(), address)),
+            None => {
+                let unmapped = hypercall::AccessError::Unmapped(memory.pfn());
+                dma.free_coherent(memory).map_err(|(error, _)| error)?;
+                Err(unmapped.into())
+            }
+        }
+    }
+
+    fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error> {
+        self.0.free_coherent_at(start, pages)
+    }
+
+    unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error> {
+        let (dma, device) = self;
+        // The slots, if there are any, come back by their address.
+        dma.start(device, place, purpose(direction)).map(|(start, _)| start)
+    }
+
+    unsafe fn unshare(
+        &self,
+        start: BusAddr,
+        place: Place,
+        direction: BufferDirection,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.unmap_as(purpose(direction), start, place) }
+    }
+}
+
+const fn purpose(direction: BufferDirection) -> Purpose {
+    match direction {
+        BufferDirection::DriverToDevice => Purpose::ToDevice,
+        BufferDirection::DeviceToDriver => Purpose::FromDevice,
+        BufferDirection::Both => Purpose::Both,
+    }
+}
+
+/// The `Hal` for the drivers of guest `G`.
+pub struct DmaHal<G>(PhantomData<G>);
+
+impl<G> fmt::Debug for DmaHal<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DmaHal")
+    }
+}
+
+/// What cannot be said to a driver.
+#[cold]
+fn give_up(what: &str, why: &dyn fmt::Display) -> ! {
+    panic!("{what}: {why}")
+}
+
+fn place<G: HalGuest>(buffer: NonNull<[u8]>) -> Place {
+    match G::place(buffer) {
+        Some(place) => place,
+        None => give_up("a driver's buffer", &"it is not in the guest's memory"),
+    }
+}
+
+// SAFETY: pages come from a pool, which gives them to one owner at a time, contiguous and filled
+// with zeroes, and where the direct mapping shows them; the rest is the guest's promise.
+unsafe impl<G: HalGuest> Hal for DmaHal<G> {
+    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        match G::with(|dma| dma.take_pages(pages)) {
+            Ok((start, address)) => (start.raw(), address),
+            // The driver takes address 0 as a refusal.
+            Err(_) => (0, NonNull::dangling()),
+        }
+    }
+
+    unsafe fn dma_dealloc(start: PhysAddr, _: NonNull<u8>, pages: usize) -> i32 {
+        match G::with(|dma| dma.give_pages(BusAddr::from_raw(start), pages)) {
+            Ok(()) => 0,
+            Err(_) => -1,
+        }
+    }
+
+    unsafe fn mmio_phys_to_virt(start: PhysAddr, len_bytes: usize) -> NonNull<u8> {
+        match G::device_registers(BusAddr::from_raw(start), len_bytes) {
+            Some(address) => address,
+            None => give_up("the device's registers", &"they are not mapped"),
+        }
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        let place = place::<G>(buffer);
+        // SAFETY: the driver keeps the buffer to itself until it is unshared.
+        match G::with(|dma| unsafe { dma.share(place, direction) }) {
+            Ok(start) => start.raw(),
+            Err(error) => give_up("sharing a buffer", &error),
+        }
+    }
+
+    unsafe fn unshare(start: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
+        let (place, start) = (place::<G>(buffer), BusAddr::from_raw(start));
+        // SAFETY: the buffer that was shared, by the driver's word.
+        if let Err(error) = G::with(|dma| unsafe { dma.unshare(start, place, direction) }) {
+            give_up("taking a buffer back", &error);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The pool: segments of slots, in areas.
+//!
+//! Every vCPU has an area, in which it searches first; the words that it changes there are in cache
+//! lines of their own. It takes slots of another area only when its own has none.
+#![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
+
+use core::sync::atomic::AtomicU64 as Number;
+
+use hypercall::{Frames, Pfn};
+use p2m::P2m;
+
+use crate::address::{BusAddr, DmaMask};
+use crate::contiguous::Place;
+use crate::counters::{Area, Counters, Failure};
+use crate::error::Error;
+use crate::region::Region;
+use crate::segment::{
+    Purpose, SEGMENT_BYTES, SEGMENT_ORDER, SLOT_BYTES, SLOTS, Segment, State, Use,
+};
+use crate::sync::Ordering;
+
+/// Memory that a device reaches, in slots of 2 KiB: in places of the caller's, who says by their
+/// number how far it can grow.
+#[derive(Debug)]
+pub struct Pool<'m> {
+    segments: &'m [Segment],
+    areas: &'m [Area],
+    number: u64,
+}
+
+/// The next pool's number: a run of one pool is never taken for one of another.
+static POOLS: Number = Number::new(1);
+
+/// A run of slots that is taken.
+#[must_use = "slots that are dropped are lost to the pool"]
+#[derive(Debug)]
+pub(crate) struct Held {
+    pool: u64,
+    segment: usize,
+    slot: usize,
+    state: State,
+    pub(crate) bus: BusAddr,
+    pub(crate) pfn: Pfn,
+}
+
+impl Held {
+    /// As what it is taken.
+    #[inline]
+    pub(crate) const fn what(&self) -> Use {
+        match self.state.what() {
+            Some(what) => what,
+            None => Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes: 0 },
+        }
+    }
+
+    /// Byte `at` of the run's slots on, for `len_bytes` bytes.
+    pub(crate) const fn place(&self, at: usize, len_bytes: usize) -> Place {
+        let offset = self.slot * SLOT_BYTES + at;
+        Place { pfn: self.pfn, offset, len_bytes }
+    }
+}
+
+/// What to take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    pub(crate) what: Use,
+    /// The first slot is a multiple of this many.
+    pub(crate) stride: usize,
+    pub(crate) mask: DmaMask,
+}
+
+impl<'m> Pool<'m> {
+    /// A pool without memory, with places for `segments.len()` times 256 KiB. Its areas are as many
+    /// as vCPUs should rarely meet.
+    ///
+    /// # Errors
+    /// [`Error::AtLimit`] if there is no place or no area.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn new(segments: &'m [Segment], areas: &'m [Area]) -> Result<Self, Error> {
+        if segments.is_empty() || areas.is_empty() {
+            return Err(Error::AtLimit { segments: 0 });
+        }
+        let number = POOLS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { segments, areas, number })
+    }
+
+    /// Adds memory: one segment for each 64 frames.
+    ///
+    /// # Errors
+    /// What did not find a place, with [`Error::AtLimit`], or with [`Error::RunTooShort`] all of
+    /// it.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn grow(&self, p2m: &P2m<'_>, region: Region) -> Result<(), (Error, Region)> {
+        if region.order() < SEGMENT_ORDER {
+            return Err((Error::RunTooShort { order: region.order() }, region));
+        }
+        let mut rest = region.with_order(SEGMENT_ORDER);
+        loop {
+            let mfn = match rest.mfn(p2m, 0) {
+                Ok(mfn) => mfn,
+                Err(error) => return Err((error, rest)),
+            };
+            let Some(place) = self.segments.iter().find(|segment| segment.reserve()) else {
+                return Err((Error::AtLimit { segments: self.segments.len() }, rest));
+            };
+            place.fill(rest.start(), mfn);
+            match rest.split(1) {
+                Ok((_, after)) => rest = after,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes a segment out of which no slot is taken, if there is one.
+    ///
+    /// # Hypercalls
+    /// None; `scatter` gives it back to Xen.
+    pub fn shrink(&self) -> Option<Region> {
+        let pfn = self.segments.iter().rev().find_map(Segment::empty)?;
+        // SAFETY: the frames came in a region that `grow` took apart, and no slot of them is taken;
+        // they have just left the pool (I-1).
+        let frames = unsafe { Frames::claim(pfn, 1 << SEGMENT_ORDER) };
+        Some(Region::of(frames, SEGMENT_ORDER))
+    }
+
+    /// Ends the pool: every segment goes to `give`.
+    ///
+    /// # Errors
+    /// [`Error::StillTaken`] with the pool if anything is taken: a leak. Segments without a taken
+    /// slot have left all the same.
+    pub fn close(self, give: &mut impl FnMut(Region)) -> Result<(), (Error, Self)> {
+        while let Some(region) = self.shrink() {
+            give(region);
+        }
+        let slots = self.segments.iter().filter(|segment| segment.start().is_some());
+        let slots = slots.map(|segment| SLOTS - segment.free()).sum();
+        let direct = self.counters().direct_now();
+        match (slots, direct) {
+            (0, 0) => Ok(()),
+            _ => Err((Error::StillTaken { slots, direct }, self)),
+        }
+    }
+
+    /// Segments that have memory.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.segments.iter().filter(|segment| segment.start().is_some()).count()
+    }
+
+    /// Slots that are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.segments.iter().map(Segment::free).sum()
+    }
+
+    /// What happened so far, summed over the areas.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.areas.iter().map(Area::counters).fold(Counters::default(), |sum, area| sum + area)
+    }
+
+    /// The area of a vCPU.
+    #[inline]
+    pub(crate) fn area(&self, vcpu: usize) -> &'m Area {
+        &self.areas[vcpu % self.areas.len()]
+    }
+
+    /// Takes slots, from the area of `vcpu` if it has some.
+    #[inline]
+    pub(crate) fn take(&self, vcpu: usize, need: Need) -> Result<Held, Error> {
+        let slots = need.what.slots();
+        if need.what.len_bytes == 0 {
+            return Err(Error::Empty);
+        }
+        if need.what.len_bytes > SEGMENT_BYTES || slots > SLOTS || need.stride > SLOTS {
+            return Err(self.never(vcpu, need));
+        }
+        let home = vcpu % self.areas.len();
+        if let Some(held) = self.take_in(home, need, slots) {
+            return Ok(held);
+        }
+        self.take_elsewhere(home, need, slots)
+    }
+
+    #[cold]
+    fn take_elsewhere(&self, home: usize, need: Need, slots: usize) -> Result<Held, Error> {
+        let areas = self.areas.len();
+        let elsewhere = (1..areas).map(|step| (home + step) % areas);
+        elsewhere.into_iter().find_map(|area| self.take_in(area, need, slots)).ok_or_else(|| {
+            let reached = |segment: &Segment| {
+                segment.start().is_some_and(|at| need.mask.reaches(at, SEGMENT_BYTES as u64))
+            };
+            if self.segments.iter().any(reached) {
+                self.areas[home].failed(Failure::Full);
+                return Error::PoolFull { slots, free: self.free() };
+            }
+            self.areas[home].failed(Failure::OutOfReach);
+            Error::OutOfReach { mask: need.mask }
+        })
+    }
+
+    #[cold]
+    fn never(&self, vcpu: usize, need: Need) -> Error {
+        self.area(vcpu).failed(Failure::TooLarge);
+        let Use { len_bytes, head_bytes, .. } = need.what;
+        Error::TooLarge { len_bytes, head_bytes, max_bytes: SEGMENT_BYTES }
+    }
+
+    /// Takes slots of one area, from where it last found some.
+    #[inline]
+    fn take_in(&self, area: usize, need: Need, slots: usize) -> Option<Held> {
+        let areas = self.areas.len();
+        let hint = &self.areas[area].hint;
+        let last = usize::try_from(hint.load(Ordering::Relaxed)).unwrap_or(0);
+        let first = if last < self.segments.len() { last } else { area };
+        let mut at = first;
+        loop {
+            if let Some(held) = self.take_of(at, need, slots) {
+                if at != last {
+                    hint.store(at as u64, Ordering::Relaxed);
+                }
+                self.areas[area].took(slots as u64);
+                return Some(held);
+            }
+            at += areas;
+            if at >= self.segments.len() {
+                at = area;
+            }
+            if at == first {
+                return None;
+            }
+        }
+    }
+
+    /// Takes slots of one segment.
+    #[inline]
+    fn take_of(&self, at: usize, need: Need, slots: usize) -> Option<Held> {
+        let segment = self.segments.get(at)?;
+        let slot = segment.take(slots, need.stride)?;
+        // The memory of a segment does not change while a slot is taken.
+        let start = segment.start()?;
+        if !need.mask.reaches(start, SEGMENT_BYTES as u64) {
+            segment.give(slot, slots);
+            return None;
+        }
+        let state = segment.open(slot, need.what);
+        let offset = (slot * SLOT_BYTES + need.what.head_bytes) as u64;
+        let bus = BusAddr::from_raw(start.raw() + offset);
+        Some(Held { pool: self.number, segment: at, slot, state, bus, pfn: segment.pfn() })
+    }
+
+    /// Marks a run busy: for as long as it is, nobody else can give it back or copy it.
+    #[inline]
+    pub(crate) fn enter(&self, held: &Held) -> Result<(), Error> {
+        if held.pool != self.number {
+            self.areas[0].failed(Failure::Misuse);
+            return Err(Error::NotOfThisPool { address: held.bus });
+        }
+        let entered = self.segments[held.segment].enter(held.slot, held.state);
+        entered.map_err(|found| self.misuse(held, found))
+    }
+
+    #[cold]
+    fn misuse(&self, held: &Held, found: State) -> Error {
+        self.areas[held.segment % self.areas.len()].failed(Failure::Misuse);
+        let address = held.bus;
+        match (found.what(), held.state.what()) {
+            (None, _) => Error::NotTaken { address },
+            _ if !found.same_taking(held.state) => Error::Stale { address },
+            _ if found.is_busy() => Error::Busy { address },
+            (Some(taken), Some(given)) => Error::TakenOtherwise { address, taken, given },
+            _ => Error::NotTaken { address },
+        }
+    }
+
+    /// The run is no longer busy.
+    #[inline]
+    pub(crate) fn leave(&self, held: &Held) {
+        self.segments[held.segment].leave(held.slot, held.state);
+    }
+
+    /// Gives a run back that is busy.
+    #[inline]
+    pub(crate) fn close_run(&self, held: Held, what: Use) {
+        let slots = what.slots();
+        self.segments[held.segment].close(held.slot, held.state, slots);
+        self.areas[held.segment % self.areas.len()].gave(slots as u64);
+    }
+
+    /// The run that is taken at an address, as `what`.
+    ///
+    /// # Errors
+    /// What is wrong with the address or with `what`.
+    pub(crate) fn find(&self, address: BusAddr, what: (Purpose, usize)) -> Result<Held, Error> {
+        let inside = |segment: &Segment| {
+            let offset = usize::try_from(address.offset_from(segment.start()?)?).ok()?;
+            (offset < SEGMENT_BYTES).then_some(offset)
+        };
+        let found = self.segments.iter().enumerate();
+        let found = found.filter_map(|(at, segment)| Some((at, segment, inside(segment)?))).next();
+        let Some((at, segment, offset)) = found else {
+            self.areas[0].failed(Failure::Misuse);
+            return Err(Error::NotOfThisPool { address });
+        };
+        // The first slot lies up to a head before the address.
+        let last = offset / SLOT_BYTES;
+        let taken = (last.saturating_sub(1)..=last).rev().find_map(|slot| {
+            let state = segment.state(slot);
+            let what = state.what()?;
+            (slot * SLOT_BYTES + what.head_bytes == offset).then_some((slot, state, what))
+        });
+        let area = &self.areas[at % self.areas.len()];
+        let Some((slot, state, taken)) = taken else {
+            area.failed(Failure::Misuse);
+            return Err(Error::NotTaken { address });
+        };
+        if (taken.purpose, taken.len_bytes) != what {
+            area.failed(Failure::Misuse);
+            let given = Use { purpose: what.0, len_bytes: what.1, ..taken };
+            return Err(Error::TakenOtherwise { address, taken, given });
+        }
+        if state.is_busy() {
+            area.failed(Failure::Misuse);
+            return Err(Error::Busy { address });
+        }
+        let pfn = segment.pfn();
+        Ok(Held { pool: self.number, segment: at, slot, state, bus: address, pfn })
+    }
+
+    /// Whether the address is in one of the segments.
+    pub(crate) fn contains(&self, address: BusAddr) -> bool {
+        self.segments.iter().any(|segment| {
+            let offset = segment.start().and_then(|start| address.offset_from(start));
+            offset.is_some_and(|offset| offset < SEGMENT_BYTES as u64)
+        })
+    }
+}

@@ -1,0 +1,264 @@
+//! Regions: memory that lies together in the machine, where a device reaches it.
+//!
+//! A guest's frames are scattered. Xen exchanges them against as many others in runs of 2^order, if
+//! it has such runs (`XENMEM_exchange`). The pfns stay; what they stand for changes, so contents do
+//! not survive: frames come out filled with zeroes.
+//!
+//! # What a failure leaves
+//! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
+//! stay made; frames that Xen could neither exchange nor the guest map again (`stranded`: only if a
+//! second request was refused on the way back); and the rest, in the direct mapping as before, each
+//! with the frame it had and what was in it, or with another one and zeroes.
+
+use core::fmt;
+
+use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn};
+use p2m::{FindDirect, P2m, Pfns};
+
+use crate::address::DmaMask;
+use crate::contiguous::{Place, contiguous, is_aligned};
+use crate::error::Error;
+use crate::exchange::{self, Around, Part, Scratch, Way};
+
+/// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
+///
+/// # Invariants
+/// I-10: what the type says, for as long as the value exists: who has the frames has the word on
+/// what they stand for. The count is a multiple of 2^`order`.
+#[must_use = "a region that is dropped is lost to the guest"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Region {
+    frames: Frames,
+    order: u32,
+}
+
+/// Frames that were not exchanged, or not all of them.
+#[must_use = "the frames are in here"]
+#[derive(Debug)]
+pub struct RegionError {
+    /// Why.
+    pub error: Error,
+    /// Runs that had been exchanged before, and stay so: of order 0 if they were to be scattered.
+    pub made: Option<Region>,
+    /// Frames that have memory but no place in the direct mapping. They are not to be touched until
+    /// [`reinstate`] has mapped them again.
+    pub stranded: Option<Frames>,
+    /// Frames that are usable as they are.
+    pub rest: Option<Frames>,
+}
+
+impl fmt::Display for RegionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |frames: &Option<Frames>| frames.as_ref().map_or(0, Frames::count);
+        let made = self.made.as_ref().map_or(0, Region::frames);
+        write!(f, "{} ({made} frames were exchanged before", self.error)?;
+        match count(&self.stranded) {
+            0 => write!(f, ", {} are as they were)", count(&self.rest)),
+            lost => write!(f, ", {lost} are not mapped: reinstate them)"),
+        }
+    }
+}
+
+impl core::error::Error for RegionError {}
+
+impl Region {
+    /// Takes frames that lie right already, as those of a dom0 often do.
+    ///
+    /// # Errors
+    /// The frames, if they do not.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn adopt(p2m: &P2m<'_>, frames: Frames, order: u32, mask: DmaMask) -> Result<Self, Frames> {
+        let run_bytes = PAGE_SIZE << order.min(Self::ORDER_MAX);
+        let runs = frames.count() >> order.min(Self::ORDER_MAX);
+        let is_right = |run: u64| {
+            let pfn = Pfn::new(frames.start().raw() + (run << order));
+            let place = Place { pfn, offset: 0, len_bytes: run_bytes };
+            contiguous(p2m, place).is_ok_and(|(start, together)| {
+                let reached = mask.reaches(start, run_bytes as u64);
+                together == run_bytes && is_aligned(start, order) && reached
+            })
+        };
+        let whole = order <= Self::ORDER_MAX && runs << order == frames.count();
+        // INVARIANT: I-10: just seen.
+        if whole && (0..runs).all(is_right) { Ok(Self { frames, order }) } else { Err(frames) }
+    }
+
+    /// The largest order that Xen exchanges for anybody (`MAX_ORDER`); a domU may have 9, a domain
+    /// with a device 12 (`memop-max-order`).
+    pub const ORDER_MAX: u32 = 18;
+
+    /// log2 of the frames in a run.
+    #[must_use]
+    pub const fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// Frames in all runs.
+    #[must_use]
+    pub const fn frames(&self) -> u64 {
+        self.frames.count()
+    }
+
+    /// How many runs.
+    #[must_use]
+    pub const fn runs(&self) -> u64 {
+        self.frames.count() >> self.order
+    }
+
+    /// The pfn of the first frame.
+    #[must_use]
+    pub const fn start(&self) -> Pfn {
+        self.frames.start()
+    }
+
+    /// The frame that run `run` begins with.
+    ///
+    /// # Errors
+    /// [`Error::P2m`], if there is no such run.
+    pub fn mfn(&self, p2m: &P2m<'_>, run: u64) -> Result<Mfn, Error> {
+        Ok(p2m.mfn(Pfn::new(self.frames.start().raw() + (run << self.order)))?)
+    }
+
+    /// The same memory in smaller runs; a larger order changes nothing.
+    pub fn with_order(self, order: u32) -> Self {
+        // INVARIANT: I-10: the parts of an aligned run are runs, and aligned.
+        Self { order: order.min(self.order), ..self }
+    }
+
+    /// Cuts the first `runs` runs off, or gives the region back whole if it has no more.
+    ///
+    /// # Errors
+    /// The region itself.
+    pub fn split(self, runs: u64) -> Result<(Self, Self), Self> {
+        let order = self.order;
+        if runs >= self.runs() {
+            return Err(self);
+        }
+        match self.frames.split(runs << order) {
+            Ok((head, rest)) => {
+                // INVARIANT: I-10: cut between two runs.
+                Ok((Self { frames: head, order }, Self { frames: rest, order }))
+            }
+            Err(frames) => Err(Self { frames, order }),
+        }
+    }
+
+    /// # Invariants
+    /// I-10 holds for these frames.
+    pub(crate) const fn of(frames: Frames, order: u32) -> Self {
+        Self { frames, order }
+    }
+
+    /// The frames, as ordinary memory: it serves as such wherever it lies. To give the good frames
+    /// back to Xen, [`scatter`] them.
+    pub fn into_frames(self) -> Frames {
+        self.frames
+    }
+}
+
+/// Exchanges `frames` for runs of 2^`order` that `mask` reaches. They come filled with zeroes, in
+/// the direct mapping at the places of their pfns.
+///
+/// # Errors
+/// [`RegionError`], with every frame. Limits are told apart: [`Error::OrderLimit`] (Xen does not
+/// let this domain), [`Error::NoRun`] (Xen has none), [`Error::InUse`] (something else maps a
+/// frame), [`Error::NotWhole`], [`Error::Scratch`].
+///
+/// # Hypercalls
+/// Three for each time the scratch is full: `ceil(count / frames)`, with `frames` the largest
+/// multiple of 2^`order` that the scratch has room for. When one is refused: one more to undo the
+/// first, or one more to map.
+pub fn gather<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    frames: Frames,
+    (order, mask): (u32, DmaMask),
+    scratch: &mut Scratch<'_, '_>,
+) -> Result<Region, RegionError> {
+    go(around, frames, Way::Gather(order, mask), scratch)
+}
+
+/// Exchanges the runs of a region for single frames from anywhere: the way back.
+///
+/// # Errors
+/// As for [`gather`].
+///
+/// # Hypercalls
+/// As for [`gather`].
+pub fn scatter<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    region: Region,
+    scratch: &mut Scratch<'_, '_>,
+) -> Result<Frames, RegionError> {
+    let order = region.order;
+    go(around, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
+}
+
+/// Maps stranded frames again.
+///
+/// # Errors
+/// The frames, still stranded.
+///
+/// # Hypercalls
+/// One `mmu_update`.
+pub fn reinstate<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    frames: Frames,
+    scratch: &mut Scratch<'_, '_>,
+) -> Result<Frames, RegionError> {
+    match exchange::map(around, Pfns::new(frames.start(), frames.count()), scratch.batch) {
+        Ok(()) => Ok(frames),
+        Err(error) => Err(RegionError { error, made: None, stranded: Some(frames), rest: None }),
+    }
+}
+
+fn go<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    frames: Frames,
+    way: Way,
+    scratch: &mut Scratch<'_, '_>,
+) -> Result<Region, RegionError> {
+    let total = frames.count();
+    let refuse =
+        |error, frames| Err(RegionError { error, made: None, stranded: None, rest: Some(frames) });
+    let order = way.order();
+    if order > Region::ORDER_MAX {
+        return refuse(Error::OrderLimit { order }, frames);
+    }
+    if !total.is_multiple_of(1 << order) {
+        return refuse(Error::NotWhole { frames: total, order }, frames);
+    }
+    let at_once = scratch.frames_max() >> order << order;
+    if at_once == 0 || scratch.batch.ops_max() == 0 {
+        return refuse(Error::Scratch { frames: 1 << order }, frames);
+    }
+    let start = frames.start();
+    let mut done = 0;
+    while done < total {
+        let count = at_once.min(total - done);
+        let part = Pfns::new(Pfn::new(start.raw() + done), count);
+        let Part { made, is_mapped, result } = exchange::exchange(around, part, way, scratch);
+        if let Err(error) = result {
+            let (head, tail) = cut(frames, done + made);
+            let (stranded, rest) = match is_mapped {
+                true => (None, tail),
+                false => tail.map_or((None, None), |tail| cut(tail, count - made)),
+            };
+            let made = head.map(|frames| Region { frames, order: way.made() });
+            return Err(RegionError { error, made, stranded, rest });
+        }
+        done += count;
+    }
+    // INVARIANT: I-10: Xen's answer was checked, run by run.
+    Ok(Region { frames, order: way.made() })
+}
+
+/// The first `count` frames, and the others; nothing in place of none.
+fn cut(frames: Frames, count: u64) -> (Option<Frames>, Option<Frames>) {
+    let some = |frames: Frames| (frames.count() > 0).then_some(frames);
+    match frames.split(count) {
+        Ok((head, tail)) => (some(head), some(tail)),
+        Err(frames) => (some(frames), None),
+    }
+}

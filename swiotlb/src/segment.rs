@@ -1,0 +1,500 @@
+//! A segment of a pool: 256 KiB that lie together in the machine, in slots of 2 KiB.
+//!
+//! Two words say which slots are taken. A run of slots is taken by one compare-and-exchange, and
+//! given back by one atomic `and`: no lock, so none that a vCPU could be descheduled with. A run
+//! longer than a word begins at slot 0 and takes both, the second of which is given up again if the
+//! other one is not to be had.
+//!
+//! The first slot of a run has a *state*: a word that says as what the run was taken, how long it
+//! is, and how often the slot was taken before. Whoever gives a run back, or copies it, presents
+//! the state that it was taken with; a compare-and-exchange marks it busy. So of two that give the
+//! same run back, one fails at that moment, whichever vCPUs they are on; and an old name of a slot
+//! fails because the count has moved on.
+//!
+//! A segment without memory, and one that is leaving, has all slots taken.
+
+use core::fmt;
+
+use hypercall::{Mfn, PAGE_SIZE, Pfn};
+
+use crate::address::BusAddr;
+use crate::bits;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Bytes of a slot.
+pub const SLOT_BYTES: usize = 2048;
+/// Slots of a segment.
+pub const SLOTS: usize = 128;
+/// log2 of the frames of a segment.
+pub const SEGMENT_ORDER: u32 = 6;
+/// Bytes of a segment: the most that a pool gives at once.
+pub const SEGMENT_BYTES: usize = SLOTS * SLOT_BYTES;
+
+const _: () = assert!(SEGMENT_BYTES == PAGE_SIZE << SEGMENT_ORDER);
+
+const WORD: usize = 64;
+const FULL: u64 = u64::MAX;
+
+/// No memory, and nobody about to put some there.
+const NOTHING: u64 = 0;
+/// Somebody is putting memory there, or taking it out.
+const CHANGING: u64 = 1;
+
+/// What a run of slots is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Purpose {
+    /// A streaming mapping that the device reads.
+    ToDevice = 1,
+    /// A streaming mapping that the device writes.
+    FromDevice = 2,
+    /// A streaming mapping that the device reads and writes.
+    Both = 3,
+    /// Coherent memory.
+    Coherent = 4,
+}
+
+/// How a run of slots is taken: for what, and for how many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// What for.
+    pub purpose: Purpose,
+    /// Bytes before the first one used, which keep the low bits of an address.
+    pub head_bytes: usize,
+    /// Bytes used.
+    pub len_bytes: usize,
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let purpose = match self.purpose {
+            Purpose::ToDevice => "to the device",
+            Purpose::FromDevice => "from the device",
+            Purpose::Both => "to and from the device",
+            Purpose::Coherent => "of coherent memory",
+        };
+        write!(f, "{} bytes {purpose}", self.len_bytes)
+    }
+}
+
+impl Use {
+    /// Slots that it takes.
+    #[inline]
+    pub(crate) const fn slots(self) -> usize {
+        (self.head_bytes + self.len_bytes).div_ceil(SLOT_BYTES)
+    }
+}
+
+/// The state of a slot, as a word: purpose in bits 0 to 2 (0: free), busy in bit 3, length in bits
+/// 4 to 23, head in bits 24 to 35, and above how often the slot was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State(pub(crate) u64);
+
+impl State {
+    const BUSY: u64 = 1 << 3;
+    const COUNT: u64 = 1 << 36;
+
+    #[inline]
+    pub(crate) const fn is_busy(self) -> bool {
+        self.0 & Self::BUSY != 0
+    }
+
+    /// The slot is free now and was taken once more than before.
+    #[inline]
+    const fn free(self) -> Self {
+        Self(self.0 & !(Self::COUNT - 1))
+    }
+
+    /// As `free` says, and taken again.
+    #[inline]
+    const fn taken(free: u64, what: Use) -> Self {
+        let words = what.purpose as u64 | (what.len_bytes as u64) << 4;
+        let head = (what.head_bytes as u64) << 24;
+        Self((free & !(Self::COUNT - 1)).wrapping_add(Self::COUNT) | words | head)
+    }
+
+    /// As what it is taken, if it is.
+    pub(crate) const fn what(self) -> Option<Use> {
+        let purpose = match self.0 & 7 {
+            1 => Purpose::ToDevice,
+            2 => Purpose::FromDevice,
+            3 => Purpose::Both,
+            4 => Purpose::Coherent,
+            _ => return None,
+        };
+        let len_bytes = (self.0 >> 4 & 0xf_ffff) as usize;
+        let head_bytes = (self.0 >> 24 & 0xfff) as usize;
+        Some(Use { purpose, head_bytes, len_bytes })
+    }
+
+    /// Whether both are of the same taking.
+    pub(crate) const fn same_taking(self, other: Self) -> bool {
+        self.0 >> 36 == other.0 >> 36
+    }
+}
+
+/// A place for 256 KiB of a pool, and what is said of its slots: a little over 1 KiB.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Segment {
+    taken: [AtomicU64; SLOTS / WORD],
+    /// Bus address of slot 0, or [`NOTHING`] or [`CHANGING`].
+    start: AtomicU64,
+    /// Its pfn.
+    pfn: AtomicU64,
+    states: [AtomicU64; SLOTS],
+}
+
+impl Segment {
+    /// A place without memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            taken: core::array::from_fn(|_| AtomicU64::new(FULL)),
+            start: AtomicU64::new(NOTHING),
+            pfn: AtomicU64::new(0),
+            states: core::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    /// Takes a run of slots whose first is a multiple of `stride`; which one it begins with.
+    #[inline]
+    pub(crate) fn take(&self, slots: usize, stride: usize) -> Option<usize> {
+        if slots <= WORD && stride <= WORD {
+            return (0..self.taken.len()).find_map(|word| {
+                let at = self.take_in(word, slots, stride)?;
+                Some(word * WORD + at)
+            });
+        }
+        self.take_both(slots)
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 64, as the caller sees to")]
+    fn take_in(&self, word: usize, slots: usize, stride: usize) -> Option<usize> {
+        let taken = &self.taken[word];
+        let mut seen = taken.load(Ordering::Relaxed);
+        loop {
+            let at = bits::find(seen, slots as u32, stride as u32)?;
+            let new = seen | bits::low(slots as u32) << at;
+            // Acquire: what the last owner of the slots did to them, and what put memory here,
+            // comes before what we do.
+            match taken.compare_exchange_weak(seen, new, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(at as usize),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Takes a run from slot 0 on that may be longer than a word.
+    #[cold]
+    fn take_both(&self, slots: usize) -> Option<usize> {
+        let first = slots.min(WORD);
+        self.take_in(0, first, WORD)?;
+        if slots > WORD && self.take_in(1, slots - WORD, WORD).is_none() {
+            self.give_bits(0, first);
+            return None;
+        }
+        Some(0)
+    }
+
+    /// Gives slots back that were taken.
+    #[inline]
+    fn give_bits(&self, slot: usize, slots: usize) {
+        let (word, at) = (slot / WORD, slot % WORD);
+        let here = slots.min(WORD - at);
+        self.clear(word, at, here);
+        if slots > here {
+            self.clear(word + 1, 0, slots - here);
+        }
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 64")]
+    fn clear(&self, word: usize, at: usize, slots: usize) {
+        let bits = bits::low(slots as u32) << at;
+        // Release: what we did to the slots comes before what their next owner does.
+        self.taken[word].fetch_and(!bits, Ordering::Release);
+    }
+
+    /// Writes down as what a run is taken, which has just been taken.
+    #[inline]
+    pub(crate) fn open(&self, slot: usize, what: Use) -> State {
+        let state = &self.states[slot];
+        // Nobody else writes the state of a slot that is free.
+        let taken = State::taken(state.load(Ordering::Relaxed), what);
+        state.store(taken.0, Ordering::Release);
+        taken
+    }
+
+    /// Marks a run busy that is in `state`; the state that it is in, if that is another.
+    #[inline]
+    pub(crate) fn enter(&self, slot: usize, state: State) -> Result<(), State> {
+        let busy = state.0 | State::BUSY;
+        self.states[slot]
+            .compare_exchange(state.0, busy, Ordering::Acquire, Ordering::Relaxed)
+            .map(drop)
+            .map_err(State)
+    }
+
+    /// The run is no longer busy, and taken as before.
+    #[inline]
+    pub(crate) fn leave(&self, slot: usize, state: State) {
+        self.states[slot].store(state.0, Ordering::Release);
+    }
+
+    /// Gives a run back that is busy.
+    #[inline]
+    pub(crate) fn close(&self, slot: usize, state: State, slots: usize) {
+        self.states[slot].store(state.free().0, Ordering::Release);
+        self.give_bits(slot, slots);
+    }
+
+    /// Gives slots back that were taken and never written down.
+    pub(crate) fn give(&self, slot: usize, slots: usize) {
+        self.give_bits(slot, slots);
+    }
+
+    /// The state of a slot.
+    pub(crate) fn state(&self, slot: usize) -> State {
+        State(self.states[slot].load(Ordering::Acquire))
+    }
+
+    /// Where slot 0 is on the bus, if there is memory.
+    #[inline]
+    pub(crate) fn start(&self) -> Option<BusAddr> {
+        match self.start.load(Ordering::Acquire) {
+            NOTHING | CHANGING => None,
+            start => Some(BusAddr::from_raw(start)),
+        }
+    }
+
+    /// The pfn of slot 0. Who has taken a slot can rely on it.
+    #[inline]
+    pub(crate) fn pfn(&self) -> Pfn {
+        Pfn::new(self.pfn.load(Ordering::Relaxed))
+    }
+
+    /// How many slots are free.
+    pub(crate) fn free(&self) -> usize {
+        self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_zeros() as usize).sum()
+    }
+
+    /// Claims a place without memory, to put some there.
+    pub(crate) fn reserve(&self) -> bool {
+        let claim = (NOTHING, CHANGING);
+        let order = (Ordering::Acquire, Ordering::Relaxed);
+        self.start.compare_exchange(claim.0, claim.1, order.0, order.1).is_ok()
+    }
+
+    /// Puts memory into a place that was reserved.
+    pub(crate) fn fill(&self, pfn: Pfn, mfn: Mfn) {
+        self.pfn.store(pfn.raw(), Ordering::Relaxed);
+        self.start.store(BusAddr::new(mfn, 0).raw(), Ordering::Release);
+        // Release: who takes a slot sees the memory.
+        self.taken.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
+    /// Takes the memory out, if no slot is taken; where it begins.
+    pub(crate) fn empty(&self) -> Option<Pfn> {
+        self.start()?;
+        self.take_both(SLOTS)?;
+        let pfn = self.pfn();
+        self.start.store(NOTHING, Ordering::Release);
+        Some(pfn)
+    }
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn segment() -> Segment {
+        let segment = Segment::new();
+        assert!(segment.reserve());
+        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        segment
+    }
+
+    #[test]
+    fn a_run_longer_than_a_word_takes_both_or_none() {
+        let segment = segment();
+        assert_eq!(segment.take(65, 1), Some(0));
+        assert_eq!(segment.take(65, 1), None);
+        assert_eq!(segment.free(), 63);
+        segment.give(0, 65);
+        assert_eq!(segment.free(), SLOTS);
+        let last = segment.take(1, 1).expect("free");
+        assert_eq!(segment.take(64, 64), Some(64), "the other word");
+        assert_eq!(segment.take(65, 1), None);
+        segment.give(last, 1);
+        assert_eq!(segment.take(65, 1), None, "the second word is taken");
+        assert_eq!(segment.free(), 64, "and the first one was given up again");
+    }
+
+    #[test]
+    fn a_place_without_memory_and_one_that_leaves_give_nothing() {
+        let segment = Segment::new();
+        assert_eq!((segment.take(1, 1), segment.start()), (None, None));
+        let segment = self::segment();
+        assert!(!segment.reserve(), "there is memory already");
+        let slot = segment.take(3, 1).expect("free");
+        assert_eq!(segment.empty(), None, "something is taken");
+        segment.give(slot, 3);
+        assert_eq!(segment.empty(), Some(Pfn::new(64)));
+        assert_eq!((segment.take(1, 1), segment.empty()), (None, None));
+    }
+
+    #[test]
+    fn a_state_says_what_it_was_made_of() {
+        for purpose in [Purpose::ToDevice, Purpose::FromDevice, Purpose::Both, Purpose::Coherent] {
+            for (head_bytes, len_bytes) in [(0, 1), (4095, SEGMENT_BYTES), (7, 100)] {
+                let what = Use { purpose, head_bytes, len_bytes };
+                let state = State::taken(5 * State::COUNT, what);
+                assert_eq!(state.what(), Some(what));
+                assert_eq!(state.free().what(), None);
+                assert!(!state.same_taking(State::taken(state.0, what)), "taken once more");
+            }
+        }
+    }
+}
+
+/// What several vCPUs may do at once, in every order that the memory model allows.
+#[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "memory whose owner is whoever has the slot")]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const WHAT: Use = Use { purpose: Purpose::Both, head_bytes: 0, len_bytes: 2048 };
+
+    fn segment() -> Arc<Segment> {
+        let segment = Segment::new();
+        assert!(segment.reserve());
+        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        Arc::new(segment)
+    }
+
+    fn beside<T: 'static>(
+        segment: &Arc<Segment>,
+        work: impl FnOnce(&Segment) -> T + 'static,
+    ) -> loom::thread::JoinHandle<T> {
+        let segment = Arc::clone(segment);
+        loom::thread::spawn(move || work(&segment))
+    }
+
+    #[test]
+    fn two_that_take_never_get_the_same_slot() {
+        loom::model(|| {
+            let segment = segment();
+            let other = beside(&segment, |segment| segment.take(3, 1));
+            let one = segment.take(2, 1).expect("there is room for both");
+            let other = other.join().expect("no panic").expect("there is room for both");
+            assert!(one + 2 <= other || other + 3 <= one, "{one} and {other}");
+            assert_eq!(segment.free(), SLOTS - 5);
+        });
+    }
+
+    #[test]
+    fn of_two_that_give_the_same_run_back_one_fails() {
+        loom::model(|| {
+            let segment = segment();
+            let slot = segment.take(1, 1).expect("free");
+            let state = segment.open(slot, WHAT);
+            let give = move |segment: &Segment| {
+                let entered = segment.enter(slot, state);
+                if entered.is_ok() {
+                    segment.close(slot, state, 1);
+                }
+                entered
+            };
+            let other = beside(&segment, give);
+            let one = give(&segment);
+            let other = other.join().expect("no panic");
+            assert!(one.is_ok() != other.is_ok(), "{one:?} and {other:?}");
+            assert_eq!(segment.free(), SLOTS, "the slot is free once");
+        });
+    }
+
+    #[test]
+    fn an_old_name_of_a_slot_never_gives_back_what_somebody_else_has_taken() {
+        loom::model(|| {
+            let segment = segment();
+            let slot = segment.take(1, 1).expect("free");
+            let old = segment.open(slot, WHAT);
+            segment.enter(slot, old).expect("it is taken so");
+            segment.close(slot, old, 1);
+            // Another vCPU takes the slot and has it, while this one uses the old name.
+            let other = beside(&segment, move |segment| {
+                let slot = segment.take(1, 1).expect("free");
+                (slot, segment.open(slot, WHAT))
+            });
+            assert!(segment.enter(slot, old).is_err());
+            let (taken, state) = other.join().expect("no panic");
+            assert_eq!(segment.state(taken), state, "the other one still has it");
+        });
+    }
+
+    #[test]
+    fn what_one_did_to_a_slot_comes_before_what_the_next_one_does() {
+        loom::model(|| {
+            let segment = segment();
+            // All slots but the last are somebody's.
+            segment.take(64, 64).expect("free");
+            segment.take(63, 1).expect("free");
+            let memory = Arc::new(loom::cell::UnsafeCell::new(0));
+            let use_it = |segment: &Segment, memory: &loom::cell::UnsafeCell<u32>| {
+                let Some(slot) = segment.take(1, 1) else { return };
+                let state = segment.open(slot, WHAT);
+                // loom panics if two accesses are not ordered.
+                // SAFETY: whoever has the slot has the memory.
+                memory.with_mut(|value| unsafe { *value += 1 });
+                segment.enter(slot, state).expect("it is taken so");
+                segment.close(slot, state, 1);
+            };
+            let other = beside(&segment, {
+                let memory = Arc::clone(&memory);
+                move |segment| use_it(segment, &memory)
+            });
+            use_it(&segment, &memory);
+            other.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn memory_leaves_only_when_nobody_takes_a_slot_of_it() {
+        loom::model(|| {
+            let segment = segment();
+            let other = beside(&segment, Segment::empty);
+            let one = segment.take(1, 1);
+            let left = other.join().expect("no panic");
+            // Both may fail, when each sees the other one at work; both never succeed.
+            assert!(one.is_none() || left.is_none(), "a slot of memory that left");
+            let free = if left.is_some() { 0 } else { SLOTS - usize::from(one.is_some()) };
+            assert_eq!(segment.free(), free);
+        });
+    }
+
+    #[test]
+    fn who_takes_a_slot_sees_the_memory_that_was_put_there() {
+        loom::model(|| {
+            let segment = Arc::new(Segment::new());
+            let other = beside(&segment, |segment| {
+                assert!(segment.reserve());
+                segment.fill(Pfn::new(64), Mfn::new(0x640));
+            });
+            if segment.take(1, 1).is_some() {
+                assert_eq!(segment.pfn(), Pfn::new(64));
+                assert_eq!(segment.start(), Some(BusAddr::new(Mfn::new(0x640), 0)));
+            }
+            other.join().expect("no panic");
+        });
+    }
+}

@@ -1,0 +1,438 @@
+//! Streaming mappings: a buffer for a device, for as long as one transfer takes.
+//!
+//! If the buffer lies together in the machine and the device reaches it, the device gets it as it
+//! is: nothing is copied. Otherwise it gets slots of the pool. Either way the driver sees the same:
+//! what the buffer held is what the device finds, and what the device did not write stays as it
+//! was, because the slots begin as a copy of the buffer whatever the direction, with zeroes around
+//! it. So nothing of an earlier mapping is ever shown to a device or copied into a buffer.
+//!
+//! No hypercall is made here.
+#![expect(unsafe_code, reason = "writes slots and buffers that the mapping owns (I-1, I-11)")]
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::num::NonZeroU64;
+
+use hypercall::{FrameAccess, PAGE_SIZE, Pfn};
+use p2m::P2m;
+
+use crate::address::{BusAddr, DmaMask};
+use crate::contiguous::{Place, contiguous};
+use crate::copy::{copy, zero};
+use crate::error::Error;
+use crate::pool::{Held, Need, Pool};
+use crate::segment::{Purpose, SLOT_BYTES, Use};
+
+/// What a device can do, and what is to be done for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// How far its addresses reach.
+    pub mask: DmaMask,
+    /// Low bits of an address that a bounced buffer must have in common with the buffer itself: 0
+    /// for most devices, 4095 for one that takes lists of pages with one offset. A power of two
+    /// less one, at most 4095; more is taken as 4095.
+    pub same_bits: usize,
+    /// The longest run of bytes that it takes as one element of a list, if there is a limit.
+    pub run_bytes_max: Option<NonZeroU64>,
+    /// Whether buffers are given to it as they are.
+    pub path: Path,
+}
+
+/// When a buffer is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// If it must be.
+    Shortest,
+    /// Always: for a device that is not trusted with the rest of the buffer's pages, and for tests.
+    Bounce,
+}
+
+impl Device {
+    /// A device with this mask and no other wishes.
+    #[must_use]
+    pub const fn new(mask: DmaMask) -> Self {
+        Self { mask, same_bits: 0, run_bytes_max: None, path: Path::Shortest }
+    }
+
+    /// The bits as a mask, and the slots between two places where they are zero.
+    const fn bits(&self) -> (usize, usize) {
+        let bits = match self.same_bits {
+            0 => 0,
+            bits if bits >= PAGE_SIZE => PAGE_SIZE - 1,
+            bits => (bits + 1).next_power_of_two() - 1,
+        };
+        (bits, (bits + 1).div_ceil(SLOT_BYTES))
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// Which way the data goes. The three are [`ToDevice`], [`FromDevice`] and [`Both`].
+pub trait Direction: sealed::Sealed + fmt::Debug {
+    /// What slots are taken for.
+    const PURPOSE: Purpose;
+}
+
+/// Directions in which the device reads.
+pub trait DeviceReads: Direction {}
+
+/// Directions in which the device writes.
+pub trait DeviceWrites: Direction {}
+
+macro_rules! direction {
+    ($(#[$doc:meta])* $name:ident $(: $what:ident)+) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $name {}
+
+        impl sealed::Sealed for $name {}
+
+        impl Direction for $name {
+            const PURPOSE: Purpose = Purpose::$name;
+        }
+
+        $(impl $what for $name {})+
+    };
+}
+
+direction! {
+    /// The device reads the buffer.
+    ToDevice: DeviceReads
+}
+direction! {
+    /// The device writes the buffer.
+    FromDevice: DeviceWrites
+}
+direction! {
+    /// The device reads and writes the buffer.
+    Both: DeviceReads : DeviceWrites
+}
+
+/// Whether the device writes in this direction: then what it wrote is copied back.
+const fn is_written(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::FromDevice | Purpose::Both)
+}
+
+/// Bytes that a device is to have: a token, which moves into the mapping and comes out again when
+/// that ends.
+///
+/// # Invariants
+/// I-11: until it ends nobody reads or writes the bytes through a Rust reference, and no other
+/// `Buffer` has them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Buffer(Place);
+
+impl Buffer {
+    /// Makes the token; an offset of a page or more counts on into the frames that follow.
+    ///
+    /// # Safety
+    /// The bytes are in frames of the guest's own, and nobody else uses them for as long as the
+    /// token exists (I-11).
+    pub const unsafe fn claim(place: Place) -> Self {
+        let Place { pfn, offset, len_bytes } = place;
+        let pfn = Pfn::new(pfn.raw() + (offset / PAGE_SIZE) as u64);
+        Self(Place { pfn, offset: offset % PAGE_SIZE, len_bytes })
+    }
+
+    /// Where the bytes are.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        self.0
+    }
+}
+
+/// A buffer that a device has.
+#[must_use = "a mapping that is dropped keeps its slots and its buffer"]
+#[derive(Debug)]
+pub struct Mapping<D> {
+    buffer: Buffer,
+    bus: BusAddr,
+    held: Option<Held>,
+    direction: PhantomData<D>,
+}
+
+impl<D> Mapping<D> {
+    /// What the device is told.
+    #[must_use]
+    pub const fn bus(&self) -> BusAddr {
+        self.bus
+    }
+
+    /// How many bytes the device has.
+    #[must_use]
+    pub const fn len_bytes(&self) -> usize {
+        self.buffer.0.len_bytes
+    }
+
+    /// Whether the device works on a copy.
+    #[must_use]
+    pub const fn is_bounced(&self) -> bool {
+        self.held.is_some()
+    }
+}
+
+/// The guest around DMA: a bundle of borrows, handed on by value.
+#[derive(Debug)]
+pub struct Dma<'a, 'm, M> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The frame map.
+    pub p2m: &'a P2m<'a>,
+    /// Where bounced buffers go.
+    pub pool: &'a Pool<'m>,
+    /// The number of the vCPU that this runs on; any other one costs only time.
+    pub vcpu: usize,
+}
+
+impl<M> Clone for Dma<'_, '_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Dma<'_, '_, M> {}
+
+impl<M: FrameAccess> Dma<'_, '_, M> {
+    /// Gives a buffer to a device.
+    ///
+    /// # Errors
+    /// The buffer, with [`Error::TooLarge`] if no pool can ever serve it, [`Error::PoolFull`] if
+    /// this one cannot now, [`Error::OutOfReach`] if the device reaches no part of it; and with
+    /// what is wrong with the buffer.
+    ///
+    /// # Hypercalls
+    /// None.
+    #[inline]
+    pub fn map<D: Direction>(
+        &self,
+        device: &Device,
+        buffer: Buffer,
+    ) -> Result<Mapping<D>, (Error, Buffer)> {
+        match self.start(device, buffer.0, D::PURPOSE) {
+            Ok((bus, held)) => Ok(Mapping { buffer, bus, held, direction: PhantomData }),
+            Err(error) => Err((error, buffer)),
+        }
+    }
+
+    /// Gives bytes to a device: where it sees them, and the slots if there had to be some.
+    #[inline]
+    pub(crate) fn start(
+        &self,
+        device: &Device,
+        place: Place,
+        purpose: Purpose,
+    ) -> Result<(BusAddr, Option<Held>), Error> {
+        if place.len_bytes == 0 {
+            return Err(Error::Empty);
+        }
+        let (bus, together) = contiguous(self.p2m, place)?;
+        let reached = device.mask.reaches(bus, place.len_bytes as u64);
+        if together == place.len_bytes && reached && device.path == Path::Shortest {
+            self.pool.area(self.vcpu).mapped_directly();
+            return Ok((bus, None));
+        }
+        let (bits, stride) = device.bits();
+        let head_bytes = place.offset & bits;
+        let what = Use { purpose, head_bytes, len_bytes: place.len_bytes };
+        let held = self.pool.take(self.vcpu, Need { what, stride, mask: device.mask })?;
+        match self.fill(&held, place, what) {
+            Ok(()) => Ok((held.bus, Some(held))),
+            Err(error) => {
+                self.pool.enter(&held)?;
+                self.pool.close_run(held, what);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes slots a copy of the buffer, with zeroes around it.
+    #[inline]
+    fn fill(&self, held: &Held, place: Place, what: Use) -> Result<(), Error> {
+        let Use { head_bytes, len_bytes, .. } = what;
+        let end = head_bytes + len_bytes;
+        let around = [(0, head_bytes), (end, what.slots() * SLOT_BYTES - end)];
+        for (at, count) in around {
+            if count > 0 {
+                let gap = held.place(at, count);
+                // SAFETY: bytes of slots that were just taken (I-1).
+                unsafe { zero(self.machine, gap.pfn, gap.offset, count) }?;
+            }
+        }
+        // SAFETY: as above.
+        unsafe { copy(self.machine, place, held.place(head_bytes, len_bytes)) }?;
+        self.pool.area(self.vcpu).copied_to_device(len_bytes);
+        Ok(())
+    }
+
+    /// Takes the buffer back: what the device wrote is in it.
+    ///
+    /// # Errors
+    /// The mapping, if it is not of this pool or somebody else has ended it
+    /// ([`Dma::unmap_at`]).
+    ///
+    /// # Hypercalls
+    /// None.
+    #[inline]
+    pub fn unmap<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
+        let Mapping { buffer, bus, held, direction } = mapping;
+        let Some(held) = held else {
+            self.pool.area(self.vcpu).unmapped_directly();
+            return Ok(buffer);
+        };
+        match self.end(held, buffer.0, D::PURPOSE) {
+            Ok(()) => Ok(buffer),
+            Err((error, held)) => {
+                Err((error, Mapping { buffer, bus, held: Some(held), direction }))
+            }
+        }
+    }
+
+    /// Takes the buffer back as it was when the device got it, or as the device left it: nothing is
+    /// copied. For transfers that did not happen.
+    ///
+    /// # Errors
+    /// As for [`unmap`](Self::unmap).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn cancel<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
+        let Mapping { buffer, bus, held, direction } = mapping;
+        let Some(held) = held else {
+            self.pool.area(self.vcpu).unmapped_directly();
+            return Ok(buffer);
+        };
+        // As if the device had written nothing: no byte of the slots is copied.
+        match self.end(held, buffer.0, Purpose::ToDevice) {
+            Ok(()) => Ok(buffer),
+            Err((error, held)) => {
+                Err((error, Mapping { buffer, bus, held: Some(held), direction }))
+            }
+        }
+    }
+
+    /// Copies back what is to be copied, and gives the slots back.
+    #[inline]
+    fn end(&self, held: Held, place: Place, purpose: Purpose) -> Result<(), (Error, Held)> {
+        if let Err(error) = self.pool.enter(&held) {
+            return Err((error, held));
+        }
+        let what = held.what();
+        if is_written(purpose) {
+            let from = held.place(what.head_bytes, what.len_bytes);
+            // SAFETY: the buffer is the mapping's (I-11).
+            if let Err(error) = unsafe { copy(self.machine, from, place) } {
+                self.pool.leave(&held);
+                return Err((error.into(), held));
+            }
+            self.pool.area(self.vcpu).copied_from_device(what.len_bytes);
+        }
+        self.pool.close_run(held, what);
+        Ok(())
+    }
+
+    /// Shows the device what the buffer holds now, from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMapping`], and as for [`unmap`](Self::unmap).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn sync_for_device<D: DeviceReads>(
+        &self,
+        mapping: &Mapping<D>,
+        (offset, len_bytes): (usize, usize),
+    ) -> Result<(), Error> {
+        self.sync(mapping, (offset, len_bytes), |buffer, slots| {
+            self.pool.area(self.vcpu).copied_to_device(len_bytes);
+            // SAFETY: bytes of slots that are taken, by nobody else while they are busy (I-1).
+            unsafe { copy(self.machine, buffer, slots) }
+        })
+    }
+
+    /// Brings into the buffer what the device has written by now, from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::OutsideMapping`], and as for [`unmap`](Self::unmap).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn sync_for_cpu<D: DeviceWrites>(
+        &self,
+        mapping: &mut Mapping<D>,
+        (offset, len_bytes): (usize, usize),
+    ) -> Result<(), Error> {
+        self.sync(mapping, (offset, len_bytes), |buffer, slots| {
+            self.pool.area(self.vcpu).copied_from_device(len_bytes);
+            // SAFETY: the buffer is the mapping's (I-11).
+            unsafe { copy(self.machine, slots, buffer) }
+        })
+    }
+
+    /// Copies a part of a mapping one way, if it is bounced.
+    fn sync<D>(
+        &self,
+        mapping: &Mapping<D>,
+        (offset, len_bytes): (usize, usize),
+        copy: impl Fn(Place, Place) -> Result<(), hypercall::AccessError>,
+    ) -> Result<(), Error> {
+        let mapped_bytes = mapping.len_bytes();
+        if offset.checked_add(len_bytes).is_none_or(|end| end > mapped_bytes) {
+            return Err(Error::OutsideMapping { offset, len_bytes, mapped_bytes });
+        }
+        let Some(held) = &mapping.held else { return Ok(()) };
+        self.pool.enter(held)?;
+        let (pfn, at) = mapping.buffer.0.byte(offset);
+        let buffer = Place { pfn, offset: at, len_bytes };
+        let result = copy(buffer, held.place(held.what().head_bytes + offset, len_bytes));
+        self.pool.leave(held);
+        Ok(result?)
+    }
+
+    /// Ends a mapping of which only the device's address is known, as interfaces of other drivers
+    /// have it: `buffer` is what was mapped there.
+    ///
+    /// # Errors
+    /// [`Error::NotTaken`] if it was ended before, [`Error::TakenOtherwise`] if another length or
+    /// direction was mapped, [`Error::NotOfThisPool`] if the address is neither in the pool nor the
+    /// buffer's own.
+    ///
+    /// # Hypercalls
+    /// None.
+    ///
+    /// # Safety
+    /// The bytes of `buffer` are those of the buffer that was mapped (I-11).
+    pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
+    }
+
+    /// [`unmap_at`](Self::unmap_at), with the direction as a value.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn unmap_as(
+        &self,
+        purpose: Purpose,
+        bus: BusAddr,
+        buffer: Place,
+    ) -> Result<(), Error> {
+        if self.pool.contains(bus) {
+            let held = self.pool.find(bus, (purpose, buffer.len_bytes))?;
+            return self.end(held, buffer, purpose).map_err(|(error, _)| error);
+        }
+        if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
+            return Err(Error::NotOfThisPool { address: bus });
+        }
+        self.pool.area(self.vcpu).unmapped_directly();
+        Ok(())
+    }
+}
+
+impl<D> Mapping<D> {
+    /// The bus address alone: the mapping then ends by [`Dma::unmap_at`].
+    pub fn into_bus(self) -> BusAddr {
+        self.bus
+    }
+}

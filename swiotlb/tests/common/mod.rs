@@ -1,0 +1,228 @@
+//! A guest on the model, for the tests of this folder.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(unreachable_pub, reason = "a module shared by test programs")]
+
+use std::sync::atomic::AtomicU64;
+
+use hypercall::{
+    BatchStorage, BootInfo, Call, Domains, Extent, FrameAccess, Frames, GuestVa, Hypercalls, Level,
+    Machine, Mfn, MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request, Slot,
+};
+use p2m::{FindDirect, NoDirectEntry, P2m};
+use swiotlb::{
+    Area, Around, Buffer, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, gather,
+};
+use xen_model::{DomainConfig, Model, Role};
+
+/// The first page of the frames that tests use: in the kernel image, which nothing else uses.
+pub const ARENA: u64 = 0x40;
+/// How many there are.
+pub const ARENA_FRAMES: u64 = 1536;
+
+/// A guest on a machine of its own.
+pub struct Guest {
+    pub model: Model,
+    pub list: Vec<AtomicU64>,
+    pub root: Pfn,
+}
+
+impl Guest {
+    /// A domU of 16 MiB on Xen 4.17, on a machine with enough memory left.
+    pub fn new() -> Self {
+        Self::on(Role::DomU, 1 << 14)
+    }
+
+    /// A guest of 16 MiB, with `spare` frames left to Xen.
+    pub fn on(role: Role, spare: u64) -> Self {
+        let mut config = DomainConfig::new(role, 4096);
+        config.kernel_pages = ARENA + ARENA_FRAMES;
+        let builder = Model::builder().seed(7).spare_pages(spare).guest(config.clone());
+        let model = builder.build().expect("a small guest");
+        let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
+        let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
+        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+        let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+        Self { model, list, root }
+    }
+
+    /// Its frame map.
+    pub fn p2m(&self) -> P2m<'_> {
+        P2m::adopt(&self.list).expect("the guest has pages")
+    }
+
+    /// Frames that are free to use, from the arena; each to be claimed once.
+    pub fn frames(&self, first: u64, count: u64) -> Frames {
+        assert!(first + count <= ARENA_FRAMES);
+        // SAFETY: the frames exist only in the model, and each is claimed once.
+        unsafe { Frames::claim(Pfn::new(ARENA + first), count) }
+    }
+
+    /// A buffer in the arena.
+    pub fn buffer(&self, frame: u64, offset: usize, len_bytes: usize) -> Buffer {
+        let place = Place { pfn: Pfn::new(ARENA + frame), offset, len_bytes };
+        // SAFETY: as above.
+        unsafe { Buffer::claim(place) }
+    }
+
+    /// Writes bytes through the direct mapping.
+    pub fn write(&self, place: Place, bytes: &[u8]) {
+        for (at, byte) in bytes.iter().enumerate() {
+            let offset = place.offset + at;
+            let pfn = Pfn::new(place.pfn.raw() + (offset / PAGE_SIZE) as u64);
+            // SAFETY: the frames of the tests.
+            unsafe { self.model.write_bytes(pfn, offset % PAGE_SIZE, &[*byte]) }.expect("mapped");
+        }
+    }
+
+    /// Reads bytes through the direct mapping.
+    pub fn read(&self, place: Place) -> Vec<u8> {
+        let byte = |at: usize| {
+            let offset = place.offset + at;
+            let pfn = Pfn::new(place.pfn.raw() + (offset / PAGE_SIZE) as u64);
+            let mut byte = [0];
+            self.model.read_bytes(pfn, offset % PAGE_SIZE, &mut byte).expect("mapped");
+            byte[0]
+        };
+        (0..place.len_bytes).map(byte).collect()
+    }
+
+    /// What the device sees: machine memory.
+    pub fn device_reads(&self, bus: swiotlb::BusAddr, len_bytes: usize) -> Vec<u8> {
+        let byte = |address: u64| {
+            let index = usize::try_from(address & 0xfff).expect("small");
+            let mfn = Mfn::new(address >> PAGE_SHIFT);
+            let word = self.model.word(mfn, index / 8).expect("memory");
+            word.to_le_bytes()[index % 8]
+        };
+        (bus.raw()..bus.raw() + len_bytes as u64).map(byte).collect()
+    }
+
+    /// What the device does: writes machine memory.
+    pub fn device_writes(&self, bus: swiotlb::BusAddr, bytes: &[u8]) {
+        for (address, byte) in (bus.raw()..).zip(bytes) {
+            let index = usize::try_from(address & 0xfff).expect("small");
+            let mfn = Mfn::new(address >> PAGE_SHIFT);
+            let mut word = self.model.word(mfn, index / 8).expect("memory").to_le_bytes();
+            word[index % 8] = *byte;
+            self.model.poke(mfn, index / 8, u64::from_le_bytes(word));
+        }
+    }
+
+    /// Checks that Xen's counts add up, that the guest did nothing that a real one could not do,
+    /// and that P2M, M2P and the direct mapping say the same of the arena.
+    pub fn check(&self) {
+        agree(self, &self.model).unwrap_or_else(|finding| panic!("{finding}"));
+        self.model.audit().expect("every reference has its holder");
+        assert_eq!(self.model.take_violations(), Vec::<String>::new());
+    }
+}
+
+/// P2M, M2P and the direct mapping of a guest on `model` say the same of the arena.
+pub fn agree(guest: &Guest, model: &Model) -> Result<(), String> {
+    let p2m = guest.p2m();
+    for pfn in (ARENA..ARENA + ARENA_FRAMES).map(Pfn::new) {
+        let mfn = p2m.mfn(pfn).map_err(|error| error.to_string())?;
+        p2m.pfn(model, mfn).map_err(|error| error.to_string())?;
+        let direct = Direct::of(guest, model, &p2m).find(pfn);
+        let (_, pte) = direct.map_err(|error| error.to_string())?;
+        if !pte.is_writable() || pte.mfn() != mfn {
+            return Err(format!("pfn {pfn} is mfn {mfn}, and mapped as {pte}"));
+        }
+    }
+    Ok(())
+}
+
+/// Lets the direct mapping of `pfn` show `mfn`: read-only, unless it is its own.
+pub fn alias(guest: &Guest, pfn: Pfn, mfn: Mfn) {
+    let p2m = guest.p2m();
+    let (slot, _) = Direct::of(guest, &guest.model, &p2m).find(pfn).expect("an entry");
+    let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
+    let pte = if p2m.mfn(pfn) == Ok(mfn) { pte } else { pte.read_only() };
+    let updates = [MmuUpdate::set(slot, pte)];
+    let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
+    // SAFETY: the frames of the tests.
+    unsafe { guest.model.issue(&mut calls) }.expect("issued");
+    calls[0].result().expect("mapped");
+}
+
+/// Finds direct mapping entries by walking the tables.
+pub struct Direct<'a, M> {
+    machine: &'a M,
+    p2m: &'a P2m<'a>,
+    root: Pfn,
+}
+
+impl<'a, M: FrameAccess> Direct<'a, M> {
+    pub fn of(guest: &Guest, machine: &'a M, p2m: &'a P2m<'a>) -> Self {
+        Self { machine, p2m, root: guest.root }
+    }
+
+    fn entry(&self, va: GuestVa) -> Option<(Slot, Pte)> {
+        let mut table = self.root;
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let pte = self.machine.read_entry(table, level.index_of(va)).ok()?;
+            table = self.p2m.pfn(self.machine, pte.mfn()).ok()?;
+        }
+        let index = Level::L1.index_of(va);
+        let slot = Slot { table: self.p2m.mfn(table).ok()?, index };
+        Some((slot, self.machine.read_entry(table, index).ok()?))
+    }
+}
+
+impl<M: FrameAccess> FindDirect for Direct<'_, M> {
+    fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
+        let va = self.machine.direct_map(pfn).map_err(|_| NoDirectEntry(pfn))?;
+        self.entry(va).ok_or(NoDirectEntry(pfn))
+    }
+}
+
+/// Gathers `frames` with scratch memory for 512 at once.
+pub fn gather_on<M: Machine>(
+    guest: &Guest,
+    machine: &M,
+    frames: Frames,
+    shape: (u32, DmaMask),
+) -> Result<Region, RegionError> {
+    let p2m = guest.p2m();
+    let mut direct = Direct::of(guest, machine, &p2m);
+    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
+    let mut storage = BatchStorage::<512, 1>::new();
+    let mut extents = [Extent::default(); 1024];
+    let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
+    gather(&mut around, frames, shape, &mut scratch)
+}
+
+/// Scatters a region with scratch memory for 512 at once.
+pub fn scatter_on<M: Machine>(
+    guest: &Guest,
+    machine: &M,
+    region: Region,
+) -> Result<Frames, RegionError> {
+    let p2m = guest.p2m();
+    let mut direct = Direct::of(guest, machine, &p2m);
+    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
+    let mut storage = BatchStorage::<512, 1>::new();
+    let mut extents = [Extent::default(); 1024];
+    let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
+    swiotlb::scatter(&mut around, region, &mut scratch)
+}
+
+/// Places for a pool.
+pub struct Places {
+    pub segments: Vec<Segment>,
+    pub areas: Vec<Area>,
+}
+
+impl Places {
+    pub fn new(segments: usize, areas: usize) -> Self {
+        Self {
+            segments: (0..segments).map(|_| Segment::new()).collect(),
+            areas: (0..areas).map(|_| Area::new()).collect(),
+        }
+    }
+
+    pub fn pool(&self) -> Pool<'_> {
+        Pool::new(&self.segments, &self.areas).expect("it has places")
+    }
+}

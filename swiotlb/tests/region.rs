@@ -1,0 +1,212 @@
+//! Contiguous regions on the model: what comes, what a refusal leaves, and what it costs.
+
+mod common;
+
+use common::{ARENA, Direct, Guest, gather_on, scatter_on};
+use hypercall::{BatchStorage, Counting, Extent, Frames, PAGE_SIZE, Pfn};
+use swiotlb::{Around, DmaMask, Error, Place, Region, Scratch, gather};
+use xen_model::{Role, for_each_failure};
+
+fn place(frame: u64) -> Place {
+    Place { pfn: Pfn::new(ARENA + frame), offset: 0, len_bytes: PAGE_SIZE }
+}
+
+fn is_run(guest: &Guest, first: u64, order: u32) -> bool {
+    let p2m = guest.p2m();
+    let mfn = |frame| p2m.mfn(Pfn::new(ARENA + frame)).expect("memory").raw();
+    mfn(first).is_multiple_of(1 << order)
+        && (0..1 << order).all(|step| mfn(first + step) == mfn(first) + step)
+}
+
+#[test]
+fn order_9_takes_three_traps_and_so_does_order_6() {
+    for (order, frames) in [(9, 512), (6, 64), (6, 512), (0, 1)] {
+        let guest = Guest::new();
+        let counting = Counting::new(&guest.model);
+        guest.write(place(3), &[7; PAGE_SIZE]);
+        let shape = (order, DmaMask::ALL);
+        let region = gather_on(&guest, &counting, guest.frames(0, frames), shape).expect("made");
+        assert_eq!(counting.counts().hypercalls, 3, "order {order}");
+        for run in 0..region.runs() {
+            assert!(is_run(&guest, run << order, order), "run {run} of order {order}");
+        }
+        assert_eq!(guest.read(place(0)), [0; PAGE_SIZE], "zeroes come");
+        guest.check();
+
+        let before = counting.counts();
+        let back = scatter_on(&guest, &counting, region).expect("scattered");
+        assert_eq!((counting.counts() - before).hypercalls, 3);
+        assert_eq!((back.start(), back.count()), (Pfn::new(ARENA), frames));
+        assert!(order == 0 || !is_run(&guest, 0, order), "scattered again");
+        guest.check();
+    }
+}
+
+#[test]
+fn a_pool_of_64_mib_would_take_96_traps() {
+    // Each 2 MiB takes three traps whatever the orders of its runs: here 3 MiB take six.
+    let guest = Guest::new();
+    let counting = Counting::new(&guest.model);
+    let shape = (6, DmaMask::ALL);
+    let region = gather_on(&guest, &counting, guest.frames(0, 768), shape).expect("made");
+    assert_eq!((region.runs(), counting.counts().hypercalls), (12, 6));
+    guest.check();
+}
+
+#[test]
+fn a_mask_is_kept() {
+    let guest = Guest::new();
+    // The guest was built from high memory; what is below this is Xen's.
+    let bits = u8::try_from(guest.model.ram_end().raw().ilog2() + 12).expect("small");
+    let mask = DmaMask::bits(bits);
+    let region = gather_on(&guest, &guest.model, guest.frames(0, 128), (6, mask)).expect("made");
+    for run in 0..2 {
+        let mfn = region.mfn(&guest.p2m(), run).expect("it has it");
+        assert!(mask.reaches(swiotlb::BusAddr::new(mfn, 0), 64 << 12), "{mfn}");
+    }
+    guest.check();
+}
+
+#[test]
+fn each_limit_has_its_error() {
+    let guest = Guest::new();
+    let try_it = |frames, shape| {
+        let error = gather_on(&guest, &guest.model, frames, shape).expect_err("refused");
+        assert!(error.made.is_none() && error.stranded.is_none(), "{error}");
+        (error.error, error.rest.expect("all frames come back"))
+    };
+    let frames = guest.frames(0, 512);
+    let (error, frames) = try_it(frames, (9, DmaMask::bits(13)));
+    assert_eq!(error, Error::NoRun { order: 9, mask: DmaMask::bits(13) });
+    guest.check();
+    let (error, frames) = try_it(frames, (19, DmaMask::ALL));
+    assert_eq!(error, Error::OrderLimit { order: 19 });
+    let (error, frames) = try_it(frames, (10, DmaMask::ALL));
+    assert_eq!(error, Error::NotWhole { frames: 512, order: 10 });
+    assert_eq!(frames.count(), 512);
+    let (error, frames) = try_it(guest.frames(512, 1024), (10, DmaMask::ALL));
+    assert_eq!(error, Error::Scratch { frames: 1024 });
+    assert_eq!(frames.count(), 1024);
+    guest.check();
+}
+
+#[test]
+fn xen_limits_the_order_of_a_dom_u() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let mut direct = Direct::of(&guest, &guest.model, &p2m);
+    let mut around = Around { machine: &guest.model, p2m: &p2m, direct: &mut direct };
+    let mut storage = BatchStorage::<1024, 1>::new();
+    let mut extents = [Extent::default(); 2048];
+    let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
+    let frames = guest.frames(0, 1024);
+    let error = gather(&mut around, frames, (10, DmaMask::ALL), &mut scratch).expect_err("refused");
+    assert_eq!(error.error, Error::OrderLimit { order: 10 });
+    assert_eq!(error.rest.map(|rest| rest.count()), Some(1024));
+    guest.check();
+}
+
+#[test]
+fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was() {
+    // Xen has room for a few runs only; each gives its frames back, but scattered ones.
+    let guest = Guest::on(Role::DomU, 600);
+    guest.write(place(1535), &[9; PAGE_SIZE]);
+    let p2m = guest.p2m();
+    let before = p2m.mfn(Pfn::new(ARENA + 1535));
+    let shape = (8, DmaMask::ALL);
+    let error = gather_on(&guest, &guest.model, guest.frames(0, 1536), shape).expect_err("too few");
+    assert!(matches!(error.error, Error::NoRun { order: 8, .. }), "{error}");
+    let made = error.made.expect("some were made");
+    let rest = error.rest.expect("some were not");
+    assert!(made.runs() >= 1 && error.stranded.is_none());
+    assert_eq!(made.frames() + rest.count(), 1536);
+    assert_eq!(rest.start().raw(), made.start().raw() + made.frames());
+    for run in 0..made.runs() {
+        assert!(is_run(&guest, run << 8, 8), "run {run}");
+    }
+    assert_eq!(p2m.mfn(Pfn::new(ARENA + 1535)), before);
+    assert_eq!(
+        guest.read(place(1535)),
+        [9; PAGE_SIZE],
+        "what was not exchanged keeps its contents"
+    );
+    guest.check();
+}
+
+/// All frames of an outcome, whatever it is.
+fn count(outcome: &Result<Region, swiotlb::RegionError>) -> (u64, u64) {
+    let frames = |frames: &Option<Frames>| frames.as_ref().map_or(0, Frames::count);
+    match outcome {
+        Ok(region) => (region.frames(), 0),
+        Err(error) => {
+            let made = error.made.as_ref().map_or(0, Region::frames);
+            (made + frames(&error.rest), frames(&error.stranded))
+        }
+    }
+}
+
+#[test]
+fn one_refusal_anywhere_loses_nothing() {
+    // The guest lives outside the scenario, so that its map can be looked at afterwards.
+    let guests = std::cell::RefCell::new(Vec::<Guest>::new());
+    let sweep = for_each_failure(
+        || {
+            let mut guest = Guest::new();
+            let spare = xen_model::Model::builder().pages(2048).build().expect("small");
+            let model = std::mem::replace(&mut guest.model, spare);
+            guests.borrow_mut().push(guest);
+            model
+        },
+        |machine| {
+            let guests = guests.borrow();
+            let guest = guests.last().expect("built");
+            gather_on(guest, machine, guest.frames(0, 128), (6, DmaMask::ALL))
+        },
+        |model, failure, outcome| {
+            let guests = guests.borrow();
+            let guest = guests.last().expect("built");
+            let whole = count(&outcome);
+            if whole != (128, 0) {
+                return Err(format!("{whole:?} frames are there and stranded"));
+            }
+            if outcome.is_ok() != failure.is_none() {
+                return Err(format!("{failure:?} and {outcome:?}"));
+            }
+            common::agree(guest, model)
+        },
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(sweep.requests, 4, "take out, flush, exchange, map");
+    assert!(sweep.runs >= 20, "{sweep:?}");
+}
+
+#[test]
+fn a_frame_that_something_else_maps_is_named_by_its_run() {
+    let guest = Guest::new();
+    // Another page of the direct mapping shows frame 70, read-only.
+    let p2m = guest.p2m();
+    let mfn = p2m.mfn(Pfn::new(ARENA + 70)).expect("memory");
+    common::alias(&guest, Pfn::new(ARENA + 1000), mfn);
+    let shape = (6, DmaMask::ALL);
+    let error = gather_on(&guest, &guest.model, guest.frames(0, 192), shape).expect_err("mapped");
+    assert_eq!(error.error, Error::InUse { pfn: Pfn::new(ARENA + 64) });
+    let parts = (error.made.map(|made| made.frames()), error.rest.map(|rest| rest.count()));
+    assert_eq!(parts, (Some(64), Some(128)));
+    let own = p2m.mfn(Pfn::new(ARENA + 1000)).expect("memory");
+    common::alias(&guest, Pfn::new(ARENA + 1000), own);
+    guest.check();
+}
+
+#[test]
+fn memory_that_lies_right_is_taken_as_it_is() {
+    let guest = Guest::new();
+    let frames = guest.frames(0, 128);
+    let p2m = guest.p2m();
+    let frames = Region::adopt(&p2m, frames, 6, DmaMask::ALL).expect_err("scattered");
+    let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+    let frames = region.into_frames();
+    let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).expect("it lies right");
+    let frames = Region::adopt(&p2m, region.into_frames(), 6, DmaMask::bits(13)).expect_err("far");
+    assert_eq!(frames.count(), 128);
+    guest.check();
+}
