@@ -5,12 +5,15 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
 use p2m::{LeafSource, P2m};
 use pvmmu::{Context, FrameSource};
+
+use crate::life::Life;
 
 /// The guest a program runs in.
 pub(crate) struct Guest<'a, M> {
@@ -52,6 +55,12 @@ pub(crate) trait Platform {
 
     /// Lets others run for a while.
     fn wait(&self);
+
+    /// Begins to listen to a toolstack, once.
+    ///
+    /// # Errors
+    /// A sentence, if there is none.
+    fn life(&self) -> Result<Box<dyn Life + '_>, String>;
 }
 
 impl<M: Machine + Cpu> Guest<'_, M> {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The only program of the Linux dom0: starts Xen's toolstack, runs each guest of /pvmmu/jobs (lines
-# "NUMBER SECONDS"), and tells the harness about it on the console. Every line for the harness
+# "NUMBER SECONDS MIB COMMAND LINE"), and tells the harness about it on the console. Every line for the harness
 # begins with @@pvmmu; boot/domu.rs reads them.
 export PATH=/bin:/tools
 
@@ -60,39 +60,54 @@ wait_for_guest() {
 }
 
 run_guest() {
-    number=$1 limit=$2 name=guest$1
+    number=$1 limit=$2 memory=$3 program=$4 name=guest$1 verdict=
+    shift $(($# < 4 ? $# : 4))
     log=/var/log/xen/guest-$name.log
+    # While it migrates a guest has another name.
+    incoming=/var/log/xen/guest-$name--incoming.log
     : > "$log"
+    : > "$incoming"
     # awk, as sed shows a line only when it has seen the next one. A last line without an end is
     # still a line: the sentinel then follows right behind it.
     mkfifo "/tmp/lines$number"
-    tail -n +1 -f "$log" > "/tmp/lines$number" &
+    tail -q -n +1 -f "$log" "$incoming" > "/tmp/lines$number" &
     follower=$!
     awk -v mark="@@pvmmu guest $number " '
         /^@@end$/ { exit }
         sub(/@@end$/, "") { print mark $0; exit }
         { print mark $0; fflush() }' < "/tmp/lines$number" &
     reader=$!
-    must "xl create" xl create -e "/pvmmu/$number.cfg"
+    case $program in
+    # Somebody must start it again when it reboots.
+    guest) must "xl create" xl create "/pvmmu/$number.cfg" ;;
+    *) must "xl create" xl create -e "/pvmmu/$number.cfg" ;;
+    esac
     say "started $number"
-    wait_for_guest
+    case $program in
+    guest) live_with_guest "$@" ;;
+    *) wait_for_guest ;;
+    esac
     sleep 0.3
     echo "@@end" >> "$log"
     wait "$reader"
     kill "$follower"
+    [ -z "$verdict" ] || say "guest $number PVMMU-VERDICT $verdict"
     say "end $number $ending"
     must "xl destroy" xl destroy "$name"
 }
 
 . /pvmmu/examine.sh
+. /pvmmu/session.sh
 
+/bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /run
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
-mkdir -p /run/xen /run/xenstored /run/lock
+mkdir -p /run/xen /run/xenstored /run/lock /etc/xen
+: > /etc/xen/xl.conf
 for module in xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs; do
     must "insmod $module" insmod "/modules/$module.ko"
 done
@@ -100,8 +115,9 @@ must "mount xenfs" mount -t xenfs xenfs /proc/xen
 must xenstored xenstored
 must xen-init-dom0 xen-init-dom0
 must xenconsoled xenconsoled --log=all --log-dir=/var/log/xen
-while read -r number limit; do
-    run_guest "$number" "$limit"
+set -f
+while read -r job; do
+    run_guest $job < /dev/null
 done < /pvmmu/jobs
 say "done"
 poweroff -f

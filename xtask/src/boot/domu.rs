@@ -101,9 +101,11 @@ fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.program("/init", include_bytes!("dom0_init.sh"));
     archive.file("/pvmmu/examine.sh", include_bytes!("dom0_examine.sh"));
+    archive.file("/pvmmu/session.sh", include_bytes!("dom0_session.sh"));
     let mut jobs = String::new();
     for (number, guest) in guests.iter().enumerate() {
-        writeln!(jobs, "{number} {}", guest.limit.as_secs())?;
+        let Guest { memory_mib, arguments, limit, .. } = guest;
+        writeln!(jobs, "{number} {} {memory_mib} {arguments}", limit.as_secs())?;
         let kernel = fs::read(&guest.kernel)
             .with_context(|| format!("reading {}", guest.kernel.display()))?;
         archive.file(&format!("/pvmmu/{number}.elf"), &kernel);
@@ -126,6 +128,8 @@ fn configuration(number: usize, guest: &Guest) -> String {
         Some(_) => format!("ramdisk = \"/pvmmu/{number}.module\"\n"),
         None => String::new(),
     };
+    // A guest that lives on is started again, and keeps its end to itself otherwise.
+    let on_reboot = if guest.lives_on() { "restart" } else { "preserve" };
     format!(
         "name = \"guest{number}\"\n\
          {ramdisk}\
@@ -137,7 +141,7 @@ fn configuration(number: usize, guest: &Guest) -> String {
          vcpus = {vcpus}\n\
          tsc_mode = \"native\"\n\
          on_poweroff = \"preserve\"\n\
-         on_reboot = \"preserve\"\n\
+         on_reboot = \"{on_reboot}\"\n\
          on_crash = \"preserve\"\n"
     )
 }

@@ -55,6 +55,14 @@ pub(crate) struct Guest {
     pub(crate) limit: Duration,
 }
 
+impl Guest {
+    /// Whether it lives under the toolstack until that ends it: the words behind its program say
+    /// what the toolstack does to it (`dom0_session.sh`).
+    pub(crate) fn lives_on(&self) -> bool {
+        self.arguments.split_whitespace().next() == Some("guest")
+    }
+}
+
 /// A line of the console.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Line<'a> {

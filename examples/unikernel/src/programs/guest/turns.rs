@@ -1,0 +1,194 @@
+//! The turns of the guest: between two of them it may be suspended.
+
+use alloc::format;
+use alloc::string::String;
+
+use hypercall::{Cpu, Machine};
+
+use super::super::OrSay as _;
+use super::epoch::Epoch;
+use super::orders::{self, Order, Sysrq};
+use super::{Next, State};
+use crate::life::Way;
+use crate::store::StoreError;
+
+/// Pages that are looked at in a turn.
+const PAGES_PER_TURN: u64 = 64;
+/// Frames that the workload leaves in the pool, for tables and lists.
+const POOL_RESERVE: u64 = 128;
+
+const SHUTDOWN: &str = "control/shutdown";
+const SYSRQ: &str = "control/sysrq";
+const TARGET: &str = "memory/target";
+const ASK: &str = "data/ask";
+const ANSWER: &str = "data/answer";
+
+/// The first turn: the frame map is published, the pages are filled, the toolstack is listened to.
+pub(super) fn begin<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    epoch.publish(&mut state.frame_list)?;
+    let pages = (epoch.pool().len() as u64).saturating_sub(POOL_RESERVE);
+    epoch.fill(&mut state.workload, pages)?;
+    listen(epoch, state)?;
+    let held = state.workload.len();
+    epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
+}
+
+/// Watches everything that a toolstack may write.
+fn listen<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &mut State<'_>) -> Result<(), String> {
+    let (life, store) = (epoch.life(), &mut state.store);
+    for path in [SHUTDOWN, SYSRQ, TARGET, ASK] {
+        match store.watch(life, path) {
+            // A domain that is resumed where it was still has its watches.
+            Err(StoreError::Refused(errno)) if errno == "EEXIST" => {}
+            watched => watched.or_say(path)?,
+        }
+    }
+    for feature in ["poweroff", "reboot", "suspend", "sysrq"] {
+        // A toolstack that did not make these does not look at them either.
+        let _ = store.write(life, &format!("control/feature-{feature}"), b"1");
+    }
+    Ok(())
+}
+
+/// Back in another domain: every frame has another number, and nobody knows of the watches.
+pub(super) fn restored<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    state.suspends += 1;
+    state.store.reconnect(epoch.life());
+    epoch.publish(&mut state.frame_list)?;
+    listen(epoch, state)?;
+    state.workload.verify(epoch.machine())?;
+    let suspends = state.suspends;
+    epoch.say(&format!("PVMMU-GUEST was restored, {suspends} suspends so far"))
+}
+
+/// Back where it was.
+pub(super) fn cancelled<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    state.suspends += 1;
+    state.workload.verify(epoch.machine())?;
+    epoch.say("PVMMU-GUEST was suspended in vain")
+}
+
+/// The last turn: every page is looked at once more.
+pub(super) fn end<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    epoch.drain(&mut state.workload, 0)
+}
+
+/// A turn of work: whatever the toolstack said since the last one, then the pages.
+pub(super) fn work<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Next, String> {
+    while let Some(path) = state.store.event(epoch.life()).or_say("xenstore")? {
+        match path.as_str() {
+            SHUTDOWN => {
+                if let Some(next) = shutdown(epoch, state)? {
+                    return Ok(next);
+                }
+            }
+            SYSRQ => {
+                if let Some(way) = sysrq(epoch, state)? {
+                    return Ok(Next::End(way));
+                }
+            }
+            TARGET => retarget(epoch, state)?,
+            ASK => answer(epoch, state)?,
+            _ => {}
+        }
+    }
+    state.workload.work(epoch.machine(), PAGES_PER_TURN)?;
+    Ok(Next::Pause)
+}
+
+fn shutdown<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Option<Next>, String> {
+    let Some(value) = state.store.take(epoch.life(), SHUTDOWN, b"").or_say(SHUTDOWN)? else {
+        return Ok(None);
+    };
+    match Order::parse(&value) {
+        Ok(Order::Suspend) => Ok(Some(Next::Suspend)),
+        Ok(Order::End(way)) => Ok(Some(Next::End(way))),
+        Err(unknown) => epoch.say(&format!("{unknown}")).map(|()| None),
+    }
+}
+
+fn sysrq<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Option<Way>, String> {
+    let value = state.store.take(epoch.life(), SYSRQ, b"\0").or_say(SYSRQ)?;
+    match value.and_then(|value| Sysrq::parse(&value)) {
+        Some(Sysrq::End(way)) => return Ok(Some(way)),
+        Some(Sysrq::Memory) => {
+            let words = words(epoch, state)?;
+            epoch.say(&format!("sysrq m: {words}"))?;
+        }
+        Some(Sysrq::Help) => {
+            epoch.say("sysrq: b reboot, c crash, m memory, o poweroff")?;
+        }
+        None => {}
+    }
+    Ok(None)
+}
+
+fn retarget<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    let value = state.store.read(epoch.life(), TARGET).or_say(TARGET)?;
+    match orders::target(value.as_deref()) {
+        Ok(pages) => state.target = Some(pages),
+        Err(bad) => epoch.say(&format!("{bad}; the guest stays as it is"))?,
+    }
+    Ok(())
+}
+
+/// Says how the guest is.
+fn answer<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    let Some(asked) = state.store.read(epoch.life(), ASK).or_say(ASK)? else { return Ok(()) };
+    let asked = String::from_utf8_lossy(&asked).into_owned();
+    let mut parts = asked.split_whitespace();
+    let Some(number) = parts.next() else { return Ok(()) };
+    if parts.next() == Some("dump") {
+        epoch.dump()?;
+    }
+    let health = epoch.audit(&state.frame_list).and_then(|_| {
+        state.workload.verify(epoch.machine())?;
+        words(epoch, state)
+    });
+    let line = match health {
+        Ok(words) => format!("{number} ok {words}"),
+        Err(reason) => format!("{number} fail {reason}"),
+    };
+    epoch.say(&format!("PVMMU-ANSWER {line}"))?;
+    state.store.write(epoch.life(), ANSWER, line.as_bytes()).or_say(ANSWER)
+}
+
+/// What the guest has, in words that tests read.
+fn words<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &State<'_>) -> Result<String, String> {
+    let pages = epoch.reservation()?;
+    let ram = p2m::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
+    let State { workload, target, suspends, .. } = state;
+    let (held, verified) = (workload.len(), workload.verified);
+    let target = target.unwrap_or_default();
+    Ok(format!(
+        "pages={pages} ram={ram} target={target} held={held} verified={verified} \
+         suspends={suspends}"
+    ))
+}
