@@ -13,7 +13,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::call::Call;
 use crate::error::Error;
-use crate::frame::{ENTRIES, Mfn, Pfn};
+use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
 use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -171,6 +171,18 @@ pub trait FrameAccess {
     /// # Safety
     /// The caller owns the frame (I-1).
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError>;
+
+    /// Fills a frame with zeroes.
+    ///
+    /// # Errors
+    /// [`AccessError`] if the frame cannot be reached or written.
+    ///
+    /// # Safety
+    /// The caller owns the frame (I-1).
+    unsafe fn clear_frame(&self, pfn: Pfn) -> Result<(), AccessError> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.write_bytes(pfn, 0, &[0; PAGE_SIZE]) }
+    }
 
     /// What M2P says of `mfn`: a guess, which only the frame map can confirm.
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn>;

@@ -14,6 +14,7 @@
 //! * [`Granted`], [`GrantMaps`]: frames shared with other domains, in both directions.
 //! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may
 //!   follow.
+//! * [`FindDirect`]: whoever knows where the direct mapping of a frame has its entry.
 //! * [`Run`], [`Census`]: the map in lines and in numbers; [`P2m::dump`], [`P2m::svg`].
 //!
 //! # One word for each pfn
@@ -56,6 +57,7 @@
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 mod audit;
+mod direct;
 mod dump;
 mod entry;
 mod error;
@@ -71,6 +73,7 @@ mod toolstack;
 mod window;
 
 pub use audit::{Audit, Finding, Problem, Progress, Records, Report};
+pub use direct::{FindDirect, NoDirectEntry};
 pub use dump::Census;
 pub use entry::P2mEntry;
 pub use error::P2mError;

@@ -251,7 +251,10 @@ impl<'a> P2m<'a> {
     }
 
     /// Whether an absent pfn could be given something now.
-    pub(crate) fn check_can_fill(&self, pfn: Pfn) -> Result<(), P2mError> {
+    ///
+    /// # Errors
+    /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
+    pub fn check_can_fill(&self, pfn: Pfn) -> Result<(), P2mError> {
         let word = self.word(pfn)?;
         match P2mEntry::decode(word) {
             P2mEntry::Absent if entry::is_shared(word) => Err(P2mError::NotReserved(pfn)),

@@ -4,7 +4,7 @@ use hypercall::{
     Call, DomId, Error, FrameAccess, GuestVa, Hypercalls, Level, Mfn, MmuExtOp, Pfn, Pte, Request,
     Slot,
 };
-use p2m::P2m;
+use p2m::{FindDirect, NoDirectEntry, P2m};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::error::WalkError;
@@ -101,5 +101,27 @@ impl DirectMap {
         let step = path.at(Level::L1).ok_or(WalkError::NotMapped(va))?;
         self.last = Some((va.raw() >> Level::L2.shift(), step.table, step.slot.table));
         Ok((step.table, step.slot.table))
+    }
+}
+
+/// Finds the entries of the direct mapping for the crates that change frames in bulk and walk no
+/// tables. Frames that lie together cost one walk.
+#[derive(Debug)]
+pub struct DirectEntries<'a, M> {
+    context: Context<'a, M>,
+    direct_map: DirectMap,
+}
+
+impl<'a, M> DirectEntries<'a, M> {
+    /// Those of the kernel that `context` describes.
+    #[must_use]
+    pub fn new(context: Context<'a, M>) -> Self {
+        Self { context, direct_map: DirectMap::default() }
+    }
+}
+
+impl<M: FrameAccess> FindDirect for DirectEntries<'_, M> {
+    fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
+        self.direct_map.entry(&self.context, pfn).map_err(|_| NoDirectEntry(pfn))
     }
 }

@@ -64,7 +64,7 @@ pub mod primitive;
 mod tables;
 mod walk;
 
-pub use context::Context;
+pub use context::{Context, DirectEntries};
 pub use destroy::DestroyError;
 pub use edit::{Edit, Presence, Tools};
 pub use error::{

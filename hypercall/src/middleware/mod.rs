@@ -90,6 +90,11 @@ macro_rules! forward_frame_access {
                 unsafe { $inner.write_bytes(pfn, offset, from) }
             }
 
+            unsafe fn clear_frame(&$self, pfn: Pfn) -> Result<(), AccessError> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.clear_frame(pfn) }
+            }
+
             fn machine_to_phys(&$self, mfn: Mfn) -> Option<Pfn> {
                 $inner.machine_to_phys(mfn)
             }

@@ -1,0 +1,80 @@
+//! What a step works with: the guest around it, its allocator, and memory for its requests.
+
+use hypercall::{Batch, BatchStorage, Extent, Frame, Pfn};
+use p2m::P2m;
+
+/// The guest around a step.
+#[derive(Debug)]
+pub struct Around<'a, M, D> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The frame map.
+    pub p2m: &'a P2m<'a>,
+    /// Whoever knows where the direct mapping of a pfn has its entry (`p2m::FindDirect`).
+    pub direct: &'a mut D,
+}
+
+/// The guest's allocator, as the balloon sees it.
+pub trait Allocator {
+    /// A frame that the guest can spare, if it has one: memory of its own, mapped by the direct
+    /// mapping alone, and writable. What is in it is lost, even if it comes back.
+    ///
+    /// Frames whose entries lie in one table, so whose pfns are near each other, are the cheapest.
+    fn take(&mut self) -> Option<Frame>;
+
+    /// Takes a frame: new memory, or one that Xen would not have. It is in the direct mapping,
+    /// writable, and holds anything, such as what another domain left in it.
+    fn give(&mut self, frame: Frame);
+}
+
+/// Memory for the requests of a step, from the caller: its size bounds what a step does, and so how
+/// long it takes.
+#[derive(Debug)]
+pub struct Work<'w, 'b> {
+    /// One update for each frame, and one extended operation.
+    pub batch: &'w mut Batch<'b>,
+    /// One word for each frame.
+    pub extents: &'w mut [Extent],
+    /// One for each frame.
+    pub pfns: &'w mut [Pfn],
+}
+
+impl Work<'_, '_> {
+    /// How many frames a step can move.
+    #[must_use]
+    pub fn frames_max(&self) -> usize {
+        self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
+    }
+}
+
+/// Memory for steps of up to `FRAMES` frames: 40 bytes for each.
+#[derive(Debug)]
+pub struct WorkStorage<const FRAMES: usize> {
+    batch: BatchStorage<FRAMES, 1>,
+    extents: [Extent; FRAMES],
+    pfns: [Pfn; FRAMES],
+}
+
+impl<const FRAMES: usize> WorkStorage<FRAMES> {
+    /// Fresh storage.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            batch: BatchStorage::new(),
+            extents: [Extent::from_pfn(Pfn::new(0)); FRAMES],
+            pfns: [Pfn::new(0); FRAMES],
+        }
+    }
+
+    /// Lets `step` work in this storage.
+    pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
+        let mut batch = self.batch.batch();
+        step(&mut Work { batch: &mut batch, extents: &mut self.extents, pfns: &mut self.pfns })
+    }
+}
+
+impl<const FRAMES: usize> Default for WorkStorage<FRAMES> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,349 @@
+//! The balloon: which pfns it holds, how large the guest is and is to be.
+
+use core::fmt;
+
+use hypercall::{DomId, Error, Frame, Frames, Hypercalls, Machine, MemoryOp, Pfn};
+use p2m::{FindDirect, Grain, P2m, P2mEntry, P2mError};
+
+use crate::around::{Allocator, Around, Work};
+use crate::goal::Goal;
+use crate::set::PfnSet;
+use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
+
+/// The size of the guest.
+///
+/// # Invariants
+/// I-10: the balloon owns every pfn in `held`, as a [`Frame`] would (I-1). Between steps each of
+/// them has no memory, or is one of `set_aside` that have memory and are mapped nowhere but, at
+/// most, at their place in the direct mapping.
+#[derive(Debug)]
+pub struct Balloon<'s> {
+    pub(crate) held: PfnSet<'s>,
+    pub(crate) populated: u64,
+    pub(crate) reserved: u64,
+    pub(crate) set_aside: u64,
+    /// Where to look for frames set aside next.
+    pub(crate) aside_from: Pfn,
+    floor: u64,
+    wanted: u64,
+    wipe: Wipe,
+    /// How long to wait after the next step in vain; 0 if the last one was not.
+    pause: u32,
+    /// Which way the last step in vain was to go.
+    stuck: Option<Direction>,
+    /// Steps for which Xen is not asked for large extents, as it had none.
+    pub(crate) large_refused: u32,
+}
+
+/// What becomes of the contents of a frame that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wipe {
+    /// They are overwritten: Xen may hand the frame to another domain as it is.
+    Always,
+    /// They are left: whoever owns the frames has no secrets, or has wiped them already.
+    Never,
+}
+
+/// Which way frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Out,
+    In,
+}
+
+/// What a new target means for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retarget {
+    /// Take a step.
+    Step,
+    /// Nothing: the size is right.
+    Idle,
+    /// Go on waiting: what was in the way of the last target is in the way of this one too. A
+    /// target that changes all the time is no reason to ask Xen all the time.
+    KeepWaiting,
+}
+
+/// Why a balloon cannot begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalloonError {
+    /// Too little memory for the set of pfns.
+    TooFewWords {
+        /// Words given.
+        words: usize,
+        /// Words needed.
+        needed: u64,
+    },
+    /// Xen would not say how much memory the guest has.
+    Refused(Error),
+}
+
+impl fmt::Display for BalloonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooFewWords { words, needed } => {
+                write!(f, "{words} words are given for the set of pfns, {needed} are needed")
+            }
+            Self::Refused(error) => write!(f, "the size of the guest is not known: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for BalloonError {}
+
+/// Why pfns cannot be the balloon's. They are in the error.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotEmpty {
+    /// The pfns.
+    pub frames: Frames,
+    /// What is wrong with one of them, or with the whole run.
+    pub error: P2mError,
+}
+
+impl fmt::Display for NotEmpty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} cannot be the balloon's: {}", self.frames, self.error)
+    }
+}
+
+impl core::error::Error for NotEmpty {}
+
+impl<'s> Balloon<'s> {
+    /// How many words the set takes for a guest of up to `pfns` pfns.
+    #[must_use]
+    pub const fn words_needed(pfns: u64) -> u64 {
+        PfnSet::words_needed(pfns)
+    }
+
+    /// An empty balloon in a guest as it is now; its size is its goal. `words` is memory for the
+    /// set of pfns, enough for as far as the guest will ever grow. The guest never gets smaller
+    /// than `floor` frames.
+    ///
+    /// # Errors
+    /// [`BalloonError::TooFewWords`] for the map as it is; [`BalloonError::Refused`].
+    ///
+    /// # Hypercalls
+    /// One `memory_op` (`XENMEM_current_reservation`), and the whole map is read once.
+    pub fn new<M: Hypercalls + ?Sized>(
+        (machine, p2m): (&M, &P2m<'_>),
+        words: &'s mut [u64],
+        floor: u64,
+        wipe: Wipe,
+    ) -> Result<(Self, Accounts), BalloonError> {
+        let needed = Self::words_needed(p2m.len());
+        if (words.len() as u64) < needed {
+            return Err(BalloonError::TooFewWords { words: words.len(), needed });
+        }
+        let populated = p2m
+            .runs(p2m.all(), Grain::Kind)
+            .filter(|run| matches!(run.first, P2mEntry::Ram(_)))
+            .map(|run| run.pfns.count)
+            .sum();
+        let xen = current_reservation(machine).map_err(BalloonError::Refused)?;
+        let balloon = Self {
+            held: PfnSet::empty(words),
+            populated,
+            reserved: 0,
+            set_aside: 0,
+            aside_from: Pfn::new(0),
+            floor,
+            wanted: populated,
+            wipe,
+            pause: 0,
+            stuck: None,
+            large_refused: 0,
+        };
+        let accounts = balloon.accounts_with(p2m, Some(xen));
+        Ok((balloon, accounts))
+    }
+
+    /// Takes over pfns that have no memory and may get some: those between the size at boot and the
+    /// maximum, after the map and the direct mapping have grown over them.
+    ///
+    /// # Errors
+    /// [`NotEmpty`] if one of them has something, has no memory for its word in the map, or no bit
+    /// in the set. Nothing was taken over.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn add_empty(&mut self, p2m: &P2m<'_>, frames: Frames) -> Result<(), NotEmpty> {
+        let pfns = frames.start().raw()..frames.start().raw() + frames.count();
+        if pfns.end > self.held.end() {
+            let pfn = Pfn::new(pfns.end - 1);
+            let error = P2mError::OutOfRange { pfn, len: self.held.end() };
+            return Err(NotEmpty { frames, error });
+        }
+        if let Err(error) = check_all_empty(p2m, &frames) {
+            return Err(NotEmpty { frames, error });
+        }
+        for pfn in pfns.map(Pfn::new) {
+            // INVARIANT: I-10: the token is consumed, and none of them has memory.
+            self.held.insert(pfn);
+        }
+        Ok(())
+    }
+
+    /// Counts `pfns` among those that never get memory by the balloon: holes of the map.
+    pub const fn leave_out(&mut self, pfns: u64) {
+        self.reserved += pfns;
+    }
+
+    /// Aims at `frames` frames in all.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn set_target(&mut self, frames: u64) -> Retarget {
+        self.wanted = frames;
+        match self.direction() {
+            None if self.set_aside == 0 => Retarget::Idle,
+            Some(direction) if self.stuck == Some(direction) => Retarget::KeepWaiting,
+            _ => {
+                self.pause = 0;
+                Retarget::Step
+            }
+        }
+    }
+
+    /// What the balloon aims at, and why that is not what was asked for if it is not.
+    #[must_use]
+    pub const fn goal(&self) -> Goal {
+        Goal::new(self.wanted, self.floor, self.populated + self.ballooned())
+    }
+
+    /// Pfns that have no memory and may get some.
+    #[must_use]
+    pub const fn ballooned(&self) -> u64 {
+        self.held.count() - self.set_aside
+    }
+
+    /// Whether the balloon holds this pfn.
+    #[must_use]
+    pub fn holds(&self, pfn: Pfn) -> bool {
+        self.held.contains(pfn)
+    }
+
+    /// Where all pfns are, with Xen asked.
+    ///
+    /// # Hypercalls
+    /// One `memory_op` (`XENMEM_current_reservation`).
+    pub fn accounts<M: Hypercalls + ?Sized>(&self, machine: &M, p2m: &P2m<'_>) -> Accounts {
+        self.accounts_with(p2m, current_reservation(machine).ok())
+    }
+
+    const fn accounts_with_span(&self, span: u64, xen: Option<u64>) -> Accounts {
+        let Self { populated, reserved, set_aside, .. } = *self;
+        Accounts { span, populated, ballooned: self.ballooned(), reserved, set_aside, xen }
+    }
+
+    fn accounts_with(&self, p2m: &P2m<'_>, xen: Option<u64>) -> Accounts {
+        self.accounts_with_span(p2m.len(), xen)
+    }
+
+    /// One step towards the goal, of at most as many frames as `work` has room for.
+    ///
+    /// # Hypercalls
+    /// Three, if nothing is refused. Out: a multicall that clears the entries and flushes, a
+    /// `memory_op` (`XENMEM_decrease_reservation`), and one that asks for the count. In: a
+    /// `memory_op` (`XENMEM_populate_physmap`), an `mmu_update`, and the count. One, the count, if
+    /// there is nothing to do or nothing to spare. Refusals cost up to four more, in all.
+    pub fn step<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        work: &mut Work<'_, '_>,
+    ) -> Step {
+        let (progress, moved, obstacle) = if self.set_aside > 0 {
+            (self.recover(around, allocator, work), Moved::Nothing, None)
+        } else {
+            self.towards_goal(around, allocator, work)
+        };
+        let next = self.next(progress, obstacle);
+        Step { moved, next, accounts: self.accounts(around.machine, around.p2m) }
+    }
+
+    fn towards_goal<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        work: &mut Work<'_, '_>,
+    ) -> (u64, Moved, Option<Obstacle>) {
+        let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
+        // A count of what fits in memory.
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        match self.direction() {
+            None => (0, Moved::Nothing, None),
+            Some(Direction::Out) => {
+                let (frames, obstacle) = self.inflate(around, allocator, (work, count));
+                (frames, Moved::out(frames), obstacle)
+            }
+            Some(Direction::In) => {
+                let (frames, obstacle) = self.deflate(around, allocator, (work, count));
+                (frames, Moved::in_(frames), obstacle)
+            }
+        }
+    }
+
+    /// Which way the goal is.
+    pub(crate) const fn direction(&self) -> Option<Direction> {
+        let frames = self.goal().frames;
+        if self.populated > frames {
+            Some(Direction::Out)
+        } else if self.populated < frames {
+            Some(Direction::In)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) const fn wipes(&self) -> bool {
+        matches!(self.wipe, Wipe::Always)
+    }
+
+    /// What comes next after a step that brought `progress` frames to where they belong.
+    fn next(&mut self, progress: u64, obstacle: Option<Obstacle>) -> Next {
+        if progress > 0 {
+            self.pause = 0;
+            self.stuck = None;
+        }
+        let is_stuck = self.set_aside > 0 && progress == 0;
+        let aside = is_stuck.then_some(Obstacle::SetAside(self.set_aside));
+        match obstacle.or(aside) {
+            Some(why) => {
+                self.pause = (self.pause * 2).clamp(1, PAUSE_MAX);
+                self.stuck = self.direction();
+                Next::Wait { why, pause: self.pause }
+            }
+            None if self.direction().is_none() && self.set_aside == 0 => Next::Idle,
+            None => Next::Again,
+        }
+    }
+
+    /// Makes a pfn the balloon's.
+    pub(crate) fn hold(&mut self, frame: Frame) -> Pfn {
+        let pfn = frame.pfn();
+        // INVARIANT: I-10: the token is consumed here.
+        self.held.insert(pfn);
+        pfn
+    }
+
+    /// Gives a pfn that has memory and is mapped back to the allocator.
+    #[expect(unsafe_code, reason = "makes the token again that `hold` consumed")]
+    pub(crate) fn let_go(&mut self, pfn: Pfn, allocator: &mut impl Allocator) {
+        if self.held.remove(pfn) {
+            // SAFETY: I-10: the balloon owned it until a moment ago, and nobody else does (I-1).
+            allocator.give(unsafe { Frame::claim(pfn) });
+        }
+    }
+}
+
+/// Whether all of `frames` have nothing, and memory for their words in the map.
+pub(crate) fn check_all_empty(p2m: &P2m<'_>, frames: &Frames) -> Result<(), P2mError> {
+    let pfns = frames.start().raw()..frames.start().raw() + frames.count();
+    pfns.map(Pfn::new).try_for_each(|pfn| p2m.check_can_fill(pfn))
+}
+
+/// How many frames Xen says the guest has.
+#[expect(unsafe_code, reason = "asks Xen for a number")]
+pub(crate) fn current_reservation<M: Hypercalls + ?Sized>(machine: &M) -> Result<u64, Error> {
+    // SAFETY: it only reports.
+    unsafe { machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) }
+}

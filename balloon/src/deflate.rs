@@ -1,0 +1,178 @@
+//! In: Xen gives the guest memory.
+//!
+//! In extents of 2 MiB where the balloon holds whole blocks and Xen has them, which costs a small
+//! part of what single frames cost; otherwise frame by frame. Into the map, into the direct
+//! mapping, to the allocator. What comes and cannot be mapped goes back.
+
+use hypercall::{DomId, Extent, Hypercalls, Machine, MemoryOp, Pfn};
+use p2m::{FindDirect, Pfns};
+
+use crate::around::{Allocator, Around, Work};
+use crate::balloon::{Balloon, Direction};
+use crate::moves::{map, move_extents, release};
+use crate::set::{LARGE, LARGE_FRAMES, LARGE_ORDER};
+use crate::step::Obstacle;
+
+/// Steps in which Xen is not asked for large extents after it had none.
+const LARGE_PAUSE: u32 = 64;
+
+impl Balloon<'_> {
+    /// Asks Xen for up to `count` frames. How many the allocator has got, and what was in the way.
+    pub(crate) fn deflate<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        (work, count): (&mut Work<'_, '_>, usize),
+    ) -> (u64, Option<Obstacle>) {
+        let (came, obstacle) = match self.populate_large(around, (work, count)) {
+            0 => self.populate_single(around, (work, count)),
+            came => (came, None),
+        };
+        if came == 0 {
+            return (0, obstacle);
+        }
+        self.populated += came as u64;
+        let (mapped, refused) = map(around, work, 0..came);
+        for at in 0..mapped {
+            self.let_go(work.pfns[at], allocator);
+        }
+        if mapped < came {
+            let (returned, _) = release(around, work, mapped..came);
+            self.populated -= returned as u64;
+            self.set_aside += (came - mapped - returned) as u64;
+        }
+        (mapped as u64, refused.or(obstacle))
+    }
+
+    /// Memory for whole blocks that the balloon holds. How many frames came; their pfns are at hand,
+    /// and in the map.
+    fn populate_large<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        (work, count): (&mut Work<'_, '_>, usize),
+    ) -> usize {
+        if self.large_refused > 0 || count < LARGE_FRAMES {
+            self.large_refused = self.large_refused.saturating_sub(1);
+            return 0;
+        }
+        let mut blocks = 0;
+        let mut next = 0;
+        while (blocks + 1) * LARGE_FRAMES <= count {
+            let Some(first) = self.held.next_block(next) else { break };
+            next = first.raw() + LARGE;
+            if (first.raw()..next).all(|pfn| can_get_memory(around, Pfn::new(pfn))) {
+                work.extents[blocks] = Extent::from_pfn(first);
+                work.pfns[blocks] = first;
+                blocks += 1;
+            }
+        }
+        if blocks == 0 {
+            self.held.no_block_below(u64::MAX);
+            return 0;
+        }
+        self.held.no_block_below(work.pfns[0].raw());
+        let extents = &mut work.extents[..blocks];
+        let came = move_extents(around.machine, extents, (Direction::In, LARGE_ORDER));
+        let came = came.unwrap_or(0);
+        if came < blocks {
+            self.large_refused = LARGE_PAUSE;
+        }
+        let came = record(around, work, (came, LARGE_ORDER)).0;
+        // The first pfn of each block becomes all of its pfns, from the last block on.
+        for block in (0..came).rev() {
+            let first = work.pfns[block].raw();
+            let pfns = (first..first + LARGE).map(Pfn::new);
+            let places = &mut work.pfns[block * LARGE_FRAMES..];
+            places.iter_mut().zip(pfns).for_each(|(place, pfn)| *place = pfn);
+        }
+        came * LARGE_FRAMES
+    }
+
+    /// Memory for the lowest pfns that the balloon holds. How many frames came, and what was in the
+    /// way of more; their pfns are at hand, and in the map.
+    fn populate_single<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        (work, count): (&mut Work<'_, '_>, usize),
+    ) -> (usize, Option<Obstacle>) {
+        let mut asked = 0;
+        for pfn in self.held.lowest().take(count) {
+            if !can_get_memory(around, pfn) {
+                break;
+            }
+            work.extents[asked] = Extent::from_pfn(pfn);
+            work.pfns[asked] = pfn;
+            asked += 1;
+        }
+        if asked == 0 {
+            return (0, self.held.lowest().next().and_then(|pfn| why_not(around, pfn)));
+        }
+        let extents = &mut work.extents[..asked];
+        let came = match move_extents(around.machine, extents, (Direction::In, 0)) {
+            Ok(came) => came,
+            Err(error) => return (0, Some(Obstacle::Refused(error))),
+        };
+        let short = (came < asked).then(|| self.why_short(around, (asked, came)));
+        let (came, unrecorded) = record(around, work, (came, 0));
+        (came, unrecorded.or(short))
+    }
+
+    /// Why Xen gave fewer frames than asked for.
+    #[expect(unsafe_code, reason = "asks Xen for a number")]
+    fn why_short<M: Hypercalls, D>(
+        &self,
+        around: &Around<'_, M, D>,
+        (asked, came): (usize, usize),
+    ) -> Obstacle {
+        let mut maximum = MemoryOp::MaximumReservation(DomId::SELF);
+        // SAFETY: it only reports.
+        match unsafe { around.machine.memory_op(&mut maximum) } {
+            Ok(frames) if self.populated + came as u64 >= frames => Obstacle::Maximum { frames },
+            _ => Obstacle::XenHasNoMore { asked: asked as u64, came: came as u64 },
+        }
+    }
+}
+
+/// Whether a pfn of the balloon's can be given memory: the map has a word for it, and the direct
+/// mapping an entry, both empty.
+fn can_get_memory<M, D: FindDirect>(around: &mut Around<'_, M, D>, pfn: Pfn) -> bool {
+    why_not(around, pfn).is_none()
+}
+
+fn why_not<M, D: FindDirect>(around: &mut Around<'_, M, D>, pfn: Pfn) -> Option<Obstacle> {
+    if let Err(error) = around.p2m.check_can_fill(pfn) {
+        return Some(Obstacle::NoPlace(error));
+    }
+    match around.direct.find(pfn) {
+        Err(error) => Some(Obstacle::NoDirectEntry(error)),
+        Ok((_, pte)) if pte.is_present() => Some(Obstacle::Occupied { pfn, pte }),
+        Ok(_) => None,
+    }
+}
+
+/// Records what came for the first `came` pfns at hand. How many are recorded, from the first on;
+/// an extent that is none of a machine's goes back to Xen.
+fn record<M: Hypercalls, D>(
+    around: &Around<'_, M, D>,
+    work: &mut Work<'_, '_>,
+    (came, order): (usize, u32),
+) -> (usize, Option<Obstacle>) {
+    let mut recorded = 0;
+    let mut obstacle = None;
+    for at in 0..came {
+        let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
+        match around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) {
+            Ok(()) => {
+                work.pfns[recorded] = pfn;
+                recorded += 1;
+            }
+            Err(error) => {
+                obstacle = Some(Obstacle::NoPlace(error));
+                let extent = &mut work.extents[at..=at];
+                // Should Xen not have it either, its count says so.
+                let _ = move_extents(around.machine, extent, (Direction::Out, order));
+            }
+        }
+    }
+    (recorded, obstacle)
+}

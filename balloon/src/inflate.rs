@@ -1,0 +1,130 @@
+//! Out: frames of the guest's are given back to Xen.
+//!
+//! Wiped while they are mapped; out of the direct mapping and every TLB; out of the map; given up.
+//! A frame that is still mapped when it is given up would count as done and stay the guest's, so
+//! the unmapping has a trap of its own and has to have worked. The map forgets the frame before
+//! Xen has it: another domain may own it the next moment, and call it by the same pfn.
+#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-10)")]
+
+use core::ops::Range;
+
+use hypercall::{Frame, Machine, MmuExtOp, MmuUpdate, Pte};
+use p2m::FindDirect;
+
+use crate::around::{Allocator, Around, Work};
+use crate::balloon::Balloon;
+use crate::moves::{map, release};
+use crate::step::Obstacle;
+
+impl Balloon<'_> {
+    /// Gives up to `count` frames back. How many Xen has taken, and what was in the way.
+    pub(crate) fn inflate<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        (work, count): (&mut Work<'_, '_>, usize),
+    ) -> (u64, Option<Obstacle>) {
+        let (taken, obstacle) = self.take_out(around, allocator, (work, count));
+        if taken == 0 {
+            work.batch.clear();
+            return (0, obstacle);
+        }
+        if let Err(obstacle) = self.unmap(around, allocator, (work, taken)) {
+            return (0, Some(obstacle));
+        }
+        let (given, refused) = release(around, work, 0..taken);
+        self.populated -= given as u64;
+        if given < taken {
+            // The first one that Xen would not have goes last: if it is no longer the guest's, it
+            // cannot be mapped, and nothing behind it would be.
+            work.pfns.swap(given, taken - 1);
+            self.take_back(around, allocator, work, given..taken);
+        }
+        (given as u64, refused.or(obstacle))
+    }
+
+    /// Takes frames from the allocator, checks and wipes them, and plans their unmapping.
+    fn take_out<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        (work, count): (&mut Work<'_, '_>, usize),
+    ) -> (usize, Option<Obstacle>) {
+        work.batch.clear();
+        for at in 0..count {
+            let Some(frame) = allocator.take() else {
+                return (at, Some(Obstacle::NothingToSpare));
+            };
+            if let Err(obstacle) = self.plan_unmapping(around, &frame, work) {
+                allocator.give(frame);
+                return (at, Some(obstacle));
+            }
+            work.pfns[at] = self.hold(frame);
+        }
+        (count, None)
+    }
+
+    fn plan_unmapping<M: Machine, D: FindDirect>(
+        &self,
+        around: &mut Around<'_, M, D>,
+        frame: &Frame,
+        work: &mut Work<'_, '_>,
+    ) -> Result<(), Obstacle> {
+        let pfn = frame.pfn();
+        let mfn = around.p2m.mfn(pfn).map_err(Obstacle::NoMemory)?;
+        let (slot, pte) = around.direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+        if !pte.is_writable() || pte.mfn() != mfn {
+            return Err(Obstacle::InUse { pfn, pte });
+        }
+        if self.wipes() {
+            // SAFETY: the frame is the caller's by its token (I-1).
+            unsafe { around.machine.clear_frame(pfn) }.map_err(Obstacle::NotWiped)?;
+        }
+        // There is room: the count is no more than the batch holds.
+        let _ = work.batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw());
+        Ok(())
+    }
+
+    /// Takes the planned frames out of the direct mapping and every TLB: all, or none.
+    fn unmap<M: Machine, D>(
+        &mut self,
+        around: &Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        (work, taken): (&mut Work<'_, '_>, usize),
+    ) -> Result<(), Obstacle> {
+        let flush = work.batch.op(MmuExtOp::tlb_flush_all());
+        debug_assert!(flush.is_ok(), "the batch has a place for one operation");
+        // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-10), in
+        // which no Rust object lives.
+        let Err(refused) = (unsafe { work.batch.submit(around.machine) }) else { return Ok(()) };
+        work.batch.invert();
+        // SAFETY: the entries become what they were.
+        let undone = unsafe { work.batch.submit(around.machine) };
+        work.batch.clear();
+        if undone.is_ok() {
+            for at in (0..taken).rev() {
+                self.let_go(work.pfns[at], allocator);
+            }
+        } else {
+            self.set_aside += taken as u64;
+        }
+        Err(Obstacle::Mapping(refused))
+    }
+
+    /// Maps frames of the balloon's that have memory, and gives them to the allocator; what cannot
+    /// be mapped is set aside. How many went to the allocator.
+    pub(crate) fn take_back<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        allocator: &mut impl Allocator,
+        work: &mut Work<'_, '_>,
+        range: Range<usize>,
+    ) -> usize {
+        let (mapped, _) = map(around, work, range.clone());
+        for at in (range.start..range.start + mapped).rev() {
+            self.let_go(work.pfns[at], allocator);
+        }
+        self.set_aside += (range.len() - mapped) as u64;
+        mapped
+    }
+}

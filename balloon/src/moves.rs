@@ -1,0 +1,121 @@
+//! The two requests that both directions need: frames given to Xen, and frames mapped.
+#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-10)")]
+
+use core::ops::Range;
+
+use hypercall::{
+    DomId, Element, Error, Extent, Hypercalls, Machine, MemoryOp, MmuUpdate, Pte, PteFlags,
+    Reservation,
+};
+use p2m::FindDirect;
+
+use crate::around::{Around, Work};
+use crate::balloon::Direction;
+use crate::step::Obstacle;
+
+/// Gives the memory of `range` of the pfns at hand, which nothing maps, to Xen: the map first, so
+/// that it never names another domain's frame as the guest's. How many Xen has taken, from the first
+/// on; the map has the others as before.
+///
+/// # Hypercalls
+/// One `memory_op`.
+pub(crate) fn release<M: Hypercalls, D>(
+    around: &Around<'_, M, D>,
+    work: &mut Work<'_, '_>,
+    range: Range<usize>,
+) -> (usize, Option<Obstacle>) {
+    let pfns = &work.pfns[range];
+    let mut offered = 0;
+    let mut obstacle = None;
+    for (pfn, extent) in pfns.iter().zip(work.extents.iter_mut()) {
+        match around.p2m.depopulate(*pfn) {
+            Ok(mfn) => *extent = Extent::from_mfn(mfn),
+            Err(error) => {
+                obstacle = Some(Obstacle::NoMemory(error));
+                break;
+            }
+        }
+        offered += 1;
+    }
+    let extents = &mut work.extents[..offered];
+    let answer = move_extents(around.machine, extents, (Direction::Out, 0));
+    let taken = *answer.as_ref().unwrap_or(&0);
+    for (pfn, extent) in pfns.iter().zip(&work.extents[..offered]).skip(taken) {
+        // It was populated a moment ago, and the pfn is the balloon's.
+        if let Err(error) = around.p2m.populate(*pfn, extent.mfn()) {
+            obstacle = Some(Obstacle::NoMemory(error));
+        }
+    }
+    let short = Obstacle::XenTookFewer { offered: offered as u64, taken: taken as u64 };
+    match answer {
+        Err(error) => (0, Some(Obstacle::Refused(error))),
+        Ok(_) => (taken, obstacle.or((taken < offered).then_some(short))),
+    }
+}
+
+/// Asks Xen to move `extents` of an order in or out. How many it has moved.
+pub(crate) fn move_extents<M: Hypercalls>(
+    machine: &M,
+    extents: &mut [Extent],
+    (direction, order): (Direction, u32),
+) -> Result<usize, Error> {
+    let count = extents.len();
+    if count == 0 {
+        return Ok(0);
+    }
+    let list = Reservation { extents, order, flags: 0, domain: DomId::SELF };
+    let mut operation = match direction {
+        Direction::Out => MemoryOp::Decrease(list),
+        Direction::In => MemoryOp::Populate(list),
+    };
+    // SAFETY: the pfns are the balloon's (I-10): nothing maps those that lose memory, and those
+    // that get some have none.
+    let moved = unsafe { machine.memory_op(&mut operation) }?;
+    Ok(usize::try_from(moved).unwrap_or(count).min(count))
+}
+
+/// Maps `range` of the pfns at hand, which have memory, at their places in the direct mapping. How
+/// many are mapped, from the first on, and what was in the way of the next.
+///
+/// # Hypercalls
+/// One `mmu_update`.
+pub(crate) fn map<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    work: &mut Work<'_, '_>,
+    range: Range<usize>,
+) -> (usize, Option<Obstacle>) {
+    work.batch.clear();
+    let mut obstacle = None;
+    let mut planned = 0;
+    for pfn in &work.pfns[range] {
+        match plan_mapping(around, *pfn) {
+            // There is room: the batch holds as many as there are pfns at hand.
+            Ok((update, old)) if work.batch.update(update, old.raw()).is_ok() => planned += 1,
+            Ok(_) => break,
+            Err(found) => {
+                obstacle = Some(found);
+                break;
+            }
+        }
+    }
+    // SAFETY: frames of the balloon's at their own places (I-2, I-3, I-10).
+    let result = unsafe { work.batch.submit(around.machine) };
+    if let Err(refused) = result {
+        planned = work.batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
+        obstacle = Some(Obstacle::Mapping(refused));
+    }
+    work.batch.clear();
+    (planned, obstacle)
+}
+
+fn plan_mapping<M: Machine, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    pfn: hypercall::Pfn,
+) -> Result<(MmuUpdate, Pte), Obstacle> {
+    let mfn = around.p2m.mfn(pfn).map_err(Obstacle::NoMemory)?;
+    let (slot, pte) = around.direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+    if pte.is_present() && pte.mfn() != mfn {
+        return Err(Obstacle::Occupied { pfn, pte });
+    }
+    Ok((MmuUpdate::set(slot, Pte::new(mfn, PteFlags::KERNEL_RW)), pte))
+}

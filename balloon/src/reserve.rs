@@ -1,0 +1,140 @@
+//! Pfns that never have memory: where grants and other domains' frames are mapped.
+//!
+//! A guest that maps a grant needs a pfn for it, with a word in the map and an entry in the direct
+//! mapping. Taking one from RAM means giving a page back to Xen for each grant, without limit
+//! (XSA-300), and a balloon whose accounts depend on what backends do. So these pfns are set apart
+//! once, behind the memory: as many as there are, no more.
+
+use core::fmt;
+
+use hypercall::{Frame, Frames, Pfn};
+use p2m::{P2m, P2mError};
+
+use crate::balloon::{Balloon, NotEmpty, check_all_empty};
+use crate::set::PfnSet;
+
+/// A pfn without memory that nobody else uses.
+#[must_use = "a pfn that is dropped is lost to the reserve"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct EmptyPfn(Frame);
+
+impl EmptyPfn {
+    /// Its number.
+    #[must_use]
+    pub const fn pfn(&self) -> Pfn {
+        self.0.pfn()
+    }
+}
+
+/// A pfn that cannot come back to its reserve; it is in the error.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotReturned {
+    /// It is foreign still, or has something else: unmap it first.
+    Used(EmptyPfn, P2mError),
+    /// It is of another reserve.
+    Stranger(EmptyPfn),
+}
+
+impl fmt::Display for NotReturned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Used(_, error) => write!(f, "a pfn of the reserve is still used: {error}"),
+            Self::Stranger(pfn) => write!(f, "pfn {} is of another reserve", pfn.pfn()),
+        }
+    }
+}
+
+impl core::error::Error for NotReturned {}
+
+/// Pfns for grants and foreign frames. Dropping it loses them.
+///
+/// # Invariants
+/// I-10 for each pfn in `free`, and none of them has memory; the others of the run are out as
+/// [`EmptyPfn`].
+#[derive(Debug)]
+pub struct Reserve<'s> {
+    start: Pfn,
+    count: u64,
+    /// By their distance from `start`.
+    free: PfnSet<'s>,
+}
+
+impl<'s> Reserve<'s> {
+    /// How many words a reserve of `pfns` pfns takes.
+    #[must_use]
+    pub const fn words_needed(pfns: u64) -> u64 {
+        PfnSet::words_needed(pfns)
+    }
+
+    /// Sets `frames` apart, which have no memory, as far as `words` has bits for them; the balloon
+    /// counts them. The rest of the run comes back.
+    ///
+    /// # Errors
+    /// [`NotEmpty`] if one of them has something, or no memory for its word in the map.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn new(
+        balloon: &mut Balloon<'_>,
+        p2m: &P2m<'_>,
+        frames: Frames,
+        words: &'s mut [u64],
+    ) -> Result<(Self, Frames), NotEmpty> {
+        if let Err(error) = check_all_empty(p2m, &frames) {
+            return Err(NotEmpty { frames, error });
+        }
+        let mut free = PfnSet::empty(words);
+        let (start, count) = (frames.start(), frames.count().min(free.end()));
+        let (mut reserved, rest) = match frames.split(count) {
+            Ok(parts) => parts,
+            // There are at least so many.
+            Err(frames) => {
+                let error = P2mError::OutOfRange { pfn: start, len: count };
+                return Err(NotEmpty { frames, error });
+            }
+        };
+        while let Some(frame) = reserved.take() {
+            // INVARIANT: I-10: the token is consumed.
+            free.insert(Pfn::new(frame.pfn().raw() - start.raw()));
+        }
+        balloon.leave_out(count);
+        Ok((Self { start, count, free }, rest))
+    }
+
+    /// A pfn, if one is free.
+    #[expect(unsafe_code, reason = "makes the token again that `new` or `give` consumed")]
+    pub fn take(&mut self) -> Option<EmptyPfn> {
+        let offset = self.free.lowest().next()?;
+        self.free.remove(offset);
+        let pfn = Pfn::new(self.start.raw() + offset.raw());
+        // SAFETY: I-10: it was the reserve's until a moment ago (I-1).
+        Some(EmptyPfn(unsafe { Frame::claim(pfn) }))
+    }
+
+    /// Takes a pfn back, of which the map says that it has nothing again.
+    ///
+    /// # Errors
+    /// [`NotReturned`] with the pfn.
+    pub fn give(&mut self, p2m: &P2m<'_>, empty: EmptyPfn) -> Result<(), NotReturned> {
+        let offset = empty.pfn().offset_from(self.start).filter(|offset| *offset < self.count);
+        let Some(offset) = offset else { return Err(NotReturned::Stranger(empty)) };
+        if let Err(error) = p2m.check_can_fill(empty.pfn()) {
+            return Err(NotReturned::Used(empty, error));
+        }
+        // INVARIANT: I-10: the token is consumed.
+        self.free.insert(Pfn::new(offset));
+        Ok(())
+    }
+
+    /// How many pfns are free.
+    #[must_use]
+    pub const fn free(&self) -> u64 {
+        self.free.count()
+    }
+
+    /// How many there are in all.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+}
