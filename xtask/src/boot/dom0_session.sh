@@ -100,19 +100,31 @@ check() {
     say "guest $number $step: $answer"
 }
 
-# The target is reached, as Xen counts.
-at_target() {
-    ask
+# The guest has this many pages: it is asked for nothing more.
+has_pages() {
+    ask size
     pick pages
     [ "$value" -eq "$1" ]
 }
 
-# The guest gives half of its memory away, and gets it back.
+set_memory() {
+    toolstack again xl mem-set "$name" "${1}m"
+    await "$1 MiB" has_pages $(($1 * 256))
+}
+
+# The guest gives half of its memory away.
+step_shrink() {
+    set_memory $((memory / 2))
+}
+
+# It gets it back.
+step_grow() {
+    set_memory "$memory"
+}
+
 step_mem_set() {
-    for size in $((memory / 2)) $memory; do
-        toolstack again xl mem-set "$name" "${size}m"
-        await "$size MiB" at_target $((size * 256))
-    done
+    step_shrink
+    step_grow
 }
 
 is_gone() {

@@ -4,7 +4,7 @@
 mod survives;
 
 use core::fmt;
-use core::ops::Add;
+use core::ops::{Add, Sub};
 
 use alloc::string::String;
 
@@ -23,6 +23,15 @@ impl Add for Nanoseconds {
 
     fn add(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
+    }
+}
+
+/// The time between two times.
+impl Sub for Nanoseconds {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
     }
 }
 

@@ -4,10 +4,12 @@ use alloc::string::String;
 
 use hypercall::{Counting, Cpu, DomId, Hypercalls as _, Machine, MemoryOp};
 use p2m::{FrameList, P2m, Toolstack};
+use pvmmu::Context;
 
 use super::super::OrSay as _;
 use super::super::audit::{Published, audit};
 use super::super::publish::builder_list;
+use super::POOL_RESERVE;
 use super::workload::Workload;
 use crate::guest::{Guest, Pool};
 use crate::life::{Life, Survives};
@@ -48,21 +50,17 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         self.guest.p2m
     }
 
-    /// Free frames.
-    pub(super) fn pool(&mut self) -> &mut Pool {
-        &mut self.guest.pool
-    }
-
-    /// Lets the workload have `pages` pages, if the pool has them.
+    /// Gives the workload up to `pages` more pages, but for what stays in the pool.
     pub(super) fn fill(&mut self, workload: &mut Workload, pages: u64) -> Result<(), String> {
         let Guest { machine, pool, .. } = &mut *self.guest;
+        let spare = (pool.len() as u64).saturating_sub(POOL_RESERVE);
+        let pages = workload.len() + spare.min(pages);
         workload.grow(&*machine, pool, pages)
     }
 
-    /// Takes pages away from the workload until it has `pages`.
-    pub(super) fn drain(&mut self, workload: &mut Workload, pages: u64) -> Result<(), String> {
-        let Guest { machine, pool, .. } = &mut *self.guest;
-        workload.shrink(&*machine, pool, pages)
+    /// The context of operations on memory, and the pool beside it.
+    pub(super) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
+        self.guest.parts()
     }
 
     /// Prints a line.

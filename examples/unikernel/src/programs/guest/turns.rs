@@ -3,19 +3,23 @@
 use alloc::format;
 use alloc::string::String;
 
+use balloon::frames_of_kib;
 use hypercall::{Cpu, Machine};
+use p2m::LeafSource as _;
 
 use super::super::OrSay as _;
 use super::epoch::Epoch;
-use super::orders::{self, Order, Sysrq};
+use super::orders::{Order, Sysrq};
 use super::{Next, State};
 use crate::life::Way;
 use crate::store::StoreError;
 
 /// Pages that are looked at in a turn.
 const PAGES_PER_TURN: u64 = 64;
-/// Frames that the workload leaves in the pool, for tables and lists.
-const POOL_RESERVE: u64 = 128;
+/// Pages that are filled in a turn.
+const PAGES_FILLED_PER_TURN: u64 = 1024;
+/// Steps of the balloon in a turn.
+const STEPS_PER_TURN: u32 = 4;
 
 const SHUTDOWN: &str = "control/shutdown";
 const SYSRQ: &str = "control/sysrq";
@@ -29,8 +33,7 @@ pub(super) fn begin<M: Machine + Cpu>(
     state: &mut State<'_>,
 ) -> Result<(), String> {
     epoch.publish(&mut state.frame_list)?;
-    let pages = (epoch.pool().len() as u64).saturating_sub(POOL_RESERVE);
-    epoch.fill(&mut state.workload, pages)?;
+    epoch.fill(&mut state.workload, u64::MAX)?;
     listen(epoch, state)?;
     let held = state.workload.len();
     epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
@@ -82,7 +85,11 @@ pub(super) fn end<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<(), String> {
-    epoch.drain(&mut state.workload, 0)
+    while let Some((frame, sound)) = state.workload.release(epoch.machine()) {
+        epoch.parts().1.give(frame);
+        sound?;
+    }
+    Ok(())
 }
 
 /// A turn of work: whatever the toolstack said since the last one, then the pages.
@@ -108,7 +115,17 @@ pub(super) fn work<M: Machine + Cpu>(
         }
     }
     state.workload.work(epoch.machine(), PAGES_PER_TURN)?;
-    Ok(Next::Pause)
+    for _ in 0..STEPS_PER_TURN {
+        if !state.size.wants_step() {
+            // What the balloon brought is put to use.
+            epoch.fill(&mut state.workload, PAGES_FILLED_PER_TURN)?;
+            return Ok(Next::Pause);
+        }
+        if let Some(words) = state.size.step(epoch, &mut state.workload)? {
+            epoch.say(&words)?;
+        }
+    }
+    Ok(Next::Again)
 }
 
 fn shutdown<M: Machine + Cpu>(
@@ -149,9 +166,9 @@ fn retarget<M: Machine + Cpu>(
     state: &mut State<'_>,
 ) -> Result<(), String> {
     let value = state.store.read(epoch.life(), TARGET).or_say(TARGET)?;
-    match orders::target(value.as_deref()) {
-        Ok(pages) => state.target = Some(pages),
-        Err(bad) => epoch.say(&format!("{bad}; the guest stays as it is"))?,
+    match frames_of_kib(&value.unwrap_or_default()) {
+        Ok(pages) => state.size.aim(pages),
+        Err(bad) => epoch.say(&format!("memory/target: {bad}; the guest stays as it is"))?,
     }
     Ok(())
 }
@@ -165,13 +182,11 @@ fn answer<M: Machine + Cpu>(
     let asked = String::from_utf8_lossy(&asked).into_owned();
     let mut parts = asked.split_whitespace();
     let Some(number) = parts.next() else { return Ok(()) };
-    if parts.next() == Some("dump") {
-        epoch.dump()?;
-    }
-    let health = epoch.audit(&state.frame_list).and_then(|_| {
-        state.workload.verify(epoch.machine())?;
-        words(epoch, state)
-    });
+    let health = match parts.next() {
+        Some("size") => words(epoch, state),
+        Some("dump") => epoch.dump().and_then(|()| health(epoch, state)),
+        _ => health(epoch, state),
+    };
     let line = match health {
         Ok(words) => format!("{number} ok {words}"),
         Err(reason) => format!("{number} fail {reason}"),
@@ -180,15 +195,23 @@ fn answer<M: Machine + Cpu>(
     state.store.write(epoch.life(), ANSWER, line.as_bytes()).or_say(ANSWER)
 }
 
+/// Looks at everything.
+fn health<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<String, String> {
+    epoch.audit(&state.frame_list)?;
+    state.workload.verify(epoch.machine())?;
+    words(epoch, state)
+}
+
 /// What the guest has, in words that tests read.
 fn words<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &State<'_>) -> Result<String, String> {
     let pages = epoch.reservation()?;
     let ram = p2m::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
-    let State { workload, target, suspends, .. } = state;
-    let (held, verified) = (workload.len(), workload.verified);
-    let target = target.unwrap_or_default();
+    let State { workload, size, suspends, .. } = state;
+    let (held, verified, size) = (workload.len(), workload.verified, size.account(epoch)?);
     Ok(format!(
-        "pages={pages} ram={ram} target={target} held={held} verified={verified} \
-         suspends={suspends}"
+        "pages={pages} ram={ram} {size} held={held} verified={verified} suspends={suspends}"
     ))
 }

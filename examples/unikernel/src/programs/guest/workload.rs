@@ -60,22 +60,15 @@ impl Workload {
         Ok(())
     }
 
-    /// Gives pages back until there are no more than `pages`. Each is looked at a last time.
-    pub(super) fn shrink<M: FrameAccess>(
+    /// Gives the newest page back, looked at a last time.
+    pub(super) fn release<M: FrameAccess>(
         &mut self,
         machine: &M,
-        sink: &mut impl LeafSource,
-        pages: u64,
-    ) -> Result<(), String> {
-        while self.len() > pages
-            && let Some(page) = self.pages.pop()
-        {
-            let sound = page.verify(machine);
-            sink.give(page.frame);
-            sound?;
-            self.verified += 1;
-        }
-        Ok(())
+    ) -> Option<(Frame, Result<(), String>)> {
+        let page = self.pages.pop()?;
+        let sound = page.verify(machine);
+        self.verified += 1;
+        Some((page.frame, sound))
     }
 
     /// Looks at `count` pages and writes each of them anew.
