@@ -48,6 +48,7 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
         processors: guest.vcpus,
         clock: host.clock,
+        ssh_port: None,
     }
 }
 

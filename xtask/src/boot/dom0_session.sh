@@ -1,10 +1,10 @@
-# A part of dom0_init.sh: the life of a guest under xl. Its program is `guest`, and the words after
+# A part of dom0_guests.sh: the life of a guest under xl. Its program is `guest`, and the words after
 # it on its command line are what happens to it, in this order; `STEP*N` is a step N times. After each
 # step the guest looks at all it has, and what it counts is compared with what Xen counts.
 
 # Something is not as it should be: the verdict.
 wrong() {
-    echo "fail $step: $(echo "$*" | tr '\n' ' ')" > /tmp/verdict
+    echo "fail $step: $(echo "$*" | tr '\n' ' ')" > "$here/verdict"
     exit 1
 }
 
@@ -139,15 +139,15 @@ is_back() {
 }
 
 step_save() {
-    toolstack is_gone xl save "$name" /tmp/image
-    toolstack is_back xl restore /tmp/image
-    rm -f /tmp/image
+    toolstack is_gone xl save "$name" "$here/image"
+    toolstack is_back xl restore "$here/image"
+    rm -f "$here/image"
 }
 
 # It is saved and goes on where it is.
 step_checkpoint() {
-    toolstack again xl save -c "$name" /tmp/image
-    rm -f /tmp/image
+    toolstack again xl save -c "$name" "$here/image"
+    rm -f "$here/image"
 }
 
 # To the same host, while it works. A Xen that was built without shadow paging cannot do that with
@@ -177,19 +177,19 @@ step_pause() {
 # The frame map in the dump, as lines that the harness compares with the guest's own.
 step_dump_core() {
     toolstack again xl pause "$name"
-    toolstack again xl dump-core "$name" /tmp/core
+    toolstack again xl dump-core "$name" "$here/core"
     toolstack again xl unpause "$name"
     # The section headers, 64 bytes each: the one with entries of 16 bytes is .xen_p2m.
-    set -- $(od -A n -v -t u8 -j 40 -N 8 /tmp/core) $(od -A n -v -t u2 -j 60 -N 2 /tmp/core)
-    set -- $(od -A n -v -t u8 -w64 -j "$1" -N $(($2 * 64)) /tmp/core |
+    set -- $(od -A n -v -t u8 -j 40 -N 8 "$here/core") $(od -A n -v -t u2 -j 60 -N 2 "$here/core")
+    set -- $(od -A n -v -t u8 -w64 -j "$1" -N $(($2 * 64)) "$here/core" |
         awk '$8 == 16 { print $4, $5 }')
     [ -n "$2" ] || wrong "the dump has no frame map"
-    od -A n -v -t u8 -w16 -j "$1" -N "$2" /tmp/core |
+    od -A n -v -t u8 -w16 -j "$1" -N "$2" "$here/core" |
         awk -v mark="@@pvmmu guest $number PVMMU-CORE" '
             count && $1 == start + count && $2 == first + count { count++; next }
             { if (count) print mark, start, count, first; start = $1; first = $2; count = 1 }
             END { if (count) print mark, start, count, first }'
-    rm -f /tmp/core
+    rm -f "$here/core"
     check_words=dump
 }
 
@@ -203,7 +203,7 @@ is_another() {
     pidof xl > /dev/null && return 1
     say "note no xl is left that could start $name again"
     toolstack again xl destroy "$name"
-    toolstack find_domain xl create "/pvmmu/$number.cfg"
+    toolstack find_domain xl create "$here/$number.cfg"
     find_domain
 }
 
@@ -245,7 +245,7 @@ session() (
     step=shutdown
     toolstack again xl shutdown "$name"
     await "the guest to end" has_ended
-    echo "pass a session of $# steps" > /tmp/verdict
+    echo "pass a session of $# steps" > "$here/verdict"
 )
 
 # Sets ending and verdict, when all has happened to the guest.
@@ -256,6 +256,6 @@ live_with_guest() {
         tail -n 20 /var/log/xen/xl-*.log
         set -f
     fi
-    verdict=$(cat /tmp/verdict)
+    verdict=$(cat "$here/verdict")
     ending="shutdown 0"
 }
