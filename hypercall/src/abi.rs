@@ -9,7 +9,7 @@ use core::mem::{align_of, offset_of, size_of};
 use crate::grants::{GrantMap, GrantUnmap, grant_flags};
 use crate::memory::{MachphysMapping, MemoryRegion};
 use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
-use crate::shared_info::ArchSharedInfo;
+use crate::shared_info::{ArchSharedInfo, SharedInfo, TimeInfo, VcpuInfo};
 use crate::start_info::StartInfo;
 
 macro_rules! same_layout {
@@ -98,7 +98,15 @@ const _: () = assert!(
 );
 
 // shared_info is.
+same_layout!(SharedInfo, xen_sys::shared_info);
+same_layout!(VcpuInfo, xen_sys::vcpu_info);
+same_layout!(TimeInfo, xen_sys::vcpu_time_info);
 same_layout!(ArchSharedInfo, xen_sys::arch_shared_info);
+const _: () = assert!(offset_of!(SharedInfo, pending) == 2048);
+const _: () = assert!(offset_of!(SharedInfo, mask) == 2560);
+const _: () = assert!(offset_of!(SharedInfo, arch) == ArchSharedInfo::OFFSET_BYTES);
+const _: () = assert!(offset_of!(VcpuInfo, pending_words) == 8);
+const _: () = assert!(offset_of!(VcpuInfo, time) == 32);
 const _: () = assert!(offset_of!(xen_sys::shared_info, arch) == ArchSharedInfo::OFFSET_BYTES);
 macro_rules! same_shared_offsets {
     ($($ours:ident => $theirs:ident),* $(,)?) => {

@@ -1,9 +1,58 @@
-//! The words of `shared_info` by which a guest tells a toolstack where its frame map is.
+//! `shared_info`: the page in which Xen raises events and tells the time, and a guest tells a
+//! toolstack where its frame map is.
 //!
 //! The page belongs to Xen and is shared with the toolstack; both read and write it at any time. So
 //! it is never more to Rust than atomic words.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+/// vCPUs that have a place in `shared_info` (`XEN_LEGACY_MAX_VCPUS`).
+pub const SHARED_VCPUS: usize = 32;
+
+/// `struct shared_info` of a 64-bit guest (public/xen.h).
+#[derive(Debug)]
+#[repr(C)]
+pub struct SharedInfo {
+    /// A part for each of the first vCPUs.
+    pub vcpus: [VcpuInfo; SHARED_VCPUS],
+    /// A bit for each event channel on which something happened.
+    pub pending: [AtomicU64; 64],
+    /// A bit for each event channel that shall not disturb.
+    pub mask: [AtomicU64; 64],
+    /// The time of day when Xen started.
+    pub wall_clock: [AtomicU32; 4],
+    /// What the toolstack reads.
+    pub arch: ArchSharedInfo,
+}
+
+/// `struct vcpu_info`.
+#[derive(Debug)]
+#[repr(C)]
+pub struct VcpuInfo {
+    /// Not 0: an event is pending.
+    pub upcall_pending: AtomicU8,
+    /// Not 0: Xen does not interrupt this vCPU for events.
+    pub upcall_mask: AtomicU8,
+    /// A bit for each word of [`SharedInfo::pending`] in which something happened.
+    pub pending_words: AtomicU64,
+    /// The address of the last page fault, and a word of padding.
+    pub arch: [AtomicU64; 2],
+    /// How to read the clock.
+    pub time: TimeInfo,
+}
+
+/// `struct vcpu_time_info`: what turns the time-stamp counter into nanoseconds.
+#[derive(Debug)]
+#[repr(C)]
+pub struct TimeInfo {
+    version: AtomicU32,
+    padding: AtomicU32,
+    tsc_timestamp: AtomicU64,
+    system_time: AtomicU64,
+    tsc_to_system_mul: AtomicU32,
+    /// Bits to shift by, negative to the right; then flags and padding.
+    shift_and_flags: AtomicU32,
+}
 
 /// `struct arch_shared_info` of a 64-bit guest (public/arch-x86/xen.h): the part of `shared_info`
 /// from [`ArchSharedInfo::OFFSET_BYTES`] on.
@@ -25,7 +74,71 @@ pub struct ArchSharedInfo {
     pub p2m_generation: AtomicU64,
 }
 
+impl TimeInfo {
+    /// Nanoseconds since Xen started, when the time-stamp counter of this vCPU was `ticks()`.
+    ///
+    /// `None` if Xen changes the numbers faster than they can be read, which no Xen does.
+    pub fn nanoseconds(&self, ticks: impl Fn() -> u64) -> Option<u64> {
+        (0..1000).find_map(|_| {
+            let version = self.version.load(Ordering::Acquire);
+            let since = ticks().wrapping_sub(self.tsc_timestamp.load(Ordering::Relaxed));
+            let start = self.system_time.load(Ordering::Relaxed);
+            let scale = self.tsc_to_system_mul.load(Ordering::Relaxed);
+            let [shift, ..] = self.shift_and_flags.load(Ordering::Relaxed).to_le_bytes();
+            fence(Ordering::Acquire);
+            let stable = version & 1 == 0 && version == self.version.load(Ordering::Relaxed);
+            stable.then(|| start.wrapping_add(scaled(since, shift.cast_signed(), scale)))
+        })
+    }
+}
+
+/// `ticks`, shifted, times a fraction of 2^32.
+fn scaled(ticks: u64, shift: i8, scale: u32) -> u64 {
+    let distance = u32::from(shift.unsigned_abs()).min(64);
+    let ticks = u128::from(ticks);
+    let shifted = if shift < 0 { ticks >> distance } else { ticks << distance.min(32) };
+    #[expect(clippy::cast_possible_truncation, reason = "as Xen's own clock, which wraps")]
+    let nanoseconds = (shifted.wrapping_mul(u128::from(scale)) >> 32) as u64;
+    nanoseconds
+}
+
 impl ArchSharedInfo {
     /// Where in the `shared_info` page it begins.
     pub const OFFSET_BYTES: usize = 3088;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock(version: u32, shift: i8, scale: u32) -> TimeInfo {
+        TimeInfo {
+            version: AtomicU32::new(version),
+            padding: AtomicU32::new(0),
+            tsc_timestamp: AtomicU64::new(1000),
+            system_time: AtomicU64::new(5_000_000),
+            tsc_to_system_mul: AtomicU32::new(scale),
+            shift_and_flags: AtomicU32::new(u32::from(shift.cast_unsigned()) | 0x100),
+        }
+    }
+
+    #[test]
+    fn the_clock_counts_on_from_where_xen_looked_at_it() {
+        // 1 GHz: half of 2^32, times two.
+        assert_eq!(clock(2, 1, 1 << 31).nanoseconds(|| 1500), Some(5_000_500));
+        // 4 GHz: half of 2^32, of half of the ticks.
+        assert_eq!(clock(2, -1, 1 << 31).nanoseconds(|| 5000), Some(5_001_000));
+    }
+
+    #[test]
+    fn numbers_that_are_being_changed_are_not_taken() {
+        assert_eq!(clock(3, 1, 1 << 31).nanoseconds(|| 1500), None);
+    }
+
+    #[test]
+    fn no_numbers_make_the_clock_panic() {
+        for shift in [i8::MIN, -1, 0, 1, i8::MAX] {
+            assert!(clock(0, shift, u32::MAX).nanoseconds(|| 0).is_some());
+        }
+    }
 }

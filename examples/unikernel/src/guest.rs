@@ -5,12 +5,15 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
 use p2m::{LeafSource, P2m};
 use pvmmu::{Context, FrameSource};
+
+use crate::life::Life;
 
 /// The guest a program runs in.
 pub(crate) struct Guest<'a, M> {
@@ -63,6 +66,12 @@ pub(crate) trait Platform {
     /// # Errors
     /// A sentence, if there are none.
     fn ports(&self) -> Result<&dyn Ports, String>;
+
+    /// Begins to listen to a toolstack, once.
+    ///
+    /// # Errors
+    /// A sentence, if there is none.
+    fn life(&self) -> Result<Box<dyn Life + '_>, String>;
 }
 
 /// I/O ports of 32 bits.

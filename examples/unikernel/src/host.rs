@@ -16,6 +16,7 @@ use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
 use crate::guest::{Guest, Platform, Pool, Ports, Second, Work};
+use crate::life::Life;
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -83,7 +84,8 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let mut console = Stdout(String::new());
-    let verdict = run(&arguments, module.as_deref(), &mut console);
+    let platform = ModelPlatform::default();
+    let verdict = run(&arguments, (module.as_deref(), &platform), &mut console);
     let written = print_verdict(&mut console, &verdict);
     print!("{}", console.0);
     ExitCode::from(u8::from(verdict.is_err() || written.is_err()))
@@ -103,7 +105,11 @@ impl core::fmt::Write for Stdout {
     }
 }
 
-fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Verdict {
+fn run(
+    arguments: &Arguments,
+    (module, platform): (Option<&[u8]>, &dyn Platform),
+    console: &mut Stdout,
+) -> Verdict {
     let say = |error: &dyn core::fmt::Display| error.to_string();
     let name = arguments.program.first().map_or("demo", String::as_str);
     let program = programs::named::<xen_model::Guest<'_>>(name)?;
@@ -127,7 +133,6 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         .collect();
     let arena = Pfn::new(IMAGE_START + 256);
     let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
-    let platform = ModelPlatform::default();
     let first = model.guest();
     let second = ModelSecond { first };
     let mut guest = Guest {
@@ -142,7 +147,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         arguments: &rest,
         module,
         console,
-        platform: &platform,
+        platform,
         second: Some(&second),
     };
     let verdict = program(&mut guest);
@@ -177,6 +182,10 @@ impl Platform for ModelPlatform {
 
     fn ports(&self) -> Result<&dyn Ports, String> {
         Err("the model has no devices".into())
+    }
+
+    fn life(&self) -> Result<Box<dyn Life>, String> {
+        Err("the model has no toolstack: run this on Xen, with --as domu".into())
     }
 }
 
@@ -232,3 +241,12 @@ fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
 
 /// Where the model's guest sees page 0, as the real kernel does.
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+
+/// Runs a program as a domU of 16 MiB on the model, under `platform`; also what it printed.
+#[cfg(test)]
+pub(crate) fn run_under(platform: &dyn Platform, program: &str) -> (Verdict, String) {
+    let words = ["unikernel", "--as", "domu", "--mem", "16", program];
+    let mut console = Stdout(String::new());
+    let verdict = run(&Arguments::parse_from(words), (None, platform), &mut console);
+    (verdict, console.0)
+}

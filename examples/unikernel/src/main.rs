@@ -11,8 +11,10 @@
 extern crate alloc;
 
 mod guest;
+mod life;
 mod programs;
 mod report;
+mod store;
 
 #[cfg(target_os = "none")]
 mod kernel;

@@ -2,6 +2,7 @@
 //! or another domain may change what is there.
 
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -175,7 +176,7 @@ impl FrameAccess for Xen {
     }
 
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        if mfn.raw() >= self.m2p_entries {
+        if mfn.raw() >= self.m2p_entries.load(Ordering::Relaxed) {
             return None;
         }
         // A hole in the table reads as what stands there for no pfn.

@@ -3,6 +3,7 @@
 //! Compiled for bare metal targets only; all pointers and assembly of the crate are in this folder.
 #![expect(unsafe_code, reason = "this folder is where hypercalls and memory are real")]
 
+mod events;
 mod grants;
 mod memory;
 mod mmu;
@@ -11,6 +12,7 @@ mod raw;
 mod trap;
 mod vcpu;
 
+pub use events::Resumed;
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
 pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
 pub use vcpu::{VcpuContext, VcpuStart};
@@ -31,12 +33,14 @@ pub(crate) mod number {
     pub(crate) const MULTICALL: u32 = 13;
     pub(crate) const UPDATE_VA_MAPPING: u32 = 14;
     pub(crate) const XEN_VERSION: u32 = 17;
+    pub(crate) const SET_TIMER_OP: u32 = 15;
     pub(crate) const CONSOLE_IO: u32 = 18;
     pub(crate) const GRANT_TABLE_OP: u32 = 20;
     pub(crate) const VM_ASSIST: u32 = 21;
     pub(crate) const VCPU_OP: u32 = 24;
     pub(crate) const MMUEXT_OP: u32 = 26;
     pub(crate) const SCHED_OP: u32 = 29;
+    pub(crate) const CALLBACK_OP: u32 = 30;
     pub(crate) const EVENT_CHANNEL_OP: u32 = 32;
     pub(crate) const PHYSDEV_OP: u32 = 33;
 }
@@ -50,7 +54,7 @@ pub struct Xen {
     direct_map: GuestVa,
     mapped_frames: AtomicU64,
     m2p_start: u64,
-    m2p_entries: u64,
+    m2p_entries: AtomicU64,
 }
 
 impl Xen {
@@ -68,15 +72,34 @@ impl Xen {
     /// asks [`fault_fixup`], or reads M2P only for frames of its own.
     pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
         let mapped_frames = AtomicU64::new(mapped_frames);
-        let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries: 0 };
+        let m2p_entries = AtomicU64::new(0);
+        let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries };
+        xen.m2p_start = xen.measure()?;
+        Ok(xen)
+    }
+
+    /// Asks Xen again how long M2P is: after a restore the machine may be another one. Every Xen
+    /// shows M2P at the same address.
+    ///
+    /// # Errors
+    /// If Xen does not say; nothing has changed then.
+    ///
+    /// # Hypercalls
+    /// Two `memory_op`.
+    pub fn remeasure(&self) -> Result<(), Error> {
+        self.measure().map(drop)
+    }
+
+    /// Notes the length of M2P, and returns its address.
+    fn measure(&self) -> Result<u64, Error> {
         let mut mapping = MachphysMapping::default();
         // SAFETY: both operations only report.
-        unsafe { xen.memory_op(&mut MemoryOp::MachphysMapping(&mut mapping)) }?;
+        unsafe { self.memory_op(&mut MemoryOp::MachphysMapping(&mut mapping)) }?;
         // SAFETY: as above.
-        let ram_end = unsafe { xen.memory_op(&mut MemoryOp::MaximumRamPage) }?;
-        xen.m2p_start = mapping.start;
-        xen.m2p_entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
-        Ok(xen)
+        let ram_end = unsafe { self.memory_op(&mut MemoryOp::MaximumRamPage) }?;
+        let entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
+        self.m2p_entries.store(entries, Ordering::Relaxed);
+        Ok(mapping.start)
     }
 
     /// Tells that the direct mapping has grown to `frames` frames.

@@ -69,10 +69,10 @@ const XENVER_VERSION: u64 = 0;
 const XENVER_EXTRAVERSION: u64 = 1;
 const XENVER_GET_FEATURES: u64 = 6;
 const SCHEDOP_YIELD: u64 = 0;
-const SCHEDOP_SHUTDOWN: u64 = 2;
+pub(super) const SCHEDOP_SHUTDOWN: u64 = 2;
 const PHYSDEVOP_SET_IOPL: u64 = 6;
-const EVTCHNOP_SEND: u64 = 4;
 
+/// What `rax` says of hypercall `number`.
 pub(super) fn result(number: u32, rax: i64) -> Result<u64, Error> {
     let hypercall = Hypercall::Other(number);
     Errno::check(rax).map_err(|errno| Error { hypercall, errno, done: 0 })
@@ -106,17 +106,6 @@ impl Xen {
     pub fn yield_now() {
         // SAFETY: changes nothing of the guest's.
         let _ = unsafe { hypercall(number::SCHED_OP, [SCHEDOP_YIELD, 0, 0, 0, 0]) };
-    }
-
-    /// Wakes the other side of an event channel (`EVTCHNOP_send`).
-    ///
-    /// # Errors
-    /// `EINVAL` if the port is none of the guest's.
-    pub fn notify(port: u32) -> Result<(), Error> {
-        let arguments = [EVTCHNOP_SEND, &raw const port as u64, 0, 0, 0];
-        // SAFETY: Xen reads the port.
-        let rax = unsafe { hypercall(number::EVENT_CHANNEL_OP, arguments) };
-        result(number::EVENT_CHANNEL_OP, rax).map(drop)
     }
 
     /// Lets the guest's kernel use I/O ports on this vCPU (`PHYSDEVOP_set_iopl`): Xen carries the

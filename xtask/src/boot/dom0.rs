@@ -49,6 +49,7 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
         processors: host.processors.unwrap_or(guest.vcpus),
         clock: host.clock,
         devices: &host.devices,
+        ssh_port: None,
     }
 }
 

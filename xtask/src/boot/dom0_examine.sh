@@ -1,4 +1,4 @@
-# A part of dom0_init.sh: a guest that says PVMMU-STAY has published its frame map and waits to be
+# A part of dom0_guests.sh: a guest that says PVMMU-STAY has published its frame map and waits to be
 # examined. What the toolstack reads of the map goes to the harness as lines of the guest's:
 # "PVMMU-SEEN PFN COUNT MFN" for pfns whose frames follow one another, in decimal, and
 # "PVMMU-SEEN PFN COUNT 0xWORD" for pfns that all have the same word, one that is no frame.

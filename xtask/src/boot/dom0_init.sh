@@ -1,107 +1,46 @@
 #!/bin/sh
-# The only program of the Linux dom0: starts Xen's toolstack, runs each guest of /pvmmu/jobs (lines
-# "NUMBER SECONDS"), and tells the harness about it on the console. Every line for the harness
-# begins with @@pvmmu; boot/domu.rs reads them.
+# The only program of the Linux dom0 in an emulated machine: starts Xen's toolstack, then runs the
+# guests, or lets others do that by ssh if there is a key for them.
 export PATH=/bin:/tools
+here=/pvmmu tag=guest
 
-say() { echo "@@pvmmu $*"; }
-
-# The toolstack failed, which is no verdict on the guest: say what it said, and end.
-give_up() {
-    say "failed $1: $(echo "$2" | tr '\n' ' ')"
-    cat /var/log/xen/*.log 2>/dev/null | tail -n 20
+leave() {
     poweroff -f
     sleep 1000
 }
 
-must() {
-    say "step $1"
-    step=$1
-    shift
-    words=$("$@" 2>&1) || give_up "$step" "$words"
-}
-
-uptime_seconds() {
-    read -r uptime rest < /proc/uptime
-    echo "${uptime%.*}"
-}
-
-# Sets state and reason as `xl list` has them. Under emulation xl itself crashes now and then.
-look_at_guest() {
-    for attempt in 1 2 3; do
-        if words=$(xl list -v "$name" 2>&1); then
-            # Name ID Mem VCPUs State Time UUID Reason-Code Security-Label
-            set -- $(echo "$words" | tail -n 1)
-            domain=$2 state=$5 reason=$8
-            return
-        fi
-        say "note xl list failed ($attempt of 3): $words"
-        sleep 1
-    done
-    give_up "xl list" "$words"
-}
-
-wait_for_guest() {
-    deadline=$(($(uptime_seconds) + limit))
-    while :; do
-        look_at_guest
-        examine_guest && return
-        case $state in
-        *c*) ending="crashed $reason" && return ;;
-        *s*) ending="shutdown $reason" && return ;;
-        esac
-        if [ "$(uptime_seconds)" -ge "$deadline" ]; then
-            ending="running $state"
-            xenctx "$domain" 0 2>&1 | head -n 20
-            return
-        fi
-        sleep 0.3
-    done
-}
-
-run_guest() {
-    number=$1 limit=$2 name=guest$1
+name_logs() {
     log=/var/log/xen/guest-$name.log
-    : > "$log"
-    # awk, as sed shows a line only when it has seen the next one. A last line without an end is
-    # still a line: the sentinel then follows right behind it.
-    mkfifo "/tmp/lines$number"
-    tail -n +1 -f "$log" > "/tmp/lines$number" &
-    follower=$!
-    awk -v mark="@@pvmmu guest $number " '
-        /^@@end$/ { exit }
-        sub(/@@end$/, "") { print mark $0; exit }
-        { print mark $0; fflush() }' < "/tmp/lines$number" &
-    reader=$!
-    must "xl create" xl create -e "/pvmmu/$number.cfg"
-    say "started $number"
-    wait_for_guest
-    sleep 0.3
-    echo "@@end" >> "$log"
-    wait "$reader"
-    kill "$follower"
-    say "end $number $ending"
-    must "xl destroy" xl destroy "$name"
+    incoming=/var/log/xen/guest-$name--incoming.log
 }
 
-. /pvmmu/examine.sh
+# xenconsoled writes the logs.
+listen_to_guest() { :; }
+stop_listening() { :; }
 
+. /pvmmu/guests.sh
+
+/bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /run
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
-mkdir -p /run/xen /run/xenstored /run/lock
+mkdir -p /run/xen /run/xenstored /run/lock /etc/xen
+: > /etc/xen/xl.conf
 for module in xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs; do
     must "insmod $module" insmod "/modules/$module.ko"
 done
 must "mount xenfs" mount -t xenfs xenfs /proc/xen
 must xenstored xenstored
 must xen-init-dom0 xen-init-dom0
-must xenconsoled xenconsoled --log=all --log-dir=/var/log/xen
-while read -r number limit; do
-    run_guest "$number" "$limit"
-done < /pvmmu/jobs
-say "done"
-poweroff -f
+if [ -e /pvmmu/key ]; then
+    # As on a machine of its own: nobody keeps the guests' consoles.
+    must xenconsoled xenconsoled
+    . /pvmmu/network.sh
+else
+    must xenconsoled xenconsoled --log=all --log-dir=/var/log/xen
+    run_guests
+fi
+leave

@@ -1,4 +1,4 @@
-//! Our guest as domU: a Linux dom0 boots, its script (`dom0_init.sh`) creates the guest with xl and
+//! Our guest as domU: a Linux dom0 boots, its script (`dom0_guests.sh`) creates the guest with xl and
 //! reports on the console in lines that begin with `@@pvmmu`:
 //!
 //! | line | means |
@@ -16,10 +16,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use tempfile::TempDir;
 
 use super::console::{Limits, Stop, Tail};
 use super::machine::{Ending, Machine, Module};
@@ -55,12 +56,36 @@ pub(crate) fn boot(
     log: PathBuf,
     mut show: impl FnMut(Line<'_>),
 ) -> Result<Vec<Report>> {
+    let memory = guests.iter().map(|guest| guest.memory_mib).max().unwrap_or_default();
+    let mut archive = Archive::default();
+    for (name, bytes) in files(guests)? {
+        archive.file(&format!("/pvmmu/{name}"), &bytes);
+    }
+    let (_folder, machine) = machine(host, linux, (archive, memory))?;
+    let limits = limits(guests, DOM0_START);
+    let mut reader = Reader::default();
+    let started = Instant::now();
+    let ending =
+        machine.boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
+    Ok(reader.reports((guests, started), &ending, &log))
+}
+
+/// A machine whose dom0 has more files than it always has, and room for guests of so many MiB. Its
+/// own files are in the folder.
+pub(super) fn machine<'a>(
+    host: &'a Host<'_>,
+    linux: &Linux,
+    (mut archive, memory_mib): (Archive, u32),
+) -> Result<(TempDir, Machine<'a>)> {
     let folder = tempfile::tempdir()?;
     let file_system = folder.path().join("file-system");
+    archive.program("/init", include_bytes!("dom0_init.sh"));
+    for (name, text) in SCRIPTS {
+        archive.file(&format!("/pvmmu/{name}"), text.as_bytes());
+    }
     let mut bytes = fs::read(&linux.file_system).context("reading dom0's file system")?;
-    bytes.extend(additions(guests)?);
+    bytes.extend(archive.finish());
     fs::write(&file_system, bytes)?;
-    let memory = guests.iter().map(|guest| guest.memory_mib).max().unwrap_or_default();
     let machine = Machine {
         qemu: host.qemu,
         xen: &host.xen,
@@ -72,73 +97,70 @@ pub(crate) fn boot(
             },
             Module { file: file_system, arguments: String::new() },
         ],
-        memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
+        memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory_mib + memory_mib / 16,
         processors: host.processors.unwrap_or(PROCESSORS),
         clock: host.clock,
         devices: &host.devices,
+        ssh_port: None,
     };
+    Ok((folder, machine))
+}
+
+/// How long the guests may take, after what dom0 needs to start.
+pub(super) fn limits(guests: &[Guest], start: Duration) -> Limits {
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
     let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();
-    let limits = Limits { total: DOM0_START + guest_time, silence: longest + TOOLSTACK };
-    let mut reader = Reader::default();
-    let started = Instant::now();
-    let ending =
-        machine.boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
-    let mut previous = started;
-    let reports = guests.iter().enumerate().map(|(number, guest)| {
-        let progress = reader.guests.get(&number).filter(|progress| progress.ended.is_some());
-        let ended = progress.and_then(|progress| progress.ended).unwrap_or_else(Instant::now);
-        let tail = progress.map_or_else(|| ending.tail.clone(), |progress| progress.tail.clone());
-        let time = ended.saturating_duration_since(previous);
-        previous = ended;
-        let outcome = reader.judge(number, guest, &ending);
-        Report { outcome, tail, log: log.clone(), time }
-    });
-    Ok(reports.collect())
+    Limits { total: start + guest_time, silence: longest + TOOLSTACK }
 }
 
-/// What dom0's file system lacks: the script and the guests.
-fn additions(guests: &[Guest]) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    archive.program("/init", include_bytes!("dom0_init.sh"));
-    archive.file("/pvmmu/examine.sh", include_bytes!("dom0_examine.sh"));
+/// What dom0 runs guests with.
+pub(super) const SCRIPTS: [(&str, &str); 3] = [
+    ("guests.sh", include_str!("dom0_guests.sh")),
+    ("examine.sh", include_str!("dom0_examine.sh")),
+    ("session.sh", include_str!("dom0_session.sh")),
+];
+
+/// The guests, as files beside the scripts.
+pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
+    let read = |file: &Path| fs::read(file).with_context(|| format!("reading {}", file.display()));
     let mut jobs = String::new();
+    let mut files = Vec::new();
     for (number, guest) in guests.iter().enumerate() {
-        writeln!(jobs, "{number} {}", guest.limit.as_secs())?;
-        let kernel = fs::read(&guest.kernel)
-            .with_context(|| format!("reading {}", guest.kernel.display()))?;
-        archive.file(&format!("/pvmmu/{number}.elf"), &kernel);
+        let Guest { memory_mib, arguments, limit, .. } = guest;
+        writeln!(jobs, "{number} {} {memory_mib} {arguments}", limit.as_secs())?;
+        files.push((format!("{number}.elf"), read(&guest.kernel)?));
         if let Some(module) = &guest.module {
-            let bytes =
-                fs::read(module).with_context(|| format!("reading {}", module.display()))?;
-            archive.file(&format!("/pvmmu/{number}.module"), &bytes);
+            files.push((format!("{number}.module"), read(module)?));
         }
-        archive.file(&format!("/pvmmu/{number}.cfg"), configuration(number, guest).as_bytes());
+        files.push((format!("{number}.template"), configuration(number, guest).into_bytes()));
     }
-    archive.file("/pvmmu/jobs", jobs.as_bytes());
-    Ok(archive.finish())
+    files.push(("jobs".to_owned(), jobs.into_bytes()));
+    Ok(files)
 }
 
-/// The guest as xl is told about it. It is kept after its end, so that its end can be looked at.
+/// The guest as xl is told about it, but for its name and its folder, which dom0's script puts in.
+/// It is kept after its end, so that its end can be looked at.
 fn configuration(number: usize, guest: &Guest) -> String {
     let Guest { memory_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
     let ramdisk = match guest.module {
-        Some(_) => format!("ramdisk = \"/pvmmu/{number}.module\"\n"),
+        Some(_) => format!("ramdisk = \"@here@/{number}.module\"\n"),
         None => String::new(),
     };
+    // A guest that lives on is started again, and keeps its end to itself otherwise.
+    let on_reboot = if guest.lives_on() { "restart" } else { "preserve" };
     format!(
-        "name = \"guest{number}\"\n\
+        "name = \"@name@\"\n\
          {ramdisk}\
          type = \"pv\"\n\
-         kernel = \"/pvmmu/{number}.elf\"\n\
+         kernel = \"@here@/{number}.elf\"\n\
          extra = \"{arguments}\"\n\
          memory = {memory_mib}\n\
          maxmem = {memory_mib}\n\
          vcpus = {vcpus}\n\
          tsc_mode = \"native\"\n\
          on_poweroff = \"preserve\"\n\
-         on_reboot = \"preserve\"\n\
+         on_reboot = \"{on_reboot}\"\n\
          on_crash = \"preserve\"\n"
     )
 }
@@ -157,7 +179,7 @@ struct Progress {
 
 /// What was read so far.
 #[derive(Debug, Default)]
-struct Reader {
+pub(super) struct Reader {
     /// The beginning of a line into which Xen wrote one of its own.
     interrupted: String,
     step: String,
@@ -168,7 +190,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
+    /// Reads a line of dom0's.
+    pub(super) fn line(&mut self, line: &str, show: &mut impl FnMut(Line<'_>)) -> ControlFlow<()> {
         self.tail.push(line);
         // Linux hands over its console in pieces of a few bytes, and Xen may write in between.
         if let Some(at) = line.find("(XEN) ") {
@@ -239,6 +262,27 @@ impl Reader {
 
     fn guest(&mut self, number: &str) -> &mut Progress {
         self.guests.entry(number.trim().parse().unwrap_or(usize::MAX)).or_default()
+    }
+
+    /// Judges each guest.
+    pub(super) fn reports(
+        &self,
+        (guests, started): (&[Guest], Instant),
+        ending: &Ending,
+        log: &Path,
+    ) -> Vec<Report> {
+        let mut previous = started;
+        let reports = guests.iter().enumerate().map(|(number, guest)| {
+            let progress = self.guests.get(&number).filter(|progress| progress.ended.is_some());
+            let ended = progress.and_then(|progress| progress.ended).unwrap_or_else(Instant::now);
+            let tail =
+                progress.map_or_else(|| ending.tail.clone(), |progress| progress.tail.clone());
+            let time = ended.saturating_duration_since(previous);
+            previous = ended;
+            let outcome = self.judge(number, guest, ending);
+            Report { outcome, tail, log: log.to_owned(), time }
+        });
+        reports.collect()
     }
 
     fn judge(&self, number: usize, guest: &Guest, ending: &Ending) -> Outcome {

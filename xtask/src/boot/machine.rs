@@ -69,6 +69,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) clock: Clock,
     /// What it has besides.
     pub(crate) devices: &'a [Device],
+    /// A port of this host, on loopback, that leads to the machine's ssh server.
+    pub(crate) ssh_port: Option<u16>,
 }
 
 /// How a boot ended, before anyone judges it.
@@ -151,12 +153,19 @@ impl Machine<'_> {
             ))
             .args(["-initrd", initrd])
             .args(self.clock.arguments())
+            .args(self.ssh_port.map(network).into_iter().flatten())
             // A group of its own: Ctrl-C reaches us alone, and we end QEMU.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         command
     }
+}
+
+/// A network card behind which there is nothing but this host, and that lets only ssh in.
+fn network(port: u16) -> [String; 4] {
+    let user = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
+    ["-netdev".to_owned(), user, "-device".to_owned(), "e1000,netdev=net,romfile=".to_owned()]
 }
 
 fn link(file: &Path, name: &Path) -> Result<()> {

@@ -11,10 +11,14 @@
 //! | `outcome` | everything that can come of a boot, as one clear paragraph each |
 //! | `dom0` | boots our guest as dom0 and reads the console |
 //! | `domu` | boots a Linux dom0 that creates our guest with xl, and reads the console |
+//! | `remote` | runs our guest on another machine's dom0, by ssh |
+//! | `rehearsal` | an emulated machine to try that with |
 
 pub(crate) mod dom0;
 pub(crate) mod domu;
 pub(crate) mod outcome;
+pub(crate) mod rehearsal;
+pub(crate) mod remote;
 pub(crate) mod verdict;
 
 mod console;
@@ -28,7 +32,12 @@ use std::time::Duration;
 pub(crate) use device::Device;
 pub(crate) use machine::Clock;
 
+use anyhow::Result;
+
+use crate::provision::linux::Linux;
 use crate::provision::qemu::Qemu;
+use outcome::Report;
+use remote::Remote;
 
 /// What boots.
 #[derive(Clone, Debug)]
@@ -67,6 +76,42 @@ pub(crate) struct Guest {
     pub(crate) vcpus: u32,
     /// How long it may run.
     pub(crate) limit: Duration,
+}
+
+/// Where guests are created with xl.
+#[derive(Debug)]
+pub(crate) enum Dom0<'a> {
+    /// A Linux dom0 that boots for them.
+    Emulated(&'a Host<'a>, &'a Linux),
+    /// A dom0 that runs already.
+    Remote(&'a Remote),
+}
+
+impl Dom0<'_> {
+    /// Runs guests, one after the other, and judges each. `show` gets every line.
+    ///
+    /// # Errors
+    ///
+    /// The dom0 cannot be started or reached, or a signal asked us to end.
+    pub(crate) fn run(
+        &self,
+        guests: &[Guest],
+        log: PathBuf,
+        show: impl FnMut(Line<'_>),
+    ) -> Result<Vec<Report>> {
+        match self {
+            Self::Emulated(host, linux) => domu::boot(host, linux, guests, log, show),
+            Self::Remote(remote) => remote.run(guests, log, show),
+        }
+    }
+}
+
+impl Guest {
+    /// Whether it lives under the toolstack until that ends it: the words behind its program say
+    /// what the toolstack does to it (`dom0_session.sh`).
+    pub(crate) fn lives_on(&self) -> bool {
+        self.arguments.split_whitespace().next() == Some("guest")
+    }
 }
 
 /// A line of the console.

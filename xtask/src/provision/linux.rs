@@ -18,28 +18,26 @@ use crate::progress::{Step, step};
 const KERNEL_SUITE: &str = "bookworm";
 
 /// Raise it whenever the file system's content changes, so that cached ones are made again.
-const FILE_SYSTEM_VERSION: u32 = 1;
+const FILE_SYSTEM_VERSION: u32 = 3;
 
 /// Kernel modules that the toolstack talks to Xen through.
 pub(crate) const MODULES: [&str; 5] =
     ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs"];
 
+/// Drivers of the machine that dom0 has besides: a network card, to be reached by ssh.
+const DRIVERS: [&str; 1] = ["drivers/net/ethernet/intel/e1000/e1000"];
+
 /// Programs of the toolstack that dom0 has.
-const TOOLS: [&str; 8] = [
+const TOOLS: [&str; 9] = [
     "libxl-save-helper",
     "xen-init-dom0",
     "xen-mfndump",
+    "xenconsole",
     "xenconsoled",
     "xenctx",
     "xenstored",
     "xentrace",
     "xl",
-];
-
-/// Names under which busybox is dom0's userland.
-const APPLETS: [&str; 14] = [
-    "awk", "cat", "echo", "head", "insmod", "kill", "mkdir", "mkfifo", "mount", "poweroff", "sh",
-    "sleep", "tail", "tr",
 ];
 
 /// The parts of a Linux dom0.
@@ -64,7 +62,7 @@ pub(crate) fn require(host: &HostFolder, release: Release) -> Result<Linux> {
 }
 
 fn fetch(host: &HostFolder, release: Release) -> Result<Linux> {
-    let kernel_folder = host.join("linux");
+    let kernel_folder = host.join("linux-v2");
     if !kernel_folder.is_dir() {
         step("Linux for dom0 from Debian bookworm", |step| {
             let new = host.temporary()?;
@@ -77,8 +75,8 @@ fn fetch(host: &HostFolder, release: Release) -> Result<Linux> {
         let suite = xen::suite(release);
         step(&format!("toolstack of Xen {release} from Debian {suite}"), |step| {
             let apt = Apt::open(host, suite, step)?;
-            let wanted = [format!("xen-utils-{release}"), "xenstore-utils".to_owned()];
-            let wanted = wanted.each_ref().map(String::as_str);
+            let xen = format!("xen-utils-{release}");
+            let wanted = [&xen, "xenstore-utils", "dropbear-bin"];
             let packages = apt.download_with_dependencies(&wanted, step)?;
             let root = host.temporary()?;
             for (count, package) in packages.iter().enumerate() {
@@ -109,7 +107,8 @@ fn fetch_kernel(host: &HostFolder, folder: &Path, step: &Step) -> Result<()> {
     let package = apt.download(&name, folder, step)?;
     let version = name.strip_prefix("linux-image-").unwrap_or(&name);
     let kernel = format!("./boot/vmlinuz-{version}");
-    let modules = MODULES.map(|module| format!("*/{module}.ko"));
+    let modules = MODULES.iter().chain(&DRIVERS).map(|module| format!("*/{module}.ko"));
+    let modules: Vec<String> = modules.collect();
     let mut patterns: Vec<&str> = modules.iter().map(String::as_str).collect();
     patterns.push(&kernel);
     step.at("unpacking the kernel");
@@ -122,7 +121,18 @@ fn fetch_kernel(host: &HostFolder, folder: &Path, step: &Step) -> Result<()> {
         fs::rename(inside.join(&file), linux.join(&file))
             .with_context(|| format!("the kernel's package has no module {module}"))?;
     }
+    let kernel_modules = folder.join(format!("lib/modules/{version}/kernel"));
+    for driver in DRIVERS {
+        let from = kernel_modules.join(format!("{driver}.ko"));
+        fs::rename(&from, linux.join(format!("{}.ko", file_name(driver))))
+            .with_context(|| format!("the kernel's package has no driver {driver}"))?;
+    }
     Ok(())
+}
+
+/// The last part of a path in the kernel's tree.
+fn file_name(driver: &str) -> &str {
+    driver.rsplit('/').next().unwrap_or(driver)
 }
 
 /// The archive with everything but `/init`.
@@ -162,10 +172,9 @@ fn file_system_of(root: &Path, release: Release, linux: &Path) -> Result<Vec<u8>
     archive.link("/var/run", "/run");
     archive.device("/dev/console", 5, 1);
     archive.program("/bin/busybox", &read(linux.join("busybox"))?);
-    for applet in APPLETS {
-        archive.link(&format!("/bin/{applet}"), "busybox");
-    }
-    for module in MODULES {
+    // It makes its other names itself.
+    archive.link("/bin/sh", "busybox");
+    for module in MODULES.into_iter().chain(DRIVERS.map(file_name)) {
         let file = format!("{module}.ko");
         archive.file(&format!("/modules/{file}"), &read(linux.join(&file))?);
     }
@@ -179,6 +188,9 @@ fn file_system_of(root: &Path, release: Release, linux: &Path) -> Result<Vec<u8>
     let xenstore = read(root.join("usr/bin/xenstore"))?;
     archive.program(&format!("/{tools_folder}/xenstore"), &xenstore);
     programs.push(xenstore);
+    let server = read(root.join("usr/sbin/dropbear"))?;
+    archive.program(&format!("/{tools_folder}/dropbear"), &server);
+    programs.push(server);
     for (name, library) in libraries::closure(root, &programs)? {
         let folder = if name == LOADER { "/lib64" } else { "/lib/x86_64-linux-gnu" };
         archive.program(&format!("{folder}/{name}"), &library);

@@ -82,14 +82,35 @@ impl Map {
 ///
 /// The first run that differs, or a dump that is missing.
 pub(super) fn compare(lines: &[String]) -> Result<String> {
+    let (inside, outside) = both(lines, "PVMMU-SEEN ")?;
+    same(&inside, &outside)
+}
+
+/// Compares a guest's dump with what `xl dump-core` wrote, which is silent on pfns without memory.
+///
+/// # Errors
+///
+/// As for [`compare`].
+pub(super) fn compare_core(lines: &[String]) -> Result<String> {
+    let (mut inside, outside) = both(lines, "PVMMU-CORE ")?;
+    inside.0.retain(|run| matches!(run.first, Kind::Ram(_)));
+    same(&inside, &outside)
+}
+
+/// The guest's dump, and the lines of dom0's that begin with `mark`.
+fn both(lines: &[String], mark: &str) -> Result<(Map, Map)> {
     let (mut inside, mut outside) = (Map::default(), Map::default());
     for line in lines {
-        if let Some(words) = line.strip_prefix("PVMMU-SEEN ") {
+        if let Some(words) = line.strip_prefix(mark) {
             outside.add(seen(words).with_context(|| format!("dom0 says {line:?}"))?);
         } else if line.starts_with("pfn ") {
             inside.add(dumped(line).with_context(|| format!("the guest says {line:?}"))?);
         }
     }
+    Ok((inside, outside))
+}
+
+fn same(inside: &Map, outside: &Map) -> Result<String> {
     if inside.0.is_empty() || outside.0.is_empty() {
         bail!("the guest dumped {} pfns, dom0 saw {}", inside.pfns(), outside.pfns());
     }
@@ -168,6 +189,17 @@ mod tests {
             "PVMMU-SEEN 785 1 0x80004d0000000778",
         ]);
         assert_eq!(words.unwrap(), "(786 pfns in 4 runs)");
+    }
+
+    #[test]
+    fn a_core_dump_has_only_memory() {
+        let of = |core: &str| {
+            let lines: Vec<String> = INSIDE.iter().map(|line| (*line).to_owned()).collect();
+            compare_core(&[&lines[..], &[core.to_owned()]].concat())
+        };
+        assert_eq!(of("PVMMU-CORE 0 512 173568").unwrap(), "(512 pfns in 1 runs)");
+        assert!(of("PVMMU-CORE 0 511 173568").is_err());
+        assert!(of("PVMMU-SEEN 0 512 173568").is_err());
     }
 
     #[test]

@@ -85,6 +85,12 @@ const CASES: [Case; 14] = [
 const EXAMINED: [Case; 2] =
     [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
+/// A guest, and everything that xl can do to one (`dom0_session.sh`).
+const LIFE: Case = Case {
+    seconds: 120,
+    ..case("guest dump-core save*3 checkpoint pause sysrq migrate reboot", 64, Expectation::Pass)
+};
+
 /// What a boot needs.
 struct Setting<'a> {
     folder: &'a HostFolder,
@@ -168,7 +174,8 @@ impl Setting<'_> {
         let devices = Devices { folder: self.folder, host: host.clone(), guest, release };
         devices.run(session)?;
         self.as_domu(session, release, (&host, &linux))?;
-        self.examined(session, release, (&host, &linux))
+        self.examined(session, release, (&host, &linux))?;
+        self.lives(session, release, (&host, &linux))
     }
 
     /// Guests that dom0 looks at from outside, in one boot.
@@ -176,24 +183,49 @@ impl Setting<'_> {
         &self,
         session: &mut Session,
         release: Release,
-        (host, linux): (&Host<'_>, &Linux),
+        around: (&Host<'_>, &Linux),
     ) -> Result<()> {
-        let guests = EXAMINED.map(|case| self.guest(case));
         let log = self.folder.new_log(&format!("test-examined-{release}"))?;
+        let (reports, lines) = self.listen(around, &EXAMINED, log)?;
         // The verdict is dom0's last line on a guest.
-        let mut seen = vec![Vec::new()];
-        let reports = domu::boot(host, linux, &guests, log, |line| {
-            let Line::Guest(text) = line else { return };
-            seen.last_mut().into_iter().for_each(|lines| lines.push(text.to_owned()));
-            if Verdict::parse(text).is_some() {
-                seen.push(Vec::new());
-            }
-        })?;
-        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(&seen) {
+        let seen = lines.split(|line| Verdict::parse(line).is_some());
+        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(seen) {
             let result = case.judge(report).and_then(|_| examine::compare(lines));
             session.record("examined", &case.name(release), report.time, result)?;
         }
         Ok(())
+    }
+
+    /// A guest that lives under xl.
+    fn lives(
+        &self,
+        session: &mut Session,
+        release: Release,
+        around: (&Host<'_>, &Linux),
+    ) -> Result<()> {
+        let log = self.folder.new_log(&format!("test-lives-{release}"))?;
+        let (reports, lines) = self.listen(around, &[LIFE], log)?;
+        let report = reports.first().context("one guest, one report")?;
+        let result = LIFE.judge(report).and_then(|_| examine::compare_core(&lines));
+        session.record("life", &LIFE.name(release), report.time, result)?;
+        Ok(())
+    }
+
+    /// Boots guests, and keeps their lines.
+    fn listen(
+        &self,
+        (host, linux): (&Host<'_>, &Linux),
+        cases: &[Case],
+        log: PathBuf,
+    ) -> Result<(Vec<Report>, Vec<String>)> {
+        let guests: Vec<Guest> = cases.iter().map(|case| self.guest(*case)).collect();
+        let mut lines = Vec::new();
+        let reports = domu::boot(host, linux, &guests, log, |line| {
+            if let Line::Guest(text) = line {
+                lines.push(text.to_owned());
+            }
+        })?;
+        Ok((reports, lines))
     }
 
     fn as_dom0(

@@ -23,12 +23,26 @@ const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
 const M2P_START: u64 = 0xffff_8000_0000_0000;
 
+/// The pfn of a page of the image.
+pub(super) fn image_pfn(va: GuestVa) -> Option<Pfn> {
+    va.raw().checked_sub(VIRT_BASE).map(|offset| Pfn::new(offset >> PAGE_SHIFT))
+}
+
 /// What is known before the machine is.
 pub(super) struct Early {
+    /// The page that the builder filled, and a toolstack fills again after a restore.
+    pub(super) start_info: *const StartInfo,
+    /// What was in it at first.
+    pub(super) built: StartInfo,
     pub(super) boot: BootInfo,
     pub(super) direct_map: GuestVa,
     p2m: P2m<'static>,
 }
+
+// SAFETY: the pointer is only ever read from by the code that suspends, which is one vCPU's.
+unsafe impl Send for Early {}
+// SAFETY: as above.
+unsafe impl Sync for Early {}
 
 static KNOWN: Once<Early> = Once::new();
 
@@ -53,12 +67,24 @@ pub(super) fn known() -> Option<&'static Early> {
 ///
 /// # Panics
 /// If it makes no sense: then this is no PV guest, and there is nothing to run in.
-pub(super) fn parse(start_info: &'static StartInfo) -> &'static Early {
+pub(super) fn parse(start_info: *const StartInfo) -> &'static Early {
     KNOWN.call_once(|| read(start_info))
 }
 
-fn read(start_info: &'static StartInfo) -> Early {
-    let boot = match BootInfo::parse(start_info) {
+/// What the builder, or a toolstack that restored the guest, wrote into the page.
+///
+/// # Safety
+/// `page` is the page that Xen named at the guest's entry.
+pub(super) unsafe fn start_info(page: *const StartInfo) -> StartInfo {
+    // SAFETY: the page stays mapped, is aligned and has no values that are none; nobody writes it
+    // while the guest runs.
+    unsafe { page.read_volatile() }
+}
+
+fn read(page: *const StartInfo) -> Early {
+    // SAFETY: the address comes from the guest's entry.
+    let start_info = unsafe { start_info(page) };
+    let boot = match BootInfo::parse(&start_info) {
         Ok(boot) => boot,
         Err(error) => panic!("{error}"),
     };
@@ -70,7 +96,7 @@ fn read(start_info: &'static StartInfo) -> Early {
     // stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
     match P2m::adopt(list) {
-        Ok(p2m) => Early { boot, direct_map, p2m },
+        Ok(p2m) => Early { start_info: page, built: start_info, boot, direct_map, p2m },
         Err(error) => panic!("{error}"),
     }
 }

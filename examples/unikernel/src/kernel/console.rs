@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 use hypercall::xen::{ShutdownReason, Xen};
 use hypercall::{BootInfo, Console as Kind, GuestVa};
 
-use super::boot;
 use super::lock::Mutex;
+use super::{boot, events};
 
 /// `struct xencons_interface` (public/io/console.h).
 ///
@@ -50,11 +50,27 @@ pub(super) fn open(info: &BootInfo, direct_map: GuestVa) {
     };
 }
 
+/// The ring has another port: the guest was restored in another domain.
+pub(super) fn moved_to(new: u32) {
+    if let Way::Ring { port, .. } = &mut *WAY.lock() {
+        *port = new;
+    }
+}
+
+/// How a toolstack asked the guest to end.
+static ASKED: Mutex<Option<ShutdownReason>> = Mutex::new(None);
+
+/// When this guest has nothing left to do it shall end so.
+pub(super) fn end_with(reason: ShutdownReason) {
+    *ASKED.lock() = Some(reason);
+}
+
 /// How this guest ends when it has nothing left to do.
 pub(super) fn shutdown_reason() -> ShutdownReason {
-    match *WAY.lock() {
-        Way::Hypervisor => ShutdownReason::Reboot,
-        _ => ShutdownReason::Poweroff,
+    match (*ASKED.lock(), &*WAY.lock()) {
+        (Some(asked), _) => asked,
+        (None, Way::Hypervisor) => ShutdownReason::Reboot,
+        (None, _) => ShutdownReason::Poweroff,
     }
 }
 
@@ -93,7 +109,7 @@ fn write_ring(ring: &Ring, port: u32, bytes: &[u8]) {
     for byte in bytes {
         while prod.wrapping_sub(ring.out_cons.load(Ordering::Acquire)) as usize >= OUTPUT_BYTES {
             notify(port);
-            Xen::yield_now();
+            events::wait_for(port);
         }
         ring.output[prod as usize % OUTPUT_BYTES].store(*byte, Ordering::Relaxed);
         prod = prod.wrapping_add(1);

@@ -31,6 +31,7 @@ global_asm!(
     "note 4, .quad 0",                        // PADDR_OFFSET
     "note 1, .quad kernel_entry",             // ENTRY
     "note 10, .asciz \"writable_page_tables|pae_pgdir_above_4gb\"", // FEATURES: what it can do with
+    "note 14, .long 1",                       // SUSPEND_CANCEL: a suspend may be taken back
     ".popsection",
     ".pushsection .text.kernel_entry, \"ax\", @progbits",
     ".global kernel_entry",

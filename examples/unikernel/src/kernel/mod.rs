@@ -4,11 +4,14 @@
 mod boot;
 mod console;
 mod entry;
+mod events;
 mod heap;
+mod life;
 mod lock;
 mod panic;
 mod platform;
 mod ports;
+mod shared_page;
 mod traps;
 mod vcpus;
 
@@ -23,7 +26,7 @@ use platform::RealPlatform;
 use vcpus::SecondVcpu;
 
 /// Called by the entry code, once, on the boot stack.
-extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
+extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
     let early = boot::parse(start_info);
     console::open(&early.boot, early.direct_map);
     traps::install();
@@ -32,7 +35,7 @@ extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
     let _ = log::set_logger(&console::LOGGER);
     log::set_max_level(log::LevelFilter::Info);
 
-    let line = start_info.command_line().trim();
+    let line = early.built.command_line().trim();
     let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match name {
         "hang" => loop {

@@ -3,23 +3,29 @@
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
+use alloc::boxed::Box;
 use alloc::string::String;
 
 use hypercall::xen::Xen;
-use hypercall::{
-    ArchSharedInfo, Call, GuestVa, Hypercalls, Mfn, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
-};
+use hypercall::{ArchSharedInfo, GuestVa, Pfn, SharedInfo};
 use spin::Once;
 
 use super::boot::Early;
+use super::life::RealLife;
 use super::ports::RealPorts;
+use super::shared_page;
 use crate::guest::{Platform, Ports};
+use crate::life::Life;
+
+/// The page, which is atomic.
+struct Mapped(NonNull<SharedInfo>);
 
 /// The platform of the running guest.
 pub(super) struct RealPlatform<'a> {
     early: &'a Early,
     xen: &'a Xen,
-    shared_info: Once<Result<GuestVa, String>>,
+    /// Where it is mapped, or why it is not.
+    shared_info: Once<Result<Mapped, String>>,
 }
 
 impl<'a> RealPlatform<'a> {
@@ -27,38 +33,14 @@ impl<'a> RealPlatform<'a> {
     pub(super) const fn new(early: &'a Early, xen: &'a Xen) -> Self {
         Self { early, xen, shared_info: Once::new() }
     }
-
-    /// Maps a frame of Xen's in the place of the last page of the direct mapping, which is then one
-    /// page shorter. The builder maps some pages behind its last piece, which nobody uses.
-    fn map(&self, mfn: Mfn) -> Result<GuestVa, String> {
-        let last = self.xen.mapped_frames() - 1;
-        if last <= self.early.root().raw() + self.early.boot.table_frames {
-            return Err("no page of the builder's mapping is left".into());
-        }
-        let va = self.early.direct_map.checked_add_pages(last);
-        let va = va.map_err(|error| alloc::format!("pfn {}: {error}", Pfn::new(last)))?;
-        // SAFETY: I-3: from now on the page is no part of the direct mapping.
-        unsafe { self.xen.set_mapped_frames(last) };
-        let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
-        let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
-        let mut calls = [Call::new(Request::VaMapping(mapping))];
-        // SAFETY: the page lies behind everything that the builder made, and no token names it.
-        let issued = unsafe { self.xen.issue(&mut calls) };
-        issued
-            .and_then(|()| calls[0].result())
-            .map_err(|error| alloc::format!("{mfn}: {error}"))?;
-        Ok(va)
-    }
 }
 
 impl Platform for RealPlatform<'_> {
     fn shared_info(&self) -> Result<&ArchSharedInfo, String> {
-        let va = self.shared_info.call_once(|| self.map(self.early.boot.shared_info)).clone()?;
-        let arch: *const ArchSharedInfo = va.addr().as_ptr();
-        let arch = arch.wrapping_byte_add(ArchSharedInfo::OFFSET_BYTES);
-        // SAFETY: the page is mapped for as long as the guest runs, and has this layout there
-        // (public/xen.h); the words are atomic.
-        Ok(unsafe { &*arch })
+        let mfn = self.early.boot.shared_info;
+        let mapped = self.shared_info.call_once(|| shared_page::map(self.xen, mfn).map(Mapped));
+        // SAFETY: the page stays mapped: only a life unmaps it, and there is none.
+        mapped.as_ref().map(|Mapped(page)| unsafe { &page.as_ref().arch }).map_err(String::clone)
     }
 
     fn words(&self, va: GuestVa) -> Option<NonNull<AtomicU64>> {
@@ -76,5 +58,13 @@ impl Platform for RealPlatform<'_> {
     fn ports(&self) -> Result<&dyn Ports, String> {
         Xen::allow_ports().map_err(|error| alloc::format!("I/O ports: {error}"))?;
         Ok(&RealPorts)
+    }
+
+    fn life(&self) -> Result<Box<dyn Life + '_>, String> {
+        if self.shared_info.get().is_some() {
+            return Err("shared_info is in use already".into());
+        }
+        self.shared_info.call_once(|| Err("ask the guest's life for shared_info".into()));
+        Ok(Box::new(RealLife::begin(self.early, self.xen)?))
     }
 }

@@ -1,4 +1,5 @@
 //! Exceptions: a fault that was to be expected goes on, any other is reported and ends the guest.
+//! Events take the same way in and out.
 //!
 //! Xen delivers an exception to a PV kernel on its own stack as `rcx, r11, [error code,] rip, cs,
 //! rflags, rsp, ss`. The way back is the `iret` hypercall, which takes `rax, r11, rcx, flags` in
@@ -8,14 +9,16 @@ use core::arch::{asm, global_asm};
 use core::fmt::{self, Write as _};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use hypercall::GuestVa;
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
+use hypercall::{Error, GuestVa};
 use pvmmu::{Context, walk};
 
-use super::boot;
 use super::console::{self, Console};
+use super::{boot, events};
 
 const PAGE_FAULT: u8 = 14;
+/// What stands for a vector when Xen calls for an event, which comes as an exception does.
+const EVENT: u64 = 256;
 
 /// Whether a fault is being reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
@@ -66,6 +69,11 @@ macro_rules! stubs {
                 concat!("push ", $coded),
                 "jmp trap_common",
             )*
+            "event_stub:",
+            "pop rcx",
+            "pop r11",
+            "push 0",
+            "push {event}",
             "trap_common:",
             "push r11",
             "push rcx",
@@ -117,6 +125,7 @@ macro_rules! stubs {
             $(concat!(".quad ", $coded, ", trap_stub_", $coded),)*
             ".quad 0, 0",
             handler = sym handle,
+            event = const EVENT,
         );
 
         /// Stubs and their vectors, ended by a pair of zeroes.
@@ -128,6 +137,7 @@ stubs!([0 1 3 4 5 6 7 9 16 18 19] [10 11 12 13 14 17]);
 
 unsafe extern "C" {
     static trap_stubs: [[u64; 2]; STUBS + 1];
+    static event_stub: u8;
 }
 
 /// The handlers of all exceptions, and the end of the table.
@@ -153,6 +163,16 @@ pub(super) fn install() {
     }
 }
 
+/// Takes events from now on; Xen sends none while vCPU 0's are masked.
+///
+/// # Errors
+/// As Xen says.
+pub(super) fn install_events() -> Result<(), Error> {
+    let stub = &raw const event_stub as u64;
+    // SAFETY: the stub takes an event as Xen delivers it: as an exception without an error code.
+    unsafe { Xen::set_event_callback(stub) }
+}
+
 /// Reads from an address that nothing maps, as the program `fault` asks.
 pub(super) fn fault_on_purpose() -> ! {
     let nowhere = core::ptr::without_provenance::<u64>(0xdead_0000);
@@ -162,6 +182,9 @@ pub(super) fn fault_on_purpose() -> ! {
 }
 
 extern "C" fn handle(frame: &mut Frame) {
+    if frame.vector == EVENT {
+        return events::upcall();
+    }
     if frame.vector == u64::from(PAGE_FAULT)
         && let Some(rip) = fault_fixup(frame.rip)
     {

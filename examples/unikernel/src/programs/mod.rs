@@ -8,6 +8,7 @@ mod demo;
 mod dma;
 mod dump;
 mod grow;
+mod guest;
 mod life;
 mod primitives;
 mod prove;
@@ -39,6 +40,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
+        "guest" => Ok(guest::run),
         "primitives" => Ok(primitives::run),
         "spaces" => Ok(spaces::run),
         "vcpus" => Ok(vcpus::run),
@@ -49,8 +51,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, disk, dump, edu, \
-             grow, net, primitives, prove, spaces, vcpus and conformance, and to test the harness \
-             hang, fault, silent and panic"
+             grow, guest, net, primitives, prove, spaces, vcpus and conformance, and to test the \
+             harness hang, fault, silent and panic"
         )),
     }
 }

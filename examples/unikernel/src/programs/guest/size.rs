@@ -1,0 +1,139 @@
+//! The size of the guest: crate balloon, between the pool and the workload.
+
+use alloc::format;
+use alloc::string::String;
+
+use balloon::{Allocator, Around, Balloon, Moved, Next, Step, WorkStorage};
+use hypercall::{Cpu, Frame, FrameAccess, Machine};
+use p2m::LeafSource as _;
+use pvmmu::{Context, DirectEntries};
+
+use super::epoch::Epoch;
+use super::workload::Workload;
+use super::{Nanoseconds, POOL_RESERVE};
+use crate::guest::Pool;
+use crate::life::{Survives, survives};
+
+/// Frames that a step moves at most.
+const STEP_FRAMES: usize = 512;
+/// A unit of the balloon's pauses.
+const SECOND: u64 = 1_000_000_000;
+
+// Counts, and a set of pfns.
+impl Survives for Balloon<'_> {}
+
+survives! {
+    /// How large the guest is, and is to be.
+    pub(super) struct Size<'s> {
+        balloon: Balloon<'s>,
+        /// Nanoseconds for which it would be in vain to take a step.
+        rest: u64,
+        /// The balloon has nothing to do.
+        idle: bool,
+        /// What the guest said last of what is in the way.
+        said: String,
+    }
+}
+
+/// Frames that the guest can spare: those that nobody uses, then those of the workload.
+struct Spare<'a, M> {
+    machine: &'a M,
+    pool: &'a mut Pool,
+    workload: &'a mut Workload,
+    sound: Result<(), String>,
+}
+
+impl<M: FrameAccess> Allocator for Spare<'_, M> {
+    fn take(&mut self) -> Option<Frame> {
+        if self.pool.len() as u64 > POOL_RESERVE {
+            return self.pool.take();
+        }
+        let (frame, sound) = self.workload.release(self.machine)?;
+        self.sound = core::mem::replace(&mut self.sound, Ok(())).and(sound);
+        Some(frame)
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.pool.give(frame);
+    }
+}
+
+impl<'s> Size<'s> {
+    /// The size as it is.
+    pub(super) const fn new(balloon: Balloon<'s>) -> Self {
+        Self { balloon, rest: 0, idle: true, said: String::new() }
+    }
+
+    /// Aims at `pages`.
+    pub(super) fn aim(&mut self, pages: u64) {
+        self.idle = false;
+        match self.balloon.set_target(pages) {
+            balloon::Retarget::Step => self.rest = 0,
+            balloon::Retarget::Idle => self.idle = true,
+            // What was in the way is in the way of this target, too.
+            balloon::Retarget::KeepWaiting => {}
+        }
+    }
+
+    /// Time has passed.
+    pub(super) const fn passed(&mut self, time: Nanoseconds) {
+        self.rest = self.rest.saturating_sub(time.0);
+    }
+
+    /// Whether a step is worth taking now.
+    pub(super) const fn wants_step(&self) -> bool {
+        !self.idle && self.rest == 0
+    }
+
+    /// Whether every pfn is accounted for and Xen agrees; in words.
+    pub(super) fn account<M: Machine + Cpu>(
+        &self,
+        epoch: &Epoch<'_, '_, M>,
+    ) -> Result<String, String> {
+        let accounts = self.balloon.accounts(epoch.machine(), epoch.p2m());
+        match accounts.is_balanced() {
+            true => {
+                let goal = self.balloon.goal().frames;
+                Ok(format!("ballooned={} goal={goal}", accounts.ballooned))
+            }
+            false => Err(format!("{accounts}")),
+        }
+    }
+
+    /// Takes a step. A sentence, if there is something new to say.
+    pub(super) fn step<M: Machine + Cpu>(
+        &mut self,
+        epoch: &mut Epoch<'_, '_, M>,
+        workload: &mut Workload,
+    ) -> Result<Option<String>, String> {
+        let (context, pool) = epoch.parts();
+        let mut direct = DirectEntries::new(context);
+        let Context { machine, p2m, .. } = context;
+        let mut around = Around { machine, p2m, direct: &mut direct };
+        let mut spare = Spare { machine, pool, workload, sound: Ok(()) };
+        let mut storage = WorkStorage::<STEP_FRAMES>::new();
+        let step = storage.with(|work| self.balloon.step(&mut around, &mut spare, work));
+        spare.sound?;
+        Ok(self.take_note(step))
+    }
+
+    fn take_note(&mut self, step: Step) -> Option<String> {
+        if step.moved != Moved::Nothing {
+            self.said.clear();
+        }
+        match step.next {
+            Next::Again => None,
+            Next::Idle => {
+                self.idle = true;
+                self.balloon.goal().limit.map(|_| format!("the goal is {}", self.balloon.goal()))
+            }
+            Next::Wait { why, pause } => {
+                self.rest = u64::from(pause) * SECOND;
+                let words = format!("not at {} yet: {why}", self.balloon.goal());
+                let news = words != self.said;
+                self.said.clone_from(&words);
+                news.then_some(words)
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The turns of the guest: between two of them it may be suspended.
+
+use alloc::format;
+use alloc::string::String;
+
+use balloon::frames_of_kib;
+use hypercall::{Cpu, Machine};
+use p2m::LeafSource as _;
+
+use super::super::OrSay as _;
+use super::epoch::Epoch;
+use super::orders::{Order, Sysrq};
+use super::{Next, State};
+use crate::life::Way;
+use crate::store::StoreError;
+
+/// Pages that are looked at in a turn.
+const PAGES_PER_TURN: u64 = 64;
+/// Pages that are filled in a turn.
+const PAGES_FILLED_PER_TURN: u64 = 1024;
+/// Steps of the balloon in a turn.
+const STEPS_PER_TURN: u32 = 4;
+
+const SHUTDOWN: &str = "control/shutdown";
+const SYSRQ: &str = "control/sysrq";
+const TARGET: &str = "memory/target";
+const ASK: &str = "data/ask";
+const ANSWER: &str = "data/answer";
+
+/// The first turn: the frame map is published, the pages are filled, the toolstack is listened to.
+pub(super) fn begin<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    epoch.publish(&mut state.frame_list)?;
+    epoch.fill(&mut state.workload, u64::MAX)?;
+    listen(epoch, state)?;
+    let held = state.workload.len();
+    epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
+}
+
+/// Watches everything that a toolstack may write.
+fn listen<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &mut State<'_>) -> Result<(), String> {
+    let (life, store) = (epoch.life(), &mut state.store);
+    for path in [SHUTDOWN, SYSRQ, TARGET, ASK] {
+        match store.watch(life, path) {
+            // A domain that is resumed where it was still has its watches.
+            Err(StoreError::Refused(errno)) if errno == "EEXIST" => {}
+            watched => watched.or_say(path)?,
+        }
+    }
+    for feature in ["poweroff", "reboot", "suspend", "sysrq"] {
+        // A toolstack that did not make these does not look at them either.
+        let _ = store.write(life, &format!("control/feature-{feature}"), b"1");
+    }
+    Ok(())
+}
+
+/// Back in another domain: every frame has another number, and nobody knows of the watches.
+pub(super) fn restored<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    state.suspends += 1;
+    state.store.reconnect(epoch.life());
+    epoch.publish(&mut state.frame_list)?;
+    listen(epoch, state)?;
+    state.workload.verify(epoch.machine())?;
+    let suspends = state.suspends;
+    epoch.say(&format!("PVMMU-GUEST was restored, {suspends} suspends so far"))
+}
+
+/// Back where it was.
+pub(super) fn cancelled<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    state.suspends += 1;
+    state.workload.verify(epoch.machine())?;
+    epoch.say("PVMMU-GUEST was suspended in vain")
+}
+
+/// The last turn: every page is looked at once more.
+pub(super) fn end<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    while let Some((frame, sound)) = state.workload.release(epoch.machine()) {
+        epoch.parts().1.give(frame);
+        sound?;
+    }
+    Ok(())
+}
+
+/// A turn of work: whatever the toolstack said since the last one, then the pages.
+pub(super) fn work<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Next, String> {
+    while let Some(path) = state.store.event(epoch.life()).or_say("xenstore")? {
+        match path.as_str() {
+            SHUTDOWN => {
+                if let Some(next) = shutdown(epoch, state)? {
+                    return Ok(next);
+                }
+            }
+            SYSRQ => {
+                if let Some(way) = sysrq(epoch, state)? {
+                    return Ok(Next::End(way));
+                }
+            }
+            TARGET => retarget(epoch, state)?,
+            ASK => answer(epoch, state)?,
+            _ => {}
+        }
+    }
+    state.workload.work(epoch.machine(), PAGES_PER_TURN)?;
+    for _ in 0..STEPS_PER_TURN {
+        if !state.size.wants_step() {
+            // What the balloon brought is put to use.
+            epoch.fill(&mut state.workload, PAGES_FILLED_PER_TURN)?;
+            return Ok(Next::Pause);
+        }
+        if let Some(words) = state.size.step(epoch, &mut state.workload)? {
+            epoch.say(&words)?;
+        }
+    }
+    Ok(Next::Again)
+}
+
+fn shutdown<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Option<Next>, String> {
+    let Some(value) = state.store.take(epoch.life(), SHUTDOWN, b"").or_say(SHUTDOWN)? else {
+        return Ok(None);
+    };
+    match Order::parse(&value) {
+        Ok(Order::Suspend) => Ok(Some(Next::Suspend)),
+        Ok(Order::End(way)) => Ok(Some(Next::End(way))),
+        Err(unknown) => epoch.say(&format!("{unknown}")).map(|()| None),
+    }
+}
+
+fn sysrq<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<Option<Way>, String> {
+    let value = state.store.take(epoch.life(), SYSRQ, b"\0").or_say(SYSRQ)?;
+    match value.and_then(|value| Sysrq::parse(&value)) {
+        Some(Sysrq::End(way)) => return Ok(Some(way)),
+        Some(Sysrq::Memory) => {
+            let words = words(epoch, state)?;
+            epoch.say(&format!("sysrq m: {words}"))?;
+        }
+        Some(Sysrq::Help) => {
+            epoch.say("sysrq: b reboot, c crash, m memory, o poweroff")?;
+        }
+        None => {}
+    }
+    Ok(None)
+}
+
+fn retarget<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    let value = state.store.read(epoch.life(), TARGET).or_say(TARGET)?;
+    match frames_of_kib(&value.unwrap_or_default()) {
+        Ok(pages) => state.size.aim(pages),
+        Err(bad) => epoch.say(&format!("memory/target: {bad}; the guest stays as it is"))?,
+    }
+    Ok(())
+}
+
+/// Says how the guest is.
+fn answer<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<(), String> {
+    let Some(asked) = state.store.read(epoch.life(), ASK).or_say(ASK)? else { return Ok(()) };
+    let asked = String::from_utf8_lossy(&asked).into_owned();
+    let mut parts = asked.split_whitespace();
+    let Some(number) = parts.next() else { return Ok(()) };
+    let health = match parts.next() {
+        Some("size") => words(epoch, state),
+        Some("dump") => epoch.dump().and_then(|()| health(epoch, state)),
+        _ => health(epoch, state),
+    };
+    let line = match health {
+        Ok(words) => format!("{number} ok {words}"),
+        Err(reason) => format!("{number} fail {reason}"),
+    };
+    epoch.say(&format!("PVMMU-ANSWER {line}"))?;
+    state.store.write(epoch.life(), ANSWER, line.as_bytes()).or_say(ANSWER)
+}
+
+/// Looks at everything.
+fn health<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+) -> Result<String, String> {
+    epoch.audit(&state.frame_list)?;
+    state.workload.verify(epoch.machine())?;
+    words(epoch, state)
+}
+
+/// What the guest has, in words that tests read.
+fn words<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &State<'_>) -> Result<String, String> {
+    let pages = epoch.reservation()?;
+    let ram = p2m::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
+    let State { workload, size, suspends, .. } = state;
+    let (held, verified, size) = (workload.len(), workload.verified, size.account(epoch)?);
+    Ok(format!(
+        "pages={pages} ram={ram} {size} held={held} verified={verified} suspends={suspends}"
+    ))
+}

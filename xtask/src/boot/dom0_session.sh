@@ -1,0 +1,261 @@
+# A part of dom0_guests.sh: the life of a guest under xl. Its program is `guest`, and the words after
+# it on its command line are what happens to it, in this order; `STEP*N` is a step N times. After each
+# step the guest looks at all it has, and what it counts is compared with what Xen counts.
+
+# Something is not as it should be: the verdict.
+wrong() {
+    echo "fail $step: $(echo "$*" | tr '\n' ' ')" > "$here/verdict"
+    exit 1
+}
+
+# Runs a command of the toolstack, which must not refuse. Under emulation xl itself crashes now and
+# then: that is said, and then the rest of the line decides, `again` or a test whether all is done.
+toolstack() {
+    crashed=$1
+    shift
+    words=$("$@" 2>&1)
+    status=$?
+    # Its own child's end it reports itself.
+    case "$status $words" in 1[2-9]?" "* | *"due to fatal signal"*) status=crashed ;; esac
+    if [ $status = crashed ]; then
+        say "note $1 $2 crashed: $(echo "$words" | tail -n 1)"
+        find_domain
+        $crashed && return
+        words=$("$@" 2>&1)
+        status=$?
+    fi
+    [ $status = 0 ] || wrong "$*: status $status: $words"
+}
+
+again() {
+    false
+}
+
+# Waits until a command succeeds; says so if it does not in time.
+await() {
+    what=$1
+    shift
+    deadline=$(($(uptime_seconds) + limit))
+    until "$@"; do
+        [ "$(uptime_seconds)" -lt $deadline ] || wrong "waited $limit s for $what"
+        sleep 0.1
+    done
+}
+
+# Sets domain. A guest that is restored or restarted has another number.
+find_domain() {
+    domain=$(xl domid "$name" 2>/dev/null) && [ -n "$domain" ]
+}
+
+answered() {
+    answer=$(xenstore read "/local/domain/$domain/data/answer" 2>/dev/null)
+    [ "${answer%% *}" = "$asked" ]
+}
+
+# Has the guest look at all it has; sets answer.
+ask() {
+    find_domain || wrong "there is no $name"
+    asked=$((asked + 1))
+    toolstack again xenstore write "/local/domain/$domain/data/ask" "$asked $*"
+    await "an answer to $asked" answered
+    case $answer in
+    "$asked ok "*) ;;
+    *) wrong "the guest says: $answer" ;;
+    esac
+}
+
+# Sets value to what follows KEY= in the answer.
+pick() {
+    value=${answer#* $1=}
+    value=${value%% *}
+}
+
+# Pages of the domain, as Xen counts them.
+pages_of_xen() {
+    xl dmesg | awk -v head="General information for domain $domain:" '
+        index($0, head) { seen = 1 }
+        seen && match($0, /nr_pages=[0-9]+/) {
+            pages = substr($0, RSTART + 9, RLENGTH - 9); seen = 0
+        }
+        END { print pages }'
+}
+
+xen_has_counted() {
+    counted=$(pages_of_xen)
+    [ -n "$counted" ]
+}
+
+# The guest is sound, and Xen and xl count its pages as it does.
+check() {
+    ask "$@"
+    pick pages && pages=$value
+    pick ram && ram=$value
+    toolstack again xl dmesg -c
+    toolstack again xl debug-keys q
+    await "Xen's count of pages" xen_has_counted
+    [ "$pages" = "$ram" ] || wrong "the guest has $ram pages, and Xen told it $pages"
+    [ "$pages" = "$counted" ] || wrong "the guest has $pages pages, Xen counts $counted"
+    set -- $(xl list "$name" | tail -n 1)
+    [ "$3" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $3 MiB"
+    say "guest $number $step: $answer"
+}
+
+# The guest has this many pages: it is asked for nothing more.
+has_pages() {
+    ask size
+    pick pages
+    [ "$value" -eq "$1" ]
+}
+
+set_memory() {
+    toolstack again xl mem-set "$name" "${1}m"
+    await "$1 MiB" has_pages $(($1 * 256))
+}
+
+# The guest gives half of its memory away.
+step_shrink() {
+    set_memory $((memory / 2))
+}
+
+# It gets it back.
+step_grow() {
+    set_memory "$memory"
+}
+
+step_mem_set() {
+    step_shrink
+    step_grow
+}
+
+is_gone() {
+    ! find_domain
+}
+
+# A restored guest runs, whatever became of the xl that restored it.
+is_back() {
+    find_domain || return
+    look_at_guest
+    case $state in *p*) xl unpause "$name" ;; esac
+}
+
+step_save() {
+    toolstack is_gone xl save "$name" "$here/image"
+    toolstack is_back xl restore "$here/image"
+    rm -f "$here/image"
+}
+
+# It is saved and goes on where it is.
+step_checkpoint() {
+    toolstack again xl save -c "$name" "$here/image"
+    rm -f "$here/image"
+}
+
+# To the same host, while it works. A Xen that was built without shadow paging cannot do that with
+# any PV guest (Debian's since 4.17): it says so, and then the guest has to be where it was.
+step_migrate() {
+    find_domain && before=$domain
+    words=$(xl migrate -s '' "$name" 'xl migrate-receive' 2>&1)
+    status=$?
+    find_domain || wrong "it is gone: $words"
+    case "$status $words" in
+    "0 "*) [ "$domain" != "$before" ] || wrong "it is still domain $before: $words" ;;
+    *"enable logdirty: 95"*)
+        [ "$domain" = "$before" ] || wrong "it is domain $domain: $words"
+        say "guest $number $step: this Xen cannot migrate a running PV guest, which goes on"
+        ;;
+    *) wrong "xl migrate: status $status: $words" ;;
+    esac
+}
+
+step_pause() {
+    toolstack again xl pause "$name"
+    look_at_guest
+    case $state in *p*) ;; *) wrong "paused, its state is $state" ;; esac
+    toolstack again xl unpause "$name"
+}
+
+# The frame map in the dump, as lines that the harness compares with the guest's own.
+step_dump_core() {
+    toolstack again xl pause "$name"
+    toolstack again xl dump-core "$name" "$here/core"
+    toolstack again xl unpause "$name"
+    # The section headers, 64 bytes each: the one with entries of 16 bytes is .xen_p2m.
+    set -- $(od -A n -v -t u8 -j 40 -N 8 "$here/core") $(od -A n -v -t u2 -j 60 -N 2 "$here/core")
+    set -- $(od -A n -v -t u8 -w64 -j "$1" -N $(($2 * 64)) "$here/core" |
+        awk '$8 == 16 { print $4, $5 }')
+    [ -n "$2" ] || wrong "the dump has no frame map"
+    od -A n -v -t u8 -w16 -j "$1" -N "$2" "$here/core" |
+        awk -v mark="@@pvmmu guest $number PVMMU-CORE" '
+            count && $1 == start + count && $2 == first + count { count++; next }
+            { if (count) print mark, start, count, first; start = $1; first = $2; count = 1 }
+            END { if (count) print mark, start, count, first }'
+    rm -f "$here/core"
+    check_words=dump
+}
+
+# Another domain runs in its place. The xl that waits for that may have crashed by then, as said
+# above: then this does what it would have done.
+is_another() {
+    find_domain || return
+    [ "$domain" = "$before" ] || return 0
+    look_at_guest
+    case "$state $reason" in *s*" 1") ;; *) return 1 ;; esac
+    pidof xl > /dev/null && return 1
+    say "note no xl is left that could start $name again"
+    toolstack again xl destroy "$name"
+    toolstack find_domain xl create "$here/$number.cfg"
+    find_domain
+}
+
+step_reboot() {
+    find_domain && before=$domain
+    toolstack again xl reboot "$name"
+    await "the guest to start again" is_another
+    asked=0
+}
+
+has_ended() {
+    look_at_guest
+    case $state in *s*) [ "$reason" = 0 ] ;; *) false ;; esac
+}
+
+# A key, and the words that the guest says of it.
+step_sysrq() {
+    toolstack again xl sysrq "$name" m
+    await "the answer to a key" grep -q '^sysrq m: pages=' "$log"
+}
+
+# In a shell of its own, which `wrong` ends.
+session() (
+    asked=0
+    step=start
+    find_domain
+    check
+    for word in "$@"; do
+        times=${word#*\*}
+        step=${word%%\**}
+        [ "$times" = "$word" ] && times=1
+        while [ "$times" -gt 0 ]; do
+            check_words=
+            "step_$(echo "$step" | tr - _)" || wrong "there is no such step"
+            check $check_words
+            times=$((times - 1))
+        done
+    done
+    step=shutdown
+    toolstack again xl shutdown "$name"
+    await "the guest to end" has_ended
+    echo "pass a session of $# steps" > "$here/verdict"
+)
+
+# Sets ending and verdict, when all has happened to the guest.
+live_with_guest() {
+    if ! session "$@"; then
+        find_domain && xenctx "$domain" 0 2>&1 | head -n 20
+        set +f
+        tail -n 20 /var/log/xen/xl-*.log
+        set -f
+    fi
+    verdict=$(cat "$here/verdict")
+    ending="shutdown 0"
+}
