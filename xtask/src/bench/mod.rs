@@ -5,11 +5,15 @@
 //! | `row` | a figure, as the guest prints it and as files keep it |
 //! | `targets` | every target of the project, in one table |
 //! | `pairs` | which of Linux's operations stands beside which of ours |
+//! | `linux` | boots Linux and reads its figures |
 //! | `baseline` | figures of an earlier run, and what has become worse |
-//! | `text` | the report in text |
+//! | `text`, `html`, `plot` | the report: in text, as a page for a browser, its pictures |
 
 mod baseline;
+mod html;
+mod linux;
 mod pairs;
+mod plot;
 mod row;
 mod targets;
 mod text;
@@ -22,7 +26,7 @@ use self::row::Row;
 use self::text::Figures;
 use crate::ExitStatus;
 use crate::boot::Clock;
-use crate::cli::{BenchArguments, Release, Role};
+use crate::cli::{BenchArguments, Release, Rival, Role};
 use crate::progress::Step;
 use crate::station::{Boot, Station};
 
@@ -48,13 +52,15 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     if rows.len() != again.len() || !differs.is_empty() {
         bail!("two runs do not give the same figures:\n{}", differs.join("\n"));
     }
-    let linux_file = baseline::linux(release);
-    let linux = if linux_file.is_file() { row::read(&linux_file)? } else { Vec::new() };
+    let linux = linux_rows(arguments)?;
     let figures = Figures { rows: &rows, linux: &linux };
     println!("Xen {release}, QEMU {}: two runs, the same figures", station.qemu_version());
     print!("{}\n{}\n{}", text::rows(figures), text::pairs(figures), text::targets(figures));
     if let Some(file) = &arguments.json {
-        row::write(file, &rows)?;
+        row::write_all(file, figures)?;
+    }
+    if let Some(file) = &arguments.html {
+        html::write(file, &format!("pvmmu on Xen {release}"), figures)?;
     }
     if arguments.update {
         row::write(&baseline::ours(release), &rows)?;
@@ -63,6 +69,24 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
         return Ok(report_worse(&check(&rows, release)?));
     }
     Ok(ExitStatus::Pass)
+}
+
+/// Linux's figures: of this run, or recorded ones.
+fn linux_rows(arguments: &BenchArguments) -> Result<Vec<Row>> {
+    let file = baseline::linux(arguments.xen);
+    if arguments.vs == Some(Rival::Linux) {
+        let rows = linux::measure(arguments.xen)?;
+        if arguments.update {
+            row::write(&file, &rows)?;
+        }
+        return Ok(rows);
+    }
+    if !file.is_file() {
+        println!("Linux's figures on Xen {} are not recorded: --vs linux", arguments.xen);
+        return Ok(Vec::new());
+    }
+    println!("Linux's figures are those recorded in {}: --vs linux measures", file.display());
+    row::read(&file)
 }
 
 /// Boots the guest once, and holds its figures against the baseline. How many rows there are.
@@ -108,20 +132,11 @@ fn measure(station: &mut Station, release: Release) -> Result<Vec<Row>> {
         limit: LIMIT,
         clock: Clock::Instructions,
     };
-    let mut rows = Vec::new();
-    let report = station.boot(&boot, |line| match Row::parse(line) {
-        Ok(Some(row)) => {
-            step.at(row.operation.clone());
-            rows.push(Ok(row));
-        }
-        Ok(None) => {}
-        Err(error) => rows.push(Err(error)),
-    })?;
+    let mut rows = row::Reader::default();
+    let report = station.boot(&boot, |line| rows.line(line, &step))?;
     step.vanish();
     if !report.outcome.passed() {
         bail!("{report}");
     }
-    let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
-    row::check_names(&rows)?;
-    Ok(rows)
+    rows.end()
 }
