@@ -74,7 +74,7 @@ pub use grants::{
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
 pub use middleware::{
-    Counting, Counts, FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum,
+    Counting, Counts, FailNth, Refusal, TRACE_HEADER, Timed, Traced, trace_start, trace_sum,
 };
 pub use op::{
     DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,

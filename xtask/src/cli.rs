@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Compare real Xen with the model: random operations on both, every answer
     Prove(ProveArguments),
+    /// Measure what every operation costs on real Xen, and judge it
+    Bench(BenchArguments),
     /// Run all tests: format, lints, unit, documentation, then real Xen
     Test(TestArguments),
 }
@@ -95,6 +97,23 @@ pub(crate) struct ProveArguments {
     /// Run the steps in this file instead
     #[arg(long, value_name = "FILE")]
     pub(crate) replay: Option<PathBuf>,
+}
+
+/// What to measure, and where to write it.
+#[derive(Args, Debug)]
+pub(crate) struct BenchArguments {
+    /// Release of Xen
+    #[arg(long, value_enum, default_value_t = Release::Xen4_17)]
+    pub(crate) xen: Release,
+    /// Fail if a count is more than 2 % above the baseline in the repository
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Make what is measured the baseline
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) update: bool,
+    /// Write everything to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// What to test.

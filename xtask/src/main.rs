@@ -6,6 +6,7 @@
 //! | `cli` | the words a person may type |
 //! | `run` | the main job: one guest, one boot, one verdict |
 //! | `test` | all tests: the checks that need no machine, then real Xen |
+//! | `bench` | what every operation costs, against Linux, the floor and the targets |
 //! | `provision` | how to get QEMU, Xen and Rust's bare-metal target |
 //! | `boot` | how to start QEMU, watch it, judge what happened, and end it |
 //! | `initramfs` | how to make the file system of a Linux dom0 |
@@ -16,6 +17,7 @@
 //! Exit status: 0 the guest passed; 1 it failed, crashed, hung or gave no verdict; 2 the command
 //! was wrong or this machine lacks something; 130 interrupted.
 
+mod bench;
 mod boot;
 mod cargo;
 mod cli;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let result = process::handle_signals().and_then(|()| match &cli.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Prove(arguments) => prove::prove(arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
         Command::Test(arguments) => test::test(arguments),
     });
     match result {

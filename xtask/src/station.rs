@@ -31,6 +31,8 @@ pub(crate) struct Boot {
     pub(crate) module: Option<PathBuf>,
     /// How long it may run.
     pub(crate) limit: Duration,
+    /// What the machine's clock counts.
+    pub(crate) clock: Clock,
 }
 
 /// A place to boot guests from.
@@ -68,7 +70,7 @@ impl Station {
     pub(crate) fn boot(&mut self, boot: &Boot, mut show: impl FnMut(&str)) -> Result<Report> {
         self.require(boot.release, boot.role)?;
         let xen = self.hypervisors.get(&boot.release).context("Xen was just required")?.clone();
-        let host = Host { qemu: &self.qemu, xen, clock: Clock::Time };
+        let host = Host { qemu: &self.qemu, xen, clock: boot.clock };
         let guest = Guest {
             kernel: self.kernel.clone(),
             arguments: boot.arguments.clone(),
@@ -92,6 +94,11 @@ impl Station {
                 reports.pop().context("one guest, one report")
             }
         }
+    }
+
+    /// QEMU's version.
+    pub(crate) fn qemu_version(&self) -> &str {
+        self.qemu.version()
     }
 
     fn require(&mut self, release: Release, role: Role) -> Result<()> {

@@ -62,6 +62,11 @@ impl<M: Machine + Cpu> Guest<'_, M> {
         unsafe { self.cpu.store(va, value) }.is_ok()
     }
 
+    /// The context of address space operations.
+    pub(crate) fn context(&self) -> Context<'_, Counting<&M>> {
+        Context { machine: &self.machine, p2m: self.p2m, kernel_root: self.kernel_root }
+    }
+
     /// The context of address space operations, and the pool beside it.
     pub(crate) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
         let Self { machine, p2m, kernel_root, pool, .. } = self;
@@ -88,6 +93,11 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// No frames.
+    pub(crate) const fn empty() -> Self {
+        Self { frames: Vec::new() }
+    }
+
     /// All of `frames`.
     pub(crate) fn new(mut frames: Frames) -> Self {
         let mut all: Vec<_> = core::iter::from_fn(|| frames.take()).collect();

@@ -24,7 +24,7 @@ const IMAGE_START: u64 = 0x100;
 /// Pages of the dom0 beside a domU.
 const DOM0_PAGES: u64 = 1024;
 /// Frames for programs, part of the image as on real Xen.
-const ARENA_FRAMES: u64 = 1536;
+const ARENA_FRAMES: u64 = 2304;
 
 /// Runs a program of the unikernel on a model of Xen.
 #[derive(Debug, Parser)]

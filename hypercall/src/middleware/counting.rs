@@ -3,12 +3,12 @@
 use core::cell::Cell;
 use core::ops::Sub;
 
-use super::forward_frame_access;
+use super::{forward_cpu, forward_frame_access};
 use crate::call::{Call, Outcome};
 use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
 use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
-use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
+use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
 use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -126,3 +126,4 @@ impl<M: Grants> Grants for Counting<M> {
 }
 
 forward_frame_access!([M: FrameAccess] Counting<M>, self => self.machine);
+forward_cpu!([M: Cpu] Counting<M>, self => self.machine);

@@ -3,10 +3,12 @@
 
 mod counting;
 mod fail_nth;
+mod timed;
 mod traced;
 
 pub use counting::{Counting, Counts};
 pub use fail_nth::{FailNth, Refusal};
+pub use timed::Timed;
 pub use traced::{TRACE_HEADER, Traced, trace_start, trace_sum};
 
 use x86_64::structures::paging::PageTableIndex;
@@ -14,7 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::call::Call;
 use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
-use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
+use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
 use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -100,6 +102,38 @@ macro_rules! forward_frame_access {
 }
 use forward_frame_access;
 
+/// Forwards [`Cpu`] to the machine inside.
+macro_rules! forward_cpu {
+    ([$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr) => {
+        #[expect(unsafe_code, reason = "forwards stores with the promises of their callers")]
+        impl<$($generics)*> Cpu for $wrapper {
+            fn load(&$self, va: GuestVa) -> Result<u64, Fault> {
+                $inner.load(va)
+            }
+
+            unsafe fn store(&$self, va: GuestVa, value: u64) -> Result<(), Fault> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.store(va, value) }
+            }
+
+            unsafe fn compare_exchange(
+                &$self,
+                va: GuestVa,
+                current: u64,
+                new: u64,
+            ) -> Result<u64, Fault> {
+                // SAFETY: the caller's promise is handed on.
+                unsafe { $inner.compare_exchange(va, current, new) }
+            }
+
+            fn ticks(&$self) -> u64 {
+                $inner.ticks()
+            }
+        }
+    };
+}
+use forward_cpu;
+
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
 impl<M: Hypercalls + ?Sized> Hypercalls for &M {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
@@ -118,3 +152,4 @@ impl<M: Hypercalls + ?Sized> Hypercalls for &M {
 }
 
 forward_frame_access!([M: FrameAccess + ?Sized] &M, self => (**self));
+forward_cpu!([M: Cpu + ?Sized] &M, self => (**self));

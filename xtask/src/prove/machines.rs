@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
 use super::record::Record;
+use crate::boot::Clock;
 use crate::boot::outcome::{Outcome, Report};
 use crate::cli::{Release, Role};
 use crate::progress::Step;
@@ -87,6 +88,7 @@ impl Machines {
             arguments: format!("prove {}", run.words),
             module,
             limit: LIMIT,
+            clock: Clock::Time,
         };
         let (record, report) = self.boot(run, &boot)?;
         if record.has_verdict() {

@@ -18,7 +18,7 @@ use crate::prove::{self, Machines, Where};
 use crate::provision::linux::{self, Linux};
 use crate::provision::qemu::Qemu;
 use crate::provision::xen;
-use crate::{guest, process};
+use crate::{bench, guest, process};
 
 /// What must come of a guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -114,6 +114,10 @@ pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
         setting.one_release(session, release)?;
     }
     compare_with_the_model(session, arguments)?;
+    if arguments.xen.contains(&Release::Xen4_17) && arguments.kernel.is_none() {
+        session
+            .step("bench", "counts against the baseline", || bench::check_once(Release::Xen4_17))?;
+    }
     endings::run(session, &setting.kernel)
 }
 

@@ -10,7 +10,7 @@ use spin::Mutex;
 
 const HEAP_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for programs.
-pub(super) const ARENA_FRAMES: usize = 1536;
+pub(super) const ARENA_FRAMES: usize = 2304;
 
 #[repr(C, align(4096))]
 struct Pages<const BYTES: usize>([u8; BYTES]);

@@ -1,190 +1,153 @@
-//! Live pages: protected and unmapped.
+//! Live pages: mapped, protected, unmapped.
 
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{Cpu, Machine, PteFlags};
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool};
+use hypercall::{Cpu, GuestVa, Machine, PteFlags};
+use pvmmu::{Edit, MapError, Pages, Pgd, Pinned, Presence, TablePool, Tools};
 
 use super::super::OrSay;
+use super::PAGES;
+use super::bare::Bare;
 use super::memory::Memory;
+use super::row::{Bench, Cost};
 use super::spaces::{build, destroy, tools, va};
-use super::table::{Table, Target, measure};
-use super::{PAGES, Storage};
-use crate::guest::Guest;
 
-/// Linux 6.1 on Xen 4.17, 65,536 live pages: mprotect to read-only.
-const LINUX_TO_READ_ONLY: u64 = 60_451_132;
-/// mprotect to writable.
-const LINUX_TO_WRITABLE: u64 = 68_880_415;
-/// fork, exit and wait, with Linux's own book-keeping.
-const LINUX_FORK: u64 = 229_956_688;
-/// munmap.
-const LINUX_UNMAP: u64 = 206_850_342;
+/// Pages that a row works on, side by side.
+const SIZES: [u64; 9] = [1, 4, 16, 64, 256, 1024, 4096, 16_384, PAGES];
+/// Tables of which a part is unmapped.
+const TABLES: u64 = PAGES / 512;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 /// The rows of this file.
 pub(super) fn run<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    memory: &mut Memory,
-    storage: &mut Storage,
+    bench: &mut Bench<'_, '_, M>,
+    bare: &Bare,
 ) -> Result<(), String> {
-    for presence in [Presence::MayVanish, Presence::Steady] {
-        protect(guest, table, presence, (memory, storage))?;
+    for pages in SIZES {
+        one_life(bench, bare, pages)?;
+    }
+    for pages in SIZES.into_iter().filter(|pages| *pages <= 256) {
+        in_a_table(bench, bare, pages)?;
     }
     for part in [512, 511, 256, 32, 1] {
-        unmap(guest, table, part, (memory, storage))?;
+        unmap_part(bench, bare, part)?;
     }
-    map(guest, table, (memory, storage))?;
-    fork(guest, table, (memory, storage))
+    Ok(())
 }
 
-/// A second address space over all pages, and its end; then the same for a parent that is
-/// write-protected already.
-fn fork<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<(), String> {
-    let mut parent = full(guest, (&mut *memory, &mut *storage))?;
-    let mut counts = alloc::vec![0u16; usize::try_from(guest.boot.pages).or_say("pages")?];
-    let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: memory, shares: &mut shares };
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut batch = storage.batch();
-    for name in ["fork and destroy, writable pages", "fork and destroy again"] {
-        let (child, forked) = measure(guest, |guest| {
-            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
-            parent.fork(&mut tools).or_say("fork")
-        })?;
-        let (_, ended) = measure(guest, |guest| {
-            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
-            child.destroy(&mut tools).or_say("destroy the child")
-        })?;
-        table.row(guest, ("  fork", PAGES), forked, &[])?;
-        table.row(guest, ("  destroy the child", PAGES), ended, &[])?;
-        table.row(guest, (name, PAGES), forked.and(ended), &[linux(LINUX_FORK, 30)])?;
-    }
-    let (_, cost) = measure(guest, |guest| {
-        let mut tools = tools(guest.parts().0, &mut batch, &mut pool, &mut frames);
-        parent.destroy(&mut tools).or_say("destroy the parent")
-    })?;
-    table.row(guest, ("destroy the parent", PAGES), cost, &[])
-}
-
-fn linux(figure: u64, hundredths: u64) -> Target {
-    Target { of: "Linux", figure, hundredths }
-}
-
-fn full<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<Pgd<Pinned>, String> {
-    let (context, _) = guest.parts();
-    let pgd = build(&context, (PAGES / 512, 512, PteFlags::USER_RW), memory)?;
-    pgd.pin(&context, &mut storage.batch()).or_say("pin")
-}
-
-fn end<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    pgd: Pgd<Pinned>,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<(), String> {
-    let (context, _) = guest.parts();
-    let pgd = pgd.unpin(&context, &mut storage.batch()).or_say("unpin")?;
-    destroy(&context, pgd, memory)
-}
-
-fn protect<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
+/// An operation on a live address space, measured.
+pub(super) fn with_tools<M: Machine + Cpu, T>(
+    bench: &mut Bench<'_, '_, M>,
     presence: Presence,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<(), String> {
-    let mut pgd = full(guest, (&mut *memory, &mut *storage))?;
+    work: impl for<'a> FnOnce(
+        &mut Tools<'a, '_, '_, hypercall::Counting<&'a M>, Memory>,
+    ) -> Result<T, String>,
+) -> Result<(T, Cost), String> {
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-    let (word, share) = match presence {
-        Presence::MayVanish => ("whole tables", 50),
-        Presence::Steady => ("in place", 75),
-    };
-    for (flags, name, figure) in [
-        (READ_ONLY, "to read-only", LINUX_TO_READ_ONLY),
-        (PteFlags::USER_RW, "to writable", LINUX_TO_WRITABLE),
-    ] {
-        let mut batch = storage.batch();
-        let (_, cost) = measure(guest, |guest| {
-            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, memory);
-            tools.presence = presence;
-            let pages = Pages { start: va(0, 0)?, count: PAGES };
-            pgd.protect(&mut tools, pages, flags).or_say("protect")
-        })?;
-        let name = format!("protect {name}, {word}");
-        table.row(guest, (&name, PAGES), cost, &[linux(figure, share)])?;
+    let start = bench.begin();
+    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
+    let mut tools = tools(context, &mut batch, &mut pool, &mut bench.memory);
+    tools.presence = presence;
+    let value = work(&mut tools)?;
+    Ok((value, bench.end(start)))
+}
+
+/// Pages of an address space that has nothing else: mapped, protected in both ways, unmapped.
+fn one_life<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    bare: &Bare,
+    count: u64,
+) -> Result<(), String> {
+    let mut pgd = empty(bench)?;
+    let pages = Pages { start: va(0, 0)?, count };
+    let steady = Presence::Steady;
+    let (_, cost) = with_tools(bench, steady, |tools| {
+        pgd.map_pages(tools, pages, PteFlags::USER_RW).or_say("map")
+    })?;
+    bench.row(("map, with their tables", "pages"), count, cost, Some(bare.map(count)))?;
+    let protected = [
+        (READ_ONLY, "read-only", bare.read_only_in_place(count), bare.read_only_whole(count)),
+        (PteFlags::USER_RW, "writable", bare.writable_in_place(count), bare.writable_whole(count)),
+    ];
+    for (presence, word) in [(steady, "in place"), (Presence::MayVanish, "whole tables")] {
+        for (flags, access, in_place, whole) in protected {
+            let (_, cost) = with_tools(bench, presence, |tools| {
+                pgd.protect(tools, pages, flags).or_say("protect")
+            })?;
+            // The flush rides in the same trap.
+            let in_place = in_place + bare.flush - bare.null;
+            let floor = if presence == steady { in_place } else { whole };
+            let operation = format!("protect to {access}, {word}");
+            bench.row((&operation, "pages"), count, cost, Some(floor))?;
+        }
     }
-    end(guest, pgd, (memory, storage))
+    let (_, cost) = with_tools(bench, steady, |tools| pgd.unmap(tools, pages).or_say("unmap"))?;
+    bench.row(("unmap", "pages"), count, cost, Some(bare.unmap(count)))?;
+    end(bench, pgd)
+}
+
+/// An address space with nothing in it, live.
+fn empty<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Pgd<Pinned>, String> {
+    let context = bench.guest.context();
+    let pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
+    pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")
+}
+
+fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
+    let context = bench.guest.context();
+    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
+    destroy(&context, pgd, &mut bench.memory)
+}
+
+/// Pages in a table that another page keeps there.
+fn in_a_table<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    bare: &Bare,
+    count: u64,
+) -> Result<(), String> {
+    let mut pgd = empty(bench)?;
+    let steady = Presence::Steady;
+    with_tools(bench, steady, |tools| {
+        pgd.map_pages(tools, Pages::one(va(0, 511)?), PteFlags::USER_RW).or_say("map")
+    })?;
+    let pages = Pages { start: va(0, 0)?, count };
+    let (_, cost) = with_tools(bench, steady, |tools| {
+        pgd.map_pages(tools, pages, PteFlags::USER_RW).or_say("map")
+    })?;
+    bench.row(("map, tables there", "pages"), count, cost, Some(bare.fill(count)))?;
+    let (_, cost) = with_tools(bench, steady, |tools| pgd.unmap(tools, pages).or_say("unmap"))?;
+    let floor = bare.clear(count) + bare.flush - bare.null;
+    bench.row(("unmap, tables stay", "pages"), count, cost, Some(floor))?;
+    end(bench, pgd)
 }
 
 /// Unmaps the first `part` pages of every table.
-fn unmap<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
+fn unmap_part<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    bare: &Bare,
     part: u64,
-    (memory, storage): (&mut Memory, &mut Storage),
 ) -> Result<(), String> {
-    let mut pgd = full(guest, (&mut *memory, &mut *storage))?;
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut batch = storage.batch();
-    let tables = PAGES / 512;
-    let (_, cost) = measure(guest, |guest| {
-        let mut tools = tools(guest.parts().0, &mut batch, &mut pool, memory);
-        tools.presence = Presence::Steady;
-        if part == 512 {
-            let pages = Pages { start: va(0, 0)?, count: PAGES };
-            return pgd.unmap(&mut tools, pages).or_say("unmap");
-        }
-        let unmapped = pgd.edit(&mut tools, |edit| {
-            (0..tables).try_for_each(|table| {
-                let start = hypercall::GuestVa::new(table << 21);
-                let start = start.map_err(|_| pvmmu::MapError::OutOfFrames)?;
-                edit.unmap(Pages { start, count: part })
-            })
-        });
-        unmapped.or_say("unmap")
+    let context = bench.guest.context();
+    let pgd = build(&context, (TABLES, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let mut pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
+        pgd.edit(tools, |edit| (0..TABLES).try_for_each(|table| unmap_in(edit, table, part)))
+            .or_say("unmap")
     })?;
-    let pages = tables * part;
-    let figure = LINUX_UNMAP * part / 512;
-    let name = format!("unmap {part} pages of each table");
-    let targets = match part {
-        512 => &[linux(figure, 8)][..],
-        // Linux's figure is for pages side by side.
-        1 => &[],
-        _ => &[linux(figure, 20)],
-    };
-    table.row(guest, (&name, pages), cost, targets)?;
-    end(guest, pgd, (memory, storage))
+    let operation = format!("unmap {part} of 512 in each table");
+    let pages = TABLES * part;
+    let floor = if part == 512 { bare.unmap(pages) } else { bare.clear(pages) + bare.flush };
+    bench.row((&operation, "pages"), pages, cost, Some(floor))?;
+    end(bench, pgd)
 }
 
-fn map<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<(), String> {
-    let (context, _) = guest.parts();
-    let pgd = Pgd::new(&context, memory).or_say("new")?;
-    let mut pgd = pgd.pin(&context, &mut storage.batch()).or_say("pin")?;
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut batch = storage.batch();
-    let (_, cost) = measure(guest, |guest| {
-        let mut tools = tools(guest.parts().0, &mut batch, &mut pool, memory);
-        let pages = Pages { start: va(0, 0)?, count: PAGES };
-        pgd.map_pages(&mut tools, pages, PteFlags::USER_RW).or_say("map")
-    })?;
-    table.row(guest, ("map pages of a live space", PAGES), cost, &[])?;
-    let (_, cost) = measure(guest, |guest| {
-        let mut tools = tools(guest.parts().0, &mut batch, &mut pool, memory);
-        pgd.destroy(&mut tools).or_say("destroy")
-    })?;
-    table.row(guest, ("destroy them", PAGES), cost, &[])
+fn unmap_in<M: Machine>(
+    edit: &mut Edit<'_, '_, '_, '_, M, Memory>,
+    table: u64,
+    part: u64,
+) -> Result<(), MapError> {
+    let start = GuestVa::new(table << 21).map_err(|_| MapError::OutOfFrames)?;
+    edit.unmap(Pages { start, count: part })
 }

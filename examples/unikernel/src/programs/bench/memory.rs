@@ -1,9 +1,11 @@
 //! The frames of the bench: few that the direct mapping reaches, for tables, and many that it does
 //! not, for pages.
+#![expect(unsafe_code, reason = "claims frames of a run again that nothing else uses")]
 
 use alloc::vec::Vec;
 
-use hypercall::{Cpu, Frame, Machine, Pfn};
+use hypercall::{Cpu, Frame, Frames, Machine, Pfn};
+use p2m::LeafSource;
 use pvmmu::FrameSource;
 
 use crate::guest::Guest;
@@ -18,7 +20,7 @@ pub(super) struct Memory {
 impl Memory {
     /// All frames of the guest, which has none then.
     pub(super) fn of<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Self {
-        let mut near: Vec<_> = core::iter::from_fn(|| guest.pool.take()).collect();
+        let mut near: Vec<_> = core::iter::from_fn(|| FrameSource::take(&mut guest.pool)).collect();
         near.reverse();
         let mut far = Vec::new();
         let mut far_start = Pfn::new(u64::MAX);
@@ -31,6 +33,23 @@ impl Memory {
         Self { near, far, far_start }
     }
 
+    /// A run of frames that are good for pages alone.
+    pub(super) fn take_run(&mut self, count: usize) -> Option<Frames> {
+        run_of(&mut self.far, count)
+    }
+
+    /// A run of frames in the direct mapping.
+    pub(super) fn take_near_run(&mut self, count: usize) -> Option<Frames> {
+        run_of(&mut self.near, count)
+    }
+
+    /// Takes back a run.
+    pub(super) fn give_run(&mut self, mut run: Frames) {
+        let start = self.far.len();
+        self.far.extend(core::iter::from_fn(|| run.take()));
+        self.far[start..].reverse();
+    }
+
     /// How many frames are free.
     pub(super) fn len(&self) -> usize {
         self.near.len() + self.far.len()
@@ -39,6 +58,36 @@ impl Memory {
     /// How many of them are good for pages alone.
     pub(super) fn far(&self) -> usize {
         self.far.len()
+    }
+}
+
+impl Default for Memory {
+    /// No frames.
+    fn default() -> Self {
+        Self { near: Vec::new(), far: Vec::new(), far_start: Pfn::new(u64::MAX) }
+    }
+}
+
+/// The frames on top of a stack, if they follow one another.
+fn run_of(stack: &mut Vec<Frame>, count: usize) -> Option<Frames> {
+    let first = stack.last()?.pfn();
+    let run = stack.split_off(stack.len().checked_sub(count)?);
+    let follows = |(at, frame): (u64, &Frame)| frame.pfn().offset_from(first) == Some(at);
+    if !(0..).zip(run.iter().rev()).all(follows) {
+        stack.extend(run);
+        return None;
+    }
+    // SAFETY: the frames have just left the stack (I-1).
+    Some(unsafe { Frames::claim(first, count as u64) })
+}
+
+impl LeafSource for Memory {
+    fn take(&mut self) -> Option<Frame> {
+        self.near.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        FrameSource::give(self, frame);
     }
 }
 
@@ -56,6 +105,43 @@ impl FrameSource for Memory {
             self.near.push(frame);
         } else {
             self.far.push(frame);
+        }
+    }
+}
+
+/// A source that hands out the same few frames for pages again and again: Xen counts one more
+/// reference whether the frame has others or not, so tables can be full however little memory there
+/// is. For loose trees with read-only pages.
+pub(super) struct Again<'m> {
+    memory: &'m mut Memory,
+    first: Pfn,
+    count: u64,
+    next: u64,
+}
+
+impl<'m> Again<'m> {
+    /// The frames of `page_frames`, and tables from `memory`.
+    pub(super) fn new(memory: &'m mut Memory, page_frames: &Frames) -> Self {
+        Self { memory, first: page_frames.start(), count: page_frames.count(), next: 0 }
+    }
+}
+
+impl FrameSource for Again<'_> {
+    fn take(&mut self) -> Option<Frame> {
+        let pfn = Pfn::new(self.first.raw() + self.next);
+        self.next = (self.next + 1) % self.count;
+        // SAFETY: the run is held by whoever made this and used for nothing else; what is mapped
+        // again and again is read-only, and nothing is ever read from it.
+        Some(unsafe { Frame::claim(pfn) })
+    }
+
+    fn take_table(&mut self) -> Option<Frame> {
+        self.memory.take_table()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        if frame.pfn().offset_from(self.first).is_none_or(|at| at >= self.count) {
+            FrameSource::give(self.memory, frame);
         }
     }
 }

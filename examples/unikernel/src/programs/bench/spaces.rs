@@ -2,27 +2,26 @@
 
 use alloc::format;
 use alloc::string::String;
-
 use alloc::vec::Vec;
 
 use hypercall::{
     Batch, Call, Cpu, DomId, Domains, Frame, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
-    MmuUpdate, Pte, PteFlags, Request, Slot,
+    MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
-use pvmmu::{Context, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, walk};
+use pvmmu::{
+    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, walk,
+};
 
 use super::super::OrSay;
-use super::Storage;
-use super::floor::send;
-use super::memory::Memory;
-use super::table::{Cost, Table, Target, measure};
-use crate::guest::Guest;
+use super::memory::{Again, Memory};
+use super::row::{Bench, Cost};
 
-/// Linux 6.1 on Xen 4.17: pin and unpin of 512 L1 tables with one entry each.
-const LINUX_SPARSE: u64 = 6_257_897 + 5_691_304;
-/// Linux 6.1 on Xen 4.17: pin and unpin of 128 L1 tables with 512 entries each, which fork has made
-/// read-only.
-const LINUX_FULL: u64 = 10_569_931 + 7_296_198;
+/// Sizes of the address spaces that are pinned, in L1 tables.
+const TABLES: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+/// Pages of a table that is full.
+const FULL: u64 = 512;
+/// As many full tables as there are frames for pages of their own.
+const OWN_TABLES_MAX: u64 = 128;
 
 /// Page `page` of L1 table `table` of the bench's address spaces.
 pub(super) fn va(table: u64, page: u64) -> Result<GuestVa, String> {
@@ -43,13 +42,13 @@ pub(super) fn tools<'a, 'b, 't, M, F>(
 /// An address space of `tables` L1 tables with `pages` pages each.
 pub(super) fn build<M: Machine>(
     context: &Context<'_, M>,
-    (tables, pages, flags): (u64, u64, PteFlags),
-    memory: &mut Memory,
+    (tables, pages, flags): Shape,
+    frames: &mut impl FrameSource,
 ) -> Result<Pgd<Loose>, String> {
-    let mut pgd = Pgd::new(context, memory).or_say("new")?;
+    let mut pgd = Pgd::new(context, frames).or_say("new")?;
     for table in 0..tables {
         let pages = Pages { start: va(table, 0)?, count: pages };
-        pgd.map_pages(context, (pages, flags), memory).or_say("map")?;
+        pgd.map_pages(context, (pages, flags), frames).or_say("map")?;
     }
     Ok(pgd)
 }
@@ -57,39 +56,34 @@ pub(super) fn build<M: Machine>(
 pub(super) fn destroy<M: Machine>(
     context: &Context<'_, M>,
     pgd: Pgd<Loose>,
-    memory: &mut Memory,
+    frames: &mut impl FrameSource,
 ) -> Result<(), String> {
-    pgd.destroy(context, memory).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(context, frames).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// The rows of this file.
-pub(super) fn run<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    memory: &mut Memory,
-    storage: &mut Storage,
-) -> Result<(), String> {
+pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     // Xen's first look at a frame costs more than the later ones; every frame has had it before
     // anything is measured.
-    let (context, _) = guest.parts();
-    let pgd = build(&context, (128, 512, PteFlags::USER_RW), memory)?;
-    let pgd = pgd.pin(&context, &mut storage.batch()).or_say("pin")?;
-    let pgd = pgd.unpin(&context, &mut storage.batch()).or_say("unpin")?;
-    destroy(&context, pgd, memory)?;
-
-    let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
-    for tables in [1, 16, 512] {
-        let linux = if tables == 512 { Some((LINUX_SPARSE, 90)) } else { None };
-        let shape = (tables, 1, PteFlags::USER_RW);
-        let name = "loose tables, one page each";
-        pin_and_unpin(guest, table, (name, shape, linux), (memory, storage))?;
+    let context = bench.guest.context();
+    let mut batch = bench.storage.batch();
+    for shape in [(2048, 1, PteFlags::USER_RW), (OWN_TABLES_MAX, FULL, PteFlags::USER_RW)] {
+        let pgd = build(&context, shape, &mut bench.memory)?;
+        let pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+        let pgd = pgd.unpin(&context, &mut batch).or_say("unpin")?;
+        destroy(&context, pgd, &mut bench.memory)?;
     }
-    let shape = (128, 512, read_only);
-    let linux = Some((LINUX_FULL, 90));
-    pin_and_unpin(guest, table, ("full tables, read-only", shape, linux), (memory, storage))?;
-    let shape = (128, 512, PteFlags::USER_RW);
-    pin_and_unpin(guest, table, ("full tables, writable", shape, None), (memory, storage))?;
-    pooled(guest, table, (memory, storage))
+    let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
+    for tables in TABLES {
+        pin_and_unpin(bench, "sparse tables", (tables, 1, PteFlags::USER_RW))?;
+    }
+    for tables in TABLES {
+        pin_and_unpin(bench, "full read-only tables", (tables, FULL, read_only))?;
+    }
+    for tables in TABLES.into_iter().filter(|tables| *tables <= OWN_TABLES_MAX) {
+        pin_and_unpin(bench, "full writable tables", (tables, FULL, PteFlags::USER_RW))?;
+    }
+    pooled(bench)
 }
 
 /// What is to be pinned: tables, pages in each, their flags.
@@ -98,74 +92,86 @@ type Shape = (u64, u64, PteFlags);
 /// Pin and unpin, and the same without the changes of the direct mapping: what Xen charges for the
 /// validation alone.
 fn pin_and_unpin<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    (name, shape, linux): (&str, Shape, Option<(u64, u64)>),
-    (memory, storage): (&mut Memory, &mut Storage),
+    bench: &mut Bench<'_, '_, M>,
+    name: &str,
+    shape: Shape,
+) -> Result<(), String> {
+    let (.., flags) = shape;
+    let mut memory = core::mem::take(&mut bench.memory);
+    let done = if flags.contains(PteFlags::WRITABLE) {
+        pin_and_unpin_with(bench, (name, shape), &mut memory)
+    } else {
+        let run = memory.take_run(512).ok_or("no run of frames")?;
+        let again = &mut Again::new(&mut memory, &run);
+        let done = pin_and_unpin_with(bench, (name, shape), again);
+        memory.give_run(run);
+        done
+    };
+    bench.memory = memory;
+    done
+}
+
+fn pin_and_unpin_with<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    (name, shape): (&str, Shape),
+    frames: &mut impl FrameSource,
 ) -> Result<(), String> {
     let tables = shape.0;
-    let (pgd, filled) = measure(guest, |guest| build(&guest.parts().0, shape, memory))?;
-    let mut batch = storage.batch();
-    let (pgd, pin) = measure(guest, |guest| pgd.pin(&guest.parts().0, &mut batch).or_say("pin"))?;
-    let floor = bare(guest, &pgd, &mut batch)?;
-    let converted = bare_converted(guest, &pgd)?;
-    let (pgd, unpin) =
-        measure(guest, |guest| pgd.unpin(&guest.parts().0, &mut batch).or_say("unpin"))?;
-    let (_, taken) = measure(guest, |guest| destroy(&guest.parts().0, pgd, memory))?;
-    table.row(guest, (&format!("build {name}"), tables), filled, &[])?;
-    table.row(guest, (&format!("pin {name}"), tables), pin, &[])?;
-    table.row(guest, (&format!("unpin {name}"), tables), unpin, &[])?;
-    let floor_target = Target { of: "the floor", figure: floor.ticks, hundredths: 110 };
-    let both = pin.and(unpin);
-    let name = format!("both: {name}");
-    match linux {
-        Some((figure, hundredths)) => {
-            let linux = Target { of: "Linux", figure, hundredths };
-            table.row(guest, (&name, tables), both, &[floor_target, linux])?;
-        }
-        None if tables >= 128 => table.row(guest, (&name, tables), both, &[floor_target])?,
-        None => table.row(guest, (&name, tables), both, &[])?,
-    }
-    table.row(guest, ("  floor: bare unpin and pin of the same", tables), floor, &[])?;
-    let name = "  floor: with the changes of the direct map";
-    table.row(guest, (name, tables), converted, &[])?;
-    table.row(guest, ("  take apart", tables), taken, &[])
+    let start = bench.begin();
+    let pgd = build(&bench.guest.context(), shape, frames)?;
+    let built = bench.end(start);
+    let start = bench.begin();
+    let pgd = pgd.pin(&bench.guest.context(), &mut bench.storage.batch()).or_say("pin")?;
+    let pin = bench.end(start);
+    let [bare_unpin, bare_pin] = bare(bench, &pgd)?;
+    let converted = bare_converted(bench, &pgd, tables)?;
+    let start = bench.begin();
+    let pgd = pgd.unpin(&bench.guest.context(), &mut bench.storage.batch()).or_say("unpin")?;
+    let unpin = bench.end(start);
+    let start = bench.begin();
+    destroy(&bench.guest.context(), pgd, frames)?;
+    let taken = bench.end(start);
+    let mut row = |operation: &str, cost: Cost, floor: Option<Cost>| {
+        let operation = format!("{operation}, {name}");
+        bench.row((&operation, "tables"), tables, cost, floor.map(|floor| floor.ticks))
+    };
+    row("build", built, None)?;
+    row("pin", pin, Some(bare_pin))?;
+    row("unpin", unpin, Some(bare_unpin))?;
+    row("pin and unpin", pin.and(unpin), Some(bare_pin.and(bare_unpin)))?;
+    row("bare: pin and unpin with the direct mapping", converted, None)?;
+    row("take apart", taken, None)
 }
 
 /// Unpins the root and pins it again while all tables stay read-only.
 fn bare<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    bench: &mut Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
-    batch: &mut Batch<'_>,
-) -> Result<Cost, String> {
-    let (context, _) = guest.parts();
-    let root = context.p2m.mfn(pgd.root()).or_say("P2M")?;
-    let mut one = |op| {
-        batch.op(op).or_say("batch")?;
-        measure(guest, |guest| send(&guest.parts().0, batch)).map(|(_, cost)| cost)
-    };
-    Ok(one(MmuExtOp::unpin(root))?.and(one(MmuExtOp::pin(Level::L4, root))?))
+) -> Result<[Cost; 2], String> {
+    let root = bench.guest.p2m.mfn(pgd.root()).or_say("P2M")?;
+    let mut costs = [Cost::default(); 2];
+    let ops = [MmuExtOp::unpin(root), MmuExtOp::pin(Level::L4, root)];
+    for (op, cost) in ops.into_iter().zip(&mut costs) {
+        *cost = bench.send(|batch| batch.op(op))?;
+    }
+    Ok(costs)
 }
 
 /// Unpins the root, makes all tables writable, then read-only again, and pins it: from requests
 /// that are ready before the clock starts. What no guest can do without, if its tables become plain
 /// memory in between.
 fn bare_converted<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    bench: &Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
+    tables: u64,
 ) -> Result<Cost, String> {
-    let (context, _) = guest.parts();
-    let mut all = Vec::new();
-    for index in 0..context.p2m.len().min(1 << 14) {
-        let Ok(va) = context.machine.direct_map(hypercall::Pfn::new(index)) else { break };
-        let path = walk(&context, context.kernel_root, va).or_say("walk")?;
-        let (slot, pte) = path.leaf().ok_or("no direct mapping")?;
-        all.push((slot, pte));
-    }
-    // The tree's tables are those that its own walk meets.
+    let context = bench.guest.context();
     let mut writable = Vec::new();
     let mut read_only = Vec::new();
-    for (slot, pte) in tables_of(&context, pgd, &all)? {
+    for pfn in tables_of(&context, pgd, tables)? {
+        let va = context.machine.direct_map(pfn).or_say("the direct mapping")?;
+        let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+        let (slot, pte): (Slot, Pte) = path.leaf().ok_or("no direct mapping")?;
         writable.push(MmuUpdate::set(slot, pte.writable()));
         read_only.push(MmuUpdate::set(slot, pte.read_only()));
     }
@@ -177,15 +183,11 @@ fn bare_converted<M: Machine + Cpu>(
         Request::MmuUpdate(&read_only, Domains::SELF),
         Request::MmuExt(&pin, DomId::SELF),
     ];
-    let (_, cost) = measure(guest, |guest| {
-        let (context, _) = guest.parts();
-        for request in requests {
-            let mut calls = [Call::new(request)];
-            issue(&context, &mut calls)?;
-        }
-        Ok(())
-    })?;
-    Ok(cost)
+    let start = bench.begin();
+    for request in requests {
+        issue(&context, &mut [Call::new(request)])?;
+    }
+    Ok(bench.end(start))
 }
 
 #[expect(unsafe_code, reason = "bare requests on an address space of the bench's own")]
@@ -195,74 +197,61 @@ fn issue<M: Machine>(context: &Context<'_, M>, calls: &mut [Call<'_>; 1]) -> Res
     calls[0].result().or_say("a bare request")
 }
 
-/// The entries of the direct mapping for the tables of the tree.
+/// The tables of a tree with so many L1 tables side by side.
 fn tables_of<M: Machine>(
     context: &Context<'_, M>,
     pgd: &Pgd<Pinned>,
-    direct_map: &[(Slot, Pte)],
-) -> Result<Vec<(Slot, Pte)>, String> {
-    let mut tables = alloc::vec![pgd.root()];
-    for number in 0..512 {
+    tables: u64,
+) -> Result<Vec<Pfn>, String> {
+    let mut all = alloc::vec![pgd.root()];
+    for number in 0..tables {
         let path = walk(context, pgd.root(), va(number, 0)?).or_say("walk")?;
-        tables.extend(path.steps().map(|step| step.table));
+        all.extend(path.steps().map(|step| step.table));
     }
-    tables.sort_unstable();
-    tables.dedup();
-    let entry = |pfn: &hypercall::Pfn| {
-        usize::try_from(pfn.raw()).ok().and_then(|at| direct_map.get(at)).copied()
-    };
-    tables.iter().map(|pfn| entry(pfn).ok_or_else(|| "a table is out of reach".into())).collect()
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
 }
 
 /// The same work with tables from a pool.
-fn pooled<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    table: &mut Table,
-    (memory, storage): (&mut Memory, &mut Storage),
-) -> Result<(), String> {
+fn pooled<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     let mut places = [const { None::<Frame> }; 520];
     let (l1, rest) = places.split_at_mut(512);
     let (l2, l3) = rest.split_at_mut(4);
     let mut pool = TablePool::new([l1, l2, l3]);
-    let mut batch = storage.batch();
-    for (level, count) in [(Level::L1, 512), (Level::L2, 4), (Level::L3, 4)] {
-        let (_, cost) = measure(guest, |guest| {
-            let (context, _) = guest.parts();
-            pool.fill(&context, (level, count), memory, &mut batch).or_say("fill the pool")
-        })?;
-        table.row(
-            guest,
-            (&format!("fill the pool with {level} tables"), count as u64),
-            cost,
-            &[],
-        )?;
+    let levels = [(Level::L1, 512), (Level::L2, 4), (Level::L3, 4)];
+    for (level, count) in levels {
+        let start = bench.begin();
+        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
+        let filled = pool.fill(&context, (level, count), &mut bench.memory, &mut batch);
+        filled.or_say("fill the pool")?;
+        let cost = bench.end(start);
+        let operation = format!("fill the pool with {level} tables");
+        bench.row((&operation, "tables"), count as u64, cost, None)?;
     }
-    for tables in [1u64, 16, 512] {
-        let (pgd, made) = measure(guest, |guest| {
-            let (context, _) = guest.parts();
-            make(context, tables, &mut pool, (&mut *memory, &mut batch))
-        })?;
-        let (_, ended) = measure(guest, |guest| {
-            let mut tools = tools(guest.parts().0, &mut batch, &mut pool, memory);
-            pgd.destroy(&mut tools).or_say("destroy")
-        })?;
-        let cost = made.and(ended);
-        table.row(guest, ("  make and fill", tables), made, &[])?;
-        table.row(guest, ("  destroy", tables), ended, &[])?;
-        let linux = Target { of: "Linux", figure: LINUX_SPARSE, hundredths: 25 };
-        let targets = if tables == 512 { &[linux][..] } else { &[] };
-        let name = "make, fill and destroy, tables from the pool";
-        table.row(guest, (name, tables), cost, targets)?;
+    for tables in TABLES.into_iter().filter(|tables| *tables <= 512) {
+        let start = bench.begin();
+        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
+        let pgd = make(context, tables, &mut pool, (&mut bench.memory, &mut batch))?;
+        let made = bench.end(start);
+        let start = bench.begin();
+        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
+        let mut tools = tools(context, &mut batch, &mut pool, &mut bench.memory);
+        pgd.destroy(&mut tools).or_say("destroy")?;
+        let ended = bench.end(start);
+        bench.row(("make and fill, pooled tables", "tables"), tables, made, None)?;
+        bench.row(("destroy, pooled tables", "tables"), tables, ended, None)?;
+        let both = made.and(ended);
+        bench.row(("make, fill and destroy, pooled tables", "tables"), tables, both, None)?;
     }
     let before = pool.counts();
-    let (_, cost) = measure(guest, |guest| {
-        let (context, _) = guest.parts();
-        for (level, count) in [(Level::L1, 512), (Level::L2, 4), (Level::L3, 4)] {
-            pool.drain(&context, (level, count), memory).or_say("drain the pool")?;
-        }
-        Ok(())
-    })?;
-    table.row(guest, ("drain the pool", 520), cost, &[])?;
+    let start = bench.begin();
+    for (level, count) in levels {
+        let context = bench.guest.context();
+        pool.drain(&context, (level, count), &mut bench.memory).or_say("drain the pool")?;
+    }
+    let cost = bench.end(start);
+    bench.row(("drain the pool", "tables"), 520, cost, None)?;
     if before.taken != before.returned + before.not_returned || before.lost != 0 || !pool.is_empty()
     {
         return Err(format!("the pool does not add up: {before:?}"));

@@ -1,0 +1,121 @@
+//! A machine that says how long requests took.
+
+use core::cell::Cell;
+
+use super::{forward_cpu, forward_frame_access};
+use crate::call::Call;
+use crate::error::Error;
+use crate::frame::{Mfn, Pfn};
+use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
+use crate::memory::MemoryOp;
+use crate::pte::Pte;
+use crate::va::GuestVa;
+use x86_64::structures::paging::PageTableIndex;
+
+/// Wraps a machine and adds up the ticks that pass inside its requests: the hypervisor's share of
+/// an operation, with the few instructions that load its registers. What traps without a request
+/// (an emulated store, a fault) is not in it.
+#[derive(Debug)]
+pub struct Timed<'a, M> {
+    machine: &'a M,
+    ticks: Cell<u64>,
+}
+
+impl<'a, M: Cpu> Timed<'a, M> {
+    /// Starts from zero.
+    pub const fn new(machine: &'a M) -> Self {
+        Self { machine, ticks: Cell::new(0) }
+    }
+
+    /// Ticks of the clock inside requests so far.
+    pub const fn ticks_in_requests(&self) -> u64 {
+        self.ticks.get()
+    }
+
+    fn time<T>(&self, request: impl FnOnce(&M) -> T) -> T {
+        let start = self.machine.ticks();
+        let result = request(self.machine);
+        let took = self.machine.ticks().wrapping_sub(start);
+        self.ticks.set(self.ticks.get().wrapping_add(took));
+        result
+    }
+}
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        self.time(|machine| unsafe { machine.issue(calls) })
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: the caller's promise is handed on.
+        self.time(|machine| unsafe { machine.memory_op(op) })
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.time(|machine| machine.enable_assist(assist))
+    }
+}
+
+forward_frame_access!([M: FrameAccess] Timed<'_, M>, self => self.machine);
+forward_cpu!([M: Cpu] Timed<'_, M>, self => self.machine);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine on which a request takes seven ticks, and reading the clock one.
+    struct Slow(Cell<u64>);
+
+    #[expect(unsafe_code, reason = "the seam's signatures")]
+    impl Hypercalls for Slow {
+        unsafe fn issue(&self, _: &mut [Call<'_>]) -> Result<(), Error> {
+            self.0.set(self.0.get() + 7);
+            Ok(())
+        }
+
+        unsafe fn memory_op(&self, _: &mut MemoryOp<'_>) -> Result<u64, Error> {
+            self.0.set(self.0.get() + 7);
+            Ok(0)
+        }
+
+        fn enable_assist(&self, _: Assist) -> Result<(), Error> {
+            self.0.set(self.0.get() + 7);
+            Ok(())
+        }
+    }
+
+    #[expect(unsafe_code, reason = "the seam's signatures")]
+    impl Cpu for Slow {
+        fn load(&self, va: GuestVa) -> Result<u64, Fault> {
+            Err(Fault(va))
+        }
+
+        unsafe fn store(&self, va: GuestVa, _: u64) -> Result<(), Fault> {
+            Err(Fault(va))
+        }
+
+        unsafe fn compare_exchange(&self, va: GuestVa, _: u64, _: u64) -> Result<u64, Fault> {
+            Err(Fault(va))
+        }
+
+        fn ticks(&self) -> u64 {
+            self.0.set(self.0.get() + 1);
+            self.0.get()
+        }
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "asks a machine that does nothing")]
+    fn only_what_passes_inside_requests_is_counted() {
+        let slow = Slow(Cell::new(0));
+        let timed = Timed::new(&slow);
+        // SAFETY: asks for nothing.
+        assert_eq!(unsafe { timed.issue(&mut []) }, Ok(()));
+        // What the guest does in between is its own.
+        slow.0.set(slow.0.get() + 1000);
+        assert_eq!(timed.enable_assist(Assist::WritablePageTables), Ok(()));
+        assert_eq!(timed.ticks_in_requests(), 2 * (7 + 1));
+    }
+}

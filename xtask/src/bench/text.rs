@@ -1,0 +1,137 @@
+//! The report in text: a line for each row, and the targets behind them.
+
+use std::fmt::Write as _;
+
+use super::pairs::{Work, linux_figure, pair_of};
+use super::row::Row;
+use super::targets::{Against, Judged, TARGETS};
+
+/// Everything that a report is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures<'a> {
+    /// Ours.
+    pub(crate) rows: &'a [Row],
+    /// Linux's.
+    pub(crate) linux: &'a [Row],
+}
+
+/// A line for each row, under a head for each operation.
+pub(crate) fn rows(figures: Figures<'_>) -> String {
+    let mut text = format!(
+        "{:>10} {:>13} {:>9} {:>6} {:>6} {:>8} {:>9} {:>9}\n",
+        "size", "instructions", "each", "in Xen", "traps", "entries", "of floor", "of Linux"
+    );
+    let mut operation = "";
+    for row in by_operation(figures.rows) {
+        if row.operation != operation {
+            operation = &row.operation;
+            let _ = writeln!(text, "{operation} ({})", row.unit);
+        }
+        let share = |figure: Option<u64>| match figure {
+            Some(figure) => format!("{:.3}", row.instructions as f64 / figure.max(1) as f64),
+            None => "-".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "{:>10} {:>13} {:>9} {:>5}% {:>6} {:>8} {:>9} {:>9}",
+            row.size,
+            row.instructions,
+            row.instructions / row.size.max(1),
+            row.in_xen * 100 / row.instructions.max(1),
+            row.traps,
+            row.entries,
+            share(row.floor),
+            share(linux_figure(figures.linux, row))
+        );
+    }
+    text
+}
+
+/// The rows, those of one operation together, otherwise in the order in which they were measured.
+pub(crate) fn by_operation(rows: &[Row]) -> Vec<&Row> {
+    let first = |row: &Row| rows.iter().position(|other| other.operation == row.operation);
+    let mut sorted: Vec<&Row> = rows.iter().collect();
+    sorted.sort_by_key(|row| first(row));
+    sorted
+}
+
+/// A line for each target, and how many are met.
+pub(crate) fn targets(figures: Figures<'_>) -> String {
+    let mut text =
+        format!("{:<42} {:>8}  {:<9} {:>8} {:>8}\n", "target", "size", "against", "at most", "is");
+    let (mut met, mut known) = (0, 0);
+    for target in TARGETS {
+        let judged = target.judge(figures.rows, |row| linux_figure(figures.linux, row));
+        let (against, most) = match target.against {
+            Against::Linux => ("Linux", format!("{:.2}", target.most as f64 / 100.0)),
+            Against::Floor => ("the floor", format!("{:.2}", target.most as f64 / 100.0)),
+            Against::Traps => ("traps", target.most.to_string()),
+        };
+        let figure = |value: f64| match target.against {
+            Against::Traps => format!("{value:.0}"),
+            Against::Linux | Against::Floor => format!("{value:.3}"),
+        };
+        let (is, word) = match judged {
+            Judged::Met(value) => (figure(value), "met"),
+            Judged::Missed(value) => (figure(value), "MISSED"),
+            Judged::Unknown => ("-".to_owned(), "not measured"),
+        };
+        met += u32::from(matches!(judged, Judged::Met(_)));
+        known += u32::from(judged != Judged::Unknown);
+        let name = target.operation;
+        let _ =
+            writeln!(text, "{name:<42} {:>8}  {against:<9} {most:>8} {is:>8}  {word}", target.size);
+    }
+    let _ = writeln!(text, "{met} of {known} targets met");
+    text
+}
+
+/// What stands beside what, and how far it is the same work.
+pub(crate) fn pairs(figures: Figures<'_>) -> String {
+    let mut text = "beside Linux:\n".to_owned();
+    let mut before = "";
+    let rows = by_operation(figures.rows);
+    for row in rows.into_iter().filter(|row| linux_figure(figures.linux, row).is_some()) {
+        let Some(pair) = pair_of(&row.operation).filter(|pair| pair.ours != before) else {
+            continue;
+        };
+        before = pair.ours;
+        let words = match pair.work {
+            Work::Same => "the same work",
+            Work::Similar(words) => words,
+        };
+        let _ = writeln!(text, "  {} / Linux's {}: {words}", pair.ours, pair.linux);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::test_row;
+    use super::*;
+
+    #[test]
+    fn the_sizes_of_an_operation_stand_together() {
+        let rows = [test_row("b", 1, 1), test_row("a", 1, 1), test_row("b", 2, 1)];
+        let sorted: Vec<_> = by_operation(&rows).into_iter().map(|row| &row.operation).collect();
+        assert_eq!(sorted, ["b", "b", "a"]);
+        let text = super::rows(Figures { rows: &rows, linux: &[] });
+        assert_eq!(text.lines().count(), 1 + 2 + 3, "{text}");
+    }
+
+    #[test]
+    fn what_stands_beside_linux_is_explained_once() {
+        let rows = [test_row("unmap", 1, 10), test_row("unmap", 2, 10)];
+        let linux = [test_row("munmap", 1, 100), test_row("munmap", 2, 100)];
+        let text = pairs(Figures { rows: &rows, linux: &linux });
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("areas and pages"), "{text}");
+    }
+
+    #[test]
+    fn every_target_has_its_line_and_those_without_figures_do_not_count() {
+        let text = targets(Figures { rows: &[], linux: &[] });
+        assert_eq!(text.lines().count(), TARGETS.len() + 2, "{text}");
+        assert!(text.ends_with("0 of 0 targets met\n"), "{text}");
+    }
+}
