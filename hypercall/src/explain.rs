@@ -155,7 +155,7 @@ causes! {
     /// A second mapping.
     AliasLeft: "another mapping of the page is still writable: the direct mapping, a second kernel \
         mapping (vmap, kmap, ioremap), or a user mapping",
-        "find every entry that maps the frame (pvmmu::audit::writable_mappings, or xen-mfndump from \
+        "find every entry that maps the frame (pvmmu::audit::writable_mappings, or xen-mfndump in \
          dom0) and make it read-only in a request that goes out before the pin; in Linux, look for \
          a vunmap whose lazy flush is still to come";
     /// A refusal that nobody looked at.
@@ -222,7 +222,7 @@ causes! {
     /// Flags.
     FlagsRefused: "the entry has flags that Xen does not grant at this level: large pages at any, \
         cache bits without device access",
-        "PV guests map 4 KiB pages only: no PSE, no GLOBAL above L1; PWT, PCD and PAT need a device";
+        "PV guests map 4 KiB pages only: no PSE, no GLOBAL above L1; PWT, PCD, PAT need a device";
     /// Xen's slots.
     XenSlots: "the guest wrote to slots 256 to 271 of a root, which are Xen's",
         "copy only slots 0 to 255 and 272 to 511 from one root to another";

@@ -146,8 +146,9 @@ impl Explanation {
             page.item(
                 "not why",
                 &format!(
-                    "{} lines \"Attempt to create linear p.t. ...\" follow from the failure and are \
-                     no cause: Xen prints them for every writable entry of an L2, L3 or L4 that fails",
+                    "{} lines \"Attempt to create linear p.t. ...\" follow from the failure and \
+                     are no cause: Xen prints them for every writable entry of an L2, L3 or L4 that \
+                     fails",
                     problem.follow_ups
                 ),
             );

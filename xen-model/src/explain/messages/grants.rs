@@ -96,7 +96,7 @@ pub(super) const MESSAGES: &[Message] = &[
     Message {
         name: "grant-flags-changed",
         role: Role::Note,
-        meaning: "the flags of an entry that maps a grant were changed: it is unmapped all the same",
+        meaning: "flags of an entry that maps a grant were changed: it is unmapped all the same",
         causes: &[],
         wordings: &[row(410, 420, "PTE flags {flags} for {x} don't match grant (")],
     },

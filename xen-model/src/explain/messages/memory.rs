@@ -11,7 +11,7 @@ pub(super) const MESSAGES: &[Message] = &[
     Message {
         name: "bad-steal",
         role: Role::Request("memory_op(exchange) or a grant transfer"),
-        meaning: "a frame to be given away is still in use, or not the domain's: its count must be 1",
+        meaning: "a frame to be given away is in use, or not the domain's: its count must be 1",
         causes: &[C::AliasLeft, C::GrantedWritable, C::FrameGone],
         wordings: &[
             row(409, 420, "Bad steal mfn {mfn} from {wanted} (owner {owner}) caf={caf} taf={taf}"),
@@ -103,8 +103,8 @@ pub(super) const MESSAGES: &[Message] = &[
     Message {
         name: "unhandled-trap",
         role: Role::Crash,
-        meaning: "the guest took a trap that it has no handler for; an invalid opcode is the mark of \
-                  a BUG() in the guest",
+        meaning: "the guest took a trap that it has no handler for; an invalid opcode is the mark \
+                  of a BUG() in the guest",
         causes: &[],
         wordings: &[
             row(406, 416, " fault/trap [#{n}, ec="),
