@@ -40,9 +40,8 @@ fn the_host_crash_is_explained() {
     // What the frame was and was to become.
     assert_eq!(
         problem.what,
-        [
-            "frame mfn 8df82b (pfn 1a99dd) was mapped writable once while it was to become an L1 table"
-        ]
+        ["frame mfn 8df82b (pfn 1a99dd) was mapped writable once while it was to become an L1 \
+             table"]
     );
     // Pinning failed for that reason.
     let pin = "pinning mfn 8df82b as an L1 table (MMUEXT_PIN_L1_TABLE)";

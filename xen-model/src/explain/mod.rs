@@ -1,10 +1,10 @@
 //! Reads logs of Xen and of its guests, and explains what they say about PV memory.
 //!
 //! A log is read once, in blocks, without keeping its lines. Each line is searched for every known
-//! wording ([`messages`]); what stands before it says who and when ([`prefix`]); lines of one
-//! refusal become one event ([`chain`]), refusals with one cause one problem ([`problem`]), lines
-//! of the guest kernel incidents ([`incident`]). At the end the type words are read in the layout that
-//! all lines together leave possible ([`word`]), and everything is written down as an
+//! wording (`messages`); what stands before it says who and when (`prefix`); lines of one
+//! refusal become one event (`chain`), refusals with one cause one problem (`problem`), lines
+//! of the guest kernel incidents (`incident`). At the end the type words are read in the layout
+//! that all lines together leave possible (`word`), and everything is written down as an
 //! [`Explanation`], with causes in the words that the guest side uses too
 //! (`hypercall::explain`).
 //!

@@ -147,8 +147,8 @@ impl Explanation {
                 "not why",
                 &format!(
                     "{} lines \"Attempt to create linear p.t. ...\" follow from the failure and \
-                     are no cause: Xen prints them for every writable entry of an L2, L3 or L4 that \
-                     fails",
+                     are no cause: Xen prints them for every writable entry of an L2, L3 or L4 \
+                     that fails",
                     problem.follow_ups
                 ),
             );
