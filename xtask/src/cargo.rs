@@ -6,9 +6,10 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::paths;
+use crate::process::run_captured;
 
 /// The cargo that runs us, in the workspace, with colours if a person watches.
 pub(crate) fn cargo() -> Command {
@@ -17,6 +18,33 @@ pub(crate) fn cargo() -> Command {
     let colour = if std::io::stderr().is_terminal() { "always" } else { "never" };
     command.env("CARGO_TERM_COLOR", colour);
     command
+}
+
+/// The cargo of the nightly toolchain, with these components of it.
+///
+/// # Errors
+///
+/// There is no nightly toolchain, or a component cannot be had.
+pub(crate) fn nightly(components: &[&str]) -> Result<Command> {
+    let rustup = |arguments: &[&str]| {
+        let mut rustup = Command::new("rustup");
+        run_captured(rustup.args(arguments), |_| {}).is_ok_and(|(status, _)| status.success())
+    };
+    if !rustup(&["run", "nightly", "cargo", "--version"]) {
+        bail!("this check needs a nightly toolchain: rustup toolchain install nightly");
+    }
+    for component in components {
+        if !rustup(&["component", "add", "--toolchain", "nightly", component]) {
+            bail!("the nightly toolchain has no {component} today: try one of a few days ago");
+        }
+    }
+    let mut command = Command::new("cargo");
+    command.arg("+nightly").current_dir(paths::workspace());
+    // What the stable cargo that runs us says of itself is wrong for another one.
+    for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN"] {
+        command.env_remove(name);
+    }
+    Ok(command)
 }
 
 /// A package of the workspace.

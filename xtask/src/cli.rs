@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Bench(BenchArguments),
     /// Run all tests: format, lints, unit, documentation, then real Xen
     Test(TestArguments),
+    /// Run checks that take long or need more tools: mutants, Miri, fuzzing, packages, licences
+    Check(CheckArguments),
 }
 
 /// What to boot, and on what.
@@ -171,6 +173,36 @@ pub(crate) enum DeviceName {
 pub(crate) enum Rival {
     /// Debian's Linux as PV guest
     Linux,
+}
+
+/// Which checks.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArguments {
+    /// The checks, in the order in which they are run
+    #[arg(value_enum, required = true)]
+    pub(crate) what: Vec<What>,
+    /// Only this part of the mutants: k/n, k from 0
+    #[arg(long, value_name = "K/N")]
+    pub(crate) shard: Option<String>,
+}
+
+/// A check on demand.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum What {
+    /// Each crate can be packaged and built from its package
+    Package,
+    /// Licences, sources and duplicates of dependencies
+    Licences,
+    /// The version says what changed since the last release
+    Semver,
+    /// Code that may be wrong without a test that fails, of hypercall, p2m and early-pgt
+    Mutants,
+    /// Unit tests in an interpreter that knows the rules of the language
+    Miri,
+    /// Tests with AddressSanitizer
+    Asan,
+    /// A short run of each fuzz target
+    Fuzz,
 }
 
 /// What the guest runs on.

@@ -7,6 +7,7 @@
 //! | `run` | the main job: one guest, one boot, one verdict |
 //! | `test` | all tests: the checks that need no machine, then real Xen |
 //! | `bench` | what every operation costs, against Linux, the floor and the targets |
+//! | `deep` | checks on demand: mutants, Miri, fuzzing, packages, licences |
 //! | `provision` | how to get QEMU, Xen and Rust's bare-metal target |
 //! | `boot` | how to start QEMU, watch it, judge what happened, and end it |
 //! | `initramfs` | how to make the file system of a Linux dom0 |
@@ -21,6 +22,7 @@ mod bench;
 mod boot;
 mod cargo;
 mod cli;
+mod deep;
 mod guest;
 mod initramfs;
 mod paths;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Prove(arguments) => prove::prove(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Test(arguments) => test::test(arguments),
+        Command::Check(arguments) => deep::check(arguments),
     });
     match result {
         Ok(status) => status.into(),

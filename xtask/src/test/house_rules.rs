@@ -19,11 +19,12 @@ const LINE_CHARACTERS_MAX: usize = 100;
 const PLACES_SHOWN: usize = 40;
 
 /// What may not stand in a file, and why. In two pieces, so that this file keeps the rules too.
-const FORBIDDEN: [([&str; 2], &str); 4] = [
+const FORBIDDEN: [([&str; 2], &str); 5] = [
     (["#[ign", "ore"], "a test that does not run is no test: make it fast or remove it"),
     (["to", "do!("], "finish it or leave it out"),
     (["unimple", "mented!("], "finish it or leave it out"),
     (["FIX", "ME"], "fix it or write an issue"),
+    (["expect(dead", "_code"], "code that nobody calls is no code: remove it"),
 ];
 
 /// Checks every Rust file of the project.

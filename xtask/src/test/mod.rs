@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `checks` | format, lints, unit and documentation tests: no machine needed |
 //! | `costs` | instruction counts with limits |
+//! | `guide` | the porting guide, word by word |
+//! | `inventory` | every file with unsafe code is accounted for |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
 //! | `devices` | guests at real devices, and their effects seen from outside |
@@ -17,7 +19,9 @@ mod costs;
 mod devices;
 mod endings;
 mod examine;
+mod guide;
 mod house_rules;
+mod inventory;
 mod real_xen;
 mod session;
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::devices::Devices;
 use super::session::{Passed, Session};
-use super::{endings, examine};
+use super::{endings, examine, guide};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
 use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
@@ -127,6 +127,7 @@ pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     }
     compare_with_the_model(session, arguments)?;
     if arguments.xen.contains(&Release::Xen4_17) && arguments.kernel.is_none() {
+        session.step("guide", "porting guide", || guide::follow(guide::Depth::RealXen))?;
         session
             .step("bench", "counts against the baseline", || bench::check_once(Release::Xen4_17))?;
     }

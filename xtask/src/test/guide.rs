@@ -1,0 +1,152 @@
+//! The porting guide, word by word: its files are written where it says, its commands are run, and
+//! what it shows of their output must be in their output.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::paths;
+use crate::process::run_captured;
+use crate::provision::rust_target;
+
+/// The guide.
+const GUIDE: &str = "docs/porting.md";
+/// Where it tells its reader to put the guest.
+const GUEST: &str = "target/guest";
+
+/// A block of the guide.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Block {
+    /// A file of the guest.
+    File { name: String, text: String },
+    /// A command, and lines that it prints.
+    Command { line: String, prints: Vec<String> },
+}
+
+/// Which commands are run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Depth {
+    /// Those that need nothing but cargo.
+    Code,
+    /// Those that boot real Xen.
+    RealXen,
+}
+
+/// Does what the guide says, as far as `depth` goes.
+///
+/// # Errors
+///
+/// A command fails, or does not print what the guide shows.
+pub(super) fn follow(depth: Depth) -> Result<String> {
+    rust_target::require()?;
+    let workspace = paths::workspace();
+    let text = fs::read_to_string(workspace.join(GUIDE)).with_context(|| GUIDE)?;
+    let guest = workspace.join(GUEST);
+    let (mut files, mut commands) = (0, 0);
+    for block in blocks(&text)? {
+        match block {
+            Block::File { name, text } => {
+                let file = guest.join(&name);
+                paths::make_folder(file.parent().context("a file has a folder")?)?;
+                // What is the same already is not built again.
+                if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+                    fs::write(&file, text).with_context(|| name)?;
+                }
+                files += 1;
+            }
+            Block::Command { line, prints } => {
+                if boots(&line) == (depth == Depth::RealXen) {
+                    run(&line, &prints)?;
+                    commands += 1;
+                }
+            }
+        }
+    }
+    if files == 0 || commands == 0 {
+        bail!("{GUIDE} has {files} files and {commands} commands to run");
+    }
+    Ok(format!("{files} files, {commands} commands"))
+}
+
+fn boots(line: &str) -> bool {
+    line.contains("cargo xtask run")
+}
+
+fn run(line: &str, prints: &[String]) -> Result<()> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).current_dir(paths::workspace());
+    // The guide's reader has none of what cargo tells a program that it runs.
+    shell.env_remove("CARGO_MANIFEST_DIR").env("CARGO_TERM_COLOR", "never");
+    let (status, output) = run_captured(&mut shell, |_| {})?;
+    if !status.success() {
+        bail!("`{line}`: {status}\n{output}");
+    }
+    let mut lines = output.lines();
+    for wanted in prints {
+        if !lines.any(|line| line.trim_end() == wanted) {
+            bail!("`{line}` does not print `{wanted}`, or not in that place:\n{output}");
+        }
+    }
+    Ok(())
+}
+
+/// The blocks of a guide: those with a file name, and consoles.
+fn blocks(text: &str) -> Result<Vec<Block>> {
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(info) = line.strip_prefix("```") else { continue };
+        let inside: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        if let Some(name) = info.split(' ').find_map(|word| word.strip_prefix("file=")) {
+            let text = inside.iter().map(|line| format!("{line}\n")).collect();
+            blocks.push(Block::File { name: name.to_owned(), text });
+        } else if info == "console" {
+            for line in inside {
+                match (line.strip_prefix("$ "), blocks.last_mut()) {
+                    (Some(command), _) => {
+                        let line = command.to_owned();
+                        blocks.push(Block::Command { line, prints: Vec::new() });
+                    }
+                    (None, Some(Block::Command { prints, .. })) => prints.push(line.to_owned()),
+                    (None, _) => bail!("{GUIDE}: output without a command: {line}"),
+                }
+            }
+        }
+    }
+    Ok(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_commands_are_told_from_other_blocks() {
+        let text = "x\n```rust file=src/a.rs\nfn a() {}\n```\n```text\nno\n```\n\
+                    ```console\n$ one\nprints\n$ two\n```\n";
+        let command = |line: &str, prints: &[&str]| Block::Command {
+            line: line.to_owned(),
+            prints: prints.iter().map(|line| (*line).to_owned()).collect(),
+        };
+        let file = Block::File { name: "src/a.rs".to_owned(), text: "fn a() {}\n".to_owned() };
+        let expected = [file, command("one", &["prints"]), command("two", &[])];
+        assert_eq!(blocks(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn output_that_no_command_prints_is_an_error() {
+        assert!(blocks("```console\noutput\n```\n").is_err());
+        assert!(run("echo a; echo b", &["b".to_owned(), "a".to_owned()]).is_err());
+        run("echo a; echo b", &["a".to_owned(), "b".to_owned()]).unwrap();
+        assert!(run("exit 3", &[]).is_err());
+    }
+
+    #[test]
+    fn the_guide_has_files_commands_and_a_boot() {
+        let text = fs::read_to_string(paths::workspace().join(GUIDE)).unwrap();
+        let blocks = blocks(&text).unwrap();
+        let boots = |block: &&Block| matches!(block, Block::Command { line, .. } if boots(line));
+        assert!(blocks.iter().filter(boots).count() >= 1 && blocks.len() > 10);
+    }
+}
