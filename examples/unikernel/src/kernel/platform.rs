@@ -10,7 +10,7 @@ use hypercall::xen::Xen;
 use hypercall::{ArchSharedInfo, GuestVa, Pfn, SharedInfo};
 use spin::Once;
 
-use super::boot::Early;
+use super::boot::{self, Early};
 use super::life::RealLife;
 use super::ports::RealPorts;
 use super::shared_page;
@@ -52,7 +52,7 @@ impl Platform for RealPlatform<'_> {
     }
 
     fn pfn_at(&self, address: usize) -> Option<Pfn> {
-        self.xen.pfn_at(GuestVa::new(address as u64).ok()?)
+        boot::image_pfn(GuestVa::new(address as u64).ok()?)
     }
 
     fn ports(&self) -> Result<&dyn Ports, String> {
