@@ -45,8 +45,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             guest, primitives, prove, spaces and conformance, and to test the harness hang, fault, \
-             silent and panic"
+             guest, primitives, prove, spaces and conformance, and to test the harness hang, \
+             fault, silent and panic"
         )),
     }
 }
