@@ -83,7 +83,7 @@ const EXAMINED: [Case; 2] =
 const LIFE: Case = Case {
     program: "guest dump-core save*3 checkpoint pause sysrq migrate reboot",
     memory_mib: 64,
-    seconds: 120,
+    seconds: 300,
     expectation: Expectation::Pass,
 };
 

@@ -1,6 +1,6 @@
-//! Events: Xen interrupts vCPU 0, the handler notes that something happened, and whoever waits looks
-//! for what it was. The handler takes no lock, allocates nothing and touches no ring, so that no
-//! code has to fear it.
+//! Events: Xen interrupts vCPU 0, the handler notes that something happened, and whoever waits
+//! looks for what it was. The handler takes no lock, allocates nothing and touches no ring, so that
+//! no code has to fear it.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};

@@ -1,16 +1,16 @@
 //! The guard that no code holds a machine frame number across a suspend.
 //!
-//! After a restore every frame has another number. The toolstack rewrites those that it knows of, in
-//! page tables and in the frame map; any other one is wrong, without a sign. illumos has a lock that
-//! code takes for as long as it holds one. Here the compiler is asked.
+//! After a restore every frame has another number. The toolstack rewrites those that it knows of,
+//! in page tables and in the frame map; any other one is wrong, without a sign. illumos has a lock
+//! that code takes for as long as it holds one. Here the compiler is asked.
 //!
 //! A guest that can be suspended works in *turns*: plain functions (`fn`, not closures) that get an
 //! `Epoch`, which lends out everything from which frame numbers come, and a state. A turn returns,
-//! and only between two turns there may be a suspend. So a number can outlive a turn in two ways: in
-//! the state, or in what the turn returns. Both must be [`Survives`], which is implemented for pfns,
-//! tokens of frames, addresses and plain data, and not for `Mfn`, `Pte`, a batch, a time, or anything
-//! that borrows from an epoch. A plain function captures nothing, and no static of this kernel but
-//! `kernel/boot.rs`'s holds a frame number; that one is read at boot only.
+//! and only between two turns there may be a suspend. So a number can outlive a turn in two ways:
+//! in the state, or in what the turn returns. Both must be [`Survives`], which is implemented for
+//! pfns, tokens of frames, addresses and plain data, and not for `Mfn`, `Pte`, a batch, a time, or
+//! anything that borrows from an epoch. A plain function captures nothing, and no static of this
+//! kernel but `kernel/boot.rs`'s holds a frame number; that one is read at boot only.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;

@@ -122,8 +122,8 @@ impl Store {
         self.write_in(life, 0, (path, value))
     }
 
-    /// Reads `path` and makes it `after`, so that nobody's value in between is lost. `None` if there
-    /// is no such path, or `after` is what it is already: then nothing is written.
+    /// Reads `path` and makes it `after`, so that nobody's value in between is lost. `None` if
+    /// there is no such path, or `after` is what it is already: then nothing is written.
     ///
     /// # Errors
     /// [`StoreError`]; `EAGAIN` if others write it all the time.

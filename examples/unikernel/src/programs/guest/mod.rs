@@ -1,6 +1,6 @@
-//! `guest`: a guest that lives under a toolstack. It works on pages whose contents it knows, follows
-//! `memory/target`, answers `control/shutdown` and `control/sysrq`, lets itself be suspended, saved,
-//! restored and migrated, and says how it is whenever `data/ask` is written.
+//! `guest`: a guest that lives under a toolstack. It works on pages whose contents it knows,
+//! follows `memory/target`, answers `control/shutdown` and `control/sysrq`, lets itself be
+//! suspended, saved, restored and migrated, and says how it is whenever `data/ask` is written.
 //!
 //! | xenstore path | who writes it | what happens |
 //! |---|---|---|

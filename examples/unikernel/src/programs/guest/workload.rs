@@ -1,5 +1,5 @@
-//! The workload: pages full of words that only this guest can know, looked at again and again. A page
-//! that is lost, swapped or overwritten does not go unnoticed.
+//! The workload: pages full of words that only this guest can know, looked at again and again. A
+//! page that is lost, swapped or overwritten does not go unnoticed.
 
 use alloc::format;
 use alloc::string::String;
