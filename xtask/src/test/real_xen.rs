@@ -87,7 +87,7 @@ const EXAMINED: [Case; 2] =
 
 /// A guest, and everything that xl can do to one (`dom0_session.sh`).
 const LIFE: Case = Case {
-    seconds: 120,
+    seconds: 300,
     ..case("guest dump-core save*3 checkpoint pause sysrq migrate reboot", 64, Expectation::Pass)
 };
 
