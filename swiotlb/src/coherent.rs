@@ -22,6 +22,8 @@ use crate::stream::Dma;
 #[derive(Debug)]
 pub struct Coherent {
     held: Held,
+    bus: BusAddr,
+    pfn: Pfn,
     pages: usize,
 }
 
@@ -29,13 +31,13 @@ impl Coherent {
     /// What the device is told: aligned to the size, rounded up to a power of two.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
-        self.held.bus
+        self.bus
     }
 
     /// The first page; the direct mapping shows the others behind it.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
-        self.held.place(0, 0).byte(0).0
+        self.pfn
     }
 
     /// How many pages.
@@ -46,7 +48,7 @@ impl Coherent {
 
     /// The bus address alone: the pages are then given back by [`Dma::free_coherent_at`].
     pub fn into_bus(self) -> BusAddr {
-        self.held.bus
+        self.bus
     }
 }
 
@@ -66,18 +68,18 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         };
         let what = Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes };
         let held = self.pool.take(self.vcpu, Need { what, stride, mask })?;
-        let place = held.place(0, len_bytes);
+        let (bus, place) = (self.pool.bus(&held), self.pool.place(&held, 0, len_bytes));
         let order = pages.next_power_of_two().trailing_zeros();
         // SAFETY: pages that were just taken (I-1).
         let wiped = unsafe { zero(self.machine, place.pfn, place.offset, len_bytes) };
-        let right = match is_aligned(held.bus, order) {
+        let right = match is_aligned(bus, order) {
             true => wiped.map_err(Error::from),
             false => Err(Error::OutOfReach { mask }),
         };
         match right {
-            Ok(()) => Ok(Coherent { held, pages }),
+            Ok(()) => Ok(Coherent { held, bus, pfn: place.byte(0).0, pages }),
             Err(error) => {
-                self.give_back(held).map_err(|(error, _)| error)?;
+                self.give_back(held, bus).map_err(|(error, _)| error)?;
                 Err(error)
             }
         }
@@ -92,8 +94,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # Hypercalls
     /// None.
     pub fn free_coherent(&self, pages: Coherent) -> Result<(), (Error, Coherent)> {
-        let Coherent { held, pages } = pages;
-        self.give_back(held).map_err(|(error, held)| (error, Coherent { held, pages }))
+        let Coherent { held, bus, .. } = pages;
+        self.give_back(held, bus).map_err(|(error, held)| (error, Coherent { held, ..pages }))
     }
 
     /// Gives pages back of which only the device's address is known.
@@ -106,15 +108,15 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     pub fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), Error> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
         let held = self.pool.find(bus, (Purpose::Coherent, len_bytes))?;
-        self.give_back(held).map_err(|(error, _)| error)
+        self.give_back(held, bus).map_err(|(error, _)| error)
     }
 
-    fn give_back(&self, held: Held) -> Result<(), (Error, Held)> {
-        if let Err(error) = self.pool.enter(&held) {
+    fn give_back(&self, held: Held, bus: BusAddr) -> Result<(), (Error, Held)> {
+        if let Err(error) = self.pool.enter(&held, bus) {
             return Err((error, held));
         }
-        let what = held.what();
-        self.pool.close_run(held, what);
+        let slots = held.what().slots();
+        self.pool.close_run(held, slots);
         Ok(())
     }
 }

@@ -4,7 +4,8 @@
 //! lines of their own. It takes slots of another area only when its own has none.
 #![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
 
-use core::sync::atomic::AtomicU64 as Number;
+use core::num::NonZeroU32;
+use core::sync::atomic::AtomicU32 as Number;
 
 use hypercall::{Frames, Pfn};
 use p2m::P2m;
@@ -25,22 +26,20 @@ use crate::sync::Ordering;
 pub struct Pool<'m> {
     segments: &'m [Segment],
     areas: &'m [Area],
-    number: u64,
+    number: NonZeroU32,
 }
 
 /// The next pool's number: a run of one pool is never taken for one of another.
 static POOLS: Number = Number::new(1);
 
-/// A run of slots that is taken.
+/// A run of slots that is taken: two words, which stay in registers.
 #[must_use = "slots that are dropped are lost to the pool"]
 #[derive(Debug)]
 pub(crate) struct Held {
-    pool: u64,
-    segment: usize,
-    slot: usize,
+    pool: NonZeroU32,
+    segment: u16,
+    slot: u16,
     state: State,
-    pub(crate) bus: BusAddr,
-    pub(crate) pfn: Pfn,
 }
 
 impl Held {
@@ -53,10 +52,9 @@ impl Held {
         }
     }
 
-    /// Byte `at` of the run's slots on, for `len_bytes` bytes.
-    pub(crate) const fn place(&self, at: usize, len_bytes: usize) -> Place {
-        let offset = self.slot * SLOT_BYTES + at;
-        Place { pfn: self.pfn, offset, len_bytes }
+    #[inline]
+    const fn slot(&self) -> usize {
+        self.slot as usize
     }
 }
 
@@ -74,7 +72,7 @@ impl<'m> Pool<'m> {
     /// as vCPUs should rarely meet.
     ///
     /// # Errors
-    /// [`Error::AtLimit`] if there is no place or no area.
+    /// [`Error::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB).
     ///
     /// # Hypercalls
     /// None.
@@ -82,7 +80,12 @@ impl<'m> Pool<'m> {
         if segments.is_empty() || areas.is_empty() {
             return Err(Error::AtLimit { segments: 0 });
         }
-        let number = POOLS.fetch_add(1, Ordering::Relaxed);
+        if segments.len() > usize::from(u16::MAX) {
+            return Err(Error::AtLimit { segments: usize::from(u16::MAX) });
+        }
+        // After 2^32 pools numbers come again; none is 0.
+        let number = NonZeroU32::new(POOLS.fetch_add(1, Ordering::Relaxed));
+        let number = number.unwrap_or(NonZeroU32::MAX);
         Ok(Self { segments, areas, number })
     }
 
@@ -248,26 +251,60 @@ impl<'m> Pool<'m> {
             return None;
         }
         let state = segment.open(slot, need.what);
-        let offset = (slot * SLOT_BYTES + need.what.head_bytes) as u64;
-        let bus = BusAddr::from_raw(start.raw() + offset);
-        Some(Held { pool: self.number, segment: at, slot, state, bus, pfn: segment.pfn() })
+        self.held((at, slot), state)
+    }
+
+    /// The name of a run; both numbers are small.
+    #[inline]
+    fn held(&self, (segment, slot): (usize, usize), state: State) -> Option<Held> {
+        let (segment, slot) = (u16::try_from(segment).ok()?, u16::try_from(slot).ok()?);
+        Some(Held { pool: self.number, segment, slot, state })
+    }
+
+    /// The segment of a run of this pool's.
+    #[inline]
+    fn segment_of(&self, held: &Held) -> Option<&'m Segment> {
+        self.segments.get(usize::from(held.segment)).filter(|_| held.pool == self.number)
+    }
+
+    /// Where the device sees the first byte used.
+    #[inline]
+    pub(crate) fn bus(&self, held: &Held) -> BusAddr {
+        let start = self.segment_of(held).and_then(Segment::start).map_or(0, BusAddr::raw);
+        BusAddr::from_raw(start + (held.slot() * SLOT_BYTES + held.what().head_bytes) as u64)
+    }
+
+    /// Byte `at` of the run's slots on, for `len_bytes` bytes.
+    #[inline]
+    pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> Place {
+        let pfn = self.segment_of(held).map_or(Pfn::new(u64::MAX), Segment::pfn);
+        Place { pfn, offset: held.slot() * SLOT_BYTES + at, len_bytes }
     }
 
     /// Marks a run busy: for as long as it is, nobody else can give it back or copy it.
+    ///
+    /// # Errors
+    /// What is wrong with the run; `address` is where it was.
     #[inline]
-    pub(crate) fn enter(&self, held: &Held) -> Result<(), Error> {
-        if held.pool != self.number {
-            self.areas[0].failed(Failure::Misuse);
-            return Err(Error::NotOfThisPool { address: held.bus });
+    pub(crate) fn enter(&self, held: &Held, address: BusAddr) -> Result<(), Error> {
+        let Some(segment) = self.segment_of(held) else {
+            return Err(self.stranger(address));
+        };
+        match segment.enter(held.slot(), held.state) {
+            Ok(()) => Ok(()),
+            Err(found) => Err(self.misuse(held, found, address)),
         }
-        let entered = self.segments[held.segment].enter(held.slot, held.state);
-        entered.map_err(|found| self.misuse(held, found))
     }
 
     #[cold]
-    fn misuse(&self, held: &Held, found: State) -> Error {
-        self.areas[held.segment % self.areas.len()].failed(Failure::Misuse);
-        let address = held.bus;
+    fn stranger(&self, address: BusAddr) -> Error {
+        self.areas[0].failed(Failure::Misuse);
+        Error::NotOfThisPool { address }
+    }
+
+    #[cold]
+    fn misuse(&self, held: &Held, found: State, address: BusAddr) -> Error {
+        self.areas[usize::from(held.segment) % self.areas.len()].failed(Failure::Misuse);
         match (found.what(), held.state.what()) {
             (None, _) => Error::NotTaken { address },
             _ if !found.same_taking(held.state) => Error::Stale { address },
@@ -280,15 +317,19 @@ impl<'m> Pool<'m> {
     /// The run is no longer busy.
     #[inline]
     pub(crate) fn leave(&self, held: &Held) {
-        self.segments[held.segment].leave(held.slot, held.state);
+        if let Some(segment) = self.segment_of(held) {
+            segment.leave(held.slot(), held.state);
+        }
     }
 
     /// Gives a run back that is busy.
     #[inline]
-    pub(crate) fn close_run(&self, held: Held, what: Use) {
-        let slots = what.slots();
-        self.segments[held.segment].close(held.slot, held.state, slots);
-        self.areas[held.segment % self.areas.len()].gave(slots as u64);
+    #[expect(clippy::needless_pass_by_value, reason = "the run ends here")]
+    pub(crate) fn close_run(&self, held: Held, slots: usize) {
+        if let Some(segment) = self.segment_of(&held) {
+            segment.close(held.slot(), held.state, slots);
+            self.areas[usize::from(held.segment) % self.areas.len()].gave(slots as u64);
+        }
     }
 
     /// The run that is taken at an address, as `what`.
@@ -303,8 +344,7 @@ impl<'m> Pool<'m> {
         let found = self.segments.iter().enumerate();
         let found = found.filter_map(|(at, segment)| Some((at, segment, inside(segment)?))).next();
         let Some((at, segment, offset)) = found else {
-            self.areas[0].failed(Failure::Misuse);
-            return Err(Error::NotOfThisPool { address });
+            return Err(self.stranger(address));
         };
         // The first slot lies up to a head before the address.
         let last = offset / SLOT_BYTES;
@@ -327,8 +367,7 @@ impl<'m> Pool<'m> {
             area.failed(Failure::Misuse);
             return Err(Error::Busy { address });
         }
-        let pfn = segment.pfn();
-        Ok(Held { pool: self.number, segment: at, slot, state, bus: address, pfn })
+        self.held((at, slot), state).ok_or(Error::NotTaken { address })
     }
 
     /// Whether the address is in one of the segments.

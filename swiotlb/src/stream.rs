@@ -238,10 +238,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         let what = Use { purpose, head_bytes, len_bytes: place.len_bytes };
         let held = self.pool.take(self.vcpu, Need { what, stride, mask: device.mask })?;
         match self.fill(&held, place, what) {
-            Ok(()) => Ok((held.bus, Some(held))),
+            Ok(()) => Ok((self.pool.bus(&held), Some(held))),
             Err(error) => {
-                self.pool.enter(&held)?;
-                self.pool.close_run(held, what);
+                self.pool.enter(&held, self.pool.bus(&held))?;
+                self.pool.close_run(held, what.slots());
                 Err(error)
             }
         }
@@ -255,13 +255,13 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         let around = [(0, head_bytes), (end, what.slots() * SLOT_BYTES - end)];
         for (at, count) in around {
             if count > 0 {
-                let gap = held.place(at, count);
+                let gap = self.pool.place(held, at, count);
                 // SAFETY: bytes of slots that were just taken (I-1).
                 unsafe { zero(self.machine, gap.pfn, gap.offset, count) }?;
             }
         }
         // SAFETY: as above.
-        unsafe { copy(self.machine, place, held.place(head_bytes, len_bytes)) }?;
+        unsafe { copy(self.machine, place, self.pool.place(held, head_bytes, len_bytes)) }?;
         self.pool.area(self.vcpu).copied_to_device(len_bytes);
         Ok(())
     }
@@ -281,7 +281,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             self.pool.area(self.vcpu).unmapped_directly();
             return Ok(buffer);
         };
-        match self.end(held, buffer.0, D::PURPOSE) {
+        match self.end(held, (bus, buffer.0), D::PURPOSE) {
             Ok(()) => Ok(buffer),
             Err((error, held)) => {
                 Err((error, Mapping { buffer, bus, held: Some(held), direction }))
@@ -304,7 +304,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             return Ok(buffer);
         };
         // As if the device had written nothing: no byte of the slots is copied.
-        match self.end(held, buffer.0, Purpose::ToDevice) {
+        match self.end(held, (bus, buffer.0), Purpose::ToDevice) {
             Ok(()) => Ok(buffer),
             Err((error, held)) => {
                 Err((error, Mapping { buffer, bus, held: Some(held), direction }))
@@ -314,13 +314,18 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
 
     /// Copies back what is to be copied, and gives the slots back.
     #[inline]
-    fn end(&self, held: Held, place: Place, purpose: Purpose) -> Result<(), (Error, Held)> {
-        if let Err(error) = self.pool.enter(&held) {
+    fn end(
+        &self,
+        held: Held,
+        (bus, place): (BusAddr, Place),
+        purpose: Purpose,
+    ) -> Result<(), (Error, Held)> {
+        if let Err(error) = self.pool.enter(&held, bus) {
             return Err((error, held));
         }
         let what = held.what();
         if is_written(purpose) {
-            let from = held.place(what.head_bytes, what.len_bytes);
+            let from = self.pool.place(&held, what.head_bytes, what.len_bytes);
             // SAFETY: the buffer is the mapping's (I-11).
             if let Err(error) = unsafe { copy(self.machine, from, place) } {
                 self.pool.leave(&held);
@@ -328,7 +333,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             }
             self.pool.area(self.vcpu).copied_from_device(what.len_bytes);
         }
-        self.pool.close_run(held, what);
+        self.pool.close_run(held, what.slots());
         Ok(())
     }
 
@@ -382,10 +387,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             return Err(Error::OutsideMapping { offset, len_bytes, mapped_bytes });
         }
         let Some(held) = &mapping.held else { return Ok(()) };
-        self.pool.enter(held)?;
+        self.pool.enter(held, mapping.bus)?;
         let (pfn, at) = mapping.buffer.0.byte(offset);
         let buffer = Place { pfn, offset: at, len_bytes };
-        let result = copy(buffer, held.place(held.what().head_bytes + offset, len_bytes));
+        let at = held.what().head_bytes + offset;
+        let result = copy(buffer, self.pool.place(held, at, len_bytes));
         self.pool.leave(held);
         Ok(result?)
     }
@@ -420,7 +426,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ) -> Result<(), Error> {
         if self.pool.contains(bus) {
             let held = self.pool.find(bus, (purpose, buffer.len_bytes))?;
-            return self.end(held, buffer, purpose).map_err(|(error, _)| error);
+            return self.end(held, (bus, buffer), purpose).map_err(|(error, _)| error);
         }
         if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
             return Err(Error::NotOfThisPool { address: bus });

@@ -1,10 +1,10 @@
-//! What the frame map costs, in instructions counted by valgrind: the same on every machine and in
-//! every run, so a limit can be a test.
+//! What the frame map and a mapping for a device cost, in instructions counted by valgrind: the
+//! same on every machine and in every run, so a limit can be a test.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 use crate::cargo::cargo;
 use crate::paths::{self, find_program};
@@ -20,6 +20,9 @@ const LOOK_UP_MORE_MAX: u64 = 4;
 const AUDITED: u64 = 1 << 16;
 /// Instructions that an audit may take for a pfn.
 const AUDIT_MAX: u64 = 40;
+const MAPPINGS: u64 = 10_000;
+/// Instructions that mapping 2 KiB for a device and unmapping it may take, if nothing is copied.
+const MAPPING_MAX: u64 = 120;
 
 /// Counts and compares.
 ///
@@ -30,14 +33,8 @@ pub(super) fn check() -> Result<String> {
     if find_program("valgrind").is_none() {
         return Ok("(not counted: this machine has no valgrind)".to_owned());
     }
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--release", "--package", "p2m", "--example", "lookup_cost"]);
-    let target = paths::target()?;
-    let (status, output) = run_captured(build.arg("--target-dir").arg(&target), |_| {})?;
-    if !status.success() {
-        bail!("{output}");
-    }
-    let program = target.join("release/examples/lookup_cost");
+    let mapping = mapping()?;
+    let program = example("p2m", "lookup_cost")?;
     let mut look_ups = Vec::new();
     for pfns in SIZES {
         let slice = one(&program, "slice", pfns, LOOK_UPS)? / LOOK_UPS;
@@ -55,19 +52,46 @@ pub(super) fn check() -> Result<String> {
         bail!("an audit takes {audit} instructions for a pfn, {AUDIT_MAX} are allowed");
     }
     let (slice, p2m) = look_ups[0];
-    Ok(format!("(look-up loop {p2m}, with a slice {slice}; audit {audit} a pfn)"))
+    Ok(format!(
+        "(look-up loop {p2m}, with a slice {slice}; audit {audit} a pfn; map and unmap {mapping})"
+    ))
+}
+
+/// What mapping 2 KiB as it is costs, with unmapping it.
+fn mapping() -> Result<u64> {
+    let program = example("swiotlb", "map_cost")?;
+    let count = |what, times: u64| instructions(&program, &[what, &times.to_string()]);
+    let one =
+        |what| Ok::<_, Error>((count(what, 2 * MAPPINGS)? - count(what, MAPPINGS)?) / MAPPINGS);
+    let mapping = one("direct")?.saturating_sub(one("none")?);
+    if mapping > MAPPING_MAX {
+        bail!("mapping and unmapping takes {mapping} instructions, {MAPPING_MAX} are allowed");
+    }
+    Ok(mapping)
+}
+
+/// An example of a package, built to be measured.
+fn example(package: &str, name: &str) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release", "--package", package, "--example", name]);
+    let target = paths::target()?;
+    let (status, output) = run_captured(build.arg("--target-dir").arg(&target), |_| {})?;
+    if !status.success() {
+        bail!("{output}");
+    }
+    Ok(target.join("release/examples").join(name))
 }
 
 /// What `times` of it cost: the difference between a run with as many and one with twice as many.
 fn one(program: &Path, what: &str, pfns: u64, times: u64) -> Result<u64> {
-    let once = instructions(program, what, pfns, times)?;
-    Ok(instructions(program, what, pfns, 2 * times)? - once)
+    let count = |times: u64| instructions(program, &[what, &pfns.to_string(), &times.to_string()]);
+    Ok(count(2 * times)? - count(times)?)
 }
 
-fn instructions(program: &Path, what: &str, pfns: u64, times: u64) -> Result<u64> {
+fn instructions(program: &Path, words: &[&str]) -> Result<u64> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
-    valgrind.arg(program).args([what, &pfns.to_string(), &times.to_string()]);
+    valgrind.arg(program).args(words);
     let (status, output) = run_captured(&mut valgrind, |_| {})?;
     let line = output.lines().find(|line| line.contains("refs:"));
     let number = line.and_then(|line| line.rsplit(' ').next()).map(|text| text.replace(',', ""));

@@ -3,9 +3,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use hypercall::{ArchSharedInfo, GuestVa};
+use hypercall::{ArchSharedInfo, GuestVa, Pfn};
 
-use crate::guest::Platform;
+use crate::guest::{Platform, Ports};
 use crate::host::run_under;
 use crate::life::{Life, Return, SuspendError, Way};
 use crate::store::server::{Event, FakeLife};
@@ -23,6 +23,14 @@ impl Platform for FakePlatform {
     }
 
     fn wait(&self) {}
+
+    fn pfn_at(&self, _: usize) -> Option<Pfn> {
+        None
+    }
+
+    fn ports(&self) -> Result<&dyn Ports, String> {
+        Err("no program needs them here".into())
+    }
 
     fn life(&self) -> Result<Box<dyn Life + '_>, String> {
         Ok(Box::new(&self.0))
