@@ -46,7 +46,16 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
 
     /// An empty batch in this storage.
     pub const fn batch(&mut self) -> Batch<'_> {
-        let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
+        self.batch_of(UPDATES, OPS)
+    }
+
+    /// An empty batch in a part of this storage: `updates` updates and `ops` extended operations,
+    /// or as many as there are places. What a trap may take is then decided at run time.
+    pub const fn batch_of(&mut self, updates: usize, ops: usize) -> Batch<'_> {
+        let updates = if updates < UPDATES { updates } else { UPDATES };
+        let (old, _) = self.old.split_at_mut(updates);
+        let (updates, _) = self.updates.split_at_mut(updates);
+        let (ops, _) = self.ops.split_at_mut(if ops < OPS { ops } else { OPS });
         let runs = [Batch::NO_RUN; CALLS_MAX];
         Batch {
             updates,

@@ -208,6 +208,17 @@ impl VcpuSet {
     }
 }
 
+impl fmt::Display for VcpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = "";
+        for number in (0..32).filter(|number| self.0 >> number & 1 != 0) {
+            write!(f, "{before}{number}")?;
+            before = ", ";
+        }
+        if self.is_empty() { f.write_str("none") } else { Ok(()) }
+    }
+}
+
 /// One element of `mmuext_op` (`struct mmuext_op`, 24 bytes).
 ///
 /// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs.

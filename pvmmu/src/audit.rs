@@ -12,6 +12,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::error::WalkError;
 use crate::marks::{FOREIGN, MARKS};
+use crate::obstacles::{Descend, each_entry};
 use crate::pgd::Pgd;
 use crate::tables::USER_SLOTS;
 
@@ -235,7 +236,7 @@ fn visit<M: FrameAccess>(
 }
 
 /// The canonical address with these lower 48 bits.
-const fn sign_extended(address: u64) -> u64 {
+pub(crate) const fn sign_extended(address: u64) -> u64 {
     if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
 }
 
@@ -306,41 +307,16 @@ pub fn writable_mappings<M: FrameAccess>(
     found: &mut impl FnMut(GuestVa),
 ) -> Result<(), WalkError> {
     let mfn = context.mfn(pfn)?;
-    let all = core::iter::once(context.kernel_root).chain(trees.iter().map(|tree| tree.kernel));
-    for (number, root) in all.enumerate() {
-        search(context, (Level::L4, root, 0), mfn, &mut |va| {
-            // The kernel half is the same in all trees.
-            let is_kernel_half = va >= hypercall::XEN_HOLE_END;
-            if let (Ok(va), true) = (GuestVa::new(va), number == 0 || !is_kernel_half) {
+    // The kernel half is the same in all trees.
+    let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
+    for (root, slots) in core::iter::once((context.kernel_root, 0..ENTRIES)).chain(own) {
+        each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+            let maps_it = place.level == Level::L1 && place.pte.mfn() == mfn;
+            if let (Ok(va), true) = (GuestVa::new(place.va), maps_it && place.pte.is_writable()) {
                 found(va);
             }
+            Descend::Yes
         })?;
-    }
-    Ok(())
-}
-
-fn search<M: FrameAccess>(
-    context: &Context<'_, M>,
-    (level, table, base): (Level, Pfn, u64),
-    mfn: Mfn,
-    found: &mut impl FnMut(u64),
-) -> Result<(), WalkError> {
-    let mut from = 0;
-    while let Some((index, pte)) = context.machine.next_present(table, from..ENTRIES)? {
-        from = u16::from(index) + 1;
-        if level == Level::L4 && XEN_SLOTS.contains(&u16::from(index)) {
-            continue;
-        }
-        let va = sign_extended(base + (u64::from(index) << level.shift()));
-        match (pte.decode(level), level.below()) {
-            (Entry::Table(child), Some(below)) => {
-                if let Ok(child) = context.p2m.pfn(context.machine, child) {
-                    search(context, (below, child, va), mfn, found)?;
-                }
-            }
-            _ if level == Level::L1 && pte.is_writable() && pte.mfn() == mfn => found(va),
-            _ => {}
-        }
     }
     Ok(())
 }

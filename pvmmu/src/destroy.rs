@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot};
+use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
@@ -24,6 +24,8 @@ use crate::tables::Present;
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
 pub enum DestroyError {
+    /// These vCPUs run on it; nothing was changed.
+    Running(Pgd<Pinned>, VcpuSet),
     /// It is pinned still; some of its pages are gone already.
     Pinned(Pgd<Pinned>, MapError),
     /// It is pinned still, and all tables from the pool are gone from it.
@@ -36,6 +38,9 @@ impl fmt::Display for DestroyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("not taken apart: ")?;
         match self {
+            Self::Running(pgd, vcpus) => {
+                write!(f, "vCPUs {vcpus} run on root pfn {}: load another there", pgd.root())
+            }
             Self::Pinned(_, error) => error.fmt(f),
             Self::NotUnpinned(_, failure, undo) => {
                 failure.fmt(f)?;
@@ -47,6 +52,16 @@ impl fmt::Display for DestroyError {
 }
 
 impl core::error::Error for DestroyError {}
+
+impl DestroyError {
+    /// The address space, if it is still there.
+    pub fn into_pgd(self) -> Option<Pgd<Pinned>> {
+        match self {
+            Self::Running(pgd, _) | Self::Pinned(pgd, _) | Self::NotUnpinned(pgd, ..) => Some(pgd),
+            Self::Lost(_) => None,
+        }
+    }
+}
 
 impl Pgd<Pinned> {
     /// Takes the address space apart: tables from the pool go back to it, everything else to the

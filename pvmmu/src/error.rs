@@ -5,6 +5,7 @@ use core::fmt;
 use hypercall::{AccessError, BatchError, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte};
 use p2m::P2mError;
 
+use crate::obstacles::Obstacles;
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::primitive::Primitive;
 
@@ -261,11 +262,9 @@ impl fmt::Display for PinFailure {
             Self::Protect { table, error } => {
                 write!(f, "the direct mapping of table pfn {table} was not changed: {error}")
             }
-            Self::Table { level, pfn, mfn, error } => write!(
-                f,
-                "{level} table pfn {pfn} (mfn {mfn}): {error}; \
-                 is the frame mapped writable somewhere, or does an entry of it map a table so?"
-            ),
+            Self::Table { level, pfn, mfn, error } => {
+                write!(f, "{level} table pfn {pfn} (mfn {mfn}): {error}")
+            }
             Self::Root { pfn, mfn, error } => write!(f, "root pfn {pfn} (mfn {mfn}): {error}"),
             Self::Call(error) => error.fmt(f),
             Self::BatchTooSmall => f.write_str("the batch has no room for a single element"),
@@ -297,6 +296,9 @@ pub struct PinError {
     pub pgd: Pgd<Loose>,
     /// Why.
     pub failure: PinFailure,
+    /// The mappings that stand in the way of the table that was refused, in the running tree and in
+    /// this one.
+    pub obstacles: Obstacles,
     /// What could not be put back, if anything.
     pub undo: Result<(), UndoError>,
 }
@@ -304,6 +306,14 @@ pub struct PinError {
 impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not pinned: {}", self.failure)?;
+        match (self.obstacles.count(), self.failure) {
+            (0, PinFailure::Table { .. }) => f.write_str(
+                "; no mapping of the running tree or of this one stands in the way: look for one \
+                 in another address space, a grant, or bits that Xen does not allow",
+            )?,
+            (0, _) => {}
+            (count, _) => write!(f, "; {count} in the way: {}", self.obstacles)?,
+        }
         self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
     }
 }

@@ -6,8 +6,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall::{Machine, MmuExtOp, Pfn, VcpuSet};
 
 use crate::context::Context;
+use crate::destroy::DestroyError;
+use crate::edit::Tools;
 use crate::error::LoadError;
 use crate::flush::Reach;
+use crate::frames::FrameSource;
 use crate::pgd::{Pgd, Pinned, Roots};
 
 /// A vCPU that runs on no address space of ours.
@@ -95,6 +98,27 @@ impl<'a> Vcpus<'a> {
             place.asked.store(place.loaded.load(Ordering::Acquire), Ordering::Release);
         }
         result
+    }
+
+    /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for
+    /// none.
+    ///
+    /// # Errors
+    /// [`DestroyError::Running`] before anything is changed, if one runs on it; others as for
+    /// [`Pgd::destroy`].
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::destroy`]; none if a vCPU runs on it.
+    pub fn destroy<M: Machine, F: FrameSource>(
+        self,
+        pgd: Pgd<Pinned>,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+    ) -> Result<(), DestroyError> {
+        let running = self.on(&pgd);
+        if !running.is_empty() {
+            return Err(DestroyError::Running(pgd, running));
+        }
+        pgd.destroy(tools)
     }
 
     /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,

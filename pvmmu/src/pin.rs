@@ -16,6 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::access::{Access, Stopped, set_access, undo};
 use crate::context::Context;
 use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
+use crate::obstacles::Obstacles;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
 
@@ -25,7 +26,8 @@ impl Pgd<Loose> {
     /// # Errors
     /// [`PinError`] with the address space, loose and writable as before, the table that was
     /// refused and why: a release Xen says only that the root is no good, so the tables are then
-    /// tried one by one.
+    /// tried one by one, and the running tree and this one are read for the mappings that stand in
+    /// the way.
     ///
     /// # Hypercalls
     /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
@@ -50,10 +52,12 @@ impl Pgd<Loose> {
             PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(context, pfn, failure),
             _ => (failure, Ok(())),
         };
+        // While the tables are read-only: afterwards each would stand in its own way.
+        let obstacles = Obstacles::of(context, roots, &failure);
         let undo = unpinned
             .and(blamed)
             .and_then(|()| undo(context, roots, (Access::ReadOnly, done), batch));
-        Err(PinError { pgd: self, failure, undo })
+        Err(PinError { pgd: self, failure, obstacles, undo })
     }
 }
 

@@ -5,10 +5,10 @@ mod common;
 
 use common::{Guest, build, context, destroy, page};
 use hypercall::{
-    BatchStorage, Call, Counting, Errno, FailNth, FrameAccess as _, Level, Pfn, Pte, PteFlags,
+    BatchStorage, Call, Counting, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags,
     Refusal, Request, VaFlush, VaMapping, XEN_SLOTS,
 };
-use pvmmu::{Context, FrameSource as _, Pgd, PinFailure, load_root, walk};
+use pvmmu::{Context, FrameSource as _, OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 #[test]
@@ -94,6 +94,19 @@ fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
         };
         assert_eq!((named, pfn, refusal.errno), (level, table, Errno::EINVAL));
         assert_eq!(error.undo, Ok(()));
+        let window_va = context.machine.direct_map(window.pfn()).expect("mapped");
+        let Some(Obstacle::Writable(place)) = error.obstacles.first().next() else {
+            panic!("{error}")
+        };
+        assert_eq!((place.va, error.obstacles.count()), (window_va.raw(), 1), "{error}");
+        let told = error.to_string();
+        for part in [
+            format!("{level} table pfn {table}"),
+            "EINVAL".to_owned(),
+            format!("{:#018x}", window_va.raw()),
+        ] {
+            assert!(told.contains(&part), "{part} is not in: {told}");
+        }
         guest.check();
 
         alias(&context, window.pfn(), window.pfn());
@@ -102,6 +115,69 @@ fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
         let loose = pinned.unpin(&context, &mut storage.batch()).expect("unpinned");
         destroy(&context, loose, &mut pool);
         assert_eq!(pool.len(), free);
+        guest.check();
+    }
+}
+
+/// More mappings than an error has places for: all are counted, in the direct mapping and in the
+/// tree itself.
+#[test]
+fn a_pin_error_counts_every_mapping_in_the_way_and_names_the_first_ones() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let pgd = build(&context, 16, &mut pool);
+    let table = walk(&context, pgd.root(), page(0)).expect("readable").at(Level::L1);
+    let table = table.expect("a table").table;
+    let windows: Vec<_> = (0..7).map(|_| pool.take().expect("a frame")).collect();
+    for window in &windows {
+        alias(&context, window.pfn(), table);
+    }
+    let error =
+        pgd.pin(&context, &mut BatchStorage::<9, 1>::new().batch()).expect_err("in the way");
+    assert_eq!((error.obstacles.count(), error.obstacles.first().count()), (7, OBSTACLES_MAX));
+    let told = error.to_string();
+    assert!(told.contains("7 in the way: ") && told.ends_with("; and 3 more like these"), "{told}");
+    guest.check();
+    for window in windows {
+        alias(&context, window.pfn(), window.pfn());
+        pool.give(window);
+    }
+    destroy(&context, error.pgd, &mut pool);
+    guest.check();
+}
+
+#[test]
+fn a_pin_error_names_the_entries_of_the_table_itself_that_are_at_fault() {
+    for maps_a_table in [true, false] {
+        let guest = Guest::new();
+        let p2m = guest.p2m();
+        let context = context(&guest, &guest.model, &p2m);
+        let mut pool = guest.pool();
+        let pgd = build(&context, 16, &mut pool);
+        let path = walk(&context, pgd.root(), page(3)).expect("readable");
+        let (l1, l2) = (path.at(Level::L1).expect("L1"), path.at(Level::L2).expect("L2"));
+        let nobodys = Mfn::new(guest.model.ram_end().raw() - 1);
+        let mfn = if maps_a_table { p2m.mfn(l2.table).expect("RAM") } else { nobodys };
+        let bad = Pte::new(mfn, PteFlags::USER_RW);
+        // SAFETY: the guest exists only in the model.
+        unsafe { guest.model.write_entry(l1.table, l1.slot.index, bad) }.expect("loose");
+        let error = pgd.pin(&context, &mut BatchStorage::<9, 1>::new().batch());
+        let error = error.map(drop).expect_err("Xen takes no such tree");
+        let found: Vec<_> = error.obstacles.first().collect();
+        let place = match found[..] {
+            // The L1 table maps the L2 table above it, which is refused for it or refuses it.
+            [Obstacle::MapsTable(place) | Obstacle::Writable(place)] if maps_a_table => place,
+            [Obstacle::UnknownFrame(place)] if !maps_a_table => place,
+            _ => panic!("{error}"),
+        };
+        assert_eq!((place.va, place.pte.mfn()), (page(3).raw(), mfn), "{error}");
+        assert!(matches!(error.failure, PinFailure::Table { .. }), "{error}");
+        // SAFETY: as above.
+        unsafe { guest.model.write_entry(l1.table, l1.slot.index, path.leaf().expect("L1").1) }
+            .expect("loose again");
+        destroy(&context, error.pgd, &mut pool);
         guest.check();
     }
 }

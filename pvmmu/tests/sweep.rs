@@ -9,8 +9,8 @@ use hypercall::{
     Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
 };
 use pvmmu::{
-    Context, Counted, DestroyError, FrameSource as _, Pages, Pgd, Pinned, Presence, Reach, Running,
-    Shares, TablePool, Tools, Vcpus, walk,
+    Context, Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Reach, Running, Shares,
+    TablePool, Tools, Vcpus, walk,
 };
 use xen_model::Model;
 
@@ -104,12 +104,10 @@ fn start(
 }
 
 fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
-    match pgd.destroy(with) {
-        Ok(()) => {}
-        Err(DestroyError::Pinned(pgd, _) | DestroyError::NotUnpinned(pgd, ..)) => {
-            pgd.destroy(with).expect("only one request is refused");
-        }
-        Err(error) => panic!("{error}"),
+    if let Err(error) = pgd.destroy(with) {
+        let reason = error.to_string();
+        let pgd = error.into_pgd().expect(&reason);
+        pgd.destroy(with).expect("only one request is refused");
     }
 }
 
@@ -194,12 +192,8 @@ sweep! {
         });
         child.and_then(|child| child.destroy(with).map_err(|error| {
             let reason = error.to_string();
-            match error {
-                DestroyError::Pinned(child, _) | DestroyError::NotUnpinned(child, ..) => {
-                    child.destroy(with).expect("only one request is refused");
-                }
-                error => panic!("{error}"),
-            }
+            let child = error.into_pgd().expect(&reason);
+            child.destroy(with).expect("only one request is refused");
             reason
         }))
     };
@@ -211,9 +205,8 @@ sweep! {
                 edit.make_own(full().start)
             });
             let mut outcome = copied.map_err(|error| error.to_string());
-            if let Err(DestroyError::Pinned(child, _) | DestroyError::NotUnpinned(child, ..)) =
-                child.destroy(with)
-            {
+            if let Err(error) = child.destroy(with) {
+                let child = error.into_pgd().expect("it is there");
                 child.destroy(with).expect("only one request is refused");
                 outcome = Err("destroying the child".to_owned());
             }
@@ -252,10 +245,7 @@ fn ending_an_address_space_with_tables_from_a_pool() {
             let mut outcome = mapped.map_err(|error| error.to_string());
             if let Err(error) = pgd.destroy(with) {
                 let reason = error.to_string();
-                let (DestroyError::Pinned(pgd, _) | DestroyError::NotUnpinned(pgd, ..)) = error
-                else {
-                    panic!("{reason}")
-                };
+                let pgd = error.into_pgd().expect(&reason);
                 destroy(pgd, with);
                 outcome = Err(reason);
             }

@@ -49,6 +49,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=32))]
     pub(crate) vcpus: u32,
+    /// Processors of the machine [default: as many as dom0 needs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) processors: Option<u32>,
     /// Let the clock count instructions, guest's and Xen's together: the same on every run
     #[arg(long)]
     pub(crate) icount: bool,

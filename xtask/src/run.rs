@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         limit: arguments.time_limit(),
     };
     let clock = if arguments.icount { Clock::Instructions } else { Clock::Time };
-    let real = Host { qemu: &qemu, xen, clock };
+    let real = Host { qemu: &qemu, xen, clock, processors: arguments.processors };
     let report = match &linux {
         None => dom0::boot(&real, &guest, log, |line| view.line(line))?,
         Some(linux) => {
@@ -104,6 +104,7 @@ fn run_on_model(arguments: &RunArguments) -> Result<ExitStatus> {
     let role = arguments.role.to_string().to_lowercase();
     program.args(["--xen", &arguments.xen.to_string(), "--as", &role]);
     program.args(["--mem", &arguments.mem.to_string()]);
+    program.args(["--vcpus", &arguments.vcpus.to_string()]);
     if let Some(module) = &arguments.module {
         program.arg("--module").arg(module);
     }

@@ -70,7 +70,7 @@ impl Station {
     pub(crate) fn boot(&mut self, boot: &Boot, mut show: impl FnMut(&str)) -> Result<Report> {
         self.require(boot.release, boot.role)?;
         let xen = self.hypervisors.get(&boot.release).context("Xen was just required")?.clone();
-        let host = Host { qemu: &self.qemu, xen, clock: boot.clock };
+        let host = Host { qemu: &self.qemu, xen, clock: boot.clock, processors: None };
         let guest = Guest {
             kernel: self.kernel.clone(),
             arguments: boot.arguments.clone(),

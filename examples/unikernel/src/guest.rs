@@ -36,6 +36,8 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) console: &'a mut dyn fmt::Write,
     /// What else the machine gives it.
     pub(crate) platform: &'a dyn Platform,
+    /// Its second vCPU, on the same machine.
+    pub(crate) second: Option<&'a dyn Second<M>>,
 }
 
 /// What the machine gives a guest besides memory and hypercalls.
@@ -52,6 +54,31 @@ pub(crate) trait Platform {
 
     /// Lets others run for a while.
     fn wait(&self);
+}
+
+/// What the second vCPU is to do, on its machine.
+pub(crate) type Work<'a, M> = dyn FnMut(&M) + Send + 'a;
+
+/// The second vCPU of a guest, which does what it is told. Methods are called by the first one.
+pub(crate) trait Second<M> {
+    /// Lets it run, on the root that the kernel booted on; or go on, if it was stopped.
+    ///
+    /// # Errors
+    /// A sentence, if the guest has no second vCPU or it does not start.
+    fn start(&self) -> Result<(), String>;
+
+    /// Stops it, between one piece of work and the next.
+    ///
+    /// # Errors
+    /// A sentence, if Xen refuses.
+    fn stop(&self) -> Result<(), String>;
+
+    /// Lets it do `work` once, and waits for that.
+    fn once(&self, work: &mut Work<'_, M>);
+
+    /// Lets it do `work` over and over, beside `meanwhile`, which begins behind the first time and
+    /// ends before the last.
+    fn beside(&self, work: &mut Work<'_, M>, meanwhile: &mut dyn FnMut());
 }
 
 impl<M: Machine + Cpu> Guest<'_, M> {

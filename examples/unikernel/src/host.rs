@@ -9,13 +9,13 @@ use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
 use hypercall::{
-    ArchSharedInfo, Assist, BootInfo, Counting, Frames, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
-    StartInfo,
+    ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
+    PAGE_SHIFT, Pfn, StartInfo,
 };
 use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Platform, Pool};
+use crate::guest::{Guest, Platform, Pool, Second, Work};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -40,6 +40,10 @@ struct Arguments {
     #[arg(long, value_name = "MIB", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
     mem: u32,
+    /// Virtual CPUs of the guest
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=32))]
+    vcpus: u8,
     /// Decides which machine frames the guest has
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -102,7 +106,7 @@ impl core::fmt::Write for Stdout {
 fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Verdict {
     let say = |error: &dyn core::fmt::Display| error.to_string();
     let name = arguments.program.first().map_or("demo", String::as_str);
-    let program = programs::named::<Model>(name)?;
+    let program = programs::named::<xen_model::Guest<'_>>(name)?;
     let rest = arguments.program.get(1..).unwrap_or_default().join(" ");
 
     let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
@@ -111,6 +115,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
     if arguments.role == Role::DomU {
         builder = builder.other(DomainConfig::new(Role::Dom0, DOM0_PAGES));
     }
+    config.vcpus = arguments.vcpus.into();
     let model = builder.seed(arguments.seed).guest(config).build().map_err(|error| say(&error))?;
     model.enable_assist(Assist::WritablePageTables).map_err(|error| say(&error))?;
 
@@ -123,9 +128,11 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
     let arena = Pfn::new(IMAGE_START + 256);
     let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
     let platform = ModelPlatform::default();
+    let first = model.guest();
+    let second = ModelSecond { first };
     let mut guest = Guest {
-        machine: Counting::new(&model),
-        cpu: &model,
+        machine: Counting::new(&first),
+        cpu: &first,
         boot,
         p2m: &p2m,
         kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
@@ -136,6 +143,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         module,
         console,
         platform: &platform,
+        second: Some(&second),
     };
     let verdict = program(&mut guest);
     if name == "prove" {
@@ -161,6 +169,42 @@ impl Platform for ModelPlatform {
 
     fn wait(&self) {
         std::thread::yield_now();
+    }
+}
+
+/// The model's second vCPU. There is one thread: what goes on side by side takes turns.
+struct ModelSecond<'m> {
+    first: xen_model::Guest<'m>,
+}
+
+impl<'m> ModelSecond<'m> {
+    fn vcpu(&self) -> Option<xen_model::Guest<'m>> {
+        self.first.model().vcpu(self.first.domain(), 1)
+    }
+}
+
+impl<'m> Second<xen_model::Guest<'m>> for ModelSecond<'m> {
+    fn start(&self) -> Result<(), String> {
+        let vcpu = self.vcpu().ok_or("the guest has one vCPU: start it with --vcpus 2")?;
+        let root = self.first.kernel_root().ok_or("the first vCPU has no root")?;
+        match vcpu.initialise(root, None) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(format!("vCPU 1: {errno}")),
+        }
+    }
+
+    fn stop(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn once(&self, work: &mut Work<'_, xen_model::Guest<'m>>) {
+        self.vcpu().iter().for_each(work);
+    }
+
+    fn beside(&self, work: &mut Work<'_, xen_model::Guest<'m>>, meanwhile: &mut dyn FnMut()) {
+        self.once(work);
+        meanwhile();
+        self.once(work);
     }
 }
 

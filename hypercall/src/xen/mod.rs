@@ -9,9 +9,11 @@ mod mmu;
 mod platform;
 mod raw;
 mod trap;
+mod vcpu;
 
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
 pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
+pub use vcpu::{VcpuContext, VcpuStart};
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +34,7 @@ pub(crate) mod number {
     pub(crate) const CONSOLE_IO: u32 = 18;
     pub(crate) const GRANT_TABLE_OP: u32 = 20;
     pub(crate) const VM_ASSIST: u32 = 21;
+    pub(crate) const VCPU_OP: u32 = 24;
     pub(crate) const MMUEXT_OP: u32 = 26;
     pub(crate) const SCHED_OP: u32 = 29;
     pub(crate) const EVENT_CHANNEL_OP: u32 = 32;

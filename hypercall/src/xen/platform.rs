@@ -43,7 +43,7 @@ pub struct TrapInfo {
 const _: () = assert!(size_of::<TrapInfo>() == size_of::<xen_sys::trap_info>());
 
 /// The kernel's code segment: Xen's flat ring 3 one (`FLAT_KERNEL_CS`).
-const KERNEL_CS: u16 = 0xe033;
+pub(super) const KERNEL_CS: u16 = 0xe033;
 
 impl TrapInfo {
     /// The end of a table.
@@ -53,6 +53,14 @@ impl TrapInfo {
     #[must_use]
     pub const fn new(vector: u8, handler: u64) -> Self {
         Self { vector, flags: 0, cs: KERNEL_CS, address: handler }
+    }
+
+    pub(super) const fn vector(self) -> u8 {
+        self.vector
+    }
+
+    pub(super) const fn is_end(self) -> bool {
+        self.address == 0
     }
 }
 
@@ -64,7 +72,7 @@ const SCHEDOP_YIELD: u64 = 0;
 const SCHEDOP_SHUTDOWN: u64 = 2;
 const EVTCHNOP_SEND: u64 = 4;
 
-fn result(number: u32, rax: i64) -> Result<u64, Error> {
+pub(super) fn result(number: u32, rax: i64) -> Result<u64, Error> {
     let hypercall = Hypercall::Other(number);
     Errno::check(rax).map_err(|errno| Error { hypercall, errno, done: 0 })
 }

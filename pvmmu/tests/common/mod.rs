@@ -32,12 +32,18 @@ impl Guest {
     pub fn new() -> Self {
         let mut config = DomainConfig::new(Role::DomU, 4096);
         config.kernel_pages = ARENA + ARENA_FRAMES as u64;
+        config.vcpus = 2;
         let model = Model::builder().seed(7).guest(config.clone()).build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
         let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
         let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
         Self { model, list, root }
+    }
+
+    /// Its second vCPU, which runs on nothing yet.
+    pub fn second(&self) -> xen_model::Guest<'_> {
+        self.model.vcpu(self.model.guest().domain(), 1).expect("it was built with two")
     }
 
     /// Its frame map.

@@ -46,7 +46,7 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
         xen_arguments: format!("dom0_mem={memory}M,max:{memory}M dom0_max_vcpus={}", guest.vcpus),
         modules: [kernel].into_iter().chain(module).collect(),
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
-        processors: guest.vcpus,
+        processors: host.processors.unwrap_or(guest.vcpus),
         clock: host.clock,
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn boot(
             Module { file: file_system, arguments: String::new() },
         ],
         memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory + memory / 16,
-        processors: PROCESSORS,
+        processors: host.processors.unwrap_or(PROCESSORS),
         clock: host.clock,
     };
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();

@@ -36,6 +36,8 @@ pub(crate) struct Host<'a> {
     pub(crate) xen: PathBuf,
     /// What its clock counts.
     pub(crate) clock: Clock,
+    /// Its processors, if not one for each virtual CPU of our dom0, or what a Linux dom0 has.
+    pub(crate) processors: Option<u32>,
 }
 
 /// A guest to run, as dom0 or as domU.

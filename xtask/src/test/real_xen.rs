@@ -40,6 +40,7 @@ enum Expectation {
 struct Case {
     program: &'static str,
     memory_mib: u32,
+    vcpus: u32,
     seconds: u64,
     expectation: Expectation,
 }
@@ -54,24 +55,28 @@ const FAULTED: &str = "the kernel faulted";
 const ENOUGH_SECONDS: u64 = 60;
 
 const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) -> Case {
-    Case { program, memory_mib, seconds: ENOUGH_SECONDS, expectation }
+    Case { program, memory_mib, vcpus: 1, seconds: ENOUGH_SECONDS, expectation }
 }
 
+/// Two vCPUs, which share one processor or have one each.
+const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
+
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
     case("alias", 256, Expectation::Pass),
     case("primitives", 256, Expectation::Pass),
     case("spaces", 256, Expectation::Pass),
+    TWO_VCPUS,
     case("conformance", 256, Expectation::Pass),
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),
     case("grow", 64, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
-    Case { program: "hang", memory_mib: 256, seconds: 5, expectation: Expectation::Hang },
+    Case { seconds: 5, ..case("hang", 256, Expectation::Hang) },
 ];
 
 /// Guests whose frame map dom0 examines: as the builder made it, and grown in its window with
@@ -151,10 +156,12 @@ impl Setting<'_> {
             Ok(String::new())
         })?;
         let Some((xen, linux)) = parts else { return Ok(()) };
-        let host = Host { qemu: self.qemu, xen, clock: Clock::Time };
+        let host = Host { qemu: self.qemu, xen, clock: Clock::Time, processors: None };
         for case in CASES {
             self.as_dom0(session, release, (&host, case))?;
         }
+        let crowded = Host { processors: Some(1), xen: host.xen.clone(), ..host };
+        self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
         self.as_domu(session, release, (&host, &linux))?;
@@ -192,7 +199,11 @@ impl Setting<'_> {
         release: Release,
         (host, case): (&Host<'_>, Case),
     ) -> Result<()> {
-        session.step("dom0", &case.name(release), || {
+        let mut name = case.name(release);
+        if let Some(processors) = host.processors {
+            name.push_str(&format!(", processors: {processors}"));
+        }
+        session.step("dom0", &name, || {
             let mut guest = self.guest(case);
             let nothing = tempfile::NamedTempFile::new()?;
             if case.expectation == Expectation::XenPanic {
@@ -249,7 +260,7 @@ impl Setting<'_> {
             arguments: case.program.to_owned(),
             module: None,
             memory_mib: case.memory_mib,
-            vcpus: 1,
+            vcpus: case.vcpus,
             limit: Duration::from_secs(case.seconds),
         }
     }

@@ -16,7 +16,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 
 use super::heap::{self, ARENA_FRAMES};
-use crate::guest::{Guest, Platform, Pool};
+use crate::guest::{Guest, Platform, Pool, Second};
 
 /// VIRT_BASE of the linker script: where pfn 0 is mapped.
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -118,7 +118,7 @@ pub(super) fn guest<'a>(
     early: &'a Early,
     xen: &'a Xen,
     console: &'a mut dyn fmt::Write,
-    platform: &'a dyn Platform,
+    (platform, second): (&'a dyn Platform, &'a dyn Second<Xen>),
 ) -> Guest<'a, Xen> {
     let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
         panic!("the arena is outside the direct mapping")
@@ -142,6 +142,7 @@ pub(super) fn guest<'a>(
         module: module(&early.boot),
         console,
         platform,
+        second: Some(second),
     }
 }
 

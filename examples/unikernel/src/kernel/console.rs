@@ -5,9 +5,9 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
 use hypercall::xen::{ShutdownReason, Xen};
 use hypercall::{BootInfo, Console as Kind, GuestVa};
-use spin::Mutex;
 
 use super::boot;
+use super::lock::Mutex;
 
 /// `struct xencons_interface` (public/io/console.h).
 ///
@@ -61,7 +61,8 @@ pub(super) fn shutdown_reason() -> ShutdownReason {
 /// Takes the lock away from whoever the panic interrupted.
 pub(super) fn unlock_for_panic() {
     if WAY.is_locked() {
-        // SAFETY: there is one vCPU, and the code that held the lock never runs again.
+        // SAFETY: the lock guards nothing but the choice of a way to print, which is made once, at
+        // boot: whoever else holds it only reads. What it may come to is a mixed line.
         unsafe { WAY.force_unlock() };
     }
 }

@@ -6,7 +6,8 @@ use core::ptr::NonNull;
 
 use hypercall::{GuestVa, PAGE_SIZE};
 use linked_list_allocator::Heap;
-use spin::Mutex;
+
+use super::lock::Mutex;
 
 const HEAP_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for programs.

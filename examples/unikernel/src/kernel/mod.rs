@@ -5,9 +5,11 @@ mod boot;
 mod console;
 mod entry;
 mod heap;
+mod lock;
 mod panic;
 mod platform;
 mod traps;
+mod vcpus;
 
 use hypercall::xen::Xen;
 use hypercall::{Assist, Hypercalls, StartInfo};
@@ -17,6 +19,7 @@ use crate::report::{Verdict, print_verdict};
 use boot::Early;
 use console::Console;
 use platform::RealPlatform;
+use vcpus::SecondVcpu;
 
 /// Called by the entry code, once, on the boot stack.
 extern "C" fn kernel_main(start_info: &'static StartInfo) -> ! {
@@ -49,7 +52,8 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
     let platform = RealPlatform::new(early, &xen);
-    let mut guest = boot::guest(early, &xen, &mut console, &platform);
+    let second = SecondVcpu::new(early, &xen);
+    let mut guest = boot::guest(early, &xen, &mut console, (&platform, &second));
     guest.arguments = arguments;
     program(&mut guest)
 }

@@ -130,20 +130,25 @@ unsafe extern "C" {
     static trap_stubs: [[u64; 2]; STUBS + 1];
 }
 
-/// Takes over exceptions.
-///
-/// # Panics
-/// If Xen refuses the table.
-pub(super) fn install() {
+/// The handlers of all exceptions, and the end of the table.
+pub(super) fn table() -> [TrapInfo; STUBS + 1] {
     let mut table = [TrapInfo::END; STUBS + 1];
     // SAFETY: defined above, constant.
     let stubs = unsafe { &trap_stubs };
     for (entry, [vector, stub]) in table.iter_mut().zip(&stubs[..STUBS]) {
         *entry = TrapInfo::new(u8::try_from(*vector).unwrap_or(PAGE_FAULT), *stub);
     }
+    table
+}
+
+/// Takes over exceptions of the running vCPU.
+///
+/// # Panics
+/// If Xen refuses the table.
+pub(super) fn install() {
     // SAFETY: the stubs take exceptions as Xen delivers them to a 64-bit kernel, and the table's
     // last entry is END.
-    if let Err(error) = unsafe { Xen::set_trap_table(&table) } {
+    if let Err(error) = unsafe { Xen::set_trap_table(&table()) } {
         panic!("{error}");
     }
 }

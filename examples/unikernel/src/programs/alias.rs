@@ -7,10 +7,10 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    BatchStorage, Call, Cpu, Frame, Level, Machine, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
+    BatchStorage, Call, Cpu, Frame, FrameAccess as _, Level, Machine, Pfn, Pte, PteFlags, Request,
+    VaFlush, VaMapping,
 };
-use pvmmu::audit::writable_mappings;
-use pvmmu::{Context, FrameSource as _, PinFailure, walk};
+use pvmmu::{Context, FrameSource as _, Obstacle, PinFailure, walk};
 
 use super::OrSay;
 use super::life::{build, destroy, pages};
@@ -35,14 +35,13 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         Err(error) => error,
         Ok(_) => return Err(format!("Xen took pfn {table} as a table despite a writable alias")),
     };
-    let mut told = format!("{error}");
-    // The table's own place in the direct mapping is writable again, the other one stands in the
-    // way.
-    writable_mappings(&context, &[error.pgd.tree()], table, &mut |va| {
-        told.push_str(&format!("\npfn {table} is mapped writable at {va}"));
-    })
-    .or_say("audit")?;
+    let told = format!("{error}");
     let (failure, undo) = (error.failure, error.undo);
+    let window_va = context.machine.direct_map(window.pfn()).or_say("direct mapping")?;
+    let is_named = match error.obstacles.first().next() {
+        Some(Obstacle::Writable(place)) => place.va == window_va.raw(),
+        _ => false,
+    };
 
     remap(&context, &window, window.pfn())?;
     pool.give(window);
@@ -54,9 +53,13 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     writeln!(guest.console, "{told}").or_say("console")?;
     match failure {
         _ if undo.is_err() || lost != 0 => Err(format!("{lost} frames lost: {told}")),
-        PinFailure::Table { level: Level::L1, pfn, error, .. } if pfn == table => {
-            Ok(format!("the pin error names pfn {pfn} and {}", error.errno))
+        _ if !is_named => {
+            Err(format!("the error does not name the mapping at {window_va}: {told}"))
         }
+        PinFailure::Table { level: Level::L1, pfn, error, .. } if pfn == table => Ok(format!(
+            "the pin error names pfn {pfn}, {} and its mapping at {window_va}",
+            error.errno
+        )),
         _ => Err(format!("the error does not name pfn {table}: {told}")),
     }
 }

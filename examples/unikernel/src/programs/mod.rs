@@ -12,6 +12,7 @@ mod primitives;
 mod prove;
 mod publish;
 mod spaces;
+mod vcpus;
 
 use alloc::string::String;
 use core::fmt::Display;
@@ -39,12 +40,13 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "bench" => Ok(bench::run),
         "primitives" => Ok(primitives::run),
         "spaces" => Ok(spaces::run),
+        "vcpus" => Ok(vcpus::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             primitives, prove, spaces and conformance, and to test the harness hang, fault, \
-             silent and panic"
+             primitives, prove, spaces, vcpus and conformance, and to test the harness hang, \
+             fault, silent and panic"
         )),
     }
 }

@@ -67,6 +67,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         module: guest.module,
         console: &mut *guest.console,
         platform: guest.platform,
+        second: None,
     };
     let memory = Memory::of(&mut guest);
     if (memory.far() as u64) < PAGES {

@@ -1,0 +1,352 @@
+//! `vcpus`: one address space, two vCPUs. What one changes, the other must see after the flush;
+//! what one takes away, the other must not be running on.
+#![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
+
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hypercall::{
+    Batch, BatchStorage, Counting, Cpu, Frame, GuestVa, Level, Machine, Pfn, PteFlags, VcpuSet,
+};
+use p2m::P2m;
+use pvmmu::{
+    Context, DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Presence, Reach, Running,
+    TablePool, Tools, Vcpus, walk,
+};
+
+use super::OrSay;
+use crate::guest::{Guest, Platform, Pool, Second, Work};
+use crate::report::Verdict;
+
+const SECOND: usize = 1;
+const THE_SECOND: VcpuSet = VcpuSet::one(1);
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+/// How often what one vCPU uses is changed by the other.
+const TURNS: u64 = 50;
+
+/// What both vCPUs know.
+struct Scene<'a, M> {
+    p2m: &'a P2m<'a>,
+    kernel_root: Pfn,
+    vcpus: Vcpus<'a>,
+    second: &'a dyn Second<M>,
+    platform: &'a dyn Platform,
+    pages: Pages,
+}
+
+/// What changes of a live tree work with.
+type With<'a, 'b, 't, 'm, M> = Tools<'a, 'b, 't, Counting<&'m M>, Pool>;
+
+impl<'a, M: Machine + Cpu> Scene<'a, M> {
+    fn context<'m, N>(&self, machine: &'m N) -> Context<'m, N>
+    where
+        'a: 'm,
+    {
+        Context { machine, p2m: self.p2m, kernel_root: self.kernel_root }
+    }
+
+    /// What the second vCPU answers to one piece of work.
+    fn ask<T: Send>(&self, mut question: impl FnMut(&M) -> T + Send) -> Result<T, String> {
+        let mut answer = None;
+        self.second.once(&mut |machine| answer = Some(question(machine)));
+        answer.ok_or_else(|| "the second vCPU did nothing".into())
+    }
+
+    /// Lets the second vCPU run on `pgd`.
+    fn enter(&self, pgd: &Pgd<Pinned>) -> Result<(), String> {
+        let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
+        let loaded = self.ask(|machine| {
+            let context = Context { machine, p2m, kernel_root };
+            // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a
+            // user half; this runs on the second vCPU.
+            unsafe { vcpus.load(&context, SECOND, pgd) }
+        })?;
+        loaded.or_say("load on the second vCPU")
+    }
+
+    /// Lets the second vCPU run on the kernel's own root again.
+    fn leave(&self) -> Result<(), String> {
+        let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
+        let left = self.ask(|machine| {
+            let context = Context { machine, p2m, kernel_root };
+            // SAFETY: as for `enter`.
+            unsafe { vcpus.leave(&context, SECOND) }
+        })?;
+        left.or_say("leave on the second vCPU")
+    }
+
+    /// Whether the second vCPU can write to a page.
+    fn writes(&self, va: GuestVa) -> Result<bool, String> {
+        // SAFETY: the pages are the program's own.
+        self.ask(|machine| unsafe { machine.store(va, 1) }.is_ok())
+    }
+}
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let free = guest.pool.len();
+    let second = guest.second.ok_or("this machine has no second vCPU")?;
+    second.start()?;
+    let places = [const { Running::nowhere() }; 2];
+    let scene = Scene {
+        p2m: guest.p2m,
+        kernel_root: guest.kernel_root,
+        vcpus: Vcpus::new(&places),
+        second,
+        platform: guest.platform,
+        pages: Pages { start: GuestVa::new((1 << 30) - 8 * 4096).or_say("address")?, count: 16 },
+    };
+    let context = scene.context(&guest.machine);
+    let mut storage = BatchStorage::<64, 16>::new();
+    let mut batch = storage.batch();
+    let mut places = [const { None::<Frame> }; 4];
+    let (l1, upper) = places.split_at_mut(2);
+    let (l2, l3) = upper.split_at_mut(1);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    for (level, count) in [(Level::L1, 2), (Level::L2, 1), (Level::L3, 1)] {
+        tables.fill(&context, (level, count), &mut guest.pool, &mut batch).or_say("fill")?;
+    }
+    let pgd = validated_beside_a_walk(&scene, &context, (&mut guest.pool, &mut batch))?;
+    let mut with = Tools {
+        context,
+        batch: &mut batch,
+        tables: &mut tables,
+        frames: &mut guest.pool,
+        reach: Reach::Everywhere,
+        presence: Presence::Steady,
+    };
+    let told = together(&scene, pgd, &mut with)?;
+    for level in [Level::L1, Level::L2, Level::L3] {
+        tables.drain(&context, (level, 9), &mut guest.pool).or_say("drain the pool")?;
+    }
+    scene.second.stop()?;
+    scene.second.start()?;
+    scene.ask(|_| ())?;
+    scene.second.stop()?;
+    writeln!(guest.console, "{told}").or_say("console")?;
+    match free - guest.pool.len() {
+        0 => Ok(format!("two vCPUs on one address space, {TURNS} changes beside each kind of use")),
+        lost => Err(format!("{lost} frames were lost")),
+    }
+}
+
+/// The first vCPU pins and unpins a tree while the second one walks it, as a program would that
+/// looks at tables in memory.
+fn validated_beside_a_walk<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    context: &Context<'_, Counting<&M>>,
+    (pool, batch): (&mut Pool, &mut Batch<'_>),
+) -> Result<Pgd<Pinned>, String> {
+    let mut pgd = Pgd::new(context, pool).or_say("new")?;
+    pgd.map_pages(context, (scene.pages, PteFlags::USER_RW), pool).or_say("map")?;
+    let (root, va) = (pgd.root(), scene.pages.start);
+    let (p2m, kernel_root) = (scene.p2m, scene.kernel_root);
+    let frame = move |machine: &M| {
+        let path = walk(&Context { machine, p2m, kernel_root }, root, va).ok()?;
+        path.leaf().map(|(_, pte)| pte.mfn())
+    };
+    let first = scene.ask(frame)?.ok_or("the second vCPU sees no tree")?;
+    let (mut walks, mut wrong) = (0u64, 0u64);
+    let mut ended = Err("nothing was pinned".to_string());
+    let mut left = Some(pgd);
+    scene.second.beside(
+        &mut |machine| {
+            walks += 1;
+            wrong += u64::from(frame(machine) != Some(first));
+        },
+        &mut || ended = pin_and_unpin(context, &mut left, batch),
+    );
+    match wrong {
+        0 => ended,
+        _ => Err(format!("{wrong} of {walks} walks beside a pin or unpin found another page")),
+    }
+}
+
+fn pin_and_unpin<M: Machine>(
+    context: &Context<'_, M>,
+    left: &mut Option<Pgd<pvmmu::Loose>>,
+    batch: &mut Batch<'_>,
+) -> Result<Pgd<Pinned>, String> {
+    let mut pgd = left.take().ok_or("no address space")?.pin(context, batch).or_say("pin")?;
+    for _ in 0..TURNS {
+        let loose = pgd.unpin(context, batch).or_say("unpin")?;
+        pgd = loose.pin(context, batch).or_say("pin again")?;
+    }
+    Ok(pgd)
+}
+
+/// Both vCPUs on one address space, to its end.
+fn together<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    mut pgd: Pgd<Pinned>,
+    with: &mut With<'_, '_, '_, '_, M>,
+) -> Result<String, String> {
+    let context = with.context;
+    // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+    // half; this runs on the first vCPU.
+    unsafe { scene.vcpus.load(&context, 0, &pgd) }.or_say("load")?;
+    scene.enter(&pgd)?;
+    let both = VcpuSet::one(0).union(THE_SECOND);
+    if scene.vcpus.on(&pgd) != both {
+        return Err(format!("vCPUs {} run on it, not {both}", scene.vcpus.on(&pgd)));
+    }
+    let stale = flushed(scene, &mut pgd, with)?;
+    with.reach = scene.vcpus.reach(&pgd);
+    let protected = protected_beside_stores(scene, &mut pgd, with)?;
+    let held = held_beside_loads(scene, &mut pgd, with)?;
+
+    // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
+    unsafe { scene.vcpus.leave(&context, 0) }.or_say("leave")?;
+    let (pgd, told) = kept_while_it_runs(scene, pgd, with)?;
+    scene.leave()?;
+    scene.vcpus.destroy(pgd, with).or_say("destroy")?;
+    Ok(format!("{stale}\n{protected}\n{held}\n{told}"))
+}
+
+/// A page that was made read-only without a flush may still be written to by the other vCPU; after
+/// each kind of flush it may not.
+fn flushed<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    pgd: &mut Pgd<Pinned>,
+    with: &mut With<'_, '_, '_, '_, M>,
+) -> Result<String, String> {
+    let page = Pages::one(scene.pages.start);
+    let kinds = [
+        (Flush::page(page.start), Reach::Vcpus(THE_SECOND)),
+        (Flush::page(page.start), Reach::Everywhere),
+        (Flush::ALL, Reach::Vcpus(THE_SECOND)),
+        (Flush::ALL, Reach::Everywhere),
+    ];
+    let mut stale = 0;
+    for (flush, reach) in kinds {
+        with.reach = Reach::Everywhere;
+        pgd.protect(with, page, PteFlags::USER_RW).or_say("to writable")?;
+        if !scene.writes(page.start)? {
+            return Err("the second vCPU cannot write".into());
+        }
+        with.reach = Reach::Local;
+        pgd.protect(with, page, READ_ONLY).or_say("to read-only")?;
+        stale += u64::from(scene.writes(page.start)?);
+        with.batch.clear();
+        flush.push(with.batch, reach).or_say("flush")?;
+        // SAFETY: a flush changes no entry.
+        unsafe { with.batch.submit(with.context.machine) }.or_say("flush")?;
+        if scene.writes(page.start)? {
+            return Err(format!("the second vCPU still writes after {flush:?} on {reach:?}"));
+        }
+    }
+    with.reach = Reach::Everywhere;
+    pgd.protect(with, page, PteFlags::USER_RW).or_say("to writable")?;
+    Ok(format!(
+        "{stale} of {} times a translation was stale on the other vCPU after a local flush, none \
+         after a flush that names it",
+        kinds.len()
+    ))
+}
+
+/// What a store of the second vCPU must come to: the lowest bits of a word that counts changes.
+const UNKNOWN: u64 = 0;
+const MUST_WRITE: u64 = 1;
+const MUST_FAULT: u64 = 2;
+
+/// The second vCPU writes all the time, the first one takes the right away and gives it back.
+fn protected_beside_stores<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    pgd: &mut Pgd<Pinned>,
+    with: &mut With<'_, '_, '_, '_, M>,
+) -> Result<String, String> {
+    let va = scene.pages.start;
+    let rule = AtomicU64::new(MUST_WRITE);
+    let (mut stores, mut wrong) = (0u64, 0u64);
+    let work: &mut Work<'_, M> = &mut |machine| {
+        let before = rule.load(Ordering::SeqCst);
+        // SAFETY: the page is the program's own.
+        let wrote = unsafe { machine.store(va, before) }.is_ok();
+        // What has changed meanwhile says nothing.
+        if rule.load(Ordering::SeqCst) != before || before % 4 == UNKNOWN {
+            return;
+        }
+        stores += 1;
+        wrong += u64::from(wrote != (before % 4 == MUST_WRITE));
+    };
+    let mut changed = Ok(());
+    scene.second.beside(work, &mut || {
+        let kinds = [(READ_ONLY, MUST_FAULT), (PteFlags::USER_RW, MUST_WRITE)];
+        for (turn, (flags, then)) in (1..=TURNS).zip(kinds.into_iter().cycle()) {
+            rule.store(turn * 4 + UNKNOWN, Ordering::SeqCst);
+            changed = pgd.protect(with, scene.pages, flags).or_say("protect beside stores");
+            if changed.is_err() {
+                return;
+            }
+            rule.store(turn * 4 + then, Ordering::SeqCst);
+            scene.platform.wait();
+        }
+    });
+    changed?;
+    match wrong {
+        0 => Ok(format!("{stores} stores beside {TURNS} changes of access were as they must be")),
+        _ => Err(format!("{wrong} of {stores} stores came to something else than they must")),
+    }
+}
+
+/// The second vCPU reads all the time, while the first one pins the L1 tables by themselves and
+/// changes their other pages.
+fn held_beside_loads<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    pgd: &mut Pgd<Pinned>,
+    with: &mut With<'_, '_, '_, '_, M>,
+) -> Result<String, String> {
+    let (first, last) = (scene.pages.start, scene.pages.at(scene.pages.count - 1).or_say("va")?);
+    let (mut loads, mut wrong) = (0u64, 0u64);
+    let others = Pages { start: first, count: scene.pages.count / 2 };
+    let work: &mut Work<'_, M> = &mut |machine| {
+        loads += 1;
+        wrong += u64::from(machine.load(last).is_err());
+    };
+    let mut changed = Err("nothing was done".to_string());
+    let mut held = 0;
+    scene.second.beside(work, &mut || {
+        changed = pgd
+            .hold_l1_tables(&with.context, with.batch)
+            .map_err(|(failure, _)| format!("hold: {failure}"))
+            .and_then(|count| {
+                held = count;
+                (0..TURNS).try_for_each(|_| {
+                    pgd.unmap(with, others).or_say("unmap beside loads")?;
+                    pgd.map_pages(with, others, PteFlags::USER_RW).or_say("map beside loads")
+                })
+            });
+    });
+    changed?;
+    match wrong {
+        0 => Ok(format!("{loads} loads while {held} L1 tables were pinned and changed, no fault")),
+        _ => Err(format!("{wrong} of {loads} loads faulted while the L1 tables were pinned")),
+    }
+}
+
+/// What becomes of an attempt to end an address space that the other vCPU runs on: refused by us if
+/// we are asked, by Xen if we are not; and undone.
+fn kept_while_it_runs<M: Machine + Cpu>(
+    scene: &Scene<'_, M>,
+    pgd: Pgd<Pinned>,
+    with: &mut With<'_, '_, '_, '_, M>,
+) -> Result<(Pgd<Pinned>, String), String> {
+    let before = with.context.machine.counts().hypercalls;
+    let refused = scene.vcpus.destroy(pgd, with).err().ok_or("a tree in use was destroyed")?;
+    let ours = refused.to_string();
+    let asked = with.context.machine.counts().hypercalls - before;
+    let DestroyError::Running(pgd, THE_SECOND) = refused else { return Err(ours) };
+    if asked != 0 {
+        return Err(format!("{asked} hypercalls before: {ours}"));
+    }
+    let error = pgd.unpin(&with.context, with.batch).err().ok_or("a tree in use was unpinned")?;
+    let xens = error.to_string();
+    if error.undo.is_err() || !matches!(error.failure, PinFailure::Protect { .. }) {
+        return Err(xens);
+    }
+    if !scene.writes(scene.pages.start)? {
+        return Err(format!("the second vCPU cannot write after: {xens}"));
+    }
+    Ok((error.pgd, format!("{ours}\n{xens}")))
+}

@@ -1,0 +1,174 @@
+//! What stands in the way of a table that Xen refused: found by reading all tables that the guest
+//! runs on and those of the tree, after a refusal only.
+
+use core::fmt;
+
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, Pfn, XEN_SLOTS};
+
+use crate::audit::{Place, sign_extended};
+use crate::context::Context;
+use crate::error::{PinFailure, WalkError};
+use crate::marks::FOREIGN;
+use crate::pgd::Roots;
+use crate::tables::{USER_SLOTS, own_slots};
+
+/// A mapping for which Xen refuses a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// This entry maps the refused table writable.
+    Writable(Place),
+    /// This entry of the refused table maps another table writable.
+    MapsTable(Place),
+    /// This entry of the refused table names a frame that the frame map does not know.
+    UnknownFrame(Place),
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Writable(place) => write!(f, "{place} maps it writable"),
+            Self::MapsTable(place) => write!(f, "its {place} maps a table writable"),
+            Self::UnknownFrame(place) => write!(f, "its {place} names a frame that P2M lacks"),
+        }
+    }
+}
+
+/// How many obstacles an error carries.
+pub const OBSTACLES_MAX: usize = 4;
+
+/// The obstacles in the way of one table: the first ones, and how many there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Obstacles {
+    first: [Option<Obstacle>; OBSTACLES_MAX],
+    count: u64,
+}
+
+impl Obstacles {
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The first [`OBSTACLES_MAX`] of them.
+    pub fn first(&self) -> impl Iterator<Item = Obstacle> {
+        self.first.iter().flatten().copied()
+    }
+
+    fn add(&mut self, obstacle: Obstacle) {
+        let place = usize::try_from(self.count).ok().and_then(|at| self.first.get_mut(at));
+        place.into_iter().for_each(|place| *place = Some(obstacle));
+        self.count += 1;
+    }
+
+    /// What stands in the way of the table that `failure` names, as far as it can be read.
+    pub(crate) fn of<M: FrameAccess>(
+        context: &Context<'_, M>,
+        roots: Roots,
+        failure: &PinFailure,
+    ) -> Self {
+        let mut found = Self::default();
+        if let PinFailure::Table { level, pfn, mfn, .. } = *failure {
+            found.search(context, roots, (level, pfn, mfn));
+        } else if let PinFailure::Root { pfn, mfn, .. } = *failure {
+            found.search(context, roots, (Level::L4, pfn, mfn));
+        }
+        found
+    }
+
+    fn search<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        roots: Roots,
+        (level, table, mfn): (Level, Pfn, Mfn),
+    ) {
+        let trees = [(context.kernel_root, 0..ENTRIES), (roots.kernel, USER_SLOTS)];
+        let mut base = 0;
+        for (root, slots) in trees.clone() {
+            // A part that cannot be read is a part that is not named.
+            let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+                let leads_to_it = place.pte.mfn() == mfn;
+                if leads_to_it && place.level > level {
+                    base = place.va;
+                }
+                if leads_to_it && place.level == Level::L1 && place.pte.is_writable() {
+                    self.add(Obstacle::Writable(place));
+                }
+                Descend::Yes
+            });
+        }
+        let _ = each_entry(context, (level, table, own_slots(level), base), &mut |place| {
+            let known = context.p2m.pfn(context.machine, place.pte.mfn()).is_ok();
+            let is_foreign = level == Level::L1 && place.pte.flags().contains(FOREIGN);
+            if !known && !is_foreign {
+                self.add(Obstacle::UnknownFrame(place));
+            }
+            let writes = known && level == Level::L1 && place.pte.is_writable();
+            if writes && trees.iter().any(|tree| is_table(context, tree.clone(), place.pte.mfn())) {
+                self.add(Obstacle::MapsTable(place));
+            }
+            Descend::No
+        });
+    }
+}
+
+impl fmt::Display for Obstacles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, obstacle) in self.first().enumerate() {
+            write!(f, "{}{obstacle}", if number == 0 { "" } else { "; " })?;
+        }
+        match self.count.saturating_sub(OBSTACLES_MAX as u64) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more like these"),
+        }
+    }
+}
+
+/// Whether `mfn` is the root or a table of a tree.
+fn is_table<M: FrameAccess>(
+    context: &Context<'_, M>,
+    (root, slots): (Pfn, core::ops::Range<u16>),
+    mfn: Mfn,
+) -> bool {
+    let mut found = context.mfn(root) == Ok(mfn);
+    // As above.
+    let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+        found |= matches!(place.pte.decode(place.level), Entry::Table(table) if table == mfn);
+        if place.level == Level::L2 || found { Descend::No } else { Descend::Yes }
+    });
+    found
+}
+
+/// Whether the table behind an entry is read, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descend {
+    Yes,
+    No,
+}
+
+/// A table, the slots of it that are read, and the first address that it spans.
+pub(crate) type Part = (Level, Pfn, core::ops::Range<u16>, u64);
+
+/// Calls `f` for every present entry of a part of a tree, upper ones first, but for Xen's own.
+pub(crate) fn each_entry<M: FrameAccess>(
+    context: &Context<'_, M>,
+    (level, table, mut slots, base): Part,
+    f: &mut impl FnMut(Place) -> Descend,
+) -> Result<(), WalkError> {
+    while let Some((index, pte)) = context.machine.next_present(table, slots.clone())? {
+        let slot = u16::from(index);
+        slots.start = slot + 1;
+        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
+            continue;
+        }
+        let va = sign_extended(base + (u64::from(slot) << level.shift()));
+        let descend = f(Place { va, level, table, pte });
+        if let (Descend::Yes, Entry::Table(child), Some(below)) =
+            (descend, pte.decode(level), level.below())
+            && let Ok(child) = context.p2m.pfn(context.machine, child)
+        {
+            each_entry(context, (below, child, 0..ENTRIES, va), f)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Two vCPUs on one address space, on the model.
+#![expect(unsafe_code, reason = "loads roots; no Rust object lives in the model's guest")]
+
+mod common;
+
+use common::{Guest, build, context, page, tools};
+use hypercall::{BatchStorage, Counting, Errno, PteFlags, VcpuSet};
+use pvmmu::{
+    DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Vcpus, load_root,
+};
+use xen_model::Mode;
+
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+
+/// A guest whose second vCPU runs on `pgd`; the first one does not.
+struct Scene {
+    guest: Guest,
+    places: [Running; 2],
+}
+
+impl Scene {
+    fn new() -> Self {
+        let guest = Guest::new();
+        let second = guest.second();
+        let root = guest.model.guest().kernel_root().expect("it runs");
+        second.initialise(root, None).expect("started");
+        Self { guest, places: [const { Running::nowhere() }; 2] }
+    }
+
+    fn enter(&self, pgd: &Pgd<Pinned>) {
+        let (p2m, second) = (self.guest.p2m(), self.guest.second());
+        let context = context(&self.guest, &second, &p2m);
+        // SAFETY: the model's guest has no Rust objects; this is the second vCPU.
+        unsafe { Vcpus::new(&self.places).load(&context, 1, pgd) }.expect("loaded");
+    }
+
+    fn leave(&self) {
+        let (p2m, second) = (self.guest.p2m(), self.guest.second());
+        let context = context(&self.guest, &second, &p2m);
+        // SAFETY: as above.
+        unsafe { Vcpus::new(&self.places).leave(&context, 1) }.expect("left");
+    }
+
+    fn writes(&self) -> bool {
+        self.guest.second().store(page(0).raw(), &[1], Mode::Kernel).is_ok()
+    }
+}
+
+#[test]
+fn a_tree_that_another_vcpu_runs_on_is_not_destroyed_and_xen_is_not_asked() {
+    let scene = Scene::new();
+    let (guest, p2m, mut pool) = (&scene.guest, scene.guest.p2m(), scene.guest.pool());
+    let free = pool.len();
+    let counting = Counting::new(&guest.model);
+    let context = context(guest, &counting, &p2m);
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
+    scene.enter(&pgd);
+    let vcpus = Vcpus::new(&scene.places);
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let before = counting.counts();
+    let error = vcpus.destroy(pgd, &mut with).expect_err("it is in use");
+    assert_eq!(counting.counts(), before);
+    assert!(matches!(error, DestroyError::Running(_, set) if set == VcpuSet::one(1)), "{error}");
+    assert!(error.to_string().contains("vCPUs 1 run on root pfn"), "{error}");
+    assert!(scene.writes());
+    scene.leave();
+    let pgd = error.into_pgd().expect("it is there");
+    vcpus.destroy(pgd, &mut with).expect("nobody runs on it");
+    assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+/// Batches that hold one table, all, and everything between: each remainder of the undo.
+#[test]
+fn unpinning_a_tree_that_another_vcpu_runs_on_is_refused_and_undone_at_every_batch_length() {
+    let mut storage = BatchStorage::<12, 8>::new();
+    for length in 1..=12 {
+        let scene = Scene::new();
+        let (guest, p2m, mut pool) = (&scene.guest, scene.guest.p2m(), scene.guest.pool());
+        let context = context(guest, &guest.model, &p2m);
+        let mut batch = storage.batch_of(length, 8);
+        let mut pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
+        let tables = pgd.tables(&context).expect("readable");
+        assert!(tables < 12, "a batch that holds them all is among the lengths");
+        if length % 2 == 0 {
+            let _ = pgd.hold_l1_tables(&context, &mut batch).expect("held");
+        }
+        scene.enter(&pgd);
+        let error = pgd.unpin(&context, &mut batch).expect_err("it is in use");
+        assert_eq!(error.undo, Ok(()), "{error}");
+        let PinFailure::Protect { error: refusal, .. } = error.failure else { panic!("{error}") };
+        assert_eq!(refusal.errno, Errno::EBUSY);
+        assert!(scene.writes(), "the other vCPU goes on");
+        guest.check();
+        scene.leave();
+        let loose = error.pgd.unpin(&context, &mut batch).expect("nobody runs on it");
+        common::destroy(&context, loose, &mut pool);
+        guest.check();
+    }
+}
+
+#[test]
+fn a_change_reaches_the_vcpus_that_run_on_the_tree_and_no_others() {
+    let scene = Scene::new();
+    let (guest, p2m, mut pool) = (&scene.guest, scene.guest.p2m(), scene.guest.pool());
+    let context = context(guest, &guest.model, &p2m);
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let mut pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
+    scene.enter(&pgd);
+    assert!(scene.writes());
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    with.reach = Reach::Local;
+    pgd.protect(&mut with, Pages::one(page(0)), READ_ONLY).expect("protected");
+    assert!(!scene.writes(), "the model does not let a stale translation through");
+    let stale = guest.model.take_violations();
+    assert!(stale.iter().any(|line| line.starts_with("stale translation: store")), "{stale:?}");
+    pgd.protect(&mut with, Pages::one(page(0)), PteFlags::USER_RW).expect("writable");
+    assert!(scene.writes());
+    with.reach = Vcpus::new(&scene.places).reach(&pgd);
+    assert_eq!(with.reach, Reach::Vcpus(VcpuSet::one(1)));
+    pgd.protect(&mut with, Pages::one(page(0)), READ_ONLY).expect("protected");
+    assert!(!scene.writes());
+    scene.leave();
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { load_root(&context, context.kernel_root) }.expect("the kernel's root");
+    pgd.destroy(&mut with).expect("destroyed");
+    guest.check();
+}
