@@ -2,6 +2,7 @@
 
 mod alias;
 mod audit;
+mod balloon;
 mod bench;
 mod conformance;
 mod demo;
@@ -37,6 +38,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
         "audit" => Ok(audit::run),
+        "balloon" => Ok(balloon::run),
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
@@ -50,9 +52,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "disk" => Ok(dma::disk::run),
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, disk, dump, edu, \
-             grow, guest, net, primitives, prove, spaces, vcpus and conformance, and to test the \
-             harness hang, fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
+             dump, edu, grow, guest, net, primitives, prove, spaces, vcpus and conformance, and to \
+             test the harness hang, fault, silent and panic"
         )),
     }
 }
