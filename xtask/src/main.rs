@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Command::Prove(arguments) => prove::prove(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Test(arguments) => test::test(arguments),
+        Command::Host(arguments) => test::on_host(arguments),
     });
     match result {
         Ok(status) => status.into(),

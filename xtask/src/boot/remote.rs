@@ -52,7 +52,8 @@ impl Remote {
             })?;
         }
         let field = |name: &str| {
-            let line = answer.lines().find(|line| line.split(':').next().map(str::trim) == Some(name));
+            let line =
+                answer.lines().find(|line| line.split(':').next().map(str::trim) == Some(name));
             line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
         };
         let missing = || format!("{host} is no dom0 that xl works on; it says:\n{answer}");
@@ -80,7 +81,8 @@ impl Remote {
         let result = sent.and_then(|()| {
             let started = Instant::now();
             let mut reader = Reader::default();
-            let ending = self.watch(&folder, (guests, &log), |line| reader.line(line, &mut show))?;
+            let ending =
+                self.watch(&folder, (guests, &log), |line| reader.line(line, &mut show))?;
             Ok(reader.reports((guests, started), &ending, &log))
         });
         let cleaned = self.ask(&format!("{}sh {folder}/host.sh clean", self.root));
@@ -93,6 +95,18 @@ impl Remote {
             }
         }
         Ok(reports)
+    }
+
+    /// What there still is of guests and folders of ours.
+    ///
+    /// # Errors
+    ///
+    /// The machine cannot be reached.
+    pub(crate) fn guests_left(&self) -> Result<String> {
+        let words = "PATH=$PATH:/usr/sbin:/sbin; xl list; ls /var/tmp";
+        let answer = self.ask(&format!("{}sh -c '{words}'", self.root))?;
+        let left = answer.lines().filter(|line| line.starts_with("pvmmu."));
+        Ok(left.collect::<Vec<_>>().join("\n"))
     }
 
     fn watch(
@@ -119,12 +133,14 @@ impl Remote {
     /// Puts scripts and guests into the folder, as one archive.
     fn send(&self, guests: &[Guest], folder: &str) -> Result<()> {
         let local = tempfile::tempdir()?;
-        let scripts = SCRIPTS.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec()));
+        let scripts =
+            SCRIPTS.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec()));
         let host = ("host.sh".to_owned(), include_bytes!("dom0_host.sh").to_vec());
         for (name, bytes) in scripts.chain([host]).chain(files(guests)?) {
             fs::write(local.path().join(name), bytes)?;
         }
-        let packed = Command::new("tar").arg("-C").arg(local.path()).args(["-czf", "-", "."]).output();
+        let packed =
+            Command::new("tar").arg("-C").arg(local.path()).args(["-czf", "-", "."]).output();
         let packed = packed.context("packing with tar")?;
         let mut command = self.command(&format!("tar -C {folder} -xzf -"));
         let mut child = Ended(command.stdin(Stdio::piped()).spawn().context("starting ssh")?);

@@ -7,6 +7,7 @@
 //! | `costs` | instruction counts with limits |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
+//! | `under_xl` | guests that xl creates, on an emulated dom0 or on a real one by ssh |
 //! | `examine` | a guest's frame map, seen by itself and by dom0 |
 //! | `endings` | that QEMU ends when the harness does, however it ends |
 //! | `session` | keeps the score |
@@ -18,10 +19,12 @@ mod examine;
 mod house_rules;
 mod real_xen;
 mod session;
+mod under_xl;
 
 use anyhow::Result;
 
 use self::session::Session;
+pub(crate) use self::under_xl::on_host;
 use crate::ExitStatus;
 use crate::cli::TestArguments;
 
