@@ -53,8 +53,9 @@ pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
     Ok(session.close())
 }
 
-/// The same on a machine that is emulated and reached by ssh: what `cargo xtask host` needs of a real
-/// one, and that it leaves nothing behind. Few guests do: which ones makes no difference to ssh.
+/// The same on a machine that is emulated and reached by ssh: what `cargo xtask host` needs of a
+/// real one, and that it leaves nothing behind. Few guests do: which ones makes no difference to
+/// ssh.
 ///
 /// # Errors
 ///
