@@ -37,17 +37,28 @@ pub struct Work<'w, 'b> {
     pub extents: &'w mut [Extent],
     /// One for each frame.
     pub pfns: &'w mut [Pfn],
+    /// The most frames that a step moves one by one. They cost Xen more than those of 2 MiB
+    /// extents, for which there should be room (512 of everything).
+    pub singles_max: usize,
 }
 
 impl Work<'_, '_> {
-    /// How many frames a step can move.
+    /// How many frames a step can move in 2 MiB extents.
     #[must_use]
     pub fn frames_max(&self) -> usize {
         self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
     }
+
+    /// How many frames a step can move one by one.
+    pub(crate) fn singles_max(&self) -> usize {
+        self.frames_max().min(self.singles_max)
+    }
 }
 
-/// Memory for steps of up to `FRAMES` frames: 40 bytes for each.
+/// Memory for steps of up to `FRAMES` frames, 40 bytes for each; of single ones a sixteenth fewer.
+///
+/// With 512 a step is two traps and at most a million instructions or so, Xen's included, and a GiB
+/// takes fewer than 1,100 traps (docs/performance.md).
 #[derive(Debug)]
 pub struct WorkStorage<const FRAMES: usize> {
     batch: BatchStorage<FRAMES, 1>,
@@ -69,7 +80,9 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     /// Lets `step` work in this storage.
     pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
         let mut batch = self.batch.batch();
-        step(&mut Work { batch: &mut batch, extents: &mut self.extents, pfns: &mut self.pfns })
+        let Self { extents, pfns, .. } = self;
+        let singles_max = FRAMES - FRAMES / 16;
+        step(&mut Work { batch: &mut batch, extents, pfns, singles_max })
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Balloon<'s> {
     pause: u32,
     /// Which way the last step in vain was to go.
     stuck: Option<Direction>,
+    /// How many frames Xen has said in this step that the guest has, after its last change.
+    pub(crate) xen: Option<u64>,
     /// Steps for which Xen is not asked for large extents, as it had none.
     pub(crate) large_refused: u32,
 }
@@ -150,6 +152,7 @@ impl<'s> Balloon<'s> {
             wipe,
             pause: 0,
             stuck: None,
+            xen: None,
             large_refused: 0,
         };
         let accounts = balloon.accounts_with(p2m, Some(xen));
@@ -241,23 +244,26 @@ impl<'s> Balloon<'s> {
     /// One step towards the goal, of at most as many frames as `work` has room for.
     ///
     /// # Hypercalls
-    /// Three, if nothing is refused. Out: a multicall that clears the entries and flushes, a
-    /// `memory_op` (`XENMEM_decrease_reservation`), and one that asks for the count. In: a
-    /// `memory_op` (`XENMEM_populate_physmap`), an `mmu_update`, and the count. One, the count, if
-    /// there is nothing to do or nothing to spare. Refusals cost up to four more, in all.
+    /// Two, if nothing is refused. Out: a multicall that clears the entries and flushes, and one
+    /// that gives the frames up and asks for the count (`XENMEM_decrease_reservation`,
+    /// `XENMEM_current_reservation`). In: a multicall that asks for frames and for the count
+    /// (`XENMEM_populate_physmap`), and an `mmu_update`. One, the count, if there is nothing to do
+    /// or nothing to spare. Refusals cost up to four more, in all.
     pub fn step<M: Machine, D: FindDirect>(
         &mut self,
         around: &mut Around<'_, M, D>,
         allocator: &mut impl Allocator,
         work: &mut Work<'_, '_>,
     ) -> Step {
+        self.xen = None;
         let (progress, moved, obstacle) = if self.set_aside > 0 {
             (self.recover(around, allocator, work), Moved::Nothing, None)
         } else {
             self.towards_goal(around, allocator, work)
         };
         let next = self.next(progress, obstacle);
-        Step { moved, next, accounts: self.accounts(around.machine, around.p2m) }
+        let xen = self.xen.or_else(|| current_reservation(around.machine).ok());
+        Step { moved, next, accounts: self.accounts_with(around.p2m, xen) }
     }
 
     fn towards_goal<M: Machine, D: FindDirect>(
@@ -267,12 +273,14 @@ impl<'s> Balloon<'s> {
         work: &mut Work<'_, '_>,
     ) -> (u64, Moved, Option<Obstacle>) {
         let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
+        let singles = work.singles_max();
         // A count of what fits in memory.
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         match self.direction() {
             None => (0, Moved::Nothing, None),
             Some(Direction::Out) => {
-                let (frames, obstacle) = self.inflate(around, allocator, (work, count));
+                let (frames, obstacle) =
+                    self.inflate(around, allocator, (work, count.min(singles)));
                 (frames, Moved::out(frames), obstacle)
             }
             Some(Direction::In) => {

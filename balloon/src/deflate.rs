@@ -9,7 +9,7 @@ use p2m::{FindDirect, Pfns};
 
 use crate::around::{Allocator, Around, Work};
 use crate::balloon::{Balloon, Direction};
-use crate::moves::{map, move_extents, release};
+use crate::moves::map;
 use crate::set::{LARGE, LARGE_FRAMES, LARGE_ORDER};
 use crate::step::Obstacle;
 
@@ -25,7 +25,10 @@ impl Balloon<'_> {
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (u64, Option<Obstacle>) {
         let (came, obstacle) = match self.populate_large(around, (work, count)) {
-            0 => self.populate_single(around, (work, count)),
+            0 => {
+                let count = count.min(work.singles_max());
+                self.populate_single(around, (work, count))
+            }
             came => (came, None),
         };
         if came == 0 {
@@ -37,15 +40,15 @@ impl Balloon<'_> {
             self.let_go(work.pfns[at], allocator);
         }
         if mapped < came {
-            let (returned, _) = release(around, work, mapped..came);
+            let (returned, _) = self.release(around, work, mapped..came);
             self.populated -= returned as u64;
             self.set_aside += (came - mapped - returned) as u64;
         }
         (mapped as u64, refused.or(obstacle))
     }
 
-    /// Memory for whole blocks that the balloon holds. How many frames came; their pfns are at hand,
-    /// and in the map.
+    /// Memory for whole blocks that the balloon holds. How many frames came; their pfns are at
+    /// hand, and in the map.
     fn populate_large<M: Machine, D: FindDirect>(
         &mut self,
         around: &mut Around<'_, M, D>,
@@ -72,12 +75,12 @@ impl Balloon<'_> {
         }
         self.held.no_block_below(work.pfns[0].raw());
         let extents = &mut work.extents[..blocks];
-        let came = move_extents(around.machine, extents, (Direction::In, LARGE_ORDER));
+        let came = self.move_extents(around.machine, extents, (Direction::In, LARGE_ORDER));
         let came = came.unwrap_or(0);
         if came < blocks {
             self.large_refused = LARGE_PAUSE;
         }
-        let came = record(around, work, (came, LARGE_ORDER)).0;
+        let came = self.record(around, work, (came, LARGE_ORDER)).0;
         // The first pfn of each block becomes all of its pfns, from the last block on.
         for block in (0..came).rev() {
             let first = work.pfns[block].raw();
@@ -108,12 +111,12 @@ impl Balloon<'_> {
             return (0, self.held.lowest().next().and_then(|pfn| why_not(around, pfn)));
         }
         let extents = &mut work.extents[..asked];
-        let came = match move_extents(around.machine, extents, (Direction::In, 0)) {
+        let came = match self.move_extents(around.machine, extents, (Direction::In, 0)) {
             Ok(came) => came,
             Err(error) => return (0, Some(Obstacle::Refused(error))),
         };
         let short = (came < asked).then(|| self.why_short(around, (asked, came)));
-        let (came, unrecorded) = record(around, work, (came, 0));
+        let (came, unrecorded) = self.record(around, work, (came, 0));
         (came, unrecorded.or(short))
     }
 
@@ -130,6 +133,34 @@ impl Balloon<'_> {
             Ok(frames) if self.populated + came as u64 >= frames => Obstacle::Maximum { frames },
             _ => Obstacle::XenHasNoMore { asked: asked as u64, came: came as u64 },
         }
+    }
+
+    /// Records what came for the first `came` pfns at hand. How many are recorded, from the first
+    /// on; an extent that is none of a machine's goes back to Xen.
+    fn record<M: Hypercalls, D>(
+        &mut self,
+        around: &Around<'_, M, D>,
+        work: &mut Work<'_, '_>,
+        (came, order): (usize, u32),
+    ) -> (usize, Option<Obstacle>) {
+        let mut recorded = 0;
+        let mut obstacle = None;
+        for at in 0..came {
+            let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
+            match around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) {
+                Ok(()) => {
+                    work.pfns[recorded] = pfn;
+                    recorded += 1;
+                }
+                Err(error) => {
+                    obstacle = Some(Obstacle::NoPlace(error));
+                    let extent = &mut work.extents[at..=at];
+                    // Should Xen not have it either, its count says so.
+                    let _ = self.move_extents(around.machine, extent, (Direction::Out, order));
+                }
+            }
+        }
+        (recorded, obstacle)
     }
 }
 
@@ -148,31 +179,4 @@ fn why_not<M, D: FindDirect>(around: &mut Around<'_, M, D>, pfn: Pfn) -> Option<
         Ok((_, pte)) if pte.is_present() => Some(Obstacle::Occupied { pfn, pte }),
         Ok(_) => None,
     }
-}
-
-/// Records what came for the first `came` pfns at hand. How many are recorded, from the first on;
-/// an extent that is none of a machine's goes back to Xen.
-fn record<M: Hypercalls, D>(
-    around: &Around<'_, M, D>,
-    work: &mut Work<'_, '_>,
-    (came, order): (usize, u32),
-) -> (usize, Option<Obstacle>) {
-    let mut recorded = 0;
-    let mut obstacle = None;
-    for at in 0..came {
-        let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
-        match around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) {
-            Ok(()) => {
-                work.pfns[recorded] = pfn;
-                recorded += 1;
-            }
-            Err(error) => {
-                obstacle = Some(Obstacle::NoPlace(error));
-                let extent = &mut work.extents[at..=at];
-                // Should Xen not have it either, its count says so.
-                let _ = move_extents(around.machine, extent, (Direction::Out, order));
-            }
-        }
-    }
-    (recorded, obstacle)
 }

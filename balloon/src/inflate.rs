@@ -13,7 +13,7 @@ use p2m::FindDirect;
 
 use crate::around::{Allocator, Around, Work};
 use crate::balloon::Balloon;
-use crate::moves::{map, release};
+use crate::moves::map;
 use crate::step::Obstacle;
 
 impl Balloon<'_> {
@@ -32,7 +32,7 @@ impl Balloon<'_> {
         if let Err(obstacle) = self.unmap(around, allocator, (work, taken)) {
             return (0, Some(obstacle));
         }
-        let (given, refused) = release(around, work, 0..taken);
+        let (given, refused) = self.release(around, work, 0..taken);
         self.populated -= given as u64;
         if given < taken {
             // The first one that Xen would not have goes last: if it is no longer the guest's, it

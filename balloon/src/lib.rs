@@ -33,10 +33,10 @@
 //!
 //! # What it prevents, and what not
 //! No failure loses a frame: whatever Xen refuses, each pfn is with the allocator, or held with its
-//! memory at Xen, or (if an undo is refused too) set aside until it can be mapped again. Xen's count
-//! is asked for after every step and compared ([`Accounts::is_balanced`]). What it cannot prevent it
-//! reports: a frame that somebody still uses when it is given up stays the guest's until that use
-//! ends ([`Accounts::surplus`]).
+//! memory at Xen, or (if an undo is refused too) set aside until it can be mapped again. Xen's
+//! count is asked for after every step and compared ([`Accounts::is_balanced`]). What it cannot
+//! prevent it reports: a frame that somebody still uses when it is given up stays the guest's until
+//! that use ends ([`Accounts::surplus`]).
 //!
 //! ```
 //! use std::sync::atomic::AtomicU64;

@@ -10,68 +10,77 @@ use hypercall::{
 use p2m::FindDirect;
 
 use crate::around::{Around, Work};
-use crate::balloon::Direction;
+use crate::balloon::{Balloon, Direction};
 use crate::step::Obstacle;
 
-/// Gives the memory of `range` of the pfns at hand, which nothing maps, to Xen: the map first, so
-/// that it never names another domain's frame as the guest's. How many Xen has taken, from the first
-/// on; the map has the others as before.
-///
-/// # Hypercalls
-/// One `memory_op`.
-pub(crate) fn release<M: Hypercalls, D>(
-    around: &Around<'_, M, D>,
-    work: &mut Work<'_, '_>,
-    range: Range<usize>,
-) -> (usize, Option<Obstacle>) {
-    let pfns = &work.pfns[range];
-    let mut offered = 0;
-    let mut obstacle = None;
-    for (pfn, extent) in pfns.iter().zip(work.extents.iter_mut()) {
-        match around.p2m.depopulate(*pfn) {
-            Ok(mfn) => *extent = Extent::from_mfn(mfn),
-            Err(error) => {
+impl Balloon<'_> {
+    /// Gives the memory of `range` of the pfns at hand, which nothing maps, to Xen: the map first,
+    /// so that it never names another domain's frame as the guest's. How many Xen has taken, from
+    /// the first on; the map has the others as before.
+    ///
+    /// # Hypercalls
+    /// One multicall.
+    pub(crate) fn release<M: Hypercalls, D>(
+        &mut self,
+        around: &Around<'_, M, D>,
+        work: &mut Work<'_, '_>,
+        range: Range<usize>,
+    ) -> (usize, Option<Obstacle>) {
+        let pfns = &work.pfns[range];
+        let mut offered = 0;
+        let mut obstacle = None;
+        for (pfn, extent) in pfns.iter().zip(work.extents.iter_mut()) {
+            match around.p2m.depopulate(*pfn) {
+                Ok(mfn) => *extent = Extent::from_mfn(mfn),
+                Err(error) => {
+                    obstacle = Some(Obstacle::NoMemory(error));
+                    break;
+                }
+            }
+            offered += 1;
+        }
+        let extents = &mut work.extents[..offered];
+        let answer = self.move_extents(around.machine, extents, (Direction::Out, 0));
+        let taken = *answer.as_ref().unwrap_or(&0);
+        for (pfn, extent) in pfns.iter().zip(&work.extents[..offered]).skip(taken) {
+            // It was populated a moment ago, and the pfn is the balloon's.
+            if let Err(error) = around.p2m.populate(*pfn, extent.mfn()) {
                 obstacle = Some(Obstacle::NoMemory(error));
-                break;
             }
         }
-        offered += 1;
-    }
-    let extents = &mut work.extents[..offered];
-    let answer = move_extents(around.machine, extents, (Direction::Out, 0));
-    let taken = *answer.as_ref().unwrap_or(&0);
-    for (pfn, extent) in pfns.iter().zip(&work.extents[..offered]).skip(taken) {
-        // It was populated a moment ago, and the pfn is the balloon's.
-        if let Err(error) = around.p2m.populate(*pfn, extent.mfn()) {
-            obstacle = Some(Obstacle::NoMemory(error));
+        let short = Obstacle::XenTookFewer { offered: offered as u64, taken: taken as u64 };
+        match answer {
+            Err(error) => (0, Some(Obstacle::Refused(error))),
+            Ok(_) => (taken, obstacle.or((taken < offered).then_some(short))),
         }
     }
-    let short = Obstacle::XenTookFewer { offered: offered as u64, taken: taken as u64 };
-    match answer {
-        Err(error) => (0, Some(Obstacle::Refused(error))),
-        Ok(_) => (taken, obstacle.or((taken < offered).then_some(short))),
-    }
-}
 
-/// Asks Xen to move `extents` of an order in or out. How many it has moved.
-pub(crate) fn move_extents<M: Hypercalls>(
-    machine: &M,
-    extents: &mut [Extent],
-    (direction, order): (Direction, u32),
-) -> Result<usize, Error> {
-    let count = extents.len();
-    if count == 0 {
-        return Ok(0);
+    /// Asks Xen to move `extents` of an order in or out, and how many frames the guest has then.
+    /// How many it has moved.
+    ///
+    /// # Hypercalls
+    /// One multicall.
+    pub(crate) fn move_extents<M: Hypercalls>(
+        &mut self,
+        machine: &M,
+        extents: &mut [Extent],
+        (direction, order): (Direction, u32),
+    ) -> Result<usize, Error> {
+        let count = extents.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        let list = Reservation { extents, order, flags: 0, domain: DomId::SELF };
+        let mut operation = match direction {
+            Direction::Out => MemoryOp::Decrease(list),
+            Direction::In => MemoryOp::Populate(list),
+        };
+        // SAFETY: the pfns are the balloon's (I-10): nothing maps those that lose memory, and those
+        // that get some have none.
+        let (moved, has) = unsafe { machine.memory_op_counted(&mut operation) };
+        self.xen = has.ok();
+        moved.map(|moved| usize::try_from(moved).unwrap_or(count).min(count))
     }
-    let list = Reservation { extents, order, flags: 0, domain: DomId::SELF };
-    let mut operation = match direction {
-        Direction::Out => MemoryOp::Decrease(list),
-        Direction::In => MemoryOp::Populate(list),
-    };
-    // SAFETY: the pfns are the balloon's (I-10): nothing maps those that lose memory, and those
-    // that get some have none.
-    let moved = unsafe { machine.memory_op(&mut operation) }?;
-    Ok(usize::try_from(moved).unwrap_or(count).min(count))
 }
 
 /// Maps `range` of the pfns at hand, which have memory, at their places in the direct mapping. How

@@ -21,10 +21,10 @@ fn frames_go_out_and_come_back() {
     let mut storage = Storage::new();
     let around = (&guest, &guest.model, &p2m);
     let first = step(around, &mut balloon, &mut stack, &mut storage);
-    assert_eq!((first.moved, first.next), (Moved::Out(600), Next::Again));
+    assert_eq!((first.moved, first.next), (Moved::Out(563), Next::Again));
     assert!(first.accounts.is_balanced(), "{}", first.accounts);
     let last = settle(around, &mut balloon, &mut stack, &mut storage);
-    assert_eq!((last.moved, last.next), (Moved::Out(200), Next::Idle));
+    assert_eq!((last.moved, last.next), (Moved::Out(311), Next::Idle));
     let line = "1000 populated + 2000 ballooned + 72 reserved == 3072 pfns, Xen agrees";
     assert_eq!(last.accounts.to_string(), line);
     assert_eq!(stack.0.len() as u64, FREE - 2000);

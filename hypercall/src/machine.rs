@@ -15,6 +15,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
 use crate::memory::MemoryOp;
+use crate::op::DomId;
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
@@ -56,6 +57,28 @@ pub trait Hypercalls {
     /// As for [`issue`](Self::issue): the caller owns the frames given up, and no Rust object lives
     /// in them.
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error>;
+
+    /// Puts a `memory_op` to Xen and asks in the same trap how many frames the guest has then
+    /// (`XENMEM_current_reservation`). What becomes of the one does not hinder the other.
+    ///
+    /// # Errors
+    /// Each part as for [`memory_op`](Self::memory_op).
+    ///
+    /// # Hypercalls
+    /// One multicall on real Xen; here, one hypercall for each part.
+    ///
+    /// # Safety
+    /// As for [`memory_op`](Self::memory_op).
+    unsafe fn memory_op_counted(
+        &self,
+        op: &mut MemoryOp<'_>,
+    ) -> (Result<u64, Error>, Result<u64, Error>) {
+        // SAFETY: the caller's promise is handed on.
+        let answer = unsafe { self.memory_op(op) };
+        // SAFETY: it only reports.
+        let count = unsafe { self.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
+        (answer, count)
+    }
 
     /// Enables one of Xen's assists for the whole guest (`vm_assist`, `VMASST_CMD_enable`).
     ///

@@ -93,6 +93,17 @@ impl<M: Hypercalls> Hypercalls for Counting<M> {
         result
     }
 
+    unsafe fn memory_op_counted(
+        &self,
+        op: &mut MemoryOp<'_>,
+    ) -> (Result<u64, Error>, Result<u64, Error>) {
+        let entries = op.extents();
+        // SAFETY: the caller's promise is handed on.
+        let (answer, count) = unsafe { self.machine.memory_op_counted(op) };
+        self.add(entries, usize::from(answer.is_err()) + usize::from(count.is_err()));
+        (answer, count)
+    }
+
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         let result = self.machine.enable_assist(assist);
         self.add(0, usize::from(result.is_err()));

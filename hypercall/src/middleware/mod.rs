@@ -151,6 +151,14 @@ impl<M: Hypercalls + ?Sized> Hypercalls for &M {
         unsafe { (**self).memory_op(op) }
     }
 
+    unsafe fn memory_op_counted(
+        &self,
+        op: &mut MemoryOp<'_>,
+    ) -> (Result<u64, Error>, Result<u64, Error>) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { (**self).memory_op_counted(op) }
+    }
+
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         (**self).enable_assist(assist)
     }

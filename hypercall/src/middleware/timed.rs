@@ -53,6 +53,14 @@ impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
         self.time(|machine| unsafe { machine.memory_op(op) })
     }
 
+    unsafe fn memory_op_counted(
+        &self,
+        op: &mut MemoryOp<'_>,
+    ) -> (Result<u64, Error>, Result<u64, Error>) {
+        // SAFETY: the caller's promise is handed on.
+        self.time(|machine| unsafe { machine.memory_op_counted(op) })
+    }
+
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
         self.time(|machine| machine.enable_assist(assist))
     }

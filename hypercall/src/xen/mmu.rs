@@ -8,6 +8,7 @@ use crate::call::{CALLS_MAX, Call, Outcome, Request};
 use crate::error::{Errno, Error, Hypercall};
 use crate::machine::{Assist, Hypercalls};
 use crate::memory::{MemoryOp, Reservation};
+use crate::op::DomId;
 
 /// `struct multicall_entry` (public/xen.h), 64 bytes. A debug build of Xen fills all of it but
 /// `result` with 0xAA when the entry has run, so nothing else is ever read back.
@@ -106,6 +107,44 @@ impl Hypercalls for Xen {
             errno,
             done,
         })
+    }
+
+    unsafe fn memory_op_counted(
+        &self,
+        op: &mut MemoryOp<'_>,
+    ) -> (Result<u64, Error>, Result<u64, Error>) {
+        let command = op.number();
+        let mut count = MemoryOp::CurrentReservation(DomId::SELF);
+        let (MemoryOp::Increase(list) | MemoryOp::Decrease(list) | MemoryOp::Populate(list)) = op
+        else {
+            // SAFETY: the caller vouches for the frames.
+            let answer = unsafe { self.memory_op(op) };
+            // SAFETY: it only reports.
+            return (answer, unsafe { self.memory_op(&mut count) });
+        };
+        let mut reservation = raw(list);
+        let mut domain = DomId::SELF;
+        let entry = |command: u32, argument: u64| {
+            let op = u64::from(number::MEMORY_OP);
+            let arguments = [u64::from(command), argument, 0, 0, 0, 0];
+            // Should Xen not get to this entry, what it finds here is no success.
+            MulticallEntry { op, result: i64::MIN, arguments }
+        };
+        let mut entries = [
+            entry(command, (&raw mut reservation) as u64),
+            entry(count.number(), (&raw mut domain) as u64),
+        ];
+        let arguments = [entries.as_mut_ptr() as u64, entries.len() as u64, 0, 0, 0];
+        // SAFETY: the caller vouches for the frames, the count only reports; the arguments of both
+        // live on this stack until Xen is done.
+        let whole = Errno::check(unsafe { hypercall(number::MULTICALL, arguments) });
+        let names = [op.name(), count.name()];
+        let [answer, counted] = [0, 1].map(|at| {
+            let hypercall = Hypercall::MemoryOp(names[at]);
+            let result = whole.and_then(|_| Errno::check(entries[at].result));
+            result.map_err(|errno| Error { hypercall, errno, done: 0 })
+        });
+        (answer, counted)
     }
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {

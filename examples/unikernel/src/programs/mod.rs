@@ -2,6 +2,7 @@
 
 mod alias;
 mod audit;
+mod balloon;
 mod bench;
 mod conformance;
 mod demo;
@@ -35,6 +36,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "demo" => Ok(demo::run),
         "alias" => Ok(alias::run),
         "audit" => Ok(audit::run),
+        "balloon" => Ok(balloon::run),
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
@@ -44,9 +46,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             guest, primitives, prove, spaces and conformance, and to test the harness hang, \
-             fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, balloon, bench, dump, \
+             grow, guest, primitives, prove, spaces and conformance, and to test the harness \
+             hang, fault, silent and panic"
         )),
     }
 }

@@ -1,0 +1,116 @@
+//! What Xen takes for a page: bare requests with nothing around them.
+#![expect(unsafe_code, reason = "bare requests about frames that it took from the pool")]
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use hypercall::{
+    BatchStorage, Cpu, DomId, Extent, Frame, FrameAccess as _, Hypercalls as _, Machine, MemoryOp,
+    MmuUpdate, Pte, PteFlags, Reservation,
+};
+use p2m::{FindDirect as _, LeafSource as _};
+use pvmmu::DirectEntries;
+
+use super::super::OrSay;
+use crate::guest::Guest;
+
+/// Pages of a measurement.
+const PAGES: usize = 512;
+
+/// Ticks for a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floors {
+    pub(super) wipe: u64,
+    pub(super) clear: u64,
+    pub(super) decrease: u64,
+    pub(super) populate: u64,
+    pub(super) fill: u64,
+}
+
+impl fmt::Display for Floors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wipe, clear, decrease, populate, fill } = self;
+        write!(
+            f,
+            "floor of a page: out {} (wipe {wipe}, clear entry {clear}, decrease {decrease}); \
+             in {} (populate {populate}, fill entry {fill})",
+            wipe + clear + decrease,
+            populate + fill
+        )
+    }
+}
+
+/// Sends single pages out and in by bare requests, each kind timed.
+pub(super) fn measure<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Floors, String> {
+    let mut frames: Vec<Frame> = Vec::with_capacity(PAGES);
+    for _ in 0..PAGES {
+        frames.push(guest.pool.take().ok_or("the pool is too small")?);
+    }
+    let mut storage = Box::new(BatchStorage::<PAGES, 1>::new());
+    let wipe = time(guest, |guest| {
+        frames.iter().try_for_each(|frame| {
+            // SAFETY: the frame is the program's by its token (I-1).
+            unsafe { guest.machine.clear_frame(frame.pfn()) }.or_say("wipe")
+        })
+    })?;
+    let mut extents = Vec::with_capacity(PAGES);
+    for frame in &frames {
+        extents.push(Extent::from_mfn(guest.p2m.depopulate(frame.pfn()).or_say("depopulate")?));
+    }
+    let clear = map(guest, &frames, (&mut storage, |_| Pte::ABSENT))?;
+    let decrease = time(guest, |guest| all(guest, MemoryOp::Decrease(list(&mut extents))))?;
+    for (extent, frame) in extents.iter_mut().zip(&frames) {
+        *extent = Extent::from_pfn(frame.pfn());
+    }
+    let populate = time(guest, |guest| all(guest, MemoryOp::Populate(list(&mut extents))))?;
+    for (extent, frame) in extents.iter().zip(&frames) {
+        guest.p2m.populate(frame.pfn(), extent.mfn()).or_say("populate")?;
+    }
+    let new = |at: usize| Pte::new(extents[at].mfn(), PteFlags::KERNEL_RW);
+    let fill = map(guest, &frames, (&mut storage, new))?;
+    frames.into_iter().rev().for_each(|frame| guest.pool.give(frame));
+    Ok(Floors { wipe, clear, decrease, populate, fill })
+}
+
+/// Ticks for each page of what `work` does.
+fn time<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    work: impl FnOnce(&mut Guest<'_, M>) -> Result<(), String>,
+) -> Result<u64, String> {
+    let start = guest.cpu.ticks();
+    work(guest)?;
+    Ok(guest.cpu.ticks().wrapping_sub(start) / PAGES as u64)
+}
+
+fn list(extents: &mut [Extent]) -> Reservation<'_> {
+    Reservation { extents, order: 0, flags: 0, domain: DomId::SELF }
+}
+
+fn all<M: Machine + Cpu>(guest: &Guest<'_, M>, mut op: MemoryOp<'_>) -> Result<(), String> {
+    // SAFETY: the pages are the program's, and nothing maps them.
+    match unsafe { guest.machine.memory_op(&mut op) }.or_say("memory_op")? {
+        done if done == PAGES as u64 => Ok(()),
+        done => Err(alloc::format!("{} did {done} of {PAGES}", op.name())),
+    }
+}
+
+/// Sets the entries of all frames in the direct mapping, in one `mmu_update`.
+fn map<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    frames: &[Frame],
+    (storage, new): (&mut BatchStorage<PAGES, 1>, impl Fn(usize) -> Pte),
+) -> Result<u64, String> {
+    let mut batch = storage.batch();
+    let (context, _) = guest.parts();
+    let mut direct = DirectEntries::new(context);
+    for (at, frame) in frames.iter().enumerate() {
+        let (slot, old) = direct.find(frame.pfn()).or_say("direct mapping")?;
+        batch.update(MmuUpdate::set(slot, new(at)), old.raw()).or_say("batch")?;
+    }
+    time(guest, |guest| {
+        // SAFETY: entries of frames that are the program's (I-1).
+        unsafe { batch.submit(&guest.machine) }.or_say("mapping")
+    })
+}

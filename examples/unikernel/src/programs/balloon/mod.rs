@@ -1,0 +1,99 @@
+//! `balloon`: most of the guest's memory goes out to Xen and comes back, in bounded steps, while
+//! the contents of what stays are verified and every step's accounts are held against Xen's count;
+//! in whole blocks, in single frames, and piecemeal. With `--icount` the last lines say what a page
+//! costs, beside the least that Xen takes for it.
+
+mod floor;
+mod kept;
+mod way;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+
+use balloon::{Allocator, Balloon, Wipe, WorkStorage};
+use hypercall::{Cpu, Frame, Machine};
+use p2m::{Audit, KexecState, LeafSource as _, P2m, Pfns};
+
+use super::OrSay;
+use crate::guest::{Guest, Pool, number};
+use crate::report::Verdict;
+use kept::Kept;
+use way::{Ways, go};
+
+/// Frames that a step moves: the most traps for a GiB that are allowed are 1,100, the most ticks of
+/// a step a million.
+const STEP_FRAMES: usize = 512;
+/// The guest keeps one frame of so many, and verifies it.
+const KEPT: usize = 16;
+/// Frames that stay in the pool, for tables and the like.
+const SPARE: u64 = 64;
+
+type Storage = WorkStorage<STEP_FRAMES>;
+
+/// The pool, as the balloon sees it.
+struct Spare<'p>(&'p mut Pool);
+
+impl Allocator for Spare<'_> {
+    fn take(&mut self) -> Option<Frame> {
+        if self.0.len() as u64 <= SPARE { None } else { self.0.take() }
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.give(frame);
+    }
+}
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let wipe = match number(guest.arguments, "wipe", 1)? {
+        0 => Wipe::Never,
+        _ => Wipe::Always,
+    };
+    let mut storage = Box::new(Storage::new());
+    let floors = floor::measure(guest)?;
+    let free = guest.pool.len() as u64;
+    let kept = Kept::take(guest, guest.pool.len() / KEPT)?;
+    let words = usize::try_from(Balloon::words_needed(guest.p2m.len())).or_say("words")?;
+    let mut words = alloc::vec![0; words];
+    let begun = Balloon::new((&guest.machine, guest.p2m), &mut words, SPARE, wipe);
+    let (mut balloon, accounts) = begun.or_say("the balloon")?;
+    if !accounts.is_balanced() {
+        return Err(format!("before the first step: {accounts}"));
+    }
+    let all = accounts.populated;
+    let most = guest.pool.len() as u64 - SPARE;
+    let mut ways = Ways::default();
+    for (name, frames) in [("all", most), ("half", most / 2), ("odd", (most / 3) | 1)] {
+        go(guest, (&mut balloon, &mut storage), all - frames, (&format!("{name} out"), &mut ways))?;
+        kept.verify(guest)?;
+        audit(guest, frames)?;
+        go(guest, (&mut balloon, &mut storage), all, (&format!("{name} in"), &mut ways))?;
+        kept.verify(guest)?;
+        audit(guest, 0)?;
+    }
+    kept.give_back(guest);
+    if guest.pool.len() as u64 != free {
+        return Err(format!("{} of {free} frames are free at the end", guest.pool.len()));
+    }
+    ways.judge(guest, &floors)
+}
+
+/// Whether the map says what is true, and a kexec would meet just the pages that are out.
+fn audit<M: Machine + Cpu>(guest: &Guest<'_, M>, out: u64) -> Result<(), String> {
+    let p2m: &P2m<'_> = guest.p2m;
+    let mut findings = [None; 8];
+    let mut audit = Audit::begin(&mut findings);
+    audit.run(&guest.machine, p2m);
+    let report = audit.report();
+    if !report.is_clean() {
+        return Err(format!("{report}").replace('\n', ";"));
+    }
+    let ram = [Pfns::new(hypercall::Pfn::new(0), p2m.len())];
+    let state = KexecState { p2m, ram: &ram, granted: None, maps: None };
+    let ballooned = state.kexec_is_safe().map_or_else(|hazards| hazards.ballooned, |_| 0);
+    match ballooned == out {
+        true => Ok(()),
+        false => Err(format!("{out} pages are out, and kexec says {ballooned}")),
+    }
+}

@@ -1,0 +1,117 @@
+//! A way from one size to another, step by step, and what it took.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use balloon::{Around, Balloon, Moved, Next, Retarget};
+use hypercall::{Cpu, Machine};
+use pvmmu::{Context, DirectEntries};
+
+use super::super::OrSay;
+use super::floor::Floors;
+use super::{Spare, Storage};
+use crate::guest::Guest;
+use crate::report::Verdict;
+
+/// Pages in a GiB.
+const GIB: u64 = 1 << 18;
+/// The most traps for a GiB.
+const TRAPS_MAX: u64 = 1100;
+
+/// What ways took.
+#[derive(Default)]
+pub(super) struct Ways {
+    ways: Vec<Way>,
+}
+
+struct Way {
+    name: String,
+    is_out: bool,
+    frames: u64,
+    steps: u64,
+    traps: u64,
+    ticks: u64,
+    longest: u64,
+}
+
+/// Goes to `target` frames; every step's accounts must be right.
+pub(super) fn go<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    (balloon, storage): (&mut Balloon<'_>, &mut Storage),
+    target: u64,
+    (name, ways): (&str, &mut Ways),
+) -> Result<(), String> {
+    let from = balloon.goal().frames;
+    if balloon.set_target(target) != Retarget::Step {
+        return Err(format!("{name}: there is nothing to do for {target} frames"));
+    }
+    let (mut steps, mut longest, mut moved) = (0, 0, 0);
+    let (begun, before) = (guest.cpu.ticks(), guest.machine.counts());
+    loop {
+        let start = guest.cpu.ticks();
+        let step = {
+            let Guest { machine, p2m, kernel_root, pool, .. } = guest;
+            let context = Context { machine: &*machine, p2m, kernel_root: *kernel_root };
+            let mut direct = DirectEntries::new(context);
+            let mut around = Around { machine: &*machine, p2m, direct: &mut direct };
+            storage.with(|work| balloon.step(&mut around, &mut Spare(pool), work))
+        };
+        longest = longest.max(guest.cpu.ticks().wrapping_sub(start));
+        steps += 1;
+        if let Moved::Out(frames) | Moved::In(frames) = step.moved {
+            moved += frames;
+        }
+        if !step.accounts.is_balanced() {
+            return Err(format!("{name}, step {steps}: {}", step.accounts));
+        }
+        match step.next {
+            Next::Again => {}
+            Next::Idle => break,
+            Next::Wait { why, .. } => return Err(format!("{name}, step {steps}: {why}")),
+        }
+    }
+    let ticks = guest.cpu.ticks().wrapping_sub(begun);
+    let traps = (guest.machine.counts() - before).hypercalls;
+    if moved != from.abs_diff(target) {
+        return Err(format!("{name}: {moved} frames moved, {} should", from.abs_diff(target)));
+    }
+    let name = String::from(name);
+    let is_out = target < from;
+    ways.ways.push(Way { name, is_out, frames: moved, steps, traps, ticks, longest });
+    Ok(())
+}
+
+impl Ways {
+    /// Prints the table, and says whether the traps are few enough.
+    pub(super) fn judge<M: Machine + Cpu>(
+        &self,
+        guest: &mut Guest<'_, M>,
+        floors: &Floors,
+    ) -> Verdict {
+        let out = &mut *guest.console;
+        writeln!(out, "{floors}").or_say("console")?;
+        let head = "way            frames   steps   traps  traps/GiB  ticks/page  longest step";
+        writeln!(out, "{head}").or_say("console")?;
+        let mut worst = 0;
+        for way in &self.ways {
+            let per_gib = (way.traps * GIB).div_ceil(way.frames);
+            if way.frames >= GIB / 16 {
+                worst = worst.max(per_gib);
+            }
+            let Way { name, frames, steps, traps, ticks, longest, .. } = way;
+            let per_page = ticks / frames;
+            writeln!(
+                out,
+                "{name:<10} {frames:>10} {steps:>7} {traps:>7} {per_gib:>10} {per_page:>11} \
+                 {longest:>13}"
+            )
+            .or_say("console")?;
+        }
+        if worst > TRAPS_MAX {
+            return Err(format!("{worst} traps for a GiB, {TRAPS_MAX} are allowed"));
+        }
+        let frames: u64 = self.ways.iter().filter(|way| way.is_out).map(|way| way.frames).sum();
+        Ok(format!("{} ways, {frames} frames out and in, {worst} traps for a GiB", self.ways.len()))
+    }
+}
