@@ -100,8 +100,8 @@ check() {
     toolstack again xl debug-keys q
     await "Xen's count of pages" xen_has_counted
     [ "$pages" = "$counted" ] || wrong "the guest has $pages pages, Xen counts $counted"
-    set -- $(xl list "$name" | tail -n 1)
-    [ "$3" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $3 MiB"
+    look_at_guest
+    [ "$listed" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $listed MiB"
     say "guest $number $step: $answer"
 }
 

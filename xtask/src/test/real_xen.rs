@@ -80,13 +80,21 @@ pub(super) const CASES: [Case; 13] = [
 pub(super) const EXAMINED: [Case; 2] =
     [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
-/// A guest, and everything that xl can do to one (`dom0_session.sh`).
-pub(super) const LIFE: Case = Case {
-    program: "guest dump-core save*3 checkpoint pause sysrq migrate reboot",
-    memory_mib: 64,
-    seconds: 300,
-    expectation: Expectation::Pass,
-};
+/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is dumped.
+pub(super) const LIVES: [Case; 2] = [
+    Case {
+        program: "guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot",
+        memory_mib: 64,
+        seconds: 300,
+        expectation: Expectation::Pass,
+    },
+    Case {
+        program: "guest mem-set*50",
+        memory_mib: 64,
+        seconds: 300,
+        expectation: Expectation::Pass,
+    },
+];
 
 /// What a boot needs.
 struct Setting<'a> {
