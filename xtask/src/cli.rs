@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Test(TestArguments),
     /// Run checks that take long or need more tools: mutants, Miri, fuzzing, packages, licences
     Check(CheckArguments),
+    /// Run the guests' tests on a real dom0, by ssh
+    Host(HostArguments),
 }
 
 /// What to boot, and on what.
@@ -205,6 +207,30 @@ pub(crate) enum What {
     Fuzz,
 }
 
+/// Where to test.
+#[derive(Args, Debug)]
+pub(crate) struct HostArguments {
+    /// The dom0: xl must work there, for root or with sudo
+    #[arg(long, value_name = "USER@DOM0", value_parser = host,
+          required_unless_present = "rehearse")]
+    pub(crate) host: Option<String>,
+    /// Try it with an emulated machine instead, over loopback
+    #[arg(long, conflicts_with_all = ["host", "ssh"])]
+    pub(crate) rehearse: bool,
+    /// The ssh to use, with its options
+    #[arg(long, value_name = "COMMAND", default_value = "ssh")]
+    pub(crate) ssh: String,
+    /// Boot this ELF instead of the project's unikernel
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+}
+
+/// A word that ssh takes as a host, and not as an option.
+fn host(word: &str) -> Result<String, String> {
+    let is_host = !word.is_empty() && !word.starts_with('-') && !word.contains(char::is_whitespace);
+    is_host.then(|| word.to_owned()).ok_or_else(|| "this is no host: USER@DOM0".to_owned())
+}
+
 /// What the guest runs on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Machine {
@@ -316,6 +342,15 @@ mod tests {
         };
         assert_eq!(releases(&[]), [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20]);
         assert_eq!(releases(&["--xen", "4.20,4.14"]), [Release::Xen4_20, Release::Xen4_14]);
+    }
+
+    #[test]
+    fn a_host_is_never_taken_for_an_option_of_ssh() {
+        let parsed = |host: &str| Cli::try_parse_from(["cargo xtask", "host", "--host", host]);
+        assert!(parsed("root@dom0").is_ok());
+        for word in ["", "-oProxyCommand=x", "a b"] {
+            assert!(parsed(word).is_err(), "{word:?}");
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Test(arguments) => test::test(arguments),
         Command::Check(arguments) => deep::check(arguments),
+        Command::Host(arguments) => test::on_host(arguments),
     });
     match result {
         Ok(status) => status.into(),

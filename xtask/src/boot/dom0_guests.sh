@@ -31,13 +31,13 @@ uptime_seconds() {
     echo "${uptime%.*}"
 }
 
-# Sets state and reason as `xl list` has them. Under emulation xl itself crashes now and then.
+# Sets state, reason and listed (MiB) as `xl list` has them. Under emulation xl itself crashes now and then.
 look_at_guest() {
     for attempt in 1 2 3; do
         if words=$(xl list -v "$name" 2>&1); then
             # Name ID Mem VCPUs State Time UUID Reason-Code Security-Label
             set -- $(echo "$words" | tail -n 1)
-            domain=$2 state=$5 reason=$8
+            domain=$2 listed=$3 state=$5 reason=$8
             return
         fi
         say "note xl list failed ($attempt of 3): $words"

@@ -85,18 +85,23 @@ xen_has_counted() {
     [ -n "$counted" ]
 }
 
-# The guest is sound, and Xen and xl count its pages as it does.
-check() {
+# The guest is sound: it has as many pages as Xen told it.
+look() {
     ask "$@"
     pick pages && pages=$value
     pick ram && ram=$value
+    [ "$pages" = "$ram" ] || wrong "the guest has $ram pages, and Xen told it $pages"
+}
+
+# Besides, Xen and xl count its pages as it does when they are asked in dom0.
+check() {
+    look "$@"
     toolstack again xl dmesg -c
     toolstack again xl debug-keys q
     await "Xen's count of pages" xen_has_counted
-    [ "$pages" = "$ram" ] || wrong "the guest has $ram pages, and Xen told it $pages"
     [ "$pages" = "$counted" ] || wrong "the guest has $pages pages, Xen counts $counted"
-    set -- $(xl list "$name" | tail -n 1)
-    [ "$3" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $3 MiB"
+    look_at_guest
+    [ "$listed" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $listed MiB"
     say "guest $number $step: $answer"
 }
 
@@ -238,8 +243,9 @@ session() (
         while [ "$times" -gt 0 ]; do
             check_words=
             "step_$(echo "$step" | tr - _)" || wrong "there is no such step"
-            check $check_words
             times=$((times - 1))
+            # Of many that are the same the last one is asked in dom0, too.
+            if [ "$times" -gt 0 ]; then look $check_words; else check $check_words; fi
         done
     done
     step=shutdown

@@ -1,5 +1,5 @@
-//! Our guest as domU: a Linux dom0 boots, its script (`dom0_guests.sh`) creates the guest with xl and
-//! reports on the console in lines that begin with `@@pvmmu`:
+//! Our guest as domU: a Linux dom0 boots, its script (`dom0_guests.sh`) creates the guest with xl
+//! and reports on the console in lines that begin with `@@pvmmu`:
 //!
 //! | line | means |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! An emulated machine whose dom0 is worked with by ssh, on a port of this host: what a real machine
-//! is to `cargo xtask host`, for trying it.
+//! An emulated machine whose dom0 is worked with by ssh, on a port of this host: what a real
+//! machine is to `cargo xtask host`, for trying it.
 
 use std::fs;
 use std::net::TcpListener;

@@ -97,6 +97,18 @@ impl Remote {
         Ok(reports)
     }
 
+    /// What there still is of guests and folders of ours.
+    ///
+    /// # Errors
+    ///
+    /// The machine cannot be reached.
+    pub(crate) fn guests_left(&self) -> Result<String> {
+        let words = "PATH=$PATH:/usr/sbin:/sbin; xl list; ls /var/tmp";
+        let answer = self.ask(&format!("{}sh -c '{words}'", self.root))?;
+        let left = answer.lines().filter(|line| line.starts_with("pvmmu."));
+        Ok(left.collect::<Vec<_>>().join("\n"))
+    }
+
     fn watch(
         &self,
         folder: &str,

@@ -10,6 +10,7 @@
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
 //! | `devices` | guests at real devices, and their effects seen from outside |
+//! | `under_xl` | guests that xl creates, on an emulated dom0 or on a real one by ssh |
 //! | `examine` | a guest's frame map, seen by itself and by dom0 |
 //! | `endings` | that QEMU ends when the harness does, however it ends |
 //! | `session` | keeps the score |
@@ -24,10 +25,12 @@ mod house_rules;
 mod inventory;
 mod real_xen;
 mod session;
+mod under_xl;
 
 use anyhow::Result;
 
 use self::session::Session;
+pub(crate) use self::under_xl::on_host;
 use crate::ExitStatus;
 use crate::cli::TestArguments;
 

@@ -2,28 +2,29 @@
 //! for what they are.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::devices::Devices;
 use super::session::{Passed, Session};
-use super::{endings, examine, guide};
+use super::under_xl::{self, UnderXl};
+use super::{endings, guide};
 use crate::boot::outcome::{Outcome, Report};
 use crate::boot::verdict::Verdict;
-use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
+use crate::boot::{Clock, Dom0, Guest, Host, dom0};
 use crate::cli::{Release, Role, TestArguments};
 use crate::paths::HostFolder;
 use crate::prove::{self, Machines, Where};
-use crate::provision::linux::{self, Linux};
+use crate::provision::linux;
 use crate::provision::qemu::Qemu;
 use crate::provision::xen;
-use crate::{bench, guest, process};
+use crate::{bench, guest};
 
 /// What must come of a guest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Expectation {
+pub(super) enum Expectation {
     /// It passes.
     Pass,
     /// It ends with a fault, whether Xen ends it or it gives itself up.
@@ -38,11 +39,11 @@ enum Expectation {
 
 /// A guest and what must come of it.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    program: &'static str,
-    memory_mib: u32,
+pub(super) struct Case {
+    pub(super) program: &'static str,
+    pub(super) memory_mib: u32,
     vcpus: u32,
-    seconds: u64,
+    pub(super) seconds: u64,
     expectation: Expectation,
 }
 
@@ -63,7 +64,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 14] = [
+pub(super) const CASES: [Case; 14] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -82,14 +83,18 @@ const CASES: [Case; 14] = [
 
 /// Guests whose frame map dom0 examines: as the builder made it, and grown in its window with
 /// entries of every kind.
-const EXAMINED: [Case; 2] =
+pub(super) const EXAMINED: [Case; 2] =
     [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
-/// A guest, and everything that xl can do to one (`dom0_session.sh`).
-const LIFE: Case = Case {
-    seconds: 300,
-    ..case("guest dump-core save*3 checkpoint pause sysrq migrate reboot", 64, Expectation::Pass)
-};
+/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is dumped.
+pub(super) const LIVES: [Case; 2] = [
+    life("guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot"),
+    life("guest mem-set*50"),
+];
+
+const fn life(program: &'static str) -> Case {
+    Case { seconds: 300, ..case(program, 64, Expectation::Pass) }
+}
 
 /// What a boot needs.
 struct Setting<'a> {
@@ -103,7 +108,7 @@ struct Setting<'a> {
 /// # Errors
 ///
 /// A signal asked us to end.
-pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()> {
+pub(super) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()> {
     let mut folder = None;
     let mut qemu = None;
     let provisioned = session.step("setup", "QEMU", || {
@@ -125,6 +130,7 @@ pub(crate) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     for &release in &arguments.xen {
         setting.one_release(session, release)?;
     }
+    under_xl::rehearse(session, (folder, qemu), &setting.kernel)?;
     compare_with_the_model(session, arguments)?;
     if arguments.xen.contains(&Release::Xen4_17) && arguments.kernel.is_none() {
         session.step("guide", "porting guide", || guide::follow(guide::Depth::RealXen))?;
@@ -171,62 +177,17 @@ impl Setting<'_> {
         self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
-        let guest = self.guest(panic);
+        let guest = panic.guest(&self.kernel);
         let devices = Devices { folder: self.folder, host: host.clone(), guest, release };
         devices.run(session)?;
-        self.as_domu(session, release, (&host, &linux))?;
-        self.examined(session, release, (&host, &linux))?;
-        self.lives(session, release, (&host, &linux))
-    }
-
-    /// Guests that dom0 looks at from outside, in one boot.
-    fn examined(
-        &self,
-        session: &mut Session,
-        release: Release,
-        around: (&Host<'_>, &Linux),
-    ) -> Result<()> {
-        let log = self.folder.new_log(&format!("test-examined-{release}"))?;
-        let (reports, lines) = self.listen(around, &EXAMINED, log)?;
-        // The verdict is dom0's last line on a guest.
-        let seen = lines.split(|line| Verdict::parse(line).is_some());
-        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(seen) {
-            let result = case.judge(report).and_then(|_| examine::compare(lines));
-            session.record("examined", &case.name(release), report.time, result)?;
-        }
-        Ok(())
-    }
-
-    /// A guest that lives under xl.
-    fn lives(
-        &self,
-        session: &mut Session,
-        release: Release,
-        around: (&Host<'_>, &Linux),
-    ) -> Result<()> {
-        let log = self.folder.new_log(&format!("test-lives-{release}"))?;
-        let (reports, lines) = self.listen(around, &[LIFE], log)?;
-        let report = reports.first().context("one guest, one report")?;
-        let result = LIFE.judge(report).and_then(|_| examine::compare_core(&lines));
-        session.record("life", &LIFE.name(release), report.time, result)?;
-        Ok(())
-    }
-
-    /// Boots guests, and keeps their lines.
-    fn listen(
-        &self,
-        (host, linux): (&Host<'_>, &Linux),
-        cases: &[Case],
-        log: PathBuf,
-    ) -> Result<(Vec<Report>, Vec<String>)> {
-        let guests: Vec<Guest> = cases.iter().map(|case| self.guest(*case)).collect();
-        let mut lines = Vec::new();
-        let reports = domu::boot(host, linux, &guests, log, |line| {
-            if let Line::Guest(text) = line {
-                lines.push(text.to_owned());
-            }
-        })?;
-        Ok((reports, lines))
+        let under_xl = UnderXl {
+            dom0: Dom0::Emulated(&host, &linux),
+            folder: self.folder,
+            kernel: &self.kernel,
+            xen: format!("Xen {release}"),
+            memory_mib: u32::MAX,
+        };
+        under_xl.run(session)
     }
 
     fn as_dom0(
@@ -235,12 +196,12 @@ impl Setting<'_> {
         release: Release,
         (host, case): (&Host<'_>, Case),
     ) -> Result<()> {
-        let mut name = case.name(release);
+        let mut name = case.name(&format!("Xen {release}"));
         if let Some(processors) = host.processors {
             name.push_str(&format!(", processors: {processors}"));
         }
         session.step("dom0", &name, || {
-            let mut guest = self.guest(case);
+            let mut guest = case.guest(&self.kernel);
             let nothing = tempfile::NamedTempFile::new()?;
             if case.expectation == Expectation::XenPanic {
                 fs::write(nothing.path(), "This is no kernel.\n".repeat(1000))?;
@@ -251,64 +212,28 @@ impl Setting<'_> {
         })?;
         Ok(())
     }
-
-    /// All guests in one boot of dom0. What the toolstack failed at is tried once more.
-    fn as_domu(
-        &self,
-        session: &mut Session,
-        release: Release,
-        (host, linux): (&Host<'_>, &Linux),
-    ) -> Result<()> {
-        let mut cases = CASES.to_vec();
-        for attempt in 1..=2 {
-            let guests: Vec<Guest> = cases.iter().map(|case| self.guest(*case)).collect();
-            let log = self.folder.new_log(&format!("test-domU-{release}"))?;
-            let reports = match domu::boot(host, linux, &guests, log, |_| {}) {
-                Ok(reports) => reports,
-                Err(error) if process::interrupted() => return Err(error),
-                Err(error) => {
-                    let name = format!("Xen {release}");
-                    session.record("domU", &name, Duration::ZERO, Err(error))?;
-                    return Ok(());
-                }
-            };
-            let mut again = Vec::new();
-            for (case, report) in cases.iter().zip(reports) {
-                if attempt == 1 && matches!(report.outcome, Outcome::HostFailed { .. }) {
-                    eprintln!("{}: once more. {}", case.name(release), report.outcome);
-                    again.push(*case);
-                } else {
-                    let result = case.judge(&report);
-                    session.record("domU", &case.name(release), report.time, result)?;
-                }
-            }
-            if again.is_empty() {
-                break;
-            }
-            cases = again;
-        }
-        Ok(())
-    }
-
-    fn guest(&self, case: Case) -> Guest {
-        Guest {
-            kernel: self.kernel.clone(),
-            arguments: case.program.to_owned(),
-            module: None,
-            memory_mib: case.memory_mib,
-            vcpus: case.vcpus,
-            limit: Duration::from_secs(case.seconds),
-        }
-    }
 }
 
 impl Case {
-    fn name(&self, release: Release) -> String {
-        format!("Xen {release}, {:>4} MiB: {}", self.memory_mib, self.program)
+    /// What it is called, on `xen`.
+    pub(super) fn name(&self, xen: &str) -> String {
+        format!("{xen}, {:>4} MiB: {}", self.memory_mib, self.program)
+    }
+
+    /// The guest to boot.
+    pub(super) fn guest(&self, kernel: &Path) -> Guest {
+        Guest {
+            kernel: kernel.to_owned(),
+            arguments: self.program.to_owned(),
+            module: None,
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            limit: Duration::from_secs(self.seconds),
+        }
     }
 
     /// Compares what came with what must come.
-    fn judge(&self, report: &Report) -> Result<String> {
+    pub(super) fn judge(&self, report: &Report) -> Result<String> {
         let outcome = &report.outcome;
         let as_expected = match self.expectation {
             Expectation::Pass => outcome.passed(),

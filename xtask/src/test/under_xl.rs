@@ -1,0 +1,185 @@
+//! Guests under xl: on an emulated machine's dom0, or on a real one by ssh.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::examine;
+use super::real_xen::{CASES, Case, EXAMINED, LIVES};
+use super::session::{Passed, Session};
+use crate::boot::outcome::{Outcome, Report};
+use crate::boot::remote::Remote;
+use crate::boot::verdict::Verdict;
+use crate::boot::{Clock, Dom0, Guest, Host, Line, rehearsal};
+use crate::cli::{HostArguments, Release};
+use crate::paths::HostFolder;
+use crate::provision::qemu::Qemu;
+use crate::provision::{linux, xen};
+use crate::{ExitStatus, guest, process};
+
+/// A dom0, and the guests for it.
+pub(super) struct UnderXl<'a> {
+    pub(super) dom0: Dom0<'a>,
+    pub(super) folder: &'a HostFolder,
+    pub(super) kernel: &'a Path,
+    /// What it is called.
+    pub(super) xen: String,
+    /// What there is for a guest.
+    pub(super) memory_mib: u32,
+}
+
+/// `cargo xtask host`: all of this on a real dom0.
+///
+/// # Errors
+///
+/// It cannot be reached, the guest does not build, or a signal asked us to end.
+pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
+    let folder = HostFolder::open()?;
+    let mut session = Session::default();
+    let Some(host) = &arguments.host else {
+        let qemu = {
+            let _lock = folder.lock()?;
+            Qemu::require(&folder)?
+        };
+        let kernel = guest::kernel(arguments.kernel.as_deref())?;
+        rehearse(&mut session, (&folder, &qemu), &kernel)?;
+        return Ok(session.close());
+    };
+    let remote = Remote::connect(&arguments.ssh, host)?;
+    eprintln!("{host}: Xen {}, {} MiB free", remote.xen, remote.free_mib);
+    let kernel = guest::kernel(arguments.kernel.as_deref())?;
+    UnderXl::remote(&remote, &folder, &kernel).run(&mut session)?;
+    Ok(session.close())
+}
+
+/// The same on a machine that is emulated and reached by ssh: what `cargo xtask host` needs of a
+/// real one, and that it leaves nothing behind. Few guests do: which ones makes no difference to
+/// ssh.
+///
+/// # Errors
+///
+/// A signal asked us to end.
+pub(super) fn rehearse(
+    session: &mut Session,
+    (folder, qemu): (&HostFolder, &Qemu),
+    kernel: &Path,
+) -> Result<()> {
+    let mut inner = Session::default();
+    session.step("host", "the tests by ssh, on loopback", || {
+        let (xen, linux) = {
+            let _lock = folder.lock()?;
+            let release = Release::Xen4_17;
+            (xen::require(folder, release)?, linux::require(folder, release)?)
+        };
+        let host = Host::new(qemu, xen, Clock::Time);
+        let log = folder.new_log("test-host")?;
+        rehearsal::with_remote(&host, &linux, log, |remote| {
+            let guests = UnderXl::remote(remote, folder, kernel);
+            guests.once(&mut inner, &[CASES[1]])?;
+            guests.lives(&mut inner, &LIVES[..1])?;
+            match remote.guests_left()? {
+                left if left.is_empty() => Ok(()),
+                left => bail!("left behind: {left}"),
+            }
+        })?;
+        match inner.all_passed() {
+            Passed::Yes => Ok(String::new()),
+            Passed::No => bail!("not all passed, see above"),
+        }
+    })?;
+    Ok(())
+}
+
+impl<'a> UnderXl<'a> {
+    fn remote(remote: &'a Remote, folder: &'a HostFolder, kernel: &'a Path) -> Self {
+        let xen = format!("Xen {}", remote.xen);
+        Self { dom0: Dom0::Remote(remote), folder, kernel, xen, memory_mib: remote.free_mib }
+    }
+
+    /// Everything.
+    ///
+    /// # Errors
+    ///
+    /// A signal asked us to end.
+    pub(super) fn run(&self, session: &mut Session) -> Result<()> {
+        self.once(session, &CASES)?;
+        self.examined(session)?;
+        self.lives(session, &LIVES)
+    }
+
+    /// Guests that run once, in one boot of dom0. What the toolstack failed at is tried once more.
+    fn once(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+        let fits = |case: &&Case| case.memory_mib.saturating_add(64) <= self.memory_mib;
+        let mut cases: Vec<Case> = cases.iter().filter(fits).copied().collect();
+        for attempt in 1..=2 {
+            let guests: Vec<Guest> = cases.iter().map(|case| case.guest(self.kernel)).collect();
+            let reports = match self.dom0.run(&guests, self.log("domU")?, |_| {}) {
+                Ok(reports) => reports,
+                Err(error) if process::interrupted() => return Err(error),
+                Err(error) => {
+                    session.record("domU", &self.xen, Duration::ZERO, Err(error))?;
+                    return Ok(());
+                }
+            };
+            let mut again = Vec::new();
+            for (case, report) in cases.iter().zip(reports) {
+                if attempt == 1 && matches!(report.outcome, Outcome::HostFailed { .. }) {
+                    eprintln!("{}: once more. {}", case.name(&self.xen), report.outcome);
+                    again.push(*case);
+                } else {
+                    let result = case.judge(&report);
+                    session.record("domU", &case.name(&self.xen), report.time, result)?;
+                }
+            }
+            if again.is_empty() {
+                break;
+            }
+            cases = again;
+        }
+        Ok(())
+    }
+
+    /// Guests that dom0 looks at from outside, in one boot.
+    fn examined(&self, session: &mut Session) -> Result<()> {
+        let (reports, lines) = self.listen(&EXAMINED, "examined")?;
+        // The verdict is dom0's last line on a guest.
+        let seen = lines.split(|line| Verdict::parse(line).is_some());
+        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(seen) {
+            let result = case.judge(report).and_then(|_| examine::compare(lines));
+            session.record("examined", &case.name(&self.xen), report.time, result)?;
+        }
+        Ok(())
+    }
+
+    /// Guests that live under xl.
+    fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+        let (reports, lines) = self.listen(cases, "lives")?;
+        let mut core = Some(lines);
+        for (case, report) in cases.iter().zip(&reports) {
+            let dumped = core.take();
+            let result = case.judge(report).and_then(|words| match &dumped {
+                Some(lines) => examine::compare_core(lines),
+                None => Ok(words),
+            });
+            session.record("lives", &case.name(&self.xen), report.time, result)?;
+        }
+        Ok(())
+    }
+
+    /// Runs guests, and keeps their lines.
+    fn listen(&self, cases: &[Case], what: &str) -> Result<(Vec<Report>, Vec<String>)> {
+        let guests: Vec<Guest> = cases.iter().map(|case| case.guest(self.kernel)).collect();
+        let mut lines = Vec::new();
+        let reports = self.dom0.run(&guests, self.log(what)?, |line| {
+            if let Line::Guest(text) = line {
+                lines.push(text.to_owned());
+            }
+        })?;
+        Ok((reports, lines))
+    }
+
+    fn log(&self, what: &str) -> Result<PathBuf> {
+        self.folder.new_log(&format!("test-{what}-{}", self.xen.replace(' ', "-")))
+    }
+}
