@@ -6,6 +6,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod dump;
+mod foreign;
 mod grow;
 mod life;
 mod primitives;
@@ -36,6 +37,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "alias" => Ok(alias::run),
         "audit" => Ok(audit::run),
         "dump" => Ok(dump::run),
+        "foreign" => Ok(foreign::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "primitives" => Ok(primitives::run),
@@ -44,9 +46,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
-             primitives, prove, spaces, vcpus and conformance, and to test the harness hang, \
-             fault, silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, bench, dump, \
+             foreign, grow, primitives, prove, spaces, vcpus and conformance, and to test the \
+             harness hang, fault, silent and panic"
         )),
     }
 }
