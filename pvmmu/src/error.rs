@@ -64,6 +64,8 @@ pub enum MapError {
     NotMapped(GuestVa),
     /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
     CannotShare(Pfn),
+    /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
+    Own(Pfn),
     /// No frame is left, for a page or for a table.
     OutOfFrames,
     /// The batch has too little room for the request.
@@ -125,6 +127,9 @@ impl fmt::Display for MapError {
             Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
+            Self::Own(pfn) => {
+                write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
+            }
             Self::OutOfFrames => f.write_str("no frame is left"),
             Self::BatchTooSmall { needed, room } => {
                 write!(f, "needs {needed} updates in one batch, which has room for {room}")

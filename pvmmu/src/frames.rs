@@ -24,7 +24,7 @@ pub trait FrameSource {
     }
 
     /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
-    /// longer mapped.
+    /// longer mapped. Of one whose mapping was refused nobody is told.
     fn give_foreign(&mut self, _: Mfn) {}
 
     /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is

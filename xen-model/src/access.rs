@@ -54,6 +54,9 @@ const FAULT_PRESENT: u32 = 1;
 const FAULT_WRITE: u32 = 2;
 const FAULT_USER: u32 = 4;
 
+/// Entries in a page of M2P.
+const M2P_WORDS: u64 = 512;
+
 impl State {
     /// Where an access at `va` goes.
     pub(crate) fn translate(
@@ -101,6 +104,12 @@ impl State {
         let translation = Translation { frame, writable, scope };
         if cached != Some(translation) {
             self.vcpu().tlb.insert(page, translation);
+        }
+        // A page of M2P, which dom0 may map as a frame of DOMID_XEN's.
+        let in_m2p = frame.raw().checked_sub(self.m2p_frames.raw());
+        let pages = self.frames.end().div_ceil(M2P_WORDS);
+        if let Some(number) = in_m2p.filter(|number| *number < pages) {
+            return Ok(Target::M2p(number * M2P_WORDS + offset as u64 / 8, offset % 8));
         }
         Ok(Target::Frame(frame, offset))
     }

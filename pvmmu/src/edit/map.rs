@@ -107,8 +107,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`]. Xen refuses the frames of a domain over which this one has no
-    /// power.
+    /// As for [`Pgd::map_pages`]; [`MapError::Own`] for a frame of the guest's. Xen refuses the
+    /// frames of a domain over which this one has no power, and those that the domain does not
+    /// have.
     pub fn map_foreign(
         &mut self,
         (pages, flags): (Pages, PteFlags),
@@ -218,6 +219,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let context = self.tools.context;
         let set = |mfn| MmuUpdate::set(slot, Pte::new(mfn, flags));
         if let Origin::Foreign(mfn, domain) = origin {
+            if let Ok(own) = context.p2m.pfn(context.machine, *mfn) {
+                return Err(MapError::Own(own));
+            }
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
             let domains = Domains::frames_of(*domain);
             *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;

@@ -5,7 +5,7 @@ use hypercall::{Frame, Level, Machine, MmuUpdate, Pte};
 use crate::context::Context;
 use crate::frames::FrameSource;
 use crate::leaf::release;
-use crate::marks::{MIRRORED, held};
+use crate::marks::{FOREIGN, MIRRORED, held};
 use crate::pool::TablePool;
 
 /// Where things go.
@@ -73,7 +73,8 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
     }
 }
 
-/// No pair is in effect: gives back what its new value was to stand for.
+/// No pair is in effect: gives back what its new value was to stand for. Of somebody else's frame
+/// nothing was taken, so nobody is told of it.
 pub(super) fn take_back<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
@@ -81,6 +82,7 @@ pub(super) fn take_back<M: Machine, F: FrameSource>(
     for (update, old) in pairs {
         let (new, old) = (Pte::from_raw(update.value()), Pte::from_raw(old));
         match Thing::of(new) {
+            Thing::Page(new) if new.flags().contains(FOREIGN) => {}
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
                 release(settled.context, new, settled.frames);
             }

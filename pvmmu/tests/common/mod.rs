@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use hypercall::{Batch, BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
 use p2m::P2m;
 use pvmmu::{Context, FrameSource, Loose, Pgd, Presence, Reach, TablePool, Tools};
-use xen_model::{DomainConfig, Model, Role};
+use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
 const ARENA: u64 = 0x40;
@@ -30,10 +30,20 @@ pub struct Pool {
 impl Guest {
     /// A domU of 16 MiB on Xen 4.17.
     pub fn new() -> Self {
-        let mut config = DomainConfig::new(Role::DomU, 4096);
+        Self::built(Role::DomU, Model::builder())
+    }
+
+    /// The same as dom0, beside a domU of 4 MiB, which is domain 1.
+    pub fn dom0() -> Self {
+        let neighbour = DomainConfig::new(Role::DomU, 1024);
+        Self::built(Role::Dom0, Model::builder().other(neighbour))
+    }
+
+    fn built(role: Role, builder: Builder) -> Self {
+        let mut config = DomainConfig::new(role, 4096);
         config.kernel_pages = ARENA + ARENA_FRAMES as u64;
         config.vcpus = 2;
-        let model = Model::builder().seed(7).guest(config.clone()).build().expect("a small guest");
+        let model = builder.seed(7).guest(config.clone()).build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
         let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());

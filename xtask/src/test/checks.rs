@@ -76,15 +76,18 @@ fn every_order() -> Result<String> {
     Ok(format!("{} passed", count_passed(&output)))
 }
 
+const ON_THE_MODEL: [&str; 9] =
+    ["demo", "alias", "audit", "dump", "foreign", "primitives", "spaces", "vcpus", "conformance"];
+
 /// The guest's programs on the model of each release, in both roles.
 fn on_the_model() -> Result<String> {
     let program = model_program()?;
     let mut runs = 0;
     for release in ["4.14", "4.17", "4.20"] {
         for role in ["dom0", "domu"] {
-            for name in ["demo", "alias", "audit", "dump", "primitives", "spaces", "conformance"] {
+            for name in ON_THE_MODEL {
                 let mut model = Command::new(&program);
-                must(model.args(["--xen", release, "--as", role, name]))?;
+                must(model.args(["--xen", release, "--as", role, "--vcpus", "2", name]))?;
                 runs += 1;
             }
         }

@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod foreign;
 mod grow;
 mod guest;
 mod life;
@@ -40,6 +41,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "audit" => Ok(audit::run),
         "balloon" => Ok(balloon::run),
         "dump" => Ok(dump::run),
+        "foreign" => Ok(foreign::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
@@ -53,8 +55,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, grow, guest, net, primitives, prove, spaces, vcpus and conformance, and to \
-             test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, net, primitives, prove, spaces, vcpus and \
+             conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }
