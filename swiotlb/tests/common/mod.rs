@@ -35,8 +35,12 @@ impl Guest {
 
     /// A guest of 16 MiB, with `spare` frames left to Xen.
     pub fn on(role: Role, spare: u64) -> Self {
-        let mut config = DomainConfig::new(role, 4096);
-        config.kernel_pages = ARENA + ARENA_FRAMES;
+        Self::of(DomainConfig::new(role, 4096), spare, ARENA_FRAMES)
+    }
+
+    /// A guest with `frames` frames that tests use, and `spare` left to Xen.
+    pub fn of(mut config: DomainConfig, spare: u64, frames: u64) -> Self {
+        config.kernel_pages = ARENA + frames;
         let builder = Model::builder().seed(7).spare_pages(spare).guest(config.clone());
         let model = builder.build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
