@@ -4,8 +4,12 @@
 mod common;
 
 use common::{ARENA, Direct, Guest, gather_on, scatter_on};
-use hypercall::{BatchStorage, Counting, Extent, Frames, PAGE_SIZE, Pfn};
+use hypercall::{
+    AccessError, Assist, BatchStorage, Call, Counting, Errno, Extent, FailNth, FrameAccess, Frames,
+    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SIZE, Pfn, Pte, Refusal,
+};
 use swiotlb::{Around, DmaMask, Error, Place, Region, Scratch, gather};
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Role, for_each_failure};
 
 fn place(frame: u64) -> Place {
@@ -223,5 +227,105 @@ fn a_pool_of_64_mib_takes_96_traps() {
     pool.grow(&guest.p2m(), region).expect("there are places");
     let bytes = pool.free() * swiotlb::SLOT_BYTES;
     assert_eq!((bytes, counting.counts().hypercalls), (64 << 20, 96), "Linux takes about 1,350");
+    guest.check();
+}
+
+/// A machine that refuses two requests: the second one after the first was refused.
+fn twice(
+    model: &xen_model::Model,
+    first: Refusal,
+    then: Refusal,
+) -> FailNth<FailNth<&xen_model::Model>> {
+    FailNth::new(FailNth::new(model, then), first)
+}
+
+#[test]
+fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
+    let refusal = |request, done| Refusal { request, errno: Errno::EBUSY, done };
+    // The requests are: take out 0, flush 1, exchange 2, map 3. The inner machine does not see what
+    // the outer one refuses, but its first elements.
+    let cases = [
+        ("taking out, then putting back", refusal(0, 7), refusal(2, 0)),
+        ("taking out, then putting back in part", refusal(0, 7), refusal(2, 5)),
+        ("mapping, twice", refusal(3, 0), refusal(3, 0)),
+        ("mapping, twice, in part", refusal(3, 9), refusal(4, 20)),
+    ];
+    for (what, first, then) in cases {
+        let guest = Guest::new();
+        let machine = twice(&guest.model, first, then);
+        let shape = (6, DmaMask::ALL);
+        let error = gather_on(&guest, &machine, guest.frames(0, 128), shape).expect_err(what);
+        assert!(matches!(error.error, Error::Refused(_)), "{what}: {error}");
+        assert!(error.made.is_none() && error.rest.is_none(), "{what}: {error}");
+        let stranded = error.stranded.expect(what);
+        assert_eq!(stranded.count(), 128, "{what}");
+        assert!(common::agree(&guest, &guest.model).is_err(), "{what}: they are not all mapped");
+        let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("mapped again");
+        assert_eq!((frames.start(), frames.count()), (Pfn::new(ARENA), 128), "{what}");
+        guest.check();
+    }
+}
+
+/// A machine whose M2P does not know one pfn.
+struct Forgetful<'m>(&'m xen_model::Model, Pfn);
+
+impl FrameAccess for Forgetful<'_> {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.0.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        pfn: Pfn,
+        at: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.write_entry(pfn, at, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.0.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.write_bytes(pfn, offset, from) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.0.machine_to_phys(mfn).filter(|pfn| *pfn != self.1)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.0.direct_map(pfn)
+    }
+}
+
+impl Hypercalls for Forgetful<'_> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), hypercall::Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.issue(calls) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, hypercall::Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), hypercall::Error> {
+        self.0.enable_assist(assist)
+    }
+}
+
+#[test]
+fn an_m2p_that_disagrees_is_an_error_that_names_it_and_loses_nothing() {
+    let guest = Guest::new();
+    let machine = Forgetful(&guest.model, Pfn::new(ARENA + 5));
+    let shape = (6, DmaMask::ALL);
+    let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("checked");
+    let named = matches!(error.error, Error::M2p { pfn, found: None, .. } if pfn == machine.1);
+    assert!(named, "{error}");
+    assert_eq!(error.rest.map(|rest| rest.count()), Some(64));
     guest.check();
 }

@@ -212,6 +212,20 @@ pub fn scatter_on<M: Machine>(
     swiotlb::scatter(&mut around, region, &mut scratch)
 }
 
+/// Maps stranded frames again.
+pub fn reinstate_on<M: Machine>(
+    guest: &Guest,
+    machine: &M,
+    frames: Frames,
+) -> Result<Frames, RegionError> {
+    let p2m = guest.p2m();
+    let mut direct = Direct::of(guest, machine, &p2m);
+    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
+    let mut storage = BatchStorage::<512, 1>::new();
+    let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut [] };
+    swiotlb::reinstate(&mut around, frames, &mut scratch)
+}
+
 /// Places for a pool.
 pub struct Places {
     pub segments: Vec<Segment>,
