@@ -8,7 +8,7 @@ use hypercall::{
     AccessError, Assist, BatchStorage, Call, Counting, Errno, Extent, FailNth, FrameAccess, Frames,
     GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SIZE, Pfn, Pte, Refusal,
 };
-use swiotlb::{Around, DmaMask, Error, Place, Region, Scratch, gather};
+use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, gather};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Role, for_each_failure};
 
@@ -138,7 +138,7 @@ fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was
 }
 
 /// All frames of an outcome, whatever it is.
-fn count(outcome: &Result<Region, swiotlb::RegionError>) -> (u64, u64) {
+fn count(outcome: &Result<Region, RegionError>) -> (u64, u64) {
     let frames = |frames: &Option<Frames>| frames.as_ref().map_or(0, Frames::count);
     match outcome {
         Ok(region) => (region.frames(), 0),
@@ -149,39 +149,69 @@ fn count(outcome: &Result<Region, swiotlb::RegionError>) -> (u64, u64) {
     }
 }
 
+/// What a sweep refuses requests of.
+#[derive(Clone, Copy, Debug)]
+enum Scenario {
+    Gather,
+    /// And the way back.
+    Scatter,
+    /// In two parts of 64 frames.
+    GatherInParts,
+}
+
+impl Scenario {
+    fn run(self, guest: &Guest, machine: &xen_model::Failing<'_>) -> Result<Region, RegionError> {
+        let (frames, shape) = (guest.frames(0, 128), (6, DmaMask::ALL));
+        match self {
+            Self::Gather => gather_on(guest, machine, frames, shape),
+            Self::Scatter => {
+                let region = gather_on(guest, machine, frames, shape)?;
+                let frames = scatter_on(guest, machine, region)?;
+                Ok(Region::adopt(&guest.p2m(), frames, 0, DmaMask::ALL).expect("single frames"))
+            }
+            Self::GatherInParts => common::gather_with::<_, 64>(guest, machine, frames, shape),
+        }
+    }
+
+    const fn requests(self) -> usize {
+        // Take out, flush, exchange, map.
+        match self {
+            Self::Gather => 4,
+            Self::Scatter | Self::GatherInParts => 8,
+        }
+    }
+}
+
 #[test]
 fn one_refusal_anywhere_loses_nothing() {
-    // The guest lives outside the scenario, so that its map can be looked at afterwards.
-    let guests = std::cell::RefCell::new(Vec::<Guest>::new());
-    let sweep = for_each_failure(
-        || {
-            let mut guest = Guest::new();
-            let spare = xen_model::Model::builder().pages(2048).build().expect("small");
-            let model = std::mem::replace(&mut guest.model, spare);
-            guests.borrow_mut().push(guest);
-            model
-        },
-        |machine| {
-            let guests = guests.borrow();
-            let guest = guests.last().expect("built");
-            gather_on(guest, machine, guest.frames(0, 128), (6, DmaMask::ALL))
-        },
-        |model, failure, outcome| {
-            let guests = guests.borrow();
-            let guest = guests.last().expect("built");
-            let whole = count(&outcome);
-            if whole != (128, 0) {
-                return Err(format!("{whole:?} frames are there and stranded"));
-            }
-            if outcome.is_ok() != failure.is_none() {
-                return Err(format!("{failure:?} and {outcome:?}"));
-            }
-            common::agree(guest, model)
-        },
-    )
-    .unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(sweep.requests, 4, "take out, flush, exchange, map");
-    assert!(sweep.runs >= 20, "{sweep:?}");
+    for scenario in [Scenario::Gather, Scenario::Scatter, Scenario::GatherInParts] {
+        // The guest lives outside the scenario, so that its map can be looked at afterwards.
+        let guests = std::cell::RefCell::new(Vec::<Guest>::new());
+        let sweep = for_each_failure(
+            || {
+                let mut guest = Guest::new();
+                let spare = xen_model::Model::builder().pages(2048).build().expect("small");
+                let model = std::mem::replace(&mut guest.model, spare);
+                guests.borrow_mut().push(guest);
+                model
+            },
+            |machine| scenario.run(guests.borrow().last().expect("built"), machine),
+            |model, failure, outcome| {
+                let guests = guests.borrow();
+                let whole = count(&outcome);
+                if whole != (128, 0) {
+                    return Err(format!("{whole:?} frames are there and stranded"));
+                }
+                if outcome.is_ok() != failure.is_none() {
+                    return Err(format!("{failure:?} and {outcome:?}"));
+                }
+                common::agree(guests.last().expect("built"), model)
+            },
+        )
+        .unwrap_or_else(|error| panic!("{scenario:?}: {error}"));
+        assert_eq!(sweep.requests, scenario.requests(), "{scenario:?}");
+        assert!(sweep.runs >= 20, "{sweep:?}");
+    }
 }
 
 #[test]

@@ -188,10 +188,20 @@ pub fn gather_on<M: Machine>(
     frames: Frames,
     shape: (u32, DmaMask),
 ) -> Result<Region, RegionError> {
+    gather_with::<M, 512>(guest, machine, frames, shape)
+}
+
+/// Gathers `frames` with scratch memory for `N` at once.
+pub fn gather_with<M: Machine, const N: usize>(
+    guest: &Guest,
+    machine: &M,
+    frames: Frames,
+    shape: (u32, DmaMask),
+) -> Result<Region, RegionError> {
     let p2m = guest.p2m();
     let mut direct = Direct::of(guest, machine, &p2m);
     let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
-    let mut storage = BatchStorage::<512, 1>::new();
+    let mut storage = BatchStorage::<N, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
     gather(&mut around, frames, shape, &mut scratch)
