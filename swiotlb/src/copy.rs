@@ -7,7 +7,7 @@ use hypercall::{AccessError, FrameAccess, PAGE_SIZE, Pfn};
 use crate::contiguous::Place;
 
 /// Bytes that are on the stack at once.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 
 /// Copies bytes from one place to another of the same length.
 ///

@@ -195,7 +195,7 @@ pub fn scatter<M: Machine, D: FindDirect>(
     go(around, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
 }
 
-/// Maps stranded frames again.
+/// Maps stranded frames again, with as much scratch memory as they were stranded with.
 ///
 /// # Errors
 /// The frames, still stranded.

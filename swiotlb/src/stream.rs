@@ -19,6 +19,7 @@ use p2m::P2m;
 use crate::address::{BusAddr, DmaMask};
 use crate::contiguous::{Place, contiguous};
 use crate::copy::{copy, zero};
+use crate::counters::Failure;
 use crate::error::Error;
 use crate::pool::{Held, Need, Pool};
 use crate::segment::{Purpose, SLOT_BYTES, Use};
@@ -430,6 +431,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
         if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
             return Err(Error::NotOfThisPool { address: bus });
+        }
+        // No slot remembers it, so all that can be seen is that nothing is mapped so at all.
+        if self.pool.counters().direct_now() == 0 {
+            self.pool.area(self.vcpu).failed(Failure::Misuse);
+            return Err(Error::NotTaken { address: bus });
         }
         self.pool.area(self.vcpu).unmapped_directly();
         Ok(())

@@ -1,10 +1,15 @@
 //! Contiguous regions on the model: what comes, what a refusal leaves, and what it costs.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 mod common;
 
 use common::{ARENA, Direct, Guest, gather_on, scatter_on};
-use hypercall::{BatchStorage, Counting, Extent, Frames, PAGE_SIZE, Pfn};
-use swiotlb::{Around, DmaMask, Error, Place, Region, Scratch, gather};
+use hypercall::{
+    AccessError, Assist, BatchStorage, Call, Counting, Errno, Extent, FailNth, FrameAccess, Frames,
+    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SIZE, Pfn, Pte, Refusal,
+};
+use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, gather};
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Role, for_each_failure};
 
 fn place(frame: u64) -> Place {
@@ -43,8 +48,7 @@ fn order_9_takes_three_traps_and_so_does_order_6() {
 }
 
 #[test]
-fn a_pool_of_64_mib_would_take_96_traps() {
-    // Each 2 MiB takes three traps whatever the orders of its runs: here 3 MiB take six.
+fn each_2_mib_takes_three_traps_whatever_the_order_of_its_runs() {
     let guest = Guest::new();
     let counting = Counting::new(&guest.model);
     let shape = (6, DmaMask::ALL);
@@ -134,7 +138,7 @@ fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was
 }
 
 /// All frames of an outcome, whatever it is.
-fn count(outcome: &Result<Region, swiotlb::RegionError>) -> (u64, u64) {
+fn count(outcome: &Result<Region, RegionError>) -> (u64, u64) {
     let frames = |frames: &Option<Frames>| frames.as_ref().map_or(0, Frames::count);
     match outcome {
         Ok(region) => (region.frames(), 0),
@@ -145,39 +149,69 @@ fn count(outcome: &Result<Region, swiotlb::RegionError>) -> (u64, u64) {
     }
 }
 
+/// What a sweep refuses requests of.
+#[derive(Clone, Copy, Debug)]
+enum Scenario {
+    Gather,
+    /// And the way back.
+    Scatter,
+    /// In two parts of 64 frames.
+    GatherInParts,
+}
+
+impl Scenario {
+    fn run(self, guest: &Guest, machine: &xen_model::Failing<'_>) -> Result<Region, RegionError> {
+        let (frames, shape) = (guest.frames(0, 128), (6, DmaMask::ALL));
+        match self {
+            Self::Gather => gather_on(guest, machine, frames, shape),
+            Self::Scatter => {
+                let region = gather_on(guest, machine, frames, shape)?;
+                let frames = scatter_on(guest, machine, region)?;
+                Ok(Region::adopt(&guest.p2m(), frames, 0, DmaMask::ALL).expect("single frames"))
+            }
+            Self::GatherInParts => common::gather_with::<_, 64>(guest, machine, frames, shape),
+        }
+    }
+
+    const fn requests(self) -> usize {
+        // Take out, flush, exchange, map.
+        match self {
+            Self::Gather => 4,
+            Self::Scatter | Self::GatherInParts => 8,
+        }
+    }
+}
+
 #[test]
 fn one_refusal_anywhere_loses_nothing() {
-    // The guest lives outside the scenario, so that its map can be looked at afterwards.
-    let guests = std::cell::RefCell::new(Vec::<Guest>::new());
-    let sweep = for_each_failure(
-        || {
-            let mut guest = Guest::new();
-            let spare = xen_model::Model::builder().pages(2048).build().expect("small");
-            let model = std::mem::replace(&mut guest.model, spare);
-            guests.borrow_mut().push(guest);
-            model
-        },
-        |machine| {
-            let guests = guests.borrow();
-            let guest = guests.last().expect("built");
-            gather_on(guest, machine, guest.frames(0, 128), (6, DmaMask::ALL))
-        },
-        |model, failure, outcome| {
-            let guests = guests.borrow();
-            let guest = guests.last().expect("built");
-            let whole = count(&outcome);
-            if whole != (128, 0) {
-                return Err(format!("{whole:?} frames are there and stranded"));
-            }
-            if outcome.is_ok() != failure.is_none() {
-                return Err(format!("{failure:?} and {outcome:?}"));
-            }
-            common::agree(guest, model)
-        },
-    )
-    .unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(sweep.requests, 4, "take out, flush, exchange, map");
-    assert!(sweep.runs >= 20, "{sweep:?}");
+    for scenario in [Scenario::Gather, Scenario::Scatter, Scenario::GatherInParts] {
+        // The guest lives outside the scenario, so that its map can be looked at afterwards.
+        let guests = std::cell::RefCell::new(Vec::<Guest>::new());
+        let sweep = for_each_failure(
+            || {
+                let mut guest = Guest::new();
+                let spare = xen_model::Model::builder().pages(2048).build().expect("small");
+                let model = std::mem::replace(&mut guest.model, spare);
+                guests.borrow_mut().push(guest);
+                model
+            },
+            |machine| scenario.run(guests.borrow().last().expect("built"), machine),
+            |model, failure, outcome| {
+                let guests = guests.borrow();
+                let whole = count(&outcome);
+                if whole != (128, 0) {
+                    return Err(format!("{whole:?} frames are there and stranded"));
+                }
+                if outcome.is_ok() != failure.is_none() {
+                    return Err(format!("{failure:?} and {outcome:?}"));
+                }
+                common::agree(guests.last().expect("built"), model)
+            },
+        )
+        .unwrap_or_else(|error| panic!("{scenario:?}: {error}"));
+        assert_eq!(sweep.requests, scenario.requests(), "{scenario:?}");
+        assert!(sweep.runs >= 20, "{sweep:?}");
+    }
 }
 
 #[test]
@@ -208,5 +242,120 @@ fn memory_that_lies_right_is_taken_as_it_is() {
     let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).expect("it lies right");
     let frames = Region::adopt(&p2m, region.into_frames(), 6, DmaMask::bits(13)).expect_err("far");
     assert_eq!(frames.count(), 128);
+    guest.check();
+}
+
+#[test]
+fn a_pool_of_64_mib_takes_96_traps() {
+    let guest = Guest::of(xen_model::DomainConfig::new(Role::DomU, 20_480), 1 << 14, 16_384);
+    let counting = Counting::new(&guest.model);
+    // SAFETY: the frames exist only in the model, and are claimed once.
+    let frames = unsafe { Frames::claim(Pfn::new(ARENA), 16_384) };
+    let region = gather_on(&guest, &counting, frames, (6, DmaMask::ALL)).expect("made");
+    let places = common::Places::new(256, 2);
+    let pool = places.pool();
+    pool.grow(&guest.p2m(), region).expect("there are places");
+    let bytes = pool.free() * swiotlb::SLOT_BYTES;
+    assert_eq!((bytes, counting.counts().hypercalls), (64 << 20, 96), "Linux takes about 1,350");
+    guest.check();
+}
+
+/// A machine that refuses two requests: the second one after the first was refused.
+fn twice(
+    model: &xen_model::Model,
+    first: Refusal,
+    then: Refusal,
+) -> FailNth<FailNth<&xen_model::Model>> {
+    FailNth::new(FailNth::new(model, then), first)
+}
+
+#[test]
+fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
+    let refusal = |request, done| Refusal { request, errno: Errno::EBUSY, done };
+    // The requests are: take out 0, flush 1, exchange 2, map 3. The inner machine does not see what
+    // the outer one refuses, but its first elements.
+    let cases = [
+        ("taking out, then putting back", refusal(0, 7), refusal(2, 0)),
+        ("taking out, then putting back in part", refusal(0, 7), refusal(2, 5)),
+        ("mapping, twice", refusal(3, 0), refusal(3, 0)),
+        ("mapping, twice, in part", refusal(3, 9), refusal(4, 20)),
+    ];
+    for (what, first, then) in cases {
+        let guest = Guest::new();
+        let machine = twice(&guest.model, first, then);
+        let shape = (6, DmaMask::ALL);
+        let error = gather_on(&guest, &machine, guest.frames(0, 128), shape).expect_err(what);
+        assert!(matches!(error.error, Error::Refused(_)), "{what}: {error}");
+        assert!(error.made.is_none() && error.rest.is_none(), "{what}: {error}");
+        let stranded = error.stranded.expect(what);
+        assert_eq!(stranded.count(), 128, "{what}");
+        assert!(common::agree(&guest, &guest.model).is_err(), "{what}: they are not all mapped");
+        let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("mapped again");
+        assert_eq!((frames.start(), frames.count()), (Pfn::new(ARENA), 128), "{what}");
+        guest.check();
+    }
+}
+
+/// A machine whose M2P does not know one pfn.
+struct Forgetful<'m>(&'m xen_model::Model, Pfn);
+
+impl FrameAccess for Forgetful<'_> {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.0.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        pfn: Pfn,
+        at: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.write_entry(pfn, at, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.0.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.write_bytes(pfn, offset, from) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.0.machine_to_phys(mfn).filter(|pfn| *pfn != self.1)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.0.direct_map(pfn)
+    }
+}
+
+impl Hypercalls for Forgetful<'_> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), hypercall::Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.issue(calls) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, hypercall::Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), hypercall::Error> {
+        self.0.enable_assist(assist)
+    }
+}
+
+#[test]
+fn an_m2p_that_disagrees_is_an_error_that_names_it_and_loses_nothing() {
+    let guest = Guest::new();
+    let machine = Forgetful(&guest.model, Pfn::new(ARENA + 5));
+    let shape = (6, DmaMask::ALL);
+    let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("checked");
+    let named = matches!(error.error, Error::M2p { pfn, found: None, .. } if pfn == machine.1);
+    assert!(named, "{error}");
+    assert_eq!(error.rest.map(|rest| rest.count()), Some(64));
     guest.check();
 }

@@ -214,6 +214,12 @@ fn every_dishonest_free_is_detected_when_it_happens() {
         assert_eq!(by_address, Err(Error::NotOfThisPool { address: bus }));
         dma.unmap(next).expect("the right pool");
         assert_eq!(dma.pool.counters().misuse, 8);
+
+        // A buffer that was given as it is has no slot; that nothing is mapped is seen all the same.
+        let device = Device::new(DmaMask::ALL);
+        let bus = dma.map::<FromDevice>(&device, again()).expect("mapped").into_bus();
+        assert_eq!(free(bus, at), Ok(()));
+        assert_eq!(free(bus, at), Err(Error::NotTaken { address: bus }));
     });
 }
 

@@ -35,8 +35,12 @@ impl Guest {
 
     /// A guest of 16 MiB, with `spare` frames left to Xen.
     pub fn on(role: Role, spare: u64) -> Self {
-        let mut config = DomainConfig::new(role, 4096);
-        config.kernel_pages = ARENA + ARENA_FRAMES;
+        Self::of(DomainConfig::new(role, 4096), spare, ARENA_FRAMES)
+    }
+
+    /// A guest with `frames` frames that tests use, and `spare` left to Xen.
+    pub fn of(mut config: DomainConfig, spare: u64, frames: u64) -> Self {
+        config.kernel_pages = ARENA + frames;
         let builder = Model::builder().seed(7).spare_pages(spare).guest(config.clone());
         let model = builder.build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
@@ -184,10 +188,20 @@ pub fn gather_on<M: Machine>(
     frames: Frames,
     shape: (u32, DmaMask),
 ) -> Result<Region, RegionError> {
+    gather_with::<M, 512>(guest, machine, frames, shape)
+}
+
+/// Gathers `frames` with scratch memory for `N` at once.
+pub fn gather_with<M: Machine, const N: usize>(
+    guest: &Guest,
+    machine: &M,
+    frames: Frames,
+    shape: (u32, DmaMask),
+) -> Result<Region, RegionError> {
     let p2m = guest.p2m();
     let mut direct = Direct::of(guest, machine, &p2m);
     let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
-    let mut storage = BatchStorage::<512, 1>::new();
+    let mut storage = BatchStorage::<N, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
     gather(&mut around, frames, shape, &mut scratch)
@@ -206,6 +220,20 @@ pub fn scatter_on<M: Machine>(
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
     swiotlb::scatter(&mut around, region, &mut scratch)
+}
+
+/// Maps stranded frames again.
+pub fn reinstate_on<M: Machine>(
+    guest: &Guest,
+    machine: &M,
+    frames: Frames,
+) -> Result<Frames, RegionError> {
+    let p2m = guest.p2m();
+    let mut direct = Direct::of(guest, machine, &p2m);
+    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
+    let mut storage = BatchStorage::<512, 1>::new();
+    let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut [] };
+    swiotlb::reinstate(&mut around, frames, &mut scratch)
 }
 
 /// Places for a pool.

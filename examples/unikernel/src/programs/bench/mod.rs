@@ -28,6 +28,7 @@
 //! * Nothing may depend on what a clock says but the figures themselves.
 
 mod bare;
+mod contiguous;
 mod fork;
 mod frame_map;
 mod live;
@@ -81,6 +82,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let mut bench = Bench { guest: &mut guest, memory, storage, in_xen: &in_xen, rows: 0 };
     let window = frame_map::window_frames(&mut bench);
     let free = bench.memory.len();
+    contiguous::run(&mut bench)?;
     let bare = bare::run(&mut bench)?;
     spaces::run(&mut bench)?;
     live::run(&mut bench, &bare)?;

@@ -29,7 +29,7 @@ pub(super) type Hal = DmaHal<Kernel>;
 /// The kernel, for [`DmaHal`].
 pub(super) enum Kernel {}
 
-/// A [`Current`] while [`at`] runs; null otherwise.
+/// A [`Current`] while [`Current::at`] runs; null otherwise.
 static CURRENT: AtomicPtr<()> = AtomicPtr::new(null_mut());
 
 impl Current<'_> {
