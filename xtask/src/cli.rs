@@ -129,6 +129,9 @@ pub(crate) struct BenchArguments {
     /// Release of Xen
     #[arg(long, value_enum, default_value_t = Release::Xen4_17)]
     pub(crate) xen: Release,
+    /// Count the pure parts on this host instead, under valgrind
+    #[arg(long, conflicts_with_all = ["vs", "html"])]
+    pub(crate) host: bool,
     /// Measure this system too, on the same Xen, and compare
     #[arg(long, value_enum)]
     pub(crate) vs: Option<Rival>,

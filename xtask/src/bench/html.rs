@@ -87,8 +87,8 @@ fn plots(figures: Figures<'_>) -> Result<String> {
         let beside = match pair_of(&first.operation).filter(|_| !curves.linux.is_empty()) {
             None => String::new(),
             Some(pair) => match pair.work {
-                Work::Same => format!("Linux: {}, the same work", pair.linux),
-                Work::Similar(words) => format!("Linux: {}. {words}", pair.linux),
+                Work::Same => format!("beside Linux's {}: the same work", pair.linux),
+                Work::Similar(words) => format!("beside Linux's {}: {words}", pair.linux),
             },
         };
         let _ = writeln!(
@@ -140,7 +140,7 @@ mod tests {
         let linux = [test_row("munmap", 1, 100), test_row("munmap", 4, 300)];
         let page = page("Title", Figures { rows: &rows, linux: &linux }).unwrap();
         assert_eq!(page.matches("<svg").count(), 1, "{page}");
-        assert!(page.contains("Linux: munmap."), "{page}");
+        assert!(page.contains("beside Linux's munmap: "), "{page}");
         assert!(page.contains("<td>load</td>"), "{page}");
         assert_eq!(page.matches("<tr>").count(), 2 + TARGETS.len() + rows.len());
     }

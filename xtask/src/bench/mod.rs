@@ -5,11 +5,13 @@
 //! | `row` | a figure, as the guest prints it and as files keep it |
 //! | `targets` | every target of the project, in one table |
 //! | `pairs` | which of Linux's operations stands beside which of ours |
+//! | `host` | counts the pure parts under valgrind |
 //! | `linux` | boots Linux and reads its figures |
 //! | `baseline` | figures of an earlier run, and what has become worse |
 //! | `text`, `html`, `plot` | the report: in text, as a page for a browser, its pictures |
 
 mod baseline;
+mod host;
 mod html;
 mod linux;
 mod pairs;
@@ -18,6 +20,7 @@ mod row;
 mod targets;
 mod text;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -42,6 +45,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// This machine lacks something, the guest fails, or a file cannot be read or written.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     let release = arguments.xen;
+    if arguments.host {
+        return bench_host(arguments);
+    }
     let mut station = Station::open()?;
     let rows = measure(&mut station, release)?;
     let again = measure(&mut station, release)?;
@@ -62,11 +68,28 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     if let Some(file) = &arguments.html {
         html::write(file, &format!("pvmmu on Xen {release}"), figures)?;
     }
+    keep(arguments, &baseline::ours(release), &rows)
+}
+
+/// The same for the pure parts, on this host, where no two runs are needed: nothing else runs in
+/// valgrind.
+fn bench_host(arguments: &BenchArguments) -> Result<ExitStatus> {
+    let rows = host::measure()?;
+    let figures = Figures { rows: &rows, linux: &[] };
+    print!("{}", text::rows(figures));
+    if let Some(file) = &arguments.json {
+        row::write_all(file, figures)?;
+    }
+    keep(arguments, &baseline::host(), &rows)
+}
+
+/// Holds the figures against a baseline, or makes them one, as was asked.
+fn keep(arguments: &BenchArguments, baseline: &Path, rows: &[Row]) -> Result<ExitStatus> {
     if arguments.update {
-        row::write(&baseline::ours(release), &rows)?;
+        row::write(baseline, rows)?;
     }
     if arguments.check {
-        return Ok(report_worse(&check(&rows, release)?));
+        return Ok(report_worse(&baseline::worse(&row::read(baseline)?, rows)));
     }
     Ok(ExitStatus::Pass)
 }
@@ -96,15 +119,11 @@ fn linux_rows(arguments: &BenchArguments) -> Result<Vec<Row>> {
 /// As for [`bench()`]; or a figure is worse than it may be: named with both figures.
 pub(crate) fn check_once(release: Release) -> Result<String> {
     let rows = measure(&mut Station::open()?, release)?;
-    let worse = check(&rows, release)?;
+    let worse = baseline::worse(&row::read(&baseline::ours(release))?, &rows);
     if !worse.is_empty() {
         bail!("{}", worse.join("\n"));
     }
     Ok(format!("({} rows)", rows.len()))
-}
-
-fn check(rows: &[Row], release: Release) -> Result<Vec<String>> {
-    Ok(baseline::worse(&row::read(&baseline::ours(release))?, rows))
 }
 
 fn report_worse(worse: &[String]) -> ExitStatus {

@@ -50,10 +50,11 @@ impl Curves {
         let range = |values: &mut dyn Iterator<Item = u64>| {
             let (low, high) =
                 values.fold((u64::MAX, 1), |(low, high), it| (low.min(it), high.max(it)));
-            decades(low.min(high).max(1) as f64, high as f64)
+            (low.min(high).max(1) as f64, high as f64)
         };
-        let x = range(&mut points().map(|(x, _)| x));
-        let y = range(&mut points().map(|(_, y)| y));
+        let (left, right) = range(&mut points().map(|(x, _)| x));
+        let (low, high) = range(&mut points().map(|(_, y)| y));
+        let (x, y) = ((left / 1.5)..(right * 1.5), decades(low, high));
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
