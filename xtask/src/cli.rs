@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Test(TestArguments),
     /// Run checks that take long or need more tools: mutants, Miri, fuzzing, packages, licences
     Check(CheckArguments),
+    /// Draw a run on real Xen as docs/run.svg
+    Picture,
 }
 
 /// What to boot, and on what.
