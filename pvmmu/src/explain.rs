@@ -1,9 +1,9 @@
 //! Why Xen refused, in words, on the spot.
 //!
 //! A release Xen gives an errno and nothing else. What it would print as a debug build can be found
-//! out from the guest's own tables: which frame, what it was, what it was to become, and who maps it
-//! how. The words are those of `hypercall::explain`, which `xen-explain` uses for Xen's log lines;
-//! so both say the same of the same refusal.
+//! out from the guest's own tables: which frame, what it was, what it was to become, and who maps
+//! it how. The words are those of `hypercall::explain`, which `xen-explain` uses for Xen's log
+//! lines; so both say the same of the same refusal.
 
 use core::fmt;
 

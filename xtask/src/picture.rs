@@ -57,7 +57,8 @@ fn svg(lines: &[&str]) -> String {
         let line = line.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let y = MARGIN + number * LINE - 4;
         text += &format!(
-            "<text x=\"{MARGIN}\" y=\"{y}\" fill=\"{colour}\" xml:space=\"preserve\">{line}</text>\n"
+            "<text x=\"{MARGIN}\" y=\"{y}\" fill=\"{colour}\" \
+             xml:space=\"preserve\">{line}</text>\n"
         );
     }
     text + "</svg>\n"
