@@ -22,6 +22,7 @@
 //! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
+//! * [`explain`]: why Xen refused, with causes, in the words of `xen-explain`.
 //! * [`walk()`], [`Walk`]: what the tables say of an address, level by level.
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
 //!   of which page or frame, and what is left.
@@ -46,6 +47,7 @@ pub mod cost;
 mod destroy;
 mod edit;
 mod error;
+pub mod explain;
 mod flush;
 mod fork;
 mod frames;

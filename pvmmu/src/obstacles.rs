@@ -17,8 +17,8 @@ use crate::tables::{USER_SLOTS, own_slots};
 pub enum Obstacle {
     /// This entry maps the refused table writable.
     Writable(Place),
-    /// This entry of the refused table maps another table writable.
-    MapsTable(Place),
+    /// This entry of the refused table maps a table of that level writable.
+    MapsTable(Place, Level),
     /// This entry of the refused table names a frame that the frame map does not know.
     UnknownFrame(Place),
 }
@@ -27,7 +27,9 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Writable(place) => write!(f, "{place} maps it writable"),
-            Self::MapsTable(place) => write!(f, "its {place} maps a table writable"),
+            Self::MapsTable(place, level) => {
+                write!(f, "its {place} maps an {level} table writable")
+            }
             Self::UnknownFrame(place) => write!(f, "its {place} names a frame that P2M lacks"),
         }
     }
@@ -44,6 +46,9 @@ pub struct Obstacles {
 }
 
 impl Obstacles {
+    /// None at all.
+    pub(crate) const NONE: Self = Self { first: [None; OBSTACLES_MAX], count: 0 };
+
     /// How many there are.
     #[must_use]
     pub const fn count(&self) -> u64 {
@@ -104,8 +109,9 @@ impl Obstacles {
                 self.add(Obstacle::UnknownFrame(place));
             }
             let writes = known && level == Level::L1 && place.pte.is_writable();
-            if writes && trees.iter().any(|tree| is_table(context, tree.clone(), place.pte.mfn())) {
-                self.add(Obstacle::MapsTable(place));
+            let level = |tree: &Slots| table_level(context, tree.clone(), place.pte.mfn());
+            if let (true, Some(level)) = (writes, trees.iter().find_map(level)) {
+                self.add(Obstacle::MapsTable(place, level));
             }
             Descend::No
         });
@@ -124,17 +130,27 @@ impl fmt::Display for Obstacles {
     }
 }
 
-/// Whether `mfn` is the root or a table of a tree.
-fn is_table<M: FrameAccess>(
+/// A root, and the slots of it that count.
+pub(crate) type Slots = (Pfn, core::ops::Range<u16>);
+
+/// The level of `mfn`, if it is the root or a table of a tree.
+pub(crate) fn table_level<M: FrameAccess>(
     context: &Context<'_, M>,
-    (root, slots): (Pfn, core::ops::Range<u16>),
+    (root, slots): Slots,
     mfn: Mfn,
-) -> bool {
-    let mut found = context.mfn(root) == Ok(mfn);
+) -> Option<Level> {
+    if context.mfn(root) == Ok(mfn) {
+        return Some(Level::L4);
+    }
+    let mut found = None;
     // As above.
     let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
-        found |= matches!(place.pte.decode(place.level), Entry::Table(table) if table == mfn);
-        if place.level == Level::L2 || found { Descend::No } else { Descend::Yes }
+        match place.pte.decode(place.level) {
+            Entry::Table(table) if table == mfn => found = place.level.below(),
+            _ => {}
+        }
+        let is_done = place.level == Level::L2 || found.is_some();
+        if is_done { Descend::No } else { Descend::Yes }
     });
     found
 }

@@ -168,7 +168,7 @@ fn a_pin_error_names_the_entries_of_the_table_itself_that_are_at_fault() {
         let found: Vec<_> = error.obstacles.first().collect();
         let place = match found[..] {
             // The L1 table maps the L2 table above it, which is refused for it or refuses it.
-            [Obstacle::MapsTable(place) | Obstacle::Writable(place)] if maps_a_table => place,
+            [Obstacle::MapsTable(place, _) | Obstacle::Writable(place)] if maps_a_table => place,
             [Obstacle::UnknownFrame(place)] if !maps_a_table => place,
             _ => panic!("{error}"),
         };

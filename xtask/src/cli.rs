@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Check(CheckArguments),
     /// Run the guests' tests on a real dom0, by ssh
     Host(HostArguments),
+    /// Draw a run on real Xen as docs/run.svg
+    Picture,
 }
 
 /// What to boot, and on what.

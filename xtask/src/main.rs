@@ -13,6 +13,7 @@
 //! | `initramfs` | how to make the file system of a Linux dom0 |
 //! | `guest` | how to build the guest and check that Xen can load it |
 //! | `cargo`, `process` | cargo, and other child processes |
+//! | `picture` | draws a run for the README |
 //! | `progress`, `paths` | what the terminal shows, where files go |
 //!
 //! Exit status: 0 the guest passed; 1 it failed, crashed, hung or gave no verdict; 2 the command
@@ -26,6 +27,7 @@ mod deep;
 mod guest;
 mod initramfs;
 mod paths;
+mod picture;
 mod process;
 mod progress;
 mod prove;
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Prove(arguments) => prove::prove(arguments),
         Command::Bench(arguments) => bench::bench(arguments),
         Command::Test(arguments) => test::test(arguments),
+        Command::Picture => picture::picture(),
         Command::Check(arguments) => deep::check(arguments),
         Command::Host(arguments) => test::on_host(arguments),
     });

@@ -24,7 +24,7 @@ const FORBIDDEN: [([&str; 2], &str); 5] = [
     (["to", "do!("], "finish it or leave it out"),
     (["unimple", "mented!("], "finish it or leave it out"),
     (["FIX", "ME"], "fix it or write an issue"),
-    (["expect(dead", "_code"], "code that nobody calls is no code: remove it"),
+    (["#[expect(dead", "_code"], "code that nobody calls is no code: remove it"),
 ];
 
 /// Checks every Rust file of the project.

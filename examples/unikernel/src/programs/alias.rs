@@ -35,7 +35,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         Err(error) => error,
         Ok(_) => return Err(format!("Xen took pfn {table} as a table despite a writable alias")),
     };
-    let told = format!("{error}");
+    // A release Xen gives an errno; the rest is read from the tables.
+    let told = format!("{error}\n{}", error.why());
     let (failure, undo) = (error.failure, error.undo);
     let window_va = context.machine.direct_map(window.pfn()).or_say("direct mapping")?;
     let is_named = match error.obstacles.first().next() {

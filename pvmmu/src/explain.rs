@@ -1,0 +1,126 @@
+//! Why Xen refused, in words, on the spot.
+//!
+//! A release Xen gives an errno and nothing else. What it would print as a debug build can be found
+//! out from the guest's own tables: which frame, what it was, what it was to become, and who maps
+//! it how. The words are those of `hypercall::explain`, which `xen-explain` uses for Xen's log
+//! lines; so both say the same of the same refusal.
+
+use core::fmt;
+
+use hypercall::explain::{Cause, Conflict, Use};
+use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte};
+
+use crate::audit::Tree;
+use crate::context::Context;
+use crate::error::{PinError, PinFailure};
+use crate::obstacles::{Obstacle, Obstacles, table_level};
+use crate::tables::USER_SLOTS;
+
+/// What stood in the way of a request. Its `Display` is several lines for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What could not be had, and why not, if the guest's own tables show it.
+    pub conflict: Option<Conflict>,
+    /// The entries that stand in the way: the first ones, and how many.
+    pub obstacles: Obstacles,
+    /// What can lead to it, likeliest first.
+    pub causes: &'static [Cause],
+}
+
+/// Causes of a refusal that the guest's own tables do not explain.
+const ELSEWHERE: &[Cause] = &[Cause::GrantedWritable, Cause::FlagsRefused, Cause::MapsDisagree];
+/// Causes of the refusal of a frame that is not the guest's.
+const NO_MEMORY: &[Cause] = &[Cause::NoIoPermission, Cause::NotConverted];
+/// Causes of the refusal of an entry for what is in it.
+const REFUSED_FLAGS: &[Cause] = &[Cause::FlagsRefused, Cause::MapsDisagree];
+/// Causes of the refusal of a frame that is somebody else's.
+const NOT_OURS: &[Cause] = &[Cause::FrameGone, Cause::ForeignFrame, Cause::NotConverted];
+
+impl Why {
+    /// Nothing in the guest's tables shows it.
+    const UNKNOWN: Self = Self { conflict: None, obstacles: Obstacles::NONE, causes: ELSEWHERE };
+
+    fn of(conflict: Conflict, obstacles: Obstacles) -> Self {
+        Self { conflict: Some(conflict), obstacles, causes: conflict.causes() }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.conflict {
+            Some(conflict) => write!(f, "{conflict}")?,
+            None => f.write_str("the guest's own tables do not show what stood in the way")?,
+        }
+        for obstacle in self.obstacles.first() {
+            write!(f, "\n  {obstacle}")?;
+        }
+        for (number, cause) in (1..).zip(self.causes) {
+            write!(f, "\n  {number}. {cause}\n     check: {}", cause.check())?;
+        }
+        Ok(())
+    }
+}
+
+impl PinError {
+    /// Why Xen refused the tree, as far as the tables show it. The failure is as it was when the
+    /// tree was refused: nothing is read now.
+    ///
+    /// # Hypercalls
+    /// None.
+    #[must_use]
+    pub fn why(&self) -> Why {
+        let (level, pfn, mfn) = match self.failure {
+            PinFailure::Table { level, pfn, mfn, .. } => (level, pfn, mfn),
+            PinFailure::Root { pfn, mfn, .. } => (Level::L4, pfn, mfn),
+            _ => return Why { causes: &[Cause::EarlierRefusal], ..Why::UNKNOWN },
+        };
+        match self.obstacles.first().next() {
+            Some(Obstacle::Writable(_)) => {
+                // How often is known if all that stand in the way map it.
+                let maps_it = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Writable(_));
+                let uses = self.obstacles.count();
+                let uses = self.obstacles.first().all(|it| maps_it(&it)).then_some(uses);
+                let (had, wanted) = (Use::Writable, Use::Table(level));
+                Why::of(Conflict { mfn, pfn: Some(pfn), had, uses, wanted }, self.obstacles)
+            }
+            Some(Obstacle::MapsTable(place, level)) => {
+                let (had, wanted) = (Use::Table(level), Use::Writable);
+                let mfn = place.pte.mfn();
+                Why::of(Conflict { mfn, pfn: None, had, uses: None, wanted }, self.obstacles)
+            }
+            Some(Obstacle::UnknownFrame(_)) => {
+                Why { conflict: None, obstacles: self.obstacles, causes: NOT_OURS }
+            }
+            None => Why::UNKNOWN,
+        }
+    }
+}
+
+/// Why Xen refused `pte` as an entry of an L1 table, by whatever primitive.
+///
+/// # Hypercalls
+/// None. Reads the tables of the running tree and of `trees`.
+pub fn mapping_refused<M: FrameAccess>(
+    context: &Context<'_, M>,
+    trees: &[Tree],
+    pte: Pte,
+    error: Error,
+) -> Why {
+    let mfn = pte.mfn();
+    let Ok(pfn) = context.p2m.pfn(context.machine, mfn) else {
+        // Xen says EPERM of what is no memory, EBUSY of memory of others.
+        let is_device = error.errno == Errno::EPERM;
+        return Why { causes: if is_device { NO_MEMORY } else { NOT_OURS }, ..Why::UNKNOWN };
+    };
+    let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
+    let mut trees = core::iter::once((context.kernel_root, 0..ENTRIES)).chain(own);
+    match trees.find_map(|slots| table_level(context, slots, mfn)) {
+        Some(level) if pte.is_writable() => {
+            let (had, wanted) = (Use::Table(level), Use::Writable);
+            let conflict = Conflict { mfn, pfn: Some(pfn), had, uses: None, wanted };
+            Why::of(conflict, Obstacles::NONE)
+        }
+        _ if error.errno == Errno::EINVAL => Why { causes: REFUSED_FLAGS, ..Why::UNKNOWN },
+        _ => Why::UNKNOWN,
+    }
+}
