@@ -44,9 +44,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, balloon, bench, dump, grow, \
-             primitives, prove, spaces and conformance, and to test the harness hang, fault, \
-             silent and panic"
+            "no program is called {name:?}: there are demo, alias, audit, balloon, bench, dump, \
+             grow, primitives, prove, spaces and conformance, and to test the harness hang, \
+             fault, silent and panic"
         )),
     }
 }
