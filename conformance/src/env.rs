@@ -81,6 +81,8 @@ pub struct Env<'a, M> {
     machine: &'a M,
     facts: Facts,
     frames: Vec<ArenaFrame>,
+    /// Pages that the guest has made tables of.
+    made: Vec<core::ops::Range<u64>>,
     arguments: [ArenaFrame; ARGUMENT_PAGES],
     used: usize,
     /// Pages that have no frame now.
@@ -109,8 +111,17 @@ impl<'a, M: Target> Env<'a, M> {
         let arguments = arguments.try_into().map_err(|_| String::from("no argument pages"))?;
         let facts = Facts { boot, root, release: (0, 0), domain: 0, foreign: None };
         let gone = Vec::new();
-        let mut env =
-            Self { machine, facts, frames, arguments, used: 0, gone, bed: None, reservation: 0 };
+        let mut env = Self {
+            machine,
+            facts,
+            frames,
+            arguments,
+            made: Vec::new(),
+            used: 0,
+            gone,
+            bed: None,
+            reservation: 0,
+        };
         let version = env.call(number::XEN_VERSION, [0; 5]).cast_unsigned();
         env.facts.release = (version >> 16, version & 0xffff);
         env.facts.domain = env.find_own_domain()?;
@@ -194,10 +205,25 @@ impl<'a, M: Target> Env<'a, M> {
         inside.then(|| self.load(self.facts.boot.p2m_list.raw() + pfn * 8).ok())?
     }
 
+    /// Says that the guest has made tables of these pages since its builder was done.
+    pub fn made_tables(&mut self, pfns: core::ops::Range<u64>) {
+        self.made.push(pfns);
+    }
+
     /// Whether a pfn is one of the arena's, which have other frames than the builder gave them.
     pub(crate) fn is_arena(&self, pfn: u64) -> bool {
         let frames = self.arguments.iter().chain(&self.frames);
         frames.into_iter().any(|frame| frame.pfn.raw() == pfn)
+    }
+
+    /// Whether a pfn is not as the builder left it: of the arena, or a table of the guest's own.
+    pub(crate) fn is_changed(&self, pfn: u64) -> bool {
+        self.is_arena(pfn) || self.made.iter().any(|made| made.contains(&pfn))
+    }
+
+    /// Where the builder mapped pfn 0.
+    pub(crate) const fn kernel_va(&self) -> u64 {
+        self.facts.boot.root.raw() - (self.facts.root.0.raw() << hypercall::PAGE_SHIFT)
     }
 
     /// Where the direct mapping shows a pfn.

@@ -46,19 +46,7 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
 
     /// An empty batch in this storage.
     pub const fn batch(&mut self) -> Batch<'_> {
-        let (updates, old, ops) = (&mut self.updates, &mut self.old, &mut self.ops);
-        let runs = [Batch::NO_RUN; CALLS_MAX];
-        Batch {
-            updates,
-            old,
-            updates_used: 0,
-            extends_at: NOWHERE,
-            ops,
-            ops_used: 0,
-            runs,
-            runs_used: 0,
-            runs_sent: 0,
-        }
+        Batch::within(&mut self.updates, &mut self.old, &mut self.ops)
     }
 }
 
@@ -157,6 +145,27 @@ pub struct Batch<'s> {
 impl Batch<'_> {
     const NO_RUN: Run =
         Run { kind: Kind::Ops(DomId::SELF), start: 0, end: 0, outcome: Outcome::NotIssued };
+
+    /// An empty batch in memory of any size: as many updates as both of the first two slices have
+    /// places.
+    pub const fn within<'m>(
+        updates: &'m mut [MmuUpdate],
+        old: &'m mut [u64],
+        ops: &'m mut [MmuExtOp],
+    ) -> Batch<'m> {
+        let room = if updates.len() < old.len() { updates.len() } else { old.len() };
+        Batch {
+            updates: updates.split_at_mut(room).0,
+            old,
+            updates_used: 0,
+            extends_at: NOWHERE,
+            ops,
+            ops_used: 0,
+            runs: [Batch::NO_RUN; CALLS_MAX],
+            runs_used: 0,
+            runs_sent: 0,
+        }
+    }
 
     /// Page-table updates the storage can hold in all.
     #[must_use]

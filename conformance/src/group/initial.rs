@@ -59,18 +59,18 @@ fn table_pfns<M: Target>(env: &Env<'_, M>) -> core::ops::Range<u64> {
 
 fn l106_all_is_mapped_writable_but_the_tables<M: Target>(env: &mut Env<'_, M>) -> Check {
     let boot = env.facts().boot;
-    for pfn in (0..boot.pages).filter(|pfn| !env.is_arena(*pfn)) {
+    for pfn in (0..boot.pages).filter(|pfn| !env.is_changed(*pfn)) {
         let mfn = env.p2m(pfn).ok_or("a hole in the P2M list")?;
         want!(env.m2p(mfn), Some(pfn), "for mfn {mfn:#x}");
     }
-    let (tables, start) = (table_pfns(env), env.direct_va(0)?);
+    let (tables, start) = (table_pfns(env), env.kernel_va());
     let mut pfn = 0;
     loop {
         let entry = leaf(env, start + pfn * PAGE_SIZE as u64)?;
         if entry & 1 == 0 {
             break;
         }
-        if !env.is_arena(pfn) {
+        if !env.is_changed(pfn) {
             want!(Some(entry >> 12 & 0xff_ffff_ffff), env.p2m(pfn), "for pfn {pfn:#x}");
             let writable = entry & 2 != 0;
             want!(writable, !tables.contains(&pfn), "whether pfn {pfn:#x} is writable");
@@ -117,7 +117,7 @@ fn l107_the_builders_tables_are_as_xen_leaves_them<M: Target>(env: &mut Env<'_, 
 fn l108_the_builders_pages_come_in_order<M: Target>(env: &mut Env<'_, M>) -> Check {
     let boot = env.facts().boot;
     want!(boot.is_privileged, env.by_role(true, false));
-    let start = env.direct_va(0)?;
+    let start = env.kernel_va();
     let pfn_of = |va: u64| (va - start) / PAGE_SIZE as u64;
     let list_end = pfn_of(boot.p2m_list.raw() + boot.pages * 8 + PAGE_SIZE as u64 - 1);
     let tables = table_pfns(env).start;

@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
-use p2m::{LeafSource, P2m};
+use p2m::{LeafSource, P2m, Pfns};
 use pvmmu::{Context, FrameSource};
 
 /// The guest a program runs in.
@@ -24,10 +24,10 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) p2m: &'a P2m<'a>,
     /// The root it booted on.
     pub(crate) kernel_root: Pfn,
-    /// Frames free to use, all in the direct mapping.
+    /// All frames that nobody uses. The direct mapping reaches every one.
     pub(crate) pool: Pool,
-    /// Frames free to use that the direct mapping does not reach: good for pages, not for tables.
-    pub(crate) far: Option<Frames>,
+    /// Frames that became tables of the direct mapping.
+    pub(crate) early_tables: Vec<Pfns>,
     /// The words behind the program's name on the command line.
     pub(crate) arguments: &'a str,
     /// The boot module.
@@ -87,60 +87,110 @@ pub(crate) fn number(arguments: &str, name: &str, default: u64) -> Result<u64, S
     })
 }
 
-/// Free frames, on the heap.
+/// Free frames: a bit for each pfn, on the heap.
 pub(crate) struct Pool {
-    frames: Vec<Frame>,
+    free: Vec<u64>,
+    len: usize,
+    /// No frame below this word is free.
+    lowest: usize,
 }
 
 impl Pool {
     /// No frames.
     pub(crate) const fn empty() -> Self {
-        Self { frames: Vec::new() }
+        Self { free: Vec::new(), len: 0, lowest: 0 }
     }
 
-    /// All of `frames`.
-    pub(crate) fn new(mut frames: Frames) -> Self {
-        let mut all: Vec<_> = core::iter::from_fn(|| frames.take()).collect();
-        all.reverse();
-        Self { frames: all }
+    /// Room for frames below `pages`, none of them free.
+    pub(crate) fn of_pages(pages: u64) -> Self {
+        let words = pages.div_ceil(u64::from(u64::BITS));
+        Self { free: alloc::vec![0; usize::try_from(words).unwrap_or(0)], len: 0, lowest: 0 }
     }
 
-    /// A run of `count` free frames that follow one another, if there is one at the end of the
-    /// pool.
-    pub(crate) fn take_run(&mut self, count: u64) -> Option<Frames> {
-        let first = self.frames.last()?.pfn();
-        let len = self.frames.len().checked_sub(usize::try_from(count).ok()?)?;
-        let follows = |(at, frame): (u64, &Frame)| frame.pfn().offset_from(first) == Some(at);
-        if !(0..).zip(self.frames[len..].iter().rev()).all(follows) {
-            return None;
+    /// Takes back a run of frames.
+    pub(crate) fn give_run(&mut self, mut frames: Frames) {
+        while let Some(frame) = frames.take() {
+            FrameSource::give(self, frame);
         }
-        self.frames.truncate(len);
-        // SAFETY: the frames have just left the pool (I-1).
-        Some(unsafe { Frames::claim(first, count) })
+    }
+
+    /// A run of `count` free frames that follow one another, the lowest there is.
+    pub(crate) fn take_run(&mut self, count: u64) -> Option<Frames> {
+        let (mut start, mut found) = (0, 0);
+        for pfn in self.lowest as u64 * 64..self.free.len() as u64 * 64 {
+            if !self.is_free(Pfn::new(pfn)) {
+                found = 0;
+                continue;
+            }
+            if found == 0 {
+                start = pfn;
+            }
+            found += 1;
+            if found == count {
+                (start..=pfn).for_each(|pfn| self.mark_used(Pfn::new(pfn)));
+                // SAFETY: the frames have just left the pool (I-1).
+                return Some(unsafe { Frames::claim(Pfn::new(start), count) });
+            }
+        }
+        None
     }
 
     /// How many are free.
-    pub(crate) fn len(&self) -> usize {
-        self.frames.len()
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    fn place(pfn: Pfn) -> (usize, u64) {
+        (usize::try_from(pfn.raw() / 64).unwrap_or(usize::MAX), 1 << (pfn.raw() % 64))
+    }
+
+    fn is_free(&self, pfn: Pfn) -> bool {
+        let (word, bit) = Self::place(pfn);
+        self.free.get(word).is_some_and(|free| free & bit != 0)
+    }
+
+    fn mark_used(&mut self, pfn: Pfn) {
+        let (word, bit) = Self::place(pfn);
+        self.free[word] &= !bit;
+        self.len -= 1;
+    }
+
+    fn take_one(&mut self) -> Option<Frame> {
+        let word = self.lowest + self.free[self.lowest..].iter().position(|free| *free != 0)?;
+        self.lowest = word;
+        let pfn = Pfn::new(word as u64 * 64 + u64::from(self.free[word].trailing_zeros()));
+        self.mark_used(pfn);
+        // SAFETY: the frame has just left the pool (I-1).
+        Some(unsafe { Frame::claim(pfn) })
+    }
+
+    /// # Panics
+    /// If the frame is free already, or none that the pool has a place for.
+    fn give_one(&mut self, frame: &Frame) {
+        let (word, bit) = Self::place(frame.pfn());
+        assert!(!self.is_free(frame.pfn()), "pfn {} is freed twice", frame.pfn());
+        self.free[word] |= bit;
+        self.len += 1;
+        self.lowest = self.lowest.min(word);
     }
 }
 
 impl LeafSource for Pool {
     fn take(&mut self) -> Option<Frame> {
-        self.frames.pop()
+        self.take_one()
     }
 
     fn give(&mut self, frame: Frame) {
-        self.frames.push(frame);
+        self.give_one(&frame);
     }
 }
 
 impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
-        self.frames.pop()
+        self.take_one()
     }
 
     fn give(&mut self, frame: Frame) {
-        self.frames.push(frame);
+        self.give_one(&frame);
     }
 }

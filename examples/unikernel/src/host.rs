@@ -9,13 +9,14 @@ use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
 use hypercall::{
-    ArchSharedInfo, Assist, BootInfo, Counting, Frames, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
+    ArchSharedInfo, Assist, BootInfo, Counting, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
     StartInfo,
 };
-use p2m::P2m;
+use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Platform, Pool};
+use crate::direct_map::{self, Image, VIRT_BASE};
+use crate::guest::{Guest, Platform};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -23,8 +24,8 @@ use crate::report::{Verdict, print_verdict};
 const IMAGE_START: u64 = 0x100;
 /// Pages of the dom0 beside a domU.
 const DOM0_PAGES: u64 = 1024;
-/// Frames for programs, part of the image as on real Xen.
-const ARENA_FRAMES: u64 = 2304;
+/// Pages of it, heap and stack included.
+const IMAGE_PAGES: u64 = 1200;
 
 /// Runs a program of the unikernel on a model of Xen.
 #[derive(Debug, Parser)]
@@ -106,7 +107,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
     let rest = arguments.program.get(1..).unwrap_or_default().join(" ");
 
     let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
-    config.kernel_pages = IMAGE_START + 256 + ARENA_FRAMES;
+    config.kernel_pages = IMAGE_START + IMAGE_PAGES;
     let mut builder = Model::builder().release(arguments.xen).flavour(Flavour::Release);
     if arguments.role == Role::DomU {
         builder = builder.other(DomainConfig::new(Role::Dom0, DOM0_PAGES));
@@ -120,18 +121,28 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         .map(|pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw()))
         .map(AtomicU64::new)
         .collect();
-    let arena = Pfn::new(IMAGE_START + 256);
     let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
     let platform = ModelPlatform::default();
+    let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
+    let mapped = |pages: u64| {
+        pages < boot.pages && model.guest().l1_slot(VIRT_BASE + (pages << PAGE_SHIFT)).is_some()
+    };
+    let image = Image {
+        mapped: (0..).find(|pages| !mapped(*pages)).unwrap_or(0),
+        pfns: Pfns::new(Pfn::new(IMAGE_START), IMAGE_PAGES),
+        start_info: pfn(model.guest().start_info_address()),
+    };
+    let set = |reach: early_pgt::Mapped| model.guest().set_direct_map(reach.start, reach.end);
+    // SAFETY: frames of the model's guest, taken over once; no Rust object is ever in them (I-1).
+    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), set) }?;
     let mut guest = Guest {
         machine: Counting::new(&model),
         cpu: &model,
         boot,
         p2m: &p2m,
-        kernel_root: Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
-        // SAFETY: frames of the model's guest, claimed once; no Rust object is ever in them (I-1).
-        pool: Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES) }),
-        far: None,
+        kernel_root: pfn(boot.root.raw()),
+        pool: built.pool,
+        early_tables: built.tables,
         arguments: &rest,
         module,
         console,
@@ -177,6 +188,3 @@ fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
     }
     Ok(())
 }
-
-/// Where the model's guest sees page 0, as the real kernel does.
-const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;

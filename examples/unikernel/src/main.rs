@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+mod direct_map;
 mod guest;
 mod programs;
 mod report;

@@ -2,6 +2,7 @@
 //! or another domain may change what is there.
 
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -33,7 +34,8 @@ impl Xen {
         }
         // I-3: the frame is mapped there, so the sum does not overflow; each access to a table
         // comes through here.
-        let page = self.direct_map.raw().wrapping_add(table.raw() << PAGE_SHIFT);
+        let page = self.direct_map.load(Ordering::Relaxed);
+        let page = page.wrapping_add(table.raw() << PAGE_SHIFT);
         let page: *mut u64 = VirtAddr::new_truncate(page).as_mut_ptr();
         Ok(page.wrapping_add(usize::from(index)))
     }
@@ -187,7 +189,10 @@ impl FrameAccess for Xen {
         if pfn.raw() >= self.mapped_frames() {
             return Err(AccessError::Unmapped(pfn));
         }
-        self.direct_map.checked_add_pages(pfn.raw()).map_err(|_| AccessError::Unmapped(pfn))
+        let start = GuestVa::new(self.direct_map.load(Ordering::Relaxed));
+        start
+            .and_then(|start| start.checked_add_pages(pfn.raw()))
+            .map_err(|_| AccessError::Unmapped(pfn))
     }
 }
 

@@ -40,10 +40,11 @@ pub(crate) mod number {
 /// The machine a PV guest runs on.
 ///
 /// # Invariants
-/// I-3: `direct_map + pfn * 4096` maps `pfn` for every pfn below `mapped_frames`.
+/// I-3: `direct_map + pfn * 4096` maps `pfn` for every pfn below `mapped_frames` that is memory.
 #[derive(Debug)]
 pub struct Xen {
-    direct_map: GuestVa,
+    /// A [`GuestVa`], which nothing but [`Xen::set_direct_map`] changes.
+    direct_map: AtomicU64,
     mapped_frames: AtomicU64,
     m2p_start: u64,
     m2p_entries: u64,
@@ -63,6 +64,7 @@ impl Xen {
     /// The mapping is as described and stays so (I-3), and the guest has a page-fault handler that
     /// asks [`fault_fixup`], or reads M2P only for frames of its own.
     pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
+        let direct_map = AtomicU64::new(direct_map.raw());
         let mapped_frames = AtomicU64::new(mapped_frames);
         let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries: 0 };
         let mut mapping = MachphysMapping::default();
@@ -83,6 +85,19 @@ impl Xen {
         self.mapped_frames.store(frames, Ordering::Release);
     }
 
+    /// Tells that the direct mapping is elsewhere now: pfn 0 at `start`, with `frames` frames
+    /// behind it. What is mapped at the old place stays there.
+    ///
+    /// # Safety
+    /// It is (I-3), for all frames that are memory.
+    pub unsafe fn set_direct_map(&self, start: GuestVa, frames: u64) {
+        // Each pfn that both mappings have is right at either place, so a reader between the two
+        // stores needs the smaller number first.
+        self.mapped_frames.fetch_min(frames, Ordering::AcqRel);
+        self.direct_map.store(start.raw(), Ordering::Release);
+        self.mapped_frames.store(frames, Ordering::Release);
+    }
+
     /// Frames in the direct mapping.
     pub fn mapped_frames(&self) -> u64 {
         self.mapped_frames.load(Ordering::Acquire)
@@ -91,7 +106,7 @@ impl Xen {
     /// The frame that the direct mapping shows at `va`.
     #[must_use]
     pub fn pfn_at(&self, va: GuestVa) -> Option<Pfn> {
-        let offset = va.raw().checked_sub(self.direct_map.raw())?;
+        let offset = va.raw().checked_sub(self.direct_map.load(Ordering::Relaxed))?;
         let pfn = offset >> crate::frame::PAGE_SHIFT;
         (pfn < self.mapped_frames()).then_some(Pfn::new(pfn))
     }

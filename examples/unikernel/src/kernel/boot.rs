@@ -1,31 +1,33 @@
 //! From `start_info` to a guest that programs can work with.
 //!
 //! All that is mapped at first is what the builder mapped: from VIRT_BASE on, one page for each
-//! pfn, up to the 4 MiB behind its boot stack. That is the direct mapping of this kernel.
+//! pfn, up to the 4 MiB behind its boot stack. Crate early-pgt makes the direct mapping of all
+//! memory from there.
 
 use core::fmt;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use alloc::string::String;
+
+use early_pgt::Mapped;
 use hypercall::xen::{Xen, try_load};
-use hypercall::{
-    BootInfo, Counting, Frames, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
-};
-use p2m::P2m;
+use hypercall::{BootInfo, Counting, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo};
+use p2m::{P2m, Pfns};
 use pvmmu::{Context, walk};
 use spin::Once;
 use x86_64::VirtAddr;
 
-use super::heap::{self, ARENA_FRAMES};
-use crate::guest::{Guest, Platform, Pool};
+use crate::direct_map::{self, Built, DIRECT_MAP, Image, VIRT_BASE};
+use crate::guest::{Guest, Platform};
 
-/// VIRT_BASE of the linker script: where pfn 0 is mapped.
-const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
 const M2P_START: u64 = 0xffff_8000_0000_0000;
 
 /// What is known before the machine is.
 pub(super) struct Early {
     pub(super) boot: BootInfo,
+    /// Address of the page that the builder filled.
+    start_info: u64,
     pub(super) direct_map: GuestVa,
     p2m: P2m<'static>,
 }
@@ -70,7 +72,9 @@ fn read(start_info: &'static StartInfo) -> Early {
     // stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
     match P2m::adopt(list) {
-        Ok(p2m) => Early { boot, direct_map, p2m },
+        Ok(p2m) => {
+            Early { boot, start_info: core::ptr::from_ref(start_info) as u64, direct_map, p2m }
+        }
         Err(error) => panic!("{error}"),
     }
 }
@@ -81,7 +85,8 @@ pub(super) fn builder_page(mfn: Mfn, direct_map: GuestVa) -> Option<GuestVa> {
     direct_map.checked_add_pages(pfn).ok()
 }
 
-/// The machine, with the direct mapping as far as the builder's tables go.
+/// The machine, with the direct mapping as far as it goes: at first, as far as the builder's tables
+/// do.
 ///
 /// # Panics
 /// If Xen does not say where M2P is, or the builder's own tables cannot be read.
@@ -93,6 +98,12 @@ pub(super) fn machine(early: &Early) -> Xen {
         Ok(xen) => xen,
         Err(error) => panic!("{error}"),
     };
+    let reach = REACH.load(Ordering::Acquire);
+    if let (1.., Ok(start)) = (reach, GuestVa::new(DIRECT_MAP)) {
+        // SAFETY: the mapping is there: `map_memory` says how far.
+        unsafe { xen.set_direct_map(start, reach) };
+        return xen;
+    }
     let mut end = surely_mapped;
     while end < early.boot.pages && maps(&xen, early, Pfn::new(end)) {
         end += 1;
@@ -110,34 +121,53 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
     entry.is_some_and(|step| step.pte.is_present() && early.p2m.mfn(pfn) == Ok(step.pte.mfn()))
 }
 
-/// The guest around a program.
+/// Maps all memory, and gives all of it that is free to an allocator.
 ///
-/// # Panics
-/// If the image is not where the linker script puts it.
+/// # Errors
+/// A sentence.
+pub(super) fn map_memory(early: &Early, xen: &Xen) -> Result<Built, String> {
+    let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
+    let (start, end) = ((&raw const kernel_start) as u64, (&raw const kernel_end) as u64);
+    let image = Image {
+        mapped: xen.mapped_frames(),
+        pfns: Pfns::new(pfn(start), (end - start) >> PAGE_SHIFT),
+        start_info: pfn(early.start_info),
+    };
+    let set = |reach: Mapped| {
+        REACH.store(reach.end, Ordering::Release);
+        // SAFETY: early-pgt has just linked the tables that map all of this (I-3).
+        unsafe { xen.set_direct_map(reach.start, reach.end) };
+    };
+    // SAFETY: this is called once. What the builder made is in `start_info`; its stack is not used
+    // any more, and no Rust object is in memory that the image does not hold (I-1).
+    unsafe { direct_map::build((xen, &early.p2m), (&early.boot, &image), set) }
+}
+
+unsafe extern "C" {
+    /// First byte of the image (linker script).
+    static kernel_start: u8;
+    /// First byte behind it.
+    static kernel_end: u8;
+}
+
+/// How far the direct mapping reaches, once there is one.
+static REACH: AtomicU64 = AtomicU64::new(0);
+
+/// The guest around a program.
 pub(super) fn guest<'a>(
     early: &'a Early,
     xen: &'a Xen,
-    console: &'a mut dyn fmt::Write,
-    platform: &'a dyn Platform,
+    built: Built,
+    (console, platform): (&'a mut dyn fmt::Write, &'a dyn Platform),
 ) -> Guest<'a, Xen> {
-    let Some(arena) = heap::arena().and_then(|va| xen.pfn_at(va)) else {
-        panic!("the arena is outside the direct mapping")
-    };
-    let end = xen.mapped_frames();
-    // SAFETY: nobody names the arena's memory but the heap module, which only hands out its
-    // address; this is the one claim (I-1).
-    let pool = Pool::new(unsafe { Frames::claim(arena, ARENA_FRAMES as u64) });
-    // SAFETY: the builder put everything that it made into the pages it mapped, but for a module in
-    // unmapped frames; nobody else knows of the rest, and this is the one claim (I-1).
-    let far = unsafe { Frames::claim(Pfn::new(end), early.boot.pages - end) };
     Guest {
-        far: matches!(early.boot.module, Module::None | Module::Mapped { .. }).then_some(far),
         machine: Counting::new(xen),
         cpu: xen,
         boot: early.boot,
         p2m: &early.p2m,
         kernel_root: early.root(),
-        pool,
+        pool: built.pool,
+        early_tables: built.tables,
         arguments: "",
         module: module(&early.boot),
         console,

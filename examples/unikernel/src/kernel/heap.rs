@@ -1,5 +1,4 @@
-//! The heap, and the frames that programs play with: both in the image's zeroed part, so that they
-//! are there and mapped however small the guest is.
+//! The heap: in the image's zeroed part, so that it is there and mapped before anything else is.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -9,14 +8,12 @@ use linked_list_allocator::Heap;
 use spin::Mutex;
 
 const HEAP_BYTES: usize = 4 * 1024 * 1024;
-/// Frames for programs.
-pub(super) const ARENA_FRAMES: usize = 2304;
 
 #[repr(C, align(4096))]
 struct Pages<const BYTES: usize>([u8; BYTES]);
 
 static mut HEAP: Pages<HEAP_BYTES> = Pages([0; HEAP_BYTES]);
-static mut ARENA: Pages<{ ARENA_FRAMES * PAGE_SIZE }> = Pages([0; ARENA_FRAMES * PAGE_SIZE]);
+static mut SPARE: Pages<PAGE_SIZE> = Pages([0; PAGE_SIZE]);
 
 /// `Heap` wants `&mut`; the lock is a wrapper.
 struct LockedHeap(Mutex<Heap>);
@@ -46,7 +43,8 @@ pub(super) fn init() {
     unsafe { ALLOCATOR.0.lock().init(start, HEAP_BYTES) };
 }
 
-/// Where the arena begins, if that is an address of the guest's (the linker script says so).
-pub(super) fn arena() -> Option<GuestVa> {
-    GuestVa::new((&raw const ARENA) as u64).ok()
+/// A page of the image that something else may be mapped in place of, if that is an address of the
+/// guest's (the linker script says so).
+pub(super) fn spare_page() -> Option<GuestVa> {
+    GuestVa::new((&raw const SPARE) as u64).ok()
 }

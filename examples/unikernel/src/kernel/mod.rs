@@ -49,7 +49,8 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
     let platform = RealPlatform::new(early, &xen);
-    let mut guest = boot::guest(early, &xen, &mut console, &platform);
+    let built = boot::map_memory(early, &xen)?;
+    let mut guest = boot::guest(early, &xen, built, (&mut console, &platform));
     guest.arguments = arguments;
     program(&mut guest)
 }

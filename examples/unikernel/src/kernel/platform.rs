@@ -7,11 +7,12 @@ use alloc::string::String;
 
 use hypercall::xen::Xen;
 use hypercall::{
-    ArchSharedInfo, Call, GuestVa, Hypercalls, Mfn, Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
+    ArchSharedInfo, Call, GuestVa, Hypercalls, Mfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use spin::Once;
 
 use super::boot::Early;
+use super::heap;
 use crate::guest::Platform;
 
 /// The platform of the running guest.
@@ -27,21 +28,13 @@ impl<'a> RealPlatform<'a> {
         Self { early, xen, shared_info: Once::new() }
     }
 
-    /// Maps a frame of Xen's in the place of the last page of the direct mapping, which is then one
-    /// page shorter. The builder maps some pages behind its last piece, which nobody uses.
+    /// Maps a frame of Xen's in the place of a page of the image that exists for this.
     fn map(&self, mfn: Mfn) -> Result<GuestVa, String> {
-        let last = self.xen.mapped_frames() - 1;
-        if last <= self.early.root().raw() + self.early.boot.table_frames {
-            return Err("no page of the builder's mapping is left".into());
-        }
-        let va = self.early.direct_map.checked_add_pages(last);
-        let va = va.map_err(|error| alloc::format!("pfn {}: {error}", Pfn::new(last)))?;
-        // SAFETY: I-3: from now on the page is no part of the direct mapping.
-        unsafe { self.xen.set_mapped_frames(last) };
+        let va = heap::spare_page().ok_or("the image has no address of the guest's")?;
         let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
         let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
         let mut calls = [Call::new(Request::VaMapping(mapping))];
-        // SAFETY: the page lies behind everything that the builder made, and no token names it.
+        // SAFETY: nothing but the address of the page is ever used.
         let issued = unsafe { self.xen.issue(&mut calls) };
         issued
             .and_then(|()| calls[0].result())

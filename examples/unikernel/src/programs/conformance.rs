@@ -39,6 +39,9 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     let frames = arena_frames(guest, FRAMES)?;
     let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
     let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;
+    for pfns in &guest.early_tables {
+        env.made_tables(pfns.start.raw()..pfns.end());
+    }
     introduce(guest, &env)?;
     let (mut hold, mut absent, mut failed) = (0, 0, Vec::new());
     for assertion in &all {

@@ -13,8 +13,9 @@ use core::fmt;
 use core::ops::Range;
 
 use hypercall::{Cpu, FrameAccess as _, Level, Machine};
+use p2m::Pfns;
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Observation, Step};
-use pvmmu::{FrameSource as _, walk};
+use pvmmu::walk;
 
 use super::OrSay;
 use crate::guest::{Guest, number};
@@ -80,16 +81,16 @@ fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
     Ok(Arena::new(all, Landmarks { shared_info, running_root, running_l1 }))
 }
 
-/// Frames of the pool, with the places where the direct mapping maps them.
+/// A run of frames of the pool, with the places where the direct mapping maps them.
 pub(super) fn arena_frames<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     frames: usize,
 ) -> Result<Vec<ArenaFrame>, String> {
     let (context, pool) = guest.parts();
     let mut all = Vec::new();
-    for _ in 0..frames {
-        // The frames are not given back: the program ends with the guest.
-        let pfn = pool.take().ok_or("the pool is empty")?.pfn();
+    // The frames are not given back: the program ends with the guest.
+    let run = pool.take_run(frames as u64).ok_or("the pool has no such run")?;
+    for pfn in Pfns::new(run.start(), run.count()).iter() {
         let va = context.machine.direct_map(pfn).or_say("direct mapping")?;
         let path = walk(&context, context.kernel_root, va).or_say("walk")?;
         let (direct, _) = path.leaf().ok_or("the arena is not mapped")?;

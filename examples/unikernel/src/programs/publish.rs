@@ -4,10 +4,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{Cpu, Frame, FrameAccess as _, Machine, PAGE_SHIFT, Pfn};
+use hypercall::{Cpu, Frame, Machine, PAGE_SHIFT, Pfn};
 use p2m::{BuilderList, FrameList, LeafSource as _, Toolstack};
 
 use super::OrSay;
+use crate::direct_map::VIRT_BASE;
 use crate::guest::Guest;
 
 /// Pfns that a page of the frame list describes.
@@ -38,8 +39,7 @@ pub(super) fn builder_list<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<Bui
     if let Some((first, _)) = guest.boot.p2m_frames {
         return Ok(BuilderList { first });
     }
-    let start = guest.machine.direct_map(Pfn::new(0)).or_say("direct mapping")?;
-    let offset = guest.boot.p2m_list.raw().checked_sub(start.raw());
+    let offset = guest.boot.p2m_list.raw().checked_sub(VIRT_BASE);
     let offset =
         offset.ok_or_else(|| format!("the list, {}, is elsewhere", guest.boot.p2m_list))?;
     Ok(BuilderList { first: Pfn::new(offset >> PAGE_SHIFT) })

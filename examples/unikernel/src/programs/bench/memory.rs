@@ -1,5 +1,4 @@
-//! The frames of the bench: few that the direct mapping reaches, for tables, and many that it does
-//! not, for pages.
+//! The frames of the bench: some for tables, and many for pages.
 #![expect(unsafe_code, reason = "claims frames of a run again that nothing else uses")]
 
 use alloc::vec::Vec;
@@ -10,7 +9,10 @@ use pvmmu::FrameSource;
 
 use crate::guest::Guest;
 
-/// Two stacks, told apart by where the direct mapping ends.
+/// Frames for tables: the lowest ones.
+const NEAR_FRAMES: usize = 4096;
+
+/// Two stacks, told apart by number.
 pub(super) struct Memory {
     near: Vec<Frame>,
     far: Vec<Frame>,
@@ -20,16 +22,12 @@ pub(super) struct Memory {
 impl Memory {
     /// All frames of the guest, which has none then.
     pub(super) fn of<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Self {
-        let mut near: Vec<_> = core::iter::from_fn(|| FrameSource::take(&mut guest.pool)).collect();
-        near.reverse();
-        let mut far = Vec::new();
-        let mut far_start = Pfn::new(u64::MAX);
-        if let Some(mut frames) = guest.far.take() {
-            far_start = frames.start();
-            far = Vec::with_capacity(usize::try_from(frames.count()).unwrap_or(0));
-            far.extend(core::iter::from_fn(|| frames.take()));
-            far.reverse();
-        }
+        let mut far = Vec::with_capacity(guest.pool.len());
+        far.extend(core::iter::from_fn(|| FrameSource::take(&mut guest.pool)));
+        far.reverse();
+        let mut near = far.split_off(far.len().saturating_sub(NEAR_FRAMES));
+        near.shrink_to_fit();
+        let far_start = far.last().map_or(Pfn::new(u64::MAX), Frame::pfn);
         Self { near, far, far_start }
     }
 
@@ -38,7 +36,7 @@ impl Memory {
         run_of(&mut self.far, count)
     }
 
-    /// A run of frames in the direct mapping.
+    /// A run of frames for tables.
     pub(super) fn take_near_run(&mut self, count: usize) -> Option<Frames> {
         run_of(&mut self.near, count)
     }

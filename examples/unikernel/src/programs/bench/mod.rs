@@ -62,7 +62,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         p2m: guest.p2m,
         kernel_root: guest.kernel_root,
         pool: core::mem::replace(&mut guest.pool, Pool::empty()),
-        far: guest.far.take(),
+        early_tables: core::mem::take(&mut guest.early_tables),
         arguments: guest.arguments,
         module: guest.module,
         console: &mut *guest.console,
@@ -71,7 +71,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let memory = Memory::of(&mut guest);
     if (memory.far() as u64) < PAGES {
         return Err(format!(
-            "{PAGES} frames are needed behind the direct mapping, there are {}: try --mem 512",
+            "{PAGES} frames are needed for pages, there are {}: try --mem 512",
             memory.far()
         ));
     }

@@ -1,0 +1,406 @@
+//! The direct map itself: round by round, each filled by plain stores and linked at once.
+#![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-10)")]
+
+use hypercall::{
+    Batch, Entry, Frames, GuestVa, Level, Machine, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
+};
+use p2m::{P2m, P2mEntry, Pfns};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::error::{EarlyError, RoundError};
+use crate::memory::{Access, BootMemory, RegionKind, access_of};
+use crate::plan::{Plan, ROUNDS_MAX, RoundPlan};
+use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
+use crate::tables::{Edge, Parent, Step, Steps, Table};
+
+/// Entries that lead to tables of the direct map: nothing in it is ever executed.
+const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+
+/// What a build works on.
+#[derive(Debug)]
+pub struct BuildContext<'a, M> {
+    /// The machine.
+    pub machine: &'a M,
+    /// The frame map.
+    pub p2m: &'a P2m<'a>,
+    /// The root that the kernel runs on.
+    pub root: Pfn,
+}
+
+impl<M> Clone for BuildContext<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for BuildContext<'_, M> {}
+
+/// How far the direct map reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the machine has to be told before the next round"]
+pub struct Mapped {
+    /// Its first address.
+    pub start: GuestVa,
+    /// Pfns below this one are mapped, but for holes.
+    pub end: u64,
+}
+
+/// A direct map under construction, and the owner of every frame that nobody uses yet.
+///
+/// # Invariants
+/// I-10: frames of finished rounds are live tables, read-only in every mapping; all other free
+/// frames are in no table and, as far as they are mapped, writable.
+#[derive(Debug)]
+#[must_use = "the free frames are in here: finish it"]
+pub struct Build<'m> {
+    memory: &'m BootMemory<'m>,
+    plan: Plan,
+    done: usize,
+    edge: Edge,
+}
+
+/// Whether a change is made or taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Forth,
+    Back,
+}
+
+impl<'m> Build<'m> {
+    /// Takes over every frame that is in no use.
+    ///
+    /// # Safety
+    /// Nobody else uses or owns any frame that `memory` says is free, and no Rust object is in one
+    /// (I-1). `plan` is of this memory.
+    pub const unsafe fn begin(memory: &'m BootMemory<'m>, plan: Plan) -> Self {
+        Self { memory, plan, done: 0, edge: Edge::new() }
+    }
+
+    /// Makes the next round, and says how far the direct map reaches then; `None` if it is whole.
+    ///
+    /// # Errors
+    /// [`RoundError`]; the direct map is as before, and the round can be tried again.
+    ///
+    /// # Hypercalls
+    /// One `mmu_update` with an element for each table of the round and for each entry that links
+    /// one, if the batch has room for [`Plan::updates_max`]; one for each time it is full,
+    /// otherwise.
+    pub fn round<M: Machine>(
+        &mut self,
+        context: BuildContext<'_, M>,
+        batch: &mut Batch<'_>,
+    ) -> Result<Option<Mapped>, RoundError> {
+        let Some(round) = self.plan.rounds().get(self.done).copied() else { return Ok(None) };
+        if self.done == 0 {
+            self.check_root(context)?;
+        }
+        let work = Work { memory: self.memory, round, edge: self.edge, context };
+        let edge = work.fill()?;
+        work.submit(batch)?;
+        self.edge = edge.linked();
+        self.done += 1;
+        Ok(Some(Mapped { start: self.memory.place.direct_map, end: round.maps.end() }))
+    }
+
+    /// Gives every frame that is no table to `owner`, in runs, lowest first: all of them writable
+    /// in the direct map. The frames of rounds that were not made are among them; those that are
+    /// not mapped yet are not.
+    pub fn finish(self, mut owner: impl FnMut(Frames)) {
+        let mut used = [Pfns::new(Pfn::new(0), 0); ROUNDS_MAX];
+        let mut end = self.memory.place.kernel_pages;
+        for (place, round) in used.iter_mut().zip(&self.plan.rounds()[..self.done]) {
+            *place = round.used();
+            end = end.max(round.maps.end());
+        }
+        for run in self.memory.free_but(&used) {
+            if let Some(mapped) = overlap(run, Pfns::new(Pfn::new(0), end)) {
+                // SAFETY: the caller of `begin` gave all free frames, the tables are left out, the
+                // runs are disjoint, and the build ends here: this is the only token (I-1).
+                owner(unsafe { Frames::claim(mapped.start, mapped.count) });
+            }
+        }
+    }
+
+    /// Nothing is where the direct map is to be.
+    fn check_root<M: Machine>(&self, context: BuildContext<'_, M>) -> Result<(), EarlyError> {
+        let start = self.memory.place.direct_map;
+        let last = start.checked_add_pages(self.memory.end() - 1)?;
+        for slot in u16::from(Level::L4.index_of(start))..=u16::from(Level::L4.index_of(last)) {
+            let pte = context.machine.read_entry(context.root, PageTableIndex::new(slot))?;
+            if pte.is_present() {
+                let slots = u64::from(slot) - u64::from(u16::from(Level::L4.index_of(start)));
+                let va = start.checked_add_pages(slots << (Level::L4.shift() - PAGE_SHIFT))?;
+                return Err(EarlyError::RootSlotInUse { va, pte });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A round being made.
+struct Work<'a, M> {
+    memory: &'a BootMemory<'a>,
+    round: RoundPlan,
+    edge: Edge,
+    context: BuildContext<'a, M>,
+}
+
+impl<M: Machine> Work<'_, M> {
+    fn steps(&self) -> Steps<'_> {
+        Steps::new(self.memory, self.round, self.edge)
+    }
+
+    /// Fills every table of the round; none is live.
+    fn fill(&self) -> Result<Edge, EarlyError> {
+        let mut steps = self.steps();
+        for step in steps.by_ref() {
+            match step {
+                Step::Table(table) => self.fill_table(table)?,
+                Step::Share { number, parent } => {
+                    let va = self.memory.place.kernel.checked_add_pages(number << CHUNK_SHIFT)?;
+                    let l1 = self.l1_table(va)?.0;
+                    let pte = Pte::new(self.context.p2m.mfn(l1)?, TABLE);
+                    // SAFETY: the L2 is a loose table of this round, in a frame of the buffer.
+                    unsafe { self.context.machine.write_entry(parent, index(number), pte) }?;
+                }
+            }
+        }
+        Ok(steps.edge)
+    }
+
+    fn fill_table(&self, table: Table) -> Result<(), EarlyError> {
+        let machine = self.context.machine;
+        let mut entries = [Pte::ABSENT; 512];
+        if table.level == Level::L1 {
+            self.entries(table.number, &mut entries)?;
+        }
+        // SAFETY: the frame is one of the buffer, which the build owns (I-1), and no table yet.
+        unsafe { machine.write_entries(table.frame, PageTableIndex::new(0), &entries) }?;
+        if let Parent::Loose(parent) = table.parent {
+            let pte = Pte::new(self.context.p2m.mfn(table.frame)?, TABLE);
+            // SAFETY: the parent is a loose table of this round, in a frame of the buffer.
+            unsafe { machine.write_entry(parent, index(table.number), pte) }?;
+        }
+        Ok(())
+    }
+
+    /// The entries of L1 table `number`.
+    fn entries(&self, number: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
+        let chunk = Pfns::new(Pfn::new(number << CHUNK_SHIFT), CHUNK_PFNS);
+        for region in self.memory.regions {
+            let Some(pfns) = overlap(region.pfns, chunk) else { continue };
+            let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
+            let places = entries[first..].iter_mut().zip(pfns.iter());
+            match region.kind {
+                RegionKind::Ram => {
+                    for (place, pfn) in places {
+                        *place = Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW);
+                    }
+                }
+                RegionKind::Identity => {
+                    for (place, pfn) in places {
+                        *place = self.identity(pfn)?;
+                    }
+                }
+            }
+        }
+        for used in self.memory.uses {
+            let Some(pfns) = overlap(used.pfns, chunk) else { continue };
+            if used.kind.access() == Access::ReadOnly {
+                let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
+                for place in entries[first..].iter_mut().take(count(pfns.count)) {
+                    *place = place.read_only();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of a pfn that stands for the machine's frame of the same number.
+    fn identity(&self, pfn: Pfn) -> Result<Pte, EarlyError> {
+        let mfn = match self.context.p2m.entry(pfn)? {
+            P2mEntry::Identity => hypercall::Mfn::new(pfn.raw()),
+            _ => return Err(EarlyError::P2m(p2m::P2mError::Absent(pfn))),
+        };
+        Ok(Pte::new(mfn, PteFlags::KERNEL_RW))
+    }
+
+    /// Makes the tables read-only and links them. On failure everything is taken back.
+    fn submit(&self, batch: &mut Batch<'_>) -> Result<(), RoundError> {
+        let forth = Direction::Forth;
+        let changes = self.protections(forth).chain(self.gaps(forth)).chain(self.links(forth));
+        self.apply(changes, batch).map_err(|(done, failure)| {
+            let tables = self.round.tables;
+            let gaps = self.gaps(Direction::Back).count() as u64;
+            let links = done.saturating_sub(tables + gaps);
+            let gaps = done.saturating_sub(tables).min(gaps);
+            let back = Direction::Back;
+            let undo = self
+                .links(back)
+                .take(count(links))
+                .chain(self.gaps(back).take(count(gaps)))
+                .chain(self.protections(back).take(count(done.min(tables))));
+            RoundError { failure, undo: self.apply(undo, batch).map_err(|(_, failure)| failure) }
+        })
+    }
+
+    /// Sends changes, as many at a time as there is storage for. How many were made before one
+    /// failed.
+    fn apply(
+        &self,
+        changes: impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>>,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), (u64, EarlyError)> {
+        batch.clear();
+        let mut done = 0;
+        for change in changes {
+            let (update, old) = change.map_err(|failure| (done, failure))?;
+            if batch.room() == 0 {
+                self.send(batch, &mut done)?;
+            }
+            batch.update(update, old.raw()).map_err(|full| (done, full.into()))?;
+        }
+        self.send(batch, &mut done)
+    }
+
+    fn send(&self, batch: &mut Batch<'_>, done: &mut u64) -> Result<(), (u64, EarlyError)> {
+        let updates = batch.updates() as u64;
+        // SAFETY: the entries changed are those that map frames of the buffer, which the build
+        // owns, and entries of the direct map's own tables and root slots (I-1, I-10).
+        match unsafe { batch.submit(self.context.machine) } {
+            Ok(()) => {
+                *done += updates;
+                Ok(())
+            }
+            Err(error) => {
+                *done += batch.applied().count() as u64;
+                let frame = batch.refused_update().and_then(|update| {
+                    let mfn = Pte::from_raw(update.value()).mfn();
+                    self.context.p2m.pfn(self.context.machine, mfn).ok()
+                });
+                batch.clear();
+                Err((
+                    *done,
+                    match frame {
+                        Some(table) if *done < self.round.tables => {
+                            EarlyError::Protect { table, error }
+                        }
+                        frame => EarlyError::Link { frame, error },
+                    },
+                ))
+            }
+        }
+    }
+
+    /// The entries that map the round's tables, made read-only or writable.
+    fn protections(
+        &self,
+        direction: Direction,
+    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
+        let mut last = None;
+        self.round.used().iter().map(move |pfn| {
+            let va = self.context.machine.direct_map(pfn)?;
+            let number = va.raw() >> Level::L2.shift();
+            let (table, mfn) = match last {
+                Some((same, table, mfn)) if same == number => (table, mfn),
+                _ => self.l1_table(va)?,
+            };
+            last = Some((number, table, mfn));
+            let index = Level::L1.index_of(va);
+            let old = self.context.machine.read_entry(table, index)?;
+            let new = match direction {
+                Direction::Forth => old.read_only(),
+                Direction::Back => old.writable(),
+            };
+            Ok((MmuUpdate::set(Slot { table: mfn, index }, new), old))
+        })
+    }
+
+    /// The entries that are missing in the last L1 table of the builder's, if its mapping ends in
+    /// the middle of one.
+    fn gaps(
+        &self,
+        direction: Direction,
+    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
+        let start = self.memory.place.kernel_pages;
+        let end = start.next_multiple_of(CHUNK_PFNS);
+        let first = self.round.maps.start.raw() == 0;
+        let missing = Pfns::new(Pfn::new(start), if first { end - start } else { 0 });
+        let regions = self.memory.regions.iter();
+        let missing = regions.filter_map(move |region| {
+            overlap(region.pfns, missing).map(|pfns| (region.kind, pfns))
+        });
+        let entries = missing.flat_map(|(kind, pfns)| pfns.iter().map(move |pfn| (kind, pfn)));
+        entries.map(move |(kind, pfn)| {
+            let chunk_start = pfn.raw() & !(CHUNK_PFNS - 1);
+            let (_, table) =
+                self.l1_table(self.memory.place.kernel.checked_add_pages(chunk_start)?)?;
+            let slot = Slot { table, index: index(pfn.raw()) };
+            let new = match kind {
+                RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW),
+                RegionKind::Identity => self.identity(pfn)?,
+            };
+            let new = match access_of(pfn, self.memory.uses) {
+                Access::Writable => new,
+                Access::ReadOnly => new.read_only(),
+            };
+            Ok(ordered(direction, slot, new))
+        })
+    }
+
+    /// The entries that link the round's tables where that takes Xen.
+    fn links(
+        &self,
+        direction: Direction,
+    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
+        self.steps().filter_map(move |step| {
+            let Step::Table(table) = step else { return None };
+            let (parent, first) = match table.parent {
+                Parent::Loose(_) => return None,
+                Parent::Live(parent) => (parent, 0),
+                Parent::Root => {
+                    let first = Level::L4.index_of(self.memory.place.direct_map);
+                    (self.context.root, u64::from(u16::from(first)))
+                }
+            };
+            Some((|| {
+                let slot = Slot {
+                    table: self.context.p2m.mfn(parent)?,
+                    index: index(first + table.number),
+                };
+                let new = Pte::new(self.context.p2m.mfn(table.frame)?, TABLE);
+                Ok(ordered(direction, slot, new))
+            })())
+        })
+    }
+
+    /// The L1 table that maps `va` in the running tree.
+    fn l1_table(&self, va: GuestVa) -> Result<(Pfn, hypercall::Mfn), EarlyError> {
+        let mut table = self.context.root;
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let pte = self.context.machine.read_entry(table, level.index_of(va))?;
+            let Entry::Table(mfn) = pte.decode(level) else {
+                return Err(EarlyError::NotMapped(va));
+            };
+            table = self.context.p2m.pfn(self.context.machine, mfn)?;
+        }
+        Ok((table, self.context.p2m.mfn(table)?))
+    }
+}
+
+/// Fills an empty slot, or empties it.
+fn ordered(direction: Direction, slot: Slot, new: Pte) -> (MmuUpdate, Pte) {
+    match direction {
+        Direction::Forth => (MmuUpdate::set(slot, new), Pte::ABSENT),
+        Direction::Back => (MmuUpdate::set(slot, Pte::ABSENT), new),
+    }
+}
+
+/// The index of block `number` in the table above it.
+const fn index(number: u64) -> PageTableIndex {
+    PageTableIndex::new_truncate((number % 512) as u16)
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,224 @@
+//! What can go wrong, with the values that matter.
+
+use core::fmt;
+
+use hypercall::{AccessError, BatchError, Full, GuestVa, Level, NotGuestVa, Pfn, Pte};
+use p2m::{P2mError, Pfns};
+
+use crate::memory::Use;
+
+/// Why there is no direct map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyError {
+    /// No region is RAM.
+    NoMemory,
+    /// A region is empty, or passes the end of the number space.
+    RegionSize(Pfns),
+    /// A region begins before the one in front of it ends.
+    RegionOverlap {
+        /// The region.
+        pfns: Pfns,
+        /// Where the one in front of it ends.
+        before: Pfn,
+    },
+    /// Frames in use are no RAM.
+    OutsideRam(Use),
+    /// Frames are page tables and something else at once.
+    UseOverlap {
+        /// The tables.
+        tables: Use,
+        /// The something else.
+        other: Use,
+    },
+    /// The direct map does not begin with a root slot of the kernel's half, or reaches into the
+    /// kernel's mapping.
+    DirectMapPlace(GuestVa),
+    /// The kernel's mapping does not begin with an L1 table.
+    KernelPlace(GuestVa),
+    /// The builder mapped nothing, or more than the RAM from pfn 0 on.
+    KernelMapping {
+        /// The pages it mapped.
+        pages: u64,
+    },
+    /// The direct map would leave the kernel's half.
+    Address(NotGuestVa),
+    /// `start_info` has an address outside of the kernel's mapping.
+    NotInKernelMapping(GuestVa),
+    /// Too few free frames are mapped to build the first tables.
+    MappedTooLittle {
+        /// Free frames in one run.
+        free: u64,
+        /// Frames needed.
+        needed: u64,
+    },
+    /// A round of the table buffer was dropped before it was finished: which of its frames are
+    /// tables is not known any more.
+    RoundUnfinished {
+        /// The buffer's frames.
+        buffer: Pfns,
+    },
+    /// The table buffer has no frame left: the plan is not of this memory.
+    BufferEmpty,
+    /// The running root has something where the direct map is to be.
+    RootSlotInUse {
+        /// The first address that the slot spans.
+        va: GuestVa,
+        /// What is there.
+        pte: Pte,
+    },
+    /// An address of the mapping that is there has no L1 table.
+    NotMapped(GuestVa),
+    /// The frame map has nothing for a pfn that a region says is there.
+    P2m(P2mError),
+    /// A frame cannot be read or written.
+    Access(AccessError),
+    /// The batch cannot hold a single update.
+    NoStorage,
+    /// Xen refused to make a frame read-only that is to be a table.
+    Protect {
+        /// The frame.
+        table: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// Xen refused a table, or one below it.
+    Link {
+        /// The table, or the page that was to be mapped.
+        frame: Option<Pfn>,
+        /// The refusal.
+        error: BatchError,
+    },
+}
+
+impl From<P2mError> for EarlyError {
+    fn from(error: P2mError) -> Self {
+        Self::P2m(error)
+    }
+}
+
+impl From<AccessError> for EarlyError {
+    fn from(error: AccessError) -> Self {
+        Self::Access(error)
+    }
+}
+
+impl From<NotGuestVa> for EarlyError {
+    fn from(error: NotGuestVa) -> Self {
+        Self::Address(error)
+    }
+}
+
+impl From<Full> for EarlyError {
+    fn from(_: Full) -> Self {
+        Self::NoStorage
+    }
+}
+
+/// Prints a run as `first..end`.
+struct Run(Pfns);
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pfns {}..{}", self.0.start, Pfn::new(self.0.end()))
+    }
+}
+
+impl fmt::Display for EarlyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => f.write_str("the memory map has no RAM"),
+            Self::RegionSize(pfns) => {
+                write!(
+                    f,
+                    "the memory map has a region of {:#x} pages from {}",
+                    pfns.count, pfns.start
+                )
+            }
+            Self::RegionOverlap { pfns, before } => write!(
+                f,
+                "the memory map overlaps or is not in order: {} begin before pfn {before}",
+                Run(*pfns)
+            ),
+            Self::OutsideRam(used) => {
+                write!(f, "{:?} at {} is not all RAM of the memory map", used.kind, Run(used.pfns))
+            }
+            Self::UseOverlap { tables, other } => write!(
+                f,
+                "{:?} at {} and {:?} at {} overlap",
+                tables.kind,
+                Run(tables.pfns),
+                other.kind,
+                Run(other.pfns)
+            ),
+            Self::DirectMapPlace(va) => write!(
+                f,
+                "the direct map cannot begin at {va}: it needs whole {} slots of the upper half \
+                 beside the kernel's",
+                Level::L4
+            ),
+            Self::KernelPlace(va) => {
+                write!(f, "the kernel's mapping of pfn 0, {va}, is no multiple of 2 MiB")
+            }
+            Self::KernelMapping { pages } => {
+                write!(f, "the builder's mapping of {pages:#x} pages is not of the RAM from pfn 0")
+            }
+            Self::Address(reason) => write!(f, "the direct map does not fit: {reason}"),
+            Self::NotInKernelMapping(va) => {
+                write!(f, "start_info has {va}, which the builder's mapping does not reach")
+            }
+            Self::MappedTooLittle { free, needed } => write!(
+                f,
+                "the builder mapped too little: {free} free frames in a run, {needed} are needed"
+            ),
+            Self::RoundUnfinished { buffer } => {
+                write!(f, "a round of the table buffer, {}, was never finished", Run(*buffer))
+            }
+            Self::BufferEmpty => f.write_str("the table buffer is empty: plan again"),
+            Self::RootSlotInUse { va, pte } => {
+                write!(f, "the root has {pte} for {va}, where the direct map is to be")
+            }
+            Self::NotMapped(va) => write!(f, "{va} has no L1 table"),
+            Self::P2m(error) => error.fmt(f),
+            Self::Access(error) => error.fmt(f),
+            Self::NoStorage => f.write_str("the batch cannot hold an update: give it storage"),
+            Self::Protect { table, error } => {
+                write!(f, "pfn {table} cannot be made read-only: {error}")
+            }
+            Self::Link { frame: Some(frame), error } => {
+                write!(f, "the table in pfn {frame} cannot be linked: {error}")
+            }
+            Self::Link { frame: None, error } => write!(f, "a table cannot be linked: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for EarlyError {}
+
+/// A round that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the round has not happened"]
+pub struct RoundError {
+    /// Why.
+    pub failure: EarlyError,
+    /// Whether everything is as it was before the round. If not, some of its frames stay
+    /// read-only, and the direct map is to be used no further than before.
+    pub undo: Result<(), EarlyError>,
+}
+
+impl From<EarlyError> for RoundError {
+    fn from(failure: EarlyError) -> Self {
+        Self { failure, undo: Ok(()) }
+    }
+}
+
+impl fmt::Display for RoundError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)?;
+        match &self.undo {
+            Ok(()) => Ok(()),
+            Err(error) => write!(f, "; and then it could not be undone: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for RoundError {}

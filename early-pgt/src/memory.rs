@@ -1,0 +1,324 @@
+//! What a guest knows of its memory before it changes anything: where RAM is, what is in use, and
+//! how far the builder's mapping goes.
+//!
+//! Numbers only. What is wrong with them is found here, while an error can still be printed and
+//! nothing has been touched.
+
+use hypercall::{BootInfo, GuestVa, Level, PAGE_SHIFT, Pfn, Pte, XEN_HOLE_START};
+use p2m::Pfns;
+
+use crate::error::EarlyError;
+use crate::spans::{CHUNK_PFNS, overlap};
+
+/// What a run of pfns stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RegionKind {
+    /// Memory of the guest's.
+    Ram,
+    /// No memory: the machine's own at frames of the same numbers (the ISA area, holes of the e820
+    /// map), which dom0 may map.
+    Identity,
+}
+
+/// A run of pfns that the direct map is to show. What no region covers is a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Region {
+    /// Which.
+    pub pfns: Pfns,
+    /// What is there.
+    pub kind: RegionKind,
+}
+
+/// What frames are used for before anybody allocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UseKind {
+    /// Code and constants of the kernel.
+    KernelText,
+    /// The rest of the kernel's image.
+    KernelData,
+    /// Page tables that the builder made for the kernel's mapping.
+    BuilderTables,
+    /// The builder's P2M list.
+    List,
+    /// The P2M list with the tables that map it, placed by the ELF note INIT_P2M.
+    ListAndTables,
+    /// Tables made by an earlier round.
+    EarlyTables,
+    /// A table buffer `[start, top)` of a round that is not over.
+    TableBuffer,
+    /// `start_info`.
+    StartInfo,
+    /// A page shared with another domain: the console's ring, the store's.
+    Ring,
+    /// The boot module.
+    Module,
+    /// What the kernel wants left alone.
+    Reserved,
+}
+
+/// How the direct map shows a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Writable: Xen counts it as a writable page, which can be no table.
+    Writable,
+    /// Read-only.
+    ReadOnly,
+}
+
+impl UseKind {
+    /// How early mappings may show such frames.
+    ///
+    /// Tables and whatever will become one are read-only, or Xen refuses to take them as tables
+    /// (`get_page_type`, mm.c, 4.14 to 4.20). The list that INIT_P2M placed is in one run with the
+    /// tables that map it, and `start_info` does not say where one ends and the other begins: so
+    /// all of the run is read-only, and the list is written where the builder mapped it. Code is
+    /// read-only because nothing has business writing it.
+    #[must_use]
+    pub const fn access(self) -> Access {
+        match self {
+            Self::KernelText
+            | Self::BuilderTables
+            | Self::ListAndTables
+            | Self::EarlyTables
+            | Self::TableBuffer => Access::ReadOnly,
+            Self::KernelData
+            | Self::List
+            | Self::StartInfo
+            | Self::Ring
+            | Self::Module
+            | Self::Reserved => Access::Writable,
+        }
+    }
+}
+
+/// A run of pfns that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Use {
+    /// Which.
+    pub pfns: Pfns,
+    /// What for.
+    pub kind: UseKind,
+}
+
+/// The early mapping's rule: the entry for `pfn` as it may be made, given what is in use
+/// (`mask_rw_pte`, Linux 2.6.39).
+///
+/// An entry that is not present, or read-only already, stays as it is; one that is writable loses
+/// that if any use of its frame says so.
+#[must_use]
+pub fn mask_rw(pte: Pte, pfn: Pfn, uses: &[Use]) -> Pte {
+    match access_of(pfn, uses) {
+        Access::ReadOnly if pte.is_writable() => pte.read_only(),
+        _ => pte,
+    }
+}
+
+/// How the direct map shows `pfn`.
+#[must_use]
+pub fn access_of(pfn: Pfn, uses: &[Use]) -> Access {
+    let protects = |used: &Use| {
+        used.kind.access() == Access::ReadOnly && overlap(used.pfns, Pfns::new(pfn, 1)).is_some()
+    };
+    if uses.iter().any(protects) { Access::ReadOnly } else { Access::Writable }
+}
+
+/// The memory of a guest at boot, checked.
+#[derive(Clone, Copy, Debug)]
+pub struct BootMemory<'a> {
+    pub(crate) regions: &'a [Region],
+    pub(crate) uses: &'a [Use],
+    pub(crate) place: MapPlace,
+}
+
+/// Where things are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapPlace {
+    /// Where the builder mapped pfn 0 (ELF note `VIRT_BASE`).
+    pub kernel: GuestVa,
+    /// How many pfns it mapped from there.
+    pub kernel_pages: u64,
+    /// The first address of the direct map: the first of a root slot.
+    pub direct_map: GuestVa,
+}
+
+impl<'a> BootMemory<'a> {
+    /// Checks what is known: `regions` in ascending order, `uses` in any.
+    ///
+    /// # Errors
+    /// [`EarlyError`] with the numbers that cannot be.
+    ///
+    /// # Hypercalls
+    /// None; nothing is read or changed.
+    pub fn new(
+        regions: &'a [Region],
+        uses: &'a [Use],
+        place: MapPlace,
+    ) -> Result<Self, EarlyError> {
+        let memory = Self { regions, uses, place };
+        memory.check_regions()?;
+        memory.check_uses()?;
+        memory.check_place()?;
+        Ok(memory)
+    }
+
+    /// The number behind the last pfn that the direct map shows.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.regions.last().map_or(0, |region| region.pfns.end())
+    }
+
+    /// Frames of RAM.
+    #[must_use]
+    pub fn ram(&self) -> u64 {
+        let ram = self.regions.iter().filter(|region| region.kind == RegionKind::Ram);
+        ram.map(|region| region.pfns.count).sum()
+    }
+
+    /// The frames that nobody uses, in runs, lowest first.
+    pub fn free(&self) -> impl Iterator<Item = Pfns> + 'a {
+        FreeRuns { regions: self.regions, uses: self.uses, taken: &[], next: 0 }
+    }
+
+    /// The frames that nobody uses and that are not in `taken` either.
+    pub(crate) const fn free_but<'t>(&self, taken: &'t [Pfns]) -> FreeRuns<'t>
+    where
+        'a: 't,
+    {
+        FreeRuns { regions: self.regions, uses: self.uses, taken, next: 0 }
+    }
+
+    fn check_regions(&self) -> Result<(), EarlyError> {
+        let mut end = 0;
+        for region in self.regions {
+            let pfns = region.pfns;
+            if pfns.start.raw() < end {
+                return Err(EarlyError::RegionOverlap { pfns, before: Pfn::new(end) });
+            }
+            if pfns.count == 0 || pfns.start.checked_add(pfns.count).is_none() {
+                return Err(EarlyError::RegionSize(pfns));
+            }
+            end = pfns.end();
+        }
+        if self.ram() == 0 { Err(EarlyError::NoMemory) } else { Ok(()) }
+    }
+
+    fn check_uses(&self) -> Result<(), EarlyError> {
+        for used in self.uses {
+            let inside = |region: &Region| {
+                region.kind == RegionKind::Ram
+                    && region.pfns.start <= used.pfns.start
+                    && used.pfns.end() <= region.pfns.end()
+            };
+            let named = used.pfns.start.checked_add(used.pfns.count).is_some();
+            if !named || !self.regions.iter().any(inside) {
+                return Err(EarlyError::OutsideRam(*used));
+            }
+        }
+        let whole = |kind| matches!(kind, UseKind::BuilderTables | UseKind::ListAndTables);
+        for tables in self.uses.iter().filter(|used| whole(used.kind)) {
+            for other in self.uses.iter().filter(|other| other.kind != tables.kind) {
+                if overlap(tables.pfns, other.pfns).is_some() {
+                    return Err(EarlyError::UseOverlap { tables: *tables, other: *other });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_place(&self) -> Result<(), EarlyError> {
+        let MapPlace { kernel, kernel_pages, direct_map } = self.place;
+        if !direct_map.raw().is_multiple_of(1 << Level::L4.shift()) || !in_kernel_half(direct_map) {
+            return Err(EarlyError::DirectMapPlace(direct_map));
+        }
+        if !kernel.raw().is_multiple_of(CHUNK_PFNS << PAGE_SHIFT) {
+            return Err(EarlyError::KernelPlace(kernel));
+        }
+        let last_slot = Level::L4.index_of(direct_map.checked_add_pages(self.end() - 1)?);
+        let kernel_slot = Level::L4.index_of(kernel);
+        if (Level::L4.index_of(direct_map)..=last_slot).contains(&kernel_slot) {
+            return Err(EarlyError::DirectMapPlace(direct_map));
+        }
+        let covers = |region: &Region| {
+            region.kind == RegionKind::Ram
+                && region.pfns.start.raw() == 0
+                && region.pfns.end() >= kernel_pages
+        };
+        if kernel_pages == 0 || !self.regions.first().is_some_and(covers) {
+            return Err(EarlyError::KernelMapping { pages: kernel_pages });
+        }
+        Ok(())
+    }
+}
+
+const fn in_kernel_half(va: GuestVa) -> bool {
+    va.raw() >= XEN_HOLE_START
+}
+
+/// What `start_info` says of frames in use: the list, the builder's tables and the pages around
+/// them. `va` are addresses in the mapping of pfn 0 at `kernel`.
+///
+/// # Errors
+/// [`EarlyError::NotInKernelMapping`] if an address lies outside of that mapping.
+pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {
+    let pfn_of = |va: GuestVa| {
+        let bytes = va.raw().checked_sub(place.kernel.raw());
+        let pfn = bytes.map(|bytes| bytes >> PAGE_SHIFT).filter(|pfn| *pfn < place.kernel_pages);
+        pfn.map(Pfn::new).ok_or(EarlyError::NotInKernelMapping(va))
+    };
+    let tables = Pfns::new(pfn_of(boot.root)?, boot.table_frames);
+    let list = match boot.p2m_frames {
+        Some((first, count)) => Use { pfns: Pfns::new(first, count), kind: UseKind::ListAndTables },
+        None => {
+            let pages = boot.pages.div_ceil(CHUNK_PFNS);
+            Use { pfns: Pfns::new(pfn_of(boot.p2m_list)?, pages), kind: UseKind::List }
+        }
+    };
+    let module = match boot.module {
+        hypercall::Module::None => None,
+        hypercall::Module::Mapped { start, len_bytes } => {
+            Some(Pfns::new(pfn_of(start)?, len_bytes.div_ceil(1 << PAGE_SHIFT)))
+        }
+        hypercall::Module::Unmapped { start, len_bytes } => {
+            Some(Pfns::new(start, len_bytes.div_ceil(1 << PAGE_SHIFT)))
+        }
+    };
+    Ok([
+        Some(Use { pfns: tables, kind: UseKind::BuilderTables }),
+        Some(list),
+        module.map(|pfns| Use { pfns, kind: UseKind::Module }),
+    ])
+}
+
+/// Runs of RAM that are in no use, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct FreeRuns<'a> {
+    regions: &'a [Region],
+    uses: &'a [Use],
+    taken: &'a [Pfns],
+    next: u64,
+}
+
+impl Iterator for FreeRuns<'_> {
+    type Item = Pfns;
+
+    fn next(&mut self) -> Option<Pfns> {
+        loop {
+            let region = self.regions.first()?;
+            let at = self.next.max(region.pfns.start.raw());
+            if region.kind != RegionKind::Ram || at >= region.pfns.end() {
+                self.regions = &self.regions[1..];
+                continue;
+            }
+            let used = || self.uses.iter().map(|used| used.pfns).chain(self.taken.iter().copied());
+            let used = || used().filter(|pfns| pfns.count > 0);
+            if let Some(over) = used().find(|pfns| pfns.start.raw() <= at && at < pfns.end()) {
+                self.next = over.end();
+                continue;
+            }
+            let next_use = used().map(|pfns| pfns.start.raw()).filter(|start| *start > at).min();
+            let end = next_use.map_or(region.pfns.end(), |next| next.min(region.pfns.end()));
+            self.next = end;
+            return Some(Pfns::new(Pfn::new(at), end - at));
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The direct map on the model: every page, every protection, every cost.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+mod support;
+
+use early_pgt::{Build, Plan};
+use hypercall::{BatchStorage, Counting, FrameAccess as _, Pfn};
+use support::Guest;
+use xen_model::Role;
+
+type Storage = BatchStorage<6000, 1>;
+
+/// Builds the whole map and gives the number of free frames, and of hypercalls.
+fn build(guest: &Guest) -> (u64, u64) {
+    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let machine = Counting::new(&guest.model);
+    let plan = Plan::new(&memory).expect("a plan");
+    let mut storage = Box::new(Storage::new());
+    let mut batch = storage.batch();
+    // SAFETY: the frames exist only in the model; nobody else claims any.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    while let Some(mapped) =
+        build.round(guest.context(&machine, &p2m), &mut batch).expect("a round")
+    {
+        guest.model.guest().set_direct_map(mapped.start, mapped.end);
+    }
+    let mut free = 0;
+    build.finish(|frames| free += frames.count());
+    (free, machine.counts().hypercalls)
+}
+
+#[test]
+fn every_page_is_mapped_where_it_belongs_and_every_table_read_only() {
+    for (role, pages) in [(Role::DomU, 0x2000), (Role::Dom0, 0x2100), (Role::DomU, 0x2_0000)] {
+        let guest = Guest::new(role, pages);
+        let (free, hypercalls) = build(&guest);
+        let tables = Plan::new(&guest.memory()).expect("a plan").tables();
+        let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
+        assert_eq!(free + used + tables, pages, "{role:?} {pages:#x}: each page is accounted for");
+        assert!(hypercalls <= 3, "{hypercalls} hypercalls");
+        for pfn in (0..pages).map(Pfn::new) {
+            let va = guest.model.direct_map(pfn).expect("mapped");
+            let (_, pte) = guest.model.guest().l1_slot(va.raw()).expect("has a table");
+            assert_eq!(Some(pte.mfn()), guest.model.guest().built_mfn(pfn));
+            let info = guest.model.frame(pte.mfn()).expect("a frame");
+            let is_table = format!("{:?}", info.kind.kind).starts_with('L');
+            assert_eq!(pte.is_writable(), !is_table, "pfn {pfn} {pte}");
+        }
+        guest.check();
+    }
+}

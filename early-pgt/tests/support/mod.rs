@@ -1,0 +1,85 @@
+//! A guest on the model whose memory nobody has claimed yet.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(unreachable_pub, reason = "a module shared by test programs")]
+
+use std::sync::atomic::AtomicU64;
+
+use early_pgt::{
+    BootMemory, BuildContext, MapPlace, Region, RegionKind, Use, UseKind, builder_uses,
+};
+use hypercall::{BootInfo, GuestVa, PAGE_SHIFT, Pfn};
+use p2m::{P2m, Pfns};
+use xen_model::{DomainConfig, Model, Role};
+
+/// Where tests want the direct map.
+pub const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
+
+/// A guest on a machine of its own.
+pub struct Guest {
+    pub model: Model,
+    pub boot: BootInfo,
+    pub list: Vec<AtomicU64>,
+    pub root: Pfn,
+    pub regions: Vec<Region>,
+    pub uses: Vec<Use>,
+    pub place: MapPlace,
+}
+
+impl Guest {
+    /// A guest of `pages` pages on Xen 4.17.
+    pub fn new(role: Role, pages: u64) -> Self {
+        Self::of(DomainConfig::new(role, pages))
+    }
+
+    /// A guest made like `config`.
+    pub fn of(config: DomainConfig) -> Self {
+        let (virt_base, image) = (config.virt_base, config.kernel_pages);
+        let model = Model::builder().seed(7).guest(config).build().expect("a guest");
+        let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
+        let pfn = |va: u64| Pfn::new((va - virt_base) >> PAGE_SHIFT);
+        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+        let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+        let root = pfn(boot.root.raw());
+        let mapped = |pages: u64| {
+            let va = virt_base + (pages << PAGE_SHIFT);
+            pages < boot.pages && model.guest().l1_slot(va).is_some_and(|(_, pte)| pte.is_present())
+        };
+        let place = MapPlace {
+            kernel: GuestVa::new(virt_base).expect("kernel half"),
+            kernel_pages: (0..).find(|pages| !mapped(*pages)).expect("an end"),
+            direct_map: GuestVa::new(DIRECT_MAP).expect("above Xen's range"),
+        };
+        let ram = Pfns::new(Pfn::new(0), boot.pages);
+        let image = Use { pfns: Pfns::new(Pfn::new(0), image), kind: UseKind::KernelData };
+        // The rings of a domU follow it.
+        let pages = if boot.is_dom0 { 1 } else { 3 };
+        let start_info = Pfns::new(pfn(model.guest().start_info_address()), pages);
+        let start_info = Use { pfns: start_info, kind: UseKind::StartInfo };
+        let builder = builder_uses(&boot, place).expect("where the builder put things");
+        let uses = [image, start_info].into_iter().chain(builder.into_iter().flatten()).collect();
+        let regions = vec![Region { pfns: ram, kind: RegionKind::Ram }];
+        Self { model, boot, list, root, regions, uses, place }
+    }
+
+    /// Its frame map.
+    pub fn p2m(&self) -> P2m<'_> {
+        P2m::adopt(&self.list).expect("the guest has pages")
+    }
+
+    /// What is known of its memory.
+    pub fn memory(&self) -> BootMemory<'_> {
+        BootMemory::new(&self.regions, &self.uses, self.place).expect("a good guest")
+    }
+
+    /// What a build on `machine` works on.
+    pub fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
+        BuildContext { machine, p2m, root: self.root }
+    }
+
+    /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not
+    /// do.
+    pub fn check(&self) {
+        self.model.audit().expect("every reference has its holder");
+        assert_eq!(self.model.take_violations(), Vec::<String>::new());
+    }
+}
