@@ -115,3 +115,8 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
     );
     if count as u64 == plan.tables() { Ok(()) } else { Err("the plan has miscounted".into()) }
 }
+
+#[test]
+fn every_page_is_accounted_for() {
+    assert!(main().is_ok());
+}

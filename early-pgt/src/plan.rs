@@ -235,9 +235,7 @@ pub(crate) fn mapped_runs(
             return None;
         }
         let mut end = run.end();
-        while let Some(next) =
-            all().filter(|run| run.start.raw() <= end && run.end() > end).next_back()
-        {
+        while let Some(next) = all().rfind(|run| run.start.raw() <= end && run.end() > end) {
             end = next.end();
         }
         Some(Pfns::new(run.start, end - start))
