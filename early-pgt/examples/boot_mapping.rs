@@ -109,7 +109,7 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
     let count: usize = plan.steps(&memory).map(|steps| steps.filter(tables).count()).sum();
     let walked = begun.elapsed() - planned;
     println!(
-        "{:>6} GiB: {} rounds, {count} tables; planned in {planned:?}, each table named in {walked:?}",
+        "{:>6} GiB: {} rounds, {count} tables; planned in {planned:?}, all named in {walked:?}",
         pages >> 18,
         plan.rounds().len()
     );

@@ -42,7 +42,8 @@ impl<M> Copy for BuildContext<'_, M> {}
 pub struct Mapped {
     /// Its first address.
     pub start: GuestVa,
-    /// Pfns below this one are mapped, but for holes; before the last round, for frames in use, too.
+    /// Pfns below this one are mapped, but for holes; before the last round, also but for frames
+    /// in use.
     pub end: u64,
 }
 

@@ -8,26 +8,25 @@
 //!
 //! # The story
 //! ```text
-//!  root ──► builder's L3 ─► L2 ─► L1 ─────────────┬──► pfn 0 … image, list, start_info, tables, slack
-//!   │        (VIRT_BASE)                          │                                        │
-//!   │                                             │                 [start … end … top) ◄──┘
-//!   └─────► new L3 ───────► L2 ─┬─────────────────┘                    │  table buffer, round 1
-//!          (direct map)         │  the builder's L1s, shared           │
-//!                               ├─► new L1 ─► the next 2 MiB  ◄────────┘  filled by plain stores,
-//!                               ├─► new L1 ─► …                           read-only, linked:
-//!                               └─► …             [start … end … top)     one hypercall
-//!                                                      round 2: from what round 1 mapped
+//!  root ─► builder's L3 ─► L2 ─► L1 ──┬──► pfn 0 … image, list, start_info, tables, slack
+//!   │       (VIRT_BASE)               │                                             │
+//!   │                                 │ the builder's L1s,     [start … end … top) ◄┘
+//!   └────► new L3 ───────► L2 ─┬──────┘ shared                  │   table buffer, round 1
+//!         (direct map)         ├─► new L1 ─► the next 2 MiB ◄───┘   filled by plain stores,
+//!                              ├─► new L1 ─► …                      read-only, linked:
+//!                              └─► …         [start … end … top)    one hypercall
+//!                                             round 2: from what round 1 mapped
 //! ```
 //!
 //! 1. [`BootMemory`] says what is where, and refuses what cannot be: overlaps, tables outside RAM,
 //!    a builder that mapped too little. Nothing has been touched.
 //! 2. [`Plan`] decides, from numbers alone, which frames become which tables in how many rounds. A
-//!    round takes its tables from the largest run of free frames that is mapped when it begins. With
-//!    128 frames of slack the first round maps 250 MiB, and those map the next 125 GiB.
+//!    round takes its tables from the largest run of free frames that is mapped when it begins.
+//!    With 128 frames of slack the first round maps 250 MiB, and those map the next 125 GiB.
 //! 3. [`Build::round`] fills the tables of a round while they are loose, and then sends one list of
 //!    updates: first each frame of the round becomes read-only, then the few entries that link them
-//!    are set. Xen works the list in order and stops at what it refuses, so there is no table before
-//!    its frame is read-only. Then the machine is told how far the mapping reaches.
+//!    are set. Xen works the list in order and stops at what it refuses, so there is no table
+//!    before its frame is read-only. Then the machine is told how far the mapping reaches.
 //! 4. [`Build::finish`] gives every frame that is no table to an allocator, as tokens, writable.
 //!
 //! # Why so
@@ -39,14 +38,15 @@
 //! * *Rounds go up from pfn 0*, each as far as its buffer reaches: two for up to 125 GiB. If all
 //!   that a round would map is in use (the list of a larger guest, right behind the builder's
 //!   mapping), that run is left to the end.
-//! * *Tables need no tables of their own*: they lie in memory that is mapped before the round begins,
-//!   so what has to be solved is only the order.
+//! * *Tables need no tables of their own*: they lie in memory that is mapped before the round
+//!   begins, so what has to be solved is only the order.
 //! * *No large pages*: Xen refuses them in a guest's tables.
-//! * *NX everywhere above the L1s*: nothing is executed through the direct map, whatever an L1 says.
+//! * *NX everywhere above the L1s*: nothing is executed through the direct map, whatever an L1
+//!   says.
 //!
 //! # Main types
-//! * [`BootMemory`], [`Region`], [`Use`], [`MapPlace`]: what is known at boot; [`builder_uses`] reads
-//!   it from `start_info`.
+//! * [`BootMemory`], [`Region`], [`Use`], [`MapPlace`]: what is known at boot; [`builder_uses`]
+//!   reads it from `start_info`.
 //! * [`mask_rw`], [`UseKind::access`]: what early mappings show read-only, and why.
 //! * [`Plan`], [`RoundPlan`], [`Step`]: what will be done.
 //! * [`Build`], [`Mapped`]: doing it.
@@ -61,8 +61,8 @@
 //! # What it prevents, and what not
 //! A frame is read-only before Xen first sees it as a table, and writable when it is handed on;
 //! there is no third state, since the frames of a round belong to the round. A refused round is
-//! undone, and can be tried again. What it cannot know is who else uses memory: beginning a build is
-//! `unsafe`, and hands over all that is free.
+//! undone, and can be tried again. What it cannot know is who else uses memory: beginning a build
+//! is `unsafe`, and hands over all that is free.
 //!
 //! ```
 //! use early_pgt::{BootMemory, MapPlace, Plan, Region, RegionKind, Use, UseKind};

@@ -41,8 +41,8 @@ impl PastPgt {
     /// * The first marks that hold a table are saved.
     /// * While `start` of the saved ones is not reserved the round goes on: `end` and `top` are
     ///   saved again, as long as they are of the same buffer.
-    /// * Once it is reserved the round is over: `[end, top)` of the *saved* marks is given out, once
-    ///   for each `end`, and the marks as they are now are the next round's.
+    /// * Once it is reserved the round is over: `[end, top)` of the *saved* marks is given out,
+    ///   once for each `end`, and the marks as they are now are the next round's.
     #[must_use]
     pub fn entry(
         &mut self,
