@@ -273,14 +273,14 @@ impl<'s> Balloon<'s> {
         work: &mut Work<'_, '_>,
     ) -> (u64, Moved, Option<Obstacle>) {
         let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
-        let singles = work.singles_max();
+        let out_max = work.out_max;
         // A count of what fits in memory.
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         match self.direction() {
             None => (0, Moved::Nothing, None),
             Some(Direction::Out) => {
                 let (frames, obstacle) =
-                    self.inflate(around, allocator, (work, count.min(singles)));
+                    self.inflate(around, allocator, (work, count.min(out_max)));
                 (frames, Moved::out(frames), obstacle)
             }
             Some(Direction::In) => {
