@@ -26,6 +26,8 @@ const IMAGE_START: u64 = 0x100;
 const DOM0_PAGES: u64 = 1024;
 /// Pages of it, heap and stack included.
 const IMAGE_PAGES: u64 = 1200;
+/// Pages of its code.
+const TEXT_PAGES: u64 = 100;
 
 /// Runs a program of the unikernel on a model of Xen.
 #[derive(Debug, Parser)]
@@ -129,7 +131,8 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
     };
     let image = Image {
         mapped: (0..).find(|pages| !mapped(*pages)).unwrap_or(0),
-        pfns: Pfns::new(Pfn::new(IMAGE_START), IMAGE_PAGES),
+        text: Pfns::new(Pfn::new(IMAGE_START), TEXT_PAGES),
+        data: Pfns::new(Pfn::new(IMAGE_START + TEXT_PAGES), IMAGE_PAGES - TEXT_PAGES),
         start_info: pfn(model.guest().start_info_address()),
     };
     let set = |reach: early_pgt::Mapped| model.guest().set_direct_map(reach.start, reach.end);
@@ -142,7 +145,7 @@ fn run(arguments: &Arguments, module: Option<&[u8]>, console: &mut Stdout) -> Ve
         p2m: &p2m,
         kernel_root: pfn(boot.root.raw()),
         pool: built.pool,
-        early_tables: built.tables,
+        made: built.made,
         arguments: &rest,
         module,
         console,

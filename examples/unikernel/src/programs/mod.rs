@@ -8,6 +8,7 @@ mod demo;
 mod dump;
 mod grow;
 mod life;
+mod memory;
 mod primitives;
 mod prove;
 mod publish;
@@ -37,12 +38,13 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "dump" => Ok(dump::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
+        "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
         "spaces" => Ok(spaces::run),
         "prove" => Ok(prove::run),
         "conformance" => Ok(conformance::run),
         _ => Err(alloc::format!(
-            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, \
+            "no program is called {name:?}: there are demo, alias, audit, bench, dump, grow, memory, \
              primitives, prove, spaces and conformance, and to test the harness hang, fault, \
              silent and panic"
         )),
