@@ -72,13 +72,17 @@ fn every_order() -> Result<String> {
     Ok(format!("{} passed", count_passed(&output)))
 }
 
+/// Programs that the model runs as Xen does.
+const PROGRAMS: [&str; 8] =
+    ["demo", "alias", "audit", "dump", "memory", "primitives", "spaces", "conformance"];
+
 /// The guest's programs on the model of each release, in both roles.
 fn on_the_model() -> Result<String> {
     let program = model_program()?;
     let mut runs = 0;
     for release in ["4.14", "4.17", "4.20"] {
         for role in ["dom0", "domu"] {
-            for name in ["demo", "alias", "audit", "dump", "primitives", "spaces", "conformance"] {
+            for name in PROGRAMS {
                 let mut model = Command::new(&program);
                 must(model.args(["--xen", release, "--as", role, name]))?;
                 runs += 1;

@@ -58,7 +58,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 }
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 13] = [
+const CASES: [Case; 17] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -66,6 +66,10 @@ const CASES: [Case; 13] = [
     case("primitives", 256, Expectation::Pass),
     case("spaces", 256, Expectation::Pass),
     case("conformance", 256, Expectation::Pass),
+    case("memory", 32, Expectation::Pass),
+    case("memory", 256, Expectation::Pass),
+    case("memory", 2048, Expectation::Pass),
+    case("memory", 8192, Expectation::Pass),
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),
     case("grow", 64, Expectation::Pass),
