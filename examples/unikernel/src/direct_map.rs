@@ -9,7 +9,7 @@ use early_pgt::{
     Access, BootMemory, Build, BuildContext, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan,
     Use, UseKind, builder_uses, set_access,
 };
-use hypercall::{Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuUpdate, Pfn};
+use hypercall::{Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuUpdate, Pfn, Timed};
 use p2m::{P2m, Pfns};
 
 use crate::guest::Pool;
@@ -37,8 +37,8 @@ pub(crate) struct Made {
     pub(crate) uses: Vec<Use>,
     /// Hypercalls that the mapping took.
     pub(crate) hypercalls: u64,
-    /// Ticks that the mapping took.
-    pub(crate) ticks: u64,
+    /// Ticks that the mapping took, and those of them in Xen.
+    pub(crate) ticks: [u64; 2],
 }
 
 /// Where pfn 0 is mapped at first (the linker script and the ELF notes say so too).
@@ -81,16 +81,17 @@ pub(crate) unsafe fn build<M: Machine + Cpu>(
     let room = usize::try_from(plan.updates_max()).unwrap_or(UPDATES_MAX).min(UPDATES_MAX);
     let (mut updates, mut old) = (alloc::vec![MmuUpdate::EMPTY; room], alloc::vec![0; room]);
     let mut batch = Batch::within(&mut updates, &mut old, &mut []);
-    let machine = Counting::new(machine);
+    let timed = Timed::new(machine);
+    let machine = Counting::new(&timed);
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
     let context = BuildContext { machine: &machine, p2m, root };
-    let begun = machine.inner().ticks();
+    let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&memory, plan) };
     while let Some(reach) = build.round(context, &mut batch).map_err(|error| say(&error))? {
         mapped(reach);
     }
-    let ticks = machine.inner().ticks().wrapping_sub(begun);
+    let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
     let hypercalls = machine.counts().hypercalls;
     let mut pool = Pool::of_pages(memory.end());
     build.finish(|frames| pool.give_run(frames));

@@ -29,7 +29,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let read_only = count(guest)?;
     let made = &guest.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
-    let (hypercalls, ticks) = (made.hypercalls, made.ticks / pages);
+    let (hypercalls, [ticks, in_xen]) = (made.hypercalls, made.ticks.map(|all| all / pages));
     writeln!(guest.console, "{tables:>9} tables of the direct mapping").or_say("console")?;
     for used in &guest.made.uses {
         let (start, count) = (used.pfns.start, used.pfns.count);
@@ -42,7 +42,10 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     if hypercalls > HYPERCALLS_MAX {
         return Err(format!("the direct mapping took {hypercalls} hypercalls"));
     }
-    Ok(format!("{pages} pages, {tables} tables, {hypercalls} hypercalls, {ticks} ticks a page"))
+    Ok(format!(
+        "{pages} pages, {tables} tables, {hypercalls} hypercalls, {ticks} ticks a page, \
+         {in_xen} of them in Xen"
+    ))
 }
 
 /// Looks at every page, and says how many are read-only.
