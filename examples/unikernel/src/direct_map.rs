@@ -6,10 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use early_pgt::{
-    BootMemory, Build, BuildContext, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan, Use,
-    UseKind, builder_uses,
+    Access, BootMemory, Build, BuildContext, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan,
+    Use, UseKind, builder_uses, set_access,
 };
-use hypercall::{Batch, BootInfo, Console, Counting, GuestVa, Machine, MmuUpdate, Pfn};
+use hypercall::{Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuUpdate, Pfn, Timed};
 use p2m::{P2m, Pfns};
 
 use crate::guest::Pool;
@@ -24,8 +24,21 @@ const UPDATES_MAX: usize = 8192;
 pub(crate) struct Built {
     /// All free frames.
     pub(crate) pool: Pool,
-    /// Frames that became tables.
+    /// The others.
+    pub(crate) made: Made,
+}
+
+/// What frames are that are not free.
+#[derive(Default)]
+pub(crate) struct Made {
+    /// Tables of the direct mapping.
     pub(crate) tables: Vec<Pfns>,
+    /// In use before there was an allocator.
+    pub(crate) uses: Vec<Use>,
+    /// Hypercalls that the mapping took.
+    pub(crate) hypercalls: u64,
+    /// Ticks that the mapping took, and those of them in Xen.
+    pub(crate) ticks: [u64; 2],
 }
 
 /// Where pfn 0 is mapped at first (the linker script and the ELF notes say so too).
@@ -35,8 +48,10 @@ pub(crate) const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) struct Image {
     /// How many pfns the builder mapped at [`VIRT_BASE`].
     pub(crate) mapped: u64,
-    /// The image itself.
-    pub(crate) pfns: Pfns,
+    /// Code and constants.
+    pub(crate) text: Pfns,
+    /// The rest of the image.
+    pub(crate) data: Pfns,
     /// The page of `start_info`.
     pub(crate) start_info: Pfn,
 }
@@ -49,7 +64,7 @@ pub(crate) struct Image {
 ///
 /// # Safety
 /// This is called once, and nobody uses a frame but those that `image` and `boot` name.
-pub(crate) unsafe fn build<M: Machine>(
+pub(crate) unsafe fn build<M: Machine + Cpu>(
     (machine, p2m): (&M, &P2m<'_>),
     (boot, image): (&BootInfo, &Image),
     mut mapped: impl FnMut(Mapped),
@@ -66,25 +81,26 @@ pub(crate) unsafe fn build<M: Machine>(
     let room = usize::try_from(plan.updates_max()).unwrap_or(UPDATES_MAX).min(UPDATES_MAX);
     let (mut updates, mut old) = (alloc::vec![MmuUpdate::EMPTY; room], alloc::vec![0; room]);
     let mut batch = Batch::within(&mut updates, &mut old, &mut []);
-    let machine = Counting::new(machine);
+    let timed = Timed::new(machine);
+    let machine = Counting::new(&timed);
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
     let context = BuildContext { machine: &machine, p2m, root };
+    let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&memory, plan) };
     while let Some(reach) = build.round(context, &mut batch).map_err(|error| say(&error))? {
         mapped(reach);
     }
+    let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
+    let hypercalls = machine.counts().hypercalls;
     let mut pool = Pool::of_pages(memory.end());
     build.finish(|frames| pool.give_run(frames));
-    log::info!(
-        "direct mapping: {} tables in {} rounds, {} hypercalls; {} of {} frames are free",
-        plan.tables(),
-        plan.rounds().len(),
-        machine.counts().hypercalls,
-        pool.len(),
-        memory.ram()
-    );
-    Ok(Built { pool, tables: plan.rounds().iter().map(RoundPlan::used).collect() })
+    // SAFETY: nothing writes the kernel's code and constants, which are one entry each in both
+    // mappings.
+    unsafe { set_access(context, (image.text, Access::ReadOnly), &mut batch) }
+        .map_err(|error| say(&error))?;
+    let tables = plan.rounds().iter().map(RoundPlan::used).collect();
+    Ok(Built { pool, made: Made { tables, uses, hypercalls, ticks } })
 }
 
 /// The frames in use.
@@ -95,7 +111,8 @@ fn uses<M: Machine>(
 ) -> Result<Vec<Use>, early_pgt::EarlyError> {
     let one = |pfn, kind| Use { pfns: Pfns::new(pfn, 1), kind };
     let mut uses = alloc::vec![
-        Use { pfns: image.pfns, kind: UseKind::KernelData },
+        Use { pfns: image.text, kind: UseKind::KernelText },
+        Use { pfns: image.data, kind: UseKind::KernelData },
         one(image.start_info, UseKind::StartInfo),
     ];
     uses.extend(builder_uses(boot, place)?.into_iter().flatten());

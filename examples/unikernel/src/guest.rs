@@ -10,9 +10,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
-use p2m::{LeafSource, P2m, Pfns};
+use p2m::{LeafSource, P2m};
 use pvmmu::{Context, FrameSource};
 
+use crate::direct_map::Made;
 use crate::life::Life;
 
 /// The guest a program runs in.
@@ -29,8 +30,8 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) kernel_root: Pfn,
     /// All frames that nobody uses. The direct mapping reaches every one.
     pub(crate) pool: Pool,
-    /// Frames that became tables of the direct mapping.
-    pub(crate) early_tables: Vec<Pfns>,
+    /// What became of all other frames when the direct mapping was made.
+    pub(crate) made: Made,
     /// The words behind the program's name on the command line.
     pub(crate) arguments: &'a str,
     /// The boot module.
@@ -198,7 +199,8 @@ impl Pool {
         (usize::try_from(pfn.raw() / 64).unwrap_or(usize::MAX), 1 << (pfn.raw() % 64))
     }
 
-    fn is_free(&self, pfn: Pfn) -> bool {
+    /// Whether a frame is free.
+    pub(crate) fn is_free(&self, pfn: Pfn) -> bool {
         let (word, bit) = Self::place(pfn);
         self.free.get(word).is_some_and(|free| free & bit != 0)
     }

@@ -27,6 +27,8 @@ const IMAGE_START: u64 = 0x100;
 const DOM0_PAGES: u64 = 1024;
 /// Pages of it, heap and stack included.
 const IMAGE_PAGES: u64 = 1200;
+/// Pages of its code.
+const TEXT_PAGES: u64 = 100;
 
 /// Runs a program of the unikernel on a model of Xen.
 #[derive(Debug, Parser)]
@@ -141,7 +143,8 @@ fn run(
     };
     let image = Image {
         mapped: (0..).find(|pages| !mapped(*pages)).unwrap_or(0),
-        pfns: Pfns::new(Pfn::new(IMAGE_START), IMAGE_PAGES),
+        text: Pfns::new(Pfn::new(IMAGE_START), TEXT_PAGES),
+        data: Pfns::new(Pfn::new(IMAGE_START + TEXT_PAGES), IMAGE_PAGES - TEXT_PAGES),
         start_info: pfn(model.guest().start_info_address()),
     };
     let set = |reach: early_pgt::Mapped| model.guest().set_direct_map(reach.start, reach.end);
@@ -154,7 +157,7 @@ fn run(
         p2m: &p2m,
         kernel_root: pfn(boot.root.raw()),
         pool: built.pool,
-        early_tables: built.tables,
+        made: built.made,
         arguments: &rest,
         module,
         console,

@@ -149,10 +149,14 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
 /// A sentence.
 pub(super) fn map_memory(early: &Early, xen: &Xen) -> Result<Built, String> {
     let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
-    let (start, end) = ((&raw const kernel_start) as u64, (&raw const kernel_end) as u64);
+    let [start, data, end] =
+        [&raw const kernel_start, &raw const kernel_data_start, &raw const kernel_end]
+            .map(|symbol| pfn(symbol as u64));
+    let run = |start: Pfn, end: Pfn| Pfns::new(start, end.offset_from(start).unwrap_or(0));
     let image = Image {
         mapped: xen.mapped_frames(),
-        pfns: Pfns::new(pfn(start), (end - start) >> PAGE_SHIFT),
+        text: run(start, data),
+        data: run(data, end),
         start_info: pfn(early.start_info as u64),
     };
     let set = |reach: Mapped| {
@@ -168,6 +172,8 @@ pub(super) fn map_memory(early: &Early, xen: &Xen) -> Result<Built, String> {
 unsafe extern "C" {
     /// First byte of the image (linker script).
     static kernel_start: u8;
+    /// First byte of it that may be written.
+    static kernel_data_start: u8;
     /// First byte behind it.
     static kernel_end: u8;
 }
@@ -190,7 +196,7 @@ pub(super) fn guest<'a>(
         p2m: &early.p2m,
         kernel_root: early.root(),
         pool: built.pool,
-        early_tables: built.tables,
+        made: built.made,
         arguments: "",
         module: module(&early.boot),
         console,

@@ -39,7 +39,7 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     let frames = arena_frames(guest, FRAMES)?;
     let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
     let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;
-    for pfns in &guest.early_tables {
+    for pfns in &guest.made.tables {
         env.made_tables(pfns.start.raw()..pfns.end());
     }
     introduce(guest, &env)?;

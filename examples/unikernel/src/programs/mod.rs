@@ -12,6 +12,7 @@ mod foreign;
 mod grow;
 mod guest;
 mod life;
+mod memory;
 mod primitives;
 mod prove;
 mod publish;
@@ -45,6 +46,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
+        "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
         "spaces" => Ok(spaces::run),
         "vcpus" => Ok(vcpus::run),
@@ -55,7 +57,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, net, primitives, prove, spaces, vcpus and \
+             dump, edu, foreign, grow, guest, memory, net, primitives, prove, spaces, vcpus and \
              conformance, and to test the harness hang, fault, silent and panic"
         )),
     }

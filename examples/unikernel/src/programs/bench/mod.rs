@@ -63,7 +63,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         p2m: guest.p2m,
         kernel_root: guest.kernel_root,
         pool: core::mem::replace(&mut guest.pool, Pool::empty()),
-        early_tables: core::mem::take(&mut guest.early_tables),
+        made: core::mem::take(&mut guest.made),
         arguments: guest.arguments,
         module: guest.module,
         console: &mut *guest.console,

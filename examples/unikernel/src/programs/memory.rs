@@ -1,0 +1,109 @@
+//! `memory`: where all of the guest's memory is after boot, counted to the page; what the direct
+//! mapping says of each; and what making it took.
+//!
+//! Every pfn is free, a table of the direct mapping, or in a use that was known at boot, and only
+//! one of them. Each is mapped where it belongs, writable unless it is a table or code.
+
+use alloc::format;
+use alloc::string::String;
+
+use early_pgt::{Access, UseKind, access_of};
+use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pte};
+use p2m::Pfns;
+use pvmmu::walk;
+use x86_64::structures::paging::PageTableIndex;
+
+use super::OrSay;
+use crate::guest::Guest;
+use crate::report::Verdict;
+
+/// Pfns that an L1 table maps.
+const CHUNK: u64 = 512;
+/// The most hypercalls that the direct mapping of 8 GiB may take.
+const HYPERCALLS_MAX: u64 = 10;
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    super::audit::run(guest)?;
+    let pages = guest.p2m.len();
+    let read_only = count(guest)?;
+    let made = &guest.made;
+    let tables: u64 = made.tables.iter().map(|run| run.count).sum();
+    let (hypercalls, [ticks, in_xen]) = (made.hypercalls, made.ticks.map(|all| all / pages));
+    writeln!(guest.console, "{tables:>9} tables of the direct mapping").or_say("console")?;
+    for used in &guest.made.uses {
+        let (start, count) = (used.pfns.start, used.pfns.count);
+        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}", used.kind)
+            .or_say("console")?;
+    }
+    writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
+    writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
+        .or_say("console")?;
+    if hypercalls > HYPERCALLS_MAX {
+        return Err(format!("the direct mapping took {hypercalls} hypercalls"));
+    }
+    Ok(format!(
+        "{pages} pages, {tables} tables, {hypercalls} hypercalls, {ticks} ticks a page, \
+         {in_xen} of them in Xen"
+    ))
+}
+
+/// Looks at every page, and says how many are read-only.
+fn count<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<u64, String> {
+    let (mut read_only, mut free) = (0, 0);
+    let mut entries = [Pte::ABSENT; ENTRIES as usize];
+    for pfn in guest.p2m.all().iter() {
+        let at = usize::try_from(pfn.raw() % CHUNK).unwrap_or(0);
+        if at == 0 {
+            let context = guest.context();
+            let va = guest.machine.direct_map(pfn).or_say("direct mapping")?;
+            let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+            let table = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?.table;
+            let first = PageTableIndex::new(0);
+            guest.machine.read_entries(table, first, &mut entries).or_say("entries")?;
+        }
+        let pte = entries[at];
+        // A page of the image lends its place to `shared_info`.
+        let right = guest.p2m.mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == guest.boot.shared_info;
+        if !right || !pte.is_present() {
+            return Err(format!("the direct mapping has {pte} for pfn {pfn}"));
+        }
+        let holds = |run: &Pfns| run.start <= pfn && pfn.raw() < run.end();
+        let is_table = guest.made.tables.iter().any(holds);
+        let used = guest.made.uses.iter().filter(|used| holds(&used.pfns)).count();
+        let is_free = guest.pool.is_free(pfn);
+        if usize::from(is_table) + used + usize::from(is_free) > 1 {
+            return Err(format!("pfn {pfn} is in more than one use"));
+        }
+        if !is_table && used == 0 && !is_free {
+            // What this program has taken to publish a frame list.
+            free += 1;
+        }
+        let wanted = match is_table {
+            true => Access::ReadOnly,
+            false => access_of(pfn, &guest.made.uses),
+        };
+        if pte.is_writable() != (wanted == Access::Writable) {
+            return Err(format!("pfn {pfn} is to be {wanted:?}, and its entry is {pte}"));
+        }
+        read_only += u64::from(wanted == Access::ReadOnly);
+    }
+    check_sum(guest, free)?;
+    Ok(read_only)
+}
+
+/// Nothing is lost: what is neither free nor known is the frame list, a page and one for each GiB.
+fn check_sum<M: Machine + Cpu>(guest: &Guest<'_, M>, unknown: u64) -> Result<(), String> {
+    let frame_list = 1 + guest.p2m.len().div_ceil(CHUNK * CHUNK);
+    let uses: u64 = guest.made.uses.iter().map(|used| used.pfns.count).sum();
+    let tables: u64 = guest.made.tables.iter().map(|run| run.count).sum();
+    let sum = uses + tables + unknown + guest.pool.len() as u64;
+    let builder = guest.made.uses.iter().filter(|used| used.kind == UseKind::BuilderTables);
+    if unknown != frame_list || sum != guest.p2m.len() || builder.count() != 1 {
+        return Err(format!(
+            "{uses} in use + {tables} tables + {} free + {unknown} published = {sum} pages",
+            guest.pool.len()
+        ));
+    }
+    Ok(())
+}
