@@ -91,7 +91,7 @@ pub(super) const LIVES: [Case; 2] = [
     Case {
         program: "guest mem-set*50",
         memory_mib: 64,
-        seconds: 300,
+        seconds: 900,
         expectation: Expectation::Pass,
     },
 ];
