@@ -37,9 +37,11 @@ pub struct Work<'w, 'b> {
     pub extents: &'w mut [Extent],
     /// One for each frame.
     pub pfns: &'w mut [Pfn],
-    /// The most frames that a step moves one by one. They cost Xen more than those of 2 MiB
+    /// The most frames that go out in a step.
+    pub out_max: usize,
+    /// The most frames that come in one by one in a step. They cost Xen more than those of 2 MiB
     /// extents, for which there should be room (512 of everything).
-    pub singles_max: usize,
+    pub in_max: usize,
 }
 
 impl Work<'_, '_> {
@@ -48,17 +50,13 @@ impl Work<'_, '_> {
     pub fn frames_max(&self) -> usize {
         self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
     }
-
-    /// How many frames a step can move one by one.
-    pub(crate) fn singles_max(&self) -> usize {
-        self.frames_max().min(self.singles_max)
-    }
 }
 
-/// Memory for steps of up to `FRAMES` frames, 40 bytes for each; of single ones a sixteenth fewer.
+/// Memory for steps of up to `FRAMES` frames, 40 bytes for each. Out go a sixteenth fewer, and
+/// single ones come in an eighth fewer, so that each kind of step takes about as long.
 ///
-/// With 512 a step is two traps and at most a million instructions or so, Xen's included, and a GiB
-/// takes fewer than 1,100 traps (docs/performance.md).
+/// With 512 a step is two traps and about a million instructions, Xen's included, and a GiB takes
+/// fewer than 1,100 traps (docs/performance.md).
 #[derive(Debug)]
 pub struct WorkStorage<const FRAMES: usize> {
     batch: BatchStorage<FRAMES, 1>,
@@ -81,8 +79,8 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
         let mut batch = self.batch.batch();
         let Self { extents, pfns, .. } = self;
-        let singles_max = FRAMES - FRAMES / 16;
-        step(&mut Work { batch: &mut batch, extents, pfns, singles_max })
+        let (out_max, in_max) = (FRAMES - FRAMES / 16, FRAMES - FRAMES / 8);
+        step(&mut Work { batch: &mut batch, extents, pfns, out_max, in_max })
     }
 }
 

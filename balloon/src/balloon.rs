@@ -13,7 +13,7 @@ use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
 /// The size of the guest.
 ///
 /// # Invariants
-/// I-10: the balloon owns every pfn in `held`, as a [`Frame`] would (I-1). Between steps each of
+/// I-12: the balloon owns every pfn in `held`, as a [`Frame`] would (I-1). Between steps each of
 /// them has no memory, or is one of `set_aside` that have memory and are mapped nowhere but, at
 /// most, at their place in the direct mapping.
 #[derive(Debug)]
@@ -179,7 +179,7 @@ impl<'s> Balloon<'s> {
             return Err(NotEmpty { frames, error });
         }
         for pfn in pfns.map(Pfn::new) {
-            // INVARIANT: I-10: the token is consumed, and none of them has memory.
+            // INVARIANT: I-12: the token is consumed, and none of them has memory.
             self.held.insert(pfn);
         }
         Ok(())
@@ -273,14 +273,14 @@ impl<'s> Balloon<'s> {
         work: &mut Work<'_, '_>,
     ) -> (u64, Moved, Option<Obstacle>) {
         let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
-        let singles = work.singles_max();
+        let out_max = work.out_max;
         // A count of what fits in memory.
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         match self.direction() {
             None => (0, Moved::Nothing, None),
             Some(Direction::Out) => {
                 let (frames, obstacle) =
-                    self.inflate(around, allocator, (work, count.min(singles)));
+                    self.inflate(around, allocator, (work, count.min(out_max)));
                 (frames, Moved::out(frames), obstacle)
             }
             Some(Direction::In) => {
@@ -328,7 +328,7 @@ impl<'s> Balloon<'s> {
     /// Makes a pfn the balloon's.
     pub(crate) fn hold(&mut self, frame: Frame) -> Pfn {
         let pfn = frame.pfn();
-        // INVARIANT: I-10: the token is consumed here.
+        // INVARIANT: I-12: the token is consumed here.
         self.held.insert(pfn);
         pfn
     }
@@ -337,7 +337,7 @@ impl<'s> Balloon<'s> {
     #[expect(unsafe_code, reason = "makes the token again that `hold` consumed")]
     pub(crate) fn let_go(&mut self, pfn: Pfn, allocator: &mut impl Allocator) {
         if self.held.remove(pfn) {
-            // SAFETY: I-10: the balloon owned it until a moment ago, and nobody else does (I-1).
+            // SAFETY: I-12: the balloon owned it until a moment ago, and nobody else does (I-1).
             allocator.give(unsafe { Frame::claim(pfn) });
         }
     }

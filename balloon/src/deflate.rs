@@ -26,7 +26,7 @@ impl Balloon<'_> {
     ) -> (u64, Option<Obstacle>) {
         let (came, obstacle) = match self.populate_large(around, (work, count)) {
             0 => {
-                let count = count.min(work.singles_max());
+                let count = count.min(work.in_max);
                 self.populate_single(around, (work, count))
             }
             came => (came, None),

@@ -4,7 +4,7 @@
 //! A frame that is still mapped when it is given up would count as done and stay the guest's, so
 //! the unmapping has a trap of its own and has to have worked. The map forgets the frame before
 //! Xen has it: another domain may own it the next moment, and call it by the same pfn.
-#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-10)")]
+#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-12)")]
 
 use core::ops::Range;
 
@@ -94,7 +94,7 @@ impl Balloon<'_> {
     ) -> Result<(), Obstacle> {
         let flush = work.batch.op(MmuExtOp::tlb_flush_all());
         debug_assert!(flush.is_ok(), "the batch has a place for one operation");
-        // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-10), in
+        // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-12), in
         // which no Rust object lives.
         let Err(refused) = (unsafe { work.batch.submit(around.machine) }) else { return Ok(()) };
         work.batch.invert();

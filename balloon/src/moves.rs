@@ -1,5 +1,5 @@
 //! The two requests that both directions need: frames given to Xen, and frames mapped.
-#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-10)")]
+#![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-12)")]
 
 use core::ops::Range;
 
@@ -75,7 +75,7 @@ impl Balloon<'_> {
             Direction::Out => MemoryOp::Decrease(list),
             Direction::In => MemoryOp::Populate(list),
         };
-        // SAFETY: the pfns are the balloon's (I-10): nothing maps those that lose memory, and those
+        // SAFETY: the pfns are the balloon's (I-12): nothing maps those that lose memory, and those
         // that get some have none.
         let (moved, has) = unsafe { machine.memory_op_counted(&mut operation) };
         self.xen = has.ok();
@@ -107,7 +107,7 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
             }
         }
     }
-    // SAFETY: frames of the balloon's at their own places (I-2, I-3, I-10).
+    // SAFETY: frames of the balloon's at their own places (I-2, I-3, I-12).
     let result = unsafe { work.batch.submit(around.machine) };
     if let Err(refused) = result {
         planned = work.batch.applied().filter(|done| matches!(done, Element::Update(_))).count();

@@ -49,7 +49,7 @@ impl core::error::Error for NotReturned {}
 /// Pfns for grants and foreign frames. Dropping it loses them.
 ///
 /// # Invariants
-/// I-10 for each pfn in `free`, and none of them has memory; the others of the run are out as
+/// I-12 for each pfn in `free`, and none of them has memory; the others of the run are out as
 /// [`EmptyPfn`].
 #[derive(Debug)]
 pub struct Reserve<'s> {
@@ -94,7 +94,7 @@ impl<'s> Reserve<'s> {
             }
         };
         while let Some(frame) = reserved.take() {
-            // INVARIANT: I-10: the token is consumed.
+            // INVARIANT: I-12: the token is consumed.
             free.insert(Pfn::new(frame.pfn().raw() - start.raw()));
         }
         balloon.leave_out(count);
@@ -107,7 +107,7 @@ impl<'s> Reserve<'s> {
         let offset = self.free.lowest().next()?;
         self.free.remove(offset);
         let pfn = Pfn::new(self.start.raw() + offset.raw());
-        // SAFETY: I-10: it was the reserve's until a moment ago (I-1).
+        // SAFETY: I-12: it was the reserve's until a moment ago (I-1).
         Some(EmptyPfn(unsafe { Frame::claim(pfn) }))
     }
 
@@ -121,7 +121,7 @@ impl<'s> Reserve<'s> {
         if let Err(error) = p2m.check_can_fill(empty.pfn()) {
             return Err(NotReturned::Used(empty, error));
         }
-        // INVARIANT: I-10: the token is consumed.
+        // INVARIANT: I-12: the token is consumed.
         self.free.insert(Pfn::new(offset));
         Ok(())
     }

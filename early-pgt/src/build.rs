@@ -2,16 +2,17 @@
 #![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-10)")]
 
 use hypercall::{
-    Batch, Entry, Frames, GuestVa, Level, Machine, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
+    Batch, Frames, GuestVa, Level, Machine, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
 };
 use p2m::{P2m, P2mEntry, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
+use crate::buffer::{Change, Direction, TableBuffer, TableRound, l1_table, table_above};
 use crate::error::{EarlyError, RoundError};
 use crate::memory::{Access, BootMemory, RegionKind, access_of};
-use crate::plan::{Plan, ROUNDS_MAX, RoundPlan};
+use crate::plan::{Plan, ROUNDS_MAX, RoundPlan, mapped_runs};
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
-use crate::tables::{Edge, Parent, Step, Steps, Table};
+use crate::tables::{Parent, Step, Steps, Table};
 
 /// Entries that lead to tables of the direct map: nothing in it is ever executed.
 const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
@@ -41,7 +42,8 @@ impl<M> Copy for BuildContext<'_, M> {}
 pub struct Mapped {
     /// Its first address.
     pub start: GuestVa,
-    /// Pfns below this one are mapped, but for holes.
+    /// Pfns below this one are mapped, but for holes; before the last round, also but for frames
+    /// in use.
     pub end: u64,
 }
 
@@ -56,14 +58,6 @@ pub struct Build<'m> {
     memory: &'m BootMemory<'m>,
     plan: Plan,
     done: usize,
-    edge: Edge,
-}
-
-/// Whether a change is made or taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Forth,
-    Back,
 }
 
 impl<'m> Build<'m> {
@@ -73,7 +67,7 @@ impl<'m> Build<'m> {
     /// Nobody else uses or owns any frame that `memory` says is free, and no Rust object is in one
     /// (I-1). `plan` is of this memory.
     pub const unsafe fn begin(memory: &'m BootMemory<'m>, plan: Plan) -> Self {
-        Self { memory, plan, done: 0, edge: Edge::new() }
+        Self { memory, plan, done: 0 }
     }
 
     /// Makes the next round, and says how far the direct map reaches then; `None` if it is whole.
@@ -94,29 +88,41 @@ impl<'m> Build<'m> {
         if self.done == 0 {
             self.check_root(context)?;
         }
-        let work = Work { memory: self.memory, round, edge: self.edge, context };
-        let edge = work.fill()?;
-        work.submit(batch)?;
-        self.edge = edge.linked();
+        // SAFETY: the build owns all free frames, and the plan gives each to one round (I-1). The
+        // token goes back to being the build's at the end of this function.
+        let frames = unsafe { Frames::claim(round.buffer.start, round.buffer.count) };
+        let mut buffer = TableBuffer::new(frames);
+        let mut tables = buffer.begin()?;
+        let steps = self.plan.steps_of(self.memory, self.done);
+        let work = Work { memory: self.memory, round, steps, context };
+        if let Err(error) = work.fill(&mut tables) {
+            tables.abandon();
+            return Err(error.into());
+        }
+        let links = |direction| work.gaps(direction).chain(work.links(direction));
+        // SAFETY: the tables were filled a moment ago, and the entries that link them are of the
+        // direct map's own tables and root slots, or map frames in use at their place (I-10).
+        unsafe { tables.finish(context, links, batch) }?;
         self.done += 1;
-        Ok(Some(Mapped { start: self.memory.place.direct_map, end: round.maps.end() }))
+        let end = self.plan.rounds()[..self.done].iter().map(|round| round.maps.end()).max();
+        Ok(Some(Mapped { start: self.memory.place.direct_map, end: end.unwrap_or(0) }))
     }
 
     /// Gives every frame that is no table to `owner`, in runs, lowest first: all of them writable
     /// in the direct map. The frames of rounds that were not made are among them; those that are
     /// not mapped yet are not.
     pub fn finish(self, mut owner: impl FnMut(Frames)) {
+        let rounds = &self.plan.rounds()[..self.done];
         let mut used = [Pfns::new(Pfn::new(0), 0); ROUNDS_MAX];
-        let mut end = self.memory.place.kernel_pages;
-        for (place, round) in used.iter_mut().zip(&self.plan.rounds()[..self.done]) {
+        for (place, round) in used.iter_mut().zip(rounds) {
             *place = round.used();
-            end = end.max(round.maps.end());
         }
         for run in self.memory.free_but(&used) {
-            if let Some(mapped) = overlap(run, Pfns::new(Pfn::new(0), end)) {
+            for mapped in mapped_runs(self.memory, rounds) {
+                let Some(free) = overlap(run, mapped) else { continue };
                 // SAFETY: the caller of `begin` gave all free frames, the tables are left out, the
                 // runs are disjoint, and the build ends here: this is the only token (I-1).
-                owner(unsafe { Frames::claim(mapped.start, mapped.count) });
+                owner(unsafe { Frames::claim(free.start, free.count) });
             }
         }
     }
@@ -141,31 +147,33 @@ impl<'m> Build<'m> {
 struct Work<'a, M> {
     memory: &'a BootMemory<'a>,
     round: RoundPlan,
-    edge: Edge,
+    steps: Steps<'a>,
     context: BuildContext<'a, M>,
 }
 
 impl<M: Machine> Work<'_, M> {
     fn steps(&self) -> Steps<'_> {
-        Steps::new(self.memory, self.round, self.edge)
+        self.steps.clone()
     }
 
     /// Fills every table of the round; none is live.
-    fn fill(&self) -> Result<Edge, EarlyError> {
-        let mut steps = self.steps();
-        for step in steps.by_ref() {
+    fn fill(&self, tables: &mut TableRound<'_>) -> Result<(), EarlyError> {
+        for step in self.steps() {
             match step {
-                Step::Table(table) => self.fill_table(table)?,
+                Step::Table(table) if tables.take()? == table.frame => self.fill_table(table)?,
+                Step::Table(_) => return Err(EarlyError::BufferEmpty),
                 Step::Share { number, parent } => {
                     let va = self.memory.place.kernel.checked_add_pages(number << CHUNK_SHIFT)?;
-                    let l1 = self.l1_table(va)?.0;
+                    let l1 =
+                        l1_table((self.context.machine, self.context.p2m), self.context.root, va)?
+                            .0;
                     let pte = Pte::new(self.context.p2m.mfn(l1)?, TABLE);
                     // SAFETY: the L2 is a loose table of this round, in a frame of the buffer.
                     unsafe { self.context.machine.write_entry(parent, index(number), pte) }?;
                 }
             }
         }
-        Ok(steps.edge)
+        Ok(())
     }
 
     fn fill_table(&self, table: Table) -> Result<(), EarlyError> {
@@ -225,103 +233,9 @@ impl<M: Machine> Work<'_, M> {
         Ok(Pte::new(mfn, PteFlags::KERNEL_RW))
     }
 
-    /// Makes the tables read-only and links them. On failure everything is taken back.
-    fn submit(&self, batch: &mut Batch<'_>) -> Result<(), RoundError> {
-        let forth = Direction::Forth;
-        let changes = self.protections(forth).chain(self.gaps(forth)).chain(self.links(forth));
-        self.apply(changes, batch).map_err(|(done, failure)| {
-            let tables = self.round.tables;
-            let gaps = self.gaps(Direction::Back).count() as u64;
-            let links = done.saturating_sub(tables + gaps);
-            let gaps = done.saturating_sub(tables).min(gaps);
-            let back = Direction::Back;
-            let undo = self
-                .links(back)
-                .take(count(links))
-                .chain(self.gaps(back).take(count(gaps)))
-                .chain(self.protections(back).take(count(done.min(tables))));
-            RoundError { failure, undo: self.apply(undo, batch).map_err(|(_, failure)| failure) }
-        })
-    }
-
-    /// Sends changes, as many at a time as there is storage for. How many were made before one
-    /// failed.
-    fn apply(
-        &self,
-        changes: impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>>,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), (u64, EarlyError)> {
-        batch.clear();
-        let mut done = 0;
-        for change in changes {
-            let (update, old) = change.map_err(|failure| (done, failure))?;
-            if batch.room() == 0 {
-                self.send(batch, &mut done)?;
-            }
-            batch.update(update, old.raw()).map_err(|full| (done, full.into()))?;
-        }
-        self.send(batch, &mut done)
-    }
-
-    fn send(&self, batch: &mut Batch<'_>, done: &mut u64) -> Result<(), (u64, EarlyError)> {
-        let updates = batch.updates() as u64;
-        // SAFETY: the entries changed are those that map frames of the buffer, which the build
-        // owns, and entries of the direct map's own tables and root slots (I-1, I-10).
-        match unsafe { batch.submit(self.context.machine) } {
-            Ok(()) => {
-                *done += updates;
-                Ok(())
-            }
-            Err(error) => {
-                *done += batch.applied().count() as u64;
-                let frame = batch.refused_update().and_then(|update| {
-                    let mfn = Pte::from_raw(update.value()).mfn();
-                    self.context.p2m.pfn(self.context.machine, mfn).ok()
-                });
-                batch.clear();
-                Err((
-                    *done,
-                    match frame {
-                        Some(table) if *done < self.round.tables => {
-                            EarlyError::Protect { table, error }
-                        }
-                        frame => EarlyError::Link { frame, error },
-                    },
-                ))
-            }
-        }
-    }
-
-    /// The entries that map the round's tables, made read-only or writable.
-    fn protections(
-        &self,
-        direction: Direction,
-    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
-        let mut last = None;
-        self.round.used().iter().map(move |pfn| {
-            let va = self.context.machine.direct_map(pfn)?;
-            let number = va.raw() >> Level::L2.shift();
-            let (table, mfn) = match last {
-                Some((same, table, mfn)) if same == number => (table, mfn),
-                _ => self.l1_table(va)?,
-            };
-            last = Some((number, table, mfn));
-            let index = Level::L1.index_of(va);
-            let old = self.context.machine.read_entry(table, index)?;
-            let new = match direction {
-                Direction::Forth => old.read_only(),
-                Direction::Back => old.writable(),
-            };
-            Ok((MmuUpdate::set(Slot { table: mfn, index }, new), old))
-        })
-    }
-
     /// The entries that are missing in the last L1 table of the builder's, if its mapping ends in
     /// the middle of one.
-    fn gaps(
-        &self,
-        direction: Direction,
-    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
+    fn gaps(&self, direction: Direction) -> impl Iterator<Item = Change> {
         let start = self.memory.place.kernel_pages;
         let end = start.next_multiple_of(CHUNK_PFNS);
         let first = self.round.maps.start.raw() == 0;
@@ -333,8 +247,9 @@ impl<M: Machine> Work<'_, M> {
         let entries = missing.flat_map(|(kind, pfns)| pfns.iter().map(move |pfn| (kind, pfn)));
         entries.map(move |(kind, pfn)| {
             let chunk_start = pfn.raw() & !(CHUNK_PFNS - 1);
-            let (_, table) =
-                self.l1_table(self.memory.place.kernel.checked_add_pages(chunk_start)?)?;
+            let va = self.memory.place.kernel.checked_add_pages(chunk_start)?;
+            let around = (self.context.machine, self.context.p2m);
+            let (_, table) = l1_table(around, self.context.root, va)?;
             let slot = Slot { table, index: index(pfn.raw()) };
             let new = match kind {
                 RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW),
@@ -349,15 +264,15 @@ impl<M: Machine> Work<'_, M> {
     }
 
     /// The entries that link the round's tables where that takes Xen.
-    fn links(
-        &self,
-        direction: Direction,
-    ) -> impl Iterator<Item = Result<(MmuUpdate, Pte), EarlyError>> {
+    fn links(&self, direction: Direction) -> impl Iterator<Item = Change> {
         self.steps().filter_map(move |step| {
             let Step::Table(table) = step else { return None };
             let (parent, first) = match table.parent {
                 Parent::Loose(_) => return None,
-                Parent::Live(parent) => (parent, 0),
+                Parent::Live => match self.live_parent(table) {
+                    Ok(parent) => (parent, 0),
+                    Err(error) => return Some(Err(error)),
+                },
                 Parent::Root => {
                     let first = Level::L4.index_of(self.memory.place.direct_map);
                     (self.context.root, u64::from(u16::from(first)))
@@ -373,18 +288,15 @@ impl<M: Machine> Work<'_, M> {
             })())
         })
     }
+}
 
-    /// The L1 table that maps `va` in the running tree.
-    fn l1_table(&self, va: GuestVa) -> Result<(Pfn, hypercall::Mfn), EarlyError> {
-        let mut table = self.context.root;
-        for level in [Level::L4, Level::L3, Level::L2] {
-            let pte = self.context.machine.read_entry(table, level.index_of(va))?;
-            let Entry::Table(mfn) = pte.decode(level) else {
-                return Err(EarlyError::NotMapped(va));
-            };
-            table = self.context.p2m.pfn(self.context.machine, mfn)?;
-        }
-        Ok((table, self.context.p2m.mfn(table)?))
+impl<M: Machine> Work<'_, M> {
+    /// The live table that `table` hangs in.
+    fn live_parent(&self, table: Table) -> Result<Pfn, EarlyError> {
+        let pages = table.number << (table.level.shift() - PAGE_SHIFT);
+        let va = self.memory.place.direct_map.checked_add_pages(pages)?;
+        let around = (self.context.machine, self.context.p2m);
+        table_above(around, self.context.root, (va, table.level))
     }
 }
 

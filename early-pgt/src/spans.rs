@@ -21,19 +21,26 @@ pub(crate) fn overlap(one: Pfns, other: Pfns) -> Option<Pfns> {
     (start < end).then(|| Pfns::new(Pfn::new(start), end - start))
 }
 
-/// How many blocks of 2^`shift` pfns the parts of `regions` below `end` touch.
-pub(crate) fn touched(regions: &[Region], shift: u32, end: u64) -> u64 {
+/// How many blocks of 2^`shift` pfns the parts of `regions` inside `range` touch.
+pub(crate) fn touched(regions: &[Region], shift: u32, range: Pfns) -> u64 {
     let mut blocks = 0;
     let mut counted_below = 0;
-    for region in regions {
-        let (start, end) = (region.pfns.start.raw(), region.pfns.end().min(end));
-        if start >= end {
-            break;
-        }
-        let first = (start >> shift).max(counted_below);
-        let behind = ((end - 1) >> shift) + 1;
+    for part in regions.iter().filter_map(|region| overlap(region.pfns, range)) {
+        let first = (part.start.raw() >> shift).max(counted_below);
+        let behind = ((part.end() - 1) >> shift) + 1;
         blocks += behind.saturating_sub(first);
         counted_below = counted_below.max(behind);
     }
     blocks
+}
+
+/// Whether block `number` of 2^`shift` pfns has a part of `regions` that is in one of `ranges`.
+pub(crate) fn touches(
+    regions: &[Region],
+    ranges: impl Iterator<Item = Pfns>,
+    (shift, number): (u32, u64),
+) -> bool {
+    let block = Pfns::new(Pfn::new(number << shift), 1 << shift);
+    let mut inside = ranges.filter_map(|range| overlap(range, block));
+    inside.any(|part| regions.iter().any(|region| overlap(region.pfns, part).is_some()))
 }

@@ -4,15 +4,15 @@ use hypercall::{Level, Pfn};
 
 use crate::memory::BootMemory;
 use crate::plan::{RoundPlan, shared_chunks};
-use crate::spans::{CHUNK_SHIFT, L2_SHIFT, L3_SHIFT};
+use crate::spans::{CHUNK_SHIFT, L2_SHIFT, L3_SHIFT, touches};
 
 /// What a table hangs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parent {
     /// A table of the same round, not yet live: linked by a plain store.
     Loose(Pfn),
-    /// A live table of an earlier round: linked by Xen.
-    Live(Pfn),
+    /// A live table of an earlier round, to be found in the running tree: linked by Xen.
+    Live,
     /// The root: linked by Xen.
     Root,
 }
@@ -45,46 +45,31 @@ pub enum Step {
     },
 }
 
-/// The last L2 and L3 table of the direct map so far, by number: new tables hang in them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Edge {
-    l2: Option<(u64, Parent)>,
-    l3: Option<(u64, Parent)>,
-}
-
-impl Edge {
-    /// There is none.
-    pub(crate) const fn new() -> Self {
-        Self { l2: None, l3: None }
-    }
-
-    /// What is loose in a round is live after it.
-    pub(crate) fn linked(self) -> Self {
-        let live = |(number, parent)| match parent {
-            Parent::Loose(pfn) => (number, Parent::Live(pfn)),
-            other => (number, other),
-        };
-        Self { l2: self.l2.map(live), l3: self.l3.map(live) }
-    }
-}
-
 /// The steps of a round, parents before children.
 #[derive(Clone, Debug)]
 pub(crate) struct Steps<'m> {
     memory: &'m BootMemory<'m>,
     round: RoundPlan,
+    before: &'m [RoundPlan],
     /// The first region that may have chunks left.
     region: usize,
     /// The next chunk to look at.
     chunk: u64,
     next_frame: Pfn,
-    pub(crate) edge: Edge,
+    /// The L3 and L2 table that the last chunk was under, by number.
+    l3: Option<(u64, Parent)>,
+    l2: Option<(u64, Parent)>,
 }
 
 impl<'m> Steps<'m> {
-    pub(crate) const fn new(memory: &'m BootMemory<'m>, round: RoundPlan, edge: Edge) -> Self {
+    pub(crate) const fn new(
+        memory: &'m BootMemory<'m>,
+        round: RoundPlan,
+        before: &'m [RoundPlan],
+    ) -> Self {
         let chunk = round.maps.start.raw() >> CHUNK_SHIFT;
-        Self { memory, round, region: 0, chunk, next_frame: round.buffer.start, edge }
+        let next_frame = round.buffer.start;
+        Self { memory, round, before, region: 0, chunk, next_frame, l3: None, l2: None }
     }
 
     /// The next chunk of the round in which there is something to map.
@@ -101,10 +86,17 @@ impl<'m> Steps<'m> {
         }
     }
 
-    fn take(&mut self, level: Level, number: u64, parent: Parent) -> Step {
+    /// A table of this round, which the steps behind it hang in.
+    fn take(&mut self, level: Level, number: u64, parent: Parent) -> Table {
         let frame = self.next_frame;
         self.next_frame = Pfn::new(frame.raw() + 1);
-        Step::Table(Table { level, number, frame, parent })
+        Table { level, number, frame, parent }
+    }
+
+    /// Whether an earlier round made the table that spans block `number`.
+    fn is_live(&self, shift: u32, number: u64) -> bool {
+        let mapped = self.before.iter().map(|round| round.maps);
+        touches(self.memory.regions, mapped, (shift, number))
     }
 }
 
@@ -114,29 +106,32 @@ impl Iterator for Steps<'_> {
     fn next(&mut self) -> Option<Step> {
         let chunk = self.find_chunk()?;
         let (l3, l2) = (chunk >> (L3_SHIFT - CHUNK_SHIFT), chunk >> (L2_SHIFT - CHUNK_SHIFT));
-        let Some((_, l3_table)) = self.edge.l3.filter(|(number, _)| *number == l3) else {
-            let step = self.take(Level::L3, l3, Parent::Root);
-            self.edge.l3 = Some((l3, loose(step)));
-            return Some(step);
+        let l3_table = match self.l3 {
+            Some((number, table)) if number == l3 => table,
+            _ if self.is_live(L3_SHIFT, l3) => Parent::Live,
+            _ => {
+                let table = self.take(Level::L3, l3, Parent::Root);
+                self.l3 = Some((l3, Parent::Loose(table.frame)));
+                return Some(Step::Table(table));
+            }
         };
-        let Some((_, l2_table)) = self.edge.l2.filter(|(number, _)| *number == l2) else {
-            let step = self.take(Level::L2, l2, l3_table);
-            self.edge.l2 = Some((l2, loose(step)));
-            return Some(step);
+        self.l3 = Some((l3, l3_table));
+        let l2_table = match self.l2 {
+            Some((number, table)) if number == l2 => table,
+            _ if self.is_live(L2_SHIFT, l2) => Parent::Live,
+            _ => {
+                let table = self.take(Level::L2, l2, l3_table);
+                self.l2 = Some((l2, Parent::Loose(table.frame)));
+                return Some(Step::Table(table));
+            }
         };
+        self.l2 = Some((l2, l2_table));
         self.chunk += 1;
         match l2_table {
             Parent::Loose(parent) if chunk < shared_chunks(self.memory) => {
                 Some(Step::Share { number: chunk, parent })
             }
-            _ => Some(self.take(Level::L1, chunk, l2_table)),
+            _ => Some(Step::Table(self.take(Level::L1, chunk, l2_table))),
         }
-    }
-}
-
-const fn loose(step: Step) -> Parent {
-    match step {
-        Step::Table(table) => Parent::Loose(table.frame),
-        Step::Share { parent, .. } => Parent::Loose(parent),
     }
 }

@@ -50,6 +50,13 @@ impl Heap {
         })
     }
 
+    /// How many frames are free.
+    pub(crate) fn len(&self) -> u64 {
+        let blocks = self.blocks.iter().enumerate();
+        let in_blocks: usize = blocks.map(|(order, blocks)| blocks.len() << order).sum();
+        (in_blocks + self.singles.len()) as u64
+    }
+
     /// Gives one frame back.
     pub(crate) fn free(&mut self, frame: u64) {
         self.singles.push(frame);

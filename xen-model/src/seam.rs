@@ -62,7 +62,7 @@ fn shape(list: &Reservation<'_>) -> Shape {
 
 impl State {
     /// Keeps a request in mind for a sweep of failures.
-    fn note(&mut self, hypercall: Hypercall, elements: usize) {
+    pub(crate) fn note(&mut self, hypercall: Hypercall, elements: usize) {
         if let Some(requests) = &mut self.requests {
             requests.push(Asked { hypercall, elements });
         }

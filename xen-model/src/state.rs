@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) self_snoop: SelfSnoop,
     pub(crate) frames: Frames,
     pub(crate) heap: Heap,
+    /// Frames that domains outside the model have.
+    pub(crate) hoard: Vec<u64>,
     /// Where M2P is.
     pub(crate) m2p_frames: Mfn,
     pub(crate) domains: Vec<Domain>,

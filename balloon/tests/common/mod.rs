@@ -5,7 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use balloon::{Allocator, Around, Balloon, Next, Step, WorkStorage};
+use balloon::{Allocator, Around, Balloon, Next, Step, Wipe, WorkStorage};
 use hypercall::{BootInfo, Frame, Frames, GuestVa, Machine, PAGE_SHIFT, Pfn, Pte, Slot};
 use p2m::{Audit, FindDirect, NoDirectEntry, P2m};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
@@ -110,6 +110,18 @@ impl Guest {
 /// Words for the set of pfns.
 pub fn words() -> Vec<u64> {
     vec![0; usize::try_from(Balloon::words_needed(SPAN)).expect("small")]
+}
+
+/// The floor of [`begin`].
+pub const FLOOR: u64 = 900;
+
+/// A balloon in a guest that stays below its size at boot.
+pub fn begin<'w>(guest: &Guest, words: &'w mut [u64], wipe: Wipe) -> Balloon<'w> {
+    let asked = Balloon::new((&guest.model, &guest.p2m()), words, FLOOR, wipe);
+    let (mut balloon, accounts) = asked.expect("the model answers");
+    assert_eq!((accounts.populated, accounts.xen), (PAGES, Some(PAGES)));
+    balloon.leave_out(SPAN - PAGES);
+    balloon
 }
 
 /// A step on `machine`, which is the guest's model or something around it.

@@ -41,8 +41,8 @@ pub(crate) struct Image {
     pub(crate) start_info: Pfn,
 }
 
-/// Maps all memory of the guest, and gives all of it that is free. `mapped` is told after each round
-/// how far the mapping reaches.
+/// Maps all memory of the guest, and gives all of it that is free. `mapped` is told after each
+/// round how far the mapping reaches.
 ///
 /// # Errors
 /// A sentence.

@@ -207,6 +207,7 @@ impl Builder {
             self_snoop: self.self_snoop,
             frames,
             heap: Heap::new(spare_start, spare, random),
+            hoard: Vec::new(),
             m2p_frames: Mfn::new(m2p),
             domains: Vec::new(),
             current: Current { domain: 0, vcpu: 0 },

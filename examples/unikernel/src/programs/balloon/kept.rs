@@ -14,6 +14,10 @@ use crate::guest::Guest;
 
 /// Words that are written into a page, spread over it.
 const WORDS: usize = 8;
+/// Of so many frames that follow one another in the pool ...
+const EVERY: usize = 2048;
+/// ... so many are kept: few enough to leave whole blocks of 2 MiB.
+const RUN: usize = 64;
 
 /// Frames out of the pool.
 pub(super) struct Kept {
@@ -21,24 +25,29 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// `count` frames, each with words of its own in it, spread over the whole pool.
-    pub(super) fn take<M: Machine + Cpu>(
+    /// Runs of frames from all over the pool, each frame with words of its own in it.
+    pub(super) fn spread<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Self, String> {
+        Self::take(guest, |at| at % EVERY < RUN)
+    }
+
+    /// Every second frame of the pool: what is left has no block of 2 MiB.
+    pub(super) fn every_second<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Self, String> {
+        Self::take(guest, |at| at % 2 == 0)
+    }
+
+    /// Those frames of the pool that `is_kept`, by their place in it.
+    fn take<M: Machine + Cpu>(
         guest: &mut Guest<'_, M>,
-        count: usize,
+        is_kept: impl Fn(usize) -> bool,
     ) -> Result<Self, String> {
         let all = guest.pool.len();
-        let every = (all / count.max(1)).max(1);
+        let count = (0..all).filter(|at| is_kept(*at)).count();
         let mut frames = Vec::with_capacity(count);
         let mut others = Vec::with_capacity(all - count);
         for at in 0..all {
             let frame = guest.pool.take().ok_or("the pool is empty")?;
-            if at.is_multiple_of(every) && frames.len() < count {
-                for word in 0..WORDS {
-                    let value = value(frame.pfn(), word).to_le_bytes();
-                    // SAFETY: the frame is the program's by its token (I-1).
-                    unsafe { guest.machine.write_bytes(frame.pfn(), offset(word), &value) }
-                        .or_say("store")?;
-                }
+            if is_kept(at) {
+                fill(guest, frame.pfn())?;
                 frames.push(frame);
             } else {
                 others.push(frame);
@@ -67,6 +76,15 @@ impl Kept {
     pub(super) fn give_back<M>(self, guest: &mut Guest<'_, M>) {
         self.frames.into_iter().rev().for_each(|frame| guest.pool.give(frame));
     }
+}
+
+/// Writes the words of a page.
+fn fill<M: Machine + Cpu>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<(), String> {
+    (0..WORDS).try_for_each(|word| {
+        let value = value(pfn, word).to_le_bytes();
+        // SAFETY: the frame is the program's by its token (I-1).
+        unsafe { guest.machine.write_bytes(pfn, offset(word), &value) }.or_say("store")
+    })
 }
 
 const fn offset(word: usize) -> usize {

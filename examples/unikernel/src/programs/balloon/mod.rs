@@ -24,8 +24,6 @@ use way::{Ways, go};
 /// Frames that a step moves: the most traps for a GiB that are allowed are 1,100, the most ticks of
 /// a step a million.
 const STEP_FRAMES: usize = 512;
-/// The guest keeps one frame of so many, and verifies it.
-const KEPT: usize = 16;
 /// Frames that stay in the pool, for tables and the like.
 const SPARE: u64 = 64;
 
@@ -53,7 +51,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let mut storage = Box::new(Storage::new());
     let floors = floor::measure(guest)?;
     let free = guest.pool.len() as u64;
-    let kept = Kept::take(guest, guest.pool.len() / KEPT)?;
+    let kept = Kept::spread(guest)?;
     let words = usize::try_from(Balloon::words_needed(guest.p2m.len())).or_say("words")?;
     let mut words = alloc::vec![0; words];
     let begun = Balloon::new((&guest.machine, guest.p2m), &mut words, SPARE, wipe);
@@ -61,22 +59,37 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     if !accounts.is_balanced() {
         return Err(format!("before the first step: {accounts}"));
     }
-    let all = accounts.populated;
-    let most = guest.pool.len() as u64 - SPARE;
     let mut ways = Ways::default();
-    for (name, frames) in [("all", most), ("half", most / 2), ("odd", (most / 3) | 1)] {
-        go(guest, (&mut balloon, &mut storage), all - frames, (&format!("{name} out"), &mut ways))?;
-        kept.verify(guest)?;
-        audit(guest, frames)?;
-        go(guest, (&mut balloon, &mut storage), all, (&format!("{name} in"), &mut ways))?;
-        kept.verify(guest)?;
-        audit(guest, 0)?;
-    }
+    let mut around = (&mut balloon, &mut *storage, &mut ways);
+    let most = guest.pool.len() as u64 - SPARE;
+    out_and_in(guest, &mut around, ("blocks", most), &kept)?;
+    out_and_in(guest, &mut around, ("half", most / 2), &kept)?;
+    let second = Kept::every_second(guest)?;
+    let most = guest.pool.len() as u64 - SPARE;
+    out_and_in(guest, &mut around, ("singles", most), &kept)?;
+    second.verify(guest)?;
+    second.give_back(guest);
     kept.give_back(guest);
     if guest.pool.len() as u64 != free {
         return Err(format!("{} of {free} frames are free at the end", guest.pool.len()));
     }
     ways.judge(guest, &floors)
+}
+
+/// `frames` frames go out and come back; what is kept must not change.
+fn out_and_in<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    (balloon, storage, ways): &mut (&mut Balloon<'_>, &mut Storage, &mut Ways),
+    (name, frames): (&str, u64),
+    kept: &Kept,
+) -> Result<(), String> {
+    let all = balloon.goal().frames;
+    for (way, target, out) in [("out", all - frames, frames), ("in", all, 0)] {
+        go(guest, (balloon, storage), target, (&format!("{name} {way}"), ways))?;
+        kept.verify(guest)?;
+        audit(guest, out)?;
+    }
+    Ok(())
 }
 
 /// Whether the map says what is true, and a kexec would meet just the pages that are out.

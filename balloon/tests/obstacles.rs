@@ -1,0 +1,188 @@
+//! What is in the way, by name; how long to wait; and that nothing is lost meanwhile.
+#![expect(unsafe_code, reason = "bare requests to the model")]
+
+mod common;
+
+use balloon::{Balloon, Moved, Next, Obstacle, PAUSE_MAX, Retarget, Wipe, WorkStorage};
+use common::{Direct, FREE, Guest, PAGES, Stack, begin, config, settle, step, words};
+use hypercall::{
+    BatchStorage, DomId, Extent, Hypercalls as _, MemoryOp, MmuUpdate, Pfn, Pte, PteFlags,
+    Reservation,
+};
+use p2m::{FindDirect as _, P2m};
+use xen_model::{DomainConfig, Model, Role};
+
+type Storage = WorkStorage<600>;
+
+/// What the balloon waits for, and how long.
+fn waits(next: Next) -> (Obstacle, u32) {
+    match next {
+        Next::Wait { why, pause } => (why, pause),
+        next => panic!("it does not wait: {next:?}"),
+    }
+}
+
+/// A guest with `out` frames with Xen.
+fn smaller(guest: &Guest, p2m: &P2m<'_>, stack: &mut Stack, balloon: &mut Balloon<'_>, out: u64) {
+    balloon.set_target(PAGES - out);
+    let last = settle((guest, &guest.model, p2m), balloon, stack, &mut Storage::new());
+    assert_eq!(last.next, Next::Idle);
+}
+
+/// Sets the entry of `pfn` in the direct mapping.
+fn set_entry(guest: &Guest, pfn: Pfn, pte: Pte) {
+    let (slot, old) = Direct(&guest.model).find(pfn).expect("an entry");
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    batch.update(MmuUpdate::set(slot, pte), old.raw()).expect("room");
+    batch.op(hypercall::MmuExtOp::tlb_flush_all()).expect("room");
+    // SAFETY: the guest exists only in the model.
+    unsafe { batch.submit(&guest.model) }.expect("allowed");
+}
+
+#[test]
+fn a_maximum_that_a_toolstack_lowers_is_named_and_waited_for() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    smaller(&guest, &p2m, &mut stack, &mut balloon, 700);
+    guest.model.guest().set_maximum(PAGES - 650);
+    balloon.set_target(PAGES);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    // No extent of 2 MiB fits below the maximum; 50 frames do.
+    let first = step(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!(first.moved, Moved::In(50));
+    assert_eq!(waits(first.next), (Obstacle::Maximum { frames: PAGES - 650 }, 1));
+    for pause in [2, 4, 8, 16, PAUSE_MAX, PAUSE_MAX] {
+        let step = step(around, &mut balloon, &mut stack, &mut storage);
+        assert_eq!(step.moved, Moved::Nothing);
+        assert!(step.accounts.is_balanced(), "{}", step.accounts);
+        assert_eq!(waits(step.next).1, pause, "{step:?}");
+    }
+    // Another target in the same direction is no reason to hurry; one in the other is.
+    assert_eq!(balloon.set_target(PAGES - 1), Retarget::KeepWaiting);
+    assert_eq!(balloon.set_target(PAGES - 900), Retarget::Step);
+    assert_eq!(balloon.set_target(PAGES), Retarget::KeepWaiting);
+    guest.check();
+    guest.model.guest().set_maximum(PAGES);
+    assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
+    assert_eq!(stack.0.len() as u64, FREE);
+    guest.check();
+}
+
+#[test]
+fn a_xen_without_memory_is_asked_again_later() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    smaller(&guest, &p2m, &mut stack, &mut balloon, 300);
+    guest.model.leave_free(120);
+    balloon.set_target(PAGES);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    let first = settle(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!(first.moved, Moved::In(120));
+    assert_eq!(waits(first.next), (Obstacle::XenHasNoMore { asked: 300, came: 120 }, 1));
+    let again = step(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!(waits(again.next), (Obstacle::XenHasNoMore { asked: 180, came: 0 }, 2));
+    assert!(again.accounts.is_balanced(), "{}", again.accounts);
+    guest.check();
+    guest.model.leave_free(500);
+    assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
+    guest.check();
+}
+
+#[test]
+fn a_guest_that_has_nothing_to_spare_keeps_what_it_has() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let mut words = words();
+    let mut few = Stack(guest.stack().0.split_off(usize::try_from(FREE).expect("small") - 5));
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    balloon.set_target(PAGES - 10);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    let first = step(around, &mut balloon, &mut few, &mut storage);
+    assert_eq!((first.moved, waits(first.next)), (Moved::Out(5), (Obstacle::NothingToSpare, 1)));
+    let second = step(around, &mut balloon, &mut few, &mut storage);
+    assert_eq!(waits(second.next).0, Obstacle::NothingToSpare);
+    guest.check();
+}
+
+#[test]
+fn a_frame_that_serves_as_something_else_does_not_leave() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Always);
+    let pfn = stack.0.last().expect("one").pfn();
+    let mfn = p2m.mfn(pfn).expect("RAM");
+    set_entry(&guest, pfn, Pte::new(mfn, PteFlags::KERNEL_RW).read_only());
+    balloon.set_target(PAGES - 10);
+    let around = (&guest, &guest.model, &p2m);
+    let step = step(around, &mut balloon, &mut stack, &mut Storage::new());
+    assert!(matches!(waits(step.next).0, Obstacle::InUse { pfn: used, .. } if used == pfn));
+    assert_eq!((step.moved, stack.0.len() as u64), (Moved::Nothing, FREE));
+    guest.check();
+}
+
+#[test]
+fn a_frame_that_is_used_elsewhere_stays_until_that_ends_and_is_counted() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    // Somebody maps the first frame that will leave a second time, and nobody told the allocator.
+    let mfn = p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
+    let alias = stack.0.remove(0);
+    let old = p2m.mfn(alias.pfn()).expect("RAM");
+    set_entry(&guest, alias.pfn(), Pte::new(mfn, PteFlags::KERNEL_RW));
+    balloon.set_target(PAGES - 3);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    let out = step(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!((out.moved, out.accounts.surplus()), (Moved::Out(3), 1));
+    assert!(!out.accounts.is_balanced());
+    set_entry(&guest, alias.pfn(), Pte::new(old, PteFlags::KERNEL_RW));
+    assert!(step(around, &mut balloon, &mut stack, &mut storage).accounts.is_balanced());
+    guest.check();
+}
+
+#[test]
+fn a_frame_that_a_toolstack_took_is_found_out_and_written_off() {
+    let mut guests = Model::builder().seed(3).guest(config());
+    guests = guests.other(DomainConfig::new(Role::Dom0, 1024));
+    let guest = Guest::of(guests);
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    // dom0 gives up the third frame that will leave, behind the guest's back. It stays as long as
+    // the guest maps it.
+    let third = stack.0[stack.0.len() - 3].pfn();
+    let mut extents = [Extent::from_mfn(p2m.mfn(third).expect("RAM"))];
+    let domain = DomId(guest.model.guest().domain());
+    let list = Reservation { extents: &mut extents, order: 0, flags: 0, domain };
+    let dom0 = guest.model.vcpu(0, 0).expect("dom0");
+    // SAFETY: only the model's memory is at stake.
+    assert_eq!(unsafe { dom0.memory_op(&mut MemoryOp::Decrease(list)) }, Ok(1));
+
+    balloon.set_target(PAGES - 10);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    let first = step(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!(first.moved, Moved::Out(2));
+    assert_eq!(waits(first.next).0, Obstacle::XenTookFewer { offered: 10, taken: 2 });
+    assert_eq!((first.accounts.set_aside, first.accounts.surplus()), (1, -1));
+    let last = settle(around, &mut balloon, &mut stack, &mut storage);
+    assert_eq!(last.next, Next::Idle);
+    assert!(last.accounts.is_balanced(), "{}", last.accounts);
+    assert_eq!((last.accounts.set_aside, last.accounts.xen), (0, Some(PAGES - 10)));
+    guest.check();
+    balloon.set_target(PAGES);
+    assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
+    assert_eq!(stack.0.len() as u64, FREE);
+    guest.check();
+}

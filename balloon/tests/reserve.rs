@@ -1,0 +1,136 @@
+//! Pfns for grants: apart from RAM, as many as there are, and no more.
+#![expect(unsafe_code, reason = "maps grants in a guest that exists only in the model")]
+
+mod common;
+
+use balloon::{Balloon, EmptyPfn, Next, NotReturned, Reserve, Wipe, WorkStorage};
+use common::{Guest, PAGES, SPAN, config, settle, words};
+use hypercall::{DomId, FrameAccess as _, GrantAccess, GrantRef, Pfn};
+use p2m::{GrantFailure, GrantMaps, MapRequest, P2mEntry, P2mError};
+use xen_model::{DomainConfig, GrantEntry, Model, Role};
+
+/// A guest beside a dom0 that grants it a frame.
+fn guest() -> Guest {
+    let guest = Guest::of(
+        Model::builder().seed(5).guest(config()).other(DomainConfig::new(Role::Dom0, 1024)),
+    );
+    let dom0 = guest.model.vcpu(0, 0).expect("dom0");
+    let frame = dom0.built_mfn(Pfn::new(700)).expect("a page");
+    let domain = guest.model.guest().domain();
+    dom0.write_grant(8, GrantEntry { flags: 1, domain, frame }).expect("an entry");
+    guest
+}
+
+/// What to map as a pfn of the reserve.
+fn request(guest: &Guest, empty: &EmptyPfn, reference: u32) -> MapRequest {
+    MapRequest {
+        pfn: empty.pfn(),
+        va: guest.model.direct_map(empty.pfn()).expect("an address"),
+        domain: DomId(0),
+        reference: GrantRef(reference),
+        access: GrantAccess::ReadWrite,
+    }
+}
+
+#[test]
+fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
+    let guest = guest();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let (mut balloon, _) = asked.expect("the model answers");
+    let mut bits = [0; 1];
+    let (mut reserve, rest) =
+        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
+    assert_eq!((reserve.free(), reserve.count(), rest.count()), (64, 64, SPAN - PAGES - 64));
+    balloon.add_empty(&p2m, rest).expect("empty pfns");
+
+    let empty = reserve.take().expect("one of 64");
+    let mut places = [None; 4];
+    let mut maps = GrantMaps::new(&mut places);
+    let mut results = [Err(GrantFailure::NoPlace)];
+    let requests = [request(&guest, &empty, 8)];
+    // SAFETY: the address is the reserve's, and nothing is mapped there.
+    unsafe { maps.map((&guest.model, &p2m), &requests, &mut results) };
+    let mapped = results[0].expect("granted");
+    assert_eq!(p2m.entry(empty.pfn()), Ok(P2mEntry::Foreign { owner: DomId(0), mfn: mapped.mfn }));
+
+    // The balloon neither gives the foreign frame away nor puts memory where it is.
+    let around = (&guest, &guest.model, &p2m);
+    for target in [PAGES - 400, SPAN] {
+        balloon.set_target(target);
+        let last = settle(around, &mut balloon, &mut stack, &mut WorkStorage::<600>::new());
+        assert_eq!(last.next, Next::Idle);
+        assert!(last.accounts.is_balanced(), "{}", last.accounts);
+    }
+    assert_eq!(balloon.goal().frames, SPAN - 64, "the reserve never gets memory");
+
+    let empty = match reserve.give(&p2m, empty) {
+        Err(NotReturned::Used(empty, P2mError::Occupied { .. })) => empty,
+        other => panic!("it is mapped still: {other:?}"),
+    };
+    // SAFETY: nobody uses it.
+    unsafe { maps.unmap((&guest.model, &p2m), empty.pfn()) }.expect("mapped");
+    reserve.give(&p2m, empty).expect("empty again");
+    assert_eq!(reserve.free(), 64);
+    guest.check();
+}
+
+#[test]
+fn a_grant_that_is_refused_leaves_the_pfn_empty() {
+    let guest = guest();
+    let p2m = guest.p2m();
+    let mut words = words();
+    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let (mut balloon, _) = asked.expect("the model answers");
+    let mut bits = [0; 1];
+    let (mut reserve, _rest) =
+        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
+    let empty = reserve.take().expect("one of 64");
+    let mut places = [None; 4];
+    let mut maps = GrantMaps::new(&mut places);
+    let mut results = [Err(GrantFailure::NoPlace)];
+    // SAFETY: as above.
+    unsafe { maps.map((&guest.model, &p2m), &[request(&guest, &empty, 9)], &mut results) };
+    assert!(matches!(results[0], Err(GrantFailure::Refused(_))), "{results:?}");
+    reserve.give(&p2m, empty).expect("nothing was mapped");
+    guest.check();
+}
+
+#[test]
+fn the_reserve_ends() {
+    let guest = guest();
+    let p2m = guest.p2m();
+    let mut words = words();
+    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let (mut balloon, _) = asked.expect("the model answers");
+    let (mut bits, mut others) = ([0; 1], [0; 1]);
+    let (mut reserve, rest) =
+        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
+    let (mut other, _) = Reserve::new(&mut balloon, &p2m, rest, &mut others).expect("empty pfns");
+    let mut taken: Vec<_> = core::iter::from_fn(|| reserve.take()).collect();
+    assert_eq!((taken.len(), reserve.free()), (64, 0));
+    taken.sort_by_key(EmptyPfn::pfn);
+    taken.dedup();
+    assert_eq!(taken.len(), 64, "each pfn once");
+    // One of another reserve is told apart.
+    let stranger = other.take().expect("8 of them");
+    assert!(matches!(reserve.give(&p2m, stranger), Err(NotReturned::Stranger(_))));
+    for empty in taken {
+        reserve.give(&p2m, empty).expect("empty");
+    }
+    assert_eq!(reserve.free(), 64);
+}
+
+#[test]
+fn what_has_memory_is_no_reserve() {
+    let guest = guest();
+    let p2m = guest.p2m();
+    let mut words = words();
+    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let (mut balloon, _) = asked.expect("the model answers");
+    // SAFETY: the guest exists only in the model.
+    let ram = unsafe { hypercall::Frames::claim(Pfn::new(PAGES - 1), 2) };
+    let refused = Reserve::new(&mut balloon, &p2m, ram, &mut []).expect_err("the first is RAM");
+    assert_eq!((refused.frames.count(), refused.error.to_string().contains("already")), (2, true));
+}

@@ -1,0 +1,122 @@
+//! A guest of 2 GiB on the model, from its builder's mapping to a direct map of all memory; and the
+//! plans of larger ones. `cargo run --release -p early-pgt --example boot_mapping`
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+use std::error::Error;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use early_pgt::{
+    BootMemory, Build, BuildContext, MapPlace, Plan, Region, RegionKind, Step, Use, UseKind,
+    builder_uses,
+};
+use hypercall::{BatchStorage, BootInfo, Counting, GuestVa, PAGE_SHIFT, Pfn};
+use p2m::{P2m, Pfns};
+use xen_model::{DomainConfig, Model, Role};
+
+const PAGES: u64 = 2 << 18;
+
+fn pfns(start: u64, count: u64) -> Pfns {
+    Pfns::new(Pfn::new(start), count)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    boot()?;
+    for gib in [8, 64, 1024, 16 * 1024] {
+        plan(gib << 18)?;
+    }
+    Ok(())
+}
+
+/// Boots a guest on the model.
+fn boot() -> Result<(), Box<dyn Error>> {
+    let config = DomainConfig::new(Role::Dom0, PAGES);
+    let (virt_base, image) = (config.virt_base, config.kernel_pages);
+    let model = Model::builder().guest(config).build()?;
+    let start_info = model.guest().start_info().ok_or("the builder left nothing")?;
+    let boot = BootInfo::parse(&start_info)?;
+    let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+    let list: Vec<AtomicU64> = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+    let p2m = P2m::adopt(&list)?;
+
+    // What is known: where RAM is, how far the builder's mapping goes, and what is in use.
+    let kernel_pages = (0..boot.pages)
+        .find(|pfn| model.guest().l1_slot(virt_base + (pfn << PAGE_SHIFT)).is_none())
+        .unwrap_or(boot.pages);
+    let kernel = GuestVa::new(virt_base)?;
+    let place = MapPlace { kernel, kernel_pages, direct_map: GuestVa::new(0xffff_8800_0000_0000)? };
+    let regions = [Region { pfns: p2m.all(), kind: RegionKind::Ram }];
+    let at = (model.guest().start_info_address() - virt_base) >> PAGE_SHIFT;
+    let mut uses = vec![
+        Use { pfns: pfns(0, image), kind: UseKind::KernelData },
+        Use { pfns: pfns(at, 1), kind: UseKind::StartInfo },
+    ];
+    uses.extend(builder_uses(&boot, place)?.into_iter().flatten());
+    let memory = BootMemory::new(&regions, &uses, place)?;
+    let plan = Plan::new(&memory)?;
+    println!("{PAGES} pages, of which the builder mapped {kernel_pages}");
+    for round in plan.rounds() {
+        let (maps, buffer) = (round.maps, round.buffer);
+        println!(
+            "  pfns {}..{:x} by {} tables from {}..{:x}",
+            maps.start,
+            maps.end(),
+            round.tables,
+            buffer.start,
+            buffer.end()
+        );
+    }
+
+    // Doing it: one request for each round, if the batch has room for all of its updates.
+    let machine = Counting::new(&model);
+    let root = Pfn::new((boot.root.raw() - virt_base) >> PAGE_SHIFT);
+    let context = BuildContext { machine: &machine, p2m: &p2m, root };
+    let mut storage = Box::new(BatchStorage::<3000, 1>::new());
+    // SAFETY: the frames exist only in the model, and this is the only claim.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    while let Some(mapped) = build.round(context, &mut storage.batch())? {
+        model.guest().set_direct_map(mapped.start, mapped.end);
+    }
+    let mut free = 0;
+    build.finish(|frames| free += frames.count());
+    let used: u64 = uses.iter().map(|used| used.pfns.count).sum();
+    let (tables, hypercalls) = (plan.tables(), machine.counts().hypercalls);
+    println!("  {hypercalls} hypercalls; {free} free + {used} in use + {tables} tables = {PAGES}");
+    model.audit()?;
+    if free + used + tables == PAGES { Ok(()) } else { Err("pages were lost".into()) }
+}
+
+/// Plans a guest of `pages`, with its list outside the kernel's mapping, and walks over every table
+/// of the plan.
+fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
+    let place = MapPlace {
+        kernel: GuestVa::new(0xffff_ffff_8000_0000)?,
+        kernel_pages: 0x800,
+        direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
+    };
+    let regions = [Region { pfns: pfns(0, pages), kind: RegionKind::Ram }];
+    let list = pages / 512;
+    let uses = [
+        Use { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },
+        Use { pfns: pfns(0x700, 8), kind: UseKind::BuilderTables },
+        Use { pfns: pfns(0x800, list + list / 512 + 3), kind: UseKind::ListAndTables },
+    ];
+    let begun = Instant::now();
+    let memory = BootMemory::new(&regions, &uses, place)?;
+    let plan = Plan::new(&memory)?;
+    let planned = begun.elapsed();
+    let tables = |step: &Step| matches!(step, Step::Table(_));
+    let count: usize = plan.steps(&memory).map(|steps| steps.filter(tables).count()).sum();
+    let walked = begun.elapsed() - planned;
+    println!(
+        "{:>6} GiB: {} rounds, {count} tables; planned in {planned:?}, all named in {walked:?}",
+        pages >> 18,
+        plan.rounds().len()
+    );
+    if count as u64 == plan.tables() { Ok(()) } else { Err("the plan has miscounted".into()) }
+}
+
+#[test]
+fn every_page_is_accounted_for() {
+    assert!(main().is_ok());
+}

@@ -1,0 +1,135 @@
+//! `mark_rw_past_pgt`: the other face of the table buffer, for a port whose page-table code has
+//! Linux's shape and knows no bracket.
+//!
+//! There the direct mapping is made entry by entry, by code that does not know about Xen, and walks
+//! over the very buffer that its tables come from. All of `[start, top)` is made read-only as it is
+//! mapped ([`mask_rw`](crate::mask_rw)), since any of it may become a table; so when the round is
+//! over, `[end, top)` has to become writable again, and nobody says when that is. What can be seen:
+//! the buffer's tables get *reserved* in the boot allocator at the end of the round. By then the
+//! marks may have moved on to the next round (memory above 4 GiB), so those of the old one are kept
+//! here.
+//!
+//! What this cannot do is what made reviewers unhappy: frames of `[end, top)` stay read-only until
+//! the next entry is made, so a last round is repaired only by a call from outside, and whoever is
+//! handed such a frame in between faults. [`TableBuffer`](crate::TableBuffer) has no such window.
+
+use hypercall::Pfn;
+use p2m::Pfns;
+
+use crate::buffer::Marks;
+
+/// What is remembered of a round that may not be over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PastPgt {
+    round: Option<Marks>,
+    /// Where the last run began that was made writable.
+    set_rw: Option<Pfn>,
+}
+
+impl PastPgt {
+    /// Nothing was seen.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { round: None, set_rw: None }
+    }
+
+    /// To be called before an early entry for `pfn` is made, with the marks as they are now.
+    /// `is_reserved` tells whether the boot allocator has a frame reserved. The frames to make
+    /// writable now, with [`set_access`](crate::set_access), if a round turns out to be over.
+    ///
+    /// * An entry for pfn 0 is none: entries of the early fixmap are cleared with it.
+    /// * The first marks that hold a table are saved.
+    /// * While `start` of the saved ones is not reserved the round goes on: `end` and `top` are
+    ///   saved again, as long as they are of the same buffer.
+    /// * Once it is reserved the round is over: `[end, top)` of the *saved* marks is given out,
+    ///   once for each `end`, and the marks as they are now are the next round's.
+    #[must_use]
+    pub fn entry(
+        &mut self,
+        pfn: Pfn,
+        now: Marks,
+        is_reserved: impl FnOnce(Pfn) -> bool,
+    ) -> Option<Pfns> {
+        if pfn.raw() == 0 { None } else { self.look(now, is_reserved) }
+    }
+
+    /// To be called once more when the boot allocator has handed over: no entry will come that
+    /// would show the last round to be over.
+    #[must_use]
+    pub fn allocator_is_up(
+        &mut self,
+        now: Marks,
+        is_reserved: impl FnOnce(Pfn) -> bool,
+    ) -> Option<Pfns> {
+        self.look(now, is_reserved)
+    }
+
+    fn look(&mut self, now: Marks, is_reserved: impl FnOnce(Pfn) -> bool) -> Option<Pfns> {
+        if now.end <= now.start {
+            return None;
+        }
+        let Some(saved) = self.round else {
+            self.round = Some(now);
+            return None;
+        };
+        if !is_reserved(saved.start) {
+            if now.start == saved.start {
+                self.round = Some(now);
+            }
+            return None;
+        }
+        self.round = Some(now);
+        if self.set_rw == Some(saved.end) {
+            return None;
+        }
+        self.set_rw = Some(saved.end);
+        Some(saved.unused()).filter(|unused| unused.count > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn marks(start: u64, end: u64, top: u64) -> Marks {
+        Marks { start: Pfn::new(start), end: Pfn::new(end), top: Pfn::new(top) }
+    }
+
+    const PAGE: Pfn = Pfn::new(0x1234);
+
+    #[test]
+    fn entries_for_pfn_0_and_empty_buffers_say_nothing() {
+        let mut past = PastPgt::new();
+        assert_eq!(past.entry(Pfn::new(0), marks(8, 9, 16), |_| true), None);
+        assert_eq!(past.entry(PAGE, marks(8, 8, 16), |_| true), None);
+        assert_eq!(past, PastPgt::new());
+    }
+
+    #[test]
+    fn the_old_rounds_marks_count_not_those_of_the_next() {
+        let mut past = PastPgt::new();
+        assert_eq!(past.entry(PAGE, marks(0x100, 0x101, 0x120), |_| false), None);
+        // The round goes on.
+        assert_eq!(past.entry(PAGE, marks(0x100, 0x118, 0x120), |_| false), None);
+        // It is over, and the marks are the next one's already.
+        let next = marks(0x10_0000, 0x10_0001, 0x10_0020);
+        let repaired = past.entry(PAGE, next, |start| start == Pfn::new(0x100));
+        assert_eq!(repaired, Some(Pfns::new(Pfn::new(0x118), 8)));
+        // The next one is not over.
+        assert_eq!(past.entry(PAGE, next, |start| start == Pfn::new(0x100)), None);
+        // A last round shows only to whoever asks once more.
+        let end = marks(0x10_0000, 0x10_0010, 0x10_0020);
+        assert_eq!(past.entry(PAGE, end, |_| false), None);
+        let last = past.allocator_is_up(end, |_| true);
+        assert_eq!(last, Some(Pfns::new(Pfn::new(0x10_0010), 0x10)));
+        assert_eq!(past.allocator_is_up(end, |_| true), None, "once is enough");
+    }
+
+    #[test]
+    fn a_buffer_used_up_needs_no_repair() {
+        let mut past = PastPgt::new();
+        let full = marks(8, 16, 16);
+        assert_eq!(past.entry(PAGE, full, |_| false), None);
+        assert_eq!(past.entry(PAGE, full, |_| true), None);
+    }
+}
