@@ -64,7 +64,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 19] = [
+pub(super) const CASES: [Case; 21] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -81,6 +81,8 @@ pub(super) const CASES: [Case; 19] = [
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),
     case("grow", 64, Expectation::Pass),
+    case("balloon", 33, Expectation::Pass),
+    case("balloon", 256, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { seconds: 5, ..case("hang", 256, Expectation::Hang) },
@@ -91,14 +93,18 @@ pub(super) const CASES: [Case; 19] = [
 pub(super) const EXAMINED: [Case; 2] =
     [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
-/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is dumped.
+/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is
+/// dumped.
 pub(super) const LIVES: [Case; 2] = [
-    life("guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot"),
-    life("guest mem-set*50"),
+    Case {
+        seconds: 300,
+        ..under_xl("guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot")
+    },
+    Case { seconds: 900, ..under_xl("guest mem-set*50") },
 ];
 
-const fn life(program: &'static str) -> Case {
-    Case { seconds: 300, ..case(program, 64, Expectation::Pass) }
+const fn under_xl(program: &'static str) -> Case {
+    case(program, 64, Expectation::Pass)
 }
 
 /// What a boot needs.
