@@ -122,12 +122,18 @@ impl<'a> P2m<'a> {
     ///
     /// # Hypercalls
     /// None: M2P is memory.
+    #[inline]
     pub fn pfn<M: FrameAccess + ?Sized>(&self, machine: &M, mfn: Mfn) -> Result<Pfn, P2mError> {
-        let m2p = machine.machine_to_phys(mfn).ok_or(P2mError::NotInM2p(mfn))?;
-        match self.entry(m2p) {
-            Ok(P2mEntry::Ram(confirmed)) if confirmed == mfn => Ok(m2p),
-            other => Err(P2mError::Disagreement { mfn, m2p, p2m: other.ok() }),
+        let Some(m2p) = machine.machine_to_phys(mfn) else { return Err(P2mError::NotInM2p(mfn)) };
+        match self.list.get(m2p.raw()).map(|word| word.load(Ordering::Relaxed)) {
+            Some(word) if word == mfn.raw() && self.list.is_ram(word) => Ok(m2p),
+            _ => Err(self.disagreement(mfn, m2p)),
         }
+    }
+
+    #[cold]
+    fn disagreement(&self, mfn: Mfn, m2p: Pfn) -> P2mError {
+        P2mError::Disagreement { mfn, m2p, p2m: self.entry(m2p).ok() }
     }
 
     /// Lets a frame pass that is the guest's own memory: the gate of every allocator of frames.

@@ -4,12 +4,14 @@
     reason = "submits changes of the direct mapping; the frames belong to the tree (I-4)"
 )]
 
-use hypercall::{Batch, Machine, MmuUpdate, Pfn, Pte};
+use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuUpdate, Pfn, Pte};
+use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
+use crate::marks::held;
 use crate::pgd::Roots;
-use crate::tables::visit;
+use crate::tables::own_slots;
 
 /// How a table's frame is to be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +44,9 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of a tree with `access`, in the order of [`visit`], the user root
-/// after all others, and says how many there were. Tables that are pinned by themselves are
-/// read-only already, and stay so. One hypercall for each time the batch is full, and one for the
-/// rest.
+/// Maps the first `limit` tables of a tree with `access`, lower ones first, the roots last, and says
+/// how many there were. Tables that are pinned by themselves are read-only already, and stay so.
+/// One hypercall for each time the batch is full, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
@@ -53,32 +54,80 @@ pub(crate) fn set_access<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<u64, Stopped> {
     batch.clear();
-    let mut done = 0;
-    let mut pending = 0;
-    let mut direct_map = DirectMap::default();
-    let mut collect = |table: Pfn| -> Result<bool, PinFailure> {
-        if done + pending == limit {
-            return Ok(false);
-        }
-        if pending > 0 && batch.room() == 0 {
-            submit(context, batch, &mut done)?;
-            pending = 0;
-        }
-        let (slot, pte) = direct_map.entry(context, table)?;
-        batch.update(MmuUpdate::set(slot, access.apply(pte)), pte.raw())?;
-        pending += 1;
-        Ok(true)
-    };
-    let collected = visit(context, roots.kernel, &mut |table| {
-        if table.is_held { Ok(true) } else { collect(table.pfn) }
-    })
-    .and_then(|_| roots.user.map_or(Ok(true), &mut collect));
-    match collected.and_then(|_| submit(context, batch, &mut done)) {
-        Ok(()) => Ok(done),
+    let direct_map = DirectMap::default();
+    let mut pass = Pass { context, access, left: limit, done: 0, batch, direct_map };
+    match pass.roots(roots) {
+        Ok(()) => Ok(pass.done),
         Err(failure) => {
-            batch.clear();
-            Err(Stopped { done, failure })
+            pass.batch.clear();
+            Err(Stopped { done: pass.done, failure })
         }
+    }
+}
+
+/// Entries that are read together on the way.
+const PART: u16 = 64;
+
+/// A change of the direct mapping of a tree's tables. It is most of what a pin costs the guest, so
+/// each table is looked at once, in a loop without calls.
+struct Pass<'a, 'b, 'c, M> {
+    context: &'a Context<'c, M>,
+    access: Access,
+    /// Tables that may still be changed.
+    left: u64,
+    /// Tables that Xen has changed.
+    done: u64,
+    batch: &'a mut Batch<'b>,
+    direct_map: DirectMap,
+}
+
+impl<M: Machine> Pass<'_, '_, '_, M> {
+    fn roots(&mut self, roots: Roots) -> Result<(), PinFailure> {
+        self.below(Level::L4, roots.kernel)?;
+        for root in [Some(roots.kernel), roots.user].into_iter().flatten() {
+            let mfn = self.context.mfn(root)?;
+            self.one(mfn)?;
+        }
+        submit(self.context, self.batch, &mut self.done)
+    }
+
+    /// All tables below `table`, lower ones first.
+    fn below(&mut self, level: Level, table: Pfn) -> Result<(), PinFailure> {
+        let Some(below) = level.below() else { return Ok(()) };
+        let mut part = [Pte::ABSENT; PART as usize];
+        let mut slots = own_slots(level);
+        while let Some((index, _)) = self.context.machine.next_present(table, slots.clone())? {
+            let first = u16::from(index) / PART * PART;
+            slots.start = first + PART;
+            let first = PageTableIndex::new_truncate(first);
+            self.context.machine.read_entries(table, first, &mut part)?;
+            for pte in &part {
+                let Entry::Table(mfn) = pte.decode(level) else { continue };
+                if below > Level::L1 {
+                    let pfn = self.context.p2m.pfn(self.context.machine, mfn)?;
+                    self.below(below, pfn)?;
+                }
+                if held(*pte).is_none() {
+                    self.one(mfn)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One table, if any may still be changed.
+    #[inline]
+    fn one(&mut self, table: Mfn) -> Result<(), PinFailure> {
+        if self.left == 0 {
+            return Ok(());
+        }
+        if self.batch.room() == 0 && !self.batch.is_empty() {
+            submit(self.context, self.batch, &mut self.done)?;
+        }
+        let (slot, pte) = self.direct_map.entry_of(self.context, table)?;
+        self.batch.update(MmuUpdate::set(slot, self.access.apply(pte)), pte.raw())?;
+        self.left -= 1;
+        Ok(())
     }
 }
 

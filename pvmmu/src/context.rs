@@ -1,8 +1,8 @@
 //! What every operation needs to know of its surroundings.
 
 use hypercall::{
-    Call, DomId, Error, FrameAccess, GuestVa, Hypercalls, Level, Mfn, MmuExtOp, Pfn, Pte, Request,
-    Slot,
+    Call, DomId, ENTRIES, Error, FrameAccess, GuestVa, Hypercalls, Level, Mfn, MmuExtOp, Pfn, Pte,
+    Request, Slot,
 };
 use p2m::{FindDirect, NoDirectEntry, P2m};
 use x86_64::structures::paging::PageTableIndex;
@@ -58,8 +58,18 @@ impl<M: FrameAccess> Context<'_, M> {
 /// Finds the entries of the direct mapping; frames that lie together cost one walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct DirectMap {
-    /// The last L1 table: number of the 2 MiB it maps, pfn and mfn.
-    last: Option<(u64, Pfn, Mfn)>,
+    last: Option<Span>,
+}
+
+/// An L1 table of the direct mapping.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    /// Number of the 2 MiB that it maps.
+    number: u64,
+    /// The pfn that its first entry maps, if all entries map pfns that follow one another.
+    first: u64,
+    table: Pfn,
+    mfn: Mfn,
 }
 
 impl DirectMap {
@@ -71,23 +81,46 @@ impl DirectMap {
         pfn: Pfn,
     ) -> Result<(Slot, Pte), WalkError> {
         let va = context.machine.direct_map(pfn)?;
-        let (table, mfn) = self.l1_table(context, va)?;
+        let number = va.raw() >> Level::L2.shift();
+        let span = match self.last {
+            Some(span) if span.number == number => span,
+            _ => self.find(context, (pfn, va))?,
+        };
         let index = Level::L1.index_of(va);
-        let pte = context.machine.read_entry(table, index)?;
-        Ok((Slot { table: mfn, index }, pte))
+        let pte = context.machine.read_entry(span.table, index)?;
+        Ok((Slot { table: span.mfn, index }, pte))
     }
 
+    /// The same for the frame `mfn`. M2P says where to look, and an entry that maps the frame
+    /// confirms it as well as P2M would.
     #[inline]
-    fn l1_table<M: FrameAccess>(
+    pub(crate) fn entry_of<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
-        va: GuestVa,
-    ) -> Result<(Pfn, Mfn), WalkError> {
-        let number = va.raw() >> Level::L2.shift();
-        match self.last {
-            Some((last, pfn, mfn)) if last == number => Ok((pfn, mfn)),
-            _ => self.find(context, va),
+        mfn: Mfn,
+    ) -> Result<(Slot, Pte), WalkError> {
+        if let (Some(span), Some(pfn)) = (self.last, context.machine.machine_to_phys(mfn)) {
+            let index = pfn.raw().wrapping_sub(span.first);
+            if index < u64::from(ENTRIES) {
+                #[expect(clippy::cast_possible_truncation, reason = "below 512")]
+                let index = PageTableIndex::new_truncate(index as u16);
+                let pte = context.machine.read_entry(span.table, index)?;
+                if pte.is_present() && pte.mfn() == mfn {
+                    return Ok((Slot { table: span.mfn, index }, pte));
+                }
+            }
         }
+        self.entry_of_pfn(context, mfn)
+    }
+
+    #[cold]
+    fn entry_of_pfn<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        mfn: Mfn,
+    ) -> Result<(Slot, Pte), WalkError> {
+        let pfn = context.p2m.pfn(context.machine, mfn)?;
+        self.entry(context, pfn)
     }
 
     /// Walks to another L1 table, once for each 2 MiB.
@@ -95,12 +128,18 @@ impl DirectMap {
     fn find<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
-        va: GuestVa,
-    ) -> Result<(Pfn, Mfn), WalkError> {
+        (pfn, va): (Pfn, GuestVa),
+    ) -> Result<Span, WalkError> {
         let path = walk(context, context.kernel_root, va)?;
         let step = path.at(Level::L1).ok_or(WalkError::NotMapped(va))?;
-        self.last = Some((va.raw() >> Level::L2.shift(), step.table, step.slot.table));
-        Ok((step.table, step.slot.table))
+        let span = Span {
+            number: va.raw() >> Level::L2.shift(),
+            first: pfn.raw().wrapping_sub(u64::from(u16::from(Level::L1.index_of(va)))),
+            table: step.table,
+            mfn: step.slot.table,
+        };
+        self.last = Some(span);
+        Ok(span)
     }
 }
 

@@ -5,7 +5,6 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
 use crate::error::WalkError;
-use crate::marks::held;
 
 /// Slots of a root that are an address space's own.
 pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
@@ -47,8 +46,6 @@ impl Present {
 pub(crate) struct Table {
     pub(crate) level: Level,
     pub(crate) pfn: Pfn,
-    /// Whether it is pinned by itself.
-    pub(crate) is_held: bool,
 }
 
 /// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f`
@@ -58,7 +55,7 @@ pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
     root: Pfn,
     f: &mut impl FnMut(Table) -> Result<bool, E>,
 ) -> Result<bool, E> {
-    visit_below(context, Table { level: Level::L4, pfn: root, is_held: false }, f)
+    visit_below(context, Table { level: Level::L4, pfn: root }, f)
 }
 
 fn visit_below<M: FrameAccess, E: From<WalkError>>(
@@ -71,7 +68,7 @@ fn visit_below<M: FrameAccess, E: From<WalkError>>(
         while let Some((_, pte)) = present.next(context)? {
             let Entry::Table(mfn) = pte.decode(table.level) else { continue };
             let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-            let child = Table { level, pfn, is_held: held(pte).is_some() };
+            let child = Table { level, pfn };
             // Most tables are L1 tables, with nothing below them.
             let goes_on =
                 if level == Level::L1 { f(child) } else { visit_below(context, child, f) };
