@@ -141,37 +141,20 @@ impl FrameAccess for Xen {
 
     fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
         let from = self.bytes(pfn, offset, into.len())?;
-        // SAFETY: I-3: inside one mapped page, as `bytes` checked.
-        let byte = |at| unsafe { from.wrapping_add(at).read_volatile() };
-        let head = from.align_offset(8).min(into.len());
-        let (first, rest) = into.split_at_mut(head);
-        let (words, last) = rest.as_chunks_mut::<8>();
-        let end = head + words.len() * 8;
-        first.iter_mut().enumerate().for_each(|(k, into)| *into = byte(k));
-        let start = from.wrapping_add(head).cast::<u64>();
-        for (k, word) in words.iter_mut().enumerate() {
-            // SAFETY: as above, and aligned behind the head.
-            *word = unsafe { start.wrapping_add(k).read_volatile() }.to_le_bytes();
+        for (k, byte) in into.iter_mut().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked.
+            *byte = unsafe { from.wrapping_add(k).read_volatile() };
         }
-        last.iter_mut().enumerate().for_each(|(k, into)| *into = byte(end + k));
         Ok(())
     }
 
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         let into = self.bytes(pfn, offset, from.len())?;
-        // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
-        let byte = |at, byte: u8| unsafe { into.wrapping_add(at).write_volatile(byte) };
-        let head = into.align_offset(8).min(from.len());
-        let (first, rest) = from.split_at(head);
-        let (words, last) = rest.as_chunks::<8>();
-        let end = head + words.len() * 8;
-        first.iter().enumerate().for_each(|(k, from)| byte(k, *from));
-        let start = into.wrapping_add(head).cast::<u64>();
-        for (k, word) in words.iter().enumerate() {
-            // SAFETY: as above, and aligned behind the head.
-            unsafe { start.wrapping_add(k).write_volatile(u64::from_le_bytes(*word)) };
+        for (k, byte) in from.iter().enumerate() {
+            // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame
+            // (I-1).
+            unsafe { into.wrapping_add(k).write_volatile(*byte) };
         }
-        last.iter().enumerate().for_each(|(k, from)| byte(end + k, *from));
         Ok(())
     }
 
