@@ -15,7 +15,7 @@ use hypercall::{
 use p2m::P2m;
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::guest::{Guest, Platform, Pool, Ports};
+use crate::guest::{Guest, Platform, Pool};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -151,6 +151,14 @@ struct ModelPlatform {
 }
 
 impl Platform for ModelPlatform {
+    fn pfn_at(&self, _: usize) -> Option<Pfn> {
+        None
+    }
+
+    fn ports(&self) -> Result<&dyn crate::guest::Ports, String> {
+        Err("the model has no devices".into())
+    }
+
     fn shared_info(&self) -> Result<&ArchSharedInfo, String> {
         Ok(&self.shared_info)
     }
@@ -161,14 +169,6 @@ impl Platform for ModelPlatform {
 
     fn wait(&self) {
         std::thread::yield_now();
-    }
-
-    fn pfn_at(&self, _: usize) -> Option<Pfn> {
-        None
-    }
-
-    fn ports(&self) -> Result<&dyn Ports, String> {
-        Err("the model has no devices".into())
     }
 }
 

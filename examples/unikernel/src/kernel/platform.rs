@@ -12,8 +12,7 @@ use hypercall::{
 use spin::Once;
 
 use super::boot::Early;
-use super::ports::RealPorts;
-use crate::guest::{Platform, Ports};
+use crate::guest::Platform;
 
 /// The platform of the running guest.
 pub(super) struct RealPlatform<'a> {
@@ -52,6 +51,15 @@ impl<'a> RealPlatform<'a> {
 }
 
 impl Platform for RealPlatform<'_> {
+    fn pfn_at(&self, address: usize) -> Option<Pfn> {
+        self.xen.pfn_at(GuestVa::new(address as u64).ok()?)
+    }
+
+    fn ports(&self) -> Result<&dyn crate::guest::Ports, String> {
+        Xen::allow_ports().map_err(|error| alloc::format!("I/O ports: {error}"))?;
+        Ok(&super::ports::RealPorts)
+    }
+
     fn shared_info(&self) -> Result<&ArchSharedInfo, String> {
         let va = self.shared_info.call_once(|| self.map(self.early.boot.shared_info)).clone()?;
         let arch: *const ArchSharedInfo = va.addr().as_ptr();
@@ -67,14 +75,5 @@ impl Platform for RealPlatform<'_> {
 
     fn wait(&self) {
         Xen::yield_now();
-    }
-
-    fn pfn_at(&self, address: usize) -> Option<Pfn> {
-        self.xen.pfn_at(GuestVa::new(address as u64).ok()?)
-    }
-
-    fn ports(&self) -> Result<&dyn Ports, String> {
-        Xen::allow_ports().map_err(|error| alloc::format!("I/O ports: {error}"))?;
-        Ok(&RealPorts)
     }
 }
