@@ -47,8 +47,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, bench, disk, dump, \
-             edu, grow, net, primitives, prove, spaces and conformance, and to test the harness hang, fault, \
-             silent and panic"
+             edu, grow, net, primitives, prove, spaces and conformance, and to test the harness \
+             hang, fault, silent and panic"
         )),
     }
 }
