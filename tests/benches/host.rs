@@ -48,7 +48,10 @@ fn cost_choices(pages: u16) -> usize {
     black_box(pv_tests::choose(black_box(pages)))
 }
 
-library_benchmark_group!(name = frame_map; benchmarks = p2m_adopt, p2m_look_up_1000, p2m_replace_2000);
+library_benchmark_group!(
+    name = frame_map;
+    benchmarks = p2m_adopt, p2m_look_up_1000, p2m_replace_2000
+);
 library_benchmark_group!(
     name = tables;
     benchmarks = batch_fill_and_invert, table_decode, cost_choices
