@@ -19,6 +19,7 @@
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
 //! * [`Frame`], [`Frames`]: who owns which frame.
+//! * [`explain`]: what a refusal means, in words.
 //! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
 //!   toolstack reads.
 //! * [`BootInfo`]: what the domain builder left in `start_info`.
@@ -47,6 +48,7 @@ mod abi;
 mod batch;
 mod call;
 mod error;
+pub mod explain;
 mod frame;
 mod grants;
 mod machine;

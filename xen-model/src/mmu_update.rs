@@ -6,6 +6,7 @@ use hypercall::{Errno, Level, Mfn, MmuUpdate, mmu_command};
 
 use crate::l1e::{Owners, Place};
 use crate::page::{DOM_IO, DOM_XEN};
+use crate::release::Release;
 use crate::state::{Answer, State};
 use crate::types::PageType;
 
@@ -46,7 +47,11 @@ impl State {
             DOM_IO | DOM_XEN => Ok(id),
             _ if self.find(id).is_some() => Ok(id),
             _ => {
-                self.say(format_args!("Unknown domain d{id}"));
+                if self.release.before(Release::V4_9) {
+                    self.say(format_args!("Unknown domain '{id}'"));
+                } else {
+                    self.say(format_args!("Unknown domain d{id}"));
+                }
                 Err(Errno::ESRCH)
             }
         }

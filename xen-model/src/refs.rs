@@ -32,7 +32,15 @@ impl State {
         let (caf, taf) = (page.count.word(release), page.kind.word(layout));
         let owner = if page.count.refs == 0 { NOBODY } else { page.owner };
         let mfn = self.number(mfn);
-        if release.before(Release::V4_14) {
+        if release.before(Release::V4_6) {
+            // Where the domains' structures were, which says nothing; no owner is a null pointer.
+            let pointer =
+                |id: u16| if id == NOBODY { 0 } else { 0xffff_8300_0000_0000 | u64::from(id) };
+            let (wanted, owner) = (pointer(wanted), pointer(owner));
+            self.say(format_args!(
+                "Error pfn {mfn}: rd={wanted:016x}, od={owner:016x}, caf={caf:08x}, taf={taf:016x}"
+            ));
+        } else if release.before(Release::V4_14) {
             // No owner is the number of DOMID_INVALID here.
             self.say_always(format_args!(
                 "Error pfn {mfn}: rd={wanted} od={owner} caf={caf:08x} taf={taf:016x}"

@@ -120,7 +120,7 @@ impl State {
                 self.say(format_args!("Failure in alloc_l{level}_table: entry {index}"));
             }
             Release::V4_9 => {
-                self.say(format_args!("Failure[ -{number}] in alloc_l{level}_table: slot {slot}"));
+                self.say(format_args!("Failure in alloc_l{level}_table: slot {slot}"));
             }
             Release::V4_14 | Release::V4_17 | Release::V4_20 => {
                 self.say(format_args!("Failure -{number} in promote_l{level}_table: slot {slot}"));

@@ -2,6 +2,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 use hypercall::Pfn;
+use xen_model::explain::{Explainer, Version};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Release, Role};
 
 const RELEASES: [Release; 6] =
@@ -62,7 +63,33 @@ fn check(bytes: &mut Unstructured<'_>) -> Result<()> {
     if let Err(error) = model.audit() {
         panic!("{error}");
     }
+    check_lines(&model.take_log(), release);
     Ok(())
+}
+
+/// Every line is one that `xen-explain` knows; of the releases that this project supports, in a
+/// wording that the release has. (Of older ones the model has the old wordings of types, owners and
+/// validation only.)
+fn check_lines(log: &[String], release: Release) {
+    let [.., minor] = release.version().to_be_bytes();
+    let version = Version::new(4, minor);
+    let mut explainer = Explainer::new();
+    for line in log {
+        explainer.line(line.as_bytes());
+    }
+    let explanation = explainer.finish();
+    assert_eq!(explanation.lines.known, explanation.lines.total, "{:?}", explanation.unknown);
+    if release >= Release::V4_14 {
+        let fits = |line: &&String| {
+            let mut explainer = Explainer::new();
+            explainer.line(line.as_bytes());
+            explainer.finish().xen.is_some_and(|span| span.contains(version))
+        };
+        let all_fit = explanation.xen.is_some_and(|span| span.contains(version));
+        let wrong: Vec<_> =
+            if all_fit { Vec::new() } else { log.iter().filter(|line| !fits(line)).collect() };
+        assert!(all_fit, "Xen {version} does not print {wrong:#?}");
+    }
 }
 
 #[test]
