@@ -1,8 +1,7 @@
 //! What Linux pays for the same work: the only program of a Linux that runs as PV guest on the Xen
 //! that the unikernel's bench runs on. `cargo xtask bench --vs linux` builds it as a static
-//! program,
-//! makes it `/init`, and boots it under QEMU's instruction counter, where a tick of the time-stamp
-//! counter is an executed instruction of program, kernel or hypervisor.
+//! program, makes it `/init`, and boots it under QEMU's instruction counter, where a tick of the
+//! time-stamp counter is an executed instruction of program, kernel or hypervisor.
 //!
 //! | file | measures |
 //! |---|---|
