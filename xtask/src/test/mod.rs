@@ -25,6 +25,7 @@ mod session;
 
 use anyhow::Result;
 
+use self::guide::{Depth, follow};
 use self::session::Session;
 use crate::ExitStatus;
 use crate::cli::TestArguments;
@@ -38,6 +39,8 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<ExitStatus> {
     let mut session = Session::default();
     checks::run(&mut session)?;
     if !arguments.quick {
+        session.step("whole", "inventory of unsafe code", inventory::check)?;
+        session.step("whole", "porting guide, on the model", || follow(Depth::Code))?;
         real_xen::run(&mut session, arguments)?;
     }
     Ok(session.close())
