@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::session::Session;
-use super::{costs, guide, house_rules, inventory};
+use super::{costs, house_rules};
 use crate::cargo::{Package, cargo, packages};
 use crate::paths;
 use crate::process::run_captured;
@@ -29,7 +29,6 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     };
     session.step(GROUP, "format", || must(cargo().args(["fmt", "--all", "--check"])))?;
     session.step(GROUP, "house rules", house_rules::check)?;
-    session.step(GROUP, "inventory of unsafe code", inventory::check)?;
     session.step(GROUP, "lints on the host", || {
         let mut cargo = cargo();
         cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
@@ -49,7 +48,6 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "instruction counts (valgrind)", costs::check)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     session.step(GROUP, "examples on the model", examples)?;
-    session.step(GROUP, "porting guide", || guide::follow(guide::Depth::Code))?;
     let libraries = names(&Package::is_library);
     if !libraries.is_empty() {
         session.step(GROUP, "documentation tests", || {

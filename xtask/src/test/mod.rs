@@ -29,6 +29,7 @@ mod under_xl;
 
 use anyhow::Result;
 
+use self::guide::{Depth, follow};
 use self::session::Session;
 pub(crate) use self::under_xl::on_host;
 use crate::ExitStatus;
@@ -43,6 +44,8 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<ExitStatus> {
     let mut session = Session::default();
     checks::run(&mut session)?;
     if !arguments.quick {
+        session.step("whole", "inventory of unsafe code", inventory::check)?;
+        session.step("whole", "porting guide, on the model", || follow(Depth::Code))?;
         real_xen::run(&mut session, arguments)?;
     }
     Ok(session.close())
