@@ -52,6 +52,12 @@ pub(crate) trait Platform {
 
     /// Lets others run for a while.
     fn wait(&self);
+
+    /// Is told that the direct mapping has entries for `frames` frames.
+    ///
+    /// # Safety
+    /// It has, and those of frames that have memory map them (I-3).
+    unsafe fn direct_map_reaches(&self, frames: u64);
 }
 
 impl<M: Machine + Cpu> Guest<'_, M> {

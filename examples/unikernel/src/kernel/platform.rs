@@ -60,4 +60,9 @@ impl Platform for RealPlatform<'_> {
     fn wait(&self) {
         Xen::yield_now();
     }
+
+    unsafe fn direct_map_reaches(&self, frames: u64) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.xen.set_mapped_frames(frames) };
+    }
 }
