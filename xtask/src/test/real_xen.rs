@@ -58,7 +58,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 }
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -71,6 +71,7 @@ const CASES: [Case; 15] = [
     case("grow", 64, Expectation::Pass),
     case("balloon", 33, Expectation::Pass),
     case("balloon", 256, Expectation::Pass),
+    case("balloon grow", 64, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { program: "hang", memory_mib: 256, seconds: 5, expectation: Expectation::Hang },
