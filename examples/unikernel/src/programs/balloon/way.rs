@@ -21,8 +21,9 @@ const TRAPS_MAX: u64 = 1100;
 /// The same where Xen has to find every frame by itself: steps are shorter, so that they take no
 /// longer.
 const SINGLES_IN_TRAPS_MAX: u64 = 1180;
-/// Ways of fewer frames are not judged: half a step more or less is much of them.
-const JUDGED_FRAMES: u64 = GIB / 64;
+/// Traps that a way may take beside those: its last step is short, and one step may find that Xen
+/// has no large extents.
+const ODD_TRAPS: u64 = 4;
 
 impl Way {
     const fn traps_per_gib(&self) -> u64 {
@@ -126,14 +127,15 @@ impl Ways {
         writeln!(guest.console, "{floors}").or_say("console")?;
         self.print(guest)?;
         let mut worst = 0;
-        for way in self.ways.iter().filter(|way| way.frames >= JUDGED_FRAMES) {
+        for way in &self.ways {
             let is_in = !way.is_out && way.name.starts_with("singles");
             let most = if is_in { SINGLES_IN_TRAPS_MAX } else { TRAPS_MAX };
-            let (name, traps) = (&way.name, way.traps_per_gib());
-            if traps > most {
-                return Err(format!("{name}: {traps} traps for a GiB, {most} are allowed"));
+            let Way { name, frames, traps, .. } = way;
+            let most = (frames * most).div_ceil(GIB) + ODD_TRAPS;
+            if *traps > most {
+                return Err(format!("{name}: {traps} traps for {frames} frames, not {most}"));
             }
-            worst = worst.max(traps);
+            worst = worst.max(way.traps_per_gib());
         }
         let frames: u64 = self.ways.iter().filter(|way| way.is_out).map(|way| way.frames).sum();
         Ok(format!(
