@@ -73,6 +73,12 @@ pub(crate) trait Platform {
     /// # Errors
     /// A sentence, if there is none.
     fn life(&self) -> Result<Box<dyn Life + '_>, String>;
+
+    /// Is told that the direct mapping has entries for `frames` frames.
+    ///
+    /// # Safety
+    /// It has, and those of frames that have memory map them (I-3).
+    unsafe fn direct_map_reaches(&self, frames: u64);
 }
 
 /// I/O ports of 32 bits.

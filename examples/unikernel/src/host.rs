@@ -201,6 +201,9 @@ impl Platform for ModelPlatform {
     fn life(&self) -> Result<Box<dyn Life>, String> {
         Err("the model has no toolstack: run this on Xen, with --as domu".into())
     }
+
+    /// Programs that grow end before this: they have no window here.
+    unsafe fn direct_map_reaches(&self, _: u64) {}
 }
 
 /// The model's second vCPU. There is one thread: what goes on side by side takes turns.

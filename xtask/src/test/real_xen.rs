@@ -64,7 +64,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 21] = [
+pub(super) const CASES: [Case; 22] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -83,6 +83,7 @@ pub(super) const CASES: [Case; 21] = [
     case("grow", 64, Expectation::Pass),
     case("balloon", 33, Expectation::Pass),
     case("balloon", 256, Expectation::Pass),
+    case("balloon grow", 64, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { seconds: 5, ..case("hang", 256, Expectation::Hang) },

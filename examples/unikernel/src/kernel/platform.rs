@@ -67,4 +67,9 @@ impl Platform for RealPlatform<'_> {
         self.shared_info.call_once(|| Err("ask the guest's life for shared_info".into()));
         Ok(Box::new(RealLife::begin(self.early, self.xen)?))
     }
+
+    unsafe fn direct_map_reaches(&self, frames: u64) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.xen.set_mapped_frames(frames) };
+    }
 }

@@ -99,7 +99,7 @@ fn grow_far<M: Machine + Cpu>(
 }
 
 /// Maps the builder's list in the window.
-fn open<'a, M: Machine + Cpu>(
+pub(super) fn open<'a, M: Machine + Cpu>(
     guest: &mut Guest<'a, M>,
     batch: &mut Batch<'_>,
 ) -> Result<(P2m<'a>, Window), String> {

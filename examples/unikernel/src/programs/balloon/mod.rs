@@ -1,9 +1,11 @@
 //! `balloon`: most of the guest's memory goes out to Xen and comes back, in bounded steps, while
 //! the contents of what stays are verified and every step's accounts are held against Xen's count;
-//! in whole blocks, in single frames, and piecemeal. With `--icount` the last lines say what a page
+//! in whole blocks, by half, and in single frames. With `grow` the guest grows beyond its size at
+//! boot instead. With `--icount` the last lines say what a page
 //! costs, beside the least that Xen takes for it.
 
 mod floor;
+mod grow;
 mod kept;
 mod way;
 
@@ -49,6 +51,9 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         _ => Wipe::Always,
     };
     let mut storage = Box::new(Storage::new());
+    if guest.arguments.split_whitespace().any(|word| word == "grow") {
+        return grow::run(guest, &mut storage);
+    }
     let floors = floor::measure(guest)?;
     let free = guest.pool.len() as u64;
     let kept = Kept::spread(guest)?;

@@ -4,14 +4,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use balloon::{Around, Balloon, Moved, Next, Retarget};
+use balloon::{Allocator, Around, Balloon, Moved, Next, Retarget};
 use hypercall::{Cpu, Machine};
-use pvmmu::{Context, DirectEntries};
+use pvmmu::DirectEntries;
 
 use super::super::OrSay;
 use super::floor::Floors;
 use super::{Spare, Storage};
-use crate::guest::Guest;
+use crate::guest::{Guest, Pool};
 use crate::report::Verdict;
 
 /// Pages in a GiB.
@@ -21,8 +21,15 @@ const TRAPS_MAX: u64 = 1100;
 /// The same where Xen has to find every frame by itself: steps are shorter, so that they take no
 /// longer.
 const SINGLES_IN_TRAPS_MAX: u64 = 1180;
-/// Ways of fewer frames are not judged: half a step more or less is much of them.
-const JUDGED_FRAMES: u64 = GIB / 64;
+/// Traps that a way may take beside those: its last step is short, and one step may find that Xen
+/// has no large extents.
+const ODD_TRAPS: u64 = 4;
+
+impl Way {
+    const fn traps_per_gib(&self) -> u64 {
+        (self.traps * GIB).div_ceil(self.frames)
+    }
+}
 
 /// What ways took.
 #[derive(Default)]
@@ -40,14 +47,27 @@ struct Way {
     longest: u64,
 }
 
-/// Goes to `target` frames; every step's accounts must be right.
+/// Goes to `target` frames with the guest's pool; every step's accounts must be right.
 pub(super) fn go<M: Machine + Cpu>(
     guest: &mut Guest<'_, M>,
     (balloon, storage): (&mut Balloon<'_>, &mut Storage),
     target: u64,
+    way: (&str, &mut Ways),
+) -> Result<(), String> {
+    let mut pool = core::mem::replace(&mut guest.pool, Pool::empty());
+    let result = go_with(guest, (balloon, storage, &mut Spare(&mut pool)), target, way);
+    guest.pool = pool;
+    result
+}
+
+/// Goes to `target` frames; every step's accounts must be right.
+pub(super) fn go_with<M: Machine + Cpu>(
+    guest: &Guest<'_, M>,
+    (balloon, storage, allocator): (&mut Balloon<'_>, &mut Storage, &mut impl Allocator),
+    target: u64,
     (name, ways): (&str, &mut Ways),
 ) -> Result<(), String> {
-    let from = balloon.goal().frames;
+    let from = balloon.accounts(&guest.machine, guest.p2m).populated;
     if balloon.set_target(target) != Retarget::Step {
         return Err(format!("{name}: there is nothing to do for {target} frames"));
     }
@@ -55,13 +75,9 @@ pub(super) fn go<M: Machine + Cpu>(
     let (begun, before) = (guest.cpu.ticks(), guest.machine.counts());
     loop {
         let start = guest.cpu.ticks();
-        let step = {
-            let Guest { machine, p2m, kernel_root, pool, .. } = guest;
-            let context = Context { machine: &*machine, p2m, kernel_root: *kernel_root };
-            let mut direct = DirectEntries::new(context);
-            let mut around = Around { machine: &*machine, p2m, direct: &mut direct };
-            storage.with(|work| balloon.step(&mut around, &mut Spare(pool), work))
-        };
+        let mut direct = DirectEntries::new(guest.context());
+        let mut around = Around { machine: &guest.machine, p2m: guest.p2m, direct: &mut direct };
+        let step = storage.with(|work| balloon.step(&mut around, allocator, work));
         longest = longest.max(guest.cpu.ticks().wrapping_sub(start));
         steps += 1;
         if let Moved::Out(frames) | Moved::In(frames) = step.moved {
@@ -88,27 +104,14 @@ pub(super) fn go<M: Machine + Cpu>(
 }
 
 impl Ways {
-    /// Prints the table, and says whether the traps are few enough.
-    pub(super) fn judge<M: Machine + Cpu>(
-        &self,
-        guest: &mut Guest<'_, M>,
-        floors: &Floors,
-    ) -> Verdict {
+    /// Prints the table.
+    pub(super) fn print<M>(&self, guest: &mut Guest<'_, M>) -> Result<(), String> {
         let out = &mut *guest.console;
-        writeln!(out, "{floors}").or_say("console")?;
         let head = "way            frames   steps   traps  traps/GiB  ticks/page  longest step";
         writeln!(out, "{head}").or_say("console")?;
-        let (mut worst, mut over) = (0, None);
         for way in &self.ways {
-            let per_gib = (way.traps * GIB).div_ceil(way.frames);
-            let is_in = !way.is_out && way.name.starts_with("singles");
-            let most = if is_in { SINGLES_IN_TRAPS_MAX } else { TRAPS_MAX };
-            if way.frames >= JUDGED_FRAMES {
-                worst = worst.max(per_gib);
-                over = over.or((per_gib > most).then(|| (way.name.clone(), per_gib, most)));
-            }
             let Way { name, frames, steps, traps, ticks, longest, .. } = way;
-            let per_page = ticks / frames;
+            let (per_gib, per_page) = (way.traps_per_gib(), ticks / frames);
             writeln!(
                 out,
                 "{name:<10} {frames:>10} {steps:>7} {traps:>7} {per_gib:>10} {per_page:>11} \
@@ -116,8 +119,23 @@ impl Ways {
             )
             .or_say("console")?;
         }
-        if let Some((name, traps, most)) = over {
-            return Err(format!("{name}: {traps} traps for a GiB, {most} are allowed"));
+        Ok(())
+    }
+
+    /// Prints everything, and says whether the traps are few enough.
+    pub(super) fn judge<M>(&self, guest: &mut Guest<'_, M>, floors: &Floors) -> Verdict {
+        writeln!(guest.console, "{floors}").or_say("console")?;
+        self.print(guest)?;
+        let mut worst = 0;
+        for way in &self.ways {
+            let is_in = !way.is_out && way.name.starts_with("singles");
+            let most = if is_in { SINGLES_IN_TRAPS_MAX } else { TRAPS_MAX };
+            let Way { name, frames, traps, .. } = way;
+            let most = (frames * most).div_ceil(GIB) + ODD_TRAPS;
+            if *traps > most {
+                return Err(format!("{name}: {traps} traps for {frames} frames, not {most}"));
+            }
+            worst = worst.max(way.traps_per_gib());
         }
         let frames: u64 = self.ways.iter().filter(|way| way.is_out).map(|way| way.frames).sum();
         Ok(format!(

@@ -32,6 +32,8 @@ impl Platform for FakePlatform {
         Err("no program needs them here".into())
     }
 
+    unsafe fn direct_map_reaches(&self, _: u64) {}
+
     fn life(&self) -> Result<Box<dyn Life + '_>, String> {
         Ok(Box::new(&self.0))
     }
