@@ -5,8 +5,9 @@ mod support;
 
 use early_pgt::{Build, Plan};
 use hypercall::{BatchStorage, Counting, FrameAccess as _, Pfn};
+use p2m::Pfns;
 use support::Guest;
-use xen_model::Role;
+use xen_model::{DomainConfig, Role};
 
 type Storage = BatchStorage<6000, 1>;
 
@@ -48,4 +49,27 @@ fn every_page_is_mapped_where_it_belongs_and_every_table_read_only() {
         }
         guest.check();
     }
+}
+
+#[test]
+fn a_list_outside_of_the_kernels_mapping_stays_read_only_with_its_tables() {
+    // Until now the builder's list was at VIRT_BASE; INIT_P2M puts it, and tables that nothing maps,
+    // into frames behind the kernel's mapping.
+    let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
+    config.init_p2m = Some(0xffff_b000_0000_0000);
+    let guest = Guest::of(config);
+    let (first, frames) = guest.boot.p2m_frames.expect("the builder says where");
+    assert!(first.raw() >= guest.place.kernel_pages);
+    let (free, hypercalls) = build(&guest);
+    let tables = Plan::new(&guest.memory()).expect("a plan").tables();
+    let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
+    assert_eq!(free + used + tables, 0x2_0000);
+    assert!(hypercalls <= 6, "{hypercalls} hypercalls");
+    for pfn in Pfns::new(first, frames).iter() {
+        let va = guest.model.direct_map(pfn).expect("mapped");
+        let (_, pte) = guest.model.guest().l1_slot(va.raw()).expect("has a table");
+        assert_eq!(Some(pte.mfn()), guest.model.guest().built_mfn(pfn));
+        assert!(!pte.is_writable(), "pfn {pfn} may be one of the list's tables");
+    }
+    guest.check();
 }
