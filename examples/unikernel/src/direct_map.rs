@@ -29,7 +29,7 @@ pub(crate) struct Built {
 }
 
 /// What frames are that are not free.
-#[derive(Default, Default)]
+#[derive(Default)]
 pub(crate) struct Made {
     /// Tables of the direct mapping.
     pub(crate) tables: Vec<Pfns>,
