@@ -21,9 +21,9 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-/// On Xen every change is flushed when it is made. A program that calls `flush` where this one
-/// calls
-/// `ignore` executes `invlpg`, which a kernel under Xen PV is not privileged to.
+// On Xen every change is flushed when it is made. A program that calls `flush` where this one
+// calls `ignore` executes `invlpg`, which a kernel under Xen PV is not privileged to.
+
 const HEAP_START: u64 = 0x4444_4444_0000;
 const HEAP_PAGES: u64 = 25;
 

@@ -44,9 +44,9 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of a tree with `access`, lower ones first, the roots last, and says
-/// how many there were. Tables that are pinned by themselves are read-only already, and stay so.
-/// One hypercall for each time the batch is full, and one for the rest.
+/// Maps the first `limit` tables of a tree with `access`, lower ones first, the roots last; how
+/// many there were. Tables that are pinned by themselves are read-only already, and stay so. One
+/// hypercall for each time the batch is full, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
