@@ -1,8 +1,7 @@
 //! What a mapping costs beside the copy: for `cargo xtask test`, which counts instructions.
 //!
 //! `map_cost bounce|direct|none TIMES`: maps and unmaps 2 KiB so often, on a machine whose copies
-//! do
-//! nothing. `map_cost threads TIMES`: what two threads do in the time of one, for people.
+//! do nothing. `map_cost threads TIMES`: what two threads do in the time of one, for people.
 #![expect(unsafe_code, reason = "claims frames that exist only as numbers")]
 
 use std::hint::black_box;

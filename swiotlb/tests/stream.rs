@@ -215,7 +215,7 @@ fn every_dishonest_free_is_detected_when_it_happens() {
         dma.unmap(next).expect("the right pool");
         assert_eq!(dma.pool.counters().misuse, 8);
 
-        // A buffer that was given as it is has no slot; that it is mapped no more is seen.
+        // A buffer that was given as it is has no slot; that nothing is mapped is seen anyway.
         let device = Device::new(DmaMask::ALL);
         let bus = dma.map::<FromDevice>(&device, again()).expect("mapped").into_bus();
         assert_eq!(free(bus, at), Ok(()));
