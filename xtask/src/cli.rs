@@ -112,6 +112,12 @@ pub(crate) struct BenchArguments {
     /// Release of Xen
     #[arg(long, value_enum, default_value_t = Release::Xen4_17)]
     pub(crate) xen: Release,
+    /// Count the pure parts on this host instead, under valgrind
+    #[arg(long, conflicts_with_all = ["vs", "html"])]
+    pub(crate) host: bool,
+    /// Measure this system too, on the same Xen, and compare
+    #[arg(long, value_enum)]
+    pub(crate) vs: Option<Rival>,
     /// Fail if a count is more than 2 % above the baseline in the repository
     #[arg(long)]
     pub(crate) check: bool,
@@ -121,6 +127,9 @@ pub(crate) struct BenchArguments {
     /// Write everything to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page for a browser, with plots, to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// What to test.
@@ -166,6 +175,13 @@ pub(crate) enum What {
     Asan,
     /// A short run of each fuzz target
     Fuzz,
+}
+
+/// What the unikernel is compared with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Rival {
+    /// Debian's Linux as PV guest
+    Linux,
 }
 
 /// What the guest runs on.

@@ -19,6 +19,11 @@ pub(crate) fn linux(release: Release) -> PathBuf {
     folder().join(format!("linux-xen-{release}.json"))
 }
 
+/// The file with the figures of the pure parts.
+pub(crate) fn host() -> PathBuf {
+    folder().join("host.json")
+}
+
 fn folder() -> PathBuf {
     paths::workspace().join("tests/baselines")
 }

@@ -5,15 +5,22 @@
 //! | `row` | a figure, as the guest prints it and as files keep it |
 //! | `targets` | every target of the project, in one table |
 //! | `pairs` | which of Linux's operations stands beside which of ours |
+//! | `host` | counts the pure parts under valgrind |
+//! | `linux` | boots Linux and reads its figures |
 //! | `baseline` | figures of an earlier run, and what has become worse |
-//! | `text` | the report in text |
+//! | `text`, `html`, `plot` | the report: in text, as a page for a browser, its pictures |
 
 mod baseline;
+mod host;
+mod html;
+mod linux;
 mod pairs;
+mod plot;
 mod row;
 mod targets;
 mod text;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -22,7 +29,7 @@ use self::row::Row;
 use self::text::Figures;
 use crate::ExitStatus;
 use crate::boot::Clock;
-use crate::cli::{BenchArguments, Release, Role};
+use crate::cli::{BenchArguments, Release, Rival, Role};
 use crate::progress::Step;
 use crate::station::{Boot, Station};
 
@@ -38,6 +45,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// This machine lacks something, the guest fails, or a file cannot be read or written.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     let release = arguments.xen;
+    if arguments.host {
+        return bench_host(arguments);
+    }
     let mut station = Station::open()?;
     let rows = measure(&mut station, release)?;
     let again = measure(&mut station, release)?;
@@ -48,21 +58,58 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     if rows.len() != again.len() || !differs.is_empty() {
         bail!("two runs do not give the same figures:\n{}", differs.join("\n"));
     }
-    let linux_file = baseline::linux(release);
-    let linux = if linux_file.is_file() { row::read(&linux_file)? } else { Vec::new() };
+    let linux = linux_rows(arguments)?;
     let figures = Figures { rows: &rows, linux: &linux };
     println!("Xen {release}, QEMU {}: two runs, the same figures", station.qemu_version());
     print!("{}\n{}\n{}", text::rows(figures), text::pairs(figures), text::targets(figures));
     if let Some(file) = &arguments.json {
-        row::write(file, &rows)?;
+        row::write_all(file, figures)?;
     }
+    if let Some(file) = &arguments.html {
+        html::write(file, &format!("pvmmu on Xen {release}"), figures)?;
+    }
+    keep(arguments, &baseline::ours(release), &rows)
+}
+
+/// The same for the pure parts, on this host, where no two runs are needed: nothing else runs in
+/// valgrind.
+fn bench_host(arguments: &BenchArguments) -> Result<ExitStatus> {
+    let rows = host::measure()?;
+    let figures = Figures { rows: &rows, linux: &[] };
+    print!("{}", text::rows(figures));
+    if let Some(file) = &arguments.json {
+        row::write_all(file, figures)?;
+    }
+    keep(arguments, &baseline::host(), &rows)
+}
+
+/// Holds the figures against a baseline, or makes them one, as was asked.
+fn keep(arguments: &BenchArguments, baseline: &Path, rows: &[Row]) -> Result<ExitStatus> {
     if arguments.update {
-        row::write(&baseline::ours(release), &rows)?;
+        row::write(baseline, rows)?;
     }
     if arguments.check {
-        return Ok(report_worse(&check(&rows, release)?));
+        return Ok(report_worse(&baseline::worse(&row::read(baseline)?, rows)));
     }
     Ok(ExitStatus::Pass)
+}
+
+/// Linux's figures: of this run, or recorded ones.
+fn linux_rows(arguments: &BenchArguments) -> Result<Vec<Row>> {
+    let file = baseline::linux(arguments.xen);
+    if arguments.vs == Some(Rival::Linux) {
+        let rows = linux::measure(arguments.xen)?;
+        if arguments.update {
+            row::write(&file, &rows)?;
+        }
+        return Ok(rows);
+    }
+    if !file.is_file() {
+        println!("Linux's figures on Xen {} are not recorded: --vs linux", arguments.xen);
+        return Ok(Vec::new());
+    }
+    println!("Linux's figures are those recorded in {}: --vs linux measures", file.display());
+    row::read(&file)
 }
 
 /// Boots the guest once, and holds its figures against the baseline. How many rows there are.
@@ -72,15 +119,11 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
 /// As for [`bench()`]; or a figure is worse than it may be: named with both figures.
 pub(crate) fn check_once(release: Release) -> Result<String> {
     let rows = measure(&mut Station::open()?, release)?;
-    let worse = check(&rows, release)?;
+    let worse = baseline::worse(&row::read(&baseline::ours(release))?, &rows);
     if !worse.is_empty() {
         bail!("{}", worse.join("\n"));
     }
     Ok(format!("({} rows)", rows.len()))
-}
-
-fn check(rows: &[Row], release: Release) -> Result<Vec<String>> {
-    Ok(baseline::worse(&row::read(&baseline::ours(release))?, rows))
 }
 
 fn report_worse(worse: &[String]) -> ExitStatus {
@@ -108,20 +151,11 @@ fn measure(station: &mut Station, release: Release) -> Result<Vec<Row>> {
         limit: LIMIT,
         clock: Clock::Instructions,
     };
-    let mut rows = Vec::new();
-    let report = station.boot(&boot, |line| match Row::parse(line) {
-        Ok(Some(row)) => {
-            step.at(row.operation.clone());
-            rows.push(Ok(row));
-        }
-        Ok(None) => {}
-        Err(error) => rows.push(Err(error)),
-    })?;
+    let mut rows = row::Reader::default();
+    let report = station.boot(&boot, |line| rows.line(line, &step))?;
     step.vanish();
     if !report.outcome.passed() {
         bail!("{report}");
     }
-    let rows = rows.into_iter().collect::<Result<Vec<_>>>()?;
-    row::check_names(&rows)?;
-    Ok(rows)
+    rows.end()
 }

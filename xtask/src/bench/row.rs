@@ -6,6 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::text::Figures;
+use crate::progress::Step;
+
 /// How a line of the guest's with a row begins.
 const MARK: &str = "PVMMU-BENCH ";
 
@@ -20,8 +23,8 @@ pub(crate) struct Row {
     pub(crate) size: u64,
     /// Instructions in all, the guest's and the hypervisor's.
     pub(crate) instructions: u64,
-    /// Those of them inside requests.
-    pub(crate) in_xen: u64,
+    /// Those of them inside requests, where that can be told.
+    pub(crate) in_xen: Option<u64>,
     /// Requests: a multicall counts once.
     pub(crate) traps: u64,
     /// Elements of the requests.
@@ -47,6 +50,35 @@ impl Row {
     }
 }
 
+/// Collects the rows that a guest prints.
+#[derive(Debug, Default)]
+pub(crate) struct Reader(Vec<Result<Row>>);
+
+impl Reader {
+    /// Takes a line of the guest's, and shows a row's name to whoever watches.
+    pub(crate) fn line(&mut self, line: &str, step: &Step) {
+        match Row::parse(line) {
+            Ok(Some(row)) => {
+                step.at(row.operation.clone());
+                self.0.push(Ok(row));
+            }
+            Ok(None) => {}
+            Err(error) => self.0.push(Err(error)),
+        }
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    ///
+    /// One could not be read, or two have the same name and size.
+    pub(crate) fn end(self) -> Result<Vec<Row>> {
+        let rows = self.0.into_iter().collect::<Result<Vec<_>>>()?;
+        check_names(&rows)?;
+        Ok(rows)
+    }
+}
+
 /// The row of an operation on so many things.
 pub(crate) fn find<'r>(rows: &'r [Row], operation: &str, size: u64) -> Option<&'r Row> {
     rows.iter().find(|row| row.is(operation, size))
@@ -57,7 +89,7 @@ pub(crate) fn find<'r>(rows: &'r [Row], operation: &str, size: u64) -> Option<&'
 /// # Errors
 ///
 /// Two have: named.
-pub(crate) fn check_names(rows: &[Row]) -> Result<()> {
+fn check_names(rows: &[Row]) -> Result<()> {
     for (at, row) in rows.iter().enumerate() {
         if find(&rows[..at], &row.operation, row.size).is_some() {
             bail!("two rows are called {:?} with size {}", row.operation, row.size);
@@ -87,10 +119,20 @@ pub(crate) fn write(file: &Path, rows: &[Row]) -> Result<()> {
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
+/// Writes everything that a report is made of, as one JSON object.
+///
+/// # Errors
+///
+/// The file cannot be written.
+pub(crate) fn write_all(file: &Path, figures: Figures<'_>) -> Result<()> {
+    let text = serde_json::to_string_pretty(&figures)?;
+    fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
 #[cfg(test)]
 pub(super) fn test_row(operation: &str, size: u64, instructions: u64) -> Row {
     let (operation, unit) = (operation.to_owned(), "pages".to_owned());
-    Row { operation, unit, size, instructions, in_xen: 0, traps: 1, entries: 1, floor: None }
+    Row { operation, unit, size, instructions, in_xen: None, traps: 1, entries: 1, floor: None }
 }
 
 #[cfg(test)]
@@ -103,7 +145,7 @@ mod tests {
                     \"instructions\":7,\"in_xen\":5,\"traps\":1,\"entries\":3,\"floor\":null}";
         let row = Row::parse(line).unwrap().unwrap();
         assert!(row.is("pin", 2) && !row.is("pin", 3) && !row.is("unpin", 2));
-        assert_eq!((row.instructions, row.in_xen, row.floor), (7, 5, None));
+        assert_eq!((row.instructions, row.in_xen, row.floor), (7, Some(5), None));
         assert_eq!(Row::parse("PVMMU-VERDICT pass").unwrap(), None);
         assert!(Row::parse("PVMMU-BENCH {\"operation\":").is_err());
     }

@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
+
 use super::pairs::{Work, linux_figure, pair_of};
 use super::row::Row;
-use super::targets::{Against, Judged, TARGETS};
+use super::targets::{Against, Judged, TARGETS, Target};
 
 /// Everything that a report is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Figures<'a> {
     /// Ours.
     pub(crate) rows: &'a [Row],
@@ -27,24 +29,52 @@ pub(crate) fn rows(figures: Figures<'_>) -> String {
             operation = &row.operation;
             let _ = writeln!(text, "{operation} ({})", row.unit);
         }
-        let share = |figure: Option<u64>| match figure {
-            Some(figure) => format!("{:.3}", row.instructions as f64 / figure.max(1) as f64),
-            None => "-".to_owned(),
-        };
+        let [each, in_xen, traps, entries, of_floor, of_linux] = row_words(row, figures.linux);
         let _ = writeln!(
             text,
-            "{:>10} {:>13} {:>9} {:>5}% {:>6} {:>8} {:>9} {:>9}",
-            row.size,
-            row.instructions,
-            row.instructions / row.size.max(1),
-            row.in_xen * 100 / row.instructions.max(1),
-            row.traps,
-            row.entries,
-            share(row.floor),
-            share(linux_figure(figures.linux, row))
+            "{:>10} {:>13} {each:>9} {in_xen:>6} {traps:>6} {entries:>8} {of_floor:>9} \
+             {of_linux:>9}",
+            row.size, row.instructions
         );
     }
     text
+}
+
+/// What a report says of a row behind its size and its instructions: instructions for each, the
+/// part in Xen, traps, entries, the share of the floor and of Linux.
+pub(crate) fn row_words(row: &Row, linux: &[Row]) -> [String; 6] {
+    let nothing = || "-".to_owned();
+    let share = |figure: u64| format!("{:.3}", row.instructions as f64 / figure.max(1) as f64);
+    let part = |in_xen: u64| format!("{}%", in_xen * 100 / row.instructions.max(1));
+    [
+        (row.instructions / row.size.max(1)).to_string(),
+        row.in_xen.map_or_else(nothing, part),
+        row.traps.to_string(),
+        row.entries.to_string(),
+        row.floor.map_or_else(nothing, share),
+        linux_figure(linux, row).map_or_else(nothing, share),
+    ]
+}
+
+/// What a report says of a target: whose figure, how much of it at most, how much it is, and a word
+/// on that.
+pub(crate) fn target_words(target: &Target, judged: Judged) -> [String; 4] {
+    let share = target.most as f64 / 100.0;
+    let (against, most) = match target.against {
+        Against::Linux => ("Linux", format!("{share:.2}")),
+        Against::Floor => ("the floor", format!("{share:.2}")),
+        Against::Traps => ("traps", target.most.to_string()),
+    };
+    let figure = |value: f64| match target.against {
+        Against::Traps => format!("{value:.0}"),
+        Against::Linux | Against::Floor => format!("{value:.3}"),
+    };
+    let (is, word) = match judged {
+        Judged::Met(value) => (figure(value), "met"),
+        Judged::Missed(value) => (figure(value), "MISSED"),
+        Judged::Unknown => ("-".to_owned(), "not measured"),
+    };
+    [against.to_owned(), most, is, word.to_owned()]
 }
 
 /// The rows, those of one operation together, otherwise in the order in which they were measured.
@@ -62,20 +92,7 @@ pub(crate) fn targets(figures: Figures<'_>) -> String {
     let (mut met, mut known) = (0, 0);
     for target in TARGETS {
         let judged = target.judge(figures.rows, |row| linux_figure(figures.linux, row));
-        let (against, most) = match target.against {
-            Against::Linux => ("Linux", format!("{:.2}", target.most as f64 / 100.0)),
-            Against::Floor => ("the floor", format!("{:.2}", target.most as f64 / 100.0)),
-            Against::Traps => ("traps", target.most.to_string()),
-        };
-        let figure = |value: f64| match target.against {
-            Against::Traps => format!("{value:.0}"),
-            Against::Linux | Against::Floor => format!("{value:.3}"),
-        };
-        let (is, word) = match judged {
-            Judged::Met(value) => (figure(value), "met"),
-            Judged::Missed(value) => (figure(value), "MISSED"),
-            Judged::Unknown => ("-".to_owned(), "not measured"),
-        };
+        let [against, most, is, word] = target_words(target, judged);
         met += u32::from(matches!(judged, Judged::Met(_)));
         known += u32::from(judged != Judged::Unknown);
         let name = target.operation;

@@ -9,9 +9,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BatchStorage, Cpu, GuestVa, Machine, Pte, PteFlags};
+use hypercall::{BatchStorage, Cpu, FrameAccess as _, GuestVa, Machine, Pte, PteFlags};
 use pvmmu::primitive::{Changed, Need, Primitive, Runs, cheapest};
-use pvmmu::{Context, MapError, Pages, Pgd, Pinned, TablePool, load_root, walk};
+use pvmmu::{Context, FrameSource, MapError, Pages, Pgd, Pinned, TablePool, load_root, walk};
 
 use super::OrSay;
 use super::life::tools;
@@ -34,6 +34,7 @@ const ALL: [Primitive; 5] = [
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
+    copies(guest)?;
     let machine = *guest.machine.inner();
     let context = Context { machine, p2m: guest.p2m, kernel_root: guest.kernel_root };
     let mut storage = BatchStorage::<64, 16>::new();
@@ -70,6 +71,30 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         0 => Ok("every primitive works; an entry cleared with PRESERVE_AD keeps both bits".into()),
         lost => Err(format!("{lost} frames were lost")),
     }
+}
+
+/// Bytes copied into a frame and out of it, from every offset in a word and of every length around
+/// two: what was there beside them stays.
+fn copies<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
+    let frame = FrameSource::take(&mut guest.pool).ok_or("the pool is empty")?;
+    let machine = &guest.machine;
+    let pattern: [u8; 24] = core::array::from_fn(|at| u8::try_from(at + 1).unwrap_or(0));
+    for (offset, len) in (0..9).flat_map(|offset| (0..=20).map(move |len| (offset, len))) {
+        // SAFETY: the frame has just left the pool.
+        unsafe { machine.write_bytes(frame.pfn(), 0, &[0; 40]) }.or_say("clear")?;
+        // SAFETY: as above.
+        unsafe { machine.write_bytes(frame.pfn(), offset, &pattern[..len]) }.or_say("write")?;
+        let mut expected = [0; 40];
+        expected[offset..offset + len].copy_from_slice(&pattern[..len]);
+        let (mut all, mut part) = ([0; 40], [0; 20]);
+        machine.read_bytes(frame.pfn(), 0, &mut all).or_say("read")?;
+        machine.read_bytes(frame.pfn(), offset, &mut part[..len]).or_say("read")?;
+        if all != expected || part[..len] != pattern[..len] {
+            return Err(format!("{len} bytes at offset {offset}: {all:?}, {part:?}"));
+        }
+    }
+    FrameSource::give(&mut guest.pool, frame);
+    Ok(())
 }
 
 fn entry<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, va: GuestVa) -> Pte {

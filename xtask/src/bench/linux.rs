@@ -1,0 +1,90 @@
+//! Linux beside us: Debian's kernel as dom0 on the same Xen, in the same emulator, with one program
+//! of this workspace (`examples/linux`) as its only one.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::row::{self, Row};
+use crate::boot::{Clock, Guest, Host, Line, dom0};
+use crate::cargo::cargo;
+use crate::cli::Release;
+use crate::initramfs::cpio::Archive;
+use crate::paths::{self, HostFolder};
+use crate::process::run_captured;
+use crate::progress::Step;
+use crate::provision::qemu::Qemu;
+use crate::provision::{linux, xen};
+
+/// Linux's only program.
+const PACKAGE: &str = "linux-bench";
+/// The target of a program that is linked with all it needs.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Memory of Linux: 65,536 pages twice, and what the kernel and its trace need.
+const MEMORY_MIB: u32 = 1024;
+/// How long it may take, on a machine that others use too.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// The rows of one boot.
+///
+/// # Errors
+///
+/// This machine lacks something, or Linux or its program fails.
+pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
+    let folder = HostFolder::open()?;
+    let (qemu, xen, linux) = {
+        let _lock = folder.lock()?;
+        let qemu = Qemu::require(&folder)?;
+        (qemu, xen::require(&folder, release)?, linux::require(&folder, release)?)
+    };
+    let step = Step::begin(&format!("Linux on Xen {release}"));
+    let file_system = tempfile::NamedTempFile::new()?;
+    fs::write(file_system.path(), archive()?)?;
+    let guest = Guest {
+        kernel: linux.kernel,
+        arguments: "console=hvc0 quiet panic=1 norandmaps".to_owned(),
+        module: Some(file_system.path().to_owned()),
+        memory_mib: MEMORY_MIB,
+        vcpus: 1,
+        limit: LIMIT,
+    };
+    let host = Host { qemu: &qemu, xen, clock: Clock::Instructions };
+    let log = folder.new_log(&format!("linux-{release}-bench"))?;
+    let mut rows = row::Reader::default();
+    let report = dom0::boot(&host, &guest, log, |line| {
+        if let Line::Guest(text) = line {
+            rows.line(text, &step);
+        }
+    })?;
+    step.vanish();
+    if !report.outcome.passed() {
+        bail!("{report}");
+    }
+    rows.end()
+}
+
+/// A file system with one program.
+fn archive() -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for folder in ["/dev", "/proc", "/sys", "/trace"] {
+        archive.folder(folder);
+    }
+    archive.device("/dev/console", 5, 1);
+    archive.program("/init", &program()?);
+    Ok(archive.finish())
+}
+
+/// Linux's program, freshly built.
+fn program() -> Result<Vec<u8>> {
+    let target = paths::target()?;
+    let mut cargo = cargo();
+    cargo.args(["build", "--quiet", "--release", "--package", PACKAGE, "--target", TARGET]);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").arg("--target-dir").arg(&target);
+    let (status, messages) = run_captured(&mut cargo, |_| {})?;
+    if !status.success() {
+        bail!("Linux's program does not build ({status}):\n{messages}");
+    }
+    let file = target.join(TARGET).join("release").join(PACKAGE);
+    fs::read(&file).with_context(|| format!("reading {}", file.display()))
+}
