@@ -81,7 +81,7 @@ pub struct Env<'a, M> {
     machine: &'a M,
     facts: Facts,
     frames: Vec<ArenaFrame>,
-    /// Pages that the guest has made tables of.
+    /// Pages that the guest has made read-only.
     made: Vec<core::ops::Range<u64>>,
     arguments: [ArenaFrame; ARGUMENT_PAGES],
     used: usize,
@@ -205,8 +205,9 @@ impl<'a, M: Target> Env<'a, M> {
         inside.then(|| self.load(self.facts.boot.p2m_list.raw() + pfn * 8).ok())?
     }
 
-    /// Says that the guest has made tables of these pages since its builder was done.
-    pub fn made_tables(&mut self, pfns: core::ops::Range<u64>) {
+    /// Says that the guest has made these pages read-only since its builder was done: tables of its
+    /// own, code.
+    pub fn made_read_only(&mut self, pfns: core::ops::Range<u64>) {
         self.made.push(pfns);
     }
 
@@ -216,7 +217,7 @@ impl<'a, M: Target> Env<'a, M> {
         frames.into_iter().any(|frame| frame.pfn.raw() == pfn)
     }
 
-    /// Whether a pfn is not as the builder left it: of the arena, or a table of the guest's own.
+    /// Whether a pfn is not as the builder left it: of the arena, or read-only now.
     pub(crate) fn is_changed(&self, pfn: u64) -> bool {
         self.is_arena(pfn) || self.made.iter().any(|made| made.contains(&pfn))
     }

@@ -8,6 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use conformance::{Assertion, Env, Facts, Outcome, Target, assertions, run as make};
+use early_pgt::UseKind;
 use hypercall::Machine;
 
 use super::OrSay;
@@ -39,8 +40,9 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     let frames = arena_frames(guest, FRAMES)?;
     let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
     let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;
-    for pfns in &guest.made.tables {
-        env.made_tables(pfns.start.raw()..pfns.end());
+    let code = guest.made.uses.iter().filter(|used| used.kind == UseKind::KernelText);
+    for pfns in guest.made.tables.iter().copied().chain(code.map(|used| used.pfns)) {
+        env.made_read_only(pfns.start.raw()..pfns.end());
     }
     introduce(guest, &env)?;
     let (mut hold, mut absent, mut failed) = (0, 0, Vec::new());
