@@ -54,8 +54,7 @@ fn every_page_is_mapped_where_it_belongs_and_every_table_read_only() {
 #[test]
 fn a_list_outside_of_the_kernels_mapping_stays_read_only_with_its_tables() {
     // Until now the builder's list was at VIRT_BASE; INIT_P2M puts it, and tables that nothing
-    // maps,
-    // into frames behind the kernel's mapping.
+    // maps, into frames behind the kernel's mapping.
     let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
     config.init_p2m = Some(0xffff_b000_0000_0000);
     let guest = Guest::of(config);
