@@ -155,6 +155,8 @@ mod tests {
         assert_eq!(Errno::check(512), Ok(512));
         assert_eq!(Errno::check(-22), Err(Errno::EINVAL));
         assert_eq!(Errno::check(-4095), Err(Errno::from_raw(4095)));
+        assert_eq!((Errno::EBUSY.raw(), Errno::from_raw(4095).raw()), (16, 4095));
+        assert_eq!(format!("{:?}", Errno::EBUSY), "EBUSY (-16)");
         assert_eq!(Errno::check(i64::MIN), Err(Errno::from_raw(u32::MAX)));
     }
 

@@ -300,5 +300,7 @@ mod tests {
         assert_eq!(level.causes()[0], Cause::WrongLevel);
         let mapping = Conflict { had: Use::Table(Level::L1), wanted: Use::Writable, ..conflict };
         assert_eq!(mapping.causes()[0], Cause::TableNotReleased);
+        let descriptors = Conflict { had: Use::Descriptors, ..conflict };
+        assert_eq!(descriptors.causes(), [Cause::DescriptorsLoaded]);
     }
 }

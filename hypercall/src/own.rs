@@ -129,6 +129,9 @@ mod tests {
         let (head, tail) = run.split(2).expect("long enough");
         assert_eq!((head.start().raw(), head.count()), (8, 2));
         assert_eq!((tail.start().raw(), tail.count()), (10, 3));
-        assert_eq!(tail.split(4).map_err(|run| run.count()), Err(3));
+        let (all, none) = tail.split(3).expect("exactly as long");
+        assert_eq!((all.count(), none.count()), (3, 0));
+        assert_eq!(format!("{all:?}"), "frames 0000a+0x3");
+        assert_eq!(all.split(4).map_err(|run| run.count()), Err(3));
     }
 }

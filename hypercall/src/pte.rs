@@ -277,6 +277,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn writable_is_one_bit_and_counts_only_when_present() {
+        let pte = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
+        assert!(pte.is_writable() && pte.writable() == pte);
+        let read_only = pte.read_only();
+        assert!(!read_only.is_writable() && read_only.writable() == pte);
+        assert_eq!(read_only.raw(), pte.raw() - PteFlags::WRITABLE.bits());
+        assert!(!Pte::from_raw(PteFlags::WRITABLE.bits()).is_writable());
+        let slot = Slot { table: Mfn::new(0x203), index: PageTableIndex::new(7) };
+        assert_eq!(format!("{slot} {slot:?}"), "mfn 00203 slot 0x7 mfn 00203 slot 0x7");
+    }
+
+    #[test]
     fn an_entry_keeps_every_bit() {
         for bits in [0, u64::MAX, 0x0010_0000_0020_3067, 0x0dea_dbee_f1fe, ADDRESS_MASK] {
             let pte = Pte::from_raw(bits);
