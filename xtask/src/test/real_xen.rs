@@ -82,7 +82,8 @@ pub(super) const CASES: [Case; 15] = [
 pub(super) const EXAMINED: [Case; 2] =
     [case("dump stay", 64, Expectation::Pass), case("grow stay pfns=20000", 64, Expectation::Pass)];
 
-/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is dumped.
+/// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is
+/// dumped.
 pub(super) const LIVES: [Case; 2] = [
     Case {
         program: "guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot",
