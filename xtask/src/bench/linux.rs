@@ -49,7 +49,7 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
         vcpus: 1,
         limit: LIMIT,
     };
-    let host = Host { qemu: &qemu, xen, clock: Clock::Instructions };
+    let host = Host { qemu: &qemu, xen, clock: Clock::Instructions, processors: None };
     let log = folder.new_log(&format!("linux-{release}-bench"))?;
     let mut rows = row::Reader::default();
     let report = dom0::boot(&host, &guest, log, |line| {
