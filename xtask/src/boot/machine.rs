@@ -44,7 +44,11 @@ impl Clock {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Time => &[],
-            Self::Instructions => &["-icount", "shift=0,sleep=off"],
+            // The clock on the wall is the emulated one too: Xen waits for its next second at boot,
+            // and everything after that would be a little earlier or later.
+            Self::Instructions => {
+                &["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01T00:00:00,clock=vm"]
+            }
         }
     }
 }
