@@ -9,7 +9,13 @@ use hypercall::{Pfn, Pte, Slot};
 ///
 /// With the place of an entry any number of them change in one `mmu_update`; by address it would be
 /// one request for each. `pvmmu::DirectEntries` walks the kernel's tables for it.
-pub trait FindDirect {
+///
+/// # Safety
+/// The place that `find` answers is that of the direct mapping's own entry for that pfn, in a table
+/// of the running kernel: whoever asks changes the entry there, unseen, and relies on nothing else
+/// changing its meaning (I-2, I-3).
+#[expect(unsafe_code, reason = "a wrong answer would change the mapping of somebody else's page")]
+pub unsafe trait FindDirect {
     /// The place of the entry that maps `pfn`, or would if there were memory, and what stands there
     /// now.
     ///

@@ -23,7 +23,7 @@ use crate::exchange::{self, Around, Part, Scratch, Way};
 /// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
 ///
 /// # Invariants
-/// I-20: what the type says, for as long as the value exists: who has the frames has the word on
+/// I-10: what the type says, for as long as the value exists: who has the frames has the word on
 /// what they stand for. The count is a multiple of 2^`order`.
 #[must_use = "a region that is dropped is lost to the guest"]
 #[derive(Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Region {
             })
         };
         let whole = order <= Self::ORDER_MAX && runs << order == frames.count();
-        // INVARIANT: I-20: just seen.
+        // INVARIANT: I-10: just seen.
         if whole && (0..runs).all(is_right) { Ok(Self { frames, order }) } else { Err(frames) }
     }
 
@@ -123,7 +123,7 @@ impl Region {
 
     /// The same memory in smaller runs; a larger order changes nothing.
     pub fn with_order(self, order: u32) -> Self {
-        // INVARIANT: I-20: the parts of an aligned run are runs, and aligned.
+        // INVARIANT: I-10: the parts of an aligned run are runs, and aligned.
         Self { order: order.min(self.order), ..self }
     }
 
@@ -138,7 +138,7 @@ impl Region {
         }
         match self.frames.split(runs << order) {
             Ok((head, rest)) => {
-                // INVARIANT: I-20: cut between two runs.
+                // INVARIANT: I-10: cut between two runs.
                 Ok((Self { frames: head, order }, Self { frames: rest, order }))
             }
             Err(frames) => Err(Self { frames, order }),
@@ -146,7 +146,7 @@ impl Region {
     }
 
     /// # Invariants
-    /// I-20 holds for these frames.
+    /// I-10 holds for these frames.
     pub(crate) const fn of(frames: Frames, order: u32) -> Self {
         Self { frames, order }
     }
@@ -250,7 +250,7 @@ fn go<M: Machine, D: FindDirect>(
         }
         done += count;
     }
-    // INVARIANT: I-20: Xen's answer was checked, run by run.
+    // INVARIANT: I-10: Xen's answer was checked, run by run.
     Ok(Region { frames, order: way.made() })
 }
 

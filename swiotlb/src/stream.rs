@@ -7,7 +7,7 @@
 //! it. So nothing of an earlier mapping is ever shown to a device or copied into a buffer.
 //!
 //! No hypercall is made here.
-#![expect(unsafe_code, reason = "writes slots and buffers that the mapping owns (I-1, I-21)")]
+#![expect(unsafe_code, reason = "writes slots and buffers that the mapping owns (I-1, I-11)")]
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -120,7 +120,7 @@ const fn is_written(purpose: Purpose) -> bool {
 /// that ends.
 ///
 /// # Invariants
-/// I-21: until it ends nobody reads or writes the bytes through a Rust reference, and no other
+/// I-11: until it ends nobody reads or writes the bytes through a Rust reference, and no other
 /// `Buffer` has them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer(Place);
@@ -130,7 +130,7 @@ impl Buffer {
     ///
     /// # Safety
     /// The bytes are in frames of the guest's own, and nobody else uses them for as long as the
-    /// token exists (I-21).
+    /// token exists (I-11).
     pub const unsafe fn claim(place: Place) -> Self {
         let Place { pfn, offset, len_bytes } = place;
         let pfn = Pfn::new(pfn.raw() + (offset / PAGE_SIZE) as u64);
@@ -327,7 +327,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         let what = held.what();
         if is_written(purpose) {
             let from = self.pool.place(&held, what.head_bytes, what.len_bytes);
-            // SAFETY: the buffer is the mapping's (I-21).
+            // SAFETY: the buffer is the mapping's (I-11).
             if let Err(error) = unsafe { copy(self.machine, from, place) } {
                 self.pool.leave(&held);
                 return Err((error.into(), held));
@@ -371,7 +371,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ) -> Result<(), Error> {
         self.sync(mapping, (offset, len_bytes), |buffer, slots| {
             self.pool.area(self.vcpu).copied_from_device(len_bytes);
-            // SAFETY: the buffer is the mapping's (I-21).
+            // SAFETY: the buffer is the mapping's (I-11).
             unsafe { copy(self.machine, slots, buffer) }
         })
     }
@@ -409,7 +409,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// None.
     ///
     /// # Safety
-    /// The bytes of `buffer` are those of the buffer that was mapped (I-21).
+    /// The bytes of `buffer` are those of the buffer that was mapped (I-11).
     pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }

@@ -29,7 +29,8 @@ pub struct Guest {
 /// Finds entries in the model's page tables.
 pub struct Direct<'m>(pub &'m Model);
 
-impl FindDirect for Direct<'_> {
+// SAFETY: the model itself says where the entry is.
+unsafe impl FindDirect for Direct<'_> {
     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
         let va = VIRT_BASE + (pfn.raw() << PAGE_SHIFT);
         self.0.guest().l1_slot(va).ok_or(NoDirectEntry(pfn))

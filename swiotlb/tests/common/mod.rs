@@ -174,7 +174,8 @@ impl<'a, M: FrameAccess> Direct<'a, M> {
     }
 }
 
-impl<M: FrameAccess> FindDirect for Direct<'_, M> {
+// SAFETY: the walk begins at the guest's root, at the address of the direct mapping.
+unsafe impl<M: FrameAccess> FindDirect for Direct<'_, M> {
     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
         let va = self.machine.direct_map(pfn).map_err(|_| NoDirectEntry(pfn))?;
         self.entry(va).ok_or(NoDirectEntry(pfn))

@@ -23,7 +23,7 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     let mut extents = vec![Extent::default(); 1024];
     for (gathering, scattering, order, count) in SHAPES {
         let frames = usize::try_from(count).or_say("frames")?;
-        let frames = bench.memory.take_near_run(frames).ok_or("no run in the direct mapping")?;
+        let frames = bench.memory.take_run(frames).ok_or("no run of frames")?;
         let (region, cost) = exchange(bench, &mut extents, Way::Gather(frames, order))?;
         bench.row((gathering, "frames"), count, cost, None)?;
         let (region, cost) = exchange(bench, &mut extents, Way::Scatter(region))?;

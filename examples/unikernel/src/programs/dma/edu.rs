@@ -194,7 +194,7 @@ impl<M: Machine> Trip<'_, '_, M> {
     }
 
     fn map<D: Direction>(&self, place: Place, copied: Copied) -> Result<Mapping<D>, String> {
-        // SAFETY: frames of the program's pool, which it touches by copies alone (I-21).
+        // SAFETY: frames of the program's pool, which it touches by copies alone (I-11).
         let buffer = unsafe { Buffer::claim(place) };
         let mapping = self.dma.map::<D>(&self.device, buffer).map_err(|(error, _)| error);
         let mapping = mapping.or_say("map")?;
