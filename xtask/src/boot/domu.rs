@@ -128,19 +128,30 @@ pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
     for (number, guest) in guests.iter().enumerate() {
         let Guest { memory_mib, arguments, limit, .. } = guest;
         writeln!(jobs, "{number} {} {memory_mib} {arguments}", limit.as_secs())?;
-        files.push((format!("{number}.elf"), read(&guest.kernel)?));
+        let kernel = kernel_of(number, guests);
+        if kernel == number {
+            files.push((format!("{kernel}.elf"), read(&guest.kernel)?));
+        }
         if let Some(module) = &guest.module {
             files.push((format!("{number}.module"), read(module)?));
         }
-        files.push((format!("{number}.template"), configuration(number, guest).into_bytes()));
+        let configuration = configuration((number, kernel), guest);
+        files.push((format!("{number}.template"), configuration.into_bytes()));
     }
     files.push(("jobs".to_owned(), jobs.into_bytes()));
     Ok(files)
 }
 
+/// The first guest with the kernel of guest `number`: its file serves all of them, as dom0's memory
+/// holds every file.
+fn kernel_of(number: usize, guests: &[Guest]) -> usize {
+    let same = |guest: &Guest| guests.get(number).is_some_and(|of| of.kernel == guest.kernel);
+    guests.iter().position(same).unwrap_or(number)
+}
+
 /// The guest as xl is told about it, but for its name and its folder, which dom0's script puts in.
 /// It is kept after its end, so that its end can be looked at.
-fn configuration(number: usize, guest: &Guest) -> String {
+fn configuration((number, kernel): (usize, usize), guest: &Guest) -> String {
     let Guest { memory_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
     let ramdisk = match guest.module {
@@ -153,7 +164,7 @@ fn configuration(number: usize, guest: &Guest) -> String {
         "name = \"@name@\"\n\
          {ramdisk}\
          type = \"pv\"\n\
-         kernel = \"@here@/{number}.elf\"\n\
+         kernel = \"@here@/{kernel}.elf\"\n\
          extra = \"{arguments}\"\n\
          memory = {memory_mib}\n\
          maxmem = {memory_mib}\n\
@@ -406,8 +417,21 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_is_one_file_however_many_guests_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        [&one, &other].map(|file| fs::write(file, "kernel").unwrap());
+        let with = |kernel: &Path| Guest { kernel: kernel.to_owned(), ..guest("demo") };
+        let files = files(&[with(&one), with(&other), with(&one)]).unwrap();
+        let kernels = files.iter().filter(|(name, _)| name.ends_with(".elf"));
+        assert!(kernels.map(|(name, _)| name.as_str()).eq(["0.elf", "1.elf"]));
+        let template = files.iter().find(|(name, _)| name == "2.template").unwrap();
+        assert!(String::from_utf8_lossy(&template.1).contains("@here@/0.elf"));
+    }
+
+    #[test]
     fn a_command_line_cannot_break_out_of_the_configuration() {
-        let text = configuration(3, &guest("say \"hi\" \\"));
+        let text = configuration((3, 3), &guest("say \"hi\" \\"));
         assert!(text.contains("extra = \"say \\\"hi\\\" \\\\\"\n"), "{text}");
     }
 }
