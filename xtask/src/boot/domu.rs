@@ -420,7 +420,9 @@ mod tests {
     fn a_kernel_is_one_file_however_many_guests_have_it() {
         let folder = tempfile::tempdir().unwrap();
         let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
-        [&one, &other].map(|file| fs::write(file, "kernel").unwrap());
+        for file in [&one, &other] {
+            fs::write(file, "kernel").unwrap();
+        }
         let with = |kernel: &Path| Guest { kernel: kernel.to_owned(), ..guest("demo") };
         let files = files(&[with(&one), with(&other), with(&one)]).unwrap();
         let kernels = files.iter().filter(|(name, _)| name.ends_with(".elf"));
