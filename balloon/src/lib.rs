@@ -49,7 +49,6 @@
 //! /// Finds the entries of the direct mapping; a guest uses `pvmmu::DirectEntries`.
 //! struct Direct<'m>(&'m Model, GuestVa);
 //!
-//! // The model itself says where the entry is.
 //! unsafe impl FindDirect for Direct<'_> {
 //!     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
 //!         let va = self.1.raw() + (pfn.raw() << 12);

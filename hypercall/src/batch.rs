@@ -345,6 +345,8 @@ impl Batch<'_> {
         }
         self.runs[..kept].reverse();
         self.runs_used = kept;
+        // What was refused has not been sent, even if nothing is left to undo.
+        self.runs_sent = 0;
         self.ops_used = 0;
         self.extends_at = NOWHERE;
     }

@@ -47,7 +47,7 @@ pub struct Vcpus<'a> {
 }
 
 impl<'a> Vcpus<'a> {
-    /// The vCPUs, by their places. Those beyond 32 cannot be counted and must not run on a [`Pgd`].
+    /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
     #[must_use]
     pub const fn new(places: &'a [Running]) -> Self {
         Self { places }
@@ -69,6 +69,11 @@ impl<'a> Vcpus<'a> {
         Reach::Vcpus(self.on(pgd))
     }
 
+    /// The place of a vCPU that [`on`](Self::on) counts.
+    fn place(self, vcpu: usize) -> Result<&'a Running, LoadError> {
+        self.places.iter().take(32).nth(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))
+    }
+
     /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
     /// request.
     ///
@@ -87,7 +92,7 @@ impl<'a> Vcpus<'a> {
         vcpu: usize,
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
-        let place = self.places.get(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
+        let place = self.place(vcpu)?;
         place.asked.store(pgd.root().raw(), Ordering::Release);
         // SAFETY: the caller's promise is the one that `load` asks for.
         let result = unsafe { pgd.load(context) };
@@ -137,7 +142,7 @@ impl<'a> Vcpus<'a> {
         context: &Context<'_, M>,
         vcpu: usize,
     ) -> Result<(), LoadError> {
-        let place = self.places.get(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
+        let place = self.place(vcpu)?;
         let roots = Roots { kernel: context.kernel_root, user: None };
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
         unsafe { load_roots(context, roots) }?;

@@ -213,6 +213,19 @@ sweep! {
             outcome
         })
     };
+    unmapping_entry_by_entry_in_several_batches: |pgd, with| {
+        pgd.unmap(with, Pages { start: full().start, count: 200 })
+    };
+    unmapping_and_asking_for_accessed_and_dirty: |pgd, with| {
+        pgd.edit(with, |edit| edit.unmap_reading_ad(full(), &mut |_, _| {}))
+    };
+    protecting_without_losing_accessed_and_dirty: |pgd, with| {
+        pgd.edit(with, |edit| edit.protect_keeping_ad(full(), READ_ONLY))
+    };
+    making_a_table_read_only_for_all_its_pages: |pgd, with| {
+        let flags = PteFlags::PRESENT | PteFlags::USER;
+        pgd.edit(with, |edit| edit.set_table_flags((Level::L2, full().start), flags))
+    };
     moving_a_table_under_new_ones: |pgd, with| {
         pgd.edit(with, |edit| edit.move_table(full().start, va(1000, 0, 0)))
     };

@@ -135,6 +135,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.forget();
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
+        // A link that is pending when this ends would be taken for a page.
+        let room = batch.updates_max();
+        if room < 2 {
+            return Err(MapError::BatchTooSmall { needed: 2, room });
+        }
         batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
         batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
         // SAFETY: the table stays with the address space (I-4), and so do its pages.

@@ -1,0 +1,61 @@
+//! What does not fit is refused before anything has happened.
+#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+
+mod common;
+
+use common::{Guest, build, context, tools};
+use hypercall::{BatchStorage, GuestVa, PteFlags};
+use pvmmu::{LoadError, MapError, Pages, Running, TablePool, Vcpus};
+
+#[test]
+fn a_table_does_not_move_with_room_for_half_of_it() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let (mut pool, mut storage) = (guest.pool(), BatchStorage::<40, 8>::new());
+    let free = pool.len();
+    let mut batch = storage.batch();
+    let mut pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let from = GuestVa::new(8 << 30).expect("user half");
+    let to = GuestVa::new((8 << 30) + (4 << 21)).expect("user half");
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let all = Pages { start: from, count: 512 };
+    pgd.map_pages(&mut with, all, PteFlags::USER_RW).expect("mapped");
+    let mut one = storage_of_one();
+    let mut small = one.batch();
+    let left = pool.len();
+    let mut with = tools(&context, &mut small, &mut tables, &mut pool);
+    let refused = pgd.edit(&mut with, |edit| edit.move_table(from, to)).expect_err("too small");
+    assert!(matches!(refused.error, MapError::BatchTooSmall { needed: 2, room: 1 }), "{refused}");
+    assert_eq!(pool.len(), left, "the table is where it was");
+    guest.check();
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    pgd.destroy(&mut with).expect("nothing has changed");
+    assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+fn storage_of_one() -> BatchStorage<1, 1> {
+    BatchStorage::new()
+}
+
+#[test]
+fn a_vcpu_that_nobody_can_count_loads_nothing() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let (mut pool, mut storage) = (guest.pool(), BatchStorage::<40, 8>::new());
+    let mut batch = storage.batch();
+    let pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let places: Vec<_> = (0..64).map(|_| Running::nowhere()).collect();
+    // SAFETY: it is refused; the guest exists only in the model.
+    let result = unsafe { Vcpus::new(&places).load(&context, 32, &pgd) };
+    assert!(matches!(result, Err(LoadError::NoSuchVcpu(32))), "{result:?}");
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    guest.check();
+}
