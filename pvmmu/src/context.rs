@@ -160,8 +160,8 @@ impl<'a, M> DirectEntries<'a, M> {
 }
 
 #[expect(unsafe_code, reason = "promises that entries are the direct mapping's")]
-// SAFETY: the walk begins at the root of the kernel that runs, at the address where the machine says
-// that it maps the pfn, so the entry it ends at is that address's (I-3).
+// SAFETY: the walk begins at the root of the kernel that runs, at the address where the machine
+// says that it maps the pfn, so the entry it ends at is that address's (I-3).
 unsafe impl<M: FrameAccess> FindDirect for DirectEntries<'_, M> {
     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
         self.direct_map.entry(&self.context, pfn).map_err(|_| NoDirectEntry(pfn))

@@ -15,8 +15,13 @@ const LIST: &str = "docs/soundness.md";
 /// Under which heading it stands there.
 const HEADING: &str = "## Where unsafe code is";
 /// How unsafe code begins. In two pieces, so that this file has none.
-const BEGINNINGS: [[&str; 2]; 4] =
-    [["uns", "afe {"], ["uns", "afe fn"], ["uns", "afe impl"], ["uns", "afe extern"]];
+const BEGINNINGS: [[&str; 2]; 5] = [
+    ["uns", "afe {"],
+    ["uns", "afe fn"],
+    ["uns", "afe impl"],
+    ["uns", "afe trait"],
+    ["uns", "afe extern"],
+];
 /// Folders, and files, of tests, and a crate's examples, which are short host programs: they may do
 /// what they like to a model. Inside a package only: at the top, these are packages themselves.
 const EXEMPT: [&str; 4] = ["tests", "tests.rs", "benches", "examples"];
