@@ -161,6 +161,10 @@ pub(crate) struct TestArguments {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
           default_values_t = [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20])]
     pub(crate) xen: Vec<Release>,
+    /// Those of them whose toolstack leads a guest through its whole life, which takes minutes
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
+          default_values_t = [Release::Xen4_17])]
+    pub(crate) lives: Vec<Release>,
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,

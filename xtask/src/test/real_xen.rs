@@ -140,7 +140,8 @@ pub(super) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     };
     let setting = Setting { folder, qemu, kernel };
     for &release in &arguments.xen {
-        setting.one_release(session, release)?;
+        let lives: &[Case] = if arguments.lives.contains(&release) { &LIVES } else { &[] };
+        setting.one_release(session, release, lives)?;
     }
     under_xl::rehearse(session, (folder, qemu), &setting.kernel)?;
     compare_with_the_model(session, arguments)?;
@@ -172,7 +173,7 @@ fn compare_with_the_model(session: &mut Session, arguments: &TestArguments) -> R
 }
 
 impl Setting<'_> {
-    fn one_release(&self, session: &mut Session, release: Release) -> Result<()> {
+    fn one_release(&self, session: &mut Session, release: Release, lives: &[Case]) -> Result<()> {
         let mut parts = None;
         session.step("setup", &format!("Xen {release} and a Linux dom0"), || {
             let _lock = self.folder.lock()?;
@@ -199,7 +200,7 @@ impl Setting<'_> {
             xen: format!("Xen {release}"),
             memory_mib: u32::MAX,
         };
-        under_xl.run(session)
+        under_xl.run(session, lives)
     }
 
     fn as_dom0(

@@ -49,7 +49,7 @@ pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
     let remote = Remote::connect(&arguments.ssh, host)?;
     eprintln!("{host}: Xen {}, {} MiB free", remote.xen, remote.free_mib);
     let kernel = guest::kernel(arguments.kernel.as_deref())?;
-    UnderXl::remote(&remote, &folder, &kernel).run(&mut session)?;
+    UnderXl::remote(&remote, &folder, &kernel).run(&mut session, &LIVES)?;
     Ok(session.close())
 }
 
@@ -97,15 +97,15 @@ impl<'a> UnderXl<'a> {
         Self { dom0: Dom0::Remote(remote), folder, kernel, xen, memory_mib: remote.free_mib }
     }
 
-    /// Everything.
+    /// Everything, and `lives`.
     ///
     /// # Errors
     ///
     /// A signal asked us to end.
-    pub(super) fn run(&self, session: &mut Session) -> Result<()> {
+    pub(super) fn run(&self, session: &mut Session, lives: &[Case]) -> Result<()> {
         self.once(session, &CASES)?;
         self.examined(session)?;
-        self.lives(session, &LIVES)
+        self.lives(session, lives)
     }
 
     /// Guests that run once, in one boot of dom0. What the toolstack failed at is tried once more.
@@ -154,6 +154,9 @@ impl<'a> UnderXl<'a> {
 
     /// Guests that live under xl.
     fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+        if cases.is_empty() {
+            return Ok(());
+        }
         let (reports, lines) = self.listen(cases, "lives")?;
         let mut core = Some(lines);
         for (case, report) in cases.iter().zip(&reports) {
