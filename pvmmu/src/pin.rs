@@ -66,8 +66,9 @@ impl Pgd<Pinned> {
     /// what Xen left in the roots.
     ///
     /// # Errors
-    /// [`UnpinError`] with the address space, pinned as before. `EBUSY` while some vCPU runs on the
-    /// tree: its tables stay tables until another root is loaded.
+    /// [`UnpinError`] with the address space, its root pinned as before. L1 tables that were pinned
+    /// by themselves ([`Pgd::hold_l1_tables`]) may not be any more. `EBUSY` while some vCPU runs on
+    /// the tree: its tables stay tables until another root is loaded.
     ///
     /// # Hypercalls
     /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H

@@ -51,6 +51,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let (direct, pte) = self.direct_map.entry(&context, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
+        // Room for all of it before anything is pending: a link that is when this ends would be
+        // taken for a page. The undo of an unpinning pins and flushes.
+        let ops = if held(link).is_some() { batch.ops_room() } else { usize::MAX };
+        let room = batch.updates_max().min(ops);
+        if room < 2 {
+            return Err(MapError::BatchTooSmall { needed: 2, room });
+        }
         if held(link).is_some() {
             batch.op(MmuExtOp::unpin(link.mfn()))?;
         }
