@@ -124,7 +124,7 @@ impl Pgd<Pinned> {
     /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
     /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`] (a batch must
-    /// hold 5 updates, and 2 extended operations if L1 tables are pinned by themselves), [`MapError::Walk`], [`MapError::Refused`], [`MapError::NotUndone`].
+    /// hold 5 updates), [`MapError::Walk`], [`MapError::Refused`], [`MapError::NotUndone`].
     ///
     /// # Hypercalls
     /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.

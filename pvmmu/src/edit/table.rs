@@ -52,9 +52,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let batch = &mut *self.tools.batch;
         batch.clear();
         // Room for all of it before anything is pending: a link that is when this ends would be
-        // taken for a page. The undo of an unpinning pins and flushes.
-        let ops = if held(link).is_some() { batch.ops_room() } else { usize::MAX };
-        let room = batch.updates_max().min(ops);
+        // taken for a page.
+        let room = batch.updates_max();
         if room < 2 {
             return Err(MapError::BatchTooSmall { needed: 2, room });
         }
