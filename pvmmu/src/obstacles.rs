@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, Pfn, XEN_SLOTS};
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn, XEN_SLOTS};
 
 use crate::audit::{Place, sign_extended};
 use crate::context::Context;
@@ -60,7 +60,19 @@ impl Obstacles {
         self.first.iter().flatten().copied()
     }
 
+    /// Counts an obstacle. An entry of a table that is linked at two places is seen at two
+    /// addresses, and is one entry to Xen.
     fn add(&mut self, obstacle: Obstacle) {
+        let is_same = |known: Obstacle| match (known, obstacle) {
+            (Obstacle::Writable(one), Obstacle::Writable(other)) => {
+                let index = |place: Place| place.va >> PAGE_SHIFT & u64::from(ENTRIES - 1);
+                one.table == other.table && index(one) == index(other)
+            }
+            _ => false,
+        };
+        if self.first().any(is_same) {
+            return;
+        }
         let place = usize::try_from(self.count).ok().and_then(|at| self.first.get_mut(at));
         place.into_iter().for_each(|place| *place = Some(obstacle));
         self.count += 1;
