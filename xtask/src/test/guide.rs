@@ -140,7 +140,10 @@ fn blocks(text: &str) -> Result<Vec<Block>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
+    use crate::cargo::rust_files;
 
     #[test]
     fn files_and_commands_are_told_from_other_blocks() {
@@ -170,6 +173,45 @@ mod tests {
         assert_eq!(both("cargo test"), [true, false]);
         assert_eq!(both("cargo build --release"), [true, true]);
         assert_eq!(both("cargo xtask run --kernel x"), [false, true]);
+    }
+
+    /// The last part of each name in the middle column of the tables for people from Linux.
+    fn names_of_ours(text: &str) -> Vec<&str> {
+        let (_, tables) = text.split_once("\n## If you come from Linux").unwrap();
+        let rows = tables.lines().filter(|line| line.starts_with("| "));
+        let cells = rows.filter_map(|row| row.split(" | ").nth(1));
+        let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        names.filter_map(|name| name.rsplit("::").next()).collect()
+    }
+
+    /// Whether a line of Rust defines something of this name.
+    fn defines(line: &str, name: &str) -> bool {
+        let mut words = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+        let is_item = |word| matches!(word, "fn" | "struct" | "enum" | "trait" | "const" | "mod");
+        let is_variant = || line.trim_end_matches([',', '(', '{', ' ']).ends_with(name);
+        words.any(|word| is_item(word) && words.clone().next() == Some(name))
+            || line.starts_with("    ") && line.trim_start().starts_with(name) && is_variant()
+            || line.trim_start().starts_with(&format!("{name}("))
+    }
+
+    #[test]
+    fn every_name_of_ours_in_the_tables_for_people_from_linux_exists() {
+        let text = fs::read_to_string(paths::workspace().join(GUIDE)).unwrap();
+        let crates = ["hypercall", "p2m", "early-pgt", "pvmmu", "swiotlb", "balloon"];
+        let is_of_a_crate = |file: &PathBuf| {
+            let name = file.strip_prefix(paths::workspace()).unwrap();
+            crates.iter().any(|package| name.starts_with(Path::new(package).join("src")))
+        };
+        let files = rust_files().unwrap().into_iter().filter(is_of_a_crate);
+        let code: String = files.map(|file| fs::read_to_string(file).unwrap()).collect();
+        let names = names_of_ours(&text);
+        assert!(names.len() > 80, "{} names", names.len());
+        let missing: Vec<_> = names
+            .into_iter()
+            .filter(|name| !code.lines().any(|line| defines(line, name)))
+            .collect();
+        assert_eq!(missing, Vec::<&str>::new());
+        assert!(!code.lines().any(|line| defines(line, "xen_mc_flush")));
     }
 
     #[test]
