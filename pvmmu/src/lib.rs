@@ -82,4 +82,4 @@ pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
 pub use pool::{PoolCounts, PoolError, TablePool};
-pub use walk::{Step, Walk, walk};
+pub use walk::{Mapped, Mapping, Step, Walk, walk};

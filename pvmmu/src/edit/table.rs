@@ -20,7 +20,7 @@ use crate::error::MapError;
 use crate::frames::FrameSource;
 use crate::leaf::release;
 use crate::marks::{held, not_held};
-use crate::pages::{Run, check_page};
+use crate::pages::{Run, check_table};
 use crate::path::Found;
 use crate::pgd::Roots;
 use crate::tables::{Present, own_slots};
@@ -119,12 +119,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
     /// take, if they are missing.
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
-        for va in [from, to] {
-            check_page(va)?;
-            if !va.raw().is_multiple_of(1 << Level::L2.shift()) {
-                return Err(MapError::Unaligned(va));
-            }
-        }
+        check_table(from)?;
+        check_table(to)?;
         self.submit()?;
         let context = self.tools.context;
         let Found::Table(_) = self.path.seek(&context, from)? else {
