@@ -356,7 +356,7 @@ fn empty_l1<M: Machine>(
     table: Pfn,
     frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
-    const PART: usize = 8;
+    const PART: usize = 64;
     let mut part = [Pte::ABSENT; PART];
     let mut parts = Parts::of(Level::L1, table);
     while let Some(first) = parts.next(context, &mut part)? {

@@ -259,10 +259,6 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let context = self.tools.context;
         let changed = old.iter().zip(new).filter(|(old, new)| old != new).count();
         let changed = u16::try_from(changed).unwrap_or(ENTRIES);
-        if changed == 0 {
-            self.passed(va, ENTRIES);
-            return Ok(());
-        }
         let (before, after) = (population(old), population(new));
         if COSTS.to_change(changed, before, after) == Way::Table
             && self.tools.presence == Presence::MayVanish
