@@ -299,6 +299,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), MapError> {
         crate::pages::check_page(va)?;
         self.submit()?;
+        self.make_room_for_two()?;
         let context = self.tools.context;
         self.path.seek(&context, va)?;
         let (slot, old) = self.path.entry(&context, (level, va))?;

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 
+pub mod tables;
+
 use std::sync::atomic::AtomicU64;
 
 use hypercall::{Batch, BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
