@@ -80,8 +80,8 @@ pub enum MapError {
         /// The refusal.
         error: BatchError,
     },
-    /// Xen refused to take a table, which is linked as it was before; what went out with it has been
-    /// undone.
+    /// Xen refused to take a table; what went out with it has been undone, and what was linked
+    /// there before is so again.
     LinkRefused {
         /// The first address that the table spans.
         va: GuestVa,

@@ -197,8 +197,8 @@ fn emulated<M: Machine + Cpu>(
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: a flush changes no mapping.
     let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(changed) };
-    // Without the flush the change must not stay; what the CPU has noted meanwhile does. Xen may have
-    // adjusted what was written.
+    // Without the flush the change must not stay; what the CPU has noted meanwhile does. Xen may
+    // have adjusted what was written.
     let undone = context.machine.load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
         exchange(context.machine, entry, (Need::KeepAccessedDirty, was), now)

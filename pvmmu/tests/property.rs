@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use arbtest::arbitrary::{Result, Unstructured};
+use common::tables::{check_counts, check_marks, pooled};
 use common::{Guest, Pool, context, tools};
 use hypercall::{Batch, BatchStorage, Frame, GuestVa, Level, Machine, Mfn, PteFlags};
 use pvmmu::{Context, MapError, Pages, Pgd, Pinned, Presence, TablePool, Tools, walk};
@@ -93,9 +94,10 @@ fn step<M: Machine>(
 
 /// A whole life: the property that the fuzzer and the test share.
 fn property(input: &mut Unstructured<'_>) -> Result<()> {
-    match input.int_in_range(0..=2)? {
-        0 => life(input, &mut BatchStorage::<5, 1>::new().batch()),
-        1 => life(input, &mut BatchStorage::<33, 8>::new().batch()),
+    match input.int_in_range(0..=3)? {
+        0 => life(input, &mut BatchStorage::<2, 1>::new().batch()),
+        1 => life(input, &mut BatchStorage::<5, 1>::new().batch()),
+        2 => life(input, &mut BatchStorage::<33, 8>::new().batch()),
         _ => life(input, &mut BatchStorage::<700, 16>::new().batch()),
     }
 }
@@ -122,13 +124,20 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     let mut known = Known::new();
     let mut with = tools(&context, batch, &mut tables, &mut pool);
     for _ in 0..input.int_in_range(1..=12)? {
+        if input.ratio(1, 5)? {
+            let held = pgd.hold_l1_tables(&context, with.batch);
+            assert!(held.is_ok(), "{held:?}");
+        }
         step(input, (&mut pgd, &mut known), &mut with)?;
         guest.model.audit().expect("counts add up");
+        check_marks(&guest, pgd.root());
+        check_counts(with.tables, pooled(&guest, pgd.root()));
     }
     for (page, entry) in &known {
         assert_eq!(read(&context, &pgd, *page), Some(*entry), "page {page:#x}");
     }
     pgd.destroy(&mut with).expect("destroyed");
+    check_counts(&tables, 0);
     for level in [Level::L1, Level::L2, Level::L3] {
         tables.drain(&context, (level, 99), &mut pool).expect("drained");
     }

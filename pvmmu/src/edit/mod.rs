@@ -426,8 +426,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     }
 }
 
-/// Submits an inverted batch, with a flush of all that may have been seen of what it takes back. The
-/// batch is empty afterwards: what is left in one is taken for pages that are to be given back.
+/// Submits an inverted batch, with a flush of all that may have been seen of what it takes back.
+/// The batch is empty afterwards: what is left in one is taken for pages that are to be given back.
 fn undo<M: Machine>(
     context: &Context<'_, M>,
     batch: &mut Batch<'_>,
