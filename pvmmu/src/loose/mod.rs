@@ -356,7 +356,7 @@ pub(crate) fn empty<M: Machine>(
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(level) => pool.give_back(context, (level, frame), frames),
+            Some(held) => pool.give_back(context, (held, frame), frames),
             None => frames.give(frame),
         }
     }
