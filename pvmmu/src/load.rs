@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{Machine, MmuExtOp, Pfn, VcpuSet};
+use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
 
 use crate::context::Context;
 use crate::destroy::DestroyError;
@@ -78,11 +78,13 @@ impl<'a> Vcpus<'a> {
     /// request.
     ///
     /// # Errors
-    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused
-    /// the user root, the kernel root is loaded (`error.done` is 1).
+    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: the vCPU runs where it ran before, on the
+    /// kernel's own root if that was no address space. Only if Xen took the kernel root, refused
+    /// the user root and then refused the way back, `error.done` is 1: the vCPU has this kernel
+    /// root and the user root it had before, and counts for both address spaces.
     ///
     /// # Hypercalls
-    /// One `mmuext_op` of two elements.
+    /// One `mmuext_op` of two elements; if the second is refused, one more.
     ///
     /// # Safety
     /// As for [`Pgd::load`]; and `vcpu` is the running one.
@@ -95,14 +97,27 @@ impl<'a> Vcpus<'a> {
         let place = self.place(vcpu)?;
         place.asked.store(pgd.root().raw(), Ordering::Release);
         // SAFETY: the caller's promise is the one that `load` asks for.
-        let result = unsafe { pgd.load(context) };
-        let took_one = matches!(result, Err(LoadError::Refused(error)) if error.done > 0);
-        if result.is_ok() || took_one {
+        let Err(refused) = (unsafe { pgd.load(context) }) else {
             place.loaded.store(pgd.root().raw(), Ordering::Release);
-        } else {
-            place.asked.store(place.loaded.load(Ordering::Acquire), Ordering::Release);
-        }
-        result
+            return Ok(());
+        };
+        let before = place.loaded.load(Ordering::Acquire);
+        let refused = match refused {
+            LoadError::Refused(error) if error.done > 0 => {
+                let root = if before == NOBODY { context.kernel_root } else { Pfn::new(before) };
+                // SAFETY: the vCPU ran there until just now, and has its user root still.
+                match unsafe { load_kernel_root(context, root) } {
+                    Ok(()) => LoadError::Refused(Error { done: 0, ..error }),
+                    Err(_) => {
+                        place.loaded.store(pgd.root().raw(), Ordering::Release);
+                        refused
+                    }
+                }
+            }
+            _ => refused,
+        };
+        place.asked.store(before, Ordering::Release);
+        Err(refused)
     }
 
     /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for
@@ -196,4 +211,17 @@ unsafe fn load_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Resu
     let ops = [MmuExtOp::new_baseptr(kernel), MmuExtOp::new_user_baseptr(user)];
     // SAFETY: the caller vouches for what the new roots map.
     unsafe { context.submit_ops(&ops) }.map_err(LoadError::Refused)
+}
+
+/// Runs on the tree under `root` in the kernel; the root for user code stays what it is.
+///
+/// # Safety
+/// As for [`Pgd::load`].
+unsafe fn load_kernel_root<M: Machine>(
+    context: &Context<'_, M>,
+    root: Pfn,
+) -> Result<(), LoadError> {
+    let kernel = context.mfn(root).map_err(LoadError::Walk)?;
+    // SAFETY: the caller vouches for what the root maps.
+    unsafe { context.submit_ops(&[MmuExtOp::new_baseptr(kernel)]) }.map_err(LoadError::Refused)
 }

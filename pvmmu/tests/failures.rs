@@ -13,7 +13,8 @@ use std::sync::atomic::AtomicU64;
 
 use common::{Guest, Pool, page, tools};
 use hypercall::{
-    Assist, BatchStorage, Error, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte, PteFlags, VcpuSet,
+    Assist, BatchStorage, Errno, Error, FailNth, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte,
+    PteFlags, Refusal, VcpuSet,
 };
 use p2m::P2m;
 use pvmmu::mapper::LiveMapper;
@@ -185,38 +186,78 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
     }
 }
 
-/// Xen takes both roots, none, or the kernel's alone: then the vCPU counts as one that runs there.
+/// Xen takes both roots, none, or the kernel's alone: then that is taken back.
 #[test]
-fn a_load_that_is_refused_half_way_is_known_as_one() {
+fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
     let halves = RefCell::new(0);
-    let sweep = sweep(|context, pgd, _| {
+    let sweep = sweep(|context, pgd, pool| {
+        let plain = plain(context);
+        let machine = plain.machine.guest();
+        let mut other = Pgd::with_user_root(&plain, pool).expect("two roots");
+        let pages = Pages::one(page(0));
+        other.map_pages(&plain, (pages, PteFlags::USER_RW), pool).expect("mapped");
+        let other = other.pin(&plain, &mut Storage::new().batch()).expect("pinned");
         let places = [const { Running::nowhere() }; 1];
         let vcpus = Vcpus::new(&places);
-        let machine = *context.machine.inner();
-        let before = machine.guest().kernel_root();
         // SAFETY: the model's guest has no Rust objects.
+        unsafe { vcpus.load(&plain, 0, &other) }.expect("loaded");
+        let before = (machine.kernel_root(), machine.user_root());
+        // SAFETY: as above.
         let loaded = unsafe { vcpus.load(context, 0, pgd) };
-        let (kernel, user) = (machine.guest().kernel_root(), machine.guest().user_root());
-        let own = context.p2m.mfn(pgd.root()).ok();
-        let own_user = pgd.user_root().and_then(|pfn| context.p2m.mfn(pfn).ok());
+        let now = (machine.kernel_root(), machine.user_root());
         match loaded {
-            Ok(()) => assert_eq!((kernel, user), (own, own_user)),
-            Err(LoadError::Refused(Error { done: 1, .. })) => {
-                *halves.borrow_mut() += 1;
-                assert_eq!((kernel, user), (own, None));
-                assert_eq!(vcpus.on(pgd), VcpuSet::one(0), "it runs there");
-                // SAFETY: as above.
-                unsafe { vcpus.leave(&plain(context), 0) }.expect("left");
-                assert_eq!(machine.guest().kernel_root(), before);
-            }
+            Ok(()) => assert_eq!(vcpus.on(pgd), VcpuSet::one(0)),
             Err(LoadError::Refused(Error { done: 0, .. })) => {
-                assert_eq!((kernel, vcpus.on(pgd)), (before, VcpuSet::NONE));
+                *halves.borrow_mut() += u64::from(context.machine.seen() > 1);
+                assert_eq!((now, vcpus.on(pgd)), (before, VcpuSet::NONE));
+                assert_eq!(vcpus.on(&other), VcpuSet::one(0));
             }
             Err(error) => panic!("{error}"),
         }
+        // SAFETY: as above.
+        unsafe { vcpus.leave(&plain, 0) }.expect("left");
+        let loose = other.unpin(&plain, &mut Storage::new().batch()).expect("unpinned");
+        common::destroy(&plain, loose, pool);
         say(loaded)
     });
-    assert!(sweep.runs >= 4 && halves.take() == 2, "{sweep:?}");
+    assert!(sweep.runs >= 4 && halves.take() >= 2, "{sweep:?}");
+}
+
+/// The way back is refused, too: the vCPU has roots of both, and counts for both.
+#[test]
+fn a_vcpu_between_two_address_spaces_counts_for_both() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let plain = common::context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut pgds = [0, 1].map(|_| {
+        let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+        Some(pgd.pin(&plain, &mut Storage::new().batch()).expect("pinned"))
+    });
+    let [Some(one), Some(other)] = &pgds else { panic!("both are there") };
+    let refusal = |request, done| Refusal { request, errno: Errno::EINVAL, done };
+    let first = FailNth::new(&guest.model, refusal(0, 1));
+    let both = FailNth::new(&first, refusal(1, 0));
+    let around = common::context(&guest, &both, &p2m);
+    let places = [const { Running::nowhere() }; 1];
+    let vcpus = Vcpus::new(&places);
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { vcpus.load(&plain, 0, one) }.expect("loaded");
+    // SAFETY: as above.
+    let refused = unsafe { vcpus.load(&around, 0, other) }.expect_err("refused twice");
+    assert!(matches!(refused, LoadError::Refused(Error { done: 1, .. })), "{refused}");
+    let mfn = |pfn: Option<Pfn>| pfn.and_then(|pfn| p2m.mfn(pfn).ok());
+    assert_eq!(guest.model.guest().kernel_root(), mfn(Some(other.root())));
+    assert_eq!(guest.model.guest().user_root(), mfn(one.user_root()));
+    assert_eq!([one, other].map(|pgd| vcpus.on(pgd)), [VcpuSet::one(0); 2]);
+    // SAFETY: as above.
+    unsafe { vcpus.leave(&plain, 0) }.expect("left");
+    assert_eq!([one, other].map(|pgd| vcpus.on(pgd)), [VcpuSet::NONE; 2]);
+    for pgd in pgds.iter_mut().filter_map(Option::take) {
+        let loose = pgd.unpin(&plain, &mut Storage::new().batch()).expect("unpinned");
+        common::destroy(&plain, loose, &mut pool);
+    }
+    guest.check();
 }
 
 /// The frame allocator of the foreign trait.
