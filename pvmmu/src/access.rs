@@ -5,13 +5,12 @@
 )]
 
 use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuUpdate, Pfn, Pte};
-use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
 use crate::marks::held;
 use crate::pgd::Roots;
-use crate::tables::own_slots;
+use crate::tables::Parts;
 
 /// How a table's frame is to be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +73,7 @@ pub(crate) fn set_access<M: Machine>(
 }
 
 /// Entries that are read together on the way.
-const PART: u16 = 64;
+const PART: usize = 64;
 
 /// A change of the direct mapping of a tree's tables. It is most of what a pin costs the guest, so
 /// each table is looked at once, in a loop without calls.
@@ -102,13 +101,9 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
     /// All tables below `table`, lower ones first.
     fn below(&mut self, level: Level, table: Pfn) -> Result<(), PinFailure> {
         let Some(below) = level.below() else { return Ok(()) };
-        let mut part = [Pte::ABSENT; PART as usize];
-        let mut slots = own_slots(level);
-        while let Some((index, _)) = self.context.machine.next_present(table, slots.clone())? {
-            let first = u16::from(index) / PART * PART;
-            slots.start = first + PART;
-            let first = PageTableIndex::new_truncate(first);
-            self.context.machine.read_entries(table, first, &mut part)?;
+        let mut part = [Pte::ABSENT; PART];
+        let mut parts = Parts::of(level, table);
+        while parts.next(self.context, &mut part)?.is_some() {
             for pte in &part {
                 let Entry::Table(mfn) = pte.decode(level) else { continue };
                 if below > Level::L1 {
@@ -124,7 +119,8 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
     }
 
     /// One table, if any may still be changed.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "20 instructions of 130 are the call, else")]
+    #[inline(always)]
     fn one(&mut self, table: Mfn) -> Result<(), PinFailure> {
         if self.left == 0 {
             return Ok(());

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte};
+use hypercall::{
+    AccessError, BatchError, DomId, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte,
+};
 use p2m::P2mError;
 
 use crate::obstacles::Obstacles;
@@ -63,6 +65,11 @@ pub enum MapError {
     },
     /// Nothing is mapped there.
     NotMapped(GuestVa),
+    /// The pages from here on are partly the ones that are to move here.
+    Overlap(GuestVa),
+    /// Frames of this domain can be mapped in a live tree only: a tree that is pinned with them is
+    /// refused, since Xen checks a table's entries as the guest's own.
+    OnlyLive(DomId),
     /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
     CannotShare(Pfn),
     /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
@@ -136,6 +143,10 @@ impl fmt::Display for MapError {
             Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
             Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
+            Self::Overlap(va) => write!(f, "the pages at {va} are partly those that are to move"),
+            Self::OnlyLive(domain) => {
+                write!(f, "frames of domain {} are mapped once the tree is pinned", domain.0)
+            }
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
             Self::Own(pfn) => {
                 write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")

@@ -181,26 +181,31 @@ fn copy_table<M: Machine, F: FrameSource>(
     let mut old = empty_table();
     context.machine.read_entries(table, first, &mut old)?;
     let childs_table = child.l1_table(&context, path, va, edit.frames())?;
-    let mut parents = old;
     let mut childs = empty_table();
-    let shared = share_all(&context, (&mut parents, &mut childs), edit.frames());
+    let shared = share_all(&context, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
     unsafe { context.machine.write_entries(childs_table, first, &childs) }?;
     shared?;
+    // A parent that has a child already is as it must be.
+    if !childs.iter().any(|pte| pte.flags().contains(FORKED)) {
+        return Ok(());
+    }
+    let parents = old.map(|pte| split(pte).map_or(pte, |(parents, _)| parents));
     edit.change_entries((table, va), (&old, &parents))
 }
 
+/// Counts the child's share of each page that it inherits, and makes its entries.
 fn share_all<M: Machine>(
     context: &Context<'_, M>,
-    (parents, childs): (&mut Entries, &mut Entries),
+    (parents, childs): (&Entries, &mut Entries),
     frames: &mut impl FrameSource,
 ) -> Result<(), MapError> {
-    for (parents, childs) in parents.iter_mut().zip(childs) {
-        let Some((parent, child)) = split(*parents) else { continue };
+    for (parents, childs) in parents.iter().zip(childs) {
+        let Some((_, child)) = split(*parents) else { continue };
         let pfn = context.p2m.pfn(context.machine, child.mfn())?;
         frames.share(pfn).map_err(|refused| MapError::CannotShare(refused.0))?;
-        (*parents, *childs) = (parent, child);
+        *childs = child;
     }
     Ok(())
 }

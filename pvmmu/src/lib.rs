@@ -84,4 +84,4 @@ pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
 pub use pool::{PoolCounts, PoolError, TablePool};
 pub use room::{Room, SMALLEST_BATCH};
-pub use walk::{Step, Walk, walk};
+pub use walk::{Mapped, Mapping, Step, Walk, walk};

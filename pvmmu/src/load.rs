@@ -19,9 +19,9 @@ const NOBODY: u64 = u64::MAX;
 /// Which root one vCPU runs on.
 #[derive(Debug)]
 pub struct Running {
-    /// The root last asked for.
+    /// The root last asked for, unless Xen refused it.
     asked: AtomicU64,
-    /// The root that Xen has loaded.
+    /// The address space whose roots Xen has last loaded both.
     loaded: AtomicU64,
 }
 
@@ -95,29 +95,22 @@ impl<'a> Vcpus<'a> {
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu)?;
-        place.asked.store(pgd.root().raw(), Ordering::Release);
+        let before = place.asked.swap(pgd.root().raw(), Ordering::AcqRel);
         // SAFETY: the caller's promise is the one that `load` asks for.
-        let Err(refused) = (unsafe { pgd.load(context) }) else {
-            place.loaded.store(pgd.root().raw(), Ordering::Release);
-            return Ok(());
-        };
-        let before = place.loaded.load(Ordering::Acquire);
-        let refused = match refused {
-            LoadError::Refused(error) if error.done > 0 => {
+        let result = unsafe { pgd.load(context) };
+        match result {
+            Ok(()) => place.loaded.store(pgd.root().raw(), Ordering::Release),
+            Err(LoadError::Refused(error)) if error.done > 0 => {
                 let root = if before == NOBODY { context.kernel_root } else { Pfn::new(before) };
                 // SAFETY: the vCPU ran there until just now, and has its user root still.
-                match unsafe { load_kernel_root(context, root) } {
-                    Ok(()) => LoadError::Refused(Error { done: 0, ..error }),
-                    Err(_) => {
-                        place.loaded.store(pgd.root().raw(), Ordering::Release);
-                        refused
-                    }
-                }
+                unsafe { load_kernel_root(context, root) }
+                    .map_err(|_| LoadError::Refused(error))?;
+                place.asked.store(before, Ordering::Release);
+                return Err(LoadError::Refused(Error { done: 0, ..error }));
             }
-            _ => refused,
-        };
-        place.asked.store(before, Ordering::Release);
-        Err(refused)
+            Err(_) => place.asked.store(before, Ordering::Release),
+        }
+        result
     }
 
     /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for

@@ -13,8 +13,7 @@ use std::sync::atomic::AtomicU64;
 
 use common::{Guest, Pool, page, tools};
 use hypercall::{
-    Assist, BatchStorage, Errno, Error, FailNth, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte,
-    PteFlags, Refusal, VcpuSet,
+    Assist, BatchStorage, Error, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte, PteFlags, VcpuSet,
 };
 use p2m::P2m;
 use pvmmu::mapper::LiveMapper;
@@ -221,43 +220,6 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
         say(loaded)
     });
     assert!(sweep.runs >= 4 && halves.take() >= 2, "{sweep:?}");
-}
-
-/// The way back is refused, too: the vCPU has roots of both, and counts for both.
-#[test]
-fn a_vcpu_between_two_address_spaces_counts_for_both() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = common::context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
-    let mut pgds = [0, 1].map(|_| {
-        let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
-        Some(pgd.pin(&plain, &mut Storage::new().batch()).expect("pinned"))
-    });
-    let [Some(one), Some(other)] = &pgds else { panic!("both are there") };
-    let refusal = |request, done| Refusal { request, errno: Errno::EINVAL, done };
-    let first = FailNth::new(&guest.model, refusal(0, 1));
-    let both = FailNth::new(&first, refusal(1, 0));
-    let around = common::context(&guest, &both, &p2m);
-    let places = [const { Running::nowhere() }; 1];
-    let vcpus = Vcpus::new(&places);
-    // SAFETY: the model's guest has no Rust objects.
-    unsafe { vcpus.load(&plain, 0, one) }.expect("loaded");
-    // SAFETY: as above.
-    let refused = unsafe { vcpus.load(&around, 0, other) }.expect_err("refused twice");
-    assert!(matches!(refused, LoadError::Refused(Error { done: 1, .. })), "{refused}");
-    let mfn = |pfn: Option<Pfn>| pfn.and_then(|pfn| p2m.mfn(pfn).ok());
-    assert_eq!(guest.model.guest().kernel_root(), mfn(Some(other.root())));
-    assert_eq!(guest.model.guest().user_root(), mfn(one.user_root()));
-    assert_eq!([one, other].map(|pgd| vcpus.on(pgd)), [VcpuSet::one(0); 2]);
-    // SAFETY: as above.
-    unsafe { vcpus.leave(&plain, 0) }.expect("left");
-    assert_eq!([one, other].map(|pgd| vcpus.on(pgd)), [VcpuSet::NONE; 2]);
-    for pgd in pgds.iter_mut().filter_map(Option::take) {
-        let loose = pgd.unpin(&plain, &mut Storage::new().batch()).expect("unpinned");
-        common::destroy(&plain, loose, &mut pool);
-    }
-    guest.check();
 }
 
 /// The frame allocator of the foreign trait.

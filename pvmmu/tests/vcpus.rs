@@ -74,6 +74,44 @@ fn a_tree_that_another_vcpu_runs_on_is_not_destroyed_and_xen_is_not_asked() {
     guest.check();
 }
 
+#[test]
+fn a_vcpu_that_got_only_a_kernel_root_counts_for_the_user_roots_address_space_too() {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let [one, other] = [(); 2].map(|()| {
+        let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+        pgd.pin(&plain, &mut batch).expect("pinned")
+    });
+    let places = [Running::nowhere()];
+    let vcpus = Vcpus::new(&places);
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { vcpus.load(&plain, 0, &one) }.expect("loaded");
+    for done in [1, 0] {
+        let refusal = |request, done| Refusal { request, errno: Errno::ENOMEM, done };
+        let machine = FailNth::new(&guest.model, refusal(0, done));
+        // And the way back, if it is asked for.
+        let machine = FailNth::new(&machine, refusal(1, 0));
+        let around = context(&guest, &machine, &p2m);
+        // SAFETY: as above.
+        unsafe { vcpus.load(&around, 0, &other) }.expect_err("refused");
+        assert!(!vcpus.on(&one).is_empty(), "its user root is loaded");
+        assert!(!vcpus.on(&other).is_empty(), "its kernel root is");
+    }
+    // SAFETY: as above.
+    unsafe { vcpus.load(&plain, 0, &other) }.expect("loaded");
+    assert!(vcpus.on(&one).is_empty());
+    // SAFETY: as above.
+    unsafe { vcpus.leave(&plain, 0) }.expect("left");
+    for pgd in [one, other] {
+        let loose = pgd.unpin(&plain, &mut batch).expect("nobody runs on it");
+        common::destroy(&plain, loose, &mut pool);
+    }
+    guest.check();
+}
+
 /// Batches that hold one table, all, and everything between: each remainder of the undo.
 #[test]
 fn unpinning_a_tree_that_another_vcpu_runs_on_is_refused_and_undone_at_every_batch_length() {

@@ -150,7 +150,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Links empty tables from the pool, from below the entry of `level` that is missing down to an
     /// L1 table.
-    fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
+    pub(super) fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
         while let Some(below) = level.below() {
             let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
             if let Err(error) = self.link(level, va, &table) {

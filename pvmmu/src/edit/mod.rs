@@ -16,6 +16,7 @@
 
 mod graft;
 mod map;
+mod remap;
 mod rewrite;
 mod settle;
 mod share;
@@ -39,7 +40,7 @@ use crate::walk::{Walk, walk};
 
 use settle::{Settled, settle, take_back};
 
-pub(crate) use rewrite::flags_of_shared;
+pub(crate) use rewrite::{Change, Clear, Flags, check_present, flags_of_shared, with_table_flags};
 pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.
@@ -229,6 +230,29 @@ impl Pgd<Pinned> {
         map::one(self, tools, (va, flags), frame)
     }
 
+    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
+    /// mapped, with their frames and flags. Other vCPUs may see a page at both places for a moment,
+    /// and never at none.
+    ///
+    /// # Errors
+    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
+    /// [`map_pages`](Self::map_pages), and [`MapError::NotMapped`], [`MapError::Overlap`]. Xen
+    /// refuses the entry of another domain's frame, unless its whole table moves.
+    ///
+    /// # Hypercalls
+    /// For n pages and a batch of B updates: ceil(2 n / B) multicalls of an `mmu_update` and the
+    /// flush, and one more for each border of a table, at either place, and every 64 pages; for a
+    /// whole table that moves to where there is none, one `mmu_update` of two elements. Tables that
+    /// are missing take what they take in [`map_pages`](Self::map_pages).
+    pub fn remap<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        pages: Pages,
+        to: GuestVa,
+    ) -> Result<(), RangeError> {
+        self.edit(tools, |edit| edit.remap(pages, to))
+    }
+
     /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
     /// once no TLB knows the mapping any more.
     ///
@@ -328,9 +352,16 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.push(MmuUpdate::set(slot, Pte::ABSENT), link.raw())
     }
 
-    /// Makes sure that nothing pending concerns the page at `va` or one behind it.
+    /// Makes sure that nothing pending concerns the page at `va` or one behind it, nor the tables
+    /// on the way there. What is looked at counts, too, even if nothing is found there: the path
+    /// has left the tables then that are linked only in what is pending.
     fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
-        if page_number(va) < self.next { self.submit() } else { Ok(()) }
+        let page = page_number(va);
+        if page < self.next {
+            self.submit()?;
+        }
+        self.next = page;
+        Ok(())
     }
 
     /// Notes that what is pending reaches up to `count` pages behind `va`.

@@ -21,7 +21,7 @@ use crate::frames::FrameSource;
 use crate::leaf::release;
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
-use crate::pages::{Run, check_page};
+use crate::pages::{Run, check_table};
 use crate::path::Found;
 use crate::pgd::Roots;
 use crate::room::Room;
@@ -120,12 +120,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
     /// take, if they are missing.
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
-        for va in [from, to] {
-            check_page(va)?;
-            if !va.raw().is_multiple_of(1 << Level::L2.shift()) {
-                return Err(MapError::Unaligned(va));
-            }
-        }
+        check_table(from)?;
+        check_table(to)?;
         Room::check(self.tools.batch)?;
         self.submit()?;
         let context = self.tools.context;
