@@ -75,7 +75,8 @@ impl fmt::Display for Walk {
     }
 }
 
-/// Walks the tree under `root` to the entry for `va`.
+/// Walks the tree under `root` to the entry for `va`. Reads what stands in the tables now: of what
+/// is pending in a section of that tree it knows nothing, [`Edit::walk`](crate::Edit::walk) does.
 ///
 /// # Errors
 /// [`WalkError`] if a table cannot be read, or an entry points to a frame that is not the guest's.

@@ -15,6 +15,7 @@ use crate::flush::Flush;
 use crate::frames::FrameSource;
 use crate::pages::{Pages, Run};
 use crate::path::Found;
+use crate::room::Room;
 
 /// Bytes that an L1 table spans.
 const TABLE: u64 = 1 << Level::L2.shift();
@@ -68,13 +69,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// both places; how many. Each is mapped at its new place before it goes from the old one.
     fn remap_some(&mut self, (from, to): (GuestVa, GuestVa), left: u64) -> Result<u64, MapError> {
         let context = self.tools.context;
+        Room::check(self.tools.batch)?;
         let room = self.tools.batch.updates_max() / 2;
-        if room == 0 {
-            return Err(MapError::BatchTooSmall {
-                needed: 2,
-                room: self.tools.batch.updates_max(),
-            });
-        }
         let rest = |va| ENTRIES - u16::from(Level::L1.index_of(va));
         let most = rest(from).min(rest(to)).min(PART).min(u16::try_from(room).unwrap_or(PART));
         let count = u16::try_from(left).map_or(most, |left| left.min(most));

@@ -14,6 +14,7 @@ use crate::frames::FrameSource;
 use crate::marks::{COPY_ON_WRITE, KEPT, SHARED};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
+use crate::room::Room;
 
 /// What becomes of entries.
 pub(crate) trait Change {
@@ -299,17 +300,15 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         crate::pages::check_page(va)?;
+        Room::check(self.tools.batch)?;
         self.submit()?;
+        self.make_room_for_two()?;
         let context = self.tools.context;
         self.path.seek(&context, va)?;
         let (slot, old) = self.path.entry(&context, (level, va))?;
         let new = with_table_flags((level, va), old, flags)?;
         // Both in one batch: room for the copy is made first.
-        let room = self.tools.batch.updates_max();
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            if room < 2 {
-                return Err(MapError::BatchTooSmall { needed: 2, room });
-            }
             let old = context.machine.read_entry(user, slot.index)?;
             let slot = Slot { table: context.mfn(user)?, ..slot };
             let new = with_table_flags((level, va), old, flags)?;

@@ -20,9 +20,10 @@ use world::World;
 
 /// A whole life: batches, a pool of tables, and a number of operations.
 fn property(input: &mut Unstructured<'_>) -> Result<()> {
-    match input.int_in_range(0..=2)? {
-        0 => life(input, &mut BatchStorage::<6, 3>::new().batch()),
-        1 => life(input, &mut BatchStorage::<33, 8>::new().batch()),
+    match input.int_in_range(0..=3)? {
+        0 => life(input, &mut BatchStorage::<2, 1>::new().batch()),
+        1 => life(input, &mut BatchStorage::<6, 3>::new().batch()),
+        2 => life(input, &mut BatchStorage::<33, 8>::new().batch()),
         _ => life(input, &mut BatchStorage::<700, 16>::new().batch()),
     }
 }
@@ -44,6 +45,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
         shares: Shares::new(&mut counts),
         spaces: Vec::new(),
         vcpus: Vcpus::new(&running),
+        plain: 0,
         story: Vec::new(),
     };
     let free = world.frames.len();

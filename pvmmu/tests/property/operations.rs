@@ -8,6 +8,7 @@ use hypercall::{Errno, Mfn, Refusal};
 use pvmmu::{DestroyError, Loose, MapError, Pgd, Pinned, Presence};
 
 use crate::changes::change;
+use crate::common::tables::pooled;
 use crate::world::{Hindrance, Known, Life, Page, Space, Whose, World};
 
 pub(crate) type Input<'a, 'u> = &'a mut Unstructured<'u>;
@@ -114,9 +115,11 @@ fn unpin(
     let loaded = is_loaded(world, &pgd);
     // Xen refuses part of it anyway: a second refusal would be that of the undo.
     let by = if loaded { Hindrance::none() } else { by };
+    let of_pool = pooled(world.guest, pgd.root());
     let (unpinned, refused) = world.run(by, |with| pgd.unpin(&with.context, with.batch));
     let pgd = match unpinned {
         Ok(pgd) => {
+            world.plain += of_pool;
             assert!(!loaded && !refused, "{:#?}", world.story);
             Life::Loose(pgd)
         }

@@ -13,6 +13,7 @@ use pvmmu::{
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
+use crate::common::tables::{check_counts, check_marks, pooled};
 use crate::common::{Guest, Pool, context, tools};
 
 /// Whose frame a page maps.
@@ -151,6 +152,8 @@ pub(crate) struct World<'w, 'b, 't, 's> {
     pub(crate) shares: Shares<'s>,
     pub(crate) spaces: Vec<Space>,
     pub(crate) vcpus: Vcpus<'w>,
+    /// Tables of the pool's that an unpinned space kept, as plain ones.
+    pub(crate) plain: u64,
     /// What has happened, for whoever reads a failure.
     pub(crate) story: Vec<String>,
 }
@@ -223,8 +226,13 @@ impl World<'_, '_, '_, '_> {
     pub(crate) fn check(&mut self) {
         let story = self.story.last().cloned().unwrap_or_default();
         let mut owners: BTreeMap<Mfn, (u16, bool)> = BTreeMap::new();
+        let mut out = self.plain;
         for space in &self.spaces {
             let root = space.pgd.root();
+            if let Life::Pinned(_) = space.pgd {
+                check_marks(self.guest, root);
+                out += pooled(self.guest, root);
+            }
             let read = Reading::of(self, root);
             let expected: BTreeMap<_, _> =
                 space.known.iter().map(|(page, entry)| (*page, entry.visible())).collect();
@@ -243,6 +251,7 @@ impl World<'_, '_, '_, '_> {
                 entry.1 |= page.whose == Whose::Own;
             }
         }
+        check_counts(&self.tables, out);
         for (mfn, (count, is_own)) in owners {
             let pfn = self.p2m.pfn(&self.guest.model, mfn).expect("the guest's");
             assert!(count == 1 || !is_own, "mfn {mfn} has two owners: {:#?}", self.story);
