@@ -75,12 +75,13 @@ fn every_order() -> Result<String> {
 }
 
 /// Programs that the model runs as Xen does.
-const ON_THE_MODEL: [&str; 10] = [
+const ON_THE_MODEL: [&str; 11] = [
     "demo",
     "alias",
     "audit",
     "dump",
     "foreign",
+    "mapper",
     "memory",
     "primitives",
     "spaces",
