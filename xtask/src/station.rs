@@ -76,6 +76,7 @@ impl Station {
             arguments: boot.arguments.clone(),
             module: boot.module.clone(),
             memory_mib: boot.memory_mib,
+            maximum_mib: boot.memory_mib,
             vcpus: 1,
             limit: boot.limit,
         };
