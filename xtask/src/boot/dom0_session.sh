@@ -211,21 +211,21 @@ step_garbage() {
     find_domain
     path=/local/domain/$domain
     size=$(xenstore read "$path/memory/target")
-    for value in "" -1 12x 0x4000 99999999999999999999999; do
-        toolstack again xenstore write "$path/memory/target" "$value"
+    for garbage in "" -1 12x 0x4000 99999999999999999999999; do
+        toolstack again xenstore write -- "$path/memory/target" "$garbage"
         ask size
         pick pages
-        [ "$value" = $((size / 4)) ] || wrong "with a bad target it has $value pages"
-        toolstack again xenstore write "$path/control/shutdown" "$value"
-        toolstack again xenstore write "$path/control/sysrq" "$value"
+        [ "$value" = $((size / 4)) ] || wrong "with the target $garbage it has $value pages"
+        toolstack again xenstore write -- "$path/control/shutdown" "$garbage"
+        toolstack again xenstore write -- "$path/control/sysrq" "$garbage"
     done
     await "words about them" grep -q "^memory/target: .*the guest stays as it is" "$log"
     toolstack again xenstore rm "$path/memory/target"
     look
     # A floor, more than any machine has, and one target after the other without a pause.
-    for value in 0 18446744073709551615; do
-        toolstack again xenstore write "$path/memory/target" "$value"
-        await "words about $value" grep -q "^the goal is .*, not $((value / 4)):" "$log"
+    for target in 0 40000000000000; do
+        toolstack again xenstore write "$path/memory/target" "$target"
+        await "words about $target" grep -q "frames, not $((target / 4)):" "$log"
     done
     i=0
     while [ $i -lt 200 ]; do

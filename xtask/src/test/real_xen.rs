@@ -106,12 +106,12 @@ pub(super) const LIVES: [Case; 4] = [
     Case {
         seconds: 300,
         vcpus: 2,
-        ..under_xl("guest save*2 checkpoint shrink move grow mem-set save reboot")
+        ..under_xl("guest save*2 checkpoint shrink save grow reboot")
     },
     Case {
         seconds: 300,
         maximum_mib: 96,
-        ..under_xl("guest maximum dump-core save shrink move maximum garbage capped checkpoint")
+        ..under_xl("guest maximum save shrink move maximum checkpoint")
     },
     Case { seconds: 900, ..under_xl("guest mem-set*50") },
 ];
