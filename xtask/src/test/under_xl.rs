@@ -152,11 +152,7 @@ impl<'a> UnderXl<'a> {
 
     /// Guests that live under xl. The dumps of those that are dumped are compared with what the
     /// guests say.
-    ///
-    /// # Errors
-    ///
-    /// A signal asked us to end.
-    pub(super) fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+    fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }
