@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod extend;
 mod foreign;
 mod grow;
 mod guest;
