@@ -9,13 +9,13 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::buffer::{Change, Direction, TableBuffer, TableRound, l1_table, table_above};
 use crate::error::{EarlyError, RoundError};
-use crate::memory::{Access, BootMemory, RegionKind, access_of};
+use crate::memory::{BootMemory, RegionKind, mask_chunk, mask_rw};
 use crate::plan::{Plan, ROUNDS_MAX, RoundPlan, mapped_runs};
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
 use crate::tables::{Parent, Step, Steps, Table};
 
 /// Entries that lead to tables of the direct map: nothing in it is ever executed.
-const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+pub(crate) const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
 
 /// What a build works on.
 #[derive(Debug)]
@@ -212,15 +212,7 @@ impl<M: Machine> Work<'_, M> {
                 }
             }
         }
-        for used in self.memory.uses {
-            let Some(pfns) = overlap(used.pfns, chunk) else { continue };
-            if used.kind.access() == Access::ReadOnly {
-                let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
-                for place in entries[first..].iter_mut().take(count(pfns.count)) {
-                    *place = place.read_only();
-                }
-            }
-        }
+        mask_chunk(entries, chunk, self.memory.uses);
         Ok(())
     }
 
@@ -255,11 +247,7 @@ impl<M: Machine> Work<'_, M> {
                 RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW),
                 RegionKind::Identity => self.identity(pfn)?,
             };
-            let new = match access_of(pfn, self.memory.uses) {
-                Access::Writable => new,
-                Access::ReadOnly => new.read_only(),
-            };
-            Ok(ordered(direction, slot, new))
+            Ok(ordered(direction, slot, mask_rw(new, pfn, self.memory.uses)))
         })
     }
 
@@ -309,10 +297,6 @@ fn ordered(direction: Direction, slot: Slot, new: Pte) -> (MmuUpdate, Pte) {
 }
 
 /// The index of block `number` in the table above it.
-const fn index(number: u64) -> PageTableIndex {
+pub(crate) const fn index(number: u64) -> PageTableIndex {
     PageTableIndex::new_truncate((number % 512) as u16)
-}
-
-fn count(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

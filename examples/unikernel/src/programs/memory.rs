@@ -29,22 +29,25 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let read_only = count(guest)?;
     let made = &guest.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
-    let (hypercalls, [ticks, in_xen]) = (made.hypercalls, made.ticks.map(|all| all / pages));
-    writeln!(guest.console, "{tables:>9} tables of the direct mapping").or_say("console")?;
-    for used in &guest.made.uses {
+    let [hypercalls, own] = made.hypercalls;
+    let [ticks, in_xen] = made.ticks.map(|all| all / pages);
+    writeln!(guest.console, "{tables:>9} tables of the direct mapping and the kernel's own")
+        .or_say("console")?;
+    let kept = made.uses.iter().map(|used| (used, ""));
+    for (used, what) in kept.chain(made.given_back.iter().map(|used| (used, ": free now"))) {
         let (start, count) = (used.pfns.start, used.pfns.count);
-        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}", used.kind)
+        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
             .or_say("console")?;
     }
     writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
     writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
         .or_say("console")?;
-    if hypercalls > HYPERCALLS_MAX {
-        return Err(format!("the direct mapping took {hypercalls} hypercalls"));
+    if hypercalls + own > HYPERCALLS_MAX {
+        return Err(format!("the direct mapping took {hypercalls} hypercalls, and {own} more"));
     }
     Ok(format!(
-        "{pages} pages, {tables} tables, {hypercalls} hypercalls, {ticks} ticks a page, \
-         {in_xen} of them in Xen"
+        "{pages} pages, {tables} tables, {hypercalls} hypercalls and {own} for the kernel's own \
+         tables, {ticks} ticks a page, {in_xen} of them in Xen"
     ))
 }
 
@@ -98,8 +101,10 @@ fn check_sum<M: Machine + Cpu>(guest: &Guest<'_, M>, unknown: u64) -> Result<(),
     let uses: u64 = guest.made.uses.iter().map(|used| used.pfns.count).sum();
     let tables: u64 = guest.made.tables.iter().map(|run| run.count).sum();
     let sum = uses + tables + unknown + guest.pool.len() as u64;
-    let builder = guest.made.uses.iter().filter(|used| used.kind == UseKind::BuilderTables);
-    if unknown != frame_list || sum != guest.p2m.len() || builder.count() != 1 {
+    let back = |kind| guest.made.given_back.iter().filter(move |used| used.kind == kind).count();
+    let lists = back(UseKind::List) + back(UseKind::ListAndTables);
+    let all_back = back(UseKind::BuilderTables) == 1 && lists == 1;
+    if unknown != frame_list || sum != guest.p2m.len() || !all_back {
         return Err(format!(
             "{uses} in use + {tables} tables + {} free + {unknown} published = {sum} pages",
             guest.pool.len()
