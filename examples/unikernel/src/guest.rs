@@ -74,6 +74,14 @@ pub(crate) trait Platform {
     /// A sentence, if there is none.
     fn life(&self) -> Result<Box<dyn Life + '_>, String>;
 
+    /// Executes the `ret` at `va`: whether that works or faults; `None` where there is no CPU.
+    ///
+    /// # Safety
+    /// There is a `ret`.
+    unsafe fn execute(&self, _va: GuestVa) -> Option<bool> {
+        None
+    }
+
     /// Is told that the direct mapping has entries for `frames` frames.
     ///
     /// # Safety

@@ -64,7 +64,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 22] = [
+pub(super) const CASES: [Case; 24] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -78,6 +78,8 @@ pub(super) const CASES: [Case; 22] = [
     case("memory", 256, Expectation::Pass),
     case("memory", 2048, Expectation::Pass),
     case("memory", 8192, Expectation::Pass),
+    case("rights", 33, Expectation::Pass),
+    case("rights", 256, Expectation::Pass),
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),
     case("grow", 64, Expectation::Pass),

@@ -13,7 +13,7 @@ use spin::Once;
 use super::boot::{self, Early};
 use super::life::RealLife;
 use super::ports::RealPorts;
-use super::shared_page;
+use super::{shared_page, traps};
 use crate::guest::{Platform, Ports};
 use crate::life::Life;
 
@@ -66,6 +66,11 @@ impl Platform for RealPlatform<'_> {
         }
         self.shared_info.call_once(|| Err("ask the guest's life for shared_info".into()));
         Ok(Box::new(RealLife::begin(self.early, self.xen)?))
+    }
+
+    unsafe fn execute(&self, va: GuestVa) -> Option<bool> {
+        // SAFETY: the caller's promise is handed on.
+        Some(unsafe { traps::try_execute(va) })
     }
 
     unsafe fn direct_map_reaches(&self, frames: u64) {

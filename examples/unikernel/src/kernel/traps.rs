@@ -7,7 +7,7 @@
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write as _};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
@@ -22,6 +22,9 @@ const EVENT: u64 = 256;
 
 /// Whether a fault is being reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// The address that [`try_execute`] jumps to, and 0 once that has faulted.
+static JUMP: AtomicU64 = AtomicU64::new(0);
 
 /// Registers at the exception, as the stubs push them.
 #[repr(C)]
@@ -181,6 +184,29 @@ pub(super) fn fault_on_purpose() -> ! {
     panic!("a load from nowhere gave {value:#x}")
 }
 
+/// Calls a function that is nothing but a `ret`; false if the CPU does not fetch it.
+///
+/// # Safety
+/// That is what is at `va`, and this runs on the vCPU that booted.
+pub(super) unsafe fn try_execute(va: GuestVa) -> bool {
+    JUMP.store(va.raw(), Ordering::Relaxed);
+    // SAFETY: the function returns at once, or the fault handler returns in its place.
+    unsafe { asm!("call {}", in(reg) va.raw()) };
+    JUMP.swap(0, Ordering::Relaxed) == va.raw()
+}
+
+/// Returns from a function that could not be fetched, if [`try_execute`] called it.
+fn return_from_jump(frame: &mut Frame) -> bool {
+    if JUMP.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        return false;
+    }
+    let stack = core::ptr::with_exposed_provenance::<u64>(frame.rsp as usize);
+    // SAFETY: the call has pushed the address that it returns to.
+    frame.rip = unsafe { stack.read() };
+    frame.rsp += 8;
+    true
+}
+
 extern "C" fn handle(frame: &mut Frame) {
     if frame.vector == EVENT {
         return events::upcall();
@@ -189,6 +215,9 @@ extern "C" fn handle(frame: &mut Frame) {
         && let Some(rip) = fault_fixup(frame.rip)
     {
         frame.rip = rip;
+        return;
+    }
+    if frame.vector == u64::from(PAGE_FAULT) && return_from_jump(frame) {
         return;
     }
     if REPORTING.swap(true, Ordering::Relaxed) {

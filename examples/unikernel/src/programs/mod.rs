@@ -16,6 +16,7 @@ mod memory;
 mod primitives;
 mod prove;
 mod publish;
+mod rights;
 mod spaces;
 mod vcpus;
 
@@ -48,6 +49,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "guest" => Ok(guest::run),
         "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
+        "rights" => Ok(rights::run),
         "spaces" => Ok(spaces::run),
         "vcpus" => Ok(vcpus::run),
         "prove" => Ok(prove::run),
@@ -57,8 +59,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, memory, net, primitives, prove, spaces, vcpus and \
-             conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, memory, net, primitives, prove, rights, spaces, vcpus \
+             and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }
