@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-13)")]
 
 use hypercall::{
-    Batch, Frames, GuestVa, Level, Machine, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
+    Batch, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
 };
-use p2m::{P2m, P2mEntry, Pfns};
+use p2m::{P2m, P2mEntry, P2mError, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::buffer::{Change, Direction, TableBuffer, TableRound, l1_table, table_above};
@@ -218,23 +218,29 @@ impl<M: Machine> Work<'_, M> {
 
     /// The entry of a pfn that stands for the machine's frame of the same number.
     fn identity(&self, pfn: Pfn) -> Result<Pte, EarlyError> {
-        let mfn = match self.context.p2m.entry(pfn)? {
-            P2mEntry::Identity => hypercall::Mfn::new(pfn.raw()),
-            _ => return Err(EarlyError::P2m(p2m::P2mError::Absent(pfn))),
-        };
-        Ok(Pte::new(mfn, PteFlags::KERNEL_RW))
+        match self.context.p2m.entry(pfn) {
+            Ok(P2mEntry::Identity) | Err(P2mError::OutOfRange { .. }) => {}
+            Ok(_) => return Err(EarlyError::NotIdentity(pfn)),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Pte::new(Mfn::new(pfn.raw()), PteFlags::KERNEL_RW))
     }
 
-    /// The entries that are missing in the last L1 table of the builder's, if its mapping ends in
-    /// the middle of one.
+    /// The entries that are missing in the builder's L1 tables: what stands for the machine's own
+    /// frames; and all behind its mapping, if that ends in the middle of a table.
     fn gaps(&self, direction: Direction) -> impl Iterator<Item = Change> {
-        let start = self.memory.place.kernel_pages;
-        let end = start.next_multiple_of(CHUNK_PFNS);
+        let end = self.memory.place.kernel_pages;
         let first = self.round.maps.start.raw() == 0;
-        let missing = Pfns::new(Pfn::new(start), if first { end - start } else { 0 });
-        let regions = self.memory.regions.iter();
-        let missing = regions.filter_map(move |region| {
-            overlap(region.pfns, missing).map(|pfns| (region.kind, pfns))
+        let shared = Pfns::new(Pfn::new(0), if first { end } else { 0 });
+        let behind = Pfns::new(
+            Pfn::new(end),
+            if first { end.next_multiple_of(CHUNK_PFNS) - end } else { 0 },
+        );
+        let missing = self.memory.regions.iter().flat_map(move |region| {
+            let inside = overlap(region.pfns, shared);
+            let inside = inside.filter(|_| region.kind == RegionKind::Identity);
+            let both = [inside, overlap(region.pfns, behind)];
+            both.into_iter().flatten().map(|pfns| (region.kind, pfns))
         });
         let entries = missing.flat_map(|(kind, pfns)| pfns.iter().map(move |pfn| (kind, pfn)));
         entries.map(move |(kind, pfn)| {

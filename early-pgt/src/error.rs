@@ -68,6 +68,8 @@ pub enum EarlyError {
     },
     /// An address of the mapping that is there has no L1 table.
     NotMapped(GuestVa),
+    /// The frame map has something else for a pfn that a region says is the machine's own.
+    NotIdentity(Pfn),
     /// The frame map has nothing for a pfn that a region says is there.
     P2m(P2mError),
     /// A frame cannot be read or written.
@@ -192,14 +194,26 @@ impl fmt::Display for EarlyError {
                 write!(f, "the root has {pte} for {va}, where the direct map is to be")
             }
             Self::NotMapped(va) => write!(f, "{va} has no L1 table"),
+            Self::NotIdentity(pfn) => {
+                write!(f, "pfn {pfn} is to be the machine's, and the frame map says otherwise")
+            }
             Self::P2m(error) => error.fmt(f),
             Self::Access(error) => error.fmt(f),
             Self::NoStorage => f.write_str("the batch cannot hold an update: give it storage"),
-            Self::Protect { table, error } => {
-                write!(f, "pfn {table} cannot be made read-only: {error}")
-            }
             Self::TooFewFrames { given, needed } => {
                 write!(f, "the kernel's own tables take {needed} frames in a run, not {given}")
+            }
+            Self::Protect { .. } | Self::Switch { .. } | Self::Link { .. } => self.refused(f),
+        }
+    }
+}
+
+impl EarlyError {
+    /// What Xen refused.
+    fn refused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protect { table, error } => {
+                write!(f, "pfn {table} cannot be made read-only: {error}")
             }
             Self::Switch { root, error } => {
                 write!(f, "no way from the builder's root to the one in pfn {root}: {error}")
@@ -208,6 +222,7 @@ impl fmt::Display for EarlyError {
                 write!(f, "the table in pfn {frame} cannot be linked: {error}")
             }
             Self::Link { frame: None, error } => write!(f, "a table cannot be linked: {error}"),
+            _ => Ok(()),
         }
     }
 }

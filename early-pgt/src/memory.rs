@@ -16,7 +16,8 @@ pub enum RegionKind {
     /// Memory of the guest's.
     Ram,
     /// No memory: the machine's own at frames of the same numbers (the ISA area, holes of the e820
-    /// map), which dom0 may map.
+    /// map), which dom0 may map. The frame map says so too, or ends before. Where the builder
+    /// mapped memory there, that mapping has been taken away.
     Identity,
 }
 
@@ -164,7 +165,7 @@ pub struct BootMemory<'a> {
 pub struct MapPlace {
     /// Where the builder mapped pfn 0 (ELF note `VIRT_BASE`).
     pub kernel: GuestVa,
-    /// How many pfns it mapped from there.
+    /// How many pfns it mapped from there, with those whose mapping was taken away since.
     pub kernel_pages: u64,
     /// The first address of the direct map: the first of a root slot.
     pub direct_map: GuestVa,
@@ -267,12 +268,14 @@ impl<'a> BootMemory<'a> {
         if (Level::L4.index_of(direct_map)..=last_slot).contains(&kernel_slot) {
             return Err(EarlyError::DirectMapPlace(direct_map));
         }
-        let covers = |region: &Region| {
-            region.kind == RegionKind::Ram
-                && region.pfns.start.raw() == 0
-                && region.pfns.end() >= kernel_pages
-        };
-        if kernel_pages == 0 || !self.regions.first().is_some_and(covers) {
+        let begins =
+            |region: &Region| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
+        let covered = self.regions.iter().fold(0, |end, region| match region.pfns.start.raw() {
+            start if start == end => region.pfns.end(),
+            _ => end,
+        });
+        let is_covered = self.regions.first().is_some_and(begins) && kernel_pages <= covered;
+        if kernel_pages == 0 || !is_covered {
             return Err(EarlyError::KernelMapping { pages: kernel_pages });
         }
         let last = kernel.checked_add_pages(kernel_pages - 1)?;

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use early_pgt::{
-    BootMemory, Build, BuildContext, BuilderList, MapPlace, Mapped, Plan, Region, RegionKind,
-    RoundPlan, Use, UseKind, builder_uses, replace_tables,
+    Access, BootMemory, Build, BuildContext, BuilderList, MapPlace, Mapped, Plan, Region,
+    RegionKind, RoundPlan, Use, UseKind, builder_uses, replace_tables, set_access,
 };
 use hypercall::{
     Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn, Timed,
@@ -16,6 +16,7 @@ use hypercall::{
 use p2m::{P2m, Pfns};
 
 use crate::guest::Pool;
+use crate::identity;
 
 /// Where the direct mapping begins: the first root slot behind Xen's.
 pub(crate) const DIRECT_MAP: u64 = hypercall::XEN_HOLE_END;
@@ -24,6 +25,18 @@ pub(crate) const DIRECT_MAP: u64 = hypercall::XEN_HOLE_END;
 const UPDATES_MAX: usize = 8192;
 /// Pfns that a page of the list describes.
 const PFNS_PER_PAGE: u64 = 512;
+
+/// How a guest takes over its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// All of it, on tables of its own.
+    Whole,
+    /// On the builder's tables, and with its list, which stay in use.
+    OnBuilderTables,
+    /// All of it, but for the ISA area, where it gives its memory back and maps the machine's own,
+    /// as it does with the last 256 KiB below 4 GiB.
+    WithIdentity,
+}
 
 /// What came of it.
 pub(crate) struct Built {
@@ -53,8 +66,12 @@ pub(crate) struct Made {
 impl Made {
     /// Where the frame map's list is.
     pub(crate) fn list(&self) -> Option<Pfns> {
-        self.uses.iter().find(|used| used.kind == UseKind::List).map(|used| used.pfns)
+        self.uses.iter().find(|used| is_list(used)).map(|used| used.pfns)
     }
+}
+
+fn is_list(used: &Use) -> bool {
+    matches!(used.kind, UseKind::List | UseKind::ListAndTables)
 }
 
 /// Where pfn 0 is mapped at first (the linker script and the ELF notes say so too).
@@ -72,6 +89,8 @@ pub(crate) struct Image {
     pub(crate) data: Pfns,
     /// The page of `start_info`.
     pub(crate) start_info: Pfn,
+    /// What is to become of the memory.
+    pub(crate) boot: Boot,
 }
 
 /// What a kernel does in the course of it.
@@ -110,7 +129,12 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let (virt_base, direct_map) = (address(VIRT_BASE)?, address(DIRECT_MAP)?);
     let place = MapPlace { kernel: virt_base, kernel_pages: image.mapped, direct_map };
     let uses = uses((machine, p2m), (boot, image), place).map_err(|error| say(&error))?;
-    let regions = [Region { pfns: p2m.all(), kind: RegionKind::Ram }];
+    let regions = match image.boot {
+        Boot::WithIdentity => identity::regions(p2m),
+        Boot::Whole | Boot::OnBuilderTables => {
+            alloc::vec![Region { pfns: p2m.all(), kind: RegionKind::Ram }]
+        }
+    };
     let memory = BootMemory::new(&regions, &uses, place).map_err(|error| say(&error))?;
     let plan = Plan::new(&memory).map_err(|error| say(&error))?;
     let room = usize::try_from(plan.updates_max()).unwrap_or(UPDATES_MAX).min(UPDATES_MAX);
@@ -119,8 +143,26 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let batch = Batch::within(&mut updates, &mut old, &mut ops);
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
     let mut room = Room { memory, batch, root };
+    if image.boot == Boot::WithIdentity {
+        if !boot.is_dom0 {
+            return Err("the machine's frames are dom0's to map: run this with --as dom0".into());
+        }
+        let context = BuildContext { machine, p2m, root };
+        identity::give_up(context, virt_base, &mut room.batch)?;
+    }
     // SAFETY: the caller gives all frames that nothing names.
     let mut built = unsafe { map((machine, p2m), plan, &mut room, kernel) }?;
+    if image.boot == Boot::OnBuilderTables {
+        let context = BuildContext { machine, p2m, root };
+        for constant in [image.text, image.constants] {
+            // SAFETY: nothing writes the kernel's code and constants.
+            unsafe { set_access(context, (constant, Access::ReadOnly), &mut room.batch) }
+                .map_err(|error| say(&error))?;
+        }
+        built.made.root = Some(root);
+        built.made.uses.clone_from(&uses);
+        return Ok(built);
+    }
     let list =
         built.pool.take_run(p2m.len().div_ceil(PFNS_PER_PAGE)).ok_or("no room for a list")?;
     let list = Pfns::new(list.start(), list.count());

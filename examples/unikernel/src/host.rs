@@ -153,6 +153,7 @@ fn run(
             IMAGE_PAGES - TEXT_PAGES - CONSTANT_PAGES,
         ),
         start_info: pfn(model.guest().start_info_address()),
+        boot: programs::boot_of(name),
     };
     let kernel = ModelKernel { guest: model.guest(), p2m: &p2m };
     // SAFETY: frames of the model's guest, taken over once; no Rust object is ever in them (I-1).

@@ -19,7 +19,7 @@ use pvmmu::{Context, walk};
 use spin::Once;
 use x86_64::VirtAddr;
 
-use crate::direct_map::{self, Built, DIRECT_MAP, Image, Kernel, VIRT_BASE};
+use crate::direct_map::{self, Boot, Built, DIRECT_MAP, Image, Kernel, VIRT_BASE};
 use crate::guest::{Guest, Platform, Second};
 
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
@@ -167,7 +167,7 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
 ///
 /// # Errors
 /// A sentence.
-pub(super) fn map_memory(early: &'static Early, xen: &Xen) -> Result<Built, String> {
+pub(super) fn map_memory(early: &'static Early, xen: &Xen, boot: Boot) -> Result<Built, String> {
     let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
     let [start, constants, data, end] = [
         &raw const kernel_start,
@@ -183,6 +183,7 @@ pub(super) fn map_memory(early: &'static Early, xen: &Xen) -> Result<Built, Stri
         constants: run(constants, data),
         data: run(data, end),
         start_info: pfn(early.start_info as u64),
+        boot,
     };
     // SAFETY: this is called once. What the builder made is in `start_info`; its stack is not used
     // any more, no Rust object is in memory that the image does not hold (I-1), and the linker
@@ -190,7 +191,9 @@ pub(super) fn map_memory(early: &'static Early, xen: &Xen) -> Result<Built, Stri
     let built = unsafe {
         direct_map::build((xen, early.p2m()), (&early.boot, &image), &Booting { early, xen })
     }?;
-    ROOT.store(built.made.root.map_or(0, Pfn::raw), Ordering::Release);
+    if boot != Boot::OnBuilderTables {
+        ROOT.store(built.made.root.map_or(0, Pfn::raw), Ordering::Release);
+    }
     Ok(built)
 }
 

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
 use pvmmu::{Context, walk};
+use x86_64::VirtAddr;
 
 use super::console::{self, Console};
 use super::{boot, events};
@@ -200,7 +201,7 @@ fn return_from_jump(frame: &mut Frame) -> bool {
     if JUMP.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return false;
     }
-    let stack = core::ptr::with_exposed_provenance::<u64>(frame.rsp as usize);
+    let stack: *const u64 = VirtAddr::new_truncate(frame.rsp).as_ptr();
     // SAFETY: the call has pushed the address that it returns to.
     frame.rip = unsafe { stack.read() };
     frame.rsp += 8;

@@ -11,6 +11,7 @@ mod dump;
 mod foreign;
 mod grow;
 mod guest;
+mod identity;
 mod life;
 mod memory;
 mod primitives;
@@ -26,11 +27,22 @@ use core::fmt::Display;
 use ::conformance::Target;
 use hypercall::Machine;
 
+use crate::direct_map::Boot;
 use crate::guest::Guest;
 use crate::report::Verdict;
 
 /// A program, for a machine.
 pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
+
+/// How the program called `name` wants the guest's memory.
+pub(crate) fn boot_of(name: &str) -> Boot {
+    match name {
+        // It asserts what the builder leaves.
+        "conformance" => Boot::OnBuilderTables,
+        "identity" => Boot::WithIdentity,
+        _ => Boot::Whole,
+    }
+}
 
 /// The program called `name`.
 ///
@@ -47,6 +59,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
+        "identity" => Ok(identity::run),
         "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
         "rights" => Ok(rights::run),
@@ -59,8 +72,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, memory, net, primitives, prove, rights, spaces, vcpus \
-             and conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, identity, memory, net, primitives, prove, rights, \
+             spaces, vcpus and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }
