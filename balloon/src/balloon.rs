@@ -7,6 +7,7 @@ use p2m::{FindDirect, Grain, P2m, P2mEntry, P2mError};
 
 use crate::around::{Allocator, Around, Work};
 use crate::goal::Goal;
+use crate::recover::Recovered;
 use crate::set::PfnSet;
 use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
 
@@ -256,12 +257,15 @@ impl<'s> Balloon<'s> {
         work: &mut Work<'_, '_>,
     ) -> Step {
         self.xen = None;
-        let (progress, moved, obstacle) = if self.set_aside > 0 {
-            (self.recover(around, allocator, work), Moved::Nothing, None)
+        let (moved, next) = if self.set_aside > 0 {
+            match self.recover(around, allocator, work) {
+                Recovered::Frames(progress) => (Moved::Nothing, self.next(progress, None)),
+                Recovered::NoneYet => (Moved::Nothing, Next::Again),
+            }
         } else {
-            self.towards_goal(around, allocator, work)
+            let (progress, moved, obstacle) = self.towards_goal(around, allocator, work);
+            (moved, self.next(progress, obstacle))
         };
-        let next = self.next(progress, obstacle);
         let xen = self.xen.or_else(|| current_reservation(around.machine).ok());
         Step { moved, next, accounts: self.accounts_with(around.p2m, xen) }
     }

@@ -8,11 +8,18 @@ use crate::around::{Allocator, Around, Work};
 use crate::balloon::{Balloon, current_reservation};
 
 /// The most pfns of the balloon's that a step looks at.
-const SCAN_MAX: usize = 4096;
+const SCAN_MAX: usize = 1024;
+
+/// What a look for frames set aside came to.
+pub(crate) enum Recovered {
+    /// So many are no longer set aside.
+    Frames(u64),
+    /// None was among the pfns looked at; the next step looks at those behind them.
+    NoneYet,
+}
 
 impl Balloon<'_> {
-    /// Tries to map frames that are set aside, and the allocator has them. How many are no longer
-    /// set aside.
+    /// Tries to map frames that are set aside, and the allocator has them.
     ///
     /// # Hypercalls
     /// Up to two: the count, and an `mmu_update`.
@@ -21,10 +28,10 @@ impl Balloon<'_> {
         around: &mut Around<'_, M, D>,
         allocator: &mut impl Allocator,
         work: &mut Work<'_, '_>,
-    ) -> u64 {
-        let count = self.collect_aside(around, work);
+    ) -> Recovered {
+        let (count, looked) = self.collect_aside(around, work);
         if count == 0 {
-            return 0;
+            return if looked < SCAN_MAX { Recovered::Frames(0) } else { Recovered::NoneYet };
         }
         let before = self.set_aside;
         self.set_aside -= count as u64;
@@ -34,28 +41,32 @@ impl Balloon<'_> {
             self.aside_from = Pfn::new(refused.raw() + 1);
             self.write_off(around, refused);
         }
-        before - self.set_aside
+        Recovered::Frames(before - self.set_aside)
     }
 
-    /// The next pfns that are set aside.
-    fn collect_aside<M, D>(&mut self, around: &Around<'_, M, D>, work: &mut Work<'_, '_>) -> usize {
+    /// The next pfns that are set aside: how many, and how many of the balloon's were looked at.
+    /// Behind the last pfn the first ones follow, so that none is passed over for good.
+    fn collect_aside<M, D>(
+        &mut self,
+        around: &Around<'_, M, D>,
+        work: &mut Work<'_, '_>,
+    ) -> (usize, usize) {
         let max = work.frames_max();
-        let mut places = work.pfns[..max].iter_mut();
-        let mut next = None;
-        let mut count = 0;
-        for pfn in self.held.iter_from(self.aside_from).take(SCAN_MAX) {
+        let from = self.aside_from;
+        let (mut count, mut looked) = (0, 0);
+        let before = self.held.iter_from(Pfn::new(0)).take_while(|pfn| *pfn < from);
+        for pfn in self.held.iter_from(from).chain(before).take(SCAN_MAX) {
+            if count == max {
+                break;
+            }
             if around.p2m.mfn(pfn).is_ok() {
-                let Some(place) = places.next() else {
-                    next = Some(pfn);
-                    break;
-                };
-                *place = pfn;
+                work.pfns[count] = pfn;
                 count += 1;
             }
-            next = pfn.checked_add(1);
+            looked += 1;
+            self.aside_from = Pfn::new(pfn.raw() + 1);
         }
-        self.aside_from = next.filter(|_| count > 0).unwrap_or(Pfn::new(0));
-        count
+        (count, looked)
     }
 
     /// A frame that Xen neither takes nor maps, while it counts fewer than the map has: it is not

@@ -151,14 +151,20 @@ fn a_frame_that_is_used_elsewhere_stays_until_that_ends_and_is_counted() {
     guest.check();
 }
 
-#[test]
-fn a_frame_that_a_toolstack_took_is_found_out_and_written_off() {
+/// A toolstack takes a frame that is to leave after `before` others have left.
+fn lose_a_frame_to_the_toolstack(before: u64) {
     let mut guests = Model::builder().seed(3).guest(config());
     guests = guests.other(DomainConfig::new(Role::Dom0, 1024));
     let guest = Guest::of(guests);
     let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    // The lowest leave first, so that the lost one is behind them.
+    stack.0.reverse();
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    balloon.set_target(PAGES - before);
+    assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     // dom0 gives up the third frame that will leave, behind the guest's back. It stays as long as
     // the guest maps it.
     let third = stack.0[stack.0.len() - 3].pfn();
@@ -169,9 +175,7 @@ fn a_frame_that_a_toolstack_took_is_found_out_and_written_off() {
     // SAFETY: only the model's memory is at stake.
     assert_eq!(unsafe { dom0.memory_op(&mut MemoryOp::Decrease(list)) }, Ok(1));
 
-    balloon.set_target(PAGES - 10);
-    let around = (&guest, &guest.model, &p2m);
-    let mut storage = Storage::new();
+    balloon.set_target(PAGES - before - 10);
     let first = step(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(first.moved, Moved::Out(2));
     assert_eq!(waits(first.next).0, Obstacle::XenTookFewer { offered: 10, taken: 2 });
@@ -179,10 +183,20 @@ fn a_frame_that_a_toolstack_took_is_found_out_and_written_off() {
     let last = settle(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(last.next, Next::Idle);
     assert!(last.accounts.is_balanced(), "{}", last.accounts);
-    assert_eq!((last.accounts.set_aside, last.accounts.xen), (0, Some(PAGES - 10)));
+    assert_eq!((last.accounts.set_aside, last.accounts.xen), (0, Some(PAGES - before - 10)));
     guest.check();
     balloon.set_target(PAGES);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     assert_eq!(stack.0.len() as u64, FREE);
     guest.check();
+}
+
+#[test]
+fn a_frame_that_a_toolstack_took_is_found_out_and_written_off() {
+    lose_a_frame_to_the_toolstack(0);
+}
+
+#[test]
+fn a_frame_behind_more_pfns_than_a_step_looks_at_is_found_out_as_well() {
+    lose_a_frame_to_the_toolstack(1500);
 }
