@@ -11,7 +11,7 @@ use early_pgt::{
     RegionKind, RoundPlan, Use, UseKind, builder_uses, replace_tables, set_access,
 };
 use hypercall::{
-    Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn, Timed,
+    Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn, Timed,
 };
 use p2m::{P2m, Pfns};
 
@@ -55,10 +55,12 @@ pub(crate) struct Made {
     pub(crate) uses: Vec<Use>,
     /// What the builder made and is free now.
     pub(crate) given_back: Vec<Use>,
-    /// Hypercalls that the mapping took, and those of the kernel's own tables.
-    pub(crate) hypercalls: [u64; 2],
+    /// What went to Xen for the mapping, and for the kernel's own tables.
+    pub(crate) counts: [Counts; 2],
     /// Ticks that the mapping took, and those of them in Xen.
     pub(crate) ticks: [u64; 2],
+    /// The same for the kernel's own tables.
+    pub(crate) own_ticks: [u64; 2],
     /// The root that the kernel runs on.
     pub(crate) root: Option<Pfn>,
 }
@@ -193,34 +195,37 @@ unsafe fn map<'k, M: Machine + Cpu>(
         kernel.mapped(reach);
     }
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
-    let hypercalls = [machine.counts().hypercalls, 0];
+    let counts = [machine.counts(), Counts::default()];
     let mut pool = Pool::of_pages(room.memory.end());
     build.finish(|frames| pool.give_run(frames));
     let tables = plan.rounds().iter().map(RoundPlan::used).collect();
-    Ok(Built { pool, made: Made { tables, hypercalls, ticks, ..Made::default() } })
+    Ok(Built { pool, made: Made { tables, counts, ticks, ..Made::default() } })
 }
 
 /// Puts the kernel on tables of its own.
 ///
 /// # Safety
 /// Nobody uses the builder's list, which was at `list`, any more; and as for [`build`].
-unsafe fn own_tables<M: Machine>(
+unsafe fn own_tables<M: Machine + Cpu>(
     (machine, p2m): (&M, &P2m<'_>),
     list: GuestVa,
     room: &mut Room<'_>,
     Built { pool, made }: &mut Built,
 ) -> Result<(), String> {
     let list = BuilderList::Moved(list);
-    let machine = Counting::new(machine);
+    let timed = Timed::new(machine);
+    let machine = Counting::new(&timed);
     let context = BuildContext { machine: &machine, p2m, root: room.root };
     let memory = &room.memory;
+    let begun = timed.ticks();
     let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;
     // SAFETY: the frames come from the pool, the list has moved; the rest is the caller's promise.
     let replaced = unsafe {
         replace_tables(context, (memory, list), frames, &mut room.batch, |run| pool.give_run(run))
     };
     let replaced = replaced.map_err(|error| say(&error))?;
-    made.hypercalls[1] = machine.counts().hypercalls;
+    made.own_ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
+    made.counts[1] = machine.counts();
     made.root = Some(replaced.root);
     made.tables.push(replaced.tables);
     made.given_back = memory.replaced_uses(list).collect();

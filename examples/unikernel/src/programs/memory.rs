@@ -29,7 +29,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let read_only = count(guest)?;
     let made = &guest.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
-    let [hypercalls, own] = made.hypercalls;
+    let [hypercalls, own] = made.counts.map(|counts| counts.hypercalls);
     let [ticks, in_xen] = made.ticks.map(|all| all / pages);
     writeln!(guest.console, "{tables:>9} tables of the direct mapping and the kernel's own")
         .or_say("console")?;

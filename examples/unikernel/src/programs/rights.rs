@@ -173,7 +173,7 @@ fn try_to_execute<M: Machine + Cpu>(guest: &mut Guest<'_, M>, code: Pfns) -> Res
         let executed = unsafe { guest.platform.execute(va) };
         match executed {
             None => {
-                writeln!(guest.console, "nothing is executed on the model").or_say("console")?
+                writeln!(guest.console, "nothing is executed on the model").or_say("console")?;
             }
             Some(executed) if executed == works => {
                 let does = if works { "works" } else { "faults" };

@@ -29,6 +29,7 @@
 
 mod bare;
 mod contiguous;
+mod early;
 mod fork;
 mod frame_map;
 mod live;
@@ -88,6 +89,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     live::run(&mut bench, &bare)?;
     primitives::run(&mut bench, &bare)?;
     fork::run(&mut bench, &bare)?;
+    early::run(&mut bench, &bare)?;
     if bench.memory.len() != free {
         return Err(format!("{} frames were lost", free - bench.memory.len()));
     }
