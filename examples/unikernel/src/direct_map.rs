@@ -11,7 +11,8 @@ use early_pgt::{
     RegionKind, RoundPlan, Use, UseKind, builder_uses, replace_tables, set_access,
 };
 use hypercall::{
-    Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn, Timed,
+    Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn,
+    Timed,
 };
 use p2m::{P2m, Pfns};
 
