@@ -16,8 +16,10 @@ use crate::edit::{Edit, Entries, Tools, empty_table};
 use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
+use crate::obstacles::Obstacles;
 use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned};
+use crate::room::Room;
 use crate::tables::Present;
 
 /// Why there is no second address space.
@@ -25,15 +27,18 @@ use crate::tables::Present;
 pub enum ForkFailure {
     /// The child could not be filled, or the parent not protected.
     Map(MapError),
-    /// The child could not be pinned.
-    Pin(PinFailure),
+    /// The child could not be pinned; the mappings that stand in the way.
+    Pin(PinFailure, Obstacles),
 }
 
 impl fmt::Display for ForkFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Map(error) => error.fmt(f),
-            Self::Pin(failure) => failure.fmt(f),
+            Self::Pin(failure, obstacles) => {
+                failure.fmt(f)?;
+                if obstacles.count() > 0 { obstacles.told(f) } else { Ok(()) }
+            }
         }
     }
 }
@@ -79,6 +84,7 @@ impl Pgd<Pinned> {
     ) -> Result<Self, ForkError> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
         let (context, roots) = (tools.context, self.roots());
+        Room::check(tools.batch).map_err(refused)?;
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(&context, tools.frames),
             None => Pgd::new(&context, tools.frames),
@@ -92,9 +98,9 @@ impl Pgd<Pinned> {
         let failure = match copied.and_then(|()| edit.submit()) {
             Ok(()) => match child.pin(&context, tools.batch) {
                 Ok(child) => return Ok(child),
-                Err(PinError { pgd, failure, .. }) => {
+                Err(PinError { pgd, failure, obstacles, .. }) => {
                     child = pgd;
-                    ForkFailure::Pin(failure)
+                    ForkFailure::Pin(failure, obstacles)
                 }
             },
             Err(error) => {
@@ -175,26 +181,31 @@ fn copy_table<M: Machine, F: FrameSource>(
     let mut old = empty_table();
     context.machine.read_entries(table, first, &mut old)?;
     let childs_table = child.l1_table(&context, path, va, edit.frames())?;
-    let mut parents = old;
     let mut childs = empty_table();
-    let shared = share_all(&context, (&mut parents, &mut childs), edit.frames());
+    let shared = share_all(&context, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
     unsafe { context.machine.write_entries(childs_table, first, &childs) }?;
     shared?;
+    // A parent that has a child already is as it must be.
+    if !childs.iter().any(|pte| pte.flags().contains(FORKED)) {
+        return Ok(());
+    }
+    let parents = old.map(|pte| split(pte).map_or(pte, |(parents, _)| parents));
     edit.change_entries((table, va), (&old, &parents))
 }
 
+/// Counts the child's share of each page that it inherits, and makes its entries.
 fn share_all<M: Machine>(
     context: &Context<'_, M>,
-    (parents, childs): (&mut Entries, &mut Entries),
+    (parents, childs): (&Entries, &mut Entries),
     frames: &mut impl FrameSource,
 ) -> Result<(), MapError> {
-    for (parents, childs) in parents.iter_mut().zip(childs) {
-        let Some((parent, child)) = split(*parents) else { continue };
+    for (parents, childs) in parents.iter().zip(childs) {
+        let Some((_, child)) = split(*parents) else { continue };
         let pfn = context.p2m.pfn(context.machine, child.mfn())?;
         frames.share(pfn).map_err(|refused| MapError::CannotShare(refused.0))?;
-        (*parents, *childs) = (parent, child);
+        *childs = child;
     }
     Ok(())
 }

@@ -41,6 +41,35 @@ impl Present {
     }
 }
 
+/// The entries of a table, so many at a time, without the parts in which none is present: for loops
+/// that look at each entry of tables that may be full.
+#[derive(Debug)]
+pub(crate) struct Parts<const N: usize>(Present);
+
+impl<const N: usize> Parts<N> {
+    /// The own slots of a table of `level`.
+    pub(crate) const fn of(level: Level, table: Pfn) -> Self {
+        const { assert!(N.is_power_of_two() && N <= ENTRIES as usize) };
+        Self(Present::of(level, table))
+    }
+
+    /// Reads the next part, and says where it begins.
+    pub(crate) fn next<M: FrameAccess>(
+        &mut self,
+        context: &Context<'_, M>,
+        into: &mut [Pte; N],
+    ) -> Result<Option<PageTableIndex>, WalkError> {
+        let Some((index, _)) = self.0.next(context)? else { return Ok(None) };
+        #[expect(clippy::cast_possible_truncation, reason = "a part of a table")]
+        let length = N as u16;
+        let first = u16::from(index) / length * length;
+        self.0.slots.start = first + length;
+        let first = PageTableIndex::new_truncate(first);
+        context.machine.read_entries(self.0.table, first, into)?;
+        Ok(Some(first))
+    }
+}
+
 /// A table of a tree.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Table {

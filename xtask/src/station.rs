@@ -25,6 +25,8 @@ pub(crate) struct Boot {
     pub(crate) role: Role,
     /// Its memory.
     pub(crate) memory_mib: u32,
+    /// Its virtual CPUs.
+    pub(crate) vcpus: u32,
     /// Its command line.
     pub(crate) arguments: String,
     /// Its boot module.
@@ -76,7 +78,7 @@ impl Station {
             arguments: boot.arguments.clone(),
             module: boot.module.clone(),
             memory_mib: boot.memory_mib,
-            vcpus: 1,
+            vcpus: boot.vcpus,
             limit: boot.limit,
         };
         let program = boot.arguments.split(' ').next().unwrap_or_default();

@@ -85,6 +85,7 @@ impl Machines {
             release: run.place.release,
             role: run.place.role,
             memory_mib: MEMORY_MIB,
+            vcpus: 1,
             arguments: format!("prove {}", run.words),
             module,
             limit: LIMIT,

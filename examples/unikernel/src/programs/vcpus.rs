@@ -20,19 +20,19 @@ use crate::guest::{Guest, Platform, Pool, Second, Work};
 use crate::report::Verdict;
 
 const SECOND: usize = 1;
-const THE_SECOND: VcpuSet = VcpuSet::one(1);
+pub(super) const THE_SECOND: VcpuSet = VcpuSet::one(1);
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// How often what one vCPU uses is changed by the other.
 const TURNS: u64 = 50;
 
 /// What both vCPUs know.
-struct Scene<'a, M> {
-    p2m: &'a P2m<'a>,
-    kernel_root: Pfn,
-    vcpus: Vcpus<'a>,
-    second: &'a dyn Second<M>,
-    platform: &'a dyn Platform,
-    pages: Pages,
+pub(super) struct Scene<'a, M> {
+    pub(super) p2m: &'a P2m<'a>,
+    pub(super) kernel_root: Pfn,
+    pub(super) vcpus: Vcpus<'a>,
+    pub(super) second: &'a dyn Second<M>,
+    pub(super) platform: &'a dyn Platform,
+    pub(super) pages: Pages,
 }
 
 /// What changes of a live tree work with.
@@ -47,14 +47,17 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
     }
 
     /// What the second vCPU answers to one piece of work.
-    fn ask<T: Send>(&self, mut question: impl FnMut(&M) -> T + Send) -> Result<T, String> {
+    pub(super) fn ask<T: Send>(
+        &self,
+        mut question: impl FnMut(&M) -> T + Send,
+    ) -> Result<T, String> {
         let mut answer = None;
         self.second.once(&mut |machine| answer = Some(question(machine)));
         answer.ok_or_else(|| "the second vCPU did nothing".into())
     }
 
     /// Lets the second vCPU run on `pgd`.
-    fn enter(&self, pgd: &Pgd<Pinned>) -> Result<(), String> {
+    pub(super) fn enter(&self, pgd: &Pgd<Pinned>) -> Result<(), String> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let loaded = self.ask(|machine| {
             let context = Context { machine, p2m, kernel_root };
@@ -66,7 +69,7 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
     }
 
     /// Lets the second vCPU run on the kernel's own root again.
-    fn leave(&self) -> Result<(), String> {
+    pub(super) fn leave(&self) -> Result<(), String> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let left = self.ask(|machine| {
             let context = Context { machine, p2m, kernel_root };

@@ -27,12 +27,12 @@ const TABLE: u64 = 512;
 const L2: u64 = TABLE * TABLE;
 const L3: u64 = L2 * TABLE;
 
-/// The rows of this file.
+/// The rows of the boot mapping, given what [`new_pages`] takes.
 pub(super) fn run<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     bare: &Bare,
+    new: u64,
 ) -> Result<(), String> {
-    let new = new_pages(bench)?;
     let made = &bench.guest.made;
     let ([ticks, in_xen], [counts, own]) = (made.ticks, made.counts);
     let pages = bench.guest.p2m.len();
@@ -56,7 +56,7 @@ fn own_tables<M: Machine + Cpu>(bench: &Bench<'_, '_, M>) -> u64 {
 }
 
 /// Validates a table of pages that are new from Xen, and the same again; what the first took.
-fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
+pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
     let count = usize::try_from(TABLE).or_say("frames")?;
     let run = bench.memory.take_run(count).ok_or("no run of frames")?;
     let table = bench.memory.take_near_run(1).ok_or("no frame for a table")?;

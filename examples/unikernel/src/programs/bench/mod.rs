@@ -30,6 +30,7 @@
 mod bare;
 mod contiguous;
 mod early;
+mod flush;
 mod fork;
 mod frame_map;
 mod live;
@@ -40,6 +41,7 @@ mod spaces;
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
 
 use hypercall::{BatchStorage, Counting, Cpu, Machine, Timed};
 
@@ -56,6 +58,7 @@ const PAGES: u64 = 65_536;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let second = guest.second;
     let timed = Timed::new(guest.cpu);
     let mut guest = Guest {
         machine: Counting::new(&timed),
@@ -81,18 +84,29 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let storage = Box::new(Storage::new());
     let in_xen = || timed.ticks_in_requests();
     let mut bench = Bench { guest: &mut guest, memory, storage, in_xen: &in_xen, rows: 0 };
-    let window = frame_map::window_frames(&mut bench);
+    match bench.guest.arguments {
+        "" => on_one_vcpu(&mut bench)?,
+        "flush" => flush::run(&mut bench, second.ok_or("this machine has no second vCPU")?)?,
+        other => return Err(format!("no part of the bench is called {other:?}: there is flush")),
+    }
+    Ok(format!("{} rows", bench.rows))
+}
+
+/// Everything that needs no second vCPU.
+fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
+    let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
-    contiguous::run(&mut bench)?;
-    let bare = bare::run(&mut bench)?;
-    spaces::run(&mut bench)?;
-    live::run(&mut bench, &bare)?;
-    primitives::run(&mut bench, &bare)?;
-    fork::run(&mut bench, &bare)?;
-    early::run(&mut bench, &bare)?;
+    contiguous::run(bench)?;
+    // While the memory is one run.
+    let new = early::new_pages(bench)?;
+    let bare = bare::run(bench)?;
+    early::run(bench, &bare, new)?;
+    spaces::run(bench)?;
+    live::run(bench, &bare)?;
+    primitives::run(bench, &bare)?;
+    fork::run(bench, &bare)?;
     if bench.memory.len() != free {
         return Err(format!("{} frames were lost", free - bench.memory.len()));
     }
-    frame_map::run(&mut bench, &bare, window)?;
-    Ok(format!("{} rows", bench.rows))
+    frame_map::run(bench, &bare, window)
 }

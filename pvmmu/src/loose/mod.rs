@@ -4,6 +4,8 @@
     reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
 )]
 
+mod change;
+
 use core::marker::PhantomData;
 
 use hypercall::{
@@ -20,7 +22,7 @@ use crate::pages::{Pages, Run, check_flags};
 use crate::path::{Found, Path};
 use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
-use crate::tables::Present;
+use crate::tables::{Parts, Present};
 
 /// Pages that are filled at a time.
 const PART: u16 = 64;
@@ -154,22 +156,34 @@ impl Pgd<Loose> {
         va: GuestVa,
         frames: &mut impl FrameSource,
     ) -> Result<Pfn, MapError> {
+        self.table(context, (path, Level::L1), va, frames)
+    }
+
+    /// The table of `lowest` for `va`; tables from there up that are missing are made.
+    fn table<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (path, lowest): (&mut Path, Level),
+        va: GuestVa,
+        frames: &mut impl FrameSource,
+    ) -> Result<Pfn, MapError> {
         loop {
-            match path.seek(context, va)? {
-                Found::Table(table) => return Ok(table),
-                Found::Superpage => return Err(MapError::Walk(WalkError::NotMapped(va))),
-                Found::Missing(level) => {
-                    let below = level.below().ok_or(MapError::NotMapped(va))?;
-                    let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
-                    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
-                    if let Err(error) = self.link(context, (level, parent, va), &table) {
-                        frames.give(table);
-                        return Err(error.into());
-                    }
-                    // INVARIANT: I-4: the token has gone into the entry.
-                    path.set(below, Some(table.pfn()));
-                }
+            let found = path.seek(context, va)?;
+            if let Some(table) = path.table(lowest) {
+                return Ok(table);
             }
+            let Found::Missing(level) = found else {
+                return Err(MapError::Walk(WalkError::NotMapped(va)));
+            };
+            let below = level.below().ok_or(MapError::NotMapped(va))?;
+            let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
+            let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+            if let Err(error) = self.link(context, (level, parent, va), &table) {
+                frames.give(table);
+                return Err(error.into());
+            }
+            // INVARIANT: I-4: the token has gone into the entry.
+            path.set(below, Some(table.pfn()));
         }
     }
 
@@ -326,9 +340,10 @@ pub(crate) fn empty<M: Machine>(
     pool: &mut TablePool<'_>,
     frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
+    let Some(below) = level.below() else { return empty_l1(context, table, frames) };
     let mut present = Present::of(level, table);
     while let Some((index, pte)) = present.next(context)? {
-        let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below()) else {
+        let Entry::Table(mfn) = pte.decode(level) else {
             store(context, table, index, Pte::ABSENT)?;
             release(context, pte, frames);
             continue;
@@ -341,8 +356,28 @@ pub(crate) fn empty<M: Machine>(
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(level) => pool.give_back(context, (level, frame), frames),
+            Some(held) => pool.give_back(context, (held, frame), frames),
             None => frames.give(frame),
+        }
+    }
+    Ok(())
+}
+
+/// Empties a loose L1 table, some entries at a time: this is most of what it costs to end an
+/// address space that was forked.
+fn empty_l1<M: Machine>(
+    context: &Context<'_, M>,
+    table: Pfn,
+    frames: &mut impl FrameSource,
+) -> Result<(), WalkError> {
+    const PART: usize = 64;
+    let mut part = [Pte::ABSENT; PART];
+    let mut parts = Parts::of(Level::L1, table);
+    while let Some(first) = parts.next(context, &mut part)? {
+        // SAFETY: the table is loose, and belongs to the tree (I-4, I-5).
+        unsafe { context.machine.write_entries(table, first, &[Pte::ABSENT; PART]) }?;
+        for pte in part.iter().filter(|pte| pte.is_present()) {
+            release(context, *pte, frames);
         }
     }
     Ok(())
