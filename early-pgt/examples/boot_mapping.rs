@@ -1,5 +1,6 @@
 //! A guest of 2 GiB on the model, from its builder's mapping to a direct map of all memory and to
-//! tables of its own; and the plans of larger ones. `cargo run --release -p early-pgt --example boot_mapping`
+//! tables of its own; and the plans of larger ones, or of those whose GiB are named.
+//! `cargo run --release -p early-pgt --example boot_mapping`
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use std::error::Error;
@@ -23,11 +24,12 @@ fn pfns(start: u64, count: u64) -> Pfns {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    boot()?;
-    for gib in [8, 64, 1024, 16 * 1024] {
-        plan(gib << 18)?;
+    let named: Vec<u64> = std::env::args().filter_map(|word| word.parse().ok()).collect();
+    if !named.is_empty() {
+        return named.into_iter().try_for_each(|gib| plan(gib << 18));
     }
-    Ok(())
+    boot()?;
+    [8, 64, 1024, 16 * 1024].into_iter().try_for_each(|gib: u64| plan(gib << 18))
 }
 
 /// Boots a guest on the model.

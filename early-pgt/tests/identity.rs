@@ -1,4 +1,5 @@
-//! Pfns that stand for the machine's own frames, inside the builder's mapping and behind all memory.
+//! Pfns that stand for the machine's own frames, inside the builder's mapping and behind all
+//! memory.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 mod support;

@@ -3,8 +3,8 @@
 //! The notes are what Xen's builder and libxl read (public/elfnote.h): a kernel for `xen-3.0` that
 //! any PV loader may load, linked at VIRT_BASE. There is no HYPERCALL_PAGE: hypercalls are made by
 //! a bare `syscall`. One note, INIT_P2M, is not Xen's as it is built: `cargo xtask run --init-p2m`
-//! signs it over, and then the builder maps the P2M list there. At entry `rsi` points to `start_info`, events are masked, and the builder's
-//! page tables map the image.
+//! signs it over, and then the builder maps the P2M list there. At entry `rsi` points to
+//! `start_info`, events are masked, and the builder's page tables map the image.
 
 use core::arch::global_asm;
 
