@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::String;
 
 use early_pgt::{Access, UseKind, access_of};
-use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pte};
+use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pfn, Pte};
 use p2m::Pfns;
 use pvmmu::walk;
 use x86_64::structures::paging::PageTableIndex;
@@ -39,6 +39,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         writeln!(guest.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
             .or_say("console")?;
     }
+    let stack = builders_stack(guest)?;
+    writeln!(guest.console, "{:>9} builder's stack, pfn {stack}: free now", 1).or_say("console")?;
     writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
     writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
         .or_say("console")?;
@@ -49,6 +51,16 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         "{pages} pages, {tables} tables, {hypercalls} hypercalls and {own} for the kernel's own \
          tables, {ticks} ticks a page, {in_xen} of them in Xen"
     ))
+}
+
+/// Where the builder's stack was: behind its tables (`xg_dom_x86.c`, `dom0_build.c`). It is free.
+fn builders_stack<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<Pfn, String> {
+    let tables = guest.made.given_back.iter().find(|used| used.kind == UseKind::BuilderTables);
+    let stack = tables.map(|used| Pfn::new(used.pfns.end())).ok_or("the builder's tables stay")?;
+    match guest.pool.is_free(stack) {
+        true => Ok(stack),
+        false => Err(format!("the builder's stack, pfn {stack}, is not free")),
+    }
 }
 
 /// Looks at every page, and says how many are read-only.
