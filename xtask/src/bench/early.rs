@@ -34,6 +34,7 @@ pub(super) fn measure(host: &Host<'_>, linux: &Linux, folder: &HostFolder) -> Re
             arguments: "console=hvc0 earlyprintk=xen panic=1 norandmaps".to_owned(),
             module: None,
             memory_mib,
+            maximum_mib: memory_mib,
             vcpus: 1,
             limit: Duration::from_secs(900),
         };

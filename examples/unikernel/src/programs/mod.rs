@@ -8,11 +8,13 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod extend;
 mod foreign;
 mod grow;
 mod guest;
 mod identity;
 mod life;
+mod mapper;
 mod memory;
 mod primitives;
 mod prove;
@@ -60,6 +62,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
         "identity" => Ok(identity::run),
+        "mapper" => Ok(mapper::run),
         "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
         "rights" => Ok(rights::run),
@@ -72,8 +75,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, identity, memory, net, primitives, prove, rights, \
-             spaces, vcpus and conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, identity, mapper, memory, net, primitives, prove, \
+             rights, spaces, vcpus and conformance, and to test the harness hang, fault, silent and \
+             panic"
         )),
     }
 }
