@@ -50,6 +50,9 @@ pub(crate) const TARGETS: &[Target] = &[
     of("protect to writable, in place", 65_536, Against::Linux, 75),
     of("fork and destroy", 65_536, Against::Linux, 30),
     of("fork and destroy again", 65_536, Against::Linux, 30),
+    of("boot mapping", 131_072, Against::Linux, 99),
+    of("boot mapping", 131_072, Against::Floor, 110),
+    of("boot mapping", 131_072, Against::Traps, 10),
     of("gather one run", 512, Against::Traps, 3),
     of("gather one run", 64, Against::Traps, 3),
     // 2 MiB of a pool: 32 times this is its 64 MiB, for which 160 traps are allowed.
