@@ -50,17 +50,21 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         }
         seen += 1;
     }
-    let mut resets = 0;
+    let (mut resets, mut areas) = (0, 0);
     for pfns in shown.into_iter().flatten() {
+        areas += 1;
         let word = read(guest, (pfns.end() << 12) - RESET.0)?;
         writeln!(guest.console, "16 bytes before pfn {:x}: {word:#018x}", pfns.end())
             .or_say("console")?;
         match word & 0xff {
             first if first == RESET.1 => resets += 1,
-            // The model has device frames, and nothing in them.
-            _ if word == 0 => {}
+            // The model has device frames, and nothing in them; behind its memory nothing answers.
+            _ if word == 0 || word == u64::MAX => {}
             _ => return Err(format!("where the CPU begins is {word:#x}, no far jump")),
         }
+    }
+    if resets != 0 && resets != areas {
+        return Err(format!("only {resets} of {areas} areas show where the CPU begins"));
     }
     let acpi = find_acpi(guest)?;
     Ok(format!("{seen} pages are the machine's; {resets} reset vectors read; ACPI: {acpi}"))

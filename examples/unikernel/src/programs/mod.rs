@@ -76,8 +76,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
              dump, edu, foreign, grow, guest, identity, mapper, memory, net, primitives, prove, \
-             rights, spaces, vcpus and conformance, and to test the harness hang, fault, silent and \
-             panic"
+             rights, spaces, vcpus and conformance, and to test the harness hang, fault, silent \
+             and panic"
         )),
     }
 }
