@@ -56,10 +56,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for a
-    /// frame of the guest's. Xen refuses the
-    /// frames of a domain over which this one has no power, and those that the domain does not
-    /// have.
+    /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
+    /// a frame of the guest's. Xen refuses the frames of a domain over which this one has no power,
+    /// and those that the domain does not have.
     pub fn map_foreign(
         &mut self,
         (pages, flags): (Pages, PteFlags),

@@ -174,14 +174,16 @@ macro_rules! sweep_with {
             };
             holding_and_then_protecting_a_whole_table: |pgd, with| {
                 let Tools { context, batch, .. } = &mut *with;
-                let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
+                let held = pgd.hold_l1_tables(context, batch);
+                let held = held.map_err(|(failure, _)| failure.to_string());
                 held.and_then(|_| {
                     pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
                 })
             };
             holding_and_then_unmapping_whole_tables: |pgd, with| {
                 let Tools { context, batch, .. } = &mut *with;
-                let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
+                let held = pgd.hold_l1_tables(context, batch);
+                let held = held.map_err(|(failure, _)| failure.to_string());
                 held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
             };
             forking_and_ending_the_child: |pgd, with| {

@@ -89,7 +89,7 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
-    let second = guest.second.ok_or("this machine has no second vCPU")?;
+    let second = guest.second.ok_or("the guest has one vCPU: start it with --vcpus 2")?;
     second.start()?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
