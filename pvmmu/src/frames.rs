@@ -172,6 +172,58 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
     }
 }
 
+/// A source of frames of which this one is for the page, and comes back here.
+#[derive(Debug)]
+pub(crate) struct OnePage<'a, F> {
+    pfn: Pfn,
+    frame: Option<Frame>,
+    others: &'a mut F,
+}
+
+impl<'a, F> OnePage<'a, F> {
+    pub(crate) const fn new(frame: Frame, others: &'a mut F) -> Self {
+        Self { pfn: frame.pfn(), frame: Some(frame), others }
+    }
+}
+
+impl<F: FrameSource> FrameSource for OnePage<'_, F> {
+    fn take(&mut self) -> Option<Frame> {
+        self.frame.take()
+    }
+
+    fn take_table(&mut self) -> Option<Frame> {
+        self.others.take_table()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        if frame.pfn() == self.pfn {
+            self.frame = Some(frame);
+        } else {
+            self.others.give(frame);
+        }
+    }
+
+    fn give_shared(&mut self, frame: SharedFrame) {
+        self.others.give_shared(frame);
+    }
+
+    fn give_foreign(&mut self, mfn: Mfn) {
+        self.others.give_foreign(mfn);
+    }
+
+    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+        self.others.share(pfn)
+    }
+
+    fn unshare(&mut self, pfn: Pfn) {
+        self.others.unshare(pfn);
+    }
+
+    fn sharers(&self, pfn: Pfn) -> u16 {
+        self.others.sharers(pfn)
+    }
+}
+
 /// A stack of frames in the caller's memory.
 #[derive(Debug)]
 pub struct FrameStack<'s> {

@@ -38,7 +38,8 @@ impl Pgd<Pinned> {
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
         let mut holding = Holding { context, batch, items, pending: 0, done: 0, undone: Ok(()) };
-        let held = each_table(context, (Level::L4, self.root()), &mut |link| holding.add(link));
+        let root = (Level::L4, self.root());
+        let held = each_table(context, root, Level::L1, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
             Err(failure) => Err((failure, holding.undone)),
@@ -57,19 +58,21 @@ struct Link {
     pte: Pte,
 }
 
-/// Calls `f` for every entry below `table` that leads to a table, lower ones first.
+/// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
+/// first.
 fn each_table<M: Machine, E: From<WalkError>>(
     context: &Context<'_, M>,
     (level, table): (Level, Pfn),
+    lowest: Level,
     f: &mut impl FnMut(Link) -> Result<(), E>,
 ) -> Result<(), E> {
-    let Some(below) = level.below() else { return Ok(()) };
+    let Some(below) = level.below().filter(|below| *below >= lowest) else { return Ok(()) };
     let mut present = Present::of(level, table);
     while let Some((index, pte)) = present.next(context)? {
         let Entry::Table(mfn) = pte.decode(level) else { continue };
         if below > Level::L1 {
             let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-            each_table(context, (below, pfn), f)?;
+            each_table(context, (below, pfn), lowest, f)?;
         }
         f(Link { level: below, table, index, pte })?;
     }
@@ -165,11 +168,6 @@ fn refused_table<M: Machine>(
     }
 }
 
-/// Whether a table is pinned by itself and is to be let go of.
-fn is_held(link: Link, lowest: Level) -> bool {
-    held(link.pte).is_some_and(|held| held.level() >= lowest)
-}
-
 /// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them, and
 /// the marks stay. How many there were. On failure all are pinned as before, as far as the undo
 /// says.
@@ -220,8 +218,8 @@ fn on_held<M: Machine>(
 ) -> Result<(), PinFailure> {
     let mut left = limit;
     batch.clear();
-    each_table(context, (Level::L4, roots.kernel), &mut |link| {
-        if left == 0 || !is_held(link, lowest) {
+    each_table(context, (Level::L4, roots.kernel), lowest, &mut |link| {
+        if left == 0 || held(link.pte).is_none() {
             return Ok(());
         }
         left -= 1;
@@ -260,8 +258,8 @@ pub(crate) fn unmark<M: Machine>(
     roots: Roots,
     lowest: Level,
 ) -> Result<(), WalkError> {
-    each_table(context, (Level::L4, roots.kernel), &mut |link| {
-        if !is_held(link, lowest) {
+    each_table(context, (Level::L4, roots.kernel), lowest, &mut |link| {
+        if held(link.pte).is_none() {
             return Ok(());
         }
         // SAFETY: the table is writable again, and nobody else's (I-4).

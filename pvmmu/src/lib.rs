@@ -15,7 +15,8 @@
 //!   holds them valid.
 //! * [`Context`]: the machine, the frame map and the running root, handed to every operation;
 //!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
-//! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows.
+//! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
+//!   [`SMALLEST_BATCH`]: the least that it must hold.
 //! * [`FrameSource`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:
 //!   who shares them after a fork.
 //! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.

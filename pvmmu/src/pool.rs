@@ -15,6 +15,8 @@ use crate::error::PinFailure;
 use crate::frames::{FrameSource, FrameStack};
 use crate::loose::clear;
 use crate::marks::Held;
+use crate::obstacles::Obstacles;
+use crate::pgd::Roots;
 
 /// Empty validated tables of the levels 1 to 3.
 ///
@@ -71,15 +73,28 @@ pub struct PoolError {
     pub done: u64,
     /// Why.
     pub failure: PinFailure,
+    /// The mappings of the running tree that stand in the way of a table that Xen did not take.
+    pub obstacles: Obstacles,
 }
 
 impl core::fmt::Display for PoolError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "after {} tables: {}", self.done, self.failure)
+        write!(f, "after {} tables: {}", self.done, self.failure)?;
+        match self.failure {
+            PinFailure::Table { .. } => self.obstacles.told(f),
+            _ => Ok(()),
+        }
     }
 }
 
 impl core::error::Error for PoolError {}
+
+impl PoolError {
+    /// One in whose way no mapping stands.
+    const fn new(done: u64, failure: PinFailure) -> Self {
+        Self { done, failure, obstacles: Obstacles::NONE }
+    }
+}
 
 impl<'t> TablePool<'t> {
     /// An empty pool with places for tables of the levels 1, 2 and 3.
@@ -189,7 +204,7 @@ impl<'t> TablePool<'t> {
         let mut left = count.min(room);
         let whole = batch.updates_max().min(batch.ops_max());
         if left > 0 && whole == 0 {
-            return Err(PoolError { done: 0, failure: PinFailure::BatchTooSmall });
+            return Err(PoolError::new(0, PinFailure::BatchTooSmall));
         }
         while left > 0 {
             match self.fill_some(context, (level, left.min(whole)), frames, batch) {
@@ -199,9 +214,9 @@ impl<'t> TablePool<'t> {
                     made += some as u64;
                     self.counts.made += some as u64;
                 }
-                Err((some, failure)) => {
-                    self.counts.made += some;
-                    return Err(PoolError { done: made + some, failure });
+                Err(stopped) => {
+                    self.counts.made += stopped.done;
+                    return Err(PoolError { done: made + stopped.done, ..stopped });
                 }
             }
         }
@@ -215,7 +230,7 @@ impl<'t> TablePool<'t> {
         (level, count): (Level, usize),
         frames: &mut impl FrameSource,
         batch: &mut Batch<'_>,
-    ) -> Result<usize, (u64, PinFailure)> {
+    ) -> Result<usize, PoolError> {
         batch.clear();
         let Some(stack) = self.stack(level) else { return Ok(0) };
         let mut pushed = 0;
@@ -223,17 +238,24 @@ impl<'t> TablePool<'t> {
             .and_then(|()| pin_top(context, (level, pushed), stack, batch));
         if let Err(failure) = planned {
             (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
-            return Err((0, failure));
+            return Err(PoolError::new(0, failure));
         }
         // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still
         // writable, so that the second request cannot outrun the first.
         let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(pushed) };
         // Pinned were the first ones, which lie deepest.
         let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
-        let culprit = stack.peek(pushed - pinned - 1);
-        let failure = culprit.map_or(PinFailure::Call(refused.error), |table| {
-            PinFailure::Protect { table, error: refused.error }
-        });
+        let culprit = pushed.checked_sub(pinned + 1).and_then(|below| stack.peek(below));
+        let error = refused.error;
+        let failure = match culprit.map(|pfn| (pfn, context.mfn(pfn))) {
+            // The first request makes read-only, the second one pins.
+            Some((table, _)) if refused.request == 0 => PinFailure::Protect { table, error },
+            Some((pfn, Ok(mfn))) => PinFailure::Table { level, pfn, mfn, error },
+            _ => PinFailure::Call(error),
+        };
+        let running = Roots { kernel: context.kernel_root, user: None };
+        // While the frames are read-only: afterwards each would stand in its own way.
+        let obstacles = Obstacles::of(context, running, &failure);
         if let Err(failure) = make_top_writable(context, stack, pushed - pinned, batch) {
             log::error!(
                 "{} frames stay read-only, and are given back so: {failure}",
@@ -241,7 +263,7 @@ impl<'t> TablePool<'t> {
             );
         }
         (pinned..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
-        Err((pinned as u64, failure))
+        Err(PoolError { done: pinned as u64, failure, obstacles })
     }
 
     /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. How many
@@ -265,7 +287,7 @@ impl<'t> TablePool<'t> {
                 Ok(()) => frames.give(frame),
                 Err(failure) => {
                     self.put(level, frame);
-                    return Err(PoolError { done, failure });
+                    return Err(PoolError::new(done, failure));
                 }
             }
             done += 1;

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Guest, alias, build, context, page, tools};
 use hypercall::{
-    BatchStorage, Call, Domains, Errno, FrameAccess as _, GuestVa, Hypercalls as _, Level,
+    BatchStorage, Call, Domains, Errno, Frame, FrameAccess as _, GuestVa, Hypercalls as _, Level,
     MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use pvmmu::{
@@ -83,6 +83,37 @@ fn write(context: &Context<'_, Model>, slot: Slot, pte: Pte) {
     // SAFETY: the guest exists only in the model.
     unsafe { context.machine.issue(&mut calls) }.expect("issued");
     calls[0].result().expect("written");
+}
+
+/// Xen takes no table into a pool that somebody maps writable.
+#[test]
+fn a_pool_that_is_not_filled_names_the_table_and_the_mapping_in_its_way() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let window = pool.take().expect("a frame");
+    let free = pool.len();
+    let frames: Vec<_> = (0..4).map(|_| pool.take().expect("a frame")).collect();
+    let table = frames[2].pfn();
+    frames.into_iter().rev().for_each(|frame| pool.give(frame));
+    alias(&context, window.pfn(), table);
+    let mut places = [const { None::<Frame> }; 4];
+    let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
+    let mut storage = BatchStorage::<8, 8>::new();
+    let refused = tables.fill(&context, (Level::L1, 4), &mut pool, &mut storage.batch());
+    let refused = refused.expect_err("in the way");
+    let PinFailure::Table { level, pfn, error, .. } = refused.failure else { panic!("{refused}") };
+    assert_eq!((refused.done, level, pfn), (2, Level::L1, table), "{refused}");
+    assert_eq!((error.errno, refused.obstacles.count()), (Errno::EINVAL, 1), "{refused}");
+    let told = format!("{:#018x}", direct_va(&context, window.pfn()));
+    assert!(refused.to_string().contains(&told), "{told} is not in: {refused}");
+    assert_eq!(tables.drain(&context, (Level::L1, 9), &mut pool), Ok(2));
+    assert_eq!(pool.len(), free);
+    guest.check();
+    alias(&context, window.pfn(), window.pfn());
+    pool.give(window);
+    guest.check();
 }
 
 /// The running tree leads to the L3 table of one that is to be unpinned.

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{Guest, context, page, tools};
-use hypercall::{BatchStorage, Frame, GuestVa, Level, PteFlags};
-use pvmmu::{MapError, Pages, Pgd, TablePool};
+use common::{Guest, build, context, page, tools};
+use hypercall::{BatchStorage, Counting, Frame, GuestVa, Level, PteFlags};
+use pvmmu::{Edit, MapError, Pages, Pgd, TablePool};
 
 #[test]
 fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
@@ -42,6 +42,41 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     for level in [Level::L1, Level::L2, Level::L3] {
         tables.drain(&context, (level, 2), &mut pool).expect("drained");
     }
+    assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+/// Reading sends what is pending, and nothing if nothing is.
+#[test]
+fn a_section_that_walks_sees_what_it_has_written() {
+    let guest = Guest::new();
+    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
+    let context = context(&guest, &machine, &p2m);
+    let mut pool = guest.pool();
+    let free = pool.len();
+    let mut storage = BatchStorage::<64, 8>::new();
+    let mut batch = storage.batch();
+    let mut pgd = build(&context, 8, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let asked = || machine.counts().hypercalls;
+    let before = asked();
+    pgd.edit(&mut with, |edit| {
+        let is_mapped = |edit: &mut Edit<'_, '_, '_, '_, _, _>, at| {
+            let leaf = edit.walk(page(at))?.leaf();
+            Ok::<_, MapError>(leaf.is_some_and(|(_, pte)| pte.is_present()))
+        };
+        assert!(is_mapped(edit, 3)?);
+        assert_eq!(asked(), before, "nothing was pending");
+        edit.unmap(Pages::one(page(3)))?;
+        edit.unmap(Pages::one(page(5)))?;
+        assert_eq!(asked(), before, "both are pending");
+        assert!(!is_mapped(edit, 3)? && !is_mapped(edit, 5)? && is_mapped(edit, 4)?);
+        assert_eq!((asked(), edit.done()), (before + 1, 2));
+        Ok(())
+    })
+    .expect("a section");
+    pgd.destroy(&mut with).expect("destroyed");
     assert_eq!(pool.len(), free);
     guest.check();
 }

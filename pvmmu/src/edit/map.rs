@@ -9,7 +9,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{Edit, PART, Tools};
 use crate::cost::{COSTS, Way};
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
-use crate::frames::{CannotShare, FrameSource, SharedFrame};
+use crate::frames::{FrameSource, OnePage};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
@@ -30,7 +30,7 @@ pub(super) fn one<M: Machine, F: FrameSource>(
     (va, flags): (GuestVa, PteFlags),
     frame: Frame,
 ) -> Result<(), MapFailed> {
-    let mut page = OnePage { pfn: frame.pfn(), frame: Some(frame), others: &mut *tools.frames };
+    let mut page = OnePage::new(frame, &mut *tools.frames);
     let mut tools = Tools {
         context: tools.context,
         batch: &mut *tools.batch,
@@ -40,52 +40,7 @@ pub(super) fn one<M: Machine, F: FrameSource>(
         presence: tools.presence,
     };
     let mapped = pgd.map_pages(&mut tools, Pages::one(va), flags);
-    mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.frame, error })
-}
-
-/// A source of frames of which this one is for the page, and comes back here.
-struct OnePage<'a, F> {
-    pfn: Pfn,
-    frame: Option<Frame>,
-    others: &'a mut F,
-}
-
-impl<F: FrameSource> FrameSource for OnePage<'_, F> {
-    fn take(&mut self) -> Option<Frame> {
-        self.frame.take()
-    }
-
-    fn take_table(&mut self) -> Option<Frame> {
-        self.others.take_table()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        if frame.pfn() == self.pfn {
-            self.frame = Some(frame);
-        } else {
-            self.others.give(frame);
-        }
-    }
-
-    fn give_shared(&mut self, frame: SharedFrame) {
-        self.others.give_shared(frame);
-    }
-
-    fn give_foreign(&mut self, mfn: Mfn) {
-        self.others.give_foreign(mfn);
-    }
-
-    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
-        self.others.share(pfn)
-    }
-
-    fn unshare(&mut self, pfn: Pfn) {
-        self.others.unshare(pfn);
-    }
-
-    fn sharers(&self, pfn: Pfn) -> u16 {
-        self.others.sharers(pfn)
-    }
+    mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.take(), error })
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {

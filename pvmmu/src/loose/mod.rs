@@ -15,7 +15,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
-use crate::frames::FrameSource;
+use crate::frames::{FrameSource, OnePage};
 use crate::leaf::release;
 use crate::marks::{MIRRORED, held};
 use crate::pages::{Pages, Run, check_flags};
@@ -107,9 +107,9 @@ impl Pgd<Loose> {
         frame: Frame,
         frames: &mut impl FrameSource,
     ) -> Result<(), MapFailed> {
-        let mut one = OneFrame { frame: Some(frame), tables: frames };
+        let mut one = OnePage::new(frame, frames);
         let filled = self.fill(context, (Pages::one(va), flags), &mut one);
-        filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.frame, error })
+        filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.take(), error })
     }
 
     /// Maps a frame at each page of `pages`; frames and tables come from `frames`.
@@ -224,30 +224,6 @@ impl Pgd<Loose> {
                 Ok(())
             }
             Err(error) => Err((self, error)),
-        }
-    }
-}
-
-/// One frame for one page, tables from a source.
-struct OneFrame<'a, F> {
-    frame: Option<Frame>,
-    tables: &'a mut F,
-}
-
-impl<F: FrameSource> FrameSource for OneFrame<'_, F> {
-    fn take(&mut self) -> Option<Frame> {
-        self.frame.take()
-    }
-
-    fn take_table(&mut self) -> Option<Frame> {
-        self.tables.take_table()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        match self.frame {
-            None => self.frame = Some(frame),
-            // A table that could not be linked.
-            Some(_) => self.tables.give(frame),
         }
     }
 }
