@@ -39,8 +39,9 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         writeln!(guest.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
             .or_say("console")?;
     }
-    let stack = builders_stack(guest)?;
-    writeln!(guest.console, "{:>9} builder's stack, pfn {stack}: free now", 1).or_say("console")?;
+    let (stack, became) = builders_stack(guest)?;
+    writeln!(guest.console, "{:>9} builder's stack, pfn {stack}: {became} now", 1)
+        .or_say("console")?;
     writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
     writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
         .or_say("console")?;
@@ -53,13 +54,17 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     ))
 }
 
-/// Where the builder's stack was: behind its tables (`xg_dom_x86.c`, `dom0_build.c`). It is free.
-fn builders_stack<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<Pfn, String> {
+/// Where the builder's stack was, behind its tables (`xg_dom_x86.c`, `dom0_build.c`), and what
+/// became of it: it is free, or the first frame that was taken for a table.
+fn builders_stack<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<(Pfn, &'static str), String> {
     let tables = guest.made.given_back.iter().find(|used| used.kind == UseKind::BuilderTables);
     let stack = tables.map(|used| Pfn::new(used.pfns.end())).ok_or("the builder's tables stay")?;
-    match guest.pool.is_free(stack) {
-        true => Ok(stack),
-        false => Err(format!("the builder's stack, pfn {stack}, is not free")),
+    if guest.pool.is_free(stack) {
+        return Ok((stack, "free"));
+    }
+    match guest.made.tables.iter().any(|run| run.iter().any(|pfn| pfn == stack)) {
+        true => Ok((stack, "a table")),
+        false => Err(format!("the builder's stack, pfn {stack}, is lost")),
     }
 }
 
