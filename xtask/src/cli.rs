@@ -201,6 +201,9 @@ pub(crate) struct CheckArguments {
     /// Only this part of the mutants: k/n, k from 0
     #[arg(long, value_name = "K/N")]
     pub(crate) shard: Option<String>,
+    /// Compare the interfaces with those of this revision [default: the last tag]
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) since: Option<String>,
 }
 
 /// A check on demand.

@@ -45,7 +45,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
         let passed = match what {
             What::Package => package()?,
             What::Licences => licences()?,
-            What::Semver => semver()?,
+            What::Semver => semver(arguments.since.as_deref())?,
             What::Mutants => mutants(arguments.shard.as_deref())?,
             What::Miri => miri()?,
             What::Asan => asan()?,
@@ -80,17 +80,24 @@ fn licences() -> Result<bool> {
     passes(with_tools(cargo())?.args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
-/// Compares with the last tag; before the first release there is nothing to compare with.
-fn semver() -> Result<bool> {
+/// Compares with `since`, or the last tag; before the first release there is nothing to compare
+/// with, unless a revision is named.
+fn semver(since: Option<&str>) -> Result<bool> {
+    let Some(since) = since.map_or_else(last_tag, |since| Ok(Some(since.to_owned())))? else {
+        println!("there is no release yet, so any change is allowed; --since REVISION compares");
+        return Ok(true);
+    };
+    tool("cargo-semver-checks")?;
+    let mut command = with_tools(cargo())?;
+    command.args(["semver-checks", "--baseline-rev", &since]);
+    passes(command.args(published()?))
+}
+
+fn last_tag() -> Result<Option<String>> {
     let mut git = Command::new("git");
     git.args(["describe", "--tags", "--abbrev=0"]).current_dir(paths::workspace());
     let (status, tag) = run_captured(&mut git, |_| {})?;
-    if !status.success() {
-        println!("there is no release yet, so any change is allowed");
-        return Ok(true);
-    }
-    tool("cargo-semver-checks")?;
-    passes(with_tools(cargo())?.args(["semver-checks", "--baseline-rev", tag.trim()]))
+    Ok(status.success().then(|| tag.trim().to_owned()))
 }
 
 /// Changes the code in small ways and lists the changes that no test notices.

@@ -1,8 +1,9 @@
 //! The rules of the house that neither rustfmt nor clippy knows: files stay short enough to be read
 //! in one sitting and begin with a word on what and why, lines fit the page, no test is switched
-//! off, nothing is left to do.
+//! off, nothing is left to do, no link of a document leads nowhere.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
@@ -41,12 +42,40 @@ pub(crate) fn check() -> Result<String> {
         let text = fs::read_to_string(file)?;
         broken.extend(broken_rules(&text).into_iter().map(|rule| format!("{name}{rule}")));
     }
+    for document in documents(&workspace)? {
+        let text = fs::read_to_string(&document)?;
+        let folder = document.parent().unwrap_or(&workspace);
+        let name = document.strip_prefix(&workspace).unwrap_or(&document).display();
+        let dead = dead_links(&text, &|link| folder.join(link).exists());
+        broken.extend(dead.into_iter().map(|link| format!("{name}: {link} leads nowhere")));
+    }
     if !broken.is_empty() {
         let places = broken.len();
         broken.truncate(PLACES_SHOWN);
         bail!("{places} places, the first of them:\n{}", broken.join("\n"));
     }
     Ok(format!("{} files", files.len()))
+}
+
+/// What people read: the documents at the top and those of `docs`.
+fn documents(workspace: &Path) -> Result<Vec<PathBuf>> {
+    let mut documents = Vec::new();
+    for folder in [workspace.to_owned(), workspace.join("docs")] {
+        for entry in fs::read_dir(folder)? {
+            documents.push(entry?.path());
+        }
+    }
+    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    documents.sort();
+    Ok(documents)
+}
+
+/// Links of a document to files that do not exist. Other sites are not looked at.
+fn dead_links<'t>(text: &'t str, exists: &dyn Fn(&str) -> bool) -> Vec<&'t str> {
+    let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let files = links.map(|link| link.split('#').next().unwrap_or_default());
+    let ours = files.filter(|file| !file.is_empty() && !file.contains("://"));
+    ours.filter(|file| !exists(file)).collect()
 }
 
 /// One line for each broken rule: where in the file, and what is wrong.
@@ -154,6 +183,14 @@ mod tests {
             let broken = broken_rules(&text);
             assert!(broken.len() == 1 && broken[0].starts_with(":2:"), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_link_to_a_file_that_is_gone_is_found() {
+        let text = "[a](there.md#x) [b](gone.md) ![c](#here) [d](https://x.y/z)";
+        assert_eq!(dead_links(text, &|link| link == "there.md"), ["gone.md"]);
+        let readme = paths::workspace().join("README.md");
+        assert!(documents(&paths::workspace()).unwrap().contains(&readme));
     }
 
     #[test]
