@@ -48,6 +48,7 @@ pub(crate) const PAIRS: &[Pair] = &[
     similar("fork and destroy again", "fork, exit and wait again", FORK),
     same("balloon out", "balloon out"),
     same("balloon in", "balloon in"),
+    same("balloon in, single frames", "balloon in"),
 ];
 
 const PROGRAM: &str = "the same work; Linux's tree also has the program's own tables, which its \

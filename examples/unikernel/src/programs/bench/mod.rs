@@ -27,6 +27,7 @@
 //! * Frames come from `bench.memory` and must all be back there at the end.
 //! * Nothing may depend on what a clock says but the figures themselves.
 
+mod balloon;
 mod bare;
 mod contiguous;
 mod flush;
@@ -37,6 +38,7 @@ mod memory;
 mod primitives;
 mod row;
 mod spaces;
+mod suspend;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -86,7 +88,13 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     match bench.guest.arguments {
         "" => on_one_vcpu(&mut bench)?,
         "flush" => flush::run(&mut bench, second.ok_or("this machine has no second vCPU")?)?,
-        other => return Err(format!("no part of the bench is called {other:?}: there is flush")),
+        "balloon" => {
+            let floors = balloon::floors(&mut bench)?;
+            balloon::run(&mut bench, floors)?;
+        }
+        other => {
+            return Err(format!("no part of the bench is called {other:?}: balloon and flush are"));
+        }
     }
     Ok(format!("{} rows", bench.rows))
 }
@@ -96,13 +104,16 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), Str
     let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
     contiguous::run(bench)?;
+    let floors = balloon::floors(bench)?;
     let bare = bare::run(bench)?;
     spaces::run(bench)?;
     live::run(bench, &bare)?;
     primitives::run(bench, &bare)?;
     fork::run(bench, &bare)?;
+    balloon::run(bench, floors)?;
     if bench.memory.len() != free {
         return Err(format!("{} frames were lost", free - bench.memory.len()));
     }
+    suspend::run(bench)?;
     frame_map::run(bench, &bare, window)
 }
