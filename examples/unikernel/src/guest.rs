@@ -68,6 +68,13 @@ pub(crate) trait Platform {
     /// A sentence, if there are none.
     fn ports(&self) -> Result<&dyn Ports, String>;
 
+    /// Does `work`, which executes instructions that only a kernel may, or may not even so. How
+    /// many of them were exceptions and were left out; `None`, and nothing is done, if this program
+    /// runs as no kernel.
+    fn privileged(&self, _work: &mut dyn FnMut()) -> Option<u64> {
+        None
+    }
+
     /// Begins to listen to a toolstack, once.
     ///
     /// # Errors

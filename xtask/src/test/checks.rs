@@ -75,13 +75,14 @@ fn every_order() -> Result<String> {
 }
 
 /// Programs that the model runs as Xen does.
-const ON_THE_MODEL: [&str; 11] = [
+const ON_THE_MODEL: [&str; 12] = [
     "demo",
     "alias",
     "audit",
     "balloon",
     "dump",
     "foreign",
+    "mapper",
     "memory",
     "primitives",
     "spaces",

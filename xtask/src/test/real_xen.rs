@@ -66,7 +66,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 22] = [
+pub(super) const CASES: [Case; 23] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -74,6 +74,7 @@ pub(super) const CASES: [Case; 22] = [
     case("primitives", 256, Expectation::Pass),
     case("spaces", 256, Expectation::Pass),
     case("foreign", 256, Expectation::Pass),
+    case("mapper", 256, Expectation::Pass),
     TWO_VCPUS,
     case("conformance", 256, Expectation::Pass),
     case("memory", 32, Expectation::Pass),
@@ -103,11 +104,7 @@ pub(super) const LIVES: [Case; 4] = [
         seconds: 300,
         ..under_xl("guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot")
     },
-    Case {
-        seconds: 300,
-        vcpus: 2,
-        ..under_xl("guest save*2 checkpoint shrink save grow reboot")
-    },
+    Case { seconds: 300, vcpus: 2, ..under_xl("guest save*2 checkpoint shrink save grow reboot") },
     Case {
         seconds: 300,
         maximum_mib: 96,

@@ -13,7 +13,7 @@ use spin::Once;
 use super::boot::{self, Early};
 use super::life::RealLife;
 use super::ports::RealPorts;
-use super::{heap, shared_page};
+use super::{heap, shared_page, traps};
 use crate::guest::{Platform, Ports};
 use crate::life::Life;
 
@@ -45,6 +45,12 @@ impl Platform for RealPlatform<'_> {
 
     fn words(&self, va: GuestVa) -> Option<NonNull<AtomicU64>> {
         NonNull::new(va.addr().as_mut_ptr())
+    }
+
+    fn privileged(&self, work: &mut dyn FnMut()) -> Option<u64> {
+        let before = traps::skipped();
+        work();
+        Some(traps::skipped() - before)
     }
 
     fn wait(&self) {
