@@ -31,11 +31,10 @@ impl Allocator for Memory {
     }
 }
 
-/// The rows of this file.
-pub(super) fn run<M: Machine + Cpu>(
-    bench: &mut Bench<'_, '_, M>,
-    floors: Floors,
-) -> Result<(), String> {
+/// The rows of this file. What goes out are whole blocks, as long as all frames are there.
+pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
+    bench.memory.tidy();
+    let floors = floors(bench)?;
     let p2m = bench.guest.p2m;
     let mut words = vec![0; usize::try_from(Balloon::words_needed(p2m.len())).or_say("words")?];
     let around = (&bench.guest.machine, p2m);
@@ -45,6 +44,7 @@ pub(super) fn run<M: Machine + Cpu>(
     let mut blocks = Box::new(WorkStorage::<STEP_FRAMES>::new());
     let mut singles = Box::new(WorkStorage::<SINGLE_FRAMES>::new());
     for size in SIZES {
+        bench.memory.tidy();
         let out = floors.out() * size;
         let back = Some(floors.back() * size);
         let cost = reach(bench, (&mut balloon, &mut *blocks), all - size)?;
@@ -58,9 +58,8 @@ pub(super) fn run<M: Machine + Cpu>(
     Ok(())
 }
 
-/// What bare requests take for a page, measured on frames that the bench lends the guest's pool, as
-/// long as they follow one another.
-pub(super) fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, String> {
+/// What bare requests take for a page, measured on frames that the bench lends the guest's pool.
+fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, String> {
     let frames = bench.memory.take_run(floor::PAGES).ok_or("no run of frames")?;
     let mut pool = Pool::of_pages(bench.guest.p2m.len());
     pool.give_run(frames);

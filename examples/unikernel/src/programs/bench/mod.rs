@@ -88,10 +88,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     match bench.guest.arguments {
         "" => on_one_vcpu(&mut bench)?,
         "flush" => flush::run(&mut bench, second.ok_or("this machine has no second vCPU")?)?,
-        "balloon" => {
-            let floors = balloon::floors(&mut bench)?;
-            balloon::run(&mut bench, floors)?;
-        }
+        "balloon" => balloon::run(&mut bench)?,
         other => {
             return Err(format!("no part of the bench is called {other:?}: balloon and flush are"));
         }
@@ -104,13 +101,12 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), Str
     let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
     contiguous::run(bench)?;
-    let floors = balloon::floors(bench)?;
     let bare = bare::run(bench)?;
     spaces::run(bench)?;
     live::run(bench, &bare)?;
     primitives::run(bench, &bare)?;
     fork::run(bench, &bare)?;
-    balloon::run(bench, floors)?;
+    balloon::run(bench)?;
     if bench.memory.len() != free {
         return Err(format!("{} frames were lost", free - bench.memory.len()));
     }
