@@ -49,6 +49,7 @@ pub(crate) const PAIRS: &[Pair] = &[
     similar("boot mapping", "boot mapping", BOOT),
     same("balloon out", "balloon out"),
     same("balloon in", "balloon in"),
+    same("balloon in, single frames", "balloon in"),
 ];
 
 const BOOT: &str = "as many pages, for the first time; Linux's figure is the \

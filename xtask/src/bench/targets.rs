@@ -53,6 +53,15 @@ pub(crate) const TARGETS: &[Target] = &[
     of("boot mapping", 131_072, Against::Linux, 99),
     of("boot mapping", 131_072, Against::Floor, 110),
     of("boot mapping", 131_072, Against::Traps, 10),
+    of("balloon out", 16_384, Against::Floor, 120),
+    of("balloon out", 16_384, Against::Linux, 50),
+    of("balloon in", 16_384, Against::Floor, 120),
+    of("balloon in", 16_384, Against::Linux, 50),
+    of("balloon in, single frames", 16_384, Against::Floor, 120),
+    // A quarter of a GiB, for which 1,100 are allowed.
+    of("balloon out", 65_536, Against::Traps, 275),
+    of("balloon in", 65_536, Against::Traps, 275),
+    of("balloon in, single frames", 65_536, Against::Traps, 275),
     of("gather one run", 512, Against::Traps, 3),
     of("gather one run", 64, Against::Traps, 3),
     // 2 MiB of a pool: 32 times this is its 64 MiB, for which 160 traps are allowed.

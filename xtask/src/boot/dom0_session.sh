@@ -228,7 +228,7 @@ step_garbage() {
         await "words about $target" grep -q "frames, not $((target / 4)):" "$log"
     done
     i=0
-    while [ $i -lt 200 ]; do
+    while [ $i -lt 50 ]; do
         xenstore write "$path/memory/target" $((size - i % 7 * 1000))
         i=$((i + 1))
     done

@@ -152,7 +152,11 @@ impl<'a> UnderXl<'a> {
 
     /// Guests that live under xl. The dumps of those that are dumped are compared with what the
     /// guests say.
-    fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// A signal asked us to end.
+    pub(super) fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }

@@ -17,16 +17,28 @@ use super::super::OrSay;
 use crate::guest::Guest;
 
 /// Pages of a measurement.
-const PAGES: usize = 512;
+pub(in crate::programs) const PAGES: usize = 512;
 
 /// Ticks for a page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Floors {
-    pub(super) wipe: u64,
-    pub(super) clear: u64,
-    pub(super) decrease: u64,
-    pub(super) populate: u64,
-    pub(super) fill: u64,
+pub(in crate::programs) struct Floors {
+    wipe: u64,
+    clear: u64,
+    decrease: u64,
+    populate: u64,
+    fill: u64,
+}
+
+impl Floors {
+    /// Out.
+    pub(in crate::programs) const fn out(&self) -> u64 {
+        self.wipe + self.clear + self.decrease
+    }
+
+    /// In.
+    pub(in crate::programs) const fn back(&self) -> u64 {
+        self.populate + self.fill
+    }
 }
 
 impl fmt::Display for Floors {
@@ -36,14 +48,16 @@ impl fmt::Display for Floors {
             f,
             "floor of a page: out {} (wipe {wipe}, clear entry {clear}, decrease {decrease}); \
              in {} (populate {populate}, fill entry {fill})",
-            wipe + clear + decrease,
-            populate + fill
+            self.out(),
+            self.back()
         )
     }
 }
 
 /// Sends single pages out and in by bare requests, each kind timed.
-pub(super) fn measure<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Floors, String> {
+pub(in crate::programs) fn measure<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+) -> Result<Floors, String> {
     let mut frames: Vec<Frame> = Vec::with_capacity(PAGES);
     for _ in 0..PAGES {
         frames.push(guest.pool.take().ok_or("the pool is too small")?);

@@ -4,7 +4,7 @@
 //! boot instead. With `--icount` the last lines say what a page
 //! costs, beside the least that Xen takes for it.
 
-mod floor;
+pub(super) mod floor;
 mod grow;
 mod kept;
 mod way;

@@ -55,6 +55,13 @@ impl Memory {
         self.far[start..].reverse();
     }
 
+    /// Puts the frames in order again: those on top follow one another, if all are back.
+    pub(super) fn tidy(&mut self) {
+        for stack in [&mut self.near, &mut self.far] {
+            stack.sort_unstable_by_key(|frame| core::cmp::Reverse(frame.pfn()));
+        }
+    }
+
     /// How many frames are free.
     pub(super) fn len(&self) -> usize {
         self.near.len() + self.far.len()

@@ -27,6 +27,7 @@
 //! * Frames come from `bench.memory` and must all be back there at the end.
 //! * Nothing may depend on what a clock says but the figures themselves.
 
+mod balloon;
 mod bare;
 mod contiguous;
 mod early;
@@ -38,6 +39,7 @@ mod memory;
 mod primitives;
 mod row;
 mod spaces;
+mod suspend;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -87,7 +89,10 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     match bench.guest.arguments {
         "" => on_one_vcpu(&mut bench)?,
         "flush" => flush::run(&mut bench, second.ok_or("this machine has no second vCPU")?)?,
-        other => return Err(format!("no part of the bench is called {other:?}: there is flush")),
+        "balloon" => balloon::run(&mut bench)?,
+        other => {
+            return Err(format!("no part of the bench is called {other:?}: balloon and flush are"));
+        }
     }
     Ok(format!("{} rows", bench.rows))
 }
@@ -105,8 +110,10 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), Str
     live::run(bench, &bare)?;
     primitives::run(bench, &bare)?;
     fork::run(bench, &bare)?;
+    balloon::run(bench)?;
     if bench.memory.len() != free {
         return Err(format!("{} frames were lost", free - bench.memory.len()));
     }
+    suspend::run(bench)?;
     frame_map::run(bench, &bare, window)
 }

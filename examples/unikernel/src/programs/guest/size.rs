@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use balloon::{Allocator, Around, Balloon, Moved, Next, Step, WorkStorage};
+use balloon::{Allocator, Around, Balloon, Goal, Limit, Moved, Next, Step, WorkStorage};
 use hypercall::{Cpu, Frame, FrameAccess, Frames, Machine};
 use p2m::{LeafSource as _, P2m};
 use pvmmu::{Context, DirectEntries};
@@ -78,6 +78,14 @@ impl<'s> Size<'s> {
     /// The size as it is.
     pub(super) const fn new(balloon: Balloon<'s>) -> Self {
         Self { balloon, rest: 0, idle: true, said: String::new() }
+    }
+
+    /// The target, if there are no pfns for it.
+    pub(super) const fn lacks_pfns(&self) -> Option<u64> {
+        match self.balloon.goal() {
+            Goal { wanted, limit: Some(Limit::Pfns(_)), .. } => Some(wanted),
+            _ => None,
+        }
     }
 
     /// Takes over pfns that have no memory and may get some.

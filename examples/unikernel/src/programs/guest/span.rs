@@ -28,6 +28,8 @@ survives! {
         window: Window,
         /// Pfns that there will ever be.
         maximum: u64,
+        /// The last growth was refused: no other one until there is another target.
+        refused: bool,
     }
 }
 
@@ -44,7 +46,12 @@ pub(super) fn maximum(store: &mut Store, life: &dyn Life) -> Option<u64> {
 impl Span {
     /// It grows in `window`, to `maximum` pfns.
     pub(super) const fn new(window: Window, maximum: u64) -> Self {
-        Self { window, maximum }
+        Self { window, maximum, refused: false }
+    }
+
+    /// There is another target.
+    pub(super) const fn try_again(&mut self) {
+        self.refused = false;
     }
 
     /// Where the frame map is.
@@ -53,10 +60,11 @@ impl Span {
     }
 
     /// Grows until there are pfns for `wanted` pages, or as many as there may be: the map, its
-    /// frame list, the direct mapping. The new pfns, if there are any; they have no memory.
+    /// frame list, the direct mapping. The new pfns, which have no memory; none if there are enough
+    /// already, or too few frames for the tables of more.
     ///
     /// # Errors
-    /// A sentence, and the pfns that were made and cannot be used.
+    /// A sentence, and how many pfns were made and cannot be used.
     pub(super) fn grow<M: Machine + Cpu>(
         &mut self,
         epoch: &mut Epoch<'_, '_, M>,
@@ -64,34 +72,20 @@ impl Span {
         wanted: u64,
     ) -> Result<Option<Frames>, (String, u64)> {
         let len = epoch.p2m().len();
-        let end = wanted.next_multiple_of(TABLE_PFNS).min(self.maximum);
-        if end <= len {
-            return Ok(None);
-        }
-        let new = Pfns::new(Pfn::new(len), end - len);
-        self.make_room(epoch, workload, new).map_err(|reason| (reason, 0))?;
-        let grown = self.extend(epoch, frame_list, new);
-        grown.map_err(|reason| (reason, epoch.p2m().len() - len))?;
-        // SAFETY: the map ended before them until now: nobody ever had them (I-1).
-        Ok(Some(unsafe { Frames::claim(new.start, new.count) }))
-    }
-
-    /// Takes frames from the workload until there are enough for the tables and words of `new`.
-    fn make_room<M: Machine + Cpu>(
-        &self,
-        epoch: &mut Epoch<'_, '_, M>,
-        workload: &mut Workload,
-        new: Pfns,
-    ) -> Result<(), String> {
+        let end = wanted.saturating_add(TABLE_PFNS - 1) / TABLE_PFNS * TABLE_PFNS;
+        let new = Pfns::new(Pfn::new(len), end.min(self.maximum).saturating_sub(len));
         // A page of words and a table for each 512 pfns, and those above them.
         let needed = 2 * (new.count / TABLE_PFNS + 2) + 8 + POOL_RESERVE;
-        while epoch.free() < needed {
-            let released = workload.release(epoch.machine());
-            let (frame, sound) = released.ok_or("no frames to grow with")?;
-            epoch.parts().1.give(frame);
-            sound?;
+        if new.count == 0 || self.refused || epoch.free() + workload.len() < needed {
+            return Ok(None);
         }
-        Ok(())
+        let room = make_room(epoch, workload, needed);
+        if let Err(reason) = room.and_then(|()| self.extend(epoch, frame_list, new)) {
+            self.refused = true;
+            return Err((reason, epoch.p2m().len() - len));
+        }
+        // SAFETY: the map ended before them until now: nobody ever had them (I-1).
+        Ok(Some(unsafe { Frames::claim(new.start, new.count) }))
     }
 
     fn extend<M: Machine + Cpu>(
@@ -115,4 +109,19 @@ impl Span {
         writeln!(guest.console, "the guest may have {end} pages now, {tables} tables for them")
             .or_say("console")
     }
+}
+
+/// Takes frames from the workload until `needed` are free.
+fn make_room<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    workload: &mut Workload,
+    needed: u64,
+) -> Result<(), String> {
+    while epoch.free() < needed {
+        let released = workload.release(epoch.machine());
+        let (frame, sound) = released.ok_or("no frames to grow with")?;
+        epoch.parts().1.give(frame);
+        sound?;
+    }
+    Ok(())
 }

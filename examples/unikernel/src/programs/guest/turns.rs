@@ -10,6 +10,7 @@ use p2m::LeafSource as _;
 use super::super::OrSay as _;
 use super::epoch::Epoch;
 use super::orders::{Order, Sysrq};
+use super::span::Span;
 use super::workload::Workload;
 use super::{Next, State};
 use crate::life::Way;
@@ -126,6 +127,7 @@ pub(super) fn work<M: Machine + Cpu>(
     state.hoard.work(OBJECTS_PER_TURN)?;
     for _ in 0..STEPS_PER_TURN {
         if !state.size.wants_step() {
+            make_pfns(epoch, state)?;
             // What the balloon brought is put to use.
             let State { workload, hoard, .. } = state;
             epoch.fill((workload, hoard), PAGES_FILLED_PER_TURN)?;
@@ -179,27 +181,33 @@ fn retarget<M: Machine + Cpu>(
     let value = state.store.read(epoch.life(), TARGET).or_say(TARGET)?;
     match frames_of_kib(&value.unwrap_or_default()) {
         Ok(pages) => {
-            make_pfns(epoch, state, pages)?;
             state.size.aim(pages);
+            state.span.iter_mut().for_each(Span::try_again);
+            make_pfns(epoch, state)?;
         }
         Err(bad) => epoch.say(&format!("memory/target: {bad}; the guest stays as it is"))?,
     }
     Ok(())
 }
 
-/// Lets the guest have pfns for `pages` pages, as far as it may.
+/// Makes pfns for the target, if it is beyond those that there are, as far as the guest may have
+/// them and has the memory for their tables: if not now, then in a later turn.
 fn make_pfns<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
-    pages: u64,
 ) -> Result<(), String> {
     let State { span: Some(span), frame_list, workload, size, .. } = state else { return Ok(()) };
-    match span.grow(epoch, (frame_list, workload), pages) {
+    let Some(wanted) = size.lacks_pfns() else { return Ok(()) };
+    match span.grow(epoch, (frame_list, workload), wanted) {
         Ok(None) => Ok(()),
-        Ok(Some(frames)) => size.widen(epoch.p2m(), frames),
+        Ok(Some(frames)) => {
+            size.widen(epoch.p2m(), frames)?;
+            size.aim(wanted);
+            Ok(())
+        }
         Err((reason, lost)) => {
             size.leave_out(lost);
-            epoch.say(&format!("no growth to {pages} pages, {lost} pfns are left out: {reason}"))
+            epoch.say(&format!("no growth to {wanted} pages, {lost} pfns are left out: {reason}"))
         }
     }
 }

@@ -1,0 +1,95 @@
+//! The balloon: so many pages go out to Xen, and come back.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec;
+
+use balloon::{Allocator, Around, Balloon, Next, Retarget, Wipe, WorkStorage};
+use hypercall::{Cpu, Frame, Machine};
+use pvmmu::{DirectEntries, FrameSource};
+
+use super::super::OrSay as _;
+use super::super::balloon::floor::{self, Floors};
+use super::memory::Memory;
+use super::row::{Bench, Cost};
+use crate::guest::Pool;
+
+/// Pages that go and come back, as Linux's in `examples/linux`; a quarter of a GiB at last.
+const SIZES: [u64; 9] = [1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536];
+/// Frames that a step moves.
+const STEP_FRAMES: usize = 512;
+/// The same of a step that has no room for an extent of 2 MiB.
+const SINGLE_FRAMES: usize = STEP_FRAMES - 1;
+
+impl Allocator for Memory {
+    fn take(&mut self) -> Option<Frame> {
+        FrameSource::take(self)
+    }
+
+    fn give(&mut self, frame: Frame) {
+        FrameSource::give(self, frame);
+    }
+}
+
+/// The rows of this file. What goes out are whole blocks, as long as all frames are there.
+pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
+    bench.memory.tidy();
+    let floors = floors(bench)?;
+    let p2m = bench.guest.p2m;
+    let mut words = vec![0; usize::try_from(Balloon::words_needed(p2m.len())).or_say("words")?];
+    let around = (&bench.guest.machine, p2m);
+    let (mut balloon, accounts) =
+        Balloon::new(around, &mut words, 0, Wipe::Always).or_say("balloon")?;
+    let all = accounts.populated;
+    let mut blocks = Box::new(WorkStorage::<STEP_FRAMES>::new());
+    let mut singles = Box::new(WorkStorage::<SINGLE_FRAMES>::new());
+    for size in SIZES {
+        bench.memory.tidy();
+        let out = floors.out() * size;
+        let back = Some(floors.back() * size);
+        let cost = reach(bench, (&mut balloon, &mut *blocks), all - size)?;
+        bench.row(("balloon out", "pages"), size, cost, Some(out))?;
+        let cost = reach(bench, (&mut balloon, &mut *blocks), all)?;
+        bench.row(("balloon in", "pages"), size, cost, back)?;
+        reach(bench, (&mut balloon, &mut *blocks), all - size)?;
+        let cost = reach(bench, (&mut balloon, &mut *singles), all)?;
+        bench.row(("balloon in, single frames", "pages"), size, cost, back)?;
+    }
+    Ok(())
+}
+
+/// What bare requests take for a page, measured on frames that the bench lends the guest's pool.
+fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, String> {
+    let frames = bench.memory.take_run(floor::PAGES).ok_or("no run of frames")?;
+    let mut pool = Pool::of_pages(bench.guest.p2m.len());
+    pool.give_run(frames);
+    let empty = core::mem::replace(&mut bench.guest.pool, pool);
+    let floors = floor::measure(bench.guest);
+    let mut pool = core::mem::replace(&mut bench.guest.pool, empty);
+    let frames = pool.take_run(floor::PAGES as u64).ok_or("a frame of the floor's is lost")?;
+    bench.memory.give_run(frames);
+    floors
+}
+
+/// Goes to `target` pages.
+fn reach<M: Machine + Cpu, const FRAMES: usize>(
+    bench: &mut Bench<'_, '_, M>,
+    (balloon, storage): (&mut Balloon<'_>, &mut WorkStorage<FRAMES>),
+    target: u64,
+) -> Result<Cost, String> {
+    let start = bench.begin();
+    if balloon.set_target(target) != Retarget::Step {
+        return Err(alloc::format!("nothing is to be done for {target} pages"));
+    }
+    loop {
+        let Bench { guest, memory, .. } = &mut *bench;
+        let mut direct = DirectEntries::new(guest.context());
+        let mut around = Around { machine: &guest.machine, p2m: guest.p2m, direct: &mut direct };
+        let step = storage.with(|work| balloon.step(&mut around, memory, work));
+        match step.next {
+            Next::Again => {}
+            Next::Idle if step.accounts.is_balanced() => return Ok(bench.end(start)),
+            other => return Err(alloc::format!("{other:?}: {}", step.accounts)),
+        }
+    }
+}
