@@ -36,6 +36,8 @@ pub(super) struct Early {
     pub(super) built: StartInfo,
     pub(super) boot: BootInfo,
     pub(super) direct_map: GuestVa,
+    /// What the clock showed when the kernel was entered.
+    pub(super) entered: u64,
     p2m: P2m<'static>,
 }
 
@@ -82,6 +84,8 @@ pub(super) unsafe fn start_info(page: *const StartInfo) -> StartInfo {
 }
 
 fn read(page: *const StartInfo) -> Early {
+    // SAFETY: reading the time-stamp counter has no other effect, and Xen allows it.
+    let entered = unsafe { core::arch::x86_64::_rdtsc() };
     // SAFETY: the address comes from the guest's entry.
     let start_info = unsafe { start_info(page) };
     let boot = match BootInfo::parse(&start_info) {
@@ -96,7 +100,7 @@ fn read(page: *const StartInfo) -> Early {
     // stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
     match P2m::adopt(list) {
-        Ok(p2m) => Early { start_info: page, built: start_info, boot, direct_map, p2m },
+        Ok(p2m) => Early { start_info: page, built: start_info, boot, direct_map, entered, p2m },
         Err(error) => panic!("{error}"),
     }
 }
