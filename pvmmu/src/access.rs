@@ -43,18 +43,26 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Maps the first `limit` tables of a tree with `access`, lower ones first, the roots last; how
-/// many there were. Tables that are pinned by themselves are read-only already, and stay so. One
-/// hypercall for each time the batch is full, and one for the rest.
+/// Which tables of a tree change, and to what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tables {
+    /// How they are to be mapped.
+    pub(crate) access: Access,
+    /// Tables below this level that carry the mark of a pin of their own stay as they are.
+    pub(crate) lowest: Level,
+}
+
+/// Maps the first `limit` tables of a tree as `tables` says, lower ones first, the roots last; how
+/// many there were. One hypercall for each time the batch is full, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
-    (access, limit): (Access, u64),
+    (tables, limit): (Tables, u64),
     batch: &mut Batch<'_>,
 ) -> Result<u64, Stopped> {
     batch.clear();
     let direct_map = DirectMap::default();
-    let mut pass = Pass { context, access, left: limit, done: 0, batch, direct_map };
+    let mut pass = Pass { context, tables, left: limit, done: 0, batch, direct_map };
     match pass.roots(roots) {
         Ok(()) => Ok(pass.done),
         Err(failure) => {
@@ -71,7 +79,7 @@ const PART: usize = 64;
 /// each table is looked at once, in a loop without calls.
 struct Pass<'a, 'b, 'c, M> {
     context: &'a Context<'c, M>,
-    access: Access,
+    tables: Tables,
     /// Tables that may still be changed.
     left: u64,
     /// Tables that Xen has changed.
@@ -102,7 +110,7 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
                     let pfn = self.context.p2m.pfn(self.context.machine, mfn)?;
                     self.below(below, pfn)?;
                 }
-                if held(*pte).is_none() {
+                if held(*pte).is_none_or(|held| held.level() >= self.tables.lowest) {
                     self.one(mfn)?;
                 }
             }
@@ -121,23 +129,24 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
             submit(self.context, self.batch, &mut self.done)?;
         }
         let (slot, pte) = self.direct_map.entry_of(self.context, table)?;
-        self.batch.update(MmuUpdate::set(slot, self.access.apply(pte)), pte.raw())?;
+        self.batch.update(MmuUpdate::set(slot, self.tables.access.apply(pte)), pte.raw())?;
         self.left -= 1;
         Ok(())
     }
 }
 
-/// Puts the first `count` tables back to how they were before `set_access` gave them `access`.
+/// Puts the first `count` tables back to how they were before `set_access` changed them.
 pub(crate) fn undo<M: Machine>(
     context: &Context<'_, M>,
     roots: Roots,
-    (access, count): (Access, u64),
+    (tables, count): (Tables, u64),
     batch: &mut Batch<'_>,
 ) -> Result<(), UndoError> {
     if count == 0 {
         return Ok(());
     }
-    set_access(context, roots, (access.opposite(), count), batch)
+    let before = Tables { access: tables.access.opposite(), ..tables };
+    set_access(context, roots, (before, count), batch)
         .map(drop)
         .map_err(|stopped| UndoError { failure: stopped.failure })
 }

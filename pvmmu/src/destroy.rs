@@ -12,12 +12,13 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::cost::{COSTS, Population, Way};
 use crate::edit::{Edit, Tools, empty_table};
-use crate::error::{MapError, PinFailure, UndoError, WalkError};
+use crate::error::{MapError, UnpinError, WalkError};
 use crate::frames::FrameSource;
 use crate::loose::empty;
 use crate::marks::held;
 use crate::pgd::{Holds, Pgd, Pinned};
 use crate::pin::unpin;
+use crate::room::Room;
 use crate::tables::Present;
 
 /// An address space that was not taken apart, given back.
@@ -28,8 +29,8 @@ pub enum DestroyError {
     Running(Pgd<Pinned>, VcpuSet),
     /// It is pinned still; some of its pages are gone already.
     Pinned(Pgd<Pinned>, MapError),
-    /// It is pinned still, and all tables from the pool are gone from it.
-    NotUnpinned(Pgd<Pinned>, PinFailure, Result<(), UndoError>),
+    /// It is pinned still, and its pages are gone from all tables that are pinned by themselves.
+    NotUnpinned(UnpinError),
     /// It is gone, and so is what could not be read of it.
     Lost(WalkError),
 }
@@ -42,10 +43,7 @@ impl fmt::Display for DestroyError {
                 write!(f, "vCPUs {vcpus} run on root pfn {}: load another there", pgd.root())
             }
             Self::Pinned(_, error) => error.fmt(f),
-            Self::NotUnpinned(_, failure, undo) => {
-                failure.fmt(f)?;
-                undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
-            }
+            Self::NotUnpinned(error) => error.fmt(f),
             Self::Lost(error) => write!(f, "what cannot be read is lost: {error}"),
         }
     }
@@ -57,7 +55,8 @@ impl DestroyError {
     /// The address space, if it is still there.
     pub fn into_pgd(self) -> Option<Pgd<Pinned>> {
         match self {
-            Self::Running(pgd, _) | Self::Pinned(pgd, _) | Self::NotUnpinned(pgd, ..) => Some(pgd),
+            Self::Running(pgd, _) | Self::Pinned(pgd, _) => Some(pgd),
+            Self::NotUnpinned(error) => Some(error.pgd),
             Self::Lost(_) => None,
         }
     }
@@ -79,6 +78,9 @@ impl Pgd<Pinned> {
         tools: &mut Tools<'_, '_, '_, M, F>,
     ) -> Result<(), DestroyError> {
         let roots = self.roots();
+        if let Err(error) = Room::check(tools.batch) {
+            return Err(DestroyError::Pinned(self, error));
+        }
         let mut edit = Edit::begin(roots, tools);
         let mut entries = empty_table();
         let root = (Level::L4, roots.kernel, End::Dropped);
@@ -93,7 +95,9 @@ impl Pgd<Pinned> {
         let Tools { context, batch, tables, frames, .. } = tools;
         match unpin(context, (roots, self.holds), Level::L2, batch) {
             Ok(released) => tables.ended_outside(released),
-            Err((failure, undo)) => return Err(DestroyError::NotUnpinned(self, failure, undo)),
+            Err(refused) => {
+                return Err(DestroyError::NotUnpinned(self.not_unpinned(context, refused)));
+            }
         }
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
@@ -152,7 +156,7 @@ fn strip<M: Machine, F: FrameSource>(
             false
         };
         if unlinks {
-            edit.unlink((level, table, index), (below, mfn))?;
+            edit.unlink((level, table, index), pte)?;
         }
     }
     Ok(())

@@ -2,12 +2,15 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte};
+use hypercall::{
+    AccessError, BatchError, DomId, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte,
+};
 use p2m::P2mError;
 
 use crate::obstacles::Obstacles;
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::primitive::Primitive;
+use crate::room::{Room, SMALLEST_BATCH};
 
 /// Page tables could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +65,19 @@ pub enum MapError {
     },
     /// Nothing is mapped there.
     NotMapped(GuestVa),
+    /// The pages from here on are partly the ones that are to move here.
+    Overlap(GuestVa),
+    /// Frames of this domain can be mapped in a live tree only: a tree that is pinned with them is
+    /// refused, since Xen checks a table's entries as the guest's own.
+    OnlyLive(DomId),
     /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
     CannotShare(Pfn),
     /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
     Own(Pfn),
     /// No frame is left, for a page or for a table.
     OutOfFrames,
-    /// The batch has too little room for the request.
-    BatchTooSmall {
-        /// Updates needed.
-        needed: usize,
-        /// Updates it can hold.
-        room: usize,
-    },
+    /// The batch has less room than [`SMALLEST_BATCH`](crate::SMALLEST_BATCH): this.
+    BatchTooSmall(Room),
     /// The tables could not be read.
     Walk(WalkError),
     /// Xen refused an update; those that went out with it have been undone.
@@ -83,6 +86,20 @@ pub enum MapError {
         va: GuestVa,
         /// The refusal.
         error: BatchError,
+    },
+    /// Xen refused to take a table; what went out with it has been undone, and what was linked
+    /// there before is so again.
+    LinkRefused {
+        /// The first address that the table spans.
+        va: GuestVa,
+        /// Level of the table at fault, as far as can be told.
+        level: Level,
+        /// The table at fault.
+        table: Pfn,
+        /// The refusal.
+        error: BatchError,
+        /// The mappings that stand in its way, in the running tree and in this one.
+        obstacles: Obstacles,
     },
     /// The write to the table faulted: Xen refused the entry for this page, and the table is as
     /// before.
@@ -126,16 +143,24 @@ impl fmt::Display for MapError {
             Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
             Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
+            Self::Overlap(va) => write!(f, "the pages at {va} are partly those that are to move"),
+            Self::OnlyLive(domain) => {
+                write!(f, "frames of domain {} are mapped once the tree is pinned", domain.0)
+            }
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
             Self::Own(pfn) => {
                 write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
             }
             Self::OutOfFrames => f.write_str("no frame is left"),
-            Self::BatchTooSmall { needed, room } => {
-                write!(f, "needs {needed} updates in one batch, which has room for {room}")
+            Self::BatchTooSmall(room) => {
+                write!(f, "the batch has room for {room}: give it {SMALLEST_BATCH}")
             }
             Self::Walk(error) => error.fmt(f),
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
+            Self::LinkRefused { va, level, table, error, obstacles } => {
+                write!(f, "{level} table pfn {table} at {va}: {error}")?;
+                obstacles.told(f)
+            }
             Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
             Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),
             Self::RefusedCall(error) => error.fmt(f),
@@ -150,7 +175,7 @@ impl core::error::Error for MapError {}
 
 impl From<Full> for MapError {
     fn from(_: Full) -> Self {
-        Self::BatchTooSmall { needed: 1, room: 0 }
+        Self::BatchTooSmall(Room { updates: 0, ops: 0 })
     }
 }
 
@@ -311,13 +336,8 @@ pub struct PinError {
 impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not pinned: {}", self.failure)?;
-        match (self.obstacles.count(), self.failure) {
-            (0, PinFailure::Table { .. }) => f.write_str(
-                "; no mapping of the running tree or of this one stands in the way: look for one \
-                 in another address space, a grant, or bits that Xen does not allow",
-            )?,
-            (0, _) => {}
-            (count, _) => write!(f, "; {count} in the way: {}", self.obstacles)?,
+        if self.obstacles.count() > 0 || matches!(self.failure, PinFailure::Table { .. }) {
+            self.obstacles.told(f)?;
         }
         self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
     }
@@ -334,6 +354,9 @@ pub struct UnpinError {
     pub pgd: Pgd<Pinned>,
     /// Why.
     pub failure: PinFailure,
+    /// The entries that still lead to the table that was refused, beside the one that is its own:
+    /// in the running tree and in this one.
+    pub obstacles: Obstacles,
     /// What could not be put back, if anything.
     pub undo: Result<(), UndoError>,
 }
@@ -341,6 +364,14 @@ pub struct UnpinError {
 impl fmt::Display for UnpinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not unpinned: {}", self.failure)?;
+        match (self.obstacles.count(), self.failure) {
+            (0, PinFailure::Protect { .. }) => f.write_str(
+                "; no entry of the running tree or of this one holds it: a vCPU runs on the tree, \
+                 or another address space leads to it",
+            )?,
+            (0, _) => {}
+            (count, _) => write!(f, "; {count} in the way: {}", self.obstacles)?,
+        }
         self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
     }
 }

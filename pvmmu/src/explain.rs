@@ -91,7 +91,8 @@ impl PinError {
             Some(Obstacle::UnknownFrame(_)) => {
                 Why { conflict: None, obstacles: self.obstacles, causes: NOT_OURS }
             }
-            None => Why::UNKNOWN,
+            // A link is in the way of an unpin alone.
+            Some(Obstacle::Links(_)) | None => Why::UNKNOWN,
         }
     }
 }

@@ -16,8 +16,10 @@ use crate::edit::{Edit, Entries, Tools, empty_table};
 use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
+use crate::obstacles::Obstacles;
 use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned};
+use crate::room::Room;
 use crate::tables::Present;
 
 /// Why there is no second address space.
@@ -25,15 +27,18 @@ use crate::tables::Present;
 pub enum ForkFailure {
     /// The child could not be filled, or the parent not protected.
     Map(MapError),
-    /// The child could not be pinned.
-    Pin(PinFailure),
+    /// The child could not be pinned; the mappings that stand in the way.
+    Pin(PinFailure, Obstacles),
 }
 
 impl fmt::Display for ForkFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Map(error) => error.fmt(f),
-            Self::Pin(failure) => failure.fmt(f),
+            Self::Pin(failure, obstacles) => {
+                failure.fmt(f)?;
+                if obstacles.count() > 0 { obstacles.told(f) } else { Ok(()) }
+            }
         }
     }
 }
@@ -79,6 +84,7 @@ impl Pgd<Pinned> {
     ) -> Result<Self, ForkError> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
         let (context, roots) = (tools.context, self.roots());
+        Room::check(tools.batch).map_err(refused)?;
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(&context, tools.frames),
             None => Pgd::new(&context, tools.frames),
@@ -92,9 +98,9 @@ impl Pgd<Pinned> {
         let failure = match copied.and_then(|()| edit.submit()) {
             Ok(()) => match child.pin(&context, tools.batch) {
                 Ok(child) => return Ok(child),
-                Err(PinError { pgd, failure, .. }) => {
+                Err(PinError { pgd, failure, obstacles, .. }) => {
                     child = pgd;
-                    ForkFailure::Pin(failure)
+                    ForkFailure::Pin(failure, obstacles)
                 }
             },
             Err(error) => {

@@ -1,20 +1,24 @@
 //! Tables that are pinned by themselves, beside the root: those from a pool, and the L1 tables of a
 //! tree that is edited while other vCPUs walk it. Such a table stays validated when it is unlinked.
 //!
-//! The entry that leads to the table carries the mark. Pin and mark change together, table by
-//! table, so that every point at which Xen may refuse leaves a tree whose marks are right.
-#![expect(unsafe_code, reason = "pins and unpins tables that belong to the tree (I-4)")]
+//! The entry that leads to the table carries the mark. While a tree is live, pin and mark change
+//! together, table by table, so that every point at which Xen may refuse leaves a tree whose marks
+//! are right. When a tree ends, the pins go and the marks stay until everything else has worked:
+//! they say what an undo has to pin again, and in a loose tree they are cleared by plain stores.
+#![expect(
+    unsafe_code,
+    reason = "pins and unpins tables that belong to the tree, stores into loose ones (I-4)"
+)]
 
-use hypercall::{Batch, Entry, Level, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, Slot};
+use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Slot};
+use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
-use crate::error::{PinFailure, UndoError};
-use crate::marks::{held, held_table, not_held};
+use crate::error::{PinFailure, UndoError, WalkError};
+use crate::marks::{Held, held, held_table, not_held};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
+use crate::pin::Refused;
 use crate::tables::Present;
-
-/// What was refused, and what of the undo.
-type Refused = (PinFailure, Result<(), UndoError>);
 
 impl Pgd<Pinned> {
     /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
@@ -24,123 +28,93 @@ impl Pgd<Pinned> {
     /// What was refused; the tables before it are pinned by themselves, and every mark is right.
     ///
     /// # Hypercalls
-    /// For T tables, a batch of B updates and O extended operations: ceil(T / min(B, O))
-    /// multicalls.
+    /// For T tables, a batch of B updates and O extended operations: 2 ceil(T / min(B, O, 64)), an
+    /// `mmuext_op` and an `mmu_update` in turn; on refusal one more.
     pub fn hold_l1_tables<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
-    ) -> Result<u64, (PinFailure, Result<(), UndoError>)> {
+    ) -> Result<u64, Refused> {
         self.holds = Holds::Tables;
-        change(context, self.roots(), Change::Hold, batch)
+        let items = [None; CHUNK];
+        let mut holding = Holding { context, batch, items, pending: 0, done: 0, undone: Ok(()) };
+        let held = each_table(context, (Level::L4, self.root()), &mut |link| holding.add(link));
+        match held.and_then(|()| holding.submit()) {
+            Ok(()) => Ok(holding.done),
+            Err(failure) => Err((failure, holding.undone)),
+        }
     }
 }
 
-/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them. How
-/// many there were.
-pub(crate) fn release<M: Machine>(
+/// An entry that leads to a table.
+#[derive(Clone, Copy)]
+struct Link {
+    /// Level of the table that it leads to.
+    level: Level,
+    /// The table that it is in.
+    table: Pfn,
+    index: PageTableIndex,
+    pte: Pte,
+}
+
+/// Calls `f` for every entry below `table` that leads to a table, lower ones first.
+fn each_table<M: Machine, E: From<WalkError>>(
     context: &Context<'_, M>,
-    roots: Roots,
-    lowest: Level,
-    batch: &mut Batch<'_>,
-) -> Result<u64, Refused> {
-    change(context, roots, Change::Release(lowest), batch)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    Hold,
-    Release(Level),
-}
-
-impl Change {
-    /// The operation and the new entry, if this table is to change.
-    fn of(self, level: Level, pte: Pte) -> Option<(MmuExtOp, Pte)> {
-        let mfn = pte.mfn();
-        match (self, held(pte)) {
-            (Self::Hold, None) if level == Level::L1 => {
-                let flags = pte.flags().union(held_table(level));
-                Some((MmuExtOp::pin(level, mfn), pte.with_flags(flags)))
-            }
-            (Self::Release(lowest), Some(_)) if level >= lowest => {
-                Some((MmuExtOp::unpin(mfn), not_held(pte)))
-            }
-            _ => None,
+    (level, table): (Level, Pfn),
+    f: &mut impl FnMut(Link) -> Result<(), E>,
+) -> Result<(), E> {
+    let Some(below) = level.below() else { return Ok(()) };
+    let mut present = Present::of(level, table);
+    while let Some((index, pte)) = present.next(context)? {
+        let Entry::Table(mfn) = pte.decode(level) else { continue };
+        if below > Level::L1 {
+            let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+            each_table(context, (below, pfn), f)?;
         }
+        f(Link { level: below, table, index, pte })?;
     }
-
-    fn opposite(self, (level, pte): (Level, Pte)) -> MmuExtOp {
-        match self {
-            Self::Hold => MmuExtOp::unpin(pte.mfn()),
-            Self::Release(_) => MmuExtOp::pin(level, pte.mfn()),
-        }
-    }
+    Ok(())
 }
 
 /// Tables that change together.
 const CHUNK: usize = 64;
 
-/// A table that is to change: its level, and the entry that leads to it, as it stands.
-type Item = (Level, Slot, Pte);
-
-struct Changing<'a, 'b, 'c, M> {
+/// L1 tables on their way to a pin of their own.
+struct Holding<'a, 'b, 'c, M> {
     context: &'a Context<'c, M>,
     batch: &'a mut Batch<'b>,
-    change: Change,
-    items: [Option<Item>; CHUNK],
+    /// Where the links are, and what they are.
+    items: [Option<(Slot, Pte)>; CHUNK],
     pending: usize,
     done: u64,
+    /// What became of the undo, if anything was refused.
+    undone: Result<(), UndoError>,
 }
 
-fn change<M: Machine>(
-    context: &Context<'_, M>,
-    roots: Roots,
-    change: Change,
-    batch: &mut Batch<'_>,
-) -> Result<u64, Refused> {
-    let items = [None; CHUNK];
-    let mut changing = Changing { context, batch, change, items, pending: 0, done: 0 };
-    changing.below(Level::L4, roots.kernel)?;
-    changing.submit()?;
-    Ok(changing.done)
-}
-
-fn unchanged(error: impl Into<PinFailure>) -> Refused {
-    (error.into(), Ok(()))
-}
-
-impl<M: Machine> Changing<'_, '_, '_, M> {
-    fn below(&mut self, level: Level, table: Pfn) -> Result<(), Refused> {
-        let Some(below) = level.below() else { return Ok(()) };
-        let mut present = Present::of(level, table);
-        while let Some((index, pte)) = present.next(self.context).map_err(unchanged)? {
-            let Entry::Table(mfn) = pte.decode(level) else { continue };
-            if below > Level::L1 {
-                let pfn = self.context.p2m.pfn(self.context.machine, mfn).map_err(unchanged)?;
-                self.below(below, pfn)?;
-            }
-            if self.change.of(below, pte).is_some() {
-                let room = self.batch.updates_max().min(self.batch.ops_max()).min(CHUNK);
-                if self.pending == room {
-                    self.submit()?;
-                }
-                let slot = self.context.slot(table, index).map_err(unchanged)?;
-                let place = self.items.get_mut(self.pending).filter(|_| room > 0);
-                *place.ok_or(unchanged(PinFailure::BatchTooSmall))? = Some((below, slot, pte));
-                self.pending += 1;
-            }
+impl<M: Machine> Holding<'_, '_, '_, M> {
+    fn add(&mut self, link: Link) -> Result<(), PinFailure> {
+        if link.level > Level::L1 || held(link.pte).is_some() {
+            return Ok(());
         }
+        let room = self.batch.updates_max().min(self.batch.ops_max()).min(CHUNK);
+        if self.pending == room {
+            self.submit()?;
+        }
+        let slot = self.context.slot(link.table, link.index)?;
+        let place = self.items.get_mut(self.pending).filter(|_| room > 0);
+        *place.ok_or(PinFailure::BatchTooSmall)? = Some((slot, link.pte));
+        self.pending += 1;
         Ok(())
     }
 
     /// Sends the pins, then the marks of those that Xen took.
-    fn submit(&mut self) -> Result<(), Refused> {
+    fn submit(&mut self) -> Result<(), PinFailure> {
         let pending = core::mem::take(&mut self.pending);
-        let (change, items) = (self.change, &self.items[..pending]);
+        let items = &self.items[..pending];
         let items = || items.iter().flatten().copied();
         self.batch.clear();
-        for (op, _) in items().filter_map(|(level, _, pte)| change.of(level, pte)) {
-            self.batch.op(op).map_err(unchanged)?;
+        for (_, pte) in items() {
+            self.batch.op(MmuExtOp::pin(Level::L1, pte.mfn()))?;
         }
         // SAFETY: the tables belong to the tree (I-4), which holds them through their entries all
         // the while.
@@ -148,9 +122,10 @@ impl<M: Machine> Changing<'_, '_, '_, M> {
         let pinned = if pins.is_ok() { pending } else { self.batch.applied().count() };
 
         self.batch.clear();
-        for (level, slot, pte) in items().take(pinned) {
-            let Some((_, new)) = change.of(level, pte) else { continue };
-            self.batch.update(MmuUpdate::set(slot, new), pte.raw()).map_err(unchanged)?;
+        for (slot, pte) in items().take(pinned) {
+            let flags = pte.flags().union(held_table(Held::InPlace));
+            let update = MmuUpdate::set(slot, pte.with_flags(flags));
+            self.batch.update(update, pte.raw())?;
         }
         // SAFETY: the entries keep their frames and all that Xen looks at: only a mark changes.
         let marks = unsafe { self.batch.submit(self.context.machine) };
@@ -158,21 +133,138 @@ impl<M: Machine> Changing<'_, '_, '_, M> {
         self.done += marked as u64;
 
         self.batch.clear();
-        for (level, _, pte) in items().take(pinned).skip(marked) {
-            self.batch.op(change.opposite((level, pte))).map_err(unchanged)?;
+        for (_, pte) in items().take(pinned).skip(marked) {
+            self.batch.op(MmuExtOp::unpin(pte.mfn()))?;
         }
         // SAFETY: takes back the pins without a mark.
         let undone = unsafe { self.batch.submit(self.context.machine) };
-        let undone =
+        self.undone =
             undone.map_err(|refused| UndoError { failure: PinFailure::Call(refused.error) });
+        let table = |at: usize, error| {
+            let mfn = items().nth(at).map(|(_, pte)| pte.mfn());
+            refused_table(self.context, (Level::L1, mfn), error)
+        };
         match (pins.err(), marks.err()) {
+            (Some(refused), _) => Err(table(pinned, refused.error)),
+            (None, Some(refused)) => Err(table(marked, refused.error)),
             (None, None) => Ok(()),
-            (pin, mark) => {
-                let refused = [pin, mark].into_iter().flatten().next();
-                let error = refused
-                    .map_or(PinFailure::BatchTooSmall, |refused| PinFailure::Call(refused.error));
-                Err((error, undone))
-            }
         }
     }
+}
+
+/// The refusal of one table.
+fn refused_table<M: Machine>(
+    context: &Context<'_, M>,
+    (level, mfn): (Level, Option<Mfn>),
+    error: hypercall::Error,
+) -> PinFailure {
+    let pfn = mfn.and_then(|mfn| context.p2m.pfn(context.machine, mfn).ok());
+    match (pfn, mfn) {
+        (Some(pfn), Some(mfn)) => PinFailure::Table { level, pfn, mfn, error },
+        _ => PinFailure::Call(error),
+    }
+}
+
+/// Whether a table is pinned by itself and is to be let go of.
+fn is_held(link: Link, lowest: Level) -> bool {
+    held(link.pte).is_some_and(|held| held.level() >= lowest)
+}
+
+/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them, and
+/// the marks stay. How many there were. On failure all are pinned as before, as far as the undo
+/// says.
+///
+/// # Hypercalls
+/// For H such tables and a batch of O extended operations: ceil(H / O).
+pub(crate) fn release<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    lowest: Level,
+    batch: &mut Batch<'_>,
+) -> Result<u64, Refused> {
+    let mut done = 0;
+    let op = |link: Link| MmuExtOp::unpin(link.pte.mfn());
+    on_held(context, roots, (lowest, u64::MAX), (&op, batch, &mut done)).map_err(|failure| {
+        let undone = take_again(context, roots, (lowest, done), batch);
+        (failure, undone)
+    })?;
+    Ok(done)
+}
+
+/// Pins the first `count` tables from `lowest` up again that [`release`] has let go of: those that
+/// carry the mark. All are read-only.
+pub(crate) fn take_again<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    (lowest, count): (Level, u64),
+    batch: &mut Batch<'_>,
+) -> Result<(), UndoError> {
+    if count == 0 {
+        return Ok(());
+    }
+    let op = |link: Link| MmuExtOp::pin(link.level, link.pte.mfn());
+    let mut done = 0;
+    on_held(context, roots, (lowest, count), (&op, batch, &mut done))
+        .map_err(|failure| UndoError { failure })
+}
+
+/// What is asked for each table, where it is collected, and how many Xen has done.
+type Asking<'f, 'b, 's, F> = (&'f F, &'f mut Batch<'b>, &'s mut u64);
+
+/// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark.
+fn on_held<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    (lowest, limit): (Level, u64),
+    (op, batch, done): Asking<'_, '_, '_, impl Fn(Link) -> MmuExtOp>,
+) -> Result<(), PinFailure> {
+    let mut left = limit;
+    batch.clear();
+    each_table(context, (Level::L4, roots.kernel), &mut |link| {
+        if left == 0 || !is_held(link, lowest) {
+            return Ok(());
+        }
+        left -= 1;
+        if batch.ops_room() == 0 {
+            submit(context, batch, done)?;
+        }
+        Ok::<_, PinFailure>(batch.op(op(link))?)
+    })
+    .and_then(|()| submit(context, batch, done))
+    .inspect_err(|_| batch.clear())
+}
+
+fn submit<M: Machine>(
+    context: &Context<'_, M>,
+    batch: &mut Batch<'_>,
+    done: &mut u64,
+) -> Result<(), PinFailure> {
+    let all = batch.ops_max() - batch.ops_room();
+    // SAFETY: the tables belong to the tree (I-4); a pin changes no mapping, and what is let go of
+    // stays a table as long as the root holds it.
+    match unsafe { batch.submit(context.machine) } {
+        Ok(()) => {
+            *done += all as u64;
+            Ok(())
+        }
+        Err(refused) => {
+            *done += batch.applied().count() as u64;
+            Err(PinFailure::Call(refused.error))
+        }
+    }
+}
+
+/// Clears the marks of all tables from `lowest` up, in a tree that is loose now.
+pub(crate) fn unmark<M: Machine>(
+    context: &Context<'_, M>,
+    roots: Roots,
+    lowest: Level,
+) -> Result<(), WalkError> {
+    each_table(context, (Level::L4, roots.kernel), &mut |link| {
+        if !is_held(link, lowest) {
+            return Ok(());
+        }
+        // SAFETY: the table is writable again, and nobody else's (I-4).
+        Ok(unsafe { context.machine.write_entry(link.table, link.index, not_held(link.pte)) }?)
+    })
 }

@@ -64,6 +64,7 @@ mod pgd;
 mod pin;
 mod pool;
 pub mod primitive;
+mod room;
 mod tables;
 mod walk;
 
@@ -82,4 +83,5 @@ pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
 pub use pool::{PoolCounts, PoolError, TablePool};
-pub use walk::{Step, Walk, walk};
+pub use room::{Room, SMALLEST_BATCH};
+pub use walk::{Mapped, Mapping, Step, Walk, walk};

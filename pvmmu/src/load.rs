@@ -19,9 +19,9 @@ const NOBODY: u64 = u64::MAX;
 /// Which root one vCPU runs on.
 #[derive(Debug)]
 pub struct Running {
-    /// The root last asked for.
+    /// The root last asked for, unless Xen refused it.
     asked: AtomicU64,
-    /// The root that Xen has loaded.
+    /// The address space whose roots Xen has last loaded both.
     loaded: AtomicU64,
 }
 
@@ -79,7 +79,8 @@ impl<'a> Vcpus<'a> {
     ///
     /// # Errors
     /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused
-    /// the user root, the kernel root is loaded (`error.done` is 1).
+    /// the user root, the kernel root is loaded (`error.done` is 1), beside the user root of the
+    /// address space before; the vCPU counts for both.
     ///
     /// # Hypercalls
     /// One `mmuext_op` of two elements.
@@ -93,14 +94,14 @@ impl<'a> Vcpus<'a> {
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu)?;
-        place.asked.store(pgd.root().raw(), Ordering::Release);
+        let before = place.asked.swap(pgd.root().raw(), Ordering::AcqRel);
         // SAFETY: the caller's promise is the one that `load` asks for.
         let result = unsafe { pgd.load(context) };
-        let took_one = matches!(result, Err(LoadError::Refused(error)) if error.done > 0);
-        if result.is_ok() || took_one {
-            place.loaded.store(pgd.root().raw(), Ordering::Release);
-        } else {
-            place.asked.store(place.loaded.load(Ordering::Acquire), Ordering::Release);
+        match result {
+            Ok(()) => place.loaded.store(pgd.root().raw(), Ordering::Release),
+            // The kernel root is the new one, and the user root that of the last full load.
+            Err(LoadError::Refused(error)) if error.done > 0 => {}
+            Err(_) => place.asked.store(before, Ordering::Release),
         }
         result
     }

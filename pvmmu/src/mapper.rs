@@ -45,7 +45,8 @@ pub struct LiveMapper<'a, 'b, M> {
 }
 
 impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
-    /// Maps and translates in `pgd`. The batch must have room for five updates.
+    /// Maps and translates in `pgd`. The batch must have room for a
+    /// [`SMALLEST_BATCH`](crate::SMALLEST_BATCH).
     pub const fn new(
         context: Context<'a, M>,
         pgd: &'a mut Pgd<Pinned>,

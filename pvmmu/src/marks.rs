@@ -21,25 +21,52 @@ pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);
 pub(crate) const KEPT: u64 =
     hypercall::ADDRESS_MASK | SHARED.union(FOREIGN).union(COPY_ON_WRITE).bits();
 
-const LEVEL_SHIFT: u32 = 55;
-/// Of an entry that points to a table: the table's level, if it is pinned by itself.
-const HELD: PteFlags = PteFlags::from_bits_retain(3 << LEVEL_SHIFT);
+const HELD_SHIFT: u32 = 55;
+/// Of an entry that points to a table: whether that is pinned by itself, and since when. A leaf has
+/// the highest bit alone at most: [`COPY_ON_WRITE`].
+const HELD: PteFlags = PteFlags::from_bits_retain(7 << HELD_SHIFT);
+/// The value of an L1 table that was pinned where it is linked. The others are levels.
+const IN_PLACE: u64 = 4 | Level::L1 as u64;
 
 /// Every mark.
 pub(crate) const MARKS: PteFlags =
     SHARED.union(FOREIGN).union(HELD).union(COPY_ON_WRITE).union(FORKED);
 
-/// The flags of an entry that points to a table of `level` which is pinned by itself.
-pub(crate) const fn held_table(level: Level) -> PteFlags {
-    PteFlags::TABLE.union(PteFlags::from_bits_retain((level as u64) << LEVEL_SHIFT))
+/// A table that is pinned by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// A table of this level that a pool has handed out.
+    Pooled(Level),
+    /// An L1 table that was pinned where it is linked.
+    InPlace,
 }
 
-/// The level of the table that a present entry points to, if that is pinned by itself.
-pub(crate) const fn held(pte: Pte) -> Option<Level> {
-    match (pte.raw() & HELD.bits()) >> LEVEL_SHIFT {
-        1 => Some(Level::L1),
-        2 => Some(Level::L2),
-        3 => Some(Level::L3),
+impl Held {
+    /// The table's level.
+    pub(crate) const fn level(self) -> Level {
+        match self {
+            Self::Pooled(level) => level,
+            Self::InPlace => Level::L1,
+        }
+    }
+}
+
+/// The flags of an entry that points to a table which is pinned by itself.
+pub(crate) const fn held_table(held: Held) -> PteFlags {
+    let value = match held {
+        Held::Pooled(level) => level as u64,
+        Held::InPlace => IN_PLACE,
+    };
+    PteFlags::TABLE.union(PteFlags::from_bits_retain(value << HELD_SHIFT))
+}
+
+/// What the table is that a present entry points to, if that is pinned by itself.
+pub(crate) const fn held(pte: Pte) -> Option<Held> {
+    match (pte.raw() & HELD.bits()) >> HELD_SHIFT {
+        1 => Some(Held::Pooled(Level::L1)),
+        2 => Some(Held::Pooled(Level::L2)),
+        3 => Some(Held::Pooled(Level::L3)),
+        IN_PLACE => Some(Held::InPlace),
         _ => None,
     }
 }
@@ -56,9 +83,10 @@ mod tests {
 
     #[test]
     fn a_held_table_is_known_by_its_level_and_no_leaf_is_taken_for_one() {
-        for level in [Level::L1, Level::L2, Level::L3] {
-            let pte = Pte::new(Mfn::new(7), held_table(level));
-            assert_eq!(held(pte), Some(level));
+        let pooled = [Level::L1, Level::L2, Level::L3].map(Held::Pooled);
+        for table in pooled.into_iter().chain([Held::InPlace]) {
+            let pte = Pte::new(Mfn::new(7), held_table(table));
+            assert_eq!(held(pte), Some(table));
             assert_eq!(held(not_held(pte)), None);
             assert_eq!(not_held(pte), Pte::new(Mfn::new(7), PteFlags::TABLE));
         }

@@ -21,6 +21,8 @@ pub enum Obstacle {
     MapsTable(Place, Level),
     /// This entry of the refused table names a frame that the frame map does not know.
     UnknownFrame(Place),
+    /// This entry leads to the refused table, which is to be none any more.
+    Links(Place),
 }
 
 impl fmt::Display for Obstacle {
@@ -31,8 +33,18 @@ impl fmt::Display for Obstacle {
                 write!(f, "its {place} maps an {level} table writable")
             }
             Self::UnknownFrame(place) => write!(f, "its {place} names a frame that P2M lacks"),
+            Self::Links(place) => write!(f, "{place} leads to it"),
         }
     }
+}
+
+/// A table in whose way something may stand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspect {
+    pub(crate) level: Level,
+    pub(crate) pfn: Pfn,
+    /// The first address that it is to span, unless an entry leads to it already.
+    pub(crate) base: u64,
 }
 
 /// How many obstacles an error carries.
@@ -86,21 +98,83 @@ impl Obstacles {
     ) -> Self {
         let mut found = Self::default();
         if let PinFailure::Table { level, pfn, mfn, .. } = *failure {
-            found.search(context, roots, (level, pfn, mfn));
+            found.search(context, roots, (Suspect { level, pfn, base: 0 }, mfn));
         } else if let PinFailure::Root { pfn, mfn, .. } = *failure {
-            found.search(context, roots, (Level::L4, pfn, mfn));
+            found.search(context, roots, (Suspect { level: Level::L4, pfn, base: 0 }, mfn));
         }
         found
+    }
+
+    /// The first of these tables, lower ones first, that something stands in the way of, and what;
+    /// if there is none, the last one.
+    pub(crate) fn of_tables<M: FrameAccess>(
+        context: &Context<'_, M>,
+        roots: Roots,
+        tables: impl Iterator<Item = Suspect>,
+    ) -> Option<(Suspect, Self)> {
+        let mut last = None;
+        for suspect in tables {
+            let mut found = Self::default();
+            if let Ok(mfn) = context.mfn(suspect.pfn) {
+                found.search(context, roots, (suspect, mfn));
+            }
+            last = Some((suspect, found));
+            if found.count > 0 {
+                break;
+            }
+        }
+        last
+    }
+
+    /// The entries that lead to the table which `failure` says is still one, but for its own in the
+    /// tree under `roots`, as far as they can be read.
+    pub(crate) fn of_unpin<M: FrameAccess>(
+        context: &Context<'_, M>,
+        roots: Roots,
+        failure: &PinFailure,
+    ) -> Self {
+        let mut found = Self::default();
+        let PinFailure::Protect { table, .. } = *failure else { return found };
+        let Ok(mfn) = context.mfn(table) else { return found };
+        let is_root = table == roots.kernel || Some(table) == roots.user;
+        let mut own_links = u64::from(!is_root);
+        let running = Some(context.kernel_root).filter(|root| *root != roots.kernel);
+        let running = running.map(|root| (root, 0..ENTRIES, true));
+        for (root, slots, counts) in
+            [Some((roots.kernel, USER_SLOTS, false)), running].into_iter().flatten()
+        {
+            // As above.
+            let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+                let leads = place.pte.decode(place.level) == Entry::Table(mfn);
+                if leads && (counts || own_links == 0) {
+                    found.add(Obstacle::Links(place));
+                } else if leads {
+                    own_links -= 1;
+                }
+                if place.level == Level::L2 { Descend::No } else { Descend::Yes }
+            });
+        }
+        found
+    }
+
+    /// Says what was found in the way of a table, or that nothing was.
+    pub(crate) fn told(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            0 => f.write_str(
+                "; no mapping of the running tree or of this one stands in the way: look for one \
+                 in another address space, a grant, or bits that Xen does not allow",
+            ),
+            count => write!(f, "; {count} in the way: {self}"),
+        }
     }
 
     fn search<M: FrameAccess>(
         &mut self,
         context: &Context<'_, M>,
         roots: Roots,
-        (level, table, mfn): (Level, Pfn, Mfn),
+        (Suspect { level, pfn: table, mut base }, mfn): (Suspect, Mfn),
     ) {
         let trees = [(context.kernel_root, 0..ENTRIES), (roots.kernel, USER_SLOTS)];
-        let mut base = 0;
         for (root, slots) in trees.clone() {
             // A part that cannot be read is a part that is not named.
             let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {

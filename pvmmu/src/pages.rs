@@ -63,16 +63,39 @@ impl Pages {
         self.start.checked_add_pages(index).map_err(|_| MapError::KernelHalf(self.start))
     }
 
+    /// Checks that the run lies in the user half and begins with a page.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
+    pub(crate) fn check(self) -> Result<(), MapError> {
+        check_page(self.start)?;
+        if self.count > 0 {
+            check_page(self.at(self.count - 1)?)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the run lies in the user half, as one of the same length from `to` on does, and
+    /// that no page is in both.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Overlap`].
+    pub(crate) fn check_apart(self, to: GuestVa) -> Result<(), MapError> {
+        self.check()?;
+        Self { start: to, ..self }.check()?;
+        if page_number(self.start).abs_diff(page_number(to)) < self.count {
+            return Err(MapError::Overlap(to));
+        }
+        Ok(())
+    }
+
     /// The parts of the run, in order of address, each in one L1 table and of at most `longest`
     /// pages.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
     pub(crate) fn runs(self, longest: u16) -> Result<impl Iterator<Item = Run>, MapError> {
-        check_page(self.start)?;
-        if self.count > 0 {
-            check_page(self.at(self.count - 1)?)?;
-        }
+        self.check()?;
         let mut done = 0;
         Ok(core::iter::from_fn(move || {
             let left = self.count - done;
@@ -95,6 +118,13 @@ pub(crate) fn check_page(va: GuestVa) -> Result<(), MapError> {
     } else {
         Ok(())
     }
+}
+
+/// Checks that `va` is the first address of an L1 table in the user half.
+pub(crate) fn check_table(va: GuestVa) -> Result<(), MapError> {
+    check_page(va)?;
+    let aligned = va.raw().is_multiple_of(1 << Level::L2.shift());
+    if aligned { Ok(()) } else { Err(MapError::Unaligned(va)) }
 }
 
 /// Checks that `flags` make an entry that maps something and claim nothing that is Xen's or this

@@ -13,9 +13,10 @@
 use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::access::{Access, Stopped, set_access, undo};
+use crate::access::{Access, Stopped, Tables, set_access, undo};
 use crate::context::Context;
 use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
+use crate::hold::{release, take_again, unmark};
 use crate::obstacles::Obstacles;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
@@ -39,7 +40,8 @@ impl Pgd<Loose> {
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Pinned>, PinError> {
         let roots = self.roots();
-        let read_only = set_access(context, roots, (Access::ReadOnly, u64::MAX), batch);
+        let to_read_only = Tables { access: Access::ReadOnly, lowest: Level::L1 };
+        let read_only = set_access(context, roots, (to_read_only, u64::MAX), batch);
         let (done, failure, unpinned) = match read_only {
             Err(Stopped { done, failure }) => (done, failure, Ok(())),
             Ok(done) => match pin_roots(context, roots) {
@@ -54,9 +56,8 @@ impl Pgd<Loose> {
         };
         // While the tables are read-only: afterwards each would stand in its own way.
         let obstacles = Obstacles::of(context, roots, &failure);
-        let undo = unpinned
-            .and(blamed)
-            .and_then(|()| undo(context, roots, (Access::ReadOnly, done), batch));
+        let undo =
+            unpinned.and(blamed).and_then(|()| undo(context, roots, (to_read_only, done), batch));
         Err(PinError { pgd: self, failure, obstacles, undo })
     }
 }
@@ -66,14 +67,14 @@ impl Pgd<Pinned> {
     /// what Xen left in the roots.
     ///
     /// # Errors
-    /// [`UnpinError`] with the address space, its root pinned as before. L1 tables that were pinned
-    /// by themselves ([`Pgd::hold_l1_tables`]) may not be any more. `EBUSY` while some vCPU runs on
-    /// the tree: its tables stay tables until another root is loaded.
+    /// [`UnpinError`] with the address space, pinned as before, and so is every table that was
+    /// pinned by itself. `EBUSY` while some vCPU runs on the tree: its tables stay tables until
+    /// another root is loaded.
     ///
     /// # Hypercalls
     /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H
     /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
-    /// / min(B, O)) multicalls.
+    /// / O) `mmuext_op`. On refusal as many again at most.
     pub fn unpin<M: Machine>(
         mut self,
         context: &Context<'_, M>,
@@ -85,15 +86,25 @@ impl Pgd<Pinned> {
                 self.holds = Holds::Nothing;
                 Ok(self.into_state())
             }
-            Err((failure, undo)) => Err(UnpinError { pgd: self, failure, undo }),
+            Err(refused) => Err(self.not_unpinned(context, refused)),
         }
+    }
+
+    /// What is told of an unpin that was refused.
+    pub(crate) fn not_unpinned<M: Machine>(
+        self,
+        context: &Context<'_, M>,
+        (failure, undo): Refused,
+    ) -> UnpinError {
+        let obstacles = Obstacles::of_unpin(context, self.roots(), &failure);
+        UnpinError { pgd: self, failure, obstacles, undo }
     }
 }
 
 /// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the
-/// roots, makes the tables writable and scrubs the roots. On failure all is as before, as far as
-/// the undo says. Tables below `lowest` that are pinned by themselves stay so, empty or not. How
-/// many were let go of.
+/// roots, makes the tables writable, and scrubs the roots and the marks. On failure all is as
+/// before, as far as the undo says. Tables below `lowest` that are pinned by themselves stay so,
+/// empty or not. How many were let go of.
 pub(crate) fn unpin<M: Machine>(
     context: &Context<'_, M>,
     (roots, holds): (Roots, Holds),
@@ -102,15 +113,34 @@ pub(crate) fn unpin<M: Machine>(
 ) -> Result<u64, Refused> {
     let released = match holds {
         Holds::Nothing => 0,
-        Holds::Tables => crate::hold::release(context, roots, lowest, batch)?,
+        Holds::Tables => release(context, roots, lowest, batch)?,
     };
+    let_go(context, (roots, lowest), released, batch).map(|()| released).map_err(
+        |(failure, undo)| {
+            (failure, undo.and_then(|()| take_again(context, roots, (lowest, released), batch)))
+        },
+    )
+}
+
+/// Ends a tree of which only the roots are pinned.
+fn let_go<M: Machine>(
+    context: &Context<'_, M>,
+    (roots, lowest): (Roots, Level),
+    released: u64,
+    batch: &mut Batch<'_>,
+) -> Result<(), Refused> {
     unpin_roots(context, roots)?;
-    let writable = set_access(context, roots, (Access::Writable, u64::MAX), batch);
+    let to_writable = Tables { access: Access::Writable, lowest };
+    let writable = set_access(context, roots, (to_writable, u64::MAX), batch);
     let scrubbed = writable.and_then(|done| {
-        scrub(context, roots).map_err(|error| Stopped { done, failure: error.into() })
+        let cleared = scrub(context, roots).and_then(|()| match released {
+            0 => Ok(()),
+            _ => unmark(context, roots, lowest),
+        });
+        cleared.map_err(|error| Stopped { done, failure: error.into() })
     });
-    scrubbed.map(|()| released).map_err(|Stopped { done, failure }| {
-        let undo = undo(context, roots, (Access::Writable, done), batch)
+    scrubbed.map_err(|Stopped { done, failure }| {
+        let undo = undo(context, roots, (to_writable, done), batch)
             .and_then(|()| pin_roots(context, roots).map_err(|(failure, _)| UndoError { failure }));
         (failure, undo)
     })

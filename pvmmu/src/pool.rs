@@ -14,6 +14,7 @@ use crate::context::{Context, DirectMap};
 use crate::error::PinFailure;
 use crate::frames::{FrameSource, FrameStack};
 use crate::loose::clear;
+use crate::marks::Held;
 
 /// Empty validated tables of the levels 1 to 3.
 ///
@@ -26,21 +27,40 @@ pub struct TablePool<'t> {
     counts: PoolCounts,
 }
 
-/// What has passed through a pool.
+/// What has passed through a pool. Two sums always hold: the pool has `made + adopted + returned -
+/// taken - ended - lost` tables, and address spaces have [`out`](Self::out) of its tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
     /// Tables that were validated for the pool.
     pub made: u64,
+    /// Tables that came from an address space, which had made them and pinned them by themselves.
+    pub adopted: u64,
     /// Tables that left it into an address space.
     pub taken: u64,
-    /// Tables that came back.
+    /// Tables that were taken and came back.
     pub returned: u64,
-    /// Tables that were taken and ended as plain frames together with their address space.
+    /// Tables that were taken and became plain frames: when all in them was unmapped at once, or
+    /// with their address space.
     pub not_returned: u64,
     /// Tables that came back and found no place, or were drained: plain frames again.
     pub ended: u64,
     /// Tables that Xen would not let go of: they are lost to the guest.
     pub lost: u64,
+}
+
+impl PoolCounts {
+    /// Tables that were taken and are in address spaces still. One that is unpinned without being
+    /// destroyed keeps its tables, as plain ones: they stay out.
+    #[must_use]
+    pub const fn out(&self) -> u64 {
+        self.taken - self.returned - self.not_returned
+    }
+
+    /// Tables that are in the pool.
+    #[must_use]
+    pub const fn inside(&self) -> u64 {
+        self.made + self.adopted + self.returned - self.taken - self.ended - self.lost
+    }
 }
 
 /// Filling or draining a pool stopped. Every table is either in the pool or back with the source of
@@ -124,10 +144,14 @@ impl<'t> TablePool<'t> {
     pub(crate) fn give_back<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
-        (level, frame): (Level, Frame),
+        (held, frame): (Held, Frame),
         frames: &mut impl FrameSource,
     ) {
-        self.counts.returned += 1;
+        let level = held.level();
+        match held {
+            Held::Pooled(_) => self.counts.returned += 1,
+            Held::InPlace => self.counts.adopted += 1,
+        }
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
             return self.put(level, frame);
         }
@@ -147,7 +171,8 @@ impl<'t> TablePool<'t> {
     /// and places.
     ///
     /// # Errors
-    /// [`PoolError`]: the tables made before stay, the other frames went back.
+    /// [`PoolError`]: the tables made before stay, the other frames went back. The batch must hold
+    /// an update and an extended operation.
     ///
     /// # Hypercalls
     /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls
@@ -163,7 +188,10 @@ impl<'t> TablePool<'t> {
         let room = self.stack(level).map_or(0, |stack| stack.room());
         let mut left = count.min(room);
         let whole = batch.updates_max().min(batch.ops_max());
-        while left > 0 && whole > 0 {
+        if left > 0 && whole == 0 {
+            return Err(PoolError { done: 0, failure: PinFailure::BatchTooSmall });
+        }
+        while left > 0 {
             match self.fill_some(context, (level, left.min(whole)), frames, batch) {
                 Ok(0) => break,
                 Ok(some) => {

@@ -99,7 +99,8 @@ impl Pgd<Pinned> {
     /// before.
     ///
     /// # Hypercalls
-    /// One; after an emulated write, which is a trap of its own, one `mmuext_op`.
+    /// One; after an emulated write, which is a trap of its own, one `mmuext_op`, and if that is
+    /// refused the write that takes the change back.
     pub fn set_flags<M: Machine + Cpu>(
         &mut self,
         context: &Context<'_, M>,
@@ -182,32 +183,39 @@ fn emulated<M: Machine + Cpu>(
     (by, need): (Primitive, Need),
     (new, old): (Pte, Pte),
 ) -> Result<Changed, MapError> {
-    let was = if by == Primitive::EmulatedStore {
+    let changed = if by == Primitive::EmulatedStore {
         // SAFETY: the entry keeps its frame, and belongs to the address space (I-4); what stands
         // behind the address is a table, no Rust object.
-        unsafe { context.machine.store(entry, new.raw()) }.map(|()| old.raw())
+        unsafe { context.machine.store(entry, new.raw()) }.map(|()| Changed::From(old))
     } else {
-        exchange(context, entry, (need, new), old)
+        exchange(context.machine, entry, (need, new), old)
     };
-    let was = Pte::from_raw(was.map_err(|_| MapError::Faulted(va))?);
-    if by == Primitive::EmulatedCompareExchange && matches!(need, Need::IfStill(_)) && was != old {
-        return Ok(Changed::Not(was));
-    }
+    let changed = changed.map_err(|_| MapError::Faulted(va))?;
+    let Changed::From(was) = changed else { return Ok(changed) };
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: a flush changes no mapping.
-    unsafe { batch.submit(context.machine) }.map_err(MapError::RefusedCall)?;
-    Ok(Changed::From(was))
+    let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(changed) };
+    // Without the flush the change must not stay; what the CPU has noted meanwhile does. Xen may
+    // have adjusted what was written.
+    let undone = context.machine.load(entry).and_then(|now| {
+        let now = Pte::from_raw(now);
+        exchange(context.machine, entry, (Need::KeepAccessedDirty, was), now)
+    });
+    match undone {
+        Ok(Changed::From(_)) => Err(MapError::RefusedCall(refused)),
+        Ok(Changed::Not(_)) | Err(_) => Err(MapError::NotUndone { left: 1, error: refused.error }),
+    }
 }
 
 /// Exchanges the entry; if only the CPU has touched it meanwhile and that may be, again.
 fn exchange<M: Cpu>(
-    context: &Context<'_, M>,
+    machine: &M,
     entry: GuestVa,
     (need, new): (Need, Pte),
     old: Pte,
-) -> Result<u64, hypercall::Fault> {
+) -> Result<Changed, hypercall::Fault> {
     let ad = PteFlags::ACCESSED.union(PteFlags::DIRTY).bits();
     let mut old = old.raw();
     loop {
@@ -216,9 +224,12 @@ fn exchange<M: Cpu>(
             _ => new.raw(),
         };
         // SAFETY: as in `emulated`.
-        let was = unsafe { context.machine.compare_exchange(entry, old, value) }?;
-        if was == old || matches!(need, Need::IfStill(_)) || (was ^ old) & !ad != 0 {
-            return Ok(was);
+        let was = unsafe { machine.compare_exchange(entry, old, value) }?;
+        if was == old {
+            return Ok(Changed::From(Pte::from_raw(was)));
+        }
+        if matches!(need, Need::IfStill(_)) || (was ^ old) & !ad != 0 {
+            return Ok(Changed::Not(Pte::from_raw(was)));
         }
         old = was;
     }
@@ -226,7 +237,75 @@ fn exchange<M: Cpu>(
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
+    use hypercall::{Fault, Mfn};
+
     use super::*;
+
+    /// A CPU whose one entry becomes `then` just before it is first exchanged.
+    struct Raced {
+        entry: Cell<u64>,
+        then: Cell<Option<u64>>,
+    }
+
+    impl Cpu for Raced {
+        fn load(&self, _: GuestVa) -> Result<u64, Fault> {
+            Ok(self.entry.get())
+        }
+
+        unsafe fn store(&self, _: GuestVa, value: u64) -> Result<(), Fault> {
+            self.entry.set(value);
+            Ok(())
+        }
+
+        unsafe fn compare_exchange(
+            &self,
+            _: GuestVa,
+            current: u64,
+            new: u64,
+        ) -> Result<u64, Fault> {
+            if let Some(then) = self.then.take() {
+                self.entry.set(then);
+            }
+            let was = self.entry.get();
+            if was == current {
+                self.entry.set(new);
+            }
+            Ok(was)
+        }
+
+        fn ticks(&self) -> u64 {
+            0
+        }
+    }
+
+    /// Exchanges `old` for `new` on a CPU whose entry becomes `then` meanwhile; what is left.
+    fn raced(need: Need, (old, then, new): (Pte, Pte, Pte)) -> (Changed, Pte) {
+        let cpu = Raced { entry: Cell::new(old.raw()), then: Cell::new(Some(then.raw())) };
+        let va = GuestVa::new(0).expect("the guest's");
+        let changed = exchange(&cpu, va, (need, new), old).expect("no fault");
+        (changed, Pte::from_raw(cpu.entry.get()))
+    }
+
+    #[test]
+    fn an_exchange_that_did_not_happen_is_not_told_as_one() {
+        let old = Pte::new(Mfn::new(7), PteFlags::USER_RW);
+        let (other, new) = (Pte::new(Mfn::new(8), PteFlags::USER_RW), old.read_only());
+        for need in [Need::Set, Need::KeepAccessedDirty, Need::IfStill(old)] {
+            assert_eq!(raced(need, (old, other, new)), (Changed::Not(other), other), "{need:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_cpu_notes_meanwhile_is_kept_or_overwritten_as_asked() {
+        let old = Pte::new(Mfn::new(7), PteFlags::USER_RW & !PteFlags::DIRTY);
+        let (dirty, new) = (old.with_flags(old.flags() | PteFlags::DIRTY), old.read_only());
+        assert_eq!(raced(Need::Set, (old, dirty, new)), (Changed::From(dirty), new));
+        let kept = raced(Need::KeepAccessedDirty, (old, dirty, new));
+        assert_eq!(kept, (Changed::From(dirty), dirty.read_only()));
+        assert_eq!(raced(Need::IfStill(old), (old, dirty, new)), (Changed::Not(dirty), dirty));
+    }
 
     const ALL: [Primitive; 5] = [
         Primitive::MmuUpdate,

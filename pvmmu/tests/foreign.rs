@@ -206,3 +206,36 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
     }
     panic!("more than 40 requests");
 }
+
+/// More runs than one trap takes, each with a flush to follow.
+#[test]
+fn own_and_foreign_pages_change_in_turn_in_one_section() {
+    let guest = Guest::dom0();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut frames = Noting { pool: guest.pool(), foreign: Vec::new() };
+    let mut storage = BatchStorage::<80, 8>::new();
+    let mut batch = storage.batch();
+    let mut pgd = build(&context, 40, &mut frames.pool).pin(&context, &mut batch).expect("pinned");
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let (first, _) = run_of_the_neighbour(&guest);
+    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    for at in 0..20 {
+        pgd.unmap(&mut with, Pages::one(page(2 * at + 1))).expect("unmapped");
+    }
+    pgd.edit(&mut with, |edit| {
+        (0..20).try_for_each(|at| {
+            edit.unmap(Pages::one(page(2 * at)))?;
+            let pages = Pages::one(page(2 * at + 1));
+            edit.map_foreign((pages, PteFlags::USER_RW), (first, NEIGHBOUR))
+        })
+    })
+    .expect("as many traps as it takes");
+    for at in 0..40 {
+        assert_eq!(leaf(&context, &pgd, at), (at % 2 == 1).then_some(first), "page {at}");
+    }
+    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    pgd.destroy(&mut with).expect("destroyed");
+    assert_eq!(frames.foreign, [first; 20]);
+    guest.check();
+}

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Guest, build, context, tools};
 use hypercall::{BatchStorage, GuestVa, PteFlags};
-use pvmmu::{LoadError, MapError, Pages, Running, TablePool, Vcpus};
+use pvmmu::{LoadError, MapError, Pages, Room, Running, TablePool, Vcpus};
 
 #[test]
 fn a_table_does_not_move_with_room_for_half_of_it() {
@@ -27,7 +27,10 @@ fn a_table_does_not_move_with_room_for_half_of_it() {
     let left = pool.len();
     let mut with = tools(&context, &mut small, &mut tables, &mut pool);
     let refused = pgd.edit(&mut with, |edit| edit.move_table(from, to)).expect_err("too small");
-    assert!(matches!(refused.error, MapError::BatchTooSmall { needed: 2, room: 1 }), "{refused}");
+    assert!(
+        matches!(refused.error, MapError::BatchTooSmall(Room { updates: 1, ops: 1 })),
+        "{refused}"
+    );
     assert_eq!(pool.len(), left, "the table is where it was");
     guest.check();
     let mut storage = BatchStorage::<40, 8>::new();

@@ -1,12 +1,12 @@
 //! From loose to pinned and back, and what is left when Xen refuses.
-#![expect(unsafe_code, reason = "loads roots and makes a forbidden alias; the guest is a model")]
+#![expect(unsafe_code, reason = "loads roots and stores into a loose tree; the guest is a model")]
 
 mod common;
 
-use common::{Guest, build, context, destroy, page};
+use common::{Guest, alias, build, context, destroy, page};
 use hypercall::{
-    BatchStorage, Call, Counting, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags,
-    Refusal, Request, VaFlush, VaMapping, XEN_SLOTS,
+    BatchStorage, Counting, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags,
+    Refusal, XEN_SLOTS,
 };
 use pvmmu::{Context, FrameSource as _, OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root, walk};
 use x86_64::structures::paging::PageTableIndex;
@@ -263,15 +263,4 @@ fn tables<M: hypercall::Machine>(context: &Context<'_, M>, root: Pfn) -> Vec<Pfn
 fn direct<M: hypercall::Machine>(context: &Context<'_, M>, pfn: Pfn) -> Pte {
     let va = context.machine.direct_map(pfn).expect("mapped");
     walk(context, context.kernel_root, va).expect("readable").leaf().expect("an L1 table").1
-}
-
-/// Lets the direct mapping of `window` show `pfn`, writable.
-fn alias<M: hypercall::Machine>(context: &Context<'_, M>, window: Pfn, pfn: Pfn) {
-    let va = context.machine.direct_map(window).expect("mapped").addr();
-    let pte = Pte::new(context.p2m.mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
-    let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
-    let mut calls = [Call::new(Request::VaMapping(mapping))];
-    // SAFETY: the guest exists only in the model.
-    unsafe { context.machine.issue(&mut calls) }.expect("issued");
-    calls[0].result().expect("the alias is made");
 }

@@ -3,148 +3,24 @@
 #![expect(unsafe_code, reason = "loads roots; the guest is a model")]
 
 mod common;
+#[macro_use]
+mod sweeping;
 
-use common::{Guest, Pool, context, tools};
-use hypercall::{
-    Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
-};
+use common::{Guest, context, tools};
+use hypercall::{Errno, FailNth, Level, Machine, PteFlags, Refusal};
 use pvmmu::{
-    Context, Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Reach, Running, Shares,
+    Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Reach, Room, Running, Shares,
     TablePool, Tools, Vcpus, walk,
 };
-use xen_model::Model;
+use sweeping::{
+    Operation, READ_ONLY, Storage, Work, destroy, full, refuse_each, sparse, start, va,
+};
 
-const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
-
-type Storage = BatchStorage<40, 12>;
-type Frames<'p, 's> = Counted<'p, 's, Pool>;
-type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
-
-/// What is swept: an operation on an address space that is given.
-trait Operation {
-    fn run<M: Machine>(
-        &self,
-        pgd: &mut Pgd<Pinned>,
-        with: &mut Work<'_, '_, '_, '_, '_, M>,
-    ) -> Result<(), String>;
-}
-
-/// Runs the operation with request `request` refused after `done` elements, for every request it
-/// makes.
-fn refuse_each(operation: &impl Operation) {
-    let mut refused = 0;
-    for request in 0..400 {
-        let mut reached = false;
-        for done in [0, 3] {
-            let refusal = Refusal { request, errno: Errno::ENOMEM, done };
-            if live(operation, refusal) {
-                reached = true;
-                refused += 1;
-            }
-        }
-        if !reached {
-            assert!(refused > 0, "the operation asks Xen for nothing");
-            return;
-        }
-    }
-    panic!("an operation of more than 400 requests");
-}
-
-/// A life around the operation; whether its request was reached.
-fn live(operation: &impl Operation, refusal: Refusal) -> bool {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
-    let free = pool.len();
-    let mut counts = vec![0; guest.list.len()];
-    let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
-    let mut places = [const { None::<Frame> }; 24];
-    let (l1, rest) = places.split_at_mut(16);
-    let (l2, l3) = rest.split_at_mut(4);
-    let mut tables = TablePool::new([l1, l2, l3]);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
-        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
-    }
-    let mut pgd = start(&plain, &mut frames, &mut batch);
-
-    let machine = FailNth::new(&guest.model, refusal);
-    let around = context(&guest, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
-    let result = operation.run(&mut pgd, &mut with);
-    assert_eq!(result.is_err(), machine.has_refused(), "{refusal:?}: {result:?}");
-    guest.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
-
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
-    destroy(pgd, &mut with);
-    for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&plain, (level, 99), &mut frames).expect("drained");
-    }
-    assert_eq!(tables.counts().lost, 0);
-    assert_eq!(pool.len(), free, "{refusal:?}: {result:?}: frames were lost");
-    assert!(counts.iter().all(|count| *count == 0), "{refusal:?}: {result:?}: shares were lost");
-    guest.check();
-    machine.has_refused()
-}
-
-/// Two roots, a full table and a sparse one.
-fn start(
-    context: &Context<'_, Model>,
-    frames: &mut Frames<'_, '_>,
-    batch: &mut Batch<'_>,
-) -> Pgd<Pinned> {
-    let mut pgd = Pgd::with_user_root(context, frames).expect("two roots");
-    for pages in [full(), sparse()] {
-        pgd.map_pages(context, (pages, PteFlags::USER_RW), frames).expect("mapped");
-    }
-    pgd.pin(context, batch).expect("pinned")
-}
-
-fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
-    if let Err(error) = pgd.destroy(with) {
-        let reason = error.to_string();
-        let pgd = error.into_pgd().expect(&reason);
-        pgd.destroy(with).expect("only one request is refused");
-    }
-}
-
-fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
-    GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
-}
-
-/// A whole table.
-fn full() -> Pages {
-    Pages { start: va(1, 2, 0), count: 512 }
-}
-
-/// Some pages of another.
-fn sparse() -> Pages {
-    Pages { start: va(1, 4, 5), count: 20 }
-}
-
-macro_rules! sweep {
-    ($($name:ident: |$pgd:ident, $with:ident| $work:expr;)*) => { $(
-        #[test]
-        fn $name() {
-            struct This;
-            impl Operation for This {
-                fn run<M: Machine>(
-                    &self,
-                    $pgd: &mut Pgd<Pinned>,
-                    $with: &mut Work<'_, '_, '_, '_, '_, M>,
-                ) -> Result<(), String> {
-                    $work.map_err(|error| error.to_string())
-                }
-            }
-            refuse_each(&This);
-        }
-    )* };
-}
+/// Room for many changes, and for fewer than a table has.
+const MANY: Room = Room { updates: 40, ops: 12 };
 
 sweep! {
+    in batches of MANY;
     protecting_a_whole_table: |pgd, with| pgd.protect(with, full(), READ_ONLY);
     protecting_pages_in_place: |pgd, with| {
         with.presence = Presence::Steady;
@@ -173,6 +49,13 @@ sweep! {
         pgd.hold_l1_tables(context, batch).map(drop).map_err(|(failure, undo)| {
             assert_eq!(undo, Ok(()));
             failure
+        })
+    };
+    holding_and_then_protecting_a_whole_table: |pgd, with| {
+        let Tools { context, batch, .. } = &mut *with;
+        let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
+        held.and_then(|_| {
+            pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
         })
     };
     holding_and_then_unmapping_whole_tables: |pgd, with| {
@@ -265,7 +148,7 @@ fn ending_an_address_space_with_tables_from_a_pool() {
             outcome
         }
     }
-    refuse_each(&This);
+    refuse_each(&This, MANY);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Guest, build, context, page, tools};
-use hypercall::{BatchStorage, Counting, Errno, PteFlags, VcpuSet};
+use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal, VcpuSet};
 use pvmmu::{
     DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Vcpus, load_root,
 };
@@ -70,6 +70,42 @@ fn a_tree_that_another_vcpu_runs_on_is_not_destroyed_and_xen_is_not_asked() {
     let pgd = error.into_pgd().expect("it is there");
     vcpus.destroy(pgd, &mut with).expect("nobody runs on it");
     assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+#[test]
+fn a_vcpu_that_got_only_a_kernel_root_counts_for_the_user_roots_address_space_too() {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let [one, other] = [(); 2].map(|()| {
+        let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+        pgd.pin(&plain, &mut batch).expect("pinned")
+    });
+    let places = [Running::nowhere()];
+    let vcpus = Vcpus::new(&places);
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { vcpus.load(&plain, 0, &one) }.expect("loaded");
+    for done in [1, 0] {
+        let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
+        let machine = FailNth::new(&guest.model, refusal);
+        let around = context(&guest, &machine, &p2m);
+        // SAFETY: as above.
+        unsafe { vcpus.load(&around, 0, &other) }.expect_err("refused");
+        assert!(!vcpus.on(&one).is_empty(), "its user root is loaded");
+        assert!(!vcpus.on(&other).is_empty(), "its kernel root is");
+    }
+    // SAFETY: as above.
+    unsafe { vcpus.load(&plain, 0, &other) }.expect("loaded");
+    assert!(vcpus.on(&one).is_empty());
+    // SAFETY: as above.
+    unsafe { vcpus.leave(&plain, 0) }.expect("left");
+    for pgd in [one, other] {
+        let loose = pgd.unpin(&plain, &mut batch).expect("nobody runs on it");
+        common::destroy(&plain, loose, &mut pool);
+    }
     guest.check();
 }
 

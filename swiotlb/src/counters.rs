@@ -2,6 +2,7 @@
 
 use core::ops::Add;
 
+use crate::direct::Records;
 use crate::sync::{AtomicU64, Ordering};
 
 /// A part of a pool that one vCPU, or a few, search first: its counters, in a cache line or two of
@@ -20,6 +21,8 @@ pub struct Area {
     direct_maps: AtomicU64,
     direct_unmaps: AtomicU64,
     failures: [AtomicU64; 4],
+    /// Buffers that devices have as they are, if they end by their address.
+    pub(crate) direct: Records,
 }
 
 /// Why something was refused, as far as it is counted.
@@ -47,6 +50,7 @@ impl Area {
             direct_maps: zero(),
             direct_unmaps: zero(),
             failures: core::array::from_fn(|_| zero()),
+            direct: Records::new(),
         }
     }
 

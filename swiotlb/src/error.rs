@@ -127,7 +127,7 @@ pub enum Error {
         /// log2 of the frames in its runs.
         order: u32,
     },
-    /// The address is in none of the pool's segments.
+    /// The address is in none of the pool's segments, nor the buffer's own.
     NotOfThisPool {
         /// The address.
         address: BusAddr,
@@ -277,7 +277,7 @@ impl Error {
                 "runs of 2^{order} frames are too short for a pool: gather runs of 2^{}",
                 crate::segment::SEGMENT_ORDER
             ),
-            Self::NotOfThisPool { address } => write!(f, "{address} is in no segment of this pool"),
+            Self::NotOfThisPool { address } => write!(f, "{address} is nothing of this pool's"),
             Self::NotTaken { address } => {
                 write!(f, "nothing is taken at {address}: it was given back before, or never taken")
             }

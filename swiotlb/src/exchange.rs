@@ -8,7 +8,7 @@
 
 use hypercall::{
     Batch, DomId, Errno, Error as CallError, Exchange, Extent, Machine, MemoryOp, Mfn, MmuExtOp,
-    MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation,
+    MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
 };
 use p2m::{FindDirect, P2m, Pfns};
 
@@ -127,14 +127,23 @@ fn plan_unmapping<M: Machine, D: FindDirect>(
 ) -> Result<(), Error> {
     batch.clear();
     for pfn in pfns.iter() {
-        let (slot, pte) = around.direct.find(pfn)?;
-        let mfn = around.p2m.mfn(pfn)?;
-        if !pte.is_writable() || pte.mfn() != mfn {
-            return Err(Error::NotMapped { pfn, mfn, pte });
-        }
+        let (slot, pte) = find_mapped(around, pfn)?;
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw())?;
     }
     Ok(batch.op(MmuExtOp::tlb_flush_all())?)
+}
+
+/// Where the direct mapping has the frame, which has to be the one that P2M names, and writable.
+fn find_mapped<M, D: FindDirect>(
+    around: &mut Around<'_, M, D>,
+    pfn: Pfn,
+) -> Result<(Slot, Pte), Error> {
+    let (slot, pte) = around.direct.find(pfn)?;
+    let mfn = around.p2m.mfn(pfn)?;
+    if !pte.is_writable() || pte.mfn() != mfn {
+        return Err(Error::NotMapped { pfn, mfn, pte });
+    }
+    Ok((slot, pte))
 }
 
 /// Asks Xen. How many frames were exchanged, and why not all of them.
@@ -280,20 +289,16 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
         return Err(refused.into());
     }
     for pfn in pfns.iter() {
-        let (_, pte) = around.direct.find(pfn)?;
-        let mfn = around.p2m.mfn(pfn)?;
-        if !pte.is_writable() || pte.mfn() != mfn {
-            return Err(Error::NotMapped { pfn, mfn, pte });
-        }
+        find_mapped(around, pfn)?;
     }
     Ok(())
 }
 
 /// Fills frames with zeroes: what Xen gives out holds what its last owner left there.
-fn wipe<M: Machine, D>(around: &Around<'_, M, D>, pfns: Pfns) -> Result<(), Error> {
+pub(crate) fn wipe<M: Machine, D>(around: &Around<'_, M, D>, pfns: Pfns) -> Result<(), Error> {
     for pfn in pfns.iter() {
         // SAFETY: a frame of the caller's token, and mapped (I-1).
-        unsafe { crate::copy::zero(around.machine, pfn, 0, PAGE_SIZE) }?;
+        unsafe { around.machine.clear_frame(pfn) }?;
     }
     Ok(())
 }

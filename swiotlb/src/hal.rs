@@ -49,7 +49,7 @@ pub trait DmaOperations {
     /// As there.
     fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error>;
 
-    /// [`Dma::map`].
+    /// [`Dma::map_at`].
     ///
     /// # Errors
     /// As there.
@@ -95,8 +95,7 @@ impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
 
     unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error> {
         let (dma, device) = self;
-        // The slots, if there are any, come back by their address.
-        dma.start(device, place, purpose(direction)).map(|(start, _)| start)
+        dma.map_as(purpose(direction), device, place)
     }
 
     unsafe fn unshare(

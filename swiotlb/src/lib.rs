@@ -95,6 +95,7 @@ mod coherent;
 mod contiguous;
 mod copy;
 mod counters;
+mod direct;
 mod error;
 mod exchange;
 #[cfg(feature = "virtio")]

@@ -13,6 +13,7 @@ use p2m::P2m;
 use crate::address::{BusAddr, DmaMask};
 use crate::contiguous::Place;
 use crate::counters::{Area, Counters, Failure};
+use crate::direct;
 use crate::error::Error;
 use crate::region::Region;
 use crate::segment::{
@@ -26,8 +27,11 @@ use crate::sync::Ordering;
 pub struct Pool<'m> {
     segments: &'m [Segment],
     areas: &'m [Area],
-    number: NonZeroU32,
+    number: PoolNumber,
 }
+
+/// Which pool something is of.
+pub(crate) type PoolNumber = NonZeroU32;
 
 /// The next pool's number: a run of one pool is never taken for one of another.
 static POOLS: Number = Number::new(1);
@@ -36,7 +40,7 @@ static POOLS: Number = Number::new(1);
 #[must_use = "slots that are dropped are lost to the pool"]
 #[derive(Debug)]
 pub(crate) struct Held {
-    pool: NonZeroU32,
+    pool: PoolNumber,
     segment: u16,
     slot: u16,
     state: State,
@@ -164,6 +168,37 @@ impl<'m> Pool<'m> {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.areas.iter().map(Area::counters).fold(Counters::default(), |sum, area| sum + area)
+    }
+
+    /// What tells this pool from others.
+    #[inline]
+    pub(crate) const fn number(&self) -> PoolNumber {
+        self.number
+    }
+
+    /// Remembers that a device has bytes as they are, for [`forget`](Self::forget). False if there
+    /// is no place for it.
+    pub(crate) fn remember(&self, vcpu: usize, address: BusAddr, what: (Purpose, usize)) -> bool {
+        self.area(vcpu).direct.add(address, what)
+    }
+
+    /// Ends what [`remember`](Self::remember) began, on whichever vCPU.
+    ///
+    /// # Errors
+    /// As for [`direct::end`].
+    pub(crate) fn forget(
+        &self,
+        vcpu: usize,
+        address: BusAddr,
+        what: (Purpose, usize),
+    ) -> Result<(), Error> {
+        let areas = self.areas.len();
+        let from_home = (0..areas).map(|step| &self.area(vcpu % areas + step).direct);
+        let ended = direct::end(from_home, address, what);
+        if ended.is_err() {
+            self.area(vcpu).failed(Failure::Misuse);
+        }
+        ended
     }
 
     /// The area of a vCPU.
@@ -296,8 +331,9 @@ impl<'m> Pool<'m> {
         }
     }
 
+    /// The refusal of what is not of this pool.
     #[cold]
-    fn stranger(&self, address: BusAddr) -> Error {
+    pub(crate) fn stranger(&self, address: BusAddr) -> Error {
         self.areas[0].failed(Failure::Misuse);
         Error::NotOfThisPool { address }
     }

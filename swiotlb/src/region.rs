@@ -7,8 +7,10 @@
 //! # What a failure leaves
 //! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
 //! stay made; frames that Xen could neither exchange nor the guest map again (`stranded`: only if a
-//! second request was refused on the way back); and the rest, in the direct mapping as before, each
-//! with the frame it had and what was in it, or with another one and zeroes.
+//! second request was refused on the way back; [`reinstate`] fills them with zeroes, for some may
+//! be frames that Xen gave, with what their last owner left there); and the rest, in the direct
+//! mapping as before, each with the frame it had and what was in it, or with another one and
+//! zeroes.
 
 use core::fmt;
 
@@ -195,7 +197,8 @@ pub fn scatter<M: Machine, D: FindDirect>(
     go(around, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
 }
 
-/// Maps stranded frames again, with as much scratch memory as they were stranded with.
+/// Maps stranded frames again, with as much scratch memory as they were stranded with, and fills
+/// them with zeroes.
 ///
 /// # Errors
 /// The frames, still stranded.
@@ -207,7 +210,9 @@ pub fn reinstate<M: Machine, D: FindDirect>(
     frames: Frames,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Frames, RegionError> {
-    match exchange::map(around, Pfns::new(frames.start(), frames.count()), scratch.batch) {
+    let pfns = Pfns::new(frames.start(), frames.count());
+    let mapped = exchange::map(around, pfns, scratch.batch);
+    match mapped.and_then(|()| exchange::wipe(around, pfns)) {
         Ok(()) => Ok(frames),
         Err(error) => Err(RegionError { error, made: None, stranded: Some(frames), rest: None }),
     }

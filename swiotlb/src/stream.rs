@@ -19,9 +19,8 @@ use p2m::P2m;
 use crate::address::{BusAddr, DmaMask};
 use crate::contiguous::{Place, contiguous};
 use crate::copy::{copy, zero};
-use crate::counters::Failure;
 use crate::error::Error;
-use crate::pool::{Held, Need, Pool};
+use crate::pool::{Held, Need, Pool, PoolNumber};
 use crate::segment::{Purpose, SLOT_BYTES, Use};
 
 /// What a device can do, and what is to be done for it.
@@ -150,8 +149,17 @@ impl Buffer {
 pub struct Mapping<D> {
     buffer: Buffer,
     bus: BusAddr,
-    held: Option<Held>,
+    seat: Seat,
     direction: PhantomData<D>,
+}
+
+/// Where the bytes are that the device has.
+#[derive(Debug)]
+enum Seat {
+    /// In slots.
+    Slots(Held),
+    /// In the buffer itself; the pool that counts it.
+    Direct(PoolNumber),
 }
 
 impl<D> Mapping<D> {
@@ -170,7 +178,7 @@ impl<D> Mapping<D> {
     /// Whether the device works on a copy.
     #[must_use]
     pub const fn is_bounced(&self) -> bool {
-        self.held.is_some()
+        matches!(self.seat, Seat::Slots(_))
     }
 }
 
@@ -211,35 +219,80 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         device: &Device,
         buffer: Buffer,
     ) -> Result<Mapping<D>, (Error, Buffer)> {
-        match self.start(device, buffer.0, D::PURPOSE) {
-            Ok((bus, held)) => Ok(Mapping { buffer, bus, held, direction: PhantomData }),
+        let seat = match self.find_direct(device, buffer.0) {
+            Ok(Some(bus)) => {
+                self.pool.area(self.vcpu).mapped_directly();
+                Ok((bus, Seat::Direct(self.pool.number())))
+            }
+            Ok(None) => self.bounce(device, buffer.0, D::PURPOSE),
+            Err(error) => Err(error),
+        };
+        match seat {
+            Ok((bus, seat)) => Ok(Mapping { buffer, bus, seat, direction: PhantomData }),
             Err(error) => Err((error, buffer)),
         }
     }
 
-    /// Gives bytes to a device: where it sees them, and the slots if there had to be some.
-    #[inline]
-    pub(crate) fn start(
+    /// [`map`](Self::map) for interfaces that remember an address only: the mapping ends by
+    /// [`unmap_at`](Self::unmap_at). A buffer that could be given as it is takes slots if the pool
+    /// has no record left for it (64 for each area).
+    ///
+    /// # Errors
+    /// As for [`map`](Self::map).
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn map_at<D: Direction>(
         &self,
         device: &Device,
-        place: Place,
+        buffer: Buffer,
+    ) -> Result<BusAddr, (Error, Buffer)> {
+        self.map_as(D::PURPOSE, device, buffer.0).map_err(|error| (error, buffer))
+    }
+
+    /// [`map_at`](Self::map_at), with the direction as a value and the token left with the caller.
+    pub(crate) fn map_as(
+        &self,
         purpose: Purpose,
-    ) -> Result<(BusAddr, Option<Held>), Error> {
+        device: &Device,
+        place: Place,
+    ) -> Result<BusAddr, Error> {
+        if let Some(bus) = self.find_direct(device, place)?
+            && self.pool.remember(self.vcpu, bus, (purpose, place.len_bytes))
+        {
+            self.pool.area(self.vcpu).mapped_directly();
+            return Ok(bus);
+        }
+        // The slots come back by their address.
+        self.bounce(device, place, purpose).map(|(bus, _)| bus)
+    }
+
+    /// Where the device sees the bytes themselves, if they lie so that it can have them.
+    #[inline]
+    fn find_direct(&self, device: &Device, place: Place) -> Result<Option<BusAddr>, Error> {
         if place.len_bytes == 0 {
             return Err(Error::Empty);
         }
         let (bus, together) = contiguous(self.p2m, place)?;
         let reached = device.mask.reaches(bus, place.len_bytes as u64);
-        if together == place.len_bytes && reached && device.path == Path::Shortest {
-            self.pool.area(self.vcpu).mapped_directly();
-            return Ok((bus, None));
-        }
+        let right = together == place.len_bytes && reached && device.path == Path::Shortest;
+        Ok(right.then_some(bus))
+    }
+
+    /// Copies bytes to slots, and gives those to the device.
+    #[inline]
+    fn bounce(
+        &self,
+        device: &Device,
+        place: Place,
+        purpose: Purpose,
+    ) -> Result<(BusAddr, Seat), Error> {
         let (bits, stride) = device.bits();
         let head_bytes = place.offset & bits;
         let what = Use { purpose, head_bytes, len_bytes: place.len_bytes };
         let held = self.pool.take(self.vcpu, Need { what, stride, mask: device.mask })?;
         match self.fill(&held, place, what) {
-            Ok(()) => Ok((self.pool.bus(&held), Some(held))),
+            Ok(()) => Ok((self.pool.bus(&held), Seat::Slots(held))),
             Err(error) => {
                 self.pool.enter(&held, self.pool.bus(&held))?;
                 self.pool.close_run(held, what.slots());
@@ -277,17 +330,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// None.
     #[inline]
     pub fn unmap<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
-        let Mapping { buffer, bus, held, direction } = mapping;
-        let Some(held) = held else {
-            self.pool.area(self.vcpu).unmapped_directly();
-            return Ok(buffer);
-        };
-        match self.end(held, (bus, buffer.0), D::PURPOSE) {
-            Ok(()) => Ok(buffer),
-            Err((error, held)) => {
-                Err((error, Mapping { buffer, bus, held: Some(held), direction }))
-            }
-        }
+        self.end_mapping(mapping, D::PURPOSE)
     }
 
     /// Takes the buffer back as it was when the device got it, or as the device left it: nothing is
@@ -299,18 +342,30 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # Hypercalls
     /// None.
     pub fn cancel<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
-        let Mapping { buffer, bus, held, direction } = mapping;
-        let Some(held) = held else {
-            self.pool.area(self.vcpu).unmapped_directly();
-            return Ok(buffer);
-        };
         // As if the device had written nothing: no byte of the slots is copied.
-        match self.end(held, (bus, buffer.0), Purpose::ToDevice) {
-            Ok(()) => Ok(buffer),
-            Err((error, held)) => {
-                Err((error, Mapping { buffer, bus, held: Some(held), direction }))
+        self.end_mapping(mapping, Purpose::ToDevice)
+    }
+
+    /// Ends a mapping as if its direction were `purpose`.
+    #[inline]
+    fn end_mapping<D>(
+        &self,
+        mapping: Mapping<D>,
+        purpose: Purpose,
+    ) -> Result<Buffer, (Error, Mapping<D>)> {
+        let Mapping { buffer, bus, seat, direction } = mapping;
+        let (error, seat) = match seat {
+            Seat::Direct(pool) if pool == self.pool.number() => {
+                self.pool.area(self.vcpu).unmapped_directly();
+                return Ok(buffer);
             }
-        }
+            Seat::Direct(_) => (self.pool.stranger(bus), seat),
+            Seat::Slots(held) => match self.end(held, (bus, buffer.0), purpose) {
+                Ok(()) => return Ok(buffer),
+                Err((error, held)) => (error, Seat::Slots(held)),
+            },
+        };
+        Err((error, Mapping { buffer, bus, seat, direction }))
     }
 
     /// Copies back what is to be copied, and gives the slots back.
@@ -387,7 +442,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         if offset.checked_add(len_bytes).is_none_or(|end| end > mapped_bytes) {
             return Err(Error::OutsideMapping { offset, len_bytes, mapped_bytes });
         }
-        let Some(held) = &mapping.held else { return Ok(()) };
+        let Seat::Slots(held) = &mapping.seat else { return Ok(()) };
         self.pool.enter(held, mapping.bus)?;
         let (pfn, at) = mapping.buffer.0.byte(offset);
         let buffer = Place { pfn, offset: at, len_bytes };
@@ -430,21 +485,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             return self.end(held, (bus, buffer), purpose).map_err(|(error, _)| error);
         }
         if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
-            return Err(Error::NotOfThisPool { address: bus });
+            return Err(self.pool.stranger(bus));
         }
-        // No slot remembers it, so all that can be seen is that nothing is mapped so at all.
-        if self.pool.counters().direct_now() == 0 {
-            self.pool.area(self.vcpu).failed(Failure::Misuse);
-            return Err(Error::NotTaken { address: bus });
-        }
+        self.pool.forget(self.vcpu, bus, (purpose, buffer.len_bytes))?;
         self.pool.area(self.vcpu).unmapped_directly();
         Ok(())
-    }
-}
-
-impl<D> Mapping<D> {
-    /// The bus address alone: the mapping then ends by [`Dma::unmap_at`].
-    pub fn into_bus(self) -> BusAddr {
-        self.bus
     }
 }

@@ -290,8 +290,19 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
         let stranded = error.stranded.expect(what);
         assert_eq!(stranded.count(), 128, "{what}");
         assert!(common::agree(&guest, &guest.model).is_err(), "{what}: they are not all mapped");
+        // What a last owner may have left in a frame that Xen gave.
+        let p2m = guest.p2m();
+        let pfns = || (ARENA..ARENA + 128).map(Pfn::new);
+        for pfn in pfns() {
+            guest.model.poke(p2m.mfn(pfn).expect("memory"), 3, 0x5ec2e7);
+        }
         let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("mapped again");
         assert_eq!((frames.start(), frames.count()), (Pfn::new(ARENA), 128), "{what}");
+        for pfn in pfns() {
+            let mut word = [1; 8];
+            guest.model.read_bytes(pfn, 24, &mut word).expect("mapped");
+            assert_eq!(word, [0; 8], "{what}: {pfn:?}");
+        }
         guest.check();
     }
 }

@@ -215,11 +215,67 @@ fn every_dishonest_free_is_detected_when_it_happens() {
         dma.unmap(next).expect("the right pool");
         assert_eq!(dma.pool.counters().misuse, 8);
 
-        // A buffer that was given as it is has no slot; that nothing is mapped is seen anyway.
+        dishonest_ends_of_direct_mappings(guest, dma);
+    });
+}
+
+/// Buffers that are given as they are have no slot to remember them.
+fn dishonest_ends_of_direct_mappings(guest: &Guest, dma: Dma<'_, '_, Model>) {
+    let misuse = dma.pool.counters().misuse;
+    let device = Device::new(DmaMask::ALL);
+    let (at, behind) = (place(0, 10, 500), place(1, 0, 64));
+    // Another one is mapped all the time, so that the count of them never is 0.
+    let other = guest.buffer(1, 0, 64);
+    let other = dma.map_at::<FromDevice>(&device, other).expect("mapped");
+    let bus = dma.map_at::<FromDevice>(&device, guest.buffer(0, 10, 500)).expect("mapped");
+    assert_eq!(dma.pool.counters().slots_used, 0);
+    // SAFETY: the buffers that were mapped, and no Rust reference to their bytes.
+    let free = |bus, place| unsafe { dma.unmap_at::<FromDevice>(bus, place) };
+    // SAFETY: as above.
+    let read = unsafe { dma.unmap_at::<ToDevice>(bus, at) };
+    assert!(matches!(read, Err(Error::TakenOtherwise { .. })), "another direction");
+    let shorter = free(bus, place(0, 10, 499));
+    assert!(matches!(shorter, Err(Error::TakenOtherwise { .. })), "another length");
+    assert_eq!(free(bus, behind), Err(Error::NotOfThisPool { address: bus }), "another buffer");
+    // Another vCPU may end it.
+    let elsewhere = Dma { vcpu: 5, ..dma };
+    // SAFETY: as above.
+    assert_eq!(unsafe { elsewhere.unmap_at::<FromDevice>(bus, at) }, Ok(()));
+    assert_eq!(free(bus, at), Err(Error::NotTaken { address: bus }), "a double free");
+    let places = Places::new(1, 1);
+    let stranger = places.pool();
+    let wrong = Dma { pool: &stranger, ..dma };
+    // SAFETY: as above.
+    let by_address = unsafe { wrong.unmap_at::<FromDevice>(other, behind) };
+    assert_eq!(by_address, Err(Error::NotTaken { address: other }), "another pool");
+    assert_eq!(free(other, behind), Ok(()));
+    // The same by the token.
+    let mapping = dma.map::<ToDevice>(&device, guest.buffer(0, 10, 500)).expect("mapped");
+    let (error, mapping) = wrong.unmap(mapping).expect_err("the wrong pool");
+    assert_eq!(error, Error::NotOfThisPool { address: bus });
+    // SAFETY: as above.
+    let by_address = unsafe { dma.unmap_at::<ToDevice>(bus, at) };
+    assert_eq!(by_address, Err(Error::NotTaken { address: bus }), "it has a token");
+    dma.unmap(mapping).expect("the right pool");
+    assert_eq!(dma.pool.counters().misuse - misuse, 5);
+    assert_eq!((stranger.counters().misuse, dma.pool.counters().direct_now()), (2, 0));
+}
+
+#[test]
+fn a_buffer_without_a_record_is_bounced() {
+    with_pool(|guest, dma| {
         let device = Device::new(DmaMask::ALL);
-        let bus = dma.map::<FromDevice>(&device, again()).expect("mapped").into_bus();
-        assert_eq!(free(bus, at), Ok(()));
-        assert_eq!(free(bus, at), Err(Error::NotTaken { address: bus }));
+        let map = |at: usize| dma.map_at::<ToDevice>(&device, guest.buffer(0, at, 1));
+        let first: Vec<_> = (0..64).map(|at| map(at).expect("mapped")).collect();
+        assert_eq!(dma.pool.counters().direct_now(), 64);
+        let bounced = map(64).expect("there are slots");
+        assert_eq!((dma.pool.counters().direct_now(), dma.pool.counters().slots_used), (64, 1));
+        for (at, bus) in first.into_iter().enumerate().chain([(64, bounced)]) {
+            // SAFETY: the buffers that were mapped.
+            unsafe { dma.unmap_at::<ToDevice>(bus, place(0, at, 1)) }.expect("mapped until now");
+        }
+        let counters = dma.pool.counters();
+        assert_eq!((counters.direct_now(), counters.slots_used, counters.misuse), (0, 0, 0));
     });
 }
 

@@ -123,8 +123,8 @@ impl Window {
     ///
     /// # Hypercalls
     /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one of an `mmuext_op` and
-    /// an `mmu_update`. T is 3, one for each 512 GiB of capacity, and one for each GiB of the list's
-    /// length.
+    /// an `mmu_update`. T is 3, one for each 512 GiB of capacity, and one for each GiB of the
+    /// list's length.
     ///
     /// # Safety
     /// The root slot is free in the running root and stays the window's; address spaces made later
@@ -215,8 +215,8 @@ impl Window {
     }
 
     /// Protects every table, pins the one that all absent GiB share, and links the L3. Pinned by
-    /// itself that table stays validated while no GiB leads to it: to link it for the next one costs
-    /// a fiftieth of what it costs to have its 512 entries looked at again.
+    /// itself that table stays validated while no GiB leads to it: to link it for the next one
+    /// costs a fiftieth of what it costs to have its 512 entries looked at again.
     fn link_root<M: Machine>(
         &self,
         machine: &M,

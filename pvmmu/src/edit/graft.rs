@@ -4,22 +4,37 @@
 use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags};
 
 use super::map::mirror;
+use super::table::link_refused;
 use super::{Edit, Tools, undo};
 use crate::access::Access;
 use crate::error::MapError;
 use crate::frames::FrameSource;
 use crate::loose::{clear, empty, fill_run};
+use crate::obstacles::{Obstacles, Suspect};
 use crate::pages::Run;
+use crate::room::Room;
 
 /// New tables, one for each of the levels 1 to 3 at most, lowest first.
 type Chain = [Option<Frame>; 3];
+
+/// Their levels.
+const LEVELS: [Level; 3] = [Level::L1, Level::L2, Level::L3];
+
+/// What is told when an undo was refused with `error`.
+const fn not_undone(error: MapError) -> MapError {
+    match error {
+        MapError::RefusedCall(refused) => MapError::NotUndone { left: 1, error: refused.error },
+        error => error,
+    }
+}
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
     /// `run`, and links the chain. On failure nothing has changed.
     ///
     /// # Hypercalls
-    /// One `mmu_update` of 2 to 5 elements; on refusal one more.
+    /// One `mmu_update` of 2 to 5 elements, or one more for each of them for which the batch has no
+    /// room; on refusal as many again.
     pub(super) fn graft(
         &mut self,
         level: Level,
@@ -44,6 +59,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (level, run): (Level, Run),
         flags: PteFlags,
     ) -> Result<(), MapError> {
+        Room::check(self.tools.batch)?;
         self.submit()?;
         let mut chain = Chain::default();
         let built = self.build(&mut chain, (lowest, level, run), flags);
@@ -54,7 +70,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         match linked {
             Ok(()) => {
                 // INVARIANT: I-4: the tokens have gone into the entries.
-                for (table, level) in chain.iter().zip([Level::L1, Level::L2, Level::L3]) {
+                for (table, level) in chain.iter().zip(LEVELS) {
                     if let Some(table) = table {
                         self.path.set(level, Some(table.pfn()));
                     }
@@ -80,7 +96,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<Pte, MapError> {
         let Tools { context, frames, .. } = &mut *self.tools;
         let mut top = Pte::ABSENT;
-        let below = chain.iter_mut().zip([Level::L1, Level::L2, Level::L3]);
+        let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
             let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
             let table = place.insert(table);
@@ -98,23 +114,79 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         Ok(top)
     }
 
-    /// Makes the tables read-only and links the topmost. On failure, whether all is as it was.
+    /// Makes the tables read-only and links the topmost, at once if the batch has room for all of
+    /// it. On failure, whether all is as it was.
     fn link_chain(
         &mut self,
         chain: &Chain,
         (level, va): (Level, GuestVa),
         top: Pte,
     ) -> Result<(), (MapError, bool)> {
-        self.plan_link(chain, (level, va), top).map_err(|error| (error, true))?;
-        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        let links = if self.is_mirrored(level) { 2 } else { 1 };
+        let elements = chain.iter().flatten().count() + links;
+        let ahead = elements.saturating_sub(self.tools.batch.updates_max());
+        self.set_first(chain, (Access::ReadOnly, ahead)).map_err(|(done, error)| {
+            let undone = self.set_first(chain, (Access::Writable, done));
+            undone.map_or_else(|(_, again)| (not_undone(again), false), |()| (error, true))
+        })?;
+        self.link_rest(chain, (level, va), (top, ahead)).map_err(|(error, is_undone)| {
+            match self.set_first(chain, (Access::Writable, ahead)) {
+                Ok(()) => (error, is_undone),
+                Err((_, again)) => (not_undone(again), false),
+            }
+        })
+    }
+
+    fn is_mirrored(&self, level: Level) -> bool {
+        level == Level::L4 && self.roots.user.is_some()
+    }
+
+    /// Changes the direct mapping of the first `count` tables, one by one. On failure, how many
+    /// were changed.
+    fn set_first(
+        &mut self,
+        chain: &Chain,
+        (access, count): (Access, usize),
+    ) -> Result<(), (usize, MapError)> {
+        let context = self.tools.context;
+        for (done, table) in chain.iter().flatten().take(count).enumerate() {
+            let batch = &mut *self.tools.batch;
+            batch.clear();
+            let planned = self.direct_map.entry(&context, table.pfn());
+            let planned = planned.map_err(MapError::from).and_then(|(direct, pte)| {
+                Ok(batch.update(MmuUpdate::set(direct, access.apply(pte)), pte.raw())?)
+            });
+            planned.map_err(|error| (done, error))?;
+            // SAFETY: the tables are new (I-1), and linked nowhere.
+            let changed = unsafe { batch.submit(context.machine) };
+            changed.map_err(|error| (done, MapError::RefusedCall(error)))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the tables behind the first `ahead` read-only and links the topmost. On failure,
+    /// whether all is as it was.
+    fn link_rest(
+        &mut self,
+        chain: &Chain,
+        (level, va): (Level, GuestVa),
+        (top, ahead): (Pte, usize),
+    ) -> Result<(), (MapError, bool)> {
+        self.plan_link(chain, (level, va), (top, ahead)).map_err(|error| (error, true))?;
+        let (context, roots) = (self.tools.context, self.roots);
+        let Tools { batch, reach, .. } = &mut *self.tools;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
         // (I-4).
         let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        // Before the undo makes the tables' own direct mappings writable.
+        let suspects = chain.iter().zip(LEVELS).filter_map(|(table, level)| {
+            let base = va.raw() >> (level.shift() + 9) << (level.shift() + 9);
+            Some(Suspect { level, pfn: table.as_ref()?.pfn(), base })
+        });
+        let found = Obstacles::of_tables(&context, roots, suspects);
         batch.invert();
-        let undone = undo(context, batch, *reach);
-        batch.clear();
-        match undone {
-            Ok(()) => Err((MapError::Refused { va, error }, true)),
+        match undo(&context, batch, *reach) {
+            Ok(()) => Err((link_refused(va, found, error), true)),
             Err(error) => Err((error, false)),
         }
     }
@@ -123,13 +195,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         chain: &Chain,
         (level, va): (Level, GuestVa),
-        top: Pte,
+        (top, ahead): (Pte, usize),
     ) -> Result<(), MapError> {
         let context = self.tools.context;
         let (slot, absent) = self.path.entry(&context, (level, va))?;
         let batch = &mut *self.tools.batch;
         batch.clear();
-        for table in chain.iter().flatten() {
+        for table in chain.iter().flatten().skip(ahead) {
             let (direct, pte) = self.direct_map.entry(&context, table.pfn())?;
             batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
         }
@@ -144,7 +216,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     fn take_apart(&mut self, chain: Chain) {
         let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
         batch.clear();
-        for (table, level) in chain.into_iter().zip([Level::L1, Level::L2, Level::L3]) {
+        for (table, level) in chain.into_iter().zip(LEVELS) {
             let Some(table) = table else { continue };
             // Upper tables hold one entry, for the table that has just been given back: only pages
             // are released.

@@ -1,7 +1,8 @@
 //! Mapping pages of a live tree.
 
 use hypercall::{
-    DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+    CALLS_MAX, DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags,
+    Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -9,7 +10,7 @@ use super::{Edit, PART, Tools};
 use crate::cost::{COSTS, Way};
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
 use crate::frames::{CannotShare, FrameSource, SharedFrame};
-use crate::marks::{FOREIGN, MIRRORED, held_table};
+use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
 use crate::pgd::{Pgd, Pinned};
@@ -155,7 +156,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Links empty tables from the pool, from below the entry of `level` that is missing down to an
     /// L1 table.
-    fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
+    pub(super) fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
         while let Some(below) = level.below() {
             let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
             if let Err(error) = self.link(level, va, &table) {
@@ -175,14 +176,12 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let mfn = context.mfn(table.pfn())?;
         let (slot, old) = self.path.entry(&context, (level, va))?;
         // Both in one batch: room for the copy is made first.
-        if self.tools.batch.room() < 2 {
-            self.submit()?;
-        }
+        self.make_room_for_two()?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
             let (slot, new) = mirror(context.mfn(user)?, slot, mfn);
             self.push(MmuUpdate::set(slot, new), old.raw())?;
         }
-        self.push(MmuUpdate::set(slot, Pte::new(mfn, held_table(below))), old.raw())
+        self.push(MmuUpdate::set(slot, Pte::new(mfn, held_table(Held::Pooled(below)))), old.raw())
     }
 
     /// Fills the entries of `run`, which must all be free.
@@ -225,7 +224,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
             let domains = Domains::frames_of(*domain);
             *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
-            if self.tools.batch.update_for(update, old.raw(), domains).is_err() {
+            // A run of its own: one more must be left for own frames, and one for the flush.
+            let is_out_of_runs = self.tools.batch.requests() + 3 > CALLS_MAX;
+            if is_out_of_runs || self.tools.batch.update_for(update, old.raw(), domains).is_err() {
                 self.submit()?;
                 self.tools.batch.update_for(update, old.raw(), domains)?;
             }

@@ -16,13 +16,14 @@
 
 mod graft;
 mod map;
+mod remap;
 mod rewrite;
 mod settle;
 mod share;
 mod table;
 
 use hypercall::{
-    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags,
+    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -30,15 +31,16 @@ use crate::context::{Context, DirectMap};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
 use crate::frames::FrameSource;
-use crate::marks::held_table;
 use crate::pages::{Pages, page_number};
 use crate::path::Path;
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::pool::TablePool;
+use crate::room::Room;
+use crate::walk::{Walk, walk};
 
 use settle::{Settled, settle, take_back};
 
-pub(crate) use rewrite::flags_of_shared;
+pub(crate) use rewrite::{Change, Clear, Flags, check_present, flags_of_shared, with_table_flags};
 pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.
@@ -90,11 +92,81 @@ pub struct Edit<'e, 'a, 'b, 't, M, F> {
 
 impl Pgd<Pinned> {
     /// Makes the changes of `section` with as few traps as the batch allows. What the section reads
-    /// through its [`Edit`] is what it has written.
+    /// through its [`Edit`] is what it has written:
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, Machine};
+    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools, walk};
+    /// fn section<M: Machine, F: FrameSource>(
+    ///     pgd: &mut Pgd<Pinned>,
+    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     va: GuestVa,
+    /// ) -> Result<(), RangeError> {
+    ///     pgd.edit(tools, |edit| {
+    ///         edit.unmap(Pages::one(va))?;
+    ///         let gone = edit.walk(va)?;
+    ///         assert!(gone.leaf().is_none_or(|(_, pte)| !pte.is_present()));
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// The address space itself cannot be read meanwhile:
+    ///
+    /// ```compile_fail,E0502
+    /// # use hypercall::{GuestVa, Machine};
+    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools, walk};
+    /// fn section<M: Machine, F: FrameSource>(
+    ///     pgd: &mut Pgd<Pinned>,
+    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     va: GuestVa,
+    /// ) -> Result<(), RangeError> {
+    ///     let context = tools.context;
+    ///     pgd.edit(tools, |edit| {
+    ///         edit.unmap(Pages::one(va))?;
+    ///         walk(&context, pgd.root(), va)?;
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// Nor can a section be opened inside of another one, of the same address space
+    ///
+    /// ```compile_fail,E0501
+    /// # use hypercall::{GuestVa, Machine};
+    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn nested<M: Machine, F: FrameSource>(
+    ///     pgd: &mut Pgd<Pinned>,
+    ///     [one, other]: [&mut Tools<'_, '_, '_, M, F>; 2],
+    ///     va: GuestVa,
+    /// ) -> Result<(), RangeError> {
+    ///     pgd.edit(one, |_| {
+    ///         pgd.edit(other, |edit| edit.unmap(Pages::one(va))).map_err(|inner| inner.error)
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// or with the same tools:
+    ///
+    /// ```compile_fail,E0501
+    /// # use hypercall::{GuestVa, Machine};
+    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn nested<M: Machine, F: FrameSource>(
+    ///     [one, other]: [&mut Pgd<Pinned>; 2],
+    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     va: GuestVa,
+    /// ) -> Result<(), RangeError> {
+    ///     one.edit(tools, |_| {
+    ///         other.edit(tools, |edit| edit.unmap(Pages::one(va))).map_err(|inner| inner.error)
+    ///     })
+    /// }
+    /// ```
+    ///
+    /// Two address spaces, each with tools of its own, can be edited together.
     ///
     /// # Errors
     /// What the section or the submit at its end failed with. What was pending then has not
-    /// happened.
+    /// happened. [`MapError::BatchTooSmall`] before the section is entered.
     ///
     /// # Hypercalls
     /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
@@ -104,6 +176,7 @@ impl Pgd<Pinned> {
         tools: &mut Tools<'a, 'b, 't, M, F>,
         section: impl FnOnce(&mut Edit<'_, 'a, 'b, 't, M, F>) -> Result<(), MapError>,
     ) -> Result<(), RangeError> {
+        Room::check_entries(tools.batch).map_err(|error| RangeError { done: 0, error })?;
         if !tools.tables.is_empty() {
             self.holds = Holds::Tables;
         }
@@ -123,13 +196,14 @@ impl Pgd<Pinned> {
     /// # Errors
     /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
-    /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`] (a batch must
-    /// hold 5 updates), [`MapError::Walk`], [`MapError::Refused`], [`MapError::NotUndone`].
+    /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`],
+    /// [`MapError::Walk`], [`MapError::Refused`], [`MapError::LinkRefused`],
+    /// [`MapError::NotUndone`].
     ///
     /// # Hypercalls
     /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.
     /// A table that is filled before it is linked takes one `mmu_update` of its own, with 2 to 5
-    /// elements.
+    /// elements; with a batch of fewer updates than that, one more for each table.
     pub fn map_pages<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -154,6 +228,29 @@ impl Pgd<Pinned> {
         frame: hypercall::Frame,
     ) -> Result<(), MapFailed> {
         map::one(self, tools, (va, flags), frame)
+    }
+
+    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
+    /// mapped, with their frames and flags. Other vCPUs may see a page at both places for a moment,
+    /// and never at none.
+    ///
+    /// # Errors
+    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
+    /// [`map_pages`](Self::map_pages), and [`MapError::NotMapped`], [`MapError::Overlap`]. Xen
+    /// refuses the entry of another domain's frame, unless its whole table moves.
+    ///
+    /// # Hypercalls
+    /// For n pages and a batch of B updates: ceil(2 n / B) multicalls of an `mmu_update` and the
+    /// flush, and one more for each border of a table, at either place, and every 64 pages; for a
+    /// whole table that moves to where there is none, one `mmu_update` of two elements. Tables that
+    /// are missing take what they take in [`map_pages`](Self::map_pages).
+    pub fn remap<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+        pages: Pages,
+        to: GuestVa,
+    ) -> Result<(), RangeError> {
+        self.edit(tools, |edit| edit.remap(pages, to))
     }
 
     /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
@@ -198,6 +295,19 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         Self { tools, roots, path, direct_map, next: 0, flush: Flush::NONE, done: 0, flags_only: 0 }
     }
 
+    /// What the tables say of `va`, with all that the section has written: see
+    /// [`walk()`](crate::walk()).
+    ///
+    /// # Errors
+    /// [`MapError::Walk`], and as for [`submit`](Self::submit).
+    ///
+    /// # Hypercalls
+    /// As for [`submit`](Self::submit).
+    pub fn walk(&mut self, va: GuestVa) -> Result<Walk, MapError> {
+        self.submit()?;
+        Ok(walk(&self.tools.context, self.roots.kernel, va)?)
+    }
+
     /// Pages that are changed by what has been submitted.
     #[must_use]
     pub const fn done(&self) -> u64 {
@@ -226,34 +336,43 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         Ok(())
     }
 
-    /// Unlinks the empty table `mfn`, which is pinned by itself: it goes back to the pool.
+    /// Unlinks the empty table behind `link`, which is pinned by itself: it goes back to the pool.
     pub(crate) fn unlink(
         &mut self,
         (level, table, index): (Level, Pfn, PageTableIndex),
-        (below, mfn): (Level, Mfn),
+        link: Pte,
     ) -> Result<(), MapError> {
         let context = self.tools.context;
         let slot = context.slot(table, index)?;
-        if self.tools.batch.room() < 2 {
-            self.submit()?;
-        }
+        self.make_room_for_two()?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let (slot, copy) = map::mirror(context.mfn(user)?, slot, mfn);
-            self.push(MmuUpdate::set(slot, Pte::ABSENT), copy.raw())?;
+            let copy = context.machine.read_entry(user, index)?;
+            self.push(MmuUpdate::set(context.slot(user, index)?, Pte::ABSENT), copy.raw())?;
         }
-        // As it was linked, whether it came from the pool or was pinned since.
-        let old = Pte::new(mfn, held_table(below));
-        self.push(MmuUpdate::set(slot, Pte::ABSENT), old.raw())
+        self.push(MmuUpdate::set(slot, Pte::ABSENT), link.raw())
     }
 
-    /// Makes sure that nothing pending concerns the page at `va` or one behind it.
+    /// Makes sure that nothing pending concerns the page at `va` or one behind it, nor the tables
+    /// on the way there. What is looked at counts, too, even if nothing is found there: the path
+    /// has left the tables then that are linked only in what is pending.
     fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
-        if page_number(va) < self.next { self.submit() } else { Ok(()) }
+        let page = page_number(va);
+        if page < self.next {
+            self.submit()?;
+        }
+        self.next = page;
+        Ok(())
     }
 
     /// Notes that what is pending reaches up to `count` pages behind `va`.
     fn passed(&mut self, va: GuestVa, count: u16) {
         self.next = page_number(va) + u64::from(count);
+    }
+
+    /// Makes room for two updates that belong together.
+    fn make_room_for_two(&mut self) -> Result<(), MapError> {
+        Room::check(self.tools.batch)?;
+        if self.tools.batch.room() < 2 { self.submit() } else { Ok(()) }
     }
 
     /// Adds an update to what is pending.
@@ -339,6 +458,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
 }
 
 /// Submits an inverted batch, with a flush of all that may have been seen of what it takes back.
+/// The batch is empty afterwards: what is left in one is taken for pages that are to be given back.
 fn undo<M: Machine>(
     context: &Context<'_, M>,
     batch: &mut Batch<'_>,
@@ -353,6 +473,7 @@ fn undo<M: Machine>(
     unsafe { batch.submit(context.machine) }.map_err(|refused| {
         let done = batch.applied().filter(|done| matches!(done, hypercall::Element::Update(_)));
         let left = updates - done.count().min(updates);
+        batch.clear();
         MapError::NotUndone { left: u32::try_from(left).unwrap_or(u32::MAX), error: refused.error }
     })
 }

@@ -14,6 +14,7 @@ use crate::frames::FrameSource;
 use crate::marks::{COPY_ON_WRITE, KEPT, SHARED};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
+use crate::room::Room;
 
 /// What becomes of entries.
 pub(crate) trait Change {
@@ -26,7 +27,8 @@ pub(crate) trait Change {
     fn of(&self, pte: Pte) -> Pte;
 }
 
-struct Clear;
+/// Nothing in their place.
+pub(crate) struct Clear;
 
 impl Change for Clear {
     const CLEARS: bool = true;
@@ -298,29 +300,44 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         crate::pages::check_page(va)?;
+        Room::check(self.tools.batch)?;
         self.submit()?;
+        self.make_room_for_two()?;
         let context = self.tools.context;
         self.path.seek(&context, va)?;
         let (slot, old) = self.path.entry(&context, (level, va))?;
-        let (Entry::Table(_), true) = (old.decode(level), flags.contains(PteFlags::PRESENT)) else {
-            return Err(MapError::NotMapped(va));
-        };
-        let chosen = PteFlags::WRITABLE | PteFlags::NO_EXECUTE;
-        let apply = |pte: Pte| pte.with_flags(pte.flags() & !chosen | flags & chosen);
+        let new = with_table_flags((level, va), old, flags)?;
+        // Both in one batch: room for the copy is made first.
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
             let old = context.machine.read_entry(user, slot.index)?;
             let slot = Slot { table: context.mfn(user)?, ..slot };
-            self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+            let new = with_table_flags((level, va), old, flags)?;
+            self.push(MmuUpdate::set(slot, new), old.raw())?;
             self.flags_only += 1;
         }
-        self.push(MmuUpdate::set(slot, apply(old)), old.raw())?;
+        self.push(MmuUpdate::set(slot, new), old.raw())?;
         self.flags_only += 1;
         self.flush = Flush::ALL;
         self.submit()
     }
 }
 
-fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
+/// The entry of `level` for `va` with those of `flags` that mean something in an upper one.
+pub(crate) fn with_table_flags(
+    (level, va): (Level, GuestVa),
+    pte: Pte,
+    flags: PteFlags,
+) -> Result<Pte, MapError> {
+    let chosen = PteFlags::WRITABLE | PteFlags::NO_EXECUTE;
+    match pte.decode(level) {
+        _ if !flags.contains(PteFlags::PRESENT) => Err(MapError::Flags(flags.bits())),
+        Entry::Table(_) => Ok(pte.with_flags(pte.flags() & !chosen | flags & chosen)),
+        _ => Err(MapError::NotMapped(va)),
+    }
+}
+
+/// Checks that all entries of a run are present.
+pub(crate) fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
     // All at once first: the position matters only if there is one.
     let all = entries.iter().fold(u64::MAX, |all, pte| all & pte.raw());
     if Pte::from_raw(all).is_present() {

@@ -1,11 +1,11 @@
 //! What becomes of the things that entries stood for, once a batch has come through, or has not.
 
-use hypercall::{Frame, Level, Machine, MmuUpdate, Pte};
+use hypercall::{Frame, Machine, MmuUpdate, Pte};
 
 use crate::context::Context;
 use crate::frames::FrameSource;
 use crate::leaf::release;
-use crate::marks::{FOREIGN, MIRRORED, held};
+use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
 
 /// Where things go.
@@ -21,7 +21,7 @@ pub(super) struct Settled<'a, 't, 'c, M, F> {
 enum Thing {
     Nothing,
     Page(Pte),
-    Table(Level, Pte),
+    Table(Held, Pte),
 }
 
 impl Thing {
@@ -30,7 +30,7 @@ impl Thing {
     fn of(pte: Pte) -> Self {
         match held(pte) {
             _ if !pte.is_present() => Self::Nothing,
-            Some(level) => Self::Table(level, pte),
+            Some(held) => Self::Table(held, pte),
             None if pte.flags().contains(MIRRORED) => Self::Nothing,
             None => Self::Page(pte),
         }
@@ -39,15 +39,15 @@ impl Thing {
 
 impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
-    fn table(&mut self, (level, pte): (Level, Pte), taken_for_nothing: Option<()>) {
+    fn table(&mut self, (held, pte): (Held, Pte), taken_for_nothing: Option<()>) {
         let Ok(pfn) = self.context.p2m.pfn(self.context.machine, pte.mfn()) else {
             return log::error!("table mfn {} has no pfn: it is lost", pte.mfn());
         };
         // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
         let frame = unsafe { Frame::claim(pfn) };
         match taken_for_nothing {
-            Some(()) => self.tables.untake(level, frame),
-            None => self.tables.give_back(self.context, (level, frame), self.frames),
+            Some(()) => self.tables.untake(held.level(), frame),
+            None => self.tables.give_back(self.context, (held, frame), self.frames),
         }
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
                     release(settled.context, old, settled.frames);
                 }
             }
-            Thing::Table(level, old) if !new.is_present() => settled.table((level, old), None),
+            Thing::Table(held, old) if !new.is_present() => settled.table((held, old), None),
             Thing::Nothing if matches!(Thing::of(new), Thing::Page(_)) => settled.pages += 1,
             Thing::Table(..) | Thing::Nothing => {}
         }
@@ -86,7 +86,7 @@ pub(super) fn take_back<M: Machine, F: FrameSource>(
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
                 release(settled.context, new, settled.frames);
             }
-            Thing::Table(level, new) if !old.is_present() => settled.table((level, new), Some(())),
+            Thing::Table(held, new) if !old.is_present() => settled.table((held, new), Some(())),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@
 
 use hypercall::{
     BatchError, ENTRIES, Element, Entry, Frame, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pfn,
-    Pte,
+    Pte, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -19,10 +19,12 @@ use crate::cost::Population;
 use crate::error::MapError;
 use crate::frames::FrameSource;
 use crate::leaf::release;
-use crate::marks::{held, not_held};
-use crate::pages::{Run, check_page};
+use crate::marks::{Held, held, not_held};
+use crate::obstacles::{Obstacles, Suspect};
+use crate::pages::{Run, check_table};
 use crate::path::Found;
 use crate::pgd::Roots;
+use crate::room::Room;
 use crate::tables::{Present, own_slots};
 
 /// All entries of a table.
@@ -35,28 +37,23 @@ pub(crate) const fn empty_table() -> Entries {
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
-    /// Nothing is pending.
+    /// Nothing is pending. A table that is pinned by itself is so afterwards, too, unless it ends.
     ///
     /// # Hypercalls
     /// One `mmu_update` of two elements if `new` is empty; the table goes to the frames then.
-    /// Otherwise two. One more element if the table is pinned by itself.
+    /// Otherwise two. One more element each if the table is pinned by itself.
     pub(super) fn replace_table(
         &mut self,
         table: Pfn,
         (run, after): (Run, Population),
         (old, new): (&Entries, &Entries),
     ) -> Result<(), MapError> {
+        Room::check(self.tools.batch)?;
         let context = self.tools.context;
         let (slot, link) = self.path.entry(&context, (Level::L2, run.va))?;
         let (direct, pte) = self.direct_map.entry(&context, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
-        // Room for all of it before anything is pending: a link that is when this ends would be
-        // taken for a page.
-        let room = batch.updates_max();
-        if room < 2 {
-            return Err(MapError::BatchTooSmall { needed: 2, room });
-        }
         if held(link).is_some() {
             batch.op(MmuExtOp::unpin(link.mfn()))?;
         }
@@ -64,20 +61,24 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
         // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
         if let Err(error) = unsafe { batch.submit(context.machine) } {
-            return Err(self.put_back_link(link, (run.va, error)));
+            return Err(self.put_back_link((slot, link), (run.va, error)));
         }
         self.path.set(Level::L1, None);
-        self.done += u64::from(run.count);
         if after.total() == 0 {
+            self.done += u64::from(run.count);
             for old in old.iter().filter(|old| old.is_present()) {
                 release(&context, *old, self.tools.frames);
+            }
+            if let Some(Held::Pooled(_)) = held(link) {
+                self.tools.tables.ended_outside(1);
             }
             // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
             // writable again.
             self.tools.frames.give(unsafe { Frame::claim(table) });
             return Ok(());
         }
-        self.store_and_link(table, run, (old, new))?;
+        self.store_and_link((table, link), run, (old, new))?;
+        self.done += u64::from(run.count);
         self.path.set(Level::L1, Some(table));
         for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
             if old.is_present() && !new.is_present() {
@@ -119,12 +120,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
     /// take, if they are missing.
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
-        for va in [from, to] {
-            check_page(va)?;
-            if !va.raw().is_multiple_of(1 << Level::L2.shift()) {
-                return Err(MapError::Unaligned(va));
-            }
-        }
+        check_table(from)?;
+        check_table(to)?;
+        Room::check(self.tools.batch)?;
         self.submit()?;
         let context = self.tools.context;
         let Found::Table(_) = self.path.seek(&context, from)? else {
@@ -141,11 +139,6 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.forget();
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
-        // A link that is pending when this ends would be taken for a page.
-        let room = batch.updates_max();
-        if room < 2 {
-            return Err(MapError::BatchTooSmall { needed: 2, room });
-        }
         batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
         batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
         // SAFETY: the table stays with the address space (I-4), and so do its pages.
@@ -164,42 +157,76 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Takes back what took effect of a refused unlinking.
-    fn put_back_link(&mut self, link: Pte, (va, error): (GuestVa, BatchError)) -> MapError {
+    /// Takes back what took effect of a refused unlinking: first the entries, and then, by itself,
+    /// the table's own pin, so that the undo needs no more room than what it undoes.
+    fn put_back_link(
+        &mut self,
+        (slot, link): (Slot, Pte),
+        (va, error): (GuestVa, BatchError),
+    ) -> MapError {
         self.path.forget();
         let Tools { context, batch, reach, .. } = &mut *self.tools;
-        let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
+        let was_unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
         batch.invert();
-        if let (true, Some(level)) = (unpinned, held(link)) {
-            // Behind the link: it validates the table, and this only pins it.
-            if batch.op(MmuExtOp::pin(level, link.mfn())).is_err() {
-                return MapError::BatchTooSmall { needed: 1, room: 0 };
-            }
+        if let Err(error) = super::undo(context, batch, *reach) {
+            return error;
         }
-        match super::undo(context, batch, *reach) {
-            Ok(()) => MapError::Refused { va, error },
-            Err(error) => error,
+        match (was_unpinned, held(link)) {
+            (true, Some(held)) => match self.pin_again((slot, link), held) {
+                Ok(()) => MapError::Refused { va, error },
+                Err(error) => error,
+            },
+            _ => MapError::Refused { va, error },
         }
+    }
+
+    /// Pins the table behind `link`, which the tree holds, by itself again. If Xen does not take
+    /// it, the mark goes, too: a mark without a pin could never be let go of.
+    fn pin_again(&mut self, (slot, link): (Slot, Pte), held: Held) -> Result<(), MapError> {
+        let Tools { context, batch, tables, .. } = &mut *self.tools;
+        let pin = MmuExtOp::pin(held.level(), link.mfn());
+        // SAFETY: the table is part of the user half (I-4), and is validated and linked.
+        let Err(error) = (unsafe { context.submit_ops(&[pin]) }) else { return Ok(()) };
+        batch.clear();
+        batch.update(MmuUpdate::set(slot, not_held(link)), link.raw())?;
+        // SAFETY: the entry keeps its table: only the mark changes.
+        if unsafe { batch.submit(context.machine) }.is_ok()
+            && let Held::Pooled(_) = held
+        {
+            tables.ended_outside(1);
+        }
+        batch.clear();
+        Err(MapError::NotUndone { left: 1, error })
     }
 
     /// Stores the entries of `run` and puts the table back; if Xen refuses it, with its old
     /// entries.
     fn store_and_link(
         &mut self,
-        table: Pfn,
+        (table, link): (Pfn, Pte),
         run: Run,
         (old, new): (&Entries, &Entries),
     ) -> Result<(), MapError> {
         self.store(table, run, new)?;
-        let Err(error) = self.link_table(table, run.va)? else { return Ok(()) };
+        let Err(error) = self.link_table((table, link), run.va)? else { return Ok(()) };
+        let base = run.va.raw() >> Level::L2.shift() << Level::L2.shift();
+        let suspect = Suspect { level: Level::L1, pfn: table, base };
+        // Before the undo makes the table's own direct mapping writable.
+        let context = self.tools.context;
+        let found = Obstacles::of_tables(&context, self.roots, [suspect].into_iter());
         self.path.forget();
-        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        let Tools { batch, reach, .. } = &mut *self.tools;
+        if batch.applied().any(|done| matches!(done, Element::Op(_))) {
+            // SAFETY: the table is nobody else's (I-4); the pin has just been made.
+            let unpinned = unsafe { context.submit_ops(&[MmuExtOp::unpin(link.mfn())]) };
+            unpinned.map_err(|error| MapError::NotUndone { left: 1, error })?;
+        }
         batch.invert();
-        super::undo(context, batch, *reach)?;
+        super::undo(&context, batch, *reach)?;
         self.store(table, run, old)?;
-        self.path.seek(&self.tools.context, run.va)?;
-        match self.link_table(table, run.va)? {
-            Ok(()) => Err(MapError::Refused { va: run.va, error }),
+        self.path.seek(&context, run.va)?;
+        match self.link_table((table, link), run.va)? {
+            Ok(()) => Err(link_refused(run.va, found, error)),
             Err(again) => Err(MapError::NotUndone { left: 1, error: again.error }),
         }
     }
@@ -211,19 +238,40 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         Ok(unsafe { machine.write_entries(table, first, &entries[run.range()]) }?)
     }
 
-    /// Makes a table read-only and links it. The outer result: whether it could be asked for.
-    fn link_table(&mut self, table: Pfn, va: GuestVa) -> Result<Result<(), BatchError>, MapError> {
+    /// Makes a table read-only and links it as `link` says, with a pin of its own if that carries
+    /// the mark. The outer result: whether it could be asked for.
+    fn link_table(
+        &mut self,
+        (table, link): (Pfn, Pte),
+        va: GuestVa,
+    ) -> Result<Result<(), BatchError>, MapError> {
         let context = self.tools.context;
-        let (slot, _) = self.path.entry(&context, (Level::L2, va))?;
+        let (slot, absent) = self.path.entry(&context, (Level::L2, va))?;
         let (direct, pte) = self.direct_map.entry(&context, table)?;
-        let link = Pte::new(context.mfn(table)?, hypercall::PteFlags::TABLE);
         let batch = &mut *self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
-        batch.update(MmuUpdate::set(slot, not_held(link)), Pte::ABSENT.raw())?;
+        batch.update(MmuUpdate::set(slot, link), absent.raw())?;
+        if let Some(held) = held(link) {
+            batch.op(MmuExtOp::pin(held.level(), link.mfn()))?;
+        }
         // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
         // there or were asked for.
         Ok(unsafe { batch.submit(context.machine) })
+    }
+}
+
+/// What is told of a table that Xen did not take.
+pub(super) fn link_refused(
+    va: GuestVa,
+    found: Option<(Suspect, Obstacles)>,
+    error: BatchError,
+) -> MapError {
+    match found {
+        None => MapError::Refused { va, error },
+        Some((Suspect { level, pfn, .. }, obstacles)) => {
+            MapError::LinkRefused { va, level, table: pfn, error, obstacles }
+        }
     }
 }
 

@@ -1,11 +1,19 @@
 //! A guest on the model, for the tests of this folder.
-#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+#![expect(
+    unsafe_code,
+    reason = "claims and aliases frames of a guest that exists only in the model"
+)]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 
+pub mod tables;
+
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{Batch, BootInfo, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, PteFlags};
+use hypercall::{
+    Batch, BootInfo, Call, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
+    VaFlush, VaMapping,
+};
 use p2m::P2m;
 use pvmmu::{Context, FrameSource, Loose, Pgd, Presence, Reach, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
@@ -141,4 +149,15 @@ pub fn tools<'a, 'b, 't, M, F>(
 ) -> Tools<'a, 'b, 't, M, F> {
     let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
     Tools { context: *context, batch, tables, frames, reach, presence }
+}
+
+/// Lets the direct mapping of `window` show `pfn`, writable.
+pub fn alias<M: hypercall::Machine>(context: &Context<'_, M>, window: Pfn, pfn: Pfn) {
+    let va = context.machine.direct_map(window).expect("mapped").addr();
+    let pte = Pte::new(context.p2m.mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
+    let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
+    let mut calls = [Call::new(Request::VaMapping(mapping))];
+    // SAFETY: the guest exists only in the model.
+    unsafe { context.machine.issue(&mut calls) }.expect("issued");
+    calls[0].result().expect("the alias is made");
 }

@@ -4,6 +4,8 @@
     reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
 )]
 
+mod change;
+
 use core::marker::PhantomData;
 
 use hypercall::{
@@ -154,22 +156,34 @@ impl Pgd<Loose> {
         va: GuestVa,
         frames: &mut impl FrameSource,
     ) -> Result<Pfn, MapError> {
+        self.table(context, (path, Level::L1), va, frames)
+    }
+
+    /// The table of `lowest` for `va`; tables from there up that are missing are made.
+    fn table<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (path, lowest): (&mut Path, Level),
+        va: GuestVa,
+        frames: &mut impl FrameSource,
+    ) -> Result<Pfn, MapError> {
         loop {
-            match path.seek(context, va)? {
-                Found::Table(table) => return Ok(table),
-                Found::Superpage => return Err(MapError::Walk(WalkError::NotMapped(va))),
-                Found::Missing(level) => {
-                    let below = level.below().ok_or(MapError::NotMapped(va))?;
-                    let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
-                    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
-                    if let Err(error) = self.link(context, (level, parent, va), &table) {
-                        frames.give(table);
-                        return Err(error.into());
-                    }
-                    // INVARIANT: I-4: the token has gone into the entry.
-                    path.set(below, Some(table.pfn()));
-                }
+            let found = path.seek(context, va)?;
+            if let Some(table) = path.table(lowest) {
+                return Ok(table);
             }
+            let Found::Missing(level) = found else {
+                return Err(MapError::Walk(WalkError::NotMapped(va)));
+            };
+            let below = level.below().ok_or(MapError::NotMapped(va))?;
+            let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
+            let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+            if let Err(error) = self.link(context, (level, parent, va), &table) {
+                frames.give(table);
+                return Err(error.into());
+            }
+            // INVARIANT: I-4: the token has gone into the entry.
+            path.set(below, Some(table.pfn()));
         }
     }
 
@@ -342,7 +356,7 @@ pub(crate) fn empty<M: Machine>(
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(level) => pool.give_back(context, (level, frame), frames),
+            Some(held) => pool.give_back(context, (held, frame), frames),
             None => frames.give(frame),
         }
     }

@@ -1,0 +1,160 @@
+//! Moving pages of a live tree to other addresses, with their frames and flags.
+#![expect(
+    unsafe_code,
+    reason = "submits changes of the user half, which belongs to the address space (I-4)"
+)]
+
+use hypercall::{ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::rewrite::check_present;
+use super::table::va_of;
+use super::{Edit, PART, Tools, undo};
+use crate::error::{MapError, WalkError};
+use crate::flush::Flush;
+use crate::frames::FrameSource;
+use crate::pages::{Pages, Run};
+use crate::path::Found;
+use crate::room::Room;
+
+/// Bytes that an L1 table spans.
+const TABLE: u64 = 1 << Level::L2.shift();
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
+    /// mapped: see [`Pgd::remap`](crate::Pgd::remap).
+    ///
+    /// # Errors
+    /// As for [`Pgd::remap`](crate::Pgd::remap).
+    pub fn remap(&mut self, pages: Pages, to: GuestVa) -> Result<(), MapError> {
+        pages.check_apart(to)?;
+        self.submit()?;
+        let mut at = 0;
+        while at < pages.count {
+            let (from, to) = (pages.at(at)?, Pages { start: to, ..pages }.at(at)?);
+            let left = pages.count - at;
+            at += if self.is_whole_table((from, to), left)? {
+                self.move_table(from, to)?;
+                self.done += u64::from(ENTRIES);
+                u64::from(ENTRIES)
+            } else {
+                self.remap_some((from, to), left)?
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether a whole table can move: both places begin one, every page of it is mapped and is to
+    /// move, and there is none at the new place.
+    fn is_whole_table(
+        &mut self,
+        (from, to): (GuestVa, GuestVa),
+        left: u64,
+    ) -> Result<bool, WalkError> {
+        let aligned = from.raw().is_multiple_of(TABLE) && to.raw().is_multiple_of(TABLE);
+        if !aligned || left < u64::from(ENTRIES) {
+            return Ok(false);
+        }
+        let context = self.tools.context;
+        if !matches!(self.path.seek(&context, to)?, Found::Missing(_)) {
+            return Ok(false);
+        }
+        let Found::Table(table) = self.path.seek(&context, from)? else { return Ok(false) };
+        let mut entries = super::empty_table();
+        context.machine.read_entries(table, PageTableIndex::new(0), &mut entries)?;
+        Ok(entries.iter().all(|pte| pte.is_present()))
+    }
+
+    /// Moves the first of `left` pages in one batch, as many as it has room for in one table at
+    /// both places; how many. Each is mapped at its new place before it goes from the old one.
+    fn remap_some(&mut self, (from, to): (GuestVa, GuestVa), left: u64) -> Result<u64, MapError> {
+        let context = self.tools.context;
+        Room::check(self.tools.batch)?;
+        let room = self.tools.batch.updates_max() / 2;
+        let rest = |va| ENTRIES - u16::from(Level::L1.index_of(va));
+        let most = rest(from).min(rest(to)).min(PART).min(u16::try_from(room).unwrap_or(PART));
+        let count = u16::try_from(left).map_or(most, |left| left.min(most));
+
+        let Found::Table(source) = self.path.seek(&context, from)? else {
+            return Err(MapError::NotMapped(from));
+        };
+        let mut entries = [Pte::ABSENT; PART as usize];
+        let entries = &mut entries[..usize::from(count)];
+        context.machine.read_entries(source, Level::L1.index_of(from), entries)?;
+        check_present(Run { va: from, count }, entries)?;
+        let target = self.make_l1_table(to)?;
+        let mut there = [Pte::ABSENT; PART as usize];
+        let there = &mut there[..usize::from(count)];
+        context.machine.read_entries(target, Level::L1.index_of(to), there)?;
+        if let Some(at) = there.iter().position(|pte| pte.is_present()) {
+            let va = Pages { start: to, count: count.into() }.at(at as u64)?;
+            return Err(MapError::Occupied { va, pte: there[at] });
+        }
+        self.exchange((source, from), (target, to), (entries, there))?;
+        self.done += u64::from(count);
+        Ok(count.into())
+    }
+
+    /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
+    fn exchange(
+        &mut self,
+        (source, from): (Pfn, GuestVa),
+        (target, to): (Pfn, GuestVa),
+        (entries, there): (&[Pte], &[Pte]),
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let slots = |table, va| -> Result<_, WalkError> {
+            let (table, first) = (context.mfn(table)?, u16::from(Level::L1.index_of(va)));
+            Ok((first..)
+                .map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
+        };
+        let Tools { batch, reach, .. } = &mut *self.tools;
+        batch.clear();
+        let places = slots(source, from)?.zip(slots(target, to)?);
+        let mut flush = Flush::NONE;
+        flush.add(from, entries.len() as u64);
+        for ((old, new), (pte, there)) in places.zip(entries.iter().zip(there)) {
+            batch.update(MmuUpdate::set(new, *pte), there.raw())?;
+            batch.update(MmuUpdate::set(old, Pte::ABSENT), pte.raw())?;
+        }
+        flush.push(batch, *reach)?;
+        // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,
+        // and one again behind the request, whether that is refused or not.
+        let result = unsafe { batch.submit(context.machine) };
+        let Err(error) = result else {
+            batch.clear();
+            return Ok(());
+        };
+        let refused = batch.refused_update();
+        batch.invert();
+        let undone = undo(&context, batch, *reach);
+        // No frame came in or goes out: nothing of the batch is to be settled.
+        batch.clear();
+        self.path.forget();
+        undone?;
+        Err(match refused.and_then(|update| va_of(&context, self.roots, update)) {
+            Some(va) => MapError::Refused { va, error },
+            None => MapError::RefusedCall(error),
+        })
+    }
+
+    /// The L1 table for `va`, which is made empty if it is missing. Nothing is pending afterwards.
+    fn make_l1_table(&mut self, va: GuestVa) -> Result<Pfn, MapError> {
+        let context = self.tools.context;
+        match self.path.seek(&context, va)? {
+            Found::Table(table) => return Ok(table),
+            Found::Superpage => return Err(WalkError::NotMapped(va).into()),
+            Found::Missing(level) if self.tools.tables.has_all_below(level) => {
+                self.link_empty(level, va)?;
+                self.submit()?;
+            }
+            Found::Missing(level) => {
+                self.graft(level, Run { va, count: 0 }, PteFlags::empty())?;
+            }
+        }
+        match self.path.seek(&context, va)? {
+            Found::Table(table) => Ok(table),
+            _ => Err(MapError::NotMapped(va)),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Changes of an address space under construction: the vocabulary of a live one, by plain stores.
+#![expect(unsafe_code, reason = "stores into tables of a loose tree (I-4, I-5)")]
+
+use hypercall::{DomId, Entry, Frame, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::{PART, store};
+use crate::context::Context;
+use crate::edit::{Change, Clear, Flags, check_present, with_table_flags};
+use crate::error::{MapError, RangeError, WalkError};
+use crate::frames::FrameSource;
+use crate::leaf::release;
+use crate::marks::{FOREIGN, KEPT};
+use crate::pages::{Pages, Run, check_flags, check_page, check_table};
+use crate::path::{Found, Path};
+use crate::pgd::{Loose, Pgd};
+
+/// The entry for a page: its table, its index there, and its value.
+type Place = (Pfn, PageTableIndex, Pte);
+
+impl Pgd<Loose> {
+    /// Unmaps `pages`, which all must be mapped; what they mapped goes to `frames`.
+    ///
+    /// # Errors
+    /// [`RangeError`] with the pages, from the first on, that are unmapped all the same.
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::NotMapped`],
+    /// [`MapError::Walk`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn unmap<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        pages: Pages,
+        frames: &mut impl FrameSource,
+    ) -> Result<(), RangeError> {
+        self.rewrite(context, (pages, &Clear), &mut |old| release(context, old, frames))
+    }
+
+    /// Gives every page of `pages`, which all must be mapped, new flags. A page that is shared
+    /// stays read-only.
+    ///
+    /// # Errors
+    /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn protect<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        pages: Pages,
+        flags: PteFlags,
+    ) -> Result<(), RangeError> {
+        check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
+        let change = &Flags { kept: KEPT, set: flags.bits() };
+        self.rewrite(context, (pages, change), &mut |_| {})
+    }
+
+    /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
+    fn rewrite<M: Machine, C: Change>(
+        &mut self,
+        context: &Context<'_, M>,
+        (pages, change): (Pages, &C),
+        gone: &mut impl FnMut(Pte),
+    ) -> Result<(), RangeError> {
+        let mut done = 0;
+        let mut path = Path::new(self.root());
+        let mut rewrite = || -> Result<(), MapError> {
+            for run in pages.runs(PART)? {
+                let Found::Table(table) = path.seek(context, run.va)? else {
+                    return Err(MapError::NotMapped(run.va));
+                };
+                let first = PageTableIndex::new_truncate(run.first());
+                let (mut old, mut new) =
+                    ([Pte::ABSENT; PART as usize], [Pte::ABSENT; PART as usize]);
+                let (old, new) =
+                    (&mut old[..usize::from(run.count)], &mut new[..usize::from(run.count)]);
+                context.machine.read_entries(table, first, old)?;
+                check_present(run, old)?;
+                new.iter_mut().zip(&*old).for_each(|(new, old)| *new = change.of(*old));
+                // SAFETY: the table is part of a loose tree: I-4 and I-5.
+                unsafe { context.machine.write_entries(table, first, new) }?;
+                old.iter().for_each(|old| gone(*old));
+                done += u64::from(run.count);
+            }
+            Ok(())
+        };
+        rewrite().map_err(|error| RangeError { done, error })
+    }
+
+    /// Maps `frame` at `va` in place of what is mapped there, which goes to `frames`.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to `frames` then.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn replace<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (va, flags): (GuestVa, PteFlags),
+        frame: Frame,
+        frames: &mut impl FrameSource,
+    ) -> Result<(), MapError> {
+        let replace = || -> Result<Pte, MapError> {
+            check_flags(flags)?;
+            check_page(va)?;
+            let mut path = Path::new(self.root());
+            let (table, index, old) = mapped(context, &mut path, va)?;
+            store(context, table, index, Pte::new(context.mfn(frame.pfn())?, flags))?;
+            Ok(old)
+        };
+        match replace() {
+            // INVARIANT: I-4: the frame's token has gone into the entry.
+            Ok(old) => {
+                release(context, old, frames);
+                Ok(())
+            }
+            Err(error) => {
+                frames.give(frame);
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
+    /// mapped, with their frames and flags; tables that are missing come from `frames`.
+    ///
+    /// # Errors
+    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
+    /// [`unmap`](Self::unmap), and [`MapError::Overlap`], [`MapError::Occupied`],
+    /// [`MapError::OutOfFrames`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn remap<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (pages, to): (Pages, GuestVa),
+        frames: &mut impl FrameSource,
+    ) -> Result<(), RangeError> {
+        let mut done = 0;
+        let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
+        let mut remap = || -> Result<(), MapError> {
+            pages.check_apart(to)?;
+            while done < pages.count {
+                let va = Pages { start: to, ..pages }.at(done)?;
+                let (table, index, pte) = mapped(context, &mut source, pages.at(done)?)?;
+                let free = self.l1_table(context, &mut target, va, frames)?;
+                let there = context.machine.read_entry(free, Level::L1.index_of(va))?;
+                if there.is_present() {
+                    return Err(MapError::Occupied { va, pte: there });
+                }
+                // INVARIANT: I-4: the page has two entries between the two stores, which only this
+                // code can see.
+                store(context, free, Level::L1.index_of(va), pte)?;
+                store(context, table, index, Pte::ABSENT)?;
+                done += 1;
+            }
+            Ok(())
+        };
+        remap().map_err(|error| RangeError { done, error })
+    }
+
+    /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
+    /// Both are first addresses of 2 MiB. Tables above it that are missing come from `frames`.
+    ///
+    /// # Errors
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::NotMapped`] without a table
+    /// for `from`, [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`],
+    /// [`MapError::Walk`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn move_table<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (from, to): (GuestVa, GuestVa),
+        frames: &mut impl FrameSource,
+    ) -> Result<(), MapError> {
+        check_table(from)?;
+        check_table(to)?;
+        let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
+        let Found::Table(_) = source.seek(context, from)? else {
+            return Err(MapError::NotMapped(from));
+        };
+        let above = source.table(Level::L2).ok_or(MapError::NotMapped(from))?;
+        let link = context.machine.read_entry(above, Level::L2.index_of(from))?;
+        let below = self.table(context, (&mut target, Level::L2), to, frames)?;
+        let there = context.machine.read_entry(below, Level::L2.index_of(to))?;
+        if there.is_present() {
+            return Err(MapError::Occupied { va: to, pte: there });
+        }
+        // INVARIANT: I-4: as in `remap`.
+        store(context, below, Level::L2.index_of(to), link)?;
+        Ok(store(context, above, Level::L2.index_of(from), Pte::ABSENT)?)
+    }
+
+    /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
+    /// devices. When they are unmapped, [`FrameSource::give_foreign`] is told. Frames of a domain
+    /// are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
+    ///
+    /// # Errors
+    /// As for [`map_pages`](Self::map_pages); [`MapError::Own`] for a frame of the guest's,
+    /// [`MapError::OnlyLive`] for another domain. Whether the guest may have a frame Xen says when
+    /// the tree is pinned.
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn map_foreign<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (pages, flags): (Pages, PteFlags),
+        (first, domain): (Mfn, DomId),
+        frames: &mut impl FrameSource,
+    ) -> Result<(), RangeError> {
+        let mut done = 0;
+        let mut path = Path::new(self.root());
+        let mut fill = || -> Result<(), MapError> {
+            check_flags(flags)?;
+            if domain != DomId::IO {
+                return Err(MapError::OnlyLive(domain));
+            }
+            for Run { va, .. } in pages.runs(1)? {
+                let mfn = first.checked_add(done).ok_or(MapError::OutOfFrames)?;
+                if let Ok(own) = context.p2m.pfn(context.machine, mfn) {
+                    return Err(MapError::Own(own));
+                }
+                let table = self.l1_table(context, &mut path, va, frames)?;
+                let there = context.machine.read_entry(table, Level::L1.index_of(va))?;
+                if there.is_present() {
+                    return Err(MapError::Occupied { va, pte: there });
+                }
+                store(context, table, Level::L1.index_of(va), Pte::new(mfn, flags | FOREIGN))?;
+                done += 1;
+            }
+            Ok(())
+        };
+        fill().map_err(|error| RangeError { done, error })
+    }
+
+    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
+    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] if there is no table behind it, [`MapError::Flags`] without PRESENT,
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn set_table_flags<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (level, va): (Level, GuestVa),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        check_page(va)?;
+        let mut path = Path::new(self.root());
+        path.seek(context, va)?;
+        let table = path.table(level).ok_or(MapError::NotMapped(va))?;
+        let index = level.index_of(va);
+        let roots = [Some(table), self.user_root().filter(|_| level == Level::L4)];
+        for table in roots.into_iter().flatten() {
+            let old = context.machine.read_entry(table, index)?;
+            store(context, table, index, with_table_flags((level, va), old, flags)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The present entry for `va`.
+fn mapped<M: Machine>(
+    context: &Context<'_, M>,
+    path: &mut Path,
+    va: GuestVa,
+) -> Result<Place, MapError> {
+    let Found::Table(table) = path.seek(context, va)? else {
+        return Err(MapError::NotMapped(va));
+    };
+    let index = Level::L1.index_of(va);
+    let pte = context.machine.read_entry(table, index).map_err(WalkError::from)?;
+    match pte.decode(Level::L1) {
+        Entry::Leaf(_) => Ok((table, index, pte)),
+        _ => Err(MapError::NotMapped(va)),
+    }
+}

@@ -1,0 +1,55 @@
+//! How much room a batch must have.
+
+use core::fmt;
+
+use hypercall::Batch;
+
+use crate::error::MapError;
+
+/// What a batch has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Page-table updates.
+    pub updates: usize,
+    /// Extended operations.
+    pub ops: usize,
+}
+
+/// The smallest batch with which every change of a live address space works, and is undone if Xen
+/// refuses a part of it: a table's entry and its copy in the user root, or the entry and the direct
+/// mapping of the table's frame; and the flush behind them. What finds less room than it needs says
+/// so ([`MapError::BatchTooSmall`]) before it has asked for anything. Entries of L1 tables are
+/// changed with one update, too.
+///
+/// More room means fewer traps, and nothing else.
+pub const SMALLEST_BATCH: Room = Room { updates: 2, ops: 1 };
+
+impl Room {
+    /// All that `batch` can hold.
+    pub(crate) const fn of(batch: &Batch<'_>) -> Self {
+        Self { updates: batch.updates_max(), ops: batch.ops_max() }
+    }
+
+    /// Refuses a batch with less than a [`SMALLEST_BATCH`].
+    pub(crate) const fn check(batch: &Batch<'_>) -> Result<(), MapError> {
+        Self::of(batch).at_least(SMALLEST_BATCH)
+    }
+
+    /// Refuses a batch that is too small for any change of a live tree.
+    pub(crate) const fn check_entries(batch: &Batch<'_>) -> Result<(), MapError> {
+        Self::of(batch).at_least(Self { updates: 1, ..SMALLEST_BATCH })
+    }
+
+    const fn at_least(self, least: Self) -> Result<(), MapError> {
+        if self.updates < least.updates || self.ops < least.ops {
+            return Err(MapError::BatchTooSmall(self));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} updates and {} extended operations", self.updates, self.ops)
+    }
+}

@@ -1,0 +1,317 @@
+//! What exists in a random life, and what it should be.
+#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hypercall::{Batch, Entry, Errno, FailNth, Frame, FrameAccess as _, GuestVa, Level};
+use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
+use p2m::P2m;
+use pvmmu::{
+    Context, Counted, FrameSource, Loose, Pgd, Pinned, Presence, Reach, Shares, TablePool, Tools,
+    Vcpus,
+};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::Model;
+
+use crate::common::tables::{check_counts, check_marks, pooled};
+use crate::common::{Guest, Pool, context, tools};
+
+/// Whose frame a page maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// This address space's alone.
+    Own,
+    /// Shared since a fork: not writable, whatever its flags say.
+    Shared,
+    /// Another domain's.
+    Foreign,
+}
+
+/// A page as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) mfn: Mfn,
+    pub(crate) flags: PteFlags,
+    pub(crate) whose: Whose,
+}
+
+impl Page {
+    /// What is to be read of its entry, but for marks and what Xen adjusts.
+    fn visible(self) -> (Mfn, PteFlags) {
+        let hidden =
+            if self.whose == Whose::Shared { PteFlags::WRITABLE } else { PteFlags::empty() };
+        (self.mfn, visible(self.flags.difference(hidden)))
+    }
+}
+
+/// The flags that a guest sets and reads back as they were: Xen makes registers of devices
+/// uncacheable.
+pub(crate) fn visible(flags: PteFlags) -> PteFlags {
+    let all = PteFlags::PRESENT | PteFlags::WRITABLE | PteFlags::NO_EXECUTE | PteFlags::AVAILABLE;
+    flags & all
+}
+
+/// What every page of an address space is to be, by page number.
+pub(crate) type Known = BTreeMap<u64, Page>;
+
+/// An address space in either state.
+pub(crate) enum Life {
+    Loose(Pgd<Loose>),
+    Pinned(Pgd<Pinned>),
+}
+
+impl Life {
+    pub(crate) fn root(&self) -> Pfn {
+        match self {
+            Self::Loose(pgd) => pgd.root(),
+            Self::Pinned(pgd) => pgd.root(),
+        }
+    }
+
+    pub(crate) fn user_root(&self) -> Option<Pfn> {
+        match self {
+            Self::Loose(pgd) => pgd.user_root(),
+            Self::Pinned(pgd) => pgd.user_root(),
+        }
+    }
+}
+
+pub(crate) struct Space {
+    pub(crate) pgd: Life,
+    pub(crate) known: Known,
+}
+
+/// Free frames, and a note of those that came back and were never free.
+pub(crate) struct Noting {
+    pool: Pool,
+    aside: Vec<Frame>,
+    foreign: Vec<Mfn>,
+}
+
+impl Noting {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self { pool, aside: Vec::new(), foreign: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// Leaves only `count` frames until the next call.
+    fn keep(&mut self, count: usize) {
+        self.aside.drain(..).for_each(|frame| self.pool.give(frame));
+        self.aside = self.pool.keep(count.min(self.pool.len()));
+    }
+}
+
+impl FrameSource for Noting {
+    fn take(&mut self) -> Option<Frame> {
+        self.pool.take()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        assert!(!self.aside.contains(&frame), "{frame:?} is freed twice");
+        self.pool.give(frame);
+    }
+
+    fn give_foreign(&mut self, mfn: Mfn) {
+        self.foreign.push(mfn);
+    }
+}
+
+/// A machine that refuses one request.
+pub(crate) type Refusing<'m> = FailNth<&'m Model>;
+pub(crate) type Frames<'p, 's> = Counted<'p, 's, Noting>;
+pub(crate) type Work<'a, 'b, 't, 'm, 'p, 's> = Tools<'a, 'b, 't, Refusing<'m>, Frames<'p, 's>>;
+
+/// How an operation is hindered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hindrance {
+    pub(crate) refusal: Refusal,
+    pub(crate) presence: Presence,
+    /// Frames that are left.
+    pub(crate) frames: usize,
+}
+
+impl Hindrance {
+    const NEVER: u64 = u64::MAX;
+
+    /// In no way.
+    pub(crate) const fn none() -> Self {
+        let refusal = Refusal { request: Self::NEVER, errno: Errno::ENOMEM, done: 0 };
+        Self { refusal, presence: Presence::MayVanish, frames: usize::MAX }
+    }
+}
+
+pub(crate) struct World<'w, 'b, 't, 's> {
+    pub(crate) guest: &'w Guest,
+    pub p2m: &'w P2m<'w>,
+    pub(crate) batch: &'w mut Batch<'b>,
+    pub(crate) tables: TablePool<'t>,
+    pub(crate) frames: Noting,
+    pub(crate) shares: Shares<'s>,
+    pub(crate) spaces: Vec<Space>,
+    pub(crate) vcpus: Vcpus<'w>,
+    /// Tables of the pool's that an unpinned space kept, as plain ones.
+    pub(crate) plain: u64,
+    /// What has happened, for whoever reads a failure.
+    pub(crate) story: Vec<String>,
+}
+
+impl World<'_, '_, '_, '_> {
+    /// Whether there may be too few frames for an operation that needs fewer than `count`.
+    pub(crate) fn lacks(&self, count: u64, by: Hindrance) -> bool {
+        by.frames < usize::MAX || self.frames.len() as u64 <= count
+    }
+
+    /// Runs `operation` hindered; whether a request was refused.
+    pub(crate) fn run<T>(
+        &mut self,
+        by: Hindrance,
+        operation: impl FnOnce(&mut Work<'_, '_, '_, '_, '_, '_>) -> T,
+    ) -> (T, bool) {
+        self.frames.keep(by.frames);
+        let machine = FailNth::new(&self.guest.model, by.refusal);
+        let context = context(self.guest, &machine, self.p2m);
+        let mut frames = Counted { source: &mut self.frames, shares: &mut self.shares };
+        let mut with = tools(&context, self.batch, &mut self.tables, &mut frames);
+        with.presence = by.presence;
+        with.reach = Reach::Everywhere;
+        let result = operation(&mut with);
+        self.frames.keep(usize::MAX);
+        (result, machine.has_refused())
+    }
+
+    /// Runs `operation` with nothing refused.
+    pub(crate) fn quietly<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Work<'_, '_, '_, '_, '_, '_>) -> T,
+    ) -> T {
+        self.run(Hindrance::none(), operation).0
+    }
+
+    /// What the tables of `space` say of a page, read as the guest reads it.
+    pub(crate) fn read(&self, space: &Space, page: u64) -> Option<Pte> {
+        let context = context(self.guest, &self.guest.model, self.p2m);
+        let va = GuestVa::new(page << 12).expect("user half");
+        let leaf = pvmmu::walk(&context, space.pgd.root(), va).expect("readable").leaf();
+        leaf.map(|(_, pte)| pte).filter(|pte| pte.is_present())
+    }
+
+    /// Notes as mapped what the tables say of `pages`.
+    pub(crate) fn note(
+        &self,
+        space: &mut Space,
+        pages: impl Iterator<Item = u64>,
+        flags: PteFlags,
+    ) {
+        for page in pages {
+            if let Some(pte) = self.read(space, page) {
+                let whose = if self.p2m.pfn(&self.guest.model, pte.mfn()).is_ok() {
+                    Whose::Own
+                } else {
+                    Whose::Foreign
+                };
+                space.known.insert(page, Page { mfn: pte.mfn(), flags, whose });
+            }
+        }
+    }
+
+    /// The frames of others that were given back since the last call.
+    pub(crate) fn told_of(&mut self) -> Vec<Mfn> {
+        std::mem::take(&mut self.frames.foreign)
+    }
+
+    /// Compares everything with what it should be.
+    pub(crate) fn check(&mut self) {
+        let story = self.story.last().cloned().unwrap_or_default();
+        let mut owners: BTreeMap<Mfn, (u16, bool)> = BTreeMap::new();
+        let mut out = self.plain;
+        for space in &self.spaces {
+            let root = space.pgd.root();
+            if let Life::Pinned(_) = space.pgd {
+                check_marks(self.guest, root);
+                out += pooled(self.guest, root);
+            }
+            let read = Reading::of(self, root);
+            let expected: BTreeMap<_, _> =
+                space.known.iter().map(|(page, entry)| (*page, entry.visible())).collect();
+            let differs = |page: &u64| read.pages.get(page) != expected.get(page);
+            let all: BTreeSet<u64> = read.pages.keys().chain(expected.keys()).copied().collect();
+            if let Some(page) = all.into_iter().find(differs) {
+                let (is, known) = (read.pages.get(&page), space.known.get(&page));
+                panic!("{:#?}\npage {page:#x} is {is:?}, to be {known:?}", self.story);
+            }
+            if let Some(user) = space.pgd.user_root() {
+                assert_eq!(Reading::of(self, user).pages, read.pages, "roots differ: {story}");
+            }
+            for page in space.known.values().filter(|page| page.whose != Whose::Foreign) {
+                let entry = owners.entry(page.mfn).or_default();
+                entry.0 += 1;
+                entry.1 |= page.whose == Whose::Own;
+            }
+        }
+        check_counts(&self.tables, out);
+        for (mfn, (count, is_own)) in owners {
+            let pfn = self.p2m.pfn(&self.guest.model, mfn).expect("the guest's");
+            assert!(count == 1 || !is_own, "mfn {mfn} has two owners: {:#?}", self.story);
+            let counted = if is_own { 0 } else { count };
+            assert_eq!(self.shares.count(pfn), counted, "pfn {pfn}: {:#?}", self.story);
+        }
+        self.guest.model.audit().unwrap_or_else(|error| panic!("{error}: {:#?}", self.story));
+    }
+
+    /// Takes everything apart.
+    pub(crate) fn end(&mut self) {
+        let vcpus = self.vcpus;
+        // SAFETY: the model runs no code.
+        self.quietly(|with| unsafe { vcpus.leave(&with.context, 0) }).expect("left");
+        while let Some(space) = self.spaces.pop() {
+            self.quietly(|with| match space.pgd {
+                Life::Loose(pgd) => pgd.destroy(&with.context, with.frames).expect("destroyed"),
+                Life::Pinned(pgd) => pgd.destroy(with).expect("destroyed"),
+            });
+        }
+        for level in [Level::L1, Level::L2, Level::L3] {
+            self.quietly(|with| {
+                with.tables.drain(&with.context, (level, 99), with.frames).expect("drained");
+            });
+        }
+    }
+}
+
+/// What a tree maps.
+struct Reading<'a> {
+    context: Context<'a, Model>,
+    pages: BTreeMap<u64, (Mfn, PteFlags)>,
+}
+
+impl<'a> Reading<'a> {
+    fn of(world: &'a World<'_, '_, '_, '_>, root: Pfn) -> Self {
+        let context = context(world.guest, &world.guest.model, world.p2m);
+        let mut reading = Self { context, pages: BTreeMap::new() };
+        reading.below(Level::L4, root, 0);
+        reading
+    }
+
+    fn below(&mut self, level: Level, table: Pfn, base: u64) {
+        let mut entries = [Pte::ABSENT; ENTRIES as usize];
+        let own = if level == Level::L4 { 256 } else { 512 };
+        let first = PageTableIndex::new(0);
+        let machine = self.context.machine;
+        machine.read_entries(table, first, &mut entries[..own]).expect("readable");
+        for (index, pte) in (0u64..).zip(&entries[..own]) {
+            let base = base + (index << level.shift());
+            match (pte.decode(level), level.below()) {
+                (Entry::Absent, _) => assert_eq!(pte.mfn(), Mfn::new(0), "{pte} names a frame"),
+                (Entry::Table(mfn), Some(below)) => {
+                    let pfn = self.context.p2m.pfn(machine, mfn).expect("a table of the guest's");
+                    self.below(below, pfn, base);
+                }
+                _ => {
+                    self.pages.insert(base >> 12, (pte.mfn(), visible(pte.flags())));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Every operation, with each of its requests refused in turn: the machinery.
+#![allow(unreachable_pub, reason = "a module shared by test programs")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use hypercall::{
+    Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
+};
+use pvmmu::{Context, Counted, Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
+use xen_model::Model;
+
+use crate::common::tables::{check_counts, check_marks, pooled};
+use crate::common::{Guest, Pool, context, tools};
+
+pub const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+
+/// Memory for the largest batch that is swept.
+pub type Storage = BatchStorage<40, 12>;
+pub type Frames<'p, 's> = Counted<'p, 's, Pool>;
+pub type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+
+/// What is swept: an operation on an address space that is given.
+pub trait Operation {
+    fn run<M: Machine>(
+        &self,
+        pgd: &mut Pgd<Pinned>,
+        with: &mut Work<'_, '_, '_, '_, '_, M>,
+    ) -> Result<(), String>;
+}
+
+/// Runs the operation with batches of `room`, and with request `request` refused after `done`
+/// elements, for every request it makes.
+pub fn refuse_each(operation: &impl Operation, room: Room) {
+    let mut refused = 0;
+    for request in 0..400_usize {
+        let mut reached = false;
+        // Besides none and some: one, two, many and all but the last, in turn.
+        let another = [1, 2, 7, usize::MAX].into_iter().cycle().nth(request).expect("a cycle");
+        let dones = if room.updates < 4 { [0, 1, usize::MAX] } else { [0, 3, another] };
+        for done in dones {
+            let refusal = Refusal { request: request as u64, errno: Errno::ENOMEM, done };
+            if live(operation, room, refusal) {
+                reached = true;
+                refused += 1;
+            }
+        }
+        if !reached {
+            assert!(refused > 0, "the operation asks Xen for nothing");
+            return;
+        }
+    }
+    panic!("an operation of more than 400 requests");
+}
+
+/// A life around the operation; whether its request was reached.
+fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let free = pool.len();
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 24];
+    let (l1, rest) = places.split_at_mut(16);
+    let (l2, l3) = rest.split_at_mut(4);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch_of(room.updates, room.ops);
+    for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
+        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+    }
+    let mut pgd = start(&plain, &mut frames, &mut batch);
+
+    let machine = FailNth::new(&guest.model, refusal);
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let result = operation.run(&mut pgd, &mut with);
+    assert_eq!(result.is_err(), machine.has_refused(), "{refusal:?}: {result:?}");
+    guest.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
+    check_marks(&guest, pgd.root());
+    check_counts(with.tables, pooled(&guest, pgd.root()));
+
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    destroy(pgd, &mut with);
+    for level in [Level::L1, Level::L2, Level::L3] {
+        tables.drain(&plain, (level, 99), &mut frames).expect("drained");
+    }
+    assert_eq!(tables.counts().lost, 0);
+    check_counts(&tables, 0);
+    assert_eq!(pool.len(), free, "{refusal:?}: {result:?}: frames were lost");
+    assert!(counts.iter().all(|count| *count == 0), "{refusal:?}: {result:?}: shares were lost");
+    guest.check();
+    machine.has_refused()
+}
+
+/// Two roots, a full table and a sparse one.
+pub fn start(
+    context: &Context<'_, Model>,
+    frames: &mut Frames<'_, '_>,
+    batch: &mut Batch<'_>,
+) -> Pgd<Pinned> {
+    let mut pgd = Pgd::with_user_root(context, frames).expect("two roots");
+    for pages in [full(), sparse()] {
+        pgd.map_pages(context, (pages, PteFlags::USER_RW), frames).expect("mapped");
+    }
+    pgd.pin(context, batch).expect("pinned")
+}
+
+pub fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
+    if let Err(error) = pgd.destroy(with) {
+        let reason = error.to_string();
+        let pgd = error.into_pgd().expect(&reason);
+        pgd.destroy(with).expect("only one request is refused");
+    }
+}
+
+pub fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
+    GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
+}
+
+/// A whole table.
+pub fn full() -> Pages {
+    Pages { start: va(1, 2, 0), count: 512 }
+}
+
+/// Some pages of another.
+pub fn sparse() -> Pages {
+    Pages { start: va(1, 4, 5), count: 20 }
+}
+
+macro_rules! sweep {
+    (in batches of $room:expr; $($name:ident: |$pgd:ident, $with:ident| $work:expr;)*) => { $(
+        #[test]
+        fn $name() {
+            struct This;
+            impl $crate::sweeping::Operation for This {
+                fn run<M: hypercall::Machine>(
+                    &self,
+                    $pgd: &mut pvmmu::Pgd<pvmmu::Pinned>,
+                    $with: &mut $crate::sweeping::Work<'_, '_, '_, '_, '_, M>,
+                ) -> Result<(), String> {
+                    $work.map_err(|error| error.to_string())
+                }
+            }
+            $crate::sweeping::refuse_each(&This, $room);
+        }
+    )* };
+}
