@@ -78,12 +78,9 @@ impl Curves {
             }
             let curve = points.iter().map(|(x, y)| (*x as f64, *y as f64));
             let line = LineSeries::new(curve.clone(), colour.stroke_width(2));
-            chart
-                .draw_series(line)?
-                .label(name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
-                });
+            chart.draw_series(line)?.label(name).legend(move |(x, y)| {
+                PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
+            });
             chart.draw_series(curve.map(|at| Circle::new(at, 3, colour.filled())))?;
         }
         chart
