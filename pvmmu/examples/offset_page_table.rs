@@ -22,7 +22,8 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 // On Xen every change is flushed when it is made. A program that calls `flush` where this one
-// calls `ignore` executes `invlpg`, which a kernel under Xen PV is not privileged to.
+// calls `ignore` executes `invlpg`, which is a general protection fault to a kernel under Xen PV:
+// its handler goes on behind the instruction, with `pvmmu::mapper::flush_length`.
 
 const HEAP_START: u64 = 0x4444_4444_0000;
 const HEAP_PAGES: u64 = 25;

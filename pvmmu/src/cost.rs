@@ -44,22 +44,23 @@ pub struct Costs {
     pub step: u32,
 }
 
-/// Measured on Xen 4.17.
+/// Measured on Xen 4.17: `tests/baselines/xen-4.17.json`, from which no constant but `store` and
+/// `drop_table` may be away by more than 3 in 100 (a test of the workspace).
 pub const COSTS: Costs = Costs {
-    change: 647,
-    fill: 547,
-    clear: 479,
-    validate: 9_350,
-    take_writable: 185,
+    change: 639,
+    fill: 549,
+    clear: 462,
+    validate: 9_347,
+    take_writable: 187,
     take_read_only: 135,
-    release: 8_720,
-    drop_writable: 162,
+    release: 8_726,
+    drop_writable: 145,
     drop_read_only: 87,
     store: 8,
-    access: 650,
-    link: 670,
+    access: 639,
+    link: 673,
     drop_table: 180,
-    step: 970,
+    step: 968,
 };
 
 /// What a table maps.
@@ -204,29 +205,29 @@ mod tests {
     #[test]
     fn a_full_table_is_cleared_by_taking_it_out() {
         assert_eq!(crossing(|n| COSTS.to_clear(n, writable(n), writable(0))), Some(67));
-        assert_eq!(crossing(|n| COSTS.to_clear(n, read_only(n), read_only(0))), Some(54));
+        assert_eq!(crossing(|n| COSTS.to_clear(n, read_only(n), read_only(0))), Some(56));
     }
 
     #[test]
     fn clearing_a_part_of_a_full_table_goes_entry_by_entry_up_to_three_fifths() {
         let part = |n| COSTS.to_clear(n, writable(512), writable(512 - n));
-        assert_eq!(crossing(part), Some(306));
+        assert_eq!(crossing(part), Some(301));
     }
 
     #[test]
     fn a_table_of_which_most_entries_change_is_changed_as_a_whole() {
         let protect =
             |n| COSTS.to_change(n, writable(512), Population { writable: 512 - n, read_only: n });
-        assert_eq!(crossing(protect), Some(291));
+        assert_eq!(crossing(protect), Some(283));
         let unprotect =
             |n| COSTS.to_change(n, read_only(512), Population { writable: n, read_only: 512 - n });
-        assert_eq!(crossing(unprotect), Some(232));
-        assert_eq!(crossing(|n| COSTS.to_change(n, writable(n), read_only(n))), Some(67));
+        assert_eq!(crossing(unprotect), Some(236));
+        assert_eq!(crossing(|n| COSTS.to_change(n, writable(n), read_only(n))), Some(65));
     }
 
     #[test]
     fn an_upper_table_with_many_tables_in_it_is_dropped_as_a_whole() {
-        assert_eq!(crossing(|tables| COSTS.to_end_upper(tables)), Some(39));
+        assert_eq!(crossing(|tables| COSTS.to_end_upper(tables)), Some(38));
     }
 
     #[test]

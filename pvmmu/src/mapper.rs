@@ -5,17 +5,22 @@
 //! guest's own numbering, never a machine frame; what is stored in the tables is looked up in P2M.
 //! Give none of them to a device.
 //!
-//! Every call asks Xen at once and flushes in the same batch: the flushes that the traits hand back
-//! may be ignored. Pages are those of the user half. There are no huge pages under Xen PV: a
-//! request for one gets the trait's own error. The traits' errors cannot carry a refusal of Xen's,
-//! so that is kept beside them: [`LiveMapper::refusal`].
+//! Every call asks Xen at once and flushes in the same batch, so there is nothing left to flush:
+//! `ignore` the flushes that the traits hand back. A program that calls `MapperFlush::flush` all
+//! the same executes `invlpg`, for which Xen gives a PV kernel a general protection fault: its
+//! handler can go on behind the instruction, with [`flush_length`]. `MapperFlushAll::flush_all`
+//! loads CR3 with what is in it, which Xen emulates: it works, and costs two traps.
+//!
+//! Pages are those of the user half. There are no huge pages under Xen PV: a request for one gets
+//! the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that is kept
+//! beside them: [`LiveMapper::refusal`].
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
     reason = "implements unsafe methods of a foreign trait, whose frames are pseudo-physical here"
 )]
 
-use hypercall::{Batch, Entry, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, Pte, PteFlags};
+use hypercall::{Batch, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, MappedFrame, Mapper, MapperFlush, MapperFlushAll, Translate,
     TranslateError, TranslateResult, UnmapError,
@@ -26,14 +31,14 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::context::Context;
-use crate::edit::{Presence, Tools};
+use crate::edit::{Presence, Tools, with_table_flags};
 use crate::error::MapError;
 use crate::flush::Reach;
 use crate::frames::FrameSource;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::pool::TablePool;
-use crate::walk::walk;
+use crate::walk::{Mapped, Mapping, Walk, walk};
 
 /// An address space as a `Mapper<Size4KiB>` and `Translate`.
 #[derive(Debug)]
@@ -80,17 +85,42 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         result
     }
 
-    fn leaf(&self, va: VirtAddr) -> Option<Pte> {
+    fn mapping(&self, va: VirtAddr) -> Option<Mapping> {
         let va = GuestVa::new(va.as_u64()).ok()?;
-        let leaf = walk(&self.context, self.pgd.root(), va).ok()?.leaf();
-        leaf.map(|(_, pte)| pte).filter(|pte| pte.is_present())
+        self.pgd.translate(&self.context, va).ok().flatten()
     }
 
-    /// The frame that an entry maps, by its pseudo-physical number, or the machine address that has
-    /// none.
-    fn frame(&self, pte: Pte) -> Result<PhysFrame, PhysAddr> {
-        let pfn = self.context.p2m.pfn(self.context.machine, pte.mfn());
-        pfn.map(phys_frame).map_err(|_| PhysAddr::new(pte.mfn().raw() << PAGE_SHIFT))
+    /// Gives the tables above `page` what a mapping asks of them: those that are new exactly these
+    /// flags, the others these beside their own.
+    fn set_parents(
+        &mut self,
+        (page, before): (Page, &Walk),
+        wanted: PteFlags,
+    ) -> Result<(), MapError> {
+        let va = guest_va(page)?;
+        let now = walk(&self.context, self.pgd.root(), va)?;
+        self.with(&mut Nothing, |pgd, tools| {
+            let set = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
+                for step in now.steps().filter(|step| step.level > Level::L1) {
+                    let was = before.at(step.level).filter(|step| step.pte.is_present());
+                    let flags = was.map_or(wanted, |was| was.pte.flags().union(wanted));
+                    if with_table_flags((step.level, va), step.pte, flags)? != step.pte {
+                        edit.set_table_flags((step.level, va), flags)?;
+                    }
+                }
+                Ok(())
+            };
+            pgd.edit(tools, set).map_err(|refused| refused.error)
+        })
+    }
+
+    /// Unmaps a page; the frame that it mapped.
+    fn unmap_page(&mut self, page: Page) -> Result<Option<Frame>, MapError> {
+        let mut freed = One(None);
+        self.with(&mut freed, |pgd, tools| {
+            pgd.unmap(tools, Pages::one(guest_va(page)?)).map_err(|refused| refused.error)
+        })?;
+        Ok(freed.0)
     }
 
     fn set_table_flags(
@@ -109,8 +139,19 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     }
 }
 
-fn phys_frame(pfn: Pfn) -> PhysFrame {
-    PhysFrame::containing_address(PhysAddr::new(pfn.raw() << PAGE_SHIFT))
+/// The frame by its pseudo-physical number, or the machine address that has none.
+fn phys_frame(frame: Mapped) -> Result<PhysFrame, PhysAddr> {
+    match frame {
+        Mapped::Own(pfn) | Mapped::Shared(pfn) => {
+            Ok(PhysFrame::containing_address(PhysAddr::new(pfn.raw() << PAGE_SHIFT)))
+        }
+        Mapped::Foreign(mfn) => Err(PhysAddr::new(mfn.raw() << PAGE_SHIFT)),
+    }
+}
+
+/// Refuses what cannot be said of tables: that they are not there.
+fn check_table_flags(flags: PteFlags) -> Result<(), MapError> {
+    if flags.contains(PteFlags::PRESENT) { Ok(()) } else { Err(MapError::Flags(flags.bits())) }
 }
 
 const fn pfn(frame: PhysFrame) -> Pfn {
@@ -173,25 +214,69 @@ impl FrameSource for Nothing {
     }
 }
 
+/// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
+/// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped
+/// here is flushed already. Fifteen bytes are enough, and as many as the instruction has.
+///
+/// # Hypercalls
+/// None.
+#[must_use]
+pub fn flush_length(bytes: impl IntoIterator<Item = u8>) -> Option<u64> {
+    let mut bytes = bytes.into_iter().peekable();
+    let rex = u64::from(bytes.next_if(|byte| byte & 0xf0 == 0x40).is_some());
+    if (bytes.next()?, bytes.next()?) != (0x0f, 0x01) {
+        return None;
+    }
+    let form = bytes.next()?;
+    let (kind, operation, base) = (form >> 6, form >> 3 & 7, form & 7);
+    if kind == 3 || operation != 7 {
+        return None;
+    }
+    let scaled = u64::from(base == 4);
+    let base = if base == 4 { bytes.next()? & 7 } else { base };
+    let distance = match kind {
+        0 if base == 5 => 4,
+        0 => 0,
+        1 => 1,
+        _ => 4,
+    };
+    Some(rex + 3 + scaled + distance)
+}
+
 impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
     unsafe fn map_to_with_table_flags<A>(
         &mut self,
         page: Page,
         frame: PhysFrame,
         flags: PageTableFlags,
-        _: PageTableFlags,
+        parent_table_flags: PageTableFlags,
         frame_allocator: &mut A,
     ) -> Result<MapperFlush<Size4KiB>, MapToError<Size4KiB>>
     where
         A: FrameAllocator<Size4KiB> + ?Sized,
     {
+        let before = guest_va(page).and_then(|va| {
+            let parents = PteFlags::from_bits_retain(parent_table_flags.bits());
+            check_table_flags(parents)?;
+            Ok((walk(&self.context, self.pgd.root(), va)?, parents))
+        });
         let mapped = self.with(&mut Allocator(frame_allocator), |pgd, tools| {
+            let before = before?;
             // SAFETY: the caller vouches that the frame is free to be mapped (I-1).
             let frame = unsafe { Frame::claim(pfn(frame)) };
             let mapped = pgd.map(tools, (guest_va(page)?, pte_flags(flags)), frame);
-            mapped.map_err(|failed| failed.error)
+            mapped.map(|()| before).map_err(|failed| failed.error)
         });
-        match mapped {
+        let set = mapped.and_then(|(before, parents)| {
+            self.set_parents((page, &before), parents).inspect_err(|refused| {
+                // The caller keeps the frame: it must not stay mapped.
+                if let Err(error) = self.unmap_page(page) {
+                    log::error!("{page:?} stays mapped, its tables as they were: {error}");
+                }
+                self.refusal = Some(*refused);
+            })
+        });
+        match set {
             Ok(()) => Ok(MapperFlush::new(page)),
             // The frame that was to be mapped, as `OffsetPageTable` says it.
             Err(MapError::Occupied { .. }) => Err(MapToError::PageAlreadyMapped(frame)),
@@ -200,14 +285,15 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
     }
 
     fn unmap(&mut self, page: Page) -> Result<(PhysFrame, MapperFlush<Size4KiB>), UnmapError> {
-        let leaf = self.leaf(page.start_address()).ok_or(UnmapError::PageNotMapped)?;
-        let frame = self.frame(leaf).map_err(UnmapError::InvalidFrameAddress)?;
-        let mut freed = One(None);
-        let unmapped = self.with(&mut freed, |pgd, tools| {
-            pgd.unmap(tools, Pages::one(guest_va(page)?)).map_err(|refused| refused.error)
-        });
-        unmapped.map_err(|_| UnmapError::PageNotMapped)?;
-        debug_assert_eq!(freed.0.map(|frame| frame.pfn()), Some(pfn(frame)));
+        let mapping = self.mapping(page.start_address()).ok_or(UnmapError::PageNotMapped)?;
+        let frame = phys_frame(mapping.frame).map_err(UnmapError::InvalidFrameAddress)?;
+        if let Mapped::Shared(pfn) = mapping.frame {
+            // Others map the frame, too: it cannot be handed out.
+            self.refusal = Some(MapError::CannotShare(pfn));
+            return Err(UnmapError::InvalidFrameAddress(frame.start_address()));
+        }
+        let freed = self.unmap_page(page).map_err(|_| UnmapError::PageNotMapped)?;
+        debug_assert_eq!(freed.map(|frame| frame.pfn()), Some(pfn(frame)));
         Ok((frame, MapperFlush::new(page)))
     }
 
@@ -248,20 +334,19 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
     }
 
     fn translate_page(&self, page: Page) -> Result<PhysFrame, TranslateError> {
-        let leaf = self.leaf(page.start_address()).ok_or(TranslateError::PageNotMapped)?;
-        self.frame(leaf).map_err(TranslateError::InvalidFrameAddress)
+        let mapping = self.mapping(page.start_address()).ok_or(TranslateError::PageNotMapped)?;
+        phys_frame(mapping.frame).map_err(TranslateError::InvalidFrameAddress)
     }
 }
 
 impl<M: Machine> Translate for LiveMapper<'_, '_, M> {
     fn translate(&self, addr: VirtAddr) -> TranslateResult {
-        let Some(leaf) = self.leaf(addr) else { return TranslateResult::NotMapped };
-        debug_assert!(matches!(leaf.decode(Level::L1), Entry::Leaf(_)));
-        match self.frame(leaf) {
+        let Some(mapping) = self.mapping(addr) else { return TranslateResult::NotMapped };
+        match phys_frame(mapping.frame) {
             Ok(frame) => TranslateResult::Mapped {
                 frame: MappedFrame::Size4KiB(frame),
                 offset: u64::from(addr.page_offset()),
-                flags: PageTableFlags::from_bits_truncate(leaf.flags().bits()),
+                flags: PageTableFlags::from_bits_truncate(mapping.flags.bits()),
             },
             Err(address) => TranslateResult::InvalidFrameAddress(address),
         }
@@ -336,3 +421,36 @@ macro_rules! no_huge_pages {
 }
 
 no_huge_pages!(Size2MiB Size1GiB);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invlpg_is_known_by_its_bytes_in_every_form() {
+        let forms: [&[u8]; 7] = [
+            // [rdi], [r12], [rbp + 0], [rax + disp32], [rip + disp32], [disp32], [rsp + disp8]
+            &[0x0f, 0x01, 0x3f],
+            &[0x41, 0x0f, 0x01, 0x3c, 0x24],
+            &[0x0f, 0x01, 0x7d, 0x00],
+            &[0x0f, 0x01, 0xb8, 1, 2, 3, 4],
+            &[0x0f, 0x01, 0x3d, 1, 2, 3, 4],
+            &[0x0f, 0x01, 0x3c, 0x25, 1, 2, 3, 4],
+            &[0x0f, 0x01, 0x7c, 0x24, 0x08],
+        ];
+        for form in forms {
+            let more = form.iter().copied().chain([0x90; 8]);
+            assert_eq!(flush_length(more), Some(form.len() as u64), "{form:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_invlpg_is_not_skipped() {
+        // swapgs, lgdt, mov cr3, a truncated one.
+        let others: [&[u8]; 4] =
+            [&[0x0f, 0x01, 0xf8], &[0x0f, 0x01, 0x10], &[0x0f, 0x22, 0xd8], &[0x0f, 0x01]];
+        for other in others {
+            assert_eq!(flush_length(other.iter().copied()), None, "{other:x?}");
+        }
+    }
+}

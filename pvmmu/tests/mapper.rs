@@ -7,10 +7,10 @@
 
 mod common;
 
-use common::{Guest, context, destroy};
-use hypercall::BatchStorage;
+use common::{Guest, Pool, build, context, destroy, page, tools};
+use hypercall::{BatchStorage, Errno, FailNth, GuestVa, Machine, Refusal};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{FrameSource as _, MapError, Pgd};
+use pvmmu::{Context, Counted, FrameSource as _, MapError, Pgd, Pinned, Shares, TablePool, walk};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, Mapper, MapperAllSizes, Translate, TranslateError, UnmapError,
 };
@@ -93,9 +93,7 @@ fn a_program_for_offset_page_table_sees_the_same_on_xen() {
     let mut batch = storage.batch();
     let pgd = Pgd::new(&context, &mut pool).expect("a root");
     let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
-    let free = core::iter::from_fn(|| pool.take()).take(64);
-    let frame = |pfn: hypercall::Pfn| PhysFrame::containing_address(PhysAddr::new(pfn.raw() << 12));
-    let mut frames = Frames(free.map(|free| frame(free.pfn())).collect());
+    let mut frames = frames_of(&mut pool, 64);
     // The one line that changes.
     let mut mapper = LiveMapper::new(context, &mut pgd, &mut batch);
     let seen = program(&mut mapper, &mut frames);
@@ -148,4 +146,144 @@ fn what_the_traits_errors_cannot_say_is_kept() {
         unsafe { mapper.map_to(page, strange, PageTableFlags::PRESENT, &mut Frames(Vec::new())) };
     assert!(matches!(mapped, Err(MapToError::FrameAllocationFailed)));
     assert!(matches!(mapper.refusal(), Some(MapError::Walk(_) | MapError::OutOfFrames)));
+}
+
+/// Whether the entries of levels 4, 3 and 2 for `va` let the pages behind them be written.
+fn writable_tables<M: Machine>(
+    context: &Context<'_, M>,
+    pgd: &Pgd<Pinned>,
+    va: VirtAddr,
+) -> Vec<bool> {
+    let va = GuestVa::new(va.as_u64()).expect("user half");
+    let walk = walk(context, pgd.root(), va).expect("readable");
+    walk.steps().take(3).map(|step| step.pte.is_writable()).collect()
+}
+
+/// Maps a page at `address` under tables with `parents`.
+fn map_under<M: Machine>(
+    (context, pgd): (Context<'_, M>, &mut Pgd<Pinned>),
+    address: u64,
+    parents: PageTableFlags,
+    frames: &mut Frames,
+) -> Result<(), Option<MapError>> {
+    let mut storage = BatchStorage::<16, 4>::new();
+    let mut batch = storage.batch();
+    let mut mapper = LiveMapper::new(context, pgd, &mut batch);
+    let page = Page::<Size4KiB>::containing_address(VirtAddr::new(address));
+    let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
+    let frame = frames.allocate_frame().expect("memory");
+    // SAFETY: the frame is free.
+    match unsafe { mapper.map_to_with_table_flags(page, frame, flags, parents, frames) } {
+        Ok(flush) => {
+            flush.ignore();
+            Ok(())
+        }
+        Err(_) => {
+            let refusal = mapper.refusal();
+            frames.0.push(frame);
+            Err(refusal)
+        }
+    }
+}
+
+fn frames_of(pool: &mut Pool, count: usize) -> Frames {
+    let frame = |pfn: hypercall::Pfn| PhysFrame::containing_address(PhysAddr::new(pfn.raw() << 12));
+    let free = core::iter::from_fn(|| pool.take()).take(count);
+    Frames(free.map(|free| frame(free.pfn())).collect())
+}
+
+const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT;
+const WRITABLE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
+
+#[test]
+fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut storage = BatchStorage::<16, 4>::new();
+    let mut batch = storage.batch();
+    let pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
+    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let mut frames = frames_of(&mut pool, 30);
+    const AT: u64 = 0x4444_4000_0000;
+    let steps = [
+        // All tables are new; one is, beside one that has the right; it gets it, too.
+        (0, READ_ONLY, [false, false, false]),
+        (1 << 21, WRITABLE, [true, true, true]),
+        (0x1000, WRITABLE, [true, true, true]),
+        (1 << 22, READ_ONLY, [true, true, false]),
+    ];
+    for (offset, parents, expected) in steps {
+        map_under((context, &mut pgd), AT + offset, parents, &mut frames).expect("mapped");
+        let tables = writable_tables(&context, &pgd, VirtAddr::new(AT + offset));
+        assert_eq!(tables, expected, "{offset:#x}");
+        guest.check();
+    }
+    let absent = map_under((context, &mut pgd), AT, PageTableFlags::WRITABLE, &mut frames);
+    assert_eq!(absent, Err(Some(MapError::Flags(2))), "tables that are not there");
+    let loose = pgd.unpin(&context, &mut batch).expect("unpinned");
+    destroy(&context, loose, &mut pool);
+    guest.check();
+}
+
+#[test]
+fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
+    let mut refusals = 0;
+    for request in 0..8 {
+        let guest = Guest::new();
+        let p2m = guest.p2m();
+        let plain = context(&guest, &guest.model, &p2m);
+        let mut pool = guest.pool();
+        let mut storage = BatchStorage::<16, 4>::new();
+        let mut batch = storage.batch();
+        let pgd = Pgd::new(&plain, &mut pool).expect("a root");
+        let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+        let mut frames = frames_of(&mut pool, 10);
+        let refusal = Refusal { request, errno: Errno::ENOMEM, done: 0 };
+        let machine = FailNth::new(&guest.model, refusal);
+        let around = context(&guest, &machine, &p2m);
+        let at = 0x4444_4000_0000;
+        let mapped = map_under((around, &mut pgd), at, READ_ONLY, &mut frames);
+        assert_eq!(mapped.is_err(), machine.has_refused(), "{refusal:?}");
+        let there = pgd.translate(&plain, GuestVa::new(at).expect("user half"));
+        assert_eq!(there.expect("readable").is_some(), mapped.is_ok(), "{refusal:?}");
+        if let Err(reason) = mapped {
+            refusals += 1;
+            assert!(reason.is_some(), "the reason is kept");
+        }
+        let loose = pgd.unpin(&plain, &mut batch).expect("unpinned");
+        destroy(&plain, loose, &mut pool);
+        guest.check();
+    }
+    assert!(refusals > 3, "{refusals}");
+}
+
+#[test]
+fn a_frame_that_others_map_too_is_not_handed_out() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut storage = BatchStorage::<16, 4>::new();
+    let mut batch = storage.batch();
+    let mut pgd = build(&context, 1, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    let child = pgd.fork(&mut with).expect("forked");
+    let mut storage = BatchStorage::<16, 4>::new();
+    let mut own_batch = storage.batch();
+    let mut mapper = LiveMapper::new(context, &mut pgd, &mut own_batch);
+    let shared = Page::<Size4KiB>::containing_address(VirtAddr::new(page(0).raw()));
+    let refused = Mapper::<Size4KiB>::unmap(&mut mapper, shared).map(|(frame, _)| frame);
+    assert!(matches!(refused, Err(UnmapError::InvalidFrameAddress(_))), "{refused:?}");
+    assert!(matches!(mapper.refusal(), Some(MapError::CannotShare(_))));
+    assert!(mapper.translate_addr(shared.start_address()).is_some(), "it is still there");
+    child.destroy(&mut with).expect("destroyed");
+    pgd.destroy(&mut with).expect("destroyed");
+    assert!(counts.iter().all(|count| *count == 0));
+    guest.check();
 }

@@ -76,12 +76,14 @@ fn every_order() -> Result<String> {
 }
 
 /// Programs that the model runs as Xen does.
-const ON_THE_MODEL: [&str; 10] = [
+const ON_THE_MODEL: [&str; 12] = [
     "demo",
     "alias",
     "audit",
+    "balloon",
     "dump",
     "foreign",
+    "mapper",
     "memory",
     "primitives",
     "spaces",
@@ -106,7 +108,7 @@ fn on_the_model() -> Result<String> {
 }
 
 /// Host programs that each teach one crate: package and name.
-const EXAMPLES: [(&str, &str); 1] = [("swiotlb", "bounce")];
+const EXAMPLES: [(&str, &str); 2] = [("swiotlb", "bounce"), ("balloon", "resize")];
 
 fn examples() -> Result<String> {
     for (package, name) in EXAMPLES {

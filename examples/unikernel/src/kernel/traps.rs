@@ -7,21 +7,31 @@
 
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write as _};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
+use pvmmu::mapper::flush_length;
 use pvmmu::{Context, walk};
 
 use super::console::{self, Console};
 use super::{boot, events};
 
+const PROTECTION_FAULT: u8 = 13;
 const PAGE_FAULT: u8 = 14;
 /// What stands for a vector when Xen calls for an event, which comes as an exception does.
 const EVENT: u64 = 256;
 
 /// Whether a fault is being reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// Instructions that were left out.
+static SKIPPED: AtomicU64 = AtomicU64::new(0);
+
+/// How many instructions were left out so far, that flush a page and are Xen's to execute.
+pub(super) fn skipped() -> u64 {
+    SKIPPED.load(Ordering::Relaxed)
+}
 
 /// Registers at the exception, as the stubs push them.
 #[repr(C)]
@@ -191,6 +201,15 @@ extern "C" fn handle(frame: &mut Frame) {
         frame.rip = rip;
         return;
     }
+    if frame.vector == u64::from(PROTECTION_FAULT)
+        && let Some(length) = flush_length(instruction(frame.rip))
+    {
+        // A flush by a program that was written for a bare machine: what it has changed through
+        // `LiveMapper` is flushed.
+        SKIPPED.fetch_add(1, Ordering::Relaxed);
+        frame.rip += length;
+        return;
+    }
     if REPORTING.swap(true, Ordering::Relaxed) {
         // A fault in the report of a fault: there is nothing left to say.
         Xen::shutdown(ShutdownReason::Crash);
@@ -202,6 +221,15 @@ extern "C" fn handle(frame: &mut Frame) {
     Xen::shutdown(match console::shutdown_reason() {
         ShutdownReason::Poweroff => ShutdownReason::Crash,
         dom0 => dom0,
+    })
+}
+
+/// The bytes of the instruction at `rip`, which the CPU has just read.
+fn instruction(rip: u64) -> impl Iterator<Item = u8> {
+    (0..15).map_while(move |offset| {
+        let address = usize::try_from(rip.checked_add(offset)?).ok()?;
+        // SAFETY: the kernel's code; no byte behind the end of the instruction is asked for.
+        Some(unsafe { core::ptr::with_exposed_provenance::<u8>(address).read() })
     })
 }
 

@@ -8,10 +8,12 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod extend;
 mod foreign;
 mod grow;
 mod guest;
 mod life;
+mod mapper;
 mod memory;
 mod primitives;
 mod prove;
@@ -46,6 +48,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
+        "mapper" => Ok(mapper::run),
         "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
         "spaces" => Ok(spaces::run),
@@ -57,8 +60,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, memory, net, primitives, prove, spaces, vcpus and \
-             conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, mapper, memory, net, primitives, prove, spaces, \
+             vcpus and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }

@@ -1,0 +1,194 @@
+//! `mapper`: a program written for the `x86_64` crate's `OffsetPageTable`, which flushes whatever
+//! it changes itself, on the address space that runs. Its `invlpg` is an exception to a kernel
+//! under Xen, which goes on behind it; its loads of CR3 are emulated. Either way what it has
+//! changed is in effect.
+#![expect(
+    unsafe_code,
+    clippy::disallowed_types,
+    reason = "uses the unsafe methods and the frames of the x86_64 crate, as such programs do"
+)]
+
+use alloc::format;
+use alloc::string::String;
+
+use hypercall::{BatchStorage, Cpu, GuestVa, Machine};
+use pvmmu::mapper::LiveMapper;
+use pvmmu::{FrameSource, Pgd, TablePool};
+use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll, Translate};
+use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
+use x86_64::{PhysAddr, VirtAddr};
+
+use super::OrSay;
+use super::life::{load, load_kernel, tools};
+use crate::guest::{Guest, Platform, Pool};
+use crate::report::Verdict;
+
+const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::NO_EXECUTE);
+const WRITABLE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
+const START: u64 = 1 << 34;
+/// Under tables of its own.
+const APART: u64 = START + (1 << 30);
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let free = guest.pool.len();
+    let (cpu, platform) = (guest.cpu, guest.platform);
+    let (context, pool) = guest.parts();
+    let mut storage = BatchStorage::<64, 16>::new();
+    let mut batch = storage.batch();
+    let pgd = Pgd::new(&context, pool).or_say("new")?;
+    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+    load(&context, &pgd)?;
+    let mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let flushes = Flushes { platform, exceptions: 0, privileged: true };
+    let told = Program { mapper, frames: Frames(&mut *pool), cpu, flushes }.run();
+    load_kernel(&context)?;
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    pgd.destroy(&mut tools(&context, &mut batch, &mut tables, pool)).or_say("destroy")?;
+    let told = told?;
+    match free - guest.pool.len() {
+        0 => Ok(told),
+        lost => Err(format!("{lost} frames were lost")),
+    }
+}
+
+/// Frames of the pool, by their pseudo-physical addresses.
+struct Frames<'p>(&'p mut Pool);
+
+// SAFETY: every frame leaves the pool once.
+unsafe impl FrameAllocator<Size4KiB> for Frames<'_> {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let pfn = FrameSource::take(self.0)?.pfn();
+        Some(PhysFrame::containing_address(PhysAddr::new(pfn.raw() * 4096)))
+    }
+}
+
+/// Flushes as the program asks for them, where there is a CPU that it runs on.
+struct Flushes<'p> {
+    platform: &'p dyn Platform,
+    exceptions: u64,
+    privileged: bool,
+}
+
+impl Flushes<'_> {
+    fn page(&mut self, flush: MapperFlush<Size4KiB>) {
+        self.run(|| flush.flush());
+    }
+
+    fn all(&mut self, flush: MapperFlushAll) {
+        self.run(|| flush.flush_all());
+    }
+
+    fn run(&mut self, flush: impl FnOnce()) {
+        let mut flush = Some(flush);
+        let exceptions = self.platform.privileged(&mut || {
+            flush.take().into_iter().for_each(|flush| flush());
+        });
+        self.privileged &= exceptions.is_some();
+        self.exceptions += exceptions.unwrap_or(0);
+    }
+}
+
+fn page(start: u64, number: u64) -> Page {
+    Page::containing_address(VirtAddr::new(start + number * 4096))
+}
+
+/// The program, and how it is watched.
+struct Program<'p, M, T> {
+    mapper: T,
+    frames: Frames<'p>,
+    cpu: &'p M,
+    flushes: Flushes<'p>,
+}
+
+impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
+    fn run(mut self) -> Verdict {
+        for number in 0..4 {
+            self.map((START, number), (WRITABLE, WRITABLE))?;
+            self.expect((START, number), true, "a new page")?;
+        }
+        self.protect_and_unmap()?;
+        self.change_tables()?;
+        let Flushes { exceptions, privileged, .. } = self.flushes;
+        match (privileged, exceptions) {
+            (true, 0) => Err("no flush of a page was an exception".into()),
+            (true, count) => Ok(format!("whatever it flushes: {count} times invlpg was skipped")),
+            (false, _) => Ok("with its flushes left out".into()),
+        }
+    }
+
+    fn map(
+        &mut self,
+        (start, number): (u64, u64),
+        (flags, parents): (PageTableFlags, PageTableFlags),
+    ) -> Result<(), String> {
+        let frame = self.frames.allocate_frame().ok_or("the pool is empty")?;
+        self.map_frame((start, number), frame, (flags, parents))
+    }
+
+    fn map_frame(
+        &mut self,
+        (start, number): (u64, u64),
+        frame: PhysFrame,
+        (flags, parents): (PageTableFlags, PageTableFlags),
+    ) -> Result<(), String> {
+        let page = page(start, number);
+        // SAFETY: the frame is free.
+        let mapped = unsafe {
+            self.mapper.map_to_with_table_flags(page, frame, flags, parents, &mut self.frames)
+        };
+        self.flushes.page(mapped.map_err(|error| format!("map: {error:?}"))?);
+        match self.mapper.translate_addr(page.start_address()) {
+            Some(address) if address == frame.start_address() => Ok(()),
+            other => Err(format!("{page:?} is translated to {other:?}, not {frame:?}")),
+        }
+    }
+
+    /// Whether a page is there and can be written, or not.
+    fn expect(
+        &self,
+        (start, number): (u64, u64),
+        writable: impl Into<Option<bool>>,
+        what: &str,
+    ) -> Result<(), String> {
+        let va = GuestVa::new(start + number * 4096).or_say("address")?;
+        let loads = self.cpu.load(va).is_ok();
+        // SAFETY: what the page maps is the program's own.
+        let stores = unsafe { self.cpu.store(va, number) }.is_ok();
+        let expected = writable.into();
+        if (loads, stores) == (expected.is_some(), expected == Some(true)) {
+            return Ok(());
+        }
+        Err(format!("{what}: loads {loads}, stores {stores}"))
+    }
+
+    fn protect_and_unmap(&mut self) -> Result<(), String> {
+        // SAFETY: nobody writes to the page but to try.
+        let flush = unsafe { self.mapper.update_flags(page(START, 1), READ_ONLY) };
+        self.flushes.page(flush.map_err(|error| format!("update_flags: {error:?}"))?);
+        self.expect((START, 1), false, "a page that was made read-only")?;
+        let unmapped = self.mapper.unmap(page(START, 2));
+        let (frame, flush) = unmapped.map_err(|error| format!("unmap: {error:?}"))?;
+        self.flushes.page(flush);
+        self.expect((START, 2), None, "a page that was unmapped")?;
+        self.map_frame((START, 5), frame, (WRITABLE, WRITABLE))?;
+        self.expect((START, 5), true, "its frame elsewhere")
+    }
+
+    fn change_tables(&mut self) -> Result<(), String> {
+        for flags in [READ_ONLY, WRITABLE.difference(PageTableFlags::NO_EXECUTE)] {
+            // SAFETY: nobody uses the pages but to try.
+            let flush = unsafe { self.mapper.set_flags_p2_entry(page(START, 0), flags) };
+            self.flushes.all(flush.map_err(|error| format!("set_flags_p2_entry: {error:?}"))?);
+            let writable = flags.contains(PageTableFlags::WRITABLE);
+            self.expect((START, 0), writable, "a table's flags")?;
+        }
+        // Tables that are made for a page get the flags that are asked for, and more later.
+        self.map((APART, 0), (WRITABLE, PageTableFlags::PRESENT))?;
+        self.expect((APART, 0), false, "a page under new tables that are read-only")?;
+        let writable = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
+        self.map((APART, 1), (WRITABLE, writable))?;
+        self.expect((APART, 1), true, "a page whose tables became writable")?;
+        self.expect((APART, 0), true, "a page beside it")
+    }
+}
