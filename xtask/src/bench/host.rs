@@ -76,7 +76,7 @@ fn require_runner() -> Result<PathBuf> {
     if !runner.is_file() {
         step(&format!("{RUNNER} {VERSION}"), |step| {
             let mut cargo = cargo();
-            cargo.args(["install", "--locked", RUNNER, "--version", VERSION, "--root"]);
+            cargo.args(["install", "--locked", "--debug", RUNNER, "--version", VERSION, "--root"]);
             run_quietly(cargo.arg(&tools), |line| step.at(line.trim()))
         })?;
     }
