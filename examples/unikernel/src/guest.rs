@@ -59,6 +59,11 @@ pub(crate) trait Platform {
     /// Lets others run for a while.
     fn wait(&self);
 
+    /// What the CPU's clock showed when the kernel was entered; 0 where there was no such time.
+    fn entered(&self) -> u64 {
+        0
+    }
+
     /// The frame behind an address of the kernel's own memory.
     fn pfn_at(&self, address: usize) -> Option<Pfn>;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::row::Row;
+use super::row::{Row, find};
 use crate::cargo::cargo;
 use crate::paths::{self, find_program};
 use crate::process::{run_captured, run_quietly};
@@ -26,7 +26,7 @@ const VERSION: &str = "0.20.0";
 ///
 /// This machine lacks valgrind, the runner cannot be installed, or a bench fails.
 pub(super) fn measure() -> Result<Vec<Row>> {
-    if find_program("valgrind").is_none() {
+    if !can_count() {
         bail!("instructions on this host are counted by valgrind, which is not installed");
     }
     let runner = require_runner()?;
@@ -45,12 +45,29 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     if !status.success() {
         bail!("the benches of {PACKAGE} ({status}):\n{output}");
     }
-    let rows: Vec<Row> =
+    let mut rows: Vec<Row> =
         output.lines().filter(|line| line.starts_with('{')).map(row).collect::<Result<_>>()?;
     if rows.is_empty() {
         bail!("the benches of {PACKAGE} printed no figures:\n{output}");
     }
+    add_floors(&mut rows);
     Ok(rows)
+}
+
+/// Whether this machine can count.
+pub(super) fn can_count() -> bool {
+    find_program("valgrind").is_some()
+}
+
+/// What a look-up is held against: an index into a slice.
+fn add_floors(rows: &mut [Row]) {
+    let floors: Vec<_> = rows.iter().map(|row| find(rows, "slice index 1000", row.size)).collect();
+    let floors: Vec<_> = floors.into_iter().map(|row| row.map(|row| row.instructions)).collect();
+    for (row, floor) in rows.iter_mut().zip(floors) {
+        if row.operation == "p2m look up 1000" {
+            row.floor = floor;
+        }
+    }
 }
 
 fn require_runner() -> Result<PathBuf> {
@@ -59,7 +76,7 @@ fn require_runner() -> Result<PathBuf> {
     if !runner.is_file() {
         step(&format!("{RUNNER} {VERSION}"), |step| {
             let mut cargo = cargo();
-            cargo.args(["install", "--locked", RUNNER, "--version", VERSION, "--root"]);
+            cargo.args(["install", "--locked", "--debug", RUNNER, "--version", VERSION, "--root"]);
             run_quietly(cargo.arg(&tools), |line| step.at(line.trim()))
         })?;
     }
@@ -92,6 +109,7 @@ fn row(line: &str) -> Result<Row> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::row::test_row;
     use super::*;
 
     #[test]
@@ -101,6 +119,13 @@ mod tests {
         let row = row(line).unwrap();
         assert!(row.is("p2m adopt", 16_384));
         assert_eq!((row.instructions, row.unit.as_str()), (14, "pfns"));
+    }
+
+    #[test]
+    fn a_look_up_is_held_against_an_index() {
+        let mut rows = [test_row("slice index 1000", 8, 10), test_row("p2m look up 1000", 8, 13)];
+        add_floors(&mut rows);
+        assert_eq!((rows[0].floor, rows[1].floor), (None, Some(10)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::pairs::{Work, linux_figure, pair_of};
 use super::plot::{Curves, FLOOR, LINUX, OURS};
 use super::row::Row;
-use super::targets::{Judged, TARGETS};
+use super::targets::{ELSEWHERE, Judged};
 use super::text::{self, Figures, by_operation};
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;\
@@ -17,8 +17,9 @@ const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1400px;margin:2em a
     table{border-collapse:collapse}td,th{padding:.15em .7em;text-align:right;\
     border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}th{position:sticky;top:0;\
     background:#fff}td:first-child,th:first-child{text-align:left}.missed{color:#b00020;\
-    font-weight:bold}.met{color:#00703c}.plots{display:grid;gap:1.5em;\
-    grid-template-columns:repeat(auto-fill,minmax(420px,1fr))}figure{margin:0}\
+    font-weight:bold}.met{color:#00703c}.unknown{color:#666}.plots{display:grid;gap:1.5em;\
+    grid-template-columns:repeat(auto-fill,minmax(420px,1fr))}\
+    figure{margin:0;display:flex;flex-direction:column;justify-content:space-between}\
     figcaption{font-weight:bold}figcaption small{display:block;font-weight:normal;color:#555}\
     svg{width:100%;height:auto}.key span{margin-right:1.5em;font-weight:bold}";
 
@@ -60,10 +61,13 @@ fn targets(figures: Figures<'_>) -> String {
     let mut html = "<table><tr><th>operation</th><th>size</th><th>against</th><th>at most</th>\
                     <th>is</th><th></th></tr>\n"
         .to_owned();
-    for target in TARGETS {
-        let judged = target.judge(figures.rows, |row| linux_figure(figures.linux, row));
+    for (target, judged) in figures.judged() {
         let [against, most, is, word] = text::target_words(target, judged);
-        let class = if matches!(judged, Judged::Missed(_)) { "missed" } else { "met" };
+        let class = match judged {
+            Judged::Missed(_) => "missed",
+            Judged::Met(_) => "met",
+            Judged::Unknown => "unknown",
+        };
         let _ = writeln!(
             html,
             "<tr><td>{}</td><td>{}</td><td>{against}</td><td>{most}</td><td>{is}</td>\
@@ -71,7 +75,12 @@ fn targets(figures: Figures<'_>) -> String {
             target.operation, target.size
         );
     }
-    html + "</table>\n"
+    html.push_str("</table>\n<h3>Judged elsewhere</h3>\n<ul>\n");
+    for target in ELSEWHERE {
+        let (promise, command) = (target.promise, target.command);
+        let _ = writeln!(html, "<li>{promise}: <code>{command}</code></li>");
+    }
+    html + "</ul>\n"
 }
 
 /// A picture for each operation in more than one size.
@@ -138,10 +147,11 @@ mod tests {
     fn the_page_has_a_picture_for_each_operation_in_several_sizes() {
         let rows = [test_row("unmap", 1, 10), test_row("unmap", 4, 30), test_row("load", 1, 5)];
         let linux = [test_row("munmap", 1, 100), test_row("munmap", 4, 300)];
-        let page = page("Title", Figures { rows: &rows, linux: &linux }).unwrap();
+        let figures = Figures { rows: &rows, linux: &linux, host: &[] };
+        let page = page("Title", figures).unwrap();
         assert_eq!(page.matches("<svg").count(), 1, "{page}");
         assert!(page.contains("beside Linux's munmap: "), "{page}");
         assert!(page.contains("<td>load</td>"), "{page}");
-        assert_eq!(page.matches("<tr>").count(), 2 + TARGETS.len() + rows.len());
+        assert_eq!(page.matches("<tr>").count(), 2 + figures.judged().len() + rows.len());
     }
 }

@@ -59,14 +59,14 @@ impl Curves {
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(56)
+            .x_label_area_size(40)
+            .y_label_area_size(62)
             .build_cartesian_2d(x.log_scale(), y.log_scale())?;
         chart
             .configure_mesh()
             .x_desc(unit)
             .y_desc("instructions")
-            .label_style(("sans-serif", 11))
+            .label_style(("sans-serif", 13))
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(225, 225, 225))
             .x_label_formatter(&|value| short(*value))
@@ -78,10 +78,9 @@ impl Curves {
             }
             let curve = points.iter().map(|(x, y)| (*x as f64, *y as f64));
             let line = LineSeries::new(curve.clone(), colour.stroke_width(2));
-            chart
-                .draw_series(line)?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
+            chart.draw_series(line)?.label(name).legend(move |(x, y)| {
+                PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
+            });
             chart.draw_series(curve.map(|at| Circle::new(at, 3, colour.filled())))?;
         }
         chart
@@ -89,7 +88,9 @@ impl Curves {
             .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.8))
             .border_style(RGBColor(225, 225, 225))
-            .label_font(("sans-serif", 12))
+            .label_font(("sans-serif", 13))
+            .legend_area_size(24)
+            .margin(8)
             .draw()?;
         root.present()?;
         Ok(())

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::pairs::{Work, linux_figure, pair_of};
 use super::row::Row;
-use super::targets::{Against, Judged, TARGETS, Target};
+use super::targets::{Against, ELSEWHERE, Judged, Target, judge_all};
 
 /// Everything that a report is made of.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -15,6 +15,15 @@ pub(crate) struct Figures<'a> {
     pub(crate) rows: &'a [Row],
     /// Linux's.
     pub(crate) linux: &'a [Row],
+    /// Those of the pure parts.
+    pub(crate) host: &'a [Row],
+}
+
+impl Figures<'_> {
+    /// How each target was met.
+    pub(crate) fn judged(self) -> Vec<(&'static Target, Judged)> {
+        judge_all((self.rows, self.host), |row| linux_figure(self.linux, row))
+    }
 }
 
 /// A line for each row, under a head for each operation.
@@ -64,9 +73,11 @@ pub(crate) fn target_words(target: &Target, judged: Judged) -> [String; 4] {
         Against::Linux => ("Linux", format!("{share:.2}")),
         Against::Floor => ("the floor", format!("{share:.2}")),
         Against::Traps => ("traps", target.most.to_string()),
+        Against::Each => ("each", target.most.to_string()),
     };
     let figure = |value: f64| match target.against {
         Against::Traps => format!("{value:.0}"),
+        Against::Each => format!("{value:.1}"),
         Against::Linux | Against::Floor => format!("{value:.3}"),
     };
     let (is, word) = match judged {
@@ -85,21 +96,23 @@ pub(crate) fn by_operation(rows: &[Row]) -> Vec<&Row> {
     sorted
 }
 
-/// A line for each target, and how many are met.
+/// A line for each target, how many are met, and where the others are judged.
 pub(crate) fn targets(figures: Figures<'_>) -> String {
     let mut text =
-        format!("{:<42} {:>8}  {:<9} {:>8} {:>8}\n", "target", "size", "against", "at most", "is");
+        format!("{:<42} {:>9}  {:<9} {:>8} {:>8}\n", "target", "size", "against", "at most", "is");
     let (mut met, mut known) = (0, 0);
-    for target in TARGETS {
-        let judged = target.judge(figures.rows, |row| linux_figure(figures.linux, row));
+    for (target, judged) in figures.judged() {
         let [against, most, is, word] = target_words(target, judged);
         met += u32::from(matches!(judged, Judged::Met(_)));
         known += u32::from(judged != Judged::Unknown);
         let name = target.operation;
         let _ =
-            writeln!(text, "{name:<42} {:>8}  {against:<9} {most:>8} {is:>8}  {word}", target.size);
+            writeln!(text, "{name:<42} {:>9}  {against:<9} {most:>8} {is:>8}  {word}", target.size);
     }
-    let _ = writeln!(text, "{met} of {known} targets met");
+    let _ = writeln!(text, "{met} of {known} targets met\njudged elsewhere:");
+    for target in ELSEWHERE {
+        let _ = writeln!(text, "  issue {}: {}: {}", target.issue, target.promise, target.command);
+    }
     text
 }
 
@@ -132,7 +145,7 @@ mod tests {
         let rows = [test_row("b", 1, 1), test_row("a", 1, 1), test_row("b", 2, 1)];
         let sorted: Vec<_> = by_operation(&rows).into_iter().map(|row| &row.operation).collect();
         assert_eq!(sorted, ["b", "b", "a"]);
-        let text = super::rows(Figures { rows: &rows, linux: &[] });
+        let text = super::rows(Figures { rows: &rows, linux: &[], host: &[] });
         assert_eq!(text.lines().count(), 1 + 2 + 3, "{text}");
     }
 
@@ -140,15 +153,16 @@ mod tests {
     fn what_stands_beside_linux_is_explained_once() {
         let rows = [test_row("unmap", 1, 10), test_row("unmap", 2, 10)];
         let linux = [test_row("munmap", 1, 100), test_row("munmap", 2, 100)];
-        let text = pairs(Figures { rows: &rows, linux: &linux });
+        let text = pairs(Figures { rows: &rows, linux: &linux, host: &[] });
         assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.contains("areas and pages"), "{text}");
     }
 
     #[test]
     fn every_target_has_its_line_and_those_without_figures_do_not_count() {
-        let text = targets(Figures { rows: &[], linux: &[] });
-        assert_eq!(text.lines().count(), TARGETS.len() + 2, "{text}");
-        assert!(text.ends_with("0 of 0 targets met\n"), "{text}");
+        let none = Figures { rows: &[], linux: &[], host: &[] };
+        let text = targets(none);
+        assert_eq!(text.lines().count(), none.judged().len() + ELSEWHERE.len() + 3, "{text}");
+        assert!(text.contains("\n0 of 0 targets met\n"), "{text}");
     }
 }

@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use super::house_rules;
 use super::session::Session;
-use super::{costs, house_rules};
+use crate::bench;
 use crate::cargo::{Package, cargo, packages};
 use crate::paths;
 use crate::process::run_captured;
@@ -45,7 +46,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     }
     session.step(GROUP, "unit and integration tests", unit_tests)?;
     session.step(GROUP, "readers beside a writer, every order (loom)", every_order)?;
-    session.step(GROUP, "instruction counts (valgrind)", costs::check)?;
+    session.step(GROUP, "instruction counts (valgrind)", bench::check_host)?;
     session.step(GROUP, "programs on the model", on_the_model)?;
     session.step(GROUP, "examples on the model", examples)?;
     let libraries = names(&Package::is_library);

@@ -4,7 +4,6 @@
 //! | file | what it runs |
 //! |---|---|
 //! | `checks` | format, lints, unit and documentation tests: no machine needed |
-//! | `costs` | instruction counts with limits |
 //! | `guide` | the porting guide, word by word |
 //! | `inventory` | every file with unsafe code is accounted for |
 //! | `house_rules` | the rules of the house that clippy does not know |
@@ -16,7 +15,6 @@
 //! | `session` | keeps the score |
 
 mod checks;
-mod costs;
 mod devices;
 mod endings;
 mod examine;

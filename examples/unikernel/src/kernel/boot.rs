@@ -44,6 +44,8 @@ pub(super) struct Early {
     built_p2m: P2m<'static>,
     /// Of the same list in frames of the kernel's.
     moved_p2m: Once<P2m<'static>>,
+    /// What the clock showed when the kernel was entered.
+    pub(super) entered: u64,
 }
 
 // SAFETY: the pointer is only ever read from by the code that suspends, which is one vCPU's.
@@ -92,6 +94,8 @@ pub(super) unsafe fn start_info(page: *const StartInfo) -> StartInfo {
 }
 
 fn read(page: *const StartInfo) -> Early {
+    // SAFETY: reading the time-stamp counter has no other effect, and Xen allows it.
+    let entered = unsafe { core::arch::x86_64::_rdtsc() };
     // SAFETY: the address comes from the guest's entry.
     let start_info = unsafe { start_info(page) };
     let boot = match BootInfo::parse(&start_info) {
@@ -112,6 +116,7 @@ fn read(page: *const StartInfo) -> Early {
                 built: start_info,
                 boot,
                 direct_map,
+                entered,
                 built_list: list,
                 built_p2m,
                 moved_p2m,

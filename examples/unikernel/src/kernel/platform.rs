@@ -57,6 +57,10 @@ impl Platform for RealPlatform<'_> {
         Xen::yield_now();
     }
 
+    fn entered(&self) -> u64 {
+        self.early.entered
+    }
+
     fn pfn_at(&self, address: usize) -> Option<Pfn> {
         boot::image_pfn(GuestVa::new(address as u64).ok()?)
     }

@@ -44,13 +44,14 @@ mod suspend;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use core::hint::black_box;
 
 use hypercall::{BatchStorage, Counting, Cpu, Machine, Timed};
 
 use crate::guest::{Guest, Pool};
 use crate::report::Verdict;
 use memory::Memory;
-use row::Bench;
+use row::{Bench, Cost};
 
 /// Room for what goes to Xen in one trap.
 type Storage = BatchStorage<1100, 600>;
@@ -58,8 +59,13 @@ type Storage = BatchStorage<1100, 600>;
 /// The most pages that a row works on: those of 128 full L1 tables.
 const PAGES: u64 = 65_536;
 
-/// Runs the program.
+/// Turns of a loop that a late run begins with, so that an interrupt of Xen's comes in another row.
+const LATE: u64 = 5_000_000;
+
+/// Runs the program: the part that the first word behind its name says, late if the second one is
+/// "late".
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let booted = guest.cpu.ticks();
     let second = guest.second;
     let timed = Timed::new(guest.cpu);
     let mut guest = Guest {
@@ -86,19 +92,31 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let storage = Box::new(Storage::new());
     let in_xen = || timed.ticks_in_requests();
     let mut bench = Bench { guest: &mut guest, memory, storage, in_xen: &in_xen, rows: 0 };
-    match bench.guest.arguments {
-        "" => on_one_vcpu(&mut bench)?,
+    let mut words = bench.guest.arguments.split_whitespace();
+    let part = words.next().unwrap_or_default();
+    if words.next() == Some("late") {
+        for turn in 0..LATE {
+            black_box(turn);
+        }
+    }
+    match part {
+        "all" | "" => on_one_vcpu(&mut bench, booted)?,
         "flush" => flush::run(&mut bench, second.ok_or("this machine has no second vCPU")?)?,
         "balloon" => balloon::run(&mut bench)?,
-        other => {
-            return Err(format!("no part of the bench is called {other:?}: balloon and flush are"));
+        _ => {
+            let parts = "all, balloon and flush";
+            return Err(format!("no part of the bench is called {part:?}: there are {parts}"));
         }
     }
     Ok(format!("{} rows", bench.rows))
 }
 
 /// Everything that needs no second vCPU.
-fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
+fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, booted: u64) -> Result<(), String> {
+    // From power on, which is when the clock began; what came before the kernel is Xen's.
+    let entered = bench.guest.platform.entered();
+    let boot = Cost { ticks: booted, in_xen: entered, ..Cost::default() };
+    bench.row(("boot, to the first program", "boots"), 1, boot, Some(entered))?;
     let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
     contiguous::run(bench)?;

@@ -1,0 +1,102 @@
+//! A mapping for a device and its end, on a machine whose copies do nothing: what there is beside
+//! the moving of bytes.
+#![expect(unsafe_code, reason = "claims frames that exist only as numbers")]
+
+use std::hint::black_box;
+use std::sync::atomic::AtomicU64;
+
+use hypercall::{AccessError, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
+use p2m::P2m;
+use swiotlb::{
+    Area, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Segment, ToDevice,
+};
+use x86_64::structures::paging::PageTableIndex;
+
+/// Segments of the pool: 64 MiB.
+const SEGMENTS: u64 = 256;
+/// The frame of the first pfn: 4 GiB. The others follow.
+const FIRST_MFN: u64 = 1 << 20;
+
+/// A machine without memory.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl FrameAccess for Nothing {
+    fn read_entry(&self, _: Pfn, _: PageTableIndex) -> Result<Pte, AccessError> {
+        Ok(Pte::ABSENT)
+    }
+
+    unsafe fn write_entry(&self, _: Pfn, _: PageTableIndex, _: Pte) -> Result<(), AccessError> {
+        Ok(())
+    }
+
+    fn read_bytes(&self, _: Pfn, _: usize, _: &mut [u8]) -> Result<(), AccessError> {
+        Ok(())
+    }
+
+    unsafe fn write_bytes(&self, _: Pfn, _: usize, _: &[u8]) -> Result<(), AccessError> {
+        Ok(())
+    }
+
+    fn machine_to_phys(&self, _: Mfn) -> Option<Pfn> {
+        None
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        Err(AccessError::Unmapped(pfn))
+    }
+}
+
+/// What maps, for as long as the program runs, and how often it is to map.
+pub type Ready = (Dma<'static, 'static, Nothing>, u64);
+
+/// A guest whose frames follow one another, with a pool of 64 MiB in two areas.
+///
+/// # Panics
+/// Never: the pool has places for what it is given.
+#[must_use]
+pub fn ready(times: u64) -> Ready {
+    let list: Vec<AtomicU64> =
+        (FIRST_MFN..FIRST_MFN + SEGMENTS * 64 + 64).map(AtomicU64::new).collect();
+    let p2m = Box::leak(Box::new(P2m::adopt(list.leak()).expect("a list")));
+    let segments: Vec<Segment> = (0..SEGMENTS).map(|_| Segment::new()).collect();
+    let areas = vec![Area::new(), Area::new()].leak();
+    let pool = Box::leak(Box::new(Pool::new(segments.leak(), areas).expect("it has places")));
+    // SAFETY: no frame stands behind the numbers.
+    let frames = unsafe { Frames::claim(Pfn::new(64), SEGMENTS * 64) };
+    let region = Region::adopt(p2m, frames, SEGMENT_ORDER, DmaMask::ALL).expect("contiguous");
+    pool.grow(p2m, region).expect("there are places");
+    (Dma { machine: &Nothing, p2m, pool, vcpu: 0 }, times)
+}
+
+/// Maps 2 KiB and unmaps them, so often: as they are, or through the pool. The sum of what the
+/// device was told.
+///
+/// # Panics
+/// Never: the pool is large enough.
+#[must_use]
+pub fn maps((dma, times): &Ready, path: Path) -> u64 {
+    let device = black_box(Device { path, ..Device::new(DmaMask::ALL) });
+    let mut sum = 0u64;
+    for at in 0..*times {
+        let place = Place { pfn: Pfn::new(at % 64), offset: 0, len_bytes: 2048 };
+        // SAFETY: no frame stands behind the number.
+        let buffer = unsafe { Buffer::claim(black_box(place)) };
+        let mapping = dma.map::<ToDevice>(&device, buffer).expect("mapped");
+        sum = sum.wrapping_add(black_box(mapping.bus()).raw());
+        black_box(dma.unmap(mapping).expect("unmapped"));
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_path_tells_the_device_where_the_buffer_is_and_the_other_does_not() {
+        let first = FIRST_MFN << hypercall::PAGE_SHIFT;
+        assert_eq!(maps(&ready(1), Path::Shortest), first);
+        assert!(maps(&ready(1), Path::Bounce) >= first + (64 << hypercall::PAGE_SHIFT));
+    }
+}
