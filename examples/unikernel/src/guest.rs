@@ -75,6 +75,15 @@ pub(crate) trait Platform {
         None
     }
 
+    /// Calls what is at `va`; whether the CPU executed it. `None`, and nothing is called, if this
+    /// program runs as no kernel.
+    ///
+    /// # Safety
+    /// If the page may be executed, what is there returns at once.
+    unsafe fn executes(&self, _va: GuestVa) -> Option<bool> {
+        None
+    }
+
     /// Begins to listen to a toolstack, once.
     ///
     /// # Errors

@@ -75,11 +75,12 @@ fn every_order() -> Result<String> {
 }
 
 /// Programs that the model runs as Xen does.
-const ON_THE_MODEL: [&str; 11] = [
+const ON_THE_MODEL: [&str; 12] = [
     "demo",
     "alias",
     "audit",
     "dump",
+    "flags",
     "foreign",
     "mapper",
     "memory",

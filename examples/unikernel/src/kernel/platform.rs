@@ -53,6 +53,11 @@ impl Platform for RealPlatform<'_> {
         Some(traps::skipped() - before)
     }
 
+    unsafe fn executes(&self, va: GuestVa) -> Option<bool> {
+        // SAFETY: the caller's promise is the one that `executes` asks for.
+        Some(unsafe { traps::executes(va) })
+    }
+
     fn wait(&self) {
         Xen::yield_now();
     }

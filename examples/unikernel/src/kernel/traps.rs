@@ -33,6 +33,21 @@ pub(super) fn skipped() -> u64 {
     SKIPPED.load(Ordering::Relaxed)
 }
 
+/// An address that is being called to see whether the CPU executes what is there; 0 if none is.
+static CALLED: AtomicU64 = AtomicU64::new(0);
+
+/// Calls what is at `va`; whether the CPU executed it.
+///
+/// # Safety
+/// If the page may be executed, what is there returns at once.
+pub(super) unsafe fn executes(va: GuestVa) -> bool {
+    CALLED.store(va.raw(), Ordering::Relaxed);
+    // SAFETY: it returns at once, or faults before its first instruction, and the handler goes on
+    // behind the call.
+    unsafe { asm!("call {}", in(reg) va.raw(), clobber_abi("C")) };
+    CALLED.swap(0, Ordering::Relaxed) != 0
+}
+
 /// Registers at the exception, as the stubs push them.
 #[repr(C)]
 struct Frame {
@@ -199,6 +214,15 @@ extern "C" fn handle(frame: &mut Frame) {
         && let Some(rip) = fault_fixup(frame.rip)
     {
         frame.rip = rip;
+        return;
+    }
+    if frame.vector == u64::from(PAGE_FAULT)
+        && frame.rip != 0
+        && CALLED.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    {
+        // SAFETY: the call has just pushed where it returns to.
+        frame.rip = unsafe { core::ptr::with_exposed_provenance::<u64>(frame.rsp as usize).read() };
+        frame.rsp += 8;
         return;
     }
     if frame.vector == u64::from(PROTECTION_FAULT)

@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod flags;
 mod foreign;
 mod grow;
 mod guest;
@@ -43,6 +44,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "audit" => Ok(audit::run),
         "balloon" => Ok(balloon::run),
         "dump" => Ok(dump::run),
+        "flags" => Ok(flags::run),
         "foreign" => Ok(foreign::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
@@ -59,8 +61,8 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, mapper, memory, net, primitives, prove, spaces, \
-             vcpus and conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, flags, foreign, grow, guest, mapper, memory, net, primitives, prove, \
+             spaces, vcpus and conformance, and to test the harness hang, fault, silent and panic"
         )),
     }
 }
