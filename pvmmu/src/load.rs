@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{Machine, MmuExtOp, Pfn, VcpuSet};
+use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
 
 use crate::context::Context;
 use crate::destroy::DestroyError;
@@ -78,12 +78,13 @@ impl<'a> Vcpus<'a> {
     /// request.
     ///
     /// # Errors
-    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: if Xen took the kernel root and refused
-    /// the user root, the kernel root is loaded (`error.done` is 1), beside the user root of the
-    /// address space before; the vCPU counts for both.
+    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: the vCPU runs where it ran before, on the
+    /// kernel's own root if that was no address space. Only if Xen took the kernel root, refused
+    /// the user root and then refused the way back, `error.done` is 1: the vCPU has this kernel
+    /// root and the user root it had before, and counts for both address spaces.
     ///
     /// # Hypercalls
-    /// One `mmuext_op` of two elements.
+    /// One `mmuext_op` of two elements; if the second is refused, one more.
     ///
     /// # Safety
     /// As for [`Pgd::load`]; and `vcpu` is the running one.
@@ -99,8 +100,14 @@ impl<'a> Vcpus<'a> {
         let result = unsafe { pgd.load(context) };
         match result {
             Ok(()) => place.loaded.store(pgd.root().raw(), Ordering::Release),
-            // The kernel root is the new one, and the user root that of the last full load.
-            Err(LoadError::Refused(error)) if error.done > 0 => {}
+            Err(LoadError::Refused(error)) if error.done > 0 => {
+                let root = if before == NOBODY { context.kernel_root } else { Pfn::new(before) };
+                // SAFETY: the vCPU ran there until just now, and has its user root still.
+                unsafe { load_kernel_root(context, root) }
+                    .map_err(|_| LoadError::Refused(error))?;
+                place.asked.store(before, Ordering::Release);
+                return Err(LoadError::Refused(Error { done: 0, ..error }));
+            }
             Err(_) => place.asked.store(before, Ordering::Release),
         }
         result
@@ -197,4 +204,17 @@ unsafe fn load_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Resu
     let ops = [MmuExtOp::new_baseptr(kernel), MmuExtOp::new_user_baseptr(user)];
     // SAFETY: the caller vouches for what the new roots map.
     unsafe { context.submit_ops(&ops) }.map_err(LoadError::Refused)
+}
+
+/// Runs on the tree under `root` in the kernel; the root for user code stays what it is.
+///
+/// # Safety
+/// As for [`Pgd::load`].
+unsafe fn load_kernel_root<M: Machine>(
+    context: &Context<'_, M>,
+    root: Pfn,
+) -> Result<(), LoadError> {
+    let kernel = context.mfn(root).map_err(LoadError::Walk)?;
+    // SAFETY: the caller vouches for what the root maps.
+    unsafe { context.submit_ops(&[MmuExtOp::new_baseptr(kernel)]) }.map_err(LoadError::Refused)
 }

@@ -6,14 +6,14 @@
 //! Give none of them to a device.
 //!
 //! Every call asks Xen at once and flushes in the same batch, so there is nothing left to flush:
-//! `ignore` the flushes that the traits hand back. A program that calls `MapperFlush::flush` all the
-//! same executes `invlpg`, for which Xen gives a PV kernel a general protection fault: its handler
-//! can go on behind the instruction, with [`flush_length`]. `MapperFlushAll::flush_all` loads CR3
-//! with what is in it, which Xen emulates: it works, and costs two traps.
+//! `ignore` the flushes that the traits hand back. A program that calls `MapperFlush::flush` all
+//! the same executes `invlpg`, for which Xen gives a PV kernel a general protection fault: its
+//! handler can go on behind the instruction, with [`flush_length`]. `MapperFlushAll::flush_all`
+//! loads CR3 with what is in it, which Xen emulates: it works, and costs two traps.
 //!
 //! Pages are those of the user half. There are no huge pages under Xen PV: a request for one gets
-//! the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that is kept beside
-//! them: [`LiveMapper::refusal`].
+//! the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that is kept
+//! beside them: [`LiveMapper::refusal`].
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
@@ -215,8 +215,8 @@ impl FrameSource for Nothing {
 }
 
 /// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
-/// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped here
-/// is flushed already. Fifteen bytes are enough, and as many as the instruction has.
+/// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped
+/// here is flushed already. Fifteen bytes are enough, and as many as the instruction has.
 ///
 /// # Hypercalls
 /// None.

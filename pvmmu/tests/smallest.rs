@@ -5,80 +5,83 @@ mod common;
 #[macro_use]
 mod sweeping;
 
-use hypercall::{Level, PteFlags};
-use pvmmu::{FrameSource as _, Pages, Presence, SMALLEST_BATCH, Tools};
-use sweeping::{READ_ONLY, full, sparse, va};
+use common::{Guest, context, tools};
+use hypercall::{Counting, Level, PteFlags};
+use pvmmu::{
+    Counted, FrameSource as _, MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH,
+    Shares, TablePool, Tools,
+};
+use sweeping::{READ_ONLY, Storage, full, sparse, va};
+
+sweep_with!(SMALLEST_BATCH);
 
 sweep! {
     in batches of SMALLEST_BATCH;
-    protecting_a_whole_table: |pgd, with| pgd.protect(with, full(), READ_ONLY);
     protecting_pages_in_place: |pgd, with| {
         with.presence = Presence::Steady;
         pgd.protect(with, sparse(), READ_ONLY)
     };
-    unmapping_a_whole_table: |pgd, with| pgd.unmap(with, full());
-    unmapping_most_of_a_table: |pgd, with| {
-        pgd.unmap(with, Pages { start: full().start, count: 500 })
-    };
-    unmapping_pages_one_by_one: |pgd, with| pgd.unmap(with, sparse());
-    mapping_through_tables_of_the_pool: |pgd, with| {
-        pgd.map_pages(with, Pages { start: va(700, 1, 250), count: 12 }, PteFlags::USER_RW)
-    };
-    mapping_through_tables_that_are_filled_first: |pgd, with| {
-        pgd.map_pages(with, Pages { start: va(700, 1, 200), count: 600 }, PteFlags::USER_RW)
-    };
     mapping_under_a_root_without_tables_of_a_pool: |pgd, with| {
-        let tables = &mut pvmmu::TablePool::new([&mut [], &mut [], &mut []]);
+        let tables = &mut TablePool::new([&mut [], &mut [], &mut []]);
         let Tools { context, batch, frames, reach, presence, .. } = &mut *with;
         let (context, reach, presence) = (*context, *reach, *presence);
         let with = &mut Tools { context, batch, tables, frames: &mut **frames, reach, presence };
         pgd.map_pages(with, Pages { start: va(800, 1, 250), count: 9 }, PteFlags::USER_RW)
-    };
-    holding_each_l1_table: |pgd, with| {
-        let Tools { context, batch, .. } = with;
-        pgd.hold_l1_tables(context, batch).map(drop).map_err(|(failure, undo)| {
-            assert_eq!(undo, Ok(()));
-            failure
-        })
-    };
-    holding_and_then_protecting_a_whole_table: |pgd, with| {
-        let Tools { context, batch, .. } = &mut *with;
-        let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
-        held.and_then(|_| {
-            pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
-        })
-    };
-    holding_and_then_unmapping_a_whole_table: |pgd, with| {
-        let Tools { context, batch, .. } = &mut *with;
-        let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
-        held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
     };
     filling_and_draining_a_pool: |_pgd, with| {
         let Tools { context, batch, tables, frames, .. } = with;
         let filled = tables.fill(context, (Level::L1, 5), *frames, batch);
         filled.and_then(|_| tables.drain(context, (Level::L1, 9), *frames)).map(drop)
     };
-    forking_and_ending_the_child: |pgd, with| {
-        let child = pgd.fork(with).map_err(|error| {
-            assert!(error.left.is_none(), "{error}");
-            error.to_string()
-        });
-        child.and_then(|child| child.destroy(with).map_err(|error| {
-            let reason = error.to_string();
-            let child = error.into_pgd().expect(&reason);
-            child.destroy(with).expect("only one request is refused");
-            reason
-        }))
-    };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;
         pgd.edit(with, |edit| edit.set_table_flags((Level::L4, full().start), flags))
     };
-    moving_a_table_under_new_ones: |pgd, with| {
-        pgd.edit(with, |edit| edit.move_table(full().start, va(1000, 0, 0)))
-    };
-    replacing_a_frame: |pgd, with| {
-        let frame = with.frames.take().expect("a frame");
-        pgd.edit(with, |edit| edit.replace((full().start, READ_ONLY), frame))
-    };
+}
+
+/// Every operation that is given less says so, and has done nothing.
+#[test]
+fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
+    let guest = Guest::new();
+    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
+    let context = context(&guest, &machine, &p2m);
+    let mut pool = guest.pool();
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = Storage::new();
+    let mut pgd = Pgd::with_user_root(&context, &mut frames).expect("two roots");
+    pgd.map_pages(&context, (full(), PteFlags::USER_RW), &mut frames).expect("mapped");
+    let mut pgd = pgd.pin(&context, &mut storage.batch()).expect("pinned");
+    for (updates, ops) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
+        let room = Room { updates, ops };
+        let too_small = RangeError { done: 0, error: MapError::BatchTooSmall(room) };
+        let mut batch = storage.batch_of(updates, ops);
+        let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+        let before = machine.counts();
+        let far = Pages { start: va(700, 0, 0), count: 3 };
+        let [here, there] = [full().start, va(1000, 0, 0)];
+        let flags = PteFlags::PRESENT | PteFlags::USER;
+        let refused = [
+            pgd.protect(&mut with, full(), READ_ONLY),
+            pgd.unmap(&mut with, full()),
+            pgd.map_pages(&mut with, far, PteFlags::USER_RW),
+            pgd.edit(&mut with, |edit| edit.move_table(here, there)),
+            pgd.edit(&mut with, |edit| edit.set_table_flags((Level::L4, here), flags)),
+        ];
+        assert_eq!(refused, [Err(too_small); 5]);
+        let forked = pgd.fork(&mut with).map(drop).expect_err("too small");
+        assert!(forked.left.is_none(), "{forked}");
+        let told = format!("the batch has room for {room}: give it {SMALLEST_BATCH}");
+        assert_eq!(forked.to_string(), format!("not forked: {told}"));
+        let kept = pgd.destroy(&mut with).expect_err("too small");
+        assert_eq!(kept.to_string(), format!("not taken apart: {told}"));
+        pgd = kept.into_pgd().expect("it is there");
+        assert_eq!(machine.counts(), before, "Xen was not asked");
+    }
+    let mut batch = storage.batch();
+    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    pgd.destroy(&mut with).expect("destroyed");
+    guest.check();
 }

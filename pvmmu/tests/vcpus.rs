@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::tables::check_marks;
 use common::{Guest, build, context, page, tools};
 use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal, VcpuSet};
 use pvmmu::{
@@ -89,8 +90,10 @@ fn a_vcpu_that_got_only_a_kernel_root_counts_for_the_user_roots_address_space_to
     // SAFETY: the model's guest has no Rust objects.
     unsafe { vcpus.load(&plain, 0, &one) }.expect("loaded");
     for done in [1, 0] {
-        let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
-        let machine = FailNth::new(&guest.model, refusal);
+        let refusal = |request, done| Refusal { request, errno: Errno::ENOMEM, done };
+        let machine = FailNth::new(&guest.model, refusal(0, done));
+        // And the way back, if it is asked for.
+        let machine = FailNth::new(&machine, refusal(1, 0));
         let around = context(&guest, &machine, &p2m);
         // SAFETY: as above.
         unsafe { vcpus.load(&around, 0, &other) }.expect_err("refused");
@@ -166,4 +169,39 @@ fn a_change_reaches_the_vcpus_that_run_on_the_tree_and_no_others() {
     unsafe { load_root(&context, context.kernel_root) }.expect("the kernel's root");
     pgd.destroy(&mut with).expect("destroyed");
     guest.check();
+}
+
+/// The other vCPU is in one of the tables all the while. Every request is refused in turn; a table
+/// keeps or loses its pin, and never a page.
+#[test]
+fn tables_are_held_and_let_go_of_while_another_vcpu_is_in_them() {
+    for (request, done) in (0..12).flat_map(|request| [0, 1].map(|done| (request, done))) {
+        let scene = Scene::new();
+        let (guest, p2m, mut pool) = (&scene.guest, scene.guest.p2m(), scene.guest.pool());
+        let refusal = Refusal { request, errno: Errno::EINVAL, done };
+        let machine = FailNth::new(&guest.model, refusal);
+        let (plain, around) = (context(guest, &guest.model, &p2m), context(guest, &machine, &p2m));
+        let mut storage = BatchStorage::<8, 8>::new();
+        let mut batch = storage.batch();
+        let mut pgd = build(&plain, 16, &mut pool).pin(&plain, &mut batch).expect("pinned");
+        scene.enter(&pgd);
+        assert!(scene.writes());
+        let held = pgd.hold_l1_tables(&around, &mut batch);
+        assert!(held.is_ok() || machine.has_refused(), "{held:?}");
+        check_marks(guest, pgd.root());
+        assert!(scene.writes(), "request {request} refused after {done}");
+        // All other pages of its own table, and of the one beside it.
+        let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+        let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
+        let others = Pages { start: page(1), count: 15 };
+        let unmapped = pgd.unmap(&mut with, others);
+        assert!(unmapped.is_ok() || machine.has_refused(), "{unmapped:?}");
+        assert!(scene.writes(), "request {request} refused after {done}");
+        check_marks(guest, pgd.root());
+        guest.check();
+        scene.leave();
+        let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+        pgd.destroy(&mut with).expect("nobody runs on it");
+        guest.check();
+    }
 }

@@ -51,6 +51,9 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "MIB", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
     pub(crate) mem: u32,
+    /// What the guest may grow to, as domU [default: as --mem]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
+    pub(crate) maxmem: Option<u32>,
     /// Virtual CPUs of the guest
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=32))]

@@ -64,6 +64,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         arguments: arguments.program.join(" "),
         module: arguments.module.clone(),
         memory_mib: arguments.mem,
+        maximum_mib: arguments.maxmem.unwrap_or(0).max(arguments.mem),
         vcpus: arguments.vcpus,
         limit: arguments.time_limit(),
     };

@@ -78,6 +78,7 @@ impl Station {
             arguments: boot.arguments.clone(),
             module: boot.module.clone(),
             memory_mib: boot.memory_mib,
+            maximum_mib: boot.memory_mib,
             vcpus: boot.vcpus,
             limit: boot.limit,
         };

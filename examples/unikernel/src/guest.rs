@@ -40,7 +40,7 @@ pub(crate) struct Guest<'a, M> {
     pub(crate) console: &'a mut dyn fmt::Write,
     /// What else the machine gives it.
     pub(crate) platform: &'a dyn Platform,
-    /// Its second vCPU, on the same machine.
+    /// Its second vCPU, on the same machine, if it has one.
     pub(crate) second: Option<&'a dyn Second<M>>,
 }
 
@@ -90,6 +90,13 @@ pub(crate) trait Platform {
     /// A sentence, if there is none.
     fn life(&self) -> Result<Box<dyn Life + '_>, String>;
 
+    /// Lends the kernel's heap a run of frames. They come back if it takes none.
+    fn extend_heap(&self, frames: Frames) -> Result<(), Frames>;
+
+    /// A run that was lent to the heap, and in which nothing is, if there is one: it is lent no
+    /// more.
+    fn shrink_heap(&self) -> Option<Frames>;
+
     /// Is told that the direct mapping has entries for `frames` frames.
     ///
     /// # Safety
@@ -114,7 +121,7 @@ pub(crate) trait Second<M> {
     /// Lets it run, on the root that the kernel booted on; or go on, if it was stopped.
     ///
     /// # Errors
-    /// A sentence, if the guest has no second vCPU or it does not start.
+    /// A sentence, if it does not start.
     fn start(&self) -> Result<(), String>;
 
     /// Stops it, between one piece of work and the next.
@@ -137,6 +144,25 @@ impl<M: Machine + Cpu> Guest<'_, M> {
         // SAFETY: programs map only frames of their pool in the user half, and no Rust object is in
         // them.
         unsafe { self.cpu.store(va, value) }.is_ok()
+    }
+
+    /// The same guest with another frame map, for as long as that is borrowed: all that it has goes
+    /// over.
+    pub(crate) fn on_map<'b>(&'b mut self, p2m: &'b P2m<'b>) -> Guest<'b, M> {
+        Guest {
+            machine: Counting::new(self.cpu),
+            cpu: self.cpu,
+            boot: self.boot,
+            p2m,
+            kernel_root: self.kernel_root,
+            pool: core::mem::replace(&mut self.pool, Pool::empty()),
+            made: core::mem::take(&mut self.made),
+            arguments: self.arguments,
+            module: self.module,
+            console: &mut *self.console,
+            platform: self.platform,
+            second: self.second,
+        }
     }
 
     /// The context of address space operations.
@@ -180,8 +206,15 @@ impl Pool {
 
     /// Room for frames below `pages`, none of them free.
     pub(crate) fn of_pages(pages: u64) -> Self {
-        let words = pages.div_ceil(u64::from(u64::BITS));
-        Self { free: alloc::vec![0; usize::try_from(words).unwrap_or(0)], len: 0, lowest: 0 }
+        let mut pool = Self::empty();
+        pool.reach(pages);
+        pool
+    }
+
+    /// Makes room for frames below `pages`; the new ones are not free.
+    pub(crate) fn reach(&mut self, pages: u64) {
+        let words = usize::try_from(pages.div_ceil(u64::from(u64::BITS))).unwrap_or(0);
+        self.free.resize(self.free.len().max(words), 0);
     }
 
     /// Takes back a run of frames.

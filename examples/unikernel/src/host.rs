@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
 use hypercall::{
-    ArchSharedInfo, Assist, BootInfo, Counting, Errno, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn,
-    StartInfo,
+    ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
+    PAGE_SHIFT, Pfn, StartInfo,
 };
 use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
@@ -136,7 +136,7 @@ fn run(
         .collect();
     let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
     let first = model.guest();
-    let second = ModelSecond { first };
+    let second = (arguments.vcpus > 1).then_some(ModelSecond { first });
     let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
     let mapped = |pages: u64| {
         pages < boot.pages && model.guest().l1_slot(VIRT_BASE + (pages << PAGE_SHIFT)).is_some()
@@ -162,7 +162,7 @@ fn run(
         module,
         console,
         platform,
-        second: Some(&second),
+        second: second.as_ref().map(|second| second as _),
     };
     let verdict = program(&mut guest);
     if name == "prove" {
@@ -202,6 +202,15 @@ impl Platform for ModelPlatform {
         Err("the model has no toolstack: run this on Xen, with --as domu".into())
     }
 
+    // The heap is this host's.
+    fn extend_heap(&self, frames: Frames) -> Result<(), Frames> {
+        Err(frames)
+    }
+
+    fn shrink_heap(&self) -> Option<Frames> {
+        None
+    }
+
     /// Programs that grow end before this: they have no window here.
     unsafe fn direct_map_reaches(&self, _: u64) {}
 }
@@ -219,7 +228,7 @@ impl<'m> ModelSecond<'m> {
 
 impl<'m> Second<xen_model::Guest<'m>> for ModelSecond<'m> {
     fn start(&self) -> Result<(), String> {
-        let vcpu = self.vcpu().ok_or("the guest has one vCPU: start it with --vcpus 2")?;
+        let vcpu = self.vcpu().ok_or("the model has no vCPU 1")?;
         let root = self.first.kernel_root().ok_or("the first vCPU has no root")?;
         match vcpu.initialise(root, None) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
@@ -256,10 +265,11 @@ fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
     Ok(())
 }
 
-/// Runs a program as a domU of 16 MiB on the model, under `platform`; also what it printed.
+/// Runs a program as a domU of 16 MiB on the model, under `platform`, after further options; also
+/// what it printed.
 #[cfg(test)]
-pub(crate) fn run_under(platform: &dyn Platform, program: &str) -> (Verdict, String) {
-    let words = ["unikernel", "--as", "domu", "--mem", "16", program];
+pub(crate) fn run_under(platform: &dyn Platform, words: &[&str]) -> (Verdict, String) {
+    let words = ["unikernel", "--as", "domu", "--mem", "16"].iter().chain(words);
     let mut console = Stdout(String::new());
     let verdict = run(&Arguments::parse_from(words), (None, platform), &mut console);
     (verdict, console.0)

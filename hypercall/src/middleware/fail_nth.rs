@@ -2,12 +2,12 @@
 
 use core::cell::Cell;
 
-use super::forward_frame_access;
+use super::{forward_cpu, forward_frame_access};
 use crate::call::{Call, Outcome, Request};
 use crate::error::{Errno, Error, Hypercall};
 use crate::frame::{Mfn, Pfn};
 use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
-use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
+use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
 use crate::memory::{MemoryOp, Reservation};
 use crate::pte::Pte;
 use crate::va::GuestVa;
@@ -189,3 +189,5 @@ impl<M: Grants> Grants for FailNth<M> {
 }
 
 forward_frame_access!([M: FrameAccess] FailNth<M>, self => self.machine);
+// What the CPU does asks Xen by a fault: it is no request.
+forward_cpu!([M: Cpu] FailNth<M>, self => self.machine);

@@ -15,11 +15,9 @@ use crate::path::Found;
 use crate::pgd::{Pgd, Pinned};
 
 /// Where the frames of new mappings come from.
-enum Origin<'f> {
+enum Origin {
     /// From the frames of the tools.
     Frames,
-    /// This one.
-    One(&'f mut Option<Frame>),
     /// From this frame of another domain on.
     Foreign(Mfn, DomId),
 }
@@ -31,66 +29,61 @@ pub(super) fn one<M: Machine, F: FrameSource>(
     (va, flags): (GuestVa, PteFlags),
     frame: Frame,
 ) -> Result<(), MapFailed> {
-    let wanted = frame.pfn();
-    let mut page = Some(frame);
-    let mut catch = Catch { frames: &mut *tools.frames, wanted, caught: None };
+    let mut page = OnePage { pfn: frame.pfn(), frame: Some(frame), others: &mut *tools.frames };
     let mut tools = Tools {
         context: tools.context,
         batch: &mut *tools.batch,
         tables: &mut *tools.tables,
-        frames: &mut catch,
+        frames: &mut page,
         reach: tools.reach,
         presence: tools.presence,
     };
-    let origin = &mut Origin::One(&mut page);
-    let mapped = pgd.edit(&mut tools, |edit| edit.map_from(Pages::one(va), flags, origin));
-    let Err(RangeError { error, .. }) = mapped else { return Ok(()) };
-    let caught = catch.caught;
-    Err(MapFailed { frame: page.or(caught), error })
+    let mapped = pgd.map_pages(&mut tools, Pages::one(va), flags);
+    mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.frame, error })
 }
 
-/// A source of frames that keeps one back when it is given back.
-struct Catch<'a, F> {
-    frames: &'a mut F,
-    wanted: Pfn,
-    caught: Option<Frame>,
+/// A source of frames of which this one is for the page, and comes back here.
+struct OnePage<'a, F> {
+    pfn: Pfn,
+    frame: Option<Frame>,
+    others: &'a mut F,
 }
 
-impl<F: FrameSource> FrameSource for Catch<'_, F> {
+impl<F: FrameSource> FrameSource for OnePage<'_, F> {
     fn take(&mut self) -> Option<Frame> {
-        self.frames.take()
+        self.frame.take()
     }
 
     fn take_table(&mut self) -> Option<Frame> {
-        self.frames.take_table()
+        self.others.take_table()
     }
 
     fn give(&mut self, frame: Frame) {
-        if frame.pfn() == self.wanted {
-            self.caught = Some(frame);
+        if frame.pfn() == self.pfn {
+            self.frame = Some(frame);
         } else {
-            self.frames.give(frame);
+            self.others.give(frame);
         }
     }
 
     fn give_shared(&mut self, frame: SharedFrame) {
-        self.frames.give_shared(frame);
+        self.others.give_shared(frame);
     }
 
     fn give_foreign(&mut self, mfn: Mfn) {
-        self.frames.give_foreign(mfn);
+        self.others.give_foreign(mfn);
     }
 
     fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
-        self.frames.share(pfn)
+        self.others.share(pfn)
     }
 
     fn unshare(&mut self, pfn: Pfn) {
-        self.frames.unshare(pfn);
+        self.others.unshare(pfn);
     }
 
     fn sharers(&self, pfn: Pfn) -> u16 {
-        self.frames.sharers(pfn)
+        self.others.sharers(pfn)
     }
 }
 
@@ -107,9 +100,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`]; [`MapError::Own`] for a frame of the guest's. Xen refuses the
-    /// frames of a domain over which this one has no power, and those that the domain does not
-    /// have.
+    /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
+    /// a frame of the guest's. Xen refuses the frames of a domain over which this one has no power,
+    /// and those that the domain does not have.
     pub fn map_foreign(
         &mut self,
         (pages, flags): (Pages, PteFlags),
@@ -122,7 +115,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         pages: Pages,
         flags: PteFlags,
-        origin: &mut Origin<'_>,
+        origin: &mut Origin,
     ) -> Result<(), MapError> {
         check_flags(flags)?;
         for run in pages.runs(hypercall::ENTRIES)? {
@@ -139,7 +132,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                         continue;
                     }
                     if !pooled {
-                        // An empty chain, for entries that cannot be filled by stores.
+                        // An empty chain: Xen takes foreign frames only one by one.
                         self.graft(level, Run { va: run.va, count: 0 }, flags)?;
                     } else {
                         self.link_empty(level, run.va)?;
@@ -188,7 +181,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         table: Pfn,
         run: Run,
-        (flags, origin): (PteFlags, &mut Origin<'_>),
+        (flags, origin): (PteFlags, &mut Origin),
     ) -> Result<(), MapError> {
         let context = self.tools.context;
         let mfn = context.mfn(table)?;
@@ -212,7 +205,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         slot: Slot,
         old: Pte,
-        (flags, origin): (PteFlags, &mut Origin<'_>),
+        (flags, origin): (PteFlags, &mut Origin),
     ) -> Result<(), MapError> {
         let context = self.tools.context;
         let set = |mfn| MmuUpdate::set(slot, Pte::new(mfn, flags));
@@ -225,20 +218,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
             return self.push_for(update, old.raw(), domains);
         }
-        let own = match origin {
-            Origin::One(frame) => frame.take(),
-            _ => self.tools.frames.take(),
-        };
-        let frame = own.ok_or(MapError::OutOfFrames)?;
+        let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
         let pushed = match context.mfn(frame.pfn()) {
             Ok(mfn) => self.push(set(mfn), old.raw()),
             Err(error) => Err(error.into()),
         };
+        if pushed.is_err() {
+            self.tools.frames.give(frame);
+        }
         // INVARIANT: I-4: the token has gone into the batch, unless that failed.
-        pushed.inspect_err(|_| match origin {
-            Origin::One(place) => **place = Some(frame),
-            _ => self.tools.frames.give(frame),
-        })
+        pushed
     }
 
     /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the

@@ -147,3 +147,64 @@ macro_rules! sweep {
         }
     )* };
 }
+
+/// Sweeps what is done with any batch, large or small.
+macro_rules! sweep_with {
+    ($room:expr) => {
+        sweep! {
+            in batches of $room;
+            protecting_a_whole_table: |pgd, with| pgd.protect(with, full(), READ_ONLY);
+            unmapping_a_whole_table: |pgd, with| pgd.unmap(with, full());
+            unmapping_most_of_a_table: |pgd, with| {
+                pgd.unmap(with, Pages { start: full().start, count: 500 })
+            };
+            unmapping_pages_one_by_one: |pgd, with| pgd.unmap(with, sparse());
+            mapping_through_tables_of_the_pool: |pgd, with| {
+                pgd.map_pages(with, Pages { start: va(700, 1, 250), count: 12 }, PteFlags::USER_RW)
+            };
+            mapping_through_tables_that_are_filled_first: |pgd, with| {
+                pgd.map_pages(with, Pages { start: va(700, 1, 200), count: 600 }, PteFlags::USER_RW)
+            };
+            pinning_each_l1_table_by_itself: |pgd, with| {
+                let Tools { context, batch, .. } = with;
+                pgd.hold_l1_tables(context, batch).map(drop).map_err(|(failure, undo)| {
+                    assert_eq!(undo, Ok(()));
+                    failure
+                })
+            };
+            holding_and_then_protecting_a_whole_table: |pgd, with| {
+                let Tools { context, batch, .. } = &mut *with;
+                let held = pgd.hold_l1_tables(context, batch);
+                let held = held.map_err(|(failure, _)| failure.to_string());
+                held.and_then(|_| {
+                    pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
+                })
+            };
+            holding_and_then_unmapping_whole_tables: |pgd, with| {
+                let Tools { context, batch, .. } = &mut *with;
+                let held = pgd.hold_l1_tables(context, batch);
+                let held = held.map_err(|(failure, _)| failure.to_string());
+                held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
+            };
+            forking_and_ending_the_child: |pgd, with| {
+                let child = pgd.fork(with).map_err(|error| {
+                    assert!(error.left.is_none(), "{error}");
+                    error.to_string()
+                });
+                child.and_then(|child| child.destroy(with).map_err(|error| {
+                    let reason = error.to_string();
+                    let child = error.into_pgd().expect(&reason);
+                    child.destroy(with).expect("only one request is refused");
+                    reason
+                }))
+            };
+            moving_a_table_under_new_ones: |pgd, with| {
+                pgd.edit(with, |edit| edit.move_table(full().start, va(1000, 0, 0)))
+            };
+            replacing_a_frame: |pgd, with| {
+                let frame = with.frames.take().expect("a frame");
+                pgd.edit(with, |edit| edit.replace((full().start, READ_ONLY), frame))
+            };
+        }
+    };
+}

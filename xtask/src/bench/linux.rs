@@ -46,6 +46,7 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
         arguments: "console=hvc0 quiet panic=1 norandmaps".to_owned(),
         module: Some(file_system.path().to_owned()),
         memory_mib: MEMORY_MIB,
+        maximum_mib: MEMORY_MIB,
         vcpus: 1,
         limit: LIMIT,
     };

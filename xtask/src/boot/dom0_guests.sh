@@ -1,5 +1,5 @@
-# Runs guests under xl, each job of the file `jobs` ("NUMBER SECONDS MIB COMMAND LINE"), and tells the
-# harness about it on standard output. Every line for the harness begins with @@pvmmu;
+# Runs guests under xl, each job of the file `jobs` ("NUMBER SECONDS MIB MAXIMUM COMMAND LINE"), and
+# tells the harness about it on standard output. Every line for the harness begins with @@pvmmu;
 # boot/domu.rs reads them. Whoever includes this file sets
 #
 #   here            the folder with all of this, and room for what comes
@@ -65,8 +65,8 @@ wait_for_guest() {
 }
 
 run_guest() {
-    number=$1 limit=$2 memory=$3 program=$4 name=$tag.$1 verdict=
-    shift $(($# < 4 ? $# : 4))
+    number=$1 limit=$2 memory=$3 maximum=$4 program=$5 name=$tag.$1 verdict=
+    shift $(($# < 5 ? $# : 5))
     sed "s|@here@|$here|; s|@name@|$name|" "$here/$number.template" > "$here/$number.cfg"
     name_logs
     : > "$log"

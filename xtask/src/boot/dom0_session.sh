@@ -117,14 +117,29 @@ set_memory() {
     await "$1 MiB" has_pages $(($1 * 256))
 }
 
-# The guest gives half of its memory away.
+has_heap() {
+    ask size
+    pick heap
+    heap=$value
+    [ "$heap" -gt 0 ]
+}
+
+# The guest gives half of its memory away. Its heap, which grows with the guest, gets smaller, too.
 step_shrink() {
+    await "a heap" has_heap
     set_memory $((memory / 2))
+    pick heap
+    [ "$value" -lt "$heap" ] || wrong "its heap has $value KiB, it had $heap"
 }
 
 # It gets it back.
 step_grow() {
     set_memory "$memory"
+}
+
+# As much as it may ever have: above its size at boot, if that is less.
+step_maximum() {
+    set_memory "$maximum"
 }
 
 step_mem_set() {
@@ -149,6 +164,24 @@ step_save() {
     rm -f "$here/image"
 }
 
+# To another domain through a pipe, in which nobody keeps it: a migration of a guest that rests. The
+# second domain has another name until the first one is gone.
+step_move() {
+    find_domain && before=$domain
+    mkfifo "$here/pipe"
+    # It is to be as large as it was when it was looked at last.
+    sed "s/^name = .*/name = \"$name--incoming\"/; s/^memory = .*/memory = $((pages / 256))/" \
+        "$here/$number.cfg" > "$here/incoming.cfg"
+    xl restore "$here/incoming.cfg" "$here/pipe" > "$here/moved" 2>&1 &
+    mover=$!
+    toolstack is_gone xl save "$name" "$here/pipe"
+    wait $mover || wrong "xl restore: status $?: $(cat "$here/moved")"
+    toolstack is_back xl rename "$name--incoming" "$name"
+    rm -f "$here/pipe" "$here/moved"
+    find_domain
+    [ "$domain" != "$before" ] || wrong "it is still domain $before"
+}
+
 # It is saved and goes on where it is.
 step_checkpoint() {
     toolstack again xl save -c "$name" "$here/image"
@@ -166,10 +199,79 @@ step_migrate() {
     "0 "*) [ "$domain" != "$before" ] || wrong "it is still domain $before: $words" ;;
     *"enable logdirty: 95"*)
         [ "$domain" = "$before" ] || wrong "it is domain $domain: $words"
-        say "guest $number $step: this Xen cannot migrate a running PV guest, which goes on"
+        say "guest $number $step: this Xen cannot migrate a running PV guest, which goes on: $words"
+        step_move
         ;;
     *) wrong "xl migrate: status $status: $words" ;;
     esac
+}
+
+# Writes what no toolstack should, beside what one does; the guest lives and says what it thinks.
+step_garbage() {
+    find_domain
+    path=/local/domain/$domain
+    size=$(xenstore read "$path/memory/target")
+    for garbage in "" -1 12x 0x4000 99999999999999999999999; do
+        toolstack again xenstore write -- "$path/memory/target" "$garbage"
+        ask size
+        pick pages
+        [ "$value" = $((size / 4)) ] || wrong "with the target $garbage it has $value pages"
+        toolstack again xenstore write -- "$path/control/shutdown" "$garbage"
+        toolstack again xenstore write -- "$path/control/sysrq" "$garbage"
+    done
+    await "words about them" grep -q "^memory/target: .*the guest stays as it is" "$log"
+    toolstack again xenstore rm "$path/memory/target"
+    look
+    # A floor, more than any machine has, and one target after the other without a pause.
+    for target in 0 40000000000000; do
+        toolstack again xenstore write "$path/memory/target" "$target"
+        await "words about $target" grep -q "frames, not $((target / 4)):" "$log"
+    done
+    i=0
+    while [ $i -lt 200 ]; do
+        xenstore write "$path/memory/target" $((size - i % 7 * 1000))
+        i=$((i + 1))
+    done
+    toolstack again xenstore write "$path/memory/target" "$size"
+    await "$size KiB" has_pages $((size / 4))
+}
+
+# The toolstack's maximum is below what the guest is on its way to: it waits, and gets there later.
+step_capped() {
+    step_shrink
+    toolstack again xl mem-max "$name" $((memory / 2 + 4))
+    find_domain
+    toolstack again xenstore write "/local/domain/$domain/memory/target" $((memory * 1024))
+    await "the maximum to be noticed" grep -q "raise its maximum (xl mem-max)" "$log"
+    look
+    pick pages
+    [ "$value" -lt $((memory * 256)) ] || wrong "it has $value pages, more than its maximum"
+    toolstack again xl mem-max "$name" "$maximum"
+    step_grow
+}
+
+# Another domain takes all memory that Xen has while the guest is on its way up, and then goes.
+step_starved() {
+    step_shrink
+    # It leaves half of what the guest is to get.
+    room=$(($(xl info free_memory) - memory / 4))
+    sed "s/^name = .*/name = \"$name.rival\"/; s/^extra = .*/extra = \"hang\"/
+         s/^memory = .*/memory = $room/; s/^maxmem = .*/maxmem = $room/" \
+        "$here/$number.cfg" > "$here/rival.cfg"
+    toolstack again xl create -p "$here/rival.cfg"
+    told=$(grep -c "Xen has no memory" "$log")
+    toolstack again xl mem-set "$name" "${memory}m"
+    await "Xen to run out" is_told_again
+    look
+    pick pages
+    say "note Xen ran out with $value of $((memory * 256)) pages, $(xl info free_memory) MiB free"
+    [ "$value" -lt $((memory * 256)) ] || wrong "there was enough memory"
+    toolstack again xl destroy "$name.rival"
+    await "$memory MiB" has_pages $((memory * 256))
+}
+
+is_told_again() {
+    [ "$(grep -c "Xen has no memory" "$log")" -gt "$told" ]
 }
 
 step_pause() {
@@ -217,6 +319,10 @@ step_reboot() {
     toolstack again xl reboot "$name"
     await "the guest to start again" is_another
     asked=0
+    # It begins from the beginning.
+    ask size
+    pick suspends
+    [ "$value" = 0 ] || wrong "after $value suspends it is no new guest"
 }
 
 has_ended() {

@@ -56,7 +56,7 @@ pub(crate) fn boot(
     log: PathBuf,
     mut show: impl FnMut(Line<'_>),
 ) -> Result<Vec<Report>> {
-    let memory = guests.iter().map(|guest| guest.memory_mib).max().unwrap_or_default();
+    let memory = guests.iter().map(|guest| guest.maximum_mib).max().unwrap_or_default();
     let mut archive = Archive::default();
     for (name, bytes) in files(guests)? {
         archive.file(&format!("/pvmmu/{name}"), &bytes);
@@ -126,8 +126,8 @@ pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut jobs = String::new();
     let mut files = Vec::new();
     for (number, guest) in guests.iter().enumerate() {
-        let Guest { memory_mib, arguments, limit, .. } = guest;
-        writeln!(jobs, "{number} {} {memory_mib} {arguments}", limit.as_secs())?;
+        let Guest { memory_mib, maximum_mib, arguments, limit, .. } = guest;
+        writeln!(jobs, "{number} {} {memory_mib} {maximum_mib} {arguments}", limit.as_secs())?;
         let kernel = kernel_of(number, guests);
         if kernel == number {
             files.push((format!("{kernel}.elf"), read(&guest.kernel)?));
@@ -152,7 +152,7 @@ fn kernel_of(number: usize, guests: &[Guest]) -> usize {
 /// The guest as xl is told about it, but for its name and its folder, which dom0's script puts in.
 /// It is kept after its end, so that its end can be looked at.
 fn configuration((number, kernel): (usize, usize), guest: &Guest) -> String {
-    let Guest { memory_mib, vcpus, .. } = guest;
+    let Guest { memory_mib, maximum_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
     let ramdisk = match guest.module {
         Some(_) => format!("ramdisk = \"@here@/{number}.module\"\n"),
@@ -167,7 +167,7 @@ fn configuration((number, kernel): (usize, usize), guest: &Guest) -> String {
          kernel = \"@here@/{kernel}.elf\"\n\
          extra = \"{arguments}\"\n\
          memory = {memory_mib}\n\
-         maxmem = {memory_mib}\n\
+         maxmem = {maximum_mib}\n\
          vcpus = {vcpus}\n\
          tsc_mode = \"native\"\n\
          on_poweroff = \"preserve\"\n\
@@ -356,6 +356,7 @@ mod tests {
             arguments: arguments.to_owned(),
             module: None,
             memory_mib: 33,
+            maximum_mib: 40,
             vcpus: 1,
             limit: Duration::from_secs(5),
         }

@@ -72,6 +72,8 @@ pub(crate) struct Guest {
     pub(crate) module: Option<PathBuf>,
     /// Its memory.
     pub(crate) memory_mib: u32,
+    /// What it may grow to, as domU.
+    pub(crate) maximum_mib: u32,
     /// Its virtual CPUs.
     pub(crate) vcpus: u32,
     /// How long it may run.

@@ -79,6 +79,7 @@ const ON_THE_MODEL: [&str; 12] = [
     "demo",
     "alias",
     "audit",
+    "balloon",
     "dump",
     "flags",
     "foreign",
@@ -107,7 +108,7 @@ fn on_the_model() -> Result<String> {
 }
 
 /// Host programs that each teach one crate: package and name.
-const EXAMPLES: [(&str, &str); 1] = [("swiotlb", "bounce")];
+const EXAMPLES: [(&str, &str); 2] = [("swiotlb", "bounce"), ("balloon", "resize")];
 
 fn examples() -> Result<String> {
     for (package, name) in EXAMPLES {

@@ -42,6 +42,7 @@ pub(super) enum Expectation {
 pub(super) struct Case {
     pub(super) program: &'static str,
     pub(super) memory_mib: u32,
+    maximum_mib: u32,
     vcpus: u32,
     pub(super) seconds: u64,
     expectation: Expectation,
@@ -57,7 +58,8 @@ const FAULTED: &str = "the kernel faulted";
 const ENOUGH_SECONDS: u64 = 60;
 
 const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) -> Case {
-    Case { program, memory_mib, vcpus: 1, seconds: ENOUGH_SECONDS, expectation }
+    let maximum_mib = memory_mib;
+    Case { program, memory_mib, maximum_mib, vcpus: 1, seconds: ENOUGH_SECONDS, expectation }
 }
 
 /// Two vCPUs, which share one processor or have one each.
@@ -98,10 +100,16 @@ pub(super) const EXAMINED: [Case; 2] =
 
 /// Guests, and everything that xl can do to one (`dom0_session.sh`). The first one's core is
 /// dumped.
-pub(super) const LIVES: [Case; 2] = [
+pub(super) const LIVES: [Case; 4] = [
     Case {
         seconds: 300,
         ..under_xl("guest dump-core save*3 shrink save grow checkpoint pause sysrq migrate reboot")
+    },
+    Case { seconds: 300, vcpus: 2, ..under_xl("guest save*2 checkpoint shrink save grow reboot") },
+    Case {
+        seconds: 300,
+        maximum_mib: 96,
+        ..under_xl("guest maximum save shrink move maximum checkpoint")
     },
     Case { seconds: 900, ..under_xl("guest mem-set*50") },
 ];
@@ -235,6 +243,11 @@ impl Case {
         format!("{xen}, {:>4} MiB: {}", self.memory_mib, self.program)
     }
 
+    /// Whether its toolstack dumps its core.
+    pub(super) fn is_dumped(&self) -> bool {
+        self.program.contains("dump-core")
+    }
+
     /// The guest to boot.
     pub(super) fn guest(&self, kernel: &Path) -> Guest {
         Guest {
@@ -242,6 +255,7 @@ impl Case {
             arguments: self.program.to_owned(),
             module: None,
             memory_mib: self.memory_mib,
+            maximum_mib: self.maximum_mib,
             vcpus: self.vcpus,
             limit: Duration::from_secs(self.seconds),
         }

@@ -143,27 +143,24 @@ impl<'a> UnderXl<'a> {
     /// Guests that dom0 looks at from outside, in one boot.
     fn examined(&self, session: &mut Session) -> Result<()> {
         let (reports, lines) = self.listen(&EXAMINED, "examined")?;
-        // The verdict is dom0's last line on a guest.
-        let seen = lines.split(|line| Verdict::parse(line).is_some());
-        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(seen) {
+        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(of_each(&lines)) {
             let result = case.judge(report).and_then(|_| examine::compare(lines));
             session.record("examined", &case.name(&self.xen), report.time, result)?;
         }
         Ok(())
     }
 
-    /// Guests that live under xl.
+    /// Guests that live under xl. The dumps of those that are dumped are compared with what the
+    /// guests say.
     fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }
         let (reports, lines) = self.listen(cases, "lives")?;
-        let mut core = Some(lines);
-        for (case, report) in cases.iter().zip(&reports) {
-            let dumped = core.take();
-            let result = case.judge(report).and_then(|words| match &dumped {
-                Some(lines) => examine::compare_core(lines),
-                None => Ok(words),
+        for ((case, report), lines) in cases.iter().zip(&reports).zip(of_each(&lines)) {
+            let result = case.judge(report).and_then(|words| match case.is_dumped() {
+                true => examine::compare_core(lines),
+                false => Ok(words),
             });
             session.record("lives", &case.name(&self.xen), report.time, result)?;
         }
@@ -184,5 +181,26 @@ impl<'a> UnderXl<'a> {
 
     fn log(&self, what: &str) -> Result<PathBuf> {
         self.folder.new_log(&format!("test-{what}-{}", self.xen.replace(' ', "-")))
+    }
+}
+
+/// The lines of each guest: the verdict is the last one. Guests without a verdict leave no lines to
+/// those behind them, and none is forgotten.
+fn of_each(lines: &[String]) -> impl Iterator<Item = &[String]> {
+    let ended = lines.split(|line| Verdict::parse(line).is_some());
+    ended.chain(std::iter::repeat(&[][..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_guest_has_its_lines_also_when_another_one_has_no_verdict() {
+        let lines = ["a", "PVMMU-VERDICT pass x", "b", "c"].map(str::to_owned);
+        let mut each = of_each(&lines);
+        assert_eq!(each.next(), Some(&lines[..1]));
+        assert_eq!(each.next(), Some(&lines[2..]));
+        assert_eq!(each.nth(7), Some(&[][..]));
     }
 }

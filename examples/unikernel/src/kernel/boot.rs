@@ -18,7 +18,7 @@ use spin::Once;
 use x86_64::VirtAddr;
 
 use crate::direct_map::{self, Built, DIRECT_MAP, Image, VIRT_BASE};
-use crate::guest::{Guest, Platform, Second};
+use crate::guest::{Guest, Platform};
 
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
 const M2P_START: u64 = 0xffff_8000_0000_0000;
@@ -187,7 +187,7 @@ pub(super) fn guest<'a>(
     xen: &'a Xen,
     built: Built,
     console: &'a mut dyn fmt::Write,
-    (platform, second): (&'a dyn Platform, &'a dyn Second<Xen>),
+    platform: &'a dyn Platform,
 ) -> Guest<'a, Xen> {
     Guest {
         machine: Counting::new(xen),
@@ -201,7 +201,7 @@ pub(super) fn guest<'a>(
         module: module(&early.boot),
         console,
         platform,
-        second: Some(second),
+        second: None,
     }
 }
 

@@ -56,10 +56,11 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     xen.enable_assist(Assist::WritablePageTables).map_err(|error| alloc::format!("{error}"))?;
     let mut console = Console;
     let platform = RealPlatform::new(early, &xen);
-    let second = SecondVcpu::new(early, &xen);
+    let second = SecondVcpu::find(early, &xen);
     let built = boot::map_memory(early, &xen)?;
-    let mut guest = boot::guest(early, &xen, built, &mut console, (&platform, &second));
+    let mut guest = boot::guest(early, &xen, built, &mut console, &platform);
     guest.arguments = arguments;
+    guest.second = second.as_ref().map(|second| second as _);
     program(&mut guest)
 }
 

@@ -7,13 +7,13 @@ use alloc::boxed::Box;
 use alloc::string::String;
 
 use hypercall::xen::Xen;
-use hypercall::{ArchSharedInfo, GuestVa, Pfn, SharedInfo};
+use hypercall::{ArchSharedInfo, FrameAccess as _, Frames, GuestVa, Pfn, SharedInfo};
 use spin::Once;
 
 use super::boot::{self, Early};
 use super::life::RealLife;
 use super::ports::RealPorts;
-use super::{shared_page, traps};
+use super::{heap, shared_page, traps};
 use crate::guest::{Platform, Ports};
 use crate::life::Life;
 
@@ -77,6 +77,17 @@ impl Platform for RealPlatform<'_> {
         }
         self.shared_info.call_once(|| Err("ask the guest's life for shared_info".into()));
         Ok(Box::new(RealLife::begin(self.early, self.xen)?))
+    }
+
+    fn extend_heap(&self, frames: Frames) -> Result<(), Frames> {
+        let Ok(start) = self.xen.direct_map(frames.start()) else { return Err(frames) };
+        // SAFETY: the direct mapping maps frames that are nobody's writable, in the order of their
+        // pfns (I-3), and nobody changes that as long as the heap has their token (I-1).
+        unsafe { heap::extend(frames, start) }
+    }
+
+    fn shrink_heap(&self) -> Option<Frames> {
+        heap::shrink()
     }
 
     unsafe fn direct_map_reaches(&self, frames: u64) {

@@ -67,9 +67,9 @@ pub(super) struct SecondVcpu<'a> {
 }
 
 impl<'a> SecondVcpu<'a> {
-    /// It has not been started yet.
-    pub(super) const fn new(early: &'a Early, xen: &'a Xen) -> Self {
-        Self { early, xen }
+    /// It has not been started yet; none if the guest has one vCPU.
+    pub(super) fn find(early: &'a Early, xen: &'a Xen) -> Option<Self> {
+        Xen::vcpu_is_up(SECOND).is_ok().then_some(Self { early, xen })
     }
 
     fn initialise(&self) -> Result<(), String> {
@@ -86,12 +86,9 @@ impl<'a> SecondVcpu<'a> {
         // SAFETY: the stack is only its own, and like the rest of the kernel mapped by the root
         // that the kernel booted on; the handlers are those of the first vCPU.
         match unsafe { Xen::initialise_vcpu(SECOND, &context) } {
-            // It has been up before.
+            // It has been up before, in this domain: after a restore it has not.
             Err(error) if error.errno == Errno::EEXIST => Ok(()),
-            other => other.map_err(|error| match error.errno {
-                Errno::ENOENT => "the guest has one vCPU: start it with --vcpus 2".into(),
-                _ => format!("vCPU {SECOND}: {error}"),
-            }),
+            other => other.map_err(|error| format!("vCPU {SECOND}: {error}")),
         }
     }
 

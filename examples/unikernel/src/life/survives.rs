@@ -30,12 +30,15 @@ plain! { () bool u8 u16 u32 u64 usize String Pfn Frame Frames GuestVa }
 // Its pages are frames of the guest, named by pfns; what is in them is stale after a restore, and
 // written again.
 impl Survives for p2m::FrameList<'_> {}
+// Its tables, too; page tables the toolstack rewrites.
+impl Survives for p2m::Window {}
 impl<T: Survives> Survives for Option<T> {}
 impl<T: Survives, E: Survives> Survives for Result<T, E> {}
 impl<T: Survives> Survives for Vec<T> {}
 impl<T: Survives> Survives for VecDeque<T> {}
 impl<T: Survives + ?Sized> Survives for &mut T {}
 impl<T: Survives> Survives for [T] {}
+impl<T: Survives, const N: usize> Survives for [T; N] {}
 impl<A: Survives, B: Survives> Survives for (A, B) {}
 
 /// Declares a structure of which every field survives.

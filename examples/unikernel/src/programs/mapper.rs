@@ -1,7 +1,7 @@
-//! `mapper`: a program written for the `x86_64` crate's `OffsetPageTable`, which flushes whatever it
-//! changes itself, on the address space that runs. Its `invlpg` is an exception to a kernel under
-//! Xen, which goes on behind it; its loads of CR3 are emulated. Either way what it has changed is
-//! in effect.
+//! `mapper`: a program written for the `x86_64` crate's `OffsetPageTable`, which flushes whatever
+//! it changes itself, on the address space that runs. Its `invlpg` is an exception to a kernel
+//! under Xen, which goes on behind it; its loads of CR3 are emulated. Either way what it has
+//! changed is in effect.
 #![expect(
     unsafe_code,
     clippy::disallowed_types,

@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod dma;
 mod dump;
+mod extend;
 mod flags;
 mod foreign;
 mod grow;

@@ -130,10 +130,40 @@ fn live<M: Machine + Cpu>(
     expect("written although read-only", write(machine, all, 1)?, 0)?;
     pgd.protect(with, all, PteFlags::USER_RW).or_say("protect back")?;
     expect("kept through both", marked(machine, all, 0)?, PAGES)?;
+    moved(pgd, with)?;
+    expect("kept through all moves", marked(machine, all, 0)?, PAGES)?;
     let read = fork(pgd, with, all)?;
     pgd.unmap(with, all).or_say("unmap")?;
     expect("read although unmapped", marked(machine, all, 2)?, 0)?;
     Ok(read)
+}
+
+/// Moves the whole table to the other end of the user half and back, held by the tree alone, and
+/// once more while it is pinned by itself: its pages follow it.
+fn moved<M: Machine + Cpu>(
+    pgd: &mut Pgd<Pinned>,
+    with: &mut Work<'_, '_, '_, '_, '_, M>,
+) -> Result<(), String> {
+    /// What the addresses of both places differ in.
+    const AWAY: u64 = 200 << 39;
+    let (context, machine) = (with.context, with.context.machine);
+    let here = pages()?.at(3).or_say("address")?;
+    let there = GuestVa::new(here.raw() ^ AWAY).or_say("address")?;
+    let (from, to) = (Pages { start: here, count: 512 }, Pages { start: there, count: 512 });
+    for is_last in [false, true] {
+        pgd.edit(with, |edit| edit.move_table(here, there)).or_say("move")?;
+        expect("read where the table was", marked(machine, from, 0)?, 0)?;
+        expect("read where the table is", marked(machine, to, AWAY)?, 512)?;
+        expect("written where the table is", write(machine, to, AWAY)?, 512)?;
+        check_tables(&context, &[pgd.tree()])?;
+        pgd.edit(with, |edit| edit.move_table(there, here)).or_say("move back")?;
+        expect("read where the table is not", marked(machine, to, AWAY)?, 0)?;
+        if !is_last {
+            let held = pgd.hold_l1_tables(&context, with.batch);
+            held.map_err(|(failure, _)| format!("hold: {failure}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// A child that keeps what the parent overwrites.

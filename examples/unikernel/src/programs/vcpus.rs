@@ -89,7 +89,7 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
-    let second = guest.second.ok_or("this machine has no second vCPU")?;
+    let second = guest.second.ok_or("the guest has one vCPU: start it with --vcpus 2")?;
     second.start()?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
@@ -197,7 +197,7 @@ fn together<M: Machine + Cpu>(
     let stale = flushed(scene, &mut pgd, with)?;
     with.reach = scene.vcpus.reach(&pgd);
     let protected = protected_beside_stores(scene, &mut pgd, with)?;
-    let held = held_beside_loads(scene, &mut pgd, with)?;
+    let held = held_beside_use(scene, &mut pgd, with)?;
 
     // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
     unsafe { scene.vcpus.leave(&context, 0) }.or_say("leave")?;
@@ -293,19 +293,21 @@ fn protected_beside_stores<M: Machine + Cpu>(
     }
 }
 
-/// The second vCPU reads all the time, while the first one pins the L1 tables by themselves and
-/// changes their other pages.
-fn held_beside_loads<M: Machine + Cpu>(
+/// The second vCPU writes and reads a page all the time, while the first one pins the L1 tables by
+/// themselves, the page's own among them, and changes all their other pages.
+fn held_beside_use<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<String, String> {
     let (first, last) = (scene.pages.start, scene.pages.at(scene.pages.count - 1).or_say("va")?);
-    let (mut loads, mut wrong) = (0u64, 0u64);
-    let others = Pages { start: first, count: scene.pages.count / 2 };
+    let (mut uses, mut wrong) = (0u64, 0u64);
+    let others = Pages { start: first, count: scene.pages.count - 1 };
     let work: &mut Work<'_, M> = &mut |machine| {
-        loads += 1;
-        wrong += u64::from(machine.load(last).is_err());
+        uses += 1;
+        // SAFETY: the page is the program's own.
+        let wrote = unsafe { machine.store(last, uses) };
+        wrong += u64::from(wrote.is_err() || machine.load(last) != Ok(uses));
     };
     let mut changed = Err("nothing was done".to_string());
     let mut held = 0;
@@ -316,15 +318,18 @@ fn held_beside_loads<M: Machine + Cpu>(
             .and_then(|count| {
                 held = count;
                 (0..TURNS).try_for_each(|_| {
-                    pgd.unmap(with, others).or_say("unmap beside loads")?;
-                    pgd.map_pages(with, others, PteFlags::USER_RW).or_say("map beside loads")
+                    pgd.unmap(with, others).or_say("unmap beside use")?;
+                    pgd.map_pages(with, others, PteFlags::USER_RW).or_say("map beside use")
                 })
             });
     });
     changed?;
     match wrong {
-        0 => Ok(format!("{loads} loads while {held} L1 tables were pinned and changed, no fault")),
-        _ => Err(format!("{wrong} of {loads} loads faulted while the L1 tables were pinned")),
+        0 => Ok(format!(
+            "{uses} times a page was used while {held} L1 tables, its own too, were pinned and \
+             changed, no fault"
+        )),
+        _ => Err(format!("{wrong} of {uses} uses failed while the L1 tables were pinned")),
     }
 }
 

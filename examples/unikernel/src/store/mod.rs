@@ -24,8 +24,10 @@ pub(crate) use ring::{BrokenRing, StoreRing};
 use crate::life::{Life, Nanoseconds, Survives};
 use message::{Assembler, Header, Message, TooLong, kind};
 
-/// How long an answer may take.
-const PATIENCE: Nanoseconds = Nanoseconds(20_000_000_000);
+/// How long an answer may take: on a machine that does too much at once, a minute is not long.
+const PATIENCE: Nanoseconds = Nanoseconds(300_000_000_000);
+/// How long to wait before xenstored is told once more that there is something for it.
+const REMINDER: Nanoseconds = Nanoseconds(2_000_000_000);
 /// Events of watches that are kept; what comes beyond says nothing new.
 const EVENTS_MAX: usize = 64;
 /// How often a transaction that collided is tried.
@@ -274,7 +276,11 @@ impl Store {
             self.broken = true;
             return Err(StoreError::NoAnswer);
         }
-        life.wait(deadline);
+        let reminder = life.now() + REMINDER;
+        life.wait(reminder.min(deadline));
+        if life.now() >= reminder {
+            life.notify_store();
+        }
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use arbtest::arbtest;
 
-use super::server::FakeLife;
+use super::server::{Event, FakeLife};
 use super::{PATIENCE, Store, StoreError};
-use crate::life::Life as _;
+use crate::life::{Life as _, Nanoseconds};
 
 fn store() -> (FakeLife, Store) {
     (FakeLife::default(), Store::default())
@@ -89,6 +89,18 @@ fn a_xenstored_that_is_silent_is_given_up_and_found_again() {
     life.put("x", b"y");
     store.reconnect(&&life);
     assert_eq!(store.read(&&life, "x"), Ok(Some(b"y".to_vec())));
+}
+
+#[test]
+fn an_answer_that_takes_a_minute_is_waited_for() {
+    let (life, mut store) = store();
+    life.put("x", b"y");
+    life.deaf.set(true);
+    let idle = (0..60).map(|_| -> Event { Box::new(|_| {}) });
+    let wakes: Event = Box::new(|life| life.deaf.set(false));
+    life.events.replace(idle.chain([wakes]).collect());
+    assert_eq!(store.read(&&life, "x"), Ok(Some(b"y".to_vec())));
+    assert!((&life).now() >= Nanoseconds(60_000_000_000), "{:?}", (&life).now());
 }
 
 #[test]

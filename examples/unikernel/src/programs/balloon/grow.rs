@@ -1,7 +1,7 @@
 //! `balloon grow`: the guest grows beyond its size at boot, as far as Xen lets it. The frame map
 //! grows in its window, the direct mapping gets tables, some of the new pfns are set apart for
 //! grants, and the balloon fetches memory for the others; then it goes back to where it was.
-#![expect(unsafe_code, reason = "extends the direct mapping; claims pfns that nobody ever had")]
+#![expect(unsafe_code, reason = "claims pfns that nobody ever had, and stores into them")]
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -10,12 +10,12 @@ use alloc::vec::Vec;
 
 use balloon::{Allocator, Balloon, Reserve, Wipe};
 use hypercall::{
-    BatchStorage, Counting, Cpu, DomId, Frame, FrameAccess as _, Frames, Hypercalls as _, Level,
-    Machine, MemoryOp, MmuUpdate, Pfn, Pte, PteFlags,
+    BatchStorage, Cpu, DomId, Frame, FrameAccess as _, Frames, Hypercalls as _, Machine, MemoryOp,
+    Pfn,
 };
-use p2m::{FindDirect as _, GrowContext, LeafSource as _, P2m, Pfns};
-use pvmmu::{DirectEntries, walk};
+use p2m::{GrowContext, LeafSource as _, Pfns};
 
+use super::super::extend::extend_direct_map;
 use super::super::{OrSay, grow};
 use super::way::{Ways, go_with};
 use super::{SPARE, Storage, audit};
@@ -26,8 +26,6 @@ use crate::report::Verdict;
 const GROWTH_MAX: u64 = 1 << 14;
 /// Pfns that are set apart for grants.
 const RESERVED: u64 = 32;
-/// Pfns that an L1 table of the direct mapping maps.
-const TABLE_PFNS: u64 = 512;
 
 /// The pool, and the frames that it has no place for.
 struct Grown<'p> {
@@ -62,59 +60,10 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>, storage: &mut Stor
     let context = GrowContext { machine: &guest.machine, p2m: &p2m, toolstack: None };
     window.grow(context, new.end(), &mut batch).or_say("grow the map")?;
     window.reserve(context, new, &mut guest.pool, &mut batch).or_say("reserve words")?;
-    let mut guest = Guest {
-        machine: Counting::new(guest.cpu),
-        cpu: guest.cpu,
-        boot: guest.boot,
-        p2m: &p2m,
-        kernel_root: guest.kernel_root,
-        pool: core::mem::replace(&mut guest.pool, Pool::empty()),
-        made: core::mem::take(&mut guest.made),
-        second: None,
-        arguments: guest.arguments,
-        module: None,
-        console: &mut *guest.console,
-        platform: guest.platform,
-    };
-    let tables = extend_direct_map(&mut guest, &p2m, new)?;
+    let mut guest = guest.on_map(&p2m);
+    let tables = extend_direct_map(&mut guest, new)?;
     let verdict = fetch(&mut guest, new, storage)?;
     Ok(format!("{verdict}; {tables} tables for the direct mapping"))
-}
-
-/// Makes L1 tables for `new` in the direct mapping, empty ones. How many.
-fn extend_direct_map<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    p2m: &P2m<'_>,
-    new: Pfns,
-) -> Result<u64, String> {
-    let base = guest.machine.direct_map(Pfn::new(0)).or_say("the direct mapping")?;
-    let mut made = 0;
-    let mut pfn = new.start.raw();
-    while pfn < new.end() {
-        let va = base.checked_add_pages(pfn).or_say("the direct mapping")?;
-        pfn = (pfn / TABLE_PFNS + 1) * TABLE_PFNS;
-        let found = walk(&guest.context(), guest.kernel_root, va).or_say("walk")?;
-        if found.at(Level::L1).is_some() {
-            continue;
-        }
-        let above = found.at(Level::L2).ok_or("the direct mapping ends at a GiB")?;
-        let table = guest.pool.take().ok_or("no frame for a table")?.pfn();
-        // SAFETY: the frame has just left the pool (I-1).
-        unsafe { guest.machine.clear_frame(table) }.or_say("clear")?;
-        let (slot, pte) = DirectEntries::new(guest.context()).find(table).or_say("find")?;
-        let link = Pte::new(p2m.mfn(table).or_say("the table")?, PteFlags::TABLE);
-        let mut storage = BatchStorage::<2, 1>::new();
-        let mut batch = storage.batch();
-        batch.update(MmuUpdate::set(slot, pte.read_only()), pte.raw()).or_say("batch")?;
-        batch.update(MmuUpdate::set(above.slot, link), above.pte.raw()).or_say("batch")?;
-        // SAFETY: the frame is the program's, empty, and becomes a table where there was none; Xen
-        // stops if it cannot be made read-only.
-        unsafe { batch.submit(&guest.machine) }.or_say("link a table")?;
-        made += 1;
-    }
-    // SAFETY: there is an entry for each of them now, and each is absent until it has memory (I-3).
-    unsafe { guest.platform.direct_map_reaches(new.end()) };
-    Ok(made)
 }
 
 /// Fetches memory for the new pfns but those that are set apart, writes to all of it and reads it

@@ -3,16 +3,21 @@
 use alloc::string::String;
 
 use hypercall::{Counting, Cpu, DomId, Hypercalls as _, Machine, MemoryOp};
-use p2m::{FrameList, P2m, Toolstack};
+use p2m::{FrameList, Leaves, P2m, Toolstack};
 use pvmmu::Context;
 
 use super::super::OrSay as _;
 use super::super::audit::{Published, audit};
 use super::super::publish::builder_list;
 use super::POOL_RESERVE;
+use super::hoard::Hoard;
+use super::span::Span;
 use super::workload::Workload;
-use crate::guest::{Guest, Pool};
+use crate::guest::{Guest, Platform, Pool};
 use crate::life::{Life, Survives};
+
+/// The heap may have one page of so many.
+const HEAP_SHARE: u64 = 8;
 
 /// The time between two suspends. All that frame numbers come from is lent by it.
 pub(super) struct Epoch<'e, 'g, M> {
@@ -40,6 +45,11 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         self.life
     }
 
+    /// What the machine gives besides memory and hypercalls.
+    pub(super) fn platform(&self) -> &'g dyn Platform {
+        self.guest.platform
+    }
+
     /// The machine.
     pub(super) fn machine(&self) -> &Counting<&'g M> {
         &self.guest.machine
@@ -50,12 +60,47 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         self.guest.p2m
     }
 
-    /// Gives the workload up to `pages` more pages, but for what stays in the pool.
-    pub(super) fn fill(&mut self, workload: &mut Workload, pages: u64) -> Result<(), String> {
-        let Guest { machine, pool, .. } = &mut *self.guest;
+    /// Lets the heap have its share of the memory, and the workload up to `pages` more pages, but
+    /// for what stays in the pool.
+    pub(super) fn fill(
+        &mut self,
+        (workload, hoard): (&mut Workload, &mut Hoard),
+        pages: u64,
+    ) -> Result<(), String> {
+        let heap = self.guest.p2m.len() / HEAP_SHARE;
+        let Guest { machine, pool, platform, .. } = &mut *self.guest;
+        hoard.grow((*platform, pool), (heap, POOL_RESERVE))?;
         let spare = (pool.len() as u64).saturating_sub(POOL_RESERVE);
         let pages = workload.len() + spare.min(pages);
         workload.grow(&*machine, pool, pages)
+    }
+
+    /// Looks at `count` pages of the workload and writes them anew, on both vCPUs if there are two.
+    /// The second one is up meanwhile and at no other time, so that none but the first has anything
+    /// to lose in a suspend.
+    pub(super) fn work(&self, workload: &mut Workload, count: u64) -> Result<(), String> {
+        let Some(second) = self.guest.second else {
+            return workload.work(self.machine(), count);
+        };
+        let before = workload.beside;
+        second.start()?;
+        let worked = workload.work_beside(self.machine(), second, count);
+        second.stop()?;
+        worked?;
+        match workload.beside > before || workload.len() < 2 {
+            true => Ok(()),
+            false => Err("the second vCPU did nothing".into()),
+        }
+    }
+
+    /// The guest itself, and the toolstack's side beside it.
+    pub(super) fn guest(&mut self) -> (&mut Guest<'g, M>, &dyn Life) {
+        (self.guest, self.life)
+    }
+
+    /// Frames that nobody uses.
+    pub(super) const fn free(&self) -> u64 {
+        self.guest.pool.len() as u64
     }
 
     /// The context of operations on memory, and the pool beside it.
@@ -74,25 +119,49 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     }
 
     /// Writes the frame list and tells the toolstack where it is.
-    pub(super) fn publish(&mut self, frame_list: &mut FrameList<'_>) -> Result<(), String> {
+    pub(super) fn publish(
+        &mut self,
+        frame_list: &mut FrameList<'_>,
+        span: Option<&Span>,
+    ) -> Result<(), String> {
         let (list, p2m) = (builder_list(self.guest)?, self.guest.p2m);
         let Guest { machine, pool, .. } = &mut *self.guest;
-        frame_list.build((&*machine, p2m), &list, pool).or_say("frame list")?;
+        let around = (&*machine, p2m);
+        match span {
+            None => frame_list.build(around, &list, pool),
+            Some(span) => {
+                // After a restore its shared pages hold what the toolstack wrote.
+                span.window().refill_holes(&*machine).or_say("the window")?;
+                frame_list.build(around, span.window(), pool)
+            }
+        }
+        .or_say("frame list")?;
         let top = frame_list.top(p2m).or_say("frame list")?;
         Toolstack::new(self.life.shared_info()).publish_frame_list(p2m, Some(top));
         Ok(())
     }
 
     /// Audits the frame map and what is published of it.
-    pub(super) fn audit(&mut self, frame_list: &FrameList<'_>) -> Result<String, String> {
-        let (leaves, p2m) = (builder_list(self.guest)?, self.guest.p2m);
-        let published = Published {
-            toolstack: &Toolstack::new(self.life.shared_info()),
-            list: None,
-            frame_list: Some(frame_list),
-            leaves: &leaves,
-        };
-        audit(self.guest, p2m, &published)
+    pub(super) fn audit(
+        &mut self,
+        frame_list: &FrameList<'_>,
+        span: Option<&Span>,
+    ) -> Result<String, String> {
+        match span {
+            None => self.audit_with(frame_list, &builder_list(self.guest)?),
+            Some(span) => self.audit_with(frame_list, span.window()),
+        }
+    }
+
+    fn audit_with(
+        &mut self,
+        frame_list: &FrameList<'_>,
+        leaves: &impl Leaves,
+    ) -> Result<String, String> {
+        let p2m = self.guest.p2m;
+        let toolstack = &Toolstack::new(self.life.shared_info());
+        let (list, frame_list) = (None, Some(frame_list));
+        audit(self.guest, p2m, &Published { toolstack, list, frame_list, leaves })
     }
 
     /// Pages that Xen says the guest has.

@@ -6,7 +6,8 @@
 //! |---|---|---|
 //! | `control/shutdown` | toolstack | it is acknowledged by an empty value, and obeyed |
 //! | `control/sysrq` | toolstack | it is acknowledged by a zero byte, and obeyed |
-//! | `memory/target` | toolstack | the guest goes there |
+//! | `memory/static-max` | toolstack | read once: how far the guest may grow |
+//! | `memory/target` | toolstack | the guest goes there, growing if it must |
 //! | `data/ask` | a test in dom0: `NUMBER` | the guest looks at all it has |
 //! | | `NUMBER dump` | it also prints its frame map |
 //! | | `NUMBER size` | it only counts |
@@ -14,13 +15,16 @@
 #![expect(unsafe_code, reason = "asks Xen for a number, and writes pages that it owns")]
 
 mod epoch;
+mod hoard;
 mod orders;
 mod size;
+mod span;
 #[cfg(all(test, not(target_os = "none")))]
 mod tests;
 mod turns;
 mod workload;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -29,14 +33,16 @@ use balloon::{Balloon, Wipe};
 use hypercall::{Cpu, Machine};
 use p2m::{FrameList, LeafSource as _};
 
-use super::OrSay as _;
 use super::publish::places;
+use super::{OrSay as _, grow};
 use crate::guest::Guest;
 use crate::life::{Life, Nanoseconds, Return, Survives, SuspendError, Way, survives};
 use crate::report::Verdict;
 use crate::store::Store;
 use epoch::Epoch;
+use hoard::Hoard;
 use size::Size;
+use span::Span;
 use workload::Workload;
 
 /// How long the guest sleeps between two pieces of work.
@@ -49,8 +55,11 @@ survives! {
     pub(super) struct State<'s> {
         store: Store,
         workload: Workload,
+        hoard: Hoard,
         frame_list: FrameList<'s>,
         size: Size<'s>,
+        /// How far it may grow; none if it may not.
+        span: Option<Span>,
         /// How often it was suspended and came back.
         suspends: u64,
     }
@@ -75,7 +84,26 @@ impl Survives for Next {}
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let platform = guest.platform;
     let mut life = platform.life()?;
-    let (mut balloon_words, mut places) = (vec![0; words(guest.p2m)?], places(guest.p2m.len()));
+    let mut store = Store::default();
+    let maximum = span::maximum(&mut store, &*life).unwrap_or(0);
+    if maximum <= guest.p2m.len() {
+        return live(guest, &mut *life, (store, None));
+    }
+    let mut storage = Box::new(span::Storage::new());
+    let (p2m, window) = grow::open(guest, &mut storage.batch())?;
+    let span = Span::new(window, maximum);
+    live(&mut guest.on_map(&p2m), &mut *life, (store, Some((span, maximum))))
+}
+
+/// From the first turn to the last one.
+fn live<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    life: &mut dyn Life,
+    (store, span): (Store, Option<(Span, u64)>),
+) -> Verdict {
+    let (span, maximum) = span.unzip();
+    let maximum = maximum.unwrap_or(guest.p2m.len());
+    let (mut balloon_words, mut places) = (vec![0; words(maximum)?], places(maximum));
     // Everything but what is free now is what the guest needs.
     let free = guest.pool.len() as u64;
     let floor = guest.p2m.len() - free + POOL_RESERVE;
@@ -84,24 +112,26 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         Balloon::new(around, &mut balloon_words, floor, Wipe::Always).or_say("balloon")?;
     let top = guest.pool.take().ok_or("the pool is empty")?;
     let mut state = State {
-        store: Store::default(),
+        store,
         workload: Workload::default(),
+        hoard: Hoard::default(),
         frame_list: FrameList::new(top, &mut places),
         size: Size::new(balloon),
+        span,
         suspends: 0,
     };
-    Epoch::new(guest, &*life).turn(turns::begin, &mut state)?;
+    Epoch::new(guest, life).turn(turns::begin, &mut state)?;
     loop {
         let begun = life.now();
-        match Epoch::new(guest, &*life).turn(turns::work, &mut state)? {
+        match Epoch::new(guest, life).turn(turns::work, &mut state)? {
             Next::Again => state.size.passed(life.now() - begun),
             Next::Pause => {
                 life.wait(life.now() + PAUSE);
                 state.size.passed(life.now() - begun);
             }
-            Next::Suspend => suspend(guest, &mut *life, &mut state)?,
+            Next::Suspend => suspend(guest, life, &mut state)?,
             Next::End(way) => {
-                Epoch::new(guest, &*life).turn(turns::end, &mut state)?;
+                Epoch::new(guest, life).turn(turns::end, &mut state)?;
                 life.end(way);
                 let State { workload, suspends, .. } = &state;
                 let verified = workload.verified;
@@ -111,9 +141,9 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     }
 }
 
-/// Words of a balloon's set.
-fn words(p2m: &p2m::P2m<'_>) -> Result<usize, String> {
-    usize::try_from(Balloon::words_needed(p2m.len())).or_say("the balloon's set")
+/// Words of a balloon's set for `pfns` pfns.
+fn words(pfns: u64) -> Result<usize, String> {
+    usize::try_from(Balloon::words_needed(pfns)).or_say("the balloon's set")
 }
 
 fn suspend<M: Machine + Cpu>(

@@ -4,14 +4,16 @@ use alloc::format;
 use alloc::string::String;
 
 use balloon::{Allocator, Around, Balloon, Moved, Next, Step, WorkStorage};
-use hypercall::{Cpu, Frame, FrameAccess, Machine};
-use p2m::LeafSource as _;
+use hypercall::{Cpu, Frame, FrameAccess, Frames, Machine};
+use p2m::{LeafSource as _, P2m};
 use pvmmu::{Context, DirectEntries};
 
+use super::super::OrSay as _;
 use super::epoch::Epoch;
+use super::hoard::Hoard;
 use super::workload::Workload;
 use super::{Nanoseconds, POOL_RESERVE};
-use crate::guest::Pool;
+use crate::guest::{Platform, Pool};
 use crate::life::{Survives, survives};
 
 /// Frames that a step moves at most.
@@ -35,11 +37,14 @@ survives! {
     }
 }
 
-/// Frames that the guest can spare: those that nobody uses, then those of the workload.
+/// Frames that the guest can spare: those that nobody uses, then those of the heap, then those of
+/// the workload.
 struct Spare<'a, M> {
     machine: &'a M,
+    platform: &'a dyn Platform,
     pool: &'a mut Pool,
     workload: &'a mut Workload,
+    hoard: &'a mut Hoard,
     sound: Result<(), String>,
 }
 
@@ -47,6 +52,17 @@ impl<M: FrameAccess> Allocator for Spare<'_, M> {
     fn take(&mut self) -> Option<Frame> {
         if self.pool.len() as u64 > POOL_RESERVE {
             return self.pool.take();
+        }
+        match self.hoard.shrink(self.platform) {
+            Ok(Some(frames)) => {
+                self.pool.give_run(frames);
+                return self.pool.take();
+            }
+            Ok(None) => {}
+            wrong @ Err(_) => {
+                let sound = core::mem::replace(&mut self.sound, Ok(()));
+                self.sound = sound.and(wrong.map(drop));
+            }
         }
         let (frame, sound) = self.workload.release(self.machine)?;
         self.sound = core::mem::replace(&mut self.sound, Ok(())).and(sound);
@@ -62,6 +78,16 @@ impl<'s> Size<'s> {
     /// The size as it is.
     pub(super) const fn new(balloon: Balloon<'s>) -> Self {
         Self { balloon, rest: 0, idle: true, said: String::new() }
+    }
+
+    /// Takes over pfns that have no memory and may get some.
+    pub(super) fn widen(&mut self, p2m: &P2m<'_>, frames: Frames) -> Result<(), String> {
+        self.balloon.add_empty(p2m, frames).or_say("the balloon")
+    }
+
+    /// Counts pfns that never get memory.
+    pub(super) const fn leave_out(&mut self, pfns: u64) {
+        self.balloon.leave_out(pfns);
     }
 
     /// Aims at `pages`.
@@ -104,13 +130,14 @@ impl<'s> Size<'s> {
     pub(super) fn step<M: Machine + Cpu>(
         &mut self,
         epoch: &mut Epoch<'_, '_, M>,
-        workload: &mut Workload,
+        (workload, hoard): (&mut Workload, &mut Hoard),
     ) -> Result<Option<String>, String> {
+        let platform = epoch.platform();
         let (context, pool) = epoch.parts();
         let mut direct = DirectEntries::new(context);
         let Context { machine, p2m, .. } = context;
         let mut around = Around { machine, p2m, direct: &mut direct };
-        let mut spare = Spare { machine, pool, workload, sound: Ok(()) };
+        let mut spare = Spare { machine, platform, pool, workload, hoard, sound: Ok(()) };
         let mut storage = WorkStorage::<STEP_FRAMES>::new();
         let step = storage.with(|work| self.balloon.step(&mut around, &mut spare, work));
         spare.sound?;

@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use hypercall::{ArchSharedInfo, GuestVa, Pfn};
+use hypercall::{ArchSharedInfo, Frames, GuestVa, Pfn};
 
 use crate::guest::{Platform, Ports};
 use crate::host::run_under;
@@ -32,6 +32,14 @@ impl Platform for FakePlatform {
         Err("no program needs them here".into())
     }
 
+    fn extend_heap(&self, frames: Frames) -> Result<(), Frames> {
+        Err(frames)
+    }
+
+    fn shrink_heap(&self) -> Option<Frames> {
+        None
+    }
+
     unsafe fn direct_map_reaches(&self, _: u64) {}
 
     fn life(&self) -> Result<Box<dyn Life + '_>, String> {
@@ -46,7 +54,7 @@ fn write(path: &'static str, value: &'static [u8]) -> Event {
 
 fn live(platform: &FakePlatform, events: Vec<Event>) -> (Result<String, String>, String) {
     platform.0.events.replace(events);
-    run_under(platform, "guest")
+    run_under(platform, &["guest"])
 }
 
 #[test]
@@ -83,6 +91,24 @@ fn a_suspend_is_survived_however_it_ends() {
     for line in ["suspended in vain", "was restored", "not suspended: EPERM"] {
         assert!(text.contains(line), "{text}");
     }
+}
+
+#[test]
+fn a_second_vcpu_works_beside_before_a_suspend_and_behind_it() {
+    let platform = FakePlatform::default();
+    platform.0.returns.replace(vec![Ok(Return::Restored)]);
+    let ask = |number| write("data/ask", number);
+    let suspend = write("control/shutdown", b"suspend");
+    let events = vec![ask(b"1"), suspend, ask(b"2"), write("control/shutdown", b"poweroff")];
+    platform.0.events.replace(events);
+    let (verdict, text) = run_under(&platform, &["--vcpus", "2", "guest"]);
+    assert!(verdict.is_ok(), "{verdict:?}\n{text}");
+    let beside = |number: &str| -> u64 {
+        let answer = text.lines().find(|line| line.starts_with(&format!("PVMMU-ANSWER {number}")));
+        let (_, rest) = answer.and_then(|line| line.split_once(" beside=")).expect("an answer");
+        rest.split(' ').next().and_then(|digits| digits.parse().ok()).expect("a number")
+    };
+    assert!(0 < beside("1") && beside("1") < beside("2"), "{text}");
 }
 
 #[test]

@@ -10,12 +10,15 @@ use p2m::LeafSource as _;
 use super::super::OrSay as _;
 use super::epoch::Epoch;
 use super::orders::{Order, Sysrq};
+use super::workload::Workload;
 use super::{Next, State};
 use crate::life::Way;
 use crate::store::StoreError;
 
 /// Pages that are looked at in a turn.
 const PAGES_PER_TURN: u64 = 64;
+/// Objects of the heap that are looked at in a turn.
+const OBJECTS_PER_TURN: usize = 4;
 /// Pages that are filled in a turn.
 const PAGES_FILLED_PER_TURN: u64 = 1024;
 /// Steps of the balloon in a turn.
@@ -32,8 +35,8 @@ pub(super) fn begin<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<(), String> {
-    epoch.publish(&mut state.frame_list)?;
-    epoch.fill(&mut state.workload, u64::MAX)?;
+    epoch.publish(&mut state.frame_list, state.span.as_ref())?;
+    epoch.fill((&mut state.workload, &mut state.hoard), u64::MAX)?;
     listen(epoch, state)?;
     let held = state.workload.len();
     epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
@@ -63,9 +66,10 @@ pub(super) fn restored<M: Machine + Cpu>(
 ) -> Result<(), String> {
     state.suspends += 1;
     state.store.reconnect(epoch.life());
-    epoch.publish(&mut state.frame_list)?;
+    epoch.publish(&mut state.frame_list, state.span.as_ref())?;
     listen(epoch, state)?;
     state.workload.verify(epoch.machine())?;
+    state.hoard.verify()?;
     let suspends = state.suspends;
     epoch.say(&format!("PVMMU-GUEST was restored, {suspends} suspends so far"))
 }
@@ -77,6 +81,7 @@ pub(super) fn cancelled<M: Machine + Cpu>(
 ) -> Result<(), String> {
     state.suspends += 1;
     state.workload.verify(epoch.machine())?;
+    state.hoard.verify()?;
     epoch.say("PVMMU-GUEST was suspended in vain")
 }
 
@@ -85,6 +90,9 @@ pub(super) fn end<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<(), String> {
+    while let Some(frames) = state.hoard.shrink(epoch.platform())? {
+        epoch.parts().1.give_run(frames);
+    }
     while let Some((frame, sound)) = state.workload.release(epoch.machine()) {
         epoch.parts().1.give(frame);
         sound?;
@@ -114,14 +122,17 @@ pub(super) fn work<M: Machine + Cpu>(
             _ => {}
         }
     }
-    state.workload.work(epoch.machine(), PAGES_PER_TURN)?;
+    epoch.work(&mut state.workload, PAGES_PER_TURN)?;
+    state.hoard.work(OBJECTS_PER_TURN)?;
     for _ in 0..STEPS_PER_TURN {
         if !state.size.wants_step() {
             // What the balloon brought is put to use.
-            epoch.fill(&mut state.workload, PAGES_FILLED_PER_TURN)?;
+            let State { workload, hoard, .. } = state;
+            epoch.fill((workload, hoard), PAGES_FILLED_PER_TURN)?;
             return Ok(Next::Pause);
         }
-        if let Some(words) = state.size.step(epoch, &mut state.workload)? {
+        let State { workload, hoard, size, .. } = &mut *state;
+        if let Some(words) = size.step(epoch, (workload, hoard))? {
             epoch.say(&words)?;
         }
     }
@@ -167,10 +178,30 @@ fn retarget<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let value = state.store.read(epoch.life(), TARGET).or_say(TARGET)?;
     match frames_of_kib(&value.unwrap_or_default()) {
-        Ok(pages) => state.size.aim(pages),
+        Ok(pages) => {
+            make_pfns(epoch, state, pages)?;
+            state.size.aim(pages);
+        }
         Err(bad) => epoch.say(&format!("memory/target: {bad}; the guest stays as it is"))?,
     }
     Ok(())
+}
+
+/// Lets the guest have pfns for `pages` pages, as far as it may.
+fn make_pfns<M: Machine + Cpu>(
+    epoch: &mut Epoch<'_, '_, M>,
+    state: &mut State<'_>,
+    pages: u64,
+) -> Result<(), String> {
+    let State { span: Some(span), frame_list, workload, size, .. } = state else { return Ok(()) };
+    match span.grow(epoch, (frame_list, workload), pages) {
+        Ok(None) => Ok(()),
+        Ok(Some(frames)) => size.widen(epoch.p2m(), frames),
+        Err((reason, lost)) => {
+            size.leave_out(lost);
+            epoch.say(&format!("no growth to {pages} pages, {lost} pfns are left out: {reason}"))
+        }
+    }
 }
 
 /// Says how the guest is.
@@ -200,8 +231,9 @@ fn health<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<String, String> {
-    epoch.audit(&state.frame_list)?;
+    epoch.audit(&state.frame_list, state.span.as_ref())?;
     state.workload.verify(epoch.machine())?;
+    state.hoard.verify()?;
     words(epoch, state)
 }
 
@@ -209,9 +241,11 @@ fn health<M: Machine + Cpu>(
 fn words<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &State<'_>) -> Result<String, String> {
     let pages = epoch.reservation()?;
     let ram = p2m::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
-    let State { workload, size, suspends, .. } = state;
-    let (held, verified, size) = (workload.len(), workload.verified, size.account(epoch)?);
+    let State { workload, hoard, size, suspends, .. } = state;
+    let (held, heap, size) = (workload.len(), hoard.heap_kib(), size.account(epoch)?);
+    let Workload { verified, beside, .. } = workload;
     Ok(format!(
-        "pages={pages} ram={ram} {size} held={held} verified={verified} suspends={suspends}"
+        "pages={pages} ram={ram} {size} held={held} heap={heap} verified={verified} \
+         beside={beside} suspends={suspends}"
     ))
 }

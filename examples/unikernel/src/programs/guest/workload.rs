@@ -4,10 +4,12 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{AccessError, Frame, FrameAccess, PAGE_SIZE, Pfn};
 use p2m::LeafSource;
 
+use crate::guest::Second;
 use crate::life::survives;
 
 /// Bytes that are compared at a time.
@@ -27,11 +29,13 @@ survives! {
     #[derive(Default)]
     pub(super) struct Workload {
         pages: Vec<Page>,
-        /// The page to look at next.
-        next: usize,
+        /// Where each vCPU goes on, in its part of the pages.
+        next: [usize; 2],
         edition: u64,
         /// Pages looked at so far.
         pub(super) verified: u64,
+        /// Those of them that the second vCPU looked at.
+        pub(super) beside: u64,
     }
 }
 
@@ -73,17 +77,39 @@ impl Workload {
 
     /// Looks at `count` pages and writes each of them anew.
     pub(super) fn work<M: FrameAccess>(&mut self, machine: &M, count: u64) -> Result<(), String> {
-        for _ in 0..count.min(self.len()) {
-            self.next = if self.next < self.pages.len() { self.next } else { 0 };
-            self.edition += 1;
-            let edition = self.edition;
-            let Some(page) = self.pages.get_mut(self.next) else { return Ok(()) };
-            page.verify(machine)?;
-            page.edition = edition;
-            page.write(machine)?;
-            self.next += 1;
-            self.verified += 1;
-        }
+        let edition = AtomicU64::new(self.edition);
+        let worked = turn_over(machine, (&mut self.pages, &mut self.next[0]), (count, &edition));
+        self.edition = edition.into_inner();
+        self.verified += worked?;
+        Ok(())
+    }
+
+    /// The same with the front half of the pages, while the second vCPU does it with the other one,
+    /// at least twice.
+    pub(super) fn work_beside<M: FrameAccess>(
+        &mut self,
+        machine: &impl FrameAccess,
+        second: &dyn Second<M>,
+        count: u64,
+    ) -> Result<(), String> {
+        let half = self.pages.len() / 2;
+        let (front, back) = self.pages.split_at_mut(half);
+        let [front_next, back_next] = &mut self.next;
+        let edition = AtomicU64::new(self.edition);
+        let (mut ours, mut theirs) = (Ok(0), Ok(0));
+        second.beside(
+            &mut |machine| {
+                if let Ok(before) = theirs {
+                    let round = turn_over(machine, (&mut *back, back_next), (count, &edition));
+                    theirs = round.map(|pages| before + pages);
+                }
+            },
+            &mut || ours = turn_over(machine, (&mut *front, front_next), (count, &edition)),
+        );
+        self.edition = edition.into_inner();
+        let theirs = theirs?;
+        self.verified += ours? + theirs;
+        self.beside += theirs;
         Ok(())
     }
 
@@ -95,6 +121,24 @@ impl Workload {
         }
         Ok(())
     }
+}
+
+/// Looks at `count` of `pages` from `next` on, and writes each of them anew. How many there were.
+fn turn_over<M: FrameAccess>(
+    machine: &M,
+    (pages, next): (&mut [Page], &mut usize),
+    (count, edition): (u64, &AtomicU64),
+) -> Result<u64, String> {
+    let count = count.min(pages.len() as u64);
+    for _ in 0..count {
+        *next = if *next < pages.len() { *next } else { 0 };
+        let page = &mut pages[*next];
+        page.verify(machine)?;
+        page.edition = edition.fetch_add(1, Ordering::Relaxed) + 1;
+        page.write(machine)?;
+        *next += 1;
+    }
+    Ok(count)
 }
 
 impl Page {

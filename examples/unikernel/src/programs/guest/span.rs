@@ -1,0 +1,118 @@
+//! Growth beyond the size at boot: the toolstack's maximum, the frame map in its window, the direct
+//! mapping.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+
+use balloon::frames_of_kib;
+use hypercall::{BatchStorage, Cpu, Frames, Machine, Pfn};
+use p2m::{FrameList, GrowContext, LeafSource as _, Pfns, Toolstack, Window};
+
+use super::super::OrSay as _;
+use super::super::extend::{TABLE_PFNS, extend_direct_map};
+use super::POOL_RESERVE;
+use super::epoch::Epoch;
+use super::workload::Workload;
+use crate::life::{Life, survives};
+use crate::store::Store;
+
+/// What a toolstack lets the guest grow to, in KiB.
+const STATIC_MAX: &str = "memory/static-max";
+
+/// Room for the changes of a growth that go to Xen together.
+pub(super) type Storage = BatchStorage<512, 8>;
+
+survives! {
+    /// How far the guest may grow.
+    pub(super) struct Span {
+        window: Window,
+        /// Pfns that there will ever be.
+        maximum: u64,
+    }
+}
+
+/// The most pfns that the guest gets, whatever a toolstack says: the heap has room for their bits.
+const PFNS_MAX: u64 = 1 << 22;
+
+/// How many pages the toolstack lets the guest have some day; none if it does not say, or nothing
+/// that makes sense.
+pub(super) fn maximum(store: &mut Store, life: &dyn Life) -> Option<u64> {
+    let value = store.read(life, STATIC_MAX).ok()??;
+    frames_of_kib(&value).ok().map(|pages| pages.min(PFNS_MAX))
+}
+
+impl Span {
+    /// It grows in `window`, to `maximum` pfns.
+    pub(super) const fn new(window: Window, maximum: u64) -> Self {
+        Self { window, maximum }
+    }
+
+    /// Where the frame map is.
+    pub(super) const fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Grows until there are pfns for `wanted` pages, or as many as there may be: the map, its
+    /// frame list, the direct mapping. The new pfns, if there are any; they have no memory.
+    ///
+    /// # Errors
+    /// A sentence, and the pfns that were made and cannot be used.
+    pub(super) fn grow<M: Machine + Cpu>(
+        &mut self,
+        epoch: &mut Epoch<'_, '_, M>,
+        (frame_list, workload): (&mut FrameList<'_>, &mut Workload),
+        wanted: u64,
+    ) -> Result<Option<Frames>, (String, u64)> {
+        let len = epoch.p2m().len();
+        let end = wanted.next_multiple_of(TABLE_PFNS).min(self.maximum);
+        if end <= len {
+            return Ok(None);
+        }
+        let new = Pfns::new(Pfn::new(len), end - len);
+        self.make_room(epoch, workload, new).map_err(|reason| (reason, 0))?;
+        let grown = self.extend(epoch, frame_list, new);
+        grown.map_err(|reason| (reason, epoch.p2m().len() - len))?;
+        // SAFETY: the map ended before them until now: nobody ever had them (I-1).
+        Ok(Some(unsafe { Frames::claim(new.start, new.count) }))
+    }
+
+    /// Takes frames from the workload until there are enough for the tables and words of `new`.
+    fn make_room<M: Machine + Cpu>(
+        &self,
+        epoch: &mut Epoch<'_, '_, M>,
+        workload: &mut Workload,
+        new: Pfns,
+    ) -> Result<(), String> {
+        // A page of words and a table for each 512 pfns, and those above them.
+        let needed = 2 * (new.count / TABLE_PFNS + 2) + 8 + POOL_RESERVE;
+        while epoch.free() < needed {
+            let released = workload.release(epoch.machine());
+            let (frame, sound) = released.ok_or("no frames to grow with")?;
+            epoch.parts().1.give(frame);
+            sound?;
+        }
+        Ok(())
+    }
+
+    fn extend<M: Machine + Cpu>(
+        &mut self,
+        epoch: &mut Epoch<'_, '_, M>,
+        frame_list: &mut FrameList<'_>,
+        new: Pfns,
+    ) -> Result<(), String> {
+        let mut storage = Box::new(Storage::new());
+        let mut batch = storage.batch();
+        let (guest, life) = epoch.guest();
+        let toolstack = Some(Toolstack::new(life.shared_info()));
+        let (machine, p2m, pool) = (&guest.machine, guest.p2m, &mut guest.pool);
+        let context = GrowContext { machine, p2m, toolstack };
+        self.window.grow(context, new.end(), &mut batch).or_say("grow the frame map")?;
+        self.window.reserve(context, new, pool, &mut batch).or_say("words of the frame map")?;
+        frame_list.refresh((machine, p2m), &self.window, new, pool).or_say("frame list")?;
+        let tables = extend_direct_map(guest, new)?;
+        guest.pool.reach(new.end());
+        let end = new.end();
+        writeln!(guest.console, "the guest may have {end} pages now, {tables} tables for them")
+            .or_say("console")
+    }
+}
