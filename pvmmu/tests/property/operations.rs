@@ -98,6 +98,8 @@ fn pin(
     by: Hindrance,
 ) -> Space {
     let has_foreign = known.values().any(|page| page.whose == Whose::Foreign);
+    // Xen may refuse it anyway: a second refusal would be that of the undo.
+    let by = if has_foreign { Hindrance::none() } else { by };
     let (pinned, refused) = world.run(by, |with| pgd.pin(&with.context, with.batch));
     let pgd = match pinned {
         Ok(pgd) => Life::Pinned(pgd),
