@@ -4,6 +4,10 @@
 //! words and the wording of the log changed a lot. Everything of that kind is decided here.
 
 /// A release of Xen. Each stands for its last point release unless its doc says otherwise.
+///
+/// 4.14 to 4.20 are compared with real Xen, log lines included. Of the older ones the model has
+/// the layout of words and the old wordings of types, owners and validation; lines about grants
+/// read as from 4.10 on, and rules are those of 4.14.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Release {
     /// Xen 4.4: log lines name the domain but no vCPU.

@@ -83,31 +83,33 @@ fn a_warning_without_the_lines_of_xen_says_what_is_missing() {
     expect_file![data("multicall-warning.txt")].assert_eq(&text);
 }
 
-/// A root that could not be pinned, as a debug Xen 4.17 says it.
-const CHAIN: [&str; 12] = [
-    "Bad type (saw 8000000000000001 != exp e000000000000000) for mfn 12345 (pfn 00abc)",
-    "Could not get page type PGT_writable_page",
-    "Error getting mfn 12345 (pfn 00abc) from L1 entry 0010000012345067 for l1e_owner d1, \
-     pg_owner d1",
-    "Failure -16 in promote_l1_table: slot 0x7",
-    "Error while validating mfn 01001 (pfn 00101) for type 2000000000000000: caf=8000000000000003 \
-     taf=2000000000000001",
-    "Failure -16 in promote_l2_table: slot 0x5",
-    "Error while validating mfn 01002 (pfn 00102) for type 4000000000000000: caf=8000000000000003 \
-     taf=4000000000000001",
-    "Failure -16 in promote_l3_table: slot 0x5",
-    "Error while validating mfn 01003 (pfn 00103) for type 6000000000000000: caf=8000000000000003 \
-     taf=6000000000000001",
-    "Failure -16 in promote_l4_table: slot 0x5",
-    "Error while validating mfn 12345 (pfn 00abc) for type 8000000000000000: caf=8000000000000003 \
-     taf=8000000000000001",
-    "Error -16 while pinning mfn 12345",
-];
-
+/// A root that could not be pinned, as a debug Xen 4.17 says it: an entry four tables down would
+/// map the root itself writable.
 fn chain_of(domain: u32, mfn: &str) -> Vec<String> {
-    let line =
-        |text: &&str| format!("(XEN) arch/x86/mm.c:1:d{domain}v0 {}", text.replace("12345", mfn));
-    CHAIN.iter().map(line).collect()
+    let found = format!("mfn {mfn} (pfn 00abc)");
+    let mut lines = vec![
+        format!("Bad type (saw 8000000000000001 != exp e000000000000000) for {found}"),
+        "Could not get page type PGT_writable_page".to_owned(),
+        format!(
+            "Error getting {found} from L1 entry 00100000{mfn}067 for l1e_owner d{domain}, \
+             pg_owner d{domain}"
+        ),
+    ];
+    for (level, slot) in [(1_u64, 7), (2, 5), (3, 5), (4, 5)] {
+        let table = match level {
+            4 => found.clone(),
+            _ => format!("mfn 0100{level} (pfn 0010{level})"),
+        };
+        let kind = level << 61;
+        lines.push(format!("Failure -16 in promote_l{level}_table: slot {slot:#x}"));
+        lines.push(format!(
+            "Error while validating {table} for type {kind:016x}: caf=8000000000000003 \
+             taf={:016x}",
+            kind | 1
+        ));
+    }
+    lines.push(format!("Error -16 while pinning mfn {mfn}"));
+    lines.iter().map(|line| format!("(XEN) arch/x86/mm.c:1:d{domain}v0 {line}")).collect()
 }
 
 #[test]
@@ -191,6 +193,38 @@ fn nothing_is_explained_as_nothing() {
     }
     assert_eq!(explain(b"").lines.total, 0);
     assert_eq!(explain(b"no end of line").lines.total, 1);
+}
+
+/// What journals, consoles and terminals make of a line.
+type Dress = fn(&str) -> String;
+
+#[test]
+fn the_same_refusal_in_every_dress_is_the_same_story() {
+    let naked = chain_of(1, "12345");
+    let story = explain(naked.join("\n").as_bytes()).problems[0].what.clone();
+    let dresses: [(&str, Dress); 12] = [
+        ("a serial line", |line| format!("{line}\r")),
+        ("coloured", |line| format!("\x1b[1;31m{line}\x1b[0m")),
+        ("a date by Xen", |line| line.replace("(XEN)", "(XEN) [2026-01-02 03:04:05]")),
+        ("milliseconds", |line| line.replace("(XEN)", "(XEN) [2026-01-02 03:04:05.678]")),
+        ("uptime", |line| line.replace("(XEN)", "(XEN) [   12.345678]")),
+        ("raw ticks", |line| line.replace("(XEN)", "(XEN) [00000000deadbeef]")),
+        ("a journal", |line| format!("Jan 02 03:04:05 host xl[812]: {line}")),
+        ("a precise journal", |line| format!("Jan 02 03:04:05.678901 host xl[812]: {line}")),
+        ("an ISO journal", |line| format!("2026-01-02T03:04:05+0100 host xl[812]: {line}")),
+        ("a journal in JSON", |line| format!("{{\"_PID\":\"812\",\"MESSAGE\":\"{line}\"}}")),
+        ("dmesg -T", |line| format!("[Fri Jan  2 03:04:05 2026] {line}")),
+        ("a console server", |line| format!("<2026-01-02 03:04:05> ttyS0: {line}\t")),
+    ];
+    for (name, dress) in dresses {
+        let log: Vec<String> = naked.iter().map(|line| dress(line)).collect();
+        let explanation = explain(log.join("\n").as_bytes());
+        assert_eq!(explanation.lines.known, naked.len() as u64, "{name}: {}", log[0]);
+        assert_eq!(explanation.problems.len(), 1, "{name}");
+        let problem = &explanation.problems[0];
+        assert_eq!((&problem.what, problem.stopped[0].tables.len()), (&story, 4), "{name}");
+        assert_eq!(problem.speakers.iter().map(|it| it.domain).collect::<Vec<_>>(), [Some(1)]);
+    }
 }
 
 #[test]

@@ -55,12 +55,18 @@ pub(crate) struct Package {
     /// The text of its root file.
     root: String,
     library: bool,
+    published: bool,
 }
 
 impl Package {
     /// Whether others can depend on it.
     pub(crate) fn is_library(&self) -> bool {
         self.library
+    }
+
+    /// Whether it is meant for others.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published
     }
 
     /// Whether it is also built for Xen, where there is no standard library.
@@ -87,7 +93,8 @@ pub(crate) fn packages() -> Result<Vec<Package>> {
             let roots = ["src/lib.rs", "src/main.rs"].map(|root| folder.join(root));
             let root = roots.iter().find_map(|root| fs::read_to_string(root).ok());
             let name = name.trim_matches('"').to_owned();
-            Ok(Package { name, root: root.unwrap_or_default(), library })
+            let published = !manifest.lines().any(|line| line == "publish = false");
+            Ok(Package { name, root: root.unwrap_or_default(), library, published })
         })
         .collect()
 }
@@ -134,7 +141,8 @@ mod tests {
     fn the_workspace_has_this_package_and_it_needs_the_standard_library() {
         let packages = packages().unwrap();
         let xtask = packages.iter().find(|package| package.name == "xtask").unwrap();
-        assert!(!xtask.is_library() && !xtask.is_for_bare_metal());
+        assert!(!xtask.is_library() && !xtask.is_for_bare_metal() && !xtask.is_published());
+        assert!(packages.iter().any(|package| package.name == "pvmmu" && package.is_published()));
     }
 
     #[test]

@@ -18,13 +18,11 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::ExitStatus;
-use crate::cargo::{cargo, nightly};
+use crate::cargo::{Package, cargo, nightly, packages};
 use crate::cli::{CheckArguments, What};
 use crate::paths;
 use crate::process::{run_captured, run_visibly};
 
-/// Packages that are published, to whom others are only tools.
-const UNPUBLISHED: [&str; 2] = ["unikernel", "xtask"];
 /// Packages whose code is mutated: everything else stands on them.
 const MUTATED: [&str; 3] = ["hypercall", "p2m", "early-pgt"];
 /// Packages whose unit tests run under Miri: the others' need a model, which is slow there.
@@ -61,12 +59,20 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
     Ok(status)
 }
 
+/// Packs the crates that are meant for others, and builds each from its package, with the packages
+/// of the others in the place of a registry.
 fn package() -> Result<bool> {
     let mut command = cargo();
-    command.args(["package", "--workspace", "--allow-dirty", "--quiet", "--target-dir"]);
+    command.args(["package", "--allow-dirty", "--quiet", "--target-dir"]);
     command.arg(paths::target()?.join("package"));
-    let excluded = UNPUBLISHED.iter().flat_map(|name| ["--exclude", name]);
-    passes(command.args(excluded))
+    passes(command.args(published()?))
+}
+
+/// The packages that are meant for others, as arguments.
+fn published() -> Result<Vec<String>> {
+    let packages = packages()?;
+    let published = packages.into_iter().filter(Package::is_published);
+    Ok(published.flat_map(|package| ["--package".to_owned(), package.name]).collect())
 }
 
 fn licences() -> Result<bool> {

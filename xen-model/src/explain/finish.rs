@@ -273,15 +273,12 @@ fn request(event: &Event, tables: &[Table], era: Option<Era>) -> String {
     }
     let top = Level::L4 as u64;
     match tables.last().and_then(|table| table.level) {
-        _ if event.lost > 0 => "the lines that would name it are lost".to_owned(),
+        _ if event.lost > 0 => "a request whose own line is lost".to_owned(),
         Some(level) if level < top => {
-            format!("none is named: an mmu_update that links the L{level} table, or lost lines")
+            format!("a request without a line (an mmu_update that links the L{level} table)")
         }
-        _ => {
-            "none is named: mmu_update, update_va_mapping and set_gdt fail without a line of their \
-              own"
-            .to_owned()
-        }
+        _ => "a request without a line (mmu_update, update_va_mapping and set_gdt have none)"
+            .to_owned(),
     }
 }
 

@@ -68,48 +68,20 @@ impl Era {
     }
 
     const fn places(self) -> Places {
-        use TypeFlags as F;
+        const SHARED: Option<Use> = Some(Use::Shared);
         // A flag that a layout lacks is at a bit that its type or count covers: it is masked out.
-        match self {
-            Self::Bits31 => Places {
-                type_shift: 29,
-                type_bits: 3,
-                flags: flags([28, 27, 63, 63, 63]),
-                pae_bit: 26,
-                count_bits: 26,
-                types: types(Some(Use::Descriptors), None),
-            },
-            Self::Bits63Of34 => Places {
-                type_shift: 61,
-                type_bits: 3,
-                flags: flags([60, 59, 57, 56, 63]),
-                pae_bit: 58,
-                count_bits: 56,
-                types: types(None, None),
-            },
-            Self::FourBits => Places {
-                type_shift: 60,
-                type_bits: 4,
-                flags: flags([59, 58, 56, 55, 63]),
-                pae_bit: 57,
-                count_bits: 55,
-                types: types(None, Some(Use::Shared)),
-            },
-            Self::ThreeBits => Places {
-                type_shift: 61,
-                type_bits: 3,
-                flags: [
-                    (59, F::PINNED),
-                    (58, F::VALIDATED),
-                    (56, F::PARTIAL),
-                    (60, F::LOCKED),
-                    (55, F::NON_COHERENT),
-                ],
-                pae_bit: 57,
-                count_bits: 55,
-                types: types(Some(Use::Shared), None),
-            },
-        }
+        const LACKS: u32 = 63;
+        let ((type_shift, type_bits), flag_bits, pae_bit, count_bits, types) = match self {
+            Self::Bits31 => {
+                let types = types(Some(Use::Descriptors), None);
+                ((29, 3), [28, 27, LACKS, LACKS, LACKS], 26, 26, types)
+            }
+            Self::Bits63Of34 => ((61, 3), [60, 59, 57, 56, LACKS], 58, 56, types(None, None)),
+            Self::FourBits => ((60, 4), [59, 58, 56, 55, LACKS], 57, 55, types(None, SHARED)),
+            Self::ThreeBits => ((61, 3), [59, 58, 56, 60, 55], 57, 55, types(SHARED, None)),
+        };
+        let flags = flags(flag_bits);
+        Places { type_shift, type_bits, flags, pae_bit, count_bits, types }
     }
 
     /// Reads a word; `None` if it has a type that this layout does not know.

@@ -83,6 +83,55 @@ fn code_lines(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cargo::cargo;
+    use crate::process::run_captured;
+
+    /// Code that breaks a rule, and the lint that says so.
+    const PLANTED: [(&str, &str); 12] = [
+        ("unsafe_code", "/// D.\npub fn a() { unsafe {} }"),
+        ("undocumented_unsafe_blocks", "/// D.\npub fn b() { unsafe { c() } }"),
+        ("missing_safety_doc", "/// D.\npub unsafe fn c() {}"),
+        ("missing_docs", "pub fn d() {}"),
+        ("missing_errors_doc", "/// D.\npub fn e() -> Result<(), u8> { Ok(()) }"),
+        ("missing_panics_doc", "/// D.\npub fn f() { panic!() }"),
+        ("unwrap_used", "/// D.\npub fn g(x: Option<u8>) -> u8 { x.unwrap() }"),
+        ("too_many_arguments", "/// D.\npub fn h(_: u8, _: u8, _: u8, _: u8, _: u8, _: u8) {}"),
+        ("fn_params_excessive_bools", "/// D.\npub fn i(_: bool) {}"),
+        ("allow_attributes_without_reason", "#[allow(dead_code)]\nfn j() {}"),
+        ("cast_possible_truncation", "/// D.\npub fn k(x: u64) -> u8 { x as u8 }"),
+        ("dead_code", "fn nobody_calls_this() {}"),
+    ];
+
+    #[test]
+    fn each_lint_of_the_house_fires_on_code_that_was_planted() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = paths::workspace();
+        let manifest = fs::read_to_string(workspace.join("Cargo.toml")).unwrap();
+        let (_, lints) = manifest.split_once("[workspace.lints.rust]").unwrap();
+        let lints = lints.split("\n[profile").next().unwrap().replace("[workspace.", "[");
+        let head = "[package]\nname = \"planted\"\nedition = \"2024\"\n[workspace]\n[lints.rust]";
+        fs::write(folder.path().join("Cargo.toml"), format!("{head}{lints}")).unwrap();
+        fs::copy(workspace.join("clippy.toml"), folder.path().join("clippy.toml")).unwrap();
+        fs::create_dir(folder.path().join("src")).unwrap();
+        let long = "    let _ = 1;\n".repeat(71);
+        let mut code = format!("//! D.\n/// D.\npub fn long() {{\n{long}}}\n");
+        for (_, planted) in PLANTED {
+            code += &format!("{planted}\n");
+        }
+        fs::write(folder.path().join("src/lib.rs"), code).unwrap();
+        let mut clippy = cargo();
+        clippy.args(["clippy", "--offline", "--", "-D", "warnings"]).current_dir(folder.path());
+        clippy.env("CARGO_TARGET_DIR", folder.path().join("target"));
+        let (status, output) = run_captured(&mut clippy, |_| {}).unwrap();
+        assert!(!status.success(), "{output}");
+        let silent: Vec<_> = PLANTED
+            .iter()
+            .map(|(lint, _)| *lint)
+            .chain(["too_many_lines"])
+            .filter(|lint| !output.contains(lint) && !output.contains(&lint.replace('_', "-")))
+            .collect();
+        assert_eq!(silent, Vec::<&str>::new(), "{output}");
+    }
 
     #[test]
     fn a_good_file_breaks_no_rule() {

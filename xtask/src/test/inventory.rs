@@ -47,17 +47,22 @@ pub(super) fn check() -> Result<String> {
             found.insert(name.display().to_string());
         }
     }
+    let differences = differences(&listed, &found);
+    if !differences.is_empty() {
+        bail!("{LIST}, {HEADING}:\n{}", differences.join("\n"));
+    }
+    Ok(format!("{} files with unsafe code", found.len()))
+}
+
+/// Files that have unsafe code and are not listed, and paths of the list that have none.
+fn differences(listed: &[String], found: &BTreeSet<String>) -> Vec<String> {
     let covers = |path: &String, file: &String| {
         file == path || path.ends_with('/') && file.starts_with(path.as_str())
     };
     let missing = found.iter().filter(|file| !listed.iter().any(|path| covers(path, file)));
-    let missing: Vec<_> = missing.map(|file| format!("{file} is not listed")).collect();
     let stale = listed.iter().filter(|path| !found.iter().any(|file| covers(path, file)));
-    let stale: Vec<_> = stale.map(|path| format!("{path} has no unsafe code")).collect();
-    if !(missing.is_empty() && stale.is_empty()) {
-        bail!("{LIST}, {HEADING}:\n{}", [missing, stale].concat().join("\n"));
-    }
-    Ok(format!("{} files with unsafe code", found.len()))
+    let missing = missing.map(|file| format!("{file} is not listed"));
+    missing.chain(stale.map(|path| format!("{path} has no unsafe code"))).collect()
 }
 
 /// Whether code before the tests has unsafe parts; comments and texts do not count.
@@ -104,6 +109,19 @@ mod tests {
         assert_eq!(listed(&text, &exists).unwrap(), known);
         let text = text.replace("d.rs", "gone.rs");
         assert!(listed(&text, &exists).unwrap_err().to_string().contains("gone.rs"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_listed_and_a_row_that_is_stale_are_found() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let listed: Vec<String> = names(&["a/src/b.rs", "a/src/c/"]);
+        let compare = |found: &[&str]| {
+            let found: Vec<String> = names(found);
+            differences(&listed, &found.into_iter().collect())
+        };
+        assert_eq!(compare(&["a/src/b.rs", "a/src/c/d.rs"]), Vec::<String>::new());
+        let found = compare(&["a/src/b.rs", "a/src/planted.rs"]);
+        assert_eq!(found, ["a/src/planted.rs is not listed", "a/src/c/ has no unsafe code"]);
     }
 
     #[test]
