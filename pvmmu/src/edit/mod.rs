@@ -321,6 +321,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.tools.context
     }
 
+    /// The kernel root of what is edited.
+    pub(crate) const fn root(&self) -> Pfn {
+        self.roots.kernel
+    }
+
     /// The frames of the tools.
     pub(crate) const fn frames(&mut self) -> &mut F {
         self.tools.frames

@@ -218,10 +218,11 @@ extern "C" fn handle(frame: &mut Frame) {
     }
     if frame.vector == u64::from(PAGE_FAULT)
         && frame.rip != 0
+        && let Ok(stack) = usize::try_from(frame.rsp)
         && CALLED.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     {
         // SAFETY: the call has just pushed where it returns to.
-        frame.rip = unsafe { core::ptr::with_exposed_provenance::<u64>(frame.rsp as usize).read() };
+        frame.rip = unsafe { core::ptr::with_exposed_provenance::<u64>(stack).read() };
         frame.rsp += 8;
         return;
     }

@@ -60,8 +60,8 @@ fn entry<M: Machine>(
     leaf.map(|(_, pte)| pte).ok_or_else(|| "there is no table".into())
 }
 
-fn says(right: bool, what: &str, pte: Pte) -> Result<(), String> {
-    if right { Ok(()) } else { Err(format!("{what}: the entry is {pte}")) }
+fn says(pte: Pte, what: &str, is_right: impl FnOnce(Pte) -> bool) -> Result<(), String> {
+    if is_right(pte) { Ok(()) } else { Err(format!("{what}: the entry is {pte}")) }
 }
 
 /// User and kernel entries, read back, and gone.
@@ -77,12 +77,12 @@ fn adjusted<M: Machine>(
         let is_users = flags.contains(PteFlags::USER);
         let marks = (PteFlags::GLOBAL, PteFlags::GUEST_KERNEL);
         let (mark, other) = if is_users { marks } else { (marks.1, marks.0) };
-        says(pte.same_for_guest(pte.with_flags(flags)), "not what was written", pte)?;
-        says(pte.flags().contains(mark | PteFlags::USER), "Xen's mark is missing", pte)?;
-        says(!pte.flags().contains(other), "Xen's other mark is set", pte)?;
+        says(pte, "not what was written", |pte| pte.same_for_guest(pte.with_flags(flags)))?;
+        says(pte, "Xen's mark is missing", |pte| pte.flags().contains(mark | PteFlags::USER))?;
+        says(pte, "Xen's other mark is set", |pte| !pte.flags().contains(other))?;
         pgd.unmap(with, pages).or_say("unmap")?;
         let pte = entry(pgd, with, pages)?;
-        says(pte == Pte::ABSENT, "something is left of an unmapped page", pte)?;
+        says(pte, "something is left of an unmapped page", |pte| pte == Pte::ABSENT)?;
     }
     Ok(())
 }
@@ -99,7 +99,7 @@ fn cached<M: Machine>(
         agrees(mapped.map_err(|error| error.error), (has_devices, bits))?;
         if has_devices {
             let pte = entry(pgd, with, pages)?;
-            says(pte.flags().contains(bits), "the attributes are not there", pte)?;
+            says(pte, "the attributes are not there", |pte| pte.flags().contains(bits))?;
             pgd.unmap(with, pages).or_say("unmap")?;
         }
         pgd.map_pages(with, pages, PteFlags::USER_RW).or_say("map")?;
@@ -108,7 +108,7 @@ fn cached<M: Machine>(
         agrees(protected.map_err(|error| error.error), (has_devices, bits))?;
         let pte = entry(pgd, with, pages)?;
         let expected = if has_devices { before.flags() | bits } else { before.flags() };
-        says(pte.same_for_guest(before.with_flags(expected)), "after protect", pte)?;
+        says(pte, "after protect", |pte| pte.same_for_guest(before.with_flags(expected)))?;
         pgd.unmap(with, pages).or_say("unmap")?;
     }
     Ok(if has_devices { "kept" } else { "refused" })
@@ -171,7 +171,7 @@ fn executed<M: Machine>(
     {
         pgd.protect(with, pages, flags).or_say("protect")?;
         let pte = entry(pgd, with, pages)?;
-        says(pte.flags().contains(PteFlags::NO_EXECUTE) != may, "NX", pte)?;
+        says(pte, "NX", |pte| pte.flags().contains(PteFlags::NO_EXECUTE) != may)?;
         // SAFETY: the page holds eight times `ret`.
         match unsafe { platform.executes(pages.start) } {
             Some(executes) if executes != may => {
