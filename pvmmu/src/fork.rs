@@ -197,8 +197,7 @@ fn copy_table<M: Machine, F: FrameSource>(
     edit.change_entries((table, va), (&old, &parents))
 }
 
-/// Counts the child's share of each page that it inherits, and makes its entries.
-/// Gives the child's tables above `va` the flags of the parent's, where those are not the usual ones.
+/// Gives the child's tables above `va` the flags of the parent's, where those are not the usual.
 fn inherit<M: Machine>(
     context: &Context<'_, M>,
     (root, child): (Pfn, &mut Pgd<Loose>),
@@ -213,6 +212,7 @@ fn inherit<M: Machine>(
     Ok(())
 }
 
+/// Counts the child's share of each page that it inherits, and makes its entries.
 fn share_all<M: Machine>(
     context: &Context<'_, M>,
     (parents, childs): (&Entries, &mut Entries),
