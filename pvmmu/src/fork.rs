@@ -12,7 +12,7 @@ use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
-use crate::edit::{Edit, Entries, Tools, empty_table};
+use crate::edit::{Edit, Entries, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
@@ -21,6 +21,7 @@ use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::room::Room;
 use crate::tables::Present;
+use crate::walk::walk;
 
 /// Why there is no second address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +182,7 @@ fn copy_table<M: Machine, F: FrameSource>(
     let mut old = empty_table();
     context.machine.read_entries(table, first, &mut old)?;
     let childs_table = child.l1_table(&context, path, va, edit.frames())?;
+    inherit(&context, (edit.root(), child), va)?;
     let mut childs = empty_table();
     let shared = share_all(&context, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
@@ -193,6 +195,21 @@ fn copy_table<M: Machine, F: FrameSource>(
     }
     let parents = old.map(|pte| split(pte).map_or(pte, |(parents, _)| parents));
     edit.change_entries((table, va), (&old, &parents))
+}
+
+/// Gives the child's tables above `va` the flags of the parent's, where those are not the usual.
+fn inherit<M: Machine>(
+    context: &Context<'_, M>,
+    (root, child): (Pfn, &mut Pgd<Loose>),
+    va: GuestVa,
+) -> Result<(), MapError> {
+    for step in walk(context, root, va)?.steps().filter(|step| step.level > Level::L1) {
+        let usual = with_table_flags((step.level, va), step.pte, PteFlags::TABLE)?;
+        if usual != step.pte {
+            child.set_table_flags(context, (step.level, va), step.pte.flags())?;
+        }
+    }
+    Ok(())
 }
 
 /// Counts the child's share of each page that it inherits, and makes its entries.

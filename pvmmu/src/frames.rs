@@ -1,6 +1,6 @@
 //! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
 
-use hypercall::{Frame, Mfn, Pfn};
+use hypercall::{DomId, Frame, Mfn, Pfn};
 
 /// Hands out frames, for pages as for tables, and takes them back. What is in them does not matter.
 pub trait FrameSource {
@@ -26,6 +26,13 @@ pub trait FrameSource {
     /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
     /// longer mapped. Of one whose mapping was refused nobody is told.
     fn give_foreign(&mut self, _: Mfn) {}
+
+    /// The domain that has `mfn`, which is mapped and not the guest's own. Xen lets the flags of
+    /// its entry change, and takes the entry back when an operation is undone, in the name of that
+    /// domain only. By default nobody knows, and neither is possible.
+    fn domain_of(&self, _: Mfn) -> DomId {
+        DomId::SELF
+    }
 
     /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is
     /// shared.
@@ -157,6 +164,10 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
 
     fn give_foreign(&mut self, mfn: Mfn) {
         self.source.give_foreign(mfn);
+    }
+
+    fn domain_of(&self, mfn: Mfn) -> DomId {
+        self.source.domain_of(mfn)
     }
 
     fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {

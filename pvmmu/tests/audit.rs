@@ -5,11 +5,12 @@ mod common;
 
 use common::{Guest, build, context, destroy, page, tools};
 use hypercall::{
-    BatchStorage, Call, FrameAccess as _, Hypercalls as _, Level, Pfn, Pte, PteFlags, Request,
-    VaFlush, VaMapping,
+    BatchStorage, Call, DomId, FrameAccess as _, Hypercalls as _, Level, Mfn, Pfn, Pte, PteFlags,
+    Request, VaFlush, VaMapping,
 };
-use pvmmu::audit::{AuditError, Finding, Tree, audit, audit_words, writable_mappings};
+use pvmmu::audit::{AuditError, Finding, Place, Tree, audit, audit_words, writable_mappings};
 use pvmmu::{Context, FrameSource as _, Pages, Pgd, TablePool, walk};
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
 fn findings(context: &Context<'_, Model>, trees: &[Tree]) -> Vec<Finding> {
@@ -94,6 +95,106 @@ fn a_kernel_mapping_with_user_set_and_a_frame_left_behind_are_found() {
     assert!(matches!(found[..], [Finding::FrameBitsLeft(place)] if place.va == va), "{found:?}");
     remap(&context, window.pfn(), Pte::new(mfn, PteFlags::KERNEL_RW));
     assert_eq!(findings(&context, &[]), []);
+}
+
+/// Stores an entry into a table of a loose tree.
+fn plant(context: &Context<'_, Model>, (table, index): (Pfn, u16), pte: Pte) {
+    let index = PageTableIndex::new(index);
+    // SAFETY: the guest exists only in the model, and the tree is loose.
+    unsafe { context.machine.write_entry(table, index, pte) }.expect("writable");
+}
+
+#[test]
+fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
+    let mapped = (Pages { start: page(0), count: 9 }, PteFlags::USER_RW);
+    pgd.map_pages(&context, mapped, &mut pool).expect("mapped");
+    let user = pgd.user_root().expect("it has one");
+    let of_roots = |found: &[Finding]| {
+        let differ = |finding: &&Finding| matches!(finding, Finding::RootsDiffer { .. });
+        found.iter().filter(differ).copied().collect::<Vec<_>>()
+    };
+    let entry = context.machine.read_entry(user, PageTableIndex::new(0)).expect("readable");
+    let adjusted = entry.with_flags(entry.flags() & !PteFlags::ACCESSED & !PteFlags::DIRTY);
+    plant(&context, (user, 0), adjusted);
+    assert_eq!(of_roots(&findings(&context, &[pgd.tree()])), []);
+    // A mapping that the kernel has and user code has not; one that user code may only read.
+    for user_entry in [Pte::ABSENT, entry.read_only()] {
+        plant(&context, (user, 0), user_entry);
+        let found = of_roots(&findings(&context, &[pgd.tree()]));
+        let [finding @ Finding::RootsDiffer { slot: 0, user, .. }] = found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(user, user_entry);
+        let words = finding.to_string();
+        assert!(words.contains("user code sees other pages than the kernel"), "{words}");
+    }
+    plant(&context, (user, 0), entry);
+    destroy(&context, pgd, &mut pool);
+}
+
+#[test]
+fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
+    let guest = Guest::dom0();
+    let p2m = guest.p2m();
+    let context = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut pgd = build(&context, 4, &mut pool);
+    let registers = Mfn::new(guest.model.ram_end().raw() + 0x100);
+    let behind = Pages { start: page(20), count: 1 };
+    let foreign = ((behind, PteFlags::USER_RW), (registers, DomId::IO));
+    pgd.map_foreign(&context, foreign.0, foreign.1, &mut pool).expect("mapped");
+    let unknown = |found: Vec<Finding>| {
+        let of = |finding: Finding| match finding {
+            Finding::UnknownFrame(place) => Some((place, finding)),
+            _ => None,
+        };
+        found.into_iter().filter_map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(unknown(findings(&context, &[pgd.tree()])), []);
+    // A leaf, and a table.
+    let walk = walk(&context, pgd.root(), page(21)).expect("readable");
+    for (level, flags) in [(Level::L1, PteFlags::USER_RW), (Level::L2, PteFlags::TABLE)] {
+        let (table, index) = match level {
+            Level::L1 => (walk.at(Level::L1).expect("a table").table, Level::L1.index_of(page(21))),
+            _ => (walk.at(Level::L2).expect("a table").table, PageTableIndex::new(99)),
+        };
+        plant(&context, (table, index.into()), Pte::new(registers, flags));
+        let found = unknown(findings(&context, &[pgd.tree()]));
+        let [(place, finding)] = found[..] else { panic!("{found:?}") };
+        assert_eq!((place.level, place.table), (level, table));
+        let words = finding.to_string();
+        assert!(words.contains("which P2M does not know"), "{words}");
+        assert!(words.contains("EBUSY"), "what Xen would say: {words}");
+        plant(&context, (table, index.into()), Pte::ABSENT);
+    }
+    destroy(&context, pgd, &mut pool);
+}
+
+#[test]
+fn each_finding_says_what_xen_would_say_and_why() {
+    let place = Place {
+        va: 0x1000,
+        level: Level::L1,
+        table: Pfn::new(7),
+        pte: Pte::new(Mfn::new(9), PteFlags::USER_RW),
+    };
+    let (kernel, user) = (place.pte, Pte::ABSENT);
+    let findings = [
+        (Finding::WritableTable { place, table: Pfn::new(8) }, "EINVAL", "one type at a time"),
+        (Finding::UserInKernelHalf(place), "makes it global", "user code may find it in the TLB"),
+        (Finding::UnknownFrame(place), "EBUSY", "the frame map is wrong"),
+        (Finding::FrameBitsLeft(place), "shadows or crashes", "L1TF"),
+        (Finding::RootsDiffer { slot: 3, kernel, user }, "slot 3", "user code sees other pages"),
+    ];
+    for (finding, says, why) in findings {
+        let words = finding.to_string();
+        assert!(words.contains(says) && words.contains(why), "{words}");
+    }
 }
 
 #[test]

@@ -5,12 +5,17 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Guest, Pool, build, context, page, tools};
-use hypercall::{BatchStorage, DomId, Errno, FailNth, Frame, Machine, Mfn, PteFlags, Refusal};
-use pvmmu::{
-    Context, FrameSource, MapError, Pages, Pgd, Pinned, RangeError, TablePool, Tools, walk,
+use hypercall::{
+    BatchStorage, DomId, Errno, FailNth, Frame, GuestVa, Machine, Mfn, PteFlags, Refusal,
 };
+use pvmmu::{
+    Context, FrameSource, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,
+    walk,
+};
+use xen_model::Model;
 
 const NEIGHBOUR: DomId = DomId(1);
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// Behind what `build` maps, so that tables are missing.
 const FAR: u64 = 5000;
 
@@ -31,6 +36,10 @@ impl FrameSource for Noting {
 
     fn give_foreign(&mut self, mfn: Mfn) {
         self.foreign.push(mfn);
+    }
+
+    fn domain_of(&self, _: Mfn) -> DomId {
+        NEIGHBOUR
     }
 }
 
@@ -61,37 +70,113 @@ fn leaf<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Opt
     leaf.1.is_present().then(|| leaf.1.mfn())
 }
 
-#[test]
-fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
+/// dom0, with `count` pages of its own in an address space. Behind `work` that is taken apart, and
+/// every frame is back. The frames of others that are told of then.
+fn in_dom0<const UPDATES: usize>(
+    count: u64,
+    work: impl FnOnce(&Guest, &mut Pgd<Pinned>, &mut Tools<'_, '_, '_, Model, Noting>),
+) -> Vec<Mfn> {
     let guest = Guest::dom0();
     let p2m = guest.p2m();
     let context = context(&guest, &guest.model, &p2m);
     let mut frames = Noting { pool: guest.pool(), foreign: Vec::new() };
     let free = frames.pool.len();
-    let mut storage = BatchStorage::<40, 8>::new();
+    let mut storage = BatchStorage::<UPDATES, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = build(&context, 4, &mut frames.pool).pin(&context, &mut batch).expect("pinned");
+    let pgd = build(&context, count, &mut frames.pool);
+    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let (first, count) = run_of_the_neighbour(&guest);
-    assert!(count > 1, "frames that follow one another");
-    for at in [6, FAR] {
-        let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
-        map(&mut pgd, &mut with, (at, count), (first, NEIGHBOUR)).expect("dom0 may");
-        for index in 0..count {
-            assert_eq!(leaf(&context, &pgd, at + index), first.checked_add(index));
-        }
-        guest.check();
-        let half = Pages { start: page(at), count: count / 2 };
-        pgd.unmap(&mut with, half).expect("unmapped");
-        assert_eq!(frames.foreign.len() as u64, count / 2);
-        frames.foreign.clear();
-        guest.check();
-    }
     let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    work(&guest, &mut pgd, &mut with);
+    with.frames.foreign.clear();
     pgd.destroy(&mut with).expect("destroyed");
-    assert_eq!(frames.foreign.len() as u64, 2 * (count - count / 2));
-    assert_eq!(frames.pool.len(), free);
+    assert_eq!(frames.pool.len(), free, "every frame is back");
     guest.check();
+    frames.foreign
+}
+
+#[test]
+fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
+    let mut left = 0;
+    let told = in_dom0::<40>(4, |guest, pgd, with| {
+        let (first, count) = run_of_the_neighbour(guest);
+        assert!(count > 1, "frames that follow one another");
+        for at in [6, FAR] {
+            map(pgd, with, (at, count), (first, NEIGHBOUR)).expect("dom0 may");
+            for index in 0..count {
+                assert_eq!(leaf(&with.context, pgd, at + index), first.checked_add(index));
+            }
+            guest.check();
+            let half = Pages { start: page(at), count: count / 2 };
+            pgd.unmap(with, half).expect("unmapped");
+            assert_eq!(with.frames.foreign.len() as u64, count / 2);
+            with.frames.foreign.clear();
+            guest.check();
+            left += count - count / 2;
+        }
+    });
+    assert_eq!(told.len() as u64, left);
+}
+
+#[test]
+fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() {
+    let mut refusals = 0;
+    for (request, done) in (0..6).flat_map(|request| [0, 1, 5].map(|done| (request, done))) {
+        in_dom0::<40>(4, |guest, pgd, with| {
+            let (first, count) = run_of_the_neighbour(guest);
+            map(pgd, with, (4, count), (first, NEIGHBOUR)).expect("dom0 may");
+            let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.context, pgd, at)).collect();
+            let machine =
+                FailNth::new(&guest.model, Refusal { request, errno: Errno::ENOMEM, done });
+            let around = context(guest, &machine, with.context.p2m);
+            let Tools { batch, tables, frames, .. } = with;
+            let mut refusing = tools(&around, batch, tables, *frames);
+            let all = Pages { start: page(0), count: 4 + count };
+            let protected = pgd.protect(&mut refusing, all, READ_ONLY);
+            let unmapped = protected.and_then(|()| pgd.unmap(&mut refusing, all));
+            assert_eq!(unmapped.is_err(), machine.has_refused(), "{unmapped:?}");
+            let gone = unmapped.map_or_else(|error| error.done, |()| all.count);
+            refusals += u64::from(machine.has_refused());
+            if let Err(error) = unmapped {
+                assert!(!matches!(error.error, MapError::NotUndone { .. }), "{error}");
+            }
+            if machine.has_refused() && leaf(&with.context, pgd, 0).is_some() {
+                let now: Vec<_> = (0..4 + count).map(|at| leaf(&with.context, pgd, at)).collect();
+                assert_eq!(now, before, "done {gone}");
+            }
+            guest.check();
+        });
+    }
+    assert!(refusals > 3, "{refusals}");
+}
+
+/// Xen would not take the table back: it checks its entries as the guest's own.
+#[test]
+fn a_table_with_a_neighbours_frame_in_it_is_never_taken_out() {
+    in_dom0::<700>(0, |guest, pgd, with| {
+        let table = Pages { start: GuestVa::new(1 << 30).expect("user half"), count: 512 };
+        let (first, _) = run_of_the_neighbour(guest);
+        let own = Pages { start: table.start, count: 511 };
+        pgd.map_pages(with, own, PteFlags::USER_RW).expect("mapped");
+        let last = Pages::one(table.at(511).expect("user half"));
+        pgd.edit(with, |edit| edit.map_foreign((last, PteFlags::USER_RW), (first, NEIGHBOUR)))
+            .expect("mapped");
+        with.presence = Presence::MayVanish;
+        for flags in [READ_ONLY, PteFlags::USER_RW] {
+            pgd.protect(with, table, flags).expect("protected");
+            let mut seen = 0;
+            let context = with.context;
+            pgd.translate_pages(&context, table, &mut |mapping| {
+                assert_eq!(mapping.flags.contains(PteFlags::WRITABLE), flags == PteFlags::USER_RW);
+                seen += 1;
+            })
+            .expect("readable");
+            assert_eq!(seen, 512);
+            guest.check();
+        }
+        pgd.unmap(with, Pages { start: table.start, count: 500 }).expect("unmapped");
+        guest.check();
+    });
 }
 
 #[test]
@@ -167,37 +252,27 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
     for request in 0..40 {
         let mut reached = false;
         for done in [0, 1, 3] {
-            let guest = Guest::dom0();
-            let p2m = guest.p2m();
-            let plain = context(&guest, &guest.model, &p2m);
-            let mut frames = Noting { pool: guest.pool(), foreign: Vec::new() };
-            let free = frames.pool.len();
-            let mut storage = BatchStorage::<6, 8>::new();
-            let mut batch = storage.batch();
-            let mut pgd = build(&plain, 4, &mut frames.pool).pin(&plain, &mut batch).expect("pin");
-            let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-            let (first, count) = run_of_the_neighbour(&guest);
-
             let refusal = Refusal { request, errno: Errno::ENOMEM, done };
-            let machine = FailNth::new(&guest.model, refusal);
-            let around = context(&guest, &machine, &p2m);
-            let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
             let mut expected = 0;
-            for at in [6, FAR] {
-                let mapped = map(&mut pgd, &mut with, (at, count), (first, NEIGHBOUR));
-                expected += mapped.map_or_else(|error| error.done, |()| count);
-            }
-            let present = |at: &u64| leaf(&plain, &pgd, *at).is_some();
-            let here = (6..6 + count).chain(FAR..FAR + count).filter(present).count() as u64;
-            assert_eq!(here, expected, "{refusal:?}");
-            guest.check();
-            let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
-            pgd.destroy(&mut with).expect("destroyed");
-            assert_eq!(frames.foreign.len() as u64, expected, "{refusal:?}");
-            assert_eq!(frames.pool.len(), free, "{refusal:?}");
-            guest.check();
-            reached |= machine.has_refused();
-            refusals += u64::from(machine.has_refused());
+            let told = in_dom0::<6>(4, |guest, pgd, with| {
+                let plain = with.context;
+                let (first, count) = run_of_the_neighbour(guest);
+                let machine = FailNth::new(&guest.model, refusal);
+                let around = context(guest, &machine, plain.p2m);
+                let Tools { batch, tables, frames, .. } = with;
+                let mut refusing = tools(&around, batch, tables, *frames);
+                for at in [6, FAR] {
+                    let mapped = map(pgd, &mut refusing, (at, count), (first, NEIGHBOUR));
+                    expected += mapped.map_or_else(|error| error.done, |()| count);
+                }
+                let present = |at: &u64| leaf(&plain, pgd, *at).is_some();
+                let here = (6..6 + count).chain(FAR..FAR + count).filter(present).count() as u64;
+                assert_eq!(here, expected, "{refusal:?}");
+                guest.check();
+                reached |= machine.has_refused();
+                refusals += u64::from(machine.has_refused());
+            });
+            assert_eq!(told.len() as u64, expected, "{refusal:?}");
         }
         if !reached {
             assert!(refusals > 6, "{refusals}");
@@ -210,32 +285,25 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
 /// More runs than one trap takes, each with a flush to follow.
 #[test]
 fn own_and_foreign_pages_change_in_turn_in_one_section() {
-    let guest = Guest::dom0();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut frames = Noting { pool: guest.pool(), foreign: Vec::new() };
-    let mut storage = BatchStorage::<80, 8>::new();
-    let mut batch = storage.batch();
-    let mut pgd = build(&context, 40, &mut frames.pool).pin(&context, &mut batch).expect("pinned");
-    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let (first, _) = run_of_the_neighbour(&guest);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
-    for at in 0..20 {
-        pgd.unmap(&mut with, Pages::one(page(2 * at + 1))).expect("unmapped");
-    }
-    pgd.edit(&mut with, |edit| {
-        (0..20).try_for_each(|at| {
-            edit.unmap(Pages::one(page(2 * at)))?;
-            let pages = Pages::one(page(2 * at + 1));
-            edit.map_foreign((pages, PteFlags::USER_RW), (first, NEIGHBOUR))
+    let mut last = None;
+    let told = in_dom0::<80>(40, |guest, pgd, with| {
+        let (first, _) = run_of_the_neighbour(guest);
+        last = Some(first);
+        for at in 0..20 {
+            pgd.unmap(with, Pages::one(page(2 * at + 1))).expect("unmapped");
+        }
+        pgd.edit(with, |edit| {
+            (0..20).try_for_each(|at| {
+                edit.unmap(Pages::one(page(2 * at)))?;
+                let pages = Pages::one(page(2 * at + 1));
+                edit.map_foreign((pages, PteFlags::USER_RW), (first, NEIGHBOUR))
+            })
         })
-    })
-    .expect("as many traps as it takes");
-    for at in 0..40 {
-        assert_eq!(leaf(&context, &pgd, at), (at % 2 == 1).then_some(first), "page {at}");
-    }
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
-    pgd.destroy(&mut with).expect("destroyed");
-    assert_eq!(frames.foreign, [first; 20]);
-    guest.check();
+        .expect("as many traps as it takes");
+        for at in 0..40 {
+            let expected = (at % 2 == 1).then_some(first);
+            assert_eq!(leaf(&with.context, pgd, at), expected, "page {at}");
+        }
+    });
+    assert_eq!(Some(told), last.map(|first| vec![first; 20]));
 }

@@ -9,8 +9,8 @@ use hypercall::{
     Refusal,
 };
 use pvmmu::{
-    Context, FrameSource as _, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError,
-    Step, TablePool,
+    Context, Counted, FrameSource as _, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned,
+    RangeError, Shares, Step, TablePool,
 };
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -124,7 +124,7 @@ impl<'g, M: Machine> Scene<'g, M> {
         all
     }
 
-    fn end(&mut self, spaces: [Space; 2]) {
+    fn end<const N: usize>(&mut self, spaces: [Space; N]) {
         for space in spaces {
             let loose = match space {
                 Space::Loose(pgd) => pgd,
@@ -380,5 +380,37 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
     let empty = loose.set_table_flags(&scene.context, (Level::L3, va(0)), PteFlags::empty());
     assert_eq!(empty, Err(MapError::Flags(0)));
     scene.end(spaces);
+    guest.check();
+}
+
+#[test]
+fn a_child_inherits_what_its_parents_tables_forbid() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let [loose, mut space] = scene.both();
+    let Space::Pinned(pgd) = &mut space else { panic!("pinned") };
+    let mut frames = Counted { source: &mut scene.pool, shares: &mut shares };
+    let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
+    let with = &mut tools(&scene.context, &mut batch, &mut tables, &mut frames);
+    let forbidden = PteFlags::PRESENT | PteFlags::NO_EXECUTE;
+    pgd.edit(with, |edit| edit.set_table_flags((Level::L2, va(1 << 30)), forbidden)).expect("set");
+    let child = pgd.fork(with).expect("forked");
+    for (address, is_writable) in [(1 << 30, false), (START, true)] {
+        for root in [pgd.root(), child.root(), child.user_root().expect("it has one")] {
+            let walk = pvmmu::walk(&scene.context, root, va(address)).expect("readable");
+            let pte = walk.at(Level::L2).expect("a table").pte;
+            let can = (pte.is_writable(), !pte.flags().contains(PteFlags::NO_EXECUTE));
+            assert_eq!(can, (is_writable, is_writable), "{walk}");
+        }
+    }
+    child.destroy(with).expect("destroyed");
+    if let Space::Pinned(pgd) = space {
+        pgd.destroy(with).expect("destroyed");
+    }
+    scene.end([loose]);
+    assert!(counts.iter().all(|count| *count == 0));
     guest.check();
 }

@@ -1,8 +1,7 @@
 //! Mapping pages of a live tree.
 
 use hypercall::{
-    CALLS_MAX, DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags,
-    Slot,
+    DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -172,13 +171,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
             let domains = Domains::frames_of(*domain);
             *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
-            // A run of its own: one more must be left for own frames, and one for the flush.
-            let is_out_of_runs = self.tools.batch.requests() + 3 > CALLS_MAX;
-            if is_out_of_runs || self.tools.batch.update_for(update, old.raw(), domains).is_err() {
-                self.submit()?;
-                self.tools.batch.update_for(update, old.raw(), domains)?;
-            }
-            return Ok(());
+            return self.push_for(update, old.raw(), domains);
         }
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
         let pushed = match context.mfn(frame.pfn()) {

@@ -23,7 +23,8 @@ mod share;
 mod table;
 
 use hypercall::{
-    Batch, BatchError, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
+    Batch, BatchError, CALLS_MAX, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte,
+    PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -31,6 +32,7 @@ use crate::context::{Context, DirectMap};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
 use crate::frames::FrameSource;
+use crate::marks::FOREIGN;
 use crate::pages::{Pages, page_number};
 use crate::path::Path;
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
@@ -319,6 +321,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.tools.context
     }
 
+    /// The kernel root of what is edited.
+    pub(crate) const fn root(&self) -> Pfn {
+        self.roots.kernel
+    }
+
     /// The frames of the tools.
     pub(crate) const fn frames(&mut self) -> &mut F {
         self.tools.frames
@@ -330,7 +337,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         (va, update): (GuestVa, MmuUpdate),
         old: Pte,
     ) -> Result<(), MapError> {
-        self.push(update, old.raw())?;
+        self.push_page(update, old)?;
         self.flush = Flush::ALL;
         self.passed(va, ENTRIES);
         Ok(())
@@ -380,6 +387,27 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         if self.tools.batch.update(update, old).is_err() {
             self.submit()?;
             self.tools.batch.update(update, old)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an update of the entry of a page that is mapped, in the name of the domain whose frame
+    /// that is.
+    fn push_page(&mut self, update: MmuUpdate, old: Pte) -> Result<(), MapError> {
+        if old.flags().contains(FOREIGN) {
+            let domain = self.tools.frames.domain_of(old.mfn());
+            return self.push_for(update, old.raw(), Domains::frames_of(domain));
+        }
+        self.push(update, old.raw())
+    }
+
+    /// Adds an update for another domain's frame to what is pending.
+    fn push_for(&mut self, update: MmuUpdate, old: u64, domains: Domains) -> Result<(), MapError> {
+        // A run of its own: one more must be left for own frames, and one for the flush.
+        let is_out_of_runs = self.tools.batch.requests() + 3 > CALLS_MAX;
+        if is_out_of_runs || self.tools.batch.update_for(update, old, domains).is_err() {
+            self.submit()?;
+            self.tools.batch.update_for(update, old, domains)?;
         }
         Ok(())
     }

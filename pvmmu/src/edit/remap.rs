@@ -4,7 +4,9 @@
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
 )]
 
-use hypercall::{ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{
+    DomId, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::rewrite::check_present;
@@ -13,6 +15,7 @@ use super::{Edit, PART, Tools, undo};
 use crate::error::{MapError, WalkError};
 use crate::flush::Flush;
 use crate::frames::FrameSource;
+use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run};
 use crate::path::Found;
 use crate::room::Room;
@@ -82,17 +85,30 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let entries = &mut entries[..usize::from(count)];
         context.machine.read_entries(source, Level::L1.index_of(from), entries)?;
         check_present(Run { va: from, count }, entries)?;
+        // One request is in the name of one domain.
+        let domain = self.domain_of(entries[0]);
+        let alike = entries.iter().take_while(|pte| self.domain_of(**pte) == domain).count();
+        let entries = &entries[..alike];
         let target = self.make_l1_table(to)?;
         let mut there = [Pte::ABSENT; PART as usize];
-        let there = &mut there[..usize::from(count)];
+        let there = &mut there[..alike];
         context.machine.read_entries(target, Level::L1.index_of(to), there)?;
         if let Some(at) = there.iter().position(|pte| pte.is_present()) {
-            let va = Pages { start: to, count: count.into() }.at(at as u64)?;
+            let va = Pages { start: to, count: alike as u64 }.at(at as u64)?;
             return Err(MapError::Occupied { va, pte: there[at] });
         }
         self.exchange((source, from), (target, to), (entries, there))?;
-        self.done += u64::from(count);
-        Ok(count.into())
+        self.done += alike as u64;
+        Ok(alike as u64)
+    }
+
+    /// The domain in whose name the entry of a page changes.
+    fn domain_of(&self, pte: Pte) -> DomId {
+        if pte.flags().contains(FOREIGN) {
+            self.tools.frames.domain_of(pte.mfn())
+        } else {
+            DomId::SELF
+        }
     }
 
     /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
@@ -108,14 +124,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             Ok((first..)
                 .map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
         };
+        let domains =
+            Domains::frames_of(entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte)));
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
         let places = slots(source, from)?.zip(slots(target, to)?);
         let mut flush = Flush::NONE;
         flush.add(from, entries.len() as u64);
         for ((old, new), (pte, there)) in places.zip(entries.iter().zip(there)) {
-            batch.update(MmuUpdate::set(new, *pte), there.raw())?;
-            batch.update(MmuUpdate::set(old, Pte::ABSENT), pte.raw())?;
+            batch.update_for(MmuUpdate::set(new, *pte), there.raw(), domains)?;
+            batch.update_for(MmuUpdate::set(old, Pte::ABSENT), pte.raw(), domains)?;
         }
         flush.push(batch, *reach)?;
         // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,

@@ -11,7 +11,7 @@ use crate::cost::{COSTS, Population, Way};
 use crate::error::MapError;
 use crate::flush::Flush;
 use crate::frames::FrameSource;
-use crate::marks::{COPY_ON_WRITE, KEPT, SHARED};
+use crate::marks::{COPY_ON_WRITE, FOREIGN, KEPT, SHARED};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
 use crate::room::Room;
@@ -192,15 +192,23 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let mut old = &mut buffer[..usize::from(part.count)];
             context.machine.read_entries(table, first, old)?;
             check_present(part, old)?;
-            while !old.is_empty() {
+            while let Some(next) = old.first().copied() {
                 if self.tools.batch.room() == 0 {
                     self.submit()?;
                 }
+                let is_own = |pte: &&Pte| !pte.flags().contains(FOREIGN);
+                let own = old.iter().take_while(is_own).count();
                 let start = Slot { table: mfn, index: first }.machine_address() | C::COMMAND;
-                let changes = (0..).zip(&*old).map(|(at, old): (u64, &Pte)| {
+                let changes = (0..).zip(&old[..own]).map(|(at, old): (u64, &Pte)| {
                     (MmuUpdate::from_raw(start + at * 8, change.of(*old).raw()), old.raw())
                 });
-                let taken = self.tools.batch.extend(changes)?;
+                let taken = if own == 0 {
+                    let update = MmuUpdate::from_raw(start, change.of(next).raw());
+                    self.push_page(update, next)?;
+                    1
+                } else {
+                    self.tools.batch.extend(changes)?
+                };
                 self.flush.add(part.va, part.count.into());
                 self.flags_only += if C::CLEARS { 0 } else { taken };
                 old = &mut old[taken..];
@@ -220,6 +228,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<bool, MapError> {
         let mut old = empty_table();
         self.tools.context.machine.read_entries(table, PageTableIndex::new(0), &mut old)?;
+        if any_foreign(&old) {
+            return Ok(false);
+        }
         let before = population(&old);
         if before.total() < ENTRIES {
             check_present(run, &old[run.range()])?;
@@ -263,6 +274,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let changed = u16::try_from(changed).unwrap_or(ENTRIES);
         let (before, after) = (population(old), population(new));
         if COSTS.to_change(changed, before, after) == Way::Table
+            && !any_foreign(old)
             && self.tools.presence == Presence::MayVanish
         {
             self.submit()?;
@@ -346,6 +358,13 @@ pub(crate) fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
     let at = entries.iter().position(|pte| !pte.is_present()).unwrap_or(0);
     let pages = Pages { start: run.va, count: run.count.into() };
     Err(MapError::NotMapped(pages.at(at as u64)?))
+}
+
+/// Whether the table maps a frame that is not the guest's own: Xen does not take such a table back,
+/// since it checks the entries of a table as the guest's own.
+fn any_foreign(entries: &Entries) -> bool {
+    let any = entries.iter().fold(0, |any, pte| any | pte.raw());
+    any & FOREIGN.bits() != 0
 }
 
 const BOTH: u64 = PteFlags::PRESENT.bits() | PteFlags::WRITABLE.bits();

@@ -1,7 +1,8 @@
 //! The tables of a tree, as its entries and the model's Xen see them.
 
-use hypercall::{Entry, FrameAccess, Level, Mfn, Pfn, Pte};
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, Pfn, Pte};
 use pvmmu::TablePool;
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Model, TypeFlags};
 
 use super::Guest;
@@ -49,9 +50,15 @@ fn pinned(model: &Model, mfn: Mfn) -> bool {
     model.frame(mfn).is_some_and(|frame| frame.kind.flags.contains(TypeFlags::PINNED))
 }
 
-/// Checks that the tables of a tree that Xen holds by themselves are those that carry the mark.
+/// Checks that the tables of a tree that Xen holds by themselves are those that carry the mark, and
+/// that no entry of theirs names a frame that it does not map.
 pub fn check_marks(guest: &Guest, root: Pfn) {
     for table in tables(guest, root) {
+        let pfn = guest.p2m().pfn(&guest.model, table.mfn).expect("the guest's");
+        let mut entries = [Pte::ABSENT; ENTRIES as usize];
+        guest.model.read_entries(pfn, PageTableIndex::new(0), &mut entries).expect("readable");
+        let names = |pte: &&Pte| !pte.is_present() && pte.mfn() != Mfn::new(0);
+        assert_eq!(entries.iter().find(names), None, "an absent entry names a frame: {table:?}");
         assert_eq!(table.is_pinned, table.mark != 0, "mark and pin differ: {table:?}");
         let is_known = [0, table.level as u64, 4 | Level::L1 as u64].contains(&table.mark);
         assert!(is_known, "a mark of no table: {table:?}");

@@ -7,7 +7,7 @@ use hypercall::{DomId, GuestVa, Mfn, Pfn, PteFlags};
 use pvmmu::{Edit, FrameSource as _, MapError, Pages, RangeError};
 
 use crate::moves::{move_table, remap};
-use crate::operations::{Excuse, Input, TABLES, check_told};
+use crate::operations::{Excuse, Input, REPLACE, TABLES, check_told};
 use crate::world::{Frames, Hindrance, Life, Page, Refusing, Space, Whose, World, visible};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -49,7 +49,7 @@ pub(crate) fn change(
     match (choice, &space.pgd) {
         (5 | 6, Life::Pinned(_)) => make_own(input, world, space, by),
         (7, Life::Pinned(_)) => section(input, world, space, by),
-        (8, _) => replace(input, world, space, by),
+        (REPLACE, _) => replace(input, world, space, by),
         (9, _) => move_table(input, world, space, by),
         (10, _) => map_foreign(input, world, space, by),
         (11 | 12, _) => unmap(input, world, space, by),
@@ -155,9 +155,6 @@ fn protect(
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
         Life::Loose(pgd) => pgd.protect(&with.context, pages, flags),
     });
-    // Xen checks an entry for another's frame as one for the guest's own.
-    let mut mapped = numbers(pages).filter_map(|page| space.known.get(&page));
-    let refused = refused || answer.is_err() && mapped.any(|page| page.whose == Whose::Foreign);
     for page in done_of(world, space, pages, (answer, refused)) {
         space.known.entry(page).and_modify(|page| page.flags = flags);
     }

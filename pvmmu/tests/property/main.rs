@@ -41,7 +41,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
         p2m: &p2m,
         batch,
         tables: TablePool::new([l1, l2, l3]),
-        frames: world::Noting::new(guest.pool()),
+        frames: world::Noting::new(&guest),
         shares: Shares::new(&mut counts),
         spaces: Vec::new(),
         vcpus: Vcpus::new(&running),

@@ -7,7 +7,7 @@ use pvmmu::{MapError, Pages, RangeError};
 
 use crate::changes::{REGIONS, address, number, numbers, pages};
 use crate::operations::{Excuse, Input, TABLES};
-use crate::world::{Hindrance, Known, Life, Space, Whose, World};
+use crate::world::{Hindrance, Known, Life, Space, World};
 
 pub(crate) fn move_table(
     input: Input<'_, '_>,
@@ -72,7 +72,6 @@ pub(crate) fn remap(
     let overlap = number(pages.start).abs_diff(number(to)) < pages.count;
     let missing = numbers(pages).find(|page| !space.known.contains_key(page));
     let occupied = numbers(there).find(|page| space.known.contains_key(page));
-    let has_foreign = space.known.values().any(|page| page.whose == Whose::Foreign);
     let done = match answer {
         Ok(()) => {
             let was_right = !overlap && missing.is_none() && occupied.is_none() && !refused;
@@ -84,8 +83,7 @@ pub(crate) fn remap(
                 MapError::Overlap(_) => overlap && done == 0,
                 MapError::NotMapped(va) => Some(number(va)) == missing,
                 MapError::Occupied { va, .. } => Some(number(va)) == occupied,
-                // An entry for another domain's frame can be made by who names the domain only.
-                error => Excuse { refused: refused || has_foreign, few_frames }.covers(&error),
+                error => Excuse { refused, few_frames }.covers(&error),
             };
             assert!(is_right, "{error}: {:#?}", world.story);
             done

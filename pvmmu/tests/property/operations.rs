@@ -13,6 +13,11 @@ use crate::world::{Hindrance, Known, Life, Page, Space, Whose, World};
 
 pub(crate) type Input<'a, 'u> = &'a mut Unstructured<'u>;
 
+/// Some of the choices.
+const UNPIN: u8 = 0;
+const DESTROY: u8 = 1;
+pub(crate) const REPLACE: u8 = 8;
+
 const SPACES_MAX: usize = 4;
 /// Frames that tables may need beside the pages of an operation.
 pub(crate) const TABLES: u64 = 24;
@@ -40,17 +45,19 @@ pub(crate) fn step(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> R
     let at = input.choose_index(world.spaces.len())?;
     let mut space = world.spaces.swap_remove(at);
     let mut by = hindrance(input)?;
-    if space.known.values().any(|page| page.whose == Whose::Foreign) {
-        // An entry for another domain's frame can be put back by who names the domain only.
-        (by.refusal, by.presence) = (Hindrance::none().refusal, Presence::Steady);
-    }
     let choice = input.int_in_range(0..=17)?;
+    let has_foreign = space.known.values().any(|page| page.whose == Whose::Foreign);
+    if has_foreign && [UNPIN, DESTROY, REPLACE].contains(&choice) {
+        // To undo these, Xen would have to take a whole table with another domain's frame in it, or
+        // to change an entry in the name of two.
+        by.refusal = Hindrance::none().refusal;
+    }
     world.story.push(format!("operation {choice} on root {:?} by {by:?}", space.pgd.root()));
     let Space { pgd, known } = space;
     space = match (pgd, choice) {
         (Life::Loose(pgd), 0..=3) => pin(world, (pgd, known), by),
-        (Life::Pinned(pgd), 0) => unpin(world, (pgd, known), by),
-        (pgd, 1) => match destroy(world, Space { pgd, known }, by) {
+        (Life::Pinned(pgd), UNPIN) => unpin(world, (pgd, known), by),
+        (pgd, DESTROY) => match destroy(world, Space { pgd, known }, by) {
             Some(space) => space,
             None => return Ok(()),
         },
@@ -91,6 +98,8 @@ fn pin(
     by: Hindrance,
 ) -> Space {
     let has_foreign = known.values().any(|page| page.whose == Whose::Foreign);
+    // Xen may refuse it anyway: a second refusal would be that of the undo.
+    let by = if has_foreign { Hindrance::none() } else { by };
     let (pinned, refused) = world.run(by, |with| pgd.pin(&with.context, with.batch));
     let pgd = match pinned {
         Ok(pgd) => Life::Pinned(pgd),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hypercall::{Batch, Entry, Errno, FailNth, Frame, FrameAccess as _, GuestVa, Level};
+use hypercall::{Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, GuestVa, Level};
 use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
 use p2m::P2m;
 use pvmmu::{
@@ -86,11 +86,13 @@ pub(crate) struct Noting {
     pool: Pool,
     aside: Vec<Frame>,
     foreign: Vec<Mfn>,
+    ram_end: Mfn,
 }
 
 impl Noting {
-    pub(crate) fn new(pool: Pool) -> Self {
-        Self { pool, aside: Vec::new(), foreign: Vec::new() }
+    pub(crate) fn new(guest: &Guest) -> Self {
+        let (pool, ram_end) = (guest.pool(), guest.model.ram_end());
+        Self { pool, aside: Vec::new(), foreign: Vec::new(), ram_end }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -116,6 +118,10 @@ impl FrameSource for Noting {
 
     fn give_foreign(&mut self, mfn: Mfn) {
         self.foreign.push(mfn);
+    }
+
+    fn domain_of(&self, mfn: Mfn) -> DomId {
+        if mfn < self.ram_end { DomId(1) } else { DomId::IO }
     }
 }
 

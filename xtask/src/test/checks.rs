@@ -76,12 +76,13 @@ fn every_order() -> Result<String> {
 }
 
 /// Programs that the model runs as Xen does.
-const ON_THE_MODEL: [&str; 13] = [
+const ON_THE_MODEL: [&str; 14] = [
     "demo",
     "alias",
     "audit",
     "balloon",
     "dump",
+    "flags",
     "foreign",
     "mapper",
     "memory",

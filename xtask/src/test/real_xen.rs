@@ -66,13 +66,14 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 25] = [
+pub(super) const CASES: [Case; 26] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
     case("alias", 256, Expectation::Pass),
     case("primitives", 256, Expectation::Pass),
     case("spaces", 256, Expectation::Pass),
+    case("flags", 256, Expectation::Pass),
     case("foreign", 256, Expectation::Pass),
     case("mapper", 256, Expectation::Pass),
     TWO_VCPUS,

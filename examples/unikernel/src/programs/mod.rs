@@ -9,6 +9,7 @@ mod demo;
 mod dma;
 mod dump;
 mod extend;
+mod flags;
 mod foreign;
 mod grow;
 mod guest;
@@ -57,6 +58,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "audit" => Ok(audit::run),
         "balloon" => Ok(balloon::run),
         "dump" => Ok(dump::run),
+        "flags" => Ok(flags::run),
         "foreign" => Ok(foreign::run),
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
@@ -75,9 +77,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, identity, mapper, memory, net, primitives, prove, \
-             rights, spaces, vcpus and conformance, and to test the harness hang, fault, silent \
-             and panic"
+             dump, edu, flags, foreign, grow, guest, identity, mapper, memory, net, primitives, \
+             prove, rights, spaces, vcpus and conformance, and to test the harness hang, fault, \
+             silent and panic"
         )),
     }
 }
