@@ -1,5 +1,6 @@
-//! A guest of 2 GiB on the model, from its builder's mapping to a direct map of all memory; and the
-//! plans of larger ones. `cargo run --release -p early-pgt --example boot_mapping`
+//! A guest of 2 GiB on the model, from its builder's mapping to a direct map of all memory and to
+//! tables of its own; and the plans of larger ones, or of those whose GiB are named.
+//! `cargo run --release -p early-pgt --example boot_mapping`
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use std::error::Error;
@@ -7,10 +8,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use early_pgt::{
-    BootMemory, Build, BuildContext, MapPlace, Plan, Region, RegionKind, Step, Use, UseKind,
-    builder_uses,
+    BootMemory, Build, BuildContext, BuilderList, MapPlace, Parent, Plan, Region, RegionKind, Step,
+    Use, UseKind, builder_uses, replace_tables,
 };
-use hypercall::{BatchStorage, BootInfo, Counting, GuestVa, PAGE_SHIFT, Pfn};
+use hypercall::{
+    BatchStorage, BootInfo, Counting, Frames, GuestVa, Mfn, PAGE_SHIFT, Pfn, Pte, PteFlags,
+};
 use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Model, Role};
 
@@ -21,11 +24,12 @@ fn pfns(start: u64, count: u64) -> Pfns {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    boot()?;
-    for gib in [8, 64, 1024, 16 * 1024] {
-        plan(gib << 18)?;
+    let named: Vec<u64> = std::env::args().filter_map(|word| word.parse().ok()).collect();
+    if !named.is_empty() {
+        return named.into_iter().try_for_each(|gib| plan(gib << 18));
     }
-    Ok(())
+    boot()?;
+    [8, 64, 1024, 16 * 1024].into_iter().try_for_each(|gib: u64| plan(gib << 18))
 }
 
 /// Boots a guest on the model.
@@ -71,19 +75,37 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let machine = Counting::new(&model);
     let root = Pfn::new((boot.root.raw() - virt_base) >> PAGE_SHIFT);
     let context = BuildContext { machine: &machine, p2m: &p2m, root };
-    let mut storage = Box::new(BatchStorage::<3000, 1>::new());
+    let mut storage = Box::new(BatchStorage::<3000, 3>::new());
     // SAFETY: the frames exist only in the model, and this is the only claim.
     let mut build = unsafe { Build::begin(&memory, plan) };
     while let Some(mapped) = build.round(context, &mut storage.batch())? {
         model.guest().set_direct_map(mapped.start, mapped.end);
     }
-    let mut free = 0;
-    build.finish(|frames| free += frames.count());
+    let mut free: Vec<Frames> = Vec::new();
+    build.finish(|frames| free.push(frames));
+    let count = |free: &[Frames]| free.iter().map(Frames::count).sum::<u64>();
     let used: u64 = uses.iter().map(|used| used.pfns.count).sum();
     let (tables, hypercalls) = (plan.tables(), machine.counts().hypercalls);
-    println!("  {hypercalls} hypercalls; {free} free + {used} in use + {tables} tables = {PAGES}");
+    let now = count(&free);
+    println!("  {hypercalls} hypercalls; {now} free + {used} in use + {tables} tables = {PAGES}");
+
+    // The kernel on tables of its own. Its list stays in this example, since it is the host's.
+    let frames = free.pop().ok_or("no memory")?;
+    let (own, rest) = frames.split(memory.own_tables()).map_err(|_| "too little memory")?;
+    free.push(rest);
+    let (list, owner) = (BuilderList::Stays, |frames| free.push(frames));
+    // SAFETY: as above; nothing is executed on the model.
+    let replaced =
+        unsafe { replace_tables(context, (&memory, list), own, &mut storage.batch(), owner) }?;
+    let hypercalls = machine.counts().hypercalls - hypercalls;
+    let own = replaced.tables.count;
+    println!(
+        "  {hypercalls} hypercalls; {own} tables of its own, {} of the builder's are free",
+        boot.table_frames
+    );
     model.audit()?;
-    if free + used + tables == PAGES { Ok(()) } else { Err("pages were lost".into()) }
+    let all = count(&free) + used - boot.table_frames + tables + own;
+    if all == PAGES { Ok(()) } else { Err("pages were lost".into()) }
 }
 
 /// Plans a guest of `pages`, with its list outside the kernel's mapping, and walks over every table
@@ -105,15 +127,27 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
     let memory = BootMemory::new(&regions, &uses, place)?;
     let plan = Plan::new(&memory)?;
     let planned = begun.elapsed();
-    let tables = |step: &Step| matches!(step, Step::Table(_));
-    let count: usize = plan.steps(&memory).map(|steps| steps.filter(tables).count()).sum();
+    // All entries above the L1s, where a table of this round leads to another, filled as a build
+    // does it: the entries of the L1s themselves are 8 bytes for each page of the guest.
+    let (mut count, mut links) = (0, 0);
+    let mut entries = [Pte::ABSENT; 512];
+    for step in plan.steps(&memory).flatten() {
+        let Step::Table(table) = step else { continue };
+        let mfn = Mfn::new(table.frame.raw());
+        let at = usize::try_from(table.number % 512)?;
+        entries[at] = Pte::new(mfn, PteFlags::TABLE.union(PteFlags::NO_EXECUTE));
+        links += u64::from(!matches!(table.parent, Parent::Loose(_)));
+        count += 1;
+    }
+    std::hint::black_box(&entries);
     let walked = begun.elapsed() - planned;
     println!(
-        "{:>6} GiB: {} rounds, {count} tables; planned in {planned:?}, all named in {walked:?}",
+        "{:>6} GiB: {} rounds, {count} tables, {links} linked by Xen; planned in {planned:?}, all \
+         tables named and their entries above made in {walked:?}",
         pages >> 18,
         plan.rounds().len()
     );
-    if count as u64 == plan.tables() { Ok(()) } else { Err("the plan has miscounted".into()) }
+    if count == plan.tables() { Ok(()) } else { Err("the plan has miscounted".into()) }
 }
 
 #[test]

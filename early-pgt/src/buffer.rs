@@ -194,26 +194,55 @@ impl TableRound<'_> {
         I: Iterator<Item = Change>,
     {
         let taken = self.taken();
-        let forth = protections(context, taken, Access::ReadOnly);
-        let Err((done, failure)) = apply(context, forth.chain(changes(Direction::Forth)), batch)
-        else {
+        let Err((done, failure)) = link(context, taken, &changes, batch) else {
             self.buffer.state = State::Closed;
             return Ok(taken);
         };
-        let failure = match done < taken.count {
-            true => failure.protecting(),
-            false => failure.linking(),
-        };
-        // What was linked comes out again before its frames become writable.
-        let linked = changes(Direction::Back).take(count(done.saturating_sub(taken.count)));
-        let protected = Pfns::new(taken.start, done.min(taken.count));
-        let back = linked.chain(protections(context, protected, Access::Writable));
-        let undo = apply(context, back, batch).map_err(|(_, failure)| failure.linking());
+        let undo = unlink(context, (taken, done), &changes, batch);
         if undo.is_ok() {
             self.abandon();
         }
         Err(RoundError { failure, undo })
     }
+}
+
+/// Makes frames that were filled as tables read-only, then makes `changes`, which link them. How
+/// many elements took effect before one failed.
+pub(crate) fn link<M: Machine, I: Iterator<Item = Change>>(
+    context: BuildContext<'_, M>,
+    tables: Pfns,
+    changes: &impl Fn(Direction) -> I,
+    batch: &mut Batch<'_>,
+) -> Result<(), (u64, EarlyError)> {
+    let forth = protections(context, tables.iter(), Access::ReadOnly);
+    apply(context, forth.chain(changes(Direction::Forth)), batch).map_err(|(done, stop)| {
+        let protecting = done < tables.count;
+        (done, if protecting { stop.protecting() } else { stop.linking() })
+    })
+}
+
+/// Takes back the first `done` elements of a [`link`]: what was linked comes out again before its
+/// frames become writable, and before the way to their entries is looked up.
+pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
+    context: BuildContext<'_, M>,
+    (tables, done): (Pfns, u64),
+    changes: &impl Fn(Direction) -> I,
+    batch: &mut Batch<'_>,
+) -> Result<(), EarlyError> {
+    let linked = changes(Direction::Back).take(count(done.saturating_sub(tables.count)));
+    apply(context, linked, batch).map_err(|(_, stop)| stop.linking())?;
+    let protected = Pfns::new(tables.start, done.min(tables.count));
+    set_protected(context, (protected.iter(), Access::Writable), batch)
+}
+
+/// Gives the entries of the direct mapping for `frames` this access.
+pub(crate) fn set_protected<M: Machine>(
+    context: BuildContext<'_, M>,
+    (frames, access): (impl Iterator<Item = Pfn>, Access),
+    batch: &mut Batch<'_>,
+) -> Result<(), EarlyError> {
+    let changes = protections(context, frames, access);
+    apply(context, changes, batch).map_err(|(_, stop)| stop.protecting())
 }
 
 /// Whether changes are made or taken back.
@@ -247,7 +276,7 @@ impl Stop {
     }
 
     /// The error, if it stopped something that links tables.
-    const fn linking(self) -> EarlyError {
+    pub(crate) const fn linking(self) -> EarlyError {
         match self {
             Self::Error(error) => error,
             Self::Refused(frame, error) => EarlyError::Link { frame, error },
@@ -273,12 +302,11 @@ pub unsafe fn set_access<M: Machine>(
     (frames, access): (Pfns, Access),
     batch: &mut Batch<'_>,
 ) -> Result<(), EarlyError> {
-    let changes = protections(context, frames, access);
-    apply(context, changes, batch).map_err(|(_, stop)| stop.protecting())
+    set_protected(context, (frames.iter(), access), batch)
 }
 
 /// Sends changes, as many at a time as there is storage for. How many were made before one failed.
-fn apply<M: Machine>(
+pub(crate) fn apply<M: Machine>(
     context: BuildContext<'_, M>,
     changes: impl Iterator<Item = Change>,
     batch: &mut Batch<'_>,
@@ -318,13 +346,13 @@ fn send<M: Machine>(
 }
 
 /// The entries of the direct mapping that map `frames`, given `access`.
-fn protections<M: FrameAccess>(
+pub(crate) fn protections<M: FrameAccess>(
     context: BuildContext<'_, M>,
-    frames: Pfns,
+    frames: impl Iterator<Item = Pfn>,
     access: Access,
 ) -> impl Iterator<Item = Change> {
     let mut last = None;
-    frames.iter().map(move |pfn| {
+    frames.map(move |pfn| {
         let va = context.machine.direct_map(pfn)?;
         let number = va.raw() >> Level::L2.shift();
         let (table, mfn) = match last {
@@ -369,7 +397,7 @@ pub(crate) fn table_above<M: FrameAccess>(
     Ok(table)
 }
 
-fn step_down<M: FrameAccess>(
+pub(crate) fn step_down<M: FrameAccess>(
     (machine, p2m): (&M, &P2m<'_>),
     table: Pfn,
     (va, level): (GuestVa, Level),

@@ -2,20 +2,20 @@
 #![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-13)")]
 
 use hypercall::{
-    Batch, Frames, GuestVa, Level, Machine, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
+    Batch, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
 };
-use p2m::{P2m, P2mEntry, Pfns};
+use p2m::{P2m, P2mEntry, P2mError, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::buffer::{Change, Direction, TableBuffer, TableRound, l1_table, table_above};
 use crate::error::{EarlyError, RoundError};
-use crate::memory::{Access, BootMemory, RegionKind, access_of};
+use crate::memory::{BootMemory, RegionKind, mask_chunk, mask_rw};
 use crate::plan::{Plan, ROUNDS_MAX, RoundPlan, mapped_runs};
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
 use crate::tables::{Parent, Step, Steps, Table};
 
 /// Entries that lead to tables of the direct map: nothing in it is ever executed.
-const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+pub(crate) const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
 
 /// What a build works on.
 #[derive(Debug)]
@@ -212,37 +212,35 @@ impl<M: Machine> Work<'_, M> {
                 }
             }
         }
-        for used in self.memory.uses {
-            let Some(pfns) = overlap(used.pfns, chunk) else { continue };
-            if used.kind.access() == Access::ReadOnly {
-                let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
-                for place in entries[first..].iter_mut().take(count(pfns.count)) {
-                    *place = place.read_only();
-                }
-            }
-        }
+        mask_chunk(entries, chunk, self.memory.uses);
         Ok(())
     }
 
     /// The entry of a pfn that stands for the machine's frame of the same number.
     fn identity(&self, pfn: Pfn) -> Result<Pte, EarlyError> {
-        let mfn = match self.context.p2m.entry(pfn)? {
-            P2mEntry::Identity => hypercall::Mfn::new(pfn.raw()),
-            _ => return Err(EarlyError::P2m(p2m::P2mError::Absent(pfn))),
-        };
-        Ok(Pte::new(mfn, PteFlags::KERNEL_RW))
+        match self.context.p2m.entry(pfn) {
+            Ok(P2mEntry::Identity) | Err(P2mError::OutOfRange { .. }) => {}
+            Ok(_) => return Err(EarlyError::NotIdentity(pfn)),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Pte::new(Mfn::new(pfn.raw()), PteFlags::KERNEL_RW))
     }
 
-    /// The entries that are missing in the last L1 table of the builder's, if its mapping ends in
-    /// the middle of one.
+    /// The entries that are missing in the builder's L1 tables: what stands for the machine's own
+    /// frames; and all behind its mapping, if that ends in the middle of a table.
     fn gaps(&self, direction: Direction) -> impl Iterator<Item = Change> {
-        let start = self.memory.place.kernel_pages;
-        let end = start.next_multiple_of(CHUNK_PFNS);
+        let end = self.memory.place.kernel_pages;
         let first = self.round.maps.start.raw() == 0;
-        let missing = Pfns::new(Pfn::new(start), if first { end - start } else { 0 });
-        let regions = self.memory.regions.iter();
-        let missing = regions.filter_map(move |region| {
-            overlap(region.pfns, missing).map(|pfns| (region.kind, pfns))
+        let shared = Pfns::new(Pfn::new(0), if first { end } else { 0 });
+        let behind = Pfns::new(
+            Pfn::new(end),
+            if first { end.next_multiple_of(CHUNK_PFNS) - end } else { 0 },
+        );
+        let missing = self.memory.regions.iter().flat_map(move |region| {
+            let inside = overlap(region.pfns, shared);
+            let inside = inside.filter(|_| region.kind == RegionKind::Identity);
+            let both = [inside, overlap(region.pfns, behind)];
+            both.into_iter().flatten().map(|pfns| (region.kind, pfns))
         });
         let entries = missing.flat_map(|(kind, pfns)| pfns.iter().map(move |pfn| (kind, pfn)));
         entries.map(move |(kind, pfn)| {
@@ -255,11 +253,7 @@ impl<M: Machine> Work<'_, M> {
                 RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW),
                 RegionKind::Identity => self.identity(pfn)?,
             };
-            let new = match access_of(pfn, self.memory.uses) {
-                Access::Writable => new,
-                Access::ReadOnly => new.read_only(),
-            };
-            Ok(ordered(direction, slot, new))
+            Ok(ordered(direction, slot, mask_rw(new, pfn, self.memory.uses)))
         })
     }
 
@@ -309,10 +303,6 @@ fn ordered(direction: Direction, slot: Slot, new: Pte) -> (MmuUpdate, Pte) {
 }
 
 /// The index of block `number` in the table above it.
-const fn index(number: u64) -> PageTableIndex {
+pub(crate) const fn index(number: u64) -> PageTableIndex {
     PageTableIndex::new_truncate((number % 512) as u16)
-}
-
-fn count(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, Full, GuestVa, Level, NotGuestVa, Pfn, Pte};
+use hypercall::{AccessError, BatchError, Frames, Full, GuestVa, Level, NotGuestVa, Pfn, Pte};
 use p2m::{P2mError, Pfns};
 
 use crate::memory::Use;
@@ -68,6 +68,8 @@ pub enum EarlyError {
     },
     /// An address of the mapping that is there has no L1 table.
     NotMapped(GuestVa),
+    /// The frame map has something else for a pfn that a region says is the machine's own.
+    NotIdentity(Pfn),
     /// The frame map has nothing for a pfn that a region says is there.
     P2m(P2mError),
     /// A frame cannot be read or written.
@@ -78,6 +80,20 @@ pub enum EarlyError {
     Protect {
         /// The frame.
         table: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// There are too few frames for the kernel's own tables.
+    TooFewFrames {
+        /// Frames given.
+        given: u64,
+        /// Frames needed.
+        needed: u64,
+    },
+    /// Xen refused to pin or load the kernel's own root, or to unpin the builder's.
+    Switch {
+        /// The kernel's own root.
+        root: Pfn,
         /// The refusal.
         error: BatchError,
     },
@@ -178,16 +194,35 @@ impl fmt::Display for EarlyError {
                 write!(f, "the root has {pte} for {va}, where the direct map is to be")
             }
             Self::NotMapped(va) => write!(f, "{va} has no L1 table"),
+            Self::NotIdentity(pfn) => {
+                write!(f, "pfn {pfn} is to be the machine's, and the frame map says otherwise")
+            }
             Self::P2m(error) => error.fmt(f),
             Self::Access(error) => error.fmt(f),
             Self::NoStorage => f.write_str("the batch cannot hold an update: give it storage"),
+            Self::TooFewFrames { given, needed } => {
+                write!(f, "the kernel's own tables take {needed} frames in a run, not {given}")
+            }
+            Self::Protect { .. } | Self::Switch { .. } | Self::Link { .. } => self.refused(f),
+        }
+    }
+}
+
+impl EarlyError {
+    /// What Xen refused.
+    fn refused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Protect { table, error } => {
                 write!(f, "pfn {table} cannot be made read-only: {error}")
+            }
+            Self::Switch { root, error } => {
+                write!(f, "no way from the builder's root to the one in pfn {root}: {error}")
             }
             Self::Link { frame: Some(frame), error } => {
                 write!(f, "the table in pfn {frame} cannot be linked: {error}")
             }
             Self::Link { frame: None, error } => write!(f, "a table cannot be linked: {error}"),
+            _ => Ok(()),
         }
     }
 }
@@ -213,12 +248,42 @@ impl From<EarlyError> for RoundError {
 
 impl fmt::Display for RoundError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.failure.fmt(f)?;
-        match &self.undo {
-            Ok(()) => Ok(()),
-            Err(error) => write!(f, "; and then it could not be undone: {error}"),
-        }
+        say(f, &self.failure, &self.undo)
     }
 }
 
 impl core::error::Error for RoundError {}
+
+/// The builder's tables were not replaced.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the frames are in here"]
+pub struct ReplaceError {
+    /// Why.
+    pub failure: EarlyError,
+    /// Whether everything is as it was before. If not, the kernel runs on one of the two roots, and
+    /// none of the frames is free.
+    pub undo: Result<(), EarlyError>,
+    /// The frames that were to become tables.
+    pub frames: Option<Frames>,
+}
+
+impl fmt::Display for ReplaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the builder's tables stay: ")?;
+        say(f, &self.failure, &self.undo)
+    }
+}
+
+impl core::error::Error for ReplaceError {}
+
+fn say(
+    f: &mut fmt::Formatter<'_>,
+    failure: &EarlyError,
+    undo: &Result<(), EarlyError>,
+) -> fmt::Result {
+    fmt::Display::fmt(failure, f)?;
+    match undo {
+        Ok(()) => Ok(()),
+        Err(error) => write!(f, "; and then it could not be undone: {error}"),
+    }
+}

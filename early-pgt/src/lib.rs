@@ -28,6 +28,8 @@
 //!    are set. Xen works the list in order and stops at what it refuses, so there is no table
 //!    before its frame is read-only. Then the machine is told how far the mapping reaches.
 //! 4. [`Build::finish`] gives every frame that is no table to an allocator, as tokens, writable.
+//! 5. [`replace_tables`] puts the kernel on tables of its own, which let nothing but code be
+//!    executed and no code be written, and gives the builder's to the allocator too.
 //!
 //! # Why so
 //! * *The builder's L1 tables are shared*, hung into the new tree as they are. So each frame of the
@@ -50,6 +52,7 @@
 //! * [`mask_rw`], [`UseKind::access`]: what early mappings show read-only, and why.
 //! * [`Plan`], [`RoundPlan`], [`Step`]: what will be done.
 //! * [`Build`], [`Mapped`]: doing it.
+//! * [`replace_tables`], [`BuilderList`]: the end of what the builder made.
 //! * [`TableBuffer`], [`TableRound`], [`Marks`]: the bracket around a round, for a port that fills
 //!   its tables itself.
 //! * [`PastPgt`]: `mark_rw_past_pgt`, for a port that has Linux's shape and no bracket.
@@ -94,16 +97,18 @@ mod error;
 mod memory;
 mod past;
 mod plan;
+mod replace;
 mod spans;
 mod tables;
 
 pub use buffer::{Change, Direction, Marks, TableBuffer, TableRound, set_access};
 pub use build::{Build, BuildContext, Mapped};
-pub use error::{EarlyError, RoundError};
+pub use error::{EarlyError, ReplaceError, RoundError};
 pub use memory::{
     Access, BootMemory, MapPlace, Region, RegionKind, Use, UseKind, access_of, builder_uses,
     mask_rw,
 };
 pub use past::PastPgt;
 pub use plan::{Plan, ROUNDS_MAX, RoundPlan};
+pub use replace::{BuilderList, Replaced, replace_tables};
 pub use tables::{Parent, Step, Table};

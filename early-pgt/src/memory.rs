@@ -16,7 +16,8 @@ pub enum RegionKind {
     /// Memory of the guest's.
     Ram,
     /// No memory: the machine's own at frames of the same numbers (the ISA area, holes of the e820
-    /// map), which dom0 may map.
+    /// map), which dom0 may map. The frame map says so too, or ends before. Where the builder
+    /// mapped memory there, that mapping has been taken away.
     Identity,
 }
 
@@ -32,8 +33,10 @@ pub struct Region {
 /// What frames are used for before anybody allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UseKind {
-    /// Code and constants of the kernel.
+    /// Code of the kernel: all that is ever executed.
     KernelText,
+    /// Constants of the kernel.
+    KernelConstants,
     /// The rest of the kernel's image.
     KernelData,
     /// Page tables that the builder made for the kernel's mapping.
@@ -71,12 +74,13 @@ impl UseKind {
     /// Tables and whatever will become one are read-only, or Xen refuses to take them as tables
     /// (`get_page_type`, mm.c, 4.14 to 4.20). The list that INIT_P2M placed is in one run with the
     /// tables that map it, and `start_info` does not say where one ends and the other begins: so
-    /// all of the run is read-only, and the list is written where the builder mapped it. Code is
-    /// read-only because nothing has business writing it.
+    /// all of the run is read-only, and the list is written where the builder mapped it. Code and
+    /// constants are read-only because nothing has business writing them.
     #[must_use]
     pub const fn access(self) -> Access {
         match self {
             Self::KernelText
+            | Self::KernelConstants
             | Self::BuilderTables
             | Self::ListAndTables
             | Self::EarlyTables
@@ -122,6 +126,32 @@ pub fn access_of(pfn: Pfn, uses: &[Use]) -> Access {
     if uses.iter().any(protects) { Access::ReadOnly } else { Access::Writable }
 }
 
+/// How `entries`, which map the pfns of `chunk`, are left writable where no use forbids it.
+pub(crate) fn mask_chunk(entries: &mut [Pte], chunk: Pfns, uses: &[Use]) {
+    for used in uses.iter().filter(|used| used.kind.access() == Access::ReadOnly) {
+        for place in places(entries, chunk, used.pfns) {
+            *place = place.read_only();
+        }
+    }
+}
+
+/// Those of `entries`, which map the pfns of `chunk`, that map `pfns`.
+pub(crate) fn places(
+    entries: &mut [Pte],
+    chunk: Pfns,
+    pfns: Pfns,
+) -> impl Iterator<Item = &mut Pte> {
+    let range = overlap(pfns, chunk).map_or(0..0, |pfns| {
+        let first = pfns.start.raw() - chunk.start.raw();
+        index(first)..index(first + pfns.count)
+    });
+    entries.get_mut(range).unwrap_or_default().iter_mut()
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// The memory of a guest at boot, checked.
 #[derive(Clone, Copy, Debug)]
 pub struct BootMemory<'a> {
@@ -135,7 +165,7 @@ pub struct BootMemory<'a> {
 pub struct MapPlace {
     /// Where the builder mapped pfn 0 (ELF note `VIRT_BASE`).
     pub kernel: GuestVa,
-    /// How many pfns it mapped from there.
+    /// How many pfns it mapped from there, with those whose mapping was taken away since.
     pub kernel_pages: u64,
     /// The first address of the direct map: the first of a root slot.
     pub direct_map: GuestVa,
@@ -238,12 +268,18 @@ impl<'a> BootMemory<'a> {
         if (Level::L4.index_of(direct_map)..=last_slot).contains(&kernel_slot) {
             return Err(EarlyError::DirectMapPlace(direct_map));
         }
-        let covers = |region: &Region| {
-            region.kind == RegionKind::Ram
-                && region.pfns.start.raw() == 0
-                && region.pfns.end() >= kernel_pages
-        };
-        if kernel_pages == 0 || !self.regions.first().is_some_and(covers) {
+        let begins =
+            |region: &Region| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
+        let covered = self.regions.iter().fold(0, |end, region| match region.pfns.start.raw() {
+            start if start == end => region.pfns.end(),
+            _ => end,
+        });
+        let is_covered = self.regions.first().is_some_and(begins) && kernel_pages <= covered;
+        if kernel_pages == 0 || !is_covered {
+            return Err(EarlyError::KernelMapping { pages: kernel_pages });
+        }
+        let last = kernel.checked_add_pages(kernel_pages - 1)?;
+        if Level::L4.index_of(last) != kernel_slot {
             return Err(EarlyError::KernelMapping { pages: kernel_pages });
         }
         Ok(())

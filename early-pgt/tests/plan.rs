@@ -63,7 +63,8 @@ impl Numbers {
         });
         let va = |va| GuestVa::new(va).expect("the guest's");
         let place = MapPlace {
-            kernel: va(0xffff_ffff_8000_0000),
+            // Low enough for the largest list inside of the mapping.
+            kernel: va(0xffff_ff80_0000_0000),
             kernel_pages,
             direct_map: va(0xffff_8800_0000_0000),
         };

@@ -64,6 +64,9 @@ pub(crate) struct RunArguments {
     /// Let the clock count instructions, guest's and Xen's together: the same on every run
     #[arg(long)]
     pub(crate) icount: bool,
+    /// Ask the builder to map the P2M list outside of the kernel's mapping (ELF note INIT_P2M)
+    #[arg(long)]
+    pub(crate) init_p2m: bool,
     /// How long the guest may take [default: 60]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Error, Result, bail};
 use object::LittleEndian;
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use tempfile::NamedTempFile;
 
 use crate::cargo;
 use crate::paths;
@@ -18,6 +19,8 @@ use crate::provision::rust_target::{self, TARGET};
 /// Package and program name of the unikernel.
 pub(crate) const UNIKERNEL: &str = "unikernel";
 
+/// The unikernel's note INIT_P2M (type 15, 8 bytes) as it is built: of an owner that nobody knows.
+const NOTE_TURNED_OFF: &[u8; 16] = b"\x04\0\0\0\x08\0\0\0\x0f\0\0\0off\0";
 /// Owner of the notes that Xen reads.
 const NOTE_OWNER: &[u8] = b"Xen";
 /// `XEN_ELFNOTE_ENTRY`.
@@ -60,6 +63,31 @@ fn build() -> Result<PathBuf> {
         eprint!("{messages}");
     }
     Ok(target.join(TARGET).join("release").join(UNIKERNEL))
+}
+
+/// A copy of the unikernel whose note INIT_P2M is Xen's: the builder maps the list elsewhere.
+///
+/// # Errors
+///
+/// It is not the unikernel, or cannot be copied.
+pub(crate) fn with_list_outside(kernel: &Path) -> Result<NamedTempFile> {
+    let mut data = fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
+    turn_on(&mut data).with_context(|| format!("{} has no spare INIT_P2M", kernel.display()))?;
+    let copy = NamedTempFile::new()?;
+    fs::write(copy.path(), data)?;
+    Ok(copy)
+}
+
+/// Signs the note over; `None` if there is not exactly one.
+fn turn_on(data: &mut [u8]) -> Option<()> {
+    let notes = |data: &[u8]| -> Vec<usize> {
+        let windows = data.windows(NOTE_TURNED_OFF.len()).enumerate();
+        windows.filter(|(_, bytes)| bytes == NOTE_TURNED_OFF).map(|(at, _)| at).collect()
+    };
+    let [note] = notes(data)[..] else { return None };
+    let owner = note + NOTE_TURNED_OFF.len() - NOTE_OWNER.len() - 1;
+    data.get_mut(owner..owner + NOTE_OWNER.len())?.copy_from_slice(NOTE_OWNER);
+    Some(())
 }
 
 /// Checks that a file is an ELF that Xen's loaders take as a 64-bit PV kernel.

@@ -46,7 +46,12 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         Role::Dom0 => None,
     };
     drop(lock);
-    let kernel = guest::kernel(arguments.kernel.as_deref())?;
+    let built = guest::kernel(arguments.kernel.as_deref())?;
+    let changed = match arguments.init_p2m {
+        true => Some(guest::with_list_outside(&built)?),
+        false => None,
+    };
+    let kernel = changed.as_ref().map_or(built, |file| file.path().to_owned());
     let title = format!(
         "Xen {}, {}, {} MiB, QEMU {}: {}",
         arguments.xen,

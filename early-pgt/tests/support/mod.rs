@@ -1,13 +1,14 @@
 //! A guest on the model whose memory nobody has claimed yet.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
+#![allow(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use std::sync::atomic::AtomicU64;
 
 use early_pgt::{
-    BootMemory, BuildContext, MapPlace, Region, RegionKind, Use, UseKind, builder_uses,
+    BootMemory, Build, BuildContext, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
 };
-use hypercall::{BootInfo, GuestVa, PAGE_SHIFT, Pfn};
+use hypercall::{BatchStorage, BootInfo, Frames, GuestVa, PAGE_SHIFT, Pfn};
 use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Model, Role};
 
@@ -74,6 +75,22 @@ impl Guest {
     /// What a build on `machine` works on.
     pub fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
         BuildContext { machine, p2m, root: self.root }
+    }
+
+    /// Builds its direct map, and gives its free frames.
+    pub fn build(&self) -> Vec<Frames> {
+        let (memory, p2m) = (self.memory(), self.p2m());
+        let plan = Plan::new(&memory).expect("a plan");
+        let mut storage = Box::new(BatchStorage::<6000, 1>::new());
+        // SAFETY: the frames exist only in the model; nobody else claims any.
+        let mut build = unsafe { Build::begin(&memory, plan) };
+        let context = self.context(&self.model, &p2m);
+        while let Some(mapped) = build.round(context, &mut storage.batch()).expect("a round") {
+            self.model.guest().set_direct_map(mapped.start, mapped.end);
+        }
+        let mut free = Vec::new();
+        build.finish(|frames| free.push(frames));
+        free
     }
 
     /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not

@@ -1,24 +1,43 @@
-//! Makes the direct mapping of all memory, and the allocator of all that is free: the same lines on
-//! Xen and on the model.
+//! Makes the direct mapping of all memory, puts the kernel on tables of its own, and gives the
+//! allocator all that is free: the same lines on Xen and on the model.
 #![expect(unsafe_code, reason = "takes over every free frame of the guest")]
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Display;
 
 use early_pgt::{
-    Access, BootMemory, Build, BuildContext, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan,
-    Use, UseKind, builder_uses, set_access,
+    Access, BootMemory, Build, BuildContext, BuilderList, MapPlace, Mapped, Plan, Region,
+    RegionKind, RoundPlan, Use, UseKind, builder_uses, replace_tables, set_access,
 };
-use hypercall::{Batch, BootInfo, Console, Counting, Cpu, GuestVa, Machine, MmuUpdate, Pfn, Timed};
+use hypercall::{
+    Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn,
+    Timed,
+};
 use p2m::{P2m, Pfns};
 
 use crate::guest::Pool;
+use crate::identity;
 
 /// Where the direct mapping begins: the first root slot behind Xen's.
 pub(crate) const DIRECT_MAP: u64 = hypercall::XEN_HOLE_END;
 /// The most updates that go to Xen at once: a round of some 12 GiB. Larger ones take a hypercall
 /// more for each further 16 GiB.
 const UPDATES_MAX: usize = 8192;
+/// Pfns that a page of the list describes.
+const PFNS_PER_PAGE: u64 = 512;
+
+/// How a guest takes over its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// All of it, on tables of its own.
+    Whole,
+    /// On the builder's tables, and with its list, which stay in use.
+    OnBuilderTables,
+    /// All of it, but for the ISA area, where it gives its memory back and maps the machine's own,
+    /// as it does with the last 256 KiB below 4 GiB.
+    WithIdentity,
+}
 
 /// What came of it.
 pub(crate) struct Built {
@@ -28,17 +47,34 @@ pub(crate) struct Built {
     pub(crate) made: Made,
 }
 
-/// What frames are that are not free.
+/// What frames are that are not free, and what all of this took.
 #[derive(Default)]
 pub(crate) struct Made {
-    /// Tables of the direct mapping.
+    /// Tables of the direct mapping, and those that were made instead of the builder's.
     pub(crate) tables: Vec<Pfns>,
-    /// In use before there was an allocator.
+    /// In use before there was an allocator, and still; and the list.
     pub(crate) uses: Vec<Use>,
-    /// Hypercalls that the mapping took.
-    pub(crate) hypercalls: u64,
+    /// What the builder made and is free now.
+    pub(crate) given_back: Vec<Use>,
+    /// What went to Xen for the mapping, and for the kernel's own tables.
+    pub(crate) counts: [Counts; 2],
     /// Ticks that the mapping took, and those of them in Xen.
     pub(crate) ticks: [u64; 2],
+    /// The same for the kernel's own tables.
+    pub(crate) own_ticks: [u64; 2],
+    /// The root that the kernel runs on.
+    pub(crate) root: Option<Pfn>,
+}
+
+impl Made {
+    /// Where the frame map's list is.
+    pub(crate) fn list(&self) -> Option<Pfns> {
+        self.uses.iter().find(|used| is_list(used)).map(|used| used.pfns)
+    }
+}
+
+fn is_list(used: &Use) -> bool {
+    matches!(used.kind, UseKind::List | UseKind::ListAndTables)
 }
 
 /// Where pfn 0 is mapped at first (the linker script and the ELF notes say so too).
@@ -48,59 +84,158 @@ pub(crate) const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) struct Image {
     /// How many pfns the builder mapped at [`VIRT_BASE`].
     pub(crate) mapped: u64,
-    /// Code and constants.
+    /// Code.
     pub(crate) text: Pfns,
+    /// Constants.
+    pub(crate) constants: Pfns,
     /// The rest of the image.
     pub(crate) data: Pfns,
     /// The page of `start_info`.
     pub(crate) start_info: Pfn,
+    /// What is to become of the memory.
+    pub(crate) boot: Boot,
 }
 
-/// Maps all memory of the guest, and gives all of it that is free. `mapped` is told after each
-/// round how far the mapping reaches.
+/// What a kernel does in the course of it.
+pub(crate) trait Kernel<'k> {
+    /// Is told after each round how far the mapping reaches.
+    fn mapped(&self, reach: Mapped);
+
+    /// Copies the list into these frames, and gives the frame map that reads it there.
+    ///
+    /// # Errors
+    /// A sentence.
+    fn move_list(&self, to: Pfns) -> Result<&'k P2m<'k>, String>;
+}
+
+/// What is known of the memory, and room for what goes to Xen.
+struct Room<'a> {
+    memory: BootMemory<'a>,
+    batch: Batch<'a>,
+    root: Pfn,
+}
+
+/// Maps all memory of the guest, and gives all of it that is free.
 ///
 /// # Errors
 /// A sentence.
 ///
 /// # Safety
-/// This is called once, and nobody uses a frame but those that `image` and `boot` name.
-pub(crate) unsafe fn build<M: Machine + Cpu>(
+/// This is called once, and nobody uses a frame but those that `image` and `boot` name. Of those,
+/// nothing but code is executed, and neither code nor constants are written.
+pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     (machine, p2m): (&M, &P2m<'_>),
     (boot, image): (&BootInfo, &Image),
-    mut mapped: impl FnMut(Mapped),
+    kernel: &impl Kernel<'k>,
 ) -> Result<Built, String> {
-    let say = |error: &dyn core::fmt::Display| alloc::format!("direct mapping: {error}");
     let address = |va| GuestVa::new(va).map_err(|error| say(&error));
-    let (kernel, direct_map) = (address(VIRT_BASE)?, address(DIRECT_MAP)?);
-    let place = MapPlace { kernel, kernel_pages: image.mapped, direct_map };
+    let (virt_base, direct_map) = (address(VIRT_BASE)?, address(DIRECT_MAP)?);
+    let place = MapPlace { kernel: virt_base, kernel_pages: image.mapped, direct_map };
     let uses = uses((machine, p2m), (boot, image), place).map_err(|error| say(&error))?;
-    let ram = Region { pfns: p2m.all(), kind: RegionKind::Ram };
-    let regions = [ram];
+    let regions = match image.boot {
+        Boot::WithIdentity => identity::regions(p2m),
+        Boot::Whole | Boot::OnBuilderTables => {
+            alloc::vec![Region { pfns: p2m.all(), kind: RegionKind::Ram }]
+        }
+    };
     let memory = BootMemory::new(&regions, &uses, place).map_err(|error| say(&error))?;
     let plan = Plan::new(&memory).map_err(|error| say(&error))?;
     let room = usize::try_from(plan.updates_max()).unwrap_or(UPDATES_MAX).min(UPDATES_MAX);
     let (mut updates, mut old) = (alloc::vec![MmuUpdate::EMPTY; room], alloc::vec![0; room]);
-    let mut batch = Batch::within(&mut updates, &mut old, &mut []);
+    let mut ops = [MmuExtOp::EMPTY; 3];
+    let batch = Batch::within(&mut updates, &mut old, &mut ops);
+    let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
+    let mut room = Room { memory, batch, root };
+    if image.boot == Boot::WithIdentity {
+        if !boot.is_dom0 {
+            return Err("the machine's frames are dom0's to map: run this with --as dom0".into());
+        }
+        let context = BuildContext { machine, p2m, root };
+        identity::give_up(context, virt_base, &mut room.batch)?;
+    }
+    // SAFETY: the caller gives all frames that nothing names.
+    let mut built = unsafe { map((machine, p2m), plan, &mut room, kernel) }?;
+    if image.boot == Boot::OnBuilderTables {
+        let context = BuildContext { machine, p2m, root };
+        for constant in [image.text, image.constants] {
+            // SAFETY: nothing writes the kernel's code and constants.
+            unsafe { set_access(context, (constant, Access::ReadOnly), &mut room.batch) }
+                .map_err(|error| say(&error))?;
+        }
+        built.made.root = Some(root);
+        built.made.uses.clone_from(&uses);
+        return Ok(built);
+    }
+    let list =
+        built.pool.take_run(p2m.len().div_ceil(PFNS_PER_PAGE)).ok_or("no room for a list")?;
+    let list = Pfns::new(list.start(), list.count());
+    let p2m = kernel.move_list(list)?;
+    // SAFETY: the list has just moved; the rest is the caller's promise.
+    unsafe { own_tables((machine, p2m), boot.p2m_list, &mut room, &mut built) }?;
+    built.made.uses.push(Use { pfns: list, kind: UseKind::List });
+    Ok(built)
+}
+
+/// Makes the direct mapping.
+///
+/// # Safety
+/// All frames that nothing names are given.
+unsafe fn map<'k, M: Machine + Cpu>(
+    (machine, p2m): (&M, &P2m<'_>),
+    plan: Plan,
+    room: &mut Room<'_>,
+    kernel: &impl Kernel<'k>,
+) -> Result<Built, String> {
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
-    let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
-    let context = BuildContext { machine: &machine, p2m, root };
+    let context = BuildContext { machine: &machine, p2m, root: room.root };
     let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
-    let mut build = unsafe { Build::begin(&memory, plan) };
-    while let Some(reach) = build.round(context, &mut batch).map_err(|error| say(&error))? {
-        mapped(reach);
+    let mut build = unsafe { Build::begin(&room.memory, plan) };
+    while let Some(reach) = build.round(context, &mut room.batch).map_err(|error| say(&error))? {
+        kernel.mapped(reach);
     }
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
-    let hypercalls = machine.counts().hypercalls;
-    let mut pool = Pool::of_pages(memory.end());
+    let counts = [machine.counts(), Counts::default()];
+    let mut pool = Pool::of_pages(room.memory.end());
     build.finish(|frames| pool.give_run(frames));
-    // SAFETY: nothing writes the kernel's code and constants, which are one entry each in both
-    // mappings.
-    unsafe { set_access(context, (image.text, Access::ReadOnly), &mut batch) }
-        .map_err(|error| say(&error))?;
     let tables = plan.rounds().iter().map(RoundPlan::used).collect();
-    Ok(Built { pool, made: Made { tables, uses, hypercalls, ticks } })
+    Ok(Built { pool, made: Made { tables, counts, ticks, ..Made::default() } })
+}
+
+/// Puts the kernel on tables of its own.
+///
+/// # Safety
+/// Nobody uses the builder's list, which was at `list`, any more; and as for [`build`].
+unsafe fn own_tables<M: Machine + Cpu>(
+    (machine, p2m): (&M, &P2m<'_>),
+    list: GuestVa,
+    room: &mut Room<'_>,
+    Built { pool, made }: &mut Built,
+) -> Result<(), String> {
+    let list = BuilderList::Moved(list);
+    let timed = Timed::new(machine);
+    let machine = Counting::new(&timed);
+    let context = BuildContext { machine: &machine, p2m, root: room.root };
+    let memory = &room.memory;
+    let begun = timed.ticks();
+    let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;
+    // SAFETY: the frames come from the pool, the list has moved; the rest is the caller's promise.
+    let replaced = unsafe {
+        replace_tables(context, (memory, list), frames, &mut room.batch, |run| pool.give_run(run))
+    };
+    let replaced = replaced.map_err(|error| say(&error))?;
+    made.own_ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
+    made.counts[1] = machine.counts();
+    made.root = Some(replaced.root);
+    made.tables.push(replaced.tables);
+    made.given_back = memory.replaced_uses(list).collect();
+    made.uses = memory.kept_uses(list).collect();
+    Ok(())
+}
+
+fn say(error: &dyn Display) -> String {
+    alloc::format!("direct mapping: {error}")
 }
 
 /// The frames in use.
@@ -112,6 +247,7 @@ fn uses<M: Machine>(
     let one = |pfn, kind| Use { pfns: Pfns::new(pfn, 1), kind };
     let mut uses = alloc::vec![
         Use { pfns: image.text, kind: UseKind::KernelText },
+        Use { pfns: image.constants, kind: UseKind::KernelConstants },
         Use { pfns: image.data, kind: UseKind::KernelData },
         one(image.start_info, UseKind::StartInfo),
     ];

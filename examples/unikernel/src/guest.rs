@@ -81,6 +81,14 @@ pub(crate) trait Platform {
     /// A sentence, if there is none.
     fn life(&self) -> Result<Box<dyn Life + '_>, String>;
 
+    /// Executes the `ret` at `va`: whether that works or faults; `None` where there is no CPU.
+    ///
+    /// # Safety
+    /// There is a `ret`.
+    unsafe fn execute(&self, _va: GuestVa) -> Option<bool> {
+        None
+    }
+
     /// Lends the kernel's heap a run of frames. They come back if it takes none.
     fn extend_heap(&self, frames: Frames) -> Result<(), Frames>;
 

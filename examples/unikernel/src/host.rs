@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
+use early_pgt::Mapped;
 use hypercall::{
     ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
     PAGE_SHIFT, Pfn, StartInfo,
@@ -15,7 +16,7 @@ use hypercall::{
 use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::direct_map::{self, Image, VIRT_BASE};
+use crate::direct_map::{self, Image, Kernel, VIRT_BASE};
 use crate::guest::{Guest, Platform, Ports, Second, Work};
 use crate::life::Life;
 use crate::programs;
@@ -29,6 +30,8 @@ const DOM0_PAGES: u64 = 1024;
 const IMAGE_PAGES: u64 = 1200;
 /// Pages of its code.
 const TEXT_PAGES: u64 = 100;
+/// Pages of its constants.
+const CONSTANT_PAGES: u64 = 20;
 
 /// Runs a program of the unikernel on a model of Xen.
 #[derive(Debug, Parser)]
@@ -144,18 +147,23 @@ fn run(
     let image = Image {
         mapped: (0..).find(|pages| !mapped(*pages)).unwrap_or(0),
         text: Pfns::new(Pfn::new(IMAGE_START), TEXT_PAGES),
-        data: Pfns::new(Pfn::new(IMAGE_START + TEXT_PAGES), IMAGE_PAGES - TEXT_PAGES),
+        constants: Pfns::new(Pfn::new(IMAGE_START + TEXT_PAGES), CONSTANT_PAGES),
+        data: Pfns::new(
+            Pfn::new(IMAGE_START + TEXT_PAGES + CONSTANT_PAGES),
+            IMAGE_PAGES - TEXT_PAGES - CONSTANT_PAGES,
+        ),
         start_info: pfn(model.guest().start_info_address()),
+        boot: programs::boot_of(name),
     };
-    let set = |reach: early_pgt::Mapped| model.guest().set_direct_map(reach.start, reach.end);
+    let kernel = ModelKernel { guest: model.guest(), p2m: &p2m };
     // SAFETY: frames of the model's guest, taken over once; no Rust object is ever in them (I-1).
-    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), set) }?;
+    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), &kernel) }?;
     let mut guest = Guest {
         machine: Counting::new(&first),
         cpu: &first,
         boot,
         p2m: &p2m,
-        kernel_root: pfn(boot.root.raw()),
+        kernel_root: built.made.root.ok_or("the kernel has no root")?,
         pool: built.pool,
         made: built.made,
         arguments: &rest,
@@ -169,6 +177,22 @@ fn run(
         print_transitions(console, &model).map_err(|error| say(&error))?;
     }
     verdict
+}
+
+/// The model's guest as it takes over its memory. Its list is the host's, and stays there.
+struct ModelKernel<'k> {
+    guest: xen_model::Guest<'k>,
+    p2m: &'k P2m<'k>,
+}
+
+impl<'k> Kernel<'k> for ModelKernel<'k> {
+    fn mapped(&self, reach: Mapped) {
+        self.guest.set_direct_map(reach.start, reach.end);
+    }
+
+    fn move_list(&self, _: Pfns) -> Result<&'k P2m<'k>, String> {
+        Ok(self.p2m)
+    }
 }
 
 /// What the model's guest has besides memory: words that no toolstack reads.

@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod direct_map;
 mod guest;
+mod identity;
 mod life;
 mod programs;
 mod report;

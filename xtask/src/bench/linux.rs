@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::early;
 use super::row::{self, Row};
 use crate::boot::{Clock, Guest, Host, Line, dom0};
 use crate::cargo::cargo;
@@ -42,7 +43,7 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
     let file_system = tempfile::NamedTempFile::new()?;
     fs::write(file_system.path(), archive()?)?;
     let guest = Guest {
-        kernel: linux.kernel,
+        kernel: linux.kernel.clone(),
         arguments: "console=hvc0 quiet panic=1 norandmaps".to_owned(),
         module: Some(file_system.path().to_owned()),
         memory_mib: MEMORY_MIB,
@@ -62,7 +63,9 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
     if !report.outcome.passed() {
         bail!("{report}");
     }
-    rows.end()
+    let mut rows = rows.end()?;
+    rows.push(early::measure(&host, &linux, &folder)?);
+    Ok(rows)
 }
 
 /// A file system with one program.

@@ -6,11 +6,13 @@
 //! | `targets` | every target of the project, in one table |
 //! | `pairs` | which of Linux's operations stands beside which of ours |
 //! | `host` | counts the pure parts under valgrind |
+//! | `early` | what Linux takes to map its memory at boot |
 //! | `linux` | boots Linux and reads its figures |
 //! | `baseline` | figures of an earlier run, and what has become worse |
 //! | `text`, `html`, `plot` | the report: in text, as a page for a browser, its pictures |
 
 mod baseline;
+mod early;
 mod host;
 mod html;
 mod linux;

@@ -46,11 +46,14 @@ pub(crate) const PAIRS: &[Pair] = &[
     similar("unmap 32 of 512 in each table", "munmap", PART),
     similar("fork and destroy", "fork, exit and wait", FORK),
     similar("fork and destroy again", "fork, exit and wait again", FORK),
+    similar("boot mapping", "boot mapping", BOOT),
     same("balloon out", "balloon out"),
     same("balloon in", "balloon in"),
     same("balloon in, single frames", "balloon in"),
 ];
 
+const BOOT: &str = "as many pages, for the first time; Linux's figure is the \
+                    difference between a boot with 1024 MiB and one with 512";
 const PROGRAM: &str = "the same work; Linux's tree also has the program's own tables, which its \
                        row of size 0 shows alone: 3 % at 512 tables";
 const AREAS: &str = "Linux's figure holds the system call and its book-keeping of areas and pages";

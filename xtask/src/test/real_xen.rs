@@ -66,7 +66,7 @@ const fn case(program: &'static str, memory_mib: u32, expectation: Expectation) 
 const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry.
-pub(super) const CASES: [Case; 23] = [
+pub(super) const CASES: [Case; 25] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -81,6 +81,8 @@ pub(super) const CASES: [Case; 23] = [
     case("memory", 256, Expectation::Pass),
     case("memory", 2048, Expectation::Pass),
     case("memory", 8192, Expectation::Pass),
+    case("rights", 33, Expectation::Pass),
+    case("rights", 256, Expectation::Pass),
     case("audit", 64, Expectation::Pass),
     case("audit", 8192, Expectation::Pass),
     case("grow", 64, Expectation::Pass),
@@ -200,6 +202,8 @@ impl Setting<'_> {
         }
         let crowded = Host { processors: Some(1), ..host.clone() };
         self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
+        self.as_dom0(session, release, (&host, case("identity", 256, Expectation::Pass)))?;
+        self.with_list_outside(session, release, &host)?;
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
         let guest = panic.guest(&self.kernel);
@@ -215,6 +219,25 @@ impl Setting<'_> {
         under_xl.run(session, lives)?;
         let alone: &[Case] = if lives.is_empty() { &[] } else { &ALONE };
         under_xl.lives(session, alone)
+    }
+
+    /// dom0 with its list where INIT_P2M says.
+    fn with_list_outside(
+        &self,
+        session: &mut Session,
+        release: Release,
+        host: &Host<'_>,
+    ) -> Result<()> {
+        for memory_mib in [256, 2048] {
+            let case = case("memory", memory_mib, Expectation::Pass);
+            let name = format!("{}, INIT_P2M", case.name(&format!("Xen {release}")));
+            session.step("dom0", &name, || {
+                let kernel = guest::with_list_outside(&self.kernel)?;
+                let log = self.folder.new_log(&format!("test-dom0-{release}-init-p2m"))?;
+                case.judge(&dom0::boot(host, &case.guest(kernel.path()), log, |_| {})?)
+            })?;
+        }
+        Ok(())
     }
 
     fn as_dom0(

@@ -11,13 +11,15 @@ use alloc::string::String;
 
 use early_pgt::Mapped;
 use hypercall::xen::{Xen, try_load};
-use hypercall::{BootInfo, Counting, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo};
+use hypercall::{
+    BootInfo, Counting, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
+};
 use p2m::{P2m, Pfns};
 use pvmmu::{Context, walk};
 use spin::Once;
 use x86_64::VirtAddr;
 
-use crate::direct_map::{self, Built, DIRECT_MAP, Image, VIRT_BASE};
+use crate::direct_map::{self, Boot, Built, DIRECT_MAP, Image, Kernel, VIRT_BASE};
 use crate::guest::{Guest, Platform};
 
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
@@ -36,7 +38,12 @@ pub(super) struct Early {
     pub(super) built: StartInfo,
     pub(super) boot: BootInfo,
     pub(super) direct_map: GuestVa,
-    p2m: P2m<'static>,
+    /// The builder's list, until it has moved.
+    built_list: &'static [AtomicU64],
+    /// The same as a frame map.
+    built_p2m: P2m<'static>,
+    /// Of the same list in frames of the kernel's.
+    moved_p2m: Once<P2m<'static>>,
 }
 
 // SAFETY: the pointer is only ever read from by the code that suspends, which is one vCPU's.
@@ -47,14 +54,17 @@ unsafe impl Sync for Early {}
 static KNOWN: Once<Early> = Once::new();
 
 impl Early {
-    /// The root that the kernel booted on.
+    /// The root that the kernel runs on: its own, once there is one.
     pub(super) fn root(&self) -> Pfn {
-        Pfn::new((self.boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT)
+        match ROOT.load(Ordering::Acquire) {
+            0 => Pfn::new((self.boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
+            own => Pfn::new(own),
+        }
     }
 
-    /// The builder's frame map.
-    pub(super) const fn p2m(&self) -> &P2m<'static> {
-        &self.p2m
+    /// The frame map, wherever its list is now.
+    pub(super) fn p2m(&self) -> &P2m<'static> {
+        self.moved_p2m.get().unwrap_or(&self.built_p2m)
     }
 }
 
@@ -91,12 +101,22 @@ fn read(page: *const StartInfo) -> Early {
     let Ok(direct_map) = GuestVa::new(VIRT_BASE) else { panic!("VIRT_BASE is Xen's") };
     let list: *const AtomicU64 = boot.p2m_list.addr().as_ptr();
     let Ok(len) = usize::try_from(boot.pages) else { panic!("more pages than addresses") };
-    // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay for the life of
-    // the guest; the toolstack may read them, and whoever changes them does so by atomic
-    // stores.
+    // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay until
+    // `move_list`, behind which nobody reads them; whoever changes them does so by atomic stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
     match P2m::adopt(list) {
-        Ok(p2m) => Early { start_info: page, built: start_info, boot, direct_map, p2m },
+        Ok(built_p2m) => {
+            let moved_p2m = Once::new();
+            Early {
+                start_info: page,
+                built: start_info,
+                boot,
+                direct_map,
+                built_list: list,
+                built_p2m,
+                moved_p2m,
+            }
+        }
         Err(error) => panic!("{error}"),
     }
 }
@@ -137,41 +157,84 @@ pub(super) fn machine(early: &Early) -> Xen {
 
 /// Whether the builder's tables map `pfn` at its place in the direct mapping.
 fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
-    let context = Context { machine: xen, p2m: &early.p2m, kernel_root: early.root() };
+    let context = Context { machine: xen, p2m: early.p2m(), kernel_root: early.root() };
     let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
     let entry = walk(&context, context.kernel_root, va).ok().and_then(|walk| walk.at(Level::L1));
-    entry.is_some_and(|step| step.pte.is_present() && early.p2m.mfn(pfn) == Ok(step.pte.mfn()))
+    entry.is_some_and(|step| step.pte.is_present() && early.p2m().mfn(pfn) == Ok(step.pte.mfn()))
 }
 
 /// Maps all memory, and gives all of it that is free to an allocator.
 ///
 /// # Errors
 /// A sentence.
-pub(super) fn map_memory(early: &Early, xen: &Xen) -> Result<Built, String> {
+pub(super) fn map_memory(early: &'static Early, xen: &Xen, boot: Boot) -> Result<Built, String> {
     let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);
-    let [start, data, end] =
-        [&raw const kernel_start, &raw const kernel_data_start, &raw const kernel_end]
-            .map(|symbol| pfn(symbol as u64));
+    let [start, constants, data, end] = [
+        &raw const kernel_start,
+        &raw const kernel_rodata_start,
+        &raw const kernel_data_start,
+        &raw const kernel_end,
+    ]
+    .map(|symbol| pfn(symbol as u64));
     let run = |start: Pfn, end: Pfn| Pfns::new(start, end.offset_from(start).unwrap_or(0));
     let image = Image {
         mapped: xen.mapped_frames(),
-        text: run(start, data),
+        text: run(start, constants),
+        constants: run(constants, data),
         data: run(data, end),
         start_info: pfn(early.start_info as u64),
-    };
-    let set = |reach: Mapped| {
-        REACH.store(reach.end, Ordering::Release);
-        // SAFETY: early-pgt has just linked the tables that map all of this (I-3).
-        unsafe { xen.set_direct_map(reach.start, reach.end) };
+        boot,
     };
     // SAFETY: this is called once. What the builder made is in `start_info`; its stack is not used
-    // any more, and no Rust object is in memory that the image does not hold (I-1).
-    unsafe { direct_map::build((xen, &early.p2m), (&early.boot, &image), set) }
+    // any more, no Rust object is in memory that the image does not hold (I-1), and the linker
+    // script has all code in front of the constants and those in front of the rest.
+    let built = unsafe {
+        direct_map::build((xen, early.p2m()), (&early.boot, &image), &Booting { early, xen })
+    }?;
+    if boot != Boot::OnBuilderTables {
+        ROOT.store(built.made.root.map_or(0, Pfn::raw), Ordering::Release);
+    }
+    Ok(built)
+}
+
+/// The kernel while it takes over its memory.
+struct Booting<'a> {
+    early: &'static Early,
+    xen: &'a Xen,
+}
+
+impl Kernel<'static> for Booting<'_> {
+    fn mapped(&self, reach: Mapped) {
+        REACH.store(reach.end, Ordering::Release);
+        // SAFETY: early-pgt has just linked the tables that map all of this (I-3).
+        unsafe { self.xen.set_direct_map(reach.start, reach.end) };
+    }
+
+    fn move_list(&self, to: Pfns) -> Result<&'static P2m<'static>, String> {
+        let early = self.early;
+        let start =
+            self.xen.direct_map(to.start).map_err(|error| alloc::format!("list: {error}"))?;
+        let words = start.addr().as_mut_ptr::<u64>();
+        for (at, word) in early.built_list.iter().enumerate() {
+            // SAFETY: the frames have just left the pool, and hold a word for each pfn (I-1); the
+            // direct mapping shows them one after the other.
+            unsafe { words.wrapping_add(at).write(word.load(Ordering::Relaxed)) };
+        }
+        // SAFETY: these are the words, aligned to a page; nothing else uses the frames, which keep
+        // their place in the direct mapping, and from here on all writes are atomic (I-8).
+        let list = unsafe {
+            core::slice::from_raw_parts(words.cast::<AtomicU64>(), early.built_list.len())
+        };
+        let p2m = P2m::adopt(list).map_err(|error| alloc::format!("list: {error}"))?;
+        Ok(early.moved_p2m.call_once(|| p2m))
+    }
 }
 
 unsafe extern "C" {
     /// First byte of the image (linker script).
     static kernel_start: u8;
+    /// First byte behind its code.
+    static kernel_rodata_start: u8;
     /// First byte of it that may be written.
     static kernel_data_start: u8;
     /// First byte behind it.
@@ -180,6 +243,10 @@ unsafe extern "C" {
 
 /// How far the direct mapping reaches, once there is one.
 static REACH: AtomicU64 = AtomicU64::new(0);
+
+/// The pfn of the kernel's own root, once it runs on it; pfn 0 cannot be free and in use for it at
+/// once, since the list, which is taken first, begins at the lowest free pfn.
+static ROOT: AtomicU64 = AtomicU64::new(0);
 
 /// The guest around a program.
 pub(super) fn guest<'a>(
@@ -193,7 +260,7 @@ pub(super) fn guest<'a>(
         machine: Counting::new(xen),
         cpu: xen,
         boot: early.boot,
-        p2m: &early.p2m,
+        p2m: early.p2m(),
         kernel_root: early.root(),
         pool: built.pool,
         made: built.made,

@@ -2,8 +2,9 @@
 //!
 //! The notes are what Xen's builder and libxl read (public/elfnote.h): a kernel for `xen-3.0` that
 //! any PV loader may load, linked at VIRT_BASE. There is no HYPERCALL_PAGE: hypercalls are made by
-//! a bare `syscall`. At entry `rsi` points to `start_info`, events are masked, and the builder's
-//! page tables map the image.
+//! a bare `syscall`. One note, INIT_P2M, is not Xen's as it is built: `cargo xtask run --init-p2m`
+//! signs it over, and then the builder maps the P2M list there. At entry `rsi` points to
+//! `start_info`, events are masked, and the builder's page tables map the image.
 
 use core::arch::global_asm;
 
@@ -17,9 +18,12 @@ static mut BOOT_STACK: Stack = Stack([0; STACK_BYTES]);
 
 global_asm!(
     ".macro note type, value:vararg",
+    "    note_of Xen, \\type, \\value",
+    ".endm",
+    ".macro note_of owner, type, value:vararg",
     "    .balign 4",
     "    .long 4, 2f - 1f, \\type",
-    "    .asciz \"Xen\"",
+    "    .asciz \"\\owner\"",
     "1:  \\value",
     "2:  .balign 4",
     ".endm",
@@ -32,6 +36,7 @@ global_asm!(
     "note 1, .quad kernel_entry",             // ENTRY
     "note 10, .asciz \"writable_page_tables|pae_pgdir_above_4gb\"", // FEATURES: what it can do with
     "note 14, .long 1",                       // SUSPEND_CANCEL: a suspend may be taken back
+    "note_of off, 15, .quad 0xffffb00000000000", // INIT_P2M
     ".popsection",
     ".pushsection .text.kernel_entry, \"ax\", @progbits",
     ".global kernel_entry",

@@ -57,7 +57,7 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let mut console = Console;
     let platform = RealPlatform::new(early, &xen);
     let second = SecondVcpu::find(early, &xen);
-    let built = boot::map_memory(early, &xen)?;
+    let built = boot::map_memory(early, &xen, programs::boot_of(name))?;
     let mut guest = boot::guest(early, &xen, built, &mut console, &platform);
     guest.arguments = arguments;
     guest.second = second.as_ref().map(|second| second as _);

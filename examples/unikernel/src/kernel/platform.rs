@@ -74,6 +74,11 @@ impl Platform for RealPlatform<'_> {
         Ok(Box::new(RealLife::begin(self.early, self.xen)?))
     }
 
+    unsafe fn execute(&self, va: GuestVa) -> Option<bool> {
+        // SAFETY: the caller's promise is handed on.
+        Some(unsafe { traps::try_execute(va) })
+    }
+
     fn extend_heap(&self, frames: Frames) -> Result<(), Frames> {
         let Ok(start) = self.xen.direct_map(frames.start()) else { return Err(frames) };
         // SAFETY: the direct mapping maps frames that are nobody's writable, in the order of their

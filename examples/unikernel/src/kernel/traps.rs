@@ -13,6 +13,7 @@ use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
 use pvmmu::mapper::flush_length;
 use pvmmu::{Context, walk};
+use x86_64::VirtAddr;
 
 use super::console::{self, Console};
 use super::{boot, events};
@@ -24,6 +25,9 @@ const EVENT: u64 = 256;
 
 /// Whether a fault is being reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
+
+/// The address that [`try_execute`] jumps to, and 0 once that has faulted.
+static JUMP: AtomicU64 = AtomicU64::new(0);
 
 /// Instructions that were left out.
 static SKIPPED: AtomicU64 = AtomicU64::new(0);
@@ -191,6 +195,29 @@ pub(super) fn fault_on_purpose() -> ! {
     panic!("a load from nowhere gave {value:#x}")
 }
 
+/// Calls a function that is nothing but a `ret`; false if the CPU does not fetch it.
+///
+/// # Safety
+/// That is what is at `va`, and this runs on the vCPU that booted.
+pub(super) unsafe fn try_execute(va: GuestVa) -> bool {
+    JUMP.store(va.raw(), Ordering::Relaxed);
+    // SAFETY: the function returns at once, or the fault handler returns in its place.
+    unsafe { asm!("call {}", in(reg) va.raw()) };
+    JUMP.swap(0, Ordering::Relaxed) == va.raw()
+}
+
+/// Returns from a function that could not be fetched, if [`try_execute`] called it.
+fn return_from_jump(frame: &mut Frame) -> bool {
+    if JUMP.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        return false;
+    }
+    let stack: *const u64 = VirtAddr::new_truncate(frame.rsp).as_ptr();
+    // SAFETY: the call has pushed the address that it returns to.
+    frame.rip = unsafe { stack.read() };
+    frame.rsp += 8;
+    true
+}
+
 extern "C" fn handle(frame: &mut Frame) {
     if frame.vector == EVENT {
         return events::upcall();
@@ -199,6 +226,9 @@ extern "C" fn handle(frame: &mut Frame) {
         && let Some(rip) = fault_fixup(frame.rip)
     {
         frame.rip = rip;
+        return;
+    }
+    if frame.vector == u64::from(PAGE_FAULT) && return_from_jump(frame) {
         return;
     }
     if frame.vector == u64::from(PROTECTION_FAULT)

@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use conformance::{Assertion, Env, Facts, Outcome, Target, assertions, run as make};
-use early_pgt::UseKind;
+use early_pgt::{Use, UseKind};
 use hypercall::Machine;
 
 use super::OrSay;
@@ -40,8 +40,10 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     let frames = arena_frames(guest, FRAMES)?;
     let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
     let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;
-    let code = guest.made.uses.iter().filter(|used| used.kind == UseKind::KernelText);
-    for pfns in guest.made.tables.iter().copied().chain(code.map(|used| used.pfns)) {
+    let is_constant =
+        |used: &&Use| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);
+    let constant = guest.made.uses.iter().filter(is_constant);
+    for pfns in guest.made.tables.iter().copied().chain(constant.map(|used| used.pfns)) {
         env.made_read_only(pfns.start.raw()..pfns.end());
     }
     introduce(guest, &env)?;

@@ -41,14 +41,15 @@ fn introduce<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
     let mib = boot.pages / 256;
     let (context, _) = guest.parts();
-    let path = walk(&context, context.kernel_root, boot.root).or_say("walk")?;
+    let root = context.machine.direct_map(context.kernel_root).or_say("the root")?;
+    let path = walk(&context, context.kernel_root, root).or_say("walk")?;
     let console = &mut guest.console;
     writeln!(
         console,
         "pvmmu demo: {role}, {mib} MiB, {} tables from the builder",
         boot.table_frames
     )
-    .and_then(|()| writeln!(console, "the running root, {}, is mapped by", boot.root))
+    .and_then(|()| writeln!(console, "the running root, {root}, is mapped by"))
     .and_then(|()| writeln!(console, "{path}"))
     .or_say("console")
 }

@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::String;
 
 use early_pgt::{Access, UseKind, access_of};
-use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pte};
+use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pfn, Pte};
 use p2m::Pfns;
 use pvmmu::walk;
 use x86_64::structures::paging::PageTableIndex;
@@ -29,23 +29,43 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let read_only = count(guest)?;
     let made = &guest.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
-    let (hypercalls, [ticks, in_xen]) = (made.hypercalls, made.ticks.map(|all| all / pages));
-    writeln!(guest.console, "{tables:>9} tables of the direct mapping").or_say("console")?;
-    for used in &guest.made.uses {
+    let [hypercalls, own] = made.counts.map(|counts| counts.hypercalls);
+    let [ticks, in_xen] = made.ticks.map(|all| all / pages);
+    writeln!(guest.console, "{tables:>9} tables of the direct mapping and the kernel's own")
+        .or_say("console")?;
+    let kept = made.uses.iter().map(|used| (used, ""));
+    for (used, what) in kept.chain(made.given_back.iter().map(|used| (used, ": free now"))) {
         let (start, count) = (used.pfns.start, used.pfns.count);
-        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}", used.kind)
+        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
             .or_say("console")?;
     }
+    let (stack, became) = builders_stack(guest)?;
+    writeln!(guest.console, "{:>9} builder's stack, pfn {stack}: {became} now", 1)
+        .or_say("console")?;
     writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
     writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
         .or_say("console")?;
-    if hypercalls > HYPERCALLS_MAX {
-        return Err(format!("the direct mapping took {hypercalls} hypercalls"));
+    if hypercalls + own > HYPERCALLS_MAX {
+        return Err(format!("the direct mapping took {hypercalls} hypercalls, and {own} more"));
     }
     Ok(format!(
-        "{pages} pages, {tables} tables, {hypercalls} hypercalls, {ticks} ticks a page, \
-         {in_xen} of them in Xen"
+        "{pages} pages, {tables} tables, {hypercalls} hypercalls and {own} for the kernel's own \
+         tables, {ticks} ticks a page, {in_xen} of them in Xen"
     ))
+}
+
+/// Where the builder's stack was, behind its tables (`xg_dom_x86.c`, `dom0_build.c`), and what
+/// became of it: it is free, or the first frame that was taken for a table.
+fn builders_stack<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<(Pfn, &'static str), String> {
+    let tables = guest.made.given_back.iter().find(|used| used.kind == UseKind::BuilderTables);
+    let stack = tables.map(|used| Pfn::new(used.pfns.end())).ok_or("the builder's tables stay")?;
+    if guest.pool.is_free(stack) {
+        return Ok((stack, "free"));
+    }
+    match guest.made.tables.iter().any(|run| run.iter().any(|pfn| pfn == stack)) {
+        true => Ok((stack, "a table")),
+        false => Err(format!("the builder's stack, pfn {stack}, is lost")),
+    }
 }
 
 /// Looks at every page, and says how many are read-only.
@@ -98,8 +118,10 @@ fn check_sum<M: Machine + Cpu>(guest: &Guest<'_, M>, unknown: u64) -> Result<(),
     let uses: u64 = guest.made.uses.iter().map(|used| used.pfns.count).sum();
     let tables: u64 = guest.made.tables.iter().map(|run| run.count).sum();
     let sum = uses + tables + unknown + guest.pool.len() as u64;
-    let builder = guest.made.uses.iter().filter(|used| used.kind == UseKind::BuilderTables);
-    if unknown != frame_list || sum != guest.p2m.len() || builder.count() != 1 {
+    let back = |kind| guest.made.given_back.iter().filter(move |used| used.kind == kind).count();
+    let lists = back(UseKind::List) + back(UseKind::ListAndTables);
+    let all_back = back(UseKind::BuilderTables) == 1 && lists == 1;
+    if unknown != frame_list || sum != guest.p2m.len() || !all_back {
         return Err(format!(
             "{uses} in use + {tables} tables + {} free + {unknown} published = {sum} pages",
             guest.pool.len()

@@ -12,12 +12,14 @@ mod extend;
 mod foreign;
 mod grow;
 mod guest;
+mod identity;
 mod life;
 mod mapper;
 mod memory;
 mod primitives;
 mod prove;
 mod publish;
+mod rights;
 mod spaces;
 mod vcpus;
 
@@ -27,11 +29,22 @@ use core::fmt::Display;
 use ::conformance::Target;
 use hypercall::Machine;
 
+use crate::direct_map::Boot;
 use crate::guest::Guest;
 use crate::report::Verdict;
 
 /// A program, for a machine.
 pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
+
+/// How the program called `name` wants the guest's memory.
+pub(crate) fn boot_of(name: &str) -> Boot {
+    match name {
+        // It asserts what the builder leaves.
+        "conformance" => Boot::OnBuilderTables,
+        "identity" => Boot::WithIdentity,
+        _ => Boot::Whole,
+    }
+}
 
 /// The program called `name`.
 ///
@@ -48,9 +61,11 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "grow" => Ok(grow::run),
         "bench" => Ok(bench::run),
         "guest" => Ok(guest::run),
+        "identity" => Ok(identity::run),
         "mapper" => Ok(mapper::run),
         "memory" => Ok(memory::run),
         "primitives" => Ok(primitives::run),
+        "rights" => Ok(rights::run),
         "spaces" => Ok(spaces::run),
         "vcpus" => Ok(vcpus::run),
         "prove" => Ok(prove::run),
@@ -60,8 +75,9 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, foreign, grow, guest, mapper, memory, net, primitives, prove, spaces, \
-             vcpus and conformance, and to test the harness hang, fault, silent and panic"
+             dump, edu, foreign, grow, guest, identity, mapper, memory, net, primitives, prove, \
+             rights, spaces, vcpus and conformance, and to test the harness hang, fault, silent \
+             and panic"
         )),
     }
 }

@@ -73,8 +73,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
     let all = arena_frames(guest, FRAMES)?;
     let shared_info = guest.boot.shared_info;
-    let root_va = guest.boot.root;
     let (context, _) = guest.parts();
+    let root_va = context.machine.direct_map(context.kernel_root).or_say("the root")?;
     let path = walk(&context, context.kernel_root, root_va).or_say("walk")?;
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
     let running_root = context.p2m.mfn(context.kernel_root).or_say("P2M")?;

@@ -1,14 +1,12 @@
 //! Tells the toolstack where the frame map is.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{Cpu, Frame, Machine, PAGE_SHIFT, Pfn};
+use hypercall::{Cpu, Frame, Machine};
 use p2m::{BuilderList, FrameList, LeafSource as _, Toolstack};
 
 use super::OrSay;
-use crate::direct_map::VIRT_BASE;
 use crate::guest::Guest;
 
 /// Pfns that a page of the frame list describes.
@@ -34,13 +32,8 @@ pub(super) fn publish<'a, 's, M: Machine + Cpu>(
     Ok((toolstack, frame_list))
 }
 
-/// Where the builder put the list.
+/// Where the list is.
 pub(super) fn builder_list<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<BuilderList, String> {
-    if let Some((first, _)) = guest.boot.p2m_frames {
-        return Ok(BuilderList { first });
-    }
-    let offset = guest.boot.p2m_list.raw().checked_sub(VIRT_BASE);
-    let offset =
-        offset.ok_or_else(|| format!("the list, {}, is elsewhere", guest.boot.p2m_list))?;
-    Ok(BuilderList { first: Pfn::new(offset >> PAGE_SHIFT) })
+    let list = guest.made.list().ok_or("nobody knows where the list is")?;
+    Ok(BuilderList { first: list.start })
 }

@@ -41,6 +41,13 @@ impl Memory {
         run_of(&mut self.near, count)
     }
 
+    /// Takes back a run of frames for tables.
+    pub(super) fn give_near_run(&mut self, mut run: Frames) {
+        let start = self.near.len();
+        self.near.extend(core::iter::from_fn(|| run.take()));
+        self.near[start..].reverse();
+    }
+
     /// Takes back a run.
     pub(super) fn give_run(&mut self, mut run: Frames) {
         let start = self.far.len();

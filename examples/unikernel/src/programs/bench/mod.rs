@@ -30,6 +30,7 @@
 mod balloon;
 mod bare;
 mod contiguous;
+mod early;
 mod flush;
 mod fork;
 mod frame_map;
@@ -101,7 +102,10 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), Str
     let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
     contiguous::run(bench)?;
+    // While the memory is one run.
+    let new = early::new_pages(bench)?;
     let bare = bare::run(bench)?;
+    early::run(bench, &bare, new)?;
     spaces::run(bench)?;
     live::run(bench, &bare)?;
     primitives::run(bench, &bare)?;

@@ -1,0 +1,127 @@
+//! The table buffer's two faces, for a port that fills its tables itself: the bracket, and
+//! `mark_rw_past_pgt`. On the model: `cargo run -p early-pgt --example table_buffer`
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+use std::error::Error;
+use std::sync::atomic::AtomicU64;
+
+use early_pgt::{
+    Access, BuildContext, Change, Direction, Marks, PastPgt, TableBuffer, Use, UseKind, mask_rw,
+    set_access,
+};
+use hypercall::{
+    Batch, BatchStorage, BootInfo, FrameAccess, Frames, GuestVa, Level, MmuUpdate, PAGE_SHIFT, Pfn,
+    Pte, PteFlags, Slot,
+};
+use p2m::{P2m, Pfns};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::{BootMapping, DomainConfig, Model, Role};
+
+/// 64 MiB, all of it mapped from the beginning.
+const PAGES: u64 = 1 << 14;
+const VIRT_BASE: u64 = 0xffff_8800_0000_0000;
+/// Eight free frames for tables.
+const BUFFER: Pfns = Pfns::new(Pfn::new(0x3000), 8);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut config = DomainConfig::new(Role::DomU, PAGES);
+    config.virt_base = VIRT_BASE;
+    config.boot_mapping = BootMapping::AllPages;
+    let model = Model::builder().guest(config).build()?;
+    let start_info = model.guest().start_info().ok_or("the builder left nothing")?;
+    let boot = BootInfo::parse(&start_info)?;
+    let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
+    let list: Vec<AtomicU64> = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+    let p2m = P2m::adopt(&list)?;
+    let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT);
+    let context = BuildContext { machine: &model, p2m: &p2m, root };
+    let mut storage = BatchStorage::<16, 1>::new();
+    bracket(context, &mut storage.batch())?;
+    past(context, &mut storage.batch())?;
+    model.audit()?;
+    match model.take_violations().as_slice() {
+        [] => Ok(()),
+        violations => Err(violations.join("; ").into()),
+    }
+}
+
+/// The bracket: frames are taken and filled, and become tables when the round is finished.
+fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
+    // SAFETY: the frames exist only in the model, and this is the only claim.
+    let frames = unsafe { Frames::claim(BUFFER.start, BUFFER.count) };
+    let mut buffer = TableBuffer::new(frames);
+    let mut round = buffer.begin()?;
+    let table = round.take()?;
+    // Pfns 0x200 to 0x3ff once more, at an address that nothing maps.
+    let mut entries = [Pte::ABSENT; 512];
+    for (entry, pfn) in entries.iter_mut().zip(0x200..) {
+        *entry = Pte::new(context.p2m.mfn(Pfn::new(pfn))?, PteFlags::KERNEL_RO);
+    }
+    // SAFETY: the table is one of the round's frames, and not live.
+    unsafe { context.machine.write_entries(table, PageTableIndex::new(0), &entries) }?;
+    let slot = free_l2_slot(context)?;
+    let link = Pte::new(context.p2m.mfn(table)?, PteFlags::TABLE);
+    let links = |direction| {
+        let change: Change = Ok(match direction {
+            Direction::Forth => (MmuUpdate::set(slot, link), Pte::ABSENT),
+            Direction::Back => (MmuUpdate::set(slot, Pte::ABSENT), link),
+        });
+        [change].into_iter()
+    };
+    // SAFETY: the frame is filled, and the slot is nobody's.
+    let tables = unsafe { round.finish(context, links, batch) }?;
+    let (_, unused) = buffer.into_parts().map_err(|(_, error)| error)?;
+    println!("bracket: {} table, {} frames handed on, writable", tables.count, unused.count());
+    Ok(())
+}
+
+/// The first empty slot behind those of the boot mapping, in the L2 table that leads to its end.
+fn free_l2_slot(context: BuildContext<'_, Model>) -> Result<Slot, Box<dyn Error>> {
+    let last = GuestVa::new(VIRT_BASE + ((PAGES - 1) << PAGE_SHIFT))?;
+    let mut table = context.root;
+    for level in [Level::L4, Level::L3] {
+        let pte = context.machine.read_entry(table, level.index_of(last))?;
+        table = context.p2m.pfn(context.machine, pte.mfn())?;
+    }
+    let from = u16::from(Level::L2.index_of(last)) + 1;
+    for index in (from..512).map(PageTableIndex::new) {
+        if !context.machine.read_entry(table, index)?.is_present() {
+            return Ok(Slot { table: context.p2m.mfn(table)?, index });
+        }
+    }
+    Err("the L2 table is full".into())
+}
+
+/// The face without a bracket: the port calls `entry` for each early entry that it makes, and
+/// changes what that says. It shows the whole buffer read-only, since any of it may become a table.
+fn past(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
+    let start = Pfn::new(0x3100);
+    let marks = |used: u64| Marks {
+        start,
+        end: Pfn::new(start.raw() + used),
+        top: Pfn::new(start.raw() + 4),
+    };
+    // SAFETY: frames of the model's guest, which nobody uses.
+    unsafe { set_access(context, (marks(0).all(), Access::ReadOnly), batch) }?;
+    let buffer = [Use { pfns: marks(0).all(), kind: UseKind::TableBuffer }];
+    let entry = Pte::new(context.p2m.mfn(start)?, PteFlags::KERNEL_RW);
+    println!("an early entry for the buffer: {entry} becomes {}", mask_rw(entry, start, &buffer));
+    let mut past = PastPgt::new();
+    // A round that takes one frame, then a second; nobody has reserved the tables yet.
+    for used in [1, 2] {
+        let over = past.entry(Pfn::new(0x1000), marks(used), |_| false);
+        println!("{used} of 4 frames are tables: {over:?}");
+    }
+    // The allocator has them now: the round is over, and the rest is not needed.
+    let over = past.entry(Pfn::new(0x1000), marks(2), |pfn| pfn == start);
+    let unused = over.ok_or("the end of the round went unnoticed")?;
+    // SAFETY: these never became tables.
+    unsafe { set_access(context, (unused, Access::Writable), batch) }?;
+    println!("the round is over: {} frames are writable again", unused.count);
+    if unused == marks(2).unused() { Ok(()) } else { Err("the wrong frames".into()) }
+}
+
+#[test]
+fn both_faces_leave_no_frame_in_a_third_state() {
+    assert!(main().is_ok());
+}

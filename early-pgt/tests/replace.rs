@@ -1,0 +1,250 @@
+//! The builder's tables are replaced: what the copies say, what becomes free, and what happens if
+//! Xen refuses.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+mod support;
+
+use early_pgt::{
+    BuildContext, BuilderList, EarlyError, Plan, ReplaceError, Replaced, Use, UseKind,
+    replace_tables,
+};
+use hypercall::{
+    BatchStorage, Errno, FailNth, FrameAccess as _, Frames, GuestVa, Level, Machine, Pfn, Pte,
+    PteFlags, Refusal,
+};
+use p2m::Pfns;
+use support::{DIRECT_MAP, Guest};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::{DomainConfig, Role};
+
+type Storage = BatchStorage<6000, 3>;
+
+const TEXT: Pfns = Pfns::new(Pfn::new(0x101), 9);
+const CONSTANTS: Pfns = Pfns::new(Pfn::new(0x10a), 3);
+const LIST_VA: u64 = 0xffff_b000_0000_0000;
+
+/// A guest whose direct map is built, with code and constants in its image, and its free frames.
+fn built(mut config: DomainConfig) -> (Guest, Vec<Frames>) {
+    config.kernel_pages = 0x200;
+    let mut guest = Guest::of(config);
+    guest.uses.retain(|used| used.kind != UseKind::KernelData);
+    guest.uses.extend([
+        Use { pfns: TEXT, kind: UseKind::KernelText },
+        Use { pfns: CONSTANTS, kind: UseKind::KernelConstants },
+        Use { pfns: Pfns::new(Pfn::new(0x10d), 0xf3), kind: UseKind::KernelData },
+    ]);
+    let free = guest.build();
+    (guest, free)
+}
+
+/// Frames for the tables: the end of the largest run, which is not in the builder's mapping; or its
+/// beginning, which is.
+fn frames(guest: &Guest, free: Vec<Frames>, place: Place) -> (Frames, Vec<Frames>) {
+    let needed = guest.memory().own_tables() + 1;
+    let (mut fit, mut rest): (Vec<_>, Vec<_>) =
+        free.into_iter().partition(|run| run.count() >= needed);
+    let run = match place {
+        Place::Low => fit.remove(0),
+        Place::High => fit.pop().expect("room"),
+    };
+    rest.append(&mut fit);
+    let keep = if place == Place::Low { needed } else { run.count() - needed };
+    let (low, high) = run.split(keep).expect("so many");
+    let (frames, other) = if place == Place::Low { (low, high) } else { (high, low) };
+    rest.push(other);
+    (frames, rest)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Low,
+    High,
+}
+
+fn replace<M: Machine>(
+    guest: &Guest,
+    machine: &M,
+    (list, frames): (BuilderList, Frames),
+    owner: impl FnMut(Frames),
+) -> Result<Replaced, ReplaceError> {
+    let p2m = guest.p2m();
+    let mut storage = Box::new(Storage::new());
+    let context = guest.context(machine, &p2m);
+    let memory = guest.memory();
+    // SAFETY: the frames exist only in the model, nobody else claims any, and nothing is executed.
+    unsafe { replace_tables(context, (&memory, list), frames, &mut storage.batch(), owner) }
+}
+
+/// The entries on the way to `va` in the tree that the vCPU runs on.
+fn path(guest: &Guest, va: u64) -> Vec<Pte> {
+    let va = GuestVa::new(va).expect("the guest's");
+    let mut table = guest.model.guest().kernel_root().expect("a root");
+    let mut path = Vec::new();
+    for level in Level::TOP_DOWN {
+        let pfn = guest.model.machine_to_phys(table).expect("a frame");
+        let pte = guest.model.read_entry(pfn, level.index_of(va)).expect("mapped");
+        path.push(pte);
+        if !pte.is_present() {
+            break;
+        }
+        table = pte.mfn();
+    }
+    path
+}
+
+/// Whether a page can be written, and executed; `None` if it is not mapped.
+fn rights(guest: &Guest, va: u64) -> Option<(bool, bool)> {
+    let path = path(guest, va);
+    let last = path.last()?;
+    last.is_present().then(|| {
+        let executable = !path.iter().any(|pte| pte.flags().contains(PteFlags::NO_EXECUTE));
+        (path.iter().all(|pte| pte.is_writable()), executable)
+    })
+}
+
+fn holds(pfns: Pfns, pfn: Pfn) -> bool {
+    pfns.start <= pfn && pfn.raw() < pfns.end()
+}
+
+/// Every page of the kernel's mapping and of the direct map has the rights it should.
+fn check_rights(guest: &Guest, replaced: Replaced) {
+    let rounds: Vec<Pfns> =
+        Plan::new(&guest.memory()).expect("planned").rounds().iter().map(|r| r.used()).collect();
+    for pfn in (0..guest.boot.pages).map(Pfn::new) {
+        let table = holds(replaced.tables, pfn) || rounds.iter().any(|run| holds(*run, pfn));
+        let writable = !(table || holds(TEXT, pfn) || holds(CONSTANTS, pfn));
+        let direct = rights(guest, DIRECT_MAP + (pfn.raw() << 12));
+        assert_eq!(direct, Some((writable, false)), "pfn {pfn} in the direct map");
+        if pfn.raw() < guest.place.kernel_pages {
+            let kernel = rights(guest, guest.place.kernel.raw() + (pfn.raw() << 12));
+            assert_eq!(kernel, Some((writable, holds(TEXT, pfn))), "pfn {pfn} at VIRT_BASE");
+        }
+    }
+}
+
+#[test]
+fn only_code_is_executable_and_the_builders_pages_are_free() {
+    for place in [Place::Low, Place::High] {
+        for (role, pages) in [(Role::DomU, 0x2000), (Role::Dom0, 0x2100), (Role::DomU, 0x2_0000)] {
+            let (guest, free) = built(DomainConfig::new(role, pages));
+            let before: u64 = free.iter().map(Frames::count).sum();
+            let (frames, rest) = frames(&guest, free, place);
+            let mut given: u64 = rest.iter().map(Frames::count).sum();
+            let moved = BuilderList::Moved(guest.boot.p2m_list);
+            let owner = |frames: Frames| given += frames.count();
+            let replaced = replace(&guest, &guest.model, (moved, frames), owner);
+            let replaced = replaced.expect("nothing is refused");
+            let gone: u64 = guest.memory().replaced_uses(moved).map(|used| used.pfns.count).sum();
+            assert_eq!(gone, guest.boot.table_frames + pages.div_ceil(512));
+            assert_eq!(given, before + gone - replaced.tables.count, "{place:?} {role:?}");
+            let root = guest.model.guest().kernel_root().expect("a root");
+            assert_eq!(guest.model.machine_to_phys(root), Some(replaced.root));
+            check_rights(&guest, replaced);
+            for used in guest.memory().replaced_uses(moved) {
+                for pfn in used.pfns.iter() {
+                    let mfn = guest.model.guest().built_mfn(pfn).expect("a frame");
+                    let kind = guest.model.frame(mfn).expect("a frame").kind.kind;
+                    assert!(!format!("{kind:?}").starts_with('L'), "pfn {pfn} is a table");
+                }
+            }
+            guest.check();
+        }
+    }
+}
+
+#[test]
+fn a_list_in_a_root_slot_of_its_own_goes_if_it_has_moved_and_only_then() {
+    for moves in [true, false] {
+        let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
+        config.init_p2m = Some(LIST_VA);
+        let (guest, free) = built(config);
+        let list = match moves {
+            true => BuilderList::Moved(guest.boot.p2m_list),
+            false => BuilderList::Stays,
+        };
+        let (frames, _) = frames(&guest, free, Place::High);
+        let mut given = Vec::new();
+        let owner = |frames: Frames| given.push((frames.start(), frames.count()));
+        let replaced = replace(&guest, &guest.model, (list, frames), owner);
+        assert!(replaced.is_ok(), "{replaced:?}");
+        assert_eq!(rights(&guest, LIST_VA).is_none(), moves);
+        let (first, count) = guest.boot.p2m_frames.expect("the builder says where");
+        assert_eq!(given.contains(&(first, count)), moves);
+        for pfn in Pfns::new(first, count).iter() {
+            let direct = rights(&guest, DIRECT_MAP + (pfn.raw() << 12));
+            assert_eq!(direct, Some((moves, false)), "pfn {pfn}");
+        }
+        guest.check();
+    }
+}
+
+/// All tables, read-only pages and the root: what a failed replacement must not change.
+fn state(guest: &Guest) -> (Option<hypercall::Mfn>, Vec<u64>) {
+    let kernel = (0..guest.place.kernel_pages).map(|pfn| guest.place.kernel.raw() + pfn * 4096);
+    let direct = (0..guest.boot.pages).map(|pfn| DIRECT_MAP + pfn * 4096);
+    let entry = |va| guest.model.guest().l1_slot(va).map_or(0, |(_, pte)| pte.raw() & !0x60);
+    (guest.model.guest().kernel_root(), kernel.chain(direct).map(entry).collect())
+}
+
+#[test]
+fn each_element_of_each_request_can_be_refused_and_it_can_be_done_again() {
+    let (guest, free) = built(DomainConfig::new(Role::DomU, 0x2000));
+    let (mut frames, _) = frames(&guest, free, Place::Low);
+    let before = state(&guest);
+    let tables = usize::try_from(guest.memory().own_tables()).expect("few");
+    let cases =
+        [(0, vec![0, 1, tables - 1, tables, tables + 1]), (1, vec![0, 1, 2]), (2, vec![0, 1, 4])];
+    for (request, dones) in cases {
+        for done in dones {
+            let refusal = Refusal { request, errno: Errno::ENOMEM, done };
+            let machine = FailNth::new(&guest.model, refusal);
+            let moved = BuilderList::Moved(guest.boot.p2m_list);
+            let refused = replace(&guest, &machine, (moved, frames), |_| ());
+            let error = refused.expect_err("refused");
+            assert_eq!(error.undo, Ok(()), "request {request} after {done}: {error}");
+            assert!(error.to_string().contains("ENOMEM"), "{error}");
+            let switch = matches!(error.failure, EarlyError::Switch { .. });
+            assert_eq!(switch, request == 1, "{error}");
+            let after = state(&guest);
+            let changed = before.1.iter().zip(&after.1).find(|(before, after)| before != after);
+            assert!(after == before, "request {request} after {done}: {changed:x?}");
+            guest.check();
+            frames = error.frames.expect("they come back");
+        }
+    }
+    let moved = BuilderList::Moved(guest.boot.p2m_list);
+    let replaced = replace(&guest, &guest.model, (moved, frames), |_| ());
+    check_rights(&guest, replaced.expect("nothing is refused"));
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_changed() {
+    let (guest, free) = built(DomainConfig::new(Role::DomU, 0x2000));
+    let before = state(&guest);
+    let (frames, _) = frames(&guest, free, Place::High);
+    let (few, frames) = frames.split(2).expect("more than two");
+    let refused = replace(&guest, &guest.model, (BuilderList::Stays, few), |_| ());
+    let error = refused.expect_err("too few");
+    let needed = guest.memory().own_tables();
+    assert_eq!(error.failure, EarlyError::TooFewFrames { given: 2, needed });
+    assert_eq!(error.frames.map(|frames| frames.count()), Some(2));
+    let p2m = guest.p2m();
+    let context: BuildContext<'_, _> = guest.context(&guest.model, &p2m);
+    let mut storage = Box::new(BatchStorage::<6000, 2>::new());
+    let (memory, mut batch) = (guest.memory(), storage.batch());
+    let list = BuilderList::Stays;
+    // A frame short because two were split off: the run above had one to spare.
+    let few = frames.count() < needed;
+    // SAFETY: as in `replace`.
+    let refused = unsafe { replace_tables(context, (&memory, list), frames, &mut batch, |_| ()) };
+    let failure = refused.map_err(|error| error.failure);
+    let wanted = match few {
+        true => EarlyError::TooFewFrames { given: needed - 1, needed },
+        false => EarlyError::NoStorage,
+    };
+    assert_eq!(failure, Err(wanted));
+    assert!(state(&guest) == before);
+    let root = guest.model.read_entry(guest.root, PageTableIndex::new(511)).expect("the root");
+    assert!(root.is_present());
+    guest.check();
+}

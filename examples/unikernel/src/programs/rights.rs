@@ -1,0 +1,196 @@
+//! `rights`: nothing but the kernel's code can be executed, and nothing that can be executed can be
+//! written, at any address: first as the tables say it, entry by entry, then as the CPU sees it.
+#![expect(unsafe_code, reason = "stores and jumps that must fault, on purpose")]
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+
+use early_pgt::UseKind;
+use hypercall::{
+    Cpu, ENTRIES, Entry, FrameAccess as _, GuestVa, Level, Machine, PAGE_SHIFT, PAGE_SIZE, Pfn,
+    Pte, PteFlags, XEN_SLOTS,
+};
+use p2m::Pfns;
+use pvmmu::{Context, FrameSource as _};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::OrSay;
+use crate::direct_map::VIRT_BASE;
+use crate::guest::Guest;
+use crate::report::Verdict;
+
+/// `ret`, the one instruction that is tried.
+const RETURN: u8 = 0xc3;
+/// A constant that would be a fine function.
+static CONSTANT: [u8; 16] = [RETURN; 16];
+
+/// Runs the program.
+pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
+    let code = place_of(guest, UseKind::KernelText)?;
+    let constants = place_of(guest, UseKind::KernelConstants)?;
+    let mut found = Found { code, executable: 0, read_only: 0, pages: 0 };
+    let context = guest.context();
+    found.descend(&context, (context.kernel_root, Level::L4), (0, Rights::ALL))?;
+    if found.executable != code.count {
+        return Err(format!("{} pages of {} are executable", found.executable, code.count));
+    }
+    let Found { executable, read_only, pages, .. } = found;
+    writeln!(
+        guest.console,
+        "{pages} entries map pages: {executable} of them code, {read_only} read-only"
+    )
+    .or_say("console")?;
+    let writes = try_to_write(guest, [code, constants])?;
+    let jumps = try_to_execute(guest, code)?;
+    Ok(format!("{executable} pages of code; {writes} writes and {jumps} jumps faulted"))
+}
+
+/// Where pages of the image are.
+fn place_of<M>(guest: &Guest<'_, M>, kind: UseKind) -> Result<Pfns, String> {
+    let used = guest.made.uses.iter().find(|used| used.kind == kind);
+    used.map(|used| used.pfns).ok_or_else(|| format!("the image has no {kind:?}"))
+}
+
+/// What the entries on the way to a page allow together.
+#[derive(Clone, Copy)]
+struct Rights {
+    writable: bool,
+    executable: bool,
+}
+
+impl Rights {
+    const ALL: Self = Self { writable: true, executable: true };
+
+    fn below(self, pte: Pte) -> Self {
+        Self {
+            writable: self.writable && pte.is_writable(),
+            executable: self.executable && !pte.flags().contains(PteFlags::NO_EXECUTE),
+        }
+    }
+}
+
+/// What all tables say.
+struct Found {
+    code: Pfns,
+    executable: u64,
+    read_only: u64,
+    pages: u64,
+}
+
+impl Found {
+    /// Looks at everything below a table, which begins at address `start`.
+    fn descend<M: Machine>(
+        &mut self,
+        context: &Context<'_, M>,
+        (table, level): (Pfn, Level),
+        (start, rights): (u64, Rights),
+    ) -> Result<(), String> {
+        let mut entries = Box::new([Pte::ABSENT; ENTRIES as usize]);
+        let first = PageTableIndex::new(0);
+        context.machine.read_entries(table, first, entries.as_mut_slice()).or_say("a table")?;
+        for (index, pte) in (0..ENTRIES).zip(entries.iter()) {
+            // The user half is empty, and Xen's slots are its own.
+            if level == Level::L4 && index <= *XEN_SLOTS.end() {
+                continue;
+            }
+            let sign = if level == Level::L4 { 0xffff << 48 } else { 0 };
+            let at = start | sign | (u64::from(index) << level.shift());
+            let rights = rights.below(*pte);
+            match (pte.decode(level), level.below()) {
+                (Entry::Absent, _) => {}
+                (Entry::Table(mfn), Some(below)) => {
+                    let table = context.p2m.pfn(context.machine, mfn).or_say("a table")?;
+                    self.descend(context, (table, below), (at, rights))?;
+                }
+                _ => self.leaf(at, rights)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, at: u64, rights: Rights) -> Result<(), String> {
+        self.pages += 1;
+        self.read_only += u64::from(!rights.writable);
+        if !rights.executable {
+            return Ok(());
+        }
+        self.executable += 1;
+        let pfn = at.checked_sub(VIRT_BASE).map(|offset| offset >> PAGE_SHIFT);
+        let is_code = pfn.is_some_and(|pfn| self.code.start.raw() <= pfn && pfn < self.code.end());
+        match is_code && !rights.writable {
+            true => Ok(()),
+            false => Err(format!("{at:#x} is executable, and writable: {}", rights.writable)),
+        }
+    }
+}
+
+fn at_virt_base(pfn: Pfn) -> Result<GuestVa, String> {
+    GuestVa::new(VIRT_BASE + (pfn.raw() << PAGE_SHIFT)).or_say("VIRT_BASE")
+}
+
+/// Stores into pages that must not be written, at both of their addresses. How many faulted: all.
+fn try_to_write<M: Machine + Cpu>(
+    guest: &mut Guest<'_, M>,
+    parts: [Pfns; 2],
+) -> Result<usize, String> {
+    let mut faults = 0;
+    for pfn in parts.into_iter().flat_map(|part| [part.start, Pfn::new(part.end() - 1)]) {
+        for va in [at_virt_base(pfn)?, guest.machine.direct_map(pfn).or_say("direct map")?] {
+            let before = guest.cpu.load(va).or_say("a load")?;
+            // SAFETY: if this does not fault it writes what is there already.
+            if unsafe { guest.cpu.store(va, before) }.is_ok() {
+                return Err(format!("{va} can be written"));
+            }
+            writeln!(guest.console, "writing {va} faults").or_say("console")?;
+            faults += 1;
+        }
+    }
+    Ok(faults)
+}
+
+/// Jumps to a `ret` in code, which works, and in everything else, which must fault. How many did.
+fn try_to_execute<M: Machine + Cpu>(guest: &mut Guest<'_, M>, code: Pfns) -> Result<usize, String> {
+    let frame = guest.pool.take_table().ok_or("the pool is empty")?;
+    let direct = |pfn| guest.machine.direct_map(pfn).or_say("direct map");
+    // SAFETY: the frame is this program's.
+    unsafe { guest.machine.write_bytes(frame.pfn(), 0, &[RETURN]) }.or_say("a frame")?;
+    let heap = Box::new([RETURN; 16]);
+    let stack = [RETURN; 16];
+    let address = |bytes: &[u8; 16]| GuestVa::new(bytes.as_ptr().addr() as u64).or_say("address");
+    let mut tries = alloc::vec![("a free frame", direct(frame.pfn())?, false)];
+    if let Some(offset) = return_in(guest, code.start)? {
+        let plus = |va: GuestVa| GuestVa::new(va.raw() + offset).or_say("address");
+        tries.push(("code", plus(at_virt_base(code.start)?)?, true));
+        tries.push(("code in the direct map", plus(direct(code.start)?)?, false));
+        tries.push(("a constant", address(&CONSTANT)?, false));
+        tries.push(("the heap", address(&heap)?, false));
+        tries.push(("the stack", address(&stack)?, false));
+    }
+    let mut faults = 0;
+    for (what, va, works) in tries {
+        // SAFETY: what is there is a `ret`.
+        let executed = unsafe { guest.platform.execute(va) };
+        match executed {
+            None => {
+                writeln!(guest.console, "nothing is executed on the model").or_say("console")?;
+            }
+            Some(executed) if executed == works => {
+                let does = if works { "works" } else { "faults" };
+                writeln!(guest.console, "executing {what}, {va}, {does}").or_say("console")?;
+                faults += usize::from(!works);
+            }
+            Some(_) => return Err(format!("{what} at {va}: to be executed is {works}")),
+        }
+    }
+    guest.pool.give(frame);
+    Ok(faults)
+}
+
+/// Where in a page a byte is that can be executed as `ret`; `None` on the model, which has no code.
+fn return_in<M: Machine + Cpu>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<Option<u64>, String> {
+    let mut bytes = alloc::vec![0; PAGE_SIZE];
+    guest.machine.read_bytes(pfn, 0, &mut bytes).or_say("code")?;
+    let at = bytes.iter().position(|byte| *byte == RETURN);
+    Ok(at.map(|at| at as u64))
+}
