@@ -169,14 +169,6 @@ impl FrameAccess for Xen {
         let mut done = head.len();
         head.iter().enumerate().for_each(|(k, from)| byte(k, *from));
         let (words, tail) = rest.as_chunks::<8>();
-        // Eight at a time: filling pages of the frame map is this loop.
-        let (eights, words) = words.as_chunks::<8>();
-        for eight in eights {
-            for (k, from) in eight.iter().enumerate() {
-                word(done + k * 8, u64::from_ne_bytes(*from));
-            }
-            done += size_of_val(eight);
-        }
         for from in words {
             word(done, u64::from_ne_bytes(*from));
             done += 8;
