@@ -8,7 +8,7 @@ use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuUpdate, Pfn, Pte};
 
 use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
-use crate::marks::held;
+use crate::marks::{held, may_be_held};
 use crate::pgd::Roots;
 use crate::tables::Parts;
 
@@ -110,12 +110,17 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
                     let pfn = self.context.p2m.pfn(self.context.machine, mfn)?;
                     self.below(below, pfn)?;
                 }
-                if held(*pte).is_none_or(|held| held.level() >= self.tables.lowest) {
+                if !may_be_held(*pte) || !self.stays(*pte) {
                     self.one(mfn)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the table behind `pte` is pinned by itself and stays so.
+    fn stays(&self, pte: Pte) -> bool {
+        held(pte).is_some_and(|held| held.level() < self.tables.lowest)
     }
 
     /// One table, if any may still be changed.

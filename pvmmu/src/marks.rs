@@ -60,6 +60,12 @@ pub(crate) const fn held_table(held: Held) -> PteFlags {
     PteFlags::TABLE.union(PteFlags::from_bits_retain(value << HELD_SHIFT))
 }
 
+/// Whether [`held`] has to be asked at all: most tables are not pinned by themselves.
+#[inline]
+pub(crate) const fn may_be_held(pte: Pte) -> bool {
+    pte.raw() & HELD.bits() != 0
+}
+
 /// What the table is that a present entry points to, if that is pinned by itself.
 pub(crate) const fn held(pte: Pte) -> Option<Held> {
     match (pte.raw() & HELD.bits()) >> HELD_SHIFT {

@@ -43,8 +43,14 @@ await() {
 }
 
 # Sets domain. A guest that is restored or restarted has another number.
+# An xl that crashes, as it does now and then under emulation, has said nothing of that.
 find_domain() {
-    domain=$(xl domid "$name" 2>/dev/null) && [ -n "$domain" ]
+    for try in 1 2 3 4 5; do
+        domain=$(xl domid "$name" 2>/dev/null)
+        found=$?
+        [ $found -lt 128 ] && break
+    done
+    [ $found -eq 0 ] && [ -n "$domain" ]
 }
 
 answered() {
