@@ -12,7 +12,7 @@ use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
-use crate::edit::{Edit, Entries, Tools, empty_table, with_table_flags};
+use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
@@ -93,8 +93,8 @@ impl Pgd<Pinned> {
         .map_err(refused)?;
         let mut edit = Edit::begin(roots, tools);
         let mut path = Path::new(child.root());
-        let copied = each_l1_table(&context, roots.kernel, &mut |table, va| {
-            copy_table(&mut edit, (&mut child, &mut path), (table, va))
+        let copied = each_l1_table(&context, roots.kernel, &mut |table| {
+            copy_table(&mut edit, (&mut child, &mut path), table)
         });
         let failure = match copied.and_then(|()| edit.submit()) {
             Ok(()) => match child.pin(&context, tools.batch) {
@@ -121,30 +121,43 @@ impl Pgd<Pinned> {
     }
 }
 
-/// Calls `f` for every L1 table of the user half, with the first address that it maps.
+/// An L1 table of the user half.
+#[derive(Clone, Copy)]
+struct L1Table {
+    pfn: Pfn,
+    /// The first address that it maps.
+    va: GuestVa,
+    /// Flags in which an entry on the way to it is not as usual.
+    unusual: PteFlags,
+}
+
+/// Calls `f` for every L1 table of the user half.
 fn each_l1_table<M: Machine>(
     context: &Context<'_, M>,
     root: Pfn,
-    f: &mut impl FnMut(Pfn, GuestVa) -> Result<(), MapError>,
+    f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
 ) -> Result<(), MapError> {
     fn below<M: Machine>(
         context: &Context<'_, M>,
-        (level, table, base): (Level, Pfn, u64),
-        f: &mut impl FnMut(Pfn, GuestVa) -> Result<(), MapError>,
+        (level, pfn, base): (Level, Pfn, u64),
+        (unusual, f): (PteFlags, &mut impl FnMut(L1Table) -> Result<(), MapError>),
     ) -> Result<(), MapError> {
         let Some(next) = level.below() else {
-            return f(table, GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?);
+            let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
+            return f(L1Table { pfn, va, unusual });
         };
+        let table = pfn;
         let mut present = Present::of(level, table);
         while let Some((index, pte)) = present.next(context)? {
             let Entry::Table(mfn) = pte.decode(level) else { continue };
             let pfn = context.p2m.pfn(context.machine, mfn)?;
             let base = base + (u64::from(index) << level.shift());
-            below(context, (next, pfn, base), f)?;
+            let unusual = unusual | (pte.flags() ^ PteFlags::TABLE) & TABLE_FLAGS;
+            below(context, (next, pfn, base), (unusual, &mut *f))?;
         }
         Ok(())
     }
-    below(context, (Level::L4, root, 0), f)
+    below(context, (Level::L4, root, 0), (PteFlags::empty(), f))
 }
 
 /// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
@@ -175,14 +188,16 @@ const fn join(parents: Pte) -> Pte {
 fn copy_table<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     (child, path): (&mut Pgd<Loose>, &mut Path),
-    (table, va): (Pfn, GuestVa),
+    L1Table { pfn: table, va, unusual }: L1Table,
 ) -> Result<(), MapError> {
     let context = edit.context();
     let first = PageTableIndex::new(0);
     let mut old = empty_table();
     context.machine.read_entries(table, first, &mut old)?;
     let childs_table = child.l1_table(&context, path, va, edit.frames())?;
-    inherit(&context, (edit.root(), child), va)?;
+    if !unusual.is_empty() {
+        inherit(&context, (edit.root(), child), va)?;
+    }
     let mut childs = empty_table();
     let shared = share_all(&context, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
@@ -239,26 +254,27 @@ fn put_back<M: Machine, F: FrameSource>(
     let first = PageTableIndex::new(0);
     let mut path = Path::new(parent.root());
     let mut edit = Edit::begin(parent.roots(), tools);
-    let restored = each_l1_table(&context, child.root(), &mut |childs_table, va| {
-        let crate::path::Found::Table(table) = path.seek(&context, va)? else {
-            return Err(MapError::NotMapped(va));
-        };
-        let (mut childs, mut old) = (empty_table(), empty_table());
-        context.machine.read_entries(childs_table, first, &mut childs)?;
-        context.machine.read_entries(table, first, &mut old)?;
-        let mut new = old;
-        for (parents, child) in new.iter_mut().zip(&childs) {
-            if child.flags().contains(FORKED) && parents.flags().contains(SHARED) {
-                *parents = join(*parents);
+    let restored =
+        each_l1_table(&context, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
+            let crate::path::Found::Table(table) = path.seek(&context, va)? else {
+                return Err(MapError::NotMapped(va));
+            };
+            let (mut childs, mut old) = (empty_table(), empty_table());
+            context.machine.read_entries(childs_table, first, &mut childs)?;
+            context.machine.read_entries(table, first, &mut old)?;
+            let mut new = old;
+            for (parents, child) in new.iter_mut().zip(&childs) {
+                if child.flags().contains(FORKED) && parents.flags().contains(SHARED) {
+                    *parents = join(*parents);
+                }
             }
-        }
-        edit.change_entries((table, va), (&old, &new))
-    });
+            edit.change_entries((table, va), (&old, &new))
+        });
     if let Err(error) = restored.and_then(|()| edit.submit()) {
         edit.abandon();
         return Err(error);
     }
-    each_l1_table(&context, child.root(), &mut |table, _| {
+    each_l1_table(&context, child.root(), &mut |L1Table { pfn: table, .. }| {
         let mut childs = empty_table();
         context.machine.read_entries(table, first, &mut childs)?;
         for pte in childs.iter().filter(|pte| pte.is_present()) {

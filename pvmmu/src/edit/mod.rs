@@ -42,7 +42,9 @@ use crate::walk::{Walk, walk};
 
 use settle::{Settled, settle, take_back};
 
-pub(crate) use rewrite::{Change, Clear, Flags, check_present, flags_of_shared, with_table_flags};
+pub(crate) use rewrite::{
+    Change, Clear, Flags, TABLE_FLAGS, check_present, flags_of_shared, with_table_flags,
+};
 pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.

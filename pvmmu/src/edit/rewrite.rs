@@ -334,13 +334,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 }
 
+/// The flags of an upper entry that a caller chooses.
+pub(crate) const TABLE_FLAGS: PteFlags = PteFlags::WRITABLE.union(PteFlags::NO_EXECUTE);
+
 /// The entry of `level` for `va` with those of `flags` that mean something in an upper one.
 pub(crate) fn with_table_flags(
     (level, va): (Level, GuestVa),
     pte: Pte,
     flags: PteFlags,
 ) -> Result<Pte, MapError> {
-    let chosen = PteFlags::WRITABLE | PteFlags::NO_EXECUTE;
+    let chosen = TABLE_FLAGS;
     match pte.decode(level) {
         _ if !flags.contains(PteFlags::PRESENT) => Err(MapError::Flags(flags.bits())),
         Entry::Table(_) => Ok(pte.with_flags(pte.flags() & !chosen | flags & chosen)),
