@@ -250,8 +250,10 @@ impl<M: Machine> Work<'_, M> {
     fn list_slots(&self) -> Option<core::ops::RangeInclusive<usize>> {
         let BuilderList::Moved(va) = self.list else { return None };
         let outside = |used: &Use| used.kind == UseKind::ListAndTables;
-        let list = self.memory.replaced_uses(self.list).find(outside)?;
-        let last = va.checked_add_pages(list.pfns.count).ok()?;
+        self.memory.replaced_uses(self.list).find(outside)?;
+        // One word for each page; the use has the frames of the tables above, too.
+        let pages = (self.context.p2m.len() * 8).div_ceil(1 << PAGE_SHIFT);
+        let last = va.checked_add_pages(pages.saturating_sub(1)).ok()?;
         Some(usize::from(Level::L4.index_of(va))..=usize::from(Level::L4.index_of(last)))
     }
 
