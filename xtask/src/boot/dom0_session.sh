@@ -42,6 +42,11 @@ await() {
     done
 }
 
+# Searches all that the guest has said; after a move it has another console.
+said() {
+    cat "$log" "$incoming" | grep "$@"
+}
+
 # Sets domain. A guest that is restored or restarted has another number.
 # An xl that crashes, as it does now and then under emulation, has said nothing of that.
 find_domain() {
@@ -225,13 +230,13 @@ step_garbage() {
         toolstack again xenstore write -- "$path/control/shutdown" "$garbage"
         toolstack again xenstore write -- "$path/control/sysrq" "$garbage"
     done
-    await "words about them" grep -q "^memory/target: .*the guest stays as it is" "$log"
+    await "words about them" said -q "^memory/target: .*the guest stays as it is"
     toolstack again xenstore rm "$path/memory/target"
     look
     # A floor, more than any machine has, and one target after the other without a pause.
     for target in 0 40000000000000; do
         toolstack again xenstore write "$path/memory/target" "$target"
-        await "words about $target" grep -q "frames, not $((target / 4)):" "$log"
+        await "words about $target" said -q "frames, not $((target / 4)):"
     done
     i=0
     while [ $i -lt 50 ]; do
@@ -248,7 +253,7 @@ step_capped() {
     toolstack again xl mem-max "$name" $((memory / 2 + 4))
     find_domain
     toolstack again xenstore write "/local/domain/$domain/memory/target" $((memory * 1024))
-    await "the maximum to be noticed" grep -q "raise its maximum (xl mem-max)" "$log"
+    await "the maximum to be noticed" said -q "raise its maximum (xl mem-max)"
     look
     pick pages
     [ "$value" -lt $((memory * 256)) ] || wrong "it has $value pages, more than its maximum"
@@ -265,7 +270,7 @@ step_starved() {
          s/^memory = .*/memory = $room/; s/^maxmem = .*/maxmem = $room/" \
         "$here/$number.cfg" > "$here/rival.cfg"
     toolstack again xl create -p "$here/rival.cfg"
-    told=$(grep -c "Xen has no memory" "$log")
+    told=$(said -c "Xen has no memory")
     toolstack again xl mem-set "$name" "${memory}m"
     await "Xen to run out" is_told_again
     look
@@ -277,7 +282,7 @@ step_starved() {
 }
 
 is_told_again() {
-    [ "$(grep -c "Xen has no memory" "$log")" -gt "$told" ]
+    [ "$(said -c "Xen has no memory")" -gt "$told" ]
 }
 
 step_pause() {
@@ -339,7 +344,7 @@ has_ended() {
 # A key, and the words that the guest says of it.
 step_sysrq() {
     toolstack again xl sysrq "$name" m
-    await "the answer to a key" grep -q '^sysrq m: pages=' "$log"
+    await "the answer to a key" said -q '^sysrq m: pages='
 }
 
 # In a shell of its own, which `wrong` ends.
