@@ -111,7 +111,7 @@ pub(super) const LIVES: [Case; 4] = [
     Case {
         seconds: 600,
         maximum_mib: 96,
-        ..under_xl("guest maximum save shrink move garbage capped maximum checkpoint")
+        ..under_xl("guest maximum save shrink move garbage grow capped maximum checkpoint")
     },
     Case { seconds: 900, ..under_xl("guest mem-set*50") },
 ];
