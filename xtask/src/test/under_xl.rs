@@ -142,53 +142,55 @@ impl<'a> UnderXl<'a> {
 
     /// Guests that dom0 looks at from outside, in one boot.
     fn examined(&self, session: &mut Session) -> Result<()> {
-        let (reports, lines) = self.listen(&EXAMINED, "examined")?;
-        for ((case, report), lines) in EXAMINED.iter().zip(&reports).zip(of_each(&lines)) {
-            let result = case.judge(report).and_then(|_| examine::compare(lines));
-            session.record("examined", &case.name(&self.xen), report.time, result)?;
-        }
-        Ok(())
+        self.twice(session, ("examined", &EXAMINED), |_, lines| examine::compare(lines))
     }
 
     /// Guests that live under xl. The dumps of those that are dumped are compared with what the
-    /// guests say. One that fails gets a second dom0 to itself: under emulation the toolstack and
-    /// its daemons crash now and then, and then nothing is heard of the guest any more. What was
-    /// wrong the first time is part of the report.
+    /// guests say.
     ///
     /// # Errors
     ///
     /// A signal asked us to end.
     pub(super) fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
+        self.twice(session, ("lives", cases), |case, lines| match case.is_dumped() {
+            true => examine::compare_core(lines),
+            false => Ok(String::new()),
+        })
+    }
+
+    /// Runs guests in one boot of dom0, and one that fails in a second dom0 to itself: under
+    /// emulation programs of dom0's crash now and then, and what they should have said is missing.
+    /// What was wrong the first time is told.
+    fn twice(
+        &self,
+        session: &mut Session,
+        (group, cases): (&str, &[Case]),
+        look: impl Fn(&Case, &[String]) -> Result<String>,
+    ) -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }
-        for (case, (time, result)) in cases.iter().zip(self.judged(cases)?) {
+        let judged = |cases: &[Case]| -> Result<Vec<(Duration, Result<String>)>> {
+            let (reports, lines) = self.listen(cases, group)?;
+            let all = cases.iter().zip(&reports).zip(of_each(&lines));
+            let judged = all.map(|((case, report), lines)| {
+                (report.time, case.judge(report).and_then(|_| look(case, lines)))
+            });
+            Ok(judged.collect())
+        };
+        for (case, (time, result)) in cases.iter().zip(judged(cases)?) {
             let name = case.name(&self.xen);
             let Err(first) = result else {
-                session.record("lives", &name, time, result)?;
+                session.record(group, &name, time, result)?;
                 continue;
             };
             eprintln!("{name}: once more. {first:#}");
-            let again = self.judged(&[*case])?.into_iter().next();
+            let again = judged(&[*case])?.into_iter().next();
             let (time, result) = again.unwrap_or((time, Err(first)));
             let result = result.map(|words| format!("{words} (the second time)"));
-            session.record("lives", &name, time, result)?;
+            session.record(group, &name, time, result)?;
         }
         Ok(())
-    }
-
-    /// How long each guest lived, and what is to be said of it.
-    fn judged(&self, cases: &[Case]) -> Result<Vec<(Duration, Result<String>)>> {
-        let (reports, lines) = self.listen(cases, "lives")?;
-        let all = cases.iter().zip(&reports).zip(of_each(&lines));
-        let judged = all.map(|((case, report), lines)| {
-            let result = case.judge(report).and_then(|words| match case.is_dumped() {
-                true => examine::compare_core(lines),
-                false => Ok(words),
-            });
-            (report.time, result)
-        });
-        Ok(judged.collect())
     }
 
     /// Runs guests, and keeps their lines.
