@@ -73,9 +73,25 @@ fn map(
         Life::Loose(pgd) => pgd.map_pages(&with.context, (pages, flags), with.frames),
         Life::Pinned(pgd) => pgd.map_pages(with, pages, flags),
     });
-    let done = match mapped {
+    let excuse = Excuse { refused, few_frames };
+    let done = mapped_of(world, (pages, occupied), mapped, excuse);
+    let done = Pages { count: done, ..pages };
+    assert!(numbers(done).all(|page| !space.known.contains_key(&page)), "{:#?}", world.story);
+    world.note(space, numbers(done), flags);
+    Ok(())
+}
+
+/// How many pages are mapped, by the answer of an operation on pages that must not be: all, or
+/// those before the one that is `occupied`.
+fn mapped_of(
+    world: &World<'_, '_, '_, '_>,
+    (pages, occupied): (Pages, Option<u64>),
+    answer: std::result::Result<(), RangeError>,
+    excuse: Excuse,
+) -> u64 {
+    match answer {
         Ok(()) => {
-            assert!(occupied.is_none() && !refused, "{:#?}", world.story);
+            assert!(occupied.is_none() && !excuse.refused, "{:#?}", world.story);
             pages.count
         }
         Err(RangeError { done, error: MapError::Occupied { va, .. } }) => {
@@ -83,14 +99,10 @@ fn map(
             done
         }
         Err(RangeError { done, error }) => {
-            assert!(Excuse { refused, few_frames }.covers(&error), "{error}: {:#?}", world.story);
+            assert!(excuse.covers(&error), "{error}: {:#?}", world.story);
             done
         }
-    };
-    let done = Pages { count: done, ..pages };
-    assert!(numbers(done).all(|page| !space.known.contains_key(&page)), "{:#?}", world.story);
-    world.note(space, numbers(done), flags);
-    Ok(())
+    }
 }
 
 /// The pages for which an operation on pages that must be mapped was to be in effect, by its
@@ -265,20 +277,8 @@ fn map_foreign(
             pgd.edit(with, |edit| edit.map_foreign((pages, flags), (first, DomId(1))))
         }
     });
-    let done = match answer {
-        Ok(()) => {
-            assert!(occupied.is_none() && !refused, "{:#?}", world.story);
-            pages.count
-        }
-        Err(RangeError { done, error: MapError::Occupied { va, .. } }) => {
-            assert_eq!(Some(number(va)), occupied, "{:#?}", world.story);
-            done
-        }
-        Err(RangeError { done, error }) => {
-            assert!(Excuse { refused, few_frames }.covers(&error), "{error}: {:#?}", world.story);
-            done
-        }
-    };
+    let excuse = Excuse { refused, few_frames };
+    let done = mapped_of(world, (pages, occupied), answer, excuse);
     world.note(space, numbers(Pages { count: done, ..pages }), flags);
     // Nobody is told of a frame whose mapping was taken back.
     check_told(world, [].iter());

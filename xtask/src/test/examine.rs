@@ -76,6 +76,13 @@ impl Map {
     }
 }
 
+/// Whether dom0 saw fewer pfns than the guest has: lines of its dump are missing. A map that is
+/// wrong has as many.
+pub(super) fn misses_lines(lines: &[String]) -> bool {
+    let seen = both(lines, "PVMMU-SEEN ");
+    seen.is_ok_and(|(inside, outside)| outside.pfns() < inside.pfns())
+}
+
 /// Compares the two dumps among the lines of a guest.
 ///
 /// # Errors
@@ -200,6 +207,17 @@ mod tests {
         assert_eq!(of("PVMMU-CORE 0 512 173568").unwrap(), "(512 pfns in 1 runs)");
         assert!(of("PVMMU-CORE 0 511 173568").is_err());
         assert!(of("PVMMU-SEEN 0 512 173568").is_err());
+    }
+
+    #[test]
+    fn a_dump_that_misses_lines_is_told_from_a_map_that_is_wrong() {
+        let misses = |outside: &str| {
+            let lines: Vec<String> = INSIDE.iter().map(|line| (*line).to_owned()).collect();
+            misses_lines(&[&lines[..], &[outside.to_owned()]].concat())
+        };
+        assert!(misses("PVMMU-SEEN 0 512 173568"));
+        assert!(!misses("PVMMU-SEEN 0 786 173569"));
+        assert!(!misses_lines(&["no dump".to_owned()]));
     }
 
     #[test]

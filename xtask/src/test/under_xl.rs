@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::examine;
 use super::real_xen::{CASES, Case, EXAMINED, LIVES};
 use super::session::{Passed, Session};
-use crate::boot::outcome::{Outcome, Report};
+use crate::boot::outcome::Outcome;
 use crate::boot::remote::Remote;
 use crate::boot::verdict::Verdict;
 use crate::boot::{Clock, Dom0, Guest, Host, Line, rehearsal};
@@ -158,9 +158,9 @@ impl<'a> UnderXl<'a> {
         })
     }
 
-    /// Runs guests in one boot of dom0, and one that fails in a second dom0 to itself: under
-    /// emulation programs of dom0's crash now and then, and what they should have said is missing.
-    /// What was wrong the first time is told.
+    /// Runs guests in one boot of dom0. Under emulation programs of dom0's crash now and then: a
+    /// guest that fails in a boot in which one did, or of whose dump lines are missing, gets a
+    /// second boot to itself, and what was wrong the first time is told. All other failures stand.
     fn twice(
         &self,
         session: &mut Session,
@@ -170,44 +170,63 @@ impl<'a> UnderXl<'a> {
         if cases.is_empty() {
             return Ok(());
         }
-        let judged = |cases: &[Case]| -> Result<Vec<(Duration, Result<String>)>> {
-            let (reports, lines) = self.listen(cases, group)?;
-            let all = cases.iter().zip(&reports).zip(of_each(&lines));
-            let judged = all.map(|((case, report), lines)| {
-                (report.time, case.judge(report).and_then(|_| look(case, lines)))
-            });
-            Ok(judged.collect())
-        };
-        for (case, (time, result)) in cases.iter().zip(judged(cases)?) {
-            let name = case.name(&self.xen);
-            let Err(first) = result else {
-                session.record(group, &name, time, result)?;
+        for judged in self.judged((group, cases), &look)? {
+            let name = judged.case.name(&self.xen);
+            let Judged { case, time, result: Err(first), is_dom0s: true } = judged else {
+                session.record(group, &name, judged.time, judged.result)?;
                 continue;
             };
-            eprintln!("{name}: once more. {first:#}");
-            let again = judged(&[*case])?.into_iter().next();
-            let (time, result) = again.unwrap_or((time, Err(first)));
+            eprintln!("{name}: once more, as a program of dom0's failed. {first:#}");
+            let again = self.judged((group, &[case]), &look)?.pop();
+            let (time, result) = again.map_or((time, Err(first)), |it| (it.time, it.result));
             let result = result.map(|words| format!("{words} (the second time)"));
             session.record(group, &name, time, result)?;
         }
         Ok(())
     }
 
-    /// Runs guests, and keeps their lines.
-    fn listen(&self, cases: &[Case], what: &str) -> Result<(Vec<Report>, Vec<String>)> {
+    /// Runs guests in one boot, and looks at what each has left.
+    fn judged(
+        &self,
+        (what, cases): (&str, &[Case]),
+        look: &impl Fn(&Case, &[String]) -> Result<String>,
+    ) -> Result<Vec<Judged>> {
         let guests: Vec<Guest> = cases.iter().map(|case| case.guest(self.kernel)).collect();
         let mut lines = Vec::new();
-        let reports = self.dom0.run(&guests, self.log(what)?, |line| {
-            if let Line::Guest(text) = line {
-                lines.push(text.to_owned());
-            }
+        let mut crashed = false;
+        let reports = self.dom0.run(&guests, self.log(what)?, |line| match line {
+            Line::Guest(text) => lines.push(text.to_owned()),
+            Line::Other(text) => crashed |= tells_of_a_crash(text),
         })?;
-        Ok((reports, lines))
+        let all = cases.iter().zip(&reports).zip(of_each(&lines));
+        let judged = all.map(|((case, report), lines)| Judged {
+            case: *case,
+            time: report.time,
+            result: case.judge(report).and_then(|_| look(case, lines)),
+            is_dom0s: crashed || examine::misses_lines(lines),
+        });
+        Ok(judged.collect())
     }
 
     fn log(&self, what: &str) -> Result<PathBuf> {
         self.folder.new_log(&format!("test-{what}-{}", self.xen.replace(' ', "-")))
     }
+}
+
+/// What came of a guest.
+struct Judged {
+    case: Case,
+    time: Duration,
+    result: Result<String>,
+    /// Whether a program of dom0's may be what went wrong.
+    is_dom0s: bool,
+}
+
+/// Whether a line of dom0's, its shell's or `toolstack`'s in `dom0_session.sh`, says that a program
+/// crashed.
+fn tells_of_a_crash(line: &str) -> bool {
+    let words = ["Segmentation fault", "Aborted", "Bus error", "Illegal instruction", " crashed: "];
+    words.iter().any(|word| line.contains(word))
 }
 
 /// The lines of each guest: the verdict is the last one. Guests without a verdict leave no lines to
@@ -220,6 +239,13 @@ fn of_each(lines: &[String]) -> impl Iterator<Item = &[String]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_crash_in_dom0_is_one() {
+        assert!(tells_of_a_crash("Segmentation fault"));
+        assert!(tells_of_a_crash("note xl restore crashed: child [621] died"));
+        assert!(!tells_of_a_crash("waited 600 s for an answer to 3"));
+    }
 
     #[test]
     fn each_guest_has_its_lines_also_when_another_one_has_no_verdict() {
