@@ -33,6 +33,10 @@ use crate::provision::linux::Linux;
 
 /// Memory of the Linux dom0.
 const DOM0_MEMORY_MIB: u32 = 512;
+/// Xen saves the registers of the FPU at each switch of vCPUs, as it does on most machines. If it
+/// leaves them until they are used, as it does on the one QEMU emulates, programs of dom0's crash:
+/// xl 11 times in 200 cycles of save and restore, and not once in 100 with this.
+const EAGER_FPU: &str = "spec-ctrl=eager-fpu";
 /// Memory for Xen itself.
 const XEN_MEMORY_MIB: u32 = 256;
 /// Processors of the emulated machine: dom0 and the guest run at the same time.
@@ -89,7 +93,7 @@ pub(super) fn machine<'a>(
     let machine = Machine {
         qemu: host.qemu,
         xen: &host.xen,
-        xen_arguments: format!("dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M"),
+        xen_arguments: format!("dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M {EAGER_FPU}"),
         modules: vec![
             Module {
                 file: linux.kernel.clone(),
