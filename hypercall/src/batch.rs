@@ -494,6 +494,3 @@ impl fmt::Debug for Batch<'_> {
             .finish()
     }
 }
-
-#[cfg(test)]
-mod tests;
