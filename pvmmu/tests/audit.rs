@@ -1,6 +1,7 @@
 //! What the audit of tables finds, and that it finds nothing in tables that this crate made.
 #![expect(unsafe_code, reason = "makes forbidden mappings on purpose; the guest is a model")]
 
+#[macro_use]
 mod common;
 
 use common::{Guest, build, context, destroy, page, tools};
@@ -32,10 +33,7 @@ fn remap(context: &Context<'_, Model>, window: Pfn, pte: Pte) {
 
 #[test]
 fn nothing_is_wrong_with_tables_that_this_crate_made() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<700, 8>::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
@@ -106,10 +104,7 @@ fn plant(context: &Context<'_, Model>, (table, index): (Pfn, u16), pte: Pte) {
 
 #[test]
 fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
     let mapped = (Pages { start: page(0), count: 9 }, PteFlags::USER_RW);
     pgd.map_pages(&context, mapped, &mut pool).expect("mapped");

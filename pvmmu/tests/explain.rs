@@ -2,6 +2,7 @@
 //! `xen-explain`, say the same.
 #![expect(unsafe_code, reason = "makes a forbidden alias; the guest is a model")]
 
+#[macro_use]
 mod common;
 
 use common::{Guest, build, context, destroy, page};
@@ -28,10 +29,7 @@ fn show(context: &Context<'_, Model>, window: Pfn, pfn: Pfn) {
 
 #[test]
 fn the_guest_and_xen_explain_say_the_same_of_a_refused_pin() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let pgd = build(&context, 16, &mut pool);
     let table = walk(&context, pgd.root(), page(0)).expect("readable").at(Level::L1);
     let table = table.expect("a table").table;

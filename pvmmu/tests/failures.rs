@@ -11,7 +11,7 @@ mod common;
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
 
-use common::{Guest, Pool, page, tools};
+use common::{Guest, Pool, no_pool, page, tools};
 use hypercall::{
     Assist, BatchStorage, Error, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte, PteFlags, VcpuSet,
 };
@@ -19,8 +19,8 @@ use p2m::P2m;
 use pvmmu::mapper::LiveMapper;
 use pvmmu::primitive::{Changed, Need, Primitive, Runs};
 use pvmmu::{
-    Context, FrameSource as _, LoadError, MapError, Pages, Pgd, Pinned, Running, TablePool, Vcpus,
-    load_root, walk,
+    Context, FrameSource as _, LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root,
+    walk,
 };
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
@@ -118,10 +118,6 @@ fn check(
     let loose = pgd.unpin(&context, &mut Storage::new().batch());
     common::destroy(&context, loose.map_err(|error| error.to_string())?, &mut pool);
     Ok(())
-}
-
-fn no_pool<'t>() -> TablePool<'t> {
-    TablePool::new([&mut [], &mut [], &mut []])
 }
 
 /// The same on the machine that refuses nothing.

@@ -1,5 +1,6 @@
 //! Frames of others: of a domain that dom0 has power over, of Xen, of nobody.
 
+#[macro_use]
 mod common;
 
 use std::collections::BTreeSet;
@@ -227,10 +228,7 @@ fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
 
 #[test]
 fn a_domu_has_no_power_over_its_neighbours() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<40, 8>::new();
     let mut batch = storage.batch();
     let mut pgd = build(&context, 4, &mut pool).pin(&context, &mut batch).expect("pinned");

@@ -1,12 +1,11 @@
 //! Tables that are pinned by themselves: what a refusal leaves of them, and what a pool counts.
 
+#[macro_use]
 mod common;
 
 use common::tables::{check_counts, check_marks, pooled, tables};
 use common::{Guest, Pool, context, tools};
-use hypercall::{
-    BatchStorage, Counting, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
-};
+use hypercall::{BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal};
 use pvmmu::{
     Context, DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool,
 };
@@ -41,10 +40,7 @@ fn sparse<M: Machine>(context: &Context<'_, M>, count: u64, pool: &mut Pool) -> 
 /// Every length of batch up to all of the tables and some more, in steps that leave each remainder.
 #[test]
 fn more_tables_than_change_together_are_held_and_let_go_of_in_batches_of_every_length() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<80, 80>::new();
     for length in (1..=20).chain([23, 34, 35, 36, 63, 64, 65, 69, 70, 71, 80]) {
@@ -220,10 +216,7 @@ fn a_refused_move_of_a_table_leaves_its_pin() {
 /// A pool's counts while tables are taken, held in place, unmapped whole and given back.
 #[test]
 fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<600, 16>::new();
     let mut batch = storage.batch();

@@ -1,11 +1,12 @@
 //! Every length of batch, and every remainder that it leaves: a last partial batch that is not sent
 //! is a change that is lost.
 
+#[macro_use]
 mod common;
 
 use common::tables::check_marks;
-use common::{Guest, Pool, build, context, page, tools};
-use hypercall::{BatchStorage, Counting, Frame, GuestVa, Level, Machine, Pfn, PteFlags};
+use common::{Pool, build, no_pool, page, pages, tools};
+use hypercall::{BatchStorage, Frame, GuestVa, Level, Machine, Pfn, PteFlags};
 use pvmmu::{
     Context, Counted, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, walk,
 };
@@ -17,14 +18,6 @@ const PLACES: usize = 24;
 const LENGTHS: core::ops::RangeInclusive<usize> = 1..=26;
 
 type Storage = BatchStorage<26, 26>;
-
-fn no_pool<'t>() -> TablePool<'t> {
-    TablePool::new([&mut [], &mut [], &mut []])
-}
-
-fn pages(count: u64) -> Pages {
-    Pages { start: page(0), count }
-}
 
 fn mapped<M: Machine>(context: &Context<'_, M>, root: Pfn, pages: Pages) -> Vec<bool> {
     let is_mapped = |at| {
@@ -45,10 +38,7 @@ fn end<M: Machine, F: FrameSource>(pgd: Pgd<Pinned>, with: &mut Tools<'_, '_, '_
 
 #[test]
 fn pages_are_unmapped_and_mapped_in_batches_of_every_length() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut pgd = pinned(&context, &mut pool);
     let (mut storage, mut tables) = (Storage::new(), no_pool());
@@ -76,10 +66,7 @@ fn pages_are_unmapped_and_mapped_in_batches_of_every_length() {
 
 #[test]
 fn an_address_space_is_forked_in_batches_of_every_length() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut counts = vec![0; guest.list.len()];
     let mut shares = Shares::new(&mut counts);
@@ -115,10 +102,7 @@ fn an_address_space_is_forked_in_batches_of_every_length() {
 
 #[test]
 fn a_table_moves_in_one_trap_whatever_the_length_of_the_batch() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut pgd = pinned(&context, &mut pool);
     let (mut storage, mut tables) = (Storage::new(), no_pool());
@@ -145,10 +129,7 @@ fn a_table_moves_in_one_trap_whatever_the_length_of_the_batch() {
 
 #[test]
 fn a_pool_is_filled_and_linked_in_batches_of_every_length() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut storage = Storage::new();
     let mut pgd = pinned(&context, &mut pool);

@@ -1,15 +1,13 @@
 //! Changes of a tree that Xen holds, entry by entry and table by table.
 
+#[macro_use]
 mod common;
 
-use common::{Guest, Pool, build, context, destroy, page, tools};
+use common::{Guest, Pool, build, context, destroy, no_pool, page, pages, tools};
 use hypercall::{
-    BatchStorage, Counting, Errno, FailNth, FrameAccess as _, GuestVa, Machine, Pfn, Pte, PteFlags,
-    Refusal,
+    BatchStorage, Errno, FailNth, FrameAccess as _, GuestVa, Machine, Pfn, Pte, PteFlags, Refusal,
 };
-use pvmmu::{
-    Context, FrameSource as _, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, walk,
-};
+use pvmmu::{Context, FrameSource as _, MapError, Pages, Pgd, Pinned, Presence, RangeError, walk};
 use xen_model::PageType;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -17,17 +15,9 @@ const ALL: u64 = 16;
 
 type Storage = BatchStorage<600, 16>;
 
-fn pages(count: u64) -> Pages {
-    Pages { start: page(0), count }
-}
-
 /// The pages of a whole L1 table, and some on both sides of it.
 fn around_a_table() -> Pages {
     Pages { start: GuestVa::new((1 << 30) - 0x3000).expect("user half"), count: 3 + 512 + 3 }
-}
-
-fn no_pool<'t>() -> TablePool<'t> {
-    TablePool::new([&mut [], &mut [], &mut []])
 }
 
 fn pinned<M: Machine>(context: &Context<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
@@ -60,10 +50,7 @@ fn entries<M: Machine>(context: &Context<'_, M>, root: Pfn, pages: Pages) -> Vec
 fn protecting_pages_is_one_trap_with_its_flush() {
     // Up to 8 pages are flushed one by one if the batch has room, more all at once.
     for (count, flushes) in [(1, 1), (8, 8), (9, 1), (16, 1)] {
-        let guest = Guest::new();
-        let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-        let context = context(&guest, &machine, &p2m);
-        let mut pool = guest.pool();
+        scene!(guest, machine, context, pool);
         let mut pgd = pinned(&context, &mut pool);
         let (mut storage, mut tables) = (Storage::new(), no_pool());
         let mut batch = storage.batch();
@@ -81,10 +68,7 @@ fn protecting_pages_is_one_trap_with_its_flush() {
 }
 
 fn runs_in_batches_of<const LENGTH: usize>() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let mut pgd = pinned(&context, &mut pool);
     for count in 1..=ALL {
         let mut storage = BatchStorage::<LENGTH, 1>::new();
@@ -113,10 +97,7 @@ fn every_length_of_batch_and_every_remainder_is_submitted() {
 
 #[test]
 fn a_page_unmapped_and_mapped_again_is_the_same_frame() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let free = pool.len();
     let mut pgd = pinned(&context, &mut pool);
     let before = entries(&context, pgd.root(), pages(ALL));
@@ -142,10 +123,7 @@ fn a_page_unmapped_and_mapped_again_is_the_same_frame() {
 
 #[test]
 fn what_is_wrong_with_a_request_is_told_before_xen_is_asked() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let mut pgd = pinned(&context, &mut pool);
     let before = machine.counts();
     let (mut storage, mut tables) = (Storage::new(), no_pool());
@@ -171,10 +149,7 @@ fn what_is_wrong_with_a_request_is_told_before_xen_is_asked() {
 
 #[test]
 fn a_whole_table_is_unmapped_by_unlinking_it() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut pgd = full(&context, &mut pool);
     let before_tables = pgd.tables(&context).expect("readable");
@@ -202,10 +177,7 @@ fn a_whole_table_is_unmapped_by_unlinking_it() {
 #[test]
 fn a_whole_table_is_protected_in_place_unless_its_pages_may_vanish() {
     for (presence, traps) in [(Presence::MayVanish, 2), (Presence::Steady, 1)] {
-        let guest = Guest::new();
-        let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-        let context = context(&guest, &machine, &p2m);
-        let mut pool = guest.pool();
+        scene!(guest, machine, context, pool);
         let mut pgd = full(&context, &mut pool);
         let (mut storage, mut tables) = (Storage::new(), no_pool());
         let mut batch = storage.batch();
@@ -285,10 +257,7 @@ fn an_undo_that_is_refused_too_says_what_is_left() {
 
 #[test]
 fn what_a_section_has_written_is_what_it_reads() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut pgd = pinned(&context, &mut pool);
     let (mut storage, mut tables) = (Storage::new(), no_pool());
@@ -316,10 +285,7 @@ fn what_a_section_has_written_is_what_it_reads() {
 
 #[test]
 fn a_section_that_gives_up_changes_nothing_and_loses_nothing() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let mut pgd = pinned(&context, &mut pool);
     let (free, before) = (pool.len(), entries(&context, pgd.root(), pages(ALL + 4)));
     let (mut storage, mut tables) = (Storage::new(), no_pool());
@@ -341,10 +307,7 @@ fn a_section_that_gives_up_changes_nothing_and_loses_nothing() {
 
 #[test]
 fn a_user_root_sees_what_the_kernel_root_sees_below_and_nothing_above() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let free = pool.len();
     let mut pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
     pgd.map_pages(&context, (pages(ALL), PteFlags::USER_RW), &mut pool).expect("mapped");
@@ -377,10 +340,7 @@ fn l1_validations(guest: &Guest) -> u64 {
 
 #[test]
 fn a_table_moves_with_its_pages_and_is_not_validated_again() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut pgd = full(&context, &mut pool);
     let (mut storage, mut tables) = (Storage::new(), no_pool());

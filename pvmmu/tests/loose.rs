@@ -1,17 +1,15 @@
 //! Address spaces that are plain memory.
 
+#[macro_use]
 mod common;
 
-use common::{Guest, build, context, destroy, page};
-use hypercall::{Counting, GuestVa, Level, PteFlags};
+use common::{build, destroy, page};
+use hypercall::{GuestVa, Level, PteFlags};
 use pvmmu::{FrameSource as _, MapError, Pgd, walk};
 
 #[test]
 fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let pgd = build(&context, 16, &mut pool);
     assert_eq!(pgd.tables(&context), Ok(6), "a root, an L3, two L2 and two L1 tables");
@@ -29,10 +27,7 @@ fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
 
 #[test]
 fn a_new_root_shares_the_kernel_half_and_nothing_else() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let pgd = Pgd::new(&context, &mut pool).expect("a root");
     for (va, is_shared) in [(0x1000, false), (0xffff_ffff_8000_0000, true)] {
         let va = GuestVa::new(va).expect("the guest's");
@@ -46,10 +41,7 @@ fn a_new_root_shares_the_kernel_half_and_nothing_else() {
 
 #[test]
 fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut pgd = build(&context, 1, &mut pool);
     let free = pool.len();
     let kernel = GuestVa::new(0xffff_ffff_8000_0000).expect("the guest's");
@@ -75,10 +67,7 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
 
 #[test]
 fn running_out_of_tables_in_the_middle_loses_nothing() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
     for left in 1..4 {
         let aside = pool.keep(left);

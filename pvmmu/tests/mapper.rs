@@ -5,6 +5,7 @@
     reason = "uses the unsafe methods and the frames of the x86_64 crate, as such programs do"
 )]
 
+#[macro_use]
 mod common;
 
 use common::{Guest, Pool, build, context, destroy, page, tools};
@@ -85,10 +86,7 @@ fn on_offset_page_table() -> Vec<String> {
 
 #[test]
 fn a_program_for_offset_page_table_sees_the_same_on_xen() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&context, &mut pool).expect("a root");
@@ -106,10 +104,7 @@ fn a_program_for_offset_page_table_sees_the_same_on_xen() {
 
 #[test]
 fn a_huge_page_gets_the_traits_own_errors() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&context, &mut pool).expect("a root");
@@ -130,10 +125,7 @@ fn a_huge_page_gets_the_traits_own_errors() {
 
 #[test]
 fn what_the_traits_errors_cannot_say_is_kept() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&context, &mut pool).expect("a root");
@@ -197,10 +189,7 @@ const WRITABLE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
 
 #[test]
 fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
@@ -261,10 +250,7 @@ fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
 
 #[test]
 fn a_frame_that_others_map_too_is_not_handed_out() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut counts = vec![0; guest.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut storage = BatchStorage::<16, 4>::new();

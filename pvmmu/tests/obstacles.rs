@@ -2,9 +2,10 @@
 //! none any more: named, and counted.
 #![expect(unsafe_code, reason = "changes tables of its own; the guest exists only in the model")]
 
+#[macro_use]
 mod common;
 
-use common::{Guest, alias, build, context, page, tools};
+use common::{Guest, alias, build, context, no_pool, page, tools};
 use hypercall::{
     BatchStorage, Call, Domains, Errno, Frame, FrameAccess as _, GuestVa, Hypercalls as _, Level,
     MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
@@ -15,19 +16,12 @@ use pvmmu::{
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
-fn no_pool<'t>() -> TablePool<'t> {
-    TablePool::new([&mut [], &mut [], &mut []])
-}
-
 /// A new table is filled, made read-only where the guest maps it, and linked; but somebody maps it
 /// writable at another place. Each level in turn.
 #[test]
 fn a_link_that_is_refused_names_the_table_at_fault_and_every_mapping_in_its_way() {
     for (at_fault, level) in [(0, Level::L1), (1, Level::L2), (2, Level::L3)] {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let context = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        scene!(guest, context, pool);
         let (mut storage, mut tables) = (BatchStorage::<40, 8>::new(), no_pool());
         let mut batch = storage.batch();
         let mut pgd = build(&context, 4, &mut pool).pin(&context, &mut batch).expect("pinned");
@@ -88,10 +82,7 @@ fn write(context: &Context<'_, Model>, slot: Slot, pte: Pte) {
 /// Xen takes no table into a pool that somebody maps writable.
 #[test]
 fn a_pool_that_is_not_filled_names_the_table_and_the_mapping_in_its_way() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let window = pool.take().expect("a frame");
     let free = pool.len();
     let frames: Vec<_> = (0..4).map(|_| pool.take().expect("a frame")).collect();
@@ -150,10 +141,7 @@ fn an_unpin_that_is_refused_names_the_entry_that_still_leads_to_the_table() {
 /// No entry is at fault if a vCPU runs on the tree: that is said instead.
 #[test]
 fn an_unpin_that_is_refused_for_a_vcpu_says_that_no_entry_is_in_the_way() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut batch = BatchStorage::<40, 8>::new();
     let mut batch = batch.batch();
     let pgd = build(&context, 4, &mut pool).pin(&context, &mut batch).expect("pinned");

@@ -1,12 +1,13 @@
 //! From loose to pinned and back, and what is left when Xen refuses.
 #![expect(unsafe_code, reason = "loads roots and stores into a loose tree; the guest is a model")]
 
+#[macro_use]
 mod common;
 
 use common::{Guest, alias, build, context, destroy, page};
 use hypercall::{
-    BatchStorage, Counting, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags,
-    Refusal, XEN_SLOTS,
+    BatchStorage, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags, Refusal,
+    XEN_SLOTS,
 };
 use pvmmu::{Context, FrameSource as _, OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root, walk};
 use x86_64::structures::paging::PageTableIndex;
@@ -15,10 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 fn pinning_takes_one_update_run_for_each_full_batch_and_one_operation() {
     // 6 tables, and every size of batch around them: each remainder must be submitted.
     for room in 1..=8 {
-        let guest = Guest::new();
-        let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-        let context = context(&guest, &machine, &p2m);
-        let mut pool = guest.pool();
+        scene!(guest, machine, context, pool);
         let mut storage = BatchStorage::<8, 1>::new();
         let pgd = build(&context, 16, &mut pool);
         let before = machine.counts();
@@ -54,10 +52,7 @@ fn pin_with<M: hypercall::Machine>(
 
 #[test]
 fn a_pinned_tree_is_read_only_and_a_released_one_is_writable_and_scrubbed() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<32, 4>::new();
     let pgd = build(&context, 16, &mut pool);
     let tables = tables(&context, pgd.root());
@@ -77,10 +72,7 @@ fn a_pinned_tree_is_read_only_and_a_released_one_is_writable_and_scrubbed() {
 #[test]
 fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
     for level in [Level::L1, Level::L2, Level::L3] {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let context = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        scene!(guest, context, pool);
         let free = pool.len();
         let mut storage = BatchStorage::<32, 4>::new();
         let pgd = build(&context, 16, &mut pool);
@@ -123,10 +115,7 @@ fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
 /// tree itself.
 #[test]
 fn a_pin_error_counts_every_mapping_in_the_way_and_names_the_first_ones() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let pgd = build(&context, 16, &mut pool);
     let table = walk(&context, pgd.root(), page(0)).expect("readable").at(Level::L1);
     let table = table.expect("a table").table;
@@ -184,10 +173,7 @@ fn a_pin_error_names_the_entries_of_the_table_itself_that_are_at_fault() {
 
 #[test]
 fn a_tree_that_runs_is_not_unpinned_and_stays_as_it_was() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let mut storage = BatchStorage::<32, 4>::new();
     let pinned =
         build(&context, 16, &mut pool).pin(&context, &mut storage.batch()).expect("pinned");

@@ -1,11 +1,12 @@
 //! What it costs that a table waits for its next use as it does: docs/architecture.md, "Tables
 //! between two uses", counts on these figures.
 
+#[macro_use]
 mod common;
 
 use common::tables::check_counts;
-use common::{Guest, Pool, context, tools};
-use hypercall::{Batch, BatchStorage, Counting, Frame, GuestVa, Level, Machine, PteFlags};
+use common::{Pool, tools};
+use hypercall::{Batch, BatchStorage, Frame, GuestVa, Level, Machine, PteFlags};
 use pvmmu::{Context, Pages, Pgd, PinFailure, Pinned, TablePool};
 use xen_model::{Model, PageType};
 
@@ -58,10 +59,7 @@ fn out_of_the_pool<M: Machine>(
 /// the two waits: 2 elements, and a validation. A table out of the pool takes neither.
 #[test]
 fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_never() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut storage = Storage::new();
     let mut batch = storage.batch();
@@ -102,10 +100,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
 
 #[test]
 fn a_pool_is_not_filled_by_a_batch_without_room() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let free = pool.len();
     let mut places = [const { None::<Frame> }; 2];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);

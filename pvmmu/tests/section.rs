@@ -1,17 +1,15 @@
 //! Sections of many changes: what they read, and what becomes of them when they give up.
 
+#[macro_use]
 mod common;
 
-use common::{Guest, build, context, page, tools};
-use hypercall::{BatchStorage, Counting, Frame, GuestVa, Level, PteFlags};
+use common::{build, page, tools};
+use hypercall::{BatchStorage, Frame, GuestVa, Level, PteFlags};
 use pvmmu::{Edit, MapError, Pages, Pgd, TablePool};
 
 #[test]
 fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, context, pool);
     let free = pool.len();
     let mut places = [const { None::<Frame> }; 6];
     let (l1, rest) = places.split_at_mut(2);
@@ -49,10 +47,7 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
 /// Reading sends what is pending, and nothing if nothing is.
 #[test]
 fn a_section_that_walks_sees_what_it_has_written() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();

@@ -1,12 +1,13 @@
 //! What needs more than one update at once, with the smallest batch that this crate takes, and with
 //! each request refused in turn; and what is said of a smaller one.
 
+#[macro_use]
 mod common;
 #[macro_use]
 mod sweeping;
 
-use common::{Guest, context, tools};
-use hypercall::{Counting, Level, PteFlags};
+use common::tools;
+use hypercall::{Level, PteFlags};
 use pvmmu::{
     Counted, FrameSource as _, MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH,
     Shares, TablePool, Tools,
@@ -42,10 +43,7 @@ sweep! {
 /// Every operation that is given less says so, and has done nothing.
 #[test]
 fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
-    let guest = Guest::new();
-    let (machine, p2m) = (Counting::new(&guest.model), guest.p2m());
-    let context = context(&guest, &machine, &p2m);
-    let mut pool = guest.pool();
+    scene!(guest, machine, context, pool);
     let mut counts = vec![0; guest.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };

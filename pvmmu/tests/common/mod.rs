@@ -3,7 +3,7 @@
     unsafe_code,
     reason = "claims and aliases frames of a guest that exists only in the model"
 )]
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, unused_macros, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 
 pub mod tables;
@@ -15,13 +15,30 @@ use hypercall::{
     VaFlush, VaMapping,
 };
 use p2m::P2m;
-use pvmmu::{Context, FrameSource, Loose, Pgd, Presence, Reach, TablePool, Tools};
+use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Presence, Reach, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
 const ARENA: u64 = 0x40;
 /// How many there are.
 pub const ARENA_FRAMES: usize = 1500;
+
+/// What nearly every test begins with, under the names given: a guest, perhaps a machine that counts
+/// what it is asked, the context of operations on it, and the frames that are free.
+macro_rules! scene {
+    ($guest:ident, $context:ident, $pool:ident) => {
+        let $guest = $crate::common::Guest::new();
+        let p2m = $guest.p2m();
+        let $context = $crate::common::context(&$guest, &$guest.model, &p2m);
+        let mut $pool = $guest.pool();
+    };
+    ($guest:ident, $machine:ident, $context:ident, $pool:ident) => {
+        let $guest = $crate::common::Guest::new();
+        let ($machine, p2m) = (hypercall::Counting::new(&$guest.model), $guest.p2m());
+        let $context = $crate::common::context(&$guest, &$machine, &p2m);
+        let mut $pool = $guest.pool();
+    };
+}
 
 /// A guest on a machine of its own.
 pub struct Guest {
@@ -119,6 +136,16 @@ impl FrameSource for Pool {
 pub fn page(index: u64) -> GuestVa {
     let start = (1 << 30) - 8 * PAGE_SIZE as u64;
     GuestVa::new(start + index * PAGE_SIZE as u64).expect("in the user half")
+}
+
+/// The first `count` pages of that range.
+pub fn pages(count: u64) -> Pages {
+    Pages { start: page(0), count }
+}
+
+/// A pool of tables that holds none and takes none.
+pub fn no_pool<'t>() -> TablePool<'t> {
+    TablePool::new([&mut [], &mut [], &mut []])
 }
 
 /// An address space with `count` pages mapped from [`page`] 0 on.
