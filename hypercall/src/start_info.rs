@@ -297,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_may_be_as_large_as_can_be_and_be_all_tables() {
+        let pages = |nr_pages, nr_pt_frames| {
+            BootInfo::parse(&StartInfo { nr_pages, nr_pt_frames, ..domu() })
+        };
+        assert!(pages(1 << 40, 7).is_ok());
+        assert_eq!(pages((1 << 40) + 1, 7), Err(BootInfoError::TooManyPages((1 << 40) + 1)));
+        assert!(pages(7, 7).is_ok());
+        assert_eq!(pages(7, 8), Err(BootInfoError::TableFrames(8)));
+    }
+
+    #[test]
     fn a_command_line_ends_at_its_first_bad_byte() {
         let mut info = domu();
         info.cmd_line[4] = 0xff;

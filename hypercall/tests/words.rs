@@ -178,3 +178,20 @@ fn what_could_not_be_accessed_is_named() {
         ]
     );
 }
+
+#[test]
+fn an_address_is_shown_whole_and_what_is_none_with_its_reason() {
+    let va = GuestVa::new(0x5001).expect("user half");
+    assert_eq!(format!("{va} {va:?}"), "0x0000000000005001 va 0x0000000000005001");
+    assert_eq!((va.is_page_aligned(), va.page_start().is_page_aligned()), (false, true));
+    let words = [0x8000_0000_0000, 0xffff_8000_0000_0000]
+        .map(|number| GuestVa::new(number).expect_err("none of the guest's").to_string());
+    assert_eq!(
+        words,
+        [
+            "address 0x800000000000 is not canonical",
+            "address 0xffff800000000000 lies in Xen's range \
+             0xffff800000000000..0xffff880000000000",
+        ]
+    );
+}
