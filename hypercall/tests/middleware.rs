@@ -100,7 +100,9 @@ fn all_that_passes_is_counted() {
     let once = Counts { hypercalls: 9, entries: 6 + 9 + 5, refused: 0 };
     assert_eq!(machine.counts(), once);
     assert_eq!(machine.inner().take(), LIFE);
-    live(&machine);
+    // A reference to a machine is one, too.
+    assert_eq!(live(&&machine), all_done());
+    assert_eq!(machine.inner().take(), LIFE);
     assert_eq!(machine.counts() - once, once);
     // SAFETY: nothing is asked.
     assert_eq!(unsafe { machine.issue(&mut []) }, Ok(()));

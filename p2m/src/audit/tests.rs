@@ -133,6 +133,58 @@ fn what_a_toolstack_would_misread_is_found() {
 }
 
 #[test]
+fn a_step_looks_at_no_more_words_than_it_is_told() {
+    let (mut words, m2p) = (good(8), machine(8));
+    words[1] = u64::MAX;
+    words[2] = foreign(4000);
+    words[5] = u64::MAX;
+    let words = list(&words);
+    let p2m = P2m::adopt(&words).expect("not empty");
+    for words_max in [1, 2, 3, 7] {
+        let mut places = [None; 4];
+        let mut audit = Audit::begin(&mut places);
+        for next in (words_max..8).step_by(usize::try_from(words_max).expect("a small number")) {
+            assert_eq!(audit.step(&m2p, &p2m, words_max), Progress::More(Pfn::new(next)));
+        }
+        assert_eq!(audit.step(&m2p, &p2m, words_max), Progress::Done);
+        let header = "audit of 8 pfns: 5 ram, 2 absent, 0 identity, 1 foreign";
+        assert!(audit.report().to_string().starts_with(header), "{}", audit.report());
+    }
+}
+
+#[test]
+fn max_pfn_is_to_lie_behind_the_last_frame_and_within_the_map() {
+    let (absent, identity) = (u64::MAX, 1 << 62);
+    let (ram, alien) = (18, foreign(4000));
+    for (words, needed) in [
+        ([16, 17, ram, absent], 3),
+        ([16, 17, alien, absent], 3),
+        ([16, 17, alien, identity], 3),
+        ([16, 17, identity, absent], 2),
+        ([16, alien, absent, identity], 2),
+        ([absent, identity, absent, alien], 4),
+    ] {
+        let words = list(&words);
+        let p2m = P2m::adopt(&words).expect("not empty");
+        let arch = ArchSharedInfo::default();
+        let toolstack = Toolstack::new(&arch);
+        for published in 0..=6 {
+            let longer = list(&good(published.max(1)));
+            if published > 0 {
+                toolstack.raise_max_pfn(&P2m::adopt(&longer).expect("not empty"));
+            }
+            let mut places = [None; 8];
+            let mut audit = Audit::begin(&mut places);
+            audit.run(&machine(8), &p2m);
+            audit.check_toolstack(&toolstack, &p2m, None);
+            let text = audit.report().records().to_string();
+            let wanted = format!("kind=max_pfn published={published} needed={needed} len=4");
+            assert_eq!(text.contains(&wanted), !(needed..=4).contains(&published), "{text}");
+        }
+    }
+}
+
+#[test]
 fn max_pfn_never_goes_back() {
     let arch = ArchSharedInfo::default();
     let toolstack = Toolstack::new(&arch);
