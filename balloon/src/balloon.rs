@@ -126,6 +126,17 @@ impl<'s> Balloon<'s> {
     ///
     /// # Hypercalls
     /// One `memory_op` (`XENMEM_current_reservation`), and the whole map is read once.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use balloon::{Balloon, Wipe};
+    ///
+    /// let Guest { model, p2m, .. } = Guest::new(); // 4096 pages
+    /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
+    /// let (balloon, accounts) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// assert_eq!((accounts.populated, balloon.ballooned()), (4096, 0));
+    /// # Ok::<(), balloon::BalloonError>(())
+    /// ```
     pub fn new<M: Hypercalls + ?Sized>(
         (machine, p2m): (&M, &P2m<'_>),
         words: &'s mut [u64],
@@ -169,6 +180,24 @@ impl<'s> Balloon<'s> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use hypercall::{Frames, Pfn};
+    /// # use p2m::P2m;
+    /// use balloon::{Balloon, Wipe};
+    ///
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// let mut list = model.guest().built_list();
+    /// list.resize_with(2112, || AtomicU64::new(u64::MAX)); // the map has grown by 64 pfns
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mut words = [0; 33];
+    /// let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 0, Wipe::Always)?;
+    /// let empty = unsafe { Frames::claim(Pfn::new(2048), 64) }; // nobody else has them
+    /// balloon.add_empty(&p2m, empty)?;
+    /// assert_eq!(balloon.ballooned(), 64); // what the guest can grow by
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn add_empty(&mut self, p2m: &P2m<'_>, frames: Frames) -> Result<(), NotEmpty> {
         let pfns = frames.start().raw()..frames.start().raw() + frames.count();
         if pfns.end > self.held.end() {
@@ -195,6 +224,18 @@ impl<'s> Balloon<'s> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use balloon::{Balloon, Retarget, Wipe};
+    ///
+    /// let Guest { model, p2m, .. } = Guest::new(); // 4096 pages
+    /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
+    /// let (mut balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// assert_eq!(balloon.set_target(4000), Retarget::Step);
+    /// assert_eq!(balloon.set_target(4096), Retarget::Idle);
+    /// # Ok::<(), balloon::BalloonError>(())
+    /// ```
     pub fn set_target(&mut self, frames: u64) -> Retarget {
         self.wanted = frames;
         match self.direction() {
@@ -250,6 +291,28 @@ impl<'s> Balloon<'s> {
     /// `XENMEM_current_reservation`). In: a multicall that asks for frames and for the count
     /// (`XENMEM_populate_physmap`), and an `mmu_update`. One, the count, if there is nothing to do
     /// or nothing to spare. Refusals cost up to four more, in all.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use balloon::{Around, Balloon, Next, Wipe, WorkStorage};
+    ///
+    /// let mut guest = Guest::new(); // 4096 pages
+    /// let mut words = vec![0; Balloon::words_needed(guest.p2m.len()) as usize];
+    /// let about = (guest.model, guest.p2m);
+    /// let (mut balloon, _) = Balloon::new(about, &mut words, 512, Wipe::Always)?;
+    /// balloon.set_target(3000);
+    /// let (mut storage, mut direct) = (WorkStorage::<256>::new(), guest.direct());
+    /// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+    /// let step = loop {
+    ///     let step = storage.with(|work| balloon.step(&mut around, &mut guest.frames, work));
+    ///     if step.next != Next::Again {
+    ///         break step; // there, or something is in the way: `Next::Wait` says what
+    ///     }
+    /// };
+    /// assert_eq!((step.next, step.accounts.populated), (Next::Idle, 3000));
+    /// assert!(step.accounts.is_balanced());
+    /// # Ok::<(), balloon::BalloonError>(())
+    /// ```
     pub fn step<M: Machine, D: FindDirect>(
         &mut self,
         around: &mut Around<'_, M, D>,

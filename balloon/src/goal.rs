@@ -87,6 +87,13 @@ impl core::error::Error for TargetError {}
 ///
 /// # Errors
 /// [`TargetError`]. White space around the number and a final NUL are let pass.
+///
+/// ```
+/// use balloon::frames_of_kib;
+///
+/// assert_eq!(frames_of_kib(b"262144"), Ok(65536)); // `memory/target` of a guest of 256 MiB
+/// assert!(frames_of_kib(b"a lot").is_err());
+/// ```
 pub fn frames_of_kib(text: &[u8]) -> Result<u64, TargetError> {
     let text = text.strip_suffix(&[0]).unwrap_or(text);
     let start = text.iter().take_while(|byte| byte.is_ascii_whitespace()).count();

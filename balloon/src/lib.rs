@@ -26,6 +26,8 @@
 //! in vain to ask again; [`Next::Idle`] that the size is right. There is no error that ends this: a
 //! balloon that cannot do what it should says so and does it when it can.
 //!
+//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`).
+//!
 //! # What it assumes
 //! The frame map is right when the balloon is made. Nobody else populates or depopulates pfns that
 //! the balloon holds; nobody maps frames that the allocator spares. No step runs across a suspend:

@@ -85,6 +85,13 @@ macro_rules! assertions {
 }
 
 /// All assertions, by number.
+///
+/// ```
+/// use xen_model::Model;
+///
+/// let assertions = conformance::assertions::<Model>();
+/// println!("{} of them", assertions.len());
+/// ```
 #[must_use]
 pub fn assertions<M: Target>() -> Vec<Assertion<M>> {
     let mut all = group::all();

@@ -81,6 +81,20 @@ enum State {
 
 impl TableBuffer {
     /// A buffer of `frames`, which are in the direct mapping, writable.
+    ///
+    /// ```
+    /// use early_pgt::TableBuffer;
+    /// use hypercall::{Frames, Pfn};
+    ///
+    /// let mut buffer = TableBuffer::new(unsafe { Frames::claim(Pfn::new(0x3000), 8) });
+    /// let mut round = buffer.begin()?;
+    /// let table = round.take()?; // to be filled by plain stores, then `finish`
+    /// assert_eq!(table, Pfn::new(0x3000));
+    /// round.abandon(); // or not: then it is a page as before
+    /// let (tables, unused) = buffer.into_parts().map_err(|(_, error)| error)?;
+    /// assert_eq!((tables.count, unused.count()), (0, 8));
+    /// # Ok::<(), early_pgt::EarlyError>(())
+    /// ```
     pub const fn new(frames: Frames) -> Self {
         Self { frames, tables: 0, state: State::Closed }
     }

@@ -66,6 +66,27 @@ impl<'m> Build<'m> {
     /// # Safety
     /// Nobody else uses or owns any frame that `memory` says is free, and no Rust object is in one
     /// (I-1). `plan` is of this memory.
+    ///
+    /// ```
+    /// # use hypercall::BatchStorage;
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// use early_pgt::{Build, Plan};
+    ///
+    /// let guest = Guest::new(Role::DomU, 1 << 14); // as its builder leaves it
+    /// let (memory, p2m) = (guest.memory(), guest.p2m());
+    /// let context = guest.context(&guest.model, &p2m);
+    /// let mut storage = BatchStorage::<1024, 1>::new();
+    /// // Nobody uses a frame that `memory` does not name.
+    /// let mut build = unsafe { Build::begin(&memory, Plan::new(&memory)?) };
+    /// while let Some(mapped) = build.round(context, &mut storage.batch())? {
+    ///     guest.model.guest().set_direct_map(mapped.start, mapped.end); // the machine is told
+    /// }
+    /// let mut free = 0;
+    /// build.finish(|frames| free += frames.count()); // a kernel keeps them
+    /// assert!(free > 15_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const unsafe fn begin(memory: &'m BootMemory<'m>, plan: Plan) -> Self {
         Self { memory, plan, done: 0 }
     }
@@ -79,6 +100,21 @@ impl<'m> Build<'m> {
     /// One `mmu_update` with an element for each table of the round and for each entry that links
     /// one, if the batch has room for [`Plan::updates_max`]; one for each time it is full,
     /// otherwise.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Counting};
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// # use early_pgt::{Build, Plan};
+    /// let guest = Guest::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
+    /// let (memory, p2m, machine) = (guest.memory(), guest.p2m(), Counting::new(&guest.model));
+    /// let mut storage = BatchStorage::<1024, 1>::new();
+    /// let mut build = unsafe { Build::begin(&memory, Plan::new(&memory)?) };
+    /// let mapped = build.round(guest.context(&machine, &p2m), &mut storage.batch())?;
+    /// assert_eq!(mapped.map(|mapped| mapped.end), Some(1 << 14));
+    /// assert_eq!(machine.counts().hypercalls, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn round<M: Machine>(
         &mut self,
         context: BuildContext<'_, M>,
@@ -111,6 +147,15 @@ impl<'m> Build<'m> {
     /// Gives every frame that is no table to `owner`, in runs, lowest first: all of them writable
     /// in the direct map. The frames of rounds that were not made are among them; those that are
     /// not mapped yet are not.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// let guest = Guest::new(Role::DomU, 1 << 14);
+    /// let free = guest.build(); // all rounds, then `finish`
+    /// assert!(free.iter().map(|frames| frames.count()).sum::<u64>() > 15_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn finish(self, mut owner: impl FnMut(Frames)) {
         let rounds = &self.plan.rounds()[..self.done];
         let mut used = [Pfns::new(Pfn::new(0), 0); ROUNDS_MAX];

@@ -57,6 +57,9 @@
 //!   its tables itself.
 //! * [`PastPgt`]: `mark_rw_past_pgt`, for a port that has Linux's shape and no bracket.
 //!
+//! The examples run on the model: `Guest` is a guest as its builder leaves it
+//! (`pv_tests::booting`).
+//!
 //! # What it assumes
 //! A 64-bit PV guest that runs on the builder's tables, on one vCPU. The frame map is adopted
 //! (`p2m`). VIRT_BASE is a multiple of 2 MiB, and the direct map has root slots of its own.

@@ -109,6 +109,17 @@ pub struct Use {
 ///
 /// An entry that is not present, or read-only already, stays as it is; one that is writable loses
 /// that if any use of its frame says so.
+///
+/// ```
+/// use early_pgt::{Use, UseKind, mask_rw};
+/// use hypercall::{Mfn, Pfn, Pte, PteFlags};
+/// use p2m::Pfns;
+///
+/// let tables = Use { pfns: Pfns::new(Pfn::new(0x300), 5), kind: UseKind::BuilderTables };
+/// let pte = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
+/// assert!(!mask_rw(pte, Pfn::new(0x301), &[tables]).is_writable());
+/// assert_eq!(mask_rw(pte, Pfn::new(0x305), &[tables]), pte);
+/// ```
 #[must_use]
 pub fn mask_rw(pte: Pte, pfn: Pfn, uses: &[Use]) -> Pte {
     match access_of(pfn, uses) {
@@ -179,6 +190,27 @@ impl<'a> BootMemory<'a> {
     ///
     /// # Hypercalls
     /// None; nothing is read or changed.
+    ///
+    /// ```
+    /// use early_pgt::{BootMemory, EarlyError, MapPlace, Region, RegionKind, Use, UseKind};
+    /// use hypercall::{GuestVa, Pfn};
+    /// use p2m::Pfns;
+    ///
+    /// let pfns = |start, count| Pfns::new(Pfn::new(start), count);
+    /// let place = MapPlace {
+    ///     kernel: GuestVa::new(0xffff_ffff_8000_0000)?,
+    ///     kernel_pages: 0x400,
+    ///     direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
+    /// };
+    /// let regions = [Region { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
+    /// let kernel = Use { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData };
+    /// let tables = Use { pfns: pfns(0x2ff, 5), kind: UseKind::BuilderTables };
+    /// // A page cannot be both; whoever says so learns it before anything is touched.
+    /// let both = [kernel, tables];
+    /// let refused = BootMemory::new(&regions, &both, place);
+    /// assert!(matches!(refused, Err(EarlyError::UseOverlap { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(
         regions: &'a [Region],
         uses: &'a [Use],
@@ -295,6 +327,17 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 ///
 /// # Errors
 /// [`EarlyError::NotInKernelMapping`] if an address lies outside of that mapping.
+///
+/// ```
+/// use early_pgt::{UseKind, builder_uses};
+/// # use pv_tests::booting::Guest;
+/// # use xen_model::Role;
+/// let guest = Guest::new(Role::DomU, 1 << 14); // as its builder leaves it
+/// let [tables, list, _] = builder_uses(&guest.boot, guest.place)?;
+/// assert_eq!(list.map(|used| used.kind), Some(UseKind::List));
+/// assert_eq!(tables.map(|used| used.pfns.start), Some(guest.root));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {
     let pfn_of = |va: GuestVa| {
         let bytes = va.raw().checked_sub(place.kernel.raw());

@@ -28,6 +28,21 @@ pub struct PastPgt {
 
 impl PastPgt {
     /// Nothing was seen.
+    ///
+    /// ```
+    /// use early_pgt::{Marks, PastPgt};
+    /// use hypercall::Pfn;
+    ///
+    /// // Frames 0x10 to 0x20 were given to a round as a buffer, of which it used four.
+    /// let [start, end, top] = [0x10, 0x14, 0x20].map(Pfn::new);
+    /// let mut past = PastPgt::new();
+    /// let marks = Marks { start, end, top };
+    /// assert_eq!(past.entry(Pfn::new(0x200), marks, |_| false), None); // the round goes on
+    /// // Then the allocator reserves the tables, and the round is over.
+    /// let unused = past.allocator_is_up(marks, |pfn| pfn == start);
+    /// // These must become writable again before anybody is handed one.
+    /// assert_eq!(unused.map(|pfns| (pfns.start, pfns.count)), Some((end, 12)));
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self { round: None, set_rw: None }

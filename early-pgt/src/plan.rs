@@ -61,6 +61,18 @@ impl Plan {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// use early_pgt::Plan;
+    ///
+    /// let guest = Guest::new(Role::DomU, 1 << 16); // 256 MiB, as built
+    /// let plan = Plan::new(&guest.memory())?;
+    /// assert_eq!(plan.rounds().len(), 1);
+    /// println!("{} tables, {} updates at once", plan.tables(), plan.updates_max());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(memory: &BootMemory<'_>) -> Result<Self, EarlyError> {
         let all = Pfns::new(Pfn::new(0), memory.end());
         let mut plan = Self { rounds: [RoundPlan::NONE; ROUNDS_MAX], count: 0 };
@@ -157,6 +169,20 @@ impl Plan {
     }
 
     /// The steps of each round: which frame becomes which table, in which order.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// use early_pgt::{Plan, Step};
+    ///
+    /// let guest = Guest::new(Role::DomU, 1 << 16); // 256 MiB, as built
+    /// let memory = guest.memory();
+    /// let plan = Plan::new(&memory)?;
+    /// let steps = plan.steps(&memory).flatten();
+    /// let tables = steps.filter(|step| matches!(step, Step::Table(_))).count();
+    /// assert_eq!(tables as u64, plan.tables());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn steps<'m>(
         &'m self,
         memory: &'m BootMemory<'m>,

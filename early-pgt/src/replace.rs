@@ -112,6 +112,28 @@ impl UseKind {
 /// * No Rust object is in `frames`, in constants or code that anybody writes, or in memory that is
 ///   executed without being code of the kernel.
 /// * If the list has moved, nobody uses the builder's.
+///
+/// ```
+/// # use hypercall::BatchStorage;
+/// # use pv_tests::booting::Guest;
+/// # use xen_model::Role;
+/// use early_pgt::{BuilderList, replace_tables};
+///
+/// let guest = Guest::new(Role::DomU, 1 << 14);
+/// let mut free = guest.build(); // all memory is mapped
+/// let (memory, p2m) = (guest.memory(), guest.p2m());
+/// let frames = free.pop().ok_or("no memory")?;
+/// let (own, rest) = frames.split(memory.own_tables()).map_err(|_| "too little memory")?;
+/// free.push(rest);
+/// let context = guest.context(&guest.model, &p2m);
+/// let mut storage = BatchStorage::<1024, 3>::new();
+/// let mut given_back = 0;
+/// let owner = |frames: hypercall::Frames| given_back += frames.count();
+/// let list = BuilderList::Stays;
+/// unsafe { replace_tables(context, (&memory, list), own, &mut storage.batch(), owner) }?;
+/// assert_eq!(given_back, guest.boot.table_frames);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub unsafe fn replace_tables<M: Machine>(
     context: BuildContext<'_, M>,
     (memory, list): (&BootMemory<'_>, BuilderList),

@@ -1,12 +1,10 @@
 //! The direct map on the model: every page, every protection, every cost.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-mod support;
-
 use early_pgt::{Build, Plan};
 use hypercall::{BatchStorage, Counting, FrameAccess as _, Pfn};
 use p2m::Pfns;
-use support::Guest;
+use pv_tests::booting::Guest;
 use xen_model::{DomainConfig, Role};
 
 type Storage = BatchStorage<6000, 1>;

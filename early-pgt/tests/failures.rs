@@ -1,14 +1,12 @@
 //! Whatever is refused, nothing has happened; and what cannot be is said before anything does.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-mod support;
-
 use early_pgt::{
     BootMemory, Build, EarlyError, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
 };
 use hypercall::{BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Pfn, Refusal};
 use p2m::Pfns;
-use support::{DIRECT_MAP, Guest};
+use pv_tests::booting::{DIRECT_MAP, Guest};
 use xen_model::Role;
 
 /// Every entry that maps a page in the kernel's mapping, but for what the CPU sets.

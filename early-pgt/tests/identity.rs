@@ -2,13 +2,11 @@
 //! memory.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-mod support;
-
 use early_pgt::{Build, EarlyError, Plan, Region, RegionKind, RoundError, UseKind};
 use hypercall::{Batch, BatchStorage, Errno, FrameAccess as _, Machine, MmuUpdate, Pfn, Pte, Slot};
 use hypercall::{FailNth, Refusal};
 use p2m::{P2m, Pfns};
-use support::{DIRECT_MAP, Guest};
+use pv_tests::booting::{DIRECT_MAP, Guest};
 use xen_model::{DomainConfig, Role};
 
 const ISA: Pfns = Pfns::new(Pfn::new(0xa0), 0x60);

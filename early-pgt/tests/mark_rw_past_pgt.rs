@@ -3,8 +3,6 @@
 //! 4 GiB.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-mod support;
-
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +12,7 @@ use hypercall::{
     Pte, PteFlags, Request, Slot,
 };
 use p2m::{P2m, Pfns};
-use support::Guest;
+use pv_tests::booting::Guest;
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Role};
 

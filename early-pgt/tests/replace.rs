@@ -2,8 +2,6 @@
 //! Xen refuses.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-mod support;
-
 use early_pgt::{
     BuildContext, BuilderList, EarlyError, Plan, ReplaceError, Replaced, Use, UseKind,
     replace_tables,
@@ -13,7 +11,7 @@ use hypercall::{
     PteFlags, Refusal,
 };
 use p2m::Pfns;
-use support::{DIRECT_MAP, Guest};
+use pv_tests::booting::{DIRECT_MAP, Guest};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{DomainConfig, Role};
 

@@ -35,6 +35,15 @@ pub struct BatchStorage<const UPDATES: usize, const OPS: usize> {
 
 impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
     /// Fresh storage.
+    ///
+    /// ```
+    /// use hypercall::BatchStorage;
+    ///
+    /// // Room for 512 updates and 8 extended operations, in the caller's memory.
+    /// let mut storage = BatchStorage::<512, 8>::new();
+    /// let batch = storage.batch();
+    /// assert_eq!((batch.room(), batch.ops_room()), (512, 8));
+    /// ```
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -51,6 +60,13 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
 
     /// An empty batch in a part of this storage: `updates` updates and `ops` extended operations,
     /// or as many as there are places. What a trap may take is then decided at run time.
+    ///
+    /// ```
+    /// # use hypercall::BatchStorage;
+    /// let mut storage = BatchStorage::<512, 8>::new();
+    /// let batch = storage.batch_of(16, 1); // what goes in one trap is 16 updates at most
+    /// assert_eq!((batch.updates_max(), batch.ops_max()), (16, 1));
+    /// ```
     pub const fn batch_of(&mut self, updates: usize, ops: usize) -> Batch<'_> {
         let updates = if updates < UPDATES { updates } else { UPDATES };
         let (updates, _) = self.updates.split_at_mut(updates);
@@ -157,6 +173,15 @@ impl Batch<'_> {
 
     /// An empty batch in memory of any size: as many updates as both of the first two slices have
     /// places.
+    ///
+    /// ```
+    /// use hypercall::{Batch, MmuExtOp, MmuUpdate};
+    ///
+    /// let (mut updates, mut old) = (vec![MmuUpdate::EMPTY; 64], vec![0; 64]);
+    /// let mut ops = [MmuExtOp::EMPTY];
+    /// let batch = Batch::within(&mut updates, &mut old, &mut ops);
+    /// assert_eq!(batch.updates_max(), 64);
+    /// ```
     pub const fn within<'m>(
         updates: &'m mut [MmuUpdate],
         old: &'m mut [u64],
@@ -224,6 +249,22 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`].
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, FrameAccess, MmuUpdate};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let page = model.direct_map(model.guest().first_free_page())?;
+    /// let (slot, pte) = model.guest().l1_slot(page.raw()).ok_or("it is mapped")?;
+    ///
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// batch.update(MmuUpdate::set(slot, pte.read_only()), pte.raw())?;
+    /// // The page is this program's own, and it expects the change.
+    /// unsafe { batch.submit(&model) }?;
+    /// # assert!(!model.guest().l1_slot(page.raw()).ok_or("it is mapped")?.1.is_writable());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
         let at = self.updates_used;
@@ -244,6 +285,18 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`].
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, DomId, Domains, Mfn, MmuUpdate, Pte, PteFlags, Slot};
+    /// # use x86_64::structures::paging::PageTableIndex;
+    /// let slot = Slot { table: Mfn::new(7), index: PageTableIndex::new(0) };
+    /// let vga = MmuUpdate::set(slot, Pte::new(Mfn::new(0xb8), PteFlags::KERNEL_RW));
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// batch.update_for(vga, 0, Domains::frames_of(DomId::IO))?;
+    /// assert_eq!(batch.requests(), 1);
+    /// # Ok::<(), hypercall::Full>(())
+    /// ```
     pub fn update_for(
         &mut self,
         update: MmuUpdate,
@@ -272,6 +325,15 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`] if it took none although there was one.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Mfn, MmuUpdate, Pfn};
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// let many = (0..100).map(|at| (MmuUpdate::machphys(Mfn::new(at), Pfn::new(at)), 0));
+    /// assert_eq!(batch.extend(many)?, 8); // as many as there is room for
+    /// # Ok::<(), hypercall::Full>(())
+    /// ```
     pub fn extend(
         &mut self,
         updates: impl IntoIterator<Item = (MmuUpdate, u64)>,
@@ -299,6 +361,17 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`].
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, MmuExtOp};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let mut storage = BatchStorage::<0, 1>::new();
+    /// let mut batch = storage.batch();
+    /// batch.op(MmuExtOp::tlb_flush_all())?;
+    /// unsafe { batch.submit(&model) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn op(&mut self, op: MmuExtOp) -> Result<(), Full> {
         let at = self.ops_used;
         if at == self.ops.len() {
@@ -318,6 +391,21 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`Full`].
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, FrameAccess, VaFlush, VaMapping};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let page = model.direct_map(model.guest().first_free_page())?;
+    /// let (_, old) = model.guest().l1_slot(page.raw()).ok_or("it is mapped")?;
+    ///
+    /// let mut storage = BatchStorage::<0, 0>::new();
+    /// let mut batch = storage.batch();
+    /// let flush = VaFlush::PageAll;
+    /// batch.va_mapping(VaMapping { va: page.addr(), pte: old.read_only(), flush }, old)?;
+    /// unsafe { batch.submit(&model) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn va_mapping(&mut self, mapping: VaMapping, old: Pte) -> Result<(), Full> {
         self.open(Kind::Va(mapping, old), 0)
     }
@@ -325,6 +413,28 @@ impl Batch<'_> {
     /// Turns a refused batch into the one that undoes it: the updates and va mappings that took
     /// effect, last one first, each with the value that stood there before. Extended operations
     /// are left out: what a pin or a flush needs for its undo, the caller knows and can add.
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, FrameAccess, Mfn, MmuUpdate, Pte, PteFlags};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let page = model.direct_map(model.guest().first_free_page())?;
+    /// let (slot, pte) = model.guest().l1_slot(page.raw()).ok_or("it is mapped")?;
+    ///
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// batch.update(MmuUpdate::set(slot, pte.read_only()), pte.raw())?;
+    /// // There is no such frame: Xen refuses the second update, the first has taken effect.
+    /// let wrong = Pte::new(Mfn::new(0xff_ffff_ffff), PteFlags::KERNEL_RW);
+    /// batch.update(MmuUpdate::set(slot, wrong), pte.read_only().raw())?;
+    /// let refused = unsafe { batch.submit(&model) }.unwrap_err();
+    /// assert_eq!(refused.error.done, 1);
+    /// batch.invert();
+    /// unsafe { batch.submit(&model) }?;
+    /// let (_, now) = model.guest().l1_slot(page.raw()).ok_or("it is mapped")?;
+    /// assert!(now.same_for_guest(pte));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn invert(&mut self) {
         let mut kept = 0;
         for at in 0..self.runs_used {
@@ -409,6 +519,21 @@ impl Batch<'_> {
     ///
     /// # Safety
     /// As for [`Hypercalls::issue`].
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, Level, MmuExtOp};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let page = model.guest().first_free_page();
+    /// let mfn = model.guest().built_mfn(page).ok_or("it is memory")?;
+    /// let mut storage = BatchStorage::<0, 1>::new();
+    /// let mut batch = storage.batch();
+    /// batch.op(MmuExtOp::pin(Level::L1, mfn))?;
+    /// // The direct mapping shows the page writable, so it cannot become a table.
+    /// let refused = unsafe { batch.submit(&model) }.unwrap_err();
+    /// assert_eq!(refused.to_string(), "mmuext_op refused: EINVAL (-22)");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
     pub unsafe fn submit<M: Hypercalls + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
         let requests = self.runs_used;
@@ -440,6 +565,19 @@ impl Batch<'_> {
     }
 
     /// The elements that took effect in a refused submit, in order.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};
+    /// let model = xen_model::Model::builder().build()?;
+    /// let machine = FailNth::new(&model, Refusal { request: 0, done: 1, errno: Errno::EINVAL });
+    /// let mut storage = BatchStorage::<0, 2>::new();
+    /// let mut batch = storage.batch();
+    /// batch.op(MmuExtOp::tlb_flush_local())?;
+    /// batch.op(MmuExtOp::tlb_flush_all())?;
+    /// let refused = unsafe { batch.submit(&machine) };
+    /// assert!(refused.is_err() && batch.applied().count() == 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn applied(&self) -> impl Iterator<Item = Element> + '_ {
         self.runs[..self.runs_used].iter().flat_map(move |run| {
             let done = Call { request: self.request(run), outcome: run.outcome }.done();

@@ -74,6 +74,17 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// A request not yet issued.
+    ///
+    /// ```
+    /// use hypercall::{Call, DomId, Hypercalls, MmuExtOp, Request};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let flush = [MmuExtOp::tlb_flush_all()];
+    /// let mut calls = [Call::new(Request::MmuExt(&flush, DomId::SELF))];
+    /// unsafe { model.issue(&mut calls) }?;
+    /// assert_eq!((calls[0].result(), calls[0].done()), (Ok(()), 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(request: Request<'a>) -> Self {
         Self { request, outcome: Outcome::NotIssued }

@@ -49,6 +49,14 @@ errnos! {
 
 impl Errno {
     /// The errno with this number, known or not.
+    ///
+    /// ```
+    /// use hypercall::Errno;
+    ///
+    /// assert_eq!(Errno::from_raw(16), Errno::EBUSY);
+    /// assert_eq!(Errno::EBUSY.name(), Some("EBUSY"));
+    /// assert_eq!(Errno::from_raw(999).name(), None); // what nobody knows keeps its number
+    /// ```
     #[must_use]
     pub const fn from_raw(number: u32) -> Self {
         Self(number)
@@ -65,6 +73,13 @@ impl Errno {
     ///
     /// # Errors
     /// The errno, if `rax` is negative.
+    ///
+    /// ```
+    /// use hypercall::Errno;
+    ///
+    /// assert_eq!(Errno::check(3), Ok(3));
+    /// assert_eq!(Errno::check(-22), Err(Errno::EINVAL));
+    /// ```
     pub fn check(rax: i64) -> Result<u64, Self> {
         // Xen's errnos are small; anything else is not one, and stays recognisable as such.
         u64::try_from(rax).map_err(|_| Self(u32::try_from(rax.unsigned_abs()).unwrap_or(u32::MAX)))

@@ -56,6 +56,19 @@ pub struct Conflict {
 
 impl Conflict {
     /// What leads to such a conflict, the likeliest first.
+    ///
+    /// ```
+    /// use hypercall::Mfn;
+    /// use hypercall::explain::{Conflict, Use};
+    /// use hypercall::Level;
+    ///
+    /// let (had, wanted) = (Use::Writable, Use::Table(Level::L1));
+    /// let conflict = Conflict { mfn: Mfn::new(0x8df82b), pfn: None, had, uses: Some(1), wanted };
+    /// println!("{conflict}");
+    /// for cause in conflict.causes() {
+    ///     println!("{}: {}", cause.what(), cause.check());
+    /// }
+    /// ```
     #[must_use]
     pub const fn causes(self) -> &'static [Cause] {
         match (self.had, self.wanted) {

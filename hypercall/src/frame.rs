@@ -37,6 +37,12 @@ macro_rules! frame_number {
             }
 
             /// The frame `count` frames further on, if that number exists.
+            ///
+            /// ```
+            /// use hypercall::Mfn;
+            ///
+            /// assert_eq!(Mfn::new(7).checked_add(2), Some(Mfn::new(9)));
+            /// ```
             #[must_use]
             pub const fn checked_add(self, count: u64) -> Option<Self> {
                 match self.0.checked_add(count) {
@@ -46,6 +52,13 @@ macro_rules! frame_number {
             }
 
             /// How many frames `self` lies beyond `start`, if it does not lie before it.
+            ///
+            /// ```
+            /// use hypercall::Pfn;
+            ///
+            /// assert_eq!(Pfn::new(9).offset_from(Pfn::new(7)), Some(2));
+            /// assert_eq!(Pfn::new(7).offset_from(Pfn::new(9)), None);
+            /// ```
             #[must_use]
             pub const fn offset_from(self, start: Self) -> Option<u64> {
                 self.0.checked_sub(start.0)

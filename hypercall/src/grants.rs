@@ -135,6 +135,15 @@ impl GrantMap {
 
     /// Maps what `domain` grants as `reference` for the kernel at `va`, in place of what is mapped
     /// there.
+    ///
+    /// ```
+    /// use hypercall::{DomId, GrantAccess, GrantMap, GrantRef, GuestVa};
+    ///
+    /// let va = GuestVa::new(0xffff_8800_0000_0000)?;
+    /// let map = GrantMap::kernel(va, DomId(1), GrantRef(8), GrantAccess::ReadOnly);
+    /// # let _ = map;
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     #[must_use]
     pub const fn kernel(
         va: GuestVa,

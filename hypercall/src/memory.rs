@@ -13,6 +13,19 @@ pub struct Extent(u64);
 
 impl Extent {
     /// An extent that begins at `pfn`.
+    ///
+    /// ```
+    /// use hypercall::{DomId, Extent, Hypercalls, MemoryOp, Pfn, Reservation};
+    ///
+    /// // A page of memory from Xen, to be found behind pfn 2048, which had none.
+    /// let model = xen_model::Model::builder().pages(2048).spare_pages(64).build()?;
+    /// model.guest().set_maximum(2049);
+    /// let mut extents = [Extent::from_pfn(Pfn::new(2048))];
+    /// let wanted = Reservation { extents: &mut extents, order: 0, flags: 0, domain: DomId::SELF };
+    /// assert_eq!(unsafe { model.memory_op(&mut MemoryOp::Populate(wanted)) }, Ok(1));
+    /// println!("it is mfn {}", extents[0].mfn());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn from_pfn(pfn: Pfn) -> Self {
         Self(pfn.raw())

@@ -37,6 +37,12 @@ impl Domains {
     pub const SELF: Self = Self { frames: DomId::SELF, tables: None };
 
     /// The frames of `domain` in own tables.
+    ///
+    /// ```
+    /// use hypercall::{DomId, Domains};
+    ///
+    /// assert_eq!(Domains::frames_of(DomId::IO).frames, DomId::IO);
+    /// ```
     #[must_use]
     pub const fn frames_of(domain: DomId) -> Self {
         Self { frames: domain, tables: None }
@@ -84,18 +90,42 @@ impl MmuUpdate {
     pub const EMPTY: Self = Self { target: 0, value: 0 };
 
     /// Sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
+    ///
+    /// ```
+    /// use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot};
+    /// use x86_64::structures::paging::PageTableIndex;
+    ///
+    /// let slot = Slot { table: Mfn::new(7), index: PageTableIndex::new(3) };
+    /// let update = MmuUpdate::set(slot, Pte::new(Mfn::new(9), PteFlags::USER_RW));
+    /// assert_eq!(update.target(), 7 * 4096 + 3 * 8);
+    /// ```
     #[must_use]
     pub fn set(slot: Slot, pte: Pte) -> Self {
         Self { target: slot.machine_address() | mmu_command::NORMAL, value: pte.raw() }
     }
 
     /// Sets the entry at `slot`, keeping its accessed and dirty bits (`MMU_PT_UPDATE_PRESERVE_AD`).
+    ///
+    /// ```
+    /// # use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot, mmu_command};
+    /// # use x86_64::structures::paging::PageTableIndex;
+    /// let slot = Slot { table: Mfn::new(7), index: PageTableIndex::new(3) };
+    /// let update = MmuUpdate::set_preserving_ad(slot, Pte::new(Mfn::new(9), PteFlags::USER_RW));
+    /// assert_eq!(update.target() & mmu_command::MASK, mmu_command::PRESERVE_AD);
+    /// ```
     #[must_use]
     pub fn set_preserving_ad(slot: Slot, pte: Pte) -> Self {
         Self { target: slot.machine_address() | mmu_command::PRESERVE_AD, value: pte.raw() }
     }
 
     /// Sets M2P: `mfn` is to be known as `pfn` (`MMU_MACHPHYS_UPDATE`). Xen believes any value.
+    ///
+    /// ```
+    /// use hypercall::{Mfn, MmuUpdate, Pfn};
+    ///
+    /// let update = MmuUpdate::machphys(Mfn::new(0x203), Pfn::new(7));
+    /// assert_eq!((update.frame(), update.value()), (Mfn::new(0x203), 7));
+    /// ```
     #[must_use]
     pub const fn machphys(mfn: Mfn, pfn: Pfn) -> Self {
         Self { target: mfn.raw() << PAGE_SHIFT | mmu_command::MACHPHYS, value: pfn.raw() }
@@ -240,6 +270,13 @@ impl MmuExtOp {
 
     /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to
     /// `_L4_TABLE`).
+    ///
+    /// ```
+    /// use hypercall::{Level, Mfn, MmuExtOp, ext_command};
+    ///
+    /// let pin = MmuExtOp::pin(Level::L4, Mfn::new(0x203));
+    /// assert_eq!(pin.command(), ext_command::PIN_L4_TABLE);
+    /// ```
     #[must_use]
     pub const fn pin(level: Level, table: Mfn) -> Self {
         Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
@@ -292,6 +329,13 @@ impl MmuExtOp {
     }
 
     /// Flushes the TLBs of some vCPUs (`MMUEXT_TLB_FLUSH_MULTI`), in a batch.
+    ///
+    /// ```
+    /// use hypercall::{MmuExtOp, VcpuSet};
+    ///
+    /// let both = VcpuSet::one(0).union(VcpuSet::one(2));
+    /// assert_eq!(MmuExtOp::tlb_flush_vcpus(both).vcpus(), both);
+    /// ```
     #[must_use]
     pub const fn tlb_flush_vcpus(vcpus: VcpuSet) -> Self {
         Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::TLB_FLUSH_MULTI, 0, 0) }

@@ -21,6 +21,14 @@ impl Frame {
     ///
     /// # Safety
     /// Nobody else uses the frame, and no other token for it exists (I-1).
+    ///
+    /// ```
+    /// use hypercall::{Frame, Pfn};
+    ///
+    /// // Nobody else has this page.
+    /// let frame = unsafe { Frame::claim(Pfn::new(0x123)) };
+    /// assert_eq!(frame.pfn(), Pfn::new(0x123));
+    /// ```
     #[expect(unsafe_code, reason = "the root of ownership: see I-1")]
     pub const unsafe fn claim(pfn: Pfn) -> Self {
         Self(pfn)
@@ -58,6 +66,15 @@ impl Frames {
     ///
     /// # Safety
     /// Nobody else uses any of the frames, and no other token for one of them exists (I-1).
+    ///
+    /// ```
+    /// use hypercall::{Frames, Pfn};
+    ///
+    /// // Nobody else has these pages.
+    /// let mut frames = unsafe { Frames::claim(Pfn::new(0x100), 16) };
+    /// let one = frames.take().expect("there are 16");
+    /// assert_eq!((one.pfn(), frames.count()), (Pfn::new(0x100), 15));
+    /// ```
     #[expect(unsafe_code, reason = "the root of ownership: see I-1")]
     pub const unsafe fn claim(start: Pfn, count: u64) -> Self {
         assert!(start.checked_add(count).is_some(), "the run passes the end of the number space");
@@ -92,6 +109,13 @@ impl Frames {
     ///
     /// # Errors
     /// The run itself.
+    ///
+    /// ```
+    /// # use hypercall::{Frames, Pfn};
+    /// let frames = unsafe { Frames::claim(Pfn::new(0x100), 16) };
+    /// let (head, rest) = frames.split(4).expect("there are 16");
+    /// assert_eq!((head.count(), rest.start()), (4, Pfn::new(0x104)));
+    /// ```
     pub fn split(self, count: u64) -> Result<(Self, Self), Self> {
         if count > self.count {
             return Err(self);

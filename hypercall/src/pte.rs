@@ -92,6 +92,14 @@ impl Pte {
     pub const ABSENT: Self = Self(0);
 
     /// An entry for `mfn` with `flags`. Frame bits above 40 do not fit and are cut off.
+    ///
+    /// ```
+    /// use hypercall::{Mfn, Pte, PteFlags};
+    ///
+    /// let pte = Pte::new(Mfn::new(0x203), PteFlags::USER_RW);
+    /// assert!(pte.is_present() && pte.is_writable());
+    /// assert_eq!(pte.read_only().mfn(), Mfn::new(0x203));
+    /// ```
     #[must_use]
     pub const fn new(mfn: Mfn, flags: PteFlags) -> Self {
         Self((mfn.raw() << PAGE_SHIFT) & ADDRESS_MASK | flags.bits())
@@ -152,6 +160,14 @@ impl Pte {
     }
 
     /// Whether `self` and `other` say the same to a guest, leaving out what Xen and the CPU adjust.
+    ///
+    /// ```
+    /// use hypercall::{Mfn, Pte, PteFlags};
+    ///
+    /// let written = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
+    /// let read_back = Pte::from_raw(0x8010_0000_0020_3067); // Xen has added bits of its own
+    /// assert!(written.same_for_guest(read_back) && written != read_back);
+    /// ```
     #[must_use]
     pub const fn same_for_guest(self, other: Self) -> bool {
         let mask = !PteFlags::ADJUSTED_BY_XEN.bits();
@@ -159,6 +175,15 @@ impl Pte {
     }
 
     /// What the entry means in a table of `level`.
+    ///
+    /// ```
+    /// use hypercall::{Entry, Level, Mfn, Pte, PteFlags};
+    ///
+    /// let pte = Pte::new(Mfn::new(0x203), PteFlags::TABLE);
+    /// assert_eq!(pte.decode(Level::L2), Entry::Table(Mfn::new(0x203)));
+    /// assert_eq!(pte.decode(Level::L1), Entry::Leaf(Mfn::new(0x203)));
+    /// assert_eq!(Pte::ABSENT.decode(Level::L1), Entry::Absent);
+    /// ```
     #[must_use]
     pub const fn decode(self, level: Level) -> Entry {
         if !self.is_present() {
@@ -231,6 +256,15 @@ impl Level {
     }
 
     /// The entry of a table of this level that `va` goes through.
+    ///
+    /// ```
+    /// use hypercall::{GuestVa, Level};
+    ///
+    /// let va = GuestVa::new(0x40_3000)?;
+    /// assert_eq!(u16::from(Level::L1.index_of(va)), 3);
+    /// assert_eq!(u16::from(Level::L2.index_of(va)), 2);
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     #[must_use]
     pub const fn index_of(self, va: GuestVa) -> PageTableIndex {
         PageTableIndex::new_truncate(((va.raw() >> self.shift()) & 0x1ff) as u16)

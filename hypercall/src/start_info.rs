@@ -148,6 +148,16 @@ impl BootInfo {
     ///
     /// # Errors
     /// [`BootInfoError`] with the field and its value.
+    ///
+    /// ```
+    /// use hypercall::BootInfo;
+    ///
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// let start_info = model.guest().start_info().ok_or("the builder leaves one")?;
+    /// let boot = BootInfo::parse(&start_info)?;
+    /// assert_eq!(boot.pages, 2048);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn parse(info: &StartInfo) -> Result<Self, BootInfoError> {
         if !info.magic.starts_with(MAGIC) {
             let mut magic = [0; 16];

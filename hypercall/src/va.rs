@@ -50,6 +50,13 @@ impl GuestVa {
     ///
     /// # Errors
     /// [`NotGuestVa`] if it is not canonical or lies in Xen's range.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    ///
+    /// assert!(GuestVa::new(0x40_0000).is_ok());
+    /// assert!(GuestVa::new(0xffff_8000_0000_0000).is_err()); // Xen's own range
+    /// ```
     pub const fn new(va: u64) -> Result<Self, NotGuestVa> {
         let Ok(addr) = VirtAddr::try_new(va) else {
             return Err(NotGuestVa::NotCanonical(va));
@@ -77,6 +84,14 @@ impl GuestVa {
     ///
     /// # Errors
     /// [`NotGuestVa`] if that leaves the half of the address space or enters Xen's range.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    ///
+    /// let va = GuestVa::new(0x40_0000)?;
+    /// assert_eq!(va.checked_add_pages(2)?.raw(), 0x40_2000);
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     pub const fn checked_add_pages(self, pages: u64) -> Result<Self, NotGuestVa> {
         match pages.checked_mul(PAGE_SIZE as u64) {
             Some(bytes) => match self.raw().checked_add(bytes) {

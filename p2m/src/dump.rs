@@ -21,6 +21,17 @@ pub struct Census {
 
 impl Census {
     /// Counts `pfns`.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::{Census, P2m};
+    ///
+    /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let census = Census::of(&p2m, p2m.all());
+    /// assert_eq!(census.to_string(), "4 pfns: 3 ram, 1 absent, 0 identity, 0 foreign");
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     #[must_use]
     pub fn of(p2m: &P2m<'_>, pfns: Pfns) -> Self {
         let mut census = Self::default();
@@ -83,6 +94,17 @@ impl P2m<'_> {
     ///
     /// # Errors
     /// What `out` answers.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use p2m::P2m;
+    /// let list = [0x203, 0x204, u64::MAX].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mut text = String::new();
+    /// p2m.dump(&mut text)?;
+    /// assert_eq!(text.lines().count(), 3); // two runs, and the census
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn dump(&self, out: &mut (impl Write + ?Sized)) -> fmt::Result {
         for run in self.runs(self.all(), Grain::Frames) {
             writeln!(out, "{run}")?;
@@ -94,6 +116,17 @@ impl P2m<'_> {
     ///
     /// # Errors
     /// What `out` answers.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use p2m::P2m;
+    /// let list = [0x203, 0x204, u64::MAX].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mut picture = String::new();
+    /// p2m.svg(&mut picture)?;
+    /// assert!(picture.starts_with("<svg"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn svg(&self, out: &mut (impl Write + ?Sized)) -> fmt::Result {
         let (all, census) = (self.all(), Census::of(self, self.all()));
         writeln!(

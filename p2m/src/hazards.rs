@@ -53,6 +53,19 @@ impl<'s> KexecState<'s> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::{KexecState, P2m};
+    ///
+    /// let list = [0x203, u64::MAX].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let ram = [p2m.all()]; // what the memory map calls RAM
+    /// let state = KexecState { p2m: &p2m, ram: &ram, granted: None, maps: None };
+    /// let hazards = state.kexec_is_safe().unwrap_err();
+    /// assert_eq!(hazards.ballooned, 1); // the next kernel would use a page that is Xen's
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn kexec_is_safe(self) -> Result<KexecPermit, Hazards<'s>> {
         let count = |number: usize| number as u64;
         let hazards = Hazards {

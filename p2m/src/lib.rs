@@ -30,6 +30,9 @@
 //! is the error [`P2mError::NotReserved`], and memory is reserved beforehand, where sleeping and
 //! failing are allowed.
 //!
+//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), and
+//! `Machine` one whose map has a window (`pv_tests::window`).
+//!
 //! # What it assumes
 //! The list is the guest's own memory and entries change by single 8-byte stores, as the toolstack
 //! requires when it reads the list (docs/abi.md). One vCPU at a time grows the map; any number read

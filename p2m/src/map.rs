@@ -28,6 +28,14 @@ pub struct Pfns {
 
 impl Pfns {
     /// `count` pfns from `start`.
+    ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use p2m::Pfns;
+    ///
+    /// let pfns = Pfns::new(Pfn::new(0x100), 16);
+    /// assert_eq!((pfns.end(), pfns.iter().count()), (0x110, 16));
+    /// ```
     #[must_use]
     pub const fn new(start: Pfn, count: u64) -> Self {
         Self { start, count }
@@ -54,6 +62,17 @@ impl<'a> P2m<'a> {
     ///
     /// # Hypercalls
     /// None, and no word is read or copied.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::P2m;
+    ///
+    /// // The builder's list: a word for each pfn, all ones where there is no memory.
+    /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.len(), 2);
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn adopt(list: &'a [AtomicU64]) -> Result<Self, P2mError> {
         if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
     }
@@ -86,6 +105,18 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::{P2m, P2mEntry};
+    ///
+    /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.entry(Pfn::new(0))?, P2mEntry::Ram(Mfn::new(0x203)));
+    /// assert_eq!(p2m.entry(Pfn::new(1))?, P2mEntry::Absent);
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn entry(&self, pfn: Pfn) -> Result<P2mEntry, P2mError> {
         self.word(pfn).map(P2mEntry::decode)
     }
@@ -94,6 +125,18 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`], [`P2mError::NotRam`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::{P2m, P2mError};
+    ///
+    /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.mfn(Pfn::new(0)), Ok(Mfn::new(0x203)));
+    /// assert_eq!(p2m.mfn(Pfn::new(1)), Err(P2mError::Absent(Pfn::new(1))));
+    /// # Ok::<(), P2mError>(())
+    /// ```
     #[inline]
     pub fn mfn(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         if let Some(word) = self.list.get(pfn.raw()) {
@@ -111,6 +154,20 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{DomId, Mfn, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// // A frame of another domain is no memory of the guest's, but it has a frame to map.
+    /// let list = [AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777))?;
+    /// assert!(p2m.mfn(Pfn::new(0)).is_err());
+    /// assert_eq!(p2m.machine_frame(Pfn::new(0)), Ok(Mfn::new(0x777)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn machine_frame(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         self.entry(pfn)?.machine_frame(pfn).ok_or(P2mError::Absent(pfn))
     }
@@ -122,6 +179,21 @@ impl<'a> P2m<'a> {
     ///
     /// # Hypercalls
     /// None: M2P is memory.
+    ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use p2m::P2m;
+    ///
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// let list = model.guest().built_list();
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mfn = p2m.mfn(Pfn::new(7))?;
+    /// assert_eq!(p2m.pfn(&model, mfn), Ok(Pfn::new(7)));
+    /// // Xen believes M2P, this map does not: the frame has been given back meanwhile.
+    /// p2m.depopulate(Pfn::new(7))?;
+    /// assert!(p2m.pfn(&model, mfn).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn pfn<M: FrameAccess + ?Sized>(&self, machine: &M, mfn: Mfn) -> Result<Pfn, P2mError> {
         let Some(m2p) = machine.machine_to_phys(mfn) else { return Err(P2mError::NotInM2p(mfn)) };
@@ -141,6 +213,18 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// The frame, and what is wrong with it: a foreign, absent or identity frame is no memory to
     /// give away.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Frame, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// let [memory, hole] = [0, 1].map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) });
+    /// assert!(p2m.own(memory).is_ok() && p2m.own(hole).is_err());
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn own(&self, frame: Frame) -> Result<Frame, (Frame, P2mError)> {
         match self.mfn(frame.pfn()) {
             Ok(_) => Ok(frame),
@@ -153,6 +237,18 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::NoFrame`],
     /// [`P2mError::OutOfRange`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// p2m.populate(Pfn::new(1), Mfn::new(0x777))?;
+    /// assert!(p2m.populate(Pfn::new(0), Mfn::new(0x778)).is_err()); // it has memory
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Ram(mfn))
     }
@@ -162,6 +258,17 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`],
     /// [`P2mError::OutOfRange`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// let list = [AtomicU64::new(0x203)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.depopulate(Pfn::new(0)), Ok(Mfn::new(0x203)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         let mfn = self.mfn(pfn)?;
         self.change(pfn, mfn.raw(), P2mEntry::Absent)?;
@@ -172,6 +279,17 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// As for [`depopulate`](Self::depopulate), and [`P2mError::NoFrame`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// let list = [AtomicU64::new(0x203)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.replace(Pfn::new(0), Mfn::new(0x777)), Ok(Mfn::new(0x203)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn replace(&self, pfn: Pfn, mfn: Mfn) -> Result<Mfn, P2mError> {
         let old = self.mfn(pfn)?;
         self.change(pfn, old.raw(), P2mEntry::Ram(mfn))?;
@@ -183,6 +301,18 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for
     /// [`populate`](Self::populate).
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{DomId, Mfn, Pfn};
+    /// use p2m::P2m;
+    ///
+    /// let list = [AtomicU64::new(u64::MAX)];
+    /// let p2m = P2m::adopt(&list)?;
+    /// p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777))?;
+    /// assert_eq!(p2m.clear_foreign(Pfn::new(0))?, (DomId(1), Mfn::new(0x777)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
     }
@@ -208,6 +338,18 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// As for [`populate`](Self::populate).
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::{P2m, Pfns};
+    ///
+    /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
+    /// let p2m = P2m::adopt(&list)?;
+    /// p2m.set_identity(Pfns::new(Pfn::new(2), 4))?; // a device's registers
+    /// assert_eq!(p2m.machine_frame(Pfn::new(3)), Ok(Mfn::new(3)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn set_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
         self.for_all(
             pfns,
@@ -236,6 +378,18 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// As for [`populate`](Self::populate).
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Mfn, Pfn};
+    /// use p2m::{P2m, Pfns};
+    ///
+    /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
+    /// let p2m = P2m::adopt(&list)?;
+    /// p2m.populate_run(Pfns::new(Pfn::new(2), 4), Mfn::new(0x100))?;
+    /// assert_eq!(p2m.mfn(Pfn::new(5)), Ok(Mfn::new(0x103)));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn populate_run(&self, pfns: Pfns, mfn: Mfn) -> Result<(), P2mError> {
         let frame = |pfn: Pfn| {
             let offset = pfn.offset_from(pfns.start).unwrap_or_default();

@@ -81,6 +81,16 @@ fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> boo
 
 impl<'a> P2m<'a> {
     /// The runs of `pfns`, as far as the map goes.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::{Grain, P2m};
+    ///
+    /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// assert_eq!(p2m.runs(p2m.all(), Grain::Kind).count(), 3); // memory, a hole, memory
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     #[must_use]
     pub fn runs(&self, pfns: Pfns, grain: Grain) -> Runs<'_, 'a> {
         Runs { p2m: self, next: pfns.start.raw(), end: pfns.end().min(self.len()), grain }

@@ -48,6 +48,19 @@ impl Drop for MappingChange<'_> {
 
 impl<'a> Toolstack<'a> {
     /// Over the words of the guest's `shared_info`.
+    ///
+    /// ```
+    /// use hypercall::ArchSharedInfo;
+    /// use p2m::Toolstack;
+    ///
+    /// let arch = ArchSharedInfo::default(); // the guest's is in its shared_info
+    /// let toolstack = Toolstack::new(&arch);
+    /// {
+    ///     let _change = toolstack.changing(); // a toolstack that reads now reads again
+    /// }
+    /// assert_eq!(toolstack.read().generation, 2);
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     #[must_use]
     pub const fn new(arch: &'a ArchSharedInfo) -> Self {
         Self { arch }
@@ -62,6 +75,20 @@ impl<'a> Toolstack<'a> {
     /// the list began there: of a list that does not, a save loses the last GiB without a word,
     /// and `xen-mfndump` reads nothing. The builder's list is such a one: publish its frame list,
     /// or open a [`Window`](crate::Window).
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use hypercall::{ArchSharedInfo, GuestVa, Mfn};
+    /// # use p2m::{P2m, Toolstack};
+    /// let list = [0x203, 0x204].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let (arch, root) = (ArchSharedInfo::default(), Mfn::new(0x100));
+    /// let toolstack = Toolstack::new(&arch);
+    /// // Where the list is in the address space of `root`.
+    /// toolstack.publish_list(&p2m, GuestVa::new(0xffff_9000_0000_0000)?, root)?;
+    /// assert_eq!(toolstack.read().max_pfn, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn publish_list(
         &self,
         p2m: &P2m<'_>,

@@ -2,8 +2,6 @@
 
 #![cfg(not(loom))]
 
-mod support;
-
 use std::collections::BTreeMap;
 
 use arbtest::arbtest;
@@ -15,7 +13,7 @@ use p2m::{
     Audit, Census, FrameList, GrowContext, Leaves as _, P2m, P2mEntry, P2mError, Pfns, Toolstack,
     Window, WindowFailure,
 };
-use support::{CAPACITY, GIB, LEAF, Machine, Pool, context};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, context};
 use xen_model::PageType;
 
 type Storage = BatchStorage<512, 4>;

@@ -9,6 +9,13 @@ const LEN: usize = 16;
 
 impl Step {
     /// The steps that `bytes` stand for, sixteen bytes each.
+    ///
+    /// ```
+    /// use prove::Step;
+    ///
+    /// let steps: Vec<Step> = Step::from_bytes(&[7; 64]).collect();
+    /// assert!(!steps.is_empty()); // any bytes are steps
+    /// ```
     pub fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         bytes.as_chunks::<LEN>().0.iter().map(decode)
     }

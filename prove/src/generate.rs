@@ -82,6 +82,13 @@ pub struct Generator {
 
 impl Generator {
     /// A generator for an arena of `frames` frames, 1 to 256.
+    ///
+    /// ```
+    /// use prove::Generator;
+    ///
+    /// let generator = Generator::new(1, 24); // seed 1, 24 frames to play with
+    /// # let _ = generator;
+    /// ```
     #[must_use]
     pub fn new(seed: u64, frames: usize) -> Self {
         let beliefs = alloc::vec![Belief::default(); frames.clamp(1, 256)];

@@ -173,6 +173,21 @@ pub const fn audit_words(pfns: u64) -> u64 {
 ///
 /// # Hypercalls
 /// None.
+///
+/// ```
+/// # use hypercall::GuestVa;
+/// # use pv_tests::guest::Guest;
+/// use pvmmu::{Pages, audit};
+///
+/// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// let words = audit::audit_words(tools.context.p2m.len());
+/// let mut memory = vec![0; words as usize];
+/// let mut findings = Vec::new();
+/// let report = &mut |finding| findings.push(finding);
+/// let tables = audit::audit(&tools.context, &[pgd.tree()], &mut memory, report)?;
+/// assert!(findings.is_empty() && tables > 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn audit<M: FrameAccess>(
     context: &Context<'_, M>,
     trees: &[Tree],
@@ -300,6 +315,22 @@ fn compare_roots<M: FrameAccess>(
 ///
 /// # Hypercalls
 /// None.
+///
+/// ```
+/// # use hypercall::GuestVa;
+/// # use pv_tests::guest::Guest;
+/// use pvmmu::{Pages, audit};
+///
+/// let va = GuestVa::new(0x40_0000)?;
+/// let (pgd, tools) = Guest::with_pinned(Pages::one(va));
+/// let page = pgd.translate(&tools.context, va)?.and_then(|page| page.frame.pfn());
+/// let mut found = Vec::new();
+/// let (pfn, trees) = (page.ok_or("it is mapped")?, [pgd.tree()]);
+/// audit::writable_mappings(&tools.context, &trees, pfn, &mut |va| found.push(va))?;
+/// assert_eq!(found.len(), 2); // the direct mapping's, and its own
+/// assert!(found.contains(&va));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn writable_mappings<M: FrameAccess>(
     context: &Context<'_, M>,
     trees: &[Tree],

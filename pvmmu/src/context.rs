@@ -153,6 +153,18 @@ pub struct DirectEntries<'a, M> {
 
 impl<'a, M> DirectEntries<'a, M> {
     /// Those of the kernel that `context` describes.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use p2m::FindDirect;
+    /// use pvmmu::{DirectEntries, FrameSource};
+    ///
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let pfn = frames.take().ok_or("no memory")?.pfn();
+    /// let (_, entry) = DirectEntries::new(context).find(pfn)?;
+    /// assert_eq!(entry.mfn(), context.p2m.mfn(pfn)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn new(context: Context<'a, M>) -> Self {
         Self { context, direct_map: DirectMap::default() }

@@ -118,6 +118,15 @@ impl Costs {
     }
 
     /// How to give `changed` entries of a table with `before` other flags, so that it has `after`.
+    ///
+    /// ```
+    /// use pvmmu::cost::{COSTS, Population, Way};
+    ///
+    /// // All of a full table becomes read-only: that is cheaper as a whole.
+    /// let before = Population { writable: 512, read_only: 0 };
+    /// let after = Population { writable: 0, read_only: 512 };
+    /// assert_eq!(COSTS.to_change(512, before, after), Way::Table);
+    /// ```
     #[must_use]
     pub const fn to_change(&self, changed: u16, before: Population, after: Population) -> Way {
         if self.change * (changed as u32) <= self.as_table(changed, before, after) {
@@ -140,6 +149,13 @@ impl Costs {
     /// Whether `pages` of a missing table are better mapped through an empty one that is validated
     /// already ([`Way::Entries`]) or through one that is filled first ([`Way::Table`]). What is
     /// mapped is unmapped one day, so both count.
+    ///
+    /// ```
+    /// use pvmmu::cost::{COSTS, Way};
+    ///
+    /// assert_eq!(COSTS.to_map(1), Way::Entries);
+    /// assert_eq!(COSTS.to_map(512), Way::Table);
+    /// ```
     #[must_use]
     pub const fn to_map(&self, pages: u16) -> Way {
         let full = Population { writable: pages, read_only: 0 };

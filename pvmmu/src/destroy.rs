@@ -73,6 +73,18 @@ impl Pgd<Pinned> {
     /// For n pages and H tables in tables from the pool, T other tables and a batch of B updates:
     /// ceil((n + H) / B) multicalls, or one more for each table from the pool that is taken out as
     /// a whole; one `mmuext_op`; ceil(T / B) `mmu_update`.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (pgd, mut tools) = Guest::with_pinned(pages); // eight pages, pinned
+    /// let before = tools.frames.source.count();
+    /// pgd.destroy(&mut tools)?;
+    /// assert_eq!(tools.frames.source.count(), before + 8 + 4); // pages, and tables
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn destroy<M: Machine, F: FrameSource>(
         self,
         tools: &mut Tools<'_, '_, '_, M, F>,

@@ -67,6 +67,24 @@ impl PinError {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{Errno, FailNth, Refusal};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Context, Pgd};
+    ///
+    /// let mut guest = Guest::new();
+    /// let pgd = Pgd::new(&guest.context, &mut guest.frames)?;
+    /// // A machine that refuses the second request: the pin.
+    /// let refusal = Refusal { request: 1, done: 0, errno: Errno::EINVAL };
+    /// let machine = FailNth::new(guest.model, refusal);
+    /// let Context { p2m, kernel_root, .. } = guest.context;
+    /// let context = Context { machine: &machine, p2m, kernel_root };
+    /// let error = pgd.pin(&context, guest.batch()).unwrap_err();
+    /// println!("{error}\n{}", error.why());
+    /// error.pgd.destroy(&context, &mut guest.frames).map_err(|(_, error)| error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn why(&self) -> Why {
         let (level, pfn, mfn) = match self.failure {
@@ -101,6 +119,20 @@ impl PinError {
 ///
 /// # Hypercalls
 /// None. Reads the tables of the running tree and of `trees`.
+///
+/// ```
+/// # use hypercall::{Errno, Error, GuestVa, Hypercall, Pte, PteFlags};
+/// # use pv_tests::guest::Guest;
+/// use pvmmu::{Pages, explain};
+///
+/// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// // Somebody has tried to map the root, writable; Xen said no more than EBUSY.
+/// let pte = Pte::new(tools.context.p2m.mfn(pgd.root())?, PteFlags::USER_RW);
+/// let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EBUSY, done: 0 };
+/// let why = explain::mapping_refused(&tools.context, &[pgd.tree()], pte, error);
+/// assert!(why.to_string().contains("was an L4 table"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn mapping_refused<M: FrameAccess>(
     context: &Context<'_, M>,
     trees: &[Tree],

@@ -39,6 +39,18 @@ impl Flush {
     pub const ALL: Self = Self { count: Count::All, ..Self::NONE };
 
     /// One page is owed.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    /// use pvmmu::Flush;
+    ///
+    /// let mut owed = Flush::page(GuestVa::new(0x40_0000)?);
+    /// owed.add(GuestVa::new(0x80_0000)?, 2);
+    /// let owed = owed.merge(Flush::NONE);
+    /// assert!(!owed.is_none());
+    /// # owed.forget();
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     pub const fn page(va: GuestVa) -> Self {
         let mut flush = Self::NONE;
         flush.add(va, 1);
@@ -99,6 +111,18 @@ impl Flush {
     ///
     /// # Hypercalls
     /// None: up to `PAGES_SINGLY` elements of an `mmuext_op` in the batch, or one.
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, GuestVa};
+    /// use pvmmu::{Flush, Reach};
+    ///
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// // ... the changes that the flush is owed for ...
+    /// Flush::page(GuestVa::new(0x40_0000)?).push(&mut batch, Reach::Everywhere)?;
+    /// assert_eq!(batch.requests(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn push(self, batch: &mut Batch<'_>, reach: Reach) -> Result<(), Full> {
         let nowhere = matches!(reach, Reach::Vcpus(set) if set.is_empty());
         if self.is_none() || nowhere {

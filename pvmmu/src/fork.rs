@@ -79,6 +79,23 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// For n writable pages in T tables, a batch of B updates and C tables of the child: as
     /// [`Pgd::protect`] for the parent, T tables or n elements; and as [`Pgd::pin`] for the child.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Mapped, Pages};
+    ///
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut parent, mut tools) = Guest::with_pinned(pages); // eight pages, pinned
+    /// let mut child = parent.fork(&mut tools)?;
+    /// let page = child.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// assert!(matches!(page.frame, Mapped::Shared(_)));
+    /// // At the first write each gets a page of its own: what a fault handler does.
+    /// child.edit(&mut tools, |edit| edit.make_own(pages.start))?;
+    /// let page = child.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// assert!(matches!(page.frame, Mapped::Own(_)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fork<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,

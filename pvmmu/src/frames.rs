@@ -83,6 +83,17 @@ pub struct Shares<'s> {
 
 impl<'s> Shares<'s> {
     /// Nothing is shared yet.
+    ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use pvmmu::Shares;
+    ///
+    /// let mut counts = [0; 64]; // a guest of 64 pages
+    /// let mut shares = Shares::new(&mut counts);
+    /// shares.share(Pfn::new(7)).map_err(|_| "nobody counts it")?;
+    /// assert_eq!(shares.count(Pfn::new(7)), 2);
+    /// # Ok::<(), &str>(())
+    /// ```
     pub fn new(counts: &'s mut [u16]) -> Self {
         counts.fill(0);
         Self { counts }
@@ -244,6 +255,20 @@ pub struct FrameStack<'s> {
 
 impl<'s> FrameStack<'s> {
     /// An empty stack for as many frames as `slots` has places. What is in them already is dropped.
+    ///
+    /// ```
+    /// use hypercall::{Frames, Pfn};
+    /// use pvmmu::{FrameSource, FrameStack};
+    ///
+    /// let mut slots = [const { None }; 16];
+    /// let mut stack = FrameStack::new(&mut slots);
+    /// // A kernel claims what its boot code found to be free.
+    /// let mut free = unsafe { Frames::claim(Pfn::new(0x400), 16) };
+    /// while let Some(frame) = free.take() {
+    ///     stack.push(frame).expect("a slot for each");
+    /// }
+    /// assert_eq!(stack.take().map(|frame| frame.pfn()), Some(Pfn::new(0x40f)));
+    /// ```
     pub fn new(slots: &'s mut [Option<Frame>]) -> Self {
         slots.fill_with(|| None);
         Self { slots, used: 0 }

@@ -30,6 +30,17 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// For T tables, a batch of B updates and O extended operations: 2 ceil(T / min(B, O, 64)), an
     /// `mmuext_op` and an `mmu_update` in turn; on refusal one more.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
+    /// let (mut pgd, tools) = Guest::with_pinned(pages); // two tables of level 1
+    /// let held = pgd.hold_l1_tables(&tools.context, tools.batch).map_err(|(failure, _)| failure)?;
+    /// assert_eq!(held, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn hold_l1_tables<M: Machine>(
         &mut self,
         context: &Context<'_, M>,

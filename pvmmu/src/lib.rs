@@ -28,6 +28,9 @@
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
 //!   of which page or frame, and what is left.
 //!
+//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), with its
+//! memory mapped and free frames at hand; `Guest::with_pinned` is one with an address space.
+//!
 //! # What it assumes
 //! A direct mapping under the running root of every frame that serves as a table; 4 KiB pages, the
 //! only ones Xen grants a PV guest; a kernel half (slots 272 to 511 of the root) that all address

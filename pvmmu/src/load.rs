@@ -27,6 +27,13 @@ pub struct Running {
 
 impl Running {
     /// A vCPU that runs on a root that is no [`Pgd`].
+    ///
+    /// ```
+    /// use pvmmu::Running;
+    ///
+    /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
+    /// # assert_eq!(RUNNING.len(), 4);
+    /// ```
     #[must_use]
     pub const fn nowhere() -> Self {
         Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
@@ -48,12 +55,33 @@ pub struct Vcpus<'a> {
 
 impl<'a> Vcpus<'a> {
     /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
+    ///
+    /// ```
+    /// use pvmmu::{Running, Vcpus};
+    ///
+    /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
+    /// let vcpus = Vcpus::new(&RUNNING);
+    /// # let _ = vcpus;
+    /// ```
     #[must_use]
     pub const fn new(places: &'a [Running]) -> Self {
         Self { places }
     }
 
     /// The vCPUs that run on `pgd`, or are about to, or have not yet left it.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, VcpuSet};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere(), Running::nowhere()];
+    /// let vcpus = Vcpus::new(&running);
+    /// assert!(vcpus.on(&pgd).is_empty());
+    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// assert_eq!(vcpus.on(&pgd), VcpuSet::one(0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn on<S>(self, pgd: &Pgd<S>) -> VcpuSet {
         let places = (0u32..32).zip(self.places);
@@ -64,6 +92,21 @@ impl<'a> Vcpus<'a> {
     /// Whose TLBs may know of `pgd`. Loading a root flushes all that is not global, and Xen marks
     /// user pages global: so this serves an address space whose vCPUs flush before they leave it;
     /// for others use [`Reach::Everywhere`].
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, VcpuSet};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, Reach, Running, Tools, Vcpus};
+    ///
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, tools) = Guest::with_pinned(pages);
+    /// let running = [Running::nowhere(), Running::nowhere()];
+    /// // Nobody runs on it, so nothing has to be flushed.
+    /// let reach = Vcpus::new(&running).reach(&pgd);
+    /// assert_eq!(reach, Reach::Vcpus(VcpuSet::NONE));
+    /// pgd.unmap(&mut Tools { reach, ..tools }, pages)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn reach<S>(self, pgd: &Pgd<S>) -> Reach {
         Reach::Vcpus(self.on(pgd))
@@ -88,6 +131,20 @@ impl<'a> Vcpus<'a> {
     ///
     /// # Safety
     /// As for [`Pgd::load`]; and `vcpu` is the running one.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere()];
+    /// let vcpus = Vcpus::new(&running);
+    /// // What runs here uses no address of the user half meanwhile.
+    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err();
+    /// println!("{refused}"); // vCPU 0 runs on it
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn load<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -122,6 +179,16 @@ impl<'a> Vcpus<'a> {
     ///
     /// # Hypercalls
     /// As for [`Pgd::destroy`]; none if a vCPU runs on it.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere()];
+    /// Vcpus::new(&running).destroy(pgd, &mut tools)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn destroy<M: Machine, F: FrameSource>(
         self,
         pgd: Pgd<Pinned>,
@@ -145,6 +212,19 @@ impl<'a> Vcpus<'a> {
     ///
     /// # Safety
     /// As for [`load_root`]; and `vcpu` is the running one.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere()];
+    /// let vcpus = Vcpus::new(&running);
+    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// unsafe { vcpus.leave(&tools.context, 0) }?; // on the kernel's own root again
+    /// vcpus.destroy(pgd, &mut tools)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn leave<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -174,6 +254,17 @@ impl Pgd<Pinned> {
     /// From here on the user half means what this tree says: no reference into the user half of the
     /// old one is used any more. The tree's kernel half maps what is running, as it does if the
     /// running root was `context.kernel_root` when the tree was made and has kept its upper slots.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// unsafe { pgd.load(&tools.context) }?;
+    /// let loaded = tools.context.machine.guest().kernel_root();
+    /// assert_eq!(loaded, tools.context.p2m.mfn(pgd.root()).ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
         unsafe { load_roots(context, self.roots()) }
@@ -191,6 +282,18 @@ impl Pgd<Pinned> {
 ///
 /// # Safety
 /// As for [`Pgd::load`].
+///
+/// ```
+/// # use hypercall::GuestVa;
+/// # use pv_tests::guest::Guest;
+/// # use pvmmu::{Pages, load_root};
+/// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// unsafe { pgd.load(&tools.context) }?;
+/// // Back to the kernel's own: now the address space can end.
+/// unsafe { load_root(&tools.context, tools.context.kernel_root) }?;
+/// pgd.destroy(&mut tools)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub unsafe fn load_root<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), LoadError> {
     // SAFETY: the caller's promise is the one that `load_roots` asks for.
     unsafe { load_roots(context, Roots { kernel: root, user: None }) }

@@ -52,6 +52,19 @@ pub struct LiveMapper<'a, 'b, M> {
 impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// Maps and translates in `pgd`. The batch must have room for a
     /// [`SMALLEST_BATCH`](crate::SMALLEST_BATCH).
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, mapper::LiveMapper};
+    /// use x86_64::{VirtAddr, structures::paging::Translate};
+    ///
+    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// assert!(mapper.translate_addr(VirtAddr::new(0x40_0123)).is_some());
+    /// assert!(mapper.refusal().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn new(
         context: Context<'a, M>,
         pgd: &'a mut Pgd<Pinned>,
@@ -220,6 +233,13 @@ impl FrameSource for Nothing {
 ///
 /// # Hypercalls
 /// None.
+///
+/// ```
+/// use pvmmu::mapper::flush_length;
+///
+/// assert_eq!(flush_length([0x0f, 0x01, 0x38]), Some(3)); // invlpg [rax]
+/// assert_eq!(flush_length([0x90]), None);
+/// ```
 #[must_use]
 pub fn flush_length(bytes: impl IntoIterator<Item = u8>) -> Option<u64> {
     let mut bytes = bytes.into_iter().peekable();

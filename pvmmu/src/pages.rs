@@ -50,6 +50,15 @@ pub(crate) const fn page_number(va: GuestVa) -> u64 {
 
 impl Pages {
     /// The page at `va` alone.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    /// use pvmmu::Pages;
+    ///
+    /// let start = GuestVa::new(0x40_0000)?;
+    /// assert_eq!(Pages::one(start), Pages { start, count: 1 });
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     #[must_use]
     pub const fn one(va: GuestVa) -> Self {
         Self { start: va, count: 1 }
@@ -59,6 +68,15 @@ impl Pages {
     ///
     /// # Errors
     /// [`MapError::KernelHalf`] if that leaves the user half.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    /// use pvmmu::Pages;
+    ///
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// assert_eq!(pages.at(3)?, GuestVa::new(0x40_3000)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn at(self, index: u64) -> Result<GuestVa, MapError> {
         self.start.checked_add_pages(index).map_err(|_| MapError::KernelHalf(self.start))
     }

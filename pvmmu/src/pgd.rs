@@ -87,6 +87,15 @@ impl<S> Pgd<S> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// assert_eq!(pgd.tables(&tools.context)?, 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn tables<M: Machine>(&self, context: &Context<'_, M>) -> Result<u64, WalkError> {
         let mut count = u64::from(self.user_root.is_some());
         visit(context, self.root(), &mut |_| {

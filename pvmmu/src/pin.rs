@@ -34,6 +34,19 @@ impl Pgd<Loose> {
     /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
     /// refusal of a root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to
     /// undo.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pgd;
+    /// let mut guest = Guest::new();
+    /// let pgd = Pgd::new(&guest.context, &mut guest.frames)?;
+    /// match pgd.pin(&guest.context, guest.batch()) {
+    ///     Ok(pgd) => assert!(pgd.user_root().is_none()),
+    ///     // The tree is loose again, and `why` says what stood in the way.
+    ///     Err(error) => panic!("{}", error.why()),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pin<M: Machine>(
         self,
         context: &Context<'_, M>,
@@ -75,6 +88,18 @@ impl Pgd<Pinned> {
     /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H
     /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
     /// / O) `mmuext_op`. On refusal as many again at most.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (pgd, tools) = Guest::with_pinned(pages); // eight pages, pinned
+    /// let pgd = pgd.unpin(&tools.context, tools.batch)?;
+    /// // Its tables are plain memory again.
+    /// pgd.destroy(&tools.context, tools.frames).map_err(|(_, error)| error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unpin<M: Machine>(
         mut self,
         context: &Context<'_, M>,

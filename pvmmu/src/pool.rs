@@ -98,6 +98,15 @@ impl PoolError {
 
 impl<'t> TablePool<'t> {
     /// An empty pool with places for tables of the levels 1, 2 and 3.
+    ///
+    /// ```
+    /// use pvmmu::TablePool;
+    ///
+    /// // Places for two tables of level 1, and none of levels 2 and 3.
+    /// let mut places = [None, None];
+    /// let tables = TablePool::new([&mut places, &mut [], &mut []]);
+    /// assert!(tables.is_empty());
+    /// ```
     pub fn new(places: [&'t mut [Option<Frame>]; 3]) -> Self {
         Self { stacks: places.map(FrameStack::new), counts: PoolCounts::default() }
     }
@@ -192,6 +201,17 @@ impl<'t> TablePool<'t> {
     /// # Hypercalls
     /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls
     /// of an `mmu_update` and an `mmuext_op`. On refusal one more.
+    ///
+    /// ```
+    /// # use hypercall::Level;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Tools;
+    /// let Tools { context, batch, tables, frames, .. } = Guest::new().tools();
+    /// let made = tables.fill(&context, (Level::L1, 4), frames, batch)?;
+    /// assert_eq!((made, tables.len(Level::L1)), (4, 4));
+    /// assert_eq!(tables.counts().inside(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fill<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -274,6 +294,17 @@ impl<'t> TablePool<'t> {
     ///
     /// # Hypercalls
     /// One multicall of an `mmuext_op` and an `mmu_update` for each table.
+    ///
+    /// ```
+    /// # use hypercall::Level;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Tools;
+    /// let Tools { context, batch, tables, frames, .. } = Guest::new().tools();
+    /// tables.fill(&context, (Level::L1, 4), frames, batch)?;
+    /// assert_eq!(tables.drain(&context, (Level::L1, 3), frames)?, 3);
+    /// assert_eq!(tables.len(Level::L1), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn drain<M: Machine>(
         &mut self,
         context: &Context<'_, M>,

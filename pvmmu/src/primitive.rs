@@ -56,6 +56,13 @@ pub enum Runs {
 }
 
 /// The cheapest primitive that is right.
+///
+/// ```
+/// use pvmmu::primitive::{Need, Primitive, Runs, cheapest};
+///
+/// assert_eq!(cheapest(Need::Set, Runs::Elsewhere), Primitive::MmuUpdate);
+/// assert_eq!(cheapest(Need::KeepAccessedDirty, Runs::Elsewhere), Primitive::PreserveAd);
+/// ```
 #[must_use]
 pub const fn cheapest(need: Need, runs: Runs) -> Primitive {
     match (need, runs) {
@@ -101,6 +108,20 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// One; after an emulated write, which is a trap of its own, one `mmuext_op`, and if that is
     /// refused the write that takes the change back.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::primitive::{Need, Runs};
+    /// use pvmmu::Pages;
+    ///
+    /// let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut pgd, tools) = Guest::with_pinned(page);
+    /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
+    /// let for_it = (Need::Set, Runs::Elsewhere);
+    /// let _ = pgd.set_flags(&tools.context, read_only, for_it, None)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_flags<M: Machine + Cpu>(
         &mut self,
         context: &Context<'_, M>,

@@ -85,6 +85,21 @@ impl fmt::Display for Walk {
 ///
 /// # Hypercalls
 /// None.
+///
+/// ```
+/// # use hypercall::{GuestVa, Level};
+/// # use pv_tests::guest::Guest;
+/// # use pvmmu::{Pages, walk};
+/// let va = GuestVa::new(0x40_0000)?;
+/// let (pgd, tools) = Guest::with_pinned(Pages::one(va));
+/// let found = walk(&tools.context, pgd.root(), va)?;
+/// assert_eq!(found.steps().count(), 4);
+/// let (slot, entry) = found.leaf().ok_or("there is a table")?;
+/// assert!(entry.is_present());
+/// assert_eq!(found.at(Level::L1).map(|step| step.slot), Some(slot));
+/// println!("{found}"); // a line for each table on the way
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn walk<M: FrameAccess>(
     context: &Context<'_, M>,
     root: Pfn,
@@ -153,6 +168,18 @@ impl<S> Pgd<S> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let va = GuestVa::new(0x40_0000)?;
+    /// let (pgd, tools) = Guest::with_pinned(Pages::one(va));
+    /// let page = pgd.translate(&tools.context, GuestVa::new(0x40_0123)?)?.ok_or("it is mapped")?;
+    /// assert_eq!(page.va, va);
+    /// assert_eq!(pgd.translate(&tools.context, GuestVa::new(0x80_0000)?)?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn translate<M: FrameAccess>(
         &self,
         context: &Context<'_, M>,
@@ -172,6 +199,18 @@ impl<S> Pgd<S> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (pgd, tools) = Guest::with_pinned(pages);
+    /// let (mut count, around) = (0, Pages { count: 1000, ..pages });
+    /// pgd.translate_pages(&tools.context, around, &mut |_| count += 1)?;
+    /// assert_eq!(count, 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn translate_pages<M: FrameAccess>(
         &self,
         context: &Context<'_, M>,
@@ -196,6 +235,19 @@ impl<S> Pgd<S> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, Level};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (pgd, tools) = Guest::with_pinned(pages);
+    /// let mut met = Vec::new();
+    /// pgd.walk(&tools.context, pages, &mut |_, step| met.push(step.level))?;
+    /// assert_eq!(met[..3], [Level::L4, Level::L3, Level::L2]);
+    /// assert_eq!(met[3..], [Level::L1; 8]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn walk<M: FrameAccess>(
         &self,
         context: &Context<'_, M>,

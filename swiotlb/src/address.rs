@@ -70,6 +70,15 @@ impl DmaMask {
     pub const ALL: Self = Self { bits: 64 };
 
     /// A device with `bits` address bits; more than 64 are 64.
+    ///
+    /// ```
+    /// use hypercall::Mfn;
+    /// use swiotlb::{BusAddr, DmaMask};
+    ///
+    /// let mask = DmaMask::bits(32);
+    /// assert!(mask.reaches(BusAddr::new(Mfn::new(0xf_ffff), 0), 4096));
+    /// assert!(!mask.reaches(BusAddr::new(Mfn::new(0xf_ffff), 0), 4097));
+    /// ```
     #[must_use]
     pub const fn bits(bits: u8) -> Self {
         Self { bits: if bits > 64 { 64 } else { bits } }

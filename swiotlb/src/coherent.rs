@@ -60,6 +60,18 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// use swiotlb::{Dma, DmaMask};
+    ///
+    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let rings = dma.coherent(2, DmaMask::bits(64))?; // two pages in a row, zeroed
+    /// println!("the device finds them at {:#x}", rings.bus().raw());
+    /// dma.free_coherent(rings).map_err(|(error, _)| error)?;
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn coherent(&self, pages: usize, mask: DmaMask) -> Result<Coherent, Error> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
         let stride = match len_bytes {

@@ -38,6 +38,20 @@ impl Place {
 ///
 /// # Hypercalls
 /// None: one look-up for each frame.
+///
+/// ```
+/// # use core::sync::atomic::AtomicU64;
+/// use hypercall::Pfn;
+/// use p2m::P2m;
+/// use swiotlb::{Place, contiguous};
+///
+/// let list = [0x203, 0x204, 0x777].map(AtomicU64::new);
+/// let p2m = P2m::adopt(&list)?;
+/// let place = Place { pfn: Pfn::new(0), offset: 0x800, len_bytes: 3 * 4096 - 0x800 };
+/// let (bus, len_bytes) = contiguous(&p2m, place)?;
+/// assert_eq!((bus.raw(), len_bytes), (0x20_3800, 2 * 4096 - 0x800));
+/// # Ok::<(), p2m::P2mError>(())
+/// ```
 #[inline]
 pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mError> {
     let first = p2m.mfn(place.pfn)?;

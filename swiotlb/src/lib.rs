@@ -18,6 +18,9 @@
 //! * `DmaHal` (feature `virtio`): the `Hal` of crate `virtio-drivers`.
 //! * [`Error`]: everything that can go wrong, with the values to say so.
 //!
+//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), and
+//! `a_guest_and_its_pool` one with a pool of 256 KiB.
+//!
 //! # What it assumes
 //! No IOMMU: bus addresses are machine addresses, as in a dom0 or a guest that was given a device.
 //! Memory is that of the caller: places for segments and areas, frames, scratch. Page tables are

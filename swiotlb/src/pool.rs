@@ -80,6 +80,15 @@ impl<'m> Pool<'m> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// use swiotlb::{Area, Pool, Segment};
+    ///
+    /// let (segments, areas) = ([Segment::new()], [Area::new(), Area::new()]);
+    /// let pool = Pool::new(&segments, &areas)?; // room for 256 KiB, and none yet
+    /// assert_eq!((pool.segments(), pool.free()), (0, 0));
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn new(segments: &'m [Segment], areas: &'m [Area]) -> Result<Self, Error> {
         if segments.is_empty() || areas.is_empty() {
             return Err(Error::AtLimit { segments: 0 });
@@ -101,6 +110,12 @@ impl<'m> Pool<'m> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// let (_, pool) = dma::a_guest_and_its_pool(); // `Pool::grow`, once
+    /// assert_eq!((pool.segments(), pool.free()), (1, 128));
+    /// ```
     pub fn grow(&self, p2m: &P2m<'_>, region: Region) -> Result<(), (Error, Region)> {
         if region.order() < SEGMENT_ORDER {
             return Err((Error::RunTooShort { order: region.order() }, region));
@@ -126,6 +141,14 @@ impl<'m> Pool<'m> {
     ///
     /// # Hypercalls
     /// None; `scatter` gives it back to Xen.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// let (_, pool) = dma::a_guest_and_its_pool();
+    /// let region = pool.shrink().ok_or("a buffer is in each segment")?;
+    /// assert_eq!((region.frames(), pool.segments()), (64, 0));
+    /// # Ok::<(), &str>(())
+    /// ```
     pub fn shrink(&self) -> Option<Region> {
         let pfn = self.segments.iter().rev().find_map(Segment::empty)?;
         // SAFETY: the frames came in a region that `grow` took apart, and no slot of them is taken;

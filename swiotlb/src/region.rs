@@ -172,6 +172,28 @@ impl Region {
 /// Three for each time the scratch is full: `ceil(count / frames)`, with `frames` the largest
 /// multiple of 2^`order` that the scratch has room for. When one is refused: one more to undo the
 /// first, or one more to map.
+///
+/// ```
+/// # use hypercall::{BatchStorage, Extent};
+/// # use pv_tests::guest::Guest;
+/// use swiotlb::{Around, DmaMask, SEGMENT_ORDER, Scratch, gather, scatter};
+///
+/// let mut guest = Guest::new();
+/// let frames = guest.frames.take_run(64); // pages in a row, scattered in the machine
+/// let mut direct = guest.direct();
+/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+/// let (mut storage, mut extents) = (BatchStorage::<64, 1>::new(), [Extent::default(); 128]);
+/// let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
+/// let shape = (SEGMENT_ORDER, DmaMask::bits(32));
+/// let region = gather(&mut around, frames, shape, &mut scratch)?;
+/// let (first, last) = (region.start(), region.frames() - 1);
+/// let last = first.checked_add(last).ok_or("too many")?;
+/// let machine_frames = guest.p2m.mfn(last)?.offset_from(guest.p2m.mfn(first)?);
+/// assert_eq!(machine_frames, Some(63)); // one piece for a device, too
+/// let frames = scatter(&mut around, region, &mut scratch)?;
+/// assert_eq!(frames.count(), 64);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn gather<M: Machine, D: FindDirect>(
     around: &mut Around<'_, M, D>,
     frames: Frames,

@@ -213,6 +213,24 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// use swiotlb::{Buffer, Device, Dma, DmaMask, Place, ToDevice};
+    ///
+    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// // Nobody touches the bytes until the buffer is back.
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// let device = Device::new(DmaMask::bits(64));
+    /// let mapping = dma.map::<ToDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// assert!(!mapping.is_bounced()); // within a page, and the device reaches it
+    /// println!("the device reads 512 bytes at {:#x}", mapping.bus().raw());
+    /// let buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+    /// assert_eq!(buffer.place(), place);
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     #[inline]
     pub fn map<D: Direction>(
         &self,
@@ -328,6 +346,20 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
+    /// let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?; // the bytes are in it now
+    /// assert_eq!(pool.counters().bytes_from_device, 512);
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     #[inline]
     pub fn unmap<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
         self.end_mapping(mapping, D::PURPOSE)
@@ -400,6 +432,21 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, Path, Place, ToDevice};
+    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
+    /// let mut mapping = dma.map::<ToDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// // ... the driver writes the first 64 bytes of its buffer ...
+    /// dma.sync_for_device(&mut mapping, (0, 64))?;
+    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn sync_for_device<D: DeviceReads>(
         &self,
         mapping: &Mapping<D>,
@@ -419,6 +466,20 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
+    /// let mut mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// dma.sync_for_cpu(&mut mapping, (0, 64))?; // a header that the device has written
+    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn sync_for_cpu<D: DeviceWrites>(
         &self,
         mapping: &mut Mapping<D>,

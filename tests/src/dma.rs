@@ -1,16 +1,19 @@
-//! A mapping for a device and its end, on a machine whose copies do nothing: what there is beside
-//! the moving of bytes.
+//! A pool for the examples of `swiotlb`; and a mapping for a device and its end, on a machine whose
+//! copies do nothing: what there is beside the moving of bytes.
 #![expect(unsafe_code, reason = "claims frames that exist only as numbers")]
 
 use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{AccessError, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
+use hypercall::{AccessError, Extent, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
 use p2m::P2m;
 use swiotlb::{
-    Area, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Segment, ToDevice,
+    Area, Around, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Scratch,
+    Segment, ToDevice, gather,
 };
 use x86_64::structures::paging::PageTableIndex;
+
+use crate::guest::Guest;
 
 /// Segments of the pool: 64 MiB.
 const SEGMENTS: u64 = 256;
@@ -45,6 +48,25 @@ impl FrameAccess for Nothing {
     fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
         Err(AccessError::Unmapped(pfn))
     }
+}
+
+/// A guest on the model, and a pool of 256 KiB in its memory.
+///
+/// # Panics
+/// Never: the guest is large enough.
+#[must_use]
+pub fn a_guest_and_its_pool() -> (Guest, Pool<'static>) {
+    let mut guest = Guest::new();
+    let frames = guest.frames.take_run(1 << SEGMENT_ORDER);
+    let mut direct = guest.direct();
+    let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+    let mut extents = [Extent::default(); 2 << SEGMENT_ORDER];
+    let mut scratch = Scratch { batch: guest.batch(), extents: &mut extents };
+    let region = gather(&mut around, frames, (SEGMENT_ORDER, DmaMask::ALL), &mut scratch);
+    let segments: &[Segment] = Box::leak(Box::new([Segment::new()]));
+    let pool = Pool::new(segments, Box::leak(Box::new([Area::new()]))).expect("it has places");
+    pool.grow(guest.p2m, region.expect("Xen has memory")).expect("there is a place");
+    (guest, pool)
 }
 
 /// What maps, for as long as the program runs, and how often it is to map.

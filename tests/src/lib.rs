@@ -1,8 +1,15 @@
-//! Work for the host's instruction counter: what the crates do between two hypercalls, on data of
-//! any size, without a machine.
+//! What concerns several crates: guests on the model for their tests and for the examples in their
+//! documentation, and work for the host's instruction counter: what the crates do between two
+//! hypercalls, on data of any size, without a machine.
 //!
-//! The benches of this package (`cargo xtask bench --host`) call these functions under valgrind.
-//! Each takes what was made ready for it, so that only the work itself is counted.
+//! | module | a guest |
+//! |---|---|
+//! | [`guest`] | that has mapped all its memory: what most examples begin with |
+//! | [`booting`] | as its builder leaves it |
+//! | [`window`] | whose frame map has a window |
+//!
+//! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
+//! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
 //!
 //! | module | whose work |
 //! |---|---|
@@ -13,7 +20,10 @@
 //! | [`logs`] | `xen-explain`: lines of a log |
 
 pub mod boot_map;
+pub mod booting;
 pub mod dma;
 pub mod frame_map;
+pub mod guest;
 pub mod logs;
 pub mod tables;
+pub mod window;

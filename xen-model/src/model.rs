@@ -1,8 +1,9 @@
 //! The machine as a test sees it: [`Model`], and [`Guest`], one vCPU of one of its domains.
 
 use core::cell::{Ref, RefCell, RefMut};
+use core::sync::atomic::AtomicU64;
 
-use hypercall::{Errno, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
+use hypercall::{Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
 
 use crate::access::{Mode, PageFault};
 use crate::audit::AuditError;
@@ -48,6 +49,14 @@ impl FrameInfo {
 
 impl Model {
     /// Starts with the usual settings: a domU of 2048 pages on a debug build of Xen 4.17.
+    ///
+    /// ```
+    /// use xen_model::{Model, Release};
+    ///
+    /// let model = Model::builder().release(Release::V4_14).pages(2048).build()?;
+    /// assert_eq!(model.guest().total_pages(), 2048);
+    /// # Ok::<(), xen_model::BuildError>(())
+    /// ```
     pub const fn builder() -> Builder {
         Builder::new()
     }
@@ -71,6 +80,16 @@ impl Model {
     }
 
     /// A vCPU of the domain with number `domain`, if there is such a one.
+    ///
+    /// ```
+    /// use xen_model::{DomainConfig, Model, Role};
+    ///
+    /// let neighbour = DomainConfig::new(Role::DomU, 1024);
+    /// let model = Model::builder().role(Role::Dom0).other(neighbour).build()?;
+    /// let other = model.vcpu(1, 0).ok_or("it was built")?;
+    /// assert_eq!((other.domain(), other.total_pages()), (1, 1024));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn vcpu(&self, domain: u16, vcpu: usize) -> Option<Guest<'_>> {
         let state = self.state();
@@ -129,6 +148,12 @@ impl Model {
     ///
     /// # Errors
     /// [`AuditError`] with every contradiction: a mistake of the model itself, never of a guest.
+    ///
+    /// ```
+    /// let model = xen_model::Model::builder().build()?;
+    /// model.audit()?; // every reference that Xen counts has a holder
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn audit(&self) -> Result<(), AuditError> {
         self.state().audit()
     }
@@ -140,6 +165,17 @@ impl Model {
     }
 
     /// What Xen knows of a frame, if it is RAM.
+    ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use xen_model::PageType;
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let mfn = model.guest().built_mfn(Pfn::new(0)).ok_or("it has memory")?;
+    /// let frame = model.frame(mfn).ok_or("it is memory")?;
+    /// assert_eq!((frame.kind.kind, frame.m2p), (PageType::Writable, 0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn frame(&self, mfn: Mfn) -> Option<FrameInfo> {
         let page = self.state().frames.peek(mfn)?;
@@ -240,6 +276,26 @@ impl<'m> Guest<'m> {
         (pfn.raw() < plan.pages).then(|| plan.mfn(pfn.raw()))
     }
 
+    /// The frame list as the builder wrote it: the word of each pfn is its frame's number.
+    ///
+    /// ```
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// assert_eq!(model.guest().built_list().len(), 2048);
+    /// # Ok::<(), xen_model::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn built_list(&self) -> Vec<AtomicU64> {
+        let mfns = (0..).map_while(|pfn| self.built_mfn(Pfn::new(pfn)));
+        mfns.map(|mfn| AtomicU64::new(mfn.raw())).collect()
+    }
+
+    /// The page that the running kernel tables map at `va`.
+    #[must_use]
+    pub fn pfn_at(&self, va: GuestVa) -> Option<Pfn> {
+        let (_, pte) = self.l1_slot(va.raw()).filter(|(_, pte)| pte.is_present())?;
+        self.m2p(pte.mfn())
+    }
+
     /// The running root of the kernel.
     #[must_use]
     pub fn kernel_root(&self) -> Option<Mfn> {
@@ -265,7 +321,7 @@ impl<'m> Guest<'m> {
         let root = state.vcpu().kernel_root?;
         let table = state.find_l1(root, va)?;
         let entry = Pte::from_raw(state.frames.word(table, State::index_of(Level::L1, va)));
-        let index = Level::L1.index_of(hypercall::GuestVa::new(va).ok()?);
+        let index = Level::L1.index_of(GuestVa::new(va).ok()?);
         Some((Slot { table, index }, entry))
     }
 
@@ -278,7 +334,7 @@ impl<'m> Guest<'m> {
     /// Tells the seam where the guest's kernel now sees page 0, and how many pages from there.
     ///
     /// The builder's mapping is where it starts: `frames` pages at `VIRT_BASE`.
-    pub fn set_direct_map(&self, start: hypercall::GuestVa, frames: u64) {
+    pub fn set_direct_map(&self, start: GuestVa, frames: u64) {
         let mut state = self.run();
         let domain = &mut state.domains[self.current.domain];
         domain.direct_map = start.raw();
@@ -297,6 +353,17 @@ impl<'m> Guest<'m> {
     ///
     /// # Errors
     /// [`PageFault`], which the guest's handler would get.
+    ///
+    /// ```
+    /// use xen_model::Mode;
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let mut magic = [0; 3];
+    /// let start_info = model.guest().start_info_address();
+    /// model.guest().load(start_info, &mut magic, Mode::Kernel).map_err(|_| "not mapped")?;
+    /// assert_eq!(&magic, b"xen");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn load(&self, va: u64, into: &mut [u8], mode: Mode) -> Result<(), PageFault> {
         self.run().load(va, into, mode)
     }

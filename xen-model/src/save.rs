@@ -135,6 +135,16 @@ impl Guest<'_> {
     /// # Errors
     /// [`SaveError`]. A table that the toolstack would lose is no error, to it: see
     /// [`Image::lost_tables`].
+    ///
+    /// ```
+    /// let model = xen_model::Model::builder().build()?;
+    /// match model.guest().save() {
+    ///     Ok(image) => drop(image.restore(2)?), // elsewhere, with other frames
+    ///     // A toolstack reads the guest's frame list, and this guest has not said where it is.
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn save(&self) -> Result<Image, SaveError> {
         let mut state = self.run();
         let image = state.save()?;

@@ -47,6 +47,16 @@ pub struct Counting<M> {
 
 impl<M> Counting<M> {
     /// Starts from zero.
+    ///
+    /// ```
+    /// use hypercall::{Assist, Counting, Hypercalls};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let machine = Counting::new(&model);
+    /// machine.enable_assist(Assist::WritablePageTables)?;
+    /// assert_eq!(machine.counts().hypercalls, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn new(machine: M) -> Self {
         let counts = Cell::new(Counts { hypercalls: 0, entries: 0, refused: 0 });
         Self { machine, counts }

@@ -36,6 +36,20 @@ pub struct FailNth<M> {
 
 impl<M> FailNth<M> {
     /// Will refuse what `refusal` says.
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let machine = FailNth::new(&model, Refusal { request: 0, done: 0, errno: Errno::ENOMEM });
+    /// let mut storage = BatchStorage::<0, 1>::new();
+    /// let mut batch = storage.batch();
+    /// batch.op(MmuExtOp::tlb_flush_all())?;
+    /// let refused = unsafe { batch.submit(&machine) }.unwrap_err();
+    /// assert_eq!(refused.error.errno, Errno::ENOMEM);
+    /// assert!(machine.has_refused());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn new(machine: M, refusal: Refusal) -> Self {
         Self { machine, refusal, seen: Cell::new(0) }
     }

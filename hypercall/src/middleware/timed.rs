@@ -23,6 +23,16 @@ pub struct Timed<'a, M> {
 
 impl<'a, M: Cpu> Timed<'a, M> {
     /// Starts from zero.
+    ///
+    /// ```
+    /// use hypercall::{Assist, Hypercalls, Timed};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let machine = Timed::new(&model);
+    /// machine.enable_assist(Assist::WritablePageTables)?;
+    /// println!("{} ticks", machine.ticks_in_requests());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub const fn new(machine: &'a M) -> Self {
         Self { machine, ticks: Cell::new(0) }
     }

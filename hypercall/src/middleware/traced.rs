@@ -79,6 +79,20 @@ impl<M: FrameAccess> fmt::Display for Name<'_, M> {
 
 impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
     /// Starts a trace.
+    ///
+    /// ```
+    /// use hypercall::{BatchStorage, MmuExtOp, Traced};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let machine = Traced::new(&model, String::new());
+    /// let mut storage = BatchStorage::<0, 1>::new();
+    /// let mut batch = storage.batch();
+    /// batch.op(MmuExtOp::tlb_flush_all())?;
+    /// unsafe { batch.submit(&machine) }?;
+    /// let trace = machine.finish().ok_or("the sink took all of it")?;
+    /// assert!(trace.starts_with(hypercall::TRACE_HEADER));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(machine: M, sink: W) -> Self {
         let traced = Self {
             machine,

@@ -96,6 +96,20 @@ impl<'f> Audit<'f> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// use p2m::{Audit, P2m};
+    ///
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// let list = model.guest().built_list();
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mut places = [None; 8]; // for the first findings
+    /// let mut audit = Audit::begin(&mut places);
+    /// audit.run(&model, &p2m);
+    /// audit.compare_reservation(model.guest().total_pages());
+    /// assert!(audit.report().is_clean());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn run<M: FrameAccess + ?Sized>(&mut self, machine: &M, p2m: &P2m<'_>) {
         while self.step(machine, p2m, u64::MAX) != Progress::Done {}
     }

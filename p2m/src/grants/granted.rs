@@ -88,6 +88,19 @@ impl<'a> Granted<'a> {
     ///
     /// # Errors
     /// [`GrantError::Taken`], [`GrantError::NoSuchEntry`], [`GrantError::NoFrame`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    /// use p2m::Granted;
+    ///
+    /// let table = [const { AtomicU64::new(0) }; 512]; // the guest's is shared with Xen
+    /// let granted = Granted::new(&table);
+    /// granted.grant(GrantRef(8), DomId(0), Mfn::new(0x203), GrantAccess::ReadOnly)?;
+    /// assert_eq!(granted.outstanding().count(), 1);
+    /// assert_eq!(granted.end(GrantRef(8))?, Mfn::new(0x203));
+    /// # Ok::<(), p2m::GrantError>(())
+    /// ```
     pub fn grant(
         &self,
         reference: GrantRef,

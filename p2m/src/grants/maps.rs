@@ -114,6 +114,36 @@ impl<'s> GrantMaps<'s> {
     ///
     /// # Safety
     /// The caller owns the pages at the addresses, and no Rust object lives there (I-2).
+    ///
+    /// ```
+    /// # use hypercall::{DomId, FrameAccess, GrantAccess, GrantRef, Pfn};
+    /// # use p2m::LeafSource;
+    /// # use pv_tests::guest::Guest;
+    /// # use xen_model::GrantEntry;
+    /// use p2m::{GrantFailure, GrantMaps, MapRequest};
+    ///
+    /// let Guest { model, p2m, mut frames, .. } = Guest::dom0(); // beside domain 1
+    /// # let other = model.vcpu(1, 0).ok_or("it is there")?;
+    /// # let frame = other.built_mfn(Pfn::new(7)).ok_or("it has memory")?;
+    /// # other.write_grant(8, GrantEntry { flags: 1, domain: 0, frame }).map_err(|_| "no table")?;
+    /// let pfn = LeafSource::take(&mut frames).ok_or("no memory")?.pfn();
+    /// p2m.depopulate(pfn)?; // a pfn that has no memory: the balloon's reserve has such
+    /// let request = MapRequest {
+    ///     pfn,
+    ///     va: model.direct_map(pfn)?,
+    ///     domain: DomId(1),
+    ///     reference: GrantRef(8),
+    ///     access: GrantAccess::ReadWrite,
+    /// };
+    /// let (mut places, mut results) = ([None; 4], [Err(GrantFailure::NoPlace)]);
+    /// let mut maps = GrantMaps::new(&mut places);
+    /// unsafe { maps.map((model, p2m), &[request], &mut results) };
+    /// let mapped = results[0]?;
+    /// assert_eq!(p2m.machine_frame(pfn), Ok(mapped.mfn));
+    /// unsafe { maps.unmap((model, p2m), pfn) }?;
+    /// assert_eq!(maps.iter().count(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn map<M: Grants + ?Sized>(
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),

@@ -43,6 +43,21 @@ impl Window {
     /// # Hypercalls
     /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the
     /// map has begun.
+    ///
+    /// ```
+    /// # use hypercall::BatchStorage;
+    /// # use p2m::Window;
+    /// # use pv_tests::window::{CAPACITY, Machine, context};
+    /// let machine = Machine::new(1); // 16 MiB
+    /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
+    /// # let (frames, _) = machine.frames().split(needed).map_err(|_| "too little memory")?;
+    /// # let mut storage = BatchStorage::<512, 4>::new();
+    /// # let mut batch = storage.batch();
+    /// let (p2m, mut window) = machine.open(&machine, frames, &mut batch)?;
+    /// window.grow(context(&machine, &p2m), 1 << 18, &mut batch)?; // room for 1 GiB
+    /// assert_eq!(p2m.len(), 1 << 18);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn grow<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,
@@ -87,6 +102,26 @@ impl Window {
     /// # Hypercalls
     /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
     /// pages in a GiB that has one: ceil(P / B) multicalls of `mmu_update` and a flush.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Mfn, Pfn};
+    /// # use p2m::{Pfns, Window};
+    /// # use pv_tests::window::{CAPACITY, Machine, Pool, context};
+    /// let machine = Machine::new(1); // 16 MiB
+    /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
+    /// # let (frames, rest) = machine.frames().split(needed).map_err(|_| "too little memory")?;
+    /// # let mut storage = BatchStorage::<512, 4>::new();
+    /// # let mut batch = storage.batch();
+    /// let (p2m, mut window) = machine.open(&machine, frames, &mut batch)?;
+    /// let (mut free, around) = (Pool::new(rest), context(&machine, &p2m));
+    /// window.grow(around, 1 << 18, &mut batch)?;
+    /// // Room in the list is not memory for its words: that is reserved where it is needed.
+    /// let new = Pfns::new(Pfn::new(0x2_0000), 512);
+    /// assert!(p2m.populate(new.start, Mfn::new(0x777)).is_err());
+    /// window.reserve(around, new, &mut free, &mut batch)?;
+    /// p2m.populate(new.start, Mfn::new(0x777))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reserve<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,
@@ -111,6 +146,24 @@ impl Window {
     ///
     /// # Hypercalls
     /// For a whole GiB one `mmu_update`; otherwise as for [`reserve`](Self::reserve).
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Mfn, Pfn};
+    /// # use p2m::{Pfns, Window};
+    /// # use pv_tests::window::{CAPACITY, Machine, Pool, context};
+    /// let machine = Machine::new(1); // 16 MiB
+    /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
+    /// # let (frames, rest) = machine.frames().split(needed).map_err(|_| "too little memory")?;
+    /// # let mut storage = BatchStorage::<512, 4>::new();
+    /// # let mut batch = storage.batch();
+    /// let (p2m, mut window) = machine.open(&machine, frames, &mut batch)?;
+    /// let (mut free, around) = (Pool::new(rest), context(&machine, &p2m));
+    /// window.grow(around, 1 << 20, &mut batch)?;
+    /// let hole = Pfns::new(Pfn::new(0xc_0000), 0x4_0000); // the GiB below 4 GiB
+    /// window.reserve_identity(around, hole, &mut free, &mut batch)?;
+    /// assert_eq!(p2m.machine_frame(Pfn::new(0xf_ee00)), Ok(Mfn::new(0xf_ee00)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reserve_identity<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,

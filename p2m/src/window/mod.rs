@@ -110,6 +110,13 @@ pub struct Window {
 impl Window {
     /// How many frames the window of a map of `len` pfns, which may grow to `capacity`, takes at
     /// first.
+    ///
+    /// ```
+    /// use p2m::Window;
+    ///
+    /// // A guest of 1 GiB that may grow to 64 GiB.
+    /// assert!(Window::frames_needed(1 << 18, 64 << 18) < 16);
+    /// ```
     #[must_use]
     pub const fn frames_needed(len: u64, capacity: u64) -> u64 {
         place::L2 + capacity.div_ceil(PFNS_PER_L2) + len.div_ceil(PFNS_PER_L1)
@@ -130,6 +137,24 @@ impl Window {
     /// The root slot is free in the running root and stays the window's; address spaces made later
     /// share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
     /// program sees `place.va`, for as long as the map is used.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, GuestVa, Pfn};
+    /// # use pv_tests::window::{CAPACITY, Machine};
+    /// use p2m::Window;
+    ///
+    /// let machine = Machine::new(1); // 16 MiB, as built
+    /// let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
+    /// let (frames, _) = machine.frames().split(needed).map_err(|_| "too little memory")?;
+    /// // `open` of the machine calls `Window::open` with a free slot of its root.
+    /// let mut storage = BatchStorage::<512, 4>::new();
+    /// let (p2m, window) = machine.open(&machine, frames, &mut storage.batch())?;
+    /// // Nothing was copied, and the map can grow now.
+    /// assert_eq!(p2m.mfn(Pfn::new(7)), machine.builder_map().mfn(Pfn::new(7)));
+    /// assert_eq!(p2m.capacity(), CAPACITY);
+    /// # let _ = window;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn open<'w, M: Machine>(
         (machine, old): (&M, &P2m<'_>),
         list: BuilderList,

@@ -47,6 +47,20 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::map_pages`].
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let heap = Pages { start: GuestVa::new(0x40_1000)?, count: 8 };
+    /// let stack = Pages { start: GuestVa::new(0x7f_f000_0000)?, count: 8 };
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.map_pages(heap, PteFlags::USER_RW)?;
+    ///     edit.map_pages(stack, PteFlags::USER_RW)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map_pages(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         self.map_from(pages, flags, &mut Origin::Frames)
     }
@@ -58,6 +72,22 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
     /// a frame of the guest's. Xen refuses the frames of a domain over which this one has no power,
     /// and those that the domain does not have.
+    ///
+    /// ```
+    /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Mapped, Pages, Pgd};
+    /// let mut tools = Guest::dom0().tools();
+    /// let pgd = Pgd::new(&tools.context, tools.frames)?;
+    /// let mut pgd = pgd.pin(&tools.context, tools.batch)?;
+    /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.map_foreign((pages, PteFlags::USER_RW), (vga, DomId::IO))
+    /// })?;
+    /// let page = pgd.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// assert_eq!(page.frame, Mapped::Foreign(vga));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map_foreign(
         &mut self,
         (pages, flags): (Pages, PteFlags),
@@ -191,6 +221,19 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Errors
     /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools
     /// then.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{FrameSource, Pages};
+    ///
+    /// let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut pgd, mut tools) = Guest::with_pinned(page);
+    /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
+    /// pgd.edit(&mut tools, |edit| edit.replace((page.start, PteFlags::USER_RW), frame))?;
+    /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn replace(
         &mut self,
         (va, flags): (GuestVa, PteFlags),

@@ -208,6 +208,17 @@ impl Pgd<Pinned> {
     /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.
     /// A table that is filled before it is linked takes one `mmu_update` of its own, with 2 to 5
     /// elements; with a batch of fewer updates than that, one more for each table.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let more = Pages { start: GuestVa::new(0x40_1000)?, count: 100 };
+    /// pgd.map_pages(&mut tools, more, PteFlags::USER_RW)?;
+    /// assert!(pgd.translate(&tools.context, GuestVa::new(0x46_4000)?)?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map_pages<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -225,6 +236,19 @@ impl Pgd<Pinned> {
     ///
     /// # Hypercalls
     /// One `mmu_update`, or one more if tables come from no pool.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{FrameSource, Pages};
+    ///
+    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
+    /// let refused = pgd.map(&mut tools, (va, PteFlags::USER_RW), frame);
+    /// // Were it refused, the frame would be in the error.
+    /// refused.map_err(|failed| failed.error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -248,6 +272,18 @@ impl Pgd<Pinned> {
     /// flush, and one more for each border of a table, at either place, and every 64 pages; for a
     /// whole table that moves to where there is none, one `mmu_update` of two elements. Tables that
     /// are missing take what they take in [`map_pages`](Self::map_pages).
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let to = GuestVa::new(0x7000_0000)?;
+    /// pgd.remap(&mut tools, pages, to)?;
+    /// assert!(pgd.translate(&tools.context, to)?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remap<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -266,6 +302,19 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a
     /// whole, one `mmu_update` of two elements, and another one if something is left in it.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// pgd.unmap(&mut tools, pages)?;
+    /// // A second time nothing is there, and the error says so.
+    /// let refused = pgd.unmap(&mut tools, pages).unwrap_err();
+    /// assert_eq!((refused.done, refused.error), (0, pvmmu::MapError::NotMapped(pages.start)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unmap<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -282,6 +331,18 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// As for [`Pgd::edit`], one element a page; or for a table that is better changed as a whole,
     /// which takes [`Presence::MayVanish`], two `mmu_update` of two elements.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// pgd.protect(&mut tools, pages, PteFlags::USER_RW - PteFlags::WRITABLE)?;
+    /// let page = pgd.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// assert!(!page.flags.contains(PteFlags::WRITABLE));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protect<M: Machine, F: FrameSource>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
@@ -307,12 +368,43 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     ///
     /// # Hypercalls
     /// As for [`submit`](Self::submit).
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap(pages)?;
+    ///     let (_, entry) = edit.walk(pages.start)?.leaf().expect("its table is left");
+    ///     assert!(!entry.is_present());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn walk(&mut self, va: GuestVa) -> Result<Walk, MapError> {
         self.submit()?;
         Ok(walk(&self.tools.context, self.roots.kernel, va)?)
     }
 
     /// Pages that are changed by what has been submitted.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap(Pages { count: 3, ..pages })?;
+    ///     assert_eq!(edit.done(), 0); // pending
+    ///     edit.submit()?;
+    ///     assert_eq!(edit.done(), 3);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn done(&self) -> u64 {
         self.done
@@ -421,6 +513,20 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     ///
     /// # Hypercalls
     /// None if nothing is pending; one otherwise, and on refusal one more.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.protect(pages, PteFlags::USER_RW - PteFlags::WRITABLE)?;
+    ///     edit.submit()?; // from here on nothing can be written there, on any vCPU
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn submit(&mut self) -> Result<(), MapError> {
         self.next = 0;
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);

@@ -29,6 +29,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::remap`](crate::Pgd::remap).
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let to = GuestVa::new(0x80_0000)?;
+    /// pgd.edit(&mut tools, |edit| edit.remap(pages, to))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remap(&mut self, pages: Pages, to: GuestVa) -> Result<(), MapError> {
         pages.check_apart(to)?;
         self.submit()?;

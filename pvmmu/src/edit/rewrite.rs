@@ -87,6 +87,21 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::unmap`](crate::Pgd::unmap).
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (first, last) = (pages.at(0)?, pages.at(7)?);
+    /// // Both go to Xen together.
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap(Pages::one(first))?;
+    ///     edit.unmap(Pages::one(last))
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unmap(&mut self, pages: Pages) -> Result<(), MapError> {
         self.rewrite(pages, &Clear)
     }
@@ -97,6 +112,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
+    /// pgd.edit(&mut tools, |edit| edit.protect(pages, read_only))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
         self.rewrite(pages, &Flags { kept: KEPT, set: flags.bits() })
@@ -107,6 +133,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
+    /// // Who looks for pages that were written finds them afterwards, too.
+    /// pgd.edit(&mut tools, |edit| edit.protect_keeping_ad(pages, read_only))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protect_keeping_ad(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
         let set = flags & !(PteFlags::ACCESSED | PteFlags::DIRTY);
@@ -122,6 +160,22 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Hypercalls
     /// As for [`Pgd::edit`](crate::Pgd::edit), one element a page. The two bits stay in the absent
     /// entries.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let mut written = 0;
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap_reading_ad(pages, &mut |_, flags| {
+    ///         written += u32::from(flags.contains(PteFlags::DIRTY));
+    ///     })
+    /// })?;
+    /// assert_eq!(written, 8); // entries that were made with the bit set, as here, keep it
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unmap_reading_ad(
         &mut self,
         pages: Pages,
@@ -306,6 +360,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Errors
     /// [`MapError::NotMapped`] if there is no table behind it, and as for
     /// [`Pgd::protect`](crate::Pgd::protect).
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, Level, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
+    /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
+    /// pgd.edit(&mut tools, |edit| edit.set_table_flags((Level::L2, pages.start), flags))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_table_flags(
         &mut self,
         (level, va): (Level, GuestVa),

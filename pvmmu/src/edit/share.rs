@@ -20,6 +20,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Hypercalls
     /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one
     /// `mmuext_op`.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut parent, mut tools) = Guest::with_pinned(page);
+    /// let mut child = parent.fork(&mut tools)?;
+    /// child.edit(&mut tools, |edit| edit.make_own(page.start))?; // a copy
+    /// parent.edit(&mut tools, |edit| edit.make_own(page.start))?; // the last one keeps the frame
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn make_own(&mut self, va: GuestVa) -> Result<(), MapError> {
         check_page(va)?;
         self.submit()?;

@@ -117,6 +117,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Hypercalls
     /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
     /// take, if they are missing.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 512 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let to = GuestVa::new(0x80_0000)?;
+    /// pgd.edit(&mut tools, |edit| edit.move_table(pages.start, to))?;
+    /// assert!(pgd.translate(&tools.context, to)?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
         check_table(from)?;
         check_table(to)?;

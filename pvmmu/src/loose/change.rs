@@ -28,6 +28,19 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.unmap(&context, pages, &mut frames)?;
+    /// assert_eq!(pgd.translate(&context, pages.start)?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unmap<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -45,6 +58,21 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
+    /// pgd.protect(&context, pages, read_only)?;
+    /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
+    /// assert_eq!(page.flags, read_only);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn protect<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -95,6 +123,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{FrameSource, Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let va = GuestVa::new(0x40_0000)?;
+    /// pgd.map_pages(&context, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// let (free, frame) = (frames.count(), frames.take().ok_or("no memory")?);
+    /// pgd.replace(&context, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// assert_eq!(frames.count(), free); // the one that was mapped came back
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn replace<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -133,6 +175,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let (pages, to) = (Pages::one(GuestVa::new(0x40_0000)?), GuestVa::new(0x80_0000)?);
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// let before = pgd.translate(&context, pages.start)?.map(|page| page.frame);
+    /// pgd.remap(&context, (pages, to), &mut frames)?;
+    /// assert_eq!(pgd.translate(&context, to)?.map(|page| page.frame), before);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remap<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -172,6 +228,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let (from, to) = (GuestVa::new(0x40_0000)?, GuestVa::new(0x80_0000)?);
+    /// let pages = Pages { start: from, count: 512 };
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.move_table(&context, (from, to), &mut frames)?;
+    /// assert!(pgd.translate(&context, to)?.is_some() && pgd.translate(&context, from)?.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn move_table<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -207,6 +277,19 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Mapped, Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::dom0();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
+    /// pgd.map_foreign(&context, (pages, PteFlags::USER_RW), (vga, DomId::IO), &mut frames)?;
+    /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
+    /// assert_eq!(page.frame, Mapped::Foreign(vga));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map_foreign<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -248,6 +331,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, Level, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let va = GuestVa::new(0x40_0000)?;
+    /// pgd.map_pages(&context, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
+    /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
+    /// pgd.set_table_flags(&context, (Level::L2, va), flags)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_table_flags<M: Machine>(
         &mut self,
         context: &Context<'_, M>,

@@ -39,6 +39,16 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::Pgd;
+    ///
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let pgd = Pgd::new(&context, &mut frames)?;
+    /// assert_eq!(pgd.tables(&context)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new<M: Machine>(
         context: &Context<'_, M>,
         frames: &mut impl FrameSource,
@@ -64,6 +74,16 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::Pgd;
+    ///
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let pgd = Pgd::with_user_root(&context, &mut frames)?;
+    /// assert_ne!(pgd.user_root(), Some(pgd.root()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn with_user_root<M: Machine>(
         context: &Context<'_, M>,
         frames: &mut impl FrameSource,
@@ -100,6 +120,21 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{FrameSource, Pgd};
+    ///
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let (va, frame) = (GuestVa::new(0x40_0000)?, frames.take().ok_or("no memory")?);
+    /// let pfn = frame.pfn();
+    /// pgd.map(&context, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// let mapped = pgd.translate(&context, va)?.and_then(|page| page.frame.pfn());
+    /// assert_eq!(mapped, Some(pfn));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -120,6 +155,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, Pgd};
+    ///
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// // The root, a table of levels 3 and 2, two of level 1.
+    /// assert_eq!(pgd.tables(&context)?, 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn map_pages<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
@@ -210,6 +259,20 @@ impl Pgd<Loose> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Pgd};
+    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let free = frames.count();
+    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.destroy(&context, &mut frames).map_err(|(_, error)| error)?;
+    /// assert_eq!(frames.count(), free);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn destroy<M: Machine>(
         self,
         context: &Context<'_, M>,

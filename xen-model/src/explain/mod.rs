@@ -88,6 +88,17 @@ impl Default for Explainer {
 
 impl Explainer {
     /// Ready to read.
+    ///
+    /// ```
+    /// use xen_model::explain::{Colour, Explainer};
+    ///
+    /// let mut explainer = Explainer::new();
+    /// let line = "(XEN) mm.c:2033:d0 Bad type (saw 7400000000000001 != exp 1000000000000000) \
+    ///     for mfn 8df82b (pfn 1a2b)";
+    /// explainer.line(line.as_bytes());
+    /// let explanation = explainer.finish();
+    /// assert!(explanation.text(Colour::Never).contains("8df82b"));
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self {

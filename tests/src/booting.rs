@@ -1,7 +1,6 @@
-//! A guest on the model whose memory nobody has claimed yet.
-#![allow(dead_code, reason = "each test program uses a part of it")]
-#![allow(unreachable_pub, reason = "a module shared by test programs")]
-#![allow(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+//! A guest on the model as its builder leaves it, whose memory nobody has claimed yet.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+#![expect(clippy::missing_panics_doc, reason = "for tests: what cannot be is a panic")]
 
 use std::sync::atomic::AtomicU64;
 
@@ -16,30 +15,39 @@ use xen_model::{DomainConfig, Model, Role};
 pub const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
 
 /// A guest on a machine of its own.
+#[derive(Debug)]
 pub struct Guest {
+    /// The machine.
     pub model: Model,
+    /// What the builder left.
     pub boot: BootInfo,
+    /// Its frame list.
     pub list: Vec<AtomicU64>,
+    /// The builder's root table.
     pub root: Pfn,
+    /// What there is.
     pub regions: Vec<Region>,
+    /// What of it is in use.
     pub uses: Vec<Use>,
+    /// Where it is mapped, and is to be.
     pub place: MapPlace,
 }
 
 impl Guest {
     /// A guest of `pages` pages on Xen 4.17.
+    #[must_use]
     pub fn new(role: Role, pages: u64) -> Self {
         Self::of(DomainConfig::new(role, pages))
     }
 
     /// A guest made like `config`.
+    #[must_use]
     pub fn of(config: DomainConfig) -> Self {
         let (virt_base, image) = (config.virt_base, config.kernel_pages);
         let model = Model::builder().seed(7).guest(config).build().expect("a guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let pfn = |va: u64| Pfn::new((va - virt_base) >> PAGE_SHIFT);
-        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
-        let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+        let list = model.guest().built_list();
         let root = pfn(boot.root.raw());
         let mapped = |pages: u64| {
             let va = virt_base + (pages << PAGE_SHIFT);
@@ -63,21 +71,25 @@ impl Guest {
     }
 
     /// Its frame map.
+    #[must_use]
     pub fn p2m(&self) -> P2m<'_> {
         P2m::adopt(&self.list).expect("the guest has pages")
     }
 
     /// What is known of its memory.
+    #[must_use]
     pub fn memory(&self) -> BootMemory<'_> {
         BootMemory::new(&self.regions, &self.uses, self.place).expect("a good guest")
     }
 
     /// What a build on `machine` works on.
-    pub fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
+    #[must_use]
+    pub const fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
         BuildContext { machine, p2m, root: self.root }
     }
 
     /// Builds its direct map, and gives its free frames.
+    #[must_use]
     pub fn build(&self) -> Vec<Frames> {
         let (memory, p2m) = (self.memory(), self.p2m());
         let plan = Plan::new(&memory).expect("a plan");

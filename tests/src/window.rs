@@ -1,6 +1,7 @@
-//! A guest of the model for the tests of this crate, and the part of the CPU that a host lacks:
+//! A guest of the model whose frame map has a window, and the part of the CPU that a host lacks:
 //! what the model's page tables map at the window appears in a buffer, at which the map looks.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
+#![expect(clippy::missing_panics_doc, reason = "for tests: what cannot be is a panic")]
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
@@ -15,18 +16,21 @@ use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Where the window is.
-pub(crate) const WINDOW: u64 = 0xffff_9000_0000_0000;
+pub const WINDOW: u64 = 0xffff_9000_0000_0000;
 /// Pfns in a GiB.
-pub(crate) const GIB: u64 = 1 << 18;
+pub const GIB: u64 = 1 << 18;
 /// How far the map may grow.
-pub(crate) const CAPACITY: u64 = 4 * GIB;
+pub const CAPACITY: u64 = 4 * GIB;
 /// Words in a page of the list.
-pub(crate) const LEAF: u64 = 512;
+pub const LEAF: u64 = 512;
 
 /// A guest of the model, and its window as a buffer.
-pub(crate) struct Machine {
-    pub(crate) model: Model,
-    pub(crate) boot: BootInfo,
+#[derive(Debug)]
+pub struct Machine {
+    /// The machine.
+    pub model: Model,
+    /// What its builder left.
+    pub boot: BootInfo,
     list: Vec<AtomicU64>,
     window: Vec<AtomicU64>,
     mapped: RefCell<Vec<Option<(Mfn, bool)>>>,
@@ -34,31 +38,33 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A domU of 16 MiB, all of it in the direct mapping.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let mut config = DomainConfig::new(Role::DomU, 4096);
         config.boot_mapping = BootMapping::AllPages;
         let model = Model::builder().guest(config).seed(seed).build().expect("a guest");
         let start_info = model.guest().start_info().expect("a guest has a start_info");
         let boot = BootInfo::parse(&start_info).expect("the builder's own");
-        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).expect("populated").raw();
-        let list = (0..boot.pages).map(|pfn| AtomicU64::new(mfn(pfn))).collect();
+        let list = model.guest().built_list();
         let window = (0..CAPACITY).map(|_| AtomicU64::new(0)).collect();
         let pages = usize::try_from(CAPACITY / LEAF).expect("small");
         Self { model, boot, list, window, mapped: RefCell::new(vec![None; pages]) }
     }
 
     /// The builder's map.
-    pub(crate) fn builder_map(&self) -> P2m<'_> {
+    #[must_use]
+    pub fn builder_map(&self) -> P2m<'_> {
         P2m::adopt(&self.list).expect("not empty")
     }
 
     /// Where the builder put its list.
-    pub(crate) fn builder_list(&self) -> BuilderList {
+    #[must_use]
+    pub fn builder_list(&self) -> BuilderList {
         BuilderList { first: self.pfn_at(self.boot.p2m_list) }
     }
 
     /// The root that the guest runs on.
-    pub(crate) fn root(&self) -> Pfn {
+    #[must_use]
+    pub fn root(&self) -> Pfn {
         self.pfn_at(self.boot.root)
     }
 
@@ -68,14 +74,17 @@ impl Machine {
     }
 
     /// Frames that nobody uses, claimed anew: call it once for each guest.
-    pub(crate) fn frames(&self) -> Frames {
+    pub fn frames(&self) -> Frames {
         let first = self.model.guest().first_free_page();
         // SAFETY: the guest exists only in the model, where a frame used twice is noticed.
         unsafe { Frames::claim(first, self.boot.pages - first.raw()) }
     }
 
     /// Opens the window on `machine`, this guest or something around it.
-    pub(crate) fn open<M: hypercall::Machine>(
+    ///
+    /// # Errors
+    /// As [`Window::open`].
+    pub fn open<M: hypercall::Machine>(
         &self,
         machine: &M,
         frames: Frames,
@@ -104,7 +113,7 @@ impl Machine {
     }
 
     /// Shows every page again as it is in its frame: what a restore does to it.
-    pub(crate) fn show_frames(&self) {
+    pub fn show_frames(&self) {
         for (page, mapped) in self.mapped.borrow().iter().enumerate() {
             self.copy(page, mapped.map(|(mfn, _)| mfn));
         }
@@ -118,13 +127,14 @@ impl Machine {
     }
 
     /// Whether the window maps the word of `pfn` writable.
-    pub(crate) fn is_writable(&self, pfn: u64) -> bool {
+    #[must_use]
+    pub fn is_writable(&self, pfn: u64) -> bool {
         let page = usize::try_from(pfn / LEAF).expect("small");
         self.mapped.borrow()[page].is_some_and(|(_, writable)| writable)
     }
 
     /// Nothing is wrong with the model, and the guest did nothing that a machine would not forgive.
-    pub(crate) fn check(&self) {
+    pub fn check(&self) {
         self.model.audit().expect("the model's own accounts");
         assert_eq!(self.model.take_violations(), Vec::<String>::new());
     }
@@ -181,19 +191,29 @@ impl FrameAccess for Machine {
     }
 }
 
-/// Free frames, and a count of those that are out.
-#[derive(Default)]
-pub(crate) struct Pool {
+/// Free frames.
+#[derive(Debug, Default)]
+pub struct Pool {
     frames: Vec<Frame>,
 }
 
 impl Pool {
-    pub(crate) fn new(mut frames: Frames) -> Self {
+    /// Those of a run.
+    #[must_use]
+    pub fn new(mut frames: Frames) -> Self {
         Self { frames: std::iter::from_fn(|| frames.take()).collect() }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
         self.frames.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.frames.is_empty()
     }
 }
 
@@ -209,6 +229,7 @@ impl LeafSource for Pool {
 }
 
 /// The context of an operation.
-pub(crate) fn context<'a, M>(machine: &'a M, p2m: &'a P2m<'a>) -> GrowContext<'a, M> {
+#[must_use]
+pub const fn context<'a, M>(machine: &'a M, p2m: &'a P2m<'a>) -> GrowContext<'a, M> {
     GrowContext { machine, p2m, toolstack: None }
 }

@@ -1,0 +1,182 @@
+//! A guest on the model for the examples of the documentation: what a kernel has made when it comes
+//! to the lines that an example shows. All of it lives as long as the program.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+use std::sync::atomic::AtomicU64;
+
+use balloon::Allocator;
+use hypercall::{Batch, BatchStorage, BootInfo, Frame, Frames, GuestVa, Pfn, PteFlags};
+use p2m::{LeafSource, P2m};
+use pvmmu::{
+    Context, Counted, DirectEntries, FrameSource, Pages, Pgd, Pinned, Presence, Reach, Shares,
+    TablePool, Tools,
+};
+use xen_model::{BootMapping, DomainConfig, Model, Role};
+
+/// Pages of the guest: 16 MiB.
+const PAGES: u64 = 4096;
+/// Memory that Xen has left, for exchanges and for a guest that grows.
+const SPARE: u64 = 1 << 14;
+
+/// A guest on a machine of its own.
+#[derive(Debug)]
+pub struct Guest {
+    /// The machine.
+    pub model: &'static Model,
+    /// What its builder left.
+    pub boot: BootInfo,
+    /// Its frame map.
+    pub p2m: &'static P2m<'static>,
+    /// What operations on address spaces take.
+    pub context: Context<'static, Model>,
+    /// What is free: all of it is in the direct mapping.
+    pub frames: Free,
+}
+
+/// Free frames.
+#[derive(Debug)]
+pub struct Free(Vec<Frame>);
+
+/// What operations on a live address space take, with frames that can be shared.
+pub type Work = Tools<'static, 'static, 'static, Model, Counted<'static, 'static, Free>>;
+
+impl Guest {
+    /// A domU of 16 MiB on Xen 4.17, which has mapped all of it.
+    ///
+    /// # Panics
+    /// Never: the sizes are constants.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::of(Role::DomU)
+    }
+
+    /// The same as dom0, beside a domU of 4 MiB, which is domain 1.
+    ///
+    /// # Panics
+    /// Never: the sizes are constants.
+    #[must_use]
+    pub fn dom0() -> Self {
+        Self::of(Role::Dom0)
+    }
+
+    fn of(role: Role) -> Self {
+        let mut config = DomainConfig::new(role, PAGES);
+        config.boot_mapping = BootMapping::AllPages;
+        config.vcpus = 2;
+        let base = GuestVa::new(config.virt_base).expect("an address of the kernel half");
+        let neighbour = DomainConfig::new(Role::DomU, 1024);
+        let builder = Model::builder().guest(config).other(neighbour).spare_pages(SPARE);
+        let model: &Model = Box::leak(Box::new(builder.build().expect("two small guests")));
+        let guest = model.guest();
+        guest.set_direct_map(base, PAGES);
+        let boot = BootInfo::parse(&guest.start_info().expect("built")).expect("valid");
+        let list: &[AtomicU64] = guest.built_list().leak();
+        let p2m: &P2m<'_> = Box::leak(Box::new(P2m::adopt(list).expect("not empty")));
+        let kernel_root = guest.pfn_at(boot.root).expect("mapped by the builder");
+        let pfns = guest.first_free_page().raw()..PAGES;
+        // SAFETY: the frames exist only in the model, and each is claimed once.
+        let frames = pfns.rev().map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) }).collect();
+        let context = Context { machine: model, p2m, kernel_root };
+        Self { model, boot, p2m, context, frames: Free(frames) }
+    }
+
+    /// Finds the entries of its direct mapping.
+    #[must_use]
+    pub fn direct(&self) -> DirectEntries<'static, Model> {
+        DirectEntries::new(self.context)
+    }
+
+    /// A batch with room for 512 updates and 16 operations.
+    pub fn batch(&self) -> &'static mut Batch<'static> {
+        let storage = Box::leak(Box::new(BatchStorage::<512, 16>::new()));
+        Box::leak(Box::new(storage.batch()))
+    }
+
+    /// What changes live address spaces: nobody uses them meanwhile, and the pool has places for 8
+    /// tables of each level.
+    #[must_use]
+    pub fn tools(self) -> Work {
+        let places = || (0..8).map(|_| None).collect::<Vec<Option<Frame>>>().leak();
+        let shares = Shares::new(vec![0; self.p2m.all().iter().count()].leak());
+        Tools {
+            context: self.context,
+            batch: self.batch(),
+            tables: Box::leak(Box::new(TablePool::new([places(), places(), places()]))),
+            frames: Box::leak(Box::new(Counted {
+                source: Box::leak(Box::new(self.frames)),
+                shares: Box::leak(Box::new(shares)),
+            })),
+            reach: Reach::Everywhere,
+            presence: Presence::MayVanish,
+        }
+    }
+
+    /// A pinned address space with `pages` mapped, and what changes it.
+    ///
+    /// # Panics
+    /// If `pages` are more than the guest has, or not of the user half.
+    pub fn with_pinned(pages: Pages) -> (Pgd<Pinned>, Work) {
+        let mut tools = Self::new().tools();
+        let Tools { context, batch, frames, .. } = &mut tools;
+        let mut pgd = Pgd::new(context, *frames).expect("a root");
+        pgd.map_pages(context, (pages, PteFlags::USER_RW), *frames).expect("mapped");
+        let pgd = pgd.pin(context, batch).expect("pinned");
+        (pgd, tools)
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Free {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `count` frames that follow one another.
+    ///
+    /// # Panics
+    /// If there are not so many, or some have been handed out before.
+    pub fn take_run(&mut self, count: usize) -> Frames {
+        let run: Vec<Frame> = self.0.drain(self.0.len() - count..).collect();
+        let (last, first) = (run.first().expect("some").pfn(), run.last().expect("some").pfn());
+        assert_eq!(first.checked_add(count as u64 - 1), Some(last), "they follow one another");
+        // SAFETY: their tokens end here.
+        unsafe { Frames::claim(first, count as u64) }
+    }
+}
+
+impl FrameSource for Free {
+    fn take(&mut self) -> Option<Frame> {
+        self.0.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.push(frame);
+    }
+}
+
+impl LeafSource for Free {
+    fn take(&mut self) -> Option<Frame> {
+        self.0.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.push(frame);
+    }
+}
+
+impl Allocator for Free {
+    fn take(&mut self) -> Option<Frame> {
+        self.0.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.push(frame);
+    }
+}
