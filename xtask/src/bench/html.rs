@@ -39,9 +39,10 @@ fn page(title: &str, figures: Figures<'_>) -> Result<String> {
          <a href=\"#operations\">Operations</a><a href=\"#figures\">All figures</a></nav>\n\
          <h2 id=\"targets\">Targets</h2>\n{}\
          <h2 id=\"furthest\">Furthest from the floor</h2>\n<pre>{}</pre>\n\
-         <h2 id=\"operations\">Operations</h2>\n<p>Both axes are logarithmic. The band is the floor: \
-         what bare requests for the same change take. A line that covers it is Xen's work alone. Behind a \
-         name stands how much of it pvmmu takes in the largest size.</p>\n<div class=\"plots\">\n{}</div>\n\
+         <h2 id=\"operations\">Operations</h2>\n<p>Both axes are logarithmic. The band is the \
+         floor: what bare requests for the same change take. A line that covers it is Xen's work \
+         alone. Behind a name stands how much of it pvmmu takes in the largest size.</p>\n\
+         <div class=\"plots\">\n{}</div>\n\
          <h2 id=\"figures\">All figures</h2>\n{}</body></html>\n",
         colours(),
         targets(figures),

@@ -95,8 +95,8 @@ pub(super) fn all(run: &Frames) -> impl Iterator<Item = Pfn> + use<> {
     Pfns::new(run.start(), run.count()).iter()
 }
 
-/// Changes the entries of the direct mapping for `pfns`, and asks for `ops` behind that: what it takes
-/// when the requests are ready.
+/// Changes the entries of the direct mapping for `pfns`, and asks for `ops` behind that: what it
+/// takes when the requests are ready.
 pub(super) fn set_direct<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     pfns: impl Iterator<Item = Pfn>,

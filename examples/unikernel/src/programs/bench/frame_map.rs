@@ -62,8 +62,8 @@ pub(super) fn run<M: Machine + Cpu>(
     Ok(())
 }
 
-/// Takes the window out of the root and puts it back: what Xen takes to validate its tables, but for
-/// the one that is pinned by itself.
+/// Takes the window out of the root and puts it back: what Xen takes to validate its tables, but
+/// for the one that is pinned by itself.
 fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result<Cost, String> {
     let context = bench.guest.context();
     let path = walk(&context, context.kernel_root, va).or_say("walk")?;
