@@ -536,8 +536,23 @@ impl Batch<'_> {
     /// ```
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
     pub unsafe fn submit<M: Hypercalls + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
+        // A change and its flush are the most frequent batch, and pay for no longer one.
+        match self.runs_used {
+            // SAFETY: the caller's promise is handed on.
+            0..=2 => unsafe { self.submit_calls::<M, 2>(machine) },
+            // SAFETY: as above.
+            _ => unsafe { self.submit_calls::<M, CALLS_MAX>(machine) },
+        }
+    }
+
+    /// The same for a batch of at most `MAX` requests.
+    #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
+    unsafe fn submit_calls<M: Hypercalls + ?Sized, const MAX: usize>(
+        &mut self,
+        machine: &M,
+    ) -> Result<(), BatchError> {
         let requests = self.runs_used;
-        let mut calls = [Call::new(Request::MmuExt(&[], DomId::SELF)); CALLS_MAX];
+        let mut calls = [Call::new(Request::MmuExt(&[], DomId::SELF)); MAX];
         for (call, run) in calls.iter_mut().zip(&self.runs[..requests]) {
             *call = Call::new(self.request(run));
         }

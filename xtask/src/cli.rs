@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -134,9 +135,9 @@ pub(crate) struct ProveArguments {
 /// What to measure, and where to write it.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArguments {
-    /// Release of Xen
-    #[arg(long, value_enum, default_value_t = Release::Xen4_17)]
-    pub(crate) xen: Release,
+    /// Releases of Xen, or all
+    #[arg(long, value_name = "RELEASES", default_value = "4.17")]
+    pub(crate) xen: Releases,
     /// Count the pure parts on this host instead, under valgrind
     #[arg(long, conflicts_with_all = ["vs", "html"])]
     pub(crate) host: bool,
@@ -281,6 +282,25 @@ pub(crate) enum Release {
     Xen4_20,
 }
 
+/// Some of them: named, with commas between them, or all.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Releases(pub(crate) Vec<Release>);
+
+impl FromStr for Releases {
+    type Err = String;
+
+    fn from_str(words: &str) -> Result<Self, String> {
+        if words == "all" {
+            return Ok(Self(Release::value_variants().to_vec()));
+        }
+        words
+            .split(',')
+            .map(|word| Release::from_str(word, false))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -312,6 +332,15 @@ mod tests {
             Command::Run(arguments) => arguments,
             other => panic!("not a run: {other:?}"),
         })
+    }
+
+    #[test]
+    fn releases_are_named_or_all() {
+        let all = Release::value_variants();
+        assert_eq!("all".parse(), Ok(Releases(all.to_vec())));
+        assert_eq!("4.20,4.14".parse(), Ok(Releases(vec![Release::Xen4_20, Release::Xen4_14])));
+        assert!("4.17,".parse::<Releases>().is_err());
+        assert!("4.18".parse::<Releases>().is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use super::{forward_cpu, forward_frame_access};
+use super::forward_frame_access;
 use crate::call::Call;
 use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
@@ -12,9 +12,9 @@ use crate::pte::Pte;
 use crate::va::GuestVa;
 use x86_64::structures::paging::PageTableIndex;
 
-/// Wraps a machine and adds up the ticks that pass inside its requests: the hypervisor's share of
-/// an operation, with the few instructions that load its registers. What traps without a request
-/// (an emulated store, a fault) is not in it.
+/// Wraps a machine and adds up the ticks that pass inside its requests, and inside the stores of
+/// [`Cpu`], which Xen emulates if they go to a table: the hypervisor's share of an operation, with
+/// the few instructions that load its registers. A fault elsewhere is not in it.
 #[derive(Debug)]
 pub struct Timed<'a, M> {
     machine: &'a M,
@@ -77,7 +77,27 @@ impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
 }
 
 forward_frame_access!([M: FrameAccess] Timed<'_, M>, self => self.machine);
-forward_cpu!([M: Cpu] Timed<'_, M>, self => self.machine);
+
+#[expect(unsafe_code, reason = "forwards stores with the promises of their callers")]
+impl<M: Cpu> Cpu for Timed<'_, M> {
+    fn load(&self, va: GuestVa) -> Result<u64, Fault> {
+        self.machine.load(va)
+    }
+
+    unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault> {
+        // SAFETY: the caller's promise is handed on.
+        self.time(|machine| unsafe { machine.store(va, value) })
+    }
+
+    unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault> {
+        // SAFETY: the caller's promise is handed on.
+        self.time(|machine| unsafe { machine.compare_exchange(va, current, new) })
+    }
+
+    fn ticks(&self) -> u64 {
+        self.machine.ticks()
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -111,6 +131,7 @@ mod tests {
         }
 
         unsafe fn store(&self, va: GuestVa, _: u64) -> Result<(), Fault> {
+            self.0.set(self.0.get() + 7);
             Err(Fault(va))
         }
 
@@ -126,7 +147,7 @@ mod tests {
 
     #[test]
     #[expect(unsafe_code, reason = "asks a machine that does nothing")]
-    fn only_what_passes_inside_requests_is_counted() {
+    fn only_what_passes_inside_requests_and_stores_is_counted() {
         let slow = Slow(Cell::new(0));
         let timed = Timed::new(&slow);
         // SAFETY: asks for nothing.
@@ -134,6 +155,10 @@ mod tests {
         // What the guest does in between is its own.
         slow.0.set(slow.0.get() + 1000);
         assert_eq!(timed.enable_assist(Assist::WritablePageTables), Ok(()));
-        assert_eq!(timed.ticks_in_requests(), 2 * (7 + 1));
+        let va = GuestVa::new(0).unwrap();
+        // SAFETY: the machine stores nothing.
+        assert_eq!(unsafe { timed.store(va, 1) }, Err(Fault(va)));
+        assert_eq!(timed.load(va), Err(Fault(va)));
+        assert_eq!(timed.ticks_in_requests(), 3 * (7 + 1));
     }
 }

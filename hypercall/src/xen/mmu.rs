@@ -60,41 +60,53 @@ fn outcome(rax: i64, done: u32) -> Outcome {
     }
 }
 
+/// Issues at most `MAX` requests in one trap.
+///
+/// # Safety
+/// As for [`Hypercalls::issue`].
+unsafe fn multicall<const MAX: usize>(calls: &mut [Call<'_>]) -> Result<(), Error> {
+    let refused = |errno, done| Error { hypercall: Hypercall::Multicall, errno, done };
+    if calls.len() > MAX {
+        return Err(refused(Errno::E2BIG, 0));
+    }
+    let mut entries = [MulticallEntry::EMPTY; MAX];
+    let mut done = [0u32; MAX];
+    for (k, call) in calls.iter().enumerate() {
+        let (op, arguments) = lower(&call.request, &raw mut done[k]);
+        entries[k].op = u64::from(op);
+        entries[k].arguments[..5].copy_from_slice(&arguments);
+        // Should Xen not get to this entry, what it finds here is no success.
+        entries[k].result = i64::MIN;
+    }
+    let arguments = [entries.as_mut_ptr() as u64, calls.len() as u64, 0, 0, 0];
+    // SAFETY: the caller vouches for what each request does; their pointers are to live arrays of
+    // the ABI's element types and to `done`; the array lives on this stack until Xen is done.
+    let whole = Errno::check(unsafe { hypercall(number::MULTICALL, arguments) });
+    for ((call, entry), done) in calls.iter_mut().zip(&entries).zip(&done) {
+        if entry.result != i64::MIN {
+            call.outcome = outcome(entry.result, *done);
+        }
+    }
+    whole.map(drop).map_err(|errno| refused(errno, 0))
+}
+
 impl Hypercalls for Xen {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
-        let refused = |errno, done| Error { hypercall: Hypercall::Multicall, errno, done };
-        if calls.len() > CALLS_MAX {
-            return Err(refused(Errno::E2BIG, 0));
-        }
-        if let [call] = calls {
-            let mut done = 0;
-            let (number, arguments) = lower(&call.request, &raw mut done);
-            // SAFETY: the caller vouches for what the request does; its pointers are to live arrays
-            // of the ABI's element types and to `done`.
-            call.outcome = outcome(unsafe { hypercall(number, arguments) }, done);
-            return Ok(());
-        }
-        let mut entries = [MulticallEntry::EMPTY; CALLS_MAX];
-        let mut done = [0u32; CALLS_MAX];
-        for (k, call) in calls.iter().enumerate() {
-            let (op, arguments) = lower(&call.request, &raw mut done[k]);
-            entries[k].op = u64::from(op);
-            entries[k].arguments[..5].copy_from_slice(&arguments);
-            // Should Xen not get to this entry, what it finds here is no success.
-            entries[k].result = i64::MIN;
-        }
-        if calls.is_empty() {
-            return Ok(());
-        }
-        let arguments = [entries.as_mut_ptr() as u64, calls.len() as u64, 0, 0, 0];
-        // SAFETY: as above, for every entry; the array lives on this stack until Xen is done.
-        let whole = Errno::check(unsafe { hypercall(number::MULTICALL, arguments) });
-        for ((call, entry), done) in calls.iter_mut().zip(&entries).zip(&done) {
-            if entry.result != i64::MIN {
-                call.outcome = outcome(entry.result, *done);
+        match calls {
+            [] => Ok(()),
+            [call] => {
+                let mut done = 0;
+                let (number, arguments) = lower(&call.request, &raw mut done);
+                // SAFETY: the caller vouches for what the request does; its pointers are to live
+                // arrays of the ABI's element types and to `done`.
+                call.outcome = outcome(unsafe { hypercall(number, arguments) }, done);
+                Ok(())
             }
+            // SAFETY: the caller vouches for what the requests do.
+            [_, _] => unsafe { multicall::<2>(calls) },
+            // SAFETY: as above.
+            _ => unsafe { multicall::<CALLS_MAX>(calls) },
         }
-        whole.map(drop).map_err(|errno| refused(errno, 0))
     }
 
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {

@@ -41,14 +41,12 @@ pub(super) fn fill_leaf<M: FrameAccess>(
     word: u64,
 ) -> Result<(), WindowFailure> {
     const CHUNK_WORDS: usize = 64;
-    let mut chunk = [0; CHUNK_WORDS * 8];
-    for bytes in chunk.chunks_mut(8) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
+    let chunk = [word.to_le_bytes(); CHUNK_WORDS];
+    let chunk = chunk.as_flattened();
     for offset in (0..PAGE_SIZE).step_by(chunk.len()) {
         // SAFETY: the page belongs to the window, and no table does yet lead to it, or it is one of
         // the shared pages.
-        unsafe { machine.write_bytes(page, offset, &chunk) }?;
+        unsafe { machine.write_bytes(page, offset, chunk) }?;
     }
     Ok(())
 }

@@ -5,23 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use plotters::style::RGBColor;
 
-use super::pairs::{Work, linux_figure, pair_of};
-use super::plot::{Curves, FLOOR, LINUX, OURS};
+use super::pairs::{Pair, Work, linux_figure, pair_of};
+use super::plot::{Curves, FLOOR, GRID, LINUX, OURS};
 use super::row::Row;
 use super::targets::{ELSEWHERE, Judged};
 use super::text::{self, Figures, by_operation};
 
-const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;\
-    color:#222;background:#fff}h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}\
-    table{border-collapse:collapse}td,th{padding:.15em .7em;text-align:right;\
-    border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}th{position:sticky;top:0;\
-    background:#fff}td:first-child,th:first-child{text-align:left}.missed{color:#b00020;\
-    font-weight:bold}.met{color:#00703c}.unknown{color:#666}.plots{display:grid;gap:1.5em;\
-    grid-template-columns:repeat(auto-fill,minmax(420px,1fr))}\
-    figure{margin:0;display:flex;flex-direction:column;justify-content:space-between}\
-    figcaption{font-weight:bold}figcaption small{display:block;font-weight:normal;color:#555}\
-    svg{width:100%;height:auto}.key span{margin-right:1.5em;font-weight:bold}";
+/// The page's style: one set of colours on white, and one on black for those who prefer that.
+const STYLE: &str = include_str!("page.css");
 
 /// How the names of operations begin that the floors are made of: they are not plotted themselves.
 const BARE: &str = "bare: ";
@@ -36,25 +29,42 @@ pub(crate) fn write(file: &Path, title: &str, figures: Figures<'_>) -> Result<()
 }
 
 fn page(title: &str, figures: Figures<'_>) -> Result<String> {
-    let colour =
-        |colour: plotters::style::RGBColor| format!("rgb({},{},{})", colour.0, colour.1, colour.2);
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
-         <meta name=\"viewport\" content=\"width=device-width\"><style>{STYLE}</style></head>\n\
+         <meta name=\"viewport\" content=\"width=device-width\"><style>{}{STYLE}</style></head>\n\
          <body><h1>{title}</h1>\n<p>Executed instructions, those of the guest and of the \
          hypervisor together, counted by the emulator: the same on every run. Instructions are not \
          time: what caches, TLBs and traps of a real CPU cost is not in them.</p>\n\
-         <h2>Targets</h2>\n{}<h2>Operations</h2>\n<p class=\"key\"><span style=\"color:{}\">pvmmu\
-         </span><span style=\"color:{}\">Linux</span><span style=\"color:{}\">floor: bare requests \
-         for the same change</span></p>\n<div class=\"plots\">\n{}</div>\n<h2>All figures</h2>\n{}\
-         </body></html>\n",
+         <nav><a href=\"#targets\">Targets</a><a href=\"#furthest\">Furthest from the floor</a>\
+         <a href=\"#operations\">Operations</a><a href=\"#figures\">All figures</a></nav>\n\
+         <h2 id=\"targets\">Targets</h2>\n{}\
+         <h2 id=\"furthest\">Furthest from the floor</h2>\n<pre>{}</pre>\n\
+         <h2 id=\"operations\">Operations</h2>\n<p>Both axes are logarithmic. The band is the \
+         floor: what bare requests for the same change take. A line that covers it is Xen's work \
+         alone. Behind a name stands how much of it pvmmu takes in the largest size.</p>\n\
+         <div class=\"plots\">\n{}</div>\n\
+         <h2 id=\"figures\">All figures</h2>\n{}</body></html>\n",
+        colours(),
         targets(figures),
-        colour(OURS),
-        colour(LINUX),
-        colour(FLOOR),
+        text::furthest(figures),
         plots(figures)?,
         rows(figures),
     ))
+}
+
+/// The colours of the pictures by name, and rules that put the page's in their places.
+fn colours() -> String {
+    let mut css = String::new();
+    let all = [("ours", OURS), ("linux", LINUX), ("floor", FLOOR), ("grid", GRID)];
+    for (name, RGBColor(red, green, blue)) in all {
+        let hex = format!("#{red:02X}{green:02X}{blue:02X}");
+        let _ = write!(
+            css,
+            ":root{{--{name}:{hex}}}[stroke=\"{hex}\"]{{stroke:var(--{name})}}\
+             [fill=\"{hex}\"]{{fill:var(--{name})}}"
+        );
+    }
+    css
 }
 
 fn targets(figures: Figures<'_>) -> String {
@@ -88,26 +98,48 @@ fn plots(figures: Figures<'_>) -> Result<String> {
     let rows = by_operation(figures.rows);
     let mut html = String::new();
     for group in rows.chunk_by(|one, other| one.operation == other.operation) {
-        let [first, _, ..] = group else { continue };
+        let [first, .., last] = group else { continue };
         if first.operation.starts_with(BARE) {
             continue;
         }
         let curves = curves(group, figures.linux);
-        let beside = match pair_of(&first.operation).filter(|_| !curves.linux.is_empty()) {
-            None => String::new(),
-            Some(pair) => match pair.work {
-                Work::Same => format!("beside Linux's {}: the same work", pair.linux),
-                Work::Similar(words) => format!("beside Linux's {}: {words}", pair.linux),
-            },
-        };
         let _ = writeln!(
             html,
-            "<figure><figcaption>{}<small>{beside}</small></figcaption>{}</figure>",
+            "<figure><figcaption>{}{}<small>{}</small></figcaption>{}</figure>",
             first.operation,
+            key(last, figures.linux),
+            beside(&first.operation, &curves),
             curves.svg(&first.unit)?
         );
     }
     Ok(html)
+}
+
+/// The names of the curves, in their colours, with what we are of each in the largest size.
+fn key(last: &Row, linux: &[Row]) -> String {
+    let share = |of: u64| format!("{:.3}", last.instructions as f64 / of.max(1) as f64);
+    let mut html = "<p class=\"key\"><span class=\"ours\">pvmmu</span>".to_owned();
+    let others = [("linux", "Linux", linux_figure(linux, last)), ("floor", "floor", last.floor)];
+    for (class, name, figure) in others {
+        if let Some(figure) = figure {
+            let share = share(figure);
+            let _ = write!(html, "<span class=\"{class}\">{name}<b>{share} of it</b></span>");
+        }
+    }
+    html + "</p>"
+}
+
+/// How far it is the same work as Linux's.
+fn beside(operation: &str, curves: &Curves) -> String {
+    match pair_of(operation).filter(|_| !curves.linux.is_empty()) {
+        None => String::new(),
+        Some(Pair { linux, work: Work::Same, .. }) => {
+            format!("beside Linux's {linux}: the same work")
+        }
+        Some(Pair { linux, work: Work::Similar(words), .. }) => {
+            format!("beside Linux's {linux}: {words}")
+        }
+    }
 }
 
 fn curves(group: &[&Row], linux: &[Row]) -> Curves {
@@ -123,10 +155,11 @@ fn curves(group: &[&Row], linux: &[Row]) -> Curves {
 }
 
 fn rows(figures: Figures<'_>) -> String {
-    let mut html = "<table><tr><th>operation</th><th>size</th><th></th><th>instructions</th>\
+    let mut html =
+        "<table class=\"wide\"><tr><th>operation</th><th>size</th><th></th><th>instructions</th>\
                     <th>each</th><th>in Xen</th><th>traps</th><th>entries</th><th>of floor</th>\
                     <th>of Linux</th></tr>\n"
-        .to_owned();
+            .to_owned();
     for row in by_operation(figures.rows) {
         let _ = write!(html, "<tr><td>{}</td><td>{}</td>", row.operation, row.size);
         let _ = write!(html, "<td>{}</td><td>{}</td>", row.unit, row.instructions);
@@ -151,6 +184,7 @@ mod tests {
         let page = page("Title", figures).unwrap();
         assert_eq!(page.matches("<svg").count(), 1, "{page}");
         assert!(page.contains("beside Linux's munmap: "), "{page}");
+        assert!(page.contains("Linux<b>0.100 of it</b>"), "{page}");
         assert!(page.contains("<td>load</td>"), "{page}");
         assert_eq!(page.matches("<tr>").count(), 2 + figures.judged().len() + rows.len());
     }

@@ -31,7 +31,7 @@ use self::targets::Judged;
 use self::text::Figures;
 use crate::ExitStatus;
 use crate::boot::Clock;
-use crate::cli::{BenchArguments, Release, Rival, Role};
+use crate::cli::{BenchArguments, Release, Releases, Rival, Role};
 use crate::progress::Step;
 use crate::station::{Boot, Station};
 
@@ -64,25 +64,55 @@ enum Begin {
     Late,
 }
 
-/// Measures twice, compares, judges, and reports.
+/// Measures twice, compares, judges, and reports, on each release that the arguments name.
 ///
 /// # Errors
 ///
 /// This machine lacks something, the guest fails, or a file cannot be read or written.
 pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
-    let release = arguments.xen;
     if arguments.host {
         return bench_host(arguments);
     }
+    let Releases(releases) = &arguments.xen;
+    let has_report = arguments.json.is_some() || arguments.html.is_some();
+    if has_report && releases.len() > 1 {
+        bail!("a file has the figures of one release: name one with --xen");
+    }
     let mut station = Station::open()?;
-    let rows = measure(&mut station, release, Begin::AtOnce)?;
-    let again = measure(&mut station, release, Begin::AtOnce)?;
-    let same = compare(&rows, &again)?;
-    let linux = linux_rows(arguments)?;
     let host = row::read(&baseline::host())?;
-    let figures = Figures { rows: &rows, linux: &linux, host: &host };
+    let mut status = ExitStatus::Pass;
+    let mut all = Vec::new();
+    for &release in releases {
+        let (one, rows, linux) = bench_on(&mut station, release, (arguments, &host))?;
+        if one == ExitStatus::Fail {
+            status = one;
+        }
+        all.push((release, rows, linux));
+    }
+    if let [_, _, ..] = &all[..] {
+        let side_by_side: Vec<_> = all
+            .iter()
+            .map(|(release, rows, linux)| (*release, Figures { rows, linux, host: &host }))
+            .collect();
+        print!("{}", text::side_by_side(&side_by_side));
+    }
+    Ok(status)
+}
+
+/// The same on one release: whether it is as good as it was, our rows and Linux's.
+fn bench_on(
+    station: &mut Station,
+    release: Release,
+    (arguments, host): (&BenchArguments, &[Row]),
+) -> Result<(ExitStatus, Vec<Row>, Vec<Row>)> {
+    let rows = measure(station, release, Begin::AtOnce)?;
+    let again = measure(station, release, Begin::AtOnce)?;
+    let same = compare(&rows, &again)?;
+    let linux = linux_rows(arguments, release)?;
+    let figures = Figures { rows: &rows, linux: &linux, host };
     println!("Xen {release}, QEMU {}: two runs, {same}", station.qemu_version());
-    print!("{}\n{}\n{}", text::rows(figures), text::pairs(figures), text::targets(figures));
+    print!("{}\n{}\n{}\n", text::rows(figures), text::pairs(figures), text::furthest(figures));
+    print!("{}", text::targets(figures));
     if let Some(file) = &arguments.json {
         row::write_all(file, figures)?;
     }
@@ -90,13 +120,14 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
         html::write(file, &format!("pvmmu on Xen {release}"), figures)?;
     }
     if arguments.update {
-        let late = measure(&mut station, release, Begin::Late)?;
+        let late = measure(station, release, Begin::Late)?;
         row::write(&baseline::ours(release), &row::least(&rows, &late))?;
     }
-    if arguments.check {
-        return Ok(report_worse(&worse(&mut station, release, &rows)?));
-    }
-    Ok(ExitStatus::Pass)
+    let status = match arguments.check {
+        true => report_worse(&worse(station, release, &rows)?),
+        false => ExitStatus::Pass,
+    };
+    Ok((status, rows, linux))
 }
 
 /// What is worse than the baseline, whenever it is measured.
@@ -153,17 +184,17 @@ fn bench_host(arguments: &BenchArguments) -> Result<ExitStatus> {
 }
 
 /// Linux's figures: of this run, or recorded ones.
-fn linux_rows(arguments: &BenchArguments) -> Result<Vec<Row>> {
-    let file = baseline::linux(arguments.xen);
+fn linux_rows(arguments: &BenchArguments, release: Release) -> Result<Vec<Row>> {
+    let file = baseline::linux(release);
     if arguments.vs == Some(Rival::Linux) {
-        let rows = linux::measure(arguments.xen)?;
+        let rows = linux::measure(release)?;
         if arguments.update {
             row::write(&file, &rows)?;
         }
         return Ok(rows);
     }
     if !file.is_file() {
-        println!("Linux's figures on Xen {} are not recorded: --vs linux", arguments.xen);
+        println!("Linux's figures on Xen {release} are not recorded: --vs linux");
         return Ok(Vec::new());
     }
     println!("Linux's figures are those recorded in {}: --vs linux measures", file.display());

@@ -7,6 +7,9 @@ use plotters::prelude::*;
 /// Width and height of a picture, in its own units.
 const SIZE: (u32, u32) = (440, 300);
 
+/// Sizes are close together if the largest one is less than so many times the smallest.
+const NARROW: f64 = 20.0;
+
 /// Points of a curve: size, instructions.
 pub(crate) type Points = Vec<(u64, u64)>;
 
@@ -21,17 +24,20 @@ pub(crate) struct Curves {
     pub(crate) floor: Points,
 }
 
-/// The colours of the curves, told apart by those who see fewer of them too.
+/// Our colour: told from the others by those who see fewer colours too. The page's style names
+/// these, and gives each a lighter one where the background is dark.
 pub(crate) const OURS: RGBColor = RGBColor(0, 114, 178);
 /// Linux's.
 pub(crate) const LINUX: RGBColor = RGBColor(213, 94, 0);
-/// The floor's.
-pub(crate) const FLOOR: RGBColor = RGBColor(120, 120, 120);
+/// The floor's: a band that the others lie on.
+pub(crate) const FLOOR: RGBColor = RGBColor(190, 190, 190);
+/// The grid's.
+pub(crate) const GRID: RGBColor = RGBColor(225, 225, 225);
 
 impl Curves {
-    /// The curves with their names and colours, in the order in which they are drawn.
-    fn all(&self) -> [(&'static str, RGBColor, &Points); 3] {
-        [("floor", FLOOR, &self.floor), ("Linux", LINUX, &self.linux), ("pvmmu", OURS, &self.ours)]
+    /// All points.
+    fn points(&self) -> impl Iterator<Item = (u64, u64)> {
+        [&self.ours, &self.linux, &self.floor].into_iter().flatten().copied()
     }
 
     /// Draws them, as an SVG element.
@@ -46,55 +52,49 @@ impl Curves {
     }
 
     fn draw(&self, svg: &mut String, unit: &str) -> Result<(), Box<dyn std::error::Error>> {
-        let points = || self.all().into_iter().flat_map(|(.., points)| points.iter().copied());
-        let range = |values: &mut dyn Iterator<Item = u64>| {
-            let (low, high) =
-                values.fold((u64::MAX, 1), |(low, high), it| (low.min(it), high.max(it)));
-            (low.min(high).max(1) as f64, high as f64)
-        };
-        let (left, right) = range(&mut points().map(|(x, _)| x));
-        let (low, high) = range(&mut points().map(|(_, y)| y));
-        let (x, y) = ((left / 1.5)..(right * 1.5), decades(low, high));
+        let (left, right) = range(self.points().map(|(x, _)| x));
+        let (low, high) = range(self.points().map(|(_, y)| y));
+        // Between two decades there would be a line or none to read a size from.
+        let x = if right < NARROW * left { decades(left, right) } else { left / 1.5..right * 1.5 };
+        let y = decades(low, high);
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-        root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(8)
             .x_label_area_size(40)
-            .y_label_area_size(62)
+            .y_label_area_size(58)
             .build_cartesian_2d(x.log_scale(), y.log_scale())?;
         chart
             .configure_mesh()
             .x_desc(unit)
             .y_desc("instructions")
             .label_style(("sans-serif", 13))
-            .light_line_style(WHITE)
-            .bold_line_style(RGBColor(225, 225, 225))
+            .max_light_lines(0)
+            .x_labels(6)
+            .bold_line_style(GRID)
             .x_label_formatter(&|value| short(*value))
             .y_label_formatter(&|value| short(*value))
             .draw()?;
-        for (name, colour, points) in self.all() {
-            if points.is_empty() {
-                continue;
-            }
-            let curve = points.iter().map(|(x, y)| (*x as f64, *y as f64));
-            let line = LineSeries::new(curve.clone(), colour.stroke_width(2));
-            chart.draw_series(line)?.label(name).legend(move |(x, y)| {
-                PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
-            });
-            chart.draw_series(curve.map(|at| Circle::new(at, 3, colour.filled())))?;
-        }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .border_style(RGBColor(225, 225, 225))
-            .label_font(("sans-serif", 13))
-            .legend_area_size(24)
-            .margin(8)
-            .draw()?;
+        let curve = |points: &Points| -> Vec<(f64, f64)> {
+            points.iter().map(|(x, y)| (*x as f64, *y as f64)).collect()
+        };
+        let [floor, linux, ours] = [&self.floor, &self.linux, &self.ours].map(curve);
+        chart.draw_series(LineSeries::new(floor, FLOOR.stroke_width(7)))?;
+        chart.draw_series(LineSeries::new(linux.clone(), LINUX.stroke_width(2)))?;
+        let corners = linux.into_iter().map(|at| TriangleMarker::new(at, 5, LINUX.filled()));
+        chart.draw_series(corners)?;
+        chart.draw_series(LineSeries::new(ours.clone(), OURS.stroke_width(2)))?;
+        let dots = ours.into_iter().map(|at| Circle::new(at, 3, OURS.filled()));
+        chart.draw_series(dots)?;
         root.present()?;
         Ok(())
     }
+}
+
+/// From where to where values go.
+fn range(values: impl Iterator<Item = u64>) -> (f64, f64) {
+    let widen = |(low, high): (u64, u64), it| (low.min(it), high.max(it));
+    let (low, high) = values.fold((u64::MAX, 1), widen);
+    (low.min(high).max(1) as f64, high as f64)
 }
 
 /// The whole decades that a range lies in, with some air where it touches one.
@@ -111,7 +111,7 @@ fn short(value: f64) -> String {
     match value {
         1e9.. => scaled(1e9, "G"),
         1e6.. => scaled(1e6, "M"),
-        1e4.. => scaled(1e3, "k"),
+        1e3.. => scaled(1e3, "k"),
         _ => format!("{value:.0}"),
     }
 }
@@ -121,16 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_curve_that_has_points_is_drawn_and_named() {
+    fn every_curve_that_has_points_is_drawn() {
         let mut curves = Curves { ours: vec![(1, 10), (512, 9000)], ..Curves::default() };
-        let svg = curves.svg("pages").unwrap();
-        assert!(svg.starts_with("<svg") && svg.contains("pvmmu") && svg.contains("pages"));
-        assert!(!svg.contains("Linux") && !svg.contains("floor"));
+        let count = |curves: &Curves, mark| curves.svg("pages").unwrap().matches(mark).count();
+        assert!(curves.svg("pages").unwrap().starts_with("<svg"));
+        assert_eq!(["<circle", "<polygon", "\"7\""].map(|mark| count(&curves, mark)), [2, 0, 0]);
         curves.linux = vec![(1, 100)];
         curves.floor = vec![(1, 5), (512, 4000)];
-        let svg = curves.svg("pages").unwrap();
-        assert!(svg.contains("Linux") && svg.contains("floor"));
-        assert_eq!(svg.matches("<circle").count(), 5);
+        assert_eq!(["<circle", "<polygon", "\"7\""].map(|mark| count(&curves, mark)), [2, 1, 1]);
     }
 
     #[test]
@@ -141,7 +139,7 @@ mod tests {
 
     #[test]
     fn numbers_on_a_scale_are_short() {
-        let short = [1.0, 512.0, 65_536.0, 1_000_000.0, 2.5e9].map(short);
-        assert_eq!(short, ["1", "512", "65.5k", "1M", "2.5G"]);
+        let short = [1.0, 512.0, 1000.0, 65_536.0, 1_000_000.0, 2.5e9].map(short);
+        assert_eq!(short, ["1", "512", "1k", "65.5k", "1M", "2.5G"]);
     }
 }

@@ -6,7 +6,11 @@ use serde::Serialize;
 
 use super::pairs::{Work, linux_figure, pair_of};
 use super::row::Row;
-use super::targets::{Against, ELSEWHERE, Judged, Target, judge_all};
+use super::targets::{Against, ELSEWHERE, Judged, TARGETS, Target, judge_all};
+use crate::cli::Release;
+
+/// How many operations are named as the furthest from their floors.
+const FURTHEST: usize = 10;
 
 /// Everything that a report is made of.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -20,6 +24,11 @@ pub(crate) struct Figures<'a> {
 }
 
 impl Figures<'_> {
+    /// How a target for our rows was met.
+    fn judge(self, target: &Target) -> Judged {
+        target.judge(self.rows, |row| linux_figure(self.linux, row))
+    }
+
     /// How each target was met.
     pub(crate) fn judged(self) -> Vec<(&'static Target, Judged)> {
         judge_all((self.rows, self.host), |row| linux_figure(self.linux, row))
@@ -112,6 +121,56 @@ pub(crate) fn targets(figures: Figures<'_>) -> String {
     let _ = writeln!(text, "{met} of {known} targets met\njudged elsewhere:");
     for target in ELSEWHERE {
         let _ = writeln!(text, "  issue {}: {}: {}", target.issue, target.promise, target.command);
+    }
+    text
+}
+
+/// The targets on several releases, as a table that a document can have.
+pub(crate) fn side_by_side(releases: &[(Release, Figures<'_>)]) -> String {
+    let mut text = "| target | size | against | at most |".to_owned();
+    for (release, _) in releases {
+        let _ = write!(text, " {release} |");
+    }
+    text = text + "\n|---|---|---|---|" + &"---|".repeat(releases.len()) + "\n";
+    for target in TARGETS {
+        let mut cells = String::new();
+        let mut head = String::new();
+        for (_, figures) in releases {
+            let judged = figures.judge(target);
+            let [against, most, is, _] = target_words(target, judged);
+            head = format!("| {} | {} | {against} | {most} |", target.operation, target.size);
+            let _ = match judged {
+                Judged::Missed(_) => write!(cells, " **{is}** |"),
+                Judged::Met(_) | Judged::Unknown => write!(cells, " {is} |"),
+            };
+        }
+        let _ = writeln!(text, "{head}{cells}");
+    }
+    text
+}
+
+/// Of each operation the size in which it is furthest from its floor; of all these the furthest.
+pub(crate) fn furthest(figures: Figures<'_>) -> String {
+    let share = |row: &Row, part: u64| part as f64 / row.floor.unwrap_or(1).max(1) as f64;
+    let whole = |row: &Row| share(row, row.instructions);
+    let mut worst: Vec<&Row> = Vec::new();
+    for row in figures.rows.iter().filter(|row| row.floor.is_some()) {
+        match worst.iter_mut().find(|other| other.operation == row.operation) {
+            Some(other) if whole(other) >= whole(row) => {}
+            Some(other) => *other = row,
+            None => worst.push(row),
+        }
+    }
+    worst.sort_by(|one, other| whole(other).total_cmp(&whole(one)));
+    let mut text = format!(
+        "{:<44} {:>9} {:>9} {:>9}\n",
+        "furthest from the floor", "size", "of floor", "in Xen"
+    );
+    for row in worst.into_iter().take(FURTHEST) {
+        let in_xen =
+            row.in_xen.map_or_else(|| "-".to_owned(), |part| format!("{:.3}", share(row, part)));
+        let _ =
+            writeln!(text, "{:<44} {:>9} {:>9.3} {in_xen:>9}", row.operation, row.size, whole(row));
     }
     text
 }

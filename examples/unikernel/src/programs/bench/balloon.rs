@@ -1,6 +1,7 @@
 //! The balloon: so many pages go out to Xen, and come back.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
@@ -43,17 +44,23 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     let all = accounts.populated;
     let mut blocks = Box::new(WorkStorage::<STEP_FRAMES>::new());
     let mut singles = Box::new(WorkStorage::<SINGLE_FRAMES>::new());
+    let mut longest = [Cost::default(); 3];
     for size in SIZES {
         bench.memory.tidy();
         let out = floors.out() * size;
         let back = Some(floors.back() * size);
-        let cost = reach(bench, (&mut balloon, &mut *blocks), all - size)?;
+        let (cost, out_step) = reach(bench, (&mut balloon, &mut *blocks), all - size)?;
         bench.row(("balloon out", "pages"), size, cost, Some(out))?;
-        let cost = reach(bench, (&mut balloon, &mut *blocks), all)?;
+        let (cost, in_step) = reach(bench, (&mut balloon, &mut *blocks), all)?;
         bench.row(("balloon in", "pages"), size, cost, back)?;
         reach(bench, (&mut balloon, &mut *blocks), all - size)?;
-        let cost = reach(bench, (&mut balloon, &mut *singles), all)?;
+        let (cost, single_step) = reach(bench, (&mut balloon, &mut *singles), all)?;
         bench.row(("balloon in, single frames", "pages"), size, cost, back)?;
+        longest = [out_step, in_step, single_step];
+    }
+    let names = ["balloon out", "balloon in", "balloon in, single frames"];
+    for (name, step) in names.into_iter().zip(longest) {
+        bench.row((&format!("{name}, longest step"), "steps"), 1, step, None)?;
     }
     Ok(())
 }
@@ -71,25 +78,31 @@ fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, Stri
     floors
 }
 
-/// Goes to `target` pages.
+/// Goes to `target` pages; what that took, and the longest step of it.
 fn reach<M: Machine + Cpu, const FRAMES: usize>(
     bench: &mut Bench<'_, '_, M>,
     (balloon, storage): (&mut Balloon<'_>, &mut WorkStorage<FRAMES>),
     target: u64,
-) -> Result<Cost, String> {
+) -> Result<(Cost, Cost), String> {
+    let mut longest = Cost::default();
     let start = bench.begin();
     if balloon.set_target(target) != Retarget::Step {
-        return Err(alloc::format!("nothing is to be done for {target} pages"));
+        return Err(format!("nothing is to be done for {target} pages"));
     }
     loop {
+        let step_start = bench.begin();
         let Bench { guest, memory, .. } = &mut *bench;
         let mut direct = DirectEntries::new(guest.context());
         let mut around = Around { machine: &guest.machine, p2m: guest.p2m, direct: &mut direct };
         let step = storage.with(|work| balloon.step(&mut around, memory, work));
+        let took = bench.end(step_start);
+        if took.ticks > longest.ticks {
+            longest = took;
+        }
         match step.next {
             Next::Again => {}
-            Next::Idle if step.accounts.is_balanced() => return Ok(bench.end(start)),
-            other => return Err(alloc::format!("{other:?}: {}", step.accounts)),
+            Next::Idle if step.accounts.is_balanced() => return Ok((bench.end(start), longest)),
+            other => return Err(format!("{other:?}: {}", step.accounts)),
         }
     }
 }

@@ -9,17 +9,20 @@ use hypercall::{
     Call, Cpu, Domains, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate,
     Pfn, Pte, PteFlags, Request, Slot,
 };
-use pvmmu::{Context, Loose, Pages, Pgd, Pinned, walk};
+use pvmmu::{Context, Pages, Pgd, Pinned, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;
 use super::row::{Bench, Cost};
-use super::spaces::va;
+use super::spaces::{self, destroy, va};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 /// Entries that a measured run changes.
 const RUN: u64 = 512;
+
+/// Tables above the L1 tables of an address space of the bench's, its root aside.
+const UPPER: u64 = 2;
 
 /// What Xen charges, in ticks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +39,10 @@ pub(super) struct Bare {
     clear: u64,
     /// To fill them.
     fill: u64,
+    /// To pin the root of an address space that has nothing in its own half.
+    pin_root: u64,
+    /// To unpin it.
+    unpin_root: u64,
     /// To unlink a table with nothing in it.
     unlink_empty: u64,
     /// To link it.
@@ -98,19 +105,22 @@ impl Bare {
     }
 
     /// Maps `pages` pages side by side in tables that are not there yet: each filled by plain
-    /// stores and validated once, or linked empty and filled by requests.
+    /// stores and validated once, or linked empty and filled by requests. The two tables above are
+    /// not there either.
     pub(super) fn map(&self, pages: u64) -> u64 {
         let tables = pages.div_ceil(RUN);
+        let upper = UPPER * (self.access() + self.link_empty - self.null);
         let stored = self.tables((self.link_empty, self.link_writable), pages);
         let requested = tables * (self.link_empty - self.null) + self.fill(pages) - self.null;
-        self.null + tables * self.access() + stored.min(requested)
+        self.null + upper + tables * self.access() + stored.min(requested)
     }
 
-    /// Unmaps them, with their tables or one by one.
+    /// Unmaps them: with their tables and those above, or one by one, which leaves all tables.
     pub(super) fn unmap(&self, pages: u64) -> u64 {
-        let tables = pages.div_ceil(RUN) * self.access();
+        let tables = (pages.div_ceil(RUN) + UPPER) * self.access();
+        let upper = UPPER * (self.unlink_empty - self.null);
         let out = self.tables((self.unlink_empty, self.unlink_writable), pages);
-        self.flush + (tables + out).min(self.clear(pages) - self.null)
+        self.flush + (tables + upper + out).min(self.clear(pages) - self.null)
     }
 
     /// Makes `pages` pages read-only, as whole tables or one by one.
@@ -129,15 +139,41 @@ impl Bare {
         self.flush + (tables + out + back).min(self.writable_in_place(pages) - self.null)
     }
 
-    /// Makes `tables` full read-only tables tables, as a child's: read-only themselves, validated
-    /// with the root.
+    /// Makes an address space of `tables` full read-only tables, as a child's: all its tables
+    /// read-only themselves, and validated with the root.
     pub(super) const fn take_tables(&self, tables: u64) -> u64 {
-        self.null + tables * (self.access() + self.link_read_only - self.link_pinned)
+        let upper = UPPER * (self.link_empty - self.null) + self.protect(UPPER + 1);
+        let each = self.access() + self.link_read_only - self.link_pinned;
+        self.pin_root + upper + tables * each
     }
 
-    /// Lets go of them.
+    /// Lets go of it.
     pub(super) const fn drop_tables(&self, tables: u64) -> u64 {
-        self.null + tables * (self.access() + self.unlink_read_only - self.unlink_pinned)
+        let upper = UPPER * (self.unlink_empty - self.null) + self.protect(UPPER + 1);
+        let each = self.access() + self.unlink_read_only - self.unlink_pinned;
+        self.unpin_root + upper + tables * each
+    }
+
+    /// Makes frames read-only that are to be tables, or writable again.
+    pub(super) const fn protect(&self, frames: u64) -> u64 {
+        frames * self.access()
+    }
+
+    /// Links `tables` tables that are validated already, one by one or as `link` does all of them,
+    /// and maps a page in each.
+    pub(super) fn fill_linked(&self, tables: u64, link: u64) -> u64 {
+        (tables * (self.link_pinned - self.null)).min(link - self.null) + self.fill(tables)
+    }
+
+    /// Unmaps the pages, and unlinks the tables one by one or as `unlink` does all of them.
+    pub(super) fn clear_linked(&self, tables: u64, unlink: u64) -> u64 {
+        (tables * (self.unlink_pinned - self.null)).min(unlink - self.null) + self.clear(tables)
+    }
+
+    /// Links a full table with so many writable pages in it; the others are read-only.
+    pub(super) const fn link_full(&self, writable: u64) -> u64 {
+        let more = self.link_writable - self.link_read_only;
+        self.protect(1) + self.link_read_only + more * writable / RUN
     }
 
     /// Links a table that is validated already.
@@ -150,6 +186,7 @@ impl Bare {
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare, String> {
     let null = null(bench)?;
     let mut bare = Bare { null, ..Bare::default() };
+    root(bench, &mut bare)?;
     let context = bench.guest.context();
     let mut pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
     let pages = Pages { start: va(1, 0)?, count: RUN };
@@ -160,11 +197,26 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
     let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
     entries(bench, &pgd, &mut bare)?;
     tables(bench, &pgd, &mut bare)?;
-    let context = bench.guest.context();
-    let pgd: Pgd<Loose> = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    let destroyed = pgd.destroy(&context, &mut bench.memory);
-    destroyed.map_err(|(_, error)| alloc::format!("destroy: {error}"))?;
+    end(bench, pgd)?;
     Ok(bare)
+}
+
+fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
+    let context = bench.guest.context();
+    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
+    destroy(&context, pgd, &mut bench.memory)
+}
+
+/// Pin and unpin of a root alone.
+fn root<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, bare: &mut Bare) -> Result<(), String> {
+    let context = bench.guest.context();
+    let pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
+    let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let [unpin, pin] = spaces::bare(bench, &pgd)?;
+    bench.row(("bare: unpin a root", "roots"), 1, unpin, None)?;
+    bench.row(("bare: pin a root", "roots"), 1, pin, None)?;
+    (bare.unpin_root, bare.pin_root) = (unpin.ticks, pin.ticks);
+    end(bench, pgd)
 }
 
 /// What one hypercall takes that asks for nothing.

@@ -1,14 +1,19 @@
 //! Memory for devices: frames against machine-contiguous runs, and back.
+#![expect(unsafe_code, reason = "exchanges frames that it has taken by bare requests")]
 
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use hypercall::{Cpu, Extent, Frame, Frames, Machine};
+use hypercall::{
+    Cpu, DomId, Exchange, Extent, Frame, Frames, Hypercalls as _, Machine, MemoryOp, Mfn, Pte,
+    PteFlags, Reservation,
+};
 use pvmmu::{DirectEntries, FrameSource};
 use swiotlb::{Around, DmaMask, Region, Scratch, gather, scatter};
 
 use super::super::OrSay as _;
+use super::early::{FLUSH, all, set_direct};
 use super::row::{Bench, Cost};
 
 /// Names, orders of the runs, and how many frames are exchanged in all.
@@ -24,15 +29,46 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     for (gathering, scattering, order, count) in SHAPES {
         let frames = usize::try_from(count).or_say("frames")?;
         let frames = bench.memory.take_run(frames).ok_or("no run of frames")?;
+        let gathered = bare(bench, &frames, (0, order))?;
+        let scattered = bare(bench, &frames, (order, 0))?;
         let (region, cost) = exchange(bench, &mut extents, Way::Gather(frames, order))?;
-        bench.row((gathering, "frames"), count, cost, None)?;
+        bench.row((gathering, "frames"), count, cost, Some(gathered.ticks))?;
         let (region, cost) = exchange(bench, &mut extents, Way::Scatter(region))?;
-        bench.row((scattering, "frames"), count, cost, None)?;
+        bench.row((scattering, "frames"), count, cost, Some(scattered.ticks))?;
         let mut frames = region.into_frames();
         let all: Vec<Frame> = core::iter::from_fn(|| frames.take()).collect();
         all.into_iter().rev().for_each(|frame| FrameSource::give(&mut bench.memory, frame));
     }
     Ok(())
+}
+
+/// The same by bare requests, from lists that are ready before the clock starts: the entries of the
+/// direct mapping cleared, runs of one order given for runs of another, the entries filled.
+fn bare<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    run: &Frames,
+    (give, take): (u32, u32),
+) -> Result<Cost, String> {
+    let p2m = bench.guest.p2m;
+    let firsts = |order: u32| all(run).step_by(1 << order);
+    let given = firsts(give).map(|pfn| p2m.mfn(pfn).map(Extent::from_mfn));
+    let mut given = given.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
+    let mut taken: Vec<Extent> = firsts(take).map(Extent::from_pfn).collect();
+    let cleared = set_direct(bench, all(run), |_, _| Pte::ABSENT, FLUSH)?;
+    let start = bench.begin();
+    let side = |extents, order| Reservation { extents, order, flags: 0, domain: DomId::SELF };
+    let lists = Exchange { give: side(&mut given, give), take: side(&mut taken, take) };
+    let mut exchange = MemoryOp::Exchange(lists);
+    // SAFETY: the frames are this row's own, and mapped nowhere any more.
+    unsafe { bench.guest.machine.memory_op(&mut exchange) }.or_say("exchange")?;
+    let exchanged = bench.end(start);
+    let came =
+        |at: usize| Mfn::new(taken[at >> take].mfn().raw() + (at & ((1 << take) - 1)) as u64);
+    for (at, pfn) in all(run).enumerate() {
+        p2m.replace(pfn, came(at)).or_say("P2M")?;
+    }
+    let filled = set_direct(bench, all(run), |_, at| Pte::new(came(at), PteFlags::KERNEL_RW), &[])?;
+    Ok(cleared.and(exchanged).and(filled))
 }
 
 /// What is exchanged for what.

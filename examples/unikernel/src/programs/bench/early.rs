@@ -22,6 +22,9 @@ use super::super::OrSay;
 use super::bare::Bare;
 use super::row::{Bench, Cost};
 
+/// What a change of entries that were used ends with.
+pub(super) const FLUSH: &[MmuExtOp] = &[MmuExtOp::tlb_flush_all()];
+
 /// Pages that a table maps, and what the tables above span of them.
 const TABLE: u64 = 512;
 const L2: u64 = TABLE * TABLE;
@@ -69,7 +72,7 @@ pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Resul
     // SAFETY: the table is in a frame of this row's own, and not live.
     unsafe { bench.guest.machine.write_entries(table.start(), first, &entries) }
         .or_say("a table")?;
-    set_direct(bench, [table.start()].into_iter(), |pte, _| pte.read_only())?;
+    set_direct(bench, [table.start()].into_iter(), |pte, _| pte.read_only(), FLUSH)?;
     let mfn = bench.guest.p2m.mfn(table.start()).or_say("P2M")?;
     let pin =
         |bench: &mut Bench<'_, '_, M>| bench.send(|batch| batch.op(MmuExtOp::pin(Level::L1, mfn)));
@@ -79,23 +82,26 @@ pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Resul
     let again = pin(bench)?;
     bench.row(("bare: validate a table, pages writable before", "pages"), TABLE, again, None)?;
     bench.send(|batch| batch.op(MmuExtOp::unpin(mfn)))?;
-    set_direct(bench, [table.start()].into_iter(), |pte, _| pte.writable())?;
+    set_direct(bench, [table.start()].into_iter(), |pte, _| pte.writable(), FLUSH)?;
     let entries = &entries[..];
-    set_direct(bench, all(&run), |_, at| entries[at])?;
+    set_direct(bench, all(&run), |_, at| entries[at], FLUSH)?;
     bench.memory.give_near_run(table);
     bench.memory.give_run(run);
     Ok(new.ticks)
 }
 
-fn all(run: &Frames) -> impl Iterator<Item = Pfn> + use<> {
+/// The pfns of a run.
+pub(super) fn all(run: &Frames) -> impl Iterator<Item = Pfn> + use<> {
     Pfns::new(run.start(), run.count()).iter()
 }
 
-/// Changes the entries of the direct mapping for `pfns`.
-fn set_direct<M: Machine + Cpu>(
+/// Changes the entries of the direct mapping for `pfns`, and asks for `ops` behind that: what it
+/// takes when the requests are ready.
+pub(super) fn set_direct<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     pfns: impl Iterator<Item = Pfn>,
     change: impl Fn(Pte, usize) -> Pte,
+    ops: &[MmuExtOp],
 ) -> Result<Cost, String> {
     let slots: Vec<(Slot, Pte)> = {
         let context = bench.guest.context();
@@ -111,13 +117,13 @@ fn set_direct<M: Machine + Cpu>(
         for (at, (slot, pte)) in slots.into_iter().enumerate() {
             batch.update(MmuUpdate::set(slot, change(pte, at)), pte.raw())?;
         }
-        batch.op(MmuExtOp::tlb_flush_all())
+        ops.iter().try_for_each(|op| batch.op(*op))
     })
 }
 
 /// Gives the frames up and gets as many for the same pfns, which the direct mapping does not show.
 fn renew<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, run: &Frames) -> Result<(), String> {
-    set_direct(bench, all(run), |_, _| Pte::ABSENT)?;
+    set_direct(bench, all(run), |_, _| Pte::ABSENT, FLUSH)?;
     let p2m = bench.guest.p2m;
     let depopulated = all(run).map(|pfn| p2m.depopulate(pfn).map(Extent::from_mfn));
     let mut extents = depopulated.collect::<Result<Vec<_>, _>>().or_say("P2M")?;

@@ -4,12 +4,13 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 
-use hypercall::{Cpu, GuestVa, Machine, PteFlags, Timed, VcpuSet};
+use hypercall::{Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, Timed, VcpuSet};
 use pvmmu::{Flush, Pages, Pgd, Pinned, Presence, Reach, Running, Vcpus};
 
 use super::super::OrSay;
 use super::super::vcpus::{Scene, THE_SECOND};
 use super::live::with_tools;
+use super::primitives::{Place, places};
 use super::row::{Bench, Cost};
 use super::spaces::{build, destroy, va};
 use crate::guest::Second;
@@ -125,12 +126,31 @@ fn protects<M: Machine + Cpu>(
     for count in PAGES {
         let pages = Pages { start: va(0, 0)?, count };
         for (flags, access) in [(READ_ONLY, "read-only"), (PteFlags::USER_RW, "writable")] {
+            // And back, so that the library finds the entries as they were.
+            let back = if flags == READ_ONLY { PteFlags::USER_RW } else { READ_ONLY };
+            let floor = bare_protect(bench, pgd, (count, flags))?;
+            bare_protect(bench, pgd, (count, back))?;
             let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
                 pgd.protect(tools, pages, flags).or_say("protect")
             })?;
             let operation = format!("protect to {access}, in place, both loaded");
-            bench.row((&operation, "pages"), count, cost, None)?;
+            bench.row((&operation, "pages"), count, cost, Some(floor.ticks))?;
         }
     }
     Ok(())
+}
+
+/// The same by one bare request.
+fn bare_protect<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, Timed<'_, M>>,
+    pgd: &Pgd<Pinned>,
+    (count, flags): (u64, PteFlags),
+) -> Result<Cost, String> {
+    let places = places(bench, pgd, 0, count)?;
+    bench.send(|batch| {
+        for Place { slot, pte, .. } in places {
+            batch.update(MmuUpdate::set(slot, pte.with_flags(flags)), pte.raw())?;
+        }
+        batch.op(MmuExtOp::tlb_flush_all())
+    })
 }

@@ -4,13 +4,14 @@
 use alloc::string::String;
 use core::hint::black_box;
 
-use hypercall::{Cpu, Frames, GuestVa, Machine, Pfn};
+use hypercall::{Cpu, Frames, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte};
 use p2m::{GrowContext, P2m, Pfns, Window, WindowPlace};
+use pvmmu::walk;
 
 use super::super::OrSay;
 use super::super::publish::builder_list;
 use super::bare::Bare;
-use super::row::Bench;
+use super::row::{Bench, Cost};
 
 /// Where the window is: the first address of a root slot that no builder uses.
 const WINDOW: u64 = 0xffff_9000_0000_0000;
@@ -52,11 +53,24 @@ pub(super) fn run<M: Machine + Cpu>(
     let opened = unsafe { Window::open(around, list, place, frames, &mut batch) };
     let (p2m, mut window) = opened.or_say("open")?;
     let cost = bench.end(start);
-    bench.row(("P2M adopt, into its window", "pfns"), p2m.len(), cost, None)?;
+    let tables = Window::frames_needed(p2m.len(), CAPACITY);
+    let floor = bare.protect(tables) + bare.link_full(0) + relink(bench, va)?.ticks;
+    bench.row(("P2M adopt, into its window", "pfns"), p2m.len(), cost, Some(floor))?;
     for pfns in RESERVED {
         grow(bench, bare, (&p2m, &mut window), pfns)?;
     }
     Ok(())
+}
+
+/// Takes the window out of the root and puts it back: what Xen takes to validate its tables, but
+/// for the one that is pinned by itself.
+fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result<Cost, String> {
+    let context = bench.guest.context();
+    let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+    let root = path.at(Level::L4).ok_or("no root")?;
+    let (slot, pte) = (root.slot, root.pte);
+    bench.send(|batch| batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()))?;
+    bench.send(|batch| batch.update(MmuUpdate::set(slot, pte), 0))
 }
 
 /// By so many pfns, in GiB that the map has not begun, and memory for all their words.
@@ -78,8 +92,8 @@ fn grow<M: Machine + Cpu>(
     let mut batch = bench.storage.batch();
     window.reserve(context, new, &mut bench.memory, &mut batch).or_say("reserve")?;
     let reserved = bench.end(start);
-    // A table for the GiB, full from the start, and an entry of it for each page of words.
-    let floor = bare.take_tables(1) + bare.link() + bare.fill(pfns / PFNS_PER_LEAF);
+    // A table for the GiB, full from the start: pages of words, and the page of absent ones.
+    let floor = bare.link_full(pfns / PFNS_PER_LEAF);
     bench.row(("P2M reserve", "pfns"), pfns, reserved, Some(floor))
 }
 

@@ -36,6 +36,7 @@ mod fork;
 mod frame_map;
 mod live;
 mod memory;
+mod pooled;
 mod primitives;
 mod row;
 mod spaces;
@@ -125,6 +126,7 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, booted: u64) -> R
     let bare = bare::run(bench)?;
     early::run(bench, &bare, new)?;
     spaces::run(bench)?;
+    pooled::run(bench, &bare)?;
     live::run(bench, &bare)?;
     primitives::run(bench, &bare)?;
     fork::run(bench, &bare)?;

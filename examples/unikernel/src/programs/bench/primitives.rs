@@ -1,16 +1,23 @@
-//! Pages of the running address space, one by one, by each way that Xen offers to change an entry.
+//! Pages of the running address space, one by one, by each way that Xen offers to change an entry:
+//! protected by the library, which finds the entry and chooses the request; unmapped and mapped by
+//! the request itself, at places that are known.
 #![expect(unsafe_code, reason = "runs on an address space whose kernel half is the running one")]
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
-use hypercall::{Cpu, Machine, PteFlags};
+use hypercall::{
+    BatchStorage, Cpu, FrameAccess as _, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Slot,
+    VaFlush, VaMapping,
+};
 use pvmmu::primitive::{Need, Primitive, Runs};
-use pvmmu::{Pgd, Pinned, load_root};
+use pvmmu::{Flush, Pgd, Pinned, Reach, load_root, walk};
+use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;
 use super::bare::Bare;
-use super::row::Bench;
+use super::row::{Bench, Cost};
 use super::spaces::{build, va};
 
 /// Pages that a row changes, each with a trap of its own.
@@ -38,7 +45,7 @@ pub(super) fn run<M: Machine + Cpu>(
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
     unsafe { pgd.load(&context) }.or_say("load")?;
-    let done = by_each(bench, bare, &mut pgd);
+    let done = by_each(bench, bare, &mut pgd).and_then(|()| bare_by_each(bench, bare, &pgd));
     let context = bench.guest.context();
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&context, context.kernel_root) }.or_say("leave")?;
@@ -87,4 +94,121 @@ fn set_each<M: Machine + Cpu>(
 
 fn name_of(by: Primitive) -> &'static str {
     ALL.iter().find_map(|(known, name)| (*known == by).then_some(*name)).unwrap_or("a primitive")
+}
+
+/// An entry of the address space.
+pub(super) struct Place {
+    va: GuestVa,
+    pub(super) slot: Slot,
+    /// Where the direct mapping shows it.
+    entry: GuestVa,
+    pub(super) pte: Pte,
+}
+
+/// Pages unmapped one by one, and mapped again.
+fn bare_by_each<M: Machine + Cpu>(
+    bench: &mut Bench<'_, '_, M>,
+    bare: &Bare,
+    pgd: &Pgd<Pinned>,
+) -> Result<(), String> {
+    let unmap = bare.clear(1) + bare.flush - bare.null;
+    for (by, name) in ALL {
+        for pages in SIZES {
+            let mut were = Vec::with_capacity(usize::try_from(pages).or_say("pages")?);
+            let cost = put_each(bench, pgd, (pages, by), |place| {
+                were.push(place.pte);
+                Pte::ABSENT
+            })?;
+            let operation = format!("one page unmapped, {name}");
+            bench.row((&operation, "pages"), pages, cost, Some(pages * unmap))?;
+            let mut were = were.into_iter();
+            let cost = put_each(bench, pgd, (pages, by), |_| were.next().unwrap_or(Pte::ABSENT))?;
+            let operation = format!("one page mapped, {name}");
+            bench.row((&operation, "pages"), pages, cost, Some(pages * bare.fill(1)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the first entries of the address space one by one, in each table when all that there is to
+/// know of it is known; what that takes.
+fn put_each<M: Machine + Cpu>(
+    bench: &Bench<'_, '_, M>,
+    pgd: &Pgd<Pinned>,
+    (pages, by): (u64, Primitive),
+    mut new: impl FnMut(&Place) -> Pte,
+) -> Result<Cost, String> {
+    let mut cost = Cost::default();
+    for table in 0..pages.div_ceil(512) {
+        let places = places(bench, pgd, table, pages.min(512))?;
+        let new: Vec<Pte> = places.iter().map(&mut new).collect();
+        let start = bench.begin();
+        let mut both = places.iter().zip(new);
+        both.try_for_each(|(place, new)| put(bench, place, new, by))?;
+        cost = cost.and(bench.end(start));
+    }
+    Ok(cost)
+}
+
+/// The first entries of an L1 table of the address space, as they are now.
+pub(super) fn places<M: Machine + Cpu>(
+    bench: &Bench<'_, '_, M>,
+    pgd: &Pgd<Pinned>,
+    table: u64,
+    pages: u64,
+) -> Result<Vec<Place>, String> {
+    let context = bench.guest.context();
+    let path = walk(&context, pgd.root(), va(table, 0)?).or_say("walk")?;
+    let l1 = path.at(Level::L1).ok_or("no L1 table")?;
+    let window = context.machine.direct_map(l1.table).or_say("the direct mapping")?.raw();
+    let place = |(page, index)| {
+        let index = PageTableIndex::new(index);
+        let entry = GuestVa::new(window + page * size_of::<Pte>() as u64).or_say("an entry")?;
+        let pte = context.machine.read_entry(l1.table, index).or_say("read")?;
+        Ok(Place { va: va(table, page)?, slot: Slot { index, ..l1.slot }, entry, pte })
+    };
+    (0..pages).zip(0..512u16).map(place).collect()
+}
+
+/// Sets an entry, and flushes the page everywhere if it was used.
+fn put<M: Machine + Cpu>(
+    bench: &Bench<'_, '_, M>,
+    place: &Place,
+    new: Pte,
+    by: Primitive,
+) -> Result<(), String> {
+    let (machine, old) = (&bench.guest.machine, place.pte);
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    let faulted = |_| format!("{} faulted", name_of(by));
+    match by {
+        Primitive::MmuUpdate => batch.update(MmuUpdate::set(place.slot, new), old.raw()),
+        Primitive::PreserveAd => {
+            batch.update(MmuUpdate::set_preserving_ad(place.slot, new), old.raw())
+        }
+        Primitive::VaMapping => {
+            let flush = if old.is_present() { VaFlush::PageAll } else { VaFlush::None };
+            batch.va_mapping(VaMapping { va: place.va.addr(), pte: new, flush }, old)
+        }
+        Primitive::EmulatedStore => {
+            // SAFETY: an entry of an address space of the bench's own, which no Rust object lives
+            // in.
+            unsafe { machine.store(place.entry, new.raw()) }.map_err(faulted)?;
+            Ok(())
+        }
+        Primitive::EmulatedCompareExchange => {
+            // SAFETY: as above.
+            let was = unsafe { machine.compare_exchange(place.entry, old.raw(), new.raw()) };
+            if was.map_err(faulted)? != old.raw() {
+                return Err(format!("{:#x} is another entry by now", place.va.raw()));
+            }
+            Ok(())
+        }
+    }
+    .or_say("batch")?;
+    if old.is_present() && by != Primitive::VaMapping {
+        Flush::page(place.va).push(&mut batch, Reach::Everywhere).or_say("flush")?;
+    }
+    // SAFETY: as above.
+    unsafe { batch.submit(machine) }.or_say(name_of(by))
 }

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Batch, Call, Cpu, DomId, Domains, Frame, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
+    Batch, Call, Cpu, DomId, Domains, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
     MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use pvmmu::{
@@ -13,11 +13,11 @@ use pvmmu::{
 };
 
 use super::super::OrSay;
-use super::memory::{Again, Memory};
+use super::memory::Again;
 use super::row::{Bench, Cost};
 
 /// Sizes of the address spaces that are pinned, in L1 tables.
-const TABLES: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
+pub(super) const TABLES: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048];
 /// Pages of a table that is full.
 const FULL: u64 = 512;
 /// As many full tables as there are frames for pages of their own.
@@ -83,7 +83,7 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     for tables in TABLES.into_iter().filter(|tables| *tables <= OWN_TABLES_MAX) {
         pin_and_unpin(bench, "full writable tables", (tables, FULL, PteFlags::USER_RW))?;
     }
-    pooled(bench)
+    Ok(())
 }
 
 /// What is to be pinned: tables, pages in each, their flags.
@@ -144,7 +144,7 @@ fn pin_and_unpin_with<M: Machine + Cpu>(
 }
 
 /// Unpins the root and pins it again while all tables stay read-only.
-fn bare<M: Machine + Cpu>(
+pub(super) fn bare<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<[Cost; 2], String> {
@@ -211,70 +211,4 @@ fn tables_of<M: Machine>(
     all.sort_unstable();
     all.dedup();
     Ok(all)
-}
-
-/// The same work with tables from a pool.
-fn pooled<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let mut places = [const { None::<Frame> }; 520];
-    let (l1, rest) = places.split_at_mut(512);
-    let (l2, l3) = rest.split_at_mut(4);
-    let mut pool = TablePool::new([l1, l2, l3]);
-    let levels = [(Level::L1, 512), (Level::L2, 4), (Level::L3, 4)];
-    for (level, count) in levels {
-        let start = bench.begin();
-        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-        let filled = pool.fill(&context, (level, count), &mut bench.memory, &mut batch);
-        filled.or_say("fill the pool")?;
-        let cost = bench.end(start);
-        let operation = format!("fill the pool with {level} tables");
-        bench.row((&operation, "tables"), count as u64, cost, None)?;
-    }
-    for tables in TABLES.into_iter().filter(|tables| *tables <= 512) {
-        let start = bench.begin();
-        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-        let pgd = make(context, tables, &mut pool, (&mut bench.memory, &mut batch))?;
-        let made = bench.end(start);
-        let start = bench.begin();
-        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-        let mut tools = tools(context, &mut batch, &mut pool, &mut bench.memory);
-        pgd.destroy(&mut tools).or_say("destroy")?;
-        let ended = bench.end(start);
-        bench.row(("make and fill, pooled tables", "tables"), tables, made, None)?;
-        bench.row(("destroy, pooled tables", "tables"), tables, ended, None)?;
-        let both = made.and(ended);
-        bench.row(("make, fill and destroy, pooled tables", "tables"), tables, both, None)?;
-    }
-    let before = pool.counts();
-    let start = bench.begin();
-    for (level, count) in levels {
-        let context = bench.guest.context();
-        pool.drain(&context, (level, count), &mut bench.memory).or_say("drain the pool")?;
-    }
-    let cost = bench.end(start);
-    bench.row(("drain the pool", "tables"), 520, cost, None)?;
-    if before.taken != before.returned + before.not_returned || before.lost != 0 || !pool.is_empty()
-    {
-        return Err(format!("the pool does not add up: {before:?}"));
-    }
-    Ok(())
-}
-
-/// An address space of sparse tables, made live and then filled.
-fn make<M: Machine>(
-    context: Context<'_, M>,
-    tables: u64,
-    pool: &mut TablePool<'_>,
-    (memory, batch): (&mut Memory, &mut Batch<'_>),
-) -> Result<Pgd<Pinned>, String> {
-    let pgd = Pgd::new(&context, memory).or_say("new")?;
-    let mut pgd = pgd.pin(&context, batch).or_say("pin")?;
-    let mut tools = tools(context, batch, pool, memory);
-    let filled = pgd.edit(&mut tools, |edit| {
-        (0..tables).try_for_each(|table| {
-            let va = GuestVa::new(table << 21).map_err(|_| pvmmu::MapError::OutOfFrames)?;
-            edit.map_pages(Pages::one(va), PteFlags::USER_RW)
-        })
-    });
-    filled.or_say("map")?;
-    Ok(pgd)
 }
