@@ -23,8 +23,8 @@ const ARENA: u64 = 0x40;
 /// How many there are.
 pub const ARENA_FRAMES: usize = 1500;
 
-/// What nearly every test begins with, under the names given: a guest, perhaps a machine that counts
-/// what it is asked, the context of operations on it, and the frames that are free.
+/// What nearly every test begins with, under the names given: a guest, perhaps a machine that
+/// counts what it is asked, the context of operations on it, and the frames that are free.
 macro_rules! scene {
     ($guest:ident, $context:ident, $pool:ident) => {
         let $guest = $crate::common::Guest::new();
