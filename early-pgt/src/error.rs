@@ -168,8 +168,7 @@ impl fmt::Display for EarlyError {
             ),
             Self::DirectMapPlace(va) => write!(
                 f,
-                "the direct map cannot begin at {va}: it needs whole {} slots of the upper half \
-                 beside the kernel's",
+                "the direct map cannot be at {va}: it takes whole {} slots of its own",
                 Level::L4
             ),
             Self::KernelPlace(va) => {
@@ -284,6 +283,6 @@ fn say(
     fmt::Display::fmt(failure, f)?;
     match undo {
         Ok(()) => Ok(()),
-        Err(error) => write!(f, "; and then it could not be undone: {error}"),
+        Err(error) => write!(f, "; undoing it failed: {error}"),
     }
 }
