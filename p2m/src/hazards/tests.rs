@@ -52,7 +52,18 @@ fn each_hazard_is_counted_and_listed() {
     granted.end(GrantRef(2)).expect("nobody has it mapped");
     p2m.clear_foreign(Pfn::new(4)).expect("marked");
     p2m.populate(Pfn::new(1), Mfn::new(17)).expect("absent");
-    assert_eq!(state.kexec_is_safe().map(drop).expect_err("one page").total(), 1);
+    let left = |state: KexecState<'_>| state.kexec_is_safe().expect_err("one hazard").to_string();
+    expect![[r#"
+        kexec is not safe:
+          1 pages of RAM were given back to Xen:
+            pfn 00002..00003  absent"#]]
+    .assert_eq(&left(state));
     p2m.populate(Pfn::new(2), Mfn::new(18)).expect("absent");
     assert!(state.kexec_is_safe().is_ok());
+    granted.grant(GrantRef(3), DomId(1), Mfn::new(16), GrantAccess::ReadOnly).expect("free");
+    expect![[r#"
+        kexec is not safe:
+          1 frames are granted to other domains:
+            grant 3: mfn 00010 to domain 1"#]]
+    .assert_eq(&left(state));
 }
