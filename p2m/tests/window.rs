@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use arbtest::arbtest;
 use hypercall::{
     ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Frames, Mfn,
-    Pfn, Refusal,
+    PAGE_SIZE, Pfn, Refusal,
 };
 use p2m::{
     Audit, Census, FrameList, GrowContext, Leaves as _, P2m, P2mEntry, P2mError, Pfns, Toolstack,
     Window, WindowFailure,
 };
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, context};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW, context};
 use xen_model::PageType;
 
 type Storage = BatchStorage<512, 4>;
@@ -175,6 +175,26 @@ fn identity_holes_share_their_words_whatever_their_borders() {
 }
 
 #[test]
+fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
+    let machine = Machine::new(9);
+    let (frames, mut pool) = split(&machine);
+    let (p2m, mut window) = opened(&machine, frames);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let around = context(&machine, &p2m);
+    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    // As many pages in front of it as behind it.
+    for (gib, margin) in [(1, 100 * LEAF), (2, LEAF)] {
+        let hole = Pfns::new(Pfn::new(gib * GIB + margin), GIB - 2 * margin);
+        window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
+        let gib = Pfns::new(Pfn::new(gib * GIB), GIB);
+        let census = Census::of(&p2m, gib);
+        assert_eq!((census.identity, census.absent), (hole.count, 2 * margin));
+    }
+    machine.check();
+}
+
+#[test]
 fn what_a_restore_wrote_into_holes_is_mended() {
     let machine = Machine::new(6);
     let (frames, mut pool) = split(&machine);
@@ -305,6 +325,14 @@ fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
     assert_eq!(toolstack.read().max_pfn, 3 * GIB);
     let new = Pfns::new(Pfn::new(2 * GIB + 7), 2000);
     window.reserve(around, new, &mut pool, &mut batch).expect("reserve");
+    // Each page of the list is where the guest's own tables have it, and none is behind the last.
+    let mapped = |index| machine.model.guest().l1_slot(WINDOW + index * PAGE_SIZE as u64);
+    let pages = 3 * GIB / LEAF;
+    for index in 0..pages {
+        let leaf = window.leaf(&machine, &p2m, index).ok();
+        assert_eq!(leaf, mapped(index).map(|(_, pte)| pte.mfn()), "page {index}");
+    }
+    assert_eq!(mapped(pages), None);
     let findings = |list: &FrameList<'_>| {
         let mut places = [None; 4];
         let mut audit = Audit::begin(&mut places);

@@ -94,6 +94,36 @@ fn everything_that_is_wrong_is_found_and_neighbours_are_one_finding() {
 }
 
 #[test]
+fn findings_are_one_if_they_are_alike_and_neighbours() {
+    let (mut words, mut m2p) = (good(8), machine(8));
+    for mfn in [16 + 1, 16 + 3, 16 + 4] {
+        m2p.0[mfn] = None;
+    }
+    words[5] = 16; // another kind, right behind
+    let words = list(&words);
+    let p2m = P2m::adopt(&words).expect("not empty");
+    let mut places = [None; 8];
+    let mut audit = Audit::begin(&mut places);
+    audit.run(&m2p, &p2m);
+    // Nothing lies between these two, and neither is about a pfn.
+    audit.compare_reservation(4);
+    audit.compare_reservation(5);
+    let found = audit.report().records().to_string();
+    let found: Vec<_> = found.lines().skip(1).map(|line| line.split(" mfn").next()).collect();
+    assert_eq!(
+        found,
+        [
+            "finding start=1 count=1 kind=not_in_m2p",
+            "finding start=3 count=2 kind=not_in_m2p",
+            "finding start=5 count=1 kind=duplicate",
+            "finding start=0 count=0 kind=reservation map=8 xen=4",
+            "finding start=0 count=0 kind=reservation map=8 xen=5",
+        ]
+        .map(Some)
+    );
+}
+
+#[test]
 fn what_a_toolstack_would_misread_is_found() {
     let (words, m2p) = (list(&good(8)), machine(8));
     let p2m = P2m::adopt(&words).expect("not empty");
