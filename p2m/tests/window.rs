@@ -38,9 +38,14 @@ fn audit(machine: &Machine, p2m: &P2m<'_>) {
 
 #[test]
 fn the_builders_list_lies_in_the_window_without_a_copy() {
-    let machine = Machine::new(1);
-    let (frames, _) = split(&machine);
-    let counting = Counting::new(&machine);
+    // One table maps the list of the first GiB, a second one what is behind it.
+    adopted_without_a_copy(&Machine::new(1));
+    adopted_without_a_copy(&Machine::of(GIB + 3 * LEAF, 1));
+}
+
+fn adopted_without_a_copy(machine: &Machine) {
+    let (frames, _) = split(machine);
+    let counting = Counting::new(machine);
     let (p2m, window) = machine.open(&counting, frames, &mut Storage::new().batch()).expect("open");
     assert_eq!(counting.counts().hypercalls, 2, "one multicall to protect, one to pin and link");
     assert_eq!(p2m.len(), machine.boot.pages);
@@ -48,11 +53,11 @@ fn the_builders_list_lies_in_the_window_without_a_copy() {
         assert_eq!(p2m.entry(pfn), machine.builder_map().entry(pfn));
     }
     for leaf in 0..p2m.len() / LEAF {
-        let builder = machine.builder_list().leaf(&machine, &p2m, leaf);
-        assert_eq!(window.leaf(&machine, &p2m, leaf), builder, "leaf {leaf} is the same frame");
+        let builder = machine.builder_list().leaf(machine, &p2m, leaf);
+        assert_eq!(window.leaf(machine, &p2m, leaf), builder, "leaf {leaf} is the same frame");
     }
     assert!(machine.is_writable(0) && !machine.is_writable(machine.boot.pages));
-    audit(&machine, &p2m);
+    audit(machine, &p2m);
     machine.check();
 }
 

@@ -39,7 +39,12 @@ pub struct Machine {
 impl Machine {
     /// A domU of 16 MiB, all of it in the direct mapping.
     pub fn new(seed: u64) -> Self {
-        let mut config = DomainConfig::new(Role::DomU, 4096);
+        Self::of(4096, seed)
+    }
+
+    /// The same with so many pages.
+    pub fn of(pages: u64, seed: u64) -> Self {
+        let mut config = DomainConfig::new(Role::DomU, pages);
         config.boot_mapping = BootMapping::AllPages;
         let model = Model::builder().guest(config).seed(seed).build().expect("a guest");
         let start_info = model.guest().start_info().expect("a guest has a start_info");
