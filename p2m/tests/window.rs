@@ -10,8 +10,8 @@ use hypercall::{
     PAGE_SIZE, Pfn, Refusal,
 };
 use p2m::{
-    Audit, Census, FrameList, GrowContext, Leaves as _, P2m, P2mEntry, P2mError, Pfns, Toolstack,
-    Window, WindowFailure,
+    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2m, P2mEntry, P2mError, Pfns,
+    Toolstack, Window, WindowFailure,
 };
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW, context};
 use xen_model::PageType;
@@ -20,7 +20,7 @@ type Storage = BatchStorage<512, 4>;
 
 /// Frames for the window, and a pool of the rest.
 fn split(machine: &Machine) -> (Frames, Pool) {
-    let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
+    let needed = Window::frames_needed(machine.boot.pages, machine.capacity);
     let (window, rest) = machine.frames().split(needed).expect("enough frames");
     (window, Pool::new(rest))
 }
@@ -196,6 +196,61 @@ fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
         let census = Census::of(&p2m, gib);
         assert_eq!((census.identity, census.absent), (hole.count, 2 * margin));
     }
+    machine.check();
+}
+
+#[test]
+fn words_that_have_memory_of_their_own_become_identity_too() {
+    let machine = Machine::new(10);
+    let (frames, mut pool) = split(&machine);
+    let (p2m, mut window) = opened(&machine, frames);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let around = context(&machine, &p2m);
+    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    let own = Pfns::new(Pfn::new(2 * GIB + 4 * LEAF), 2 * LEAF);
+    window.reserve(around, own, &mut pool, &mut batch).expect("reserve");
+    let free = pool.len();
+    let hole = Pfns::new(Pfn::new(2 * GIB + 3 * LEAF), 4 * LEAF);
+    window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
+    assert_eq!(pool.len(), free);
+    let census = Census::of(&p2m, Pfns::new(Pfn::new(GIB), 2 * GIB));
+    assert_eq!((census.identity, census.absent), (hole.count, 2 * GIB - hole.count));
+    assert_eq!(Census::of(&p2m, hole).identity, hole.count);
+    // What stands for something does not.
+    p2m.clear_identity(own).expect("words of their own");
+    p2m.set_foreign(own.start, DomId(1), Mfn::new(7)).expect("absent");
+    let error = window.reserve_identity(around, own, &mut pool, &mut batch);
+    let entry = P2mEntry::Foreign { owner: DomId(1), mfn: Mfn::new(7) };
+    let occupied = P2mError::Occupied { pfn: own.start, entry };
+    assert_eq!(error.map_err(|error| error.failure), Err(WindowFailure::P2m(occupied)));
+    machine.check();
+}
+
+#[test]
+fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
+    // With those that every window has, more tables than go out in one multicall.
+    let machine = Machine::of(13 * GIB, 11);
+    let (mut frames, _) = split(&machine);
+    let count = frames.count();
+    let mut named = Vec::new();
+    for request in [0, 15, 16] {
+        let refusal = Refusal { request, errno: Errno::EBUSY, done: 0 };
+        let around = FailNth::new(&machine, refusal);
+        let error = machine.open(&around, frames, &mut Storage::new().batch()).map(drop);
+        let OpenError { frames: back, failure, undo } = error.expect_err("refused");
+        assert_eq!((undo, back.count()), (Ok(()), count), "{request}");
+        let WindowFailure::Protect { table, .. } = failure else { panic!("{failure}") };
+        named.push(table);
+        frames = back;
+    }
+    // They are protected one after the other.
+    let [first, fifteenth, sixteenth] = named[..] else { panic!("{named:?}") };
+    assert!(first < fifteenth);
+    assert_eq!(fifteenth.checked_add(1), Some(sixteenth));
+    // All of them are as they were: the window opens once nothing is refused.
+    let (p2m, _) = opened(&machine, frames);
+    audit(&machine, &p2m);
     machine.check();
 }
 

@@ -19,8 +19,10 @@ use xen_model::{BootMapping, DomainConfig, Model, Role};
 pub const WINDOW: u64 = 0xffff_9000_0000_0000;
 /// Pfns in a GiB.
 pub const GIB: u64 = 1 << 18;
-/// How far the map may grow.
+/// How far the map of a guest may grow that has no more than that.
 pub const CAPACITY: u64 = 4 * GIB;
+/// Where the builder maps all of the guest's pages.
+const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// Words in a page of the list.
 pub const LEAF: u64 = 512;
 
@@ -31,6 +33,8 @@ pub struct Machine {
     pub model: Model,
     /// What its builder left.
     pub boot: BootInfo,
+    /// How far its map may grow.
+    pub capacity: u64,
     list: Vec<AtomicU64>,
     window: Vec<AtomicU64>,
     mapped: RefCell<Vec<Option<(Mfn, bool)>>>,
@@ -46,13 +50,15 @@ impl Machine {
     pub fn of(pages: u64, seed: u64) -> Self {
         let mut config = DomainConfig::new(Role::DomU, pages);
         config.boot_mapping = BootMapping::AllPages;
+        config.virt_base = DIRECT_MAP;
         let model = Model::builder().guest(config).seed(seed).build().expect("a guest");
         let start_info = model.guest().start_info().expect("a guest has a start_info");
         let boot = BootInfo::parse(&start_info).expect("the builder's own");
         let list = model.guest().built_list();
-        let window = (0..CAPACITY).map(|_| AtomicU64::new(0)).collect();
-        let pages = usize::try_from(CAPACITY / LEAF).expect("small");
-        Self { model, boot, list, window, mapped: RefCell::new(vec![None; pages]) }
+        let capacity = CAPACITY.max(boot.pages.next_multiple_of(GIB));
+        let window = (0..capacity).map(|_| AtomicU64::new(0)).collect();
+        let pages = usize::try_from(capacity / LEAF).expect("small");
+        Self { model, boot, capacity, list, window, mapped: RefCell::new(vec![None; pages]) }
     }
 
     /// The builder's map.
@@ -97,7 +103,7 @@ impl Machine {
     ) -> Result<(P2m<'_>, Window), OpenError> {
         let va = GuestVa::new(WINDOW).expect("a guest address");
         let words = NonNull::from(self.window.as_slice()).cast();
-        let place = WindowPlace { va, words, capacity: CAPACITY, root: self.root() };
+        let place = WindowPlace { va, words, capacity: self.capacity, root: self.root() };
         let list = self.builder_list();
         // SAFETY: the slot is free, and the buffer shows what the window maps.
         unsafe { Window::open((machine, &self.builder_map()), list, place, frames, batch) }
