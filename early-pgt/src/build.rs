@@ -332,7 +332,8 @@ impl<M: Machine> Work<'_, M> {
 impl<M: Machine> Work<'_, M> {
     /// The live table that `table` hangs in.
     fn live_parent(&self, table: Table) -> Result<Pfn, EarlyError> {
-        let pages = table.number << (table.level.shift() - PAGE_SHIFT);
+        // A table spans what an entry of the next level does.
+        let pages = table.number << (table.level.shift() + CHUNK_SHIFT - PAGE_SHIFT);
         let va = self.memory.place.direct_map.checked_add_pages(pages)?;
         let around = (self.context.machine, self.context.p2m);
         table_above(around, self.context.root, (va, table.level))

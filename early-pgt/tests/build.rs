@@ -50,6 +50,26 @@ fn every_page_is_mapped_where_it_belongs_and_every_table_read_only() {
 }
 
 #[test]
+fn a_round_that_ends_within_a_gib_is_followed_by_one_that_hangs_in_its_tables() {
+    const PAGES: u64 = (1 << 18) + (1 << 13);
+    let mut config = DomainConfig::new(Role::DomU, PAGES);
+    // So many frames of the builder's mapping are free that the first round ends in the second GiB.
+    config.kernel_pages = 988;
+    let guest = Guest::of(config);
+    let memory = guest.memory();
+    let plan = Plan::new(&memory).expect("a plan");
+    let ends: Vec<u64> = plan.rounds().iter().map(|round| round.maps.end()).collect();
+    assert!(1 << 18 < ends[0] && ends[0] < PAGES, "{ends:?}");
+    build(&guest);
+    for pfn in (0..PAGES).step_by(512).map(Pfn::new) {
+        let va = guest.model.direct_map(pfn).expect("mapped");
+        let (_, pte) = guest.model.guest().l1_slot(va.raw()).expect("has a table");
+        assert_eq!(Some(pte.mfn()), guest.model.guest().built_mfn(pfn), "pfn {pfn}");
+    }
+    guest.check();
+}
+
+#[test]
 fn a_list_outside_of_the_kernels_mapping_stays_read_only_with_its_tables() {
     // Until now the builder's list was at VIRT_BASE; INIT_P2M puts it, and tables that nothing
     // maps, into frames behind the kernel's mapping.

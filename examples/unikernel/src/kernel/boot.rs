@@ -59,7 +59,7 @@ impl Early {
     /// The root that the kernel runs on: its own, once there is one.
     pub(super) fn root(&self) -> Pfn {
         match ROOT.load(Ordering::Acquire) {
-            0 => Pfn::new((self.boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
+            BUILDERS => Pfn::new((self.boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT),
             own => Pfn::new(own),
         }
     }
@@ -197,7 +197,7 @@ pub(super) fn map_memory(early: &'static Early, xen: &Xen, boot: Boot) -> Result
         direct_map::build((xen, early.p2m()), (&early.boot, &image), &Booting { early, xen })
     }?;
     if boot != Boot::OnBuilderTables {
-        ROOT.store(built.made.root.map_or(0, Pfn::raw), Ordering::Release);
+        ROOT.store(built.made.root.map_or(BUILDERS, Pfn::raw), Ordering::Release);
     }
     Ok(built)
 }
@@ -249,9 +249,11 @@ unsafe extern "C" {
 /// How far the direct mapping reaches, once there is one.
 static REACH: AtomicU64 = AtomicU64::new(0);
 
-/// The pfn of the kernel's own root, once it runs on it; pfn 0 cannot be free and in use for it at
-/// once, since the list, which is taken first, begins at the lowest free pfn.
-static ROOT: AtomicU64 = AtomicU64::new(0);
+/// The kernel runs on the builder's root: no pfn, as every one can be that of a root.
+const BUILDERS: u64 = u64::MAX;
+
+/// The pfn of the kernel's own root, once it runs on it.
+static ROOT: AtomicU64 = AtomicU64::new(BUILDERS);
 
 /// The guest around a program.
 pub(super) fn guest<'a>(

@@ -25,6 +25,10 @@ const HYPERCALLS_MAX: u64 = 10;
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     super::audit::run(guest)?;
+    if guest.made.root != Some(guest.kernel_root) {
+        let (root, made) = (guest.kernel_root, guest.made.root);
+        return Err(format!("the kernel takes pfn {root} for its root, which is {made:?}"));
+    }
     let pages = guest.p2m.len();
     let read_only = count(guest)?;
     let made = &guest.made;
