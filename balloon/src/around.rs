@@ -53,7 +53,7 @@ impl Work<'_, '_> {
 }
 
 /// Memory for steps of up to `FRAMES` frames, 40 bytes for each. Out go a sixteenth fewer, and
-/// single ones come in an eighth fewer, so that each kind of step takes about as long.
+/// single ones come in two fifteenths fewer, so that each kind of step takes about as long.
 ///
 /// With 512 a step is two traps and about a million instructions, Xen's included, and a GiB takes
 /// fewer than 1,100 traps (docs/performance.md).
@@ -79,7 +79,7 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
         let mut batch = self.batch.batch();
         let Self { extents, pfns, .. } = self;
-        let (out_max, in_max) = (FRAMES - FRAMES / 16, FRAMES - FRAMES / 8);
+        let (out_max, in_max) = (FRAMES - FRAMES / 16, FRAMES - FRAMES * 2 / 15);
         step(&mut Work { batch: &mut batch, extents, pfns, out_max, in_max })
     }
 }

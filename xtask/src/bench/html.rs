@@ -11,7 +11,7 @@ use super::pairs::{Pair, Work, linux_figure, pair_of};
 use super::plot::{Curves, FLOOR, GRID, LINUX, OURS};
 use super::row::Row;
 use super::targets::{ELSEWHERE, Judged};
-use super::text::{self, Figures, by_operation};
+use super::text::{self, FURTHEST_WORDS, Figures, by_operation};
 
 /// The page's style: one set of colours on white, and one on black for those who prefer that.
 const STYLE: &str = include_str!("page.css");
@@ -38,7 +38,7 @@ fn page(title: &str, figures: Figures<'_>) -> Result<String> {
          <nav><a href=\"#targets\">Targets</a><a href=\"#furthest\">Furthest from the floor</a>\
          <a href=\"#operations\">Operations</a><a href=\"#figures\">All figures</a></nav>\n\
          <h2 id=\"targets\">Targets</h2>\n{}\
-         <h2 id=\"furthest\">Furthest from the floor</h2>\n<pre>{}</pre>\n\
+         <h2 id=\"furthest\">Furthest from the floor</h2>\n{}\
          <h2 id=\"operations\">Operations</h2>\n<p>Both axes are logarithmic. The band is the \
          floor: what bare requests for the same change take. A line that covers it is Xen's work \
          alone. Behind a name stands how much of it pvmmu takes in the largest size.</p>\n\
@@ -46,7 +46,7 @@ fn page(title: &str, figures: Figures<'_>) -> Result<String> {
          <h2 id=\"figures\">All figures</h2>\n{}</body></html>\n",
         colours(),
         targets(figures),
-        text::furthest(figures),
+        furthest(figures),
         plots(figures)?,
         rows(figures),
     ))
@@ -82,7 +82,8 @@ fn targets(figures: Figures<'_>) -> String {
             html,
             "<tr><td>{}</td><td>{}</td><td>{against}</td><td>{most}</td><td>{is}</td>\
              <td class=\"{class}\">{word}</td></tr>",
-            target.operation, target.size
+            target.operation,
+            grouped(target.size)
         );
     }
     html.push_str("</table>\n<h3>Judged elsewhere</h3>\n<ul>\n");
@@ -91,6 +92,28 @@ fn targets(figures: Figures<'_>) -> String {
         let _ = writeln!(html, "<li>{promise}: <code>{command}</code></li>");
     }
     html + "</ul>\n"
+}
+
+fn furthest(figures: Figures<'_>) -> String {
+    let [head, of_floor, in_xen] = FURTHEST_WORDS;
+    let mut html = format!(
+        "<table><tr><th>{head}</th><th>size</th><th>{of_floor}</th><th>{in_xen}</th></tr>\n"
+    );
+    for (row, [of_floor, in_xen]) in text::furthest_rows(figures.rows) {
+        let (name, size) = (&row.operation, grouped(row.size));
+        let _ = writeln!(
+            html,
+            "<tr><td>{name}</td><td>{size}</td><td>{of_floor}</td><td>{in_xen}</td></tr>"
+        );
+    }
+    html + "</table>\n"
+}
+
+/// A number with its digits in threes.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 /// A picture for each operation in more than one size.
@@ -161,8 +184,9 @@ fn rows(figures: Figures<'_>) -> String {
                     <th>of Linux</th></tr>\n"
             .to_owned();
     for row in by_operation(figures.rows) {
-        let _ = write!(html, "<tr><td>{}</td><td>{}</td>", row.operation, row.size);
-        let _ = write!(html, "<td>{}</td><td>{}</td>", row.unit, row.instructions);
+        let (size, instructions) = (grouped(row.size), grouped(row.instructions));
+        let _ = write!(html, "<tr><td>{}</td><td>{size}</td>", row.operation);
+        let _ = write!(html, "<td>{}</td><td>{instructions}</td>", row.unit);
         for word in text::row_words(row, figures.linux) {
             let _ = write!(html, "<td>{word}</td>");
         }
@@ -186,6 +210,12 @@ mod tests {
         assert!(page.contains("beside Linux's munmap: "), "{page}");
         assert!(page.contains("Linux<b>0.100 of it</b>"), "{page}");
         assert!(page.contains("<td>load</td>"), "{page}");
-        assert_eq!(page.matches("<tr>").count(), 2 + figures.judged().len() + rows.len());
+        assert_eq!(page.matches("<tr>").count(), 3 + figures.judged().len() + rows.len());
+    }
+
+    #[test]
+    fn digits_stand_in_threes() {
+        let grouped = [0, 999, 1000, 1_234_567].map(grouped);
+        assert_eq!(grouped, ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -9,8 +9,9 @@ use super::row::Row;
 use super::targets::{Against, ELSEWHERE, Judged, TARGETS, Target, judge_all};
 use crate::cli::Release;
 
-/// How many operations are named as the furthest from their floors.
+/// How many operations are named as the furthest from their floors, and under which words.
 const FURTHEST: usize = 10;
+pub(crate) const FURTHEST_WORDS: [&str; 3] = ["furthest from the floor", "of floor", "in Xen"];
 
 /// Everything that a report is made of.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -86,7 +87,8 @@ pub(crate) fn target_words(target: &Target, judged: Judged) -> [String; 4] {
     };
     let figure = |value: f64| match target.against {
         Against::Traps => format!("{value:.0}"),
-        Against::Each => format!("{value:.1}"),
+        Against::Each if value < 1000.0 => format!("{value:.1}"),
+        Against::Each => format!("{value:.0}"),
         Against::Linux | Against::Floor => format!("{value:.3}"),
     };
     let (is, word) = match judged {
@@ -149,12 +151,24 @@ pub(crate) fn side_by_side(releases: &[(Release, Figures<'_>)]) -> String {
     text
 }
 
-/// Of each operation the size in which it is furthest from its floor; of all these the furthest.
+/// A line for each of the operations that are furthest from their floors.
 pub(crate) fn furthest(figures: Figures<'_>) -> String {
+    let [head, of_floor, in_xen] = FURTHEST_WORDS;
+    let mut text = format!("{head:<44} {:>9} {of_floor:>9} {in_xen:>9}\n", "size");
+    for (row, [of_floor, in_xen]) in furthest_rows(figures.rows) {
+        let name = &row.operation;
+        let _ = writeln!(text, "{name:<44} {:>9} {of_floor:>9} {in_xen:>9}", row.size);
+    }
+    text
+}
+
+/// Of each operation the size in which it is furthest from its floor; of all these the furthest,
+/// with how much of the floor they are, and how much of it passes in Xen.
+pub(crate) fn furthest_rows(rows: &[Row]) -> Vec<(&Row, [String; 2])> {
     let share = |row: &Row, part: u64| part as f64 / row.floor.unwrap_or(1).max(1) as f64;
     let whole = |row: &Row| share(row, row.instructions);
     let mut worst: Vec<&Row> = Vec::new();
-    for row in figures.rows.iter().filter(|row| row.floor.is_some()) {
+    for row in rows.iter().filter(|row| row.floor.is_some()) {
         match worst.iter_mut().find(|other| other.operation == row.operation) {
             Some(other) if whole(other) >= whole(row) => {}
             Some(other) => *other = row,
@@ -162,17 +176,11 @@ pub(crate) fn furthest(figures: Figures<'_>) -> String {
         }
     }
     worst.sort_by(|one, other| whole(other).total_cmp(&whole(one)));
-    let mut text = format!(
-        "{:<44} {:>9} {:>9} {:>9}\n",
-        "furthest from the floor", "size", "of floor", "in Xen"
-    );
-    for row in worst.into_iter().take(FURTHEST) {
-        let in_xen =
-            row.in_xen.map_or_else(|| "-".to_owned(), |part| format!("{:.3}", share(row, part)));
-        let _ =
-            writeln!(text, "{:<44} {:>9} {:>9.3} {in_xen:>9}", row.operation, row.size, whole(row));
-    }
-    text
+    let words = |row: &Row| {
+        let in_xen = row.in_xen.map(|part| format!("{:.3}", share(row, part)));
+        [format!("{:.3}", whole(row)), in_xen.unwrap_or_else(|| "-".to_owned())]
+    };
+    worst.into_iter().take(FURTHEST).map(|row| (row, words(row))).collect()
 }
 
 /// What stands beside what, and how far it is the same work.
@@ -223,5 +231,31 @@ mod tests {
         let text = targets(none);
         assert_eq!(text.lines().count(), none.judged().len() + ELSEWHERE.len() + 3, "{text}");
         assert!(text.contains("\n0 of 0 targets met\n"), "{text}");
+    }
+
+    #[test]
+    fn of_each_operation_the_furthest_size_is_named_and_the_furthest_first() {
+        let row = |operation, size, instructions| Row {
+            floor: Some(100),
+            ..test_row(operation, size, instructions)
+        };
+        let rows = [row("a", 1, 150), row("a", 2, 120), row("b", 1, 300), test_row("c", 1, 9)];
+        let text = furthest(Figures { rows: &rows, linux: &[], host: &[] });
+        let words: Vec<Vec<&str>> =
+            text.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words, [["b", "1", "3.000", "-"], ["a", "1", "1.500", "-"]]);
+    }
+
+    #[test]
+    fn a_release_has_its_column_and_a_missed_target_stands_out() {
+        let linux = [test_row("munmap", 65_536, 100)];
+        let rows = [7, 9].map(|instructions| [test_row("unmap", 65_536, instructions)]);
+        let figures = |rows| Figures { rows, linux: &linux, host: &[] };
+        let releases =
+            [(Release::Xen4_14, figures(&rows[0])), (Release::Xen4_20, figures(&rows[1]))];
+        let text = side_by_side(&releases);
+        assert!(text.starts_with("| target | size | against | at most | 4.14 | 4.20 |\n|---|"));
+        assert!(text.contains("| unmap | 65536 | Linux | 0.08 | 0.070 | **0.090** |\n"), "{text}");
+        assert_eq!(text.lines().count(), 2 + TARGETS.len());
     }
 }
