@@ -68,7 +68,8 @@ pub(crate) struct RunArguments {
     /// Ask the builder to map the P2M list outside of the kernel's mapping (ELF note INIT_P2M)
     #[arg(long)]
     pub(crate) init_p2m: bool,
-    /// How long the guest may take [default: 60]
+    /// How long the guest may take, which is half as long without a line as dom0; it is there to
+    /// end one that hangs, and a slow or busy machine may need more [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Show the whole console, with the lines of Xen and of a Linux dom0
@@ -103,7 +104,7 @@ impl RunArguments {
 
     /// How long the guest may take, once it is started.
     pub(crate) fn time_limit(&self) -> Duration {
-        Duration::from_secs(self.timeout.unwrap_or(60))
+        Duration::from_secs(self.timeout.unwrap_or(300))
     }
 }
 
