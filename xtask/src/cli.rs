@@ -102,6 +102,12 @@ impl RunArguments {
         named.chain(self.disk.clone().map(Device::Disk)).collect()
     }
 
+    /// What is run: the program, of our unikernel or of a kernel of somebody's, by its file's name.
+    pub(crate) fn what(&self) -> String {
+        let kernel = self.kernel.as_ref().and_then(|kernel| kernel.file_name());
+        kernel.map_or_else(|| self.program.join(" "), |name| name.display().to_string())
+    }
+
     /// How long the guest may take, once it is started.
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(300))
@@ -361,6 +367,8 @@ mod tests {
         let run = run_arguments(&["--mem", "33", "bench", "--mem", "5", "-x"]).unwrap();
         assert_eq!(run.mem, 33);
         assert_eq!(run.program, ["bench", "--mem", "5", "-x"]);
+        assert_eq!(run.what(), "bench --mem 5 -x");
+        assert_eq!(run_arguments(&["--kernel", "a/guest"]).unwrap().what(), "guest");
     }
 
     #[test]
