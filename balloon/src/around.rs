@@ -76,6 +76,23 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     }
 
     /// Lets `step` work in this storage.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use balloon::{Around, Balloon, Moved, Wipe, WorkStorage};
+    ///
+    /// let mut guest = Guest::new(); // 4096 pages
+    /// let mut words = [0; 64];
+    /// let about = (guest.model, guest.p2m);
+    /// let (mut balloon, _) = Balloon::new(about, &mut words, 512, Wipe::Never)?;
+    /// balloon.set_target(4000);
+    /// let mut direct = guest.direct();
+    /// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+    /// let mut storage = WorkStorage::<32>::new(); // a step moves 32 frames at most
+    /// let step = storage.with(|work| balloon.step(&mut around, &mut guest.frames, work));
+    /// assert!(matches!(step.moved, Moved::Out(1..=32)));
+    /// # Ok::<(), balloon::BalloonError>(())
+    /// ```
     pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
         let mut batch = self.batch.batch();
         let Self { extents, pfns, .. } = self;

@@ -41,8 +41,6 @@
 //! that use ends ([`Accounts::surplus`]).
 //!
 //! ```
-//! use std::sync::atomic::AtomicU64;
-//!
 //! use balloon::{Allocator, Around, Balloon, Moved, Next, Wipe, WorkStorage};
 //! use hypercall::{Frame, GuestVa, Pfn, Pte, Slot};
 //! use p2m::{FindDirect, NoDirectEntry, P2m};
@@ -72,8 +70,7 @@
 //! let model = Model::builder().pages(2048).boot_mapping(BootMapping::AllPages).build()?;
 //! let base = GuestVa::new(0xffff_ffff_8000_0000)?;
 //! model.guest().set_direct_map(base, 2048);
-//! let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
-//! let list: Vec<_> = (0..2048).map(mfn).map(AtomicU64::new).collect();
+//! let list = model.guest().built_list();
 //! let p2m = P2m::adopt(&list)?;
 //! // Behind what the builder made, nothing is used.
 //! let first = model.guest().first_free_page().raw();

@@ -4,7 +4,6 @@
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use std::error::Error;
-use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use early_pgt::{
@@ -39,8 +38,7 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let model = Model::builder().guest(config).build()?;
     let start_info = model.guest().start_info().ok_or("the builder left nothing")?;
     let boot = BootInfo::parse(&start_info)?;
-    let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
-    let list: Vec<AtomicU64> = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+    let list = model.guest().built_list();
     let p2m = P2m::adopt(&list)?;
 
     // What is known: where RAM is, how far the builder's mapping goes, and what is in use.

@@ -237,6 +237,15 @@ impl<'a> BootMemory<'a> {
     }
 
     /// The frames that nobody uses, in runs, lowest first.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// let guest = Guest::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
+    /// let free: u64 = guest.memory().free().map(|run| run.count).sum();
+    /// let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
+    /// assert_eq!(free + used, 1 << 14);
+    /// ```
     pub fn free(&self) -> impl Iterator<Item = Pfns> + 'a {
         FreeRuns { regions: self.regions, uses: self.uses, taken: &[], next: 0 }
     }

@@ -58,6 +58,14 @@ pub struct Replaced {
 impl BootMemory<'_> {
     /// How many tables [`replace_tables`] makes: a root, an L3, an L2 for each GiB of addresses
     /// that the kernel's mapping touches, an L1 for each 2 MiB.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// let guest = Guest::new(Role::DomU, 1 << 14);
+    /// let needed = guest.memory().own_tables(); // frames for `replace_tables`
+    /// assert!(needed <= guest.boot.table_frames + 1);
+    /// ```
     #[must_use]
     pub fn own_tables(&self) -> u64 {
         2 + self.kernel_l2s() + shared_chunks(self)

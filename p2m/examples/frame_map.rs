@@ -2,8 +2,6 @@
 //!
 //! `cargo run -p p2m --example frame_map`: the same lines would run on real Xen.
 
-use std::sync::atomic::AtomicU64;
-
 use hypercall::{Counting, DomId, FrameAccess as _, Mfn, Pfn};
 use p2m::{Audit, P2m, P2mError};
 use xen_model::Model;
@@ -12,8 +10,7 @@ fn main() {
     let model = Model::builder().pages(1024).build().expect("a guest of 4 MiB");
     let machine = Counting::new(&model);
     // On real Xen the builder has put the list where start_info says.
-    let built = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, Mfn::raw);
-    let list: Vec<AtomicU64> = (0..1024).map(|pfn| AtomicU64::new(built(pfn))).collect();
+    let list = model.guest().built_list();
     let p2m = P2m::adopt(&list).expect("the list is not empty");
 
     let (pfn, mfn) = (Pfn::new(7), p2m.mfn(Pfn::new(7)).expect("RAM"));

@@ -54,6 +54,14 @@ pub enum P2mEntry {
 
 impl P2mEntry {
     /// What `word` says. Every word says something.
+    ///
+    /// ```
+    /// use hypercall::Mfn;
+    /// use p2m::P2mEntry;
+    ///
+    /// assert_eq!(P2mEntry::decode(0x203), P2mEntry::Ram(Mfn::new(0x203)));
+    /// assert_eq!(P2mEntry::decode(u64::MAX), P2mEntry::Absent);
+    /// ```
     #[must_use]
     pub const fn decode(word: u64) -> Self {
         if word < NOT_RAM {

@@ -362,6 +362,19 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// [`P2mError::NotIdentity`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use hypercall::Pfn;
+    /// # use p2m::{P2m, P2mEntry, Pfns};
+    /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
+    /// let p2m = P2m::adopt(&list)?;
+    /// let device = Pfns::new(Pfn::new(2), 4);
+    /// p2m.set_identity(device)?;
+    /// p2m.clear_identity(device)?;
+    /// assert_eq!(p2m.entry(Pfn::new(3)), Ok(P2mEntry::Absent));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn clear_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
         let clear = |pfn| {
             let word = self.word(pfn)?;

@@ -112,6 +112,20 @@ impl<'a> Toolstack<'a> {
 
     /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
     /// the map has.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// # use hypercall::{ArchSharedInfo, Mfn};
+    /// # use p2m::{P2m, Toolstack};
+    /// let list = [0x203, 0x204].map(AtomicU64::new);
+    /// let p2m = P2m::adopt(&list)?;
+    /// let arch = ArchSharedInfo::default();
+    /// let toolstack = Toolstack::new(&arch);
+    /// toolstack.publish_frame_list(&p2m, Some(Mfn::new(0x203))); // the top of a `FrameList`
+    /// let published = toolstack.read();
+    /// assert_eq!((published.max_pfn, published.frame_list), (2, 0x203));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
     pub fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
         self.raise_max_pfn(p2m);
         let top = top.map_or(0, Mfn::raw);

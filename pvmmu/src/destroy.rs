@@ -53,6 +53,21 @@ impl core::error::Error for DestroyError {}
 
 impl DestroyError {
     /// The address space, if it is still there.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere()];
+    /// let vcpus = Vcpus::new(&running);
+    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err(); // vCPU 0 runs on it
+    /// let pgd = refused.into_pgd().ok_or("it is gone")?;
+    /// unsafe { vcpus.leave(&tools.context, 0) }?;
+    /// vcpus.destroy(pgd, &mut tools)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn into_pgd(self) -> Option<Pgd<Pinned>> {
         match self {
             Self::Running(pgd, _) | Self::Pinned(pgd, _) => Some(pgd),

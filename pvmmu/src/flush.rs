@@ -64,10 +64,22 @@ impl Flush {
     }
 
     /// Adds `count` pages from `va` on.
+    ///
+    /// ```
+    /// use hypercall::GuestVa;
+    /// use pvmmu::{Flush, PAGES_SINGLY};
+    ///
+    /// let mut owed = Flush::NONE;
+    /// owed.add(GuestVa::new(0x40_0000)?, PAGES_SINGLY as u64);
+    /// assert_ne!(owed, Flush::ALL); // page by page
+    /// owed.add(GuestVa::new(0x80_0000)?, 1);
+    /// assert_eq!(owed, Flush::ALL); // one more, and everything is cheaper
+    /// # Ok::<(), hypercall::NotGuestVa>(())
+    /// ```
     pub const fn add(&mut self, va: GuestVa, count: u64) {
         let Count::Pages(mut used) = self.count else { return };
         if count > (PAGES_SINGLY - used) as u64 {
-            self.count = Count::All;
+            *self = Self::ALL;
             return;
         }
         let mut at = 0;
@@ -75,7 +87,7 @@ impl Flush {
             match va.checked_add_pages(at) {
                 Ok(page) => self.pages[used] = page,
                 Err(_) => {
-                    self.count = Count::All;
+                    *self = Self::ALL;
                     return;
                 }
             }
@@ -88,7 +100,7 @@ impl Flush {
     /// Both at once.
     pub const fn merge(mut self, other: Self) -> Self {
         match other.count {
-            Count::All => self.count = Count::All,
+            Count::All => self = Self::ALL,
             Count::Pages(count) => {
                 let mut at = 0;
                 while at < count {
@@ -196,7 +208,7 @@ mod tests {
     fn merging_adds_pages_and_everything_swallows_them() {
         let both = Flush::page(va(1)).merge(Flush::page(va(2)));
         assert!(ops(both, Reach::Local).contains("ext 7 1000 0, ext 7 2000 0"));
-        assert_eq!(both.merge(Flush::ALL), Flush { count: Count::All, ..both });
+        assert_eq!(both.merge(Flush::ALL), Flush::ALL);
         assert_eq!(Flush::NONE.merge(Flush::NONE), Flush::NONE);
         let mut long = Flush::NONE;
         long.add(va(0), u64::MAX);

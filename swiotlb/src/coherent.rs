@@ -65,7 +65,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # use pv_tests::dma;
     /// use swiotlb::{Dma, DmaMask};
     ///
-    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let (guest, pool, _) = dma::a_guest_and_its_pool();
     /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     /// let rings = dma.coherent(2, DmaMask::bits(64))?; // two pages in a row, zeroed
     /// println!("the device finds them at {:#x}", rings.bus().raw());

@@ -70,6 +70,13 @@ pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mEr
 }
 
 /// Whether an address is a multiple of 2^`order` pages.
+///
+/// ```
+/// use swiotlb::{BusAddr, is_aligned};
+///
+/// assert!(is_aligned(BusAddr::from_raw(0x20_0000), 9));
+/// assert!(!is_aligned(BusAddr::from_raw(0x20_1000), 9));
+/// ```
 #[must_use]
 pub const fn is_aligned(start: BusAddr, order: u32) -> bool {
     start.raw().is_multiple_of((PAGE_SIZE as u64) << order)

@@ -113,7 +113,7 @@ impl<'m> Pool<'m> {
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// let (_, pool) = dma::a_guest_and_its_pool(); // `Pool::grow`, once
+    /// let (_, pool, _) = dma::a_guest_and_its_pool(); // `Pool::grow`, once
     /// assert_eq!((pool.segments(), pool.free()), (1, 128));
     /// ```
     pub fn grow(&self, p2m: &P2m<'_>, region: Region) -> Result<(), (Error, Region)> {
@@ -144,7 +144,7 @@ impl<'m> Pool<'m> {
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// let (_, pool) = dma::a_guest_and_its_pool();
+    /// let (_, pool, _) = dma::a_guest_and_its_pool();
     /// let region = pool.shrink().ok_or("a buffer is in each segment")?;
     /// assert_eq!((region.frames(), pool.segments()), (64, 0));
     /// # Ok::<(), &str>(())
@@ -162,6 +162,15 @@ impl<'m> Pool<'m> {
     /// # Errors
     /// [`Error::StillTaken`] with the pool if anything is taken: a leak. Segments without a taken
     /// slot have left all the same.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// let (_, pool, _) = dma::a_guest_and_its_pool();
+    /// let mut regions = Vec::new();
+    /// pool.close(&mut |region| regions.push(region)).map_err(|(error, _)| error)?;
+    /// assert_eq!(regions.len(), 1);
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn close(self, give: &mut impl FnMut(Region)) -> Result<(), (Error, Self)> {
         while let Some(region) = self.shrink() {
             give(region);

@@ -71,6 +71,20 @@ impl Region {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::{Frames, Pfn};
+    /// use p2m::P2m;
+    /// use swiotlb::{DmaMask, Region};
+    ///
+    /// let list: Vec<AtomicU64> = (0x1000..0x1040).map(AtomicU64::new).collect();
+    /// let p2m = P2m::adopt(&list)?;
+    /// let frames = unsafe { Frames::claim(Pfn::new(0), 64) }; // a dom0's lie in a row already
+    /// let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).map_err(|_| "they do not")?;
+    /// assert_eq!((region.runs(), region.frames()), (1, 64));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn adopt(p2m: &P2m<'_>, frames: Frames, order: u32, mask: DmaMask) -> Result<Self, Frames> {
         let run_bytes = PAGE_SIZE << order.min(Self::ORDER_MAX);
         let runs = frames.count() >> order.min(Self::ORDER_MAX);
@@ -210,6 +224,22 @@ pub fn gather<M: Machine, D: FindDirect>(
 ///
 /// # Hypercalls
 /// As for [`gather`].
+///
+/// ```
+/// # use hypercall::Extent;
+/// # use pv_tests::dma;
+/// use swiotlb::{Around, Scratch, scatter};
+///
+/// let (guest, pool, _) = dma::a_guest_and_its_pool();
+/// let mut direct = guest.direct();
+/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+/// let mut extents = [Extent::default(); 128];
+/// let mut scratch = Scratch { batch: guest.batch(), extents: &mut extents };
+/// let region = pool.shrink().ok_or("a buffer is in it")?;
+/// let frames = scatter(&mut around, region, &mut scratch)?; // Xen has the good ones again
+/// assert_eq!(frames.count(), 64);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn scatter<M: Machine, D: FindDirect>(
     around: &mut Around<'_, M, D>,
     region: Region,
@@ -227,6 +257,21 @@ pub fn scatter<M: Machine, D: FindDirect>(
 ///
 /// # Hypercalls
 /// One `mmu_update`.
+///
+/// ```
+/// # use hypercall::Extent;
+/// # use pv_tests::guest::Guest;
+/// use swiotlb::{Around, Scratch, reinstate};
+///
+/// let mut guest = Guest::new();
+/// let stranded = guest.frames.take_run(8); // what an error called stranded
+/// let mut direct = guest.direct();
+/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+/// let mut scratch = Scratch { batch: guest.batch(), extents: &mut [] };
+/// let frames = reinstate(&mut around, stranded, &mut scratch)?; // in the direct mapping, zeroed
+/// assert_eq!(frames.count(), 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn reinstate<M: Machine, D: FindDirect>(
     around: &mut Around<'_, M, D>,
     frames: Frames,

@@ -77,6 +77,24 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// # use hypercall::Pfn;
+    /// use swiotlb::{Buffer, BusAddr, BusRun, Device, Dma, DmaMask, Item, Place, ToDevice};
+    ///
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let page = |at| Place { pfn: Pfn::new(page.raw() + at), offset: 0, len_bytes: 4096 };
+    /// let mut items =
+    ///     [0, 1, 2].map(|at| Item::<ToDevice>::Buffer(unsafe { Buffer::claim(page(at)) }));
+    /// let mut runs = [BusRun { start: BusAddr::from_raw(0), len_bytes: 0 }; 3];
+    /// let device = Device::new(DmaMask::bits(64));
+    /// let used = dma.map_list(&device, &mut items, &mut runs).map_err(|(_, error)| error)?;
+    /// assert_eq!(runs[..used].iter().map(|run| run.len_bytes).sum::<u64>(), 3 * 4096);
+    /// dma.unmap_list(&mut items).map_err(|(_, error)| error)?;
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn map_list<D: Direction>(
         &self,
         device: &Device,

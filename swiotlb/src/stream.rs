@@ -218,9 +218,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # use pv_tests::dma;
     /// use swiotlb::{Buffer, Device, Dma, DmaMask, Place, ToDevice};
     ///
-    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
     /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
     /// // Nobody touches the bytes until the buffer is back.
     /// let buffer = unsafe { Buffer::claim(place) };
     /// let device = Device::new(DmaMask::bits(64));
@@ -260,6 +260,23 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Place};
+    ///
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let device = Device::new(DmaMask::bits(64));
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// // A driver that keeps nothing but the address.
+    /// let bus = dma.map_at::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// unsafe { dma.unmap_at::<FromDevice>(bus, place) }?;
+    /// let again = unsafe { dma.unmap_at::<FromDevice>(bus, place) };
+    /// assert!(again.is_err()); // a second end is noticed
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn map_at<D: Direction>(
         &self,
         device: &Device,
@@ -350,9 +367,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// ```
     /// # use pv_tests::dma;
     /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
-    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
     /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
     /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
     /// let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
@@ -373,6 +390,21 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    ///
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(64)) };
+    /// let buffer = unsafe { Buffer::claim(place) };
+    /// let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// dma.cancel(mapping).map_err(|(error, _)| error)?; // the device was never told
+    /// assert_eq!(pool.counters().bytes_from_device, 0);
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
     pub fn cancel<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
         // As if the device had written nothing: no byte of the slots is copied.
         self.end_mapping(mapping, Purpose::ToDevice)
@@ -436,9 +468,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// ```
     /// # use pv_tests::dma;
     /// # use swiotlb::{Buffer, Device, Dma, DmaMask, Path, Place, ToDevice};
-    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
     /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
     /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
     /// let mut mapping = dma.map::<ToDevice>(&device, buffer).map_err(|(error, _)| error)?;
@@ -470,9 +502,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// ```
     /// # use pv_tests::dma;
     /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
-    /// let (guest, pool) = dma::a_guest_and_its_pool();
+    /// let (guest, pool, page) = dma::a_guest_and_its_pool();
     /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: guest.model.guest().first_free_page(), offset: 0, len_bytes: 512 };
+    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
     /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
     /// let mut mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;

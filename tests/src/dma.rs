@@ -50,12 +50,12 @@ impl FrameAccess for Nothing {
     }
 }
 
-/// A guest on the model, and a pool of 256 KiB in its memory.
+/// A guest on the model, a pool of 256 KiB in its memory, and the first of four free pages.
 ///
 /// # Panics
 /// Never: the guest is large enough.
 #[must_use]
-pub fn a_guest_and_its_pool() -> (Guest, Pool<'static>) {
+pub fn a_guest_and_its_pool() -> (Guest, Pool<'static>, Pfn) {
     let mut guest = Guest::new();
     let frames = guest.frames.take_run(1 << SEGMENT_ORDER);
     let mut direct = guest.direct();
@@ -66,7 +66,8 @@ pub fn a_guest_and_its_pool() -> (Guest, Pool<'static>) {
     let segments: &[Segment] = Box::leak(Box::new([Segment::new()]));
     let pool = Pool::new(segments, Box::leak(Box::new([Area::new()]))).expect("it has places");
     pool.grow(guest.p2m, region.expect("Xen has memory")).expect("there is a place");
-    (guest, pool)
+    let pages = guest.frames.take_run(4);
+    (guest, pool, pages.start())
 }
 
 /// What maps, for as long as the program runs, and how often it is to map.

@@ -68,7 +68,8 @@ pub(crate) struct RunArguments {
     /// Ask the builder to map the P2M list outside of the kernel's mapping (ELF note INIT_P2M)
     #[arg(long)]
     pub(crate) init_p2m: bool,
-    /// How long the guest may take [default: 60]
+    /// How long the guest may take, which is half as long without a line as dom0; it is there to
+    /// end one that hangs, and a slow or busy machine may need more [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Show the whole console, with the lines of Xen and of a Linux dom0
@@ -101,9 +102,15 @@ impl RunArguments {
         named.chain(self.disk.clone().map(Device::Disk)).collect()
     }
 
+    /// What is run: the program, of our unikernel or of a kernel of somebody's, by its file's name.
+    pub(crate) fn what(&self) -> String {
+        let kernel = self.kernel.as_ref().and_then(|kernel| kernel.file_name());
+        kernel.map_or_else(|| self.program.join(" "), |name| name.display().to_string())
+    }
+
     /// How long the guest may take, once it is started.
     pub(crate) fn time_limit(&self) -> Duration {
-        Duration::from_secs(self.timeout.unwrap_or(60))
+        Duration::from_secs(self.timeout.unwrap_or(300))
     }
 }
 
@@ -360,6 +367,8 @@ mod tests {
         let run = run_arguments(&["--mem", "33", "bench", "--mem", "5", "-x"]).unwrap();
         assert_eq!(run.mem, 33);
         assert_eq!(run.program, ["bench", "--mem", "5", "-x"]);
+        assert_eq!(run.what(), "bench --mem 5 -x");
+        assert_eq!(run_arguments(&["--kernel", "a/guest"]).unwrap().what(), "guest");
     }
 
     #[test]

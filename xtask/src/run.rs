@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         arguments.role,
         arguments.mem,
         qemu.version(),
-        arguments.program.join(" ")
+        arguments.what()
     );
     let name = format!("{}-{}-{}", arguments.role, arguments.xen, arguments.program[0]);
     let log = host.new_log(&name.replace('/', "_"))?;

@@ -118,6 +118,22 @@ impl<'f> Audit<'f> {
     ///
     /// # Hypercalls
     /// None.
+    ///
+    /// ```
+    /// use p2m::{Audit, P2m, Progress};
+    ///
+    /// let model = xen_model::Model::builder().pages(2048).build()?;
+    /// let list = model.guest().built_list();
+    /// let p2m = P2m::adopt(&list)?;
+    /// let mut places = [None; 8];
+    /// let mut audit = Audit::begin(&mut places);
+    /// let mut steps = 1;
+    /// while let Progress::More(_) = audit.step(&model, &p2m, 512) {
+    ///     steps += 1; // a kernel does something else meanwhile
+    /// }
+    /// assert!(steps >= 4 && audit.report().is_clean());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn step<M: FrameAccess + ?Sized>(
         &mut self,
         machine: &M,

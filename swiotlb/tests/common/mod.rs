@@ -45,8 +45,7 @@ impl Guest {
         let model = builder.build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
-        let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
-        let list = (0..boot.pages).map(mfn).map(AtomicU64::new).collect();
+        let list = model.guest().built_list();
         Self { model, list, root }
     }
 

@@ -42,9 +42,9 @@ const XEN_MEMORY_MIB: u32 = 256;
 /// Processors of the emulated machine: dom0 and the guest run at the same time.
 const PROCESSORS: u32 = 2;
 /// What dom0 may take until its toolstack runs.
-const DOM0_START: Duration = Duration::from_secs(180);
+const DOM0_START: Duration = Duration::from_secs(600);
 /// What the toolstack may take for each guest, besides the guest's own time.
-const TOOLSTACK: Duration = Duration::from_secs(60);
+const TOOLSTACK: Duration = Duration::from_secs(180);
 
 const MARK: &str = "@@pvmmu ";
 

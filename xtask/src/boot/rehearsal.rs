@@ -18,7 +18,7 @@ use crate::process::run_quietly;
 use crate::provision::linux::Linux;
 
 /// What dom0 may take until it can be reached.
-const START: Duration = Duration::from_secs(240);
+const START: Duration = Duration::from_secs(600);
 /// Memory for guests.
 const GUESTS_MIB: u32 = 512;
 

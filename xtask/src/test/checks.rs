@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::house_rules;
 use super::session::Session;
+use super::{examples, house_rules};
 use crate::bench;
 use crate::cargo::{Package, cargo, packages};
 use crate::paths;
@@ -30,6 +30,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     };
     session.step(GROUP, "format", || must(cargo().args(["fmt", "--all", "--check"])))?;
     session.step(GROUP, "house rules", house_rules::check)?;
+    session.step(GROUP, "examples in the documentation", examples::check)?;
     session.step(GROUP, "lints on the host", || {
         let mut cargo = cargo();
         cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `checks` | format, lints, unit and documentation tests: no machine needed |
 //! | `guide` | the porting guide, word by word |
+//! | `examples` | public functions without an example become no more |
 //! | `inventory` | every file with unsafe code is accounted for |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
@@ -18,6 +19,7 @@ mod checks;
 mod devices;
 mod endings;
 mod examine;
+mod examples;
 mod guide;
 mod house_rules;
 mod inventory;

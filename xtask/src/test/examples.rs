@@ -1,0 +1,85 @@
+//! Examples in the documentation: how many public functions of each library have none. What is
+//! called on the way to something else needs none; what somebody calls first does.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::rust_files;
+use crate::paths;
+
+/// Libraries, and how many of their public functions may be without an example.
+const WITHOUT: [(&str, usize); 9] = [
+    ("balloon", 16),
+    ("conformance", 4),
+    ("early-pgt", 22),
+    ("hypercall", 126),
+    ("p2m", 44),
+    ("prove", 19),
+    ("pvmmu", 36),
+    ("swiotlb", 36),
+    ("xen-model", 85),
+];
+
+/// Counts them.
+///
+/// # Errors
+///
+/// A library has more, or fewer: then the figure is to be lowered.
+pub(super) fn check() -> Result<String> {
+    let workspace = paths::workspace();
+    let mut counts = WITHOUT.map(|(library, _)| (library, 0, 0));
+    for file in rust_files()? {
+        let name = file.strip_prefix(&workspace).unwrap_or(&file);
+        let is_in = |library: &str| name.starts_with(Path::new(library).join("src"));
+        if let Some((_, with, without)) = counts.iter_mut().find(|(library, ..)| is_in(library)) {
+            let (some, none) = count(&fs::read_to_string(&file)?);
+            (*with, *without) = (*with + some, *without + none);
+        }
+    }
+    let wrong: Vec<String> = counts
+        .iter()
+        .zip(WITHOUT)
+        .filter(|((.., without), (_, allowed))| without != allowed)
+        .map(|((library, _, without), (_, allowed))| {
+            format!("{library}: {without} public functions without an example, not {allowed}")
+        })
+        .collect();
+    if !wrong.is_empty() {
+        bail!("{}\n(more: add examples; fewer: lower the figure here)", wrong.join("\n"));
+    }
+    let with: usize = counts.iter().map(|(_, with, _)| with).sum();
+    Ok(format!("{with} functions have one"))
+}
+
+/// Public functions with an example, and those without.
+fn count(text: &str) -> (usize, usize) {
+    let (mut with, mut without, mut has_example) = (0, 0, false);
+    let lines = text.lines().map(str::trim_start).take_while(|line| *line != "#[cfg(test)]");
+    for line in lines {
+        if line.starts_with("///") {
+            has_example |= line.starts_with("/// ```");
+        } else if !line.starts_with("#[") {
+            let words = line.split_once('(').map_or(line, |(signature, _)| signature);
+            if words.starts_with("pub ") && words.contains("fn ") {
+                *if has_example { &mut with } else { &mut without } += 1;
+            }
+            has_example = false;
+        }
+    }
+    (with, without)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_example_counts_for_the_function_that_it_stands_before() {
+        let text = "/// One.\n/// ```\n/// ```\n#[must_use]\npub const fn one() {}\n\
+                    /// Two.\npub fn two() {}\nfn three() {}\npub(crate) fn four() {}\n";
+        assert_eq!(count(text), (1, 1));
+        assert_eq!(count("#[cfg(test)]\npub fn five() {}\n"), (0, 0));
+    }
+}
