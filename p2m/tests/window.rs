@@ -2,39 +2,21 @@
 
 #![cfg(not(loom))]
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use arbtest::arbtest;
+use common::{Storage, audit, opened, split};
 use hypercall::{
-    ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Frames, Mfn,
+    ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Mfn,
     PAGE_SIZE, Pfn, Refusal,
 };
 use p2m::{
-    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2m, P2mEntry, P2mError, Pfns,
-    Toolstack, Window, WindowFailure,
+    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2mEntry, P2mError, Pfns,
+    Toolstack, WindowFailure,
 };
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW, context};
-use xen_model::PageType;
-
-type Storage = BatchStorage<512, 4>;
-
-/// Frames for the window, and a pool of the rest.
-fn split(machine: &Machine) -> (Frames, Pool) {
-    let needed = Window::frames_needed(machine.boot.pages, machine.capacity);
-    let (window, rest) = machine.frames().split(needed).expect("enough frames");
-    (window, Pool::new(rest))
-}
-
-fn opened<'a>(machine: &'a Machine, frames: Frames) -> (P2m<'a>, Window) {
-    machine.open(machine, frames, &mut Storage::new().batch()).expect("open")
-}
-
-fn audit(machine: &Machine, p2m: &P2m<'_>) {
-    let mut findings = [None; 4];
-    let mut audit = Audit::begin(&mut findings);
-    audit.run(machine, p2m);
-    assert!(audit.report().is_clean(), "{}", audit.report());
-}
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW, context};
 
 #[test]
 fn the_builders_list_lies_in_the_window_without_a_copy() {
@@ -92,51 +74,6 @@ fn machine_pages() -> u64 {
 }
 
 #[test]
-fn the_table_of_holes_is_not_validated_again_for_a_gib_that_is_alone() {
-    let machine = Machine::new(13);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
-    // Frames that have been taken into use as L1 tables.
-    let validated = || {
-        let transitions = machine.model.statistics().transitions;
-        transitions.iter().map(|to| to[PageType::L1 as usize]).sum::<u64>()
-    };
-    for _ in 0..2 {
-        let before = validated();
-        let len = p2m.len().next_multiple_of(GIB);
-        window.grow(around, len + GIB, &mut batch).expect("grow");
-        assert_eq!(validated() - before, 0, "no table becomes one when the GiB's hole is linked");
-        let gib = Pfns::new(Pfn::new(len), GIB);
-        window.reserve(around, gib, &mut pool, &mut batch).expect("reserve");
-        assert_eq!(validated() - before, 1, "the table of the GiB's own does");
-    }
-    machine.check();
-}
-
-#[test]
-fn a_hole_takes_no_frame_and_one_hypercall() {
-    let machine = Machine::new(3);
-    let (frames, pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let (free, counting) = (pool.len(), Counting::new(&machine));
-    let mut storage = Storage::new();
-    window.grow(context(&counting, &p2m), CAPACITY, &mut storage.batch()).expect("grow");
-    assert_eq!((pool.len(), counting.counts().hypercalls), (free, 1));
-    let last = Pfn::new(CAPACITY - 1);
-    assert_eq!(p2m.entry(last), Ok(P2mEntry::Absent));
-    assert_eq!(p2m.populate(last, Mfn::new(7)), Err(P2mError::NotReserved(last)));
-    assert_eq!(p2m.set_foreign(last, DomId(1), Mfn::new(7)), Err(P2mError::NotReserved(last)));
-    let error = window.grow(context(&counting, &p2m), CAPACITY + 1, &mut storage.batch());
-    let capacity = WindowFailure::Capacity { pfns: CAPACITY + 1, capacity: CAPACITY };
-    assert_eq!(error.map_err(|error| error.failure), Err(capacity));
-    audit(&machine, &p2m);
-    machine.check();
-}
-
-#[test]
 fn a_shorter_length_changes_nothing() {
     let machine = Machine::new(4);
     let (frames, _) = split(&machine);
@@ -145,86 +82,6 @@ fn a_shorter_length_changes_nothing() {
     window.grow(context(&machine, &p2m), 6000, &mut storage.batch()).expect("grow");
     window.grow(context(&machine, &p2m), 5000, &mut storage.batch()).expect("grow");
     assert_eq!(p2m.len(), 6000);
-}
-
-#[test]
-fn identity_holes_share_their_words_whatever_their_borders() {
-    let machine = Machine::new(5);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
-    window.grow(around, CAPACITY, &mut batch).expect("grow");
-    // From the middle of a page over a whole GiB into the middle of another.
-    let devices = Pfns::new(Pfn::new(GIB - 1000), 2 * GIB - 777);
-    let free = pool.len();
-    window.reserve_identity(around, devices, &mut pool, &mut batch).expect("identity");
-    assert_eq!(free - pool.len(), 3, "a page at each end, and one table");
-    let census = Census::of(&p2m, p2m.all());
-    assert_eq!((census.ram, census.identity), (machine.boot.pages, devices.count));
-    for pfn in [devices.start.raw(), GIB, 2 * GIB - 1, devices.end() - 1] {
-        assert_eq!(p2m.entry(Pfn::new(pfn)), Ok(P2mEntry::Identity), "{pfn:#x}");
-        assert_eq!(p2m.machine_frame(Pfn::new(pfn)), Ok(Mfn::new(pfn)));
-    }
-    for pfn in [devices.start.raw() - 1, devices.end()] {
-        assert_eq!(p2m.entry(Pfn::new(pfn)), Ok(P2mEntry::Absent), "{pfn:#x}");
-    }
-    // Memory for words in the hole keeps what they mean.
-    let inside = Pfns::new(Pfn::new(GIB + 5000), 3);
-    window.reserve(around, inside, &mut pool, &mut batch).expect("reserve");
-    assert_eq!(Census::of(&p2m, p2m.all()).identity, devices.count);
-    p2m.clear_identity(inside).expect("private words");
-    assert_eq!(Census::of(&p2m, p2m.all()).identity, devices.count - 3);
-    machine.check();
-}
-
-#[test]
-fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
-    let machine = Machine::new(9);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
-    // As many pages in front of it as behind it.
-    for (gib, margin) in [(1, 100 * LEAF), (2, LEAF)] {
-        let hole = Pfns::new(Pfn::new(gib * GIB + margin), GIB - 2 * margin);
-        window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
-        let gib = Pfns::new(Pfn::new(gib * GIB), GIB);
-        let census = Census::of(&p2m, gib);
-        assert_eq!((census.identity, census.absent), (hole.count, 2 * margin));
-    }
-    machine.check();
-}
-
-#[test]
-fn words_that_have_memory_of_their_own_become_identity_too() {
-    let machine = Machine::new(10);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
-    let own = Pfns::new(Pfn::new(2 * GIB + 4 * LEAF), 2 * LEAF);
-    window.reserve(around, own, &mut pool, &mut batch).expect("reserve");
-    let free = pool.len();
-    let hole = Pfns::new(Pfn::new(2 * GIB + 3 * LEAF), 4 * LEAF);
-    window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
-    assert_eq!(pool.len(), free);
-    let census = Census::of(&p2m, Pfns::new(Pfn::new(GIB), 2 * GIB));
-    assert_eq!((census.identity, census.absent), (hole.count, 2 * GIB - hole.count));
-    assert_eq!(Census::of(&p2m, hole).identity, hole.count);
-    // What stands for something does not.
-    p2m.clear_identity(own).expect("words of their own");
-    p2m.set_foreign(own.start, DomId(1), Mfn::new(7)).expect("absent");
-    let error = window.reserve_identity(around, own, &mut pool, &mut batch);
-    let entry = P2mEntry::Foreign { owner: DomId(1), mfn: Mfn::new(7) };
-    let occupied = P2mError::Occupied { pfn: own.start, entry };
-    assert_eq!(error.map_err(|error| error.failure), Err(WindowFailure::P2m(occupied)));
-    machine.check();
 }
 
 #[test]
@@ -251,32 +108,6 @@ fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
     // All of them are as they were: the window opens once nothing is refused.
     let (p2m, _) = opened(&machine, frames);
     audit(&machine, &p2m);
-    machine.check();
-}
-
-#[test]
-fn what_a_restore_wrote_into_holes_is_mended() {
-    let machine = Machine::new(6);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
-    let devices = Pfns::new(Pfn::new(GIB), GIB);
-    window.reserve_identity(around, devices, &mut pool, &mut batch).expect("identity");
-    // The toolstack writes absent words over every page of the list that it did not fill.
-    for leaf in [GIB / LEAF, 2 * GIB / LEAF] {
-        let frame = window.leaf(&machine, &p2m, leaf).expect("a page");
-        (0..512).for_each(|at| machine.model.poke(frame, at, u64::MAX));
-    }
-    machine.show_frames();
-    assert_eq!(p2m.entry(devices.start), Ok(P2mEntry::Absent), "the mark is lost");
-    window.refill_holes(&machine).expect("refill");
-    machine.show_frames();
-    assert_eq!(p2m.entry(devices.start), Ok(P2mEntry::Identity));
-    let absent = Pfn::new(2 * GIB);
-    assert_eq!(p2m.populate(absent, Mfn::new(7)), Err(P2mError::NotReserved(absent)));
     machine.check();
 }
 

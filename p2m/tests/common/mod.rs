@@ -1,0 +1,26 @@
+//! How tests of the window begin.
+
+use hypercall::{BatchStorage, Frames};
+use p2m::{Audit, P2m, Window};
+use pv_tests::window::{Machine, Pool};
+
+pub(crate) type Storage = BatchStorage<512, 4>;
+
+/// Frames for the window, and a pool of the rest.
+pub(crate) fn split(machine: &Machine) -> (Frames, Pool) {
+    let needed = Window::frames_needed(machine.boot.pages, machine.capacity);
+    let (window, rest) = machine.frames().split(needed).expect("enough frames");
+    (window, Pool::new(rest))
+}
+
+pub(crate) fn opened<'a>(machine: &'a Machine, frames: Frames) -> (P2m<'a>, Window) {
+    machine.open(machine, frames, &mut Storage::new().batch()).expect("open")
+}
+
+/// Nothing is wrong with the map.
+pub(crate) fn audit(machine: &Machine, p2m: &P2m<'_>) {
+    let mut findings = [None; 4];
+    let mut audit = Audit::begin(&mut findings);
+    audit.run(machine, p2m);
+    assert!(audit.report().is_clean(), "{}", audit.report());
+}
