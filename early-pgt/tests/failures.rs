@@ -4,7 +4,9 @@
 use early_pgt::{
     BootMemory, Build, EarlyError, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
 };
-use hypercall::{BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Pfn, Refusal};
+use hypercall::{
+    BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Module, Pfn, Refusal,
+};
 use p2m::Pfns;
 use pv_tests::booting::{DIRECT_MAP, Guest};
 use xen_model::Role;
@@ -155,6 +157,36 @@ fn a_place_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_kernel_may_be_mapped_up_to_the_last_page_of_its_slot_and_no_further() {
+    let guest = Guest::new(Role::DomU, 0x2000);
+    let slot = GuestVa::new(0xffff_ff00_0000_0000).expect("the guest's");
+    let slot_pages = 1 << 27;
+    let regions = [ram(0, slot_pages + 1)];
+    let of = |kernel_pages| {
+        let place = MapPlace { kernel: slot, kernel_pages, ..guest.place };
+        BootMemory::new(&regions, &guest.uses, place).map(drop)
+    };
+    assert_eq!(of(slot_pages), Ok(()));
+    let pages = slot_pages + 1;
+    assert_eq!(of(pages), Err(EarlyError::KernelMapping { pages }));
+}
+
+#[test]
+fn a_module_takes_all_the_pages_that_it_lies_in() {
+    let guest = Guest::new(Role::DomU, 0x2000);
+    let start = guest.place.kernel.checked_add_pages(7).expect("the guest's");
+    for (len_bytes, count) in [(1, 1), (4096, 1), (4097, 2), (10 << 12, 10)] {
+        let mapped = Module::Mapped { start, len_bytes };
+        let unmapped = Module::Unmapped { start: Pfn::new(7), len_bytes };
+        for module in [mapped, unmapped] {
+            let uses = builder_uses(&BootInfo { module, ..guest.boot }, guest.place);
+            let module = Use { pfns: Pfns::new(Pfn::new(7), count), kind: UseKind::Module };
+            assert_eq!(uses.map(|[.., last]| last), Ok(Some(module)), "{len_bytes} bytes");
+        }
+    }
+}
+
+#[test]
 fn start_info_that_cannot_be_is_refused_before_anything_is_changed() {
     let guest = Guest::new(Role::DomU, 0x2000);
     let good = guest.model.guest().start_info().expect("built");
@@ -186,6 +218,7 @@ fn a_root_slot_in_use_is_refused() {
     // SAFETY: nothing is done with what this claims a second time.
     let mut again = unsafe { Build::begin(&memory, plan) };
     let refused = again.round(context, &mut storage.batch()).map_err(|error| error.failure);
-    assert!(matches!(refused, Err(EarlyError::RootSlotInUse { .. })), "{refused:?}");
+    let Err(EarlyError::RootSlotInUse { va, pte }) = refused else { panic!("{refused:?}") };
+    assert_eq!((va, pte.is_present()), (guest.place.direct_map, true));
     guest.check();
 }
