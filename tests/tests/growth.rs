@@ -140,6 +140,6 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     let _ = balloon.set_target(BOOT);
     let last = settle(context, &mut balloon, &mut free);
     assert_eq!((last.next, last.accounts.xen), (Next::Idle, Some(BOOT)));
-    assert!(matches!(last.moved, Moved::Out(_)) && free.1.is_empty() && free.0.len() > 0);
+    assert!(matches!(last.moved, Moved::Out(_)) && free.1.is_empty() && !free.0.is_empty());
     audit(&machine, &p2m, (&list, &window));
 }
