@@ -248,6 +248,11 @@ impl<'s> Balloon<'s> {
         }
     }
 
+    /// Whether the last step was in vain.
+    pub(crate) const fn is_stuck(&self) -> bool {
+        self.stuck.is_some()
+    }
+
     /// What the balloon aims at, and why that is not what was asked for if it is not.
     #[must_use]
     pub const fn goal(&self) -> Goal {

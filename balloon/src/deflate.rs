@@ -98,11 +98,18 @@ impl Balloon<'_> {
         around: &mut Around<'_, M, D>,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (usize, Option<Obstacle>) {
+        // Whether the map can take a frame, it says itself when the frame is there, and whether the
+        // direct mapping can, its entry. What cannot be put anywhere goes back to Xen. So it is
+        // enough to look once for each table, unless something was in the way a moment ago.
+        let looks_at_all = self.is_stuck();
         let mut asked = 0;
+        let mut table = None;
         for pfn in self.held.lowest().take(count) {
-            if !can_get_memory(around, pfn) {
+            let its_table = Some(pfn.raw() / LARGE);
+            if (looks_at_all || table != its_table) && !can_get_memory(around, pfn) {
                 break;
             }
+            table = its_table;
             work.extents[asked] = Extent::from_pfn(pfn);
             work.pfns[asked] = pfn;
             asked += 1;
@@ -147,7 +154,11 @@ impl Balloon<'_> {
         let mut obstacle = None;
         for at in 0..came {
             let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
-            match around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) {
+            let populated = match order {
+                0 => around.p2m.populate(pfn, mfn),
+                _ => around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn),
+            };
+            match populated {
                 Ok(()) => {
                     work.pfns[recorded] = pfn;
                     recorded += 1;

@@ -151,6 +151,35 @@ fn a_frame_that_is_used_elsewhere_stays_until_that_ends_and_is_counted() {
     guest.check();
 }
 
+#[test]
+fn a_place_in_the_direct_mapping_that_is_taken_is_named_and_what_came_for_it_goes_back() {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    smaller(&guest, &p2m, &mut stack, &mut balloon, 20);
+    // In the middle of what is out.
+    let taken = Pfn::new(common::FREE_FROM + FREE - 10);
+    assert!(balloon.holds(taken));
+    let other = p2m.mfn(stack.0[0].pfn()).expect("RAM");
+    set_entry(&guest, taken, Pte::new(other, PteFlags::KERNEL_RW));
+    balloon.set_target(PAGES);
+    let around = (&guest, &guest.model, &p2m);
+    let mut storage = Storage::new();
+    for (moved, populated) in [(10, PAGES - 10), (0, PAGES - 10)] {
+        let step = step(around, &mut balloon, &mut stack, &mut storage);
+        assert_eq!(step.accounts.xen, Some(populated), "{step:?}");
+        assert!(step.accounts.is_balanced(), "{}", step.accounts);
+        let came = if moved == 0 { Moved::Nothing } else { Moved::In(moved) };
+        assert_eq!(step.moved, came);
+        assert!(matches!(waits(step.next).0, Obstacle::Occupied { pfn, .. } if pfn == taken));
+    }
+    set_entry(&guest, taken, Pte::ABSENT);
+    assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
+    assert_eq!(stack.0.len() as u64, FREE);
+    guest.check();
+}
+
 /// A toolstack takes a frame that is to leave after `before` others have left.
 fn lose_a_frame_to_the_toolstack(before: u64) {
     let mut guests = Model::builder().seed(3).guest(config());

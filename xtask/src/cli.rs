@@ -171,17 +171,25 @@ pub(crate) struct TestArguments {
     /// Stop before real Xen
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Releases of Xen
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
-          default_values_t = [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20])]
-    pub(crate) xen: Vec<Release>,
-    /// Those of them whose toolstack leads a guest through its whole life, which takes minutes
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "RELEASES",
-          default_values_t = [Release::Xen4_17])]
-    pub(crate) lives: Vec<Release>,
+    /// Releases of Xen, or "all". Their toolstacks lead guests through their whole lives, which
+    /// takes minutes for each [default: all, with the lives on 4.17 alone]
+    #[arg(long, value_name = "RELEASES")]
+    xen: Option<Releases>,
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
+}
+
+impl TestArguments {
+    /// The releases to test.
+    pub(crate) fn releases(&self) -> &[Release] {
+        self.xen.as_ref().map_or(Release::value_variants(), |named| &named.0)
+    }
+
+    /// Whether the whole life of a guest is tested on a release of them.
+    pub(crate) fn has_lives(&self, release: Release) -> bool {
+        self.xen.is_some() || release == Release::Xen4_17
+    }
 }
 
 /// A device that the machine can have.
@@ -388,16 +396,24 @@ mod tests {
     }
 
     #[test]
-    fn all_releases_are_tested_unless_some_are_named() {
+    fn all_releases_are_tested_unless_some_are_named_and_on_named_ones_lives_are() {
         let releases = |words: &[&str]| {
             let words = ["cargo xtask", "test"].iter().chain(words);
-            match Cli::try_parse_from(words).unwrap().command {
-                Command::Test(arguments) => arguments.xen,
+            let arguments = match Cli::try_parse_from(words)?.command {
+                Command::Test(arguments) => arguments,
                 other => panic!("not a test: {other:?}"),
-            }
+            };
+            let all = arguments.releases().iter();
+            Ok::<_, clap::Error>(all.map(|it| (*it, arguments.has_lives(*it))).collect::<Vec<_>>())
         };
-        assert_eq!(releases(&[]), [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20]);
-        assert_eq!(releases(&["--xen", "4.20,4.14"]), [Release::Xen4_20, Release::Xen4_14]);
+        let [old, middle, new] = [Release::Xen4_14, Release::Xen4_17, Release::Xen4_20];
+        assert_eq!(releases(&[]).unwrap(), [(old, false), (middle, true), (new, false)]);
+        let all = [(old, true), (middle, true), (new, true)];
+        assert_eq!(releases(&["--xen", "all"]).unwrap(), all);
+        assert_eq!(releases(&["--xen", "4.20,4.14"]).unwrap(), [(new, true), (old, true)]);
+        for wrong in ["4.99", "", "4.14,all"] {
+            assert!(releases(&["--xen", wrong]).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

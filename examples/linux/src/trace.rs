@@ -84,6 +84,25 @@ impl Trace {
         ticks.collect::<Option<_>>().with_context(|| format!("the trace of {name} has holes"))
     }
 
+    /// Notes when a thread of this name gets the CPU and when it loses it.
+    pub(crate) fn switching(name: &str) -> Result<Self> {
+        let trace = begin()?;
+        let filter = format!("prev_comm == \"{name}\" || next_comm == \"{name}\"");
+        set("events/sched/sched_switch/filter", &filter)?;
+        set("events/sched/sched_switch/enable", "1")?;
+        set("tracing_on", "1")?;
+        Ok(trace)
+    }
+
+    /// The ticks for which it had it.
+    pub(crate) fn had_cpu(self, name: &str) -> Result<u64> {
+        set("tracing_on", "0")?;
+        let mut turns = Turns::default();
+        each_line(|line| turns.line(line, name))?;
+        set("events/enable", "0")?;
+        turns.ticks.with_context(|| format!("the trace of {name} has holes"))
+    }
+
     /// Forgets what was noted, and goes on.
     pub(crate) fn clear(&self) -> Result<()> {
         set("trace", "")
@@ -94,6 +113,30 @@ impl Trace {
         set("tracing_on", "0")?;
         set("events/probes/enable", "0")?;
         set("kprobe_events", "")
+    }
+}
+
+/// The turns of a thread on the CPU.
+#[derive(Debug, PartialEq, Eq)]
+struct Turns {
+    began: Option<u64>,
+    ticks: Option<u64>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { began: None, ticks: Some(0) }
+    }
+}
+
+impl Turns {
+    fn line(&mut self, line: &str, name: &str) {
+        if line.contains(&format!(" next_comm={name} ")) {
+            self.began = time_of(line);
+        } else if line.contains(&format!(" prev_comm={name} ")) {
+            let turn = time_of(line).zip(self.began.take()).map(|(end, begin)| end - begin);
+            self.ticks = self.ticks.zip(turn).map(|(all, turn)| all + turn);
+        }
     }
 }
 
@@ -124,5 +167,18 @@ mod tests {
         let line = "  init-1  [000] d..1.  7012345: pin_begins: (__xen_pgd_pin+0x4/0x20)";
         assert_eq!(time_of(line), Some(7_012_345));
         assert_eq!(time_of("# tracer: nop"), None);
+    }
+
+    #[test]
+    fn turns_on_the_cpu_are_added_and_one_without_a_beginning_is_noticed() {
+        let on = |at: u64| format!(" idle-0 [000] d..2. {at}: sched_switch: x ==> next_comm=b y");
+        let off = |at: u64| format!(" b-9 [000] d..2. {at}: sched_switch: prev_comm=b x ==> y");
+        let mut turns = Turns::default();
+        for line in [on(10), off(15), on(20), off(100)] {
+            turns.line(&line, "b");
+        }
+        assert_eq!(turns.ticks, Some(85));
+        turns.line(&off(200), "b");
+        assert_eq!(turns.ticks, None);
     }
 }

@@ -1,5 +1,6 @@
 //! Linux beside us: Debian's kernel as dom0 on the same Xen, in the same emulator, with one program
-//! of this workspace (`examples/linux`) as its only one.
+//! of this workspace (`examples/linux`) as its only one. Its balloon is measured as a domU's, which
+//! another Linux resizes by `xl mem-set`.
 
 use std::fs;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::early;
 use super::row::{self, Row};
-use crate::boot::{Clock, Guest, Host, Line, dom0};
+use crate::boot::outcome::Report;
+use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cargo::cargo;
 use crate::cli::Release;
 use crate::initramfs::cpio::Archive;
@@ -24,6 +26,10 @@ const PACKAGE: &str = "linux-bench";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Memory of Linux: 65,536 pages twice, and what the kernel and its trace need.
 const MEMORY_MIB: u32 = 1024;
+/// What its kernel is told.
+const ARGUMENTS: &str = "console=hvc0 quiet panic=1 norandmaps";
+/// What its program is told in a domU; dom0's script knows it as well.
+const AS_DOMU: &str = "sized-by-xl";
 /// How long it may take, on a machine that others use too.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -39,22 +45,42 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
         let qemu = Qemu::require(&folder)?;
         (qemu, xen::require(&folder, release)?, linux::require(&folder, release)?)
     };
-    let step = Step::begin(&format!("Linux on Xen {release}"));
     let file_system = tempfile::NamedTempFile::new()?;
     fs::write(file_system.path(), archive()?)?;
     let guest = Guest {
         kernel: linux.kernel.clone(),
-        arguments: "console=hvc0 quiet panic=1 norandmaps".to_owned(),
+        arguments: ARGUMENTS.to_owned(),
         module: Some(file_system.path().to_owned()),
         memory_mib: MEMORY_MIB,
         maximum_mib: MEMORY_MIB,
         vcpus: 1,
         limit: LIMIT,
     };
-    let host = Host::new(&qemu, xen, Clock::Instructions);
-    let log = folder.new_log(&format!("linux-{release}-bench"))?;
+    // One processor: what dom0 runs meanwhile is time that is stolen from the guest, and its clock
+    // knows.
+    let host = Host { processors: Some(1), ..Host::new(&qemu, xen, Clock::Instructions) };
+    let mut rows = boot(&format!("Linux on Xen {release}"), |show| {
+        let log = folder.new_log(&format!("linux-{release}-bench"))?;
+        dom0::boot(&host, &guest, log, show)
+    })?;
+    let guest = Guest { arguments: format!("{AS_DOMU} {ARGUMENTS}"), ..guest };
+    rows.extend(boot(&format!("Linux as domU on Xen {release}"), |show| {
+        let log = folder.new_log(&format!("linux-{release}-bench-domu"))?;
+        let mut reports = domu::boot(&host, &linux, &[guest], log, show)?;
+        reports.pop().context("one guest, one report")
+    })?);
+    rows.push(early::measure(&host, &linux, &folder)?);
+    Ok(rows)
+}
+
+/// The rows of one boot.
+fn boot(
+    name: &str,
+    boot: impl FnOnce(&mut dyn FnMut(Line<'_>)) -> Result<Report>,
+) -> Result<Vec<Row>> {
+    let step = Step::begin(name);
     let mut rows = row::Reader::default();
-    let report = dom0::boot(&host, &guest, log, |line| {
+    let report = boot(&mut |line| {
         if let Line::Guest(text) = line {
             rows.line(text, &step);
         }
@@ -63,9 +89,7 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
     if !report.outcome.passed() {
         bail!("{report}");
     }
-    let mut rows = rows.end()?;
-    rows.push(early::measure(&host, &linux, &folder)?);
-    Ok(rows)
+    rows.end()
 }
 
 /// A file system with one program.

@@ -107,13 +107,22 @@ look() {
 # Besides, Xen and xl count its pages as it does when they are asked in dom0.
 check() {
     look "$@"
+    count
+    say "guest $number $step: $answer"
+}
+
+count() {
     toolstack again xl dmesg -c
     toolstack again xl debug-keys q
     await "Xen's count of pages" xen_has_counted
     [ "$pages" = "$counted" ] || wrong "the guest has $pages pages, Xen counts $counted"
     look_at_guest
     [ "$listed" -eq $((pages / 256)) ] || wrong "the guest has $pages pages, xl lists $listed MiB"
-    say "guest $number $step: $answer"
+}
+
+# The guest's last words: all its pages and objects, looked at a last time, were sound.
+ends_well() {
+    said -q "^PVMMU-VERDICT pass $1, "
 }
 
 # The guest has this many pages: it is asked for nothing more.
@@ -155,6 +164,7 @@ step_maximum() {
 
 step_mem_set() {
     step_shrink
+    check
     step_grow
 }
 
@@ -329,6 +339,7 @@ step_reboot() {
     find_domain && before=$domain
     toolstack again xl reboot "$name"
     await "the guest to start again" is_another
+    ends_well Reboot || wrong "before it the guest said: $(said ^PVMMU-VERDICT)"
     asked=0
     # It begins from the beginning.
     ask size
@@ -361,13 +372,15 @@ session() (
             check_words=
             "step_$(echo "$step" | tr - _)" || wrong "there is no such step"
             times=$((times - 1))
-            # Of many that are the same the last one is asked in dom0, too.
-            if [ "$times" -gt 0 ]; then look $check_words; else check $check_words; fi
+            check $check_words
         done
     done
     step=shutdown
     toolstack again xl shutdown "$name"
     await "the guest to end" has_ended
+    ends_well Poweroff || wrong "the guest said: $(said ^PVMMU-VERDICT)"
+    # It is kept as it ended, with all its pages.
+    count
     echo "pass a session of $# steps" > "$here/verdict"
 )
 

@@ -52,6 +52,12 @@ impl FakeLife {
         }
     }
 
+    /// Somebody else removes a value.
+    pub(crate) fn remove(&self, path: &str) {
+        self.values.borrow_mut().remove(path);
+        self.tell(path);
+    }
+
     /// What is there.
     pub(crate) fn get(&self, path: &str) -> Option<Vec<u8>> {
         self.values.borrow().get(path).cloned()

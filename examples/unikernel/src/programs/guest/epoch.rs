@@ -2,9 +2,10 @@
 
 use alloc::string::String;
 
-use hypercall::{Counting, Cpu, DomId, Hypercalls as _, Machine, MemoryOp};
+use hypercall::{Counting, Cpu, DomId, ENTRIES, Hypercalls as _, Machine, MemoryOp, PAGE_SHIFT};
 use p2m::{FrameList, Leaves, P2m, Toolstack};
 use pvmmu::Context;
+use pvmmu::audit::{Finding, audit as audit_tables, audit_words};
 
 use super::super::OrSay as _;
 use super::super::audit::{Published, audit};
@@ -162,6 +163,35 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         let toolstack = &Toolstack::new(self.life.shared_info());
         let (list, frame_list) = (None, Some(frame_list));
         audit(self.guest, p2m, &Published { toolstack, list, frame_list, leaves })
+    }
+
+    /// Audits the tables that the guest runs on. The one frame in them that P2M does not know is
+    /// Xen's page, at its place.
+    pub(super) fn audit_tables(&self) -> Result<u64, String> {
+        let guest = &*self.guest;
+        // The tables of the image serve the direct mapping, too: the address says the entry alone.
+        let entry = |va: u64| va >> PAGE_SHIFT & (ENTRIES as u64 - 1);
+        let xens = core::ptr::from_ref(self.life.shared_info()).addr() as u64;
+        let words = usize::try_from(audit_words(guest.p2m.len())).or_say("audit")?;
+        let (mut memory, mut first, mut unknown) = (alloc::vec![0; words], None, 0);
+        let read = audit_tables(&guest.context(), &[], &mut memory, &mut |finding| match finding {
+            Finding::UnknownFrame(place) if unknown == 0 && entry(place.va) == entry(xens) => {
+                unknown += 1;
+            }
+            finding => first = first.or(Some(finding)),
+        });
+        match first {
+            None => read.or_say("audit of the tables"),
+            Some(finding) => Err(alloc::format!("the tables: {finding}")),
+        }
+    }
+
+    /// Frames that are neither free nor in the workload or on the heap: those of the kernel, its
+    /// tables and lists.
+    pub(super) fn apart(&self, (workload, hoard): (&Workload, &Hoard)) -> u64 {
+        let populated = p2m::Census::of(self.guest.p2m, self.guest.p2m.all()).ram;
+        let held = workload.len() + hoard.frames();
+        populated.wrapping_sub(held + self.free())
     }
 
     /// Pages that Xen says the guest has.

@@ -47,6 +47,11 @@ impl Hoard {
         self.extents * EXTENT_BYTES / 1024
     }
 
+    /// Frames that the heap has grown by.
+    pub(super) const fn frames(&self) -> u64 {
+        self.extents * EXTENT_FRAMES
+    }
+
     /// Lets the heap have up to `pages` pages of the pool but `reserve`, and fills three quarters
     /// of them: the rest is for what else the kernel keeps there.
     pub(super) fn grow(

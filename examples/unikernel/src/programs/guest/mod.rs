@@ -60,6 +60,8 @@ survives! {
         size: Size<'s>,
         /// How far it may grow; none if it may not.
         span: Option<Span>,
+        /// Frames that are neither free nor in the workload or on the heap.
+        apart: u64,
         /// How often it was suspended and came back.
         suspends: u64,
     }
@@ -118,6 +120,7 @@ fn live<M: Machine + Cpu>(
         frame_list: FrameList::new(top, &mut places),
         size: Size::new(balloon),
         span,
+        apart: 0,
         suspends: 0,
     };
     Epoch::new(guest, life).turn(turns::begin, &mut state)?;

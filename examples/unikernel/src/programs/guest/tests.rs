@@ -140,6 +140,30 @@ fn whatever_stands_in_xenstore_the_guest_lives() {
 }
 
 #[test]
+fn a_target_that_is_absent_or_huge_or_never_the_same_is_survived_and_the_last_one_reached() {
+    let platform = FakePlatform::default();
+    let target = |kib: u64| -> Event {
+        Box::new(move |life| life.put("memory/target", kib.to_string().as_bytes()))
+    };
+    let mut events: Vec<Event> = vec![target(14_000)];
+    events.push(Box::new(|life| life.remove("memory/target")));
+    events.push(write("data/ask", b"absent"));
+    events.push(target(40_000_000_000_000));
+    events.push(write("data/ask", b"huge"));
+    events.extend((0..200).map(|turn| target(16_384 - turn % 7 * 400)));
+    events.push(target(12_288));
+    events.push(write("data/ask", b"last"));
+    events.push(write("control/shutdown", b"poweroff"));
+    let (verdict, text) = live(&platform, events);
+    assert!(verdict.is_ok(), "{verdict:?}\n{text}");
+    for (asked, pages) in [("absent", 3500), ("huge", 4096), ("last", 3072)] {
+        assert!(text.contains(&format!("PVMMU-ANSWER {asked} ok pages={pages} ")), "{text}");
+    }
+    assert!(text.contains("memory/target: the target is empty"), "{text}");
+    assert!(text.contains("not 10000000000000:"), "{text}");
+}
+
+#[test]
 fn keys_are_answered() {
     let platform = FakePlatform::default();
     let events = [&b"m"[..], b"h", b"b"]

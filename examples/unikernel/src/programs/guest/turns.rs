@@ -38,6 +38,7 @@ pub(super) fn begin<M: Machine + Cpu>(
 ) -> Result<(), String> {
     epoch.publish(&mut state.frame_list, state.span.as_ref())?;
     epoch.fill((&mut state.workload, &mut state.hoard), u64::MAX)?;
+    state.apart = epoch.apart((&state.workload, &state.hoard));
     listen(epoch, state)?;
     let held = state.workload.len();
     epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
@@ -196,9 +197,15 @@ fn make_pfns<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<(), String> {
-    let State { span: Some(span), frame_list, workload, size, .. } = state else { return Ok(()) };
+    let State { span: Some(span), frame_list, workload, hoard, size, apart, .. } = state else {
+        return Ok(());
+    };
     let Some(wanted) = size.lacks_pfns() else { return Ok(()) };
-    match span.grow(epoch, (frame_list, workload), wanted) {
+    let before = epoch.apart((workload, hoard));
+    let grown = span.grow(epoch, (frame_list, workload), wanted);
+    // Tables and lists took frames of the pool's.
+    *apart += epoch.apart((workload, hoard)) - before;
+    match grown {
         Ok(None) => Ok(()),
         Ok(Some(frames)) => {
             size.widen(epoch.p2m(), frames)?;
@@ -240,6 +247,12 @@ fn health<M: Machine + Cpu>(
     state: &mut State<'_>,
 ) -> Result<String, String> {
     epoch.audit(&state.frame_list, state.span.as_ref())?;
+    epoch.audit_tables()?;
+    let apart = epoch.apart((&state.workload, &state.hoard));
+    if apart != state.apart {
+        let known = state.apart;
+        return Err(format!("{apart} frames are in no use that is known, {known} should be"));
+    }
     state.workload.verify(epoch.machine())?;
     state.hoard.verify()?;
     words(epoch, state)
