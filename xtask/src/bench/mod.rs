@@ -56,13 +56,14 @@ const INTERRUPTS: u64 = 10_000;
 /// How long the guest may take, on a machine that others use too.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// When a guest begins to measure. A clock interrupts Xen now and then, at the same instruction of
-/// every boot; in a run that begins later it comes in another row.
+/// How often what is worse than the baseline is measured again.
+const AGAIN_MAX: usize = 3;
+
+/// When a guest begins to measure: so many times ten million instructions later than it could. A
+/// clock interrupts Xen now and then, at the same instruction of every boot; in a run that begins
+/// later it comes in another row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Begin {
-    AtOnce,
-    Late,
-}
+struct Late(usize);
 
 /// Measures twice, compares, judges, and reports, on each release that the arguments name.
 ///
@@ -105,8 +106,8 @@ fn bench_on(
     release: Release,
     (arguments, host): (&BenchArguments, &[Row]),
 ) -> Result<(ExitStatus, Vec<Row>, Vec<Row>)> {
-    let rows = measure(station, release, Begin::AtOnce)?;
-    let again = measure(station, release, Begin::AtOnce)?;
+    let rows = measure(station, release, Late(0))?;
+    let again = measure(station, release, Late(0))?;
     let same = compare(&rows, &again)?;
     let linux = linux_rows(arguments, release)?;
     let figures = Figures { rows: &rows, linux: &linux, host };
@@ -120,7 +121,7 @@ fn bench_on(
         html::write(file, &format!("pvmmu on Xen {release}"), figures)?;
     }
     if arguments.update {
-        let late = measure(station, release, Begin::Late)?;
+        let late = measure(station, release, Late(1))?;
         row::write(&baseline::ours(release), &row::least(&rows, &late))?;
     }
     let status = match arguments.check {
@@ -133,12 +134,14 @@ fn bench_on(
 /// What is worse than the baseline, whenever it is measured.
 fn worse(station: &mut Station, release: Release, rows: &[Row]) -> Result<Vec<String>> {
     let before = row::read(&baseline::ours(release))?;
-    let worse = baseline::worse(&before, rows);
-    if worse.is_empty() {
-        return Ok(worse);
+    let mut rows = rows.to_vec();
+    for late in (1..=AGAIN_MAX).map(Late) {
+        if baseline::worse(&before, &rows).is_empty() {
+            break;
+        }
+        rows = row::least(&rows, &measure(station, release, late)?);
     }
-    let late = measure(station, release, Begin::Late)?;
-    Ok(baseline::worse(&before, &row::least(rows, &late)))
+    Ok(baseline::worse(&before, &rows))
 }
 
 /// Compares two runs: the same rows, requests and elements, and the same instructions but for an
@@ -209,7 +212,7 @@ fn linux_rows(arguments: &BenchArguments, release: Release) -> Result<Vec<Row>> 
 /// As for [`bench()`]; or a figure is worse than it may be: named with both figures.
 pub(crate) fn check_once(release: Release) -> Result<String> {
     let mut station = Station::open()?;
-    let rows = measure(&mut station, release, Begin::AtOnce)?;
+    let rows = measure(&mut station, release, Late(0))?;
     let worse = worse(&mut station, release, &rows)?;
     if !worse.is_empty() {
         bail!("{}", worse.join("\n"));
@@ -256,7 +259,7 @@ fn report_worse(worse: &[String]) -> ExitStatus {
 }
 
 /// The rows of one boot for each part.
-fn measure(station: &mut Station, release: Release, begin: Begin) -> Result<Vec<Row>> {
+fn measure(station: &mut Station, release: Release, Late(late): Late) -> Result<Vec<Row>> {
     let step = Step::begin(&format!("bench on Xen {release}"));
     let mut rows = row::Reader::default();
     for part in PARTS {
@@ -265,10 +268,7 @@ fn measure(station: &mut Station, release: Release, begin: Begin) -> Result<Vec<
             role: Role::Dom0,
             memory_mib: part.memory_mib,
             vcpus: part.vcpus,
-            arguments: match begin {
-                Begin::AtOnce => part.arguments.to_owned(),
-                Begin::Late => format!("{} late", part.arguments),
-            },
+            arguments: format!("{}{}", part.arguments, " late".repeat(late)),
             module: None,
             limit: LIMIT,
             clock: Clock::Instructions,
