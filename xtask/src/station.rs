@@ -72,7 +72,10 @@ impl Station {
     pub(crate) fn boot(&mut self, boot: &Boot, mut show: impl FnMut(&str)) -> Result<Report> {
         self.require(boot.release, boot.role)?;
         let xen = self.hypervisors.get(&boot.release).context("Xen was just required")?.clone();
-        let host = Host::new(&self.qemu, xen, boot.clock);
+        // A Linux dom0 takes its turns on the guest's processor: instructions are counted in a row.
+        let counts = boot.role == Role::Domu && boot.clock == Clock::Instructions;
+        let processors = counts.then_some(1);
+        let host = Host { processors, ..Host::new(&self.qemu, xen, boot.clock) };
         let guest = Guest {
             kernel: self.kernel.clone(),
             arguments: boot.arguments.clone(),

@@ -7,13 +7,14 @@ use core::ptr::NonNull;
 
 use hypercall::xen::{Resumed, ShutdownReason, Xen};
 use hypercall::{
-    ArchSharedInfo, BootInfo, Console, GuestVa, Mfn, PAGE_SHIFT, Pfn, SharedInfo, StartInfo,
+    ArchSharedInfo, BootInfo, Console, Cpu as _, GuestVa, Mfn, PAGE_SHIFT, Pfn, SharedInfo,
+    StartInfo,
 };
 use p2m::P2m;
 
 use super::boot::{self, Early};
 use super::{console, events, shared_page, traps};
-use crate::life::{Life, Nanoseconds, Return, SuspendError, Way};
+use crate::life::{Away, Life, Nanoseconds, Return, SuspendError, Way};
 use crate::store::StoreRing;
 
 /// Everything of a running domU that a suspend takes away.
@@ -32,6 +33,7 @@ pub(super) struct RealLife<'a> {
     xen: &'a Xen,
     ring: &'static StoreRing,
     connected: Connected,
+    away: Away,
 }
 
 /// The two rings in `start_info`: frames while the guest runs, pfns while it is suspended.
@@ -58,7 +60,7 @@ impl<'a> RealLife<'a> {
         traps::install_events().map_err(|error| format!("events: {error}"))?;
         let timer_port = Xen::bind_timer().map_err(|error| format!("timer: {error}"))?;
         let connected = connect(xen, &early.boot, timer_port)?;
-        Ok(Self { early, xen, ring, connected })
+        Ok(Self { early, xen, ring, connected, away: Away::default() })
     }
 
     fn shared(&self) -> &SharedInfo {
@@ -113,9 +115,11 @@ impl<'a> RealLife<'a> {
         // SAFETY: `&mut self`: nobody has a reference into the page.
         unsafe { shared_page::unmap(self.xen, self.p2m()) }?;
         self.put_rings(Rings { store: pfns.store.raw(), console: pfns.console.raw() });
+        self.away.from = self.xen.ticks();
         // SAFETY: the rings are named by pfns, nothing of Xen's is mapped, and no value with a
         // frame in it is used below: all are asked for again.
         let resumed = unsafe { Xen::suspend(start_info) };
+        self.away.until = self.xen.ticks();
         if !matches!(resumed, Ok(Resumed::Restored)) {
             // Same domain, same frames.
             self.put_rings(Rings { store: rings.store.raw(), console: rings.console.raw() });
@@ -185,6 +189,10 @@ impl Life for RealLife<'_> {
             Ok(Resumed::Cancelled) => Ok(Return::Cancelled),
             Err(reason) => Err(SuspendError::NotSuspended(reason)),
         }
+    }
+
+    fn away(&self) -> Away {
+        self.away
     }
 
     fn end(&self, way: Way) {

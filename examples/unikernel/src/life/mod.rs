@@ -70,6 +70,14 @@ impl fmt::Display for SuspendError {
     }
 }
 
+/// When a guest was suspended last, in ticks of its CPU: just before it asked, and just behind. The
+/// two need not be of the same CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Away {
+    pub(crate) from: u64,
+    pub(crate) until: u64,
+}
+
 /// How a guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -106,6 +114,9 @@ pub(crate) trait Life {
     /// # Errors
     /// [`SuspendError`].
     fn suspend(&mut self) -> Result<Return, SuspendError>;
+
+    /// When it was suspended last.
+    fn away(&self) -> Away;
 
     /// How the guest shall end when its program is through.
     fn end(&self, way: Way);

@@ -9,7 +9,7 @@ use hypercall::ArchSharedInfo;
 
 use super::message::{Header, Message, encode, kind};
 use super::ring::{RING_BYTES, StoreRing};
-use crate::life::{Life, Nanoseconds, Return, SuspendError, Way};
+use crate::life::{Away, Life, Nanoseconds, Return, SuspendError, Way};
 
 /// What a sleep without an event takes.
 const TICK: u64 = 1_000_000_000;
@@ -207,6 +207,10 @@ impl Life for &FakeLife {
             self.forget();
         }
         outcome
+    }
+
+    fn away(&self) -> Away {
+        Away::default()
     }
 
     fn end(&self, way: Way) {
