@@ -310,10 +310,16 @@ impl FromStr for Releases {
         }
         words
             .split(',')
-            .map(|word| Release::from_str(word, false))
+            .map(|word| Release::from_str(word, false).map_err(|_| unknown(word)))
             .collect::<Result<_, _>>()
             .map(Self)
     }
+}
+
+/// What to say of a release that is none of ours.
+fn unknown(word: &str) -> String {
+    let known: Vec<_> = Release::value_variants().iter().map(Release::to_string).collect();
+    format!("{word:?} is none of {}, nor \"all\"", known.join(", "))
 }
 
 impl fmt::Display for Role {

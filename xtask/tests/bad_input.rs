@@ -36,7 +36,7 @@ fn without_qemu_and_apt_the_missing_part_and_the_way_out_are_named() {
 #[test]
 fn an_unknown_release_of_xen_is_refused_and_the_known_ones_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    for command in ["run", "test"] {
+    for command in ["run", "test", "bench"] {
         let text = complaint(&bare_machine(folder.path(), &[command, "--xen", "4.99"]));
         assert_says(&text, &["4.99", "4.14", "4.17", "4.20"]);
     }
