@@ -129,6 +129,17 @@ fn memory_ops_and_accesses_that_change_or_read_something_are_lines() {
 }
 
 #[test]
+fn what_changes_nothing_goes_through() {
+    let machine = Traced::new(Inside::default(), String::new());
+    assert_eq!(machine.machine_to_phys(Mfn::new(0x20)), Some(Pfn::new(0x10)));
+    assert_eq!(machine.machine_to_phys(Mfn::new(0x200)), None);
+    let mut byte = [0];
+    assert_eq!(machine.read_bytes(Pfn::new(7), 1, &mut byte), Ok(()));
+    assert_eq!((byte, machine.direct_map(Pfn::new(7)).is_err()), ([0x5a], true));
+    assert_eq!(lines(&machine.finish().expect("a string takes all")), [TRACE_HEADER, "end 1"]);
+}
+
+#[test]
 fn a_trace_tells_refusals() {
     for request in [0, 1] {
         let refusal = Refusal { request, errno: Errno::EBUSY, done: 1 };
