@@ -1,32 +1,14 @@
 //! Every error of the crate, as a person reads it.
 #![expect(unsafe_code, reason = "claims a frame that exists only as a number")]
 
-use std::fmt::Display;
-
 use early_pgt::{EarlyError, ReplaceError, RoundError, Use, UseKind};
-use expect_test::{Expect, expect};
-use hypercall::{
-    AccessError, BatchError, Errno, Error, Frames, GuestVa, Hypercall, Mfn, NotGuestVa, Pfn, Pte,
-    PteFlags,
-};
+use expect_test::expect;
+use hypercall::{AccessError, Frames, Mfn, NotGuestVa, Pfn, Pte, PteFlags};
 use p2m::{P2mError, Pfns};
+use pv_tests::words::{read, refusal, va};
 
 const PFN: Pfn = Pfn::new(0x12);
 const PFNS: Pfns = Pfns::new(PFN, 4);
-
-fn va() -> GuestVa {
-    GuestVa::new(0x5000).expect("user half")
-}
-
-const fn refusal() -> BatchError {
-    let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EINVAL, done: 0 };
-    BatchError { request: 0, requests: 1, error }
-}
-
-fn read(errors: &[impl Display], words: &Expect) {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    words.assert_eq(&lines.join("\n"));
-}
 
 #[test]
 fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {

@@ -1,4 +1,5 @@
 //! The frame list over maps of every length that it can describe, on a machine that is a few pages.
+#![cfg(not(loom))]
 #![expect(unsafe_code, reason = "claims frames that exist only in the test")]
 
 use std::cell::{Cell, RefCell};

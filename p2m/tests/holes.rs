@@ -11,6 +11,20 @@ use p2m::{Census, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, context};
 use xen_model::PageType;
 
+/// What most tests begin with, under the names given: a guest of 16 MiB whose map is in its
+/// window, frames that are free, a batch, and the context of operations.
+macro_rules! scene {
+    ($seed:literal, $machine:ident, $p2m:ident, $window:ident, $pool:ident, $batch:ident,
+     $around:ident) => {
+        let $machine = Machine::new($seed);
+        let (frames, mut $pool) = split(&$machine);
+        let ($p2m, mut $window) = opened(&$machine, frames);
+        let mut storage = Storage::new();
+        let mut $batch = storage.batch();
+        let $around = context(&$machine, &$p2m);
+    };
+}
+
 #[test]
 fn a_hole_takes_no_frame_and_one_hypercall() {
     let machine = Machine::new(3);
@@ -33,12 +47,7 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
 
 #[test]
 fn identity_holes_share_their_words_whatever_their_borders() {
-    let machine = Machine::new(5);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
+    scene!(5, machine, p2m, window, pool, batch, around);
     window.grow(around, CAPACITY, &mut batch).expect("grow");
     // From the middle of a page over a whole GiB into the middle of another.
     let devices = Pfns::new(Pfn::new(GIB - 1000), 2 * GIB - 777);
@@ -65,12 +74,7 @@ fn identity_holes_share_their_words_whatever_their_borders() {
 
 #[test]
 fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
-    let machine = Machine::new(9);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
+    scene!(9, machine, p2m, window, pool, batch, around);
     window.grow(around, 3 * GIB, &mut batch).expect("grow");
     // As many pages in front of it as behind it.
     for (gib, margin) in [(1, 100 * LEAF), (2, LEAF)] {
@@ -85,12 +89,7 @@ fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
 
 #[test]
 fn words_that_have_memory_of_their_own_become_identity_too() {
-    let machine = Machine::new(10);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
+    scene!(10, machine, p2m, window, pool, batch, around);
     window.grow(around, 3 * GIB, &mut batch).expect("grow");
     let own = Pfns::new(Pfn::new(2 * GIB + 4 * LEAF), 2 * LEAF);
     window.reserve(around, own, &mut pool, &mut batch).expect("reserve");
@@ -113,12 +112,7 @@ fn words_that_have_memory_of_their_own_become_identity_too() {
 
 #[test]
 fn what_a_restore_wrote_into_holes_is_mended() {
-    let machine = Machine::new(6);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
+    scene!(6, machine, p2m, window, pool, batch, around);
     window.grow(around, 3 * GIB, &mut batch).expect("grow");
     let devices = Pfns::new(Pfn::new(GIB), GIB);
     window.reserve_identity(around, devices, &mut pool, &mut batch).expect("identity");
@@ -139,12 +133,7 @@ fn what_a_restore_wrote_into_holes_is_mended() {
 
 #[test]
 fn the_table_of_holes_is_not_validated_again_for_a_gib_that_is_alone() {
-    let machine = Machine::new(13);
-    let (frames, mut pool) = split(&machine);
-    let (p2m, mut window) = opened(&machine, frames);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let around = context(&machine, &p2m);
+    scene!(13, machine, p2m, window, pool, batch, around);
     // Frames that have been taken into use as L1 tables.
     let validated = || {
         let transitions = machine.model.statistics().transitions;

@@ -1,5 +1,6 @@
 //! A guest of the model that is suspended, saved and restored again and again: what it must publish
 //! each time, and what becomes of it if it does not.
+#![cfg(not(loom))]
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
 use std::sync::atomic::{AtomicU64, Ordering};

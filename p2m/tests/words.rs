@@ -1,36 +1,19 @@
 //! Every error of the crate, as a person reads it.
+#![cfg(not(loom))]
 #![expect(unsafe_code, reason = "claims a frame that exists only as a number")]
 
-use std::fmt::Display;
-
-use expect_test::{Expect, expect};
-use hypercall::{
-    AccessError, BatchError, DomId, Errno, Error, Frames, Full, GrantRef, GrantStatus, GuestVa,
-    Hypercall, Mfn, Pfn,
-};
+use expect_test::expect;
+use hypercall::{AccessError, DomId, Frames, Full, GrantRef, GrantStatus, Mfn, Pfn};
 use p2m::{
     FrameListError, GrantError, GrantFailure, NoDirectEntry, OpenError, Outstanding, P2mEntry,
     P2mError, UnalignedList, WindowError, WindowFailure,
 };
+use pv_tests::words::{read, refusal, va};
 
 const PFN: Pfn = Pfn::new(0x12);
 const MFN: Mfn = Mfn::new(0x203);
 const OTHER: P2mEntry = P2mEntry::Foreign { owner: DomId(3), mfn: MFN };
 const ACCESS: AccessError = AccessError::Unmapped(PFN);
-
-fn va() -> GuestVa {
-    GuestVa::new(0x5000).expect("user half")
-}
-
-const fn refusal() -> BatchError {
-    let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EINVAL, done: 0 };
-    BatchError { request: 0, requests: 1, error }
-}
-
-fn read(errors: &[impl Display], words: &Expect) {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    words.assert_eq(&lines.join("\n"));
-}
 
 #[test]
 fn what_is_wrong_with_a_pfn_or_an_mfn() {

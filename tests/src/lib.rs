@@ -8,6 +8,8 @@
 //! | [`booting`] | as its builder leaves it |
 //! | [`window`] | whose frame map has a window |
 //!
+//! [`words`] reads the errors of a crate.
+//!
 //! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
 //! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
 //!
@@ -27,3 +29,4 @@ pub mod guest;
 pub mod logs;
 pub mod tables;
 pub mod window;
+pub mod words;

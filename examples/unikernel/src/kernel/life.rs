@@ -181,6 +181,7 @@ impl Life for RealLife<'_> {
     }
 
     fn suspend(&mut self) -> Result<Return, SuspendError> {
+        self.away.begun = self.xen.ticks();
         let stopped = self.stop();
         let resumed = stopped.as_ref().ok().copied();
         self.reconnect(resumed).map_err(SuspendError::Lost)?;

@@ -70,10 +70,11 @@ impl fmt::Display for SuspendError {
     }
 }
 
-/// When a guest was suspended last, in ticks of its CPU: just before it asked, and just behind. The
-/// two need not be of the same CPU.
+/// When a guest was suspended last, in ticks of its CPU: when it began to stop, just before it
+/// asked Xen, and just behind. The last need not be of the same CPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Away {
+    pub(crate) begun: u64,
     pub(crate) from: u64,
     pub(crate) until: u64,
 }

@@ -64,8 +64,6 @@ survives! {
         apart: u64,
         /// How often it was suspended and came back.
         suspends: u64,
-        /// Ticks from the last order to suspend to the request.
-        stop_ticks: u64,
         /// The fewest ticks that it took to stop, and to come back.
         least: Option<(u64, u64)>,
     }
@@ -126,7 +124,6 @@ fn live<M: Machine + Cpu>(
         span,
         apart: 0,
         suspends: 0,
-        stop_ticks: 0,
         least: None,
     };
     Epoch::new(guest, life).turn(turns::begin, &mut state)?;
@@ -160,10 +157,7 @@ fn suspend<M: Machine + Cpu>(
     life: &mut dyn Life,
     state: &mut State<'_>,
 ) -> Result<(), String> {
-    let asked = guest.cpu.ticks();
-    let outcome = life.suspend();
-    state.stop_ticks = life.away().from.wrapping_sub(asked);
-    match outcome {
+    match life.suspend() {
         Ok(Return::Restored) => Epoch::new(guest, life).turn(turns::restored, state),
         Ok(Return::Cancelled) => Epoch::new(guest, life).turn(turns::cancelled, state),
         Err(SuspendError::NotSuspended(reason)) => {

@@ -13,7 +13,7 @@ use super::orders::{Order, Sysrq};
 use super::span::Span;
 use super::workload::Workload;
 use super::{Next, State};
-use crate::life::Way;
+use crate::life::{Away, Way};
 use crate::store::StoreError;
 
 /// Pages that are looked at in a turn.
@@ -69,8 +69,9 @@ pub(super) fn restored<M: Machine + Cpu>(
     state.suspends += 1;
     state.store.reconnect(epoch.life());
     epoch.publish(&mut state.frame_list, state.span.as_ref())?;
-    let back = epoch.machine().ticks().wrapping_sub(epoch.life().away().until);
-    let (stop, before) = (state.stop_ticks, state.least.unwrap_or((u64::MAX, u64::MAX)));
+    let Away { begun, from, until } = epoch.life().away();
+    let (stop, back) = (from - begun, epoch.machine().ticks().wrapping_sub(until));
+    let before = state.least.unwrap_or((u64::MAX, u64::MAX));
     state.least = Some((before.0.min(stop), before.1.min(back)));
     listen(epoch, state)?;
     state.workload.verify(epoch.machine())?;

@@ -1,0 +1,25 @@
+//! How tests read the errors of a crate: all of them, a line each.
+#![expect(clippy::missing_panics_doc, reason = "for tests: what cannot be is a panic")]
+
+use std::fmt::Display;
+
+use expect_test::Expect;
+use hypercall::{BatchError, Errno, Error, GuestVa, Hypercall};
+
+/// An address to be named in an error.
+pub fn va() -> GuestVa {
+    GuestVa::new(0x5000).expect("user half")
+}
+
+/// A refusal to be named in an error.
+#[must_use]
+pub const fn refusal() -> BatchError {
+    let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EINVAL, done: 0 };
+    BatchError { request: 0, requests: 1, error }
+}
+
+/// Holds errors, a line each, against the words for them.
+pub fn read(errors: &[impl Display], words: &Expect) {
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    words.assert_eq(&lines.join("\n"));
+}
