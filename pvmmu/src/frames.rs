@@ -251,6 +251,7 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
 pub struct FrameStack<'s> {
     slots: &'s mut [Option<Frame>],
     used: usize,
+    lost: u64,
 }
 
 impl<'s> FrameStack<'s> {
@@ -271,7 +272,7 @@ impl<'s> FrameStack<'s> {
     /// ```
     pub fn new(slots: &'s mut [Option<Frame>]) -> Self {
         slots.fill_with(|| None);
-        Self { slots, used: 0 }
+        Self { slots, used: 0, lost: 0 }
     }
 
     /// Frames on the stack.
@@ -290,6 +291,24 @@ impl<'s> FrameStack<'s> {
     #[must_use]
     pub const fn room(&self) -> usize {
         self.slots.len() - self.used
+    }
+
+    /// Frames that were given back and found no place. Nobody has them any more.
+    ///
+    /// ```
+    /// use hypercall::{Frame, Pfn};
+    /// use pvmmu::{FrameSource, FrameStack};
+    ///
+    /// let mut slots = [const { None }; 1];
+    /// let mut stack = FrameStack::new(&mut slots);
+    /// // Nobody else has these two.
+    /// let frames = [1, 2].map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) });
+    /// frames.into_iter().for_each(|frame| stack.give(frame));
+    /// assert_eq!((stack.len(), stack.lost()), (1, 1));
+    /// ```
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Puts a frame on the stack.
@@ -319,11 +338,12 @@ impl FrameSource for FrameStack<'_> {
         self.slots[self.used].take()
     }
 
-    /// A frame too many is dropped, and so lost to the guest: give a stack back only what it handed
-    /// out.
+    /// A frame too many is lost to the guest, and counted ([`lost`](FrameStack::lost)): a stack that
+    /// is given back only what it handed out loses none.
     fn give(&mut self, frame: Frame) {
-        if let Err(lost) = self.push(frame) {
-            log::error!("no place for {lost:?} on the stack of frames: it is lost");
+        if let Err(frame) = self.push(frame) {
+            self.lost += 1;
+            log::error!("no place for {frame:?} on the stack of frames: it is lost");
         }
     }
 }
@@ -372,5 +392,15 @@ mod tests {
         assert_eq!(refused.map(|frame| frame.pfn().raw()).collect::<Vec<_>>(), [3]);
         assert_eq!((stack.room(), stack.peek(1)), (0, Some(Pfn::new(1))));
         assert_eq!(stack.take().map(|frame| frame.pfn().raw()), Some(2));
+    }
+
+    #[test]
+    fn a_stack_counts_what_it_loses() {
+        let mut slots = [const { None }; 1];
+        let mut stack = FrameStack::new(&mut slots);
+        // SAFETY: no frame stands behind the number.
+        let frames = [1, 2, 3].map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) });
+        frames.into_iter().for_each(|frame| stack.give(frame));
+        assert_eq!((stack.len(), stack.lost()), (1, 2));
     }
 }

@@ -49,8 +49,8 @@ pub enum Resumed {
 }
 
 impl Xen {
-    /// Makes Xen call `handler` when an event is pending and vCPU 0 is not masked
-    /// (`CALLBACKOP_register`).
+    /// Makes Xen call `handler` on the calling vCPU when an event is pending there and upcalls are
+    /// not masked (`CALLBACKOP_register`). Every vCPU registers its own.
     ///
     /// # Errors
     /// `EFAULT` if the address is none of the guest's.
