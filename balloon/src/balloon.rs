@@ -190,7 +190,7 @@ impl<'s> Balloon<'s> {
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let mut list = model.guest().built_list();
     /// list.resize_with(2112, || AtomicU64::new(u64::MAX)); // the map has grown by 64 pfns
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mut words = [0; 33];
     /// let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 0, Wipe::Always)?;
     /// let empty = unsafe { Frames::claim(Pfn::new(2048), 64) }; // nobody else has them

@@ -144,6 +144,7 @@ impl Balloon<'_> {
 
     /// Records what came for the first `came` pfns at hand. How many are recorded, from the first
     /// on; an extent that is none of a machine's goes back to Xen.
+    #[expect(unsafe_code, reason = "records what Xen put behind pfns of the balloon's (I-12)")]
     fn record<M: Hypercalls, D>(
         &mut self,
         around: &Around<'_, M, D>,
@@ -155,8 +156,10 @@ impl Balloon<'_> {
         for at in 0..came {
             let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
             let populated = match order {
-                0 => around.p2m.populate(pfn, mfn),
-                _ => around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn),
+                // SAFETY: Xen says that it is behind the pfn, which is the balloon's (I-12).
+                0 => unsafe { around.p2m.populate(pfn, mfn) },
+                // SAFETY: as above, for a run of them.
+                _ => unsafe { around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) },
             };
             match populated {
                 Ok(()) => {

@@ -71,7 +71,7 @@
 //! let base = GuestVa::new(0xffff_ffff_8000_0000)?;
 //! model.guest().set_direct_map(base, 2048);
 //! let list = model.guest().built_list();
-//! let p2m = P2m::adopt(&list)?;
+//! let p2m = unsafe { P2m::adopt(&list) }?;
 //! // Behind what the builder made, nothing is used.
 //! let first = model.guest().first_free_page().raw();
 //! let mut free = Free((first..2048).map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) }).collect());

@@ -30,7 +30,8 @@ impl Balloon<'_> {
         let mut offered = 0;
         let mut obstacle = None;
         for (pfn, extent) in pfns.iter().zip(work.extents.iter_mut()) {
-            match around.p2m.depopulate(*pfn) {
+            // SAFETY: the pfn is the balloon's (I-12), and nothing maps its memory any more.
+            match unsafe { around.p2m.depopulate(*pfn) } {
                 Ok(mfn) => *extent = Extent::from_mfn(mfn),
                 Err(error) => {
                     obstacle = Some(Obstacle::NoMemory(error));
@@ -44,7 +45,8 @@ impl Balloon<'_> {
         let taken = *answer.as_ref().unwrap_or(&0);
         for (pfn, extent) in pfns.iter().zip(&work.extents[..offered]).skip(taken) {
             // It was populated a moment ago, and the pfn is the balloon's.
-            if let Err(error) = around.p2m.populate(*pfn, extent.mfn()) {
+            // SAFETY: Xen has not taken the frame: it is the pfn's, as it was a moment ago.
+            if let Err(error) = unsafe { around.p2m.populate(*pfn, extent.mfn()) } {
                 obstacle = Some(Obstacle::NoMemory(error));
             }
         }

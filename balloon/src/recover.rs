@@ -71,9 +71,11 @@ impl Balloon<'_> {
 
     /// A frame that Xen neither takes nor maps, while it counts fewer than the map has: it is not
     /// the guest's any more.
+    #[expect(unsafe_code, reason = "gives a pfn of the balloon's up that Xen has taken (I-12)")]
     fn write_off<M: Machine, D>(&mut self, around: &Around<'_, M, D>, pfn: Pfn) {
         let Ok(xen) = current_reservation(around.machine) else { return };
-        if xen < self.populated && around.p2m.depopulate(pfn).is_ok() {
+        // SAFETY: the pfn is the balloon's (I-12), nothing maps it, and Xen has its frame no more.
+        if xen < self.populated && unsafe { around.p2m.depopulate(pfn) }.is_ok() {
             self.populated -= 1;
             self.set_aside -= 1;
         }

@@ -39,7 +39,8 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let start_info = model.guest().start_info().ok_or("the builder left nothing")?;
     let boot = BootInfo::parse(&start_info)?;
     let list = model.guest().built_list();
-    let p2m = P2m::adopt(&list)?;
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&list) }?;
 
     // What is known: where RAM is, how far the builder's mapping goes, and what is in use.
     let kernel_pages = (0..boot.pages)

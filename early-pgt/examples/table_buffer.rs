@@ -30,7 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start_info = model.guest().start_info().ok_or("the builder left nothing")?;
     let boot = BootInfo::parse(&start_info)?;
     let list = model.guest().built_list();
-    let p2m = P2m::adopt(&list)?;
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&list) }?;
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT);
     let context = BuildContext { machine: &model, p2m: &p2m, root };
     let mut storage = BatchStorage::<16, 1>::new();

@@ -38,11 +38,13 @@ fn give_up(guest: &Guest, p2m: &P2m<'_>) {
     for pfn in ISA.iter() {
         let (slot, pte) = entry(guest, guest.place.kernel.raw(), pfn).expect("mapped");
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
-        p2m.depopulate(pfn).expect("memory");
+        // SAFETY: the guest exists only in the model.
+        unsafe { p2m.depopulate(pfn) }.expect("memory");
     }
     // SAFETY: nothing of this host is in the model's frames.
     unsafe { batch.submit(&guest.model) }.expect("not refused");
-    p2m.set_identity(ISA).expect("absent");
+    // SAFETY: the guest exists only in the model.
+    unsafe { p2m.set_identity(ISA) }.expect("absent");
 }
 
 fn entry(guest: &Guest, start: u64, pfn: Pfn) -> Option<(Slot, Pte)> {

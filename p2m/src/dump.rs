@@ -27,7 +27,7 @@ impl Census {
     /// use p2m::{Census, P2m};
     ///
     /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let census = Census::of(&p2m, p2m.all());
     /// assert_eq!(census.to_string(), "4 pfns: 3 ram, 1 absent, 0 identity, 0 foreign");
     /// # Ok::<(), p2m::P2mError>(())
@@ -99,7 +99,7 @@ impl P2m<'_> {
     /// # use core::sync::atomic::AtomicU64;
     /// # use p2m::P2m;
     /// let list = [0x203, 0x204, u64::MAX].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mut text = String::new();
     /// p2m.dump(&mut text)?;
     /// assert_eq!(text.lines().count(), 3); // two runs, and the census
@@ -121,7 +121,7 @@ impl P2m<'_> {
     /// # use core::sync::atomic::AtomicU64;
     /// # use p2m::P2m;
     /// let list = [0x203, 0x204, u64::MAX].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mut picture = String::new();
     /// p2m.svg(&mut picture)?;
     /// assert!(picture.starts_with("<svg"));

@@ -59,7 +59,7 @@ impl<'s> KexecState<'s> {
     /// use p2m::{KexecState, P2m};
     ///
     /// let list = [0x203, u64::MAX].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let ram = [p2m.all()]; // what the memory map calls RAM
     /// let state = KexecState { p2m: &p2m, ram: &ram, granted: None, maps: None };
     /// let hazards = state.kexec_is_safe().unwrap_err();

@@ -50,11 +50,11 @@
 //! use p2m::{P2m, P2mError};
 //!
 //! let list = [AtomicU64::new(0x8df82b), AtomicU64::new(u64::MAX)];
-//! let p2m = P2m::adopt(&list)?;
+//! let p2m = unsafe { P2m::adopt(&list) }?;
 //! assert_eq!(p2m.mfn(Pfn::new(0)), Ok(Mfn::new(0x8df82b)));
 //! assert_eq!(p2m.mfn(Pfn::new(1)), Err(P2mError::Absent(Pfn::new(1))));
-//! p2m.populate(Pfn::new(1), Mfn::new(0x777))?;
-//! assert_eq!(p2m.depopulate(Pfn::new(1)), Ok(Mfn::new(0x777)));
+//! unsafe { p2m.populate(Pfn::new(1), Mfn::new(0x777)) }?;
+//! assert_eq!(unsafe { p2m.depopulate(Pfn::new(1)) }, Ok(Mfn::new(0x777)));
 //! # Ok::<(), P2mError>(())
 //! ```
 #![cfg_attr(not(any(test, loom)), no_std)]

@@ -1,4 +1,5 @@
 //! The map: look-ups, and changes of what a pfn stands for.
+#![expect(unsafe_code, reason = "whoever says what a pfn means vouches that Xen has it so (I-15)")]
 
 use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn};
 
@@ -12,6 +13,11 @@ use crate::sync::{AtomicU64, Ordering};
 /// Look-ups are a bounds check and a load, from any number of vCPUs at once, while one of them
 /// changes entries or the list grows. A change is one 8-byte store, and takes effect only if the
 /// entry still is what the change supposes: of two that collide one is an error.
+///
+/// # Invariants
+/// I-15: the map says what Xen has: each pfn that it calls RAM has that frame, which is the
+/// guest's, and no other pfn has it. Whoever owns a pfn believes the map about its frame, so every
+/// change of what a pfn means is unsafe, and whoever makes one vouches for it.
 #[derive(Debug)]
 pub struct P2m<'a> {
     pub(crate) list: List<'a>,
@@ -63,17 +69,22 @@ impl<'a> P2m<'a> {
     /// # Hypercalls
     /// None, and no word is read or copied.
     ///
+    /// # Safety
+    /// The list says what Xen has (I-15): it is the domain builder's, or a true copy, for the
+    /// machine that the map is used with. Nobody writes it but through maps over it, or a toolstack
+    /// that restores the guest.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use p2m::P2m;
     ///
     /// // The builder's list: a word for each pfn, all ones where there is no memory.
     /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// assert_eq!(p2m.len(), 2);
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn adopt(list: &'a [AtomicU64]) -> Result<Self, P2mError> {
+    pub unsafe fn adopt(list: &'a [AtomicU64]) -> Result<Self, P2mError> {
         if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
     }
 
@@ -112,7 +123,7 @@ impl<'a> P2m<'a> {
     /// use p2m::{P2m, P2mEntry};
     ///
     /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// assert_eq!(p2m.entry(Pfn::new(0))?, P2mEntry::Ram(Mfn::new(0x203)));
     /// assert_eq!(p2m.entry(Pfn::new(1))?, P2mEntry::Absent);
     /// # Ok::<(), p2m::P2mError>(())
@@ -132,7 +143,7 @@ impl<'a> P2m<'a> {
     /// use p2m::{P2m, P2mError};
     ///
     /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// assert_eq!(p2m.mfn(Pfn::new(0)), Ok(Mfn::new(0x203)));
     /// assert_eq!(p2m.mfn(Pfn::new(1)), Err(P2mError::Absent(Pfn::new(1))));
     /// # Ok::<(), P2mError>(())
@@ -162,8 +173,8 @@ impl<'a> P2m<'a> {
     ///
     /// // A frame of another domain is no memory of the guest's, but it has a frame to map.
     /// let list = [AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
-    /// p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777))?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// unsafe { p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777)) }?;
     /// assert!(p2m.mfn(Pfn::new(0)).is_err());
     /// assert_eq!(p2m.machine_frame(Pfn::new(0)), Ok(Mfn::new(0x777)));
     /// # Ok::<(), p2m::P2mError>(())
@@ -186,11 +197,11 @@ impl<'a> P2m<'a> {
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let list = model.guest().built_list();
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mfn = p2m.mfn(Pfn::new(7))?;
     /// assert_eq!(p2m.pfn(&model, mfn), Ok(Pfn::new(7)));
     /// // Xen believes M2P, this map does not: the frame has been given back meanwhile.
-    /// p2m.depopulate(Pfn::new(7))?;
+    /// unsafe { p2m.depopulate(Pfn::new(7)) }?;
     /// assert!(p2m.pfn(&model, mfn).is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -220,7 +231,7 @@ impl<'a> P2m<'a> {
     /// use p2m::P2m;
     ///
     /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let [memory, hole] = [0, 1].map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) });
     /// assert!(p2m.own(memory).is_ok() && p2m.own(hole).is_err());
     /// # Ok::<(), p2m::P2mError>(())
@@ -238,18 +249,21 @@ impl<'a> P2m<'a> {
     /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::NoFrame`],
     /// [`P2mError::OutOfRange`].
     ///
+    /// # Safety
+    /// Xen has this frame behind the pfn, which nobody uses but whoever owns the pfn (I-15).
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Mfn, Pfn};
     /// use p2m::P2m;
     ///
     /// let list = [AtomicU64::new(0x203), AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
-    /// p2m.populate(Pfn::new(1), Mfn::new(0x777))?;
-    /// assert!(p2m.populate(Pfn::new(0), Mfn::new(0x778)).is_err()); // it has memory
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// unsafe { p2m.populate(Pfn::new(1), Mfn::new(0x777)) }?;
+    /// assert!(unsafe { p2m.populate(Pfn::new(0), Mfn::new(0x778)) }.is_err()); // it has memory
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
+    pub unsafe fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Ram(mfn))
     }
 
@@ -259,17 +273,20 @@ impl<'a> P2m<'a> {
     /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`],
     /// [`P2mError::OutOfRange`].
     ///
+    /// # Safety
+    /// The caller owns the pfn, and nothing maps its memory any more, or Xen has it already.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Mfn, Pfn};
     /// use p2m::P2m;
     ///
     /// let list = [AtomicU64::new(0x203)];
-    /// let p2m = P2m::adopt(&list)?;
-    /// assert_eq!(p2m.depopulate(Pfn::new(0)), Ok(Mfn::new(0x203)));
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// assert_eq!(unsafe { p2m.depopulate(Pfn::new(0)) }, Ok(Mfn::new(0x203)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
+    pub unsafe fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         let mfn = self.mfn(pfn)?;
         self.change(pfn, mfn.raw(), P2mEntry::Absent)?;
         Ok(mfn)
@@ -280,17 +297,20 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// As for [`depopulate`](Self::depopulate), and [`P2mError::NoFrame`].
     ///
+    /// # Safety
+    /// The caller owns the pfn, and Xen has this frame behind it now, which nobody else uses.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Mfn, Pfn};
     /// use p2m::P2m;
     ///
     /// let list = [AtomicU64::new(0x203)];
-    /// let p2m = P2m::adopt(&list)?;
-    /// assert_eq!(p2m.replace(Pfn::new(0), Mfn::new(0x777)), Ok(Mfn::new(0x203)));
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// assert_eq!(unsafe { p2m.replace(Pfn::new(0), Mfn::new(0x777)) }, Ok(Mfn::new(0x203)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn replace(&self, pfn: Pfn, mfn: Mfn) -> Result<Mfn, P2mError> {
+    pub unsafe fn replace(&self, pfn: Pfn, mfn: Mfn) -> Result<Mfn, P2mError> {
         let old = self.mfn(pfn)?;
         self.change(pfn, old.raw(), P2mEntry::Ram(mfn))?;
         Ok(old)
@@ -302,18 +322,21 @@ impl<'a> P2m<'a> {
     /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for
     /// [`populate`](Self::populate).
     ///
+    /// # Safety
+    /// The pfn is the caller's, and the frame is that domain's, which this guest may map.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{DomId, Mfn, Pfn};
     /// use p2m::P2m;
     ///
     /// let list = [AtomicU64::new(u64::MAX)];
-    /// let p2m = P2m::adopt(&list)?;
-    /// p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777))?;
-    /// assert_eq!(p2m.clear_foreign(Pfn::new(0))?, (DomId(1), Mfn::new(0x777)));
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// unsafe { p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777)) }?;
+    /// assert_eq!(unsafe { p2m.clear_foreign(Pfn::new(0)) }?, (DomId(1), Mfn::new(0x777)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
+    pub unsafe fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
     }
 
@@ -321,7 +344,10 @@ impl<'a> P2m<'a> {
     ///
     /// # Errors
     /// [`P2mError::NotForeign`], [`P2mError::OutOfRange`].
-    pub fn clear_foreign(&self, pfn: Pfn) -> Result<(DomId, Mfn), P2mError> {
+    ///
+    /// # Safety
+    /// The pfn is the caller's, and nothing maps the frame for it any more.
+    pub unsafe fn clear_foreign(&self, pfn: Pfn) -> Result<(DomId, Mfn), P2mError> {
         let word = self.word(pfn)?;
         match P2mEntry::decode(word) {
             P2mEntry::Foreign { owner, mfn } => {
@@ -339,18 +365,22 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// As for [`populate`](Self::populate).
     ///
+    /// # Safety
+    /// The pfns are the caller's, and the machine's frames of these numbers are none of the guest's
+    /// RAM.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Mfn, Pfn};
     /// use p2m::{P2m, Pfns};
     ///
     /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
-    /// let p2m = P2m::adopt(&list)?;
-    /// p2m.set_identity(Pfns::new(Pfn::new(2), 4))?; // a device's registers
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// unsafe { p2m.set_identity(Pfns::new(Pfn::new(2), 4)) }?; // a device's registers
     /// assert_eq!(p2m.machine_frame(Pfn::new(3)), Ok(Mfn::new(3)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn set_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
+    pub unsafe fn set_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
         self.for_all(
             pfns,
             |pfn| self.fill(pfn, P2mEntry::Identity),
@@ -363,19 +393,22 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// [`P2mError::NotIdentity`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
     ///
+    /// # Safety
+    /// The pfns are the caller's, and nothing maps the machine's frames for them any more.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::Pfn;
     /// # use p2m::{P2m, P2mEntry, Pfns};
     /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let device = Pfns::new(Pfn::new(2), 4);
-    /// p2m.set_identity(device)?;
-    /// p2m.clear_identity(device)?;
+    /// unsafe { p2m.set_identity(device) }?;
+    /// unsafe { p2m.clear_identity(device) }?;
     /// assert_eq!(p2m.entry(Pfn::new(3)), Ok(P2mEntry::Absent));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn clear_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
+    pub unsafe fn clear_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
         let clear = |pfn| {
             let word = self.word(pfn)?;
             match P2mEntry::decode(word) {
@@ -392,26 +425,31 @@ impl<'a> P2m<'a> {
     /// # Errors
     /// As for [`populate`](Self::populate).
     ///
+    /// # Safety
+    /// As for [`populate`](Self::populate), for each of them.
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Mfn, Pfn};
     /// use p2m::{P2m, Pfns};
     ///
     /// let list = [const { AtomicU64::new(u64::MAX) }; 8];
-    /// let p2m = P2m::adopt(&list)?;
-    /// p2m.populate_run(Pfns::new(Pfn::new(2), 4), Mfn::new(0x100))?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// unsafe { p2m.populate_run(Pfns::new(Pfn::new(2), 4), Mfn::new(0x100)) }?;
     /// assert_eq!(p2m.mfn(Pfn::new(5)), Ok(Mfn::new(0x103)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn populate_run(&self, pfns: Pfns, mfn: Mfn) -> Result<(), P2mError> {
+    pub unsafe fn populate_run(&self, pfns: Pfns, mfn: Mfn) -> Result<(), P2mError> {
         let frame = |pfn: Pfn| {
             let offset = pfn.offset_from(pfns.start).unwrap_or_default();
             mfn.checked_add(offset).ok_or(P2mError::NoFrame(mfn))
         };
         self.for_all(
             pfns,
-            |pfn| self.populate(pfn, frame(pfn)?),
-            |pfn| self.depopulate(pfn).map(drop),
+            // SAFETY: the caller's promise, one by one.
+            |pfn| unsafe { self.populate(pfn, frame(pfn)?) },
+            // SAFETY: nobody was told yet that the pfn has memory.
+            |pfn| unsafe { self.depopulate(pfn) }.map(drop),
         )
     }
 

@@ -87,7 +87,7 @@ impl<'a> P2m<'a> {
     /// use p2m::{Grain, P2m};
     ///
     /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// assert_eq!(p2m.runs(p2m.all(), Grain::Kind).count(), 3); // memory, a hole, memory
     /// # Ok::<(), p2m::P2mError>(())
     /// ```

@@ -81,7 +81,7 @@ impl<'a> Toolstack<'a> {
     /// # use hypercall::{ArchSharedInfo, GuestVa, Mfn};
     /// # use p2m::{P2m, Toolstack};
     /// let list = [0x203, 0x204].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let (arch, root) = (ArchSharedInfo::default(), Mfn::new(0x100));
     /// let toolstack = Toolstack::new(&arch);
     /// // Where the list is in the address space of `root`.
@@ -118,7 +118,7 @@ impl<'a> Toolstack<'a> {
     /// # use hypercall::{ArchSharedInfo, Mfn};
     /// # use p2m::{P2m, Toolstack};
     /// let list = [0x203, 0x204].map(AtomicU64::new);
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let arch = ArchSharedInfo::default();
     /// let toolstack = Toolstack::new(&arch);
     /// toolstack.publish_frame_list(&p2m, Some(Mfn::new(0x203))); // the top of a `FrameList`

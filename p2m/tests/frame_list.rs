@@ -101,7 +101,8 @@ fn guest(pfns: u64) -> List {
 fn a_list_describes_every_page_up_to_512_gib() {
     for len in [1, 512, 513, GIB - 1, GIB, GIB + 1, 3 * GIB - 511, FRAME_LIST_PFNS_MAX] {
         let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
-        let p2m = P2m::adopt(&words).expect("not empty");
+        // SAFETY: the guest exists only in the model.
+        let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
         let gibs = len.div_ceil(GIB);
         let mut frames = Frames(0, 1 + gibs.min(len - 1));
         let mut middles: Vec<_> = (0..gibs).map(|_| None).collect();
@@ -132,7 +133,8 @@ fn a_list_describes_every_page_up_to_512_gib() {
 fn a_longer_map_is_refused_and_nothing_is_written() {
     let len = FRAME_LIST_PFNS_MAX + 1;
     let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
-    let p2m = P2m::adopt(&words).expect("not empty");
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
     let mut frames = Frames(0, FRAMES);
     let mut middles: Vec<_> = (0..FRAMES).map(|_| None).collect();
     let top = frames.take().expect("the first");
@@ -153,7 +155,8 @@ fn a_longer_map_is_refused_and_nothing_is_written() {
 fn a_refresh_writes_the_gibs_that_it_is_told_and_no_other() {
     let len = 4 * GIB - 100;
     let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
-    let p2m = P2m::adopt(&words).expect("not empty");
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
     let mut frames = Frames(0, 5);
     let mut middles = [const { None }; 4];
     let top = frames.take().expect("the first");
@@ -185,7 +188,8 @@ fn a_refresh_writes_the_gibs_that_it_is_told_and_no_other() {
 #[test]
 fn a_list_without_places_says_how_many_it_has() {
     let (words, machine, linear) = (guest(GIB + 1), Pages::default(), Linear(Cell::new(1 << 30)));
-    let p2m = P2m::adopt(&words).expect("not empty");
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
     let mut frames = Frames(0, 5);
     let mut middles = [const { None }; 1];
     let top = frames.take().expect("the first");

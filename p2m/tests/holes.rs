@@ -1,6 +1,6 @@
 //! Holes of the map in the window: words that many pfns share, absent or identity, and what is
 //! reserved in them.
-
+#![expect(unsafe_code, reason = "the guest exists only in the model")]
 #![cfg(not(loom))]
 
 mod common;
@@ -36,8 +36,13 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
     assert_eq!((pool.len(), counting.counts().hypercalls), (free, 1));
     let last = Pfn::new(CAPACITY - 1);
     assert_eq!(p2m.entry(last), Ok(P2mEntry::Absent));
-    assert_eq!(p2m.populate(last, Mfn::new(7)), Err(P2mError::NotReserved(last)));
-    assert_eq!(p2m.set_foreign(last, DomId(1), Mfn::new(7)), Err(P2mError::NotReserved(last)));
+    // SAFETY: the guest exists only in the model.
+    assert_eq!(unsafe { p2m.populate(last, Mfn::new(7)) }, Err(P2mError::NotReserved(last)));
+    // SAFETY: as above.
+    assert_eq!(
+        unsafe { p2m.set_foreign(last, DomId(1), Mfn::new(7)) },
+        Err(P2mError::NotReserved(last))
+    );
     let error = window.grow(context(&counting, &p2m), CAPACITY + 1, &mut storage.batch());
     let capacity = WindowFailure::Capacity { pfns: CAPACITY + 1, capacity: CAPACITY };
     assert_eq!(error.map_err(|error| error.failure), Err(capacity));
@@ -52,7 +57,8 @@ fn identity_holes_share_their_words_whatever_their_borders() {
     // From the middle of a page over a whole GiB into the middle of another.
     let devices = Pfns::new(Pfn::new(GIB - 1000), 2 * GIB - 777);
     let free = pool.len();
-    window.reserve_identity(around, devices, &mut pool, &mut batch).expect("identity");
+    // SAFETY: as above.
+    unsafe { window.reserve_identity(around, devices, &mut pool, &mut batch) }.expect("identity");
     assert_eq!(free - pool.len(), 3, "a page at each end, and one table");
     let census = Census::of(&p2m, p2m.all());
     assert_eq!((census.ram, census.identity), (machine.boot.pages, devices.count));
@@ -67,7 +73,8 @@ fn identity_holes_share_their_words_whatever_their_borders() {
     let inside = Pfns::new(Pfn::new(GIB + 5000), 3);
     window.reserve(around, inside, &mut pool, &mut batch).expect("reserve");
     assert_eq!(Census::of(&p2m, p2m.all()).identity, devices.count);
-    p2m.clear_identity(inside).expect("private words");
+    // SAFETY: as above.
+    unsafe { p2m.clear_identity(inside) }.expect("private words");
     assert_eq!(Census::of(&p2m, p2m.all()).identity, devices.count - 3);
     machine.check();
 }
@@ -79,7 +86,8 @@ fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
     // As many pages in front of it as behind it.
     for (gib, margin) in [(1, 100 * LEAF), (2, LEAF)] {
         let hole = Pfns::new(Pfn::new(gib * GIB + margin), GIB - 2 * margin);
-        window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
+        // SAFETY: as above.
+        unsafe { window.reserve_identity(around, hole, &mut pool, &mut batch) }.expect("identity");
         let gib = Pfns::new(Pfn::new(gib * GIB), GIB);
         let census = Census::of(&p2m, gib);
         assert_eq!((census.identity, census.absent), (hole.count, 2 * margin));
@@ -95,15 +103,19 @@ fn words_that_have_memory_of_their_own_become_identity_too() {
     window.reserve(around, own, &mut pool, &mut batch).expect("reserve");
     let free = pool.len();
     let hole = Pfns::new(Pfn::new(2 * GIB + 3 * LEAF), 4 * LEAF);
-    window.reserve_identity(around, hole, &mut pool, &mut batch).expect("identity");
+    // SAFETY: as above.
+    unsafe { window.reserve_identity(around, hole, &mut pool, &mut batch) }.expect("identity");
     assert_eq!(pool.len(), free);
     let census = Census::of(&p2m, Pfns::new(Pfn::new(GIB), 2 * GIB));
     assert_eq!((census.identity, census.absent), (hole.count, 2 * GIB - hole.count));
     assert_eq!(Census::of(&p2m, hole).identity, hole.count);
     // What stands for something does not.
-    p2m.clear_identity(own).expect("words of their own");
-    p2m.set_foreign(own.start, DomId(1), Mfn::new(7)).expect("absent");
-    let error = window.reserve_identity(around, own, &mut pool, &mut batch);
+    // SAFETY: as above.
+    unsafe { p2m.clear_identity(own) }.expect("words of their own");
+    // SAFETY: as above.
+    unsafe { p2m.set_foreign(own.start, DomId(1), Mfn::new(7)) }.expect("absent");
+    // SAFETY: as above.
+    let error = unsafe { window.reserve_identity(around, own, &mut pool, &mut batch) };
     let entry = P2mEntry::Foreign { owner: DomId(1), mfn: Mfn::new(7) };
     let occupied = P2mError::Occupied { pfn: own.start, entry };
     assert_eq!(error.map_err(|error| error.failure), Err(WindowFailure::P2m(occupied)));
@@ -115,7 +127,8 @@ fn what_a_restore_wrote_into_holes_is_mended() {
     scene!(6, machine, p2m, window, pool, batch, around);
     window.grow(around, 3 * GIB, &mut batch).expect("grow");
     let devices = Pfns::new(Pfn::new(GIB), GIB);
-    window.reserve_identity(around, devices, &mut pool, &mut batch).expect("identity");
+    // SAFETY: as above.
+    unsafe { window.reserve_identity(around, devices, &mut pool, &mut batch) }.expect("identity");
     // The toolstack writes absent words over every page of the list that it did not fill.
     for leaf in [GIB / LEAF, 2 * GIB / LEAF] {
         let frame = window.leaf(&machine, &p2m, leaf).expect("a page");
@@ -127,7 +140,8 @@ fn what_a_restore_wrote_into_holes_is_mended() {
     machine.show_frames();
     assert_eq!(p2m.entry(devices.start), Ok(P2mEntry::Identity));
     let absent = Pfn::new(2 * GIB);
-    assert_eq!(p2m.populate(absent, Mfn::new(7)), Err(P2mError::NotReserved(absent)));
+    // SAFETY: as above.
+    assert_eq!(unsafe { p2m.populate(absent, Mfn::new(7)) }, Err(P2mError::NotReserved(absent)));
     machine.check();
 }
 

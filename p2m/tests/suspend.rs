@@ -62,7 +62,8 @@ impl Guest {
     }
 
     fn p2m(&self) -> P2m<'_> {
-        P2m::adopt(&self.list).expect("not empty")
+        // SAFETY: the guest exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("not empty")
     }
 
     /// A pfn behind what the builder made.

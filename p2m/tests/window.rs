@@ -1,5 +1,5 @@
 //! The window on the model: adopted without a copy, grown, reserved, refused, restored.
-
+#![expect(unsafe_code, reason = "the guest exists only in the model")]
 #![cfg(not(loom))]
 
 mod common;
@@ -61,7 +61,8 @@ fn growth_by_a_gib_takes_at_most_five_hypercalls_wherever_it_begins() {
         let cost = counting.counts().hypercalls - before;
         assert!(cost <= 5, "{cost} hypercalls from {}", new.start);
         for pfn in new.iter().step_by(100) {
-            p2m.populate(pfn, Mfn::new(7)).expect("reserved");
+            // SAFETY: the guest exists only in the model.
+            unsafe { p2m.populate(pfn, Mfn::new(7)) }.expect("reserved");
             assert!(machine.is_writable(pfn.raw()));
         }
         machine.check();
@@ -157,7 +158,9 @@ fn live<M: hypercall::Machine>(
     }
     assert_eq!(free - pool.len(), 9);
     let devices = Pfns::new(Pfn::new(GIB + 40 * LEAF), 20 * LEAF);
-    if let Err(error) = window.reserve_identity(context, devices, &mut pool, &mut batch) {
+    // SAFETY: as above.
+    if let Err(error) = unsafe { window.reserve_identity(context, devices, &mut pool, &mut batch) }
+    {
         assert_eq!(error.undo, Ok(()), "{error}");
         return Err(say("identity", &error));
     }
@@ -277,30 +280,41 @@ fn random_changes_agree_with_a_plain_map() {
                     reserved.insert(leaf);
                 }
                 2 => {
-                    assert_eq!(p2m.populate(at, mfn).is_ok(), fillable, "{pfn:#x}");
+                    // SAFETY: as above.
+                    assert_eq!(unsafe { p2m.populate(at, mfn) }.is_ok(), fillable, "{pfn:#x}");
                     fillable.then(|| plain.insert(pfn, P2mEntry::Ram(mfn)));
                 }
                 3 => {
                     let owner = DomId(u.int_in_range(0..=3)?);
-                    assert_eq!(p2m.set_foreign(at, owner, mfn).is_ok(), fillable, "{pfn:#x}");
+                    // SAFETY: as above.
+                    assert_eq!(
+                        unsafe { p2m.set_foreign(at, owner, mfn) }.is_ok(),
+                        fillable,
+                        "{pfn:#x}"
+                    );
                     fillable.then(|| plain.insert(pfn, P2mEntry::Foreign { owner, mfn }));
                 }
                 4 => match known {
                     Some(P2mEntry::Ram(mfn)) => {
-                        assert_eq!(p2m.depopulate(at), Ok(mfn));
+                        // SAFETY: as above.
+                        assert_eq!(unsafe { p2m.depopulate(at) }, Ok(mfn));
                         plain.remove(&pfn);
                     }
-                    _ => assert!(p2m.depopulate(at).is_err(), "{pfn:#x}"),
+                    // SAFETY: as above.
+                    _ => assert!(unsafe { p2m.depopulate(at) }.is_err(), "{pfn:#x}"),
                 },
                 5 => match known {
                     Some(P2mEntry::Foreign { owner, mfn }) => {
-                        assert_eq!(p2m.clear_foreign(at), Ok((owner, mfn)));
+                        // SAFETY: as above.
+                        assert_eq!(unsafe { p2m.clear_foreign(at) }, Ok((owner, mfn)));
                         plain.remove(&pfn);
                     }
-                    _ => assert!(p2m.clear_foreign(at).is_err(), "{pfn:#x}"),
+                    // SAFETY: as above.
+                    _ => assert!(unsafe { p2m.clear_foreign(at) }.is_err(), "{pfn:#x}"),
                 },
                 _ => {
-                    let done = p2m.set_identity(Pfns::new(at, 1)).is_ok();
+                    // SAFETY: as above.
+                    let done = unsafe { p2m.set_identity(Pfns::new(at, 1)) }.is_ok();
                     assert_eq!(done, fillable, "{pfn:#x}");
                     fillable.then(|| plain.insert(pfn, P2mEntry::Identity));
                 }

@@ -86,7 +86,8 @@ fn sweep(
     let scenario = |machine: &Failing<'_>| -> (Scene, Result<(), String>) {
         let mut scene = made.take().expect("made before");
         let Scene { list, root, pool, pgd, .. } = &mut scene;
-        let p2m = P2m::adopt(list).expect("pages");
+        // SAFETY: the guest exists only in the model.
+        let p2m = unsafe { P2m::adopt(list) }.expect("pages");
         let done = work(&Context { machine, p2m: &p2m, kernel_root: *root }, pgd, pool);
         (scene, done)
     };
@@ -100,7 +101,8 @@ fn check(
     (scene, done): (Scene, Result<(), String>),
 ) -> Result<(), String> {
     let Scene { list, root, mut pool, pgd, before, free } = scene;
-    let p2m = P2m::adopt(&list).expect("pages");
+    // SAFETY: the guest exists only in the model.
+    let p2m = unsafe { P2m::adopt(&list) }.expect("pages");
     let context = Context { machine: model, p2m: &p2m, kernel_root: root };
     if failure.is_none() && done.is_err() {
         return Err(format!("nothing was refused, and yet: {done:?}"));

@@ -46,7 +46,7 @@ impl Place {
 /// use swiotlb::{Place, contiguous};
 ///
 /// let list = [0x203, 0x204, 0x777].map(AtomicU64::new);
-/// let p2m = P2m::adopt(&list)?;
+/// let p2m = unsafe { P2m::adopt(&list) }?;
 /// let place = Place { pfn: Pfn::new(0), offset: 0x800, len_bytes: 3 * 4096 - 0x800 };
 /// let (bus, len_bytes) = contiguous(&p2m, place)?;
 /// assert_eq!((bus.raw(), len_bytes), (0x20_3800, 2 * 4096 - 0x800));
@@ -83,6 +83,7 @@ pub const fn is_aligned(start: BusAddr, order: u32) -> bool {
 }
 
 #[cfg(all(test, not(loom)))]
+#[expect(unsafe_code, reason = "maps over numbers, with no memory behind them")]
 mod tests {
     use core::sync::atomic::AtomicU64;
 
@@ -91,7 +92,8 @@ mod tests {
     #[test]
     fn the_first_break_in_the_machine_ends_what_is_contiguous() {
         let list = [0x700, 0x701, 0x703, 0x704].map(AtomicU64::new);
-        let p2m = P2m::adopt(&list).expect("a list");
+        // SAFETY: no memory is behind these numbers.
+        let p2m = unsafe { P2m::adopt(&list) }.expect("a list");
         let at = |pfn, offset, len_bytes| Place { pfn: Pfn::new(pfn), offset, len_bytes };
         let start = BusAddr::from_raw(0x70_0010);
         assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff0)), Ok((start, 0x1ff0)));
@@ -109,7 +111,8 @@ mod tests {
                 mfn += if jump { 5 } else { 1 };
                 AtomicU64::new(mfn)
             });
-            let p2m = P2m::adopt(&list).expect("a list");
+            // SAFETY: no memory is behind these numbers.
+            let p2m = unsafe { P2m::adopt(&list) }.expect("a list");
             let pfn = u.int_in_range(0..=11u64)?;
             let offset = u.int_in_range(0..=4095usize)?;
             let room = (12 - usize::try_from(pfn).expect("small")) * PAGE_SIZE - offset;

@@ -236,7 +236,8 @@ fn record<M: Machine, D>(
         // All are recorded, whatever is wrong with one: they are what the guest has now.
         let first = taken.get(run).map_or(Mfn::new(u64::MAX), |extent| extent.mfn());
         let mfn = Mfn::new(first.raw().saturating_add(within));
-        let recorded = around.p2m.replace(pfn, mfn).map(drop).map_err(Error::from);
+        // SAFETY: Xen says that it exchanged the frame of the pfn, which a token stands for (I-1).
+        let recorded = unsafe { around.p2m.replace(pfn, mfn) }.map(drop).map_err(Error::from);
         let right = recorded.and_then(|()| check(around, (pfn, mfn), first, way));
         result = result.and(right);
     }

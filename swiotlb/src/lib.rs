@@ -50,7 +50,7 @@
 //! # let model = xen_model::Model::builder().guest(config).build()?;
 //! # let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
 //! # let list: Vec<AtomicU64> = (0..4096).map(mfn).map(AtomicU64::new).collect();
-//! # let p2m = P2m::adopt(&list)?;
+//! # let p2m = unsafe { P2m::adopt(&list) }?;
 //! # let free = (0..512).map(Pfn::new).find(|pfn| mfn(pfn.raw()) % 64 == 0).ok_or("none")?;
 //! // This dom0 has its memory in one run, so nothing needs to be exchanged for a pool.
 //! let frames = unsafe { Frames::claim(free, 64) };

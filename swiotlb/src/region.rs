@@ -79,7 +79,7 @@ impl Region {
     /// use swiotlb::{DmaMask, Region};
     ///
     /// let list: Vec<AtomicU64> = (0x1000..0x1040).map(AtomicU64::new).collect();
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let frames = unsafe { Frames::claim(Pfn::new(0), 64) }; // a dom0's lie in a row already
     /// let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).map_err(|_| "they do not")?;
     /// assert_eq!((region.runs(), region.frames()), (1, 64));

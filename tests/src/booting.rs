@@ -73,7 +73,8 @@ impl Guest {
     /// Its frame map.
     #[must_use]
     pub fn p2m(&self) -> P2m<'_> {
-        P2m::adopt(&self.list).expect("the guest has pages")
+        // SAFETY: the guest exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
     }
 
     /// What is known of its memory.

@@ -81,7 +81,8 @@ pub type Ready = (Dma<'static, 'static, Nothing>, u64);
 pub fn ready(times: u64) -> Ready {
     let list: Vec<AtomicU64> =
         (FIRST_MFN..FIRST_MFN + SEGMENTS * 64 + 64).map(AtomicU64::new).collect();
-    let p2m = Box::leak(Box::new(P2m::adopt(list.leak()).expect("a list")));
+    // SAFETY: no memory is behind the numbers.
+    let p2m = Box::leak(Box::new(unsafe { P2m::adopt(list.leak()) }.expect("a list")));
     let segments: Vec<Segment> = (0..SEGMENTS).map(|_| Segment::new()).collect();
     let areas = vec![Area::new(), Area::new()].leak();
     let pool = Box::leak(Box::new(Pool::new(segments.leak(), areas).expect("it has places")));

@@ -33,7 +33,8 @@ fn pfns(len: u64) -> impl Iterator<Item = Pfn> {
 /// # Errors
 /// [`P2mError`].
 pub fn adopt(list: &[AtomicU64]) -> Result<u64, P2mError> {
-    P2m::adopt(list).map(|p2m| p2m.len())
+    // SAFETY: no memory is behind the numbers.
+    unsafe { P2m::adopt(list) }.map(|p2m| p2m.len())
 }
 
 /// What a look-up is held against: an index into a slice, with its bounds check.
@@ -51,7 +52,8 @@ pub fn index(list: &[AtomicU64]) -> u64 {
 /// # Errors
 /// [`P2mError`].
 pub fn look_up(list: &[AtomicU64]) -> Result<u64, P2mError> {
-    let p2m = P2m::adopt(list)?;
+    // SAFETY: no memory is behind the numbers.
+    let p2m = unsafe { P2m::adopt(list) }?;
     pfns(p2m.len()).try_fold(0, |sum, pfn| Ok(sum ^ p2m.mfn(black_box(pfn))?.raw()))
 }
 
@@ -60,9 +62,11 @@ pub fn look_up(list: &[AtomicU64]) -> Result<u64, P2mError> {
 /// # Errors
 /// [`P2mError`].
 pub fn replace(list: &[AtomicU64]) -> Result<(), P2mError> {
-    let p2m = P2m::adopt(list)?;
+    // SAFETY: no memory is behind the numbers.
+    let p2m = unsafe { P2m::adopt(list) }?;
     for mfn in [1, 2] {
-        pfns(p2m.len()).try_for_each(|pfn| p2m.replace(pfn, Mfn::new(mfn)).map(drop))?;
+        // SAFETY: no memory is behind the numbers.
+        pfns(p2m.len()).try_for_each(|pfn| unsafe { p2m.replace(pfn, Mfn::new(mfn)) }.map(drop))?;
     }
     Ok(())
 }
@@ -78,7 +82,8 @@ pub fn identity(pfns: usize) -> List {
 /// # Errors
 /// [`P2mError`].
 pub fn audit(list: &[AtomicU64]) -> Result<bool, P2mError> {
-    let p2m = P2m::adopt(list)?;
+    // SAFETY: no memory is behind the numbers.
+    let p2m = unsafe { P2m::adopt(list) }?;
     let mut places = [None; 4];
     let mut audit = Audit::begin(&mut places);
     audit.run(&SameNumbers(p2m.len()), &p2m);

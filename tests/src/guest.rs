@@ -71,7 +71,8 @@ impl Guest {
         guest.set_direct_map(base, PAGES);
         let boot = BootInfo::parse(&guest.start_info().expect("built")).expect("valid");
         let list: &[AtomicU64] = guest.built_list().leak();
-        let p2m: &P2m<'_> = Box::leak(Box::new(P2m::adopt(list).expect("not empty")));
+        // SAFETY: the guest exists only in the model.
+        let p2m: &P2m<'_> = Box::leak(Box::new(unsafe { P2m::adopt(list) }.expect("not empty")));
         let kernel_root = guest.pfn_at(boot.root).expect("mapped by the builder");
         let pfns = guest.first_free_page().raw()..PAGES;
         // SAFETY: the frames exist only in the model, and each is claimed once.

@@ -78,7 +78,8 @@ impl Guest {
     }
 
     pub fn p2m(&self) -> P2m<'_> {
-        P2m::adopt(&self.list).expect("pages")
+        // SAFETY: the guest exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("pages")
     }
 
     /// The frames that are free at boot. To be called once.

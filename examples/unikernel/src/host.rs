@@ -137,7 +137,8 @@ fn run(
         .map(|pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw()))
         .map(AtomicU64::new)
         .collect();
-    let p2m = P2m::adopt(&list).map_err(|error| say(&error))?;
+    // SAFETY: the model's builder made the list, and nobody else writes it.
+    let p2m = unsafe { P2m::adopt(&list) }.map_err(|error| say(&error))?;
     let first = model.guest();
     let second = (arguments.vcpus > 1).then_some(ModelSecond { first });
     let pfn = |va: u64| Pfn::new((va - VIRT_BASE) >> PAGE_SHIFT);

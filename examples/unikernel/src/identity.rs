@@ -62,7 +62,9 @@ pub(crate) fn give_up<M: Machine>(
     unsafe { batch.submit(machine) }.map_err(|error| say(&error))?;
     let mut extents = Vec::new();
     for pfn in ISA.iter() {
-        extents.push(Extent::from_mfn(p2m.depopulate(pfn).map_err(|error| say(&error))?));
+        // SAFETY: nothing maps the frames any more, and nobody has a token for them (I-1).
+        extents
+            .push(Extent::from_mfn(unsafe { p2m.depopulate(pfn) }.map_err(|error| say(&error))?));
     }
     let mut gone = MemoryOp::Decrease(Reservation {
         extents: &mut extents,
@@ -75,5 +77,6 @@ pub(crate) fn give_up<M: Machine>(
     if done != ISA.count {
         return Err(alloc::format!("Xen took {done} of {} pages of the ISA area", ISA.count));
     }
-    p2m.set_identity(ISA).map_err(|error| say(&error))
+    // SAFETY: dom0's machine has devices and firmware there, and no RAM of the guest's.
+    unsafe { p2m.set_identity(ISA) }.map_err(|error| say(&error))
 }

@@ -102,7 +102,7 @@ impl<'f> Audit<'f> {
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let list = model.guest().built_list();
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mut places = [None; 8]; // for the first findings
     /// let mut audit = Audit::begin(&mut places);
     /// audit.run(&model, &p2m);
@@ -124,7 +124,7 @@ impl<'f> Audit<'f> {
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let list = model.guest().built_list();
-    /// let p2m = P2m::adopt(&list)?;
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let mut places = [None; 8];
     /// let mut audit = Audit::begin(&mut places);
     /// let mut steps = 1;

@@ -4,7 +4,7 @@ use expect_test::expect;
 use hypercall::ArchSharedInfo;
 
 use super::*;
-use crate::map::tests::{M2p, list};
+use crate::map::tests::{M2p, list, map};
 
 /// pfn k has mfn k + 16, but for what the test changes.
 fn machine(pfns: u64) -> M2p {
@@ -25,7 +25,7 @@ fn foreign(mfn: u64) -> u64 {
 #[test]
 fn a_true_map_is_clean_in_one_go_or_in_steps() {
     let (words, m2p) = (list(&good(1000)), machine(1000));
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let mut places = [None; 4];
     let mut audit = Audit::begin(&mut places);
     audit.run(&m2p, &p2m);
@@ -54,7 +54,7 @@ fn everything_that_is_wrong_is_found_and_neighbours_are_one_finding() {
     words[22] = 1 << 62; // pfn 0x16 as identity: mfn 0x16 is pfn 6
     words[23] = u64::MAX;
     let words = list(&words);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let mut places = [None; 16];
     let mut audit = Audit::begin(&mut places);
     audit.run(&m2p, &p2m);
@@ -101,7 +101,7 @@ fn findings_are_one_if_they_are_alike_and_neighbours() {
     }
     words[5] = 16; // another kind, right behind
     let words = list(&words);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let mut places = [None; 8];
     let mut audit = Audit::begin(&mut places);
     audit.run(&m2p, &p2m);
@@ -126,7 +126,7 @@ fn findings_are_one_if_they_are_alike_and_neighbours() {
 #[test]
 fn what_a_toolstack_would_misread_is_found() {
     let (words, m2p) = (list(&good(8)), machine(8));
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let arch = ArchSharedInfo::default();
     let toolstack = Toolstack::new(&arch);
     let list = GuestVa::new(0xffff_9000_0000_0000).expect("a guest address");
@@ -169,7 +169,7 @@ fn a_step_looks_at_no_more_words_than_it_is_told() {
     words[2] = foreign(4000);
     words[5] = u64::MAX;
     let words = list(&words);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     for words_max in [1, 2, 3, 7] {
         let mut places = [None; 4];
         let mut audit = Audit::begin(&mut places);
@@ -195,13 +195,13 @@ fn max_pfn_is_to_lie_behind_the_last_frame_and_within_the_map() {
         ([absent, identity, absent, alien], 4),
     ] {
         let words = list(&words);
-        let p2m = P2m::adopt(&words).expect("not empty");
+        let p2m = map(&words);
         let arch = ArchSharedInfo::default();
         let toolstack = Toolstack::new(&arch);
         for published in 0..=6 {
             let longer = list(&good(published.max(1)));
             if published > 0 {
-                toolstack.raise_max_pfn(&P2m::adopt(&longer).expect("not empty"));
+                toolstack.raise_max_pfn(&map(&longer));
             }
             let mut places = [None; 8];
             let mut audit = Audit::begin(&mut places);
@@ -220,7 +220,7 @@ fn max_pfn_never_goes_back() {
     let toolstack = Toolstack::new(&arch);
     for (len, published) in [(8, 8), (3, 8), (20, 20), (19, 20)] {
         let words = list(&good(len));
-        toolstack.raise_max_pfn(&P2m::adopt(&words).expect("not empty"));
+        toolstack.raise_max_pfn(&map(&words));
         assert_eq!(toolstack.read().max_pfn, published);
     }
 }

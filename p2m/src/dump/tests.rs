@@ -4,7 +4,7 @@ use expect_test::expect;
 use hypercall::{DomId, Mfn, Pfn};
 
 use super::*;
-use crate::map::tests::list;
+use crate::map::tests::{list, map};
 
 fn words() -> Vec<u64> {
     let foreign = |mfn, owner| {
@@ -22,7 +22,7 @@ fn words() -> Vec<u64> {
 #[test]
 fn a_dump_has_a_line_for_each_run() {
     let words = list(&words());
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let mut text = String::new();
     p2m.dump(&mut text).expect("a string takes anything");
     expect![[r#"
@@ -45,7 +45,7 @@ fn a_dump_has_a_line_for_each_run() {
 #[test]
 fn a_picture_has_a_stretch_for_each_kind() {
     let words = list(&words());
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let mut text = String::new();
     p2m.svg(&mut text).expect("a string takes anything");
     let attribute = |line: &str, name: &str| {
@@ -75,7 +75,7 @@ fn a_picture_has_a_stretch_for_each_kind() {
 #[test]
 fn runs_of_a_part_stay_in_it() {
     let words = list(&words());
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let part = Pfns::new(Pfn::new(0x50), 0x18);
     let runs: Vec<_> = p2m.runs(part, Grain::Kind).map(|run| run.pfns).collect();
     assert_eq!(runs, [Pfns::new(Pfn::new(0x50), 16), Pfns::new(Pfn::new(0x60), 8)]);

@@ -127,7 +127,7 @@ impl<'s> GrantMaps<'s> {
     /// # let frame = other.built_mfn(Pfn::new(7)).ok_or("it has memory")?;
     /// # other.write_grant(8, GrantEntry { flags: 1, domain: 0, frame }).map_err(|_| "no table")?;
     /// let pfn = LeafSource::take(&mut frames).ok_or("no memory")?.pfn();
-    /// p2m.depopulate(pfn)?; // a pfn that has no memory: the balloon's reserve has such
+    /// unsafe { p2m.depopulate(pfn) }?; // a pfn that has no memory: the balloon's reserve has such
     /// let request = MapRequest {
     ///     pfn,
     ///     va: model.direct_map(pfn)?,
@@ -208,7 +208,8 @@ impl<'s> GrantMaps<'s> {
         mapped: MappedGrant,
     ) -> Result<MappedGrant, GrantFailure> {
         let MapRequest { pfn, va, domain, .. } = mapped.request;
-        let marked = p2m.set_foreign(pfn, domain, mapped.mfn);
+        // SAFETY: Xen has just mapped the frame for this pfn, which had none.
+        let marked = unsafe { p2m.set_foreign(pfn, domain, mapped.mfn) };
         let place = self.places.iter_mut().find(|place| place.is_none());
         let (Some(place), Ok(())) = (place, marked) else {
             let mut unmaps = [GrantUnmap::kernel(va, mapped.handle)];
@@ -294,7 +295,8 @@ impl<'s> GrantMaps<'s> {
             return Err(GrantFailure::Refused(unmaps[0].status()));
         }
         *place = None;
-        p2m.clear_foreign(pfn)?;
+        // SAFETY: Xen has just ended the mapping, and nobody uses it.
+        unsafe { p2m.clear_foreign(pfn) }?;
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 //! What stands in the way of a kexec, made and removed.
+#![expect(unsafe_code, reason = "maps over numbers, with no memory behind them")]
 
 use core::sync::atomic::AtomicU64;
 
@@ -6,14 +7,14 @@ use expect_test::expect;
 use hypercall::{DomId, GrantAccess, GrantRef, Mfn, Pfn};
 
 use super::*;
-use crate::map::tests::list;
+use crate::map::tests::{list, map};
 
 #[test]
 fn a_guest_with_all_its_memory_and_nothing_shared_is_safe() {
     // Absent pfns behind the RAM of the memory map are no hazard: the next kernel does not use
     // them.
     let words = list(&[16, 17, 18, u64::MAX]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let ram = [Pfns::new(Pfn::new(0), 3)];
     let entries: [AtomicU64; 4] = Default::default();
     let granted = Granted::new(&entries);
@@ -28,7 +29,7 @@ fn each_hazard_is_counted_and_listed() {
     let foreign = P2mEntry::Foreign { owner: DomId(4), mfn: Mfn::new(0x99) };
     let foreign = foreign.encode().expect("a frame");
     let words = list(&[16, u64::MAX, u64::MAX, 19, foreign, u64::MAX]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let entries: [AtomicU64; 4] = Default::default();
     let granted = Granted::new(&entries);
     granted.grant(GrantRef(2), DomId(1), Mfn::new(16), GrantAccess::ReadWrite).expect("free");
@@ -50,15 +51,18 @@ fn each_hazard_is_counted_and_listed() {
 
     // Each goes away with its cause.
     granted.end(GrantRef(2)).expect("nobody has it mapped");
-    p2m.clear_foreign(Pfn::new(4)).expect("marked");
-    p2m.populate(Pfn::new(1), Mfn::new(17)).expect("absent");
+    // SAFETY: no memory is behind these numbers.
+    unsafe { p2m.clear_foreign(Pfn::new(4)) }.expect("marked");
+    // SAFETY: as above.
+    unsafe { p2m.populate(Pfn::new(1), Mfn::new(17)) }.expect("absent");
     let left = |state: KexecState<'_>| state.kexec_is_safe().expect_err("one hazard").to_string();
     expect![[r#"
         kexec is not safe:
           1 pages of RAM were given back to Xen:
             pfn 00002..00003  absent"#]]
     .assert_eq(&left(state));
-    p2m.populate(Pfn::new(2), Mfn::new(18)).expect("absent");
+    // SAFETY: as above.
+    unsafe { p2m.populate(Pfn::new(2), Mfn::new(18)) }.expect("absent");
     assert!(state.kexec_is_safe().is_ok());
     granted.grant(GrantRef(3), DomId(1), Mfn::new(16), GrantAccess::ReadOnly).expect("free");
     expect![[r#"

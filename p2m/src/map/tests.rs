@@ -55,6 +55,12 @@ pub(crate) fn list(words: &[u64]) -> Vec<AtomicU64> {
     words.iter().copied().map(AtomicU64::new).collect()
 }
 
+/// A map over them; no memory is behind the numbers.
+pub(crate) fn map(words: &[AtomicU64]) -> P2m<'_> {
+    // SAFETY: nothing of this host is in these frames.
+    unsafe { P2m::adopt(words) }.expect("not empty")
+}
+
 const MFN: Mfn = Mfn::new(0x777);
 const OWNER: DomId = DomId(3);
 
@@ -62,7 +68,7 @@ const OWNER: DomId = DomId(3);
 fn look_ups_tell_every_kind_apart_and_never_panic() {
     let foreign = P2mEntry::Foreign { owner: OWNER, mfn: MFN }.encode().expect("a frame");
     let words = list(&[0x10, entry::ABSENT, entry::IDENTITY, foreign]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let at = |pfn| p2m.mfn(Pfn::new(pfn));
     assert_eq!(at(0), Ok(Mfn::new(0x10)));
     assert_eq!(at(1), Err(P2mError::Absent(Pfn::new(1))));
@@ -76,13 +82,14 @@ fn look_ups_tell_every_kind_apart_and_never_panic() {
     }
     let frame = |pfn| p2m.machine_frame(Pfn::new(pfn));
     assert_eq!([frame(2), frame(3)], [Ok(Mfn::new(2)), Ok(MFN)]);
-    assert_eq!(P2m::adopt(&[]).map(|_| ()), Err(P2mError::Empty));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { P2m::adopt(&[]) }.map(|_| ()), Err(P2mError::Empty));
 }
 
 #[test]
 fn m2p_is_believed_only_if_p2m_agrees() {
     let words = list(&[5, 6, entry::ABSENT]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let to = |pfn| Some(Pfn::new(pfn));
     let m2p = M2p(vec![None, to(2), to(9), to(0), None, to(0), to(0)]);
     let pfn = |mfn| p2m.pfn(&m2p, Mfn::new(mfn));
@@ -103,54 +110,70 @@ fn m2p_is_believed_only_if_p2m_agrees() {
 #[test]
 fn a_foreign_frame_is_marked_once_cleared_once_and_never_given_away() {
     let words = list(&[entry::ABSENT, 5]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let (pfn, ram) = (Pfn::new(0), Pfn::new(1));
     let entry = P2mEntry::Foreign { owner: OWNER, mfn: MFN };
-    assert_eq!(p2m.set_foreign(pfn, OWNER, MFN), Ok(()));
-    assert_eq!(p2m.set_foreign(pfn, OWNER, MFN), Err(P2mError::Occupied { pfn, entry }));
-    assert_eq!(p2m.populate(pfn, MFN), Err(P2mError::Occupied { pfn, entry }));
-    assert_eq!(p2m.depopulate(pfn), Err(P2mError::NotRam { pfn, entry }));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.set_foreign(pfn, OWNER, MFN) }, Ok(()));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.set_foreign(pfn, OWNER, MFN) }, Err(P2mError::Occupied { pfn, entry }));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.populate(pfn, MFN) }, Err(P2mError::Occupied { pfn, entry }));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.depopulate(pfn) }, Err(P2mError::NotRam { pfn, entry }));
     // SAFETY: no frame stands behind the number.
     #[expect(unsafe_code, reason = "a number for a frame")]
     let frame = unsafe { Frame::claim(pfn) };
     let (frame, error) = p2m.own(frame).expect_err("no allocator may have it");
     assert_eq!(error, P2mError::NotRam { pfn, entry });
-    assert_eq!(p2m.clear_foreign(pfn), Ok((OWNER, MFN)));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.clear_foreign(pfn) }, Ok((OWNER, MFN)));
     let entry = P2mEntry::Absent;
-    assert_eq!(p2m.clear_foreign(pfn), Err(P2mError::NotForeign { pfn, entry }));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.clear_foreign(pfn) }, Err(P2mError::NotForeign { pfn, entry }));
     let entry = P2mEntry::Ram(Mfn::new(5));
-    assert_eq!(p2m.clear_foreign(ram), Err(P2mError::NotForeign { pfn: ram, entry }));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.clear_foreign(ram) }, Err(P2mError::NotForeign { pfn: ram, entry }));
     assert_eq!(p2m.own(frame).map_err(|(_, error)| error), Err(P2mError::Absent(pfn)));
 }
 
 #[test]
 fn extents_change_as_a_whole_or_not_at_all() {
     let words = list(&[entry::ABSENT, entry::ABSENT, entry::ABSENT, 5, entry::ABSENT]);
-    let p2m = P2m::adopt(&words).expect("not empty");
+    let p2m = map(&words);
     let before: Vec<_> = p2m.all().iter().map(|pfn| p2m.entry(pfn)).collect();
     let all = p2m.all();
-    assert!(matches!(p2m.set_identity(all), Err(P2mError::Occupied { .. })));
-    assert!(matches!(p2m.populate_run(all, MFN), Err(P2mError::Occupied { .. })));
+    // SAFETY: no memory is behind these numbers.
+    assert!(matches!(unsafe { p2m.set_identity(all) }, Err(P2mError::Occupied { .. })));
+    // SAFETY: no memory is behind these numbers.
+    assert!(matches!(unsafe { p2m.populate_run(all, MFN) }, Err(P2mError::Occupied { .. })));
     let beyond = Pfns::new(Pfn::new(4), 2);
-    assert!(matches!(p2m.set_identity(beyond), Err(P2mError::OutOfRange { .. })));
-    assert!(matches!(p2m.clear_identity(all), Err(P2mError::NotIdentity { .. })));
+    // SAFETY: no memory is behind these numbers.
+    assert!(matches!(unsafe { p2m.set_identity(beyond) }, Err(P2mError::OutOfRange { .. })));
+    // SAFETY: no memory is behind these numbers.
+    assert!(matches!(unsafe { p2m.clear_identity(all) }, Err(P2mError::NotIdentity { .. })));
     let after: Vec<_> = p2m.all().iter().map(|pfn| p2m.entry(pfn)).collect();
     assert_eq!(before, after);
     let three = Pfns::new(Pfn::new(0), 3);
-    assert_eq!(p2m.set_identity(three), Ok(()));
-    assert_eq!(p2m.clear_identity(three), Ok(()));
-    assert_eq!(p2m.populate_run(three, MFN), Ok(()));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.set_identity(three) }, Ok(()));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.clear_identity(three) }, Ok(()));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.populate_run(three, MFN) }, Ok(()));
     assert_eq!(p2m.mfn(Pfn::new(2)), Ok(Mfn::new(0x779)));
-    assert_eq!(p2m.replace(Pfn::new(2), Mfn::new(9)), Ok(Mfn::new(0x779)));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.replace(Pfn::new(2), Mfn::new(9)) }, Ok(Mfn::new(0x779)));
     let too_far = Mfn::new(u64::MAX);
-    assert_eq!(p2m.replace(Pfn::new(2), too_far), Err(P2mError::NoFrame(too_far)));
+    // SAFETY: no memory is behind these numbers.
+    assert_eq!(unsafe { p2m.replace(Pfn::new(2), too_far) }, Err(P2mError::NoFrame(too_far)));
 }
 
 #[test]
 fn random_changes_of_an_adopted_list_agree_with_a_plain_map() {
     arbtest(|u| {
         let words = list(&[entry::ABSENT; 64]);
-        let p2m = P2m::adopt(&words).expect("not empty");
+        let p2m = map(&words);
         let mut plain = BTreeMap::new();
         for _ in 0..u.int_in_range(1..=200)? {
             let pfn = Pfn::new(u.int_in_range(0..=70)?);
@@ -159,22 +182,26 @@ fn random_changes_of_an_adopted_list_agree_with_a_plain_map() {
             let free = pfn.raw() < 64 && known.is_none();
             match u.int_in_range(0..=3)? {
                 0 => {
-                    assert_eq!(p2m.populate(pfn, mfn).is_ok(), free);
+                    // SAFETY: no memory is behind these numbers.
+                    assert_eq!(unsafe { p2m.populate(pfn, mfn) }.is_ok(), free);
                     free.then(|| plain.insert(pfn, P2mEntry::Ram(mfn)));
                 }
                 1 => {
-                    assert_eq!(p2m.set_foreign(pfn, OWNER, mfn).is_ok(), free);
+                    // SAFETY: no memory is behind these numbers.
+                    assert_eq!(unsafe { p2m.set_foreign(pfn, OWNER, mfn) }.is_ok(), free);
                     let entry = P2mEntry::Foreign { owner: OWNER, mfn };
                     free.then(|| plain.insert(pfn, entry));
                 }
                 2 => {
                     let is_ram = matches!(known, Some(P2mEntry::Ram(_)));
-                    assert_eq!(p2m.depopulate(pfn).is_ok(), is_ram);
+                    // SAFETY: no memory is behind these numbers.
+                    assert_eq!(unsafe { p2m.depopulate(pfn) }.is_ok(), is_ram);
                     is_ram.then(|| plain.remove(&pfn));
                 }
                 _ => {
                     let is_foreign = matches!(known, Some(P2mEntry::Foreign { .. }));
-                    assert_eq!(p2m.clear_foreign(pfn).is_ok(), is_foreign);
+                    // SAFETY: no memory is behind these numbers.
+                    assert_eq!(unsafe { p2m.clear_foreign(pfn) }.is_ok(), is_foreign);
                     is_foreign.then(|| plain.remove(&pfn));
                 }
             }

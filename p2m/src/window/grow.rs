@@ -117,9 +117,9 @@ impl Window {
     /// window.grow(around, 1 << 18, &mut batch)?;
     /// // Room in the list is not memory for its words: that is reserved where it is needed.
     /// let new = Pfns::new(Pfn::new(0x2_0000), 512);
-    /// assert!(p2m.populate(new.start, Mfn::new(0x777)).is_err());
+    /// assert!(unsafe { p2m.populate(new.start, Mfn::new(0x777)) }.is_err());
     /// window.reserve(around, new, &mut free, &mut batch)?;
-    /// p2m.populate(new.start, Mfn::new(0x777))?;
+    /// unsafe { p2m.populate(new.start, Mfn::new(0x777)) }?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn reserve<M: Machine>(
@@ -147,6 +147,9 @@ impl Window {
     /// # Hypercalls
     /// For a whole GiB one `mmu_update`; otherwise as for [`reserve`](Self::reserve).
     ///
+    /// # Safety
+    /// As for [`P2m::set_identity`].
+    ///
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, Pfn};
     /// # use p2m::{Pfns, Window};
@@ -160,11 +163,11 @@ impl Window {
     /// let (mut free, around) = (Pool::new(rest), context(&machine, &p2m));
     /// window.grow(around, 1 << 20, &mut batch)?;
     /// let hole = Pfns::new(Pfn::new(0xc_0000), 0x4_0000); // the GiB below 4 GiB
-    /// window.reserve_identity(around, hole, &mut free, &mut batch)?;
+    /// unsafe { window.reserve_identity(around, hole, &mut free, &mut batch) }?;
     /// assert_eq!(p2m.machine_frame(Pfn::new(0xf_ee00)), Ok(Mfn::new(0xf_ee00)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn reserve_identity<M: Machine>(
+    pub unsafe fn reserve_identity<M: Machine>(
         &mut self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
@@ -190,7 +193,8 @@ impl Window {
             let edge = Pfns::new(Pfn::new(edge.start), edge.end.saturating_sub(edge.start));
             if edge.count > 0 {
                 self.reserve(context, edge, source, batch)?;
-                context.p2m.set_identity(edge)?;
+                // SAFETY: the caller vouches for the pfns.
+                unsafe { context.p2m.set_identity(edge) }?;
             }
         }
         Ok(())
@@ -387,7 +391,8 @@ impl Window {
         let pte = read(context.machine, table, index(at))?;
         if self.hole(context.p2m, pte)?.is_none() {
             let first = Pfn::new((gib * TABLE_ENTRIES + at) * LEAF_WORDS);
-            context.p2m.set_identity(Pfns::new(first, LEAF_WORDS))?;
+            // SAFETY: only `reserve_identity` comes here, whose caller vouches for the pfns.
+            unsafe { context.p2m.set_identity(Pfns::new(first, LEAF_WORDS)) }?;
         }
         Ok(())
     }

@@ -82,7 +82,8 @@ impl Guest {
 
     /// Its frame map.
     pub fn p2m(&self) -> P2m<'_> {
-        P2m::adopt(&self.list).expect("the guest has pages")
+        // SAFETY: the guest exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
     }
 
     /// The pool of frames that are free to use. To be called once.

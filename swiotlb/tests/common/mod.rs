@@ -51,7 +51,8 @@ impl Guest {
 
     /// Its frame map.
     pub fn p2m(&self) -> P2m<'_> {
-        P2m::adopt(&self.list).expect("the guest has pages")
+        // SAFETY: the guest exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
     }
 
     /// Frames that are free to use, from the arena; each to be claimed once.

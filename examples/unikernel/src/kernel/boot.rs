@@ -108,7 +108,9 @@ fn read(page: *const StartInfo) -> Early {
     // SAFETY: the builder mapped `nr_pages` words there (public/xen.h), which stay until
     // `move_list`, behind which nobody reads them; whoever changes them does so by atomic stores.
     let list = unsafe { core::slice::from_raw_parts(list, len) };
-    match P2m::adopt(list) {
+    // SAFETY: the builder's own list of this domain, for the Xen that runs it; nobody writes it but
+    // through this map.
+    match unsafe { P2m::adopt(list) } {
         Ok(built_p2m) => {
             let moved_p2m = Once::new();
             Early {
@@ -230,7 +232,8 @@ impl Kernel<'static> for Booting<'_> {
         let list = unsafe {
             core::slice::from_raw_parts(words.cast::<AtomicU64>(), early.built_list.len())
         };
-        let p2m = P2m::adopt(list).map_err(|error| alloc::format!("list: {error}"))?;
+        // SAFETY: a true copy of the builder's list, which nothing has changed since.
+        let p2m = unsafe { P2m::adopt(list) }.map_err(|error| alloc::format!("list: {error}"))?;
         Ok(early.moved_p2m.call_once(|| p2m))
     }
 }

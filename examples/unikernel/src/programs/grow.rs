@@ -94,7 +94,9 @@ fn grow_far<M: Machine + Cpu>(
     let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
     window.grow(context, TERABYTE, batch).or_say("grow")?;
     let devices = Pfns::new(Pfn::new(TERABYTE - 3 * GIB - 100), 3 * GIB + 50);
-    window.reserve_identity(context, devices, &mut guest.pool, batch).or_say("identity")?;
+    // SAFETY: nothing will map the frames.
+    unsafe { window.reserve_identity(context, devices, &mut guest.pool, batch) }
+        .or_say("identity")?;
     p2m.dump(guest.console).or_say("console")
 }
 
@@ -138,7 +140,8 @@ fn grow<M: Machine + Cpu>(
     let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
     window.grow(context, new.end(), batch).or_say("grow")?;
     let last = Pfn::new(new.end() - 1);
-    let refused = p2m.populate(last, Mfn::new(1));
+    // SAFETY: it is refused, and the pfn is nobody's.
+    let refused = unsafe { p2m.populate(last, Mfn::new(1)) };
     if refused != Err(P2mError::NotReserved(last)) {
         return Err(format!("pfn {last} has no memory for its word: {refused:?}"));
     }
@@ -160,9 +163,11 @@ fn use_entries<M: Machine + Cpu>(
     give(&guest.machine, p2m, given.pfn())?;
     take(&guest.machine, p2m, new.start)?;
     let end = Pfn::new(new.end() - 1);
-    p2m.set_foreign(end, NEIGHBOUR, Mfn::new(1)).or_say("foreign")?;
+    // SAFETY: a pfn that nobody has; nothing will map the frame.
+    unsafe { p2m.set_foreign(end, NEIGHBOUR, Mfn::new(1)) }.or_say("foreign")?;
     let identity = Pfns::new(Pfn::new(new.end() - 600), 500);
-    p2m.set_identity(identity).or_say("identity")?;
+    // SAFETY: pfns that nobody has; nothing will map the frames.
+    unsafe { p2m.set_identity(identity) }.or_say("identity")?;
     Ok(given)
 }
 
@@ -172,7 +177,8 @@ fn put_back<M: Machine + Cpu>(
     p2m: &P2m<'_>,
     (new, given): (Pfns, Frame),
 ) -> Result<(), String> {
-    p2m.clear_foreign(Pfn::new(new.end() - 1)).or_say("foreign")?;
+    // SAFETY: marked by `use_entries`, and mapped nowhere.
+    unsafe { p2m.clear_foreign(Pfn::new(new.end() - 1)) }.or_say("foreign")?;
     give(&guest.machine, p2m, new.start)?;
     let mfn = take(&guest.machine, p2m, given.pfn())?;
     set_mapping(&guest.machine, given.pfn(), Pte::new(mfn, hypercall::PteFlags::KERNEL_RW))?;
@@ -200,7 +206,8 @@ fn give<M: Machine>(machine: &Counting<&M>, p2m: &P2m<'_>, pfn: Pfn) -> Result<(
     if done != 1 {
         return Err(format!("Xen does not take pfn {pfn} back"));
     }
-    p2m.depopulate(pfn).map(drop).or_say("depopulate")
+    // SAFETY: Xen has just taken the memory, and nothing maps it.
+    unsafe { p2m.depopulate(pfn) }.map(drop).or_say("depopulate")
 }
 
 /// Asks Xen for memory behind `pfn`.
@@ -214,7 +221,8 @@ fn take<M: Machine>(machine: &Counting<&M>, p2m: &P2m<'_>, pfn: Pfn) -> Result<M
         return Err(format!("Xen has no memory for pfn {pfn}"));
     }
     let mfn = extents[0].mfn();
-    p2m.populate(pfn, mfn).or_say("populate")?;
+    // SAFETY: Xen has just put the frame behind the pfn, which is the program's.
+    unsafe { p2m.populate(pfn, mfn) }.or_say("populate")?;
     match p2m.pfn(machine, mfn) {
         Ok(back) if back == pfn => Ok(mfn),
         other => Err(format!("Xen gave mfn {mfn} for pfn {pfn}, and M2P says {other:?}")),

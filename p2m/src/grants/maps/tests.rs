@@ -6,7 +6,7 @@ use hypercall::{Errno, FailNth, Hypercall, Refusal};
 
 use super::*;
 use crate::map::Pfns;
-use crate::map::tests::list;
+use crate::map::tests::{list, map};
 
 /// Another domain that grants references 0 to 9, frames from 0x700 on, and counts what is mapped.
 #[derive(Default)]
@@ -76,7 +76,7 @@ const NOTHING: Result<MappedGrant, GrantFailure> = Err(GrantFailure::NoPlace);
 #[test]
 fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
     let words = list(&[u64::MAX, 0x55, u64::MAX, u64::MAX]);
-    let (p2m, neighbour) = (P2m::adopt(&words).expect("not empty"), Neighbour::default());
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
     let mut places = [None; 3];
     let mut maps = GrantMaps::new(&mut places);
     let requests = [request(0, 1), request(1, 2), request(0, 3), request(9, 4), request(2, 77)];
@@ -123,7 +123,7 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
 #[test]
 fn a_full_list_maps_no_more_than_it_can_record() {
     let words = list(&[u64::MAX; 4]);
-    let (p2m, neighbour) = (P2m::adopt(&words).expect("not empty"), Neighbour::default());
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
     let mut places = [None; 2];
     let mut maps = GrantMaps::new(&mut places);
     let requests = [0, 1, 2].map(|pfn| request(u64::from(pfn), pfn));
@@ -138,7 +138,7 @@ fn a_full_list_maps_no_more_than_it_can_record() {
 fn all_or_none_leaves_none_whichever_slot_fails() {
     for bad in 0..4 {
         let words = list(&[u64::MAX; 4]);
-        let (p2m, neighbour) = (P2m::adopt(&words).expect("not empty"), Neighbour::default());
+        let (p2m, neighbour) = (map(&words), Neighbour::default());
         let mut places = [None; 4];
         let mut maps = GrantMaps::new(&mut places);
         let refusal = Refusal { request: 0, errno: Errno::EINVAL, done: bad };
@@ -161,7 +161,7 @@ fn all_or_none_leaves_none_whichever_slot_fails() {
 #[test]
 fn what_would_not_go_is_told_and_stays_in_the_list() {
     let words = list(&[u64::MAX; 4]);
-    let (p2m, neighbour) = (P2m::adopt(&words).expect("not empty"), Neighbour::default());
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
     let mut places = [None; 4];
     let mut maps = GrantMaps::new(&mut places);
     let requests = [0, 1, 2].map(|pfn| request(u64::from(pfn), pfn));

@@ -125,7 +125,8 @@ pub(super) fn set_direct<M: Machine + Cpu>(
 fn renew<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, run: &Frames) -> Result<(), String> {
     set_direct(bench, all(run), |_, _| Pte::ABSENT, FLUSH)?;
     let p2m = bench.guest.p2m;
-    let depopulated = all(run).map(|pfn| p2m.depopulate(pfn).map(Extent::from_mfn));
+    // SAFETY: the frames are this row's own, and mapped nowhere any more.
+    let depopulated = all(run).map(|pfn| unsafe { p2m.depopulate(pfn) }.map(Extent::from_mfn));
     let mut extents = depopulated.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
     let reservation = |extents| Reservation { extents, order: 0, flags: 0, domain: DomId::SELF };
     let mut out = MemoryOp::Decrease(reservation(&mut extents));
@@ -139,7 +140,8 @@ fn renew<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, run: &Frames) -> Result
         return Err(alloc::format!("{gone} frames went, {came} came"));
     }
     for (pfn, extent) in all(run).zip(&extents) {
-        p2m.populate(pfn, extent.mfn()).or_say("P2M")?;
+        // SAFETY: Xen has just put the frame behind the pfn, which is this row's own.
+        unsafe { p2m.populate(pfn, extent.mfn()) }.or_say("P2M")?;
     }
     Ok(())
 }
