@@ -210,7 +210,12 @@ impl GrantUnmap {
 }
 
 /// Something that maps other domains' frames, and tells the guest where its own grant table is.
-pub trait Grants {
+///
+/// # Safety
+/// The implementer puts what it is asked to the Xen that the guest runs on, or to something that
+/// behaves as Xen does, and writes the answers where Xen would: a status of success says that the
+/// mapping is made, or is gone (I-2).
+pub unsafe trait Grants {
     /// Puts map requests to Xen; each element's `status` says what became of it
     /// (`GNTTABOP_map_grant_ref`).
     ///
@@ -251,7 +256,8 @@ pub trait Grants {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Grants + ?Sized> Grants for &M {
+// SAFETY: forwards to a machine that promises the same.
+unsafe impl<M: Grants + ?Sized> Grants for &M {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { (**self).grant_map(maps) }

@@ -18,7 +18,8 @@
 //!   own structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
-//! * [`Frame`], [`Frames`]: who owns which frame.
+//! * [`Frame`], [`Frames`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused undo
+//!   leaves, kept from everybody.
 //! * [`explain`]: what a refusal means, in words.
 //! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
 //!   toolstack reads.
@@ -57,6 +58,7 @@ mod middleware;
 mod op;
 mod own;
 mod pte;
+mod quarantine;
 mod raw;
 mod shared_info;
 mod start_info;
@@ -81,6 +83,7 @@ pub use op::{
 };
 pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
+pub use quarantine::{Quarantine, Uncertain};
 pub use raw::{RawCpu, RawHypercalls, RawWrite};
 pub use shared_info::{ArchSharedInfo, SHARED_VCPUS, SharedInfo, TimeInfo, VcpuInfo};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};

@@ -20,7 +20,13 @@ use crate::pte::Pte;
 use crate::va::GuestVa;
 
 /// Something that answers hypercalls.
-pub trait Hypercalls {
+///
+/// # Safety
+/// The implementer puts what it is asked to the Xen that the guest runs on, or to something that
+/// behaves as Xen does, and answers with the outcome: what it calls done is done, what it calls
+/// refused has changed nothing but the elements that it calls done. Whoever owns frames believes
+/// that, and claims them back on the strength of it (I-1, I-4).
+pub unsafe trait Hypercalls {
     /// Puts `calls` to Xen in order: none for none, a direct hypercall for one, one multicall for
     /// several. Each call's outcome says what became of it.
     ///
@@ -102,7 +108,12 @@ pub enum Assist {
 }
 
 /// Access to the guest's own frames, by the names the guest has for them.
-pub trait FrameAccess {
+///
+/// # Safety
+/// The implementer reads what stands in the frame that it is asked for, writes there and nowhere
+/// else, and names frames as Xen does: a table entry that it reads decides what a token is claimed
+/// for (I-3, I-4).
+pub unsafe trait FrameAccess {
     /// Reads an entry of a frame that serves as a page table.
     ///
     /// # Errors
@@ -244,7 +255,11 @@ pub(crate) fn check_run(
 /// Loads and stores of the running CPU, which may fault: through the tables that are loaded, with
 /// Xen's emulation of writes to live L1 tables. Tests and demonstrations use it; the crates above
 /// do not.
-pub trait Cpu {
+///
+/// # Safety
+/// The implementer makes the access that it is asked for, once and nowhere else, and says whether
+/// it took place.
+pub unsafe trait Cpu {
     /// Reads a word.
     ///
     /// # Errors

@@ -124,7 +124,8 @@ struct Scripted {
     asked: RefCell<Vec<Vec<Element>>>,
 }
 
-impl Hypercalls for Scripted {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl Hypercalls for Scripted {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         assert_eq!(calls.len(), self.answers.len(), "requests");
         for (call, &answer) in calls.iter_mut().zip(&self.answers) {
@@ -307,7 +308,8 @@ fn a_batch_tells_what_a_list_tells() {
 #[derive(Default)]
 struct Reading(RefCell<Vec<u32>>);
 
-impl Hypercalls for Reading {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl Hypercalls for Reading {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         for call in calls {
             let Request::MmuExt(ops, _) = call.request else { panic!("{:?}", call.request) };

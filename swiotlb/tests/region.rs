@@ -310,7 +310,8 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
 /// A machine whose M2P does not know one pfn.
 struct Forgetful<'m>(&'m xen_model::Model, Pfn);
 
-impl FrameAccess for Forgetful<'_> {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl FrameAccess for Forgetful<'_> {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.0.read_entry(table, index)
     }
@@ -343,7 +344,8 @@ impl FrameAccess for Forgetful<'_> {
     }
 }
 
-impl Hypercalls for Forgetful<'_> {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl Hypercalls for Forgetful<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), hypercall::Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.0.issue(calls) }

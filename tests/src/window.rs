@@ -152,7 +152,8 @@ impl Machine {
     }
 }
 
-impl Hypercalls for Machine {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl Hypercalls for Machine {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the promise is handed on.
         let result = unsafe { self.model.issue(calls) };
@@ -170,7 +171,8 @@ impl Hypercalls for Machine {
     }
 }
 
-impl FrameAccess for Machine {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl FrameAccess for Machine {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.model.read_entry(table, index)
     }

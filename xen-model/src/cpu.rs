@@ -10,7 +10,8 @@ use crate::model::{Guest, Model};
 /// Bytes of a word.
 const WORD_BYTES: usize = 8;
 
-impl Cpu for Guest<'_> {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Cpu for Guest<'_> {
     fn load(&self, va: GuestVa) -> Result<u64, Fault> {
         let mut bytes = [0; WORD_BYTES];
         self.load(va.raw(), &mut bytes, Mode::Kernel).map_err(|_| Fault(va))?;
@@ -33,7 +34,8 @@ impl Cpu for Guest<'_> {
     }
 }
 
-impl Cpu for Model {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Cpu for Model {
     fn load(&self, va: GuestVa) -> Result<u64, Fault> {
         Cpu::load(&self.guest(), va)
     }

@@ -153,7 +153,8 @@ pub(crate) fn memory_op(guest: &Guest<'_>, op: &mut MemoryOp<'_>) -> Result<u64,
     })
 }
 
-impl Hypercalls for Guest<'_> {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Hypercalls for Guest<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         if calls.len() > CALLS_MAX {
             let hypercall = Hypercall::Multicall;
@@ -218,7 +219,8 @@ impl Guest<'_> {
     }
 }
 
-impl FrameAccess for Guest<'_> {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl FrameAccess for Guest<'_> {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         let mut bytes = [0; 8];
         self.read(table, usize::from(index) * 8, &mut bytes)?;
@@ -252,7 +254,8 @@ impl FrameAccess for Guest<'_> {
     }
 }
 
-impl Hypercalls for Model {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Hypercalls for Model {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the promise is handed on, to a method that needs none.
         unsafe { self.guest().issue(calls) }
@@ -268,7 +271,8 @@ impl Hypercalls for Model {
     }
 }
 
-impl FrameAccess for Model {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl FrameAccess for Model {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.guest().read_entry(table, index)
     }

@@ -19,7 +19,8 @@ impl Guest<'_> {
     }
 }
 
-impl Grants for Guest<'_> {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Grants for Guest<'_> {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         self.note_grants("map_grant_ref", maps.len());
         let mut state = self.run();
@@ -61,7 +62,8 @@ impl Grants for Guest<'_> {
     }
 }
 
-impl Grants for Model {
+// SAFETY: the model answers for its own memory alone, as Xen would.
+unsafe impl Grants for Model {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         // SAFETY: the promise is handed on, to a method that needs none.
         unsafe { self.guest().grant_map(maps) }

@@ -83,7 +83,8 @@ impl<M> Counting<M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls> Hypercalls for Counting<M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls> Hypercalls for Counting<M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         let result = unsafe { self.machine.issue(calls) };
@@ -122,7 +123,8 @@ impl<M: Hypercalls> Hypercalls for Counting<M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Grants> Grants for Counting<M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Grants> Grants for Counting<M> {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         let result = unsafe { self.machine.grant_map(maps) };

@@ -114,7 +114,8 @@ impl<M: Hypercalls> FailNth<M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls> Hypercalls for FailNth<M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls> Hypercalls for FailNth<M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         let Some(at) = self.count(calls.len()) else {
             // SAFETY: the caller's promise is handed on.
@@ -164,7 +165,8 @@ impl<M: Hypercalls> Hypercalls for FailNth<M> {
 /// Grants are answered one by one: element `done` of the request is refused, those around it go
 /// through.
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Grants> Grants for FailNth<M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Grants> Grants for FailNth<M> {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         if maps.is_empty() || self.count(1).is_none() {
             // SAFETY: the caller's promise is handed on.

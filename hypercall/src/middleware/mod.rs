@@ -25,7 +25,8 @@ use crate::va::GuestVa;
 macro_rules! forward_frame_access {
     ([$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr) => {
         #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-        impl<$($generics)*> FrameAccess for $wrapper {
+        // SAFETY: every call goes to the machine inside, whose answer is handed on.
+        unsafe impl<$($generics)*> FrameAccess for $wrapper {
             fn read_entry(
                 &$self,
                 table: Pfn,
@@ -111,7 +112,8 @@ use forward_frame_access;
 macro_rules! forward_cpu {
     ([$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr) => {
         #[expect(unsafe_code, reason = "forwards stores with the promises of their callers")]
-        impl<$($generics)*> Cpu for $wrapper {
+        // SAFETY: every call goes to the machine inside, whose answer is handed on.
+        unsafe impl<$($generics)*> Cpu for $wrapper {
             fn load(&$self, va: GuestVa) -> Result<u64, Fault> {
                 $inner.load(va)
             }
@@ -140,7 +142,8 @@ macro_rules! forward_cpu {
 use forward_cpu;
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls + ?Sized> Hypercalls for &M {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls + ?Sized> Hypercalls for &M {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { (**self).issue(calls) }

@@ -52,7 +52,8 @@ impl<'a, M: Cpu> Timed<'a, M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         self.time(|machine| unsafe { machine.issue(calls) })
@@ -79,7 +80,8 @@ impl<M: Hypercalls + Cpu> Hypercalls for Timed<'_, M> {
 forward_frame_access!([M: FrameAccess] Timed<'_, M>, self => self.machine);
 
 #[expect(unsafe_code, reason = "forwards stores with the promises of their callers")]
-impl<M: Cpu> Cpu for Timed<'_, M> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Cpu> Cpu for Timed<'_, M> {
     fn load(&self, va: GuestVa) -> Result<u64, Fault> {
         self.machine.load(va)
     }
@@ -107,7 +109,8 @@ mod tests {
     struct Slow(Cell<u64>);
 
     #[expect(unsafe_code, reason = "the seam's signatures")]
-    impl Hypercalls for Slow {
+    // SAFETY: the machine has no memory: nothing it says is about any.
+    unsafe impl Hypercalls for Slow {
         unsafe fn issue(&self, _: &mut [Call<'_>]) -> Result<(), Error> {
             self.0.set(self.0.get() + 7);
             Ok(())
@@ -125,7 +128,8 @@ mod tests {
     }
 
     #[expect(unsafe_code, reason = "the seam's signatures")]
-    impl Cpu for Slow {
+    // SAFETY: the machine has no memory: nothing it says is about any.
+    unsafe impl Cpu for Slow {
         fn load(&self, va: GuestVa) -> Result<u64, Fault> {
             Err(Fault(va))
         }

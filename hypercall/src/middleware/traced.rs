@@ -245,7 +245,8 @@ enum Words {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls + FrameAccess, W: Write> Hypercalls for Traced<M, W> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls + FrameAccess, W: Write> Hypercalls for Traced<M, W> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         self.line(|out| write!(out, "issue {}", calls.len()));
         for call in calls.iter() {
@@ -284,7 +285,8 @@ impl<M: Hypercalls + FrameAccess, W: Write> Hypercalls for Traced<M, W> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-impl<M: Hypercalls + FrameAccess, W: Write> FrameAccess for Traced<M, W> {
+// SAFETY: every call goes to the machine inside, whose answer is handed on.
+unsafe impl<M: Hypercalls + FrameAccess, W: Write> FrameAccess for Traced<M, W> {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         let result = self.machine.read_entry(table, index);
         self.line(|out| {

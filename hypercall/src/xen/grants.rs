@@ -41,7 +41,8 @@ unsafe fn grant_table_op<T>(
     Errno::check(rax).map(drop).map_err(|errno| Error { hypercall, errno, done: 0 })
 }
 
-impl Grants for Xen {
+// SAFETY: the requests go to Xen as they are, and the outcomes are Xen's.
+unsafe impl Grants for Xen {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         // SAFETY: the caller vouches for the addresses.
         unsafe { grant_table_op(MAP_GRANT_REF, maps.as_mut_ptr(), maps.len()) }

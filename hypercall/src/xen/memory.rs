@@ -41,7 +41,8 @@ impl Xen {
     }
 }
 
-impl FrameAccess for Xen {
+// SAFETY: reads and writes go through the direct mapping (I-3), names through M2P.
+unsafe impl FrameAccess for Xen {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         let entry = self.entry(table, index)?;
         // SAFETY: I-3: inside a mapped page, aligned, and any bits are an entry.
@@ -223,7 +224,8 @@ fn bytes_to_word(start: *const u8, len: usize) -> usize {
     (start.addr().wrapping_neg() % 8).min(len)
 }
 
-impl Cpu for Xen {
+// SAFETY: the accesses are the CPU's own.
+unsafe impl Cpu for Xen {
     fn load(&self, va: GuestVa) -> Result<u64, Fault> {
         try_load(va.addr()).ok_or(Fault(va))
     }

@@ -90,7 +90,8 @@ unsafe fn multicall<const MAX: usize>(calls: &mut [Call<'_>]) -> Result<(), Erro
     whole.map(drop).map_err(|errno| refused(errno, 0))
 }
 
-impl Hypercalls for Xen {
+// SAFETY: the requests go to Xen as they are, and the outcomes are Xen's.
+unsafe impl Hypercalls for Xen {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         match calls {
             [] => Ok(()),

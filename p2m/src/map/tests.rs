@@ -10,7 +10,8 @@ use super::*;
 pub(crate) struct M2p(pub(crate) Vec<Option<Pfn>>);
 
 #[expect(unsafe_code, reason = "declared unsafe by the trait, and does nothing")]
-impl FrameAccess for M2p {
+// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
+unsafe impl FrameAccess for M2p {
     fn read_entry(
         &self,
         table: Pfn,
