@@ -6,7 +6,7 @@
 use core::fmt;
 
 use crate::frame::{Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
-use crate::va::{GuestVa, NotGuestVa};
+use crate::va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START};
 
 /// `struct start_info` (public/xen.h), 1168 bytes.
 #[derive(Clone, Debug)]
@@ -96,7 +96,7 @@ pub struct BootInfo {
     pub root: GuestVa,
     /// Frames of the builder's page tables, which begin at `root`.
     pub table_frames: u64,
-    /// The builder's P2M list, 8 bytes for each pfn.
+    /// The builder's P2M list, 8 bytes for each pfn; it begins with a page.
     pub p2m_list: GuestVa,
     /// First pfn and count of the frames of the P2M list and its tables, if the list was placed
     /// outside the kernel mapping (ELF note `INIT_P2M`).
@@ -118,8 +118,25 @@ pub enum BootInfoError {
     Address(&'static str, NotGuestVa),
     /// An address is not aligned as it must be.
     Unaligned(&'static str, u64),
+    /// What begins at an address passes the end of what the guest may use.
+    TooLong {
+        /// The field with the address, or the pfn.
+        field: &'static str,
+        /// The address or pfn.
+        start: u64,
+        /// How long it is said to be, in bytes.
+        len_bytes: u64,
+    },
     /// The builder's tables are none, or more than the guest has frames.
     TableFrames(u64),
+    /// The frames of a P2M list outside of the kernel's mapping are too few for a list of this
+    /// guest, or pass the end of the number space.
+    ListFrames {
+        /// The first.
+        first: Pfn,
+        /// How many.
+        count: u64,
+    },
 }
 
 impl fmt::Display for BootInfoError {
@@ -136,7 +153,16 @@ impl fmt::Display for BootInfoError {
             Self::Unaligned(field, value) => {
                 write!(f, "start_info.{field} = {value:#x} is not aligned")
             }
+            Self::TooLong { field, start, len_bytes } => {
+                write!(f, "start_info.{field} = {start:#x}: no room for {len_bytes:#x} bytes there")
+            }
             Self::TableFrames(frames) => write!(f, "start_info says nr_pt_frames = {frames:#x}"),
+            Self::ListFrames { first, count } => {
+                write!(
+                    f,
+                    "start_info says that the P2M list has {count:#x} frames from pfn {first}"
+                )
+            }
         }
     }
 }
@@ -174,11 +200,12 @@ impl BootInfo {
             return Err(BootInfoError::TableFrames(info.nr_pt_frames));
         }
         let is_dom0 = info.flags & INITDOMAIN != 0;
+        let shared_info = aligned("shared_info", info.shared_info, PAGE_SIZE)?;
+        // Pages of the list are read, moved and given away as pages: it begins with one.
+        let list_bytes = info.nr_pages * size_of::<u64>() as u64;
         Ok(Self {
             pages: info.nr_pages,
-            shared_info: Mfn::new(
-                aligned("shared_info", info.shared_info, PAGE_SIZE)? >> PAGE_SHIFT,
-            ),
+            shared_info: Mfn::new(shared_info >> PAGE_SHIFT),
             is_dom0,
             is_privileged: info.flags & PRIVILEGED != 0,
             store: (!is_dom0).then(|| (Mfn::new(info.store_mfn), info.store_evtchn)),
@@ -187,11 +214,10 @@ impl BootInfo {
             } else {
                 Console::Ring { mfn: Mfn::new(info.console_mfn), port: info.console_evtchn }
             },
-            root: address("pt_base", info.pt_base, PAGE_SIZE)?,
+            root: pages("pt_base", info.pt_base, info.nr_pt_frames << PAGE_SHIFT)?,
             table_frames: info.nr_pt_frames,
-            p2m_list: address("mfn_list", info.mfn_list, 8)?,
-            p2m_frames: (info.nr_p2m_frames != 0)
-                .then(|| (Pfn::new(info.first_p2m_pfn), info.nr_p2m_frames)),
+            p2m_list: pages("mfn_list", info.mfn_list, list_bytes)?,
+            p2m_frames: list_frames(info, list_bytes)?,
             module: module(info)?,
         })
     }
@@ -218,19 +244,52 @@ fn aligned(field: &'static str, value: u64, alignment: usize) -> Result<u64, Boo
     }
 }
 
-fn address(field: &'static str, value: u64, alignment: usize) -> Result<GuestVa, BootInfoError> {
-    GuestVa::new(aligned(field, value, alignment)?)
-        .map_err(|reason| BootInfoError::Address(field, reason))
+/// The address of something of so many bytes that begins with a page.
+fn pages(field: &'static str, value: u64, len_bytes: u64) -> Result<GuestVa, BootInfoError> {
+    bytes(field, aligned(field, value, PAGE_SIZE)?, len_bytes)
 }
 
+/// The address of something of so many bytes, all of which are the guest's.
+fn bytes(field: &'static str, start: u64, len_bytes: u64) -> Result<GuestVa, BootInfoError> {
+    let first = GuestVa::new(start).map_err(|reason| BootInfoError::Address(field, reason))?;
+    let last = start.checked_add(len_bytes.saturating_sub(1));
+    let last = last.filter(|last| {
+        // No address between them is Xen's, or none at all.
+        let one_half = start >> 63 == last >> 63;
+        let below_xen = start < XEN_HOLE_START && XEN_HOLE_END <= *last;
+        GuestVa::new(*last).is_ok() && one_half && !below_xen
+    });
+    match last {
+        Some(_) => Ok(first),
+        None => Err(BootInfoError::TooLong { field, start, len_bytes }),
+    }
+}
+
+fn list_frames(info: &StartInfo, list_bytes: u64) -> Result<Option<(Pfn, u64)>, BootInfoError> {
+    let (first, count) = (Pfn::new(info.first_p2m_pfn), info.nr_p2m_frames);
+    if count == 0 {
+        return Ok(None);
+    }
+    // The tables that map the list are among them.
+    if first.checked_add(count).is_none() || count < list_bytes.div_ceil(PAGE_SIZE as u64) {
+        return Err(BootInfoError::ListFrames { first, count });
+    }
+    Ok(Some((first, count)))
+}
+
+/// The module, which may begin and end anywhere in a page.
 fn module(info: &StartInfo) -> Result<Module, BootInfoError> {
-    let len_bytes = info.mod_len;
+    let (field, start, len_bytes) = ("mod_start", info.mod_start, info.mod_len);
     if len_bytes == 0 {
-        Ok(Module::None)
-    } else if info.flags & MOD_START_PFN != 0 {
-        Ok(Module::Unmapped { start: Pfn::new(info.mod_start), len_bytes })
-    } else {
-        Ok(Module::Mapped { start: address("mod_start", info.mod_start, 1)?, len_bytes })
+        return Ok(Module::None);
+    }
+    if info.flags & MOD_START_PFN == 0 {
+        return Ok(Module::Mapped { start: bytes(field, start, len_bytes)?, len_bytes });
+    }
+    let frames = len_bytes.div_ceil(PAGE_SIZE as u64);
+    match Pfn::new(start).checked_add(frames) {
+        Some(_) => Ok(Module::Unmapped { start: Pfn::new(start), len_bytes }),
+        None => Err(BootInfoError::TooLong { field, start, len_bytes }),
     }
 }
 
@@ -307,9 +366,83 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_begins_within_a_page_is_refused_with_its_address() {
+        for offset in [8, 0x7f8, 0xff8] {
+            let mfn_list = domu().mfn_list + offset;
+            let refused = BootInfo::parse(&StartInfo { mfn_list, ..domu() });
+            assert_eq!(refused, Err(BootInfoError::Unaligned("mfn_list", mfn_list)));
+        }
+    }
+
+    #[test]
+    fn what_passes_the_end_of_the_guests_addresses_is_refused_with_its_address() {
+        let refused = |change: fn(&mut StartInfo)| {
+            let mut info = domu();
+            change(&mut info);
+            match BootInfo::parse(&info) {
+                Err(BootInfoError::TooLong { field, start, len_bytes }) => {
+                    (field, start, len_bytes)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let last_page = 0xffff_ffff_ffff_f000;
+        assert_eq!(
+            refused(|info| info.mfn_list = 0xffff_ffff_ffff_f000),
+            ("mfn_list", last_page, 0x8_0000)
+        );
+        assert_eq!(
+            refused(|info| info.pt_base = 0xffff_ffff_ffff_f000),
+            ("pt_base", last_page, 0x7000)
+        );
+        // To the end of the lower half, and a byte more; into Xen's range; over it; around.
+        let module = |info: &mut StartInfo, start, len| {
+            (info.mod_start, info.mod_len) = (start, len);
+        };
+        let mut info = domu();
+        module(&mut info, 0x7fff_ffff_f801, 0x7ff);
+        assert!(BootInfo::parse(&info).is_ok());
+        module(&mut info, 0xffff_ffff_ffff_ffff, 1);
+        assert!(BootInfo::parse(&info).is_ok());
+        for (start, len) in [
+            (0x7fff_ffff_f801, 0x800),
+            (0x40_0000, 0xffff_9000_0000_0000 - 0x40_0000),
+            (0x40_0000, u64::MAX),
+            (0xffff_ffff_ffff_ffff, 2),
+        ] {
+            module(&mut info, start, len);
+            let refused = BootInfo::parse(&info);
+            let wanted = BootInfoError::TooLong { field: "mod_start", start, len_bytes: len };
+            assert_eq!(refused, Err(wanted), "{start:#x} + {len:#x}");
+        }
+        info.flags = MOD_START_PFN;
+        module(&mut info, u64::MAX, 0x1001);
+        assert!(BootInfo::parse(&info).is_err());
+        module(&mut info, 0x100, 0x1001);
+        let module = Module::Unmapped { start: Pfn::new(0x100), len_bytes: 0x1001 };
+        assert_eq!(BootInfo::parse(&info).map(|boot| boot.module), Ok(module));
+    }
+
+    #[test]
+    fn frames_that_cannot_hold_the_list_are_refused() {
+        let frames = |first_p2m_pfn, nr_p2m_frames| {
+            let info = StartInfo { first_p2m_pfn, nr_p2m_frames, ..domu() };
+            BootInfo::parse(&info).map(|boot| boot.p2m_frames)
+        };
+        // 0x10000 words are 0x80 pages.
+        assert_eq!(frames(0x400, 0x80), Ok(Some((Pfn::new(0x400), 0x80))));
+        for (first, count) in [(0x400, 0x7f), (u64::MAX - 0x7f, 0x81)] {
+            let first_pfn = Pfn::new(first);
+            let wanted = BootInfoError::ListFrames { first: first_pfn, count };
+            assert_eq!(frames(first, count), Err(wanted));
+        }
+    }
+
+    #[test]
     fn a_guest_may_be_as_large_as_can_be_and_be_all_tables() {
+        let mfn_list = 0xffff_a000_0000_0000;
         let pages = |nr_pages, nr_pt_frames| {
-            BootInfo::parse(&StartInfo { nr_pages, nr_pt_frames, ..domu() })
+            BootInfo::parse(&StartInfo { nr_pages, nr_pt_frames, mfn_list, ..domu() })
         };
         assert!(pages(1 << 40, 7).is_ok());
         assert_eq!(pages((1 << 40) + 1, 7), Err(BootInfoError::TooManyPages((1 << 40) + 1)));
