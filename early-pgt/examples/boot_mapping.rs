@@ -81,7 +81,9 @@ fn boot() -> Result<(), Box<dyn Error>> {
         model.guest().set_direct_map(mapped.start, mapped.end);
     }
     let mut free: Vec<Frames> = Vec::new();
-    build.finish(|frames| free.push(frames));
+    if let Some(doubtful) = build.finish(|frames| free.push(frames)) {
+        return Err(format!("{doubtful} may be tables").into());
+    }
     let count = |free: &[Frames]| free.iter().map(Frames::count).sum::<u64>();
     let used: u64 = uses.iter().map(|used| used.pfns.count).sum();
     let (tables, hypercalls) = (plan.tables(), machine.counts().hypercalls);

@@ -18,7 +18,8 @@
 #![expect(unsafe_code, reason = "protects frames that the buffer owns, and sends what links them")]
 
 use hypercall::{
-    Batch, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, Slot,
+    Batch, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte,
+    Slot, Uncertain,
 };
 use p2m::{P2m, Pfns};
 
@@ -138,6 +139,12 @@ impl TableBuffer {
         }
     }
 
+    /// Gives up a buffer of which a round was dropped, or could not be undone: which of its frames
+    /// are tables is not known, so all of them are for a quarantine.
+    pub fn into_uncertain(self) -> Uncertain {
+        self.frames.into()
+    }
+
     fn check_closed(&self) -> Result<(), EarlyError> {
         match self.state {
             State::Closed => Ok(()),
@@ -190,10 +197,13 @@ impl TableRound<'_> {
     ///
     /// # Errors
     /// [`RoundError`]; the frames are back in the buffer, as after [`abandon`](Self::abandon). If
-    /// not even the undo worked the buffer stays shut.
+    /// not even the undo worked the buffer stays shut
+    /// ([`into_uncertain`](TableBuffer::into_uncertain)). [`EarlyError::NoStorage`] if the batch has
+    /// no room for an operation: undoing what was linked takes a flush.
     ///
     /// # Hypercalls
-    /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates.
+    /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates. If one is
+    /// refused, no more than again as many, and a flush.
     ///
     /// # Safety
     /// The frames were filled as tables, and `changes` are of entries that the caller owns.
@@ -208,6 +218,10 @@ impl TableRound<'_> {
         I: Iterator<Item = Change>,
     {
         let taken = self.taken();
+        if batch.ops_max() == 0 {
+            self.abandon();
+            return Err(EarlyError::NoStorage.into());
+        }
         let Err((done, failure)) = link(context, taken, &changes, batch) else {
             self.buffer.state = State::Closed;
             return Ok(taken);
@@ -243,10 +257,27 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
     changes: &impl Fn(Direction) -> I,
     batch: &mut Batch<'_>,
 ) -> Result<(), EarlyError> {
-    let linked = changes(Direction::Back).take(count(done.saturating_sub(tables.count)));
-    apply(context, linked, batch).map_err(|(_, stop)| stop.linking())?;
+    let linked = count(done.saturating_sub(tables.count));
+    if linked > 0 {
+        let back = changes(Direction::Back).take(linked);
+        apply(context, back, batch).map_err(|(_, stop)| stop.linking())?;
+        flush(context, batch)?;
+    }
     let protected = Pfns::new(tables.start, done.min(tables.count));
     set_protected(context, (protected.iter(), Access::Writable), batch)
+}
+
+/// Makes every TLB forget what was linked for a moment: the CPU may have looked at it.
+fn flush<M: Machine>(
+    context: BuildContext<'_, M>,
+    batch: &mut Batch<'_>,
+) -> Result<(), EarlyError> {
+    batch.clear();
+    batch.op(MmuExtOp::tlb_flush_all())?;
+    // SAFETY: a flush changes nothing.
+    let flushed = unsafe { batch.submit(context.machine) };
+    batch.clear();
+    flushed.map_err(|error| EarlyError::Link { frame: None, error })
 }
 
 /// Gives the entries of the direct mapping for `frames` this access.
@@ -310,7 +341,8 @@ impl Stop {
 ///
 /// # Safety
 /// The caller owns the frames (I-1), no Rust object lives in those that become read-only, and those
-/// that become writable are no tables any more.
+/// that become writable are no tables any more. Nothing is flushed: Xen does that when a frame that
+/// was writable becomes a table; until then a TLB may let it be written.
 ///
 /// ```
 /// # use hypercall::BatchStorage;
@@ -475,7 +507,9 @@ mod tests {
         assert_eq!(taken, Ok(Pfn::new(0x40)));
         let unfinished = EarlyError::RoundUnfinished { buffer: Pfns::new(Pfn::new(0x40), 3) };
         assert_eq!(buffer.begin().map(TableRound::abandon), Err(unfinished));
-        let refused = buffer.into_parts().map_err(|(_, error)| error);
-        assert_eq!(refused.map(|(tables, _)| tables), Err(unfinished));
+        let (buffer, refused) = buffer.into_parts().expect_err("shut");
+        assert_eq!(refused, unfinished);
+        let doubtful = buffer.into_uncertain();
+        assert_eq!((doubtful.start(), doubtful.count()), (Pfn::new(0x40), 3));
     }
 }

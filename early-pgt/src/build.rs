@@ -3,6 +3,7 @@
 
 use hypercall::{
     Batch, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
+    Uncertain,
 };
 use p2m::{P2m, P2mEntry, P2mError, Pfns};
 use x86_64::structures::paging::PageTableIndex;
@@ -58,6 +59,17 @@ pub struct Build<'m> {
     memory: &'m BootMemory<'m>,
     plan: Plan,
     done: usize,
+    state: State,
+}
+
+/// Whether all is known of the frames of a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Those of finished rounds are tables, the others are not.
+    Sound,
+    /// Whether those of the round behind the finished ones are tables is not known: it was refused,
+    /// and so was its undo.
+    InDoubt,
 }
 
 impl<'m> Build<'m> {
@@ -83,18 +95,21 @@ impl<'m> Build<'m> {
     ///     guest.model.guest().set_direct_map(mapped.start, mapped.end); // the machine is told
     /// }
     /// let mut free = 0;
-    /// build.finish(|frames| free += frames.count()); // a kernel keeps them
-    /// assert!(free > 15_000);
+    /// let doubtful = build.finish(|frames| free += frames.count()); // a kernel keeps them
+    /// assert!(free > 15_000 && doubtful.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub const unsafe fn begin(memory: &'m BootMemory<'m>, plan: Plan) -> Self {
-        Self { memory, plan, done: 0 }
+        Self { memory, plan, done: 0, state: State::Sound }
     }
 
     /// Makes the next round, and says how far the direct map reaches then; `None` if it is whole.
     ///
     /// # Errors
-    /// [`RoundError`]; the direct map is as before, and the round can be tried again.
+    /// [`RoundError`]; the direct map is as before, and the round can be tried again. If not even
+    /// the undo worked ([`RoundError::undo`]) there is no further round
+    /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) keeps the round's frames from
+    /// everybody.
     ///
     /// # Hypercalls
     /// One `mmu_update` with an element for each table of the round and for each entry that links
@@ -121,6 +136,9 @@ impl<'m> Build<'m> {
         batch: &mut Batch<'_>,
     ) -> Result<Option<Mapped>, RoundError> {
         let Some(round) = self.plan.rounds().get(self.done).copied() else { return Ok(None) };
+        if self.state == State::InDoubt {
+            return Err(EarlyError::RoundUnfinished { buffer: round.used() }.into());
+        }
         if self.done == 0 {
             self.check_root(context)?;
         }
@@ -138,7 +156,11 @@ impl<'m> Build<'m> {
         let links = |direction| work.gaps(direction).chain(work.links(direction));
         // SAFETY: the tables were filled a moment ago, and the entries that link them are of the
         // direct map's own tables and root slots, or map frames in use at their place (I-13).
-        unsafe { tables.finish(context, links, batch) }?;
+        let finished = unsafe { tables.finish(context, links, batch) };
+        if finished.is_err_and(|error| error.undo.is_err()) {
+            self.state = State::InDoubt;
+        }
+        finished?;
         self.done += 1;
         let end = self.plan.rounds()[..self.done].iter().map(|round| round.maps.end()).max();
         Ok(Some(Mapped { start: self.memory.place.direct_map, end: end.unwrap_or(0) }))
@@ -148,6 +170,9 @@ impl<'m> Build<'m> {
     /// in the direct map. The frames of rounds that were not made are among them; those that are
     /// not mapped yet are not.
     ///
+    /// The tables of a round that was refused and could not be undone go to nobody: they come back
+    /// as what they are, for a quarantine.
+    ///
     /// ```
     /// # use pv_tests::booting::Guest;
     /// # use xen_model::Role;
@@ -156,11 +181,16 @@ impl<'m> Build<'m> {
     /// assert!(free.iter().map(|frames| frames.count()).sum::<u64>() > 15_000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn finish(self, mut owner: impl FnMut(Frames)) {
+    #[must_use = "frames in doubt are for a quarantine"]
+    pub fn finish(self, mut owner: impl FnMut(Frames)) -> Option<Uncertain> {
         let rounds = &self.plan.rounds()[..self.done];
+        let in_doubt = self.plan.rounds().get(self.done).map(RoundPlan::used);
+        let in_doubt = in_doubt.filter(|_| self.state == State::InDoubt);
         let mut used = [Pfns::new(Pfn::new(0), 0); ROUNDS_MAX];
-        for (place, round) in used.iter_mut().zip(rounds) {
-            *place = round.used();
+        for (place, tables) in
+            used.iter_mut().zip(rounds.iter().map(RoundPlan::used).chain(in_doubt))
+        {
+            *place = tables;
         }
         for run in self.memory.free_but(&used) {
             for mapped in mapped_runs(self.memory, rounds) {
@@ -170,6 +200,8 @@ impl<'m> Build<'m> {
                 owner(unsafe { Frames::claim(free.start, free.count) });
             }
         }
+        // SAFETY: they were among the free frames, and nobody else gets them (I-1, I-15).
+        in_doubt.map(|doubt| unsafe { Frames::claim(doubt.start, doubt.count) }.into())
     }
 
     /// Nothing is where the direct map is to be.

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, Frames, Full, GuestVa, Level, NotGuestVa, Pfn, Pte};
+use hypercall::{
+    AccessError, BatchError, Frames, Full, GuestVa, Level, NotGuestVa, Pfn, Pte, Uncertain,
+};
 use p2m::{P2mError, Pfns};
 
 use crate::memory::Use;
@@ -23,11 +25,11 @@ pub enum EarlyError {
     },
     /// Frames in use are no RAM.
     OutsideRam(Use),
-    /// Frames are page tables and something else at once.
+    /// Frames that an allocator gets when the builder's tables go are in another use as well.
     UseOverlap {
-        /// The tables.
-        tables: Use,
-        /// The something else.
+        /// The use that ends: the builder's tables, or its list.
+        used: Use,
+        /// The other one.
         other: Use,
     },
     /// The direct map does not begin with a root slot of the kernel's half, or reaches into the
@@ -158,11 +160,11 @@ impl fmt::Display for EarlyError {
             Self::OutsideRam(used) => {
                 write!(f, "{:?} at {} is not all RAM of the memory map", used.kind, Run(used.pfns))
             }
-            Self::UseOverlap { tables, other } => write!(
+            Self::UseOverlap { used, other } => write!(
                 f,
                 "{:?} at {} and {:?} at {} overlap",
-                tables.kind,
-                Run(tables.pfns),
+                used.kind,
+                Run(used.pfns),
                 other.kind,
                 Run(other.pfns)
             ),
@@ -234,8 +236,8 @@ impl core::error::Error for EarlyError {}
 pub struct RoundError {
     /// Why.
     pub failure: EarlyError,
-    /// Whether everything is as it was before the round. If not, some of its frames stay
-    /// read-only, and the direct map is to be used no further than before.
+    /// Whether everything is as it was before the round. If not, some of its frames may be tables
+    /// still, so that none is anybody's, and the direct map is to be used no further than before.
     pub undo: Result<(), EarlyError>,
 }
 
@@ -260,10 +262,11 @@ pub struct ReplaceError {
     /// Why.
     pub failure: EarlyError,
     /// Whether everything is as it was before. If not, the kernel runs on one of the two roots, and
-    /// none of the frames is free.
+    /// none of the frames that either is made of is free.
     pub undo: Result<(), EarlyError>,
-    /// The frames that were to become tables.
-    pub frames: Option<Frames>,
+    /// All frames that came in, if everything is as before; if not, those that were to become
+    /// tables, and may be some: they are for a quarantine.
+    pub frames: Result<Frames, Uncertain>,
 }
 
 impl fmt::Display for ReplaceError {

@@ -4,11 +4,11 @@
 //! Numbers only. What is wrong with them is found here, while an error can still be printed and
 //! nothing has been touched.
 
-use hypercall::{BootInfo, GuestVa, Level, PAGE_SHIFT, Pfn, Pte, XEN_HOLE_START};
+use hypercall::{BootInfo, GuestVa, Level, Module, PAGE_SHIFT, Pfn, Pte, XEN_HOLE_START};
 use p2m::Pfns;
 
 use crate::error::EarlyError;
-use crate::spans::{CHUNK_PFNS, overlap};
+use crate::spans::{CHUNK_PFNS, LIST_WORD_BYTES, PAGE_BYTES, overlap, pages_of};
 
 /// What a run of pfns stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -285,11 +285,12 @@ impl<'a> BootMemory<'a> {
                 return Err(EarlyError::OutsideRam(*used));
             }
         }
-        let whole = |kind| matches!(kind, UseKind::BuilderTables | UseKind::ListAndTables);
-        for tables in self.uses.iter().filter(|used| whole(used.kind)) {
-            for other in self.uses.iter().filter(|other| other.kind != tables.kind) {
-                if overlap(tables.pfns, other.pfns).is_some() {
-                    return Err(EarlyError::UseOverlap { tables: *tables, other: *other });
+        // What goes to an allocator later is in one use only, of this kind or any other.
+        for (at, used) in self.uses.iter().enumerate().filter(|(_, used)| used.kind.is_given()) {
+            let others = self.uses.iter().enumerate().filter(|(other, _)| *other != at);
+            for (_, other) in others {
+                if overlap(used.pfns, other.pfns).is_some() {
+                    return Err(EarlyError::UseOverlap { used: *used, other: *other });
                 }
             }
         }
@@ -332,10 +333,11 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 }
 
 /// What `start_info` says of frames in use: the list, the builder's tables and the pages around
-/// them. `va` are addresses in the mapping of pfn 0 at `kernel`.
+/// them. Each takes all the pages that a byte of it is in. Addresses are those of the mapping of
+/// pfn 0 at `place.kernel`.
 ///
 /// # Errors
-/// [`EarlyError::NotInKernelMapping`] if an address lies outside of that mapping.
+/// [`EarlyError::NotInKernelMapping`] with the first address outside of that mapping.
 ///
 /// ```
 /// use early_pgt::{UseKind, builder_uses};
@@ -348,26 +350,19 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {
-    let pfn_of = |va: GuestVa| {
-        let bytes = va.raw().checked_sub(place.kernel.raw());
-        let pfn = bytes.map(|bytes| bytes >> PAGE_SHIFT).filter(|pfn| *pfn < place.kernel_pages);
-        pfn.map(Pfn::new).ok_or(EarlyError::NotInKernelMapping(va))
-    };
-    let tables = Pfns::new(pfn_of(boot.root)?, boot.table_frames);
+    let tables = place.pages(boot.root, boot.table_frames.saturating_mul(PAGE_BYTES))?;
     let list = match boot.p2m_frames {
         Some((first, count)) => Use { pfns: Pfns::new(first, count), kind: UseKind::ListAndTables },
         None => {
-            let pages = boot.pages.div_ceil(CHUNK_PFNS);
-            Use { pfns: Pfns::new(pfn_of(boot.p2m_list)?, pages), kind: UseKind::List }
+            let pfns = place.pages(boot.p2m_list, boot.pages.saturating_mul(LIST_WORD_BYTES))?;
+            Use { pfns, kind: UseKind::List }
         }
     };
     let module = match boot.module {
-        hypercall::Module::None => None,
-        hypercall::Module::Mapped { start, len_bytes } => {
-            Some(Pfns::new(pfn_of(start)?, len_bytes.div_ceil(1 << PAGE_SHIFT)))
-        }
-        hypercall::Module::Unmapped { start, len_bytes } => {
-            Some(Pfns::new(start, len_bytes.div_ceil(1 << PAGE_SHIFT)))
+        Module::None => None,
+        Module::Mapped { start, len_bytes } => Some(place.pages(start, len_bytes)?),
+        Module::Unmapped { start, len_bytes } => {
+            Some(Pfns::new(start, len_bytes.div_ceil(PAGE_BYTES)))
         }
     };
     Ok([
@@ -375,6 +370,23 @@ pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3]
         Some(list),
         module.map(|pfns| Use { pfns, kind: UseKind::Module }),
     ])
+}
+
+impl MapPlace {
+    /// The pages that `len_bytes` bytes from an address of the kernel's mapping lie in, wherever in
+    /// a page they begin and end.
+    fn pages(self, start: GuestVa, len_bytes: u64) -> Result<Pfns, EarlyError> {
+        let pfns = pages_of(start.raw().wrapping_sub(self.kernel.raw()), len_bytes);
+        if start < self.kernel || pfns.start.raw() >= self.kernel_pages {
+            return Err(EarlyError::NotInKernelMapping(start));
+        }
+        if pfns.end() > self.kernel_pages {
+            // The first address behind the mapping.
+            let behind = self.kernel.checked_add_pages(self.kernel_pages)?;
+            return Err(EarlyError::NotInKernelMapping(behind));
+        }
+        Ok(pfns)
+    }
 }
 
 /// Runs of RAM that are in no use, in order.

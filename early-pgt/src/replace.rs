@@ -34,7 +34,7 @@ use crate::build::{BuildContext, TABLE, index};
 use crate::error::{EarlyError, ReplaceError};
 use crate::memory::{Access, BootMemory, Use, UseKind, mask_chunk, places};
 use crate::plan::shared_chunks;
-use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT};
+use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, pages_of};
 
 /// Where the frame map's list is when the builder's tables go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +90,11 @@ impl BootMemory<'_> {
 }
 
 impl UseKind {
+    /// Whether an allocator gets such frames, at the latest when the builder's list has moved.
+    pub(crate) const fn is_given(self) -> bool {
+        matches!(self, Self::BuilderTables | Self::List | Self::ListAndTables)
+    }
+
     fn ends(self, list: BuilderList) -> bool {
         match self {
             Self::BuilderTables => true,
@@ -108,7 +113,9 @@ impl UseKind {
 /// [`BuilderList::Moved`] says is not needed, is gone; what else the root mapped is mapped still.
 ///
 /// # Errors
-/// [`ReplaceError`], with the frames: the kernel runs on the builder's tables, as before.
+/// [`ReplaceError`], with the frames: the kernel runs on the builder's tables, as before. If not
+/// even the undo worked, the frames for the tables are in it as what they are, uncertain; what is
+/// left of `frames` goes to `owner`, and the builder's stay in use.
 ///
 /// # Hypercalls
 /// Three, if the batch has room for [`BootMemory::own_tables`] and as many changes again: an
@@ -154,16 +161,23 @@ pub unsafe fn replace_tables<M: Machine>(
         Ok(parts) => parts,
         Err(frames) => {
             let failure = EarlyError::TooFewFrames { given, needed };
-            return Err(ReplaceError { failure, undo: Ok(()), frames: Some(frames) });
+            return Err(ReplaceError { failure, undo: Ok(()), frames: Ok(frames) });
         }
     };
     let tables = Pfns::new(tables.start(), needed);
     let work = Work { context, memory, list, tables };
     if let Err((failure, undo)) = work.replace(batch) {
-        let all = Pfns::new(tables.start, given);
-        // SAFETY: these are the frames that came in, and no other token of them is left (I-1).
-        let frames = undo.is_ok().then(|| unsafe { Frames::claim(all.start, all.count) });
-        return Err(ReplaceError { failure, undo, frames });
+        if undo.is_ok() {
+            // SAFETY: these are the frames that came in, and no other token of them is left (I-1).
+            let frames = Ok(unsafe { Frames::claim(tables.start, given) });
+            return Err(ReplaceError { failure, undo, frames });
+        }
+        if spare.count() > 0 {
+            owner(spare);
+        }
+        // SAFETY: as above, but for the spare ones; nobody gets these (I-15).
+        let doubtful = unsafe { Frames::claim(tables.start, tables.count) };
+        return Err(ReplaceError { failure, undo, frames: Err(doubtful.into()) });
     }
     for used in memory.replaced_uses(list) {
         // SAFETY: the tables have no type any more, the list no reader; both are writable, and
@@ -282,7 +296,8 @@ impl<M: Machine> Work<'_, M> {
         let outside = |used: &Use| used.kind == UseKind::ListAndTables;
         self.memory.replaced_uses(self.list).find(outside)?;
         // One word for each page; the use has the frames of the tables above, too.
-        let pages = (self.context.p2m.len() * 8).div_ceil(1 << PAGE_SHIFT);
+        let words = self.context.p2m.len().saturating_mul(LIST_WORD_BYTES);
+        let pages = pages_of(va.raw() % PAGE_BYTES, words).count;
         let last = va.checked_add_pages(pages.saturating_sub(1)).ok()?;
         Some(usize::from(Level::L4.index_of(va))..=usize::from(Level::L4.index_of(last)))
     }

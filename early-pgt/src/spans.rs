@@ -1,6 +1,7 @@
-//! Arithmetic on runs of pfns: what they share, and how many tables of a level they touch.
+//! Arithmetic on runs of pfns: what they share, how many tables of a level they touch, and which
+//! pages bytes are in.
 
-use hypercall::Pfn;
+use hypercall::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use p2m::Pfns;
 
 use crate::memory::Region;
@@ -13,6 +14,22 @@ pub(crate) const CHUNK_PFNS: u64 = 1 << CHUNK_SHIFT;
 pub(crate) const L2_SHIFT: u32 = 18;
 /// log2 of the pfns below an L3 table.
 pub(crate) const L3_SHIFT: u32 = 27;
+
+/// Bytes in a page.
+pub(crate) const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+/// Bytes in the builder's list for each pfn.
+pub(crate) const LIST_WORD_BYTES: u64 = 8;
+
+/// The pages that `len_bytes` bytes from `offset` on are in, counted from where offsets begin: all
+/// of them, wherever in a page the bytes begin and end.
+pub(crate) const fn pages_of(offset: u64, len_bytes: u64) -> Pfns {
+    let first = offset >> PAGE_SHIFT;
+    if len_bytes == 0 {
+        return Pfns::new(Pfn::new(first), 0);
+    }
+    let last = offset.saturating_add(len_bytes - 1) >> PAGE_SHIFT;
+    Pfns::new(Pfn::new(first), last - first + 1)
+}
 
 /// The pfns in both runs, if there are any.
 pub(crate) fn overlap(one: Pfns, other: Pfns) -> Option<Pfns> {
@@ -43,4 +60,28 @@ pub(crate) fn touches(
     let block = Pfns::new(Pfn::new(number << shift), 1 << shift);
     let mut inside = ranges.filter_map(|range| overlap(range, block));
     inside.any(|part| regions.iter().any(|region| overlap(region.pfns, part).is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_take_every_page_that_one_of_them_is_in() {
+        arbtest::arbtest(|random| {
+            let offset: u64 = random.int_in_range(0..=0x3_0000)?;
+            let len_bytes: u64 = random.int_in_range(0..=0x3_0000)?;
+            let pages = pages_of(offset, len_bytes);
+            let is_in = |page: u64| {
+                let bytes = page * PAGE_BYTES..(page + 1) * PAGE_BYTES;
+                len_bytes > 0 && offset < bytes.end && bytes.start < offset + len_bytes
+            };
+            for page in 0..0x70 {
+                let taken = pages.start.raw() <= page && page < pages.end();
+                assert_eq!(taken, is_in(page), "{len_bytes:#x} bytes from {offset:#x}: {page:#x}");
+            }
+            Ok(())
+        });
+        assert_eq!(pages_of(u64::MAX - 1, u64::MAX), pages_of(u64::MAX, 1));
+    }
 }

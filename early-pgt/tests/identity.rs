@@ -62,7 +62,7 @@ fn build<M: Machine>(guest: &Guest, machine: &M, p2m: &P2m<'_>) -> Result<u64, R
         guest.model.guest().set_direct_map(mapped.start, mapped.end);
     }
     let mut free = 0;
-    build.finish(|frames| free += frames.count());
+    assert_eq!(build.finish(|frames| free += frames.count()), None, "nothing was refused");
     let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
     Ok(free + used + plan.tables())
 }

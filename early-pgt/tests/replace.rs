@@ -225,7 +225,7 @@ fn what_cannot_be_is_refused_before_anything_is_changed() {
     let error = refused.expect_err("too few");
     let needed = guest.memory().own_tables();
     assert_eq!(error.failure, EarlyError::TooFewFrames { given: 2, needed });
-    assert_eq!(error.frames.map(|frames| frames.count()), Some(2));
+    assert_eq!(error.frames.map(|frames| frames.count()), Ok(2));
     let p2m = guest.p2m();
     let context: BuildContext<'_, _> = guest.context(&guest.model, &p2m);
     let mut storage = Box::new(BatchStorage::<6000, 2>::new());

@@ -19,7 +19,7 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
         EarlyError::RegionSize(Pfns::new(PFN, 0)),
         EarlyError::RegionOverlap { pfns: PFNS, before: Pfn::new(0x14) },
         EarlyError::OutsideRam(tables),
-        EarlyError::UseOverlap { tables, other },
+        EarlyError::UseOverlap { used: tables, other },
         EarlyError::DirectMapPlace(va()),
         EarlyError::KernelPlace(va()),
         EarlyError::KernelMapping { pages: 32 },
@@ -88,7 +88,7 @@ fn what_could_not_be_undone_is_said() {
     let round = |undo| RoundError { failure, undo }.to_string();
     // SAFETY: no memory is behind it.
     let frames = unsafe { Frames::claim(PFN, 1) };
-    let mut replace = ReplaceError { failure, undo: Ok(()), frames: Some(frames) };
+    let mut replace = ReplaceError { failure, undo: Ok(()), frames: Ok(frames) };
     assert_eq!(round(Ok(())), failure.to_string());
     assert_eq!(round(Err(cause)), format!("{failure}; undoing it failed: {cause}"));
     assert_eq!(replace.to_string(), format!("the builder's tables stay: {failure}"));

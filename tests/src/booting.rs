@@ -102,7 +102,7 @@ impl Guest {
             self.model.guest().set_direct_map(mapped.start, mapped.end);
         }
         let mut free = Vec::new();
-        build.finish(|frames| free.push(frames));
+        assert_eq!(build.finish(|frames| free.push(frames)), None, "nothing was refused");
         free
     }
 

@@ -198,7 +198,9 @@ unsafe fn map<'k, M: Machine + Cpu>(
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
     let counts = [machine.counts(), Counts::default()];
     let mut pool = Pool::of_pages(room.memory.end());
-    build.finish(|frames| pool.give_run(frames));
+    if let Some(doubtful) = build.finish(|frames| pool.give_run(frames)) {
+        return Err(alloc::format!("direct mapping: {doubtful} may be tables"));
+    }
     let tables = plan.rounds().iter().map(RoundPlan::used).collect();
     Ok(Built { pool, made: Made { tables, counts, ticks, ..Made::default() } })
 }

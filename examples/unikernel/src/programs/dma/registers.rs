@@ -30,6 +30,9 @@ impl Registers {
         start: u64,
         len_bytes: u64,
     ) -> Result<Self, String> {
+        if !start.is_multiple_of(PAGE_SIZE as u64) {
+            return Err(format!("registers at {start:#x} begin within a page"));
+        }
         let pages = len_bytes.div_ceil(PAGE_SIZE as u64);
         let frames = guest.pool.take_run(pages).ok_or("the pool has no such run")?;
         let flags = PteFlags::KERNEL_RW | PteFlags::PCD | PteFlags::PWT;

@@ -1,0 +1,145 @@
+//! Things that begin or end within a page, and things that lie over one another: no page of theirs
+//! is ever free, and what would be given away twice is refused.
+
+use early_pgt::{BootMemory, EarlyError, Plan, Use, UseKind, builder_uses};
+use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
+use p2m::Pfns;
+use pv_tests::booting::Guest;
+use xen_model::Role;
+
+/// What else a page may be used for.
+const KINDS: [UseKind; 12] = [
+    UseKind::KernelText,
+    UseKind::KernelConstants,
+    UseKind::KernelData,
+    UseKind::BuilderTables,
+    UseKind::List,
+    UseKind::ListAndTables,
+    UseKind::EarlyTables,
+    UseKind::TableBuffer,
+    UseKind::StartInfo,
+    UseKind::Ring,
+    UseKind::Module,
+    UseKind::Reserved,
+];
+
+/// Those that go to an allocator when the builder's tables are replaced and its list has moved.
+const GIVEN: [UseKind; 3] = [UseKind::BuilderTables, UseKind::List, UseKind::ListAndTables];
+
+fn pfns(start: u64, count: u64) -> Pfns {
+    Pfns::new(Pfn::new(start), count)
+}
+
+/// The first byte of page `pfn` of the kernel's mapping, and `offset` bytes more.
+fn byte(guest: &Guest, pfn: u64, offset: u64) -> GuestVa {
+    GuestVa::new(guest.place.kernel.raw() + (pfn << 12) + offset).expect("the guest's")
+}
+
+#[test]
+fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
+    let guest = Guest::new(Role::DomU, 1 << 14);
+    let kept = |offset, len_bytes| {
+        let module = Module::Mapped { start: byte(&guest, 0x300, offset), len_bytes };
+        let uses = builder_uses(&BootInfo { module, ..guest.boot }, guest.place);
+        uses.map(|[.., module]| module.map(|module| module.pfns))
+    };
+    assert_eq!(kept(0x800, 0x1000), Ok(Some(pfns(0x300, 2))));
+    assert_eq!(kept(0xfff, 1), Ok(Some(pfns(0x300, 1))));
+    assert_eq!(kept(0xfff, 2), Ok(Some(pfns(0x300, 2))));
+    assert_eq!(kept(1, 0x1fff), Ok(Some(pfns(0x300, 2))));
+    assert_eq!(kept(1, 0x2000), Ok(Some(pfns(0x300, 3))));
+}
+
+#[test]
+fn the_last_page_of_a_module_that_begins_within_one_is_never_free() {
+    let mut guest = Guest::new(Role::DomU, 1 << 14);
+    let module = Module::Mapped { start: byte(&guest, 0x300, 0x800), len_bytes: 0x1000 };
+    let boot = BootInfo { module, ..guest.boot };
+    let [.., module] = builder_uses(&boot, guest.place).expect("in the mapping");
+    guest.uses.extend(module);
+    for run in guest.build() {
+        let run = pfns(run.start().raw(), run.count());
+        assert!(run.iter().all(|pfn| !(0x300..=0x301).contains(&pfn.raw())), "{run:?}");
+    }
+    guest.check();
+}
+
+#[test]
+fn a_list_that_begins_within_a_page_is_refused_by_its_address_or_keeps_its_last_page() {
+    let guest = Guest::new(Role::DomU, 1 << 14); // its list is 32 pages
+    let info = guest.model.guest().start_info().expect("built");
+    let mfn_list = info.mfn_list + 8;
+    let refused = BootInfo::parse(&StartInfo { mfn_list, ..info });
+    assert_eq!(refused, Err(BootInfoError::Unaligned("mfn_list", mfn_list)));
+    // A port that finds its list elsewhere.
+    let p2m_list = GuestVa::new(mfn_list).expect("the guest's");
+    let uses = builder_uses(&BootInfo { p2m_list, ..guest.boot }, guest.place);
+    let [_, list, _] = uses.expect("in the mapping");
+    assert_eq!(list.map(|list| list.pfns.count), Some(33), "the words reach into a 33rd page");
+}
+
+#[test]
+fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() {
+    let guest = Guest::new(Role::DomU, 1 << 14);
+    let pages = guest.place.kernel_pages;
+    let behind = byte(&guest, pages, 0);
+    let refused = |boot: BootInfo| builder_uses(&boot, guest.place).map(drop);
+    let module =
+        |start, len_bytes| BootInfo { module: Module::Mapped { start, len_bytes }, ..guest.boot };
+    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), 0x10)), Ok(()));
+    let outside = Err(EarlyError::NotInKernelMapping(behind));
+    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), 0x11)), outside);
+    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), u64::MAX)), outside);
+    let below = GuestVa::new(guest.place.kernel.raw() - 0x1000).expect("the guest's");
+    assert_eq!(refused(module(below, 0x2000)), Err(EarlyError::NotInKernelMapping(below)));
+    let boot = BootInfo { table_frames: 1 << 20, ..guest.boot };
+    assert_eq!(refused(boot), outside);
+    let boot = BootInfo { pages: u64::MAX, ..guest.boot };
+    assert_eq!(refused(boot), outside);
+}
+
+/// What is said of these two uses.
+fn overlap(guest: &Guest, one: Use, other: Use) -> Result<(), EarlyError> {
+    BootMemory::new(&guest.regions, &[one, other], guest.place).map(drop)
+}
+
+#[test]
+fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
+    let guest = Guest::new(Role::DomU, 1 << 14);
+    for given in GIVEN {
+        let used = Use { pfns: pfns(0x100, 0x40), kind: given };
+        for kind in KINDS {
+            for place in [pfns(0x13f, 0x10), pfns(0xf0, 0x11), pfns(0x110, 1), used.pfns] {
+                let other = Use { pfns: place, kind };
+                for (first, second) in [(used, other), (other, used)] {
+                    match overlap(&guest, first, second) {
+                        Err(EarlyError::UseOverlap { used: one, other: two }) => {
+                            assert!(GIVEN.contains(&one.kind), "{one:?}");
+                            assert!([(used, other), (other, used)].contains(&(one, two)));
+                        }
+                        accepted => panic!("{first:?} and {second:?}: {accepted:?}"),
+                    }
+                }
+            }
+            for beside in [pfns(0x140, 0x10), pfns(0xf0, 0x10)] {
+                assert_eq!(overlap(&guest, used, Use { pfns: beside, kind }), Ok(()));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_stays_in_use_may_share_pages() {
+    let guest = Guest::new(Role::DomU, 1 << 14);
+    let stays = KINDS.into_iter().filter(|kind| !GIVEN.contains(kind));
+    for (one, other) in stays.clone().flat_map(|one| stays.clone().map(move |two| (one, two))) {
+        let one = Use { pfns: pfns(0x100, 0x40), kind: one };
+        assert_eq!(overlap(&guest, one, Use { pfns: pfns(0x13f, 2), kind: other }), Ok(()));
+    }
+    // A module that shares its first page with `start_info`.
+    let mut guest = guest;
+    let start_info = guest.uses.iter().find(|used| used.kind == UseKind::StartInfo);
+    let shared = pfns(start_info.expect("there is one").pfns.start.raw(), 1);
+    guest.uses.push(Use { pfns: shared, kind: UseKind::Module });
+    assert!(Plan::new(&guest.memory()).is_ok());
+}
