@@ -3,6 +3,8 @@
 use hypercall::{Batch, BatchStorage, Extent, Frame, Pfn};
 use p2m::P2m;
 
+use crate::step::Obstacle;
+
 /// The guest around a step.
 #[derive(Debug)]
 pub struct Around<'a, M, D> {
@@ -49,6 +51,11 @@ impl Work<'_, '_> {
     #[must_use]
     pub fn frames_max(&self) -> usize {
         self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
+    }
+
+    /// What is in the way if there is too little of this.
+    pub(crate) fn no_room(&self) -> Obstacle {
+        Obstacle::NoRoom { frames: self.frames_max(), flushes: self.batch.ops_max() }
     }
 }
 

@@ -8,7 +8,7 @@ use p2m::{FindDirect, Grain, P2m, P2mEntry, P2mError};
 use crate::around::{Allocator, Around, Work};
 use crate::goal::Goal;
 use crate::recover::Recovered;
-use crate::set::PfnSet;
+use crate::set::{LARGE_FRAMES, PfnSet};
 use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
 
 /// The size of the guest.
@@ -25,6 +25,10 @@ pub struct Balloon<'s> {
     pub(crate) set_aside: u64,
     /// Where to look for frames set aside next.
     pub(crate) aside_from: Pfn,
+    /// Pfns looked at since one was found that is set aside.
+    pub(crate) aside_looked: u64,
+    /// Frames that no pfn could take and that Xen would not have back.
+    pub(crate) stray: u64,
     floor: u64,
     wanted: u64,
     wipe: Wipe,
@@ -159,6 +163,8 @@ impl<'s> Balloon<'s> {
             reserved: 0,
             set_aside: 0,
             aside_from: Pfn::new(0),
+            aside_looked: 0,
+            stray: 0,
             floor,
             wanted: populated,
             wipe,
@@ -217,7 +223,7 @@ impl<'s> Balloon<'s> {
 
     /// Counts `pfns` among those that never get memory by the balloon: holes of the map.
     pub const fn leave_out(&mut self, pfns: u64) {
-        self.reserved += pfns;
+        self.reserved = self.reserved.saturating_add(pfns);
     }
 
     /// Aims at `frames` frames in all.
@@ -271,6 +277,24 @@ impl<'s> Balloon<'s> {
         self.held.contains(pfn)
     }
 
+    /// The pfns that are set aside ([`Accounts::set_aside`]), lowest first: those that it holds
+    /// and that have memory. Nobody gets one before Xen has mapped it anew at its place.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use balloon::{Balloon, Wipe};
+    ///
+    /// let Guest { model, p2m, .. } = Guest::new();
+    /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
+    /// let (balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// assert_eq!(balloon.aside(p2m).count(), 0); // nothing was refused twice
+    /// # Ok::<(), balloon::BalloonError>(())
+    /// ```
+    pub fn aside<'b>(&'b self, p2m: &'b P2m<'_>) -> impl Iterator<Item = Pfn> + 'b {
+        let held = (self.set_aside > 0).then(|| self.held.iter_from(Pfn::new(0)));
+        held.into_iter().flatten().filter(|pfn| p2m.mfn(*pfn).is_ok())
+    }
+
     /// Where all pfns are, with Xen asked.
     ///
     /// # Hypercalls
@@ -280,8 +304,8 @@ impl<'s> Balloon<'s> {
     }
 
     const fn accounts_with_span(&self, span: u64, xen: Option<u64>) -> Accounts {
-        let Self { populated, reserved, set_aside, .. } = *self;
-        Accounts { span, populated, ballooned: self.ballooned(), reserved, set_aside, xen }
+        let Self { populated, reserved, set_aside, stray, .. } = *self;
+        Accounts { span, populated, ballooned: self.ballooned(), reserved, set_aside, stray, xen }
     }
 
     fn accounts_with(&self, p2m: &P2m<'_>, xen: Option<u64>) -> Accounts {
@@ -325,7 +349,9 @@ impl<'s> Balloon<'s> {
         work: &mut Work<'_, '_>,
     ) -> Step {
         self.xen = None;
-        let (moved, next) = if self.set_aside > 0 {
+        let (moved, next) = if let Some(obstacle) = self.why_no_room(work) {
+            (Moved::Nothing, self.next(0, Some(obstacle)))
+        } else if self.set_aside > 0 {
             match self.recover(around, allocator, work) {
                 Recovered::Frames(progress) => (Moved::Nothing, self.next(progress, None)),
                 Recovered::NoneYet => (Moved::Nothing, Next::Again),
@@ -336,6 +362,18 @@ impl<'s> Balloon<'s> {
         };
         let xen = self.xen.or_else(|| current_reservation(around.machine).ok());
         Step { moved, next, accounts: self.accounts_with(around.p2m, xen) }
+    }
+
+    /// Whether `work` has too little room for what is to be done. Nothing has been changed.
+    fn why_no_room(&self, work: &Work<'_, '_>) -> Option<Obstacle> {
+        let frames = work.frames_max();
+        let fits = match self.direction() {
+            _ if self.set_aside > 0 => frames > 0,
+            None => true,
+            Some(Direction::Out) => frames.min(work.out_max) > 0 && work.batch.ops_max() > 0,
+            Some(Direction::In) => frames.min(work.in_max) > 0 || frames >= LARGE_FRAMES,
+        };
+        (!fits).then(|| work.no_room())
     }
 
     fn towards_goal<M: Machine, D: FindDirect>(
@@ -397,12 +435,16 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Makes a pfn the balloon's.
-    pub(crate) fn hold(&mut self, frame: Frame) -> Pfn {
+    /// Makes a pfn the balloon's, or gives the frame back and says why it cannot be.
+    pub(crate) fn hold(&mut self, frame: Frame) -> Result<Pfn, (Frame, Obstacle)> {
         let pfn = frame.pfn();
-        // INVARIANT: I-12: the token is consumed here.
-        self.held.insert(pfn);
-        pfn
+        if self.held.insert(pfn) {
+            // INVARIANT: I-12: the token is consumed here.
+            return Ok(pfn);
+        }
+        let end = Pfn::new(self.held.end());
+        let beyond = Obstacle::BeyondSet { pfn, end };
+        Err((frame, if pfn < end { Obstacle::Held(pfn) } else { beyond }))
     }
 
     /// Gives a pfn that has memory and is mapped back to the allocator.

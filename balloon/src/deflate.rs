@@ -25,11 +25,12 @@ impl Balloon<'_> {
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (u64, Option<Obstacle>) {
         let (came, obstacle) = match self.populate_large(around, (work, count)) {
-            0 => {
+            (0, unrecorded) => {
                 let count = count.min(work.in_max);
-                self.populate_single(around, (work, count))
+                let (came, obstacle) = self.populate_single(around, (work, count));
+                (came, obstacle.or(unrecorded))
             }
-            came => (came, None),
+            large => large,
         };
         if came == 0 {
             return (0, obstacle);
@@ -40,23 +41,22 @@ impl Balloon<'_> {
             self.let_go(work.pfns[at], allocator);
         }
         if mapped < came {
-            let (returned, _) = self.release(around, work, mapped..came);
-            self.populated -= returned as u64;
-            self.set_aside += (came - mapped - returned) as u64;
+            // What was in the way of mapping them is what matters.
+            self.set_aside += self.release(around, work, mapped..came).kept as u64;
         }
         (mapped as u64, refused.or(obstacle))
     }
 
-    /// Memory for whole blocks that the balloon holds. How many frames came; their pfns are at
-    /// hand, and in the map.
+    /// Memory for whole blocks that the balloon holds. How many frames came, and why others went
+    /// back; their pfns are at hand, and in the map.
     fn populate_large<M: Machine, D: FindDirect>(
         &mut self,
         around: &mut Around<'_, M, D>,
         (work, count): (&mut Work<'_, '_>, usize),
-    ) -> usize {
+    ) -> (usize, Option<Obstacle>) {
         if self.large_refused > 0 || count < LARGE_FRAMES {
             self.large_refused = self.large_refused.saturating_sub(1);
-            return 0;
+            return (0, None);
         }
         let mut blocks = 0;
         let mut next = 0;
@@ -71,7 +71,7 @@ impl Balloon<'_> {
         }
         if blocks == 0 {
             self.held.no_block_below(u64::MAX);
-            return 0;
+            return (0, None);
         }
         self.held.no_block_below(work.pfns[0].raw());
         let extents = &mut work.extents[..blocks];
@@ -80,7 +80,7 @@ impl Balloon<'_> {
         if came < blocks {
             self.large_refused = LARGE_PAUSE;
         }
-        let came = self.record(around, work, (came, LARGE_ORDER)).0;
+        let (came, unrecorded) = self.record(around, work, (came, LARGE_ORDER));
         // The first pfn of each block becomes all of its pfns, from the last block on.
         for block in (0..came).rev() {
             let first = work.pfns[block].raw();
@@ -88,7 +88,7 @@ impl Balloon<'_> {
             let places = &mut work.pfns[block * LARGE_FRAMES..];
             places.iter_mut().zip(pfns).for_each(|(place, pfn)| *place = pfn);
         }
-        came * LARGE_FRAMES
+        (came * LARGE_FRAMES, unrecorded)
     }
 
     /// Memory for the lowest pfns that the balloon holds. How many frames came, and what was in the
@@ -115,7 +115,9 @@ impl Balloon<'_> {
             asked += 1;
         }
         if asked == 0 {
-            return (0, self.held.lowest().next().and_then(|pfn| why_not(around, pfn)));
+            let lowest = self.held.lowest().next().filter(|_| count > 0);
+            let obstacle = lowest.and_then(|pfn| why_not(around, pfn));
+            return (0, Some(obstacle.unwrap_or_else(|| work.no_room())));
         }
         let extents = &mut work.extents[..asked];
         let came = match self.move_extents(around.machine, extents, (Direction::In, 0)) {
@@ -143,7 +145,7 @@ impl Balloon<'_> {
     }
 
     /// Records what came for the first `came` pfns at hand. How many are recorded, from the first
-    /// on; an extent that is none of a machine's goes back to Xen.
+    /// on; an extent that the map cannot take goes back to Xen, or belongs to nobody.
     #[expect(unsafe_code, reason = "records what Xen put behind pfns of the balloon's (I-12)")]
     fn record<M: Hypercalls, D>(
         &mut self,
@@ -169,8 +171,10 @@ impl Balloon<'_> {
                 Err(error) => {
                     obstacle = Some(Obstacle::NoPlace(error));
                     let extent = &mut work.extents[at..=at];
-                    // Should Xen not have it either, its count says so.
-                    let _ = self.move_extents(around.machine, extent, (Direction::Out, order));
+                    let back = self.move_extents(around.machine, extent, (Direction::Out, order));
+                    if back != Ok(1) {
+                        self.stray = self.stray.saturating_add(1 << order);
+                    }
                 }
             }
         }

@@ -8,12 +8,12 @@
 
 use core::ops::Range;
 
-use hypercall::{Frame, Machine, MmuExtOp, MmuUpdate, Pte};
+use hypercall::{Machine, MmuExtOp, MmuUpdate, Pfn, Pte};
 use p2m::FindDirect;
 
 use crate::around::{Allocator, Around, Work};
 use crate::balloon::Balloon;
-use crate::moves::map;
+use crate::moves::{Released, map};
 use crate::step::Obstacle;
 
 impl Balloon<'_> {
@@ -32,13 +32,12 @@ impl Balloon<'_> {
         if let Err(obstacle) = self.unmap(around, allocator, (work, taken)) {
             return (0, Some(obstacle));
         }
-        let (given, refused) = self.release(around, work, 0..taken);
-        self.populated -= given as u64;
-        if given < taken {
+        let Released { given, kept, obstacle: refused } = self.release(around, work, 0..taken);
+        if kept > 0 {
             // The first one that Xen would not have goes last: if it is no longer the guest's, it
             // cannot be mapped, and nothing behind it would be.
-            work.pfns.swap(given, taken - 1);
-            self.take_back(around, allocator, work, given..taken);
+            work.pfns.swap(given, given + kept - 1);
+            self.take_back(around, allocator, work, given..given + kept);
         }
         (given as u64, refused.or(obstacle))
     }
@@ -55,11 +54,18 @@ impl Balloon<'_> {
             let Some(frame) = allocator.take() else {
                 return (at, Some(Obstacle::NothingToSpare));
             };
-            if let Err(obstacle) = self.plan_unmapping(around, &frame, work) {
-                allocator.give(frame);
+            let pfn = match self.hold(frame) {
+                Ok(pfn) => pfn,
+                Err((frame, obstacle)) => {
+                    allocator.give(frame);
+                    return (at, Some(obstacle));
+                }
+            };
+            if let Err(obstacle) = self.plan_unmapping(around, pfn, work) {
+                self.let_go(pfn, allocator);
                 return (at, Some(obstacle));
             }
-            work.pfns[at] = self.hold(frame);
+            work.pfns[at] = pfn;
         }
         (count, None)
     }
@@ -67,22 +73,20 @@ impl Balloon<'_> {
     fn plan_unmapping<M: Machine, D: FindDirect>(
         &self,
         around: &mut Around<'_, M, D>,
-        frame: &Frame,
+        pfn: Pfn,
         work: &mut Work<'_, '_>,
     ) -> Result<(), Obstacle> {
-        let pfn = frame.pfn();
         let mfn = around.p2m.mfn(pfn).map_err(Obstacle::NoMemory)?;
         let (slot, pte) = around.direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
         if !pte.is_writable() || pte.mfn() != mfn {
             return Err(Obstacle::InUse { pfn, pte });
         }
         if self.wipes() {
-            // SAFETY: the frame is the caller's by its token (I-1).
+            // SAFETY: the balloon owns the frame (I-12).
             unsafe { around.machine.clear_frame(pfn) }.map_err(Obstacle::NotWiped)?;
         }
-        // There is room: the count is no more than the batch holds.
-        let _ = work.batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw());
-        Ok(())
+        let planned = work.batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw());
+        planned.map_err(|_| work.no_room())
     }
 
     /// Takes the planned frames out of the direct mapping and every TLB: all, or none.
@@ -92,8 +96,12 @@ impl Balloon<'_> {
         allocator: &mut impl Allocator,
         (work, taken): (&mut Work<'_, '_>, usize),
     ) -> Result<(), Obstacle> {
-        let flush = work.batch.op(MmuExtOp::tlb_flush_all());
-        debug_assert!(flush.is_ok(), "the batch has a place for one operation");
+        if work.batch.op(MmuExtOp::tlb_flush_all()).is_err() {
+            // Without the flush nothing leaves.
+            work.batch.clear();
+            self.let_all_go(work, taken, allocator);
+            return Err(work.no_room());
+        }
         // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-12), in
         // which no Rust object lives.
         let Err(refused) = (unsafe { work.batch.submit(around.machine) }) else { return Ok(()) };
@@ -102,13 +110,18 @@ impl Balloon<'_> {
         let undone = unsafe { work.batch.submit(around.machine) };
         work.batch.clear();
         if undone.is_ok() {
-            for at in (0..taken).rev() {
-                self.let_go(work.pfns[at], allocator);
-            }
+            self.let_all_go(work, taken, allocator);
         } else {
             self.set_aside += taken as u64;
         }
         Err(Obstacle::Mapping(refused))
+    }
+
+    /// Gives the first `count` pfns at hand, which are mapped, back to the allocator.
+    fn let_all_go(&mut self, work: &Work<'_, '_>, count: usize, allocator: &mut impl Allocator) {
+        for at in (0..count).rev() {
+            self.let_go(work.pfns[at], allocator);
+        }
     }
 
     /// Maps frames of the balloon's that have memory, and gives them to the allocator; what cannot

@@ -13,10 +13,21 @@ use crate::around::{Around, Work};
 use crate::balloon::{Balloon, Direction};
 use crate::step::Obstacle;
 
+/// What became of frames that were offered to Xen.
+#[derive(Debug)]
+pub(crate) struct Released {
+    /// Xen has taken so many, the first at hand.
+    pub(crate) given: usize,
+    /// So many behind them have their memory as before.
+    pub(crate) kept: usize,
+    /// What was in the way.
+    pub(crate) obstacle: Option<Obstacle>,
+}
+
 impl Balloon<'_> {
     /// Gives the memory of `range` of the pfns at hand, which nothing maps, to Xen: the map first,
-    /// so that it never names another domain's frame as the guest's. How many Xen has taken, from
-    /// the first on; the map has the others as before.
+    /// so that it never names another domain's frame as the guest's. Those that Xen has taken are
+    /// the first at hand then, and those that it has not, and the map has as before, follow.
     ///
     /// # Hypercalls
     /// One multicall.
@@ -25,36 +36,51 @@ impl Balloon<'_> {
         around: &Around<'_, M, D>,
         work: &mut Work<'_, '_>,
         range: Range<usize>,
-    ) -> (usize, Option<Obstacle>) {
-        let pfns = &work.pfns[range];
-        let mut offered = 0;
-        let mut obstacle = None;
-        for (pfn, extent) in pfns.iter().zip(work.extents.iter_mut()) {
+    ) -> Released {
+        let start = range.start;
+        let (mut offered, mut obstacle) = (0, None);
+        for at in range {
+            let pfn = work.pfns[at];
             // SAFETY: the pfn is the balloon's (I-12), and nothing maps its memory any more.
-            match unsafe { around.p2m.depopulate(*pfn) } {
-                Ok(mfn) => *extent = Extent::from_mfn(mfn),
+            match unsafe { around.p2m.depopulate(pfn) } {
+                Ok(mfn) => {
+                    work.extents[offered] = Extent::from_mfn(mfn);
+                    work.pfns[start + offered] = pfn;
+                    offered += 1;
+                }
                 Err(error) => {
+                    // The map had memory for it when it was looked at, and has none now.
+                    self.populated = self.populated.saturating_sub(1);
                     obstacle = Some(Obstacle::NoMemory(error));
-                    break;
                 }
             }
-            offered += 1;
         }
         let extents = &mut work.extents[..offered];
         let answer = self.move_extents(around.machine, extents, (Direction::Out, 0));
-        let taken = *answer.as_ref().unwrap_or(&0);
-        for (pfn, extent) in pfns.iter().zip(&work.extents[..offered]).skip(taken) {
-            // It was populated a moment ago, and the pfn is the balloon's.
+        let given = *answer.as_ref().unwrap_or(&0);
+        self.populated = self.populated.saturating_sub(given as u64);
+        let mut kept = 0;
+        for at in given..offered {
+            let pfn = work.pfns[start + at];
             // SAFETY: Xen has not taken the frame: it is the pfn's, as it was a moment ago.
-            if let Err(error) = unsafe { around.p2m.populate(*pfn, extent.mfn()) } {
-                obstacle = Some(Obstacle::NoMemory(error));
+            match unsafe { around.p2m.populate(pfn, work.extents[at].mfn()) } {
+                Ok(()) => {
+                    work.pfns[start + given + kept] = pfn;
+                    kept += 1;
+                }
+                Err(error) => {
+                    self.populated = self.populated.saturating_sub(1);
+                    self.stray = self.stray.saturating_add(1);
+                    obstacle = Some(Obstacle::NoPlace(error));
+                }
             }
         }
-        let short = Obstacle::XenTookFewer { offered: offered as u64, taken: taken as u64 };
-        match answer {
-            Err(error) => (0, Some(Obstacle::Refused(error))),
-            Ok(_) => (taken, obstacle.or((taken < offered).then_some(short))),
-        }
+        let short = Obstacle::XenTookFewer { offered: offered as u64, taken: given as u64 };
+        let obstacle = match answer {
+            Err(error) => Some(Obstacle::Refused(error)),
+            Ok(_) => obstacle.or((given < offered).then_some(short)),
+        };
+        Released { given, kept, obstacle }
     }
 
     /// Asks Xen to move `extents` of an order in or out, and how many frames the guest has then.

@@ -1,7 +1,8 @@
 //! Frames set aside: they have memory, and Xen would neither take them nor let them be mapped. Both
 //! can change; so each step tries again before it does anything else.
+#![expect(unsafe_code, reason = "gives pfns of the balloon's up that Xen has taken (I-12)")]
 
-use hypercall::{Machine, Pfn};
+use hypercall::{Machine, MmuExtOp, Pfn};
 use p2m::FindDirect;
 
 use crate::around::{Allocator, Around, Work};
@@ -22,7 +23,7 @@ impl Balloon<'_> {
     /// Tries to map frames that are set aside, and the allocator has them.
     ///
     /// # Hypercalls
-    /// Up to two: the count, and an `mmu_update`.
+    /// Up to three: an `mmu_update`; the count and a flush if it is refused.
     pub(crate) fn recover<M: Machine, D: FindDirect>(
         &mut self,
         around: &mut Around<'_, M, D>,
@@ -31,15 +32,22 @@ impl Balloon<'_> {
     ) -> Recovered {
         let (count, looked) = self.collect_aside(around, work);
         if count == 0 {
-            return if looked < SCAN_MAX { Recovered::Frames(0) } else { Recovered::NoneYet };
+            self.aside_looked += looked as u64;
+            if self.aside_looked < self.held.count() {
+                return Recovered::NoneYet;
+            }
+            // All were looked at: the map in this step is not the one that has them.
+            self.aside_looked = 0;
+            return Recovered::Frames(0);
         }
+        self.aside_looked = 0;
         let before = self.set_aside;
         self.set_aside -= count as u64;
         let mapped = self.take_back(around, allocator, work, 0..count);
         if mapped < count {
             let refused = work.pfns[mapped];
             self.aside_from = Pfn::new(refused.raw() + 1);
-            self.write_off(around, refused);
+            self.write_off(around, work, refused);
         }
         Recovered::Frames(before - self.set_aside)
     }
@@ -51,7 +59,9 @@ impl Balloon<'_> {
         around: &Around<'_, M, D>,
         work: &mut Work<'_, '_>,
     ) -> (usize, usize) {
-        let max = work.frames_max();
+        // Of those with memory as many as are set aside: more is another map's.
+        let aside = usize::try_from(self.set_aside).unwrap_or(usize::MAX);
+        let max = work.frames_max().min(aside);
         let from = self.aside_from;
         let (mut count, mut looked) = (0, 0);
         let before = self.held.iter_from(Pfn::new(0)).take_while(|pfn| *pfn < from);
@@ -69,13 +79,33 @@ impl Balloon<'_> {
         (count, looked)
     }
 
-    /// A frame that Xen neither takes nor maps, while it counts fewer than the map has: it is not
-    /// the guest's any more.
-    #[expect(unsafe_code, reason = "gives a pfn of the balloon's up that Xen has taken (I-12)")]
-    fn write_off<M: Machine, D>(&mut self, around: &Around<'_, M, D>, pfn: Pfn) {
+    /// A frame that Xen neither takes nor maps, that nothing maps at its place, and that M2P does
+    /// not know, while Xen counts fewer than the map has: it is not the guest's any more. Its pfn
+    /// may get another one, so every TLB forgets it first: the flush that went with its unmapping
+    /// may have been refused.
+    fn write_off<M: Machine, D: FindDirect>(
+        &mut self,
+        around: &mut Around<'_, M, D>,
+        work: &mut Work<'_, '_>,
+        pfn: Pfn,
+    ) {
         let Ok(xen) = current_reservation(around.machine) else { return };
+        let Ok(mfn) = around.p2m.mfn(pfn) else { return };
+        let is_mapped = !matches!(around.direct.find(pfn), Ok((_, pte)) if !pte.is_present());
+        let is_known = around.machine.machine_to_phys(mfn) == Some(pfn);
+        if xen >= self.populated || is_mapped || is_known {
+            return;
+        }
+        work.batch.clear();
+        let planned = work.batch.op(MmuExtOp::tlb_flush_all());
+        // SAFETY: a flush changes nothing.
+        let flushed = unsafe { work.batch.submit(around.machine) };
+        work.batch.clear();
+        if planned.is_err() || flushed.is_err() {
+            return;
+        }
         // SAFETY: the pfn is the balloon's (I-12), nothing maps it, and Xen has its frame no more.
-        if xen < self.populated && unsafe { around.p2m.depopulate(pfn) }.is_ok() {
+        if unsafe { around.p2m.depopulate(pfn) }.is_ok() {
             self.populated -= 1;
             self.set_aside -= 1;
         }

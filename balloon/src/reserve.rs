@@ -31,7 +31,7 @@ impl EmptyPfn {
 pub enum NotReturned {
     /// It is foreign still, or has something else: unmap it first.
     Used(EmptyPfn, P2mError),
-    /// It is of another reserve.
+    /// It is of another reserve: this one never had it, or has it.
     Stranger(EmptyPfn),
 }
 
@@ -142,8 +142,7 @@ impl<'s> Reserve<'s> {
             return Err(NotReturned::Used(empty, error));
         }
         // INVARIANT: I-12: the token is consumed.
-        self.free.insert(Pfn::new(offset));
-        Ok(())
+        if self.free.insert(Pfn::new(offset)) { Ok(()) } else { Err(NotReturned::Stranger(empty)) }
     }
 
     /// How many pfns are free.

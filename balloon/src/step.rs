@@ -89,6 +89,25 @@ pub enum Obstacle {
     /// A pfn of the balloon's cannot be given memory: the map has no memory for its word, or the
     /// word says that it has something.
     NoPlace(P2mError),
+    /// What the step works with has no room for a single frame on its way, or none for the flush
+    /// that goes with frames that leave.
+    NoRoom {
+        /// Frames that there is room for.
+        frames: usize,
+        /// Flushes that there is room for.
+        flushes: usize,
+    },
+    /// The allocator gave a frame for which the balloon has no bit: it lies behind the pfns that
+    /// the balloon was made for. The allocator has it again.
+    BeyondSet {
+        /// The frame.
+        pfn: Pfn,
+        /// The first pfn that has no bit.
+        end: Pfn,
+    },
+    /// The allocator gave a frame that the balloon holds already, so it has two owners. The
+    /// allocator has it again.
+    Held(Pfn),
     /// The allocator gave a frame that the direct mapping does not map writable at its place: it is
     /// somebody's table, or protected.
     InUse {
@@ -132,6 +151,17 @@ impl fmt::Display for Obstacle {
             }
             Self::NoMemory(error) => write!(f, "the allocator's frame is no memory: {error}"),
             Self::NoPlace(error) => write!(f, "a pfn cannot be given memory: {error}"),
+            Self::NoRoom { frames, flushes } => write!(
+                f,
+                "a step has room for {frames} frames and {flushes} flushes: give it storage"
+            ),
+            Self::BeyondSet { pfn, end } => write!(
+                f,
+                "the allocator's frame {pfn} is not the balloon's to take: its set ends at {end}"
+            ),
+            Self::Held(pfn) => {
+                write!(f, "the allocator's frame {pfn} is the balloon's already")
+            }
             Self::InUse { pfn, pte } => {
                 write!(f, "the allocator's frame {pfn} is in use: its entry is {pte:?}")
             }
@@ -164,6 +194,9 @@ pub struct Accounts {
     pub reserved: u64,
     /// Populated ones that the balloon keeps aside ([`Obstacle::SetAside`]).
     pub set_aside: u64,
+    /// Frames, at most, that no pfn could take and that Xen would not have back. They are in no map
+    /// and used by nobody, and Xen counts them ([`surplus`](Self::surplus)).
+    pub stray: u64,
     /// What Xen says the guest has (`XENMEM_current_reservation`); none if it refused to say.
     pub xen: Option<u64>,
 }
@@ -183,9 +216,12 @@ impl Accounts {
     /// Whether every pfn is accounted for and Xen agrees.
     #[must_use]
     pub const fn is_balanced(&self) -> bool {
-        self.populated + self.ballooned + self.reserved == self.span
-            && self.surplus() == 0
-            && self.xen.is_some()
+        self.pfns() == self.span && self.surplus() == 0 && self.xen.is_some()
+    }
+
+    /// Pfns that are somewhere.
+    const fn pfns(&self) -> u64 {
+        self.populated.saturating_add(self.ballooned).saturating_add(self.reserved)
     }
 }
 
@@ -193,7 +229,7 @@ impl fmt::Display for Accounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { span, populated, ballooned, reserved, .. } = self;
         write!(f, "{populated} populated + {ballooned} ballooned + {reserved} reserved")?;
-        let sum = populated + ballooned + reserved;
+        let sum = self.pfns();
         write!(f, " {} {span} pfns", if sum == *span { "==" } else { "!=" })?;
         match self.xen {
             Some(xen) if xen == *populated => f.write_str(", Xen agrees"),
@@ -203,6 +239,10 @@ impl fmt::Display for Accounts {
         match self.set_aside {
             0 => Ok(()),
             aside => write!(f, ", {aside} kept aside"),
+        }?;
+        match self.stray {
+            0 => Ok(()),
+            stray => write!(f, ", {stray} without a pfn"),
         }
     }
 }
@@ -222,6 +262,7 @@ mod tests {
             ballooned: 20,
             reserved: 10,
             set_aside: 0,
+            stray: 0,
             xen: Some(70),
         };
         assert!(accounts.is_balanced());
@@ -229,11 +270,13 @@ mod tests {
         assert_eq!(accounts.to_string(), line);
         let more = Accounts { xen: Some(72), ..accounts };
         assert_eq!((more.surplus(), more.is_balanced()), (2, false));
-        let fewer = Accounts { xen: Some(69), span: 101, set_aside: 3, ..accounts };
+        let fewer = Accounts { xen: Some(69), span: 101, set_aside: 3, stray: 2, ..accounts };
         assert_eq!((fewer.surplus(), fewer.is_balanced()), (-1, false));
         let line = "70 populated + 20 ballooned + 10 reserved != 101 pfns, Xen counts 69, \
-                    3 kept aside";
+                    3 kept aside, 2 without a pfn";
         assert_eq!(fewer.to_string(), line);
         assert!(!Accounts { xen: None, ..accounts }.is_balanced());
+        // A number that somebody left out by mistake.
+        assert!(!Accounts { reserved: u64::MAX, ..accounts }.is_balanced());
     }
 }
