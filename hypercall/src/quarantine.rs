@@ -12,7 +12,7 @@ use crate::own::{Frame, Frames};
 /// A run of frames that may be in use somewhere: what a refused undo leaves.
 ///
 /// # Invariants
-/// I-15: no token, no allocator and no Rust object has one of these frames.
+/// I-16: no token, no allocator and no Rust object has one of these frames.
 #[must_use = "put it in a quarantine, so that it is counted"]
 #[derive(PartialEq, Eq)]
 pub struct Uncertain {
@@ -54,7 +54,7 @@ impl Uncertain {
     /// ```
     #[expect(unsafe_code, reason = "makes ownership out of the caller's knowledge: see I-1")]
     pub const unsafe fn vouch(self) -> Frames {
-        // SAFETY: the caller vouches that nobody uses them; the run was one of tokens (I-15).
+        // SAFETY: the caller vouches that nobody uses them; the run was one of tokens (I-16).
         unsafe { Frames::claim(self.start, self.count) }
     }
 

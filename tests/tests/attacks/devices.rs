@@ -1,0 +1,37 @@
+//! I-10, I-11: a device gets runs that are contiguous, and bytes that nobody else uses.
+#![expect(dead_code, reason = "what the compiler refuses is not run")]
+
+use hypercall::FrameAccess;
+use swiotlb::{Buffer, BusAddr, Dma, Place, ToDevice};
+
+fn a_buffer_is_claimed_by_unsafe_code_alone(place: Place) -> Buffer {
+    owed!(Buffer::claim(place)) //~ E0133
+}
+
+fn a_mapping_without_its_value_ends_by_unsafe_code_alone<M: FrameAccess>(
+    dma: &Dma<'_, '_, M>,
+    bus: BusAddr,
+    place: Place,
+) {
+    let _ = owed!(dma.unmap_at::<ToDevice>(bus, place)); //~ E0133
+}
+
+hidden! {
+    use swiotlb::{Coherent, Region};
+
+    fn a_buffer_is_not_made_of_a_place(place: Place) -> Buffer {
+        Buffer(place) //~ E0423
+    }
+
+    fn a_buffer_is_not_copied(buffer: Buffer) -> [Buffer; 2] {
+        [buffer.clone(), buffer] //~ E0599
+    }
+
+    fn runs_do_not_become_longer(region: &mut Region) {
+        region.order = 9; //~ E0616
+    }
+
+    fn coherent_pages_are_not_copied(pages: Coherent) -> [Coherent; 2] {
+        [pages.clone(), pages] //~ E0599
+    }
+}
