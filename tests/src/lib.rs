@@ -8,7 +8,8 @@
 //! | [`booting`] | as its builder leaves it |
 //! | [`window`] | whose frame map has a window |
 //!
-//! [`words`] reads the errors of a crate.
+//! [`words`] reads the errors of a crate, [`pairs`] runs an operation under every pair of refusals,
+//! [`account`] says in the end whether every page has one owner.
 //!
 //! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
 //! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
@@ -21,12 +22,14 @@
 //! | [`dma`] | `swiotlb`: a mapping and its end |
 //! | [`logs`] | `xen-explain`: lines of a log |
 
+pub mod account;
 pub mod boot_map;
 pub mod booting;
 pub mod dma;
 pub mod frame_map;
 pub mod guest;
 pub mod logs;
+pub mod pairs;
 pub mod tables;
 pub mod window;
 pub mod words;

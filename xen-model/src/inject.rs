@@ -8,18 +8,9 @@
 use core::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use hypercall::{Errno, FailNth, Hypercall, Refusal};
+use hypercall::{Asked, Errno, FailNth, Hypercall, Refusal};
 
 use crate::model::Model;
-
-/// A request as it went through the seam.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
-    /// Which hypercall.
-    pub hypercall: Hypercall,
-    /// How many elements it had.
-    pub elements: usize,
-}
 
 /// A run of the scenario in which one request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

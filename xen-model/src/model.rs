@@ -3,13 +3,12 @@
 use core::cell::{Ref, RefCell, RefMut};
 use core::sync::atomic::AtomicU64;
 
-use hypercall::{Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
+use hypercall::{Asked, Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
 
 use crate::access::{Mode, PageFault};
 use crate::audit::AuditError;
 use crate::build::Builder;
 use crate::emulate::Store;
-use crate::inject::Asked;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
 use crate::state::{Current, State, Statistics};

@@ -6,14 +6,13 @@
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
 use hypercall::{
-    AccessError, Assist, CALLS_MAX, Call, Errno, Error, Extent, FrameAccess, GuestVa, Hypercall,
-    Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, Request, Reservation,
+    AccessError, Asked, Assist, CALLS_MAX, Call, Errno, Error, Extent, FrameAccess, GuestVa,
+    Hypercall, Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, Request, Reservation,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Mode};
 use crate::exchange::Swap;
-use crate::inject::Asked;
 use crate::memory_info::About;
 use crate::memory_op::{Extents, Move, Shape};
 use crate::mmu_update::BatchAnswer;

@@ -2,12 +2,11 @@
 
 use core::fmt;
 
-use hypercall::{Errno, Mfn};
+use hypercall::{Asked, Errno, Mfn};
 
 use crate::build::Builder;
 use crate::domain::{Domain, Parked, Vcpu};
 use crate::heap::Heap;
-use crate::inject::Asked;
 use crate::log::{File, Log, Number, Speaker};
 use crate::page::Frames;
 use crate::release::{Flavour, Release};

@@ -2,11 +2,13 @@
 //! the model.
 
 mod counting;
+mod fail_each;
 mod fail_nth;
 mod timed;
 mod traced;
 
 pub use counting::{Counting, Counts};
+pub use fail_each::{Asked, FailEach, Refusals};
 pub use fail_nth::{FailNth, Refusal};
 pub use timed::Timed;
 pub use traced::{TRACE_HEADER, Traced, trace_start, trace_sum};

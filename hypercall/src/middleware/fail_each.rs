@@ -1,0 +1,321 @@
+//! A machine that refuses any requests it is told to, and knows what it was asked.
+
+use core::cell::Cell;
+use core::fmt;
+
+use super::fail_nth::Refusal;
+use super::{forward_cpu, forward_frame_access};
+use crate::call::{Call, Outcome, Request};
+use crate::error::{Error, Hypercall};
+use crate::frame::{Mfn, Pfn};
+use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
+use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
+use crate::memory::{Exchange, MemoryOp, Reservation};
+use crate::pte::Pte;
+use crate::va::GuestVa;
+use x86_64::structures::paging::PageTableIndex;
+
+/// A request as it went through the seam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which hypercall.
+    pub hypercall: Hypercall,
+    /// How many elements it had.
+    pub elements: usize,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.hypercall, self.elements)
+    }
+}
+
+/// Which requests are refused, and what has been asked so far: one count for all machines that
+/// [`FailEach`] makes of it.
+#[derive(Debug)]
+pub struct Refusals<'r> {
+    refusals: &'r [Refusal],
+    asked: &'r [Cell<Option<Asked>>],
+    seen: Cell<u64>,
+}
+
+impl<'r> Refusals<'r> {
+    /// Will refuse each of `refusals`, in whatever order they are listed, and writes down in
+    /// `asked` what the requests are, as far as there is room.
+    pub const fn new(refusals: &'r [Refusal], asked: &'r [Cell<Option<Asked>>]) -> Self {
+        Self { refusals, asked, seen: Cell::new(0) }
+    }
+
+    /// What is refused when its turn comes.
+    pub const fn refusals(&self) -> &'r [Refusal] {
+        self.refusals
+    }
+
+    /// Requests seen so far.
+    pub const fn seen(&self) -> u64 {
+        self.seen.get()
+    }
+
+    /// How many of the requests that are to be refused have come.
+    pub fn refused(&self) -> usize {
+        self.refusals.iter().filter(|refusal| refusal.request < self.seen.get()).count()
+    }
+
+    /// Continues to count at `seen`.
+    pub(super) const fn at(refusals: &'r [Refusal], seen: u64) -> Self {
+        Self { refusals, asked: &[], seen: Cell::new(seen) }
+    }
+
+    /// Counts a request; its number.
+    fn count(&self, hypercall: Hypercall, elements: usize) -> u64 {
+        let number = self.seen.get();
+        self.seen.set(number + 1);
+        let place = usize::try_from(number).ok().and_then(|at| self.asked.get(at));
+        if let Some(place) = place {
+            place.set(Some(Asked { hypercall, elements }));
+        }
+        number
+    }
+
+    /// How request `number` is refused. If it is listed more than once, the first element counts.
+    fn of(&self, number: u64) -> Option<Refusal> {
+        let of_it = self.refusals.iter().filter(|refusal| refusal.request == number);
+        of_it.min_by_key(|refusal| refusal.done).copied()
+    }
+
+    /// Counts a request on one thing or none; its errno if it is refused.
+    fn count_whole(&self, hypercall: Hypercall) -> Result<(), Error> {
+        let number = self.count(hypercall, 1);
+        self.of(number).map_or(Ok(()), |it| Err(Error { hypercall, errno: it.errno, done: 0 }))
+    }
+
+    /// Of `elements` answered one by one, from `from` on: the next one that is refused.
+    fn next_of(&self, number: u64, from: usize, elements: usize) -> Option<usize> {
+        let of_it = self.refusals.iter().filter(|refusal| refusal.request == number);
+        of_it.map(|it| it.done.min(elements - 1)).filter(|at| *at >= from).min()
+    }
+}
+
+/// Wraps a machine and refuses some requests; all others, also those of the same multicall behind
+/// a refused one, go through, as with Xen.
+#[derive(Debug)]
+pub struct FailEach<'r, M> {
+    machine: M,
+    plan: &'r Refusals<'r>,
+}
+
+impl<'r, M> FailEach<'r, M> {
+    /// Will refuse what `plan` says.
+    ///
+    /// ```
+    /// use core::cell::Cell;
+    /// use hypercall::{Assist, Errno, FailEach, Hypercalls, Refusal, Refusals};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let refusal = |request, errno| Refusal { request, errno, done: 0 };
+    /// let refusals = [refusal(0, Errno::ENOMEM), refusal(2, Errno::EBUSY)];
+    /// let asked = [const { Cell::new(None) }; 4];
+    /// let plan = Refusals::new(&refusals, &asked);
+    /// let machine = FailEach::new(&model, &plan);
+    /// let ask = || machine.enable_assist(Assist::WritablePageTables);
+    /// assert_eq!(ask().unwrap_err().errno, Errno::ENOMEM);
+    /// assert_eq!(ask(), Ok(()));
+    /// assert_eq!(ask().unwrap_err().errno, Errno::EBUSY);
+    /// assert_eq!((plan.seen(), plan.refused()), (3, 2));
+    /// assert_eq!(asked.iter().flat_map(Cell::get).count(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn new(machine: M, plan: &'r Refusals<'r>) -> Self {
+        Self { machine, plan }
+    }
+
+    /// The machine inside.
+    pub const fn inner(&self) -> &M {
+        &self.machine
+    }
+}
+
+/// The first `count` elements of a request.
+fn prefix<'a>(request: Request<'a>, count: usize) -> Request<'a> {
+    match request {
+        Request::MmuUpdate(updates, domains) => Request::MmuUpdate(&updates[..count], domains),
+        Request::MmuExt(ops, domain) => Request::MmuExt(&ops[..count], domain),
+        Request::VaMapping(_) => request,
+    }
+}
+
+/// What an exchange swaps as one: given extents and taken ones.
+fn chunk(exchange: &Exchange<'_>) -> (usize, usize) {
+    let (give, take) = (exchange.give.order, exchange.take.order);
+    (1 << take.saturating_sub(give), 1 << give.saturating_sub(take))
+}
+
+/// In how many places Xen can stop.
+fn elements(op: &MemoryOp<'_>) -> usize {
+    match op {
+        MemoryOp::Exchange(exchange) => op.extents() / chunk(exchange).0,
+        _ => op.extents(),
+    }
+}
+
+/// The first `count` extents of a list.
+fn part<'p>(list: &'p mut Reservation<'_>, count: usize) -> Reservation<'p> {
+    Reservation { extents: &mut list.extents[..count], ..*list }
+}
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+impl<M: Hypercalls> FailEach<'_, M> {
+    /// Runs the part of `call` that is to take effect and marks it refused.
+    ///
+    /// # Safety
+    /// As for [`Hypercalls::issue`].
+    unsafe fn refuse(&self, call: &mut Call<'_>, refusal: Refusal) -> Result<(), Error> {
+        let done = refusal.done.min(call.request.len().saturating_sub(1));
+        let mut part = [Call::new(prefix(call.request, done))];
+        if done > 0 {
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { self.machine.issue(&mut part) }?;
+        }
+        call.outcome = match part[0].outcome {
+            // The machine's own refusal comes first.
+            own @ Outcome::Refused { .. } => own,
+            _ => {
+                let done = u32::try_from(done).unwrap_or(u32::MAX);
+                Outcome::Refused { errno: refusal.errno, done }
+            }
+        };
+        Ok(())
+    }
+
+    /// Exchanges the chunks that are to be exchanged and refuses the next.
+    ///
+    /// # Safety
+    /// As for [`Hypercalls::memory_op`].
+    unsafe fn refuse_exchange(
+        &self,
+        exchange: &mut Exchange<'_>,
+        refusal: Refusal,
+    ) -> Result<u64, Error> {
+        let (given, taken) = chunk(exchange);
+        let chunks = exchange.give.extents.len() / given;
+        let done = refusal.done.min(chunks.saturating_sub(1));
+        if done > 0 {
+            let give = part(&mut exchange.give, done * given);
+            let take = part(&mut exchange.take, done * taken);
+            let mut first = MemoryOp::Exchange(Exchange { give, take });
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { self.machine.memory_op(&mut first) }?;
+        }
+        let done = u32::try_from(done * given).unwrap_or(u32::MAX);
+        let hypercall = Hypercall::MemoryOp("exchange");
+        Err(Error { hypercall, errno: refusal.errno, done })
+    }
+}
+
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+// SAFETY: every call goes to the machine inside, in parts perhaps, whose answer is handed on; what
+// is refused here was not asked.
+unsafe impl<M: Hypercalls> Hypercalls for FailEach<'_, M> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        let mut first = None;
+        for call in &*calls {
+            let number = self.plan.count(call.request.hypercall(), call.request.len());
+            first.get_or_insert(number);
+        }
+        let first = first.unwrap_or_default();
+        let refusals = (first..).map(|number| self.plan.of(number)).take(calls.len());
+        let mut rest = calls;
+        let mut passed = 0;
+        for (at, refusal) in refusals.enumerate() {
+            let Some(refusal) = refusal else { continue };
+            let (before, behind) = rest.split_at_mut(at - passed);
+            // SAFETY: a part of what the caller vouches for, in its order.
+            unsafe { self.machine.issue(before) }?;
+            let (refused, after) = behind.split_at_mut(1);
+            // SAFETY: as above.
+            unsafe { self.refuse(&mut refused[0], refusal) }?;
+            (rest, passed) = (after, at + 1);
+        }
+        // SAFETY: as above.
+        unsafe { self.machine.issue(rest) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        let hypercall = Hypercall::MemoryOp(op.name());
+        let elements = elements(op);
+        let number = self.plan.count(hypercall, elements.max(1));
+        let Some(refusal) = self.plan.of(number) else {
+            // SAFETY: the caller's promise is handed on.
+            return unsafe { self.machine.memory_op(op) };
+        };
+        let done = refusal.done.min(elements.saturating_sub(1));
+        let mut first = match op {
+            MemoryOp::Increase(list) => MemoryOp::Increase(part(list, done)),
+            MemoryOp::Decrease(list) => MemoryOp::Decrease(part(list, done)),
+            MemoryOp::Populate(list) => MemoryOp::Populate(part(list, done)),
+            // SAFETY: the caller's promise is handed on.
+            MemoryOp::Exchange(it) => return unsafe { self.refuse_exchange(it, refusal) },
+            _ => return Err(Error { hypercall, errno: refusal.errno, done: 0 }),
+        };
+        // Operations on extents are never refused with an errno: they come up short.
+        if done == 0 {
+            return Ok(0);
+        }
+        // SAFETY: a part of what the caller vouches for.
+        unsafe { self.machine.memory_op(&mut first) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.plan.count_whole(Hypercall::VmAssist)?;
+        self.machine.enable_assist(assist)
+    }
+}
+
+/// Grants are answered one by one: element `done` of the request is refused, those around it go
+/// through. Several elements of one request can be refused.
+#[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
+// SAFETY: as above.
+unsafe impl<M: Grants> Grants for FailEach<'_, M> {
+    unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
+        if maps.is_empty() {
+            // SAFETY: the caller's promise is handed on.
+            return unsafe { self.machine.grant_map(maps) };
+        }
+        let number = self.plan.count(Hypercall::GrantTableOp("map_grant_ref"), maps.len());
+        let mut from = 0;
+        while let Some(at) = self.plan.next_of(number, from, maps.len()) {
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { self.machine.grant_map(&mut maps[from..at]) }?;
+            maps[at].status = GrantStatus::GENERAL_ERROR.0;
+            from = at + 1;
+        }
+        // SAFETY: as above.
+        unsafe { self.machine.grant_map(&mut maps[from..]) }
+    }
+
+    unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error> {
+        if unmaps.is_empty() {
+            // SAFETY: the caller's promise is handed on.
+            return unsafe { self.machine.grant_unmap(unmaps) };
+        }
+        let number = self.plan.count(Hypercall::GrantTableOp("unmap_grant_ref"), unmaps.len());
+        let mut from = 0;
+        while let Some(at) = self.plan.next_of(number, from, unmaps.len()) {
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { self.machine.grant_unmap(&mut unmaps[from..at]) }?;
+            unmaps[at].status = GrantStatus::GENERAL_ERROR.0;
+            from = at + 1;
+        }
+        // SAFETY: as above.
+        unsafe { self.machine.grant_unmap(&mut unmaps[from..]) }
+    }
+
+    fn grant_table(&self, frames: &mut [Mfn]) -> Result<(), Error> {
+        self.plan.count_whole(Hypercall::GrantTableOp("setup_table"))?;
+        self.machine.grant_table(frames)
+    }
+}
+
+forward_frame_access!([M: FrameAccess] FailEach<'_, M>, self => self.machine);
+// What the CPU does asks Xen by a fault: it is no request.
+forward_cpu!([M: Cpu] FailEach<'_, M>, self => self.machine);
