@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hypercall::Pfn;
+use hypercall::{Pfn, Quarantine};
 
 /// Pages that have to be found, and where they were found.
 #[derive(Debug, Default)]
@@ -56,6 +56,17 @@ impl Account {
     /// `holder` has `count` pages from `start` on.
     pub fn found_run(&mut self, holder: &'static str, start: Pfn, count: u64) {
         self.found(holder, (start.raw()..start.raw() + count).map(Pfn::new));
+    }
+
+    /// What is quarantined.
+    ///
+    /// # Panics
+    /// If some of it is not listed: give it more places.
+    pub fn found_quarantined(&mut self, quarantine: &Quarantine<'_>) {
+        assert_eq!(quarantine.unlisted(), 0, "not all that is quarantined is listed");
+        for run in quarantine.iter() {
+            self.found_run("quarantined", run.start(), run.count());
+        }
     }
 
     /// Says whether each page was found once, and no other.

@@ -52,6 +52,7 @@ pub(crate) fn nightly(components: &[&str]) -> Result<Command> {
 pub(crate) struct Package {
     /// Its name for cargo.
     pub(crate) name: String,
+    folder: PathBuf,
     /// The text of its root file.
     root: String,
     library: bool,
@@ -59,6 +60,11 @@ pub(crate) struct Package {
 }
 
 impl Package {
+    /// Whether it has this file.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.folder.join(file).is_file()
+    }
+
     /// Whether others can depend on it.
     pub(crate) fn is_library(&self) -> bool {
         self.library
@@ -94,7 +100,7 @@ pub(crate) fn packages() -> Result<Vec<Package>> {
             let root = roots.iter().find_map(|root| fs::read_to_string(root).ok());
             let name = name.trim_matches('"').to_owned();
             let published = !manifest.lines().any(|line| line == "publish = false");
-            Ok(Package { name, root: root.unwrap_or_default(), library, published })
+            Ok(Package { name, folder, root: root.unwrap_or_default(), library, published })
         })
         .collect()
 }

@@ -217,9 +217,22 @@ pub(crate) struct CheckArguments {
     /// Only this part of the mutants: k/n, k from 0
     #[arg(long, value_name = "K/N")]
     pub(crate) shard: Option<String>,
+    /// Of the mutants, only those in tests/mutants
+    #[arg(long, conflicts_with = "shard")]
+    named: bool,
+    /// Of the mutants, only those in tests/mutants with this in their name
+    #[arg(long, value_name = "PATTERN", conflicts_with = "shard")]
+    name: Option<String>,
     /// Compare the interfaces with those of this revision [default: the last tag]
     #[arg(long, value_name = "REVISION")]
     pub(crate) since: Option<String>,
+}
+
+impl CheckArguments {
+    /// What the names of mutants have to contain, if only those with a name are tried.
+    pub(crate) fn named(&self) -> Option<&str> {
+        self.name.as_deref().or_else(|| self.named.then_some(""))
+    }
 }
 
 /// A check on demand.
@@ -231,7 +244,10 @@ pub(crate) enum What {
     Licences,
     /// The version says what changed since the last release
     Semver,
-    /// Code that may be wrong without a test that fails, of hypercall, p2m and early-pgt
+    /// Every operation under every pair of refusals
+    Pairs,
+    /// Code that may be wrong without a test that fails: changes made at random in hypercall, p2m
+    /// and early-pgt, and those in tests/mutants
     Mutants,
     /// Unit tests in an interpreter that knows the rules of the language
     Miri,

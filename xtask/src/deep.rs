@@ -6,10 +6,14 @@
 //! | `package` | is each crate complete without its neighbours' folders? |
 //! | `licences` | does a dependency bring a licence, a source or a duplicate that is not wanted? |
 //! | `semver` | does the version number say what changed since the last release? |
+//! | `pairs` | has every page one owner, whichever two requests are refused? |
 //! | `mutants` | is there code that may be wrong without a test that fails? |
 //! | `miri` | does code that can run under an interpreter break a rule of the language? |
 //! | `asan` | does any test touch memory that it should not, as the CPU sees it? |
 //! | `fuzz` | does any input, chosen by coverage, break the model or `xen-explain`? |
+
+mod named;
+mod pairs;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,6 +21,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+pub(crate) use self::named::check_texts as check_named_mutants;
 use crate::ExitStatus;
 use crate::cargo::{Package, cargo, nightly, packages};
 use crate::cli::{CheckArguments, What};
@@ -48,7 +53,11 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
             What::Package => package()?,
             What::Licences => licences()?,
             What::Semver => semver(arguments.since.as_deref())?,
-            What::Mutants => mutants(arguments.shard.as_deref())?,
+            What::Pairs => pairs::check()?,
+            What::Mutants => match arguments.named() {
+                Some(pattern) => named::check(pattern)?,
+                None => mutants(arguments.shard.as_deref())? & named::check("")?,
+            },
             What::Miri => miri()?,
             What::Asan => asan()?,
             What::Fuzz => fuzz()?,

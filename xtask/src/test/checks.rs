@@ -9,6 +9,7 @@ use super::session::Session;
 use super::{examples, house_rules};
 use crate::bench;
 use crate::cargo::{Package, cargo, packages};
+use crate::deep::check_named_mutants;
 use crate::paths;
 use crate::process::run_captured;
 use crate::provision::rust_target::{self, TARGET};
@@ -31,6 +32,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "format", || must(cargo().args(["fmt", "--all", "--check"])))?;
     session.step(GROUP, "house rules", house_rules::check)?;
     session.step(GROUP, "examples in the documentation", examples::check)?;
+    session.step(GROUP, "named mutants", check_named_mutants)?;
     session.step(GROUP, "lints on the host", || {
         let mut cargo = cargo();
         cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
