@@ -112,6 +112,11 @@ pub enum Error {
         /// Slots free, in pieces that are too short.
         free: usize,
     },
+    /// A list that is to be mapped has a mapping in it, which stays as it is.
+    MappedAlready {
+        /// What its device was told.
+        address: BusAddr,
+    },
     /// The list of runs is shorter than what the buffers make.
     RunsFull {
         /// Runs that it has room for.
@@ -266,6 +271,9 @@ impl Error {
                 "no {slots} slots of {SLOT_BYTES} bytes are free together ({free} are free in \
                  all): try again when mappings have ended, or grow the pool"
             ),
+            Self::MappedAlready { address } => {
+                write!(f, "the list has a buffer in it that is mapped already, at {address}")
+            }
             Self::RunsFull { runs } => {
                 write!(f, "the buffers make more runs than there is room for ({runs})")
             }

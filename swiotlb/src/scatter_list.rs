@@ -73,7 +73,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Errors
     /// The first buffer that could not be mapped, or [`Error::RunsFull`] if `runs` is too short; no
-    /// buffer is mapped then, and none was changed.
+    /// buffer is mapped then, and none was changed. [`Error::MappedAlready`] if something in the
+    /// list is mapped before: a device may be using it, so it stays as it is.
     ///
     /// # Hypercalls
     /// None.
@@ -101,6 +102,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         items: &mut [Item<D>],
         runs: &mut [BusRun],
     ) -> Result<usize, (usize, Error)> {
+        for (at, item) in items.iter().enumerate() {
+            if let Item::Mapped(mapping) = item {
+                return Err((at, Error::MappedAlready { address: mapping.bus() }));
+            }
+        }
         for at in 0..items.len() {
             if let Err(error) = items[at].map(self, device) {
                 return Err((at, self.cancel_all(&mut items[..at]).err().unwrap_or(error)));

@@ -380,6 +380,24 @@ fn a_scatter_list_that_fails_is_not_mapped_at_all() {
     });
 }
 
+#[test]
+fn a_mapping_that_a_list_begins_with_is_not_the_lists_to_cancel() {
+    with_pool(|guest, dma| {
+        let mut items = [2, 80].map(|frame| Item::<Both>::Buffer(guest.buffer(frame, 0, 100)));
+        let mut runs = [BusRun::EMPTY; 2];
+        dma.map_list(&BOUNCE, &mut items[..1], &mut runs).expect("mapped");
+        let Item::Mapped(mapping) = &items[0] else { panic!("mapped above") };
+        let address = mapping.bus();
+        // The device writes; then the list is mapped once more, without room for its runs.
+        guest.device_writes(address, &[9; 100]);
+        let again = dma.map_list(&BOUNCE, &mut items, &mut []);
+        assert_eq!(again, Err((0, Error::MappedAlready { address })));
+        assert!(matches!(items, [Item::Mapped(_), Item::Buffer(_)]));
+        dma.unmap_list(&mut items).expect("unmapped");
+        assert_eq!(guest.read(place(2, 0, 100)), [9; 100], "what the device wrote arrived");
+    });
+}
+
 /// What a reference pool knows of a mapping.
 struct Known {
     mapping: Mapping<Both>,
