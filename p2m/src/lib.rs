@@ -11,7 +11,7 @@
 //! * [`P2mError`]: what is wrong with a pfn, an mfn, or a change.
 //! * [`Window`]: where the list can grow, and holes cost nothing.
 //! * [`Toolstack`], [`FrameList`]: what is published for save, restore and debugging.
-//! * [`Granted`], [`GrantMaps`]: frames shared with other domains, in both directions.
+//! * [`Granted`], [`Grant`], [`GrantMaps`]: frames shared with other domains, in both directions.
 //! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may
 //!   follow.
 //! * [`FindDirect`]: whoever knows where the direct mapping of a frame has its entry.
@@ -82,7 +82,8 @@ pub use entry::P2mEntry;
 pub use error::P2mError;
 pub use frame_list::{FRAME_LIST_PFNS_MAX, FrameList, FrameListError};
 pub use grants::{
-    GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, Outstanding,
+    Grant, GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, NotEnded,
+    NotGiven, Outstanding,
 };
 pub use hazards::{Hazards, KexecPermit, KexecState};
 pub use leaves::{BuilderList, LeafSource, Leaves};

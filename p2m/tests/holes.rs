@@ -39,10 +39,8 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
     // SAFETY: the guest exists only in the model.
     assert_eq!(unsafe { p2m.populate(last, Mfn::new(7)) }, Err(P2mError::NotReserved(last)));
     // SAFETY: as above.
-    assert_eq!(
-        unsafe { p2m.set_foreign(last, DomId(1), Mfn::new(7)) },
-        Err(P2mError::NotReserved(last))
-    );
+    let foreign = unsafe { p2m.set_foreign(last, DomId(1), Mfn::new(7)) };
+    assert_eq!(foreign, Err(P2mError::NotReserved(last)));
     let error = window.grow(context(&counting, &p2m), CAPACITY + 1, &mut storage.batch());
     let capacity = WindowFailure::Capacity { pfns: CAPACITY + 1, capacity: CAPACITY };
     assert_eq!(error.map_err(|error| error.failure), Err(capacity));

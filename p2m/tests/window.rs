@@ -13,7 +13,7 @@ use hypercall::{
     PAGE_SIZE, Pfn, Refusal,
 };
 use p2m::{
-    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2mEntry, P2mError, Pfns,
+    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2m, P2mEntry, P2mError, Pfns,
     Toolstack, WindowFailure,
 };
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW, context};
@@ -251,6 +251,35 @@ fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
     machine.check();
 }
 
+/// Gives a pfn something, or takes away what it has. Whether the map took it.
+fn change(p2m: &P2m<'_>, at: Pfn, known: Option<P2mEntry>, to: P2mEntry) -> bool {
+    let only = Pfns::new(at, 1);
+    // SAFETY: as above.
+    let depopulate = || unsafe { p2m.depopulate(at) };
+    // SAFETY: as above.
+    let clear_foreign = || unsafe { p2m.clear_foreign(at) };
+    // SAFETY: as above.
+    let clear_identity = || unsafe { p2m.clear_identity(only) }.is_ok();
+    match (to, known) {
+        // SAFETY: as above.
+        (P2mEntry::Ram(mfn), _) => unsafe { p2m.populate(at, mfn) }.is_ok(),
+        (P2mEntry::Foreign { owner, mfn }, _) => {
+            // SAFETY: as above.
+            unsafe { p2m.set_foreign(at, owner, mfn) }.is_ok()
+        }
+        // SAFETY: as above.
+        (P2mEntry::Identity, _) => unsafe { p2m.set_identity(only) }.is_ok(),
+        (P2mEntry::Absent, Some(P2mEntry::Ram(mfn))) => depopulate() == Ok(mfn),
+        (P2mEntry::Absent, Some(P2mEntry::Foreign { owner, mfn })) => {
+            clear_foreign() == Ok((owner, mfn))
+        }
+        (P2mEntry::Absent, Some(_)) => clear_identity(),
+        (P2mEntry::Absent, None) => {
+            depopulate().is_ok() || clear_foreign().is_ok() || clear_identity()
+        }
+    }
+}
+
 #[test]
 fn random_changes_agree_with_a_plain_map() {
     arbtest(|u| {
@@ -268,7 +297,6 @@ fn random_changes_agree_with_a_plain_map() {
             let (at, leaf) = (Pfn::new(pfn), pfn / LEAF);
             let known = plain.get(&pfn).copied();
             let fillable = pfn < p2m.len() && known.is_none() && reserved.contains(&leaf);
-            let mfn = Mfn::new(u.int_in_range(1..=0xffff)?);
             match u.int_in_range(0..=6)? {
                 0 => {
                     let len = u.int_in_range(built..=built + 5 * LEAF)?;
@@ -279,44 +307,22 @@ fn random_changes_agree_with_a_plain_map() {
                     window.reserve(around, pfns, &mut pool, &mut batch).expect("reserve");
                     reserved.insert(leaf);
                 }
-                2 => {
-                    // SAFETY: as above.
-                    assert_eq!(unsafe { p2m.populate(at, mfn) }.is_ok(), fillable, "{pfn:#x}");
-                    fillable.then(|| plain.insert(pfn, P2mEntry::Ram(mfn)));
-                }
-                3 => {
-                    let owner = DomId(u.int_in_range(0..=3)?);
-                    // SAFETY: as above.
-                    assert_eq!(
-                        unsafe { p2m.set_foreign(at, owner, mfn) }.is_ok(),
-                        fillable,
-                        "{pfn:#x}"
-                    );
-                    fillable.then(|| plain.insert(pfn, P2mEntry::Foreign { owner, mfn }));
-                }
-                4 => match known {
-                    Some(P2mEntry::Ram(mfn)) => {
-                        // SAFETY: as above.
-                        assert_eq!(unsafe { p2m.depopulate(at) }, Ok(mfn));
-                        plain.remove(&pfn);
-                    }
-                    // SAFETY: as above.
-                    _ => assert!(unsafe { p2m.depopulate(at) }.is_err(), "{pfn:#x}"),
-                },
-                5 => match known {
-                    Some(P2mEntry::Foreign { owner, mfn }) => {
-                        // SAFETY: as above.
-                        assert_eq!(unsafe { p2m.clear_foreign(at) }, Ok((owner, mfn)));
-                        plain.remove(&pfn);
-                    }
-                    // SAFETY: as above.
-                    _ => assert!(unsafe { p2m.clear_foreign(at) }.is_err(), "{pfn:#x}"),
-                },
-                _ => {
-                    // SAFETY: as above.
-                    let done = unsafe { p2m.set_identity(Pfns::new(at, 1)) }.is_ok();
-                    assert_eq!(done, fillable, "{pfn:#x}");
-                    fillable.then(|| plain.insert(pfn, P2mEntry::Identity));
+                what => {
+                    let mfn = Mfn::new(u.int_in_range(1..=0xffff)?);
+                    let to = match what {
+                        2 => P2mEntry::Ram(mfn),
+                        3 => P2mEntry::Foreign { owner: DomId(u.int_in_range(0..=3)?), mfn },
+                        4 => P2mEntry::Identity,
+                        _ => P2mEntry::Absent,
+                    };
+                    let done = change(&p2m, at, known, to);
+                    let right = if to == P2mEntry::Absent { known.is_some() } else { fillable };
+                    assert_eq!(done, right, "{pfn:#x}: {known:?} to {to:?}");
+                    match to {
+                        _ if !done => None,
+                        P2mEntry::Absent => plain.remove(&pfn),
+                        to => plain.insert(pfn, to),
+                    };
                 }
             }
             let expected = plain.get(&pfn).copied().unwrap_or(P2mEntry::Absent);

@@ -129,6 +129,7 @@ fn what_is_wrong_with_a_grant() {
     let grant =
         |is_mapped| Outstanding { reference: GrantRef(8), domain: DomId(3), mfn: MFN, is_mapped };
     let errors = [
+        GrantError::P2m(P2mError::Absent(PFN)),
         GrantError::NoSuchEntry(GrantRef(600)),
         GrantError::Taken(grant(false)),
         GrantError::NotGranted(GrantRef(8)),
@@ -138,11 +139,12 @@ fn what_is_wrong_with_a_grant() {
     read(
         &errors,
         &expect![[r#"
-        the grant table has no entry 600
-        the entry is taken by grant 8: mfn 00203 to domain 3
-        entry 8 grants nothing
-        grant 8: mfn 00203 to domain 3, which has it mapped: it cannot be ended
-        mfn 00203 does not fit a grant entry"#]],
+            pfn 00012 has no memory
+            the grant table has no entry 600
+            the entry is taken by grant 8: mfn 00203 to domain 3
+            entry 8 does not hold the grant any more
+            grant 8: mfn 00203 to domain 3, which has it mapped: it cannot be ended
+            mfn 00203 does not fit a grant entry"#]],
     );
     let failures = [
         GrantFailure::P2m(P2mError::Absent(PFN)),

@@ -6,11 +6,18 @@
 //! ```
 //! An entry is one word to us: a single store grants, a compare-and-swap ends a grant only if
 //! nobody has the frame mapped at that moment. Xen sets the marks of those who do in the same word.
+//!
+//! A grant consumes the token of its frame, and stands for it until it has ended: what another
+//! domain may write cannot become anybody's memory in between.
+#![expect(unsafe_code, reason = "a table that Xen reads, and that nobody else may write (I-17)")]
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+use hypercall::{DomId, Frame, GrantAccess, GrantRef, Mfn, Pfn};
+
+use crate::error::P2mError;
+use crate::map::P2m;
+use crate::sync::{AtomicU64, Ordering};
 
 /// `GTF_permit_access`.
 const PERMIT_ACCESS: u64 = 1;
@@ -20,9 +27,43 @@ const READONLY: u64 = 4;
 const IN_USE: u64 = 8 | 16;
 
 /// The guest's grant table, in memory that it shares with Xen.
+///
+/// # Invariants
+/// I-17: a frame that an entry grants is in no other hands than those of the [`Grant`]: its token
+/// was consumed, and comes back when the entry is empty.
 #[derive(Clone, Copy, Debug)]
 pub struct Granted<'a> {
     entries: &'a [AtomicU64],
+}
+
+/// A frame that another domain may map until this is [ended](Self::end): whoever has it owns the
+/// frame together with that domain. Dropping it leaks both.
+#[derive(Debug)]
+#[must_use = "a grant that is dropped can never be ended, and its frame is lost to the guest"]
+pub struct Grant<'a> {
+    entry: &'a AtomicU64,
+    /// What was stored in the entry.
+    word: u64,
+    reference: GrantRef,
+    frame: Frame,
+}
+
+/// A grant that was not given.
+#[derive(Debug)]
+pub struct NotGiven {
+    /// The frame, which nobody else can map.
+    pub frame: Frame,
+    /// Why.
+    pub error: GrantError,
+}
+
+/// A grant that was not ended.
+#[derive(Debug)]
+pub struct NotEnded<'a> {
+    /// The grant, as it was.
+    pub grant: Grant<'a>,
+    /// Why.
+    pub error: GrantError,
 }
 
 /// A frame that others may map.
@@ -41,11 +82,14 @@ pub struct Outstanding {
 /// Why a grant cannot be given or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantError {
+    /// The frame is none of the guest's.
+    P2m(P2mError),
     /// The table has no such entry.
     NoSuchEntry(GrantRef),
     /// The entry is in use.
     Taken(Outstanding),
-    /// Nothing is granted there: it was ended before, or never given.
+    /// The entry does not hold the grant any more. Nobody but Xen and this code writes the table,
+    /// so the domain was restored since, with a new one.
     NotGranted(GrantRef),
     /// The other domain has the frame mapped; nothing can force it back. The grant stays.
     StillMapped(Outstanding),
@@ -64,11 +108,14 @@ impl fmt::Display for Outstanding {
 impl fmt::Display for GrantError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::P2m(error) => write!(f, "{error}"),
             Self::NoSuchEntry(reference) => {
                 write!(f, "the grant table has no entry {}", reference.0)
             }
             Self::Taken(grant) => write!(f, "the entry is taken by {grant}"),
-            Self::NotGranted(reference) => write!(f, "entry {} grants nothing", reference.0),
+            Self::NotGranted(reference) => {
+                write!(f, "entry {} does not hold the grant any more", reference.0)
+            }
             Self::StillMapped(grant) => write!(f, "{grant}: it cannot be ended"),
             Self::NoFrame(mfn) => write!(f, "mfn {mfn} does not fit a grant entry"),
         }
@@ -77,37 +124,104 @@ impl fmt::Display for GrantError {
 
 impl core::error::Error for GrantError {}
 
+impl fmt::Display for NotGiven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pfn {} is not granted: {}", self.frame.pfn(), self.error)
+    }
+}
+
+impl core::error::Error for NotGiven {}
+
+impl fmt::Display for NotEnded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pfn {} stays granted: {}", self.grant.pfn(), self.error)
+    }
+}
+
+impl core::error::Error for NotEnded<'_> {}
+
 impl<'a> Granted<'a> {
     /// Over the guest's grant table, 512 entries in each of its frames.
+    ///
+    /// # Safety
+    /// Xen reads these entries as the domain's grant table, and nobody but Xen writes them except
+    /// through values of this type (I-17).
+    ///
+    /// ```compile_fail,E0133
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::Granted;
+    ///
+    /// let table = [const { AtomicU64::new(0) }; 512];
+    /// let granted = Granted::new(&table); // whoever could store into it could grant any frame
+    /// ```
     #[must_use]
-    pub const fn new(entries: &'a [AtomicU64]) -> Self {
+    pub const unsafe fn new(entries: &'a [AtomicU64]) -> Self {
         Self { entries }
     }
 
-    /// Lets `domain` map `mfn`.
+    /// Lets `domain` map `frame`, which this consumes; the map says which frame of the machine that
+    /// is.
     ///
     /// # Errors
-    /// [`GrantError::Taken`], [`GrantError::NoSuchEntry`], [`GrantError::NoFrame`].
+    /// [`GrantError::P2m`], [`GrantError::Taken`], [`GrantError::NoSuchEntry`],
+    /// [`GrantError::NoFrame`], with the frame.
+    ///
+    /// # Hypercalls
+    /// None.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
-    /// use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    /// # use hypercall::{Frame, Pfn};
+    /// use hypercall::{DomId, GrantAccess, GrantRef};
+    /// # use p2m::P2m;
     /// use p2m::Granted;
     ///
+    /// # let list = [AtomicU64::new(0x203)];
+    /// # let p2m = unsafe { P2m::adopt(&list) }?;
+    /// # let frame = unsafe { Frame::claim(Pfn::new(0)) };
     /// let table = [const { AtomicU64::new(0) }; 512]; // the guest's is shared with Xen
-    /// let granted = Granted::new(&table);
-    /// granted.grant(GrantRef(8), DomId(0), Mfn::new(0x203), GrantAccess::ReadOnly)?;
+    /// let granted = unsafe { Granted::new(&table) };
+    /// let to = DomId(0);
+    /// let grant = granted.grant(&p2m, GrantRef(8), to, frame, GrantAccess::ReadOnly)?;
     /// assert_eq!(granted.outstanding().count(), 1);
-    /// assert_eq!(granted.end(GrantRef(8))?, Mfn::new(0x203));
-    /// # Ok::<(), p2m::GrantError>(())
+    /// // Nobody has it mapped: the frame is the guest's alone again.
+    /// let frame = grant.end().map_err(|stays| stays.error)?;
+    /// # let _ = frame;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// The number of a frame is not enough, for somebody may own it:
+    /// ```compile_fail,E0308
+    /// # use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    /// # use p2m::{Granted, P2m};
+    /// fn share(granted: Granted<'_>, p2m: &P2m<'_>, mfn: Mfn) {
+    ///     let _ = granted.grant(p2m, GrantRef(8), DomId(1), mfn, GrantAccess::ReadWrite);
+    /// }
     /// ```
     pub fn grant(
         &self,
+        p2m: &P2m<'_>,
         reference: GrantRef,
         domain: DomId,
-        mfn: Mfn,
+        frame: Frame,
         access: GrantAccess,
-    ) -> Result<(), GrantError> {
+    ) -> Result<Grant<'a>, NotGiven> {
+        match self.give(p2m, reference, domain, frame.pfn(), access) {
+            Ok((entry, word)) => Ok(Grant { entry, word, reference, frame }),
+            Err(error) => Err(NotGiven { frame, error }),
+        }
+    }
+
+    /// Fills an entry, and says what is in it.
+    fn give(
+        &self,
+        p2m: &P2m<'_>,
+        reference: GrantRef,
+        domain: DomId,
+        pfn: Pfn,
+        access: GrantAccess,
+    ) -> Result<(&'a AtomicU64, u64), GrantError> {
+        let mfn = p2m.mfn(pfn).map_err(GrantError::P2m)?;
         let frame = u32::try_from(mfn.raw()).map_err(|_| GrantError::NoFrame(mfn))?;
         let readonly = match access {
             GrantAccess::ReadWrite => 0,
@@ -115,37 +229,19 @@ impl<'a> Granted<'a> {
         };
         let word = u64::from(frame) << 32 | u64::from(domain.0) << 16 | PERMIT_ACCESS | readonly;
         let entry = self.entry(reference)?;
-        match entry.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(()),
+        // Whoever maps the frame sees what was stored in it before. Of an entry that is taken only
+        // the word is read.
+        match entry.compare_exchange(0, word, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => Ok((entry, word)),
             Err(found) => Err(GrantError::Taken(decode(reference, found))),
-        }
-    }
-
-    /// Ends a grant: the frame is the guest's alone again.
-    ///
-    /// # Errors
-    /// [`GrantError::StillMapped`], [`GrantError::NotGranted`], [`GrantError::NoSuchEntry`].
-    pub fn end(&self, reference: GrantRef) -> Result<Mfn, GrantError> {
-        let entry = self.entry(reference)?;
-        let mut word = entry.load(Ordering::Acquire);
-        loop {
-            if word == 0 {
-                return Err(GrantError::NotGranted(reference));
-            }
-            if word & IN_USE != 0 {
-                return Err(GrantError::StillMapped(decode(reference, word)));
-            }
-            match entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Ok(decode(reference, word).mfn),
-                Err(found) => word = found,
-            }
         }
     }
 
     /// The grants that were given and not ended.
     pub fn outstanding(&self) -> impl Iterator<Item = Outstanding> + 'a {
         (0..).map(GrantRef).zip(self.entries).filter_map(|(reference, entry)| {
-            let word = entry.load(Ordering::Acquire);
+            // Only the word is read, and it may have changed a moment later.
+            let word = entry.load(Ordering::Relaxed);
             (word != 0).then(|| decode(reference, word))
         })
     }
@@ -153,6 +249,52 @@ impl<'a> Granted<'a> {
     fn entry(&self, reference: GrantRef) -> Result<&'a AtomicU64, GrantError> {
         let index = usize::try_from(reference.0).ok();
         index.and_then(|index| self.entries.get(index)).ok_or(GrantError::NoSuchEntry(reference))
+    }
+}
+
+impl<'a> Grant<'a> {
+    /// Its entry, which the other domain is told.
+    #[must_use]
+    pub const fn reference(&self) -> GrantRef {
+        self.reference
+    }
+
+    /// The frame. What is in it, the other domain may read at any time, and write if it was granted
+    /// for that.
+    #[must_use]
+    pub const fn pfn(&self) -> Pfn {
+        self.frame.pfn()
+    }
+
+    /// Ends the grant: the frame is the guest's alone again.
+    ///
+    /// # Errors
+    /// [`NotEnded`] with the grant: [`GrantError::StillMapped`] if the other domain has the frame
+    /// mapped, which nothing can force it to end; [`GrantError::NotGranted`].
+    ///
+    /// # Hypercalls
+    /// None.
+    pub fn end(self) -> Result<Frame, NotEnded<'a>> {
+        let Self { entry, word, reference, .. } = self;
+        // What the other domain stored is there for whoever gets the frame. Of a grant that stays
+        // only the word is read.
+        let error = match entry.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => return Ok(self.frame),
+            Err(found) if found & !IN_USE == word => {
+                GrantError::StillMapped(decode(reference, found))
+            }
+            Err(_) => GrantError::NotGranted(reference),
+        };
+        Err(NotEnded { grant: self, error })
+    }
+
+    /// Makes the frame's token again without ending the grant.
+    ///
+    /// # Safety
+    /// No domain has the frame mapped, nor can map it: the guest was restored since the grant was
+    /// given, and the table of before is gone ([`GrantError::NotGranted`]).
+    pub unsafe fn vouch(self) -> Frame {
+        self.frame
     }
 }
 
@@ -165,52 +307,6 @@ const fn decode(reference: GrantRef, word: u64) -> Outstanding {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    fn table() -> [AtomicU64; 4] {
-        Default::default()
-    }
-
-    #[test]
-    fn a_grant_is_given_listed_and_ended_once() {
-        let entries = table();
-        let granted = Granted::new(&entries);
-        let (domain, mfn) = (DomId(3), Mfn::new(0x777));
-        granted.grant(GrantRef(2), domain, mfn, GrantAccess::ReadWrite).expect("free");
-        let grant = Outstanding { reference: GrantRef(2), domain, mfn, is_mapped: false };
-        assert_eq!(granted.outstanding().collect::<Vec<_>>(), [grant]);
-        let again = granted.grant(GrantRef(2), domain, mfn, GrantAccess::ReadOnly);
-        assert_eq!(again, Err(GrantError::Taken(grant)));
-        assert_eq!(granted.end(GrantRef(2)), Ok(mfn));
-        assert_eq!(granted.end(GrantRef(2)), Err(GrantError::NotGranted(GrantRef(2))));
-        assert_eq!(granted.end(GrantRef(4)), Err(GrantError::NoSuchEntry(GrantRef(4))));
-    }
-
-    #[test]
-    fn a_frame_that_is_mapped_elsewhere_is_not_taken_back() {
-        let entries = table();
-        let granted = Granted::new(&entries);
-        granted.grant(GrantRef(1), DomId(3), Mfn::new(7), GrantAccess::ReadOnly).expect("free");
-        entries[1].fetch_or(8, Ordering::Relaxed);
-        let error = granted.end(GrantRef(1)).expect_err("mapped");
-        assert_eq!(
-            error.to_string(),
-            "grant 1: mfn 00007 to domain 3, which has it mapped: it cannot be ended"
-        );
-        entries[1].fetch_and(!8, Ordering::Relaxed);
-        assert_eq!(granted.end(GrantRef(1)), Ok(Mfn::new(7)));
-    }
-
-    #[test]
-    fn an_entry_has_the_layout_of_the_header() {
-        let entries = table();
-        let granted = Granted::new(&entries);
-        granted
-            .grant(GrantRef(0), DomId(0x123), Mfn::new(0x4567), GrantAccess::ReadOnly)
-            .expect("free");
-        let bytes = entries[0].load(Ordering::Relaxed).to_le_bytes();
-        assert_eq!(bytes, [5, 0, 0x23, 0x01, 0x67, 0x45, 0, 0]);
-    }
-}
+#[cfg(test)]
+#[path = "granted/tests.rs"]
+mod tests;

@@ -3,5 +3,5 @@
 mod granted;
 mod maps;
 
-pub use granted::{GrantError, Granted, Outstanding};
+pub use granted::{Grant, GrantError, Granted, NotEnded, NotGiven, Outstanding};
 pub use maps::{GrantFailure, GrantMaps, MapRequest, MappedGrant};

@@ -4,7 +4,7 @@
 use core::sync::atomic::AtomicU64;
 
 use expect_test::expect;
-use hypercall::{DomId, GrantAccess, GrantRef, Mfn, Pfn};
+use hypercall::{DomId, Frame, GrantAccess, GrantRef, Mfn, Pfn};
 
 use super::*;
 use crate::map::tests::{list, map};
@@ -17,7 +17,8 @@ fn a_guest_with_all_its_memory_and_nothing_shared_is_safe() {
     let p2m = map(&words);
     let ram = [Pfns::new(Pfn::new(0), 3)];
     let entries: [AtomicU64; 4] = Default::default();
-    let granted = Granted::new(&entries);
+    // SAFETY: no Xen reads it.
+    let granted = unsafe { Granted::new(&entries) };
     let mut places = [None; 2];
     let maps = GrantMaps::new(&mut places);
     let state = KexecState { p2m: &p2m, ram: &ram, granted: Some(&granted), maps: Some(&maps) };
@@ -31,8 +32,12 @@ fn each_hazard_is_counted_and_listed() {
     let words = list(&[16, u64::MAX, u64::MAX, 19, foreign, u64::MAX]);
     let p2m = map(&words);
     let entries: [AtomicU64; 4] = Default::default();
-    let granted = Granted::new(&entries);
-    granted.grant(GrantRef(2), DomId(1), Mfn::new(16), GrantAccess::ReadWrite).expect("free");
+    // SAFETY: no Xen reads it.
+    let granted = unsafe { Granted::new(&entries) };
+    // SAFETY: no memory is behind the number.
+    let frame = unsafe { Frame::claim(Pfn::new(0)) };
+    let given = granted.grant(&p2m, GrantRef(2), DomId(1), frame, GrantAccess::ReadWrite);
+    let grant = given.expect("free");
     let ram = [Pfns::new(Pfn::new(0), 2), Pfns::new(Pfn::new(2), 2)];
     let state = KexecState { p2m: &p2m, ram: &ram, granted: Some(&granted), maps: None };
     let hazards = state.kexec_is_safe().expect_err("three kinds of hazards");
@@ -50,7 +55,7 @@ fn each_hazard_is_counted_and_listed() {
     .assert_eq(&hazards.to_string());
 
     // Each goes away with its cause.
-    granted.end(GrantRef(2)).expect("nobody has it mapped");
+    let frame = grant.end().expect("nobody has it mapped");
     // SAFETY: no memory is behind these numbers.
     unsafe { p2m.clear_foreign(Pfn::new(4)) }.expect("marked");
     // SAFETY: as above.
@@ -64,7 +69,8 @@ fn each_hazard_is_counted_and_listed() {
     // SAFETY: as above.
     unsafe { p2m.populate(Pfn::new(2), Mfn::new(18)) }.expect("absent");
     assert!(state.kexec_is_safe().is_ok());
-    granted.grant(GrantRef(3), DomId(1), Mfn::new(16), GrantAccess::ReadOnly).expect("free");
+    let given = granted.grant(&p2m, GrantRef(3), DomId(1), frame, GrantAccess::ReadOnly);
+    let _grant = given.expect("free");
     expect![[r#"
         kexec is not safe:
           1 frames are granted to other domains:
