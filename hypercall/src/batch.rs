@@ -477,6 +477,14 @@ impl Batch<'_> {
         })
     }
 
+    /// The updates that have taken effect in a refused submit, each with what it replaced.
+    pub fn in_effect(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
+        self.runs[..self.runs_used].iter().flat_map(|run| {
+            let done = Call { request: self.request(run), outcome: run.outcome }.done();
+            self.pairs(run, 0).take(done)
+        })
+    }
+
     /// The updates of a run behind the first `done`, each with its old value.
     fn pairs(&self, run: &Run, done: usize) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let range = match run.kind {

@@ -101,17 +101,20 @@ impl Pgd<Pinned> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn destroy<M: Machine, F: FrameSource>(
-        self,
+        mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
     ) -> Result<(), DestroyError> {
         let roots = self.roots();
-        if let Err(error) = Room::check(tools.batch) {
+        let ready = Room::check(tools.batch)
+            .and_then(|()| self.put_right(&tools.context).map_err(MapError::from));
+        if let Err(error) = ready {
             return Err(DestroyError::Pinned(self, error));
         }
-        let mut edit = Edit::begin(roots, tools);
+        let holds = self.holds;
+        let mut edit = Edit::begin(roots, &mut self.doubt, tools);
         let mut entries = empty_table();
         let root = (Level::L4, roots.kernel, End::Dropped);
-        let stripped = match self.holds {
+        let stripped = match holds {
             Holds::Nothing => Ok(()),
             Holds::Tables => strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit()),
         };
@@ -120,7 +123,7 @@ impl Pgd<Pinned> {
             return Err(DestroyError::Pinned(self, error));
         }
         let Tools { context, batch, tables, frames, .. } = tools;
-        match unpin(context, (roots, self.holds), Level::L2, batch) {
+        match unpin(context, (roots, holds), Level::L2, batch) {
             Ok(released) => tables.ended_outside(released),
             Err(refused) => {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(context, refused)));

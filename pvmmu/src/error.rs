@@ -21,6 +21,9 @@ pub enum WalkError {
     P2m(P2mError),
     /// The address has no L1 entry.
     NotMapped(GuestVa),
+    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
+    /// them right now. Nothing else was done. What is done next tries it again.
+    InDoubt(Error),
 }
 
 impl From<AccessError> for WalkError {
@@ -41,6 +44,9 @@ impl fmt::Display for WalkError {
             Self::Access(error) => error.fmt(f),
             Self::P2m(error) => error.fmt(f),
             Self::NotMapped(va) => write!(f, "{va} has no L1 entry"),
+            Self::InDoubt(error) => {
+                write!(f, "what an earlier undo left was not put right: {error}")
+            }
         }
     }
 }
@@ -108,9 +114,11 @@ pub enum MapError {
     Unfit(Primitive),
     /// Xen refused a flush or the whole multicall; what went out with it has been undone.
     RefusedCall(BatchError),
-    /// Xen refused an update, and then refused to undo those before it.
+    /// Xen refused an update, and then refused to undo those before it. What frames and shares no
+    /// entry stands for any more went to those that keep what is uncertain; what the address space
+    /// keeps is put right before the next change of it ([`WalkError::InDoubt`]).
     NotUndone {
-        /// Updates that are in effect all the same.
+        /// Updates that are in effect all the same; none if only the flush was refused.
         left: u32,
         /// Why the first one stays.
         error: Error,
@@ -164,6 +172,9 @@ impl fmt::Display for MapError {
             Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
             Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),
             Self::RefusedCall(error) => error.fmt(f),
+            Self::NotUndone { left: 0, error } => {
+                write!(f, "what was undone could not be flushed: {error}")
+            }
             Self::NotUndone { left, error } => {
                 write!(f, "{left} updates could not be undone: {error}")
             }
@@ -204,8 +215,8 @@ impl core::error::Error for RangeError {}
 #[derive(Debug)]
 #[must_use = "the frame comes back in the error"]
 pub struct MapFailed {
-    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it may be
-    /// mapped all the same.
+    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is mapped
+    /// all the same, or went to [`FrameSource::give_uncertain`](crate::FrameSource::give_uncertain).
     pub frame: Option<Frame>,
     /// Why.
     pub error: MapError,

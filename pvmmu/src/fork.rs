@@ -17,7 +17,7 @@ use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{FrameSource, SharedFrame};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
-use crate::path::Path;
+use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::room::Room;
 use crate::tables::Present;
@@ -50,8 +50,8 @@ impl fmt::Display for ForkFailure {
 pub struct ForkError {
     /// Why.
     pub failure: ForkFailure,
-    /// If the parent could not be put back, the child as far as it got, and why: some pages of the
-    /// parent are still write-protected and marked. [`Pgd::destroy`] ends the child;
+    /// If the parent could not be put back, the child with the pages that both share still, and why:
+    /// the parent's are write-protected and marked. [`Pgd::destroy`] ends the child;
     /// [`Edit::make_own`] frees the parent's pages.
     pub left: Option<(Pgd<Loose>, MapError)>,
 }
@@ -71,7 +71,8 @@ impl core::error::Error for ForkError {}
 impl Pgd<Pinned> {
     /// Makes a second address space that maps the same frames, pinned: writable pages are
     /// write-protected in both until [`Edit::make_own`]. Foreign frames are not inherited. The
-    /// frames of the tools must count sharers ([`Counted`](crate::Counted)).
+    /// frames of the tools must count sharers ([`Counted`](crate::Counted)). What is written until
+    /// the parent's pages are write-protected is marked dirty on both sides.
     ///
     /// # Errors
     /// [`ForkError`]; the parent is as before unless the error says otherwise.
@@ -103,17 +104,24 @@ impl Pgd<Pinned> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
         let (context, roots) = (tools.context, self.roots());
         Room::check(tools.batch).map_err(refused)?;
+        self.put_right(&context).map_err(|error| refused(error.into()))?;
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(&context, tools.frames),
             None => Pgd::new(&context, tools.frames),
         }
         .map_err(refused)?;
-        let mut edit = Edit::begin(roots, tools);
+        let mut edit = Edit::begin(roots, &mut self.doubt, tools);
         let mut path = Path::new(child.root());
+        let mut unseen = Unseen::Nothing;
         let copied = each_l1_table(&context, roots.kernel, &mut |table| {
-            copy_table(&mut edit, (&mut child, &mut path), table)
+            copy_table(&mut edit, (&mut child, &mut path), table, &mut unseen)
         });
-        let failure = match copied.and_then(|()| edit.submit()) {
+        let copied = copied.and_then(|()| edit.submit());
+        let copied = copied.and_then(|()| match unseen {
+            Unseen::Nothing => Ok(()),
+            Unseen::Writes => inherit_dirty(&context, roots.kernel, &child),
+        });
+        let failure = match copied {
             Ok(()) => match child.pin(&context, tools.batch) {
                 Ok(child) => return Ok(child),
                 Err(PinError { pgd, failure, obstacles, .. }) => {
@@ -126,6 +134,9 @@ impl Pgd<Pinned> {
                 ForkFailure::Map(error)
             }
         };
+        if let Err(error) = child.put_right(&context) {
+            return Err(ForkError { failure, left: Some((child, error.into())) });
+        }
         match put_back(self, &child, tools) {
             Ok(()) => {
                 // What the child maps is the parent's alone: only its tables are left.
@@ -136,6 +147,13 @@ impl Pgd<Pinned> {
             Err(error) => Err(ForkError { failure, left: Some((child, error)) }),
         }
     }
+}
+
+/// Whether the parent's pages may have been written unnoticed until they were write-protected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    Nothing,
+    Writes,
 }
 
 /// An L1 table of the user half.
@@ -206,6 +224,7 @@ fn copy_table<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     (child, path): (&mut Pgd<Loose>, &mut Path),
     L1Table { pfn: table, va, unusual }: L1Table,
+    unseen: &mut Unseen,
 ) -> Result<(), MapError> {
     let context = edit.context();
     let first = PageTableIndex::new(0);
@@ -219,8 +238,16 @@ fn copy_table<M: Machine, F: FrameSource>(
     let shared = share_all(&context, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
-    unsafe { context.machine.write_entries(childs_table, first, &childs) }?;
+    let stored = unsafe { context.machine.write_entries(childs_table, first, &childs) };
+    if stored.is_err() {
+        let pages = childs.iter().filter(|pte| pte.is_present());
+        pages.for_each(|pte| take_back_share(&context, *pte, edit.frames()));
+    }
+    stored?;
     shared?;
+    if edit.may_be_written() && childs.iter().any(|pte| is_clean_copy(*pte)) {
+        *unseen = Unseen::Writes;
+    }
     // A parent that has a child already is as it must be.
     if !childs.iter().any(|pte| pte.flags().contains(FORKED)) {
         return Ok(());
@@ -259,21 +286,54 @@ fn share_all<M: Machine>(
     Ok(())
 }
 
-/// Puts the parent back to how it was before the child was made, and takes back the child's shares:
-/// its tables map nothing then.
-#[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
+/// Whether the child's entry is of a page that was writable and had not been written yet.
+const fn is_clean_copy(pte: Pte) -> bool {
+    let flags = pte.flags();
+    flags.contains(FORKED.union(COPY_ON_WRITE)) && !flags.contains(PteFlags::DIRTY)
+}
+
+/// Notes in the child's entries what was written through the parent's before those were
+/// write-protected, which all are by now.
+#[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
+fn inherit_dirty<M: Machine>(
+    context: &Context<'_, M>,
+    parents_root: Pfn,
+    child: &Pgd<Loose>,
+) -> Result<(), MapError> {
+    let first = PageTableIndex::new(0);
+    let mut path = Path::new(parents_root);
+    each_l1_table(context, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
+        let Found::Table(table) = path.seek(context, va)? else {
+            return Err(MapError::NotMapped(va));
+        };
+        let (mut childs, mut parents) = (empty_table(), empty_table());
+        context.machine.read_entries(childs_table, first, &mut childs)?;
+        context.machine.read_entries(table, first, &mut parents)?;
+        for (child, parent) in childs.iter_mut().zip(&parents) {
+            if is_clean_copy(*child) {
+                let seen = parent.flags() & PteFlags::DIRTY;
+                *child = child.with_flags(child.flags() | seen);
+            }
+        }
+        // SAFETY: the child is loose, and the table its own.
+        Ok(unsafe { context.machine.write_entries(childs_table, first, &childs) }?)
+    })
+}
+
+/// Puts the parent back to how it was before the child was made, and takes back the child's shares.
+/// What could not be put back of the parent the child shares still.
 fn put_back<M: Machine, F: FrameSource>(
-    parent: &Pgd<Pinned>,
+    parent: &mut Pgd<Pinned>,
     child: &Pgd<Loose>,
     tools: &mut Tools<'_, '_, '_, M, F>,
 ) -> Result<(), MapError> {
-    let context = tools.context;
+    let (context, roots) = (tools.context, parent.roots());
+    let mut path = Path::new(roots.kernel);
+    let mut edit = Edit::begin(roots, &mut parent.doubt, tools);
     let first = PageTableIndex::new(0);
-    let mut path = Path::new(parent.root());
-    let mut edit = Edit::begin(parent.roots(), tools);
     let restored =
         each_l1_table(&context, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
-            let crate::path::Found::Table(table) = path.seek(&context, va)? else {
+            let Found::Table(table) = path.seek(&context, va)? else {
                 return Err(MapError::NotMapped(va));
             };
             let (mut childs, mut old) = (empty_table(), empty_table());
@@ -287,24 +347,54 @@ fn put_back<M: Machine, F: FrameSource>(
             }
             edit.change_entries((table, va), (&old, &new))
         });
-    if let Err(error) = restored.and_then(|()| edit.submit()) {
+    let restored = restored.and_then(|()| edit.submit());
+    if restored.is_err() {
         edit.abandon();
-        return Err(error);
     }
-    each_l1_table(&context, child.root(), &mut |L1Table { pfn: table, .. }| {
-        let mut childs = empty_table();
+    let withdrawn = withdraw(&context, roots.kernel, child, tools.frames);
+    restored.and(withdrawn)
+}
+
+/// Takes back the child's share of each page, but of those of which the parent says that it shares
+/// them because of this child: they are the child's, too.
+#[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
+fn withdraw<M: Machine>(
+    context: &Context<'_, M>,
+    parents_root: Pfn,
+    child: &Pgd<Loose>,
+    frames: &mut impl FrameSource,
+) -> Result<(), MapError> {
+    let first = PageTableIndex::new(0);
+    let mut path = Path::new(parents_root);
+    each_l1_table(context, child.root(), &mut |L1Table { pfn: table, va, .. }| {
+        let (mut childs, mut parents) = (empty_table(), empty_table());
         context.machine.read_entries(table, first, &mut childs)?;
-        for pte in childs.iter().filter(|pte| pte.is_present()) {
-            let pfn = context.p2m.pfn(context.machine, pte.mfn())?;
-            if pte.flags().contains(FORKED) {
-                tools.frames.unshare(pfn);
-            } else {
-                tools.frames.give_shared(SharedFrame::released(pfn));
+        if let Found::Table(parents_table) = path.seek(context, va)? {
+            context.machine.read_entries(parents_table, first, &mut parents)?;
+        }
+        for (child, parent) in childs.iter_mut().zip(&parents) {
+            let is_shared = child.flags().contains(FORKED) && parent.flags().contains(SHARED);
+            if child.is_present() && !is_shared {
+                take_back_share(context, *child, frames);
+                *child = Pte::ABSENT;
             }
         }
         // SAFETY: the child is loose, and the table its own.
-        Ok(unsafe { context.machine.write_entries(table, first, &empty_table()) }?)
+        Ok(unsafe { context.machine.write_entries(table, first, &childs) }?)
     })
+}
+
+/// Takes back what [`share_all`] has counted for the child's entry.
+fn take_back_share<M: Machine>(
+    context: &Context<'_, M>,
+    child: Pte,
+    frames: &mut impl FrameSource,
+) {
+    match context.p2m.pfn(context.machine, child.mfn()) {
+        Ok(pfn) if child.flags().contains(FORKED) => frames.unshare(pfn),
+        Ok(pfn) => frames.give_shared(SharedFrame::released(pfn)),
+        Err(error) => log::error!("a share of mfn {} is lost: {error}", child.mfn()),
+    }
 }
 
 #[cfg(test)]

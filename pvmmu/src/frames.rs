@@ -1,6 +1,6 @@
 //! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
 
-use hypercall::{DomId, Frame, Mfn, Pfn};
+use hypercall::{DomId, Frame, Mfn, Pfn, Uncertain};
 
 /// Hands out frames, for pages as for tables, and takes them back. What is in them does not matter.
 pub trait FrameSource {
@@ -16,6 +16,19 @@ pub trait FrameSource {
 
     /// Takes a frame back. It holds what it last held.
     fn give(&mut self, frame: Frame);
+
+    /// Takes frames of which it is not known whether a table or a TLB still leads to them: Xen
+    /// refused a change and then its undo. They are to be handed out to nobody. By default that is
+    /// all that is done.
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        log::error!("kept from everybody, since Xen refused an undo: {frames:?}");
+    }
+
+    /// Takes back one share of a frame that is in doubt: the last who shares the frame gets it as
+    /// an uncertain one.
+    fn give_uncertain_share(&mut self, frame: SharedFrame) {
+        log::error!("nobody counts who shares pfn {}: it is lost", frame.0);
+    }
 
     /// Takes back one share of a frame that several address spaces map. By default the share is
     /// lost, and with it the frame: only [`Counted`] can fork.
@@ -75,6 +88,21 @@ impl SharedFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CannotShare(pub Pfn);
 
+/// What becomes of a frame when one who shares it lets go.
+#[must_use = "a token that is dropped is lost"]
+#[derive(Debug, PartialEq, Eq)]
+pub enum Released {
+    /// Others share it still.
+    Shared,
+    /// That was the last.
+    Frame(Frame),
+    /// That was the last, but one before it may be known to a TLB still.
+    Uncertain(Uncertain),
+}
+
+/// Of a count: one of those who shared the frame may be known to a TLB still.
+const DOUBT: u16 = 1 << 15;
+
 /// How many address spaces share each frame, in the caller's memory: one place for each pfn.
 #[derive(Debug)]
 pub struct Shares<'s> {
@@ -102,7 +130,10 @@ impl<'s> Shares<'s> {
     /// How many address spaces map the frame as a shared one: 0 if it is not shared.
     #[must_use]
     pub fn count(&self, pfn: Pfn) -> u16 {
-        usize::try_from(pfn.raw()).ok().and_then(|at| self.counts.get(at)).copied().unwrap_or(0)
+        usize::try_from(pfn.raw())
+            .ok()
+            .and_then(|at| self.counts.get(at))
+            .map_or(0, |count| count & !DOUBT)
     }
 
     fn place(&mut self, pfn: Pfn) -> Option<&mut u16> {
@@ -115,8 +146,11 @@ impl<'s> Shares<'s> {
     /// [`CannotShare`].
     pub fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
         let place = self.place(pfn).ok_or(CannotShare(pfn))?;
-        let more = if *place == 0 { Some(2) } else { place.checked_add(1) };
-        *place = more.ok_or(CannotShare(pfn))?;
+        *place = match *place & !DOUBT {
+            0 => 2,
+            count if count == !DOUBT => return Err(CannotShare(pfn)),
+            _ => *place + 1,
+        };
         Ok(())
     }
 
@@ -127,21 +161,35 @@ impl<'s> Shares<'s> {
         }
     }
 
-    /// One sharer less; the frame itself, if that was the last.
-    #[must_use]
+    /// One sharer less, and what becomes of the frame.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
-    pub fn release(&mut self, frame: SharedFrame) -> Option<Frame> {
+    pub fn release(&mut self, frame: SharedFrame) -> Released {
+        const LAST_IN_DOUBT: u16 = DOUBT | 1;
         match self.place(frame.0) {
-            Some(place @ 2..) => *place -= 1,
+            Some(place @ 2..DOUBT) => *place -= 1,
             Some(place @ 1) => {
                 *place = 0;
                 // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the
                 // last of them.
-                return Some(unsafe { Frame::claim(frame.0) });
+                return Released::Frame(unsafe { Frame::claim(frame.0) });
             }
+            Some(place) if *place == LAST_IN_DOUBT => {
+                *place = 0;
+                // SAFETY: as above, and what the token says of the others, too.
+                return Released::Uncertain(Uncertain::from(unsafe { Frame::claim(frame.0) }));
+            }
+            Some(place) if *place > LAST_IN_DOUBT => *place -= 1,
             _ => log::error!("pfn {} was given back more often than it was shared", frame.0),
         }
-        None
+        Released::Shared
+    }
+
+    /// The same for a share whose entry may be known to a TLB still.
+    pub fn release_in_doubt(&mut self, frame: SharedFrame) -> Released {
+        if let Some(place) = self.place(frame.0).filter(|place| **place > 0) {
+            *place |= DOUBT;
+        }
+        self.release(frame)
     }
 }
 
@@ -167,9 +215,23 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
         self.source.give(frame);
     }
 
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.source.give_uncertain(frames);
+    }
+
     fn give_shared(&mut self, frame: SharedFrame) {
-        if let Some(frame) = self.shares.release(frame) {
-            self.source.give(frame);
+        match self.shares.release(frame) {
+            Released::Frame(frame) => self.source.give(frame),
+            Released::Shared => {}
+            Released::Uncertain(frame) => self.source.give_uncertain(frame),
+        }
+    }
+
+    fn give_uncertain_share(&mut self, frame: SharedFrame) {
+        match self.shares.release_in_doubt(frame) {
+            Released::Uncertain(frame) => self.source.give_uncertain(frame),
+            Released::Frame(frame) => self.source.give_uncertain(Uncertain::from(frame)),
+            Released::Shared => {}
         }
     }
 
@@ -225,8 +287,16 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
         }
     }
 
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.others.give_uncertain(frames);
+    }
+
     fn give_shared(&mut self, frame: SharedFrame) {
         self.others.give_shared(frame);
+    }
+
+    fn give_uncertain_share(&mut self, frame: SharedFrame) {
+        self.others.give_uncertain_share(frame);
     }
 
     fn give_foreign(&mut self, mfn: Mfn) {
@@ -361,15 +431,31 @@ mod tests {
         assert_eq!(shares.share(pfn), Ok(()));
         assert_eq!(shares.share(pfn), Ok(()));
         assert_eq!(shares.count(pfn), 3);
-        assert_eq!(shares.release(SharedFrame(pfn)), None);
-        assert_eq!(shares.release(SharedFrame(pfn)), None);
-        let frame = shares.release(SharedFrame(pfn)).expect("the last one");
+        assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
+        assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
+        let Released::Frame(frame) = shares.release(SharedFrame(pfn)) else { panic!("the last") };
         assert_eq!((frame.pfn(), shares.count(pfn)), (pfn, 0));
         assert_eq!(
             shares.release(SharedFrame(pfn)),
-            None,
+            Released::Shared,
             "a share too many makes no second frame"
         );
+    }
+
+    #[test]
+    fn a_frame_of_which_one_share_is_in_doubt_comes_back_as_an_uncertain_one() {
+        let mut counts = [0; 4];
+        let mut shares = Shares::new(&mut counts);
+        let pfn = Pfn::new(3);
+        assert_eq!([shares.share(pfn), shares.share(pfn)], [Ok(()); 2]);
+        assert_eq!(shares.release_in_doubt(SharedFrame(pfn)), Released::Shared);
+        assert_eq!((shares.count(pfn), shares.share(pfn)), (2, Ok(())));
+        assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
+        assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
+        let Released::Uncertain(frame) = shares.release(SharedFrame(pfn)) else {
+            panic!("the last, in doubt")
+        };
+        assert_eq!((frame.start(), frame.count(), shares.count(pfn)), (pfn, 1, 0));
     }
 
     #[test]
@@ -378,7 +464,7 @@ mod tests {
         let mut shares = Shares::new(&mut counts);
         assert_eq!(shares.share(Pfn::new(4)), Err(CannotShare(Pfn::new(4))));
         assert_eq!(shares.count(Pfn::new(4)), 0);
-        shares.counts[1] = u16::MAX;
+        shares.counts[1] = i16::MAX.unsigned_abs();
         assert_eq!(shares.share(Pfn::new(1)), Err(CannotShare(Pfn::new(1))));
     }
 

@@ -14,6 +14,7 @@ use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::Context;
+use crate::doubt::Doubt;
 use crate::error::{PinFailure, UndoError, WalkError};
 use crate::marks::{Held, held, held_table, not_held};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
@@ -46,6 +47,7 @@ impl Pgd<Pinned> {
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<u64, Refused> {
+        self.put_right(context).map_err(|error| (error.into(), Ok(())))?;
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
         let mut holding = Holding { context, batch, items, pending: 0, done: 0, undone: Ok(()) };
@@ -53,25 +55,31 @@ impl Pgd<Pinned> {
         let held = each_table(context, root, Level::L1, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
-            Err(failure) => Err((failure, holding.undone)),
+            Err(failure) => {
+                let undone = holding.undone;
+                if undone.is_err() {
+                    Doubt::TABLES.note(&mut self.doubt);
+                }
+                Err((failure, undone))
+            }
         }
     }
 }
 
 /// An entry that leads to a table.
 #[derive(Clone, Copy)]
-struct Link {
+pub(crate) struct Link {
     /// Level of the table that it leads to.
-    level: Level,
+    pub(crate) level: Level,
     /// The table that it is in.
-    table: Pfn,
-    index: PageTableIndex,
-    pte: Pte,
+    pub(crate) table: Pfn,
+    pub(crate) index: PageTableIndex,
+    pub(crate) pte: Pte,
 }
 
 /// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
 /// first.
-fn each_table<M: Machine, E: From<WalkError>>(
+pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
     context: &Context<'_, M>,
     (level, table): (Level, Pfn),
     lowest: Level,

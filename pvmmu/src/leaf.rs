@@ -1,7 +1,7 @@
 //! What a page's entry stood for, once it is gone.
 #![expect(unsafe_code, reason = "claims back the frames of entries that are gone (I-4)")]
 
-use hypercall::{Frame, Machine, Pte};
+use hypercall::{Frame, Machine, Pte, Uncertain};
 
 use crate::context::Context;
 use crate::frames::{FrameSource, SharedFrame};
@@ -28,5 +28,22 @@ pub(crate) fn release<M: Machine>(
         }
     } else {
         frames.give_foreign(pte.mfn());
+    }
+}
+
+/// The same for a leaf that no table holds any more, or should not hold, while a TLB may: it is
+/// handed to nobody.
+#[cold]
+pub(crate) fn lose<M: Machine>(context: &Context<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
+    match context.p2m.pfn(context.machine, pte.mfn()) {
+        Ok(pfn) if !pte.flags().contains(FOREIGN) => {
+            if pte.flags().contains(SHARED) {
+                return frames.give_uncertain_share(SharedFrame::released(pfn));
+            }
+            // SAFETY: I-4: the entry was the frame's only owner. That it is used still is what the
+            // new token says.
+            frames.give_uncertain(Uncertain::from(unsafe { Frame::claim(pfn) }));
+        }
+        _ => log::warn!("mfn {} is not ours, and may be mapped still", pte.mfn()),
     }
 }

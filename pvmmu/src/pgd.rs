@@ -5,6 +5,7 @@ use core::marker::PhantomData;
 use hypercall::{Frame, Machine, Pfn};
 
 use crate::context::Context;
+use crate::doubt::Doubt;
 use crate::error::WalkError;
 use crate::tables::visit;
 
@@ -30,6 +31,10 @@ pub enum Pinned {}
 ///   in the direct mapping.
 /// * I-6: slots 0 to 255 of the user root are those of the kernel root, marked as copies.
 ///
+/// What Xen has refused to undo is noted here, and put right before anything else is done: until
+/// then a page or a table may have two entries, a table may be pinned or mapped otherwise than I-5
+/// says, and the user root may differ.
+///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
 #[derive(Debug)]
 #[must_use = "an address space that is dropped leaks its frames"]
@@ -38,6 +43,8 @@ pub struct Pgd<S> {
     pub(crate) user_root: Option<Frame>,
     /// Whether a table may be pinned by itself.
     pub(crate) holds: Holds,
+    /// What an undo that was refused has left. Every operation puts that right first.
+    pub(crate) doubt: Option<Doubt>,
     pub(crate) state: PhantomData<S>,
 }
 
@@ -76,8 +83,8 @@ impl<S> Pgd<S> {
 
     /// The same address space in another state.
     pub(crate) fn into_state<T>(self) -> Pgd<T> {
-        let Self { root, user_root, holds, .. } = self;
-        Pgd { root, user_root, holds, state: PhantomData }
+        let Self { root, user_root, holds, doubt, .. } = self;
+        Pgd { root, user_root, holds, doubt, state: PhantomData }
     }
 
     /// How many tables the address space has, with its roots.

@@ -15,6 +15,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Stopped, Tables, set_access, undo};
 use crate::context::Context;
+use crate::doubt::Doubt;
 use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
 use crate::hold::{release, take_again, unmark};
 use crate::obstacles::Obstacles;
@@ -48,10 +49,14 @@ impl Pgd<Loose> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn pin<M: Machine>(
-        self,
+        mut self,
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Pinned>, PinError> {
+        if let Err(error) = self.put_right(context) {
+            let (failure, obstacles) = (error.into(), Obstacles::NONE);
+            return Err(PinError { pgd: self, failure, obstacles, undo: Ok(()) });
+        }
         let roots = self.roots();
         let to_read_only = Tables { access: Access::ReadOnly, lowest: Level::L1 };
         let read_only = set_access(context, roots, (to_read_only, u64::MAX), batch);
@@ -71,6 +76,9 @@ impl Pgd<Loose> {
         let obstacles = Obstacles::of(context, roots, &failure);
         let undo =
             unpinned.and(blamed).and_then(|()| undo(context, roots, (to_read_only, done), batch));
+        if undo.is_err() {
+            Doubt::TABLES.note(&mut self.doubt);
+        }
         Err(PinError { pgd: self, failure, obstacles, undo })
     }
 }
@@ -105,6 +113,9 @@ impl Pgd<Pinned> {
         context: &Context<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Loose>, UnpinError> {
+        if let Err(error) = self.put_right(context) {
+            return Err(self.not_unpinned(context, (error.into(), Ok(()))));
+        }
         match unpin(context, (self.roots(), self.holds), Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
             Ok(_) => {
@@ -117,11 +128,14 @@ impl Pgd<Pinned> {
 
     /// What is told of an unpin that was refused.
     pub(crate) fn not_unpinned<M: Machine>(
-        self,
+        mut self,
         context: &Context<'_, M>,
         (failure, undo): Refused,
     ) -> UnpinError {
         let obstacles = Obstacles::of_unpin(context, self.roots(), &failure);
+        if undo.is_err() {
+            Doubt::TABLES.note(&mut self.doubt);
+        }
         UnpinError { pgd: self, failure, obstacles, undo }
     }
 }

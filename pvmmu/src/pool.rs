@@ -7,16 +7,19 @@
 //! what passes through it.
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
-use hypercall::{Batch, BatchStorage, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte};
+use hypercall::{
+    Batch, BatchStorage, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte, Uncertain,
+};
 
 use crate::access::Access;
 use crate::context::{Context, DirectMap};
-use crate::error::PinFailure;
+use crate::error::{PinFailure, UndoError};
 use crate::frames::{FrameSource, FrameStack};
 use crate::loose::clear;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
 use crate::pgd::Roots;
+use crate::pin::Refused;
 
 /// Empty validated tables of the levels 1 to 3.
 ///
@@ -65,8 +68,8 @@ impl PoolCounts {
     }
 }
 
-/// Filling or draining a pool stopped. Every table is either in the pool or back with the source of
-/// frames, but for those that `counts().lost` counts.
+/// Filling or draining a pool stopped. Every frame is either in the pool or back with the source of
+/// frames: as an uncertain one, if its direct mapping, or its pin, was not undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolError {
     /// Tables that were made, or drained, before.
@@ -146,9 +149,9 @@ impl<'t> TablePool<'t> {
     }
 
     /// A table that was taken and not used after all.
-    pub(crate) fn untake(&mut self, level: Level, frame: Frame) {
+    pub(crate) fn untake(&mut self, level: Level, frame: Frame, frames: &mut impl FrameSource) {
         self.counts.taken -= 1;
-        self.put(level, frame);
+        self.put(level, frame, frames);
     }
 
     /// Notes tables that were taken and became plain frames with their address space.
@@ -156,11 +159,17 @@ impl<'t> TablePool<'t> {
         self.counts.not_returned += count;
     }
 
-    fn put(&mut self, level: Level, frame: Frame) {
+    fn put(&mut self, level: Level, frame: Frame, frames: &mut impl FrameSource) {
         if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(frame)) {
-            self.counts.lost += 1;
             log::error!("no place for table {lost:?} in its pool: it is lost");
+            self.lose(lost, frames);
         }
+    }
+
+    /// A table that is no plain frame, and of the pool no more.
+    fn lose(&mut self, table: Frame, frames: &mut impl FrameSource) {
+        self.counts.lost += 1;
+        frames.give_uncertain(Uncertain::from(table));
     }
 
     /// A table that has left an address space: empty, and pinned still. If there is no place for
@@ -177,16 +186,16 @@ impl<'t> TablePool<'t> {
             Held::InPlace => self.counts.adopted += 1,
         }
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
-            return self.put(level, frame);
+            return self.put(level, frame, frames);
         }
         match end(context, (level, &frame)) {
             Ok(()) => {
                 self.counts.ended += 1;
                 frames.give(frame);
             }
-            Err(failure) => {
-                self.counts.lost += 1;
+            Err((failure, _)) => {
                 log::error!("table {frame:?} has no place in its pool and is lost: {failure}");
+                self.lose(frame, frames);
             }
         }
     }
@@ -276,13 +285,15 @@ impl<'t> TablePool<'t> {
         let running = Roots { kernel: context.kernel_root, user: None };
         // While the frames are read-only: afterwards each would stand in its own way.
         let obstacles = Obstacles::of(context, running, &failure);
-        if let Err(failure) = make_top_writable(context, stack, pushed - pinned, batch) {
-            log::error!(
-                "{} frames stay read-only, and are given back so: {failure}",
-                pushed - pinned
-            );
+        let undone = make_top_writable(context, stack, pushed - pinned, batch);
+        for frame in (pinned..pushed).filter_map(|_| stack.take()) {
+            match undone {
+                Ok(()) => frames.give(frame),
+                // It may be read-only still.
+                Err(_) => frames.give_uncertain(Uncertain::from(frame)),
+            }
         }
-        (pinned..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
+        batch.clear();
         Err(PoolError { done: pinned as u64, failure, obstacles })
     }
 
@@ -316,8 +327,11 @@ impl<'t> TablePool<'t> {
             let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
             match end(context, (level, &frame)) {
                 Ok(()) => frames.give(frame),
-                Err(failure) => {
-                    self.put(level, frame);
+                Err((failure, undone)) => {
+                    match undone {
+                        Ok(()) => self.put(level, frame, frames),
+                        Err(_) => self.lose(frame, frames),
+                    }
                     return Err(PoolError::new(done, failure));
                 }
             }
@@ -338,7 +352,8 @@ fn plan_fill<M: Machine>(
     let mut direct_map = DirectMap::default();
     while *pushed < count {
         let Some(frame) = frames.take_table() else { break };
-        let planned = clear(context, &frame).and_then(|()| direct_map.entry(context, frame.pfn()));
+        let known = context.mfn(frame.pfn()).and_then(|_| clear(context, &frame));
+        let planned = known.and_then(|()| direct_map.entry(context, frame.pfn()));
         let pushed_update = planned.map_err(PinFailure::from).and_then(|(slot, pte)| {
             let new = Access::ReadOnly.apply(pte);
             batch.update(MmuUpdate::set(slot, new), pte.raw()).map_err(PinFailure::from)
@@ -388,27 +403,31 @@ fn make_top_writable<M: Machine>(
 }
 
 /// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
-/// it was.
+/// it was, as far as the undo says.
 fn end<M: Machine>(
     context: &Context<'_, M>,
     (level, frame): (Level, &Frame),
-) -> Result<(), PinFailure> {
-    let mfn = context.mfn(frame.pfn())?;
-    let (slot, pte): (_, Pte) = DirectMap::default().entry(context, frame.pfn())?;
+) -> Result<(), Refused> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
-    batch.op(MmuExtOp::unpin(mfn))?;
-    batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
+    let planned = (|| -> Result<_, PinFailure> {
+        let mfn = context.mfn(frame.pfn())?;
+        let (slot, pte): (_, Pte) = DirectMap::default().entry(context, frame.pfn())?;
+        batch.op(MmuExtOp::unpin(mfn))?;
+        batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
+        Ok(mfn)
+    })();
+    let mfn = planned.map_err(|failure| (failure, Ok(())))?;
     // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
     // second: the frame is still a table.
     let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
     let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
     batch.invert();
-    if unpinned {
-        batch.op(MmuExtOp::pin(level, mfn))?;
-    }
+    let pinned = if unpinned { batch.op(MmuExtOp::pin(level, mfn)) } else { Ok(()) };
     // SAFETY: puts back what took effect.
     let undone = unsafe { batch.submit(context.machine) };
-    let error = undone.err().map_or(refused.error, |undo| undo.error);
-    Err(PinFailure::Protect { table: frame.pfn(), error })
+    let undone = undone.map_err(|undo| PinFailure::Call(undo.error));
+    let undone = pinned.map_err(PinFailure::from).and(undone);
+    let failure = PinFailure::Protect { table: frame.pfn(), error: refused.error };
+    Err((failure, undone.map_err(|failure| UndoError { failure })))
 }

@@ -61,8 +61,8 @@ sweep! {
     unmapping_and_asking_for_accessed_and_dirty: |pgd, with| {
         pgd.edit(with, |edit| edit.unmap_reading_ad(full(), &mut |_, _| {}))
     };
-    protecting_without_losing_accessed_and_dirty: |pgd, with| {
-        pgd.edit(with, |edit| edit.protect_keeping_ad(full(), READ_ONLY))
+    clearing_accessed_and_dirty: |pgd, with| {
+        pgd.edit(with, |edit| edit.clear_reading_ad(full(), &mut |_, _| {}))
     };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;

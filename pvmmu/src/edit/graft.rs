@@ -1,15 +1,18 @@
 //! Tables that are filled by plain stores first, and validated when they are linked into a live
 //! tree.
 
-use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags};
+use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Uncertain};
+use x86_64::structures::paging::PageTableIndex;
 
 use super::map::mirror;
 use super::table::link_refused;
-use super::{Edit, Tools, undo};
+use super::{Edit, Tools, empty_table};
 use crate::access::Access;
+use crate::doubt::Doubt;
 use crate::error::MapError;
 use crate::frames::FrameSource;
-use crate::loose::{clear, empty, fill_run};
+use crate::leaf::lose;
+use crate::loose::{clear, empty, fill_run, take_table};
 use crate::obstacles::{Obstacles, Suspect};
 use crate::pages::Run;
 use crate::room::Room;
@@ -82,8 +85,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 self.take_apart(chain);
                 Err(error)
             }
-            // Some of the tables may still be read-only or linked: they are not handed out again.
-            Err((error, false)) => Err(error),
+            Err((error, false)) => {
+                self.lose_chain(chain, run.va);
+                Err(error)
+            }
         }
     }
 
@@ -98,7 +103,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
-            let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+            let table = take_table(context, *frames)?;
             let table = place.insert(table);
             clear(context, table)?;
             if at == Level::L1 {
@@ -174,7 +179,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), (MapError, bool)> {
         self.plan_link(chain, (level, va), (top, ahead)).map_err(|error| (error, true))?;
         let (context, roots) = (self.tools.context, self.roots);
-        let Tools { batch, reach, .. } = &mut *self.tools;
+        let batch = &mut *self.tools.batch;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
         // (I-4).
         let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
@@ -185,7 +190,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         });
         let found = Obstacles::of_tables(&context, roots, suspects);
         batch.invert();
-        match undo(&context, batch, *reach) {
+        match self.undo(Doubt::TABLES) {
             Ok(()) => Err((link_refused(va, found, error), true)),
             Err(error) => Err((error, false)),
         }
@@ -205,11 +210,41 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let (direct, pte) = self.direct_map.entry(&context, table.pfn())?;
             batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
         }
+        batch.update(MmuUpdate::set(slot, top), absent.raw())?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
             let (slot, copy) = mirror(context.mfn(user)?, slot, top.mfn());
             batch.update(MmuUpdate::set(slot, copy), absent.raw())?;
         }
-        Ok(batch.update(MmuUpdate::set(slot, top), absent.raw())?)
+        Ok(())
+    }
+
+    /// After an undo that was refused some of the tables may still be read-only, or linked. Those
+    /// that the tree holds are its own now; the others, and what they map, are given to nobody.
+    #[cold]
+    fn lose_chain(&mut self, chain: Chain, va: GuestVa) {
+        Doubt::TABLES.note(self.doubt);
+        let context = self.tools.context;
+        self.tools.batch.clear();
+        self.path.forget();
+        // What cannot be read is not found.
+        let _ = self.path.seek(&context, va);
+        let is_held = chain.iter().zip(LEVELS).any(|(table, level)| {
+            table.as_ref().is_some_and(|table| self.path.table(level) == Some(table.pfn()))
+        });
+        if is_held {
+            return;
+        }
+        if let Some(table) = &chain[0] {
+            let mut entries = empty_table();
+            let first = PageTableIndex::new(0);
+            if context.machine.read_entries(table.pfn(), first, &mut entries).is_ok() {
+                let pages = entries.iter().filter(|pte| pte.is_present());
+                pages.for_each(|pte| lose(&context, *pte, self.tools.frames));
+            }
+        }
+        for table in chain.into_iter().flatten() {
+            self.tools.frames.give_uncertain(Uncertain::from(table));
+        }
     }
 
     /// Gives back what was taken for a chain that is linked nowhere.

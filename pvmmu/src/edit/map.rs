@@ -5,6 +5,7 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
+use super::seen::{SEEN, keeping_seen};
 use super::{Edit, PART, Tools};
 use crate::cost::{COSTS, Way};
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
@@ -137,7 +138,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         while let Some(below) = level.below() {
             let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
             if let Err(error) = self.link(level, va, &table) {
-                self.tools.tables.untake(below, table);
+                self.tools.tables.untake(below, table, self.tools.frames);
                 return Err(error);
             }
             // INVARIANT: I-4: the token has gone into the batch.
@@ -154,11 +155,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let (slot, old) = self.path.entry(&context, (level, va))?;
         // Both in one batch: room for the copy is made first.
         self.make_room_for_two()?;
+        // The kernel root's first: what a user root leads to belongs to the tree at any time.
+        let new = Pte::new(mfn, held_table(Held::Pooled(below)));
+        self.push(MmuUpdate::set(slot, new), old.raw())?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
             let (slot, new) = mirror(context.mfn(user)?, slot, mfn);
             self.push(MmuUpdate::set(slot, new), old.raw())?;
         }
-        self.push(MmuUpdate::set(slot, Pte::new(mfn, held_table(Held::Pooled(below)))), old.raw())
+        Ok(())
     }
 
     /// Fills the entries of `run`, which must all be free.
@@ -216,7 +220,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the
-    /// tools.
+    /// tools. Accessed and dirty bits that the CPU has set there stay set, up to the last moment.
     ///
     /// # Errors
     /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools
@@ -270,8 +274,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         if !old.is_present() {
             return Err(MapError::NotMapped(va));
         }
-        let new = Pte::new(context.mfn(frame.pfn())?, flags);
-        Ok((MmuUpdate::set(slot, new), old))
+        let new = Pte::new(context.mfn(frame.pfn())?, flags | old.flags() & SEEN);
+        Ok((keeping_seen(slot, new), old))
     }
 }
 

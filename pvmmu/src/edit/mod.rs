@@ -18,17 +18,19 @@ mod graft;
 mod map;
 mod remap;
 mod rewrite;
+mod seen;
 mod settle;
 mod share;
 mod table;
 
 use hypercall::{
-    Batch, BatchError, CALLS_MAX, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte,
-    PteFlags,
+    Batch, BatchError, CALLS_MAX, Domains, ENTRIES, Element, GuestVa, Level, Machine, MmuUpdate,
+    Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::context::{Context, DirectMap};
+use crate::doubt::{Doubt, put_right};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
 use crate::frames::FrameSource;
@@ -40,11 +42,12 @@ use crate::pool::TablePool;
 use crate::room::Room;
 use crate::walk::{Walk, walk};
 
-use settle::{Settled, settle, take_back};
+use settle::{Settled, lose, settle, take_back};
 
 pub(crate) use rewrite::{
     Change, Clear, Flags, TABLE_FLAGS, check_present, flags_of_shared, with_table_flags,
 };
+pub(crate) use seen::SEEN;
 pub(crate) use table::{Entries, empty_table};
 
 /// Entries that are read at a time.
@@ -53,7 +56,12 @@ const PART: u16 = 64;
 /// Whether pages that an operation keeps mapped may be missing while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// They stay mapped throughout: other vCPUs, or interrupts, may use them.
+    /// They stay mapped throughout: other vCPUs, or interrupts, may use them. What the CPU notes of
+    /// them meanwhile (dirty bits, and accessed bits where an entry keeps its place) is kept. Pages
+    /// that can be written and are clean lose write access for a moment where their dirty bits go
+    /// elsewhere, in [`Edit::remap`] and [`Edit::clear_reading_ad`]: whoever writes one then faults,
+    /// finds it mapped, and tries again. Pages that must be written without a fault, by a handler
+    /// that cannot wait, are mapped with the dirty bit set.
     Steady,
     /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put
     /// back.
@@ -82,6 +90,8 @@ pub struct Tools<'a, 'b, 't, M, F> {
 pub struct Edit<'e, 'a, 'b, 't, M, F> {
     tools: &'e mut Tools<'a, 'b, 't, M, F>,
     roots: Roots,
+    /// What an undo that was refused has left of the address space.
+    doubt: &'e mut Option<Doubt>,
     path: Path,
     direct_map: DirectMap,
     /// The lowest page behind all that is pending.
@@ -184,7 +194,7 @@ impl Pgd<Pinned> {
         if !tools.tables.is_empty() {
             self.holds = Holds::Tables;
         }
-        let mut edit = Edit::begin(self.roots(), tools);
+        let mut edit = Edit::begin(self.roots(), &mut self.doubt, tools);
         match section(&mut edit).and_then(|()| edit.submit()) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -260,7 +270,8 @@ impl Pgd<Pinned> {
 
     /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
     /// mapped, with their frames and flags. Other vCPUs may see a page at both places for a moment,
-    /// and never at none.
+    /// and never at none. Under [`Presence::Steady`] a dirty bit that one of them sets meanwhile
+    /// moves, too; an accessed bit may be lost, and so may both of another domain's frame.
     ///
     /// # Errors
     /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
@@ -269,7 +280,8 @@ impl Pgd<Pinned> {
     ///
     /// # Hypercalls
     /// For n pages and a batch of B updates: ceil(2 n / B) multicalls of an `mmu_update` and the
-    /// flush, and one more for each border of a table, at either place, and every 64 pages; for a
+    /// flush, and one more for each border of a table, at either place, and every 64 pages; twice as
+    /// many under [`Presence::Steady`], where one of the pages is clean and can be written; for a
     /// whole table that moves to where there is none, one `mmu_update` of two elements. Tables that
     /// are missing take what they take in [`map_pages`](Self::map_pages).
     ///
@@ -323,7 +335,8 @@ impl Pgd<Pinned> {
         self.edit(tools, |edit| edit.unmap(pages))
     }
 
-    /// Gives every page of `pages`, which all must be mapped, new flags.
+    /// Gives every page of `pages`, which all must be mapped, new flags. Accessed and dirty bits are
+    /// neither set nor cleared by that: they stay as the CPU sets them, even while this goes on.
     ///
     /// # Errors
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
@@ -354,10 +367,25 @@ impl Pgd<Pinned> {
 }
 
 impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
-    pub(crate) fn begin(roots: Roots, tools: &'e mut Tools<'a, 'b, 't, M, F>) -> Self {
+    pub(crate) fn begin(
+        roots: Roots,
+        doubt: &'e mut Option<Doubt>,
+        tools: &'e mut Tools<'a, 'b, 't, M, F>,
+    ) -> Self {
         tools.batch.clear();
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
-        Self { tools, roots, path, direct_map, next: 0, flush: Flush::NONE, done: 0, flags_only: 0 }
+        let (next, flush, done, flags_only) = (0, Flush::NONE, 0, 0);
+        Self { tools, roots, doubt, path, direct_map, next, flush, done, flags_only }
+    }
+
+    /// Puts right what a refused undo has left, if anything: before the section reads what it would
+    /// change. Nothing is pending then, since what is refused is not pending any more.
+    #[inline]
+    fn put_right(&mut self) -> Result<(), MapError> {
+        if self.doubt.is_some() {
+            self.path.forget();
+        }
+        Ok(put_right(&self.tools.context, self.roots, self.doubt)?)
     }
 
     /// What the tables say of `va`, with all that the section has written: see
@@ -420,6 +448,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.roots.kernel
     }
 
+    /// Whether others may write its pages meanwhile.
+    pub(crate) fn may_be_written(&self) -> bool {
+        self.tools.presence == Presence::Steady
+    }
+
     /// The frames of the tools.
     pub(crate) const fn frames(&mut self) -> &mut F {
         self.tools.frames
@@ -457,6 +490,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// on the way there. What is looked at counts, too, even if nothing is found there: the path
     /// has left the tables then that are linked only in what is pending.
     fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
+        self.put_right()?;
         let page = page_number(va);
         if page < self.next {
             self.submit()?;
@@ -531,6 +565,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.next = 0;
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);
         let flags_only = core::mem::take(&mut self.flags_only);
+        self.put_right()?;
         let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
             return Ok(());
@@ -557,18 +592,21 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// Takes back what took effect of a refused batch, and gives back what it was to map.
     fn refused(&mut self, error: BatchError) -> MapError {
         self.path.forget();
-        let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
+        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
         let slot = batch.refused_update();
         let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.invert();
-        let undone = undo(context, batch, *reach);
+        let undone = self.ask_to_undo(Doubt::FLUSH);
+        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
         if undone.is_ok() {
-            // The pairs of an inverted batch name what was to be mapped as the old value.
-            let swapped = batch
-                .sent()
-                .map(|(update, old)| (MmuUpdate::from_raw(update.target(), old), update.value()));
-            take_back(swapped, &mut settled);
+            take_back(swapped(batch.sent()), &mut settled);
+        } else {
+            // Those that are undone have been in effect, and those that are not are so still:
+            // either way a TLB may know of what has no entry now.
+            lose(swapped(batch.in_effect()), &mut settled);
+            lose(batch.unapplied(), &mut settled);
         }
         batch.clear();
         match undone {
@@ -593,25 +631,38 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     }
 }
 
-/// Submits an inverted batch, with a flush of all that may have been seen of what it takes back.
-/// The batch is empty afterwards: what is left in one is taken for pages that are to be given back.
-fn undo<M: Machine>(
-    context: &Context<'_, M>,
-    batch: &mut Batch<'_>,
-    reach: Reach,
-) -> Result<(), MapError> {
-    if batch.is_empty() {
-        return Ok(());
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Submits an inverted batch, with a flush of all that may have been seen of what it takes
+    /// back. If that is refused, notes `left`.
+    fn ask_to_undo(&mut self, left: Doubt) -> Result<(), MapError> {
+        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let updates = batch.updates();
+        Flush::ALL.push(batch, *reach)?;
+        // SAFETY: every entry gets back the value that it had.
+        let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        left.note(self.doubt);
+        let done = batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
+        let left = u32::try_from(updates - done.min(updates)).unwrap_or(u32::MAX);
+        Err(MapError::NotUndone { left, error: refused.error })
     }
-    let updates = batch.updates();
-    Flush::ALL.push(batch, reach)?;
-    // SAFETY: every entry gets back the value that it had.
-    unsafe { batch.submit(context.machine) }.map_err(|refused| {
-        let done = batch.applied().filter(|done| matches!(done, hypercall::Element::Update(_)));
-        let left = updates - done.count().min(updates);
-        batch.clear();
-        MapError::NotUndone { left: u32::try_from(left).unwrap_or(u32::MAX), error: refused.error }
-    })
+
+    /// The same for a batch in which nothing comes in or goes out. It is empty afterwards: what is
+    /// left in one is taken for pages that are to be given back.
+    fn undo(&mut self, left: Doubt) -> Result<(), MapError> {
+        let undone = self.ask_to_undo(left);
+        self.tools.batch.clear();
+        undone
+    }
+}
+
+/// The pairs of a batch from those of the inverted one.
+fn swapped(
+    pairs: impl Iterator<Item = (MmuUpdate, u64)>,
+) -> impl Iterator<Item = (MmuUpdate, u64)> {
+    pairs.map(|(update, old)| (MmuUpdate::from_raw(update.target(), old), update.value()))
 }
 
 impl<M, F> core::fmt::Debug for Edit<'_, '_, '_, '_, M, F> {

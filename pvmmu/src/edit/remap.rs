@@ -4,14 +4,13 @@
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
 )]
 
-use hypercall::{
-    DomId, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
-};
+use hypercall::{DomId, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::rewrite::check_present;
-use super::table::va_of;
-use super::{Edit, PART, Tools, undo};
+use super::seen::{Shift, may_become_dirty, slots};
+use super::{Edit, PART, Presence, Tools};
+use crate::doubt::{Doubt, Moving, unprotected};
 use crate::error::{MapError, WalkError};
 use crate::flush::Flush;
 use crate::frames::FrameSource;
@@ -108,9 +107,33 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let va = Pages { start: to, count: alike as u64 }.at(at as u64)?;
             return Err(MapError::Occupied { va, pte: there[at] });
         }
-        self.exchange((source, from), (target, to), (entries, there))?;
+        let shift = Shift { source, from, target, to };
+        self.shift(shift, entries, there)?;
         self.done += alike as u64;
         Ok(alike as u64)
+    }
+
+    /// Moves `entries` to where `there` stands. While others may use the pages, those that they
+    /// could write unnoticed are write-protected first: what the CPU noted of them until then moves
+    /// with them.
+    fn shift(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
+        let is_seen = self.tools.presence == Presence::MayVanish;
+        if is_seen || !entries.iter().any(|pte| may_become_dirty(*pte)) {
+            return self.exchange(shift, entries, there);
+        }
+        self.write_protect(shift, entries)?;
+        let mut now = [Pte::ABSENT; PART as usize];
+        let now = &mut now[..entries.len()];
+        let machine = self.tools.context.machine;
+        let exchanged = machine
+            .read_entries(shift.source, Level::L1.index_of(shift.from), now)
+            .map_err(MapError::from)
+            .and_then(|()| self.exchange(shift, now, there));
+        exchanged.map_err(|error| match error {
+            // What is left of it is put right later.
+            MapError::NotUndone { .. } => error,
+            error => self.let_write(shift, entries).map_or_else(|again| again, |()| error),
+        })
     }
 
     /// The domain in whose name the entry of a page changes.
@@ -123,48 +146,47 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
-    fn exchange(
-        &mut self,
-        (source, from): (Pfn, GuestVa),
-        (target, to): (Pfn, GuestVa),
-        (entries, there): (&[Pte], &[Pte]),
-    ) -> Result<(), MapError> {
+    fn exchange(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
         let context = self.tools.context;
-        let slots = |table, va| -> Result<_, WalkError> {
-            let (table, first) = (context.mfn(table)?, u16::from(Level::L1.index_of(va)));
-            Ok((first..)
-                .map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
-        };
         let domains =
             Domains::frames_of(entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte)));
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
-        let places = slots(source, from)?.zip(slots(target, to)?);
+        let places = slots(&context, shift.source, shift.from)?.zip(slots(
+            &context,
+            shift.target,
+            shift.to,
+        )?);
         let mut flush = Flush::NONE;
-        flush.add(from, entries.len() as u64);
+        flush.add(shift.from, entries.len() as u64);
         for ((old, new), (pte, there)) in places.zip(entries.iter().zip(there)) {
-            batch.update_for(MmuUpdate::set(new, *pte), there.raw(), domains)?;
+            let arrives = match unprotected(*pte) {
+                // If it is taken back, what the CPU has noted stays behind.
+                Some(writable) => MmuUpdate::set_preserving_ad(new, writable),
+                None => MmuUpdate::set(new, *pte),
+            };
+            batch.update_for(arrives, there.raw(), domains)?;
             batch.update_for(MmuUpdate::set(old, Pte::ABSENT), pte.raw(), domains)?;
         }
         flush.push(batch, *reach)?;
         // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,
-        // and one again behind the request, whether that is refused or not.
-        let result = unsafe { batch.submit(context.machine) };
-        let Err(error) = result else {
+        // and one again behind the request, whether that is refused or not, unless the undo is: then
+        // the one that has two is noted.
+        let Err(error) = (unsafe { batch.submit(context.machine) }) else {
             batch.clear();
             return Ok(());
         };
-        let refused = batch.refused_update();
-        batch.invert();
-        let undone = undo(&context, batch, *reach);
-        // No frame came in or goes out: nothing of the batch is to be settled.
-        batch.clear();
-        self.path.forget();
-        undone?;
-        Err(match refused.and_then(|update| va_of(&context, self.roots, update)) {
-            Some(va) => MapError::Refused { va, error },
-            None => MapError::RefusedCall(error),
-        })
+        let undone = self.take_back_moving(shift, entries.len(), error);
+        if let Err(MapError::NotUndone { left, .. }) = undone
+            && !left.is_multiple_of(2)
+        {
+            // Two updates for each page, its arrival first: of those that are left in effect the
+            // last one is an arrival.
+            let twice = u16::try_from(left / 2).ok();
+            let moving = Some(Moving { twice, ..shift.moving(entries.len()) });
+            Doubt { moving, ..Doubt::FLUSH }.note(self.doubt);
+        }
+        undone
     }
 
     /// The L1 table for `va`, which is made empty if it is missing. Nothing is pending afterwards.

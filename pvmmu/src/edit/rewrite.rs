@@ -5,6 +5,7 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
+use super::seen::{SEEN, command_for, keeping_seen};
 use super::table::{Entries, empty_table};
 use super::{Edit, PART, Presence};
 use crate::cost::{COSTS, Population, Way};
@@ -20,11 +21,16 @@ use crate::room::Room;
 pub(crate) trait Change {
     /// Whether the entries map nothing afterwards.
     const CLEARS: bool;
-    /// The command of the `mmu_update`.
-    const COMMAND: u64 = mmu_command::NORMAL;
+    /// Whether Xen must write each entry.
+    const ENTRY_BY_ENTRY: bool = false;
 
     /// The new entry.
     fn of(&self, pte: Pte) -> Pte;
+
+    /// The command of the `mmu_update` that writes it.
+    fn command(_: Pte) -> u64 {
+        mmu_command::NORMAL
+    }
 }
 
 /// Nothing in their place.
@@ -38,12 +44,14 @@ impl Change for Clear {
     }
 }
 
-/// Other flags for the same frames.
-pub(crate) struct Flags {
-    /// Bits that stay.
-    pub(crate) kept: u64,
-    /// Bits that are set.
-    pub(crate) set: u64,
+/// Other flags for the same frames. Accessed and dirty bits stay as the CPU sets them.
+pub(crate) struct Flags(u64);
+
+impl Flags {
+    /// These, whatever they say of the two bits.
+    pub(crate) const fn of(flags: PteFlags) -> Self {
+        Self(flags.difference(SEEN).bits())
+    }
 }
 
 impl Change for Flags {
@@ -51,20 +59,13 @@ impl Change for Flags {
 
     #[inline]
     fn of(&self, pte: Pte) -> Pte {
-        let new = Pte::from_raw(pte.raw() & self.kept | self.set);
+        let new = Pte::from_raw(pte.raw() & (KEPT | SEEN.bits()) | self.0);
         flags_of_shared(new, pte)
     }
-}
 
-/// The same, with accessed and dirty bits left to the CPU until Xen has written.
-struct KeepingAd<C>(C);
-
-impl<C: Change> Change for KeepingAd<C> {
-    const CLEARS: bool = C::CLEARS;
-    const COMMAND: u64 = mmu_command::PRESERVE_AD;
-
-    fn of(&self, pte: Pte) -> Pte {
-        self.0.of(pte)
+    #[inline]
+    fn command(new: Pte) -> u64 {
+        command_for(new)
     }
 }
 
@@ -108,7 +109,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). A page that is shared
     /// stays read-only; if it is to be writable, [`make_own`](Self::make_own) does that at the
-    /// first write.
+    /// first write. Accessed and dirty bits stay as the CPU sets them, even while this goes on;
+    /// [`clear_reading_ad`](Self::clear_reading_ad) clears them.
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
@@ -125,82 +127,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
-        self.rewrite(pages, &Flags { kept: KEPT, set: flags.bits() })
-    }
-
-    /// As [`protect`](Self::protect), but the accessed and dirty bits stay as the CPU sets them,
-    /// even while this goes on (`MMU_PT_UPDATE_PRESERVE_AD`).
-    ///
-    /// # Errors
-    /// As for [`Pgd::protect`](crate::Pgd::protect).
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
-    /// # use pvmmu::Pages;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
-    /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    /// // Who looks for pages that were written finds them afterwards, too.
-    /// pgd.edit(&mut tools, |edit| edit.protect_keeping_ad(pages, read_only))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn protect_keeping_ad(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
-        check_flags(flags)?;
-        let set = flags & !(PteFlags::ACCESSED | PteFlags::DIRTY);
-        self.rewrite(pages, &KeepingAd(Flags { kept: KEPT, set: set.bits() }))
-    }
-
-    /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
-    /// Xen keeps both bits in the entry that it clears, and there they are read.
-    ///
-    /// # Errors
-    /// As for [`Pgd::unmap`](crate::Pgd::unmap).
-    ///
-    /// # Hypercalls
-    /// As for [`Pgd::edit`](crate::Pgd::edit), one element a page. The two bits stay in the absent
-    /// entries.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
-    /// # use pvmmu::Pages;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
-    /// let mut written = 0;
-    /// pgd.edit(&mut tools, |edit| {
-    ///     edit.unmap_reading_ad(pages, &mut |_, flags| {
-    ///         written += u32::from(flags.contains(PteFlags::DIRTY));
-    ///     })
-    /// })?;
-    /// assert_eq!(written, 8); // entries that were made with the bit set, as here, keep it
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn unmap_reading_ad(
-        &mut self,
-        pages: Pages,
-        told: &mut dyn FnMut(GuestVa, PteFlags),
-    ) -> Result<(), MapError> {
-        for part in pages.runs(PART)? {
-            let pages = Pages { start: part.va, count: part.count.into() };
-            self.rewrite(pages, &KeepingAd(Clear))?;
-            self.submit()?;
-            let context = self.tools.context;
-            let Found::Table(table) = self.path.seek(&context, part.va)? else {
-                return Err(MapError::NotMapped(part.va));
-            };
-            let mut left = [Pte::ABSENT; PART as usize];
-            let left = &mut left[..usize::from(part.count)];
-            context.machine.read_entries(
-                table,
-                PageTableIndex::new_truncate(part.first()),
-                left,
-            )?;
-            for (at, pte) in (0..).zip(left) {
-                told(pages.at(at)?, pte.flags() & (PteFlags::ACCESSED | PteFlags::DIRTY));
-            }
-        }
-        Ok(())
+        self.rewrite(pages, &Flags::of(flags))
     }
 
     /// Puts what `change` makes of every entry of `pages`, which all must be present, in its place.
@@ -221,8 +148,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Whether a look at the whole table can be worth it.
     fn may_be_table<C: Change>(&self, run: Run) -> bool {
-        if C::COMMAND != mmu_command::NORMAL {
-            // Only entries that Xen writes keep what the CPU sets.
+        if C::ENTRY_BY_ENTRY {
             false
         } else if C::CLEARS {
             COSTS.may_clear_as_table(run.count)
@@ -252,12 +178,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 }
                 let is_own = |pte: &&Pte| !pte.flags().contains(FOREIGN);
                 let own = old.iter().take_while(is_own).count();
-                let start = Slot { table: mfn, index: first }.machine_address() | C::COMMAND;
-                let changes = (0..).zip(&old[..own]).map(|(at, old): (u64, &Pte)| {
-                    (MmuUpdate::from_raw(start + at * 8, change.of(*old).raw()), old.raw())
-                });
+                let start = Slot { table: mfn, index: first }.machine_address();
+                let to_new = |target: u64, old: Pte| {
+                    let new = change.of(old);
+                    MmuUpdate::from_raw(target | C::command(new), new.raw())
+                };
+                let changes = (0..)
+                    .zip(&old[..own])
+                    .map(|(at, old): (u64, &Pte)| (to_new(start + at * 8, *old), old.raw()));
                 let taken = if own == 0 {
-                    let update = MmuUpdate::from_raw(start, change.of(next).raw());
+                    let update = to_new(start, next);
                     self.push_page(update, next)?;
                     1
                 } else {
@@ -343,7 +273,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         for (index, (old, new)) in (0u16..).zip(old.iter().zip(new)) {
             if old != new {
                 let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
-                self.push(MmuUpdate::set(slot, *new), old.raw())?;
+                self.push(keeping_seen(slot, *new), old.raw())?;
                 self.flags_only += 1;
                 self.flush = Flush::ALL;
             }

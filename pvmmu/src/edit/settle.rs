@@ -4,7 +4,7 @@ use hypercall::{Frame, Machine, MmuUpdate, Pte};
 
 use crate::context::Context;
 use crate::frames::FrameSource;
-use crate::leaf::release;
+use crate::leaf::{lose as lose_leaf, release};
 use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
 
@@ -46,8 +46,16 @@ impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
         // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
         let frame = unsafe { Frame::claim(pfn) };
         match taken_for_nothing {
-            Some(()) => self.tables.untake(held.level(), frame),
+            Some(()) => self.tables.untake(held.level(), frame, self.frames),
             None => self.tables.give_back(self.context, (held, frame), self.frames),
+        }
+    }
+
+    /// A table that is linked no more, or should not be: what is in it is not known.
+    fn lost_table(&mut self, (held, pte): (Held, Pte)) {
+        lose_leaf(self.context, pte, self.frames);
+        if let Held::Pooled(_) = held {
+            self.tables.ended_outside(1);
         }
     }
 }
@@ -69,6 +77,24 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
             Thing::Table(held, old) if !new.is_present() => settled.table((held, old), None),
             Thing::Nothing if matches!(Thing::of(new), Thing::Page(_)) => settled.pages += 1,
             Thing::Table(..) | Thing::Nothing => {}
+        }
+    }
+}
+
+/// A pair is in effect or not, but what TLBs know of it is uncertain: what its new value stands for
+/// and its old one does not is given to nobody. With a pair turned round, what went.
+pub(super) fn lose<M: Machine, F: FrameSource>(
+    pairs: impl Iterator<Item = (MmuUpdate, u64)>,
+    settled: &mut Settled<'_, '_, '_, M, F>,
+) {
+    for (update, old) in pairs {
+        let (new, old) = (Pte::from_raw(update.value()), Pte::from_raw(old));
+        match Thing::of(new) {
+            Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
+                lose_leaf(settled.context, new, settled.frames);
+            }
+            Thing::Table(held, new) if !old.is_present() => settled.lost_table((held, new)),
+            _ => {}
         }
     }
 }

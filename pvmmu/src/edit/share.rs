@@ -1,8 +1,10 @@
 //! A page that is shared gets written to: it becomes the address space's own.
 
-use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pte, PteFlags};
+use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
 
 use super::Edit;
+use super::seen::keeping_seen;
+use crate::doubt::unprotected;
 use crate::error::{MapError, WalkError};
 use crate::frames::FrameSource;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
@@ -42,20 +44,41 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let (slot, old) = self.path.entry(&context, (Level::L1, va))?;
         let Entry::Leaf(mfn) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let marks = old.flags() & (SHARED | FOREIGN | COPY_ON_WRITE);
+        if let Some(writable) = unprotected(old) {
+            // It was about to move when Xen refused that and more.
+            self.push(keeping_seen(slot, writable), old.raw())?;
+            self.flush.add(va, 1);
+            self.passed(va, 1);
+            return self.submit();
+        }
         if marks != SHARED | COPY_ON_WRITE {
             return Err(MapError::Flags(old.flags().bits()));
         }
         let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
         let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
         if self.tools.frames.sharers(pfn) == 1 {
-            self.push(MmuUpdate::set(slot, old.with_flags(flags)), old.raw())?;
+            self.push(keeping_seen(slot, old.with_flags(flags)), old.raw())?;
             self.flush.add(va, 1);
-            self.submit()?;
-            // INVARIANT: I-4: the entry is the frame's one owner now, and says so.
-            self.tools.frames.unshare(pfn);
-            return Ok(());
+            let owned = self.submit();
+            // If an undo was refused, too, the entry itself says whose the frame is.
+            let is_own = owned.is_ok() || !self.is_shared(va);
+            if is_own {
+                // INVARIANT: I-4: the entry is the frame's one owner now, and says so.
+                self.tools.frames.unshare(pfn);
+            }
+            return owned;
         }
         self.copy(slot, (va, old), flags)
+    }
+
+    /// Whether the entry for `va` is one of those that share a frame, as far as can be read.
+    #[cold]
+    fn is_shared(&mut self, va: GuestVa) -> bool {
+        let context = self.tools.context;
+        self.path.forget();
+        let _ = self.path.seek(&context, va);
+        let entry = self.path.entry(&context, (Level::L1, va));
+        entry.map_or(true, |(_, pte)| pte.flags().contains(SHARED))
     }
 
     #[expect(unsafe_code, reason = "has Xen copy into a frame that nobody else uses (I-1)")]
@@ -85,7 +108,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         };
         // INVARIANT: I-4: the token goes into the batch; if that is refused, it goes to the frames
         // of the tools.
-        self.push(MmuUpdate::set(slot, Pte::new(mfn, flags)), old.raw())?;
+        self.push(keeping_seen(slot, Pte::new(mfn, flags)), old.raw())?;
         self.flush.add(va, 1);
         self.submit()
     }

@@ -16,9 +16,10 @@ use super::{Edit, Tools};
 use crate::access::Access;
 use crate::context::Context;
 use crate::cost::Population;
+use crate::doubt::{Doubt, Moving};
 use crate::error::MapError;
 use crate::frames::FrameSource;
-use crate::leaf::release;
+use crate::leaf::{lose, release};
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
 use crate::pages::{Run, check_table};
@@ -61,7 +62,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
         // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
         if let Err(error) = unsafe { batch.submit(context.machine) } {
-            return Err(self.put_back_link((slot, link), (run.va, error)));
+            let error = self.put_back_link((slot, link), (run.va, error));
+            self.lose_unlinked((table, link), run, old);
+            return Err(error);
         }
         self.path.set(Level::L1, None);
         if after.total() == 0 {
@@ -75,7 +78,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             self.tools.frames.give(unsafe { Frame::claim(table) });
             return Ok(());
         }
-        self.store_and_link((table, link), run, (old, new))?;
+        if let Err(error) = self.store_and_link((table, link), run, (old, new)) {
+            self.lose_unlinked((table, link), run, old);
+            return Err(error);
+        }
         self.done += u64::from(run.count);
         self.path.set(Level::L1, Some(table));
         for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
@@ -84,6 +90,32 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             }
         }
         Ok(())
+    }
+
+    /// After a refusal: whatever of a table with the entries `old` is not in the tree any more is
+    /// given to nobody. If the undo has worked, that is nothing.
+    #[cold]
+    fn lose_unlinked(&mut self, (table, link): (Pfn, Pte), run: Run, old: &Entries) {
+        let context = self.tools.context;
+        self.path.forget();
+        let linked =
+            matches!(self.path.seek(&context, run.va), Ok(Found::Table(at)) if at == table);
+        let mut now = empty_table();
+        let first = PageTableIndex::new(0);
+        if linked && context.machine.read_entries(table, first, &mut now).is_err() {
+            return;
+        }
+        for (old, now) in old.iter().zip(&now) {
+            if old.is_present() && (!now.is_present() || now.mfn() != old.mfn()) {
+                lose(&context, *old, self.tools.frames);
+            }
+        }
+        if !linked {
+            lose(&context, not_held(link), self.tools.frames);
+            if let Some(Held::Pooled(_)) = held(link) {
+                self.tools.tables.ended_outside(1);
+            }
+        }
     }
 
     /// Takes `table`, which is linked for `va` and holds `entries`, out for good.
@@ -106,7 +138,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
     /// Both are first addresses of 2 MiB. One request links the table at its new place and then
     /// unlinks it from the old one, so that Xen does not validate it again; other vCPUs may see it
-    /// at both for a moment.
+    /// at both for a moment. Its entries stay in it, with whatever the CPU notes in them.
     ///
     /// # Errors
     /// [`MapError::Unaligned`], [`MapError::NotMapped`] without a table for `from`,
@@ -147,14 +179,15 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.seek(&context, from)?;
         let (old_slot, link) = self.path.entry(&context, (Level::L2, from))?;
         self.path.forget();
-        let Tools { batch, reach, .. } = &mut *self.tools;
+        let batch = &mut *self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
         batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
         // SAFETY: the table stays with the address space (I-4), and so do its pages.
         let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
         batch.invert();
-        super::undo(&context, batch, *reach)?;
+        let moving = Moving { level: Level::L2, count: 1, twice: Some(0), from, to };
+        self.undo(Doubt { moving: Some(moving), ..Doubt::FLUSH })?;
         Err(MapError::Refused { va: to, error })
     }
 
@@ -175,10 +208,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (va, error): (GuestVa, BatchError),
     ) -> MapError {
         self.path.forget();
-        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        let batch = &mut *self.tools.batch;
         let was_unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
         batch.invert();
-        if let Err(error) = super::undo(context, batch, *reach) {
+        if let Err(error) = self.undo(Doubt::TABLES) {
             return error;
         }
         match (was_unpinned, held(link)) {
@@ -200,12 +233,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.clear();
         batch.update(MmuUpdate::set(slot, not_held(link)), link.raw())?;
         // SAFETY: the entry keeps its table: only the mark changes.
-        if unsafe { batch.submit(context.machine) }.is_ok()
-            && let Held::Pooled(_) = held
-        {
-            tables.ended_outside(1);
+        if unsafe { batch.submit(context.machine) }.is_ok() {
+            if let Held::Pooled(_) = held {
+                tables.ended_outside(1);
+            }
+        } else {
+            Doubt::TABLES.note(self.doubt);
         }
-        batch.clear();
+        self.tools.batch.clear();
         Err(MapError::NotUndone { left: 1, error })
     }
 
@@ -225,19 +260,27 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let context = self.tools.context;
         let found = Obstacles::of_tables(&context, self.roots, [suspect].into_iter());
         self.path.forget();
-        let Tools { batch, reach, .. } = &mut *self.tools;
+        let batch = &mut *self.tools.batch;
         if batch.applied().any(|done| matches!(done, Element::Op(_))) {
             // SAFETY: the table is nobody else's (I-4); the pin has just been made.
             let unpinned = unsafe { context.submit_ops(&[MmuExtOp::unpin(link.mfn())]) };
-            unpinned.map_err(|error| MapError::NotUndone { left: 1, error })?;
+            if let Err(error) = unpinned {
+                batch.clear();
+                Doubt::TABLES.note(self.doubt);
+                return Err(MapError::NotUndone { left: 1, error });
+            }
         }
         batch.invert();
-        super::undo(&context, batch, *reach)?;
+        self.undo(Doubt::TABLES)?;
         self.store(table, run, old)?;
         self.path.seek(&context, run.va)?;
         match self.link_table((table, link), run.va)? {
             Ok(()) => Err(link_refused(run.va, found, error)),
-            Err(again) => Err(MapError::NotUndone { left: 1, error: again.error }),
+            Err(again) => {
+                self.tools.batch.clear();
+                Doubt::TABLES.note(self.doubt);
+                Err(MapError::NotUndone { left: 1, error: again.error })
+            }
         }
     }
 

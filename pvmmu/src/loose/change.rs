@@ -6,11 +6,11 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::{PART, store};
 use crate::context::Context;
-use crate::edit::{Change, Clear, Flags, check_present, with_table_flags};
+use crate::edit::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
 use crate::error::{MapError, RangeError, WalkError};
 use crate::frames::FrameSource;
 use crate::leaf::release;
-use crate::marks::{FOREIGN, KEPT};
+use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run, check_flags, check_page, check_table};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
@@ -51,7 +51,7 @@ impl Pgd<Loose> {
     }
 
     /// Gives every page of `pages`, which all must be mapped, new flags. A page that is shared
-    /// stays read-only.
+    /// stays read-only. Accessed and dirty bits stay as they are.
     ///
     /// # Errors
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
@@ -80,7 +80,7 @@ impl Pgd<Loose> {
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
-        let change = &Flags { kept: KEPT, set: flags.bits() };
+        let change = &Flags::of(flags);
         self.rewrite(context, (pages, change), &mut |_| {})
     }
 
@@ -94,6 +94,7 @@ impl Pgd<Loose> {
         let mut done = 0;
         let mut path = Path::new(self.root());
         let mut rewrite = || -> Result<(), MapError> {
+            self.put_right(context)?;
             for run in pages.runs(PART)? {
                 let Found::Table(table) = path.seek(context, run.va)? else {
                     return Err(MapError::NotMapped(run.va));
@@ -144,11 +145,13 @@ impl Pgd<Loose> {
         frame: Frame,
         frames: &mut impl FrameSource,
     ) -> Result<(), MapError> {
-        let replace = || -> Result<Pte, MapError> {
+        let mut replace = || -> Result<Pte, MapError> {
             check_flags(flags)?;
             check_page(va)?;
+            self.put_right(context)?;
             let mut path = Path::new(self.root());
             let (table, index, old) = mapped(context, &mut path, va)?;
+            let flags = flags | old.flags() & SEEN;
             store(context, table, index, Pte::new(context.mfn(frame.pfn())?, flags))?;
             Ok(old)
         };
@@ -199,6 +202,7 @@ impl Pgd<Loose> {
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
         let mut remap = || -> Result<(), MapError> {
             pages.check_apart(to)?;
+            self.put_right(context)?;
             while done < pages.count {
                 let va = Pages { start: to, ..pages }.at(done)?;
                 let (table, index, pte) = mapped(context, &mut source, pages.at(done)?)?;
@@ -207,10 +211,7 @@ impl Pgd<Loose> {
                 if there.is_present() {
                     return Err(MapError::Occupied { va, pte: there });
                 }
-                // INVARIANT: I-4: the page has two entries between the two stores, which only this
-                // code can see.
-                store(context, free, Level::L1.index_of(va), pte)?;
-                store(context, table, index, Pte::ABSENT)?;
+                shift(context, (table, index), (free, Level::L1.index_of(va)), pte)?;
                 done += 1;
             }
             Ok(())
@@ -250,6 +251,7 @@ impl Pgd<Loose> {
     ) -> Result<(), MapError> {
         check_table(from)?;
         check_table(to)?;
+        self.put_right(context)?;
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
         let Found::Table(_) = source.seek(context, from)? else {
             return Err(MapError::NotMapped(from));
@@ -261,9 +263,8 @@ impl Pgd<Loose> {
         if there.is_present() {
             return Err(MapError::Occupied { va: to, pte: there });
         }
-        // INVARIANT: I-4: as in `remap`.
-        store(context, below, Level::L2.index_of(to), link)?;
-        Ok(store(context, above, Level::L2.index_of(from), Pte::ABSENT)?)
+        let (from, to) = (Level::L2.index_of(from), Level::L2.index_of(to));
+        Ok(shift(context, (above, from), (below, to), link)?)
     }
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
@@ -301,6 +302,7 @@ impl Pgd<Loose> {
         let mut path = Path::new(self.root());
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
+            self.put_right(context)?;
             if domain != DomId::IO {
                 return Err(MapError::OnlyLive(domain));
             }
@@ -352,6 +354,7 @@ impl Pgd<Loose> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         check_page(va)?;
+        self.put_right(context)?;
         let mut path = Path::new(self.root());
         path.seek(context, va)?;
         let table = path.table(level).ok_or(MapError::NotMapped(va))?;
@@ -363,6 +366,21 @@ impl Pgd<Loose> {
         }
         Ok(())
     }
+}
+
+/// Moves the entry `pte` from one place to another. I-4: it is never at both. If it cannot be stored
+/// anywhere, what it stands for is lost.
+fn shift<M: Machine>(
+    context: &Context<'_, M>,
+    from: (Pfn, PageTableIndex),
+    to: (Pfn, PageTableIndex),
+    pte: Pte,
+) -> Result<(), WalkError> {
+    store(context, from.0, from.1, Pte::ABSENT)?;
+    store(context, to.0, to.1, pte).or_else(|error| {
+        store(context, from.0, from.1, pte)?;
+        Err(error)
+    })
 }
 
 /// The present entry for `va`.

@@ -34,8 +34,8 @@ impl Pgd<Loose> {
     /// An address space whose user half is empty and whose kernel half is that of the running root.
     ///
     /// # Errors
-    /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if a table cannot be read or written; the
-    /// frame taken is given back.
+    /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if the frame map does not know the frame,
+    /// or a table cannot be read or written; the frame taken is given back.
     ///
     /// # Hypercalls
     /// None.
@@ -53,12 +53,12 @@ impl Pgd<Loose> {
         context: &Context<'_, M>,
         frames: &mut impl FrameSource,
     ) -> Result<Self, MapError> {
-        let root = frames.take_table().ok_or(MapError::OutOfFrames)?;
+        let root = take_table(context, frames)?;
         match fill_root(context, &root) {
             // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
             Ok(()) => {
-                let (user_root, holds) = (None, Holds::Nothing);
-                Ok(Self { root, user_root, holds, state: PhantomData })
+                let (user_root, holds, doubt) = (None, Holds::Nothing, None);
+                Ok(Self { root, user_root, holds, doubt, state: PhantomData })
             }
             Err(error) => {
                 frames.give(root);
@@ -89,7 +89,7 @@ impl Pgd<Loose> {
         frames: &mut impl FrameSource,
     ) -> Result<Self, MapError> {
         let mut pgd = Self::new(context, frames)?;
-        let user_root = frames.take_table().ok_or(MapError::OutOfFrames);
+        let user_root = take_table(context, frames);
         let cleared = user_root.and_then(|root| match clear(context, &root) {
             Ok(()) => Ok(root),
             Err(error) => {
@@ -187,6 +187,7 @@ impl Pgd<Loose> {
         let mut done = 0;
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
+            self.put_right(context)?;
             let mut path = Path::new(self.root());
             for run in pages.runs(PART)? {
                 let table = self.l1_table(context, &mut path, run.va, frames)?;
@@ -226,7 +227,7 @@ impl Pgd<Loose> {
             };
             let below = level.below().ok_or(MapError::NotMapped(va))?;
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
-            let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+            let table = take_table(context, frames)?;
             if let Err(error) = self.link(context, (level, parent, va), &table) {
                 frames.give(table);
                 return Err(error.into());
@@ -274,10 +275,13 @@ impl Pgd<Loose> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn destroy<M: Machine>(
-        self,
+        mut self,
         context: &Context<'_, M>,
         frames: &mut impl FrameSource,
     ) -> Result<(), (Self, WalkError)> {
+        if let Err(error) = self.put_right(context) {
+            return Err((self, error));
+        }
         let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
         match empty(context, (Level::L4, self.root()), pool, frames) {
@@ -287,6 +291,22 @@ impl Pgd<Loose> {
                 Ok(())
             }
             Err(error) => Err((self, error)),
+        }
+    }
+}
+
+/// A frame for a table, if there is one that the frame map knows: one that it does not know is no
+/// memory of the guest's, and is not even written to.
+pub(crate) fn take_table<M: Machine>(
+    context: &Context<'_, M>,
+    frames: &mut impl FrameSource,
+) -> Result<Frame, MapError> {
+    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+    match context.mfn(table.pfn()) {
+        Ok(_) => Ok(table),
+        Err(error) => {
+            frames.give(table);
+            Err(error.into())
         }
     }
 }

@@ -158,12 +158,9 @@ fn protect(
     space: &mut Space,
     by: Hindrance,
 ) -> Result<()> {
-    let (pages, flags, keeps_ad) = (pages(input)?, flags(input)?, input.ratio(1, 4)?);
-    world.story.push(format!("protect {pages:x?} {flags:?}, keeping A and D: {keeps_ad}"));
+    let (pages, flags) = (pages(input)?, flags(input)?);
+    world.story.push(format!("protect {pages:x?} {flags:?}"));
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Pinned(pgd) if keeps_ad => {
-            pgd.edit(with, |edit| edit.protect_keeping_ad(pages, flags))
-        }
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
         Life::Loose(pgd) => pgd.protect(&with.context, pages, flags),
     });

@@ -1,0 +1,319 @@
+//! What the CPU notes in entries, the accessed and the dirty bit, while they change.
+//!
+//! Another vCPU may set either between a look at an entry and its change. Where the entry keeps its
+//! place, Xen keeps both for us: it puts those that stand there into the new one
+//! (`MMU_PT_UPDATE_PRESERVE_AD`). That is asked for only where a bit is not set already. No request
+//! returns the old entry: where the bits go to another entry, or are cleared, write access is taken
+//! away first, up to the last TLB; after that no CPU sets a dirty bit, and it can be read. An
+//! accessed bit may be set still, and is lost then.
+#![expect(
+    unsafe_code,
+    reason = "submits changes of the user half, which belongs to the address space (I-4)"
+)]
+
+use hypercall::{
+    BatchError, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot, mmu_command,
+};
+use x86_64::structures::paging::PageTableIndex;
+
+use super::rewrite::{Change, check_present};
+use super::table::va_of;
+use super::{Edit, PART, Presence, Tools};
+use crate::context::Context;
+use crate::doubt::{Doubt, Moving, unprotected};
+use crate::error::{MapError, WalkError};
+use crate::flush::Flush;
+use crate::frames::FrameSource;
+use crate::marks::{COPY_ON_WRITE, FOREIGN};
+use crate::pages::Pages;
+use crate::path::Found;
+use crate::room::Room;
+
+/// The bits that the CPU sets.
+pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
+
+/// The command that writes `new`, which has those of its bits that were read, over an entry in which
+/// the CPU may have set the others.
+#[inline]
+pub(crate) const fn command_for(new: Pte) -> u64 {
+    if new.flags().contains(SEEN) { mmu_command::NORMAL } else { mmu_command::PRESERVE_AD }
+}
+
+/// The same as an update.
+#[inline]
+pub(crate) fn keeping_seen(slot: Slot, new: Pte) -> MmuUpdate {
+    MmuUpdate::from_raw(slot.machine_address() | command_for(new), new.raw())
+}
+
+/// Nothing in their place but the bits that the CPU has set.
+struct ClearKeeping;
+
+impl Change for ClearKeeping {
+    const CLEARS: bool = true;
+    // What the CPU has set is in entries that Xen writes.
+    const ENTRY_BY_ENTRY: bool = true;
+
+    fn of(&self, _: Pte) -> Pte {
+        Pte::ABSENT
+    }
+
+    fn command(_: Pte) -> u64 {
+        mmu_command::PRESERVE_AD
+    }
+}
+
+/// Where some pages move: within one L1 table at both places.
+#[derive(Clone, Copy)]
+pub(super) struct Shift {
+    pub(super) source: Pfn,
+    pub(super) from: GuestVa,
+    pub(super) target: Pfn,
+    pub(super) to: GuestVa,
+}
+
+impl Shift {
+    /// What is noted if its undo is refused, for `count` pages.
+    pub(super) fn moving(self, count: usize) -> Moving {
+        let Self { from, to, .. } = self;
+        let count = u16::try_from(count).unwrap_or(PART);
+        Moving { level: Level::L1, count, twice: None, from, to }
+    }
+}
+
+/// Whether a CPU may write a page whose entry is read as this and note it there later.
+pub(super) const fn may_become_dirty(pte: Pte) -> bool {
+    let flags = pte.flags();
+    pte.is_writable() && !flags.contains(PteFlags::DIRTY) && !flags.contains(FOREIGN)
+}
+
+/// The places in `table` from that of `va` on.
+pub(super) fn slots<M: Machine>(
+    context: &Context<'_, M>,
+    table: Pfn,
+    va: GuestVa,
+) -> Result<impl Iterator<Item = Slot> + use<M>, WalkError> {
+    let (table, first) = (context.mfn(table)?, u16::from(Level::L1.index_of(va)));
+    Ok((first..).map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
+}
+
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+    /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
+    /// Xen keeps both bits in the entry that it clears, and there they are read.
+    ///
+    /// # Errors
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap).
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::edit`](crate::Pgd::edit), one element a page. The two bits stay in the absent
+    /// entries.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let mut written = 0;
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap_reading_ad(pages, &mut |_, flags| {
+    ///         written += u32::from(flags.contains(PteFlags::DIRTY));
+    ///     })
+    /// })?;
+    /// assert_eq!(written, 8); // entries that were made with the bit set, as here, keep it
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn unmap_reading_ad(
+        &mut self,
+        pages: Pages,
+        told: &mut dyn FnMut(GuestVa, PteFlags),
+    ) -> Result<(), MapError> {
+        for part in pages.runs(PART)? {
+            let pages = Pages { start: part.va, count: part.count.into() };
+            self.rewrite(pages, &ClearKeeping)?;
+            self.submit()?;
+            let context = self.tools.context;
+            let Found::Table(table) = self.path.seek(&context, part.va)? else {
+                return Err(MapError::NotMapped(part.va));
+            };
+            let mut left = [Pte::ABSENT; PART as usize];
+            let left = &mut left[..usize::from(part.count)];
+            context.machine.read_entries(
+                table,
+                PageTableIndex::new_truncate(part.first()),
+                left,
+            )?;
+            for (at, pte) in (0..).zip(left) {
+                told(pages.at(at)?, pte.flags() & SEEN);
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the accessed and dirty bits of `pages`, and says of each what was set up to the last
+    /// moment: a page that is written afterwards is marked again, and none that was written before
+    /// goes unnoticed. An accessed bit that is set meanwhile is lost.
+    ///
+    /// Where a page is clean and can be written, write access is taken away for a moment: see
+    /// [`Presence::Steady`].
+    ///
+    /// # Errors
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap). Nothing was told then of the pages that follow, and
+    /// nothing of theirs is cleared.
+    ///
+    /// # Hypercalls
+    /// For n pages and a batch of B updates: 2 ceil(n / min(B, 64)) multicalls of an `mmu_update`
+    /// and the flush at most, and one more for each border of a table; half of that if no page is
+    /// accessed, clean and writable.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let mut written = [0, 0];
+    /// for count in &mut written {
+    ///     pgd.edit(&mut tools, |edit| {
+    ///         edit.clear_reading_ad(pages, &mut |_, flags| {
+    ///             *count += u32::from(flags.contains(PteFlags::DIRTY));
+    ///         })
+    ///     })?;
+    /// }
+    /// assert_eq!(written, [8, 0]); // they were made with the bit set
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn clear_reading_ad(
+        &mut self,
+        pages: Pages,
+        told: &mut dyn FnMut(GuestVa, PteFlags),
+    ) -> Result<(), MapError> {
+        Room::check(self.tools.batch)?;
+        let most =
+            u16::try_from(self.tools.batch.updates_max()).map_or(PART, |room| room.min(PART));
+        for part in pages.runs(most)? {
+            self.submit()?;
+            let context = self.tools.context;
+            let Found::Table(source) = self.path.seek(&context, part.va)? else {
+                return Err(MapError::NotMapped(part.va));
+            };
+            let first = PageTableIndex::new_truncate(part.first());
+            let mut entries = [Pte::ABSENT; PART as usize];
+            let entries = &mut entries[..usize::from(part.count)];
+            context.machine.read_entries(source, first, entries)?;
+            check_present(part, entries)?;
+            let shift = Shift { source, from: part.va, target: source, to: part.va };
+            self.clear_seen(shift, entries)?;
+            self.done += u64::from(part.count);
+            let pages = Pages { start: part.va, count: part.count.into() };
+            for (at, pte) in (0..).zip(entries) {
+                told(pages.at(at)?, pte.flags() & SEEN);
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears what the CPU has set in `entries`, and leaves there what that was.
+    fn clear_seen(&mut self, shift: Shift, entries: &mut [Pte]) -> Result<(), MapError> {
+        let (mut before, context) = ([Pte::ABSENT; PART as usize], self.tools.context);
+        let before = &mut before[..entries.len()];
+        before.copy_from_slice(entries);
+        let is_used = self.tools.presence == Presence::Steady;
+        let unseen = |pte: &Pte| may_become_dirty(*pte) && pte.flags().contains(PteFlags::ACCESSED);
+        let is_protected = is_used && before.iter().any(unseen);
+        if is_protected {
+            self.write_protect(shift, before)?;
+            let first = Level::L1.index_of(shift.from);
+            context.machine.read_entries(shift.source, first, entries)?;
+        }
+        let cleared = |pte: Pte| {
+            let pte = unprotected(pte).unwrap_or(pte);
+            pte.with_flags(pte.flags().difference(SEEN))
+        };
+        // One that is clean and untouched stays: it may be written just now.
+        let changed = self.change_moving(shift, entries, |pte, _| {
+            let changes = pte.flags().intersects(SEEN) || unprotected(pte).is_some();
+            changes.then(|| (mmu_command::NORMAL, cleared(pte)))
+        });
+        changed.map_err(|error| match error {
+            MapError::NotUndone { .. } => error,
+            error if is_protected => {
+                self.let_write(shift, before).map_or_else(|again| again, |()| error)
+            }
+            error => error,
+        })
+    }
+
+    /// Takes write access from those of `entries` that may become dirty, and the mark that says so,
+    /// up to the last translation.
+    pub(super) fn write_protect(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
+        let mark = |pte: Pte| pte.with_flags(pte.flags() | COPY_ON_WRITE).read_only();
+        self.change_moving(shift, entries, |pte, _| {
+            may_become_dirty(pte).then(|| (mmu_command::PRESERVE_AD, mark(pte)))
+        })
+    }
+
+    /// Gives write access back to what has not moved, and notes what the CPU noted at the new
+    /// place.
+    pub(super) fn let_write(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
+        let mut there = [Pte::ABSENT; PART as usize];
+        let there = &mut there[..entries.len()];
+        let machine = self.tools.context.machine;
+        machine.read_entries(shift.target, Level::L1.index_of(shift.to), there)?;
+        self.change_moving(shift, entries, |pte, at| {
+            let left = there[at];
+            let seen = if left.is_present() { PteFlags::empty() } else { left.flags() & SEEN };
+            let writable = pte.with_flags(pte.flags() | seen);
+            may_become_dirty(pte).then_some((mmu_command::PRESERVE_AD, writable))
+        })
+    }
+
+    /// Changes the flags of entries at their old place in one request, each by the command that
+    /// `change` names.
+    fn change_moving(
+        &mut self,
+        shift: Shift,
+        entries: &[Pte],
+        change: impl Fn(Pte, usize) -> Option<(u64, Pte)>,
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let Tools { batch, reach, .. } = &mut *self.tools;
+        batch.clear();
+        let slots = slots(&context, shift.source, shift.from)?;
+        for (at, (slot, pte)) in slots.zip(entries).enumerate() {
+            if let Some((command, new)) = change(*pte, at) {
+                let update = MmuUpdate::from_raw(slot.machine_address() | command, new.raw());
+                batch.update(update, pte.raw())?;
+            }
+        }
+        let mut flush = Flush::NONE;
+        flush.add(shift.from, entries.len() as u64);
+        flush.push(batch, *reach)?;
+        // SAFETY: the pages stay with the address space (I-4), and keep their frames.
+        let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+            batch.clear();
+            return Ok(());
+        };
+        self.take_back_moving(shift, entries.len(), error)
+    }
+
+    /// Undoes what took effect of a refused batch of [`change_moving`](Self::change_moving) or
+    /// [`exchange`](Self::exchange).
+    pub(super) fn take_back_moving(
+        &mut self,
+        shift: Shift,
+        count: usize,
+        error: BatchError,
+    ) -> Result<(), MapError> {
+        let context = self.tools.context;
+        let refused = self.tools.batch.refused_update();
+        self.tools.batch.invert();
+        let moving = Some(shift.moving(count));
+        self.path.forget();
+        // No frame came in or goes out: nothing of the batch is to be settled.
+        self.undo(Doubt { moving, ..Doubt::FLUSH })?;
+        Err(match refused.and_then(|update| va_of(&context, self.roots, update)) {
+            Some(va) => MapError::Refused { va, error },
+            None => MapError::RefusedCall(error),
+        })
+    }
+}
