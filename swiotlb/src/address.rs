@@ -40,6 +40,19 @@ impl BusAddr {
         }
     }
 
+    /// The frame that it is in.
+    #[must_use]
+    pub(crate) const fn mfn(self) -> Mfn {
+        Mfn::new(self.0 >> PAGE_SHIFT)
+    }
+
+    /// Where in the frame.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+    pub(crate) const fn offset_in_frame(self) -> usize {
+        (self.0 & (PAGE_SIZE as u64 - 1)) as usize
+    }
+
     /// How many bytes `self` lies beyond `start`, if it does not lie before it.
     #[must_use]
     pub const fn offset_from(self, start: Self) -> Option<u64> {

@@ -79,8 +79,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
             _ => 1,
         };
         let what = Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes };
-        let held = self.pool.take(self.vcpu, Need { what, stride, mask })?;
-        let (bus, place) = (self.pool.bus(&held), self.pool.place(&held, 0, len_bytes));
+        let (held, bus) = self.pool.take(self.p2m, self.vcpu, Need { what, stride, mask })?;
+        let place = self.pool.place(&held, 0, len_bytes);
         let order = pages.next_power_of_two().trailing_zeros();
         // SAFETY: pages that were just taken (I-1).
         let wiped = unsafe { zero(self.machine, place.pfn, place.offset, len_bytes) };
@@ -117,9 +117,36 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
-    pub fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), Error> {
+    ///
+    /// # Safety
+    /// `bus` came of [`Coherent::into_bus`], of so many pages, and has not been given back; the guest
+    /// has not been restored since. Nobody uses the pages any more: no device, no reference or
+    /// pointer, no [`Coherent`] (I-1). As for `unmap_at`, not every wrong call is noticed.
+    ///
+    /// ```
+    /// # use pv_tests::dma;
+    /// use swiotlb::{Dma, DmaMask};
+    ///
+    /// let (guest, pool, _) = dma::a_guest_and_its_pool();
+    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// // A driver that keeps nothing but the address.
+    /// let bus = dma.coherent(2, DmaMask::bits(64))?.into_bus();
+    /// unsafe { dma.free_coherent_at(bus, 2) }?;
+    /// # Ok::<(), swiotlb::Error>(())
+    /// ```
+    ///
+    /// Safe code does not end what somebody else has a token of:
+    /// ```compile_fail,E0133
+    /// # use swiotlb::{Coherent, Dma, Error};
+    /// # use hypercall::FrameAccess;
+    /// fn steal<M: FrameAccess>(dma: &Dma<M>, pages: &Coherent) -> Result<(), Error> {
+    ///     dma.free_coherent_at(pages.bus(), pages.pages())
+    /// }
+    /// ```
+    pub unsafe fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), Error> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
-        let held = self.pool.find(bus, (Purpose::Coherent, len_bytes))?;
+        let pfn = self.pfn_in_pool(bus).ok_or_else(|| self.pool.stranger(bus))?;
+        let held = self.pool.find(pfn, bus, (Purpose::Coherent, len_bytes))?;
         self.give_back(held, bus).map_err(|(error, _)| error)
     }
 

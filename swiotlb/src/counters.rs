@@ -10,7 +10,8 @@ use crate::sync::{AtomicU64, Ordering};
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Area {
-    /// The segment that last had free slots.
+    /// Which of the area's segments last had free slots, counted from 0. Whatever it says, a search
+    /// looks at each of them once.
     pub(crate) hint: AtomicU64,
     used: AtomicU64,
     high: AtomicU64,
@@ -40,7 +41,7 @@ impl Area {
     pub fn new() -> Self {
         let zero = || AtomicU64::new(0);
         Self {
-            hint: AtomicU64::new(u64::MAX),
+            hint: AtomicU64::new(0),
             used: zero(),
             high: zero(),
             taken: zero(),
@@ -141,7 +142,7 @@ pub struct Counters {
     pub slots_used_most: u64,
     /// Requests longer than a pool gives.
     pub too_large: u64,
-    /// Requests for a device that reaches no segment.
+    /// Requests for a device that reaches no segment, or for which none lies together.
     pub out_of_reach: u64,
     /// Requests that found the pool full.
     pub full: u64,

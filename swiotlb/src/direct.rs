@@ -1,27 +1,27 @@
 //! Buffers that a device has as they are, and that end by their address: no slot remembers those,
 //! so a record does. Without it a second end of one would pass for the end of another.
 //!
-//! A record is two words: the address, and what is mapped there with the number of the mapping. The
-//! second word says whether there is one; whoever changes it has it. The number keeps an end that
-//! comes late from taking the mapping that came after it.
+//! A record is three words: the address, the length, and a mark, which says in which direction the
+//! buffer is mapped and is the mapping's number. The mark says whether there is one; whoever changes
+//! it has it. The number keeps an end that comes late from taking the mapping that came after it:
+//! it has 61 bits, so that none comes again in seventy years of a mapping each nanosecond.
 
 use crate::address::BusAddr;
 use crate::error::Error;
 use crate::segment::{Purpose, Use};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Records of an area: two words each.
+/// Records of an area.
 #[cfg(not(loom))]
 const RECORDS: usize = 64;
 #[cfg(loom)]
 const RECORDS: usize = 1;
 
-/// Low bits of the second word: a purpose, or none, or that a record is being written.
+/// Low bits of a mark: a purpose, or none, or that the record is being written.
 const PURPOSE_BITS: u32 = 3;
 const WRITTEN: u64 = 7;
-/// Bits of a length, above them; then the number of the mapping.
-const LENGTH_BITS: u32 = 45;
-const NUMBER_ONE: u64 = 1 << (PURPOSE_BITS + LENGTH_BITS);
+/// Above them the number of the mapping.
+const NUMBER_ONE: u64 = 1 << PURPOSE_BITS;
 
 /// Who has which buffer, for one area.
 #[derive(Debug)]
@@ -30,7 +30,8 @@ pub(crate) struct Records([Record; RECORDS]);
 #[derive(Debug)]
 struct Record {
     address: AtomicU64,
-    what: AtomicU64,
+    len_bytes: AtomicU64,
+    mark: AtomicU64,
 }
 
 /// What one search found.
@@ -43,17 +44,13 @@ enum Found {
 
 impl Records {
     pub(crate) fn new() -> Self {
-        let record = |_| Record { address: AtomicU64::new(0), what: AtomicU64::new(0) };
+        let zero = || AtomicU64::new(0);
+        let record = |_| Record { address: zero(), len_bytes: zero(), mark: zero() };
         Self(core::array::from_fn(record))
     }
 
-    /// Remembers a buffer of `len_bytes` at `address`. False if there is no place for it.
-    pub(crate) fn add(&self, address: BusAddr, (purpose, len_bytes): (Purpose, usize)) -> bool {
-        let len_bytes = len_bytes as u64;
-        if len_bytes >> LENGTH_BITS != 0 {
-            return false;
-        }
-        let what = len_bytes << PURPOSE_BITS | purpose as u64;
+    /// Remembers a buffer of so many bytes at `address`. False if there is no place for it.
+    pub(crate) fn add(&self, address: BusAddr, what: (Purpose, usize)) -> bool {
         self.0.iter().any(|record| record.take(address, what))
     }
 
@@ -71,50 +68,65 @@ impl Records {
 }
 
 impl Record {
-    fn take(&self, address: BusAddr, what: u64) -> bool {
-        let old = self.what.load(Ordering::Relaxed);
+    fn take(&self, address: BusAddr, (purpose, len_bytes): (Purpose, usize)) -> bool {
+        let old = self.mark.load(Ordering::Relaxed);
         if old & WRITTEN != 0 {
             return false;
         }
         // INVARIANT: I-11: from here on until the last store the record is this caller's.
-        let number = old & !(NUMBER_ONE - 1);
+        // Acquire: who ended the last mapping looked at the words before they change.
         let order = (Ordering::Acquire, Ordering::Relaxed);
-        if self.what.compare_exchange(old, number | WRITTEN, order.0, order.1).is_err() {
+        if self.mark.compare_exchange(old, old | WRITTEN, order.0, order.1).is_err() {
             return false;
         }
         self.address.store(address.raw(), Ordering::Relaxed);
-        self.what.store(number.wrapping_add(NUMBER_ONE) | what, Ordering::Release);
+        self.len_bytes.store(len_bytes as u64, Ordering::Relaxed);
+        // Release: who sees this mark sees these words, or later ones.
+        self.mark.store(old.wrapping_add(NUMBER_ONE) | purpose as u64, Ordering::Release);
         true
     }
 
-    fn end(&self, address: BusAddr, (purpose, len_bytes): (Purpose, usize)) -> Found {
-        let now = self.what.load(Ordering::Acquire);
-        let Some(taken) = as_use(now) else { return Found::Nothing };
-        if self.address.load(Ordering::Relaxed) != address.raw() {
-            return Found::Nothing;
-        }
-        if (taken.purpose, taken.len_bytes) != (purpose, len_bytes) {
-            return Found::Otherwise(taken);
-        }
-        let none = now & !(NUMBER_ONE - 1);
-        match self.what.compare_exchange(now, none, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => Found::Ended,
+    fn end(&self, address: BusAddr, what: (Purpose, usize)) -> Found {
+        match self.look(address, what) {
+            Ok(mark) if self.clear(mark) => Found::Ended,
             // Somebody else has ended it.
-            Err(_) => Found::Nothing,
+            Ok(_) => Found::Nothing,
+            Err(found) => found,
         }
+    }
+
+    /// The mark of a mapping that is as asked for.
+    fn look(&self, address: BusAddr, what: (Purpose, usize)) -> Result<u64, Found> {
+        // Acquire: the words are no older than the mark.
+        let mark = self.mark.load(Ordering::Acquire);
+        let purpose = purpose(mark).ok_or(Found::Nothing)?;
+        if self.address.load(Ordering::Relaxed) != address.raw() {
+            return Err(Found::Nothing);
+        }
+        // A length that was a usize when it was put in.
+        let len_bytes =
+            usize::try_from(self.len_bytes.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        if (purpose, len_bytes) != what {
+            return Err(Found::Otherwise(Use { purpose, head_bytes: 0, len_bytes }));
+        }
+        Ok(mark)
+    }
+
+    /// Ends the mapping that has this mark, if it still has it: then the words were its own.
+    fn clear(&self, mark: u64) -> bool {
+        // Release: we looked at the words before who takes the record next changes them.
+        let order = (Ordering::Release, Ordering::Relaxed);
+        self.mark.compare_exchange(mark, mark & !WRITTEN, order.0, order.1).is_ok()
     }
 }
 
-const fn as_use(what: u64) -> Option<Use> {
-    let purpose = match what & WRITTEN {
-        1 => Purpose::ToDevice,
-        2 => Purpose::FromDevice,
-        3 => Purpose::Both,
-        _ => return None,
-    };
-    // A length that was a usize when it was put in.
-    let len_bytes = ((what & (NUMBER_ONE - 1)) >> PURPOSE_BITS) as usize;
-    Some(Use { purpose, head_bytes: 0, len_bytes })
+const fn purpose(mark: u64) -> Option<Purpose> {
+    match mark & WRITTEN {
+        1 => Some(Purpose::ToDevice),
+        2 => Some(Purpose::FromDevice),
+        3 => Some(Purpose::Both),
+        _ => None,
+    }
 }
 
 /// Ends the mapping of a buffer at its own address, in whichever of `areas` it is remembered.
@@ -161,24 +173,31 @@ mod tests {
         assert_eq!(records.end(at(0x1000), to(9)), Found::Nothing);
         assert!(records.add(at(0x99_0000), to(9)), "a place is free again");
         assert_eq!(records.end(at(0x99_0000), to(9)), Found::Ended);
-        let longest = (1 << LENGTH_BITS) - 1;
-        assert!(!records.add(at(0x1000), to(longest + 1)));
-        assert!(records.add(at(0x1000), to(longest)));
-        assert_eq!(records.end(at(0x1000), to(longest)), Found::Ended);
+        assert!(records.add(at(0x1000), to(usize::MAX)));
+        assert_eq!(records.end(at(0x1000), to(usize::MAX)), Found::Ended);
     }
 
     #[test]
-    fn the_number_of_a_mapping_comes_again_after_all_others() {
-        let records = Records::new();
-        let what = (Purpose::Both, (1 << LENGTH_BITS) - 1);
-        for _ in 0..0x1_0002 {
-            assert!(records.add(BusAddr::from_raw(0x1000), what));
-            assert_eq!(records.end(BusAddr::from_raw(0x1000), what), Found::Ended);
+    fn an_end_that_comes_late_ends_no_later_mapping_however_often_the_record_was_taken() {
+        // As often as sixteen bits count, and more.
+        const TIMES: u32 = 0x1_0002;
+        let (records, at) = (Records::new(), BusAddr::from_raw(0x1000));
+        let (record, what) = (&records.0[0], (Purpose::Both, usize::MAX));
+        assert!(records.add(at, what));
+        // Whoever does this is descheduled here, and somebody else ends the mapping.
+        let late = record.look(at, what).expect("it is mapped so");
+        assert_eq!(records.end(at, what), Found::Ended);
+        for time in 0..TIMES {
+            assert!(!record.clear(late), "nothing is mapped, time {time}");
+            assert!(records.add(at, what));
+            assert!(!record.clear(late), "mapped anew, to the same words, time {time}");
+            assert_eq!(records.end(at, what), Found::Ended);
         }
     }
 }
 
 #[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "memory whose owner is whoever has the record")]
 mod loom_tests {
     use loom::sync::Arc;
 
@@ -215,6 +234,50 @@ mod loom_tests {
             assert!(late ^ ended);
             assert!(added);
             assert_eq!(records.end(new, WHAT), Found::Ended);
+        });
+    }
+
+    #[test]
+    fn an_end_by_an_address_that_is_mapped_anew_is_right_or_none() {
+        // Both have the record for an address of theirs, one after the other; who ends it has the
+        // length of what was there.
+        loom::model(|| {
+            let records = Arc::new(Records::new());
+            let at = BusAddr::from_raw(0x1000);
+            let (short, long) = ((Purpose::ToDevice, 64), (Purpose::ToDevice, 128));
+            assert!(records.add(at, short));
+            let other = Arc::clone(&records);
+            let other = loom::thread::spawn(move || {
+                (other.end(at, short) == Found::Ended, other.add(at, long))
+            });
+            let late = records.end(at, short) == Found::Ended;
+            let (ended, added) = other.join().expect("no panic");
+            assert!(late ^ ended);
+            assert!(added);
+            assert_eq!(records.end(at, long), Found::Ended);
+        });
+    }
+
+    #[test]
+    fn what_was_done_before_an_end_comes_before_the_record_is_taken_again() {
+        loom::model(|| {
+            let records = Arc::new(Records::new());
+            let at = BusAddr::from_raw(0x1000);
+            assert!(records.add(at, WHAT));
+            let words = Arc::new(loom::cell::UnsafeCell::new(1));
+            let other = loom::thread::spawn({
+                let (records, words) = (Arc::clone(&records), Arc::clone(&words));
+                move || {
+                    // SAFETY: until the end the words are the mapping's; loom panics if not.
+                    assert_eq!(words.with(|word| unsafe { *word }), 1);
+                    records.end(at, WHAT) == Found::Ended
+                }
+            });
+            if records.add(at, WHAT) {
+                // SAFETY: as above: the record is this one's now.
+                words.with_mut(|word| unsafe { *word = 2 });
+            }
+            assert!(other.join().expect("no panic"));
         });
     }
 }

@@ -105,6 +105,14 @@ pub enum Error {
         /// How far the device reaches.
         mask: DmaMask,
     },
+    /// The memory that begins at this pfn does not lie together: it was gathered before a restore,
+    /// and has other frames now.
+    Scattered {
+        /// The first pfn of the segment or the run.
+        pfn: Pfn,
+    },
+    /// No number is left for another pool.
+    NoNumber,
     /// The pool is full at the moment; it can serve the request when others are done.
     PoolFull {
         /// Slots asked for.
@@ -274,6 +282,12 @@ impl Error {
             Self::MappedAlready { address } => {
                 write!(f, "the list has a buffer in it that is mapped already, at {address}")
             }
+            Self::Scattered { pfn } => write!(
+                f,
+                "what begins at pfn {pfn} does not lie together in the machine, as after a restore: \
+                 gather it again"
+            ),
+            Self::NoNumber => f.write_str("2^32 pools were made: there is no number for another"),
             Self::RunsFull { runs } => {
                 write!(f, "the buffers make more runs than there is room for ({runs})")
             }

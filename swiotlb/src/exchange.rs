@@ -81,8 +81,8 @@ impl Way {
 pub(crate) struct Part {
     /// How many are as they should be, from the first on.
     pub(crate) made: u64,
-    /// Whether all are in the direct mapping.
-    pub(crate) is_mapped: bool,
+    /// Whether all are in the direct mapping, and what came is filled with zeroes.
+    pub(crate) is_usable: bool,
     pub(crate) result: Result<(), Error>,
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn exchange<M: Machine, D: FindDirect>(
 ) -> Part {
     if let Err(error) = plan_unmapping(around, pfns, scratch.batch) {
         scratch.batch.clear();
-        return Part { made: 0, is_mapped: true, result: Err(error) };
+        return Part { made: 0, is_usable: true, result: Err(error) };
     }
     // SAFETY: the frames are the caller's token's (I-1); they leave the direct mapping for as long
     // as this function runs, and no Rust object lives in them.
@@ -104,7 +104,7 @@ pub(crate) fn exchange<M: Machine, D: FindDirect>(
         // SAFETY: the entries become what they were.
         let undone = unsafe { scratch.batch.submit(around.machine) };
         scratch.batch.clear();
-        return Part { made: 0, is_mapped: undone.is_ok(), result: Err(refused.into()) };
+        return Part { made: 0, is_usable: undone.is_ok(), result: Err(refused.into()) };
     }
     let (done, refusal) = ask(around, pfns, way, scratch.extents);
     let recorded = record(around, Pfns::new(pfns.start, done), way, scratch.extents);
@@ -114,9 +114,10 @@ pub(crate) fn exchange<M: Machine, D: FindDirect>(
         true => wipe(around, Pfns::new(pfns.start, done)),
         false => Ok(()),
     };
+    let is_usable = is_mapped && wiped.is_ok();
     let right = recorded.and(mapped).and(wiped);
     let made = if right.is_ok() { done } else { 0 };
-    Part { made, is_mapped, result: right.and(refusal.map_or(Ok(()), Err)) }
+    Part { made, is_usable, result: right.and(refusal.map_or(Ok(()), Err)) }
 }
 
 /// All of `pfns` leave the direct mapping, and every TLB.

@@ -22,8 +22,8 @@ use crate::stream::{Device, Dma};
 /// A guest whose drivers use [`DmaHal`].
 ///
 /// # Safety
-/// `place` names the frames that the address is mapped to; `device_registers` is a mapping of the
-/// registers that nothing else uses.
+/// `with` lends operations on the same pool each time; `place` names the frames that the address is
+/// mapped to; `device_registers` is a mapping of the registers that nothing else uses.
 pub unsafe trait HalGuest {
     /// Does `work` with the guest's DMA.
     fn with<T>(work: impl FnOnce(&dyn DmaOperations) -> T) -> T;
@@ -36,7 +36,12 @@ pub unsafe trait HalGuest {
 }
 
 /// What the drivers need, for any machine: [`Dma`] together with its device.
-pub trait DmaOperations {
+///
+/// # Safety
+/// Pages that were taken are nobody else's until they are given back (I-1), and lie where the two
+/// addresses say; a buffer is seen by the device at the address that `share` returns, and nowhere
+/// else.
+pub unsafe trait DmaOperations {
     /// [`Dma::coherent`], and where the kernel sees it.
     ///
     /// # Errors
@@ -47,7 +52,10 @@ pub trait DmaOperations {
     ///
     /// # Errors
     /// As there.
-    fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error>;
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error>;
 
     /// [`Dma::map_at`].
     ///
@@ -73,7 +81,9 @@ pub trait DmaOperations {
     ) -> Result<(), Error>;
 }
 
-impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
+// SAFETY: pages and slots come from the pool, which gives them to one owner at a time; their
+// addresses from P2M and from the machine.
+unsafe impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
     fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), Error> {
         let (dma, device) = self;
         let memory = dma.coherent(pages, device.mask)?;
@@ -89,8 +99,9 @@ impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
         }
     }
 
-    fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error> {
-        self.0.free_coherent_at(start, pages)
+    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.free_coherent_at(start, pages) }
     }
 
     unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error> {
@@ -151,7 +162,8 @@ unsafe impl<G: HalGuest> Hal for DmaHal<G> {
     }
 
     unsafe fn dma_dealloc(start: PhysAddr, _: NonNull<u8>, pages: usize) -> i32 {
-        match G::with(|dma| dma.give_pages(BusAddr::from_raw(start), pages)) {
+        // SAFETY: what the driver got of `dma_alloc`, and gives back, by its word.
+        match G::with(|dma| unsafe { dma.give_pages(BusAddr::from_raw(start), pages) }) {
             Ok(()) => 0,
             Err(_) => -1,
         }

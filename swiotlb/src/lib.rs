@@ -119,7 +119,7 @@ pub use exchange::{Around, Scratch};
 #[cfg(feature = "virtio")]
 pub use hal::{DmaHal, DmaOperations, HalGuest};
 pub use pool::Pool;
-pub use region::{Region, RegionError, gather, reinstate, scatter};
+pub use region::{Region, RegionError, Stranded, gather, reinstate, scatter};
 pub use scatter_list::{BusRun, Item};
 pub use segment::{Purpose, SEGMENT_BYTES, SEGMENT_ORDER, SLOT_BYTES, SLOTS, Segment, Use};
 pub use stream::{

@@ -2,16 +2,21 @@
 //!
 //! Every vCPU has an area, in which it searches first; the words that it changes there are in cache
 //! lines of their own. It takes slots of another area only when its own has none.
+//!
+//! A pool keeps no bus address: where a run lies for the device is looked up in P2M when it is taken.
+//! After a restore, when every pfn has another frame, runs of one page are as good as before. Longer
+//! ones are refused ([`Error::Scattered`]) until the memory has been gathered again: `close`, `gather`,
+//! `grow`.
 #![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
 
 use core::num::NonZeroU32;
 use core::sync::atomic::AtomicU32 as Number;
 
-use hypercall::{Frames, Pfn};
+use hypercall::{Frames, PAGE_SIZE, Pfn};
 use p2m::P2m;
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::Place;
+use crate::contiguous::{Place, contiguous};
 use crate::counters::{Area, Counters, Failure};
 use crate::direct;
 use crate::error::Error;
@@ -30,7 +35,7 @@ pub struct Pool<'m> {
     number: PoolNumber,
 }
 
-/// Which pool something is of.
+/// Which pool something is of. No two pools have one number.
 pub(crate) type PoolNumber = NonZeroU32;
 
 /// The next pool's number: a run of one pool is never taken for one of another.
@@ -76,7 +81,8 @@ impl<'m> Pool<'m> {
     /// as vCPUs should rarely meet.
     ///
     /// # Errors
-    /// [`Error::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB).
+    /// [`Error::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB);
+    /// [`Error::NoNumber`] after 2^32 pools.
     ///
     /// # Hypercalls
     /// None.
@@ -96,17 +102,16 @@ impl<'m> Pool<'m> {
         if segments.len() > usize::from(u16::MAX) {
             return Err(Error::AtLimit { segments: usize::from(u16::MAX) });
         }
-        // After 2^32 pools numbers come again; none is 0.
-        let number = NonZeroU32::new(POOLS.fetch_add(1, Ordering::Relaxed));
-        let number = number.unwrap_or(NonZeroU32::MAX);
+        let number = next_number(&POOLS).ok_or(Error::NoNumber)?;
         Ok(Self { segments, areas, number })
     }
 
     /// Adds memory: one segment for each 64 frames.
     ///
     /// # Errors
-    /// What did not find a place, with [`Error::AtLimit`], or with [`Error::RunTooShort`] all of
-    /// it.
+    /// What did not find a place, with [`Error::AtLimit`], or does not lie together (any more, since
+    /// it was gathered before a restore), with [`Error::Scattered`]; with [`Error::RunTooShort`] all
+    /// of it.
     ///
     /// # Hypercalls
     /// None.
@@ -122,14 +127,15 @@ impl<'m> Pool<'m> {
         }
         let mut rest = region.with_order(SEGMENT_ORDER);
         loop {
-            let mfn = match rest.mfn(p2m, 0) {
-                Ok(mfn) => mfn,
+            match together(p2m, segment_at(rest.start())) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Err((Error::Scattered { pfn: rest.start() }, rest)),
                 Err(error) => return Err((error, rest)),
-            };
+            }
             let Some(place) = self.segments.iter().find(|segment| segment.reserve()) else {
                 return Err((Error::AtLimit { segments: self.segments.len() }, rest));
             };
-            place.fill(rest.start(), mfn);
+            place.fill(rest.start());
             match rest.split(1) {
                 Ok((_, after)) => rest = after,
                 Err(_) => return Ok(()),
@@ -239,9 +245,14 @@ impl<'m> Pool<'m> {
         &self.areas[vcpu % self.areas.len()]
     }
 
-    /// Takes slots, from the area of `vcpu` if it has some.
+    /// Takes slots, from the area of `vcpu` if it has some; where the device sees the first byte used.
     #[inline]
-    pub(crate) fn take(&self, vcpu: usize, need: Need) -> Result<Held, Error> {
+    pub(crate) fn take(
+        &self,
+        p2m: &P2m<'_>,
+        vcpu: usize,
+        need: Need,
+    ) -> Result<(Held, BusAddr), Error> {
         let slots = need.what.slots();
         if need.what.len_bytes == 0 {
             return Err(Error::Empty);
@@ -250,27 +261,44 @@ impl<'m> Pool<'m> {
             return Err(self.never(vcpu, need));
         }
         let home = vcpu % self.areas.len();
-        if let Some(held) = self.take_in(home, need, slots) {
-            return Ok(held);
+        if let Some(taken) = self.take_in(p2m, home, need, slots) {
+            return Ok(taken);
         }
-        self.take_elsewhere(home, need, slots)
+        self.take_elsewhere(p2m, home, need, slots)
     }
 
     #[cold]
-    fn take_elsewhere(&self, home: usize, need: Need, slots: usize) -> Result<Held, Error> {
+    fn take_elsewhere(
+        &self,
+        p2m: &P2m<'_>,
+        home: usize,
+        need: Need,
+        slots: usize,
+    ) -> Result<(Held, BusAddr), Error> {
         let areas = self.areas.len();
-        let elsewhere = (1..areas).map(|step| (home + step) % areas);
-        elsewhere.into_iter().find_map(|area| self.take_in(area, need, slots)).ok_or_else(|| {
-            let reached = |segment: &Segment| {
-                segment.start().is_some_and(|at| need.mask.reaches(at, SEGMENT_BYTES as u64))
-            };
-            if self.segments.iter().any(reached) {
-                self.areas[home].failed(Failure::Full);
-                return Error::PoolFull { slots, free: self.free() };
+        let mut elsewhere = (1..areas).map(|step| (home + step) % areas);
+        let taken = elsewhere.find_map(|area| self.take_in(p2m, area, need, slots));
+        taken.ok_or_else(|| self.nothing(p2m, home, need, slots))
+    }
+
+    /// Why there are no slots to take.
+    fn nothing(&self, p2m: &P2m<'_>, home: usize, need: Need, slots: usize) -> Error {
+        let mut scattered = None;
+        for start in self.segments.iter().filter_map(Segment::start) {
+            match together(p2m, segment_at(start)) {
+                Ok(Some(bus)) if need.mask.reaches(bus, SEGMENT_BYTES as u64) => {
+                    self.areas[home].failed(Failure::Full);
+                    return Error::PoolFull { slots, free: self.free() };
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => scattered = scattered.or(Some(start)),
             }
-            self.areas[home].failed(Failure::OutOfReach);
-            Error::OutOfReach { mask: need.mask }
-        })
+        }
+        self.areas[home].failed(Failure::OutOfReach);
+        match scattered {
+            Some(pfn) => Error::Scattered { pfn },
+            None => Error::OutOfReach { mask: need.mask },
+        }
     }
 
     #[cold]
@@ -282,43 +310,68 @@ impl<'m> Pool<'m> {
 
     /// Takes slots of one area, from where it last found some.
     #[inline]
-    fn take_in(&self, area: usize, need: Need, slots: usize) -> Option<Held> {
+    fn take_in(
+        &self,
+        p2m: &P2m<'_>,
+        area: usize,
+        need: Need,
+        slots: usize,
+    ) -> Option<(Held, BusAddr)> {
+        // Each `areas`-th segment is of this area, whatever pool the hint is from: it counts those.
         let areas = self.areas.len();
-        let hint = &self.areas[area].hint;
-        let last = usize::try_from(hint.load(Ordering::Relaxed)).unwrap_or(0);
+        let hint = usize::try_from(self.areas[area].hint.load(Ordering::Relaxed)).unwrap_or(0);
+        let last = hint * areas + area;
         let first = if last < self.segments.len() { last } else { area };
-        let mut at = first;
-        loop {
-            if let Some(held) = self.take_of(at, need, slots) {
-                if at != last {
-                    hint.store(at as u64, Ordering::Relaxed);
-                }
-                self.areas[area].took(slots as u64);
-                return Some(held);
-            }
-            at += areas;
-            if at >= self.segments.len() {
-                at = area;
-            }
-            if at == first {
-                return None;
-            }
-        }
+        let taken = match self.take_of(p2m, first, need, slots) {
+            Some(taken) => taken,
+            None => self.take_behind(p2m, area, need, first)?,
+        };
+        self.areas[area].took(slots as u64);
+        Some(taken)
+    }
+
+    /// Takes slots of one area: of the segments behind `first`, then of those before it.
+    #[cold]
+    fn take_behind(
+        &self,
+        p2m: &P2m<'_>,
+        area: usize,
+        need: Need,
+        first: usize,
+    ) -> Option<(Held, BusAddr)> {
+        let areas = self.areas.len();
+        let behind = (first..self.segments.len()).step_by(areas).skip(1);
+        let mut order = behind.chain((area..first).step_by(areas));
+        let take = |at| Some((at, self.take_of(p2m, at, need, need.what.slots())?));
+        let (at, taken) = order.find_map(take)?;
+        self.areas[area].hint.store((at / areas) as u64, Ordering::Relaxed);
+        Some(taken)
     }
 
     /// Takes slots of one segment.
     #[inline]
-    fn take_of(&self, at: usize, need: Need, slots: usize) -> Option<Held> {
+    fn take_of(
+        &self,
+        p2m: &P2m<'_>,
+        at: usize,
+        need: Need,
+        slots: usize,
+    ) -> Option<(Held, BusAddr)> {
         let segment = self.segments.get(at)?;
         let slot = segment.take(slots, need.stride)?;
         // The memory of a segment does not change while a slot is taken.
-        let start = segment.start()?;
-        if !need.mask.reaches(start, SEGMENT_BYTES as u64) {
-            segment.give(slot, slots);
-            return None;
+        let Use { head_bytes, len_bytes, .. } = need.what;
+        let place = segment.start().map(|pfn| place_in(pfn, slot, head_bytes, len_bytes));
+        match place.and_then(|place| together(p2m, place).ok().flatten()) {
+            Some(bus) if need.mask.reaches(bus, len_bytes as u64) => {
+                let state = segment.open(slot, need.what);
+                Some((self.held((at, slot), state)?, bus))
+            }
+            _ => {
+                segment.give(slot, slots);
+                None
+            }
         }
-        let state = segment.open(slot, need.what);
-        self.held((at, slot), state)
     }
 
     /// The name of a run; both numbers are small.
@@ -334,18 +387,11 @@ impl<'m> Pool<'m> {
         self.segments.get(usize::from(held.segment)).filter(|_| held.pool == self.number)
     }
 
-    /// Where the device sees the first byte used.
-    #[inline]
-    pub(crate) fn bus(&self, held: &Held) -> BusAddr {
-        let start = self.segment_of(held).and_then(Segment::start).map_or(0, BusAddr::raw);
-        BusAddr::from_raw(start + (held.slot() * SLOT_BYTES + held.what().head_bytes) as u64)
-    }
-
     /// Byte `at` of the run's slots on, for `len_bytes` bytes.
     #[inline]
     pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> Place {
-        let pfn = self.segment_of(held).map_or(Pfn::new(u64::MAX), Segment::pfn);
-        Place { pfn, offset: held.slot() * SLOT_BYTES + at, len_bytes }
+        let pfn = self.segment_of(held).and_then(Segment::start).unwrap_or(Pfn::new(u64::MAX));
+        place_in(pfn, held.slot(), at, len_bytes)
     }
 
     /// Marks a run busy: for as long as it is, nobody else can give it back or copy it.
@@ -400,20 +446,21 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// The run that is taken at an address, as `what`.
+    /// The run that is taken at an address in the frame of `pfn`, as `what`.
     ///
     /// # Errors
     /// What is wrong with the address or with `what`.
-    pub(crate) fn find(&self, address: BusAddr, what: (Purpose, usize)) -> Result<Held, Error> {
-        let inside = |segment: &Segment| {
-            let offset = usize::try_from(address.offset_from(segment.start()?)?).ok()?;
-            (offset < SEGMENT_BYTES).then_some(offset)
-        };
-        let found = self.segments.iter().enumerate();
-        let found = found.filter_map(|(at, segment)| Some((at, segment, inside(segment)?))).next();
-        let Some((at, segment, offset)) = found else {
+    pub(crate) fn find(
+        &self,
+        pfn: Pfn,
+        address: BusAddr,
+        what: (Purpose, usize),
+    ) -> Result<Held, Error> {
+        let Some((at, pages)) = self.segment_with(pfn) else {
             return Err(self.stranger(address));
         };
+        let (segment, area) = (&self.segments[at], &self.areas[at % self.areas.len()]);
+        let offset = pages * PAGE_SIZE + address.offset_in_frame();
         // The first slot lies up to a head before the address.
         let last = offset / SLOT_BYTES;
         let taken = (last.saturating_sub(1)..=last).rev().find_map(|slot| {
@@ -421,7 +468,6 @@ impl<'m> Pool<'m> {
             let what = state.what()?;
             (slot * SLOT_BYTES + what.head_bytes == offset).then_some((slot, state, what))
         });
-        let area = &self.areas[at % self.areas.len()];
         let Some((slot, state, taken)) = taken else {
             area.failed(Failure::Misuse);
             return Err(Error::NotTaken { address });
@@ -438,11 +484,226 @@ impl<'m> Pool<'m> {
         self.held((at, slot), state).ok_or(Error::NotTaken { address })
     }
 
-    /// Whether the address is in one of the segments.
-    pub(crate) fn contains(&self, address: BusAddr) -> bool {
-        self.segments.iter().any(|segment| {
-            let offset = segment.start().and_then(|start| address.offset_from(start));
-            offset.is_some_and(|offset| offset < SEGMENT_BYTES as u64)
+    /// Which segment the frame is in, and how many pages behind its first one.
+    fn segment_with(&self, pfn: Pfn) -> Option<(usize, usize)> {
+        self.segments.iter().enumerate().find_map(|(at, segment)| {
+            let pages = pfn.raw().checked_sub(segment.start()?.raw())?;
+            let pages = usize::try_from(pages).ok().filter(|pages| *pages < 1 << SEGMENT_ORDER)?;
+            Some((at, pages))
         })
+    }
+
+    /// Whether the frame is in one of the segments.
+    pub(crate) fn contains(&self, pfn: Pfn) -> bool {
+        self.segment_with(pfn).is_some()
+    }
+}
+
+/// The number of the next pool, unless all have been given out.
+fn next_number(numbers: &Number) -> Option<PoolNumber> {
+    let next = |number: u32| number.checked_add(1);
+    let number = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+    NonZeroU32::new(number)
+}
+
+/// All bytes of the segment that begins at `pfn`.
+const fn segment_at(pfn: Pfn) -> Place {
+    Place { pfn, offset: 0, len_bytes: SEGMENT_BYTES }
+}
+
+/// Bytes from `at` on behind the first one of a slot, in the segment that begins at `pfn`.
+#[inline]
+const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> Place {
+    Place { pfn, offset: slot * SLOT_BYTES + at, len_bytes }
+}
+
+/// Where the device sees the first byte, if it sees all of them together.
+#[inline]
+fn together(p2m: &P2m<'_>, place: Place) -> Result<Option<BusAddr>, Error> {
+    let (pfn, offset) = place.byte(0);
+    let (bus, together) = contiguous(p2m, Place { pfn, offset, ..place })?;
+    Ok((together == place.len_bytes).then_some(bus))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_pool_never_comes_again() {
+        let numbers = Number::new(u32::MAX - 1);
+        assert_eq!(next_number(&numbers), NonZeroU32::new(u32::MAX - 1));
+        for _ in 0..3 {
+            assert_eq!(next_number(&numbers), None, "there are no more");
+        }
+    }
+}
+
+/// What several vCPUs may do at once with one pool, in every order that the memory model allows.
+#[cfg(all(test, loom))]
+#[expect(unsafe_code, reason = "frames that are numbers only, and memory of whoever has a run")]
+mod loom_tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const FIRST_MFN: u64 = 0x1000;
+    const WHAT: (Purpose, usize) = (Purpose::Both, 2048);
+    const USE: Use = Use { purpose: WHAT.0, head_bytes: 0, len_bytes: WHAT.1 };
+    const NEED: Need = Need { what: USE, stride: 1, mask: DmaMask::ALL };
+
+    /// A pool, and a map of 128 pfns that lie together.
+    #[derive(Clone)]
+    struct Guest {
+        pool: Arc<Pool<'static>>,
+        p2m: Arc<P2m<'static>>,
+    }
+
+    impl Guest {
+        fn new(segments: usize, areas: usize) -> Self {
+            use crate::sync::AtomicU64;
+
+            let list: Vec<_> = (FIRST_MFN..FIRST_MFN + 128).map(AtomicU64::new).collect();
+            // SAFETY: the map is of numbers only.
+            let p2m = Arc::new(unsafe { P2m::adopt(list.leak()) }.expect("a list"));
+            let segments: Vec<_> = (0..segments).map(|_| Segment::new()).collect();
+            let areas: Vec<_> = (0..areas).map(|_| Area::new()).collect();
+            let pool = Arc::new(Pool::new(segments.leak(), areas.leak()).expect("it has places"));
+            Self { pool, p2m }
+        }
+
+        /// Grows the pool by 64 pfns from `pfn` on.
+        fn grow(&self, pfn: u64) -> bool {
+            // SAFETY: the frames are numbers only, claimed once at a time.
+            let frames = unsafe { Frames::claim(Pfn::new(pfn), 64) };
+            self.pool.grow(&self.p2m, Region::of(frames, SEGMENT_ORDER)).is_ok()
+        }
+
+        fn take(&self, vcpu: usize) -> Option<(Held, BusAddr)> {
+            self.pool.take(&self.p2m, vcpu, NEED).ok()
+        }
+
+        /// Ends what is taken at an address, as whoever knows nothing else.
+        fn end_at(&self, address: BusAddr) -> Result<(), Error> {
+            let pfn = Pfn::new(address.mfn().raw() - FIRST_MFN);
+            let held = self.pool.find(pfn, address, WHAT)?;
+            self.pool.enter(&held, address)?;
+            self.pool.close_run(held, 1);
+            Ok(())
+        }
+
+        fn beside<T: 'static>(
+            &self,
+            work: impl FnOnce(&Self) -> T + 'static,
+        ) -> loom::thread::JoinHandle<T> {
+            let guest = self.clone();
+            loom::thread::spawn(move || work(&guest))
+        }
+    }
+
+    #[test]
+    fn each_of_two_finds_its_own_run_by_its_address() {
+        loom::model(|| {
+            let guest = Guest::new(1, 2);
+            assert!(guest.grow(0));
+            let (_, mine) = guest.take(0).expect("free");
+            let other = guest.beside(|guest| {
+                let (_, address) = guest.take(1).expect("there is room for both");
+                guest.end_at(address)
+            });
+            assert_eq!(guest.end_at(mine), Ok(()));
+            assert_eq!(other.join().expect("no panic"), Ok(()));
+            assert_eq!(guest.pool.free(), SLOTS);
+        });
+    }
+
+    #[test]
+    fn of_two_that_find_one_run_by_its_address_one_ends_it() {
+        loom::model(|| {
+            let guest = Guest::new(1, 1);
+            assert!(guest.grow(0));
+            let (_, address) = guest.take(0).expect("free");
+            let other = guest.beside(move |guest| guest.end_at(address).is_ok());
+            let mine = guest.end_at(address).is_ok();
+            assert!(mine ^ other.join().expect("no panic"));
+            assert_eq!(guest.pool.free(), SLOTS);
+        });
+    }
+
+    #[test]
+    fn each_of_two_forgets_its_own_buffer_wherever_it_is_remembered() {
+        loom::model(|| {
+            let guest = Guest::new(1, 2);
+            // Each ends on one vCPU what it began on another.
+            let work = |guest: &Guest, vcpu: usize| {
+                let address = BusAddr::from_raw(0x1000 << vcpu);
+                assert!(guest.pool.remember(vcpu, address, WHAT));
+                guest.pool.forget(vcpu + 1, address, WHAT)
+            };
+            let other = guest.beside(move |guest| work(guest, 1));
+            assert_eq!(work(&guest, 0), Ok(()));
+            assert_eq!(other.join().expect("no panic"), Ok(()));
+        });
+    }
+
+    #[test]
+    fn of_two_that_forget_one_buffer_one_fails() {
+        loom::model(|| {
+            let guest = Guest::new(1, 2);
+            let address = BusAddr::from_raw(0x1000);
+            assert!(guest.pool.remember(0, address, WHAT));
+            let other = guest.beside(move |guest| guest.pool.forget(1, address, WHAT).is_ok());
+            let mine = guest.pool.forget(0, address, WHAT).is_ok();
+            assert!(mine ^ other.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn two_that_grow_a_pool_at_once_fill_two_places() {
+        loom::model(|| {
+            let guest = Guest::new(2, 1);
+            let other = guest.beside(|guest| guest.grow(64));
+            assert!(guest.grow(0));
+            assert!(other.join().expect("no panic"));
+            assert_eq!((guest.pool.segments(), guest.pool.free()), (2, 2 * SLOTS));
+            assert!(guest.pool.contains(Pfn::new(63)) && guest.pool.contains(Pfn::new(64)));
+        });
+    }
+
+    #[test]
+    fn of_two_that_shrink_a_pool_one_gets_its_only_segment() {
+        loom::model(|| {
+            let guest = Guest::new(1, 1);
+            assert!(guest.grow(0));
+            let other = guest.beside(|guest| guest.pool.shrink());
+            let regions = [guest.pool.shrink(), other.join().expect("no panic")];
+            let regions = regions.iter().flatten().count();
+            // Both may fail, when each sees the other one at work; both never succeed.
+            assert!(regions <= 1, "one segment left twice");
+            assert_eq!(guest.pool.free(), if regions == 1 { 0 } else { SLOTS });
+        });
+    }
+
+    #[test]
+    fn a_run_lies_in_the_memory_of_its_pool_while_that_shrinks_and_grows() {
+        loom::model(|| {
+            let guest = Guest::new(1, 1);
+            assert!(guest.grow(0));
+            let other = guest.beside(|guest| {
+                let left = guest.pool.shrink();
+                left.is_some() && guest.grow(64)
+            });
+            if let Some((held, address)) = guest.take(0) {
+                let (pfn, offset) = guest.pool.place(&held, 0, 1).byte(0);
+                let mfn = guest.p2m.mfn(pfn).expect("memory");
+                assert_eq!(address, BusAddr::new(mfn, offset));
+                assert!(guest.pool.contains(pfn), "{pfn:?}");
+                guest.pool.enter(&held, address).expect("it is taken");
+                guest.pool.close_run(held, 1);
+            }
+            let grown = other.join().expect("no panic");
+            assert!(guest.pool.contains(Pfn::new(if grown { 64 } else { 0 })));
+            assert_eq!(guest.pool.free(), SLOTS);
+        });
     }
 }

@@ -6,15 +6,18 @@
 //!
 //! # What a failure leaves
 //! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
-//! stay made; frames that Xen could neither exchange nor the guest map again (`stranded`: only if a
-//! second request was refused on the way back; [`reinstate`] fills them with zeroes, for some may
-//! be frames that Xen gave, with what their last owner left there); and the rest, in the direct
+//! stay made; frames that Xen could neither exchange nor the guest map again ([`Stranded`]: only if a
+//! second request was refused on the way back; they are no frames that an allocator or a table would
+//! take, until [`reinstate`] has mapped them again and filled them with zeroes, for some may be
+//! frames that Xen gave, with what their last owner left there); and the rest, in the direct
 //! mapping as before, each with the frame it had and what was in it, or with another one and
 //! zeroes.
 
+#![expect(unsafe_code, reason = "makes frames again of those that it saw mapped (I-1, I-16)")]
+
 use core::fmt;
 
-use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn};
+use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn, Uncertain};
 use p2m::{FindDirect, P2m, Pfns};
 
 use crate::address::DmaMask;
@@ -25,8 +28,10 @@ use crate::exchange::{self, Around, Part, Scratch, Way};
 /// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
 ///
 /// # Invariants
-/// I-10: what the type says, for as long as the value exists: who has the frames has the word on
-/// what they stand for. The count is a multiple of 2^`order`.
+/// I-10: what the type says, from when the region was made until the guest is restored: who has the
+/// frames has the word on what they stand for, but for a toolstack, which gives every pfn another
+/// one. So a region does not survive a suspend; its frames do ([`into_frames`](Self::into_frames)).
+/// The count is a multiple of 2^`order`.
 #[must_use = "a region that is dropped is lost to the guest"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Region {
@@ -42,20 +47,54 @@ pub struct RegionError {
     pub error: Error,
     /// Runs that had been exchanged before, and stay so: of order 0 if they were to be scattered.
     pub made: Option<Region>,
-    /// Frames that have memory but no place in the direct mapping. They are not to be touched until
-    /// [`reinstate`] has mapped them again.
-    pub stranded: Option<Frames>,
+    /// Frames that have memory but no place in the direct mapping.
+    pub stranded: Option<Stranded>,
     /// Frames that are usable as they are.
     pub rest: Option<Frames>,
 }
 
+/// Frames that Xen would neither exchange nor map again, or that could not be filled with zeroes:
+/// with memory, and perhaps not in the direct mapping. [`reinstate`] makes frames of them again;
+/// else they belong into a [`Quarantine`](hypercall::Quarantine).
+///
+/// ```compile_fail,E0308
+/// # use hypercall::Frames;
+/// # use swiotlb::RegionError;
+/// fn as_if_nothing_had_happened(error: RegionError) -> Option<Frames> {
+///     error.stranded
+/// }
+/// ```
+#[must_use = "reinstate them, or put them in a quarantine"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stranded(Uncertain);
+
+impl Stranded {
+    /// The pfn of the first frame.
+    #[must_use]
+    pub const fn start(&self) -> Pfn {
+        self.0.start()
+    }
+
+    /// How many.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.0.count()
+    }
+}
+
+impl From<Stranded> for Uncertain {
+    fn from(stranded: Stranded) -> Self {
+        stranded.0
+    }
+}
+
 impl fmt::Display for RegionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |frames: &Option<Frames>| frames.as_ref().map_or(0, Frames::count);
+        let rest = self.rest.as_ref().map_or(0, Frames::count);
         let made = self.made.as_ref().map_or(0, Region::frames);
         write!(f, "{} ({made} frames were exchanged before", self.error)?;
-        match count(&self.stranded) {
-            0 => write!(f, ", {} are as they were)", count(&self.rest)),
+        match self.stranded.as_ref().map_or(0, Stranded::count) {
+            0 => write!(f, ", {rest} are as they were)"),
             lost => write!(f, ", {lost} are not mapped: reinstate them)"),
         }
     }
@@ -259,29 +298,40 @@ pub fn scatter<M: Machine, D: FindDirect>(
 /// One `mmu_update`.
 ///
 /// ```
-/// # use hypercall::Extent;
+/// # use hypercall::{BatchStorage, Errno, Extent, FailNth, Refusal};
 /// # use pv_tests::guest::Guest;
-/// use swiotlb::{Around, Scratch, reinstate};
+/// use swiotlb::{Around, DmaMask, Scratch, gather, reinstate};
 ///
 /// let mut guest = Guest::new();
-/// let stranded = guest.frames.take_run(8); // what an error called stranded
+/// let frames = guest.frames.take_run(8);
 /// let mut direct = guest.direct();
+/// let (mut storage, mut extents) = (BatchStorage::<8, 1>::new(), [Extent::default(); 16]);
+/// let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
+/// // Xen exchanges them, and then refuses twice to map them.
+/// let refused = Refusal { request: 3, errno: Errno::EBUSY, done: 0 };
+/// let machine = &FailNth::new(FailNth::new(guest.model, refused), refused);
+/// let mut around = Around { machine, p2m: guest.p2m, direct: &mut direct };
+/// let error = gather(&mut around, frames, (0, DmaMask::ALL), &mut scratch).expect_err("refused");
+/// let stranded = error.stranded.ok_or("none")?;
+///
 /// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
-/// let mut scratch = Scratch { batch: guest.batch(), extents: &mut [] };
 /// let frames = reinstate(&mut around, stranded, &mut scratch)?; // in the direct mapping, zeroed
 /// assert_eq!(frames.count(), 8);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn reinstate<M: Machine, D: FindDirect>(
     around: &mut Around<'_, M, D>,
-    frames: Frames,
+    stranded: Stranded,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Frames, RegionError> {
-    let pfns = Pfns::new(frames.start(), frames.count());
+    let pfns = Pfns::new(stranded.start(), stranded.count());
     let mapped = exchange::map(around, pfns, scratch.batch);
     match mapped.and_then(|()| exchange::wipe(around, pfns)) {
-        Ok(()) => Ok(frames),
-        Err(error) => Err(RegionError { error, made: None, stranded: Some(frames), rest: None }),
+        // SAFETY: the frames were a token's that this crate made `Stranded` of, and nothing else
+        // got them: the direct mapping alone may have missed some. Now each was seen there, as P2M
+        // says, and written (I-1, I-16).
+        Ok(()) => Ok(unsafe { stranded.0.vouch() }),
+        Err(error) => Err(RegionError { error, made: None, stranded: Some(stranded), rest: None }),
     }
 }
 
@@ -310,14 +360,15 @@ fn go<M: Machine, D: FindDirect>(
     while done < total {
         let count = at_once.min(total - done);
         let part = Pfns::new(Pfn::new(start.raw() + done), count);
-        let Part { made, is_mapped, result } = exchange::exchange(around, part, way, scratch);
+        let Part { made, is_usable, result } = exchange::exchange(around, part, way, scratch);
         if let Err(error) = result {
             let (head, tail) = cut(frames, done + made);
-            let (stranded, rest) = match is_mapped {
+            let (stranded, rest) = match is_usable {
                 true => (None, tail),
                 false => tail.map_or((None, None), |tail| cut(tail, count - made)),
             };
             let made = head.map(|frames| Region { frames, order: way.made() });
+            let stranded = stranded.map(|frames| Stranded(frames.into()));
             return Err(RegionError { error, made, stranded, rest });
         }
         done += count;

@@ -1,5 +1,8 @@
 //! A segment of a pool: 256 KiB that lie together in the machine, in slots of 2 KiB.
 //!
+//! It knows its memory by pfn only. Where a device sees it is looked up in P2M whenever slots are
+//! taken, so that no bus address is older than the mapping that it is of.
+//!
 //! Two words say which slots are taken. A run of slots is taken by one compare-and-exchange, and
 //! given back by one atomic `and`: no lock, so none that a vCPU could be descheduled with. A run
 //! longer than a word begins at slot 0 and takes both, the second of which is given up again if the
@@ -9,15 +12,21 @@
 //! is, and how often the slot was taken before. Whoever gives a run back, or copies it, presents
 //! the state that it was taken with; a compare-and-exchange marks it busy. So of two that give the
 //! same run back, one fails at that moment, whichever vCPUs they are on; and an old name of a slot
-//! fails because the count has moved on.
+//! fails because the count has moved on. Safe code has no old names: they are left over when unsafe
+//! code ends by its address what somebody else has a token of. 2^28 takings of the slot later the
+//! count comes again, and such a name is no longer told from a new one.
+//!
+//! What orders the accesses of two owners of a slot is the word of bits: given back with a release,
+//! taken with an acquire. What orders those of two vCPUs that copy the same run is the busy mark:
+//! [`enter`](Segment::enter) acquires what [`leave`](Segment::leave) released. All else is a
+//! compare-and-exchange of one word, or written by whoever has the slot.
 //!
 //! A segment without memory, and one that is leaving, has all slots taken.
 
 use core::fmt;
 
-use hypercall::{Mfn, PAGE_SIZE, Pfn};
+use hypercall::{PAGE_SIZE, Pfn};
 
-use crate::address::BusAddr;
 use crate::bits;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -36,9 +45,9 @@ const WORD: usize = 64;
 const FULL: u64 = u64::MAX;
 
 /// No memory, and nobody about to put some there.
-const NOTHING: u64 = 0;
+const NOTHING: u64 = u64::MAX;
 /// Somebody is putting memory there, or taking it out.
-const CHANGING: u64 = 1;
+const CHANGING: u64 = u64::MAX - 1;
 
 /// What a run of slots is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +147,7 @@ impl State {
 #[repr(align(64))]
 pub struct Segment {
     taken: [AtomicU64; SLOTS / WORD],
-    /// Bus address of slot 0, or [`NOTHING`] or [`CHANGING`].
-    start: AtomicU64,
-    /// Its pfn.
+    /// The pfn of slot 0, or [`NOTHING`] or [`CHANGING`].
     pfn: AtomicU64,
     states: [AtomicU64; SLOTS],
 }
@@ -151,8 +158,7 @@ impl Segment {
     pub fn new() -> Self {
         Self {
             taken: core::array::from_fn(|_| AtomicU64::new(FULL)),
-            start: AtomicU64::new(NOTHING),
-            pfn: AtomicU64::new(0),
+            pfn: AtomicU64::new(NOTHING),
             states: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -221,9 +227,12 @@ impl Segment {
     #[inline]
     pub(crate) fn open(&self, slot: usize, what: Use) -> State {
         let state = &self.states[slot];
-        // Nobody else writes the state of a slot that is free.
+        // Nobody else writes the state of a slot that is free; the bits' acquire came after what
+        // its last owner wrote.
         let taken = State::taken(state.load(Ordering::Relaxed), what);
-        state.store(taken.0, Ordering::Release);
+        // Relaxed: who gives the run back compares this word alone, and was told of the run by
+        // whoever has it, after this.
+        state.store(taken.0, Ordering::Relaxed);
         taken
     }
 
@@ -231,6 +240,7 @@ impl Segment {
     #[inline]
     pub(crate) fn enter(&self, slot: usize, state: State) -> Result<(), State> {
         let busy = state.0 | State::BUSY;
+        // Acquire: what was copied until the last `leave` comes before what is copied now.
         self.states[slot]
             .compare_exchange(state.0, busy, Ordering::Acquire, Ordering::Relaxed)
             .map(drop)
@@ -240,13 +250,16 @@ impl Segment {
     /// The run is no longer busy, and taken as before.
     #[inline]
     pub(crate) fn leave(&self, slot: usize, state: State) {
+        // Release: see `enter`.
         self.states[slot].store(state.0, Ordering::Release);
     }
 
     /// Gives a run back that is busy.
     #[inline]
     pub(crate) fn close(&self, slot: usize, state: State, slots: usize) {
-        self.states[slot].store(state.free().0, Ordering::Release);
+        // Relaxed: the next owner of the slot sees this word because it sees the bits, which are
+        // released behind it; an old name is compared with this word alone.
+        self.states[slot].store(state.free().0, Ordering::Relaxed);
         self.give_bits(slot, slots);
     }
 
@@ -257,22 +270,19 @@ impl Segment {
 
     /// The state of a slot.
     pub(crate) fn state(&self, slot: usize) -> State {
-        State(self.states[slot].load(Ordering::Acquire))
+        // Relaxed: whoever acts on it presents it to `enter`, which compares it again.
+        State(self.states[slot].load(Ordering::Relaxed))
     }
 
-    /// Where slot 0 is on the bus, if there is memory.
+    /// The pfn of slot 0, if there is memory. It stays for as long as a slot is taken.
     #[inline]
-    pub(crate) fn start(&self) -> Option<BusAddr> {
-        match self.start.load(Ordering::Acquire) {
+    pub(crate) fn start(&self) -> Option<Pfn> {
+        // Relaxed: who has a slot acquired its bits, which `fill` released behind this word;
+        // anybody else only compares the number, and looks at states before it acts.
+        match self.pfn.load(Ordering::Relaxed) {
             NOTHING | CHANGING => None,
-            start => Some(BusAddr::from_raw(start)),
+            pfn => Some(Pfn::new(pfn)),
         }
-    }
-
-    /// The pfn of slot 0. Who has taken a slot can rely on it.
-    #[inline]
-    pub(crate) fn pfn(&self) -> Pfn {
-        Pfn::new(self.pfn.load(Ordering::Relaxed))
     }
 
     /// How many slots are free.
@@ -283,14 +293,15 @@ impl Segment {
     /// Claims a place without memory, to put some there.
     pub(crate) fn reserve(&self) -> bool {
         let claim = (NOTHING, CHANGING);
+        // Acquire: that all slots were taken, when the last memory left, comes before `fill`.
         let order = (Ordering::Acquire, Ordering::Relaxed);
-        self.start.compare_exchange(claim.0, claim.1, order.0, order.1).is_ok()
+        self.pfn.compare_exchange(claim.0, claim.1, order.0, order.1).is_ok()
     }
 
     /// Puts memory into a place that was reserved.
-    pub(crate) fn fill(&self, pfn: Pfn, mfn: Mfn) {
+    pub(crate) fn fill(&self, pfn: Pfn) {
+        // Relaxed: behind it the bits are released, and who takes slots acquires those.
         self.pfn.store(pfn.raw(), Ordering::Relaxed);
-        self.start.store(BusAddr::new(mfn, 0).raw(), Ordering::Release);
         // Release: who takes a slot sees the memory.
         self.taken.iter().for_each(|word| word.store(0, Ordering::Release));
     }
@@ -299,9 +310,10 @@ impl Segment {
     pub(crate) fn empty(&self) -> Option<Pfn> {
         self.start()?;
         self.take_both(SLOTS)?;
-        let pfn = self.pfn();
-        self.start.store(NOTHING, Ordering::Release);
-        Some(pfn)
+        let pfn = self.start();
+        // Release: see `reserve`.
+        self.pfn.store(NOTHING, Ordering::Release);
+        pfn
     }
 }
 
@@ -318,7 +330,7 @@ mod tests {
     fn segment() -> Segment {
         let segment = Segment::new();
         assert!(segment.reserve());
-        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        segment.fill(Pfn::new(64));
         segment
     }
 
@@ -378,7 +390,7 @@ mod tests {
     fn segment() -> Arc<Segment> {
         let segment = Segment::new();
         assert!(segment.reserve());
-        segment.fill(Pfn::new(64), Mfn::new(0x640));
+        segment.fill(Pfn::new(64));
         Arc::new(segment)
     }
 
@@ -488,13 +500,118 @@ mod tests {
             let segment = Arc::new(Segment::new());
             let other = beside(&segment, |segment| {
                 assert!(segment.reserve());
-                segment.fill(Pfn::new(64), Mfn::new(0x640));
+                segment.fill(Pfn::new(64));
             });
             if segment.take(1, 1).is_some() {
-                assert_eq!(segment.pfn(), Pfn::new(64));
-                assert_eq!(segment.start(), Some(BusAddr::new(Mfn::new(0x640), 0)));
+                assert_eq!(segment.start(), Some(Pfn::new(64)));
             }
             other.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn who_takes_a_slot_while_the_memory_is_replaced_sees_one_memory() {
+        loom::model(|| {
+            let segment = segment();
+            let other = beside(&segment, |segment| {
+                if segment.empty().is_some() && segment.reserve() {
+                    segment.fill(Pfn::new(128));
+                }
+            });
+            if let Some(slot) = segment.take(1, 1) {
+                let start = segment.start().expect("a taken slot has memory").raw();
+                assert!(start == 64 || start == 128, "{start}");
+                let state = segment.open(slot, WHAT);
+                assert_eq!(segment.start().map(Pfn::raw), Some(start), "it stays");
+                segment.enter(slot, state).expect("it is taken so");
+                segment.close(slot, state, 1);
+            }
+            other.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn an_end_by_address_and_one_by_token_end_a_taking_once_and_never_the_next_one() {
+        loom::model(|| {
+            let segment = segment();
+            segment.take(64, 64).expect("free");
+            segment.take(63, 1).expect("free");
+            let slot = segment.take(1, 1).expect("free");
+            let state = segment.open(slot, WHAT);
+            let by_address = beside(&segment, move |segment| {
+                let found = segment.state(slot);
+                let is_taken = found.what().is_some() && !found.is_busy();
+                let ended = is_taken && segment.enter(slot, found).is_ok();
+                if ended {
+                    segment.close(slot, found, 1);
+                }
+                (ended, found)
+            });
+            let again =
+                beside(&segment, |segment| segment.take(1, 1).map(|slot| segment.open(slot, WHAT)));
+            let by_token = segment.enter(slot, state).is_ok();
+            if by_token {
+                segment.close(slot, state, 1);
+            }
+            let (by_address, found) = by_address.join().expect("no panic");
+            let again = again.join().expect("no panic");
+            let old = by_address && found.same_taking(state);
+            assert!(by_token ^ old, "the old taking ends once");
+            let next = again.is_some_and(|next| by_address && found.same_taking(next));
+            assert!(again.is_none_or(|next| !next.same_taking(state)));
+            assert_eq!(segment.free(), usize::from(again.is_none() || next));
+        });
+    }
+
+    #[test]
+    fn of_two_that_copy_one_run_at_once_the_second_sees_what_the_first_has_copied() {
+        loom::model(|| {
+            let segment = segment();
+            let slot = segment.take(1, 1).expect("free");
+            let state = segment.open(slot, WHAT);
+            let memory = Arc::new(loom::cell::UnsafeCell::new(0));
+            let copy = move |segment: &Segment, memory: &loom::cell::UnsafeCell<u32>| {
+                let entered = segment.enter(slot, state).is_ok();
+                if entered {
+                    // SAFETY: whoever has entered has the memory; loom panics if that is not so.
+                    memory.with_mut(|value| unsafe { *value += 1 });
+                    segment.leave(slot, state);
+                }
+                u32::from(entered)
+            };
+            let other = beside(&segment, {
+                let memory = Arc::clone(&memory);
+                move |segment| copy(segment, &memory)
+            });
+            let mine = copy(&segment, &memory);
+            let copies = mine + other.join().expect("no panic");
+            segment.enter(slot, state).expect("nobody is busy any more");
+            // SAFETY: as above.
+            assert_eq!(memory.with(|value| unsafe { *value }), copies);
+            segment.close(slot, state, 1);
+        });
+    }
+
+    #[test]
+    fn what_was_done_before_memory_left_comes_before_its_place_is_reserved_again() {
+        loom::model(|| {
+            let segment = segment();
+            let place = Arc::new(loom::cell::UnsafeCell::new(64));
+            let other = beside(&segment, {
+                let place = Arc::clone(&place);
+                move |segment| {
+                    // SAFETY: until the memory leaves, nobody else looks at its place; loom panics
+                    // if that is not so.
+                    place.with_mut(|pfn| unsafe { *pfn = 0 });
+                    segment.empty()
+                }
+            });
+            if segment.reserve() {
+                // SAFETY: as above: the place is reserved now.
+                place.with_mut(|pfn| unsafe { *pfn = 128 });
+                segment.fill(Pfn::new(128));
+            }
+            assert_eq!(other.join().expect("no panic"), Some(Pfn::new(64)));
         });
     }
 }

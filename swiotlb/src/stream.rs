@@ -325,11 +325,12 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         let (bits, stride) = device.bits();
         let head_bytes = place.offset & bits;
         let what = Use { purpose, head_bytes, len_bytes: place.len_bytes };
-        let held = self.pool.take(self.vcpu, Need { what, stride, mask: device.mask })?;
+        let need = Need { what, stride, mask: device.mask };
+        let (held, bus) = self.pool.take(self.p2m, self.vcpu, need)?;
         match self.fill(&held, place, what) {
-            Ok(()) => Ok((self.pool.bus(&held), Seat::Slots(held))),
+            Ok(()) => Ok((bus, Seat::Slots(held))),
             Err(error) => {
-                self.pool.enter(&held, self.pool.bus(&held))?;
+                self.pool.enter(&held, bus)?;
                 self.pool.close_run(held, what.slots());
                 Err(error)
             }
@@ -557,7 +558,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// None.
     ///
     /// # Safety
-    /// The bytes of `buffer` are those of the buffer that was mapped (I-11).
+    /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended, and
+    /// the guest has not been restored since. No [`Mapping`] has it. A caller who is wrong is told so
+    /// where the pool can see it, but it cannot see everything: the slots may be somebody else's by
+    /// now, in the same direction and of the same length. The bytes of `buffer` are those of the
+    /// buffer that was mapped (I-11).
     pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
@@ -573,8 +578,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         bus: BusAddr,
         buffer: Place,
     ) -> Result<(), Error> {
-        if self.pool.contains(bus) {
-            let held = self.pool.find(bus, (purpose, buffer.len_bytes))?;
+        if let Some(pfn) = self.pfn_in_pool(bus) {
+            let held = self.pool.find(pfn, bus, (purpose, buffer.len_bytes))?;
             return self.end(held, (bus, buffer), purpose).map_err(|(error, _)| error);
         }
         if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
@@ -583,5 +588,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         self.pool.forget(self.vcpu, bus, (purpose, buffer.len_bytes))?;
         self.pool.area(self.vcpu).unmapped_directly();
         Ok(())
+    }
+
+    /// The guest's name for the frame of an address, if it is one of the pool's.
+    pub(crate) fn pfn_in_pool(&self, bus: BusAddr) -> Option<Pfn> {
+        let pfn = self.p2m.pfn(self.machine, bus.mfn()).ok()?;
+        self.pool.contains(pfn).then_some(pfn)
     }
 }

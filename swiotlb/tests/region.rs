@@ -8,7 +8,7 @@ use hypercall::{
     AccessError, Assist, BatchStorage, Call, Counting, Errno, Extent, FailNth, FrameAccess, Frames,
     GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SIZE, Pfn, Pte, Refusal,
 };
-use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, gather};
+use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, Stranded, gather};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Role, for_each_failure};
 
@@ -144,7 +144,7 @@ fn count(outcome: &Result<Region, RegionError>) -> (u64, u64) {
         Ok(region) => (region.frames(), 0),
         Err(error) => {
             let made = error.made.as_ref().map_or(0, Region::frames);
-            (made + frames(&error.rest), frames(&error.stranded))
+            (made + frames(&error.rest), error.stranded.as_ref().map_or(0, Stranded::count))
         }
     }
 }

@@ -11,7 +11,8 @@ use hypercall::{
 };
 use p2m::{FindDirect, NoDirectEntry, P2m};
 use swiotlb::{
-    Area, Around, Buffer, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, gather,
+    Area, Around, Buffer, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, Stranded,
+    gather,
 };
 use xen_model::{DomainConfig, Model, Role};
 
@@ -227,14 +228,14 @@ pub fn scatter_on<M: Machine>(
 pub fn reinstate_on<M: Machine>(
     guest: &Guest,
     machine: &M,
-    frames: Frames,
+    stranded: Stranded,
 ) -> Result<Frames, RegionError> {
     let p2m = guest.p2m();
     let mut direct = Direct::of(guest, machine, &p2m);
     let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
     let mut storage = BatchStorage::<512, 1>::new();
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut [] };
-    swiotlb::reinstate(&mut around, frames, &mut scratch)
+    swiotlb::reinstate(&mut around, stranded, &mut scratch)
 }
 
 /// Places for a pool.

@@ -2,7 +2,7 @@
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
 use hypercall::FrameAccess;
-use swiotlb::{Buffer, BusAddr, Dma, Place, ToDevice};
+use swiotlb::{Buffer, BusAddr, Coherent, Dma, Place, ToDevice};
 
 fn a_buffer_is_claimed_by_unsafe_code_alone(place: Place) -> Buffer {
     owed!(Buffer::claim(place)) //~ E0133
@@ -16,8 +16,24 @@ fn a_mapping_without_its_value_ends_by_unsafe_code_alone<M: FrameAccess>(
     let _ = owed!(dma.unmap_at::<ToDevice>(bus, place)); //~ E0133
 }
 
+fn coherent_pages_without_their_value_end_by_unsafe_code_alone<M: FrameAccess>(
+    dma: &Dma<'_, '_, M>,
+    pages: &Coherent,
+) {
+    let _ = owed!(dma.free_coherent_at(pages.bus(), pages.pages())); //~ E0133
+}
+
 hidden! {
-    use swiotlb::{Coherent, Region};
+    use hypercall::{Frames, Uncertain};
+    use swiotlb::{Region, RegionError, Stranded};
+
+    fn frames_that_are_perhaps_not_mapped_are_no_frames(error: RegionError) -> Option<Frames> {
+        error.stranded //~ E0308
+    }
+
+    fn what_somebody_else_is_uncertain_of_is_not_reinstated(frames: Uncertain) -> Stranded {
+        Stranded(frames) //~ E0423
+    }
 
     fn a_buffer_is_not_made_of_a_place(place: Place) -> Buffer {
         Buffer(place) //~ E0423
