@@ -200,7 +200,7 @@ impl<'m> Build<'m> {
                 owner(unsafe { Frames::claim(free.start, free.count) });
             }
         }
-        // SAFETY: they were among the free frames, and nobody else gets them (I-1, I-15).
+        // SAFETY: they were among the free frames, and nobody else gets them (I-1, I-16).
         in_doubt.map(|doubt| unsafe { Frames::claim(doubt.start, doubt.count) }.into())
     }
 

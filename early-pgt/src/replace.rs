@@ -175,7 +175,7 @@ pub unsafe fn replace_tables<M: Machine>(
         if spare.count() > 0 {
             owner(spare);
         }
-        // SAFETY: as above, but for the spare ones; nobody gets these (I-15).
+        // SAFETY: as above, but for the spare ones; nobody gets these (I-16).
         let doubtful = unsafe { Frames::claim(tables.start, tables.count) };
         return Err(ReplaceError { failure, undo, frames: Err(doubtful.into()) });
     }

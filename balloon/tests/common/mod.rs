@@ -11,7 +11,7 @@ use p2m::{Audit, FindDirect, NoDirectEntry, P2m};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Where the guest sees its page 0.
-const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
 /// Pages of the guest at boot: not a multiple of 2 MiB.
 pub const PAGES: u64 = 3000;
 /// Pfns that its map and its direct mapping have room for.
