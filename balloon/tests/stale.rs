@@ -3,7 +3,7 @@
 
 mod common;
 
-use balloon::{Balloon, Moved, Next, Wipe, WorkStorage};
+use balloon::{Moved, Next, Wipe, WorkStorage};
 use common::{FREE, Guest, PAGES, Stack, VIRT_BASE, begin, config, settle, step, words};
 use hypercall::{
     DomId, Errno, Extent, FailNth, Hypercalls as _, MemoryOp, PAGE_SHIFT, Pfn, Refusal, Reservation,
@@ -121,7 +121,12 @@ fn a_pfn_whose_frame_is_written_off_is_in_no_tlb_when_it_gets_another() {
     let guest = guest();
     let (p2m, second) = (guest.p2m(), second(&guest));
     let (mut words, mut stack) = (words(), guest.stack());
-    let mut balloon: Balloon<'_> = begin(&guest, &mut words, Wipe::Never);
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    let mut storage = Storage::new();
+    // Some others are out, behind it, so that Xen has more than its frame to give.
+    balloon.set_target(PAGES - 30);
+    let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
+    assert_eq!(last.next, Next::Idle);
     let pfns = top(&stack, 1);
     let mfn = p2m.mfn(pfns[0]).expect("RAM");
     touch(&second, &pfns);
@@ -129,33 +134,26 @@ fn a_pfn_whose_frame_is_written_off_is_in_no_tlb_when_it_gets_another() {
     let refusal = Refusal { request: 1, errno: Errno::ENOMEM, done: 0 };
     let inner = FailNth::new(&guest.model, refusal);
     let machine = FailNth::new(&inner, refusal);
-    balloon.set_target(PAGES - 1);
-    let mut storage = Storage::new();
+    balloon.set_target(PAGES - 31);
     let out = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
     assert_eq!((out.moved, out.accounts.set_aside), (Moved::Nothing, 1));
     assert!(inner.has_refused() && machine.has_refused());
-    // A toolstack takes the frame; the guest learns of it, and then another domain gets the frame.
+    // A toolstack takes the frame, and the guest learns of it.
     let dom0 = guest.model.vcpu(0, 0).expect("dom0");
-    dom0.set_maximum(2048);
     let domain = DomId(guest.model.guest().domain());
-    let ask = |mut op: MemoryOp<'_>| {
-        #[expect(unsafe_code, reason = "only the model's memory is at stake")]
-        // SAFETY: as the reason says.
-        let moved = unsafe { dom0.memory_op(&mut op) };
-        assert_eq!(moved, Ok(1));
-    };
     let mut extents = [Extent::from_mfn(mfn)];
-    ask(MemoryOp::Decrease(Reservation { extents: &mut extents, order: 0, flags: 0, domain }));
+    let list = Reservation { extents: &mut extents, order: 0, flags: 0, domain };
+    #[expect(unsafe_code, reason = "only the model's memory is at stake")]
+    // SAFETY: as the reason says.
+    let taken = unsafe { dom0.memory_op(&mut MemoryOp::Decrease(list)) };
+    assert_eq!(taken, Ok(1));
     let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
     assert_eq!((last.next, last.accounts.set_aside), (Next::Idle, 0), "it is written off");
-    let mut extents = [Extent::from_pfn(Pfn::new(1024))];
-    let domain = DomId::SELF;
-    ask(MemoryOp::Populate(Reservation { extents: &mut extents, order: 0, flags: 0, domain }));
-    balloon.set_target(PAGES);
+    balloon.set_target(PAGES - 30);
     let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
     assert_eq!(last.next, Next::Idle);
     assert_ne!(p2m.mfn(pfns[0]), Ok(mfn), "the pfn has another frame");
-    assert_eq!((touch(&second, &pfns), stack.0.len() as u64), (1, FREE));
+    assert_eq!((touch(&second, &pfns), stack.0.len() as u64), (1, FREE - 30));
     check(&guest);
     guest.check();
 }
