@@ -180,7 +180,7 @@ pub const fn audit_words(pfns: u64) -> u64 {
 /// use pvmmu::{Pages, audit};
 ///
 /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-/// let words = audit::audit_words(tools.context.p2m.len());
+/// let words = audit::audit_words(tools.context.p2m().len());
 /// let mut memory = vec![0; words as usize];
 /// let mut findings = Vec::new();
 /// let report = &mut |finding| findings.push(finding);

@@ -11,14 +11,15 @@ use crate::error::WalkError;
 use crate::walk::walk;
 
 /// The guest around an operation: a bundle of borrows, handed on by value.
+///
+/// # Invariants
+/// I-18: the frame map is that of the guest on this machine, and the upper half of the kernel root
+/// is the one that runs.
 #[derive(Debug)]
 pub struct Context<'a, M> {
-    /// The machine.
-    pub machine: &'a M,
-    /// The frame map.
-    pub p2m: &'a P2m<'a>,
-    /// The root that the kernel runs on, whose upper half holds the direct mapping.
-    pub kernel_root: Pfn,
+    pub(crate) machine: &'a M,
+    pub(crate) p2m: &'a P2m<'a>,
+    pub(crate) kernel_root: Pfn,
 }
 
 impl<M> Clone for Context<'_, M> {
@@ -28,6 +29,65 @@ impl<M> Clone for Context<'_, M> {
 }
 
 impl<M> Copy for Context<'_, M> {}
+
+impl<'a, M> Context<'a, M> {
+    /// The guest on `machine` with the frame map `p2m`, whose kernel runs on `kernel_root`.
+    ///
+    /// # Safety
+    /// `p2m` is the frame map of the guest that runs on `machine`. `kernel_root` is the root that
+    /// it runs on, or one whose upper half (slots 256 to 511) leads to the same tables: through it
+    /// the direct mapping's entries are found and changed (I-18).
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::Context;
+    ///
+    /// # let Guest { model, p2m, context, .. } = Guest::new();
+    /// # let root = context.kernel_root();
+    /// // The root that the builder made, on which the kernel runs.
+    /// let context = unsafe { Context::new(model, p2m, root) };
+    /// # let _ = context;
+    /// ```
+    #[must_use]
+    #[expect(unsafe_code, reason = "believes what the caller says of the guest (I-18)")]
+    pub const unsafe fn new(machine: &'a M, p2m: &'a P2m<'a>, kernel_root: Pfn) -> Self {
+        Self { machine, p2m, kernel_root }
+    }
+
+    /// The same guest through another machine: a middleware around its own, or another vCPU.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use hypercall::Counting;
+    ///
+    /// # let Guest { context, .. } = Guest::new();
+    /// let counting = Counting::new(context.machine());
+    /// let context = context.with_machine(&counting);
+    /// # let _ = context;
+    /// ```
+    #[must_use]
+    pub const fn with_machine<N>(self, machine: &'a N) -> Context<'a, N> {
+        Context { machine, p2m: self.p2m, kernel_root: self.kernel_root }
+    }
+
+    /// The machine.
+    #[must_use]
+    pub const fn machine(&self) -> &'a M {
+        self.machine
+    }
+
+    /// The frame map.
+    #[must_use]
+    pub const fn p2m(&self) -> &'a P2m<'a> {
+        self.p2m
+    }
+
+    /// The root that the kernel runs on, whose upper half holds the direct mapping.
+    #[must_use]
+    pub const fn kernel_root(&self) -> Pfn {
+        self.kernel_root
+    }
+}
 
 impl<M: Hypercalls> Context<'_, M> {
     /// Asks Xen for extended operations, in one request.
@@ -162,7 +222,7 @@ impl<'a, M> DirectEntries<'a, M> {
     /// let Guest { context, mut frames, .. } = Guest::new();
     /// let pfn = frames.take().ok_or("no memory")?.pfn();
     /// let (_, entry) = DirectEntries::new(context).find(pfn)?;
-    /// assert_eq!(entry.mfn(), context.p2m.mfn(pfn)?);
+    /// assert_eq!(entry.mfn(), context.p2m().mfn(pfn)?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

@@ -60,7 +60,7 @@ impl DestroyError {
     /// # use pvmmu::{Pages, Running, Vcpus};
     /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
-    /// let vcpus = Vcpus::new(&running);
+    /// let vcpus = unsafe { Vcpus::new(&running) };
     /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
     /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err(); // vCPU 0 runs on it
     /// let pgd = refused.into_pgd().ok_or("it is gone")?;

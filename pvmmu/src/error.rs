@@ -80,6 +80,8 @@ pub enum MapError {
     CannotShare(Pfn),
     /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
     Own(Pfn),
+    /// The frame was to be mapped as a foreign one in the guest's own name (`DOMID_SELF`).
+    NotForeign(Mfn),
     /// No frame is left, for a page or for a table.
     OutOfFrames,
     /// The batch has less room than [`SMALLEST_BATCH`](crate::SMALLEST_BATCH): this.
@@ -158,6 +160,9 @@ impl fmt::Display for MapError {
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
             Self::Own(pfn) => {
                 write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
+            }
+            Self::NotForeign(mfn) => {
+                write!(f, "mfn {mfn} is to be foreign: name the domain that has it, not DOMID_SELF")
             }
             Self::OutOfFrames => f.write_str("no frame is left"),
             Self::BatchTooSmall(room) => {

@@ -78,8 +78,7 @@ impl PinError {
     /// // A machine that refuses the second request: the pin.
     /// let refusal = Refusal { request: 1, done: 0, errno: Errno::EINVAL };
     /// let machine = FailNth::new(guest.model, refusal);
-    /// let Context { p2m, kernel_root, .. } = guest.context;
-    /// let context = Context { machine: &machine, p2m, kernel_root };
+    /// let context = guest.context.with_machine(&machine);
     /// let error = pgd.pin(&context, guest.batch()).unwrap_err();
     /// println!("{error}\n{}", error.why());
     /// error.pgd.destroy(&context, &mut guest.frames).map_err(|(_, error)| error)?;
@@ -127,7 +126,7 @@ impl PinError {
 ///
 /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
 /// // Somebody has tried to map the root, writable; Xen said no more than EBUSY.
-/// let pte = Pte::new(tools.context.p2m.mfn(pgd.root())?, PteFlags::USER_RW);
+/// let pte = Pte::new(tools.context.p2m().mfn(pgd.root())?, PteFlags::USER_RW);
 /// let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EBUSY, done: 0 };
 /// let why = explain::mapping_refused(&tools.context, &[pgd.tree()], pte, error);
 /// assert!(why.to_string().contains("was an L4 table"));

@@ -14,7 +14,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
-use crate::frames::{FrameSource, SharedFrame};
+use crate::frames::{FrameSource, Marked, SharedFrame, give_shared, share};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
 use crate::path::{Found, Path};
@@ -280,7 +280,9 @@ fn share_all<M: Machine>(
     for (parents, childs) in parents.iter().zip(childs) {
         let Some((_, child)) = split(*parents) else { continue };
         let pfn = context.p2m.pfn(context.machine, child.mfn())?;
-        frames.share(pfn).map_err(|refused| MapError::CannotShare(refused.0))?;
+        let is_shared = parents.flags().contains(SHARED);
+        let marked = if is_shared { Marked::Shared } else { Marked::Own };
+        share(frames, pfn, marked).map_err(|refused| MapError::CannotShare(refused.0))?;
         *childs = child;
     }
     Ok(())
@@ -391,8 +393,12 @@ fn take_back_share<M: Machine>(
     frames: &mut impl FrameSource,
 ) {
     match context.p2m.pfn(context.machine, child.mfn()) {
-        Ok(pfn) if child.flags().contains(FORKED) => frames.unshare(pfn),
-        Ok(pfn) => frames.give_shared(SharedFrame::released(pfn)),
+        Ok(pfn) if child.flags().contains(FORKED) => {
+            if let Some(mut shares) = frames.shares() {
+                shares.unshare(pfn);
+            }
+        }
+        Ok(pfn) => give_shared(frames, SharedFrame::released(pfn)),
         Err(error) => log::error!("a share of mfn {} is lost: {error}", child.mfn()),
     }
 }

@@ -17,23 +17,11 @@ pub trait FrameSource {
     /// Takes a frame back. It holds what it last held.
     fn give(&mut self, frame: Frame);
 
-    /// Takes frames of which it is not known whether a table or a TLB still leads to them: Xen
-    /// refused a change and then its undo. They are to be handed out to nobody. By default that is
-    /// all that is done.
+    /// Takes frames that a refused undo has left in doubt: they may be mapped somewhere still, so
+    /// nobody may use them. A [`Quarantine`](hypercall::Quarantine) counts and lists them; by
+    /// default the log does.
     fn give_uncertain(&mut self, frames: Uncertain) {
-        log::error!("kept from everybody, since Xen refused an undo: {frames:?}");
-    }
-
-    /// Takes back one share of a frame that is in doubt: the last who shares the frame gets it as
-    /// an uncertain one.
-    fn give_uncertain_share(&mut self, frame: SharedFrame) {
-        log::error!("nobody counts who shares pfn {}: it is lost", frame.0);
-    }
-
-    /// Takes back one share of a frame that several address spaces map. By default the share is
-    /// lost, and with it the frame: only [`Counted`] can fork.
-    fn give_shared(&mut self, frame: SharedFrame) {
-        log::error!("nobody counts who shares pfn {}: it is lost", frame.0);
+        log::error!("{frames}: Xen refused an undo, and nobody may use it any more");
     }
 
     /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
@@ -47,51 +35,80 @@ pub trait FrameSource {
         DomId::SELF
     }
 
-    /// Counts one more address space that maps `pfn`. By default nobody counts, so nothing is
-    /// shared.
-    ///
-    /// # Errors
-    /// [`CannotShare`].
-    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
-        Err(CannotShare(pfn))
+    /// Who counts the address spaces that share a frame. By default nobody does, so nothing can be
+    /// shared: see [`Counted`].
+    fn shares(&mut self) -> Option<Shares<'_>> {
+        None
     }
+}
 
-    /// Takes back the first [`share`](Self::share) of a frame: it has one owner again, who does not
-    /// count.
-    fn unshare(&mut self, _: Pfn) {}
+/// Counts one more address space that maps `pfn`, whose entry says whether it `is_shared` already.
+///
+/// # Errors
+/// [`CannotShare`] if nobody counts, or if the counts are not those that the entry stands for.
+pub(crate) fn share(
+    frames: &mut impl FrameSource,
+    pfn: Pfn,
+    marked: Marked,
+) -> Result<(), CannotShare> {
+    frames.shares().ok_or(CannotShare(pfn))?.share(pfn, marked)
+}
 
-    /// How many share the frame: 0 if it is not shared.
-    fn sharers(&self, _: Pfn) -> u16 {
-        0
+/// Takes back one share. The last one gives the frame to `frames`; one that nobody counts is lost,
+/// and with it the frame.
+#[inline]
+pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
+    let pfn = share.0;
+    let Some(mut shares) = frames.shares() else {
+        return log::error!("nobody counts who shares pfn {pfn}: it is lost");
+    };
+    match shares.release(share) {
+        Released::Frame(frame) => frames.give(frame),
+        Released::Uncertain(frame) => frames.give_uncertain(frame),
+        Released::Shared => {}
     }
+}
+
+/// The same for a share whose frame is in doubt: the last one gives it as an uncertain one.
+#[cold]
+pub(crate) fn give_uncertain_share(frames: &mut impl FrameSource, share: SharedFrame) {
+    let released = frames.shares().map(|mut shares| shares.release_in_doubt(share));
+    match released {
+        Some(Released::Frame(frame)) => frames.give_uncertain(frame.into()),
+        Some(Released::Uncertain(frame)) => frames.give_uncertain(frame),
+        Some(Released::Shared) | None => {}
+    }
+}
+
+/// Whether the entry of a page says that it is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// It does: the frame is counted already.
+    Shared,
+    /// It does not: its address space is the only one.
+    Own,
 }
 
 /// One share of a frame that several address spaces map.
 #[must_use = "a share that is dropped is never given back, and neither is its frame"]
 #[derive(Debug, PartialEq, Eq)]
-pub struct SharedFrame(Pfn);
+pub(crate) struct SharedFrame(Pfn);
 
 impl SharedFrame {
     /// The share that a marked entry stood for, which is gone.
     pub(crate) const fn released(pfn: Pfn) -> Self {
         Self(pfn)
     }
-
-    /// The frame's number.
-    #[must_use]
-    pub const fn pfn(&self) -> Pfn {
-        self.0
-    }
 }
 
 /// Nobody counts the frame, or it has as many sharers as can be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CannotShare(pub Pfn);
+pub(crate) struct CannotShare(pub(crate) Pfn);
 
 /// What becomes of a frame when one who shares it lets go.
 #[must_use = "a token that is dropped is lost"]
 #[derive(Debug, PartialEq, Eq)]
-pub enum Released {
+pub(crate) enum Released {
     /// Others share it still.
     Shared,
     /// That was the last.
@@ -102,8 +119,13 @@ pub enum Released {
 
 /// Of a count: one of those who shared the frame may be known to a TLB still.
 const DOUBT: u16 = 1 << 15;
+/// As many as can be counted.
+const FULL: u16 = DOUBT - 1;
 
-/// How many address spaces share each frame, in the caller's memory: one place for each pfn.
+/// How many address spaces share each frame, in the caller's memory: one place for each pfn. Only
+/// the operations of this crate change the counts, since the last share of a frame becomes its
+/// token. A frame is counted by the `Shares` that the operations had when it was first shared; to
+/// any other one it is a frame that nobody counts, and it is never handed out there.
 #[derive(Debug)]
 pub struct Shares<'s> {
     counts: &'s mut [u16],
@@ -117,10 +139,8 @@ impl<'s> Shares<'s> {
     /// use pvmmu::Shares;
     ///
     /// let mut counts = [0; 64]; // a guest of 64 pages
-    /// let mut shares = Shares::new(&mut counts);
-    /// shares.share(Pfn::new(7)).map_err(|_| "nobody counts it")?;
-    /// assert_eq!(shares.count(Pfn::new(7)), 2);
-    /// # Ok::<(), &str>(())
+    /// let shares = Shares::new(&mut counts);
+    /// assert_eq!(shares.count(Pfn::new(7)), 0); // one owner, who is not counted
     /// ```
     pub fn new(counts: &'s mut [u16]) -> Self {
         counts.fill(0);
@@ -136,26 +156,39 @@ impl<'s> Shares<'s> {
             .map_or(0, |count| count & !DOUBT)
     }
 
+    /// Whether one shares the frame, the last, and no TLB may know it from another one.
+    pub(crate) fn is_last(&self, pfn: Pfn) -> bool {
+        let at = usize::try_from(pfn.raw()).ok();
+        at.and_then(|at| self.counts.get(at)).is_some_and(|count| *count == 1)
+    }
+
     fn place(&mut self, pfn: Pfn) -> Option<&mut u16> {
         self.counts.get_mut(usize::try_from(pfn.raw()).ok()?)
     }
 
-    /// One more sharer: the first time there are two.
+    /// One more sharer: the first time there are two. An entry that says it is shared stands for a
+    /// count; one that does not stands for none. Where that is not so, the frame is counted
+    /// elsewhere, or an undo was refused, and it stays as it is.
     ///
     /// # Errors
     /// [`CannotShare`].
-    pub fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
+    pub(crate) fn share(&mut self, pfn: Pfn, marked: Marked) -> Result<(), CannotShare> {
         let place = self.place(pfn).ok_or(CannotShare(pfn))?;
-        *place = match *place & !DOUBT {
-            0 => 2,
-            count if count == !DOUBT => return Err(CannotShare(pfn)),
-            _ => *place + 1,
+        *place = match (marked, *place & !DOUBT) {
+            (Marked::Own, 0) => 2,
+            (Marked::Shared, 1..FULL) => *place + 1,
+            _ => return Err(CannotShare(pfn)),
         };
         Ok(())
     }
 
+    /// The same counts, for one call.
+    fn reborrow(&mut self) -> Shares<'_> {
+        Shares { counts: self.counts }
+    }
+
     /// The frame has one owner, who does not count.
-    pub fn unshare(&mut self, pfn: Pfn) {
+    pub(crate) fn unshare(&mut self, pfn: Pfn) {
         if let Some(place) = self.place(pfn) {
             *place = 0;
         }
@@ -163,7 +196,7 @@ impl<'s> Shares<'s> {
 
     /// One sharer less, and what becomes of the frame.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
-    pub fn release(&mut self, frame: SharedFrame) -> Released {
+    pub(crate) fn release(&mut self, frame: SharedFrame) -> Released {
         const LAST_IN_DOUBT: u16 = DOUBT | 1;
         match self.place(frame.0) {
             Some(place @ 2..DOUBT) => *place -= 1,
@@ -185,7 +218,7 @@ impl<'s> Shares<'s> {
     }
 
     /// The same for a share whose entry may be known to a TLB still.
-    pub fn release_in_doubt(&mut self, frame: SharedFrame) -> Released {
+    pub(crate) fn release_in_doubt(&mut self, frame: SharedFrame) -> Released {
         if let Some(place) = self.place(frame.0).filter(|place| **place > 0) {
             *place |= DOUBT;
         }
@@ -219,22 +252,6 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
         self.source.give_uncertain(frames);
     }
 
-    fn give_shared(&mut self, frame: SharedFrame) {
-        match self.shares.release(frame) {
-            Released::Frame(frame) => self.source.give(frame),
-            Released::Shared => {}
-            Released::Uncertain(frame) => self.source.give_uncertain(frame),
-        }
-    }
-
-    fn give_uncertain_share(&mut self, frame: SharedFrame) {
-        match self.shares.release_in_doubt(frame) {
-            Released::Uncertain(frame) => self.source.give_uncertain(frame),
-            Released::Frame(frame) => self.source.give_uncertain(Uncertain::from(frame)),
-            Released::Shared => {}
-        }
-    }
-
     fn give_foreign(&mut self, mfn: Mfn) {
         self.source.give_foreign(mfn);
     }
@@ -243,16 +260,8 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
         self.source.domain_of(mfn)
     }
 
-    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
-        self.shares.share(pfn)
-    }
-
-    fn unshare(&mut self, pfn: Pfn) {
-        self.shares.unshare(pfn);
-    }
-
-    fn sharers(&self, pfn: Pfn) -> u16 {
-        self.shares.count(pfn)
+    fn shares(&mut self) -> Option<Shares<'_>> {
+        Some(self.shares.reborrow())
     }
 }
 
@@ -291,28 +300,16 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
         self.others.give_uncertain(frames);
     }
 
-    fn give_shared(&mut self, frame: SharedFrame) {
-        self.others.give_shared(frame);
-    }
-
-    fn give_uncertain_share(&mut self, frame: SharedFrame) {
-        self.others.give_uncertain_share(frame);
-    }
-
     fn give_foreign(&mut self, mfn: Mfn) {
         self.others.give_foreign(mfn);
     }
 
-    fn share(&mut self, pfn: Pfn) -> Result<(), CannotShare> {
-        self.others.share(pfn)
+    fn domain_of(&self, mfn: Mfn) -> DomId {
+        self.others.domain_of(mfn)
     }
 
-    fn unshare(&mut self, pfn: Pfn) {
-        self.others.unshare(pfn);
-    }
-
-    fn sharers(&self, pfn: Pfn) -> u16 {
-        self.others.sharers(pfn)
+    fn shares(&mut self) -> Option<Shares<'_>> {
+        self.others.shares()
     }
 }
 
@@ -428,8 +425,8 @@ mod tests {
         let mut counts = [9; 4];
         let mut shares = Shares::new(&mut counts);
         let pfn = Pfn::new(2);
-        assert_eq!(shares.share(pfn), Ok(()));
-        assert_eq!(shares.share(pfn), Ok(()));
+        assert_eq!(shares.share(pfn, Marked::Own), Ok(()));
+        assert_eq!(shares.share(pfn, Marked::Shared), Ok(()));
         assert_eq!(shares.count(pfn), 3);
         assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
         assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
@@ -447,9 +444,10 @@ mod tests {
         let mut counts = [0; 4];
         let mut shares = Shares::new(&mut counts);
         let pfn = Pfn::new(3);
-        assert_eq!([shares.share(pfn), shares.share(pfn)], [Ok(()); 2]);
+        let shared = [Marked::Own, Marked::Shared].map(|marked| shares.share(pfn, marked));
+        assert_eq!(shared, [Ok(()); 2]);
         assert_eq!(shares.release_in_doubt(SharedFrame(pfn)), Released::Shared);
-        assert_eq!((shares.count(pfn), shares.share(pfn)), (2, Ok(())));
+        assert_eq!((shares.count(pfn), shares.share(pfn, Marked::Shared)), (2, Ok(())));
         assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
         assert_eq!(shares.release(SharedFrame(pfn)), Released::Shared);
         let Released::Uncertain(frame) = shares.release(SharedFrame(pfn)) else {
@@ -462,10 +460,22 @@ mod tests {
     fn a_frame_beyond_the_counts_cannot_be_shared() {
         let mut counts = [0; 4];
         let mut shares = Shares::new(&mut counts);
-        assert_eq!(shares.share(Pfn::new(4)), Err(CannotShare(Pfn::new(4))));
+        let refused = |pfn| Err(CannotShare(Pfn::new(pfn)));
+        assert_eq!(shares.share(Pfn::new(4), Marked::Own), refused(4));
         assert_eq!(shares.count(Pfn::new(4)), 0);
-        shares.counts[1] = i16::MAX.unsigned_abs();
-        assert_eq!(shares.share(Pfn::new(1)), Err(CannotShare(Pfn::new(1))));
+        shares.counts[1] = FULL;
+        assert_eq!(shares.share(Pfn::new(1), Marked::Shared), refused(1));
+    }
+
+    #[test]
+    fn a_frame_that_is_counted_elsewhere_cannot_be_shared() {
+        let mut counts = [0; 4];
+        let mut shares = Shares::new(&mut counts);
+        let pfn = Pfn::new(2);
+        assert_eq!(shares.share(pfn, Marked::Shared), Err(CannotShare(pfn)), "another's count");
+        assert_eq!(shares.share(pfn, Marked::Own), Ok(()));
+        assert_eq!(shares.share(pfn, Marked::Own), Err(CannotShare(pfn)), "it has sharers");
+        assert_eq!(shares.count(pfn), 2);
     }
 
     #[test]

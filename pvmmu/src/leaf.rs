@@ -4,7 +4,7 @@
 use hypercall::{Frame, Machine, Pte, Uncertain};
 
 use crate::context::Context;
-use crate::frames::{FrameSource, SharedFrame};
+use crate::frames::{FrameSource, SharedFrame, give_shared, give_uncertain_share};
 use crate::marks::{FOREIGN, SHARED};
 
 /// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a
@@ -21,7 +21,7 @@ pub(crate) fn release<M: Machine>(
         && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
     {
         if pte.flags().contains(SHARED) {
-            frames.give_shared(SharedFrame::released(pfn));
+            give_shared(frames, SharedFrame::released(pfn));
         } else {
             // SAFETY: I-4: the entry was the frame's only owner, and it is gone.
             frames.give(unsafe { Frame::claim(pfn) });
@@ -38,7 +38,7 @@ pub(crate) fn lose<M: Machine>(context: &Context<'_, M>, pte: Pte, frames: &mut 
     match context.p2m.pfn(context.machine, pte.mfn()) {
         Ok(pfn) if !pte.flags().contains(FOREIGN) => {
             if pte.flags().contains(SHARED) {
-                return frames.give_uncertain_share(SharedFrame::released(pfn));
+                return give_uncertain_share(frames, SharedFrame::released(pfn));
             }
             // SAFETY: I-4: the entry was the frame's only owner. That it is used still is what the
             // new token says.

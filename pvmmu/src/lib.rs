@@ -82,7 +82,7 @@ pub use error::{
 };
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
-pub use frames::{CannotShare, Counted, FrameSource, FrameStack, Released, SharedFrame, Shares};
+pub use frames::{Counted, FrameSource, FrameStack, Shares};
 pub use load::{Running, Vcpus, load_root};
 pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;

@@ -9,7 +9,6 @@ use crate::context::Context;
 use crate::destroy::DestroyError;
 use crate::edit::Tools;
 use crate::error::LoadError;
-use crate::flush::Reach;
 use crate::frames::FrameSource;
 use crate::pgd::{Pgd, Pinned, Roots};
 
@@ -56,15 +55,21 @@ pub struct Vcpus<'a> {
 impl<'a> Vcpus<'a> {
     /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
     ///
+    /// # Safety
+    /// These are the only places: every load of an address space goes through them, from now until
+    /// the last one that was loaded is gone. Operations whose tools are
+    /// [`tracked`](Tools::tracked) by them flush nobody else (I-19).
+    ///
     /// ```
     /// use pvmmu::{Running, Vcpus};
     ///
     /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
-    /// let vcpus = Vcpus::new(&RUNNING);
+    /// // The kernel loads roots through these alone.
+    /// let vcpus = unsafe { Vcpus::new(&RUNNING) };
     /// # let _ = vcpus;
     /// ```
     #[must_use]
-    pub const fn new(places: &'a [Running]) -> Self {
+    pub const unsafe fn new(places: &'a [Running]) -> Self {
         Self { places }
     }
 
@@ -76,7 +81,7 @@ impl<'a> Vcpus<'a> {
     /// # use pvmmu::{Pages, Running, Vcpus};
     /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere(), Running::nowhere()];
-    /// let vcpus = Vcpus::new(&running);
+    /// let vcpus = unsafe { Vcpus::new(&running) };
     /// assert!(vcpus.on(&pgd).is_empty());
     /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
     /// assert_eq!(vcpus.on(&pgd), VcpuSet::one(0));
@@ -84,32 +89,13 @@ impl<'a> Vcpus<'a> {
     /// ```
     #[must_use]
     pub fn on<S>(self, pgd: &Pgd<S>) -> VcpuSet {
-        let places = (0u32..32).zip(self.places);
-        let running = places.filter(|(_, place)| place.on(pgd.root()));
-        running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
+        self.on_root(pgd.root())
     }
 
-    /// Whose TLBs may know of `pgd`. Loading a root flushes all that is not global, and Xen marks
-    /// user pages global: so this serves an address space whose vCPUs flush before they leave it;
-    /// for others use [`Reach::Everywhere`].
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, VcpuSet};
-    /// # use pv_tests::guest::Guest;
-    /// use pvmmu::{Pages, Reach, Running, Tools, Vcpus};
-    ///
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, tools) = Guest::with_pinned(pages);
-    /// let running = [Running::nowhere(), Running::nowhere()];
-    /// // Nobody runs on it, so nothing has to be flushed.
-    /// let reach = Vcpus::new(&running).reach(&pgd);
-    /// assert_eq!(reach, Reach::Vcpus(VcpuSet::NONE));
-    /// pgd.unmap(&mut Tools { reach, ..tools }, pages)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn reach<S>(self, pgd: &Pgd<S>) -> Reach {
-        Reach::Vcpus(self.on(pgd))
+    pub(crate) fn on_root(self, root: Pfn) -> VcpuSet {
+        let places = (0u32..32).zip(self.places);
+        let running = places.filter(|(_, place)| place.on(root));
+        running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
     }
 
     /// The place of a vCPU that [`on`](Self::on) counts.
@@ -138,7 +124,7 @@ impl<'a> Vcpus<'a> {
     /// # use pvmmu::{Pages, Running, Vcpus};
     /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
-    /// let vcpus = Vcpus::new(&running);
+    /// let vcpus = unsafe { Vcpus::new(&running) };
     /// // What runs here uses no address of the user half meanwhile.
     /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
     /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err();
@@ -186,7 +172,7 @@ impl<'a> Vcpus<'a> {
     /// # use pvmmu::{Pages, Running, Vcpus};
     /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
-    /// Vcpus::new(&running).destroy(pgd, &mut tools)?;
+    /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn destroy<M: Machine, F: FrameSource>(
@@ -219,7 +205,7 @@ impl<'a> Vcpus<'a> {
     /// # use pvmmu::{Pages, Running, Vcpus};
     /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
-    /// let vcpus = Vcpus::new(&running);
+    /// let vcpus = unsafe { Vcpus::new(&running) };
     /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
     /// unsafe { vcpus.leave(&tools.context, 0) }?; // on the kernel's own root again
     /// vcpus.destroy(pgd, &mut tools)?;
@@ -253,7 +239,7 @@ impl Pgd<Pinned> {
     /// # Safety
     /// From here on the user half means what this tree says: no reference into the user half of the
     /// old one is used any more. The tree's kernel half maps what is running, as it does if the
-    /// running root was `context.kernel_root` when the tree was made and has kept its upper slots.
+    /// running root was `context.kernel_root()` when the tree was made and has kept its upper slots.
     ///
     /// ```
     /// # use hypercall::GuestVa;
@@ -261,8 +247,8 @@ impl Pgd<Pinned> {
     /// # use pvmmu::Pages;
     /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// unsafe { pgd.load(&tools.context) }?;
-    /// let loaded = tools.context.machine.guest().kernel_root();
-    /// assert_eq!(loaded, tools.context.p2m.mfn(pgd.root()).ok());
+    /// let loaded = tools.context.machine().guest().kernel_root();
+    /// assert_eq!(loaded, tools.context.p2m().mfn(pgd.root()).ok());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
@@ -290,7 +276,7 @@ impl Pgd<Pinned> {
 /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
 /// unsafe { pgd.load(&tools.context) }?;
 /// // Back to the kernel's own: now the address space can end.
-/// unsafe { load_root(&tools.context, tools.context.kernel_root) }?;
+/// unsafe { load_root(&tools.context, tools.context.kernel_root()) }?;
 /// pgd.destroy(&mut tools)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -31,9 +31,8 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::context::Context;
-use crate::edit::{Presence, Tools, with_table_flags};
+use crate::edit::{Tools, with_table_flags};
 use crate::error::MapError;
-use crate::flush::Reach;
 use crate::frames::FrameSource;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
@@ -85,14 +84,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         F: FrameSource,
         O: FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
     {
-        let mut tools = Tools {
-            context: self.context,
-            batch: &mut *self.batch,
-            tables: &mut TablePool::new([&mut [], &mut [], &mut []]),
-            frames,
-            reach: Reach::Everywhere,
-            presence: Presence::Steady,
-        };
+        let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
+        let mut tools = Tools::new(self.context, &mut *self.batch, &mut pool, frames);
         let result = operation(self.pgd, &mut tools);
         self.refusal = result.as_ref().err().copied();
         result

@@ -112,17 +112,62 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::Guest;
-    /// use pvmmu::primitive::{Need, Runs};
+    /// use pvmmu::primitive::Need;
     /// use pvmmu::Pages;
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, tools) = Guest::with_pinned(page);
     /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let for_it = (Need::Set, Runs::Elsewhere);
-    /// let _ = pgd.set_flags(&tools.context, read_only, for_it, None)?;
+    /// let _ = pgd.set_flags(&tools.context, read_only, Need::Set, None)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_flags<M: Machine + Cpu>(
+        &mut self,
+        context: &Context<'_, M>,
+        change: (GuestVa, PteFlags),
+        need: Need,
+        by: Option<Primitive>,
+    ) -> Result<Changed, MapError> {
+        self.set_flags_of(context, change, (need, Runs::Elsewhere), by)
+    }
+
+    /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here: that may
+    /// take [`Primitive::VaMapping`], which names no table.
+    ///
+    /// # Errors
+    /// As for [`set_flags`](Self::set_flags).
+    ///
+    /// # Hypercalls
+    /// As for [`set_flags`](Self::set_flags).
+    ///
+    /// # Safety
+    /// The vCPU that runs this runs on this address space. Xen changes the entry of the one that is
+    /// loaded: another one would get a frame of this one's (I-4).
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::primitive::Need;
+    /// use pvmmu::Pages;
+    ///
+    /// let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut pgd, tools) = Guest::with_pinned(page);
+    /// unsafe { pgd.load(&tools.context) }?;
+    /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
+    /// let _ = unsafe { pgd.set_flags_here(&tools.context, read_only, Need::Set, None) }?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub unsafe fn set_flags_here<M: Machine + Cpu>(
+        &mut self,
+        context: &Context<'_, M>,
+        change: (GuestVa, PteFlags),
+        need: Need,
+        by: Option<Primitive>,
+    ) -> Result<Changed, MapError> {
+        self.set_flags_of(context, change, (need, Runs::Here), by)
+    }
+
+    fn set_flags_of<M: Machine + Cpu>(
         &mut self,
         context: &Context<'_, M>,
         (va, flags): (GuestVa, PteFlags),

@@ -15,7 +15,7 @@ use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
 fn findings(context: &Context<'_, Model>, trees: &[Tree]) -> Vec<Finding> {
-    let mut memory = vec![0; usize::try_from(audit_words(context.p2m.len())).expect("small")];
+    let mut memory = vec![0; usize::try_from(audit_words(context.p2m().len())).expect("small")];
     let mut findings = Vec::new();
     audit(context, trees, &mut memory, &mut |finding| findings.push(finding)).expect("readable");
     findings
@@ -23,11 +23,11 @@ fn findings(context: &Context<'_, Model>, trees: &[Tree]) -> Vec<Finding> {
 
 /// Lets the direct mapping of `window` show what `pte` says.
 fn remap(context: &Context<'_, Model>, window: Pfn, pte: Pte) {
-    let va = context.machine.direct_map(window).expect("mapped").addr();
+    let va = context.machine().direct_map(window).expect("mapped").addr();
     let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the guest exists only in the model.
-    unsafe { context.machine.issue(&mut calls) }.expect("issued");
+    unsafe { context.machine().issue(&mut calls) }.expect("issued");
     calls[0].result().expect("Xen allows it");
 }
 
@@ -99,7 +99,7 @@ fn a_kernel_mapping_with_user_set_and_a_frame_left_behind_are_found() {
 fn plant(context: &Context<'_, Model>, (table, index): (Pfn, u16), pte: Pte) {
     let index = PageTableIndex::new(index);
     // SAFETY: the guest exists only in the model, and the tree is loose.
-    unsafe { context.machine.write_entry(table, index, pte) }.expect("writable");
+    unsafe { context.machine().write_entry(table, index, pte) }.expect("writable");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
         let differ = |finding: &&Finding| matches!(finding, Finding::RootsDiffer { .. });
         found.iter().filter(differ).copied().collect::<Vec<_>>()
     };
-    let entry = context.machine.read_entry(user, PageTableIndex::new(0)).expect("readable");
+    let entry = context.machine().read_entry(user, PageTableIndex::new(0)).expect("readable");
     let adjusted = entry.with_flags(entry.flags() & !PteFlags::ACCESSED & !PteFlags::DIRTY);
     plant(&context, (user, 0), adjusted);
     assert_eq!(of_roots(&findings(&context, &[pgd.tree()])), []);
@@ -142,7 +142,8 @@ fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
     let registers = Mfn::new(guest.model.ram_end().raw() + 0x100);
     let behind = Pages { start: page(20), count: 1 };
     let foreign = ((behind, PteFlags::USER_RW), (registers, DomId::IO));
-    pgd.map_foreign(&context, foreign.0, foreign.1, &mut pool).expect("mapped");
+    // SAFETY: no memory stands behind the frames.
+    unsafe { pgd.map_foreign(&context, foreign.0, foreign.1, &mut pool) }.expect("mapped");
     let unknown = |found: Vec<Finding>| {
         let of = |finding: Finding| match finding {
             Finding::UnknownFrame(place) => Some((place, finding)),

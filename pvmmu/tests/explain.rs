@@ -18,12 +18,12 @@ use xen_model::explain::Explainer;
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
 fn show(context: &Context<'_, Model>, window: Pfn, pfn: Pfn) {
-    let va = context.machine.direct_map(window).expect("mapped");
-    let pte = Pte::new(context.p2m.mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
+    let va = context.machine().direct_map(window).expect("mapped");
+    let pte = Pte::new(context.p2m().mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
     let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the guest exists only in the model.
-    unsafe { hypercall::Hypercalls::issue(context.machine, &mut calls) }.expect("one call");
+    unsafe { hypercall::Hypercalls::issue(context.machine(), &mut calls) }.expect("one call");
     calls[0].result().expect("the frame is no table yet");
 }
 
@@ -53,7 +53,7 @@ fn the_guest_and_xen_explain_say_the_same_of_a_refused_pin() {
     assert_eq!(causes, own);
 
     // And what only the guest knows: who maps it.
-    let window_va = context.machine.direct_map(window.pfn()).expect("mapped");
+    let window_va = context.machine().direct_map(window.pfn()).expect("mapped");
     let told = why.to_string();
     assert!(told.contains("was mapped writable once while it was to become an L1 table"), "{told}");
     assert!(told.contains(&format!("{:#018x}", window_va.raw())), "{told}");

@@ -88,7 +88,9 @@ fn sweep(
         let Scene { list, root, pool, pgd, .. } = &mut scene;
         // SAFETY: the guest exists only in the model.
         let p2m = unsafe { P2m::adopt(list) }.expect("pages");
-        let done = work(&Context { machine, p2m: &p2m, kernel_root: *root }, pgd, pool);
+        // SAFETY: as above.
+        let context = unsafe { Context::new(machine, &p2m, *root) };
+        let done = work(&context, pgd, pool);
         (scene, done)
     };
     for_each_failure(build, scenario, check).unwrap_or_else(|error| panic!("{error}"))
@@ -103,7 +105,8 @@ fn check(
     let Scene { list, root, mut pool, pgd, before, free } = scene;
     // SAFETY: the guest exists only in the model.
     let p2m = unsafe { P2m::adopt(&list) }.expect("pages");
-    let context = Context { machine: model, p2m: &p2m, kernel_root: root };
+    // SAFETY: as above.
+    let context = unsafe { Context::new(model, &p2m, root) };
     if failure.is_none() && done.is_err() {
         return Err(format!("nothing was refused, and yet: {done:?}"));
     }
@@ -124,8 +127,7 @@ fn check(
 
 /// The same on the machine that refuses nothing.
 fn plain<'a>(context: &Context<'a, Failing<'a>>) -> Context<'a, Model> {
-    let Context { machine, p2m, kernel_root } = *context;
-    Context { machine: machine.inner(), p2m, kernel_root }
+    context.with_machine(*context.machine().inner())
 }
 
 fn say<T>(result: Result<T, impl core::fmt::Display>) -> Result<(), String> {
@@ -172,8 +174,9 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
             let sweep = sweep(|context, pgd, _| {
                 // SAFETY: the model's guest has no Rust objects. Not what is swept here.
                 unsafe { pgd.load(&plain(context)) }.expect("loaded");
-                let changed =
-                    pgd.set_flags(context, (page(1), READ_ONLY), (need, Runs::Here), Some(by));
+                let change = (page(1), READ_ONLY);
+                // SAFETY: the address space has just been loaded.
+                let changed = unsafe { pgd.set_flags_here(context, change, need, Some(by)) };
                 assert!(!matches!(changed, Ok(Changed::Not(_))), "{changed:?}");
                 assert!(!matches!(changed, Err(MapError::NotUndone { .. })), "{changed:?}");
                 say(changed)
@@ -189,13 +192,14 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
     let halves = RefCell::new(0);
     let sweep = sweep(|context, pgd, pool| {
         let plain = plain(context);
-        let machine = plain.machine.guest();
+        let machine = plain.machine().guest();
         let mut other = Pgd::with_user_root(&plain, pool).expect("two roots");
         let pages = Pages::one(page(0));
         other.map_pages(&plain, (pages, PteFlags::USER_RW), pool).expect("mapped");
         let other = other.pin(&plain, &mut Storage::new().batch()).expect("pinned");
         let places = [const { Running::nowhere() }; 1];
-        let vcpus = Vcpus::new(&places);
+        // SAFETY: every load of the test goes through these places.
+        let vcpus = unsafe { Vcpus::new(&places) };
         // SAFETY: the model's guest has no Rust objects.
         unsafe { vcpus.load(&plain, 0, &other) }.expect("loaded");
         let before = (machine.kernel_root(), machine.user_root());
@@ -205,7 +209,7 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
         match loaded {
             Ok(()) => assert_eq!(vcpus.on(pgd), VcpuSet::one(0)),
             Err(LoadError::Refused(Error { done: 0, .. })) => {
-                *halves.borrow_mut() += u64::from(context.machine.seen() > 1);
+                *halves.borrow_mut() += u64::from(context.machine().seen() > 1);
                 assert_eq!((now, vcpus.on(pgd)), (before, VcpuSet::NONE));
                 assert_eq!(vcpus.on(&other), VcpuSet::one(0));
             }

@@ -129,7 +129,7 @@ fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() 
             let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.context, pgd, at)).collect();
             let machine =
                 FailNth::new(&guest.model, Refusal { request, errno: Errno::ENOMEM, done });
-            let around = context(guest, &machine, with.context.p2m);
+            let around = context(guest, &machine, with.context.p2m());
             let Tools { batch, tables, frames, .. } = with;
             let mut refusing = tools(&around, batch, tables, *frames);
             let all = Pages { start: page(0), count: 4 + count };
@@ -256,7 +256,7 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
                 let plain = with.context;
                 let (first, count) = run_of_the_neighbour(guest);
                 let machine = FailNth::new(&guest.model, refusal);
-                let around = context(guest, &machine, plain.p2m);
+                let around = context(guest, &machine, plain.p2m());
                 let Tools { batch, tables, frames, .. } = with;
                 let mut refusing = tools(&around, batch, tables, *frames);
                 for at in [6, FAR] {

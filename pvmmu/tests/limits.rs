@@ -54,8 +54,10 @@ fn a_vcpu_that_nobody_can_count_loads_nothing() {
     let mut batch = storage.batch();
     let pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
     let places: Vec<_> = (0..64).map(|_| Running::nowhere()).collect();
+    // SAFETY: no other place is loaded through.
+    let vcpus = unsafe { Vcpus::new(&places) };
     // SAFETY: it is refused; the guest exists only in the model.
-    let result = unsafe { Vcpus::new(&places).load(&context, 32, &pgd) };
+    let result = unsafe { vcpus.load(&context, 32, &pgd) };
     assert!(matches!(result, Err(LoadError::NoSuchVcpu(32))), "{result:?}");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&context, &mut batch, &mut tables, &mut pool);

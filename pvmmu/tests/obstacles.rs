@@ -67,7 +67,7 @@ fn a_link_that_is_refused_names_the_table_at_fault_and_every_mapping_in_its_way(
 
 /// Where the direct mapping shows a frame.
 fn direct_va(context: &Context<'_, Model>, pfn: Pfn) -> u64 {
-    context.machine.direct_map(pfn).expect("mapped").raw()
+    context.machine().direct_map(pfn).expect("mapped").raw()
 }
 
 /// Writes one entry of a live table.
@@ -75,7 +75,7 @@ fn write(context: &Context<'_, Model>, slot: Slot, pte: Pte) {
     let updates = [MmuUpdate::set(slot, pte)];
     let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
     // SAFETY: the guest exists only in the model.
-    unsafe { context.machine.issue(&mut calls) }.expect("issued");
+    unsafe { context.machine().issue(&mut calls) }.expect("issued");
     calls[0].result().expect("written");
 }
 

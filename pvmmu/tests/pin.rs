@@ -86,7 +86,7 @@ fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
         };
         assert_eq!((named, pfn, refusal.errno), (level, table, Errno::EINVAL));
         assert_eq!(error.undo, Ok(()));
-        let window_va = context.machine.direct_map(window.pfn()).expect("mapped");
+        let window_va = context.machine().direct_map(window.pfn()).expect("mapped");
         let Some(Obstacle::Writable(place)) = error.obstacles.first().next() else {
             panic!("{error}")
         };
@@ -247,6 +247,6 @@ fn tables<M: hypercall::Machine>(context: &Context<'_, M>, root: Pfn) -> Vec<Pfn
 
 /// The entry that maps `pfn` in the direct mapping.
 fn direct<M: hypercall::Machine>(context: &Context<'_, M>, pfn: Pfn) -> Pte {
-    let va = context.machine.direct_map(pfn).expect("mapped");
-    walk(context, context.kernel_root, va).expect("readable").leaf().expect("an L1 table").1
+    let va = context.machine().direct_map(pfn).expect("mapped");
+    walk(context, context.kernel_root(), va).expect("readable").leaf().expect("an L1 table").1
 }

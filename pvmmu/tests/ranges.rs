@@ -1,5 +1,6 @@
 //! Ranges of pages in both states of an address space: what a loose one does by plain stores, a
 //! live one does by requests, and the tables say the same afterwards.
+#![expect(unsafe_code, reason = "maps frames of a device that the model alone has")]
 
 mod common;
 
@@ -328,7 +329,9 @@ fn a_loose_tree_takes_registers_of_devices_and_no_frame_of_a_domain() {
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
     let mut map = |frame| {
         let range = (pages(START, 5), PteFlags::USER_RW);
-        pgd.map_foreign(&scene.context, range, frame, &mut scene.pool).map_err(|it| it.error)
+        // SAFETY: no Rust object lives in the model's guest.
+        unsafe { pgd.map_foreign(&scene.context, range, frame, &mut scene.pool) }
+            .map_err(|it| it.error)
     };
     assert_eq!(map((registers, DomId(1))), Err(MapError::OnlyLive(DomId(1))));
     assert_eq!(map((own, DomId::IO)), Err(MapError::Own(hypercall::Pfn::new(9))));

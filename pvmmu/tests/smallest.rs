@@ -24,9 +24,10 @@ sweep! {
     };
     mapping_under_a_root_without_tables_of_a_pool: |pgd, with| {
         let tables = &mut TablePool::new([&mut [], &mut [], &mut []]);
-        let Tools { context, batch, frames, reach, presence, .. } = &mut *with;
-        let (context, reach, presence) = (*context, *reach, *presence);
-        let with = &mut Tools { context, batch, tables, frames: &mut **frames, reach, presence };
+        let Tools { context, batch, frames, presence, .. } = &mut *with;
+        let (context, presence) = (*context, *presence);
+        let with = &mut Tools::new(context, batch, tables, &mut **frames);
+        with.presence = presence;
         pgd.map_pages(with, Pages { start: va(800, 1, 250), count: 9 }, PteFlags::USER_RW)
     };
     filling_and_draining_a_pool: |_pgd, with| {

@@ -28,18 +28,23 @@ impl Scene {
         Self { guest, places: [const { Running::nowhere() }; 2] }
     }
 
+    fn vcpus(&self) -> Vcpus<'_> {
+        // SAFETY: every load of the test goes through these places.
+        unsafe { Vcpus::new(&self.places) }
+    }
+
     fn enter(&self, pgd: &Pgd<Pinned>) {
         let (p2m, second) = (self.guest.p2m(), self.guest.second());
         let context = context(&self.guest, &second, &p2m);
         // SAFETY: the model's guest has no Rust objects; this is the second vCPU.
-        unsafe { Vcpus::new(&self.places).load(&context, 1, pgd) }.expect("loaded");
+        unsafe { self.vcpus().load(&context, 1, pgd) }.expect("loaded");
     }
 
     fn leave(&self) {
         let (p2m, second) = (self.guest.p2m(), self.guest.second());
         let context = context(&self.guest, &second, &p2m);
         // SAFETY: as above.
-        unsafe { Vcpus::new(&self.places).leave(&context, 1) }.expect("left");
+        unsafe { self.vcpus().leave(&context, 1) }.expect("left");
     }
 
     fn writes(&self) -> bool {
@@ -58,7 +63,7 @@ fn a_tree_that_another_vcpu_runs_on_is_not_destroyed_and_xen_is_not_asked() {
     let mut batch = storage.batch();
     let pgd = build(&context, 16, &mut pool).pin(&context, &mut batch).expect("pinned");
     scene.enter(&pgd);
-    let vcpus = Vcpus::new(&scene.places);
+    let vcpus = scene.vcpus();
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
     let before = counting.counts();
@@ -86,7 +91,8 @@ fn a_vcpu_that_got_only_a_kernel_root_counts_for_the_user_roots_address_space_to
         pgd.pin(&plain, &mut batch).expect("pinned")
     });
     let places = [Running::nowhere()];
-    let vcpus = Vcpus::new(&places);
+    // SAFETY: every load of the test goes through these places.
+    let vcpus = unsafe { Vcpus::new(&places) };
     // SAFETY: the model's guest has no Rust objects.
     unsafe { vcpus.load(&plain, 0, &one) }.expect("loaded");
     for done in [1, 0] {
@@ -153,20 +159,22 @@ fn a_change_reaches_the_vcpus_that_run_on_the_tree_and_no_others() {
     assert!(scene.writes());
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
-    with.reach = Reach::Local;
+    // SAFETY: the page and its frame stay; the model sees what is stale.
+    unsafe { with.set_reach(Reach::Local) };
     pgd.protect(&mut with, Pages::one(page(0)), READ_ONLY).expect("protected");
     assert!(!scene.writes(), "the model does not let a stale translation through");
     let stale = guest.model.take_violations();
     assert!(stale.iter().any(|line| line.starts_with("stale translation: store")), "{stale:?}");
     pgd.protect(&mut with, Pages::one(page(0)), PteFlags::USER_RW).expect("writable");
     assert!(scene.writes());
-    with.reach = Vcpus::new(&scene.places).reach(&pgd);
-    assert_eq!(with.reach, Reach::Vcpus(VcpuSet::one(1)));
+    let vcpus = scene.vcpus();
+    assert_eq!(vcpus.on(&pgd), VcpuSet::one(1));
+    let mut with = with.tracked(vcpus);
     pgd.protect(&mut with, Pages::one(page(0)), READ_ONLY).expect("protected");
     assert!(!scene.writes());
     scene.leave();
     // SAFETY: the model's guest has no Rust objects.
-    unsafe { load_root(&context, context.kernel_root) }.expect("the kernel's root");
+    unsafe { load_root(&context, context.kernel_root()) }.expect("the kernel's root");
     pgd.destroy(&mut with).expect("destroyed");
     guest.check();
 }

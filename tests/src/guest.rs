@@ -8,8 +8,8 @@ use balloon::Allocator;
 use hypercall::{Batch, BatchStorage, BootInfo, Frame, Frames, GuestVa, Pfn, PteFlags};
 use p2m::{LeafSource, P2m};
 use pvmmu::{
-    Context, Counted, DirectEntries, FrameSource, Pages, Pgd, Pinned, Presence, Reach, Shares,
-    TablePool, Tools,
+    Context, Counted, DirectEntries, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool,
+    Tools,
 };
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
@@ -77,7 +77,8 @@ impl Guest {
         let pfns = guest.first_free_page().raw()..PAGES;
         // SAFETY: the frames exist only in the model, and each is claimed once.
         let frames = pfns.rev().map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) }).collect();
-        let context = Context { machine: model, p2m, kernel_root };
+        // SAFETY: the model's guest, its frame map, and the root that its builder made.
+        let context = unsafe { Context::new(model, p2m, kernel_root) };
         Self { model, boot, p2m, context, frames: Free(frames) }
     }
 
@@ -99,17 +100,13 @@ impl Guest {
     pub fn tools(self) -> Work {
         let places = || (0..8).map(|_| None).collect::<Vec<Option<Frame>>>().leak();
         let shares = Shares::new(vec![0; self.p2m.all().iter().count()].leak());
-        Tools {
-            context: self.context,
-            batch: self.batch(),
-            tables: Box::leak(Box::new(TablePool::new([places(), places(), places()]))),
-            frames: Box::leak(Box::new(Counted {
-                source: Box::leak(Box::new(self.frames)),
-                shares: Box::leak(Box::new(shares)),
-            })),
-            reach: Reach::Everywhere,
-            presence: Presence::MayVanish,
-        }
+        let (context, batch) = (self.context, self.batch());
+        let tables = Box::leak(Box::new(TablePool::new([places(), places(), places()])));
+        let source = Box::leak(Box::new(self.frames));
+        let frames = Box::leak(Box::new(Counted { source, shares: Box::leak(Box::new(shares)) }));
+        let mut tools = Tools::new(context, batch, tables, frames);
+        tools.presence = Presence::MayVanish;
+        tools
     }
 
     /// A pinned address space with `pages` mapped, and what changes it.

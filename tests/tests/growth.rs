@@ -31,27 +31,27 @@ impl Allocator for Free<'_> {
 
 /// Makes empty tables of the direct mapping for `new`.
 fn extend_direct_map(context: Context<'_, Machine>, new: Pfns, pool: &mut Pool) {
-    let start = context.machine.direct_map(Pfn::new(0)).expect("mapped");
+    let start = context.machine().direct_map(Pfn::new(0)).expect("mapped");
     for pfn in (new.start.raw()..new.end()).step_by(512) {
         let va = start.checked_add_pages(pfn).expect("a guest address");
-        let path = walk(&context, context.kernel_root, va).expect("tables that can be read");
+        let path = walk(&context, context.kernel_root(), va).expect("tables that can be read");
         let Some(above) = path.at(Level::L2) else { panic!("{va} has no L2 table") };
         if path.at(Level::L1).is_some() {
             continue;
         }
         let table = pool.take().expect("a frame").pfn();
         // SAFETY: the frame has just left the pool.
-        unsafe { context.machine.clear_frame(table) }.expect("mapped");
+        unsafe { context.machine().clear_frame(table) }.expect("mapped");
         let (slot, pte) = DirectEntries::new(context).find(table).expect("mapped");
-        let link = Pte::new(context.p2m.mfn(table).expect("RAM"), PteFlags::TABLE);
+        let link = Pte::new(context.p2m().mfn(table).expect("RAM"), PteFlags::TABLE);
         let mut storage = BatchStorage::<2, 1>::new();
         let mut batch = storage.batch();
         batch.update(MmuUpdate::set(slot, pte.read_only()), pte.raw()).expect("room");
         batch.update(MmuUpdate::set(above.slot, link), above.pte.raw()).expect("room");
         // SAFETY: an empty table where there was none.
-        unsafe { batch.submit(context.machine) }.expect("allowed");
+        unsafe { batch.submit(context.machine()) }.expect("allowed");
     }
-    context.machine.model.guest().set_direct_map(start, new.end());
+    context.machine().model.guest().set_direct_map(start, new.end());
 }
 
 /// Steps until the balloon has nothing more to do, or has to wait.
@@ -59,7 +59,7 @@ fn settle(context: Context<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut F
     let mut storage = WorkStorage::<600>::new();
     loop {
         let mut direct = DirectEntries::new(context);
-        let Context { machine, p2m, .. } = context;
+        let (machine, p2m) = (context.machine(), context.p2m());
         let mut around = Around { machine, p2m, direct: &mut direct };
         let step = storage.with(|work| balloon.step(&mut around, free, work));
         assert!(step.accounts.is_balanced(), "{}", step.accounts);
@@ -100,7 +100,8 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     window.grow(grow, new.end(), &mut batch).expect("the map grows");
     window.reserve(grow, new, &mut pool, &mut batch).expect("its words have memory");
     list.refresh((&machine, &p2m), &window, new, &mut pool).expect("the frame list follows");
-    let context = Context { machine: &machine, p2m: &p2m, kernel_root: machine.root() };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { Context::new(&machine, &p2m, machine.root()) };
     extend_direct_map(context, new, &mut pool);
     audit(&machine, &p2m, (&list, &window));
 

@@ -171,13 +171,15 @@ impl<M: Machine + Cpu> Guest<'_, M> {
 
     /// The context of address space operations.
     pub(crate) fn context(&self) -> Context<'_, Counting<&M>> {
-        Context { machine: &self.machine, p2m: self.p2m, kernel_root: self.kernel_root }
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        unsafe { Context::new(&self.machine, self.p2m, self.kernel_root) }
     }
 
     /// The context of address space operations, and the pool beside it.
     pub(crate) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
         let Self { machine, p2m, kernel_root, pool, .. } = self;
-        (Context { machine, p2m, kernel_root: *kernel_root }, pool)
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        (unsafe { Context::new(machine, p2m, *kernel_root) }, pool)
     }
 }
 

@@ -48,7 +48,8 @@ pub(crate) fn give_up<M: Machine>(
 ) -> Result<(), String> {
     let say = |error: &dyn core::fmt::Display| alloc::format!("the ISA area: {error}");
     let BuildContext { machine, p2m, root } = context;
-    let walking = Context { machine, p2m, kernel_root: root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let walking = unsafe { Context::new(machine, p2m, root) };
     batch.clear();
     for pfn in ISA.iter() {
         let va = kernel.checked_add_pages(pfn.raw()).map_err(|error| say(&error))?;

@@ -7,6 +7,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::seen::{SEEN, keeping_seen};
 use super::{Edit, PART, Tools};
+use crate::context::Context;
 use crate::cost::{COSTS, Way};
 use crate::error::{MapError, MapFailed, RangeError, WalkError};
 use crate::frames::{FrameSource, OnePage};
@@ -36,8 +37,9 @@ pub(super) fn one<M: Machine, F: FrameSource>(
         batch: &mut *tools.batch,
         tables: &mut *tools.tables,
         frames: &mut page,
-        reach: tools.reach,
         presence: tools.presence,
+        reach: tools.reach,
+        vcpus: tools.vcpus,
     };
     let mapped = pgd.map_pages(&mut tools, Pages::one(va), flags);
     mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.take(), error })
@@ -71,8 +73,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// # Errors
     /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
-    /// a frame of the guest's. Xen refuses the frames of a domain over which this one has no power,
-    /// and those that the domain does not have.
+    /// a frame of the guest's that has a pfn, and [`MapError::NotForeign`] for [`DomId::SELF`]: Xen
+    /// would let anything of the guest's through then, such as its shared page. Xen refuses the
+    /// frames of a domain over which this one has no power, and those that the domain does not
+    /// have, this one's number among them.
     ///
     /// ```
     /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
@@ -94,6 +98,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (pages, flags): (Pages, PteFlags),
         (first, domain): (Mfn, DomId),
     ) -> Result<(), MapError> {
+        if domain == DomId::SELF {
+            let Context { machine, p2m, .. } = self.tools.context;
+            let known = p2m.pfn(machine, first);
+            return Err(known.map_or(MapError::NotForeign(first), MapError::Own));
+        }
         self.map_from(pages, flags, &mut Origin::Foreign(first, domain))
     }
 

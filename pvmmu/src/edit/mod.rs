@@ -34,6 +34,7 @@ use crate::doubt::{Doubt, put_right};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
 use crate::frames::FrameSource;
+use crate::load::Vcpus;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, page_number};
 use crate::path::Path;
@@ -69,6 +70,9 @@ pub enum Presence {
 }
 
 /// What operations on a pinned address space work with.
+///
+/// # Invariants
+/// I-19: the flushes of an operation reach every vCPU whose TLB may know the address space.
 #[derive(Debug)]
 pub struct Tools<'a, 'b, 't, M, F> {
     /// The guest.
@@ -79,10 +83,61 @@ pub struct Tools<'a, 'b, 't, M, F> {
     pub tables: &'a mut TablePool<'t>,
     /// Frames, for pages and for tables.
     pub frames: &'a mut F,
-    /// Whose TLBs may know of the address space.
-    pub reach: Reach,
     /// Whether pages may be missing meanwhile.
     pub presence: Presence,
+    /// Whose TLBs may know of the address space.
+    pub(crate) reach: Reach,
+    /// Who knows that better.
+    pub(crate) vcpus: Option<Vcpus<'a>>,
+}
+
+impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
+    /// Tools that keep pages present throughout and flush every vCPU: right for any address space.
+    ///
+    /// ```
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Presence, TablePool, Tools};
+    ///
+    /// # let mut guest = Guest::new();
+    /// # let (context, batch) = (guest.context, guest.batch());
+    /// let mut pool = TablePool::new([&mut [], &mut [], &mut []]); // no tables wait in it
+    /// let mut tools = Tools::new(context, batch, &mut pool, &mut guest.frames);
+    /// tools.presence = Presence::MayVanish; // nobody runs on what is changed
+    /// ```
+    pub fn new(
+        context: Context<'a, M>,
+        batch: &'a mut Batch<'b>,
+        tables: &'a mut TablePool<'t>,
+        frames: &'a mut F,
+    ) -> Self {
+        let (presence, reach) = (Presence::Steady, Reach::Everywhere);
+        Self { context, batch, tables, frames, presence, reach, vcpus: None }
+    }
+
+    /// Flushes the vCPUs that run on the address space that is changed, as `vcpus` knows them, and
+    /// no others.
+    #[must_use]
+    pub fn tracked(mut self, vcpus: Vcpus<'a>) -> Self {
+        self.vcpus = Some(vcpus);
+        self
+    }
+
+    /// Flushes these vCPUs, whatever is changed.
+    ///
+    /// # Safety
+    /// No TLB of another vCPU knows anything of the address spaces that are changed with these
+    /// tools: an unmapped frame is handed out when these have flushed (I-19).
+    #[expect(unsafe_code, reason = "believes what the caller says of TLBs (I-19)")]
+    pub unsafe fn set_reach(&mut self, reach: Reach) {
+        (self.reach, self.vcpus) = (reach, None);
+    }
+
+    /// Notes whose TLBs know of the address space under `root`, which is about to be changed.
+    fn begin(&mut self, root: Pfn) {
+        if let Some(vcpus) = self.vcpus {
+            self.reach = Reach::Vcpus(vcpus.on_root(root));
+        }
+    }
 }
 
 /// A section in which changes of an address space are pending: see [`Pgd::edit`].
@@ -373,6 +428,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         tools: &'e mut Tools<'a, 'b, 't, M, F>,
     ) -> Self {
         tools.batch.clear();
+        tools.begin(roots.kernel);
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
         let (next, flush, done, flags_only) = (0, Flush::NONE, 0, 0);
         Self { tools, roots, doubt, path, direct_map, next, flush, done, flags_only }

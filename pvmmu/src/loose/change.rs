@@ -279,6 +279,11 @@ impl Pgd<Loose> {
     /// # Hypercalls
     /// None.
     ///
+    /// # Safety
+    /// The frames are nobody's memory. Xen checks the entries of a tree that it pins in the guest's
+    /// own name, so it lets anything through that is the guest's and has no pfn: its shared page,
+    /// its grant table.
+    ///
     /// ```
     /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
     /// # use pv_tests::guest::Guest;
@@ -286,12 +291,14 @@ impl Pgd<Loose> {
     /// let Guest { context, mut frames, .. } = Guest::dom0();
     /// let mut pgd = Pgd::new(&context, &mut frames)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
-    /// pgd.map_foreign(&context, (pages, PteFlags::USER_RW), (vga, DomId::IO), &mut frames)?;
+    /// // The VGA adapter's memory is a device's.
+    /// unsafe { pgd.map_foreign(&context, (pages, PteFlags::USER_RW), (vga, DomId::IO), &mut frames) }?;
     /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map_foreign<M: Machine>(
+    #[expect(unsafe_code, reason = "believes that the frames are a device's")]
+    pub unsafe fn map_foreign<M: Machine>(
         &mut self,
         context: &Context<'_, M>,
         (pages, flags): (Pages, PteFlags),

@@ -15,7 +15,7 @@ use hypercall::{
     VaFlush, VaMapping,
 };
 use p2m::P2m;
-use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Presence, Reach, TablePool, Tools};
+use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Presence, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
@@ -103,7 +103,8 @@ impl Guest {
 
 /// The context of operations on `machine`.
 pub fn context<'a, M>(guest: &Guest, machine: &'a M, p2m: &'a P2m<'a>) -> Context<'a, M> {
-    Context { machine, p2m, kernel_root: guest.root }
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    unsafe { Context::new(machine, p2m, guest.root) }
 }
 
 impl Pool {
@@ -174,17 +175,18 @@ pub fn tools<'a, 'b, 't, M, F>(
     tables: &'a mut TablePool<'t>,
     frames: &'a mut F,
 ) -> Tools<'a, 'b, 't, M, F> {
-    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
-    Tools { context: *context, batch, tables, frames, reach, presence }
+    let mut tools = Tools::new(*context, batch, tables, frames);
+    tools.presence = Presence::MayVanish;
+    tools
 }
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
 pub fn alias<M: hypercall::Machine>(context: &Context<'_, M>, window: Pfn, pfn: Pfn) {
-    let va = context.machine.direct_map(window).expect("mapped").addr();
-    let pte = Pte::new(context.p2m.mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
+    let va = context.machine().direct_map(window).expect("mapped").addr();
+    let pte = Pte::new(context.p2m().mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
     let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the guest exists only in the model.
-    unsafe { context.machine.issue(&mut calls) }.expect("issued");
+    unsafe { context.machine().issue(&mut calls) }.expect("issued");
     calls[0].result().expect("the alias is made");
 }

@@ -1,4 +1,5 @@
 //! The changes of mappings in a random life, and what each makes of what is known.
+#![expect(unsafe_code, reason = "maps frames of a device that the model alone has")]
 
 use std::collections::BTreeSet;
 
@@ -218,7 +219,7 @@ fn replace(
     let at = (address(page), flags);
     let (answer, refused) = world.run(by, |with| {
         let frame = with.frames.take()?;
-        let mfn = with.context.p2m.mfn(frame.pfn()).expect("RAM");
+        let mfn = with.context.p2m().mfn(frame.pfn()).expect("RAM");
         let replaced = match &mut space.pgd {
             Life::Loose(pgd) => pgd.replace(&with.context, at, frame, with.frames),
             Life::Pinned(pgd) => {
@@ -269,7 +270,10 @@ fn map_foreign(
     // A tree is validated with registers of devices in it, and with no frame of another domain.
     let registers = (Mfn::new(world.guest.model.ram_end().raw() + 0x100), DomId::IO);
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.map_foreign(&with.context, (pages, flags), registers, with.frames),
+        // SAFETY: no memory stands behind the frames.
+        Life::Loose(pgd) => unsafe {
+            pgd.map_foreign(&with.context, (pages, flags), registers, with.frames)
+        },
         Life::Pinned(pgd) => {
             pgd.edit(with, |edit| edit.map_foreign((pages, flags), (first, DomId(1))))
         }

@@ -15,7 +15,7 @@ mod world;
 use arbtest::arbitrary::{Result, Unstructured};
 use common::Guest;
 use hypercall::{Batch, BatchStorage, Frame, Level};
-use pvmmu::{Running, Shares, TablePool, Vcpus};
+use pvmmu::{Running, Shares, TablePool};
 use world::World;
 
 /// A whole life: batches, a pool of tables, and a number of operations.
@@ -44,7 +44,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
         frames: world::Noting::new(&guest),
         shares: Shares::new(&mut counts),
         spaces: Vec::new(),
-        vcpus: Vcpus::new(&running),
+        vcpus: world::vcpus(&running),
         plain: 0,
         story: Vec::new(),
     };

@@ -7,7 +7,7 @@ use hypercall::{Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, Gu
 use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
 use p2m::P2m;
 use pvmmu::{
-    Context, Counted, FrameSource, Loose, Pgd, Pinned, Presence, Reach, Shares, TablePool, Tools,
+    Context, Counted, FrameSource, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools,
     Vcpus,
 };
 use x86_64::structures::paging::PageTableIndex;
@@ -182,7 +182,6 @@ impl World<'_, '_, '_, '_> {
         let mut frames = Counted { source: &mut self.frames, shares: &mut self.shares };
         let mut with = tools(&context, self.batch, &mut self.tables, &mut frames);
         with.presence = by.presence;
-        with.reach = Reach::Everywhere;
         let result = operation(&mut with);
         self.frames.keep(usize::MAX);
         (result, machine.has_refused())
@@ -304,14 +303,14 @@ impl<'a> Reading<'a> {
         let mut entries = [Pte::ABSENT; ENTRIES as usize];
         let own = if level == Level::L4 { 256 } else { 512 };
         let first = PageTableIndex::new(0);
-        let machine = self.context.machine;
+        let machine = self.context.machine();
         machine.read_entries(table, first, &mut entries[..own]).expect("readable");
         for (index, pte) in (0u64..).zip(&entries[..own]) {
             let base = base + (index << level.shift());
             match (pte.decode(level), level.below()) {
                 (Entry::Absent, _) => assert_eq!(pte.mfn(), Mfn::new(0), "{pte} names a frame"),
                 (Entry::Table(mfn), Some(below)) => {
-                    let pfn = self.context.p2m.pfn(machine, mfn).expect("a table of the guest's");
+                    let pfn = self.context.p2m().pfn(machine, mfn).expect("a table of the guest's");
                     self.below(below, pfn, base);
                 }
                 _ => {
@@ -320,4 +319,10 @@ impl<'a> Reading<'a> {
             }
         }
     }
+}
+
+/// The only places of the world's vCPUs.
+pub(crate) const fn vcpus(places: &[Running]) -> Vcpus<'_> {
+    // SAFETY: every load of the world goes through these places.
+    unsafe { Vcpus::new(places) }
 }

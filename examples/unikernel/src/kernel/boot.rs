@@ -164,7 +164,8 @@ pub(super) fn machine(early: &Early) -> Xen {
 
 /// Whether the builder's tables map `pfn` at its place in the direct mapping.
 fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
-    let context = Context { machine: xen, p2m: early.p2m(), kernel_root: early.root() };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { Context::new(xen, early.p2m(), early.root()) };
     let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
     let entry = walk(&context, context.kernel_root, va).ok().and_then(|walk| walk.at(Level::L1));
     entry.is_some_and(|step| step.pte.is_present() && early.p2m().mfn(pfn) == Ok(step.pte.mfn()))

@@ -318,7 +318,8 @@ fn print_walk(out: &mut Console, address: u64) -> fmt::Result {
         Err(reason) => return writeln!(out, "{reason}"),
     };
     let xen = boot::machine(early);
-    let context = Context { machine: &xen, p2m: early.p2m(), kernel_root: early.root() };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { Context::new(&xen, early.p2m(), early.root()) };
     writeln!(out, "entries on the way in the tree that the kernel booted on:")?;
     match walk(&context, context.kernel_root, va) {
         Ok(walk) => write!(out, "{walk}"),

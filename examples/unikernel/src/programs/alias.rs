@@ -38,7 +38,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     // A release Xen gives an errno; the rest is read from the tables.
     let told = format!("{error}\n{}", error.why());
     let (failure, undo) = (error.failure, error.undo);
-    let window_va = context.machine.direct_map(window.pfn()).or_say("direct mapping")?;
+    let window_va = context.machine().direct_map(window.pfn()).or_say("direct mapping")?;
     let is_named = match error.obstacles.first().next() {
         Some(Obstacle::Writable(place)) => place.va == window_va.raw(),
         _ => false,
@@ -67,12 +67,12 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
 fn remap<M: Machine>(context: &Context<'_, M>, window: &Frame, pfn: Pfn) -> Result<(), String> {
-    let va = context.machine.direct_map(window.pfn()).or_say("direct mapping")?;
-    let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
+    let va = context.machine().direct_map(window.pfn()).or_say("direct mapping")?;
+    let mfn = context.p2m().mfn(pfn).or_say("P2M")?;
     let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
     let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the page belongs to this program, which does not touch it.
-    unsafe { context.machine.issue(&mut calls) }.or_say("alias")?;
+    unsafe { context.machine().issue(&mut calls) }.or_say("alias")?;
     calls[0].result().or_say("alias")
 }

@@ -41,8 +41,8 @@ fn introduce<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
     let mib = boot.pages / 256;
     let (context, _) = guest.parts();
-    let root = context.machine.direct_map(context.kernel_root).or_say("the root")?;
-    let path = walk(&context, context.kernel_root, root).or_say("walk")?;
+    let root = context.machine().direct_map(context.kernel_root()).or_say("the root")?;
+    let path = walk(&context, context.kernel_root(), root).or_say("walk")?;
     let console = &mut guest.console;
     writeln!(
         console,
@@ -57,14 +57,14 @@ fn introduce<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
 /// Checks that P2M and M2P agree on every pfn.
 fn compare_maps<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
     let (context, _) = guest.parts();
-    for pfn in (0..context.p2m.len()).map(Pfn::new) {
-        let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
-        let back = context.p2m.pfn(context.machine, mfn).or_say("M2P")?;
+    for pfn in (0..context.p2m().len()).map(Pfn::new) {
+        let mfn = context.p2m().mfn(pfn).or_say("P2M")?;
+        let back = context.p2m().pfn(context.machine(), mfn).or_say("M2P")?;
         if back != pfn {
             return Err(format!("pfn {pfn} is mfn {mfn}, which is pfn {back}"));
         }
     }
-    Ok(context.p2m.len())
+    Ok(context.p2m().len())
 }
 
 /// From frames to a running address space.
@@ -193,9 +193,9 @@ fn check_frames<M: Machine + Cpu>(
         let va = page(all, index)?;
         let path = walk(&context, pgd.root(), va).or_say("walk")?;
         let (_, pte) = path.leaf().ok_or("a table is missing")?;
-        let pfn = context.p2m.pfn(context.machine, pte.mfn()).or_say("M2P")?;
+        let pfn = context.p2m().pfn(context.machine(), pte.mfn()).or_say("M2P")?;
         let mut bytes = [0; 8];
-        context.machine.read_bytes(pfn, 0, &mut bytes).or_say("read")?;
+        context.machine().read_bytes(pfn, 0, &mut bytes).or_say("read")?;
         if u64::from_le_bytes(bytes) != mark(va) {
             return Err(at(va, "has another frame than it had"));
         }

@@ -9,7 +9,7 @@ use hypercall::{
     BatchStorage, Console, Cpu, DomId, Errno, Extent, Frame, GuestVa, Machine, MemoryOp, Mfn,
     PAGE_SIZE, Pfn, PteFlags,
 };
-use pvmmu::{FrameSource, MapError, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools};
+use pvmmu::{FrameSource, MapError, Pages, Pgd, Pinned, TablePool, Tools};
 
 use super::OrSay;
 use super::life::{load, load_kernel};
@@ -64,14 +64,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     load(&context, &pgd)?;
     let mut frames = Noting { pool, returned: 0 };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = Tools {
-        context,
-        batch: &mut batch,
-        tables: &mut tables,
-        frames: &mut frames,
-        reach: Reach::Everywhere,
-        presence: Presence::Steady,
-    };
+    let mut with = Tools::new(context, &mut batch, &mut tables, &mut frames);
     let own = own_is_refused(&mut pgd, &mut with);
     let lived = own.and_then(|()| match (is_dom0, listed) {
         (true, Ok(_)) => as_dom0(cpu, &mut pgd, &mut with, m2p.mfn()),
@@ -127,7 +120,7 @@ fn own_is_refused<M: Machine>(
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<(), String> {
     let pfn = Pfn::new(1);
-    let mfn = with.context.p2m.mfn(pfn).or_say("P2M")?;
+    let mfn = with.context.p2m().mfn(pfn).or_say("P2M")?;
     for domain in [DomId::SELF, DomId::IO, DomId(0), DomId(1)] {
         if map(pgd, with, READ_ONLY, (mfn, domain)) != Err(MapError::Own(pfn)) {
             return Err(format!("pfn {pfn} was taken for a frame of {domain:?}"));
@@ -154,7 +147,7 @@ fn as_dom0<M: Machine>(
     pgd.unmap(with, Pages::one(va)).or_say("unmap firmware")?;
 
     let pfn = Pfn::new(1);
-    let mfn = with.context.p2m.mfn(pfn).or_say("P2M")?;
+    let mfn = with.context.p2m().mfn(pfn).or_say("P2M")?;
     let frame = m2p.checked_add(mfn.raw() / WORDS).ok_or("M2P is at the end of memory")?;
     let to_write = refusal(pgd, with, PteFlags::USER_RW, (frame, DomId::XEN))?;
     map(pgd, with, READ_ONLY, (frame, DomId::XEN)).or_say("M2P")?;

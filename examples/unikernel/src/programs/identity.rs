@@ -43,7 +43,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let shown = [Some(ISA), firmware];
     for pfn in shown.into_iter().flatten().flat_map(|pfns| pfns.iter()) {
         let context = guest.context();
-        let path = walk(&context, context.kernel_root, place(guest, pfn)?).or_say("walk")?;
+        let path = walk(&context, context.kernel_root(), place(guest, pfn)?).or_say("walk")?;
         let step = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?;
         if !step.pte.is_present() || step.pte.mfn().raw() != pfn.raw() {
             return Err(format!("pfn {pfn} is to be the machine's own, and is {}", step.pte));

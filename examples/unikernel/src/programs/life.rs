@@ -10,7 +10,7 @@ use hypercall::{
     Refusal,
 };
 use pvmmu::{
-    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, load_root,
+    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, load_root,
 };
 
 use super::OrSay;
@@ -81,7 +81,7 @@ pub(super) fn load<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> R
 /// Runs on the kernel's own root again.
 pub(super) fn load_kernel<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
     // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
-    unsafe { load_root(context, context.kernel_root) }.or_say("load the kernel's root")
+    unsafe { load_root(context, context.kernel_root()) }.or_say("load the kernel's root")
 }
 
 /// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How
@@ -92,9 +92,8 @@ pub(super) fn refuse_each<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<
     for request in 0..1000 {
         for done in 0..2 {
             let refusal = Refusal { request, errno: Errno::EBUSY, done };
-            let machine = FailNth::new(context.machine, refusal);
-            let around =
-                Context { machine: &machine, p2m: context.p2m, kernel_root: context.kernel_root };
+            let machine = FailNth::new(context.machine(), refusal);
+            let around = context.with_machine(&machine);
             let lived = live(&around, pool);
             if pool.len() != free {
                 let lost = free - pool.len();
@@ -176,8 +175,9 @@ pub(super) fn tools<'a, 'b, 't, M>(
     tables: &'a mut TablePool<'t>,
     frames: &'a mut Pool,
 ) -> Tools<'a, 'b, 't, M, Pool> {
-    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
-    Tools { context: *context, batch, tables, frames, reach, presence }
+    let mut tools = Tools::new(*context, batch, tables, frames);
+    tools.presence = Presence::MayVanish;
+    tools
 }
 
 /// Does a step that must succeed for the kernel to go on: a second time if the first is refused.

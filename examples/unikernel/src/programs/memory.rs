@@ -81,7 +81,7 @@ fn count<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<u64, String> {
         if at == 0 {
             let context = guest.context();
             let va = guest.machine.direct_map(pfn).or_say("direct mapping")?;
-            let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+            let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
             let table = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?.table;
             let first = PageTableIndex::new(0);
             guest.machine.read_entries(table, first, &mut entries).or_say("entries")?;

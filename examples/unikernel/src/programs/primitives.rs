@@ -36,7 +36,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
     copies(guest)?;
     let machine = *guest.machine.inner();
-    let context = Context { machine, p2m: guest.p2m, kernel_root: guest.kernel_root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { Context::new(machine, guest.p2m, guest.kernel_root) };
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
@@ -60,7 +61,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     });
 
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root) }.or_say("leave")?;
+    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&context, &mut batch).or_say("unpin")?;
     pgd.destroy(&context, &mut guest.pool).map_err(|(_, error)| format!("destroy: {error}"))?;
     for line in &lines {
@@ -110,7 +111,7 @@ fn one_by_one<M: Machine + Cpu>(
     lines: &mut Vec<String>,
 ) -> Result<(), String> {
     // SAFETY: the page is the program's own.
-    let write = |value| unsafe { context.machine.store(va, value) }.is_ok();
+    let write = |value| unsafe { context.machine().store(va, value) }.is_ok();
     for by in ALL {
         let keeps = by.is_right(Need::KeepAccessedDirty, Runs::Here);
         let need = if keeps { Need::KeepAccessedDirty } else { Need::Set };
@@ -118,10 +119,11 @@ fn one_by_one<M: Machine + Cpu>(
             return Err(format!("{by:?}: the page is not writable before"));
         }
         let frame = entry(context, pgd, va).mfn();
-        let start = context.machine.ticks();
-        let chosen = (need, Runs::Here);
-        pgd.set_flags(context, (va, READ_ONLY), chosen, Some(by)).or_say("to read-only")?;
-        let ticks = context.machine.ticks().wrapping_sub(start);
+        let start = context.machine().ticks();
+        // SAFETY: the program runs on the address space.
+        let set = unsafe { pgd.set_flags_here(context, (va, READ_ONLY), need, Some(by)) };
+        set.or_say("to read-only")?;
+        let ticks = context.machine().ticks().wrapping_sub(start);
         let now = entry(context, pgd, va);
         if now.is_writable() || now.mfn() != frame || write(2) {
             return Err(format!("{by:?}: the page is still writable: {now}"));
@@ -133,14 +135,16 @@ fn one_by_one<M: Machine + Cpu>(
                 if kept { "" } else { "not " }
             ));
         }
-        pgd.set_flags(context, (va, FRESH), chosen, Some(by)).or_say("to writable")?;
+        // SAFETY: as above.
+        let set = unsafe { pgd.set_flags_here(context, (va, FRESH), need, Some(by)) };
+        set.or_say("to writable")?;
         lines.push(format!(
             "{by:?}: {ticks} ticks, A and D {}",
             if kept { "kept" } else { "as set" }
         ));
     }
     let now = entry(context, pgd, va);
-    let stale = (Need::IfStill(now.read_only()), Runs::Here);
+    let stale = Need::IfStill(now.read_only());
     let not = pgd.set_flags(context, (va, READ_ONLY), stale, None).or_say("compare")?;
     if not != Changed::Not(now) || entry(context, pgd, va) != now {
         return Err(format!("an exchange with another value expected went through: {not:?}"));
@@ -148,7 +152,7 @@ fn one_by_one<M: Machine + Cpu>(
     let unfit = pgd.set_flags(
         context,
         (va, READ_ONLY),
-        (Need::KeepAccessedDirty, Runs::Here),
+        Need::KeepAccessedDirty,
         Some(Primitive::EmulatedStore),
     );
     match unfit {

@@ -74,10 +74,10 @@ fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
     let all = arena_frames(guest, FRAMES)?;
     let shared_info = guest.boot.shared_info;
     let (context, _) = guest.parts();
-    let root_va = context.machine.direct_map(context.kernel_root).or_say("the root")?;
-    let path = walk(&context, context.kernel_root, root_va).or_say("walk")?;
+    let root_va = context.machine().direct_map(context.kernel_root()).or_say("the root")?;
+    let path = walk(&context, context.kernel_root(), root_va).or_say("walk")?;
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
-    let running_root = context.p2m.mfn(context.kernel_root).or_say("P2M")?;
+    let running_root = context.p2m().mfn(context.kernel_root()).or_say("P2M")?;
     Ok(Arena::new(all, Landmarks { shared_info, running_root, running_l1 }))
 }
 
@@ -91,10 +91,10 @@ pub(super) fn arena_frames<M: Machine + Cpu>(
     // The frames are not given back: the program ends with the guest.
     let run = pool.take_run(frames as u64).ok_or("the pool has no such run")?;
     for pfn in Pfns::new(run.start(), run.count()).iter() {
-        let va = context.machine.direct_map(pfn).or_say("direct mapping")?;
-        let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+        let va = context.machine().direct_map(pfn).or_say("direct mapping")?;
+        let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
         let (direct, _) = path.leaf().ok_or("the arena is not mapped")?;
-        let mfn = context.p2m.mfn(pfn).or_say("P2M")?;
+        let mfn = context.p2m().mfn(pfn).or_say("P2M")?;
         all.push(ArenaFrame { pfn, mfn, direct, va });
     }
     Ok(all)

@@ -31,7 +31,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let constants = place_of(guest, UseKind::KernelConstants)?;
     let mut found = Found { code, executable: 0, read_only: 0, pages: 0 };
     let context = guest.context();
-    found.descend(&context, (context.kernel_root, Level::L4), (0, Rights::ALL))?;
+    found.descend(&context, (context.kernel_root(), Level::L4), (0, Rights::ALL))?;
     if found.executable != code.count {
         return Err(format!("{} pages of {} are executable", found.executable, code.count));
     }
@@ -88,7 +88,7 @@ impl Found {
     ) -> Result<(), String> {
         let mut entries = Box::new([Pte::ABSENT; ENTRIES as usize]);
         let first = PageTableIndex::new(0);
-        context.machine.read_entries(table, first, entries.as_mut_slice()).or_say("a table")?;
+        context.machine().read_entries(table, first, entries.as_mut_slice()).or_say("a table")?;
         for (index, pte) in (0..ENTRIES).zip(entries.iter()) {
             // The user half is empty, and Xen's slots are its own.
             if level == Level::L4 && index <= *XEN_SLOTS.end() {
@@ -100,7 +100,7 @@ impl Found {
             match (pte.decode(level), level.below()) {
                 (Entry::Absent, _) => {}
                 (Entry::Table(mfn), Some(below)) => {
-                    let table = context.p2m.pfn(context.machine, mfn).or_say("a table")?;
+                    let table = context.p2m().pfn(context.machine(), mfn).or_say("a table")?;
                     self.descend(context, (table, below), (at, rights))?;
                 }
                 _ => self.leaf(at, rights)?,

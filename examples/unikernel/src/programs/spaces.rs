@@ -29,10 +29,11 @@ type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let free = guest.pool.len();
     let machine = *guest.machine.inner();
-    let context = Context { machine, p2m: guest.p2m, kernel_root: guest.kernel_root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { Context::new(machine, guest.p2m, guest.kernel_root) };
     let mut storage = BatchStorage::<700, 32>::new();
     let mut batch = storage.batch();
-    let pfns = usize::try_from(context.p2m.len()).or_say("pfns")?;
+    let pfns = usize::try_from(context.p2m().len()).or_say("pfns")?;
     let mut counts = vec![0; pfns];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut guest.pool, shares: &mut shares };
@@ -46,15 +47,10 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let pgd = Pgd::with_user_root(&context, &mut frames).or_say("new")?;
     let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
     // One vCPU runs, and flushes by its number reach it.
-    let (reach, presence) = (Reach::Vcpus(VcpuSet::one(0)), Presence::MayVanish);
-    let mut with = Tools {
-        context,
-        batch: &mut batch,
-        tables: &mut tables,
-        frames: &mut frames,
-        reach,
-        presence,
-    };
+    let mut with = Tools::new(context, &mut batch, &mut tables, &mut frames);
+    with.presence = Presence::MayVanish;
+    // SAFETY: no other vCPU runs.
+    unsafe { with.set_reach(Reach::Vcpus(VcpuSet::one(0))) };
     let lived = live(&mut pgd, &mut with);
     leave(&context)?;
     pgd.destroy(&mut with).or_say("destroy")?;
@@ -86,7 +82,7 @@ fn enter<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), 
 /// Runs on the kernel's own root again.
 fn leave<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
     // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
-    unsafe { load_root(context, context.kernel_root) }.or_say("leave")
+    unsafe { load_root(context, context.kernel_root()) }.or_say("leave")
 }
 
 /// Writes a page's own mark, changed by `salt`, to each page; how many could be written.
@@ -121,7 +117,7 @@ fn live<M: Machine + Cpu>(
     pgd: &mut Pgd<Pinned>,
     with: &mut Work<'_, '_, '_, '_, '_, M>,
 ) -> Result<u64, String> {
-    let (context, machine, all) = (with.context, with.context.machine, pages()?);
+    let (context, machine, all) = (with.context, with.context.machine(), pages()?);
     enter(&context, pgd)?;
     pgd.map_pages(with, all, PteFlags::USER_RW).or_say("map while it runs")?;
     expect("written", write(machine, all, 0)?, PAGES)?;
@@ -146,7 +142,7 @@ fn moved<M: Machine + Cpu>(
 ) -> Result<(), String> {
     /// What the addresses of both places differ in.
     const AWAY: u64 = 200 << 39;
-    let (context, machine) = (with.context, with.context.machine);
+    let (context, machine) = (with.context, with.context.machine());
     let here = pages()?.at(3).or_say("address")?;
     let there = GuestVa::new(here.raw() ^ AWAY).or_say("address")?;
     let (from, to) = (Pages { start: here, count: 512 }, Pages { start: there, count: 512 });
@@ -172,7 +168,7 @@ fn fork<M: Machine + Cpu>(
     with: &mut Work<'_, '_, '_, '_, '_, M>,
     all: Pages,
 ) -> Result<u64, String> {
-    let (context, machine) = (with.context, with.context.machine);
+    let (context, machine) = (with.context, with.context.machine());
     let child = pgd.fork(with).or_say("fork")?;
     let read = check_tables(&context, &[pgd.tree(), child.tree()])?;
     expect("written although shared", write(machine, all, 2)?, 0)?;
@@ -204,7 +200,7 @@ fn own<M: Machine>(
 }
 
 fn check_tables<M: Machine>(context: &Context<'_, M>, trees: &[Tree]) -> Result<u64, String> {
-    let words = usize::try_from(audit_words(context.p2m.len())).or_say("audit")?;
+    let words = usize::try_from(audit_words(context.p2m().len())).or_say("audit")?;
     let mut memory = vec![0; words];
     let mut first = None;
     let read = audit(context, trees, &mut memory, &mut |finding| {

@@ -11,8 +11,8 @@ use hypercall::{
 };
 use p2m::P2m;
 use pvmmu::{
-    Context, DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Presence, Reach, Running,
-    TablePool, Tools, Vcpus, walk,
+    Context, DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools,
+    Vcpus, walk,
 };
 
 use super::OrSay;
@@ -43,7 +43,8 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
     where
         'a: 'm,
     {
-        Context { machine, p2m: self.p2m, kernel_root: self.kernel_root }
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        unsafe { Context::new(machine, self.p2m, self.kernel_root) }
     }
 
     /// What the second vCPU answers to one piece of work.
@@ -60,7 +61,8 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
     pub(super) fn enter(&self, pgd: &Pgd<Pinned>) -> Result<(), String> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let loaded = self.ask(|machine| {
-            let context = Context { machine, p2m, kernel_root };
+            // SAFETY: the guest's frame map, and the root that its kernel runs on.
+            let context = unsafe { Context::new(machine, p2m, kernel_root) };
             // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a
             // user half; this runs on the second vCPU.
             unsafe { vcpus.load(&context, SECOND, pgd) }
@@ -72,7 +74,8 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
     pub(super) fn leave(&self) -> Result<(), String> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let left = self.ask(|machine| {
-            let context = Context { machine, p2m, kernel_root };
+            // SAFETY: the guest's frame map, and the root that its kernel runs on.
+            let context = unsafe { Context::new(machine, p2m, kernel_root) };
             // SAFETY: as for `enter`.
             unsafe { vcpus.leave(&context, SECOND) }
         })?;
@@ -95,7 +98,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let scene = Scene {
         p2m: guest.p2m,
         kernel_root: guest.kernel_root,
-        vcpus: Vcpus::new(&places),
+        // SAFETY: the program loads its address spaces through these places alone.
+        vcpus: unsafe { Vcpus::new(&places) },
         second,
         platform: guest.platform,
         pages: Pages { start: GuestVa::new((1 << 30) - 8 * 4096).or_say("address")?, count: 16 },
@@ -111,14 +115,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
         tables.fill(&context, (level, count), &mut guest.pool, &mut batch).or_say("fill")?;
     }
     let pgd = validated_beside_a_walk(&scene, &context, (&mut guest.pool, &mut batch))?;
-    let mut with = Tools {
-        context,
-        batch: &mut batch,
-        tables: &mut tables,
-        frames: &mut guest.pool,
-        reach: Reach::Everywhere,
-        presence: Presence::Steady,
-    };
+    let mut with = Tools::new(context, &mut batch, &mut tables, &mut guest.pool);
     let told = together(&scene, pgd, &mut with)?;
     for level in [Level::L1, Level::L2, Level::L3] {
         tables.drain(&context, (level, 9), &mut guest.pool).or_say("drain the pool")?;
@@ -146,7 +143,9 @@ fn validated_beside_a_walk<M: Machine + Cpu>(
     let (root, va) = (pgd.root(), scene.pages.start);
     let (p2m, kernel_root) = (scene.p2m, scene.kernel_root);
     let frame = move |machine: &M| {
-        let path = walk(&Context { machine, p2m, kernel_root }, root, va).ok()?;
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        let context = unsafe { Context::new(machine, p2m, kernel_root) };
+        let path = walk(&context, root, va).ok()?;
         path.leaf().map(|(_, pte)| pte.mfn())
     };
     let first = scene.ask(frame)?.ok_or("the second vCPU sees no tree")?;
@@ -195,7 +194,8 @@ fn together<M: Machine + Cpu>(
         return Err(format!("vCPUs {} run on it, not {both}", scene.vcpus.on(&pgd)));
     }
     let stale = flushed(scene, &mut pgd, with)?;
-    with.reach = scene.vcpus.reach(&pgd);
+    // SAFETY: both vCPUs run on it, and no other is there.
+    unsafe { with.set_reach(Reach::Vcpus(both)) };
     let protected = protected_beside_stores(scene, &mut pgd, with)?;
     let held = held_beside_use(scene, &mut pgd, with)?;
 
@@ -223,23 +223,26 @@ fn flushed<M: Machine + Cpu>(
     ];
     let mut stale = 0;
     for (flush, reach) in kinds {
-        with.reach = Reach::Everywhere;
+        // SAFETY: every vCPU is flushed.
+        unsafe { with.set_reach(Reach::Everywhere) };
         pgd.protect(with, page, PteFlags::USER_RW).or_say("to writable")?;
         if !scene.writes(page.start)? {
             return Err("the second vCPU cannot write".into());
         }
-        with.reach = Reach::Local;
+        // SAFETY: none, on purpose: the page and its frame stay, so that a stale translation shows.
+        unsafe { with.set_reach(Reach::Local) };
         pgd.protect(with, page, READ_ONLY).or_say("to read-only")?;
         stale += u64::from(scene.writes(page.start)?);
         with.batch.clear();
         flush.push(with.batch, reach).or_say("flush")?;
         // SAFETY: a flush changes no entry.
-        unsafe { with.batch.submit(with.context.machine) }.or_say("flush")?;
+        unsafe { with.batch.submit(with.context.machine()) }.or_say("flush")?;
         if scene.writes(page.start)? {
             return Err(format!("the second vCPU still writes after {flush:?} on {reach:?}"));
         }
     }
-    with.reach = Reach::Everywhere;
+    // SAFETY: every vCPU is flushed.
+    unsafe { with.set_reach(Reach::Everywhere) };
     pgd.protect(with, page, PteFlags::USER_RW).or_say("to writable")?;
     Ok(format!(
         "{stale} of {} times a translation was stale on the other vCPU after a local flush, none \
@@ -340,10 +343,10 @@ fn kept_while_it_runs<M: Machine + Cpu>(
     pgd: Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<(Pgd<Pinned>, String), String> {
-    let before = with.context.machine.counts().hypercalls;
+    let before = with.context.machine().counts().hypercalls;
     let refused = scene.vcpus.destroy(pgd, with).err().ok_or("a tree in use was destroyed")?;
     let ours = refused.to_string();
-    let asked = with.context.machine.counts().hypercalls - before;
+    let asked = with.context.machine().counts().hypercalls - before;
     let DestroyError::Running(pgd, THE_SECOND) = refused else { return Err(ours) };
     if asked != 0 {
         return Err(format!("{asked} hypercalls before: {ours}"));

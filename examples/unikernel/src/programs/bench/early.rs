@@ -106,8 +106,8 @@ pub(super) fn set_direct<M: Machine + Cpu>(
     let slots: Vec<(Slot, Pte)> = {
         let context = bench.guest.context();
         let slot = |pfn| {
-            let va = context.machine.direct_map(pfn).or_say("direct map")?;
-            let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+            let va = context.machine().direct_map(pfn).or_say("direct map")?;
+            let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
             let step = path.at(Level::L1).ok_or("the direct map has no L1")?;
             Ok((step.slot, step.pte))
         };

@@ -36,7 +36,8 @@ pub(super) fn run<M: Machine + Cpu>(
     let scene = Scene {
         p2m: bench.guest.p2m,
         kernel_root: bench.guest.kernel_root,
-        vcpus: Vcpus::new(&places),
+        // SAFETY: the bench loads its address space through these places alone.
+        vcpus: unsafe { Vcpus::new(&places) },
         second,
         platform: bench.guest.platform,
         pages: Pages { start: va(0, 0)?, count: 512 },

@@ -87,7 +87,7 @@ fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     let context = bench.guest.context();
     let pgd = build(&context, (1, 1, PteFlags::USER_RW), &mut bench.memory)?;
     let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
-    let root = context.p2m.mfn(context.kernel_root).or_say("P2M")?;
+    let root = context.p2m().mfn(context.kernel_root()).or_say("P2M")?;
     let floor = bench.send(|batch| batch.op(MmuExtOp::new_baseptr(root)))?;
     let start = bench.begin();
     let context = bench.guest.context();
@@ -97,7 +97,7 @@ fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     let cost = bench.end(start);
     let context = bench.guest.context();
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root) }.or_say("leave")?;
+    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
     bench.row(("load", "roots"), 1, cost, Some(floor.ticks))?;
     let context = bench.guest.context();
     let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;

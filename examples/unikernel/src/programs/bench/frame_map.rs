@@ -66,7 +66,7 @@ pub(super) fn run<M: Machine + Cpu>(
 /// for the one that is pinned by itself.
 fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result<Cost, String> {
     let context = bench.guest.context();
-    let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+    let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
     let root = path.at(Level::L4).ok_or("no root")?;
     let (slot, pte) = (root.slot, root.pte);
     bench.send(|batch| batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()))?;

@@ -11,7 +11,7 @@ use hypercall::{
     BatchStorage, Cpu, FrameAccess as _, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Slot,
     VaFlush, VaMapping,
 };
-use pvmmu::primitive::{Need, Primitive, Runs};
+use pvmmu::primitive::{Need, Primitive};
 use pvmmu::{Flush, Pgd, Pinned, Reach, load_root, walk};
 use x86_64::structures::paging::PageTableIndex;
 
@@ -48,7 +48,7 @@ pub(super) fn run<M: Machine + Cpu>(
     let done = by_each(bench, bare, &mut pgd).and_then(|()| bare_by_each(bench, bare, &pgd));
     let context = bench.guest.context();
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root) }.or_say("leave")?;
+    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
     super::spaces::destroy(&context, pgd, &mut bench.memory)?;
     done
@@ -87,7 +87,9 @@ fn set_each<M: Machine + Cpu>(
     let need = if by == Primitive::PreserveAd { Need::KeepAccessedDirty } else { Need::Set };
     for page in 0..pages {
         let change = (va(page / 512, page % 512)?, flags);
-        pgd.set_flags(&context, change, (need, Runs::Here), Some(by)).or_say(name_of(by))?;
+        // SAFETY: the bench has loaded the address space.
+        let set = unsafe { pgd.set_flags_here(&context, change, need, Some(by)) };
+        set.or_say(name_of(by))?;
     }
     Ok(())
 }
@@ -160,11 +162,11 @@ pub(super) fn places<M: Machine + Cpu>(
     let context = bench.guest.context();
     let path = walk(&context, pgd.root(), va(table, 0)?).or_say("walk")?;
     let l1 = path.at(Level::L1).ok_or("no L1 table")?;
-    let window = context.machine.direct_map(l1.table).or_say("the direct mapping")?.raw();
+    let window = context.machine().direct_map(l1.table).or_say("the direct mapping")?.raw();
     let place = |(page, index)| {
         let index = PageTableIndex::new(index);
         let entry = GuestVa::new(window + page * size_of::<Pte>() as u64).or_say("an entry")?;
-        let pte = context.machine.read_entry(l1.table, index).or_say("read")?;
+        let pte = context.machine().read_entry(l1.table, index).or_say("read")?;
         Ok(Place { va: va(table, page)?, slot: Slot { index, ..l1.slot }, entry, pte })
     };
     (0..pages).zip(0..512u16).map(place).collect()

@@ -8,9 +8,7 @@ use hypercall::{
     Batch, Call, Cpu, DomId, Domains, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
     MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
-use pvmmu::{
-    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, Reach, TablePool, Tools, walk,
-};
+use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, walk};
 
 use super::super::OrSay;
 use super::memory::Again;
@@ -35,8 +33,9 @@ pub(super) fn tools<'a, 'b, 't, M, F>(
     tables: &'a mut TablePool<'t>,
     frames: &'a mut F,
 ) -> Tools<'a, 'b, 't, M, F> {
-    let (reach, presence) = (Reach::Everywhere, Presence::MayVanish);
-    Tools { context, batch, tables, frames, reach, presence }
+    let mut tools = Tools::new(context, batch, tables, frames);
+    tools.presence = Presence::MayVanish;
+    tools
 }
 
 /// An address space of `tables` L1 tables with `pages` pages each.
@@ -169,13 +168,13 @@ fn bare_converted<M: Machine + Cpu>(
     let mut writable = Vec::new();
     let mut read_only = Vec::new();
     for pfn in tables_of(&context, pgd, tables)? {
-        let va = context.machine.direct_map(pfn).or_say("the direct mapping")?;
-        let path = walk(&context, context.kernel_root, va).or_say("walk")?;
+        let va = context.machine().direct_map(pfn).or_say("the direct mapping")?;
+        let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
         let (slot, pte): (Slot, Pte) = path.leaf().ok_or("no direct mapping")?;
         writable.push(MmuUpdate::set(slot, pte.writable()));
         read_only.push(MmuUpdate::set(slot, pte.read_only()));
     }
-    let root = context.p2m.mfn(pgd.root()).or_say("P2M")?;
+    let root = context.p2m().mfn(pgd.root()).or_say("P2M")?;
     let (unpin, pin) = ([MmuExtOp::unpin(root)], [MmuExtOp::pin(Level::L4, root)]);
     let requests = [
         Request::MmuExt(&unpin, DomId::SELF),
@@ -193,7 +192,7 @@ fn bare_converted<M: Machine + Cpu>(
 #[expect(unsafe_code, reason = "bare requests on an address space of the bench's own")]
 fn issue<M: Machine>(context: &Context<'_, M>, calls: &mut [Call<'_>; 1]) -> Result<(), String> {
     // SAFETY: the tables belong to the address space, which no Rust object lives in.
-    unsafe { context.machine.issue(calls) }.or_say("a bare request")?;
+    unsafe { context.machine().issue(calls) }.or_say("a bare request")?;
     calls[0].result().or_say("a bare request")
 }
 

@@ -34,7 +34,7 @@ impl Room {
         (order, mask): (u32, DmaMask),
     ) -> Result<Region, String> {
         let mut direct = DirectEntries::new(context);
-        let Context { machine, p2m, .. } = context;
+        let (machine, p2m) = (context.machine(), context.p2m());
         let mut around = Around { machine, p2m, direct: &mut direct };
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
@@ -48,7 +48,7 @@ impl Room {
         region: Region,
     ) -> Result<Frames, String> {
         let mut direct = DirectEntries::new(context);
-        let Context { machine, p2m, .. } = context;
+        let (machine, p2m) = (context.machine(), context.p2m());
         let mut around = Around { machine, p2m, direct: &mut direct };
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };

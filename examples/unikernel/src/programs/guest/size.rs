@@ -6,7 +6,7 @@ use alloc::string::String;
 use balloon::{Allocator, Around, Balloon, Goal, Limit, Moved, Next, Step, WorkStorage};
 use hypercall::{Cpu, Frame, FrameAccess, Frames, Machine};
 use p2m::{LeafSource as _, P2m};
-use pvmmu::{Context, DirectEntries};
+use pvmmu::DirectEntries;
 
 use super::super::OrSay as _;
 use super::epoch::Epoch;
@@ -143,7 +143,7 @@ impl<'s> Size<'s> {
         let platform = epoch.platform();
         let (context, pool) = epoch.parts();
         let mut direct = DirectEntries::new(context);
-        let Context { machine, p2m, .. } = context;
+        let (machine, p2m) = (context.machine(), context.p2m());
         let mut around = Around { machine, p2m, direct: &mut direct };
         let mut spare = Spare { machine, platform, pool, workload, hoard, sound: Ok(()) };
         let mut storage = WorkStorage::<STEP_FRAMES>::new();
