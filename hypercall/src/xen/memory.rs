@@ -1,5 +1,5 @@
 //! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
-//! or another domain may change what is there.
+//! or another domain may change what is there, or take it away.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -9,6 +9,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::Xen;
 use super::trap::{load_or, try_compare_exchange, try_load, try_store};
+use super::words;
 use crate::frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
 use crate::pte::Pte;
@@ -32,7 +33,7 @@ impl Xen {
         if table.raw() >= self.mapped_frames() {
             return Err(AccessError::Unmapped(table));
         }
-        // I-3: the frame is mapped there, so the sum does not overflow; each access to a table
+        // I-3: the frame has its page there, so the sum does not overflow; each access to a table
         // comes through here.
         let page = self.direct_map.load(Ordering::Relaxed);
         let page = page.wrapping_add(table.raw() << PAGE_SHIFT);
@@ -44,9 +45,8 @@ impl Xen {
 // SAFETY: reads and writes go through the direct mapping (I-3), names through M2P.
 unsafe impl FrameAccess for Xen {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        let entry = self.entry(table, index)?;
-        // SAFETY: I-3: inside a mapped page, aligned, and any bits are an entry.
-        Ok(Pte::from_raw(unsafe { entry.read_volatile() }))
+        let word = words::read(self.entry(table, index)?);
+        word.map(Pte::from_raw).ok_or(AccessError::Unmapped(table))
     }
 
     unsafe fn write_entry(
@@ -56,9 +56,9 @@ unsafe impl FrameAccess for Xen {
         pte: Pte,
     ) -> Result<(), AccessError> {
         let entry = self.entry(table, index)?;
-        // SAFETY: I-3: inside a mapped page and aligned; the caller owns the frame (I-1).
-        unsafe { entry.write_volatile(pte.raw()) };
-        Ok(())
+        // SAFETY: I-3: inside the frame's page and aligned; the caller owns the frame (I-1).
+        let is_written = unsafe { words::write(entry, pte.raw()) };
+        if is_written { Ok(()) } else { Err(refused(table, entry.cast())) }
     }
 
     fn read_entries(
@@ -69,20 +69,7 @@ unsafe impl FrameAccess for Xen {
     ) -> Result<(), AccessError> {
         check_run(table, first, into.len())?;
         let from = self.entry(table, first)?;
-        // SAFETY: I-3: inside one mapped page, as `check_run` says, aligned, and any bits are an
-        // entry.
-        let read = |k| Pte::from_raw(unsafe { from.wrapping_add(k).read_volatile() });
-        let mut done = 0;
-        // Eight at a time: this loop is most of what a walk over a table costs the guest.
-        let (eights, rest) = into.as_chunks_mut::<8>();
-        for eight in eights {
-            *eight = core::array::from_fn(|k| read(done + k));
-            done += 8;
-        }
-        for (k, pte) in rest.iter_mut().enumerate() {
-            *pte = read(done + k);
-        }
-        Ok(())
+        if words::read_entries(from, into) { Ok(()) } else { Err(AccessError::Unmapped(table)) }
     }
 
     fn next_present(
@@ -91,28 +78,19 @@ unsafe impl FrameAccess for Xen {
         slots: Range<u16>,
     ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
         let start = self.entry(table, PageTableIndex::new(0))?;
-        // SAFETY: I-3: inside one mapped page for an index below 512, aligned, and any bits are an
-        // entry.
-        let read = |at: u16| unsafe { start.wrapping_add(usize::from(at)).read_volatile() };
         let end = slots.end.min(ENTRIES);
         let mut at = slots.start;
         while at < end {
+            let entry = start.wrapping_add(usize::from(at));
             // Eight at a time, where that is possible: tables are mostly empty, or full.
             if at.is_multiple_of(8) && at + 8 <= end {
-                let any = read(at)
-                    | read(at + 1)
-                    | read(at + 2)
-                    | read(at + 3)
-                    | read(at + 4)
-                    | read(at + 5)
-                    | read(at + 6)
-                    | read(at + 7);
+                let any = words::any_of_eight(entry);
                 if !Pte::from_raw(any).is_present() {
                     at += 8;
                     continue;
                 }
             }
-            let pte = Pte::from_raw(read(at));
+            let pte = words::read(entry).map(Pte::from_raw).ok_or(AccessError::Unmapped(table))?;
             if pte.is_present() {
                 return Ok(Some((PageTableIndex::new_truncate(at), pte)));
             }
@@ -129,74 +107,34 @@ unsafe impl FrameAccess for Xen {
     ) -> Result<(), AccessError> {
         check_run(table, first, from.len())?;
         let into = self.entry(table, first)?;
-        // SAFETY: I-3: inside one mapped page, as `check_run` says; the caller owns the frame
+        // SAFETY: I-3: inside the frame's page, as `check_run` says; the caller owns the frame
         // (I-1).
-        let write = |k, pte: Pte| unsafe { into.wrapping_add(k).write_volatile(pte.raw()) };
-        let mut done = 0;
-        let (eights, rest) = from.as_chunks::<8>();
-        for eight in eights {
-            eight.iter().enumerate().for_each(|(k, pte)| write(done + k, *pte));
-            done += 8;
-        }
-        rest.iter().enumerate().for_each(|(k, pte)| write(done + k, *pte));
-        Ok(())
+        let are_written = unsafe { words::write_entries(into, from) };
+        if are_written { Ok(()) } else { Err(refused(table, into.cast())) }
     }
 
     fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
         let from = self.bytes(pfn, offset, into.len())?;
-        // SAFETY: I-3: inside one mapped page, as `bytes` checked.
-        let byte = |k| unsafe { from.wrapping_add(k).read_volatile() };
-        // SAFETY: as above, and a whole word whose address is a multiple of eight.
-        let word = |k| unsafe { from.wrapping_add(k).cast::<u64>().read_volatile() };
-        let (head, rest) = into.split_at_mut(bytes_to_word(from, into.len()));
-        let mut done = head.len();
-        head.iter_mut().enumerate().for_each(|(k, into)| *into = byte(k));
-        let (words, tail) = rest.as_chunks_mut::<8>();
-        for into in words {
-            *into = word(done).to_ne_bytes();
-            done += 8;
-        }
-        tail.iter_mut().enumerate().for_each(|(k, into)| *into = byte(done + k));
-        Ok(())
+        let head = bytes_to_word(from, into.len());
+        // SAFETY: what is written is all of `into`.
+        let are_read = unsafe { words::copy(into.as_mut_ptr(), from, into.len(), head) };
+        if are_read { Ok(()) } else { Err(AccessError::Unmapped(pfn)) }
     }
 
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         let into = self.bytes(pfn, offset, from.len())?;
-        // SAFETY: I-3: inside one mapped page, as `bytes` checked; the caller owns the frame (I-1).
-        let byte = |k, value| unsafe { into.wrapping_add(k).write_volatile(value) };
-        let (head, rest) = from.split_at(bytes_to_word(into, from.len()));
-        head.iter().enumerate().for_each(|(k, from)| byte(k, *from));
-        let (words, tail) = rest.as_chunks::<8>();
-        // SAFETY: as above, and whole words whose addresses are multiples of eight: each is stored
-        // at once. One instruction, and a step for a word.
-        unsafe {
-            core::arch::asm!(
-                "rep movsq",
-                inout("rcx") words.len() => _,
-                inout("rsi") words.as_ptr() => _,
-                inout("rdi") into.wrapping_add(head.len()) => _,
-                options(nostack, preserves_flags),
-            );
-        }
-        let done = head.len() + words.as_flattened().len();
-        tail.iter().enumerate().for_each(|(k, from)| byte(done + k, *from));
-        Ok(())
+        let head = bytes_to_word(into, from.len());
+        // SAFETY: I-3: inside the frame's page, as `bytes` checked; the caller owns the frame
+        // (I-1).
+        let are_written = unsafe { words::copy(into, from.as_ptr(), from.len(), head) };
+        if are_written { Ok(()) } else { Err(refused(pfn, into)) }
     }
 
     unsafe fn clear_frame(&self, pfn: Pfn) -> Result<(), AccessError> {
         let page = self.bytes(pfn, 0, PAGE_SIZE)?;
-        // SAFETY: I-3: one mapped page, and the caller owns the frame (I-1). One instruction, and
-        // the fewest steps that a page can be cleared in without vector registers.
-        unsafe {
-            core::arch::asm!(
-                "rep stosq",
-                inout("rcx") PAGE_SIZE / 8 => _,
-                inout("rdi") page => _,
-                in("rax") 0,
-                options(nostack, preserves_flags),
-            );
-        }
-        Ok(())
+        // SAFETY: I-3: the frame's page, and the caller owns the frame (I-1).
+        let is_cleared = unsafe { words::clear_page(page) };
+        if is_cleared { Ok(()) } else { Err(refused(pfn, page)) }
     }
 
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
@@ -216,6 +154,15 @@ unsafe impl FrameAccess for Xen {
         start
             .and_then(|start| start.checked_add_pages(pfn.raw()))
             .map_err(|_| AccessError::Unmapped(pfn))
+    }
+}
+
+/// Why a write to `pfn` at `at` faulted: whether it can be read tells.
+#[cold]
+fn refused(pfn: Pfn, at: *const u8) -> AccessError {
+    match try_load(VirtAddr::from_ptr(at).align_down(8u64)) {
+        Some(_) => AccessError::ReadOnly(pfn),
+        None => AccessError::Unmapped(pfn),
     }
 }
 

@@ -11,6 +11,7 @@ mod platform;
 mod raw;
 mod trap;
 mod vcpu;
+mod words;
 
 pub use events::Resumed;
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
@@ -48,7 +49,7 @@ pub(crate) mod number {
 /// The machine a PV guest runs on.
 ///
 /// # Invariants
-/// I-3: `direct_map + pfn * 4096` maps `pfn` for every pfn below `mapped_frames` that is memory.
+/// I-3: `direct_map + pfn * 4096` maps `pfn`, or nothing, for every pfn below `mapped_frames`.
 #[derive(Debug)]
 pub struct Xen {
     /// A [`GuestVa`], which nothing but [`Xen::set_direct_map`] changes.
@@ -69,8 +70,9 @@ impl Xen {
     /// Two `memory_op`.
     ///
     /// # Safety
-    /// The mapping is as described and stays so (I-3), and the guest has a page-fault handler that
-    /// asks [`fault_fixup`], or reads M2P only for frames of its own.
+    /// The mapping is as described and stays so, but that a page there may be taken out (I-3). The
+    /// guest has a page-fault handler that asks [`fault_fixup`], or names only frames that are in
+    /// the mapping, writable where it writes, and reads M2P only for frames of its own.
     pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
         let direct_map = AtomicU64::new(direct_map.raw());
         let mapped_frames = AtomicU64::new(mapped_frames);

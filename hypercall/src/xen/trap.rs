@@ -37,8 +37,25 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-// A store and an exchange that may fault. Loads that may fault are inlined, and note where they are
-// in a section of their own: pairs of the address of the load and of where to go on.
+/// Notes, in a section of its own, where an instruction is that may fault, and where to go on then:
+/// pairs of words, aligned as [`fault_fixup`] reads them, and as kernel.ld of the unikernel asserts.
+macro_rules! fixup {
+    ($at:literal, $go_on:literal) => {
+        concat!(
+            ".pushsection hypercall_fixups, \"aR\", @progbits\n",
+            ".balign 8\n",
+            ".quad ",
+            $at,
+            ", ",
+            $go_on,
+            "\n",
+            ".popsection",
+        )
+    };
+}
+pub(super) use fixup;
+
+// A store and an exchange that may fault. What is inlined and may fault notes its `fixup!`.
 global_asm!(
     ".global hypercall_try_store, hypercall_try_exchange",
     ".global hypercall_try_cmpxchg, hypercall_try_failed",
@@ -69,7 +86,7 @@ pub(super) struct Tried {
 }
 
 // Defined above; they follow the C calling convention and return their pair in rax:rdx. The last
-// two are the linker's: the bounds of the section with the inlined loads.
+// two are the linker's: the bounds of the section that `fixup!` fills.
 unsafe extern "C" {
     fn hypercall_try_store(address: u64, value: u64) -> Tried;
     fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
@@ -93,9 +110,7 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
             "2:",
             "mov {value}, [{address}]",
             "3:",
-            ".pushsection hypercall_fixups, \"aR\", @progbits",
-            ".quad 2b, 3b",
-            ".popsection",
+            fixup!("2b", "3b"),
             value = inout(reg) value,
             address = in(reg) address,
             options(nostack, preserves_flags, readonly),
@@ -117,9 +132,7 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
             "mov {value}, [{address}]",
             "mov {loaded:e}, 1",
             "3:",
-            ".pushsection hypercall_fixups, \"aR\", @progbits",
-            ".quad 2b, 3b",
-            ".popsection",
+            fixup!("2b", "3b"),
             value = out(reg) value,
             loaded = inout(reg) loaded,
             address = in(reg) va.as_u64(),
@@ -167,6 +180,6 @@ pub fn fault_fixup(rip: u64) -> Option<u64> {
     // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never
     // changes.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
-    let found = fixups.iter().find(|[load, _]| *load == rip).map(|[_, go_on]| *go_on);
+    let found = fixups.iter().find(|[at, _]| *at == rip).map(|[_, go_on]| *go_on);
     found.or_else(|| super::raw::fixup(rip))
 }
