@@ -109,7 +109,8 @@ unsafe impl FrameAccess for Xen {
         let into = self.entry(table, first)?;
         // SAFETY: I-3: inside the frame's page, as `check_run` says; the caller owns the frame
         // (I-1).
-        let are_written = unsafe { words::write_entries(into, from) };
+        let are_written =
+            unsafe { words::copy(into.cast(), from.as_ptr().cast(), size_of_val(from), 0) };
         if are_written { Ok(()) } else { Err(refused(table, into.cast())) }
     }
 

@@ -37,15 +37,18 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-/// Notes, in a section of its own, where an instruction is that may fault, and where to go on then:
-/// pairs of words, aligned as [`fault_fixup`] reads them, and as kernel.ld of the unikernel asserts.
+/// Notes, in a section of its own, where instructions are that may fault, and where to go on then:
+/// the first of them, the first behind them, and the way on. They are words, aligned as
+/// [`fault_fixup`] reads them; kernel.ld of the unikernel asserts that.
 macro_rules! fixup {
-    ($at:literal, $go_on:literal) => {
+    ($first:literal, $end:literal, $go_on:literal) => {
         concat!(
             ".pushsection hypercall_fixups, \"aR\", @progbits\n",
             ".balign 8\n",
             ".quad ",
-            $at,
+            $first,
+            ", ",
+            $end,
             ", ",
             $go_on,
             "\n",
@@ -93,9 +96,9 @@ unsafe extern "C" {
     static hypercall_try_cmpxchg: u8;
     static hypercall_try_failed: u8;
     #[link_name = "__start_hypercall_fixups"]
-    static FIXUPS_START: [u64; 2];
+    static FIXUPS_START: [u64; 3];
     #[link_name = "__stop_hypercall_fixups"]
-    static FIXUPS_END: [u64; 2];
+    static FIXUPS_END: [u64; 3];
 }
 
 /// Reads 8 bytes that may not be mapped; `otherwise` if the read faulted and the guest's page-fault
@@ -110,7 +113,7 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
             "2:",
             "mov {value}, [{address}]",
             "3:",
-            fixup!("2b", "3b"),
+            fixup!("2b", "3b", "3b"),
             value = inout(reg) value,
             address = in(reg) address,
             options(nostack, preserves_flags, readonly),
@@ -130,9 +133,10 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
         asm!(
             "2:",
             "mov {value}, [{address}]",
-            "mov {loaded:e}, 1",
             "3:",
-            fixup!("2b", "3b"),
+            "mov {loaded:e}, 1",
+            "4:",
+            fixup!("2b", "3b", "4b"),
             value = out(reg) value,
             loaded = inout(reg) loaded,
             address = in(reg) va.as_u64(),
@@ -176,10 +180,10 @@ pub fn fault_fixup(rip: u64) -> Option<u64> {
         return Some(&raw const hypercall_try_failed as u64);
     }
     let (start, end) = (&raw const FIXUPS_START, &raw const FIXUPS_END);
-    let count = (end as usize - start as usize) / size_of::<[u64; 2]>();
-    // SAFETY: the linker's bounds of a section that holds nothing but pairs of words, and never
-    // changes.
+    let count = (end as usize - start as usize) / size_of::<[u64; 3]>();
+    // SAFETY: the linker's bounds of a section that holds nothing but aligned triples of words, and
+    // never changes.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
-    let found = fixups.iter().find(|[at, _]| *at == rip).map(|[_, go_on]| *go_on);
-    found.or_else(|| super::raw::fixup(rip))
+    let found = fixups.iter().find(|[first, end, _]| (*first..*end).contains(&rip));
+    found.map(|[_, _, go_on]| *go_on).or_else(|| super::raw::fixup(rip))
 }

@@ -30,7 +30,7 @@ pub(super) fn read(at: *const u64) -> Option<u64> {
             "mov {value}, -1",
             "jmp 3b",
             ".popsection",
-            fixup!("2b", "4b"),
+            fixup!("2b", "3b", "4b"),
             value = out(reg) value,
             at = in(reg) at,
             options(nostack, preserves_flags, readonly),
@@ -48,18 +48,20 @@ pub(super) fn any_of_eight(at: *const u64) -> u64 {
         asm!(
             "2:",
             "mov {any}, [{at}]",
-            fixup!("2b", "4f"),
-            ".irp offset, 8, 16, 24, 32, 40, 48, 56",
-            "2:",
-            "or {any}, [{at} + \\offset]",
-            fixup!("2b", "4f"),
-            ".endr",
+            "or {any}, [{at} + 8]",
+            "or {any}, [{at} + 16]",
+            "or {any}, [{at} + 24]",
+            "or {any}, [{at} + 32]",
+            "or {any}, [{at} + 40]",
+            "or {any}, [{at} + 48]",
+            "or {any}, [{at} + 56]",
             "3:",
             ".pushsection .text.hypercall_fixups, \"ax\", @progbits",
             "4:",
             "mov {any}, -1",
             "jmp 3b",
             ".popsection",
+            fixup!("2b", "3b", "4b"),
             any = out(reg) any,
             at = in(reg) at,
             options(nostack, readonly),
@@ -78,17 +80,36 @@ pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
         // behind the loop, with what is left.
         unsafe {
             asm!(
-                "3:",
-                ".irp offset, 0, 8, 16, 24, 32, 40, 48, 56",
                 "2:",
-                "mov {word}, [{from} + {left} + \\offset]",
-                "mov [{into} + {left} + \\offset], {word}",
-                fixup!("2b", "4f"),
-                ".endr",
+                "mov {w0}, [{from} + {left}]",
+                "mov {w1}, [{from} + {left} + 8]",
+                "mov {w2}, [{from} + {left} + 16]",
+                "mov {w3}, [{from} + {left} + 24]",
+                "mov {w4}, [{from} + {left} + 32]",
+                "mov {w5}, [{from} + {left} + 40]",
+                "mov {w6}, [{from} + {left} + 48]",
+                "mov {w7}, [{from} + {left} + 56]",
+                "3:",
+                "mov [{into} + {left}], {w0}",
+                "mov [{into} + {left} + 8], {w1}",
+                "mov [{into} + {left} + 16], {w2}",
+                "mov [{into} + {left} + 24], {w3}",
+                "mov [{into} + {left} + 32], {w4}",
+                "mov [{into} + {left} + 40], {w5}",
+                "mov [{into} + {left} + 48], {w6}",
+                "mov [{into} + {left} + 56], {w7}",
                 "add {left}, 64",
-                "jnz 3b",
+                "jnz 2b",
                 "4:",
-                word = out(reg) _,
+                fixup!("2b", "3b", "4b"),
+                w0 = out(reg) _,
+                w1 = out(reg) _,
+                w2 = out(reg) _,
+                w3 = out(reg) _,
+                w4 = out(reg) _,
+                w5 = out(reg) _,
+                w6 = out(reg) _,
+                w7 = out(reg) _,
                 from = in(reg) from.wrapping_add(read),
                 into = in(reg) eights.as_mut_ptr_range().end,
                 left = inout(reg) left,
@@ -120,7 +141,8 @@ pub(super) unsafe fn write(at: *mut u64, value: u64) -> bool {
         asm!(
             "2:",
             "mov [{at}], {value}",
-            fixup!("2b", "{failed}"),
+            "3:",
+            fixup!("2b", "3b", "{failed}"),
             at = in(reg) at,
             value = in(reg) value,
             failed = label { return false; },
@@ -128,47 +150,6 @@ pub(super) unsafe fn write(at: *mut u64, value: u64) -> bool {
         );
     }
     true
-}
-
-/// Writes entries that follow one another; false if that is not allowed, then perhaps some of them
-/// are written.
-///
-/// # Safety
-/// As for [`write`].
-pub(super) unsafe fn write_entries(into: *mut u64, from: &[Pte]) -> bool {
-    let (eights, rest) = from.as_chunks::<8>();
-    let written = eights.as_flattened().len();
-    if written > 0 {
-        let mut left = -isize::try_from(size_of_val(eights)).unwrap_or_default();
-        // SAFETY: the caller's promise; only `eights` is read. A fault in a store goes on behind
-        // the loop, with what is left.
-        unsafe {
-            asm!(
-                "3:",
-                ".irp offset, 0, 8, 16, 24, 32, 40, 48, 56",
-                "mov {word}, [{from} + {left} + \\offset]",
-                "2:",
-                "mov [{into} + {left} + \\offset], {word}",
-                fixup!("2b", "4f"),
-                ".endr",
-                "add {left}, 64",
-                "jnz 3b",
-                "4:",
-                word = out(reg) _,
-                from = in(reg) eights.as_ptr_range().end,
-                into = in(reg) into.wrapping_add(written),
-                left = inout(reg) left,
-                options(nostack),
-            );
-        }
-        if left != 0 {
-            return false;
-        }
-    }
-    rest.iter().enumerate().all(|(k, pte)| {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { write(into.wrapping_add(written + k), pte.raw()) }
-    })
 }
 
 /// Copies `head` bytes, then whole words, then the bytes that remain of `len`; false if one of them
@@ -187,15 +168,11 @@ pub(super) unsafe fn copy(into: *mut u8, from: *const u8, len: usize, head: usiz
             "2:",
             "rep movsb",
             "mov rcx, {words}",
-            "3:",
             "rep movsq",
             "mov rcx, {tail}",
-            "4:",
             "rep movsb",
-            "5:",
-            fixup!("2b", "5b"),
-            fixup!("3b", "5b"),
-            fixup!("4b", "5b"),
+            "3:",
+            fixup!("2b", "3b", "3b"),
             words = in(reg) rest / 8,
             tail = in(reg) rest % 8,
             inout("rcx") left,
@@ -220,7 +197,7 @@ pub(super) unsafe fn clear_page(page: *mut u8) -> bool {
             "2:",
             "rep stosq",
             "3:",
-            fixup!("2b", "3b"),
+            fixup!("2b", "3b", "3b"),
             inout("rcx") left,
             inout("rdi") page => _,
             in("rax") 0,

@@ -8,8 +8,8 @@ use alloc::string::String;
 
 use early_pgt::UseKind;
 use hypercall::{
-    Cpu, ENTRIES, Entry, FrameAccess as _, GuestVa, Level, Machine, PAGE_SHIFT, PAGE_SIZE, Pfn,
-    Pte, PteFlags, XEN_SLOTS,
+    AccessError, Cpu, ENTRIES, Entry, FrameAccess as _, GuestVa, Level, Machine, PAGE_SHIFT,
+    PAGE_SIZE, Pfn, Pte, PteFlags, XEN_SLOTS,
 };
 use p2m::Pfns;
 use pvmmu::{Context, FrameSource as _};
@@ -145,8 +145,31 @@ fn try_to_write<M: Machine + Cpu>(
             writeln!(guest.console, "writing {va} faults").or_say("console")?;
             faults += 1;
         }
+        write_through_the_seam(guest, pfn)?;
     }
     Ok(faults)
+}
+
+/// Writes to a page that must not be written by the seam's methods: each says that it is read-only.
+fn write_through_the_seam<M: Machine>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<(), String> {
+    let machine = &guest.machine;
+    let first = PageTableIndex::new(0);
+    let before = machine.read_entry(pfn, first).or_say("a read")?;
+    let bytes = before.raw().to_le_bytes();
+    // SAFETY: if this does not fault it writes what is there already.
+    let entry = unsafe { machine.write_entry(pfn, first, before) };
+    // SAFETY: as above.
+    let entries = unsafe { machine.write_entries(pfn, first, &[before]) };
+    // SAFETY: as above.
+    let words = unsafe { machine.write_bytes(pfn, 0, &bytes) };
+    // SAFETY: as above.
+    let bytes = unsafe { machine.write_bytes(pfn, 1, &bytes[1..3]) };
+    for write in [entry, entries, words, bytes] {
+        if write != Err(AccessError::ReadOnly(pfn)) {
+            return Err(format!("a write to pfn {pfn}, which is read-only, gave {write:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Jumps to a `ret` in code, which works, and in everything else, which must fault. How many did.

@@ -14,8 +14,10 @@ use alloc::format;
 use alloc::string::String;
 
 use balloon::{Allocator, Balloon, Wipe, WorkStorage};
-use hypercall::{Cpu, Frame, Machine};
+use hypercall::{AccessError, Cpu, Frame, FrameAccess as _, Machine, Pte};
 use p2m::{Audit, KexecState, LeafSource as _, P2m, Pfns};
+
+use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
 use crate::guest::{Guest, Pool, number};
@@ -92,9 +94,32 @@ fn out_and_in<M: Machine + Cpu>(
     for (way, target, out) in [("out", all - frames, frames), ("in", all, 0)] {
         go(guest, (balloon, storage), target, (&format!("{name} {way}"), ways))?;
         kept.verify(guest)?;
+        if out > 0 {
+            read_what_is_out(guest)?;
+        }
         audit(guest, out)?;
     }
     Ok(())
+}
+
+/// Reads of a page that is out, which is nowhere: each says so, and nothing faults.
+fn read_what_is_out<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
+    let (machine, p2m) = (&guest.machine, guest.p2m);
+    let gone = p2m.all().iter().find(|pfn| p2m.mfn(*pfn).is_err()).ok_or("no page is out")?;
+    let last = PageTableIndex::new(511);
+    let reads = [
+        machine.read_entry(gone, last).map(drop),
+        machine.read_entries(gone, PageTableIndex::new(5), &mut [Pte::ABSENT; 20]),
+        machine.read_entries(gone, last, &mut [Pte::ABSENT]),
+        machine.next_present(gone, 0..512).map(drop),
+        machine.next_present(gone, 3..4).map(drop),
+        machine.read_bytes(gone, 1, &mut [0; 77]),
+        machine.read_bytes(gone, 8, &mut [0; 8]),
+    ];
+    match reads.iter().position(|read| *read != Err(AccessError::Unmapped(gone))) {
+        None => Ok(()),
+        Some(at) => Err(format!("read {at} of pfn {gone}, which is out, gave {:?}", reads[at])),
+    }
 }
 
 /// Whether the map says what is true, and a kexec would meet just the pages that are out.
