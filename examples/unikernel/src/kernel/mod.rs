@@ -41,6 +41,7 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
         "hang" => loop {
             Xen::yield_now();
         },
+        "fault" if arguments == "call" => traps::call_on_purpose(),
         "fault" => traps::fault_on_purpose(),
         "silent" => Xen::shutdown(console::shutdown_reason()),
         "panic" => panic!("as asked"),

@@ -26,8 +26,11 @@ const EVENT: u64 = 256;
 /// Whether a fault is being reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
-/// The address that [`try_execute`] jumps to, and 0 once that has faulted.
-static JUMP: AtomicU64 = AtomicU64::new(0);
+/// The address that [`try_execute`] jumps to, and [`NOWHERE`] once that has faulted.
+static JUMP: AtomicU64 = AtomicU64::new(NOWHERE);
+
+/// No address that can be jumped to: the jump itself faults, before `rip` is that.
+const NOWHERE: u64 = u64::MAX;
 
 /// Instructions that were left out.
 static SKIPPED: AtomicU64 = AtomicU64::new(0);
@@ -195,6 +198,13 @@ pub(super) fn fault_on_purpose() -> ! {
     panic!("a load from nowhere gave {value:#x}")
 }
 
+/// Calls address 0, which nothing maps, as `fault call` asks.
+pub(super) fn call_on_purpose() -> ! {
+    // SAFETY: none, on purpose: the call faults, and the report of that is what is asked for.
+    unsafe { asm!("call {}", in(reg) 0u64, clobber_abi("C")) };
+    panic!("the call of address 0 has returned")
+}
+
 /// Calls a function that is nothing but a `ret`; false if the CPU does not fetch it.
 ///
 /// # Safety
@@ -203,12 +213,12 @@ pub(super) unsafe fn try_execute(va: GuestVa) -> bool {
     JUMP.store(va.raw(), Ordering::Relaxed);
     // SAFETY: the function returns at once, or the fault handler returns in its place.
     unsafe { asm!("call {}", in(reg) va.raw()) };
-    JUMP.swap(0, Ordering::Relaxed) == va.raw()
+    JUMP.swap(NOWHERE, Ordering::Relaxed) == va.raw()
 }
 
 /// Returns from a function that could not be fetched, if [`try_execute`] called it.
 fn return_from_jump(frame: &mut Frame) -> bool {
-    if JUMP.compare_exchange(frame.rip, 0, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+    if JUMP.compare_exchange(frame.rip, NOWHERE, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return false;
     }
     let stack: *const u64 = VirtAddr::new_truncate(frame.rsp).as_ptr();
@@ -296,7 +306,7 @@ fn report(frame: &Frame) -> fmt::Result {
     writeln!(
         out,
         "cr2 {address:016x}: a {} of {}",
-        was(2, "write", "read"),
+        if address == frame.rip { "fetch" } else { was(2, "write", "read") },
         was(1, "a page that does not allow it", "a page that is not there")
     )?;
     print_walk(&mut out, address)
