@@ -92,6 +92,7 @@ impl State {
         }
         let page = va >> PAGE_SHIFT;
         let walked = self.walk(root, va, access);
+        self.vcpu().tlb.enter(mode);
         let cached = self.vcpu().tlb.get(page);
         if let Some(cached) = cached {
             self.check_stale(va, access, cached, walked);

@@ -139,11 +139,12 @@ impl State {
         Ok(())
     }
 
-    /// `MMUEXT_NEW_BASEPTR` (`new_guest_cr3`).
+    /// `MMUEXT_NEW_BASEPTR` (`new_guest_cr3`). Xen turns global translations off while it loads cr3
+    /// (`switch_cr3_cr4`), so the TLB keeps none.
     fn new_kernel_root(&mut self, mfn: Mfn) -> Answer {
         let old = self.vcpu().kernel_root;
         if old == Some(mfn) {
-            self.vcpu().tlb.flush_local();
+            self.vcpu().tlb.flush();
             return Ok(());
         }
         let caller = self.caller();
@@ -159,7 +160,7 @@ impl State {
             self.frames.words(mfn)[xen_slots::M2P_SLOT] = xen_slots::m2p_entry();
         }
         self.vcpu().kernel_root = Some(mfn);
-        self.vcpu().tlb.flush_local();
+        self.vcpu().tlb.flush();
         if let Some(old) = old {
             self.park(Parked { table: old, container: None, holds: Holds::Both });
         }

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 
 use hypercall::Mfn;
 
+use crate::access::Mode;
+
 /// Translations kept; beyond it old ones fall out, as on a machine.
 const ENTRIES_MAX: usize = 1536;
 
@@ -31,7 +33,7 @@ pub(crate) enum Writable {
 pub(crate) enum Scope {
     /// Any flush.
     Local,
-    /// It outlives a switch of roots.
+    /// It outlives a switch between the guest's kernel and its user mode.
     Global,
 }
 
@@ -39,9 +41,19 @@ pub(crate) enum Scope {
 #[derive(Debug, Default)]
 pub(crate) struct Tlb {
     entries: HashMap<u64, Translation>,
+    /// The mode of the last access.
+    mode: Option<Mode>,
 }
 
 impl Tlb {
+    /// The vCPU runs in `mode` now. For another one Xen loads the other root, and keeps what is
+    /// global (`toggle_guest_pt`).
+    pub(crate) fn enter(&mut self, mode: Mode) {
+        if self.mode.replace(mode).is_some_and(|before| before != mode) {
+            self.flush_local();
+        }
+    }
+
     pub(crate) fn get(&self, page: u64) -> Option<Translation> {
         self.entries.get(&page).copied()
     }
@@ -58,7 +70,7 @@ impl Tlb {
         self.entries.clear();
     }
 
-    /// What a reload of cr3 flushes.
+    /// What a load of cr3 flushes while global translations are enabled.
     pub(crate) fn flush_local(&mut self) {
         self.entries.retain(|_, translation| translation.scope == Scope::Global);
     }

@@ -72,3 +72,70 @@ fn a_second_vcpu_needs_a_root() {
     assert_eq!(first, hypercall::Errno::EEXIST);
     model.audit().expect("counts add up");
 }
+
+/// `MMUEXT_NEW_BASEPTR` and `MMUEXT_NEW_USER_BASEPTR`.
+const NEW_BASEPTR: u64 = 5;
+const NEW_USER_BASEPTR: u64 = 15;
+/// Flags of a page of user mode, which Xen makes global: present, writable, user.
+const USER_PAGE: u64 = 7;
+const DOMID_SELF: u64 = 0x7ff0;
+
+/// The address of a page that is nothing yet.
+fn free(guest: &Guest<'_>, number: u64) -> u64 {
+    BASE + ((guest.first_free_page().raw() + number) << 12)
+}
+
+/// Puts one `mmuext_op` to Xen, from memory of the guest's.
+fn extended(guest: &Guest<'_>, command: u64, argument: u64) {
+    let at = free(guest, 0);
+    for (offset, word) in [(0, command), (8, argument), (16, 0)] {
+        guest.store(at + offset, &word.to_le_bytes(), Mode::Kernel).expect("writable");
+    }
+    assert_eq!(guest.hypercall(number::MMUEXT_OP, [at, 1, 0, DOMID_SELF, 0]), 0);
+}
+
+/// A guest whose user mode runs on the kernel's root, with a user page that its TLB knows.
+fn with_user_page() -> (Model, u64) {
+    let model = machine();
+    let guest = model.guest();
+    let va = free(&guest, 1);
+    let (_, entry) = guest.l1_slot(va).expect("mapped");
+    let root = guest.kernel_root().expect("it runs");
+    extended(&guest, NEW_USER_BASEPTR, root.raw());
+    change(&guest, va, entry.mfn().raw() << 12 | USER_PAGE, 2);
+    guest.load(va, &mut [0], Mode::User).expect("mapped");
+    (model, va)
+}
+
+#[test]
+fn a_global_translation_stays_between_the_kernel_and_the_user_root() {
+    let (model, va) = with_user_page();
+    let guest = model.guest();
+    change(&guest, va, 0, 0);
+    assert!(guest.load(free(&guest, 2), &mut [0], Mode::Kernel).is_ok());
+    assert!(guest.load(va, &mut [0], Mode::User).is_err());
+    let found = model.take_violations();
+    assert!(found[0].starts_with("stale translation: load"), "{found:?}");
+}
+
+#[test]
+fn a_load_of_a_root_drops_global_translations_too() {
+    let (model, va) = with_user_page();
+    let guest = model.guest();
+    change(&guest, va, 0, 0);
+    extended(&guest, NEW_BASEPTR, guest.kernel_root().expect("it runs").raw());
+    assert!(guest.load(va, &mut [0], Mode::User).is_err());
+    assert_eq!(model.take_violations(), [""; 0]);
+}
+
+#[test]
+fn a_translation_that_is_not_global_ends_where_user_mode_begins() {
+    let (model, user) = with_user_page();
+    let guest = model.guest();
+    let va = free(&guest, 2);
+    guest.load(va, &mut [0], Mode::Kernel).expect("mapped");
+    change(&guest, va, 0, 0);
+    guest.load(user, &mut [0], Mode::User).expect("mapped");
+    assert!(guest.load(va, &mut [0], Mode::Kernel).is_err());
+    assert_eq!(model.take_violations(), [""; 0]);
+}
