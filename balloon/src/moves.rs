@@ -154,5 +154,6 @@ fn plan_mapping<M: Machine, D: FindDirect>(
     if pte.is_present() && pte.mfn() != mfn {
         return Err(Obstacle::Occupied { pfn, pte });
     }
-    Ok((MmuUpdate::set(slot, Pte::new(mfn, PteFlags::KERNEL_RW)), pte))
+    let flags = around.machine.offered(PteFlags::KERNEL_RW);
+    Ok((MmuUpdate::set(slot, Pte::new(mfn, flags)), pte))
 }

@@ -12,7 +12,7 @@ pub(crate) use calls::{ENTRY_WORDS, words};
 pub(crate) use memory::{Extents, op};
 pub(crate) use mmu::Answer;
 pub(crate) use tables::{
-    GUEST_KERNEL, INVALID, KERNEL_RO, KERNEL_RW, NO_EXECUTE, NON_RAM, OUT_OF_RANGE, TABLE, TABLE_RO,
+    GUEST_KERNEL, INVALID, KERNEL_RO, KERNEL_RW, NON_RAM, OUT_OF_RANGE, TABLE, TABLE_RO,
 };
 pub(crate) use way::WAYS;
 

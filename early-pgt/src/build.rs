@@ -2,8 +2,8 @@
 #![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-13)")]
 
 use hypercall::{
-    Batch, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
-    Uncertain,
+    Batch, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte,
+    PteFlags, Slot, Uncertain,
 };
 use p2m::{P2m, P2mEntry, P2mError, Pfns};
 use x86_64::structures::paging::PageTableIndex;
@@ -14,9 +14,6 @@ use crate::memory::{BootMemory, RegionKind, mask_chunk, mask_rw};
 use crate::plan::{Plan, ROUNDS_MAX, RoundPlan, mapped_runs};
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
 use crate::tables::{Parent, Step, Steps, Table};
-
-/// Entries that lead to tables of the direct map: nothing in it is ever executed.
-pub(crate) const TABLE: PteFlags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
 
 /// What a build works on.
 #[derive(Debug)]
@@ -36,6 +33,19 @@ impl<M> Clone for BuildContext<'_, M> {
 }
 
 impl<M> Copy for BuildContext<'_, M> {}
+
+impl<M: FrameAccess> BuildContext<'_, M> {
+    /// An entry that leads to a table of the direct map: nothing in it is ever executed.
+    pub(crate) fn leads_to(&self, table: Pfn) -> Result<Pte, P2mError> {
+        self.p2m.mfn(table).map(|mfn| self.leads_to_mfn(mfn))
+    }
+
+    /// The same, for a table whose frame's number is known.
+    pub(crate) fn leads_to_mfn(&self, table: Mfn) -> Pte {
+        let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+        Pte::new(table, self.machine.offered(flags))
+    }
+}
 
 /// How far the direct map reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,7 +254,7 @@ impl<M: Machine> Work<'_, M> {
                     let l1 =
                         l1_table((self.context.machine, self.context.p2m), self.context.root, va)?
                             .0;
-                    let pte = Pte::new(self.context.p2m.mfn(l1)?, TABLE);
+                    let pte = self.context.leads_to(l1)?;
                     // SAFETY: the L2 is a loose table of this round, in a frame of the buffer.
                     unsafe { self.context.machine.write_entry(parent, index(number), pte) }?;
                 }
@@ -262,7 +272,7 @@ impl<M: Machine> Work<'_, M> {
         // SAFETY: the frame is one of the buffer, which the build owns (I-1), and no table yet.
         unsafe { machine.write_entries(table.frame, PageTableIndex::new(0), &entries) }?;
         if let Parent::Loose(parent) = table.parent {
-            let pte = Pte::new(self.context.p2m.mfn(table.frame)?, TABLE);
+            let pte = self.context.leads_to(table.frame)?;
             // SAFETY: the parent is a loose table of this round, in a frame of the buffer.
             unsafe { machine.write_entry(parent, index(table.number), pte) }?;
         }
@@ -272,6 +282,7 @@ impl<M: Machine> Work<'_, M> {
     /// The entries of L1 table `number`.
     fn entries(&self, number: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
         let chunk = Pfns::new(Pfn::new(number << CHUNK_SHIFT), CHUNK_PFNS);
+        let flags = self.context.machine.offered(PteFlags::KERNEL_RW);
         for region in self.memory.regions {
             let Some(pfns) = overlap(region.pfns, chunk) else { continue };
             let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
@@ -279,7 +290,7 @@ impl<M: Machine> Work<'_, M> {
             match region.kind {
                 RegionKind::Ram => {
                     for (place, pfn) in places {
-                        *place = Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW);
+                        *place = Pte::new(self.context.p2m.mfn(pfn)?, flags);
                     }
                 }
                 RegionKind::Identity => {
@@ -300,7 +311,7 @@ impl<M: Machine> Work<'_, M> {
             Ok(_) => return Err(EarlyError::NotIdentity(pfn)),
             Err(error) => return Err(error.into()),
         }
-        Ok(Pte::new(Mfn::new(pfn.raw()), PteFlags::KERNEL_RW))
+        Ok(Pte::new(Mfn::new(pfn.raw()), self.context.machine.offered(PteFlags::KERNEL_RW)))
     }
 
     /// The entries that are missing in the builder's L1 tables: what stands for the machine's own
@@ -326,8 +337,9 @@ impl<M: Machine> Work<'_, M> {
             let around = (self.context.machine, self.context.p2m);
             let (_, table) = l1_table(around, self.context.root, va)?;
             let slot = Slot { table, index: index(pfn.raw()) };
+            let flags = self.context.machine.offered(PteFlags::KERNEL_RW);
             let new = match kind {
-                RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, PteFlags::KERNEL_RW),
+                RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, flags),
                 RegionKind::Identity => self.identity(pfn)?,
             };
             Ok(ordered(direction, slot, mask_rw(new, pfn, self.memory.uses)))
@@ -354,7 +366,7 @@ impl<M: Machine> Work<'_, M> {
                     table: self.context.p2m.mfn(parent)?,
                     index: index(first + table.number),
                 };
-                let new = Pte::new(self.context.p2m.mfn(table.frame)?, TABLE);
+                let new = self.context.leads_to(table.frame)?;
                 Ok(ordered(direction, slot, new))
             })())
         })

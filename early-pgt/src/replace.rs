@@ -30,7 +30,7 @@ use crate::buffer::{
     Change, Direction, apply, l1_table, link, protections, set_protected, step_down, table_above,
     unlink,
 };
-use crate::build::{BuildContext, TABLE, index};
+use crate::build::{BuildContext, index};
 use crate::error::{EarlyError, ReplaceError};
 use crate::memory::{Access, BootMemory, Use, UseKind, mask_chunk, places};
 use crate::plan::shared_chunks;
@@ -311,7 +311,7 @@ impl<M: Machine> Work<'_, M> {
         let by_xen = PteFlags::USER.union(PteFlags::GLOBAL).union(PteFlags::GUEST_KERNEL);
         for entry in entries.iter_mut().filter(|entry| entry.is_present()) {
             let flags = entry.flags().difference(by_xen);
-            *entry = entry.with_flags(flags.union(PteFlags::NO_EXECUTE));
+            *entry = entry.with_flags(machine.offered(flags.union(PteFlags::NO_EXECUTE)));
         }
         let pfns = Pfns::new(Pfn::new(chunk << CHUNK_SHIFT), CHUNK_PFNS);
         mask_chunk(entries, pfns, self.memory.uses);
@@ -351,8 +351,8 @@ impl<M: Machine> Work<'_, M> {
             let va = self.memory.place.direct_map.checked_add_pages(chunk << CHUNK_SHIFT)?;
             let l2 = table_above((machine, p2m), root, (va, Level::L1))?;
             let slot = Slot { table: p2m.mfn(l2)?, index: index(chunk) };
-            let new = Pte::new(p2m.mfn(self.l1(chunk))?, TABLE);
-            let old = Pte::new(old, TABLE);
+            let new = self.context.leads_to(self.l1(chunk))?;
+            let old = self.context.leads_to_mfn(old);
             Ok(match direction {
                 Direction::Forth => (MmuUpdate::set(slot, new), old),
                 Direction::Back => (MmuUpdate::set(slot, old), new),

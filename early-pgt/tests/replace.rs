@@ -13,7 +13,7 @@ use hypercall::{
 use p2m::Pfns;
 use pv_tests::booting::{DIRECT_MAP, Guest};
 use x86_64::structures::paging::PageTableIndex;
-use xen_model::{DomainConfig, Role};
+use xen_model::{Builder, DomainConfig, Model, Role};
 
 type Storage = BatchStorage<6000, 3>;
 
@@ -22,9 +22,13 @@ const CONSTANTS: Pfns = Pfns::new(Pfn::new(0x10a), 3);
 const LIST_VA: u64 = 0xffff_b000_0000_0000;
 
 /// A guest whose direct map is built, with code and constants in its image, and its free frames.
-fn built(mut config: DomainConfig) -> (Guest, Vec<Frames>) {
+fn built(config: DomainConfig) -> (Guest, Vec<Frames>) {
+    built_on(Model::builder(), config)
+}
+
+fn built_on(builder: Builder, mut config: DomainConfig) -> (Guest, Vec<Frames>) {
     config.kernel_pages = 0x200;
-    let mut guest = Guest::of(config);
+    let mut guest = Guest::on(builder, config);
     guest.uses.retain(|used| used.kind != UseKind::KernelData);
     guest.uses.extend([
         Use { pfns: TEXT, kind: UseKind::KernelText },
@@ -108,14 +112,16 @@ fn holds(pfns: Pfns, pfn: Pfn) -> bool {
 fn check_rights(guest: &Guest, replaced: Replaced) {
     let rounds: Vec<Pfns> =
         Plan::new(&guest.memory()).expect("planned").rounds().iter().map(|r| r.used()).collect();
+    let all_executable = guest.model.missing_flags().contains(PteFlags::NO_EXECUTE);
     for pfn in (0..guest.boot.pages).map(Pfn::new) {
         let table = holds(replaced.tables, pfn) || rounds.iter().any(|run| holds(*run, pfn));
         let writable = !(table || holds(TEXT, pfn) || holds(CONSTANTS, pfn));
         let direct = rights(guest, DIRECT_MAP + (pfn.raw() << 12));
-        assert_eq!(direct, Some((writable, false)), "pfn {pfn} in the direct map");
+        assert_eq!(direct, Some((writable, all_executable)), "pfn {pfn} in the direct map");
         if pfn.raw() < guest.place.kernel_pages {
             let kernel = rights(guest, guest.place.kernel.raw() + (pfn.raw() << 12));
-            assert_eq!(kernel, Some((writable, holds(TEXT, pfn))), "pfn {pfn} at VIRT_BASE");
+            let executable = all_executable || holds(TEXT, pfn);
+            assert_eq!(kernel, Some((writable, executable)), "pfn {pfn} at VIRT_BASE");
         }
     }
 }
@@ -148,6 +154,16 @@ fn only_code_is_executable_and_the_builders_pages_are_free() {
             guest.check();
         }
     }
+}
+
+#[test]
+fn without_nx_all_is_executable_and_the_code_is_read_only_all_the_same() {
+    let (guest, free) = built_on(Model::builder().no_nx(), DomainConfig::new(Role::DomU, 0x2000));
+    let (frames, _) = frames(&guest, free, Place::High);
+    let moved = BuilderList::Moved(guest.boot.p2m_list);
+    let replaced = replace(&guest, &guest.model, (moved, frames), |_| ());
+    check_rights(&guest, replaced.expect("nothing is refused"));
+    guest.check();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::frame::{ENTRIES, Mfn, PAGE_SIZE, Pfn};
 use crate::memory::MemoryOp;
 use crate::op::DomId;
-use crate::pte::Pte;
+use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
 /// Something that answers hypercalls.
@@ -216,6 +216,18 @@ pub unsafe trait FrameAccess {
     unsafe fn clear_frame(&self, pfn: Pfn) -> Result<(), AccessError> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.write_bytes(pfn, 0, &[0; PAGE_SIZE]) }
+    }
+
+    /// The flags that no entry may have on this machine, as its CPU lacks them: NO_EXECUTE, or
+    /// none. Xen refuses an entry that has one (`EINVAL`).
+    fn missing_flags(&self) -> PteFlags {
+        PteFlags::empty()
+    }
+
+    /// Those of `flags` that an entry may have: what makes an entry asks here, so that it goes
+    /// without those that are [missing](Self::missing_flags).
+    fn offered(&self, flags: PteFlags) -> PteFlags {
+        flags.difference(self.missing_flags())
     }
 
     /// What M2P says of `mfn`: a guess, which only the frame map can confirm.

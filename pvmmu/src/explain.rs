@@ -33,6 +33,8 @@ const ELSEWHERE: &[Cause] = &[Cause::GrantedWritable, Cause::FlagsRefused, Cause
 const NO_MEMORY: &[Cause] = &[Cause::NoIoPermission, Cause::NotConverted];
 /// Causes of the refusal of an entry for what is in it.
 const REFUSED_FLAGS: &[Cause] = &[Cause::FlagsRefused, Cause::MapsDisagree];
+/// The cause of the refusal of an entry that has a flag which the CPU lacks: there is no other.
+const NO_NX: &[Cause] = &[Cause::NoExecuteMissing];
 /// Causes of the refusal of a frame that is somebody else's.
 const NOT_OURS: &[Cause] = &[Cause::FrameGone, Cause::ForeignFrame, Cause::NotConverted];
 
@@ -49,6 +51,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.conflict {
             Some(conflict) => write!(f, "{conflict}")?,
+            None if self.causes == NO_NX => f.write_str("a flag stood in the way")?,
             None => f.write_str("the guest's own tables do not show what stood in the way")?,
         }
         for obstacle in self.obstacles.first() {
@@ -139,6 +142,10 @@ pub fn mapping_refused<M: FrameAccess>(
     error: Error,
 ) -> Why {
     let mfn = pte.mfn();
+    let missing = context.machine.missing_flags();
+    if pte.is_present() && error.errno == Errno::EINVAL && pte.flags().intersects(missing) {
+        return Why { causes: NO_NX, ..Why::UNKNOWN };
+    }
     let Ok(pfn) = context.p2m.pfn(context.machine, mfn) else {
         // Xen says EPERM of what is no memory, EBUSY of memory of others.
         let is_device = error.errno == Errno::EPERM;

@@ -104,6 +104,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         wanted: PteFlags,
     ) -> Result<(), MapError> {
         let va = guest_va(page)?;
+        let wanted = self.context.machine.offered(wanted);
         let now = walk(&self.context, self.pgd.root(), va)?;
         self.with(&mut Nothing, |pgd, tools| {
             let set = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {

@@ -176,6 +176,7 @@ impl Pgd<Pinned> {
     ) -> Result<Changed, MapError> {
         check_page(va)?;
         check_flags(flags)?;
+        let flags = context.machine.offered(flags);
         let by = by.unwrap_or(cheapest(need, runs));
         if !by.is_right(need, runs) {
             return Err(MapError::Unfit(by));

@@ -281,7 +281,8 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
     for pfn in pfns.iter() {
         let (slot, pte) = around.direct.find(pfn)?;
         if !pte.is_present() {
-            let new = Pte::new(around.p2m.mfn(pfn)?, PteFlags::KERNEL_RW);
+            let flags = around.machine.offered(PteFlags::KERNEL_RW);
+            let new = Pte::new(around.p2m.mfn(pfn)?, flags);
             batch.update(MmuUpdate::set(slot, new), pte.raw())?;
         }
     }

@@ -9,7 +9,7 @@ use early_pgt::{
 };
 use hypercall::{BatchStorage, BootInfo, Frames, GuestVa, PAGE_SHIFT, Pfn};
 use p2m::{P2m, Pfns};
-use xen_model::{DomainConfig, Model, Role};
+use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// Where tests want the direct map.
 pub const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
@@ -43,8 +43,14 @@ impl Guest {
     /// A guest made like `config`.
     #[must_use]
     pub fn of(config: DomainConfig) -> Self {
+        Self::on(Model::builder(), config)
+    }
+
+    /// The same on the machine that `builder` describes.
+    #[must_use]
+    pub fn on(builder: Builder, config: DomainConfig) -> Self {
         let (virt_base, image) = (config.virt_base, config.kernel_pages);
-        let model = Model::builder().seed(7).guest(config).build().expect("a guest");
+        let model = builder.seed(7).guest(config).build().expect("a guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let pfn = |va: u64| Pfn::new((va - virt_base) >> PAGE_SHIFT);
         let list = model.guest().built_list();

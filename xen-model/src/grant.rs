@@ -203,7 +203,8 @@ impl State {
 
     /// The entry that maps a granted frame.
     fn grant_entry(&mut self, frame: Mfn, flags: u32) -> u64 {
-        let mut entry = frame.raw() << PAGE_SHIFT | PRESENT | ACCESSED | DIRTY | NO_EXECUTE;
+        let no_execute = NO_EXECUTE & !self.no_execute.refused();
+        let mut entry = frame.raw() << PAGE_SHIFT | PRESENT | ACCESSED | DIRTY | no_execute;
         if flags & flag::READ_ONLY == 0 {
             entry |= RW;
         }

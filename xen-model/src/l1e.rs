@@ -31,6 +31,12 @@ const HARMLESS: u64 = 0xfff0_0000_0000_0f64;
 /// The widest frame number that dom0 may map: a CPU with 46 address bits.
 const IO_FRAMES_END: u64 = 1 << (46 - 12);
 
+/// Frames that Xen keeps even from dom0 (`dom0_setup_permissions`): the local APIC, and the window
+/// for messages of interrupts.
+const DENIED: core::ops::RangeInclusive<u64> = 0xfee00..=0xfeeff;
+/// The IO-APIC, which dom0 may map, and gets read-only whatever it asks for (`mmio_ro_ranges`).
+const READ_ONLY: u64 = 0xfec00;
+
 /// The frame of an entry.
 pub(crate) const fn frame_of(entry: u64) -> Mfn {
     Pte::from_raw(entry).mfn()
@@ -65,7 +71,8 @@ impl State {
     /// `entry`.
     fn bad_l1_flags(&self, entry: u64, domain: u16) -> u64 {
         let privileged = self.find(domain).is_some_and(crate::domain::Domain::is_privileged);
-        let mut refused = if privileged { 0 } else { PWT | PCD | PAT };
+        let cache = if privileged { 0 } else { CACHE };
+        let mut refused = cache | self.no_execute.refused();
         if self.flavour == Flavour::Debug {
             refused |= GRANT;
         }
@@ -174,6 +181,7 @@ impl State {
         let permitted = |state: &Self, id: u16| {
             state.find(id).is_some_and(crate::domain::Domain::is_privileged)
                 && frame < IO_FRAMES_END
+                && !DENIED.contains(&frame)
         };
         let who = if owners.frame == DOM_IO { self.caller() } else { owners.frame };
         if !permitted(self, who) {
@@ -192,16 +200,18 @@ impl State {
             return Err(Errno::EPERM);
         }
         let cache = entry & CACHE;
-        Ok(match (self.release, cache) {
-            (Release::V4_20, 0) => PWT | PCD,
-            // Uncached, uncached minus and write-combining stay as they are.
-            (Release::V4_20, _) if cache & PCD != 0 || cache == PAT => 0,
-            (Release::V4_20, _) => cache ^ (PWT | PCD),
-            (_, 0) => PWT | PCD,
-            (_, PWT) => PCD,
-            (_, other) if other == PWT | PAT => PCD | PAT,
-            _ => 0,
-        })
+        let write = if frame == READ_ONLY { entry & RW } else { 0 };
+        Ok(write
+            | match (self.release, cache) {
+                (Release::V4_20, 0) => PWT | PCD,
+                // Uncached, uncached minus and write-combining stay as they are.
+                (Release::V4_20, _) if cache & PCD != 0 || cache == PAT => 0,
+                (Release::V4_20, _) => cache ^ (PWT | PCD),
+                (_, 0) => PWT | PCD,
+                (_, PWT) => PCD,
+                (_, other) if other == PWT | PAT => PCD | PAT,
+                _ => 0,
+            })
     }
 
     /// The rest for a mapping of RAM that is not write-back.

@@ -7,7 +7,8 @@
 
 use hypercall::{
     AccessError, Asked, Assist, CALLS_MAX, Call, Errno, Error, Extent, FrameAccess, GuestVa,
-    Hypercall, Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, Request, Reservation,
+    Hypercall, Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
+    Reservation,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -243,6 +244,10 @@ unsafe impl FrameAccess for Guest<'_> {
         self.write(pfn, offset, from)
     }
 
+    fn missing_flags(&self) -> PteFlags {
+        PteFlags::from_bits_retain(self.run().no_execute.refused())
+    }
+
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
         self.m2p(mfn)
     }
@@ -293,6 +298,10 @@ unsafe impl FrameAccess for Model {
     unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
         // SAFETY: as above.
         unsafe { self.guest().write_bytes(pfn, offset, from) }
+    }
+
+    fn missing_flags(&self) -> PteFlags {
+        self.guest().missing_flags()
     }
 
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {

@@ -54,6 +54,7 @@ pub(crate) struct State {
     pub(crate) flavour: Flavour,
     /// Whether the CPU keeps its caches coherent with write-combining mappings.
     pub(crate) self_snoop: SelfSnoop,
+    pub(crate) no_execute: NoExecute,
     pub(crate) frames: Frames,
     pub(crate) heap: Heap,
     /// Frames that domains outside the model have.
@@ -74,6 +75,25 @@ pub(crate) struct State {
     pub(crate) in_multicall: bool,
     /// What domains have written by `console_io`.
     pub(crate) console: Vec<String>,
+}
+
+/// Whether the CPU has the bit of an entry that forbids execution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoExecute {
+    /// As nearly all have.
+    Offered,
+    /// It has not, or the firmware has turned it off: Xen refuses entries that have it.
+    Missing,
+}
+
+impl NoExecute {
+    /// The bit, if an entry must not have it.
+    pub(crate) const fn refused(self) -> u64 {
+        match self {
+            Self::Offered => 0,
+            Self::Missing => hypercall::PteFlags::NO_EXECUTE.bits(),
+        }
+    }
 }
 
 /// A property of the CPU.

@@ -24,6 +24,11 @@ pub(crate) const fn adjust_link(level: Level, entry: u64) -> u64 {
 }
 
 impl State {
+    /// The flags of a link that it may not have.
+    fn bad_link_flags(&self, entry: u64) -> u64 {
+        flags24(entry & (REFUSED | self.no_execute.refused()))
+    }
+
     /// Takes what a present entry of the table `container` of `level` holds: the table below,
     /// validated, or one of the same level, read-only (`get_page_from_l2e` to `get_page_from_l4e`).
     pub(crate) fn get_page_from_link(
@@ -33,7 +38,7 @@ impl State {
         container: Mfn,
         domain: u16,
     ) -> Answer {
-        self.refuse_flags(level, flags24(entry & REFUSED))?;
+        self.refuse_flags(level, self.bad_link_flags(entry))?;
         let mfn = frame_of(entry);
         let Some(below) = level.below() else { return Err(Errno::EINVAL) };
         match self.get_page_and_type(mfn, PageType::table(below), domain) {
@@ -95,7 +100,7 @@ impl State {
         let old = self.frames.word(table, index);
         let keep = if keeps_accessed { old & (ACCESSED | DIRTY) } else { 0 };
         if new & PRESENT != 0 {
-            self.refuse_flags(level, flags24(new & REFUSED))?;
+            self.refuse_flags(level, self.bad_link_flags(new))?;
             if is_harmless(old, new) {
                 self.frames.words(table)[index] = adjust_link(level, new) | keep;
                 return Ok(());

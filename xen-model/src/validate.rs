@@ -102,10 +102,10 @@ impl State {
     /// Writes Xen's part of a new L4 (`init_xen_l4_slots`).
     fn init_xen_slots(&mut self, table: Mfn) {
         let owner = self.frames.page(table).owner;
-        let strict = self.has_strict_m2p(owner);
+        let (strict, no_execute) = (self.has_strict_m2p(owner), self.no_execute);
         let words = self.frames.words(table);
         for (index, word) in words.iter_mut().enumerate() {
-            *word = xen_slots::xen_slot(index as u64, table).unwrap_or(*word);
+            *word = xen_slots::xen_slot(index as u64, table, no_execute).unwrap_or(*word);
         }
         if !strict {
             words[xen_slots::M2P_SLOT] = 0;

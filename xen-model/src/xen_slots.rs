@@ -6,6 +6,8 @@
 
 use hypercall::{Mfn, PAGE_SHIFT};
 
+use crate::state::NoExecute;
+
 /// First slot of Xen's range.
 pub(crate) const FIRST: usize = 256;
 /// Last slot of Xen's range.
@@ -45,14 +47,15 @@ pub(crate) const fn m2p_entry() -> u64 {
 /// What Xen keeps in slot `index` of the L4 in `table` while it is loaded; `None` if the slot is
 /// the guest's.
 #[expect(clippy::cast_possible_truncation, reason = "an index of a table")]
-pub(crate) const fn xen_slot(index: u64, table: Mfn) -> Option<u64> {
+pub(crate) const fn xen_slot(index: u64, table: Mfn, no_execute: NoExecute) -> Option<u64> {
     if !is_xens(index as usize) {
         return None;
     }
+    let flags = 0x8000_0000_0000_0063 & !no_execute.refused();
     Some(match index {
         256 => m2p_entry(),
         257 | 259 => 0,
-        258 => (table.raw() << PAGE_SHIFT) | 0x8000_0000_0000_0063,
-        _ => ((XEN_TABLES + index - 256) << PAGE_SHIFT) | 0x8000_0000_0000_0063,
+        258 => (table.raw() << PAGE_SHIFT) | flags,
+        _ => ((XEN_TABLES + index - 256) << PAGE_SHIFT) | flags,
     })
 }

@@ -17,7 +17,7 @@ pub(crate) const TABLE_RO: u64 = 0x65;
 /// Xen's mark of a kernel mapping.
 pub(crate) const GUEST_KERNEL: u64 = 1 << 52;
 /// No execute.
-pub(crate) const NO_EXECUTE: u64 = 1 << 63;
+const NO_EXECUTE: u64 = 1 << 63;
 
 /// The all-ones frame.
 pub(crate) const INVALID: u64 = 0xff_ffff_ffff;
@@ -27,6 +27,11 @@ pub(crate) const OUT_OF_RANGE: u64 = 0xff_0000_0000;
 pub(crate) const NON_RAM: u64 = 0xfe000;
 
 impl<M: Target> Env<'_, M> {
+    /// [`NO_EXECUTE`], on a CPU that has it.
+    pub(crate) fn nx(&self) -> u64 {
+        NO_EXECUTE & !self.machine.missing_flags().bits()
+    }
+
     /// A page with these entries, mapped read-only, no table yet.
     pub(crate) fn loose(&mut self, entries: &[(u64, u64)]) -> Check<Page> {
         let page = self.take()?;

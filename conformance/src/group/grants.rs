@@ -9,9 +9,7 @@ use crate::env::grant::{
     APPLICATION, CONTAINS_PTE, GrantTable, HOST, MAP_READ_ONLY, Mapping, PERMIT, READ_ONLY,
     READING, WRITING,
 };
-use crate::env::{
-    Env, GUEST_KERNEL, KERNEL_RO, KERNEL_RW, NO_EXECUTE, NOBODY, NOWHERE, Page, SELF,
-};
+use crate::env::{Env, GUEST_KERNEL, KERNEL_RO, KERNEL_RW, NOBODY, NOWHERE, Page, SELF};
 use crate::errno::{EFAULT, EINVAL};
 use crate::{Assertion, Target};
 
@@ -54,10 +52,10 @@ fn i092_a_mapped_grant_is_an_entry_like_others<M: Target>(env: &mut Env<'_, M>) 
     let (table, bed) = (env.grant_table()?, env.bed()?);
     let page = granted(env, table, PERMIT)?;
     let kinds = [
-        (0, NO_EXECUTE | GUEST_KERNEL | 0x67, READING | WRITING),
-        (MAP_READ_ONLY, NO_EXECUTE | GUEST_KERNEL | 0x65, READING),
-        (APPLICATION, NO_EXECUTE | 0x167, READING | WRITING),
-        (APPLICATION | MAP_READ_ONLY, NO_EXECUTE | 0x165, READING),
+        (0, env.nx() | GUEST_KERNEL | 0x67, READING | WRITING),
+        (MAP_READ_ONLY, env.nx() | GUEST_KERNEL | 0x65, READING),
+        (APPLICATION, env.nx() | 0x167, READING | WRITING),
+        (APPLICATION | MAP_READ_ONLY, env.nx() | 0x165, READING),
     ];
     for (flags, entry, used) in kinds {
         let mapping = into(env, bed, 1, flags);
@@ -76,7 +74,7 @@ fn i092_a_mapped_grant_is_an_entry_like_others<M: Target>(env: &mut Env<'_, M>) 
     let (status, handle) = env.map_grant(mapping)?;
     want!(status, 0);
     let used = 0x60;
-    let entry = env.entry(page, NO_EXECUTE | GUEST_KERNEL | 0x67);
+    let entry = env.entry(page, env.nx() | GUEST_KERNEL | 0x67);
     same!(env.direct(window)? & !used, entry & !used);
     want!(env.exchange(window)?, 0);
     want!(env.unmap_grant(mapping.host_addr, handle)?, 0);

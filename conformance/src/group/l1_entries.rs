@@ -93,6 +93,11 @@ fn b021_bit_62_is_an_ordinary_bit_of_a_release_build<M: Target>(env: &mut Env<'_
     Ok(())
 }
 
+/// Frames of the local APIC, and of the window for messages of interrupts.
+const XENS_OWN: [u64; 3] = [0xfee00, 0xfeec2, 0xfeeff];
+/// The frame of the IO-APIC.
+const IO_APIC: u64 = 0xfec00;
+
 fn b022_a_frame_that_is_no_ram_is_not_permitted<M: Target>(env: &mut Env<'_, M>) -> Check {
     for way in WAYS {
         for flags in [KERNEL_RO, KERNEL_RW] {
@@ -100,11 +105,16 @@ fn b022_a_frame_that_is_no_ram_is_not_permitted<M: Target>(env: &mut Env<'_, M>)
             want!(rax, way.refusal(EINVAL), "by {way:?}, the all-ones frame");
             let (rax, _) = env.by(way, OUT_OF_RANGE << 12 | flags)?;
             want!(rax, way.refusal(EPERM), "by {way:?}, beyond the bus");
-            for frame in [NON_RAM, 0xa0] {
+            for frame in XENS_OWN {
+                let (rax, _) = env.by(way, frame << 12 | flags)?;
+                want!(rax, way.refusal(EPERM), "by {way:?}, {frame:#x}, in any role");
+            }
+            for frame in [NON_RAM, 0xa0, IO_APIC] {
                 let (rax, seen) = env.by(way, frame << 12 | flags)?;
                 want!(rax, env.by_role(0, way.refusal(EPERM)), "by {way:?}, {frame:#x}");
                 if rax == 0 {
-                    // dom0 may, uncached.
+                    // dom0 may, uncached, and the IO-APIC for reading alone.
+                    let flags = if frame == IO_APIC { flags & !2 } else { flags };
                     let read = frame << 12 | GUEST_KERNEL | flags | 4 | 0x18;
                     same!(seen, read, "by {way:?}");
                 }

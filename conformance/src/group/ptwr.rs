@@ -6,7 +6,7 @@ use hypercall::Level::{L1, L2, L3, L4};
 use hypercall::RawWrite;
 
 use crate::check::Check;
-use crate::env::{Env, GUEST_KERNEL, INVALID, KERNEL_RO, KERNEL_RW, NO_EXECUTE, TABLE};
+use crate::env::{Env, GUEST_KERNEL, INVALID, KERNEL_RO, KERNEL_RW, TABLE};
 use crate::errno::EINVAL;
 use crate::{Assertion, Target};
 
@@ -75,9 +75,9 @@ fn j101_narrow_stores_are_merged_and_wide_ones_fault<M: Target>(env: &mut Env<'_
     let (bed, data, table) = (env.bed()?, env.take()?, env.table(L1, &[])?);
     env.hide(data)?;
     let at = env.va(bed) + 8;
-    env.store(at, env.entry(data, NO_EXECUTE | KERNEL_RO))?;
+    env.store(at, env.entry(data, env.nx() | KERNEL_RO))?;
     let before = env.get(bed, 1)?;
-    same!(before, env.entry(data, NO_EXECUTE | GUEST_KERNEL | 0x65));
+    same!(before, env.entry(data, env.nx() | GUEST_KERNEL | 0x65));
     // The low half: the frame goes, the high half stays.
     env.write(at, RawWrite::Store4, 0)?;
     same!(env.get(bed, 1)?, before & !0xffff_ffff);

@@ -6,8 +6,7 @@ use hypercall::Level::{self, L1, L2, L3, L4};
 
 use crate::check::Check;
 use crate::env::{
-    Answer, Env, GUEST_KERNEL, INVALID, IO, KERNEL_RO, KERNEL_RW, NO_EXECUTE, NON_RAM, TABLE,
-    TABLE_RO,
+    Answer, Env, GUEST_KERNEL, INVALID, IO, KERNEL_RO, KERNEL_RW, NON_RAM, TABLE, TABLE_RO,
 };
 use crate::errno::{EBUSY, EINVAL};
 use crate::{Assertion, Target};
@@ -87,7 +86,7 @@ fn c036_xens_slots_of_a_root_are_filled_when_it_is_validated<M: Target>(
 ) -> Check {
     let root = env.table(L4, &junk())?;
     same!(env.get(root, 256)?, 0);
-    same!(env.get(root, 258)?, env.entry(root, NO_EXECUTE | KERNEL_RW));
+    same!(env.get(root, 258)?, env.entry(root, env.nx() | KERNEL_RW));
     same!(env.get(root, 259)?, 0);
     for index in 256..272 {
         let value = env.get(root, index)?;

@@ -9,7 +9,9 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{ArchSharedInfo, BootInfo, Counting, Cpu, Frame, Frames, GuestVa, Machine, Pfn};
+use hypercall::{
+    ArchSharedInfo, BootInfo, Counting, Cpu, Frame, FrameAccess as _, Frames, GuestVa, Machine, Pfn,
+};
 use p2m::{LeafSource, P2m};
 use pvmmu::{Context, FrameSource};
 
@@ -143,6 +145,16 @@ pub(crate) trait Second<M> {
 }
 
 impl<M: Machine + Cpu> Guest<'_, M> {
+    /// Says what the CPU lacks, if it lacks something.
+    pub(crate) fn say_what_is_missing(&mut self) -> Result<(), String> {
+        let missing = self.machine.missing_flags();
+        if !missing.contains(hypercall::PteFlags::NO_EXECUTE) {
+            return Ok(());
+        }
+        writeln!(self.console, "this CPU has no NX: all that is mapped can be executed")
+            .map_err(|error| format!("console: {error}"))
+    }
+
     /// Writes a word of the user half that the running address space maps; false if that faults.
     pub(crate) fn store(&self, va: GuestVa, value: u64) -> bool {
         // SAFETY: programs map only frames of their pool in the user half, and no Rust object is in

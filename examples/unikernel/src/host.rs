@@ -54,6 +54,9 @@ struct Arguments {
     /// Decides which machine frames the guest has
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A CPU without NX
+    #[arg(long)]
+    no_nx: bool,
     /// A file that the guest gets as boot module
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
@@ -127,6 +130,9 @@ fn run(
     if arguments.role == Role::DomU {
         builder = builder.other(DomainConfig::new(Role::Dom0, DOM0_PAGES));
     }
+    if arguments.no_nx {
+        builder = builder.no_nx();
+    }
     config.vcpus = arguments.vcpus.into();
     let model = builder.seed(arguments.seed).guest(config).build().map_err(|error| say(&error))?;
     model.enable_assist(Assist::WritablePageTables).map_err(|error| say(&error))?;
@@ -173,6 +179,7 @@ fn run(
         platform,
         second: second.as_ref().map(|second| second as _),
     };
+    guest.say_what_is_missing()?;
     let verdict = program(&mut guest);
     if name == "prove" {
         print_transitions(console, &model).map_err(|error| say(&error))?;

@@ -98,6 +98,10 @@ macro_rules! forward_frame_access {
                 unsafe { $inner.clear_frame(pfn) }
             }
 
+            fn missing_flags(&$self) -> $crate::PteFlags {
+                $inner.missing_flags()
+            }
+
             fn machine_to_phys(&$self, mfn: Mfn) -> Option<Pfn> {
                 $inner.machine_to_phys(mfn)
             }

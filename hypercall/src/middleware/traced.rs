@@ -16,7 +16,7 @@ use crate::frame::{Mfn, Pfn};
 use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
 use crate::memory::{Extent, MemoryOp, Reservation};
 use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
-use crate::pte::Pte;
+use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
 /// The first line of a trace.
@@ -324,6 +324,10 @@ unsafe impl<M: Hypercalls + FrameAccess, W: Write> FrameAccess for Traced<M, W> 
         });
         // SAFETY: the caller's promise is handed on.
         unsafe { self.machine.write_bytes(pfn, offset, from) }
+    }
+
+    fn missing_flags(&self) -> PteFlags {
+        self.machine.missing_flags()
     }
 
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {

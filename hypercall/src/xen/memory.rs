@@ -12,7 +12,7 @@ use super::trap::{load_or, try_compare_exchange, try_load, try_store};
 use super::words;
 use crate::frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
-use crate::pte::Pte;
+use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
 /// Entries of M2P from here up stand for no pfn: invalid, or shared.
@@ -136,6 +136,10 @@ unsafe impl FrameAccess for Xen {
         // SAFETY: I-3: the frame's page, and the caller owns the frame (I-1).
         let is_cleared = unsafe { words::clear_page(page) };
         if is_cleared { Ok(()) } else { Err(refused(pfn, page)) }
+    }
+
+    fn missing_flags(&self) -> PteFlags {
+        PteFlags::from_bits_retain(self.missing_flags.load(Ordering::Relaxed))
     }
 
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {

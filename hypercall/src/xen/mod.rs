@@ -18,12 +18,14 @@ pub use platform::{Features, ShutdownReason, TrapInfo, Version};
 pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
 pub use vcpu::{VcpuContext, VcpuStart};
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 use crate::frame::Pfn;
 use crate::machine::Hypercalls;
 use crate::memory::{MachphysMapping, MemoryOp};
+use crate::pte::PteFlags;
 use crate::va::GuestVa;
 
 /// Numbers of the hypercalls used here (public/xen.h).
@@ -57,11 +59,13 @@ pub struct Xen {
     mapped_frames: AtomicU64,
     m2p_start: u64,
     m2p_entries: AtomicU64,
+    /// [`PteFlags`] that this CPU lacks.
+    missing_flags: AtomicU64,
 }
 
 impl Xen {
     /// The machine of a guest whose pfn 0 is mapped at `direct_map`, with `mapped_frames` frames
-    /// behind it.
+    /// behind it. A CPU without NX is noted ([`missing_flags`](crate::FrameAccess::missing_flags)).
     ///
     /// # Errors
     /// If Xen does not say where M2P is.
@@ -77,13 +81,14 @@ impl Xen {
         let direct_map = AtomicU64::new(direct_map.raw());
         let mapped_frames = AtomicU64::new(mapped_frames);
         let m2p_entries = AtomicU64::new(0);
-        let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries };
+        let missing_flags = AtomicU64::new(0);
+        let mut xen = Self { direct_map, mapped_frames, m2p_start: 0, m2p_entries, missing_flags };
         xen.m2p_start = xen.measure()?;
         Ok(xen)
     }
 
-    /// Asks Xen again how long M2P is: after a restore the machine may be another one. Every Xen
-    /// shows M2P at the same address.
+    /// Asks again how long M2P is and what the CPU lacks: after a restore the machine may be another
+    /// one. Every Xen shows M2P at the same address.
     ///
     /// # Errors
     /// If Xen does not say; nothing has changed then.
@@ -94,7 +99,7 @@ impl Xen {
         self.measure().map(drop)
     }
 
-    /// Notes the length of M2P, and returns its address.
+    /// Notes the length of M2P and what the CPU lacks, and returns the address of M2P.
     fn measure(&self) -> Result<u64, Error> {
         let mut mapping = MachphysMapping::default();
         // SAFETY: both operations only report.
@@ -103,6 +108,8 @@ impl Xen {
         let ram_end = unsafe { self.memory_op(&mut MemoryOp::MaximumRamPage) }?;
         let entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
         self.m2p_entries.store(entries, Ordering::Relaxed);
+        let missing = if has_nx() { PteFlags::empty() } else { PteFlags::NO_EXECUTE };
+        self.missing_flags.store(missing.bits(), Ordering::Relaxed);
         Ok(mapping.start)
     }
 
@@ -139,4 +146,28 @@ impl Xen {
         let pfn = offset >> crate::frame::PAGE_SHIFT;
         (pfn < self.mapped_frames()).then_some(Pfn::new(pfn))
     }
+}
+
+/// Whether entries may have NO_EXECUTE: bit 20 of `edx` in leaf 0x80000001 of what Xen says of the
+/// CPU. The instruction is one that Xen emulates in every PV guest (`ud2`, "xen", `cpuid`).
+fn has_nx() -> bool {
+    const FEATURES: u32 = 0x8000_0001;
+    const NX: u32 = 1 << 20;
+    let edx: u32;
+    // SAFETY: it reads a word of the CPU's into four registers, of which rbx is kept aside.
+    unsafe {
+        asm!(
+            "mov {kept}, rbx",
+            "ud2",
+            ".ascii \"xen\"",
+            "cpuid",
+            "mov rbx, {kept}",
+            kept = out(reg) _,
+            inout("eax") FEATURES => _,
+            inout("ecx") 0 => _,
+            out("edx") edx,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+    edx & NX != 0
 }

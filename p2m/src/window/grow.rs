@@ -398,12 +398,17 @@ impl Window {
     }
 
     /// The entry that leads to the shared page of a hole.
-    fn hole_pte<M>(&self, context: GrowContext<'_, M>, hole: Hole) -> Result<Pte, WindowFailure> {
+    fn hole_pte<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        hole: Hole,
+    ) -> Result<Pte, WindowFailure> {
         let page = match hole {
             Hole::Absent => place::ABSENT_LEAF,
             Hole::Identity => place::IDENTITY_LEAF,
         };
-        Ok(Pte::new(context.p2m.mfn(self.pfn(page))?, PteFlags::KERNEL_RO))
+        let flags = context.machine.offered(PteFlags::KERNEL_RO);
+        Ok(Pte::new(context.p2m.mfn(self.pfn(page))?, flags))
     }
 
     /// Adds the change of a GiB's L2 entry.
@@ -432,7 +437,8 @@ fn own_pte<M: Machine>(
         Hole::Identity => IDENTITY,
     };
     fill_leaf(context.machine, leaf.pfn(), word)?;
-    Ok(Pte::new(context.p2m.mfn(leaf.pfn())?, PteFlags::KERNEL_RW))
+    let flags = context.machine.offered(PteFlags::KERNEL_RW);
+    Ok(Pte::new(context.p2m.mfn(leaf.pfn())?, flags))
 }
 
 /// Sends a change of the window's entries, with the generation odd meanwhile.

@@ -207,8 +207,10 @@ impl Window {
         fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
         fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)?;
         let mfn = |at| p2m.mfn(self.pfn(at));
-        let absent = Pte::new(mfn(place::ABSENT_LEAF)?, PteFlags::KERNEL_RO);
-        let identity = Pte::new(mfn(place::IDENTITY_LEAF)?, PteFlags::KERNEL_RO);
+        let [read_only, writable] =
+            [PteFlags::KERNEL_RO, PteFlags::KERNEL_RW].map(|flags| machine.offered(flags));
+        let absent = Pte::new(mfn(place::ABSENT_LEAF)?, read_only);
+        let identity = Pte::new(mfn(place::IDENTITY_LEAF)?, read_only);
         fill_table(machine, self.pfn(place::ABSENT_L1), |_| Ok(absent))?;
         fill_table(machine, self.pfn(place::IDENTITY_L1), |_| Ok(identity))?;
         let leaves = p2m.len().div_ceil(LEAF_WORDS);
@@ -217,7 +219,7 @@ impl Window {
             fill_table(machine, self.pfn(self.first_l1() + gib), |at| {
                 let leaf = gib * TABLE_ENTRIES + at;
                 Ok(match leaf < leaves {
-                    true => Pte::new(list.leaf(machine, p2m, leaf)?, PteFlags::KERNEL_RW),
+                    true => Pte::new(list.leaf(machine, p2m, leaf)?, writable),
                     false => absent,
                 })
             })?;

@@ -98,8 +98,8 @@ pub(super) fn protect<M: Machine>(
         let mapping = (|| {
             let mfn = p2m.mfn(table)?;
             let va = machine.direct_map(table)?.addr();
-            let pte = Pte::new(mfn, access.flags());
-            let old = Pte::new(mfn, access.opposite().flags());
+            let pte = Pte::new(mfn, machine.offered(access.flags()));
+            let old = Pte::new(mfn, machine.offered(access.opposite().flags()));
             Ok((VaMapping { va, pte, flush: VaFlush::PageAll }, old))
         })();
         let (mapping, old) = mapping.map_err(|failure| (done, failure))?;

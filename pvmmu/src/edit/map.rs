@@ -113,6 +113,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         origin: &mut Origin,
     ) -> Result<(), MapError> {
         check_flags(flags)?;
+        let flags = self.tools.context.machine.offered(flags);
         for run in pages.runs(hypercall::ENTRIES)? {
             self.ascend_to(run.va)?;
             let context = self.tools.context;
@@ -273,6 +274,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         frame: &Frame,
     ) -> Result<(MmuUpdate, Pte), MapError> {
         check_flags(flags)?;
+        let flags = self.tools.context.machine.offered(flags);
         crate::pages::check_page(va)?;
         self.ascend_to(va)?;
         let context = self.tools.context;

@@ -127,6 +127,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
+        let flags = self.tools.context.machine.offered(flags);
         self.rewrite(pages, &Flags::of(flags))
     }
 
@@ -312,6 +313,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.submit()?;
         self.make_room_for_two()?;
         let context = self.tools.context;
+        let flags = context.machine.offered(flags);
         self.path.seek(&context, va)?;
         let (slot, old) = self.path.entry(&context, (level, va))?;
         let new = with_table_flags((level, va), old, flags)?;

@@ -80,6 +80,7 @@ impl Pgd<Loose> {
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
+        let flags = context.machine.offered(flags);
         let change = &Flags::of(flags);
         self.rewrite(context, (pages, change), &mut |_| {})
     }
@@ -147,6 +148,7 @@ impl Pgd<Loose> {
     ) -> Result<(), MapError> {
         let mut replace = || -> Result<Pte, MapError> {
             check_flags(flags)?;
+            let flags = context.machine.offered(flags);
             check_page(va)?;
             self.put_right(context)?;
             let mut path = Path::new(self.root());
@@ -309,6 +311,7 @@ impl Pgd<Loose> {
         let mut path = Path::new(self.root());
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
+            let flags = context.machine.offered(flags);
             self.put_right(context)?;
             if domain != DomId::IO {
                 return Err(MapError::OnlyLive(domain));
@@ -361,6 +364,7 @@ impl Pgd<Loose> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         check_page(va)?;
+        let flags = context.machine.offered(flags);
         self.put_right(context)?;
         let mut path = Path::new(self.root());
         path.seek(context, va)?;

@@ -187,6 +187,7 @@ impl Pgd<Loose> {
         let mut done = 0;
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
+            let flags = context.machine.offered(flags);
             self.put_right(context)?;
             let mut path = Path::new(self.root());
             for run in pages.runs(PART)? {

@@ -64,6 +64,11 @@ impl Guest {
         Self::built(Role::Dom0, Model::builder().other(neighbour))
     }
 
+    /// A domU on a CPU without NX.
+    pub fn no_nx() -> Self {
+        Self::built(Role::DomU, Model::builder().no_nx())
+    }
+
     fn built(role: Role, builder: Builder) -> Self {
         let mut config = DomainConfig::new(role, 4096);
         config.kernel_pages = ARENA + ARENA_FRAMES as u64;

@@ -8,6 +8,7 @@ use super::mapping::{Mapping, TableOrder};
 use super::plan::{Pieces, Plan};
 use crate::release::Role;
 use crate::scatter::Scatter;
+use crate::state::NoExecute;
 
 /// The builders keep so many pages mapped behind the last piece.
 const TAIL_PAGES: u64 = 128;
@@ -58,7 +59,8 @@ pub(crate) fn plan(config: &DomainConfig, owner: u16, frames: Scatter) -> Result
     let rings = (rings > 0).then_some(start_info + 1);
     let pieces = Pieces { p2m_list: list, p2m_pages: list_pages, start_info, rings, stack };
     let (virt_base, start) = (config.virt_base, Start::Built);
-    Ok(Plan { owner, frames, pages, virt_base, boot, p2m, pieces, start })
+    let no_execute = NoExecute::Offered;
+    Ok(Plan { owner, no_execute, frames, pages, virt_base, boot, p2m, pieces, start })
 }
 
 /// Where the boot mapping ends, given the end of its last piece.

@@ -20,7 +20,7 @@ use crate::page::{Frames, POISON, Region};
 use crate::random::Random;
 use crate::release::{Flavour, Release, Role};
 use crate::scatter::Scatter;
-use crate::state::{Current, Preemption, SelfSnoop, State, Statistics};
+use crate::state::{Current, NoExecute, Preemption, SelfSnoop, State, Statistics};
 use crate::types::{CountFlags, CountInfo, PageType, TypeInfo};
 use layout::plan;
 
@@ -48,6 +48,7 @@ pub struct Builder {
     flavour: Flavour,
     verbosity: Verbosity,
     self_snoop: SelfSnoop,
+    no_execute: NoExecute,
     seed: u64,
     spare_pages: Option<u64>,
     guest: DomainConfig,
@@ -71,6 +72,7 @@ impl Builder {
             flavour: Flavour::Debug,
             verbosity: Verbosity::Default,
             self_snoop: SelfSnoop::Present,
+            no_execute: NoExecute::Offered,
             seed: 0,
             spare_pages: None,
             guest: DomainConfig::new(Role::DomU, 2048),
@@ -120,6 +122,21 @@ impl Builder {
     /// What the CPU does about caches and write-combining mappings.
     pub const fn self_snoop(mut self, self_snoop: SelfSnoop) -> Self {
         self.self_snoop = self_snoop;
+        self
+    }
+
+    /// A CPU without NX: Xen refuses NO_EXECUTE in every present entry.
+    ///
+    /// ```
+    /// use hypercall::{FrameAccess as _, PteFlags};
+    /// use xen_model::Model;
+    ///
+    /// let model = Model::builder().no_nx().build()?;
+    /// assert_eq!(model.missing_flags(), PteFlags::NO_EXECUTE);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn no_nx(mut self) -> Self {
+        self.no_execute = NoExecute::Missing;
         self
     }
 
@@ -190,6 +207,7 @@ impl Builder {
                 Placement::Contiguous => Scatter::contiguous(start, config.pages),
             };
             let mut plan = plan(config, id, frames)?;
+            plan.no_execute = self.no_execute;
             if k == 0 {
                 plan.start = self.start;
             }
@@ -205,6 +223,7 @@ impl Builder {
             release: self.release,
             flavour: self.flavour,
             self_snoop: self.self_snoop,
+            no_execute: self.no_execute,
             frames,
             heap: Heap::new(spare_start, spare, random),
             hoard: Vec::new(),

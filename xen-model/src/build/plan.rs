@@ -9,6 +9,7 @@ use super::Start;
 use super::mapping::Mapping;
 use crate::page::{ALL_ENTRIES, Contents, Page};
 use crate::scatter::Scatter;
+use crate::state::NoExecute;
 use crate::types::{CountInfo, PageType, TypeInfo};
 use crate::xen_slots::xen_slot;
 
@@ -24,6 +25,8 @@ const PAGE_RO: u64 = 0x0010_0000_0000_0025;
 pub(crate) struct Plan {
     /// The domain.
     pub(crate) owner: u16,
+    /// Whether the CPU has NX.
+    pub(crate) no_execute: NoExecute,
     /// Frames behind pages `0..pages`.
     pub(crate) frames: Scatter,
     /// Pages of RAM.
@@ -133,7 +136,7 @@ impl Plan {
         }
         let Some(mapping) = self.mapping_of_table(pfn) else { return 0 };
         let Some((level, k)) = mapping.table_at(pfn) else { return 0 };
-        match xen_slot(index, Mfn::new(mfn)) {
+        match xen_slot(index, Mfn::new(mfn), self.no_execute) {
             Some(word) if level == Level::L4 => return word,
             _ => {}
         }

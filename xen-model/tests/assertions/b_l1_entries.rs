@@ -81,6 +81,22 @@ fn b021_bit_62_is_the_debug_builds() {
 }
 
 #[test]
+fn without_nx_the_bit_is_refused_at_every_level_and_stored_where_nothing_is_present() {
+    let nx = 1 << 63;
+    let bench = table(Bench::of(Bench::builder().no_nx()));
+    assert_eq!(bench.set(0, 0, bench.to(1, nx | RW)), EINVAL);
+    assert_eq!(bench.log(), ["Bad L1 flags 800000"]);
+    assert_eq!(bench.set(0, 0, bench.to(1, RW)), 0);
+    assert_eq!(bench.set(0, 1, nx | 0x1000), 0, "not present");
+    bench.contents(2, &[(0, bench.to(3, nx | P))]);
+    assert_eq!(bench.ext(PIN_L1, bench.mfn(2)), EINVAL);
+    assert_eq!(bench.log()[0], "Bad L1 flags 800000");
+    bench.contents(4, &[(0, bench.to(0, nx | P))]);
+    assert_eq!(bench.ext(PIN_L1 + 1, bench.mfn(4)), EINVAL);
+    assert_eq!(bench.log()[0], "Bad L2 flags 800000");
+}
+
+#[test]
 fn b022_frames_that_are_no_ram() {
     let bench = table(Bench::new());
     assert_eq!(bench.set(0, 0, 0x000f_ffff_ffff_f001), EINVAL);
@@ -94,6 +110,20 @@ fn b022_frames_that_are_no_ram() {
             "d1 non-privileged attempt to map MMIO space 000a0"
         ]
     );
+}
+
+#[test]
+fn b022_dom0_maps_devices_but_those_that_are_xens() {
+    let bench = table(Bench::dom0());
+    assert_eq!(bench.set(0, 0, 0xfed00 << 12 | RW), 0, "a timer");
+    for frame in [0xfee00, 0xfeec2, 0xfeeff] {
+        assert_eq!(bench.set(0, 1, frame << 12 | RW), EPERM, "{frame:x}");
+        let line = format!("d0 non-privileged attempt to map MMIO space {frame:05x}");
+        assert_eq!(bench.log(), [line]);
+    }
+    assert_eq!(bench.set(0, 1, 0xfef00 << 12 | RW), 0, "behind the window");
+    assert_eq!(bench.set(0, 2, 0xfec00 << 12 | RW), 0, "the IO-APIC");
+    assert_eq!(bench.entry(0, 2) & 2, 0, "for reading");
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let mut guest = boot::guest(early, &xen, built, &mut console, &platform);
     guest.arguments = arguments;
     guest.second = second.as_ref().map(|second| second as _);
+    guest.say_what_is_missing()?;
     program(&mut guest)
 }
 

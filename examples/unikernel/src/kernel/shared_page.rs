@@ -53,7 +53,7 @@ pub(super) unsafe fn unmap(xen: &Xen, p2m: &P2m<'_>) -> Result<(), String> {
 
 /// Makes the page at `va` show `mfn`.
 fn point(xen: &Xen, va: GuestVa, mfn: Mfn) -> Result<(), String> {
-    let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
+    let pte = Pte::new(mfn, xen.offered(PteFlags::KERNEL_RW));
     let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the page is this module's, and nothing but its address is used (I-2).

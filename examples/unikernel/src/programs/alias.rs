@@ -69,7 +69,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 fn remap<M: Machine>(context: &Context<'_, M>, window: &Frame, pfn: Pfn) -> Result<(), String> {
     let va = context.machine().direct_map(window.pfn()).or_say("direct mapping")?;
     let mfn = context.p2m().mfn(pfn).or_say("P2M")?;
-    let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
+    let pte = Pte::new(mfn, context.machine().offered(PteFlags::KERNEL_RW));
     let mapping = VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
     // SAFETY: the page belongs to this program, which does not touch it.

@@ -77,7 +77,8 @@ fn adjusted<M: Machine>(
         let is_users = flags.contains(PteFlags::USER);
         let marks = (PteFlags::GLOBAL, PteFlags::GUEST_KERNEL);
         let (mark, other) = if is_users { marks } else { (marks.1, marks.0) };
-        says(pte, "not what was written", |pte| pte.same_for_guest(pte.with_flags(flags)))?;
+        let written = pte.with_flags(with.context.machine().offered(flags));
+        says(pte, "not what was written", |pte| pte.same_for_guest(written))?;
         says(pte, "Xen's mark is missing", |pte| pte.flags().contains(mark | PteFlags::USER))?;
         says(pte, "Xen's other mark is set", |pte| !pte.flags().contains(other))?;
         pgd.unmap(with, pages).or_say("unmap")?;
@@ -164,6 +165,9 @@ fn executed<M: Machine>(
     pages: Pages,
     (cpu, platform): (&impl Cpu, &dyn Platform),
 ) -> Result<&'static str, String> {
+    if with.context.machine().missing_flags().contains(PteFlags::NO_EXECUTE) {
+        return Ok("what NX forbids is left out, for this CPU has none");
+    }
     pgd.map_pages(with, pages, PteFlags::USER_RW).or_say("map")?;
     // SAFETY: the page is the program's own.
     unsafe { cpu.store(pages.start, RETURNS) }.or_say("store")?;

@@ -181,7 +181,8 @@ fn put_back<M: Machine + Cpu>(
     unsafe { p2m.clear_foreign(Pfn::new(new.end() - 1)) }.or_say("foreign")?;
     give(&guest.machine, p2m, new.start)?;
     let mfn = take(&guest.machine, p2m, given.pfn())?;
-    set_mapping(&guest.machine, given.pfn(), Pte::new(mfn, hypercall::PteFlags::KERNEL_RW))?;
+    let flags = guest.machine.offered(hypercall::PteFlags::KERNEL_RW);
+    set_mapping(&guest.machine, given.pfn(), Pte::new(mfn, flags))?;
     guest.pool.give(given);
     Ok(())
 }

@@ -29,19 +29,24 @@ static CONSTANT: [u8; 16] = [RETURN; 16];
 pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let code = place_of(guest, UseKind::KernelText)?;
     let constants = place_of(guest, UseKind::KernelConstants)?;
-    let mut found = Found { code, executable: 0, read_only: 0, pages: 0 };
     let context = guest.context();
+    let everything = context.machine().missing_flags().contains(PteFlags::NO_EXECUTE);
+    let mut found = Found { code, everything, executable: 0, read_only: 0, pages: 0 };
     found.descend(&context, (context.kernel_root(), Level::L4), (0, Rights::ALL))?;
-    if found.executable != code.count {
+    if !everything && found.executable != code.count {
         return Err(format!("{} pages of {} are executable", found.executable, code.count));
     }
     let Found { executable, read_only, pages, .. } = found;
+    let what = if everything { "or anything else" } else { "of them code" };
     writeln!(
         guest.console,
-        "{pages} entries map pages: {executable} of them code, {read_only} read-only"
+        "{pages} entries map pages: {executable} executable, {what}, {read_only} read-only"
     )
     .or_say("console")?;
     let writes = try_to_write(guest, [code, constants])?;
+    if everything {
+        return Ok(format!("{writes} writes faulted; jumps are left out, for this CPU has no NX"));
+    }
     let jumps = try_to_execute(guest, code)?;
     Ok(format!("{executable} pages of code; {writes} writes and {jumps} jumps faulted"))
 }
@@ -73,6 +78,8 @@ impl Rights {
 /// What all tables say.
 struct Found {
     code: Pfns,
+    /// All that is mapped can be executed: the CPU has no NX.
+    everything: bool,
     executable: u64,
     read_only: u64,
     pages: u64,
@@ -109,6 +116,20 @@ impl Found {
         Ok(())
     }
 
+    /// Whether a page of code is read-only, and others are what they may.
+    fn code_is_read_only(&self, at: u64, rights: Rights) -> Result<(), String> {
+        match self.is_code(at) && rights.writable {
+            true => Err(format!("{at:#x} is code, and writable")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether an address is one of the code at its own place.
+    fn is_code(&self, at: u64) -> bool {
+        let pfn = at.checked_sub(VIRT_BASE).map(|offset| offset >> PAGE_SHIFT);
+        pfn.is_some_and(|pfn| self.code.start.raw() <= pfn && pfn < self.code.end())
+    }
+
     fn leaf(&mut self, at: u64, rights: Rights) -> Result<(), String> {
         self.pages += 1;
         self.read_only += u64::from(!rights.writable);
@@ -116,9 +137,10 @@ impl Found {
             return Ok(());
         }
         self.executable += 1;
-        let pfn = at.checked_sub(VIRT_BASE).map(|offset| offset >> PAGE_SHIFT);
-        let is_code = pfn.is_some_and(|pfn| self.code.start.raw() <= pfn && pfn < self.code.end());
-        match is_code && !rights.writable {
+        if self.everything {
+            return self.code_is_read_only(at, rights);
+        }
+        match self.is_code(at) && !rights.writable {
             true => Ok(()),
             false => Err(format!("{at:#x} is executable, and writable: {}", rights.writable)),
         }

@@ -86,7 +86,8 @@ pub(in crate::programs) fn measure<M: Machine + Cpu>(
         // SAFETY: Xen has just put the frame behind the pfn, whose token is the program's.
         unsafe { guest.p2m.populate(frame.pfn(), extent.mfn()) }.or_say("populate")?;
     }
-    let new = |at: usize| Pte::new(extents[at].mfn(), PteFlags::KERNEL_RW);
+    let flags = guest.machine.offered(PteFlags::KERNEL_RW);
+    let new = |at: usize| Pte::new(extents[at].mfn(), flags);
     let fill = map(guest, &frames, (&mut storage, new))?;
     frames.into_iter().rev().for_each(|frame| guest.pool.give(frame));
     Ok(Floors { wipe, clear, decrease, populate, fill })

@@ -287,11 +287,13 @@ fn entries<M: Machine + Cpu>(
     let kept = all_entries(bench, pgd)?;
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
     bare.clear = row(bench, "bare: clear entry, writable", cost)?;
-    let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(READ_ONLY))?;
+    let [read_only, writable] =
+        [READ_ONLY, PteFlags::USER_RW].map(|flags| bench.guest.machine.offered(flags));
+    let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(read_only))?;
     row(bench, "bare: fill entry, read-only", cost)?;
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
     row(bench, "bare: clear entry, read-only", cost)?;
-    let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(PteFlags::USER_RW))?;
+    let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(writable))?;
     bare.fill = row(bench, "bare: fill entry, writable", cost)?;
     Ok(())
 }

@@ -6,8 +6,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Cpu, DomId, Exchange, Extent, Frame, Frames, Hypercalls as _, Machine, MemoryOp, Mfn, Pte,
-    PteFlags, Reservation,
+    Cpu, DomId, Exchange, Extent, Frame, FrameAccess as _, Frames, Hypercalls as _, Machine,
+    MemoryOp, Mfn, Pte, PteFlags, Reservation,
 };
 use pvmmu::{DirectEntries, FrameSource};
 use swiotlb::{Around, DmaMask, Region, Scratch, gather, scatter};
@@ -68,7 +68,8 @@ fn bare<M: Machine + Cpu>(
         // SAFETY: Xen has just exchanged the frames, which are this row's own.
         unsafe { p2m.replace(pfn, came(at)) }.or_say("P2M")?;
     }
-    let filled = set_direct(bench, all(run), |_, at| Pte::new(came(at), PteFlags::KERNEL_RW), &[])?;
+    let flags = bench.guest.machine.offered(PteFlags::KERNEL_RW);
+    let filled = set_direct(bench, all(run), |_, at| Pte::new(came(at), flags), &[])?;
     Ok(cleared.and(exchanged).and(filled))
 }
 

@@ -65,7 +65,8 @@ pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Resul
     let table = bench.memory.take_near_run(1).ok_or("no frame for a table")?;
     renew(bench, &run)?;
     let entries = all(&run).map(|pfn| bench.guest.p2m.mfn(pfn));
-    let entry = |mfn| Pte::new(mfn, PteFlags::KERNEL_RW);
+    let flags = bench.guest.machine.offered(PteFlags::KERNEL_RW);
+    let entry = |mfn| Pte::new(mfn, flags);
     let entries = entries.map(|mfn| mfn.map(entry)).collect::<Result<Vec<_>, _>>();
     let entries = entries.or_say("P2M")?;
     let first = PageTableIndex::new(0);

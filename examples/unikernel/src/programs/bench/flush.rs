@@ -4,7 +4,9 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 
-use hypercall::{Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, Timed, VcpuSet};
+use hypercall::{
+    Cpu, FrameAccess as _, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, Timed, VcpuSet,
+};
 use pvmmu::{Flush, Pages, Pgd, Pinned, Presence, Reach, Running, Vcpus};
 
 use super::super::OrSay;
@@ -148,6 +150,7 @@ fn bare_protect<M: Machine + Cpu>(
     (count, flags): (u64, PteFlags),
 ) -> Result<Cost, String> {
     let places = places(bench, pgd, 0, count)?;
+    let flags = bench.guest.machine.offered(flags);
     bench.send(|batch| {
         for Place { slot, pte, .. } in places {
             batch.update(MmuUpdate::set(slot, pte.with_flags(flags)), pte.raw())?;

@@ -8,8 +8,8 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Call, Counting, Frames, Hypercalls as _, Machine, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte,
-    PteFlags, Request, VaFlush, VaMapping,
+    Call, Counting, FrameAccess as _, Frames, Hypercalls as _, Machine, Mfn, PAGE_SHIFT, PAGE_SIZE,
+    Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::P2m;
 
@@ -36,6 +36,7 @@ impl Registers {
         let pages = len_bytes.div_ceil(PAGE_SIZE as u64);
         let frames = guest.pool.take_run(pages).ok_or("the pool has no such run")?;
         let flags = PteFlags::KERNEL_RW | PteFlags::PCD | PteFlags::PWT;
+        let flags = guest.machine.offered(flags);
         for page in 0..pages {
             let pfn = Pfn::new(frames.start().raw() + page);
             let mfn = Mfn::new((start >> PAGE_SHIFT) + page);
@@ -56,7 +57,7 @@ impl Registers {
         for page in 0..self.frames.count() {
             let pfn = Pfn::new(self.frames.start().raw() + page);
             let mfn = p2m.mfn(pfn).or_say("P2M")?;
-            set(machine, pfn, Pte::new(mfn, PteFlags::KERNEL_RW))?;
+            set(machine, pfn, Pte::new(mfn, machine.offered(PteFlags::KERNEL_RW)))?;
         }
         Ok(self.frames)
     }
