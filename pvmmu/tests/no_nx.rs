@@ -53,7 +53,6 @@ fn every_operation_goes_without_the_bit() {
     pgd.map_pages(&mut tools, more, PteFlags::USER_RW).expect("mapped");
     pgd.edit(&mut tools, |edit| {
         edit.protect(pages(8), read_only)?;
-        edit.protect_keeping_ad(pages(2), PteFlags::USER_RW)?;
         edit.set_table_flags((Level::L3, page(0)), table_flags)
     })
     .expect("changed");
