@@ -10,7 +10,7 @@ use hypercall::{
     BatchStorage, Call, Errno, Error, FrameAccess as _, Hypercall, Hypercalls as _, Level, Pte,
     PteFlags, Request, VaFlush, VaMapping,
 };
-use pvmmu::primitive::{Need, Runs};
+use pvmmu::primitive::Need;
 use pvmmu::{Context, FrameSource as _, Pages, Pgd, Pinned, explain};
 use xen_model::Model;
 
@@ -46,8 +46,8 @@ fn every_operation_goes_without_the_bit() {
     let mut pgd = loose.pin(&context, &mut batch).expect("pinned");
     check(&context, &pgd, 12);
     // Live, every way in which flags go in.
-    let need = (Need::Set, Runs::Elsewhere);
-    let _ = pgd.set_flags(&context, (page(2), PteFlags::USER_RW), need, None).expect("changed");
+    let _ =
+        pgd.set_flags(&context, (page(2), PteFlags::USER_RW), Need::Set, None).expect("changed");
     let mut tools = tools(&context, &mut batch, &mut tables, &mut pool);
     let more = Pages { start: page(12), count: 4 };
     pgd.map_pages(&mut tools, more, PteFlags::USER_RW).expect("mapped");
@@ -73,7 +73,7 @@ fn an_entry_with_the_bit_is_refused_and_the_reason_names_it() {
     let context = common::context(&guest, &guest.model, &p2m);
     let mut pool = guest.pool();
     let frame = pool.take().expect("a frame");
-    let va = context.machine.direct_map(frame.pfn()).expect("mapped").addr();
+    let va = context.machine().direct_map(frame.pfn()).expect("mapped").addr();
     let pte = Pte::new(p2m.mfn(frame.pfn()).expect("RAM"), PteFlags::KERNEL_RO);
     let mut calls = [Call::new(Request::VaMapping(VaMapping { va, pte, flush: VaFlush::PageAll }))];
     // SAFETY: the frame exists only in the model, and the token is this test's.

@@ -17,17 +17,17 @@ fn stale_after(end: impl FnOnce(Pgd<Pinned>, &mut Work)) -> Vec<String> {
     second.map_pages(&mut tools, page, PteFlags::USER_RW).expect("mapped");
     // SAFETY: no Rust object lives in the user half of the model's guest.
     unsafe { first.load(&context) }.expect("loaded");
-    context.machine.load(page.start).expect("mapped");
+    context.machine().load(page.start).expect("mapped");
     // SAFETY: as above.
-    unsafe { load_root(&context, context.kernel_root) }.expect("loaded");
+    unsafe { load_root(&context, context.kernel_root()) }.expect("loaded");
     end(first, &mut tools);
     // The frames that came back stay aside, as if a heap had them.
     let aside: Vec<_> = (0..8).map(|_| tools.frames.take()).collect();
     // SAFETY: as above.
     unsafe { second.load(&context) }.expect("loaded");
-    context.machine.load(page.start).expect("mapped");
+    context.machine().load(page.start).expect("mapped");
     drop(aside);
-    context.machine.take_violations()
+    context.machine().take_violations()
 }
 
 #[test]
