@@ -103,7 +103,10 @@ impl State {
         }
         let Walked { frame, writable, scope } = walked;
         let translation = Translation { frame, writable, scope };
-        if cached != Some(translation) {
+        // A load through what the TLB holds does not look at the tables: what it holds of the right
+        // to write stays until it is flushed.
+        let hides = |cached: Translation| cached.frame == frame && cached.writable == Writable::Yes;
+        if cached != Some(translation) && !cached.is_some_and(hides) {
             self.vcpu().tlb.insert(page, translation);
         }
         // A page of M2P, which dom0 may map as a frame of DOMID_XEN's.

@@ -41,6 +41,19 @@ fn a_translation_that_is_not_flushed_is_reported_when_it_is_used() {
 }
 
 #[test]
+fn a_load_does_not_take_from_a_tlb_that_it_might_still_store() {
+    let model = machine();
+    let guest = model.guest();
+    let va = BASE + (guest.first_free_page().raw() << 12);
+    let (_, entry) = guest.l1_slot(va).expect("mapped");
+    guest.store(va, &[1], Mode::Kernel).expect("writable");
+    change(&guest, va, entry.read_only().raw(), 0);
+    assert!(guest.load(va, &mut [0], Mode::Kernel).is_ok());
+    assert!(guest.store(va, &[1], Mode::Kernel).is_err());
+    assert!(model.take_violations()[0].starts_with("stale translation: store"));
+}
+
+#[test]
 fn a_local_flush_does_not_reach_other_vcpus() {
     let model = machine();
     let (first, second) = (model.guest(), model.vcpu(1, 1).expect("a second vCPU"));
