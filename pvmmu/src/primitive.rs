@@ -6,8 +6,8 @@
 #![expect(unsafe_code, reason = "changes entries of the user half, which belong to the tree (I-4)")]
 
 use hypercall::{
-    BatchStorage, Cpu, Element, Entry, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Slot,
-    VaFlush, VaMapping,
+    BatchError, BatchStorage, Cpu, Element, Entry, GuestVa, Level, Machine, MmuUpdate, Pte,
+    PteFlags, Slot, VaFlush, VaMapping,
 };
 
 use crate::context::Context;
@@ -107,7 +107,7 @@ impl Pgd<Pinned> {
     ///
     /// # Hypercalls
     /// One; after an emulated write, which is a trap of its own, one `mmuext_op`, and if that is
-    /// refused the write that takes the change back.
+    /// refused the write that takes the change back, and the flush again.
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
@@ -223,8 +223,10 @@ fn request<M: Machine>(
     if !batch.applied().any(|done| matches!(done, Element::Update(_))) {
         return Err(MapError::Refused { va, error });
     }
-    // The flush was refused: without it the change must not stay.
+    // The flush was refused: without it the change must not stay, nor what a TLB may have taken
+    // from it.
     batch.invert();
+    Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: as above.
     let undone = unsafe { batch.submit(context.machine) };
     undone.map_err(|again| MapError::NotUndone { left: 1, error: again.error })?;
@@ -259,21 +261,32 @@ fn emulated<M: Machine + Cpu>(
     };
     let changed = changed.map_err(|_| MapError::Faulted(va))?;
     let Changed::From(was) = changed else { return Ok(changed) };
-    let mut storage = BatchStorage::<1, 1>::new();
-    let mut batch = storage.batch();
-    Flush::page(va).push(&mut batch, Reach::Everywhere)?;
-    // SAFETY: a flush changes no mapping.
-    let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(changed) };
-    // Without the flush the change must not stay; what the CPU has noted meanwhile does. Xen may
-    // have adjusted what was written.
+    let Err(refused) = flush_everywhere(context, va)? else { return Ok(changed) };
+    // Without the flush the change must not stay, nor what a TLB may have taken from it; what the
+    // CPU has noted meanwhile does. Xen may have adjusted what was written.
     let undone = context.machine.load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
         exchange(context.machine, entry, (Need::KeepAccessedDirty, was), now)
     });
     match undone {
-        Ok(Changed::From(_)) => Err(MapError::RefusedCall(refused)),
+        Ok(Changed::From(_)) => match flush_everywhere(context, va)? {
+            Ok(()) => Err(MapError::RefusedCall(refused)),
+            Err(again) => Err(MapError::NotUndone { left: 1, error: again.error }),
+        },
         Ok(Changed::Not(_)) | Err(_) => Err(MapError::NotUndone { left: 1, error: refused.error }),
     }
+}
+
+/// Flushes a page by itself. The outer result: whether it could be asked for.
+fn flush_everywhere<M: Machine>(
+    context: &Context<'_, M>,
+    va: GuestVa,
+) -> Result<Result<(), BatchError>, MapError> {
+    let mut storage = BatchStorage::<1, 1>::new();
+    let mut batch = storage.batch();
+    Flush::page(va).push(&mut batch, Reach::Everywhere)?;
+    // SAFETY: a flush changes no mapping.
+    Ok(unsafe { batch.submit(context.machine) })
 }
 
 /// Exchanges the entry; if only the CPU has touched it meanwhile and that may be, again.

@@ -9,7 +9,8 @@
 //! | [`window`] | whose frame map has a window |
 //!
 //! [`words`] reads the errors of a crate, [`pairs`] runs an operation under every pair of refusals,
-//! [`account`] says in the end whether every page has one owner.
+//! [`account`] says in the end whether every page has one owner, and with [`meanwhile`] something
+//! else goes on between any two requests.
 //!
 //! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
 //! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
@@ -29,6 +30,7 @@ pub mod dma;
 pub mod frame_map;
 pub mod guest;
 pub mod logs;
+pub mod meanwhile;
 pub mod pairs;
 pub mod tables;
 pub mod window;

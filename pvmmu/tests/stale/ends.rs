@@ -1,0 +1,42 @@
+//! Spaces that end, tables that come and go.
+
+use hypercall::Level;
+use pvmmu::{Pages, Tools};
+
+use crate::stage::{ELSEWHERE, From, MAPPED, Setup, in_every_way, never_stale};
+
+/// Nobody may run on a space that is destroyed. If a vCPU does all the same, Xen refuses to unpin
+/// its root; its pages are gone by then, for its TLB, too.
+#[test]
+fn pages_of_a_space_that_ends_while_a_vcpu_runs_on_it() {
+    for few in [0, 512] {
+        never_stale(Setup { from: From::Pool, ..Setup::PLAIN }, &|pgd, with| {
+            let rest = Pages { count: few, start: MAPPED.at(4).expect("mapped") };
+            if few > 0 {
+                pgd.unmap(with, rest).map_err(|error| error.to_string())?;
+            }
+            let roots = pvmmu::Pgd::with_user_root(&with.context, with.frames);
+            let other = roots.map_err(|error| error.to_string())?;
+            let other = other.pin(&with.context, with.batch).map_err(|error| error.to_string())?;
+            let running = core::mem::replace(pgd, other);
+            let error = running.destroy(with).expect_err("a vCPU runs on it");
+            assert!(error.into_pgd().is_some());
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn tables_that_go_to_the_pool_and_come_from_it() {
+    in_every_way(&|pgd, with| {
+        pgd.unmap(with, MAPPED).map_err(|error| error.to_string())?;
+        let Tools { context, batch, tables, frames, .. } = &mut *with;
+        let drained = tables.drain(context, (Level::L1, 8), *frames);
+        drained.map_err(|error| error.to_string())?;
+        let filled = tables.fill(context, (Level::L1, 3), *frames, batch);
+        filled.map_err(|error| error.to_string())?;
+        let pages = Pages { start: ELSEWHERE, count: 20 };
+        let mapped = pgd.map_pages(with, pages, hypercall::PteFlags::USER_RW);
+        mapped.map_err(|error| error.to_string())
+    });
+}

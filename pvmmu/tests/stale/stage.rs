@@ -1,0 +1,239 @@
+//! An address space that a second vCPU runs on, which uses its pages before, during and after an
+//! operation: what its TLB has must never be what the tables no longer say.
+
+use hypercall::{
+    Assist, BatchStorage, Errno, FailEach, Frame, GuestVa, Hypercalls as _, Level, Machine,
+    PteFlags,
+};
+use hypercall::{Refusal, Refusals};
+use pv_tests::meanwhile::Meanwhile;
+use pvmmu::{Context, Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
+use xen_model::{Mode, Model};
+
+use crate::common::{Guest, Pool, context, tools};
+
+/// The machine that an operation runs on: refuses what it is told, and lets the second vCPU use its
+/// pages between any two requests.
+pub(crate) type Outer<'m> = Meanwhile<'m, FailEach<'m, &'m Model>>;
+/// What an operation works with.
+pub(crate) type With<'a, 'b, 't, 'p, 's> = Tools<'a, 'b, 't, Outer<'a>, Counted<'p, 's, Pool>>;
+/// An operation; an error is told in words.
+pub(crate) type Operation<'o> =
+    &'o dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_, '_, '_, '_>) -> Result<(), String>;
+
+/// Pages that are mapped: the end of one table, a whole one, the beginning of a third.
+pub(crate) const MAPPED: Pages = Pages { start: va(0x3f_c000), count: 4 + 512 + 4 };
+/// Where nothing is mapped: what moves goes there.
+pub(crate) const ELSEWHERE: GuestVa = va(0x7000_0000);
+/// The table that is full.
+pub(crate) const TABLE: Pages = Pages { start: va(0x40_0000), count: 512 };
+
+pub(crate) const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+
+const fn va(address: u64) -> GuestVa {
+    match GuestVa::new(address) {
+        Ok(va) => va,
+        Err(_) => panic!("a guest address"),
+    }
+}
+
+/// Whether the tables come from the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    Pool,
+    Frames,
+}
+
+/// When the second vCPU uses its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Uses {
+    /// Before and after: whatever the operation has left out is stale.
+    Around,
+    /// Between any two requests, too: what it may see for a moment must not stay.
+    Between,
+    /// After each trap, too, where everything is paid for that went to Xen. It only reads before,
+    /// so that the pages are clean.
+    AfterTraps,
+}
+
+/// A run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) presence: Presence,
+    pub(crate) from: From,
+    pub(crate) uses: Uses,
+    pub(crate) refusal: Option<Refusal>,
+}
+
+impl Setup {
+    pub(crate) const PLAIN: Self =
+        Self { presence: Presence::Steady, from: From::Frames, uses: Uses::Around, refusal: None };
+}
+
+/// Addresses of everything that is, or may be, mapped.
+fn watched() -> impl Iterator<Item = u64> {
+    let few = |at: &u64| *at < 12 || *at + 12 >= MAPPED.count || at.is_multiple_of(37);
+    let pages =
+        move |start: GuestVa| (0..MAPPED.count).filter(few).map(move |at| start.raw() + at * 4096);
+    [MAPPED.start, ELSEWHERE].into_iter().flat_map(pages)
+}
+
+/// The second vCPU.
+pub(crate) struct Second<'g> {
+    model: &'g Model,
+    vcpu: xen_model::Guest<'g>,
+}
+
+impl Second<'_> {
+    /// Loads and stores at addresses of everything that is, or may be, mapped.
+    pub(crate) fn use_pages(&self) {
+        for va in watched() {
+            for mode in [Mode::User, Mode::Kernel] {
+                // A fault is fine, what is stale is written down by the model.
+                let _ = self.vcpu.load(va, &mut [0], mode);
+                let _ = self.vcpu.store(va, &[1], mode);
+            }
+        }
+    }
+
+    /// Loads from there.
+    fn read_pages(&self) {
+        for va in watched() {
+            let _ = self.vcpu.load(va, &mut [0], Mode::User);
+        }
+    }
+
+    /// Whether it can write to a page.
+    pub(crate) fn writes(&self, va: GuestVa) -> bool {
+        self.vcpu.store(va.raw(), &[1], Mode::User).is_ok()
+    }
+
+    /// Whether its TLB has something for a page.
+    pub(crate) fn holds(&self, va: GuestVa) -> bool {
+        self.vcpu.holds_translation(va.raw())
+    }
+
+    /// What it has used that was stale.
+    pub(crate) fn stale(&self) -> Vec<String> {
+        self.model.take_violations()
+    }
+}
+
+/// Runs `operation` in every way: with pages that may vanish and with steady ones, tables from the
+/// pool and from frames, the second vCPU in between or not, nothing refused, and each request
+/// refused in turn.
+pub(crate) fn in_every_way(operation: Operation<'_>) {
+    for presence in [Presence::Steady, Presence::MayVanish] {
+        for from in [From::Frames, From::Pool] {
+            for uses in [Uses::Around, Uses::Between, Uses::AfterTraps] {
+                let setup = Setup { presence, from, uses, refusal: None };
+                never_stale(setup, operation);
+            }
+        }
+    }
+    each_refused(Setup { from: From::Pool, ..Setup::PLAIN }, operation);
+    each_refused(Setup { presence: Presence::MayVanish, ..Setup::PLAIN }, operation);
+}
+
+fn each_refused(setup: Setup, operation: Operation<'_>) {
+    let asked = vec![std::cell::Cell::new(None); 200];
+    play(setup, &Refusals::new(&[], &asked), &|pgd, with, _| operation(pgd, with));
+    let lengths = asked.iter().map_while(|asked| asked.get()).map(|asked| asked.elements);
+    for (request, length) in (0..).zip(lengths) {
+        let mut dones = vec![0, 1, length / 2, length - 1];
+        dones.retain(|done| *done < length);
+        dones.dedup();
+        for done in dones {
+            let refusal = Some(Refusal { request, errno: Errno::ENOMEM, done });
+            never_stale(Setup { uses: Uses::Between, refusal, ..setup }, operation);
+        }
+    }
+}
+
+/// Runs `operation`, after which the second vCPU must find nothing that is stale.
+pub(crate) fn never_stale(setup: Setup, operation: Operation<'_>) {
+    let refusals: Vec<Refusal> = setup.refusal.into_iter().collect();
+    let plan = Refusals::new(&refusals, &[]);
+    play(setup, &plan, &|pgd, with, second| {
+        let outcome = operation(pgd, with);
+        if setup.uses == Uses::Between {
+            // What it saw in between may have been on its way out.
+            let _ = second.stale();
+        }
+        second.use_pages();
+        let stale = second.stale();
+        assert!(stale.is_empty(), "{setup:?}: {} such as {}", stale.len(), stale[0]);
+        assert_eq!(plan.refused(), refusals.len(), "{setup:?}");
+        if refusals.is_empty() { outcome } else { Ok(()) }
+    });
+}
+
+/// What is done on a stage.
+pub(crate) type Play<'p> =
+    &'p dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_, '_, '_, '_>, &Second<'_>) -> Result<(), String>;
+
+/// Sets the stage and lets `act` go on.
+pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
+    let guest = Guest::new();
+    let p2m = guest.p2m();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut pool = guest.pool();
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 24];
+    let (l1, rest) = places.split_at_mut(12);
+    let (l2, l3) = rest.split_at_mut(6);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    let mut storage = BatchStorage::<64, 12>::new();
+    let mut batch = storage.batch();
+    if setup.from == From::Pool {
+        for (level, count) in [(Level::L1, 8), (Level::L2, 4), (Level::L3, 4)] {
+            tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+        }
+    }
+    let pgd = Pgd::with_user_root(&plain, &mut frames).expect("two roots");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let clean = PteFlags::USER_RW - PteFlags::DIRTY;
+    pgd.map_pages(&mut with, MAPPED, clean).expect("mapped");
+
+    guest.model.enable_assist(Assist::WritablePageTables).expect("known");
+    let second = Second { model: &guest.model, vcpu: guest.second() };
+    second.vcpu.initialise(guest.model.guest().kernel_root().expect("it runs"), None).expect("new");
+    let on_second = context(&guest, &second.vcpu, &p2m);
+    run_on(&on_second, &pgd);
+    match setup.uses {
+        Uses::Around | Uses::Between => second.use_pages(),
+        Uses::AfterTraps => second.read_pages(),
+    }
+    assert_eq!(second.stale(), Vec::<String>::new(), "{setup:?}");
+
+    let uses = || second.use_pages();
+    let refusing = FailEach::new(&guest.model, plan);
+    let machine = match setup.uses {
+        Uses::Around => Meanwhile::new(refusing, &|| {}),
+        Uses::Between => Meanwhile::new(refusing, &uses),
+        Uses::AfterTraps => Meanwhile::after_traps(refusing, &uses),
+    };
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    with.presence = setup.presence;
+    let outcome = act(&mut pgd, &mut with, &second);
+    assert_eq!(outcome, Ok(()), "{setup:?}");
+    guest.model.audit().expect("every reference has its holder");
+    leave(&on_second);
+}
+
+/// Lets a vCPU run on an address space.
+#[expect(unsafe_code, reason = "the model runs no code")]
+pub(crate) fn run_on<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) {
+    // SAFETY: no Rust object lives in the model's guest.
+    unsafe { pgd.load(context) }.expect("loaded");
+}
+
+#[expect(unsafe_code, reason = "the model runs no code")]
+fn leave<M: Machine>(context: &Context<'_, M>) {
+    // SAFETY: as above.
+    unsafe { load_root(context, context.kernel_root()) }.expect("the kernel's own");
+}
