@@ -73,7 +73,8 @@ fn boot() -> Result<(), Box<dyn Error>> {
     // Doing it: one request for each round, if the batch has room for all of its updates.
     let machine = Counting::new(&model);
     let root = Pfn::new((boot.root.raw() - virt_base) >> PAGE_SHIFT);
-    let context = BuildContext { machine: &machine, p2m: &p2m, root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { BuildContext::new(&machine, &p2m, root) };
     let mut storage = Box::new(BatchStorage::<3000, 3>::new());
     // SAFETY: the frames exist only in the model, and this is the only claim.
     let mut build = unsafe { Build::begin(&memory, plan) };

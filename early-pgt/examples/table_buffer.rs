@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: the guest exists only in the model.
     let p2m = unsafe { P2m::adopt(&list) }?;
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT);
-    let context = BuildContext { machine: &model, p2m: &p2m, root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { BuildContext::new(&model, &p2m, root) };
     let mut storage = BatchStorage::<16, 1>::new();
     bracket(context, &mut storage.batch())?;
     past(context, &mut storage.batch())?;
@@ -54,12 +55,12 @@ fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<()
     // Pfns 0x200 to 0x3ff once more, at an address that nothing maps.
     let mut entries = [Pte::ABSENT; 512];
     for (entry, pfn) in entries.iter_mut().zip(0x200..) {
-        *entry = Pte::new(context.p2m.mfn(Pfn::new(pfn))?, PteFlags::KERNEL_RO);
+        *entry = Pte::new(context.p2m().mfn(Pfn::new(pfn))?, PteFlags::KERNEL_RO);
     }
     // SAFETY: the table is one of the round's frames, and not live.
-    unsafe { context.machine.write_entries(table, PageTableIndex::new(0), &entries) }?;
+    unsafe { context.machine().write_entries(table, PageTableIndex::new(0), &entries) }?;
     let slot = free_l2_slot(context)?;
-    let link = Pte::new(context.p2m.mfn(table)?, PteFlags::TABLE);
+    let link = Pte::new(context.p2m().mfn(table)?, PteFlags::TABLE);
     let links = |direction| {
         let change: Change = Ok(match direction {
             Direction::Forth => (MmuUpdate::set(slot, link), Pte::ABSENT),
@@ -77,15 +78,15 @@ fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<()
 /// The first empty slot behind those of the boot mapping, in the L2 table that leads to its end.
 fn free_l2_slot(context: BuildContext<'_, Model>) -> Result<Slot, Box<dyn Error>> {
     let last = GuestVa::new(VIRT_BASE + ((PAGES - 1) << PAGE_SHIFT))?;
-    let mut table = context.root;
+    let mut table = context.root();
     for level in [Level::L4, Level::L3] {
-        let pte = context.machine.read_entry(table, level.index_of(last))?;
-        table = context.p2m.pfn(context.machine, pte.mfn())?;
+        let pte = context.machine().read_entry(table, level.index_of(last))?;
+        table = context.p2m().pfn(context.machine(), pte.mfn())?;
     }
     let from = u16::from(Level::L2.index_of(last)) + 1;
     for index in (from..512).map(PageTableIndex::new) {
-        if !context.machine.read_entry(table, index)?.is_present() {
-            return Ok(Slot { table: context.p2m.mfn(table)?, index });
+        if !context.machine().read_entry(table, index)?.is_present() {
+            return Ok(Slot { table: context.p2m().mfn(table)?, index });
         }
     }
     Err("the L2 table is full".into())
@@ -103,7 +104,7 @@ fn past(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), B
     // SAFETY: frames of the model's guest, which nobody uses.
     unsafe { set_access(context, (marks(0).all(), Access::ReadOnly), batch) }?;
     let buffer = [Use { pfns: marks(0).all(), kind: UseKind::TableBuffer }];
-    let entry = Pte::new(context.p2m.mfn(start)?, PteFlags::KERNEL_RW);
+    let entry = Pte::new(context.p2m().mfn(start)?, PteFlags::KERNEL_RW);
     println!("an early entry for the buffer: {entry} becomes {}", mask_rw(entry, start, &buffer));
     let mut past = PastPgt::new();
     // A round that takes one frame, then a second; nobody has reserved the tables yet.

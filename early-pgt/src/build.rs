@@ -16,14 +16,56 @@ use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
 use crate::tables::{Parent, Step, Steps, Table};
 
 /// What a build works on.
+///
+/// # Invariants
+/// I-18: the frame map is that of the guest on this machine, and the kernel runs on this root.
 #[derive(Debug)]
 pub struct BuildContext<'a, M> {
+    pub(crate) machine: &'a M,
+    pub(crate) p2m: &'a P2m<'a>,
+    pub(crate) root: Pfn,
+}
+
+impl<'a, M> BuildContext<'a, M> {
+    /// The guest on `machine` with the frame map `p2m`, whose kernel runs on `root`.
+    ///
+    /// # Safety
+    /// `p2m` is the frame map of the guest that runs on `machine`, and its kernel runs on `root`:
+    /// the entries of what it uses are found through it and changed (I-18).
+    ///
+    /// ```
+    /// # use pv_tests::booting::Guest;
+    /// # use xen_model::Role;
+    /// use early_pgt::BuildContext;
+    ///
+    /// let guest = Guest::new(Role::DomU, 1 << 14);
+    /// let p2m = guest.p2m();
+    /// // The root that the builder made.
+    /// let context = unsafe { BuildContext::new(&guest.model, &p2m, guest.root) };
+    /// # let _ = context;
+    /// ```
+    #[must_use]
+    pub const unsafe fn new(machine: &'a M, p2m: &'a P2m<'a>, root: Pfn) -> Self {
+        Self { machine, p2m, root }
+    }
+
     /// The machine.
-    pub machine: &'a M,
+    #[must_use]
+    pub const fn machine(&self) -> &'a M {
+        self.machine
+    }
+
     /// The frame map.
-    pub p2m: &'a P2m<'a>,
+    #[must_use]
+    pub const fn p2m(&self) -> &'a P2m<'a> {
+        self.p2m
+    }
+
     /// The root that the kernel runs on.
-    pub root: Pfn,
+    #[must_use]
+    pub const fn root(&self) -> Pfn {
+        self.root
+    }
 }
 
 impl<M> Clone for BuildContext<'_, M> {

@@ -92,7 +92,8 @@ impl Guest {
     /// What a build on `machine` works on.
     #[must_use]
     pub const fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
-        BuildContext { machine, p2m, root: self.root }
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        unsafe { BuildContext::new(machine, p2m, self.root) }
     }
 
     /// Builds its direct map, and gives its free frames.

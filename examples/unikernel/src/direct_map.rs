@@ -150,13 +150,15 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
         if !boot.is_dom0 {
             return Err("the machine's frames are dom0's to map: run this with --as dom0".into());
         }
-        let context = BuildContext { machine, p2m, root };
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        let context = unsafe { BuildContext::new(machine, p2m, root) };
         identity::give_up(context, virt_base, &mut room.batch)?;
     }
     // SAFETY: the caller gives all frames that nothing names.
     let mut built = unsafe { map((machine, p2m), plan, &mut room, kernel) }?;
     if image.boot == Boot::OnBuilderTables {
-        let context = BuildContext { machine, p2m, root };
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        let context = unsafe { BuildContext::new(machine, p2m, root) };
         for constant in [image.text, image.constants] {
             // SAFETY: nothing writes the kernel's code and constants.
             unsafe { set_access(context, (constant, Access::ReadOnly), &mut room.batch) }
@@ -188,7 +190,8 @@ unsafe fn map<'k, M: Machine + Cpu>(
 ) -> Result<Built, String> {
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
-    let context = BuildContext { machine: &machine, p2m, root: room.root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { BuildContext::new(&machine, p2m, room.root) };
     let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&room.memory, plan) };
@@ -218,7 +221,8 @@ unsafe fn own_tables<M: Machine + Cpu>(
     let list = BuilderList::Moved(list);
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
-    let context = BuildContext { machine: &machine, p2m, root: room.root };
+    // SAFETY: the guest's frame map, and the root that its kernel runs on.
+    let context = unsafe { BuildContext::new(&machine, p2m, room.root) };
     let memory = &room.memory;
     let begun = timed.ticks();
     let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;

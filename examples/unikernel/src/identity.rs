@@ -47,7 +47,7 @@ pub(crate) fn give_up<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
     let say = |error: &dyn core::fmt::Display| alloc::format!("the ISA area: {error}");
-    let BuildContext { machine, p2m, root } = context;
+    let (machine, p2m, root) = (context.machine(), context.p2m(), context.root());
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
     let walking = unsafe { Context::new(machine, p2m, root) };
     batch.clear();
