@@ -83,7 +83,7 @@ pub use error::P2mError;
 pub use frame_list::{FRAME_LIST_PFNS_MAX, FrameList, FrameListError};
 pub use grants::{
     Grant, GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, NotEnded,
-    NotGiven, Outstanding,
+    NotGiven, Outstanding, UnmapFailure,
 };
 pub use hazards::{Hazards, KexecPermit, KexecState};
 pub use leaves::{BuilderList, LeafSource, Leaves};

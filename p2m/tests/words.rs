@@ -6,7 +6,7 @@ use expect_test::expect;
 use hypercall::{AccessError, DomId, Frames, Full, GrantRef, GrantStatus, Mfn, Pfn};
 use p2m::{
     FrameListError, GrantError, GrantFailure, NoDirectEntry, OpenError, Outstanding, P2mEntry,
-    P2mError, UnalignedList, WindowError, WindowFailure,
+    P2mError, UnalignedList, UnmapFailure, WindowError, WindowFailure,
 };
 use pv_tests::words::{read, refusal, va};
 
@@ -150,9 +150,14 @@ fn what_is_wrong_with_a_grant() {
         GrantFailure::P2m(P2mError::Absent(PFN)),
         GrantFailure::Refused(GrantStatus::BAD_GRANT_REF),
         GrantFailure::Call(refusal().error),
+        GrantFailure::PfnTaken(PFN),
+        GrantFailure::AddressTaken(va()),
         GrantFailure::NoPlace,
-        GrantFailure::NotMapped(PFN),
-        GrantFailure::NotUndone(GrantStatus::BAD_HANDLE),
+        GrantFailure::NoResult,
+        GrantFailure::NotUndone(UnmapFailure::NotMapped(PFN)),
+        GrantFailure::NotUndone(UnmapFailure::Mark(P2mError::Absent(PFN))),
+        GrantFailure::NotUndone(UnmapFailure::Refused(GrantStatus::BAD_HANDLE)),
+        GrantFailure::NotUndone(UnmapFailure::Call(refusal().error)),
     ];
     read(
         &failures,
@@ -160,8 +165,13 @@ fn what_is_wrong_with_a_grant() {
             pfn 00012 has no memory
             Xen refused: GNTST_bad_gntref (-3)
             mmu_update refused: EINVAL (-22)
+            pfn 00012 has a grant already, or twice in a request
+            the page of 0x0000000000005000 has a grant already, or twice in a request
             the list of mappings is full
-            no grant is mapped as pfn 00012
-            the mapping cannot be undone: GNTST_bad_handle (-4)"#]],
+            there is no place for its result
+            the mapping cannot be undone: no grant is mapped as pfn 00012
+            the mapping cannot be undone: its mark is gone: pfn 00012 has no memory
+            the mapping cannot be undone: Xen refused: GNTST_bad_handle (-4)
+            the mapping cannot be undone: mmu_update refused: EINVAL (-22)"#]],
     );
 }

@@ -4,14 +4,14 @@
 //! so every slot has a result here too. Each mapping has a pfn of its own, which had no memory: it
 //! is marked foreign while the mapping lasts, so that no allocator takes it for the guest's. The
 //! mark, the place in the list and the mapping come and go together: a slot of which one cannot be
-//! had gets none.
+//! had gets none. Should Xen then not undo the mapping, it stays in the list, with its handle.
 #![expect(unsafe_code, reason = "asks Xen to map at addresses that the caller owns (I-2)")]
 
 use core::fmt;
 
 use hypercall::{
     DomId, Error, GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants,
-    GuestVa, Mfn, Pfn,
+    GuestVa, Mfn, PAGE_SHIFT, Pfn,
 };
 
 use crate::entry::P2mEntry;
@@ -42,36 +42,61 @@ pub struct MappedGrant {
     pub handle: GrantHandle,
     /// The frame.
     pub mfn: Mfn,
+    /// Whether its pfn is marked as foreign in the frame map. It is, but where the pfn had got
+    /// something else meanwhile and Xen did not undo the mapping.
+    pub is_marked: bool,
 }
 
-/// Why a slot was not mapped, or not unmapped.
+/// Why a grant was not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantFailure {
-    /// The pfn cannot be marked, or its mark cannot be taken off: Xen was not asked, or the mapping
-    /// was undone.
+    /// The pfn cannot be marked: Xen was not asked, or the mapping was undone.
     P2m(P2mError),
+    /// A grant is mapped for this pfn, or another of the same request is to be.
+    PfnTaken(Pfn),
+    /// A grant is mapped in the page of this address, or another of the same request is to be: Xen
+    /// would replace the one by the other, which could never be unmapped again.
+    AddressTaken(GuestVa),
     /// Xen refused.
     Refused(GrantStatus),
     /// Xen refused the whole hypercall.
     Call(Error),
     /// The list has no place for another mapping.
     NoPlace,
+    /// There is no place for its result.
+    NoResult,
+    /// It was mapped, was not to stay, and cannot be unmapped: the mapping stays, in the list.
+    NotUndone(UnmapFailure),
+}
+
+/// Why a grant was not unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmapFailure {
     /// Nothing is mapped for this pfn.
     NotMapped(Pfn),
-    /// It was mapped, could not be recorded, and cannot be unmapped: the mapping stays, in the
-    /// list.
-    NotUndone(GrantStatus),
+    /// The frame map has something else for the pfn than the mark that was set.
+    Mark(P2mError),
+    /// Xen refused.
+    Refused(GrantStatus),
+    /// Xen refused the whole hypercall.
+    Call(Error),
 }
 
 impl fmt::Display for GrantFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::P2m(error) => write!(f, "{error}"),
+            Self::PfnTaken(pfn) => {
+                write!(f, "pfn {pfn} has a grant already, or twice in a request")
+            }
+            Self::AddressTaken(va) => {
+                write!(f, "the page of {va} has a grant already, or twice in a request")
+            }
             Self::Refused(status) => write!(f, "Xen refused: {status}"),
             Self::Call(error) => write!(f, "{error}"),
             Self::NoPlace => f.write_str("the list of mappings is full"),
-            Self::NotMapped(pfn) => write!(f, "no grant is mapped as pfn {pfn}"),
-            Self::NotUndone(status) => write!(f, "the mapping cannot be undone: {status}"),
+            Self::NoResult => f.write_str("there is no place for its result"),
+            Self::NotUndone(failure) => write!(f, "the mapping cannot be undone: {failure}"),
         }
     }
 }
@@ -83,6 +108,19 @@ impl From<P2mError> for GrantFailure {
         Self::P2m(error)
     }
 }
+
+impl fmt::Display for UnmapFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMapped(pfn) => write!(f, "no grant is mapped as pfn {pfn}"),
+            Self::Mark(error) => write!(f, "its mark is gone: {error}"),
+            Self::Refused(status) => write!(f, "Xen refused: {status}"),
+            Self::Call(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl core::error::Error for UnmapFailure {}
 
 /// The mappings of others' grants, in memory of the caller's.
 #[derive(Debug)]
@@ -106,14 +144,16 @@ impl<'s> GrantMaps<'s> {
     }
 
     /// Maps grants; `results` gets what became of each, in order, as far as it reaches. Slots are
-    /// independent of one another.
+    /// independent of one another, but that two cannot be mapped as one pfn or in one page: the
+    /// second is refused, and so is one beside a mapping that is in the list.
     ///
     /// # Hypercalls
     /// One `grant_table_op` for each 32 requests; one more for each slot that was mapped and cannot
-    /// be recorded, to undo it.
+    /// be marked, to undo it.
     ///
     /// # Safety
-    /// The caller owns the pages at the addresses, and no Rust object lives there (I-2).
+    /// The caller owns the pfns, and the pages at the addresses, in which no Rust object lives
+    /// (I-2); for as long as the list has the mappings.
     ///
     /// ```
     /// # use hypercall::{DomId, FrameAccess, GrantAccess, GrantRef, Pfn};
@@ -167,69 +207,69 @@ impl<'s> GrantMaps<'s> {
         requests: &[MapRequest],
         results: &mut [Result<MappedGrant, GrantFailure>],
     ) {
-        let mut places = self.places.iter().filter(|place| place.is_none()).count();
+        const PLANNED: GrantFailure = GrantFailure::Refused(GrantStatus::NOT_ISSUED);
         let mut maps = [GrantMap::EMPTY; GRANT_SLOTS_MAX];
+        let mut places = [0; GRANT_SLOTS_MAX];
+        let mut free = (0..self.places.len()).filter(|at| self.places[*at].is_none());
         let mut asked = 0;
-        for (at, (request, result)) in requests.iter().zip(results.iter_mut()).enumerate() {
-            match plan(p2m, request, &requests[..at], places) {
-                Ok(map) => {
-                    maps[asked] = map;
+        for (at, request) in requests.iter().enumerate().take(results.len()) {
+            let before = requests[..at].iter().zip(&*results);
+            let before = before.filter(|(_, result)| **result == Err(PLANNED));
+            let others = before.map(|(request, _)| request);
+            let planned = plan(p2m, request, others.chain(self.iter().map(|it| &it.request)));
+            let placed = planned.map(|map| (map, free.next()));
+            results[at] = Err(match placed {
+                Err(failure) => failure,
+                Ok((_, None)) => GrantFailure::NoPlace,
+                Ok((map, Some(place))) => {
+                    (maps[asked], places[asked]) = (map, place);
                     asked += 1;
-                    places -= 1;
-                    *result = Err(GrantFailure::Refused(GrantStatus::NOT_ISSUED));
+                    PLANNED
                 }
-                Err(failure) => *result = Err(failure),
-            }
+            });
         }
         // SAFETY: the caller vouches for the addresses.
         let whole = unsafe { machine.grant_map(&mut maps[..asked]) };
-        let planned = |result: &Result<_, _>| {
-            matches!(result, Err(GrantFailure::Refused(GrantStatus::NOT_ISSUED)))
-        };
-        let slots = requests.iter().zip(results).filter(|(_, result)| planned(result));
-        for ((request, result), map) in slots.zip(&maps) {
+        let slots = requests.iter().zip(results).filter(|(_, result)| **result == Err(PLANNED));
+        for ((request, result), (map, place)) in slots.zip(maps.iter().zip(places)) {
             *result = match (whole, map.mfn()) {
                 (Err(error), _) if map.status() == GrantStatus::NOT_ISSUED => {
                     Err(GrantFailure::Call(error))
                 }
                 (_, None) => Err(GrantFailure::Refused(map.status())),
                 (_, Some(mfn)) => {
-                    let handle = GrantHandle(map.handle);
-                    self.record((machine, p2m), MappedGrant { request: *request, handle, mfn })
+                    let (request, handle) = (*request, GrantHandle(map.handle));
+                    let mapped = MappedGrant { request, handle, mfn, is_marked: false };
+                    self.record((machine, p2m), mapped, place)
                 }
             };
         }
     }
 
-    /// Marks what was mapped, or undoes the mapping.
+    /// Puts what was mapped into the list, and marks its pfn; or undoes the mapping.
     fn record<M: Grants + ?Sized>(
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),
         mapped: MappedGrant,
+        place: usize,
     ) -> Result<MappedGrant, GrantFailure> {
-        let MapRequest { pfn, va, domain, .. } = mapped.request;
+        let MapRequest { pfn, domain, .. } = mapped.request;
         // SAFETY: Xen has just mapped the frame for this pfn, which had none.
         let marked = unsafe { p2m.set_foreign(pfn, domain, mapped.mfn) };
-        let place = self.places.iter_mut().find(|place| place.is_none());
-        let (Some(place), Ok(())) = (place, marked) else {
-            let mut unmaps = [GrantUnmap::kernel(va, mapped.handle)];
-            // SAFETY: mapped a moment ago, and told to nobody.
-            let undone = unsafe { machine.grant_unmap(&mut unmaps) };
-            return Err(match (marked, unmaps[0].status()) {
-                (Err(error), GrantStatus::OKAY) => error.into(),
-                (Ok(()), GrantStatus::OKAY) => GrantFailure::NoPlace,
-                (_, status) => {
-                    undone.map_or_else(GrantFailure::Call, |()| GrantFailure::NotUndone(status))
-                }
-            });
-        };
-        *place = Some(mapped);
-        Ok(mapped)
+        let mapped = MappedGrant { is_marked: marked.is_ok(), ..mapped };
+        self.places[place] = Some(mapped);
+        let Err(error) = marked else { return Ok(mapped) };
+        // SAFETY: mapped a moment ago, and told to nobody.
+        match unsafe { self.unmap_place((machine, p2m), mapped, place) } {
+            Ok(()) => Err(GrantFailure::P2m(error)),
+            Err(failure) => Err(GrantFailure::NotUndone(failure)),
+        }
     }
 
     /// Maps all of the grants or none: if one slot fails, those that did not are unmapped again.
-    /// The first failure and its slot are the error; should a slot not be unmapped either, it stays
-    /// in the list.
+    /// The first failure and its slot are the error; should a slot not be unmapped either, its
+    /// result is [`GrantFailure::NotUndone`], and it stays in the list. What was in the list before
+    /// stays as it is.
     ///
     /// # Errors
     /// The slot and its failure.
@@ -245,6 +285,9 @@ impl<'s> GrantMaps<'s> {
         requests: &[MapRequest],
         results: &mut [Result<MappedGrant, GrantFailure>],
     ) -> Result<(), (usize, GrantFailure)> {
+        if results.len() < requests.len() {
+            return Err((results.len(), GrantFailure::NoResult));
+        }
         // SAFETY: the caller's promise is handed on.
         unsafe { self.map((machine, p2m), requests, results) };
         let failed = results.iter().take(requests.len()).enumerate();
@@ -257,7 +300,7 @@ impl<'s> GrantMaps<'s> {
             if let Ok(mapped) = *result {
                 // SAFETY: mapped above, and told to nobody.
                 let unmapped = unsafe { self.unmap((machine, p2m), mapped.request.pfn) };
-                *result = Err(unmapped.err().unwrap_or(failure));
+                *result = Err(unmapped.err().map_or(failure, GrantFailure::NotUndone));
             }
         }
         Err((slot, failure))
@@ -266,8 +309,8 @@ impl<'s> GrantMaps<'s> {
     /// Unmaps the grant known as `pfn`, which has no memory then.
     ///
     /// # Errors
-    /// [`GrantFailure::NotMapped`] if it is none of the list's; otherwise Xen's refusal, or an mark
-    /// that somebody took off: the mapping stays in the list.
+    /// [`UnmapFailure`]: the mapping stays in the list. Only if a mark is gone that was there when
+    /// Xen was asked, the mapping has ended all the same, and left the list.
     ///
     /// # Hypercalls
     /// One `grant_table_op`.
@@ -278,25 +321,44 @@ impl<'s> GrantMaps<'s> {
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),
         pfn: Pfn,
-    ) -> Result<(), GrantFailure> {
-        let is_it = |place: &&mut Option<MappedGrant>| {
-            place.is_some_and(|mapped| mapped.request.pfn == pfn)
-        };
-        let place = self.places.iter_mut().find(is_it).ok_or(GrantFailure::NotMapped(pfn))?;
-        let mapped = place.ok_or(GrantFailure::NotMapped(pfn))?;
-        let entry = p2m.entry(pfn)?;
-        if entry != (P2mEntry::Foreign { owner: mapped.request.domain, mfn: mapped.mfn }) {
-            return Err(P2mError::NotForeign { pfn, entry }.into());
+    ) -> Result<(), UnmapFailure> {
+        let places = self.places.iter().enumerate();
+        let mut found = places.filter_map(|(place, mapped)| Some((place, (*mapped)?)));
+        let found = found.find(|(_, mapped)| mapped.request.pfn == pfn);
+        let (place, mapped) = found.ok_or(UnmapFailure::NotMapped(pfn))?;
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.unmap_place((machine, p2m), mapped, place) }
+    }
+
+    /// Unmaps what is in this place of the list.
+    ///
+    /// # Safety
+    /// As for [`unmap`](Self::unmap).
+    unsafe fn unmap_place<M: Grants + ?Sized>(
+        &mut self,
+        (machine, p2m): (&M, &P2m<'_>),
+        mapped: MappedGrant,
+        place: usize,
+    ) -> Result<(), UnmapFailure> {
+        let MapRequest { pfn, va, domain: owner, .. } = mapped.request;
+        if mapped.is_marked {
+            let entry = p2m.entry(pfn).map_err(UnmapFailure::Mark)?;
+            if entry != (P2mEntry::Foreign { owner, mfn: mapped.mfn }) {
+                return Err(UnmapFailure::Mark(P2mError::NotForeign { pfn, entry }));
+            }
         }
-        let mut unmaps = [GrantUnmap::kernel(mapped.request.va, mapped.handle)];
+        let mut unmaps = [GrantUnmap::kernel(va, mapped.handle)];
         // SAFETY: the caller vouches that the mapping is unused.
-        unsafe { machine.grant_unmap(&mut unmaps) }.map_err(GrantFailure::Call)?;
-        if unmaps[0].status() != GrantStatus::OKAY {
-            return Err(GrantFailure::Refused(unmaps[0].status()));
+        let answer = unsafe { machine.grant_unmap(&mut unmaps) };
+        match (answer, unmaps[0].status()) {
+            (_, GrantStatus::OKAY) => self.places[place] = None,
+            (Err(error), _) => return Err(UnmapFailure::Call(error)),
+            (Ok(()), status) => return Err(UnmapFailure::Refused(status)),
         }
-        *place = None;
-        // SAFETY: Xen has just ended the mapping, and nobody uses it.
-        unsafe { p2m.clear_foreign(pfn) }?;
+        if mapped.is_marked {
+            // SAFETY: Xen has just ended the mapping, and nobody uses it.
+            unsafe { p2m.clear_foreign(pfn) }.map_err(UnmapFailure::Mark)?;
+        }
         Ok(())
     }
 
@@ -311,13 +373,14 @@ impl<'s> GrantMaps<'s> {
     pub unsafe fn unmap_all<M: Grants + ?Sized>(
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),
-        stays: &mut impl FnMut(MappedGrant, GrantFailure),
+        stays: &mut impl FnMut(MappedGrant, UnmapFailure),
     ) -> usize {
         let mut staying = 0;
         for at in 0..self.places.len() {
             let Some(mapped) = self.places[at] else { continue };
             // SAFETY: the caller's promise is handed on.
-            if let Err(failure) = unsafe { self.unmap((machine, p2m), mapped.request.pfn) } {
+            let unmapped = unsafe { self.unmap_place((machine, p2m), mapped, at) };
+            if let (Err(failure), Some(mapped)) = (unmapped, self.places[at]) {
                 stays(mapped, failure);
                 staying += 1;
             }
@@ -326,23 +389,23 @@ impl<'s> GrantMaps<'s> {
     }
 }
 
-/// What to ask of Xen for a request, unless the map or the list says already that it cannot be
-/// recorded.
-fn plan(
+/// What to ask of Xen for a request, unless the map, or one of the `others` that are or will be
+/// mapped, says already that it cannot be.
+fn plan<'r>(
     p2m: &P2m<'_>,
     request: &MapRequest,
-    before: &[MapRequest],
-    places: usize,
+    others: impl Iterator<Item = &'r MapRequest>,
 ) -> Result<GrantMap, GrantFailure> {
     let MapRequest { pfn, va, domain, reference, access } = *request;
+    for other in others {
+        if other.pfn == pfn {
+            return Err(GrantFailure::PfnTaken(pfn));
+        }
+        if other.va.raw() >> PAGE_SHIFT == va.raw() >> PAGE_SHIFT {
+            return Err(GrantFailure::AddressTaken(va));
+        }
+    }
     p2m.check_can_fill(pfn)?;
-    if before.iter().any(|other| other.pfn == pfn) {
-        let entry = p2m.entry(pfn)?;
-        return Err(P2mError::Occupied { pfn, entry }.into());
-    }
-    if places == 0 {
-        return Err(GrantFailure::NoPlace);
-    }
     Ok(GrantMap::kernel(va, domain, reference, access))
 }
 

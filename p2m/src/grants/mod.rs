@@ -4,4 +4,4 @@ mod granted;
 mod maps;
 
 pub use granted::{Grant, GrantError, Granted, NotEnded, NotGiven, Outstanding};
-pub use maps::{GrantFailure, GrantMaps, MapRequest, MappedGrant};
+pub use maps::{GrantFailure, GrantMaps, MapRequest, MappedGrant, UnmapFailure};

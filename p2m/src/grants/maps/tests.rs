@@ -15,10 +15,13 @@ struct Neighbour {
     handles: Cell<u32>,
     /// Answers the whole hypercall with an errno.
     deaf: Cell<bool>,
+    /// How often it was asked to map or unmap.
+    asked: Cell<usize>,
 }
 
 impl Neighbour {
     fn whole(&self) -> Result<(), Error> {
+        self.asked.set(self.asked.get() + 1);
         let hypercall = Hypercall::GrantTableOp("map_grant_ref");
         match self.deaf.get() {
             true => Err(Error { hypercall, errno: Errno::EFAULT, done: 0 }),
@@ -96,7 +99,7 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
         [
             "mfn 00701",
             "pfn 00001 is mfn 00055 already",
-            "pfn 00000 has no memory already",
+            "pfn 00000 has a grant already, or twice in a request",
             "pfn 00009 is out of range: the frame map has 0x4 entries",
             "Xen refused: GNTST_bad_gntref (-3)",
         ]
@@ -110,14 +113,14 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
     // SAFETY: as above.
     unsafe { maps.map((&neighbour, &p2m), &[request(0, 5)], &mut results) };
     let pfn = Pfn::new(0);
-    assert_eq!(results[0], Err(P2mError::Occupied { pfn, entry }.into()));
+    assert_eq!(results[0], Err(GrantFailure::PfnTaken(pfn)));
 
     // SAFETY: as above.
     assert_eq!(unsafe { maps.unmap((&neighbour, &p2m), pfn) }, Ok(()));
     assert_eq!(p2m.entry(pfn), Ok(P2mEntry::Absent));
     // SAFETY: as above.
     let again = unsafe { maps.unmap((&neighbour, &p2m), pfn) };
-    assert_eq!(again, Err(GrantFailure::NotMapped(pfn)));
+    assert_eq!(again, Err(UnmapFailure::NotMapped(pfn)));
     assert!(neighbour.mapped.borrow().is_empty());
 }
 
@@ -178,7 +181,7 @@ fn what_would_not_go_is_told_and_stays_in_the_list() {
             stayed.push((mapped.request.pfn, failure));
         })
     };
-    let failure = GrantFailure::Refused(GrantStatus::GENERAL_ERROR);
+    let failure = UnmapFailure::Refused(GrantStatus::GENERAL_ERROR);
     assert_eq!((count, stayed), (1, vec![(Pfn::new(1), failure)]));
     assert_eq!(maps.iter().count(), 1);
     assert_eq!(p2m.foreign().map(|run| run.pfns).collect::<Vec<_>>(), [Pfns::new(Pfn::new(1), 1)]);
@@ -188,4 +191,160 @@ fn what_would_not_go_is_told_and_stays_in_the_list() {
     unsafe { maps.map((&neighbour, &p2m), &[request(3, 3)], &mut results) };
     assert!(matches!(results[0], Err(GrantFailure::Call(_))), "{:?}", results[0]);
     assert_eq!(p2m.entry(Pfn::new(3)), Ok(P2mEntry::Absent));
+}
+
+/// Maps one grant.
+fn map_one<M: Grants>(
+    maps: &mut GrantMaps<'_>,
+    around: (&M, &P2m<'_>),
+    request: MapRequest,
+) -> Result<MappedGrant, GrantFailure> {
+    let mut results = [NOTHING];
+    // SAFETY: nothing is mapped anywhere.
+    unsafe { maps.map(around, &[request], &mut results) };
+    results[0]
+}
+
+/// Unmaps one.
+fn unmap<M: Grants>(
+    maps: &mut GrantMaps<'_>,
+    around: (&M, &P2m<'_>),
+    pfn: u64,
+) -> Result<(), UnmapFailure> {
+    // SAFETY: as above.
+    unsafe { maps.unmap(around, Pfn::new(pfn)) }
+}
+
+#[test]
+fn two_grants_in_one_page_are_refused_before_xen_is_asked() {
+    let words = list(&[u64::MAX; 4]);
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
+    let mut places = [None; 4];
+    let mut maps = GrantMaps::new(&mut places);
+    let around = (&neighbour, &p2m);
+    let first = request(0, 1);
+    let beside = GuestVa::new(first.va.raw() + 8).expect("the same page");
+    let requests = [first, MapRequest { va: beside, ..request(1, 2) }, request(2, 3)];
+    let mut results = [NOTHING; 3];
+    // SAFETY: nothing is mapped anywhere.
+    unsafe { maps.map(around, &requests, &mut results) };
+    assert_eq!(results[1], Err(GrantFailure::AddressTaken(beside)));
+    assert!(results[0].is_ok() && results[2].is_ok());
+    // Beside a mapping that is there, too; and Xen is not asked.
+    let asked = neighbour.asked.get();
+    let again = map_one(&mut maps, around, MapRequest { va: first.va, ..request(1, 2) });
+    assert_eq!(again, Err(GrantFailure::AddressTaken(first.va)));
+    assert_eq!((neighbour.asked.get(), p2m.entry(Pfn::new(1))), (asked + 1, Ok(P2mEntry::Absent)));
+    // What was there first can be ended.
+    assert_eq!((unmap(&mut maps, around, 0), unmap(&mut maps, around, 2)), (Ok(()), Ok(())));
+    assert!(neighbour.mapped.borrow().is_empty());
+}
+
+/// A neighbour that maps, and then another vCPU gives the pfn something; it unmaps when it likes.
+struct Racing<'a> {
+    neighbour: Neighbour,
+    p2m: &'a P2m<'a>,
+    unmaps: Cell<bool>,
+}
+
+// SAFETY: as for the neighbour.
+unsafe impl Grants for Racing<'_> {
+    unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { self.neighbour.grant_map(maps) }?;
+        // SAFETY: no memory is behind the numbers.
+        let _ = unsafe { self.p2m.populate(Pfn::new(0), Mfn::new(0x999)) };
+        Ok(())
+    }
+
+    unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error> {
+        match self.unmaps.get() {
+            // SAFETY: as above.
+            true => unsafe { self.neighbour.grant_unmap(unmaps) },
+            false => {
+                unmaps[0].status = GrantStatus::GENERAL_ERROR.0;
+                Ok(())
+            }
+        }
+    }
+
+    fn grant_table(&self, _: &mut [Mfn]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_mapping_that_cannot_be_undone_stays_in_the_list_and_can_be_unmapped_later() {
+    let words = list(&[u64::MAX; 2]);
+    let p2m = map(&words);
+    let racing = Racing { neighbour: Neighbour::default(), p2m: &p2m, unmaps: Cell::new(false) };
+    let mut places = [None; 2];
+    let mut maps = GrantMaps::new(&mut places);
+    let around = (&racing, &p2m);
+    let refused = UnmapFailure::Refused(GrantStatus::GENERAL_ERROR);
+    let mapped = map_one(&mut maps, around, request(0, 1));
+    assert_eq!(mapped, Err(GrantFailure::NotUndone(refused)));
+    let listed: Vec<_> = maps.iter().map(|it| (it.request.pfn.raw(), it.is_marked)).collect();
+    assert_eq!(listed, [(0, false)]);
+    // Its address and its pfn are not free for another.
+    let at = MapRequest { va: request(0, 1).va, ..request(1, 2) };
+    assert_eq!(map_one(&mut maps, around, at), Err(GrantFailure::AddressTaken(at.va)));
+    assert_eq!(unmap(&mut maps, around, 0), Err(refused));
+    racing.unmaps.set(true);
+    assert_eq!(unmap(&mut maps, around, 0), Ok(()));
+    assert!(maps.iter().next().is_none() && racing.neighbour.mapped.borrow().is_empty());
+    assert_eq!(p2m.mfn(Pfn::new(0)), Ok(Mfn::new(0x999)), "the pfn is the other vCPU's");
+}
+
+#[test]
+fn a_grant_whose_mark_is_gone_is_not_unmapped() {
+    let words = list(&[u64::MAX; 2]);
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
+    let mut places = [None; 2];
+    let mut maps = GrantMaps::new(&mut places);
+    let around = (&neighbour, &p2m);
+    let pfn = Pfn::new(0);
+    let mapped = map_one(&mut maps, around, request(0, 1)).expect("granted");
+    for wrong in [Some((OWNER, Mfn::new(0x123))), Some((DomId(9), mapped.mfn)), None] {
+        // SAFETY: no memory is behind the numbers.
+        unsafe { p2m.clear_foreign(pfn) }.expect("marked");
+        if let Some((owner, mfn)) = wrong {
+            // SAFETY: as above.
+            unsafe { p2m.set_foreign(pfn, owner, mfn) }.expect("absent");
+        }
+        let (asked, entry) = (neighbour.asked.get(), p2m.entry(pfn).expect("in the map"));
+        let gone = Err(UnmapFailure::Mark(P2mError::NotForeign { pfn, entry }));
+        assert_eq!(unmap(&mut maps, around, 0), gone, "marked as {wrong:?}");
+        assert_eq!((neighbour.asked.get(), maps.iter().count()), (asked, 1));
+    }
+    // SAFETY: as above.
+    unsafe { p2m.set_foreign(pfn, OWNER, mapped.mfn) }.expect("absent");
+    assert_eq!(unmap(&mut maps, around, 0), Ok(()));
+}
+
+#[test]
+fn all_or_none_takes_back_only_what_it_mapped_and_says_what_stays() {
+    let words = list(&[u64::MAX; 4]);
+    let (p2m, neighbour) = (map(&words), Neighbour::default());
+    let mut places = [None; 4];
+    let mut maps = GrantMaps::new(&mut places);
+    map_one(&mut maps, (&neighbour, &p2m), request(0, 1)).expect("granted");
+    // The pfn that is mapped before is the reason of the failure; and one unmap is refused.
+    let requests = [request(1, 2), request(2, 3), request(0, 4)];
+    let mut results = [NOTHING; 3];
+    let refusal = Refusal { request: 1, errno: Errno::EINVAL, done: 0 };
+    let machine = FailNth::new(&neighbour, refusal);
+    // SAFETY: nothing is mapped anywhere.
+    let all = unsafe { maps.map_all((&machine, &p2m), &requests, &mut results) };
+    let taken = GrantFailure::PfnTaken(Pfn::new(0));
+    assert_eq!(all, Err((2, taken)));
+    let stays = GrantFailure::NotUndone(UnmapFailure::Refused(GrantStatus::GENERAL_ERROR));
+    assert_eq!(results, [Err(stays), Err(taken), Err(taken)]);
+    let listed: Vec<u64> = maps.iter().map(|it| it.request.pfn.raw()).collect();
+    assert_eq!((listed, neighbour.mapped.borrow().len()), (vec![0, 1], 2));
+    // Without a place for each result nothing is asked.
+    let asked = neighbour.asked.get();
+    // SAFETY: as above.
+    let all = unsafe { maps.map_all((&neighbour, &p2m), &requests[..2], &mut results[..1]) };
+    assert_eq!((all, neighbour.asked.get()), (Err((1, GrantFailure::NoResult)), asked));
 }
