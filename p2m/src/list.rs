@@ -110,6 +110,7 @@ impl<'a> List<'a> {
     /// They are mapped, within the capacity, and nobody else's.
     pub(crate) unsafe fn clear_tail(&self, page_words: u64) {
         for index in self.len()..self.len().next_multiple_of(page_words) {
+            // Nobody reads behind the length, and whoever raises it releases what is there.
             // SAFETY: by the caller's word.
             unsafe { self.word(index) }.store(ABSENT, Ordering::Relaxed);
         }

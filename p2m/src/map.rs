@@ -1,4 +1,8 @@
 //! The map: look-ups, and changes of what a pfn stands for.
+//!
+//! Words are read and exchanged without an order ([`Ordering::Relaxed`]): a word says all that a
+//! look-up answers, and nothing is read behind it because of what it says. What is in the frame
+//! concerns whoever owns the pfn, and a pfn goes from one vCPU to another in an order of its own.
 #![expect(unsafe_code, reason = "whoever says what a pfn means vouches that Xen has it so (I-15)")]
 
 use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn};
@@ -534,7 +538,8 @@ impl<'a> P2m<'a> {
             return Err(P2mError::NoFrame(to.machine_frame(pfn).unwrap_or(Mfn::new(u64::MAX))));
         };
         let word = self.list.get(pfn.raw()).ok_or_else(|| self.out_of_range(pfn))?;
-        match word.compare_exchange(from, new, Ordering::AcqRel, Ordering::Relaxed) {
+        // Of two that change a word at once one finds what the other has stored.
+        match word.compare_exchange(from, new, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(found) => Err(P2mError::Occupied { pfn, entry: P2mEntry::decode(found) }),
         }

@@ -2,11 +2,11 @@
 //! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
 
 use core::fmt;
-use core::sync::atomic::Ordering;
 
-use hypercall::{ArchSharedInfo, GuestVa, Level, Mfn, PAGE_SHIFT};
+use hypercall::{GuestVa, Level, Mfn, PAGE_SHIFT};
 
 use crate::map::P2m;
+use crate::sync::{ArchSharedInfo, AtomicU64, Ordering, fence};
 
 /// What an L2 table maps: where a linear list that toolstacks are to read may begin.
 const LIST_ALIGNMENT: u64 = 1 << Level::L3.shift();
@@ -33,17 +33,49 @@ pub struct Toolstack<'a> {
     arch: &'a ArchSharedInfo,
 }
 
+/// Where a generation counts the changes that are under way, which toolstacks need not know: to
+/// them it is a number that is odd, or has changed.
+const UNDER_WAY_SHIFT: u32 = 48;
+const UNDER_WAY_MAX: u64 = u64::MAX >> UNDER_WAY_SHIFT;
+/// What is left to the number itself.
+const NUMBER: u64 = (1 << UNDER_WAY_SHIFT) - 1;
+
+/// The generation when one more change is under way: odd, whatever it was.
+const fn begun(generation: u64) -> u64 {
+    match generation >> UNDER_WAY_SHIFT {
+        UNDER_WAY_MAX => generation | 1,
+        under_way => (under_way + 1) << UNDER_WAY_SHIFT | generation & NUMBER | 1,
+    }
+}
+
+/// The generation when a change has ended: another one, and even if it was the last. More changes
+/// than can be counted never end.
+const fn ended(generation: u64) -> u64 {
+    match generation >> UNDER_WAY_SHIFT {
+        UNDER_WAY_MAX => generation,
+        0 | 1 => ((generation & NUMBER | 1) + 1) & NUMBER,
+        under_way => (under_way - 1) << UNDER_WAY_SHIFT | generation & NUMBER,
+    }
+}
+
 /// A change of the list's mapping that is under way; ended by dropping it.
 #[derive(Debug)]
 #[must_use = "the change ends when this is dropped"]
 pub struct MappingChange<'a> {
-    arch: &'a ArchSharedInfo,
+    generation: &'a AtomicU64,
 }
 
 impl Drop for MappingChange<'_> {
     fn drop(&mut self) {
-        self.arch.p2m_generation.fetch_add(1, Ordering::AcqRel);
+        // Whoever finds it even finds the change made.
+        change(self.generation, ended, Ordering::Release);
     }
+}
+
+/// Changes the generation.
+fn change(generation: &AtomicU64, to: fn(u64) -> u64, ordering: Ordering) {
+    // Of a failed attempt only the word is used.
+    let _ = generation.fetch_update(ordering, Ordering::Relaxed, |word| Some(to(word)));
 }
 
 impl<'a> Toolstack<'a> {
@@ -98,14 +130,14 @@ impl<'a> Toolstack<'a> {
         if !list.raw().is_multiple_of(LIST_ALIGNMENT) {
             return Err(UnalignedList(list));
         }
+        // The one word that makes a toolstack look at the others comes last.
         self.arch.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
         self.raise_max_pfn(p2m);
-        // The one word that makes a toolstack look at the others comes last.
         self.arch.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
         Ok(())
     }
 
-    /// Withdraws the linear list: a toolstack then reads the frame list.
+    /// Withdraws the linear list: a toolstack then reads the frame list, which is published before.
     pub fn withdraw_list(&self) {
         self.arch.p2m_cr3.store(0, Ordering::Release);
     }
@@ -134,24 +166,43 @@ impl<'a> Toolstack<'a> {
 
     /// Raises `max_pfn` to what the map has. Two vCPUs that grow it at once cannot make it go back.
     pub fn raise_max_pfn(&self, p2m: &P2m<'_>) {
-        self.arch.max_pfn.fetch_max(p2m.len(), Ordering::AcqRel);
+        // Whoever finds it raised finds the words of the pfns.
+        self.arch.max_pfn.fetch_max(p2m.len(), Ordering::Release);
     }
 
-    /// Makes the generation odd until the answer is dropped.
+    /// Makes the generation odd until the answer is dropped. Changes may be nested and may go on at
+    /// several vCPUs at once: it is odd while any of them does.
+    ///
+    /// ```
+    /// # use hypercall::ArchSharedInfo;
+    /// # use p2m::Toolstack;
+    /// let arch = ArchSharedInfo::default();
+    /// let toolstack = Toolstack::new(&arch);
+    /// let outer = toolstack.changing();
+    /// drop(toolstack.changing()); // such as that of `Window::reserve`
+    /// assert!(!toolstack.read().generation.is_multiple_of(2));
+    /// drop(outer);
+    /// assert!(toolstack.read().generation.is_multiple_of(2));
+    /// ```
     pub fn changing(&self) -> MappingChange<'a> {
-        self.arch.p2m_generation.fetch_add(1, Ordering::AcqRel);
-        MappingChange { arch: self.arch }
+        let generation = &self.arch.p2m_generation;
+        change(generation, begun, Ordering::Relaxed);
+        // Whoever finds a part of the change finds the generation odd, or another.
+        fence(Ordering::Release);
+        MappingChange { generation }
     }
 
     /// What a toolstack would read.
     #[must_use]
     pub fn read(&self) -> Published {
+        // Each word by itself, to be shown: nothing is read behind one because of what it says.
+        let read = |word: &AtomicU64| word.load(Ordering::Relaxed);
         Published {
-            max_pfn: self.arch.max_pfn.load(Ordering::Acquire),
-            frame_list: self.arch.frame_list_list.load(Ordering::Acquire),
-            cr3: self.arch.p2m_cr3.load(Ordering::Acquire),
-            list: self.arch.p2m_vaddr.load(Ordering::Acquire),
-            generation: self.arch.p2m_generation.load(Ordering::Acquire),
+            max_pfn: read(&self.arch.max_pfn),
+            frame_list: read(&self.arch.frame_list_list),
+            cr3: read(&self.arch.p2m_cr3),
+            list: read(&self.arch.p2m_vaddr),
+            generation: read(&self.arch.p2m_generation) & NUMBER,
         }
     }
 }
@@ -167,6 +218,10 @@ pub struct Published {
     pub cr3: u64,
     /// `p2m_vaddr`.
     pub list: u64,
-    /// `p2m_generation`.
+    /// `p2m_generation`, without the count of the changes that are under way.
     pub generation: u64,
 }
+
+#[cfg(test)]
+#[path = "toolstack/tests.rs"]
+mod tests;
