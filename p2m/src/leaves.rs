@@ -1,6 +1,6 @@
 //! The pages of the linear list as frames: where they are, and where more come from.
 
-use hypercall::{Frame, FrameAccess, Mfn, Pfn};
+use hypercall::{Frame, FrameAccess, Mfn, Pfn, Uncertain};
 
 use crate::error::P2mError;
 use crate::map::P2m;
@@ -13,6 +13,13 @@ pub trait LeafSource {
 
     /// Takes a frame back. It is writable, and holds anything.
     fn give(&mut self, frame: Frame);
+
+    /// Takes frames of which it is not known whether the window still maps them: Xen refused a
+    /// change and then its undo. They are to be handed out to nobody. By default that is all that
+    /// is done.
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        log::error!("kept from everybody, since Xen refused an undo: {frames:?}");
+    }
 }
 
 /// Knows in which frame each page of the linear list is.

@@ -64,6 +64,11 @@ impl<'a> List<'a> {
         self.capacity
     }
 
+    /// Where it begins.
+    pub(crate) fn addr(&self) -> usize {
+        self.words.addr().get()
+    }
+
     /// Whether a word is RAM.
     #[inline]
     pub(crate) const fn is_ram(&self, word: u64) -> bool {

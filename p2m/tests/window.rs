@@ -97,6 +97,7 @@ fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
         let around = FailNth::new(&machine, refusal);
         let error = machine.open(&around, frames, &mut Storage::new().batch()).map(drop);
         let OpenError { frames: back, failure, undo } = error.expect_err("refused");
+        let back = back.expect("all was undone");
         assert_eq!((undo, back.count()), (Ok(()), count), "{request}");
         let WindowFailure::Protect { table, .. } = failure else { panic!("{failure}") };
         named.push(table);
@@ -130,9 +131,10 @@ fn live<M: hypercall::Machine>(
         Ok(opened) => opened,
         Err(error) => {
             assert_eq!(error.undo, Ok(()), "one refusal leaves the way back open: {error}");
-            assert_eq!(error.frames.count(), needed, "the frames come back");
+            let frames = error.frames.as_ref().expect("all was undone");
+            assert_eq!(frames.count(), needed, "the frames come back");
             for frame in 0..needed {
-                let pfn = Pfn::new(error.frames.start().raw() + frame);
+                let pfn = Pfn::new(frames.start().raw() + frame);
                 assert_writable(machine, pfn);
             }
             return Err(say("open", &error));
@@ -340,4 +342,34 @@ fn random_changes_agree_with_a_plain_map() {
         machine.check();
         Ok(())
     });
+}
+
+#[test]
+fn a_window_grows_no_map_but_its_own_and_none_without_end() {
+    let (machine, other) = (Machine::new(9), Machine::new(10));
+    let (frames, mut pool) = split(&machine);
+    let (_p2m, mut window) = opened(&machine, frames);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    // A map whose list ends where it is, and one that may grow in another window.
+    let (frames, _) = split(&other);
+    let (growing, _other_window) = opened(&other, frames);
+    for stranger in [machine.builder_map(), growing] {
+        let (around, len) = (context(&machine, &stranger), stranger.len());
+        let pfns = Pfns::new(Pfn::new(0), 1);
+        let grown = window.grow(around, len + LEAF, &mut batch);
+        let reserved = window.reserve(around, pfns, &mut pool, &mut batch);
+        // SAFETY: as above.
+        let identity = unsafe { window.reserve_identity(around, pfns, &mut pool, &mut batch) };
+        for refused in [grown, reserved, identity] {
+            assert_eq!(refused.map_err(|error| error.failure), Err(WindowFailure::OtherMap));
+        }
+        assert_eq!(stranger.len(), len);
+    }
+    let mut endless = Machine::new(11);
+    endless.capacity = u64::MAX;
+    let frames = endless.frames();
+    let refused = endless.open(&endless, frames, &mut batch).expect_err("no window is so long");
+    assert!(matches!(refused.failure, WindowFailure::Frames { .. }), "{refused}");
+    machine.check();
 }

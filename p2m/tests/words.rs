@@ -58,6 +58,7 @@ fn what_is_wrong_with_the_window() {
         WindowFailure::Frames { needed: 3, given: 2 },
         WindowFailure::Unaligned(va()),
         WindowFailure::Capacity { pfns: 32, capacity: 16 },
+        WindowFailure::OtherMap,
         WindowFailure::OutOfFrames,
         WindowFailure::P2m(P2mError::Absent(PFN)),
         WindowFailure::Access(ACCESS),
@@ -71,6 +72,7 @@ fn what_is_wrong_with_the_window() {
             the window takes 3 frames, not 2
             0x0000000000005000 is not the first address of a root slot
             the map was to have 0x20 pfns and can have 0x10
+            the frame map is not the one in this window
             no frame for the frame map
             pfn 00012 has no memory
             pfn 00012 is not in the direct mapping
@@ -92,7 +94,7 @@ fn what_is_wrong_with_the_window() {
     // SAFETY: no memory is behind it.
     let frames = unsafe { Frames::claim(PFN, 1) };
     let failure = WindowFailure::OutOfFrames;
-    let shut = OpenError { frames, failure, undo }.to_string();
+    let shut = OpenError { frames: Ok(frames), failure, undo }.to_string();
     assert_eq!(shut, format!("the window stays shut: {}", WindowError { failure, undo }));
 }
 

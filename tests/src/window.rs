@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{
     AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, Frames, GuestVa,
-    Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte,
+    Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Uncertain,
 };
 use p2m::{BuilderList, GrowContext, LeafSource, OpenError, P2m, Window, WindowPlace};
 use x86_64::structures::paging::PageTableIndex;
@@ -51,6 +51,7 @@ impl Machine {
         let mut config = DomainConfig::new(Role::DomU, pages);
         config.boot_mapping = BootMapping::AllPages;
         config.virt_base = DIRECT_MAP;
+        config.vcpus = 2;
         let model = Model::builder().guest(config).seed(seed).build().expect("a guest");
         let start_info = model.guest().start_info().expect("a guest has a start_info");
         let boot = BootInfo::parse(&start_info).expect("the builder's own");
@@ -59,6 +60,15 @@ impl Machine {
         let window = (0..capacity).map(|_| AtomicU64::new(0)).collect();
         let pages = usize::try_from(capacity / LEAF).expect("small");
         Self { model, boot, capacity, list, window, mapped: RefCell::new(vec![None; pages]) }
+    }
+
+    /// Its second vCPU, which runs on the same root.
+    #[must_use]
+    pub fn second(&self) -> xen_model::Guest<'_> {
+        let first = self.model.guest();
+        let second = self.model.vcpu(first.domain(), 1).expect("it was built with two");
+        second.initialise(first.kernel_root().expect("it runs"), None).expect("a root");
+        second
     }
 
     /// The builder's map.
@@ -209,13 +219,16 @@ unsafe impl FrameAccess for Machine {
 #[derive(Debug, Default)]
 pub struct Pool {
     frames: Vec<Frame>,
+    /// Pages that are kept from everybody.
+    pub uncertain: Vec<Pfn>,
 }
 
 impl Pool {
     /// Those of a run.
     #[must_use]
     pub fn new(mut frames: Frames) -> Self {
-        Self { frames: std::iter::from_fn(|| frames.take()).collect() }
+        let frames = std::iter::from_fn(|| frames.take()).collect();
+        Self { frames, uncertain: Vec::new() }
     }
 
     /// How many there are.
@@ -229,6 +242,11 @@ impl Pool {
     pub const fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
+
+    /// Those that are free.
+    pub fn iter(&self) -> impl Iterator<Item = Pfn> {
+        self.frames.iter().map(Frame::pfn)
+    }
 }
 
 impl LeafSource for Pool {
@@ -239,6 +257,11 @@ impl LeafSource for Pool {
     fn give(&mut self, frame: Frame) {
         assert!(!self.frames.contains(&frame), "{frame:?} is given back twice");
         self.frames.push(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        let pfns = frames.start().raw()..frames.start().raw() + frames.count();
+        self.uncertain.extend(pfns.map(Pfn::new));
     }
 }
 

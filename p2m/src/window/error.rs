@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, Frames, Full, GuestVa, Pfn};
+use hypercall::{AccessError, BatchError, Frames, Full, GuestVa, Pfn, Uncertain};
 
 use crate::error::P2mError;
 
@@ -25,6 +25,8 @@ pub enum WindowFailure {
         /// How many it can have.
         capacity: u64,
     },
+    /// The map is not the one that is in this window.
+    OtherMap,
     /// No frame for a table or a page of the list.
     OutOfFrames,
     /// A frame is none of the guest's, or a pfn cannot be changed.
@@ -54,6 +56,7 @@ impl fmt::Display for WindowFailure {
             Self::Capacity { pfns, capacity } => {
                 write!(f, "the map was to have {pfns:#x} pfns and can have {capacity:#x}")
             }
+            Self::OtherMap => f.write_str("the frame map is not the one in this window"),
             Self::OutOfFrames => f.write_str("no frame for the frame map"),
             Self::P2m(error) => write!(f, "{error}"),
             Self::Access(error) => write!(f, "{error}"),
@@ -91,8 +94,8 @@ impl From<Full> for WindowFailure {
 pub struct WindowError {
     /// Why.
     pub failure: WindowFailure,
-    /// Whether what was done before could be undone. If not, the frames concerned are lost to the
-    /// guest, and read-only or mapped in the window.
+    /// Whether what was done before could be undone. If not, the frames concerned may be read-only,
+    /// or mapped in the window: the source has them as uncertain ones.
     pub undo: Result<(), WindowFailure>,
 }
 
@@ -130,11 +133,11 @@ impl core::error::Error for WindowError {}
 /// A window that could not be opened.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OpenError {
-    /// The frames meant for it.
-    pub frames: Frames,
+    /// The frames meant for it: uncertain ones, if what was done could not be undone.
+    pub frames: Result<Frames, Uncertain>,
     /// Why.
     pub failure: WindowFailure,
-    /// Whether the frames are writable again.
+    /// Whether the frames are writable again, and in no table.
     pub undo: Result<(), WindowFailure>,
 }
 

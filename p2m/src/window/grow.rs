@@ -8,19 +8,28 @@
 
 use core::ops::Range;
 
-use hypercall::{Batch, Frame, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{Batch, Frame, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot};
 
 use super::error::{WindowError, WindowFailure};
-use super::tables::{Access, fill_leaf, fill_table, protect, read, unprotect, write};
+use super::tables::{Access, Stopped, fill_leaf, fill_table, protect, read, unprotect, write};
 use super::{GrowContext, Hole, L1, PFNS_PER_L1, TABLE_ENTRIES, Window, index, place};
 use crate::entry::{ABSENT, IDENTITY};
 use crate::leaves::LeafSource;
-use crate::map::Pfns;
+use crate::map::{P2m, Pfns};
 use crate::runs::LEAF_WORDS;
 
 /// The most pages that change in one hypercall.
 const LEAVES_MAX: usize = 512;
 const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
+
+/// What has become of a table that is not to be used after all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// It is loose again, and writable.
+    Writable,
+    /// No table leads to it, but it may be read-only.
+    ReadOnly,
+}
 
 /// What leaves of a hole become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +74,7 @@ impl Window {
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         let p2m = context.p2m;
+        self.check_map(p2m)?;
         if len > self.capacity {
             let capacity = self.capacity;
             return Err(WindowFailure::Capacity { pfns: len, capacity }.into());
@@ -182,9 +192,7 @@ impl Window {
             let l1 = self.l1((context.machine, context.p2m), gib)?;
             if whole && l1 == L1::Shared(Hole::Absent) {
                 let identity = context.p2m.mfn(self.pfn(place::IDENTITY_L1))?;
-                batch.clear();
-                self.push_l2(context, gib, Pte::new(identity, PteFlags::TABLE), batch)?;
-                submit(context, batch).map_err(WindowFailure::Refused)?;
+                self.link(context, gib, identity, batch)?;
             } else {
                 self.convert(context, (gib, range, Target::Identity), source, batch)?;
             }
@@ -200,7 +208,17 @@ impl Window {
         Ok(())
     }
 
+    /// The map has to be that of this window: its list grows where the window's tables lead (I-8).
+    fn check_map(&self, p2m: &P2m<'_>) -> Result<(), WindowFailure> {
+        if p2m.list.addr() == self.words && p2m.capacity() == self.capacity {
+            Ok(())
+        } else {
+            Err(WindowFailure::OtherMap)
+        }
+    }
+
     fn check_range<M>(&self, context: GrowContext<'_, M>, pfns: Pfns) -> Result<(), WindowError> {
+        self.check_map(context.p2m)?;
         let len = context.p2m.len();
         if pfns.end() > len {
             return Err(WindowFailure::Capacity { pfns: pfns.end(), capacity: len }.into());
@@ -239,29 +257,36 @@ impl Window {
         (range, target): (Range<u64>, Target),
         (source, batch): (&mut impl LeafSource, &mut Batch<'_>),
     ) -> Result<(), WindowError> {
-        let around = (context.machine, context.p2m);
         let linked = self
             .fill_split(context, (table.pfn(), hole), (range.clone(), target), source)
-            .map_err(WindowError::from)
-            .and_then(|()| {
-                let table = core::iter::once(table.pfn());
-                protect(around, table, Access::ReadOnly, batch)
-                    .map_err(|(_, failure)| WindowError::from(failure))
-            })
-            .and_then(|()| {
-                let mfn = context.p2m.mfn(table.pfn())?;
-                batch.clear();
-                self.push_l2(context, gib, Pte::new(mfn, PteFlags::TABLE), batch)?;
-                submit(context, batch).map_err(|error| {
-                    let failure = WindowFailure::Refused(error);
-                    unprotect(around, core::iter::once(table.pfn()), (1, failure), batch)
-                })
-            });
-        let Err(error) = linked else { return Ok(()) };
-        if error.undo.is_ok() {
-            self.give_back(context, table, range, source);
-        }
-        Err(error)
+            .map_err(|failure| (failure.into(), Left::Writable))
+            .and_then(|()| self.link_split(context, table.pfn(), gib, batch));
+        linked.map_err(|(error, left)| {
+            self.give_back(context, (table, left), range, source);
+            error
+        })
+    }
+
+    /// Protects a table and links it in the place of a shared one.
+    fn link_split<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        table: Pfn,
+        gib: u64,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), (WindowError, Left)> {
+        let around = (context.machine, context.p2m);
+        let left = |error: WindowError| {
+            (error, if error.undo.is_ok() { Left::Writable } else { Left::ReadOnly })
+        };
+        let table_alone = || core::iter::once(table);
+        protect(around, table_alone(), Access::ReadOnly, batch)
+            .map_err(|Stopped { failure, undo, .. }| left(WindowError { failure, undo }))?;
+        let mfn = context.p2m.mfn(table).map_err(WindowFailure::from);
+        mfn.and_then(|mfn| self.link(context, gib, mfn, batch)).map_err(|failure| {
+            let all = Stopped { done: 1, failure, undo: Ok(()) };
+            left(unprotect(around, table_alone(), all, batch))
+        })
     }
 
     /// Fills a loose table like the shared one of `hole`, with the leaves in `range` converted.
@@ -275,29 +300,26 @@ impl Window {
         let shared = self.hole_pte(context, hole)?;
         fill_table(context.machine, table, |_| Ok(shared))?;
         for at in range {
-            let pte = match target {
-                Target::Identity => self.hole_pte(context, Hole::Identity)?,
-                Target::Own => {
-                    let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
-                    match own_pte(context, &leaf, hole) {
-                        Ok(pte) => pte,
-                        Err(failure) => {
-                            source.give(leaf);
-                            return Err(failure);
-                        }
-                    }
-                }
-            };
-            write(context.machine, table, at, pte)?;
+            if target == Target::Identity {
+                write(context.machine, table, at, self.hole_pte(context, Hole::Identity)?)?;
+                continue;
+            }
+            let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
+            let filled = own_pte(context, &leaf, hole)
+                .and_then(|pte| Ok(write(context.machine, table, at, pte)?));
+            if let Err(failure) = filled {
+                source.give(leaf);
+                return Err(failure);
+            }
         }
         Ok(())
     }
 
-    /// Gives a loose table back, and the leaves in it that are nobody else's.
+    /// Gives a table back that nothing leads to, and the leaves in it that are nobody else's.
     fn give_back<M: Machine>(
         &self,
         context: GrowContext<'_, M>,
-        table: Frame,
+        (table, left): (Frame, Left),
         range: Range<u64>,
         source: &mut impl LeafSource,
     ) {
@@ -311,7 +333,10 @@ impl Window {
                 source.give(unsafe { Frame::claim(pfn) });
             }
         }
-        source.give(table);
+        match left {
+            Left::Writable => source.give(table),
+            Left::ReadOnly => source.give_uncertain(table.into()),
+        }
     }
 
     /// Changes leaves of a live table.
@@ -336,24 +361,15 @@ impl Window {
                     }
                     at += 1;
                 }
-                if batch.updates() > 0 {
-                    batch.op(MmuExtOp::tlb_flush_all())?;
-                }
                 Ok(())
             };
-            let changed = plan().map_err(WindowError::from).and_then(|()| {
-                submit(context, batch).map_err(|error| {
-                    batch.invert();
-                    let undo = match batch.op(MmuExtOp::tlb_flush_all()) {
-                        Ok(()) => submit(context, batch).map_err(WindowFailure::Refused),
-                        Err(full) => Err(full.into()),
-                    };
-                    WindowError { failure: WindowFailure::Refused(error), undo }
-                })
-            });
-            if let Err(error) = changed {
-                if error.undo.is_ok() {
-                    taken.into_iter().flatten().for_each(|leaf| source.give(leaf));
+            let planned = plan().map_err(WindowError::from);
+            if let Err(error) = planned.and_then(|()| change(context, batch)) {
+                for leaf in taken.into_iter().flatten() {
+                    match error.undo {
+                        Ok(()) => source.give(leaf),
+                        Err(_) => source.give_uncertain(leaf.into()),
+                    }
                 }
                 return Err(error);
             }
@@ -411,6 +427,20 @@ impl Window {
         Ok(Pte::new(context.p2m.mfn(self.pfn(page))?, flags))
     }
 
+    /// Links a table for a GiB, by one entry: if Xen refuses it, nothing has changed. It flushes
+    /// every TLB itself when an entry above L1 changes.
+    fn link<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        gib: u64,
+        table: Mfn,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowFailure> {
+        batch.clear();
+        self.push_l2(context, gib, Pte::new(table, PteFlags::TABLE), batch)?;
+        submit(context, batch).map_err(WindowFailure::Refused)
+    }
+
     /// Adds the change of a GiB's L2 entry.
     fn push_l2<M: Machine>(
         &self,
@@ -439,6 +469,26 @@ fn own_pte<M: Machine>(
     fill_leaf(context.machine, leaf.pfn(), word)?;
     let flags = context.machine.offered(PteFlags::KERNEL_RW);
     Ok(Pte::new(context.p2m.mfn(leaf.pfn())?, flags))
+}
+
+/// Changes entries that a TLB may hold, at every vCPU; or changes them back.
+fn change<M: Machine>(
+    context: GrowContext<'_, M>,
+    batch: &mut Batch<'_>,
+) -> Result<(), WindowError> {
+    if batch.updates() == 0 {
+        return Ok(());
+    }
+    batch.op(MmuExtOp::tlb_flush_all()).map_err(WindowFailure::from)?;
+    submit(context, batch).map_err(|error| {
+        batch.invert();
+        // Some vCPU may have used an entry meanwhile.
+        let undo = match batch.op(MmuExtOp::tlb_flush_all()) {
+            Ok(()) => submit(context, batch).map_err(WindowFailure::Refused),
+            Err(full) => Err(full.into()),
+        };
+        WindowError { failure: WindowFailure::Refused(error), undo }
+    })
 }
 
 /// Sends a change of the window's entries, with the generation odd meanwhile.

@@ -40,7 +40,7 @@ use crate::map::P2m;
 use crate::runs::LEAF_WORDS;
 use crate::sync::AtomicU64;
 use crate::toolstack::Toolstack;
-use tables::{Access, fill_leaf, fill_table, protect, read, unprotect};
+use tables::{Access, Stopped, fill_leaf, fill_table, protect, read, unprotect};
 
 /// Entries in a table.
 const TABLE_ENTRIES: u64 = 512;
@@ -101,6 +101,8 @@ pub struct WindowPlace {
 #[derive(Debug)]
 pub struct Window {
     va: GuestVa,
+    /// Where the program sees the words.
+    words: usize,
     root: Pfn,
     capacity: u64,
     /// L3, shared leaves, shared L1 tables, L2 tables, L1 tables of the builder's list.
@@ -163,8 +165,9 @@ impl Window {
         batch: &mut Batch<'_>,
     ) -> Result<(P2m<'w>, Self), OpenError> {
         let WindowPlace { va, root, .. } = place;
-        let capacity = place.capacity.next_multiple_of(PFNS_PER_L1);
-        let window = Self { va, root, capacity, frames };
+        let capacity = place.capacity.min(PFNS_MAX + 1).next_multiple_of(PFNS_PER_L1);
+        let words = place.words.addr().get();
+        let window = Self { va, words, root, capacity, frames };
         let needed = Self::frames_needed(old.len(), capacity);
         let aligned = va.raw().is_multiple_of(1 << Level::L4.shift());
         let failure = match () {
@@ -189,12 +192,16 @@ impl Window {
                         return Ok((P2m { list }, window));
                     }
                     Err(WindowError { failure, undo }) => {
-                        return Err(OpenError { frames: window.frames, failure, undo });
+                        let frames = match undo {
+                            Ok(()) => Ok(window.frames),
+                            Err(_) => Err(window.frames.into()),
+                        };
+                        return Err(OpenError { frames, failure, undo });
                     }
                 }
             }
         };
-        Err(OpenError { frames: window.frames, failure, undo: Ok(()) })
+        Err(OpenError { frames: Ok(window.frames), failure, undo: Ok(()) })
     }
 
     /// Fills every table and shared page, all of them loose.
@@ -256,8 +263,9 @@ impl Window {
             if undo.is_err() {
                 return WindowError { failure, undo };
             }
-            let all = self.tables().count() as u64;
-            unprotect((machine, p2m), self.tables(), (all, failure), batch)
+            let done = self.tables().count() as u64;
+            let all = Stopped { done, failure, undo };
+            unprotect((machine, p2m), self.tables(), all, batch)
         })
     }
 

@@ -83,14 +83,25 @@ pub(super) fn read<M: FrameAccess>(
     machine.read_entry(table, at)
 }
 
-/// Maps the frames of `tables` with `access` in the direct mapping. On failure: how many are mapped
-/// so, and why not the next. One hypercall for each 16 tables.
+/// A [`protect`] that was refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stopped {
+    /// How many tables are mapped as was asked: the first ones.
+    pub(super) done: u64,
+    /// Why the next is not.
+    pub(super) failure: WindowFailure,
+    /// Whether those behind it are as they were.
+    pub(super) undo: Result<(), WindowFailure>,
+}
+
+/// Maps the frames of `tables` with `access` in the direct mapping. One hypercall for each 16
+/// tables.
 pub(super) fn protect<M: Machine>(
     (machine, p2m): (&M, &P2m<'_>),
     tables: impl Iterator<Item = Pfn>,
     access: Access,
     batch: &mut Batch<'_>,
-) -> Result<(), (u64, WindowFailure)> {
+) -> Result<(), Stopped> {
     batch.clear();
     let mut done = 0;
     let mut pending = [Pfn::new(0); CALLS_MAX];
@@ -102,10 +113,15 @@ pub(super) fn protect<M: Machine>(
             let old = Pte::new(mfn, machine.offered(access.opposite().flags()));
             Ok((VaMapping { va, pte, flush: VaFlush::PageAll }, old))
         })();
-        let (mapping, old) = mapping.map_err(|failure| (done, failure))?;
+        let stopped = |failure| Stopped { done, failure, undo: Ok(()) };
+        let (mapping, old) = mapping.map_err(stopped)?;
         if batch.va_mapping(mapping, old).is_err() {
             submit(machine, batch, &mut done, &pending)?;
-            batch.va_mapping(mapping, old).map_err(|full| (done, full.into()))?;
+            batch.va_mapping(mapping, old).map_err(|full| Stopped {
+                done,
+                failure: full.into(),
+                undo: Ok(()),
+            })?;
         }
         pending[batch.requests() - 1] = table;
     }
@@ -117,38 +133,35 @@ fn submit<M: Machine>(
     batch: &mut Batch<'_>,
     done: &mut u64,
     pending: &[Pfn],
-) -> Result<(), (u64, WindowFailure)> {
+) -> Result<(), Stopped> {
     let requests = batch.requests();
     // SAFETY: the frames belong to the window (I-9); no Rust reference leads into them.
-    match unsafe { batch.submit(machine) } {
-        Ok(()) => {
-            *done += requests as u64;
-            Ok(())
-        }
-        Err(error) => {
-            // What Xen did behind the refused entry is taken back at once, so that the done ones
-            // are the first ones.
-            let failure = match pending.get(error.request) {
-                Some(&table) => WindowFailure::Protect { table, error },
-                None => WindowFailure::Refused(error),
-            };
-            batch.invert();
-            // SAFETY: as above.
-            let undone = unsafe { batch.submit(machine) };
-            batch.clear();
-            Err((*done, undone.err().map_or(failure, WindowFailure::Refused)))
-        }
-    }
+    let Err(error) = (unsafe { batch.submit(machine) }) else {
+        *done += requests as u64;
+        return Ok(());
+    };
+    let failure = match pending.get(error.request) {
+        Some(&table) => WindowFailure::Protect { table, error },
+        None => WindowFailure::Refused(error),
+    };
+    // What Xen did behind the refused entry is taken back at once, so that the done ones are the
+    // first ones.
+    batch.invert();
+    // SAFETY: as above.
+    let undo = unsafe { batch.submit(machine) }.map_err(WindowFailure::Refused);
+    batch.clear();
+    Err(Stopped { done: *done, failure, undo })
 }
 
-/// Undoes a [`protect`] that stopped after so many of `tables`, or that is to be undone whole.
+/// Undoes a [`protect`] that stopped, or that is to be undone whole.
 pub(super) fn unprotect<M: Machine>(
     around: (&M, &P2m<'_>),
     tables: impl Iterator<Item = Pfn>,
-    (done, failure): (u64, WindowFailure),
+    stopped: Stopped,
     batch: &mut Batch<'_>,
 ) -> WindowError {
-    let done = usize::try_from(done).unwrap_or(usize::MAX);
-    let undo = protect(around, tables.take(done), Access::Writable, batch);
-    WindowError { failure, undo: undo.map_err(|(_, failure)| failure) }
+    let done = usize::try_from(stopped.done).unwrap_or(usize::MAX);
+    let undone = protect(around, tables.take(done), Access::Writable, batch);
+    let undo = stopped.undo.and(undone.map_err(|again| again.failure));
+    WindowError { failure: stopped.failure, undo }
 }

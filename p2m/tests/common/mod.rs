@@ -1,4 +1,5 @@
 //! How tests of the window begin.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use hypercall::{BatchStorage, Frames};
 use p2m::{Audit, P2m, Window};

@@ -1,0 +1,199 @@
+//! A second vCPU uses the window and the frames under it all the time: it never meets a translation
+//! that is stale, whatever is changed, refused and undone.
+#![expect(unsafe_code, reason = "the guest exists only in the model")]
+#![cfg(not(loom))]
+
+mod common;
+
+use common::{Storage, opened, split};
+use hypercall::{
+    AccessError, Assist, Call, Error, FailEach, FrameAccess, GuestVa, Hypercalls, MemoryOp, Mfn,
+    PAGE_SHIFT, Pfn, Pte,
+};
+use p2m::{P2m, Pfns, Window, WindowError};
+use pv_tests::pairs::{self, Plan};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW, context};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::Mode;
+
+/// A machine whose second vCPU loads and stores at `addresses` before anything is asked of Xen, and
+/// keeps in its TLB what it finds.
+struct Watched<'m> {
+    machine: &'m Machine,
+    plan: &'m Plan<'m>,
+    second: xen_model::Guest<'m>,
+    addresses: Vec<u64>,
+}
+
+impl<'m> Watched<'m> {
+    fn new(
+        machine: &'m Machine,
+        plan: &'m Plan<'m>,
+        addresses: impl IntoIterator<Item = u64>,
+    ) -> Self {
+        let addresses = addresses.into_iter().collect();
+        Self { machine, plan, second: machine.second(), addresses }
+    }
+
+    /// Stores what is there and loads it; where it may not, the page fault is the kernel's. The
+    /// store comes first: after a load the TLB would have the entry as it is now.
+    fn touch(&self) {
+        let model = &self.machine.model;
+        for va in &self.addresses {
+            let Some((_, pte)) = model.guest().l1_slot(*va) else { continue };
+            let at = usize::try_from(va % 4096 / 8).expect("below 512");
+            let mut word = model.word(pte.mfn(), at).unwrap_or_default().to_le_bytes();
+            let _ = self.second.store(*va, &word, Mode::Kernel);
+            let _ = self.second.load(*va, &mut word, Mode::Kernel);
+        }
+    }
+}
+
+// SAFETY: the machine's, and the guest exists only in the model.
+unsafe impl Hypercalls for Watched<'_> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        self.touch();
+        if self.plan.refused() > 0 {
+            // A request was stopped in the middle: what is stale there, its end puts right.
+            let _ = self.machine.model.take_violations();
+        }
+        // SAFETY: the promise is handed on.
+        unsafe { self.machine.issue(calls) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: as above.
+        unsafe { self.machine.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.machine.enable_assist(assist)
+    }
+}
+
+// SAFETY: as above.
+unsafe impl FrameAccess for Watched<'_> {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.machine.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.machine.write_entry(table, index, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.machine.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.machine.write_bytes(pfn, offset, from) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.machine.machine_to_phys(mfn)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.machine.direct_map(pfn)
+    }
+}
+
+/// A machine that refuses, around one that is watched.
+type Refusing<'r, 'm> = FailEach<'r, &'r Watched<'m>>;
+
+/// The addresses of the words of leaves from the one of `pfn` on, one in each.
+fn words(pfn: u64, leaves: u64) -> impl Iterator<Item = u64> {
+    (0..leaves).map(move |leaf| WINDOW + (pfn + leaf * LEAF) * 8)
+}
+
+/// Does `change` with each pair of refusals, while the second vCPU uses `addresses`.
+fn nothing_is_stale(
+    name: &str,
+    addresses: impl Fn() -> Vec<u64>,
+    change: impl Fn(&Refusing<'_, '_>, &P2m<'_>, &mut Window, &mut Pool) -> Result<(), WindowError>,
+) {
+    pairs::run("p2m", name, |plan| {
+        let machine = Machine::new(11);
+        let (frames, mut pool) = split(&machine);
+        let (p2m, mut window) = opened(&machine, frames);
+        let around = context(&machine, &p2m);
+        window.grow(around, CAPACITY, &mut Storage::new().batch()).expect("it has room");
+        let watched = Watched::new(&machine, plan, addresses());
+        let done = change(&pairs::around(&watched, plan), &p2m, &mut window, &mut pool);
+        assert_eq!(done.is_err(), plan.refused() > 0, "{done:?}");
+        // After an undo that was refused too, nobody knows what is mapped.
+        if done.map_or_else(|error| error.undo, Ok).is_ok() {
+            watched.touch();
+        }
+        machine.check();
+    });
+}
+
+#[test]
+fn words_that_get_pages_of_their_own_are_stale_nowhere() {
+    let first = GIB - 20 * LEAF; // in the GiB that has a table of its own
+    nothing_is_stale(
+        "stale_reserve",
+        || words(first, 12).collect(),
+        |machine, p2m, window, pool| {
+            let pfns = Pfns::new(Pfn::new(first), 10 * LEAF);
+            window.reserve(context(machine, p2m), pfns, pool, &mut Storage::new().batch())
+        },
+    );
+}
+
+#[test]
+fn words_of_a_gib_that_gets_a_table_of_its_own_are_stale_nowhere() {
+    nothing_is_stale(
+        "stale_split",
+        || words(2 * GIB, 8).collect(),
+        |machine, p2m, window, pool| {
+            let pfns = Pfns::new(Pfn::new(2 * GIB), 4 * LEAF);
+            window.reserve(context(machine, p2m), pfns, pool, &mut Storage::new().batch())
+        },
+    );
+}
+
+#[test]
+fn words_of_holes_that_become_identity_are_stale_nowhere() {
+    nothing_is_stale(
+        "stale_identity",
+        || words(GIB - 8 * LEAF, 8).chain(words(2 * GIB, 8)).chain(words(3 * GIB, 8)).collect(),
+        |machine, p2m, window, pool| {
+            // The end of one GiB, a whole one, and the beginning of another.
+            let mut storage = Storage::new();
+            for (start, count) in [(GIB - 4 * LEAF, 4 * LEAF), (2 * GIB, GIB + 3 * LEAF)] {
+                let pfns = Pfns::new(Pfn::new(start), count);
+                let around = context(machine, p2m);
+                // SAFETY: nothing will map the frames.
+                unsafe { window.reserve_identity(around, pfns, pool, &mut storage.batch()) }?;
+            }
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn frames_that_become_tables_are_writable_nowhere() {
+    pairs::run("p2m", "stale_open", |plan| {
+        let machine = Machine::new(12);
+        let (frames, _) = split(&machine);
+        let run = frames.start().raw()..frames.start().raw() + frames.count();
+        let direct_map = machine.direct_map(Pfn::new(0)).expect("mapped").raw();
+        let watched = Watched::new(&machine, plan, run.map(|pfn| direct_map + (pfn << PAGE_SHIFT)));
+        let refusing = pairs::around(&watched, plan);
+        let opened = machine.open(&refusing, frames, &mut Storage::new().batch());
+        assert_eq!(opened.is_err(), plan.refused() > 0);
+        if opened.map_or_else(|error| error.undo, |_| Ok(())).is_ok() {
+            watched.touch();
+        }
+        machine.check();
+    });
+}
