@@ -203,7 +203,7 @@ impl TableRound<'_> {
     ///
     /// # Hypercalls
     /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates. If one is
-    /// refused, no more than again as many, and a flush.
+    /// refused, at most one more than again as many, with a flush.
     ///
     /// # Safety
     /// The frames were filled as tables, and `changes` are of entries that the caller owns.
@@ -243,7 +243,8 @@ pub(crate) fn link<M: Machine, I: Iterator<Item = Change>>(
     batch: &mut Batch<'_>,
 ) -> Result<(), (u64, EarlyError)> {
     let forth = protections(context, tables.iter(), Access::ReadOnly);
-    apply(context, forth.chain(changes(Direction::Forth)), batch).map_err(|(done, stop)| {
+    let all = forth.chain(changes(Direction::Forth));
+    apply(context, all, None, batch).map_err(|(done, stop)| {
         let protecting = done < tables.count;
         (done, if protecting { stop.protecting() } else { stop.linking() })
     })
@@ -260,24 +261,12 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
     let linked = count(done.saturating_sub(tables.count));
     if linked > 0 {
         let back = changes(Direction::Back).take(linked);
-        apply(context, back, batch).map_err(|(_, stop)| stop.linking())?;
-        flush(context, batch)?;
+        // A CPU may have looked at what was linked for a moment.
+        let flush = Some(MmuExtOp::tlb_flush_all());
+        apply(context, back, flush, batch).map_err(|(_, stop)| stop.linking())?;
     }
     let protected = Pfns::new(tables.start, done.min(tables.count));
     set_protected(context, (protected.iter(), Access::Writable), batch)
-}
-
-/// Makes every TLB forget what was linked for a moment: the CPU may have looked at it.
-fn flush<M: Machine>(
-    context: BuildContext<'_, M>,
-    batch: &mut Batch<'_>,
-) -> Result<(), EarlyError> {
-    batch.clear();
-    batch.op(MmuExtOp::tlb_flush_all())?;
-    // SAFETY: a flush changes nothing.
-    let flushed = unsafe { batch.submit(context.machine) };
-    batch.clear();
-    flushed.map_err(|error| EarlyError::Link { frame: None, error })
 }
 
 /// Gives the entries of the direct mapping for `frames` this access.
@@ -287,7 +276,7 @@ pub(crate) fn set_protected<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<(), EarlyError> {
     let changes = protections(context, frames, access);
-    apply(context, changes, batch).map_err(|(_, stop)| stop.protecting())
+    apply(context, changes, None, batch).map_err(|(_, stop)| stop.protecting())
 }
 
 /// Whether changes are made or taken back.
@@ -369,10 +358,12 @@ pub unsafe fn set_access<M: Machine>(
     set_protected(context, (frames.iter(), access), batch)
 }
 
-/// Sends changes, as many at a time as there is storage for. How many were made before one failed.
+/// Sends changes, as many at a time as there is storage for, and `flush` with the last of them. How
+/// many were made before one failed.
 pub(crate) fn apply<M: Machine>(
     context: BuildContext<'_, M>,
     changes: impl Iterator<Item = Change>,
+    flush: Option<MmuExtOp>,
     batch: &mut Batch<'_>,
 ) -> Result<(), (u64, Stop)> {
     batch.clear();
@@ -384,6 +375,9 @@ pub(crate) fn apply<M: Machine>(
         }
         let pushed = batch.update(update, old.raw());
         pushed.map_err(|full| (done, Stop::Error(full.into())))?;
+    }
+    if let Some(flush) = flush {
+        batch.op(flush).map_err(|full| (done, Stop::Error(full.into())))?;
     }
     send(context, batch, &mut done)
 }

@@ -233,7 +233,7 @@ impl<M: Machine> Work<'_, M> {
         })?;
         let own = BuildContext { root: self.root(), ..self.context };
         let released = protections(own, self.released(), Access::Writable);
-        apply(own, released, batch).map_err(|(done, stop)| {
+        apply(own, released, None, batch).map_err(|(done, stop)| {
             let done = usize::try_from(done).unwrap_or(usize::MAX);
             let back = (self.released().take(done), Access::ReadOnly);
             let back = set_protected(own, back, batch);

@@ -89,6 +89,52 @@ fn a_second_round_that_is_refused_leaves_the_first() {
     assert_eq!(free + used + plan.rounds()[0].tables, first.end);
 }
 
+#[test]
+fn a_round_whose_undo_is_refused_gives_its_frames_to_nobody() {
+    let guest = Guest::new(Role::DomU, 0x1_0000);
+    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let plan = Plan::new(&memory).expect("a plan");
+    let round = plan.rounds()[0].used();
+    // Two frames have become read-only, and stay so.
+    let undo = FailNth::new(&guest.model, refusal_of(1, 0));
+    let machine = FailNth::new(&undo, refusal_of(0, 2));
+    let mut storage = BatchStorage::<500, 1>::new();
+    // SAFETY: the frames exist only in the model; nobody else claims any.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+    let error = refused.expect_err("refused twice");
+    assert!(matches!(error.undo, Err(EarlyError::Protect { .. })), "{error}");
+    let again = build.round(guest.context(&guest.model, &p2m), &mut storage.batch());
+    let shut = EarlyError::RoundUnfinished { buffer: round };
+    assert_eq!(again.map_err(|error| error.failure), Err(shut));
+    let given = |pfn: Pfn| round.start <= pfn && pfn.raw() < round.end();
+    let doubtful = build.finish(|frames| {
+        let frames = Pfns::new(frames.start(), frames.count());
+        assert!(!frames.iter().any(given), "{frames:?} are in doubt and given away");
+    });
+    let doubtful = doubtful.expect("the round's frames");
+    assert_eq!((doubtful.start(), doubtful.count()), (round.start, round.count));
+    guest.check();
+}
+
+#[test]
+fn a_batch_without_room_for_the_flush_of_an_undo_is_refused_before_anything_is_changed() {
+    let guest = Guest::new(Role::DomU, 0x2000);
+    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let plan = Plan::new(&memory).expect("a plan");
+    let before = entries(&guest);
+    // SAFETY: the frames exist only in the model; nobody else claims any.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    let context = guest.context(&guest.model, &p2m);
+    let mut storage = BatchStorage::<500, 0>::new();
+    let refused = build.round(context, &mut storage.batch());
+    assert_eq!(refused, Err(EarlyError::NoStorage.into()));
+    assert!(entries(&guest) == before);
+    let mut storage = BatchStorage::<500, 1>::new();
+    assert!(build.round(context, &mut storage.batch()).is_ok(), "it can be tried again");
+    guest.check();
+}
+
 /// A good guest's memory, changed into what cannot be.
 fn refusal(change: impl Fn(&mut Vec<Region>, &mut Vec<Use>, &mut MapPlace)) -> EarlyError {
     let guest = Guest::new(Role::DomU, 0x2000);

@@ -232,6 +232,28 @@ fn each_element_of_each_request_can_be_refused_and_it_can_be_done_again() {
 }
 
 #[test]
+fn tables_whose_undo_is_refused_are_given_to_nobody_and_the_builders_stay_in_use() {
+    for (request, done) in [(0, 3), (1, 2), (2, 1)] {
+        let (guest, free) = built(DomainConfig::new(Role::DomU, 0x2000));
+        let (frames, _) = frames(&guest, free, Place::Low);
+        let (start, needed) = (frames.start(), guest.memory().own_tables());
+        let refusal = |request, done| Refusal { request, errno: Errno::ENOMEM, done };
+        let undo = FailNth::new(&guest.model, refusal(request + 1, 0));
+        let machine = FailNth::new(&undo, refusal(request, done));
+        let moved = BuilderList::Moved(guest.boot.p2m_list);
+        let mut given = Vec::new();
+        let owner = |frames: Frames| given.push((frames.start(), frames.count()));
+        let refused = replace(&guest, &machine, (moved, frames), owner);
+        let error = refused.expect_err("refused twice");
+        assert!(error.undo.is_err(), "{error}");
+        let doubtful = error.frames.expect_err("the tables");
+        assert_eq!((doubtful.start(), doubtful.count()), (start, needed));
+        assert_eq!(given, [(Pfn::new(start.raw() + needed), 1)], "only what was not needed");
+        guest.check();
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_is_changed() {
     let (guest, free) = built(DomainConfig::new(Role::DomU, 0x2000));
     let before = state(&guest);

@@ -1,0 +1,203 @@
+//! What a TLB still has of what early mappings were: a second vCPU looks at every address between
+//! two requests, as a CPU may that guesses; and the kernel itself used what becomes read-only.
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+
+use std::cell::Cell;
+
+use early_pgt::{Build, BuilderList, Plan, Use, UseKind, replace_tables};
+use hypercall::{
+    AccessError, Assist, BatchStorage, Call, Errno, Error, FailNth, FrameAccess, GuestVa,
+    Hypercalls, Machine, MemoryOp, Mfn, Pfn, Pte, Refusal,
+};
+use p2m::Pfns;
+use pv_tests::booting::{DIRECT_MAP, Guest};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::{DomainConfig, Mode, Role};
+
+const PAGES: u64 = 0x2000;
+/// Pages that are looked at, all over the guest.
+const LOOKED_AT: u64 = 97;
+
+/// A machine on which a second vCPU reads through the direct map after every request.
+struct Busy<'m, M> {
+    machine: M,
+    second: &'m xen_model::Guest<'m>,
+    /// The most pages that it saw.
+    most: Cell<usize>,
+}
+
+/// Reads pages all over the direct map. How many of them are there.
+fn look(vcpu: &xen_model::Guest<'_>) -> usize {
+    let addresses = (0..PAGES).step_by(usize::try_from(LOOKED_AT).expect("small"));
+    let addresses = addresses.map(|pfn| DIRECT_MAP + (pfn << 12));
+    addresses.filter(|va| vcpu.load(*va, &mut [0; 8], Mode::Kernel).is_ok()).count()
+}
+
+// SAFETY: what the machine inside promises; looking changes nothing.
+unsafe impl<M: Machine> Hypercalls for Busy<'_, M> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        // SAFETY: the promise is handed on.
+        let result = unsafe { self.machine.issue(calls) };
+        self.most.set(self.most.get().max(look(self.second)));
+        result
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: as above.
+        unsafe { self.machine.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.machine.enable_assist(assist)
+    }
+}
+
+// SAFETY: what the machine inside promises.
+unsafe impl<M: Machine> FrameAccess for Busy<'_, M> {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.machine.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: the promise is handed on.
+        unsafe { self.machine.write_entry(table, index, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.machine.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: the promise is handed on.
+        unsafe { self.machine.write_bytes(pfn, offset, from) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.machine.machine_to_phys(mfn)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.machine.direct_map(pfn)
+    }
+}
+
+/// A guest with two vCPUs, of whose mapped pages all but six are in use, so that its direct map
+/// takes two rounds.
+fn guest() -> Guest {
+    let mut config = DomainConfig::new(Role::DomU, PAGES);
+    config.vcpus = 2;
+    let mut guest = Guest::of(config);
+    let (memory, mapped) = (guest.memory(), guest.place.kernel_pages);
+    let free: Vec<_> = memory.free().filter(|run| run.start.raw() < mapped).collect();
+    let (last, others) = free.split_last().expect("some are free");
+    let rest = Pfns::new(last.start, mapped - last.start.raw() - 6);
+    let reserved = others.iter().copied().chain([rest]);
+    let reserved = reserved.map(|pfns| Use { pfns, kind: UseKind::Reserved }).collect::<Vec<_>>();
+    guest.uses.extend(reserved);
+    guest
+}
+
+/// Its second vCPU, on the same tables.
+fn second(guest: &Guest) -> xen_model::Guest<'_> {
+    let first = guest.model.guest();
+    let second = guest.model.vcpu(first.domain(), 1).expect("two vCPUs");
+    second.initialise(first.kernel_root().expect("a root"), None).expect("not running yet");
+    second
+}
+
+#[test]
+fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
+    let guest = guest();
+    let (memory, p2m, second) = (guest.memory(), guest.p2m(), second(&guest));
+    let plan = Plan::new(&memory).expect("a plan");
+    let &[_, round] = plan.rounds() else { panic!("{plan:?}") };
+    let mut storage = BatchStorage::<100, 1>::new();
+    // SAFETY: the frames exist only in the model.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    let context = guest.context(&guest.model, &p2m);
+    let reach = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
+    guest.model.guest().set_direct_map(reach.start, reach.end);
+    let mapped = look(&second);
+    assert!(mapped > 0);
+    // All frames are read-only and two tables are linked; the third is refused.
+    let done = usize::try_from(round.tables).expect("few") + 2;
+    let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
+    let machine =
+        Busy { machine: FailNth::new(&guest.model, refusal), second: &second, most: Cell::new(0) };
+    let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+    assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
+    assert!(machine.most.get() > mapped, "the second vCPU saw what was linked");
+    assert_eq!(look(&second), mapped, "and sees it no more");
+    assert_eq!(guest.model.take_violations(), Vec::<String>::new());
+    let reach = build.round(context, &mut storage.batch()).expect("again").expect("the other");
+    assert_eq!(reach.end, PAGES);
+    assert_eq!(look(&second) as u64, PAGES.div_ceil(LOOKED_AT));
+    guest.check();
+}
+
+#[test]
+fn frames_that_become_tables_are_written_by_no_stale_translation() {
+    let guest = guest();
+    let (memory, p2m, second) = (guest.memory(), guest.p2m(), second(&guest));
+    let plan = Plan::new(&memory).expect("a plan");
+    let tables = plan.rounds()[0].used();
+    let touch = |vcpu: &xen_model::Guest<'_>| {
+        let addresses = tables.iter().map(|pfn| guest.place.kernel.raw() + (pfn.raw() << 12));
+        addresses.filter(|va| vcpu.store(*va, &[0], Mode::Kernel).is_ok()).count() as u64
+    };
+    assert_eq!(touch(&second), tables.count, "all are writable");
+    let mut storage = BatchStorage::<100, 1>::new();
+    // SAFETY: the frames exist only in the model.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    let context = guest.context(&guest.model, &p2m);
+    let reach = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
+    assert!(reach.end < PAGES);
+    assert_eq!(touch(&second), 0);
+    guest.check();
+}
+
+#[test]
+fn what_the_kernels_own_tables_forbid_is_in_no_tlb_when_they_are_loaded() {
+    const LIST_VA: u64 = 0xffff_b000_0000_0000;
+    let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
+    config.kernel_pages = 0x200;
+    config.init_p2m = Some(LIST_VA);
+    let mut guest = Guest::of(config);
+    guest.uses.retain(|used| used.kind != UseKind::KernelData);
+    let used = |start, count, kind| Use { pfns: Pfns::new(Pfn::new(start), count), kind };
+    guest.uses.extend([
+        used(0x101, 9, UseKind::KernelText),
+        used(0x10a, 3, UseKind::KernelConstants),
+        used(0x10d, 0xf3, UseKind::KernelData),
+    ]);
+    let mut free = guest.build();
+    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let kernel = guest.model.guest();
+    // Code and constants, at both of their addresses; a page of data; the list.
+    let places = [guest.place.kernel.raw(), DIRECT_MAP];
+    let image = places.map(|start| (0x101..0x10e).map(move |pfn| start + (pfn << 12)));
+    let image: Vec<u64> = image.into_iter().flatten().collect();
+    let touch = || {
+        let written = image.iter().filter(|va| kernel.store(**va, &[0], Mode::Kernel).is_ok());
+        (written.count(), kernel.load(LIST_VA, &mut [0; 8], Mode::Kernel).is_ok())
+    };
+    let (_, listed) = touch();
+    assert!(listed);
+    let (own, rest) = free.pop().expect("memory").split(memory.own_tables()).expect("so many");
+    free.push(rest);
+    let list = BuilderList::Moved(guest.boot.p2m_list);
+    let context = guest.context(&guest.model, &p2m);
+    let mut storage = BatchStorage::<2000, 3>::new();
+    // SAFETY: the frames exist only in the model, and nothing is executed.
+    let replaced = unsafe {
+        replace_tables(context, (&memory, list), own, &mut storage.batch(), |run| free.push(run))
+    };
+    assert!(replaced.is_ok(), "{replaced:?}");
+    assert_eq!(touch(), (2, false), "only the page of data is writable");
+    guest.check();
+}
