@@ -261,7 +261,8 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
     let linked = count(done.saturating_sub(tables.count));
     if linked > 0 {
         let back = changes(Direction::Back).take(linked);
-        // A CPU may have looked at what was linked for a moment.
+        // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with a
+        // table, and nothing that an L1 maps.
         let flush = Some(MmuExtOp::tlb_flush_all());
         apply(context, back, flush, batch).map_err(|(_, stop)| stop.linking())?;
     }

@@ -4,10 +4,10 @@
 
 use std::cell::Cell;
 
-use early_pgt::{Build, BuilderList, Plan, Use, UseKind, replace_tables};
+use early_pgt::{Build, BuilderList, Plan, Region, RegionKind, Use, UseKind, replace_tables};
 use hypercall::{
     AccessError, Assist, BatchStorage, Call, Errno, Error, FailNth, FrameAccess, GuestVa,
-    Hypercalls, Machine, MemoryOp, Mfn, Pfn, Pte, Refusal,
+    Hypercalls, Machine, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Refusal,
 };
 use p2m::Pfns;
 use pv_tests::booting::{DIRECT_MAP, Guest};
@@ -18,19 +18,25 @@ const PAGES: u64 = 0x2000;
 /// Pages that are looked at, all over the guest.
 const LOOKED_AT: u64 = 97;
 
-/// A machine on which a second vCPU reads through the direct map after every request.
+/// A machine on which a second vCPU reads at some addresses after every request.
 struct Busy<'m, M> {
     machine: M,
     second: &'m xen_model::Guest<'m>,
+    addresses: &'m [u64],
     /// The most pages that it saw.
     most: Cell<usize>,
 }
 
-/// Reads pages all over the direct map. How many of them are there.
-fn look(vcpu: &xen_model::Guest<'_>) -> usize {
-    let addresses = (0..PAGES).step_by(usize::try_from(LOOKED_AT).expect("small"));
-    let addresses = addresses.map(|pfn| DIRECT_MAP + (pfn << 12));
-    addresses.filter(|va| vcpu.load(*va, &mut [0; 8], Mode::Kernel).is_ok()).count()
+/// Reads at some addresses. At how many of them there is something.
+fn look(vcpu: &xen_model::Guest<'_>, addresses: &[u64]) -> usize {
+    let found = addresses.iter().filter(|va| vcpu.load(**va, &mut [0; 8], Mode::Kernel).is_ok());
+    found.count()
+}
+
+/// Addresses all over the direct map.
+fn direct_map() -> Vec<u64> {
+    let pfns = (0..PAGES).step_by(usize::try_from(LOOKED_AT).expect("small"));
+    pfns.map(|pfn| DIRECT_MAP + (pfn << 12)).collect()
 }
 
 // SAFETY: what the machine inside promises; looking changes nothing.
@@ -38,7 +44,7 @@ unsafe impl<M: Machine> Hypercalls for Busy<'_, M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the promise is handed on.
         let result = unsafe { self.machine.issue(calls) };
-        self.most.set(self.most.get().max(look(self.second)));
+        self.most.set(self.most.get().max(look(self.second, self.addresses)));
         result
     }
 
@@ -122,21 +128,79 @@ fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
     let context = guest.context(&guest.model, &p2m);
     let reach = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
     guest.model.guest().set_direct_map(reach.start, reach.end);
-    let mapped = look(&second);
+    let addresses = direct_map();
+    let mapped = look(&second, &addresses);
     assert!(mapped > 0);
     // All frames are read-only and two tables are linked; the third is refused.
     let done = usize::try_from(round.tables).expect("few") + 2;
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
-    let machine =
-        Busy { machine: FailNth::new(&guest.model, refusal), second: &second, most: Cell::new(0) };
+    let machine = Busy {
+        machine: FailNth::new(&guest.model, refusal),
+        second: &second,
+        addresses: &addresses,
+        most: Cell::new(0),
+    };
     let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
     assert!(machine.most.get() > mapped, "the second vCPU saw what was linked");
-    assert_eq!(look(&second), mapped, "and sees it no more");
+    assert_eq!(look(&second, &addresses), mapped, "and sees it no more");
     assert_eq!(guest.model.take_violations(), Vec::<String>::new());
     let reach = build.round(context, &mut storage.batch()).expect("again").expect("the other");
     assert_eq!(reach.end, PAGES);
-    assert_eq!(look(&second) as u64, PAGES.div_ceil(LOOKED_AT));
+    assert_eq!(look(&second, &addresses), addresses.len());
+    guest.check();
+}
+
+#[test]
+fn what_was_mapped_in_a_builders_table_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
+    let isa = Pfns::new(Pfn::new(0xa0), 5);
+    let mut config = DomainConfig::new(Role::Dom0, PAGES);
+    config.vcpus = 2;
+    let mut guest = Guest::of(config);
+    let image = guest.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
+    image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
+    let region =
+        |start: u64, end: u64, kind| Region { pfns: Pfns::new(Pfn::new(start), end - start), kind };
+    guest.regions = vec![
+        region(0, isa.start.raw(), RegionKind::Ram),
+        region(isa.start.raw(), isa.end(), RegionKind::Identity),
+        region(isa.end(), PAGES, RegionKind::Ram),
+    ];
+    let (p2m, second) = (guest.p2m(), second(&guest));
+    let va = |pfn: Pfn| guest.place.kernel.raw() + (pfn.raw() << 12);
+    let mut storage = BatchStorage::<100, 1>::new();
+    let mut batch = storage.batch();
+    for pfn in isa.iter() {
+        let (slot, pte) = guest.model.guest().l1_slot(va(pfn)).expect("mapped");
+        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
+        // SAFETY: only the model's memory is at stake.
+        unsafe { p2m.depopulate(pfn) }.expect("memory");
+    }
+    batch.op(MmuExtOp::tlb_flush_all()).expect("room");
+    // SAFETY: as above.
+    unsafe { batch.submit(&guest.model) }.expect("not refused");
+    // SAFETY: as above.
+    unsafe { p2m.set_identity(isa) }.expect("absent");
+
+    let memory = guest.memory();
+    let plan = Plan::new(&memory).expect("a plan");
+    let addresses: Vec<u64> = isa.iter().map(va).collect();
+    assert_eq!(look(&second, &addresses), 0);
+    // The tables are read-only, and three pages of the machine's are mapped; the fourth is refused.
+    let done = usize::try_from(plan.tables()).expect("few") + 3;
+    let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
+    let machine = Busy {
+        machine: FailNth::new(&guest.model, refusal),
+        second: &second,
+        addresses: &addresses,
+        most: Cell::new(0),
+    };
+    // SAFETY: the frames exist only in the model.
+    let mut build = unsafe { Build::begin(&memory, plan) };
+    let refused = build.round(guest.context(&machine, &p2m), &mut batch);
+    assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
+    assert_eq!(machine.most.get(), 3, "the second vCPU saw them");
+    assert_eq!(look(&second, &addresses), 0, "and sees them no more");
     guest.check();
 }
 
