@@ -79,4 +79,5 @@ mod promises;
 mod requests;
 mod seam;
 mod size;
+mod spaces;
 mod start;
