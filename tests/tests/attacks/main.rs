@@ -20,7 +20,7 @@
 #[cfg(not(attack))]
 macro_rules! owed {
     ($call:expr) => {
-        // SAFETY: what is in this file is not run.
+        // SAFETY: it is not run, or is of a guest that exists only in the model.
         unsafe { $call }
     };
 }
