@@ -163,14 +163,19 @@ fn update<M: Machine>(context: &Context<'_, M>, update: MmuUpdate) -> Result<(),
         .map_err(WalkError::InDoubt)
 }
 
-/// One operation on a table, by itself. Xen answers EINVAL for a table that is not pinned.
+/// One operation on a table, by itself. Xen answers EINVAL to a pin of a table that is pinned and to
+/// an unpin of one that is not.
 fn operation<M: Machine>(context: &Context<'_, M>, op: MmuExtOp) -> Result<(), WalkError> {
     // SAFETY: the table belongs to the address space (I-4), and a pin changes no mapping.
     unsafe { context.submit_ops(&[op]) }.map_err(WalkError::InDoubt)
 }
 
 fn unpin<M: Machine>(context: &Context<'_, M>, table: Mfn) -> Result<(), WalkError> {
-    match operation(context, MmuExtOp::unpin(table)) {
+    unless_invalid(operation(context, MmuExtOp::unpin(table)))
+}
+
+fn unless_invalid(done: Result<(), WalkError>) -> Result<(), WalkError> {
+    match done {
         Err(WalkError::InDoubt(Error { errno: Errno::EINVAL, .. })) => Ok(()),
         done => done,
     }
@@ -180,6 +185,12 @@ fn unpin<M: Machine>(context: &Context<'_, M>, table: Mfn) -> Result<(), WalkErr
 fn pin<M: Machine>(context: &Context<'_, M>, level: Level, table: Mfn) -> Result<(), WalkError> {
     unpin(context, table)?;
     operation(context, MmuExtOp::pin(level, table))
+}
+
+/// Takes a pin, if there is none, and lets go of it: so it is known that there is none.
+fn no_pin<M: Machine>(context: &Context<'_, M>, level: Level, table: Mfn) -> Result<(), WalkError> {
+    unless_invalid(operation(context, MmuExtOp::pin(level, table)))?;
+    operation(context, MmuExtOp::unpin(table))
 }
 
 /// Gives the direct mapping of the table `mfn` that access, if it has another one.
@@ -211,9 +222,12 @@ fn make_pinned<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(),
         allow(context, direct_map, mfn, Access::ReadOnly)?;
         pin(context, Level::L4, mfn)?;
     }
-    each_table(context, whole, Level::L1, &mut |link: Link| match held(link.pte) {
-        Some(held) => pin(context, held.level(), link.pte.mfn()),
-        None => unpin(context, link.pte.mfn()),
+    each_table(context, whole, Level::L1, &mut |link: Link| {
+        let table = link.pte.mfn();
+        match held(link.pte) {
+            Some(held) => pin(context, held.level(), table),
+            None => no_pin(context, link.level, table),
+        }
     })?;
     roots.user.map_or(Ok(()), |user| mirror(context, roots.kernel, user))
 }

@@ -11,6 +11,7 @@ use hypercall::{
 };
 
 use crate::context::Context;
+use crate::doubt::Doubt;
 use crate::edit::flags_of_shared;
 use crate::error::MapError;
 use crate::flush::{Flush, Reach};
@@ -181,6 +182,7 @@ impl Pgd<Pinned> {
         if !by.is_right(need, runs) {
             return Err(MapError::Unfit(by));
         }
+        self.put_right(context)?;
         let mut path = Path::new(self.root());
         let Found::Table(_) = path.seek(context, va)? else { return Err(MapError::NotMapped(va)) };
         let (slot, old) = path.entry(context, (Level::L1, va))?;
@@ -188,7 +190,7 @@ impl Pgd<Pinned> {
         let old = if let Need::IfStill(old) = need { old } else { old };
         let new = flags_of_shared(Pte::from_raw(old.raw() & KEPT | flags.bits()), old);
         let table = path.table(Level::L1).ok_or(MapError::NotMapped(va))?;
-        match by {
+        let changed = match by {
             Primitive::MmuUpdate => request(context, (va, slot), MmuUpdate::set, (new, old)),
             Primitive::PreserveAd => {
                 let ad = PteFlags::ACCESSED | PteFlags::DIRTY;
@@ -202,7 +204,12 @@ impl Pgd<Pinned> {
                 let entry = entry.map_err(|_| MapError::NotMapped(va))?;
                 emulated(context, (va, entry), (by, need), (new, old))
             }
+        };
+        if let Err(MapError::RefusedCall(_) | MapError::NotUndone { .. }) = changed {
+            // A TLB may know the flags that the page had for a moment.
+            Doubt::FLUSH.note(&mut self.doubt);
         }
+        changed
     }
 }
 

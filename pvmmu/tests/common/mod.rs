@@ -22,6 +22,8 @@ use xen_model::{Builder, DomainConfig, Model, Role};
 const ARENA: u64 = 0x40;
 /// How many there are.
 pub const ARENA_FRAMES: usize = 1500;
+/// How many a small guest has.
+pub const FEW_FRAMES: u64 = 200;
 
 /// What nearly every test begins with, under the names given: a guest, perhaps a machine that
 /// counts what it is asked, the context of operations on it, and the frames that are free.
@@ -55,23 +57,28 @@ pub struct Pool {
 impl Guest {
     /// A domU of 16 MiB on Xen 4.17.
     pub fn new() -> Self {
-        Self::built(Role::DomU, Model::builder())
+        Self::built(Role::DomU, Model::builder(), 4096, ARENA_FRAMES as u64)
+    }
+
+    /// One of 4 MiB, with [`FEW_FRAMES`] frames that tests use: for tests that make thousands of it.
+    pub fn small() -> Self {
+        Self::built(Role::DomU, Model::builder(), 1024, FEW_FRAMES)
     }
 
     /// The same as dom0, beside a domU of 4 MiB, which is domain 1.
     pub fn dom0() -> Self {
         let neighbour = DomainConfig::new(Role::DomU, 1024);
-        Self::built(Role::Dom0, Model::builder().other(neighbour))
+        Self::built(Role::Dom0, Model::builder().other(neighbour), 4096, ARENA_FRAMES as u64)
     }
 
     /// A domU on a CPU without NX.
     pub fn no_nx() -> Self {
-        Self::built(Role::DomU, Model::builder().no_nx())
+        Self::built(Role::DomU, Model::builder().no_nx(), 4096, ARENA_FRAMES as u64)
     }
 
-    fn built(role: Role, builder: Builder) -> Self {
-        let mut config = DomainConfig::new(role, 4096);
-        config.kernel_pages = ARENA + ARENA_FRAMES as u64;
+    fn built(role: Role, builder: Builder, pages: u64, arena: u64) -> Self {
+        let mut config = DomainConfig::new(role, pages);
+        config.kernel_pages = ARENA + arena;
         config.vcpus = 2;
         let model = builder.seed(7).guest(config.clone()).build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
@@ -93,7 +100,8 @@ impl Guest {
 
     /// The pool of frames that are free to use. To be called once.
     pub fn pool(&self) -> Pool {
-        let numbers = (ARENA..ARENA + ARENA_FRAMES as u64).rev().map(Pfn::new);
+        let frames = if self.list.len() > 1024 { ARENA_FRAMES as u64 } else { FEW_FRAMES };
+        let numbers = (ARENA..ARENA + frames).rev().map(Pfn::new);
         // SAFETY: the frames exist only in the model, and each is claimed once.
         Pool { frames: numbers.map(|pfn| unsafe { Frame::claim(pfn) }).collect() }
     }
@@ -116,6 +124,11 @@ impl Pool {
     /// How many frames are free.
     pub fn len(&self) -> usize {
         self.frames.len()
+    }
+
+    /// Which frames are free.
+    pub fn pfns(&self) -> impl Iterator<Item = Pfn> + use<> {
+        self.frames.iter().map(Frame::pfn).collect::<Vec<_>>().into_iter()
     }
 
     /// Only the first `count` frames remain free; the others are put aside.

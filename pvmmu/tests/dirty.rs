@@ -1,0 +1,383 @@
+//! Dirty bits that the CPU sets between a look at an entry and its change: none is lost, and none
+//! is made up. A second vCPU writes before every request of an operation, on the model.
+#![expect(unsafe_code, reason = "answers for a machine; loads roots of a model's guest")]
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+
+use common::{Guest, Pool, context, tools};
+use hypercall::{
+    AccessError, Assist, BatchStorage, Call, Counting, Counts, Error, FrameAccess, GuestVa,
+    Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
+};
+use pvmmu::{
+    Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, walk,
+};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::{Mode, Model};
+
+/// Of a page that can be written, and has not been.
+const CLEAN: PteFlags =
+    PteFlags::USER_RW.difference(PteFlags::ACCESSED).difference(PteFlags::DIRTY);
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+
+/// A machine on which something happens before each request.
+struct Meanwhile<'m> {
+    model: &'m Model,
+    happens: &'m dyn Fn(&[Call<'_>]),
+}
+
+// SAFETY: what the model answers.
+unsafe impl Hypercalls for Meanwhile<'_> {
+    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
+        (self.happens)(calls);
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.model.issue(calls) }
+    }
+
+    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+        // SAFETY: as above.
+        unsafe { self.model.memory_op(op) }
+    }
+
+    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
+        self.model.enable_assist(assist)
+    }
+}
+
+// SAFETY: what the model answers.
+unsafe impl FrameAccess for Meanwhile<'_> {
+    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
+        self.model.read_entry(table, index)
+    }
+
+    unsafe fn write_entry(
+        &self,
+        table: Pfn,
+        index: PageTableIndex,
+        pte: Pte,
+    ) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.model.write_entry(table, index, pte) }
+    }
+
+    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
+        self.model.read_bytes(pfn, offset, into)
+    }
+
+    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), AccessError> {
+        // SAFETY: as above.
+        unsafe { self.model.write_bytes(pfn, offset, bytes) }
+    }
+
+    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
+        self.model.machine_to_phys(mfn)
+    }
+
+    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+        self.model.direct_map(pfn)
+    }
+}
+
+type Frames<'p, 's> = Counted<'p, 's, Pool>;
+type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+
+const COUNT: u64 = 12;
+
+/// Pages of two tables.
+fn pages() -> Pages {
+    Pages { start: address(0x3f_a000), count: COUNT }
+}
+
+/// Where they move to: in one table.
+fn elsewhere() -> Pages {
+    Pages { start: address(0x8000_0000), count: COUNT }
+}
+
+fn address(raw: u64) -> GuestVa {
+    GuestVa::new(raw).expect("user half")
+}
+
+/// Of the pages, by number, which the second vCPU writes.
+const fn is_written(at: u64) -> bool {
+    !at.is_multiple_of(3)
+}
+
+fn flags(context: &pvmmu::Context<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) -> PteFlags {
+    let (_, pte) = walk(context, pgd.root(), va).expect("readable").leaf().expect("its table");
+    assert!(pte.is_present(), "{va} is mapped");
+    pte.flags()
+}
+
+/// A life around an operation on clean pages while a second vCPU writes to some of them before each
+/// request, at whichever address it can. `check` is told of each page whether the vCPU has written
+/// it.
+fn live<T>(
+    operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>) -> T,
+    check: impl Fn(&pvmmu::Context<'_, Model>, &Pgd<Pinned>, &T, &dyn Fn(u64) -> bool),
+    end: impl Fn(T, &mut Work<'_, '_, '_, '_, '_, Model>),
+) {
+    let guest = Guest::new();
+    let (model, p2m, mut pool) = (&guest.model, guest.p2m(), guest.pool());
+    let plain = context(&guest, model, &p2m);
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = BatchStorage::<64, 8>::new();
+    let mut batch = storage.batch();
+    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
+    pgd.map_pages(&plain, (pages(), CLEAN), &mut frames).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let second = guest.second();
+    second.initialise(model.guest().kernel_root().expect("it runs"), None).expect("started");
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
+    let written = RefCell::new(BTreeSet::new());
+    let write = |_: &[Call<'_>]| {
+        for at in (0..COUNT).filter(|at| is_written(*at)) {
+            for pages in [pages(), elsewhere()] {
+                let va = pages.at(at).expect("user half").raw();
+                if second.store(va, &[1], Mode::Kernel).is_ok() {
+                    written.borrow_mut().insert(at);
+                }
+            }
+        }
+    };
+    let machine = Meanwhile { model, happens: &write };
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    with.presence = Presence::Steady;
+    let done = operation(&mut pgd, &mut with);
+    // Between the last request and now it does not write, so that what is seen is what was kept.
+    let written = written.into_inner();
+    let wanted = (0..COUNT).filter(|at| is_written(*at)).count();
+    assert_eq!(written.len(), wanted, "it could write to each of them at least once");
+    check(&plain, &pgd, &done, &|at| written.contains(&at));
+    assert_eq!(model.take_violations(), Vec::<String>::new(), "no stale translation was used");
+    // SAFETY: as above.
+    unsafe { pvmmu::load_root(&context(&guest, &second, &p2m), guest.root) }.expect("left");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    end(done, &mut with);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    guest.check();
+}
+
+/// The dirty bits of `at` say what was written, and nothing else.
+fn check_dirty(
+    context: &pvmmu::Context<'_, Model>,
+    pgd: &Pgd<Pinned>,
+    at: Pages,
+    written: &dyn Fn(u64) -> bool,
+) {
+    for number in 0..COUNT {
+        let va = at.at(number).expect("user half");
+        let is_dirty = flags(context, pgd, va).contains(PteFlags::DIRTY);
+        assert_eq!(is_dirty, written(number), "page {number}");
+    }
+}
+
+#[test]
+fn pages_that_move_keep_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
+    live(
+        |pgd, with| pgd.remap(with, pages(), elsewhere().start).expect("moved"),
+        |context, pgd, (), written| check_dirty(context, pgd, elsewhere(), written),
+        |(), _| {},
+    );
+}
+
+#[test]
+fn a_table_that_moves_keeps_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
+    live(
+        |pgd, with| {
+            // Its last six pages are the first of a table.
+            let (from, to) = (address(0x40_0000), address(0x8020_0000));
+            pgd.edit(with, |edit| edit.move_table(from, to)).expect("moved");
+        },
+        |context, pgd, (), written| {
+            for at in 6..COUNT {
+                let va = address(0x8020_0000 + (at - 6) * 4096);
+                let is_dirty = flags(context, pgd, va).contains(PteFlags::DIRTY);
+                assert_eq!(is_dirty, written(at), "page {at}");
+            }
+        },
+        |(), _| {},
+    );
+}
+
+#[test]
+fn protected_pages_keep_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
+    live(
+        |pgd, with| pgd.protect(with, pages(), READ_ONLY).expect("protected"),
+        |context, pgd, (), written| {
+            check_dirty(context, pgd, pages(), written);
+            assert!(!flags(context, pgd, pages().start).contains(PteFlags::WRITABLE));
+        },
+        |(), _| {},
+    );
+}
+
+#[test]
+fn both_sides_of_a_fork_know_what_another_vcpu_writes_meanwhile() {
+    live(
+        |pgd, with| pgd.fork(with).expect("forked"),
+        |context, parent, child, written| {
+            check_dirty(context, parent, pages(), written);
+            check_dirty(context, child, pages(), written);
+        },
+        |child, with| child.destroy(with).expect("nobody runs on it"),
+    );
+}
+
+#[test]
+fn a_page_whose_frame_is_replaced_keeps_the_dirty_bit_that_another_vcpu_sets_meanwhile() {
+    live(
+        |pgd, with| {
+            for at in 0..COUNT {
+                let frame = with.frames.take().expect("a frame");
+                let va = pages().at(at).expect("user half");
+                pgd.edit(with, |edit| edit.replace((va, CLEAN), frame)).expect("replaced");
+            }
+        },
+        |context, pgd, (), written| check_dirty(context, pgd, pages(), written),
+        |(), _| {},
+    );
+}
+
+#[test]
+fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
+    live(
+        |pgd, with| {
+            // Accessed and clean: what is seen there goes with the bit that is cleared.
+            let context = with.context;
+            for at in 0..COUNT {
+                let va = pages().at(at).expect("user half");
+                let mut byte = [0];
+                let model = context.machine().model;
+                let second = model.vcpu(model.guest().domain(), 1);
+                second.expect("two").load(va.raw(), &mut byte, Mode::Kernel).expect("mapped");
+            }
+            let mut told = BTreeSet::new();
+            let clear = |edit: &mut pvmmu::Edit<'_, '_, '_, '_, _, _>| {
+                edit.clear_reading_ad(pages(), &mut |va, flags| {
+                    if flags.contains(PteFlags::DIRTY) {
+                        told.insert((va.raw() - pages().start.raw()) / 4096);
+                    }
+                })
+            };
+            pgd.edit(with, clear).expect("cleared");
+            told
+        },
+        |context, pgd, told, written| {
+            for at in 0..COUNT {
+                let now = flags(context, pgd, pages().at(at).expect("user half"));
+                assert!(now.contains(PteFlags::WRITABLE), "page {at} can be written again");
+                let is_noted = told.contains(&at) || now.contains(PteFlags::DIRTY);
+                assert_eq!(is_noted, written(at), "page {at}: {now:?}");
+            }
+        },
+        |_, _| {},
+    );
+}
+
+/// The CPU sets both bits of the first page once, just before the first request that changes its
+/// entry.
+fn poked(
+    operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>),
+    at: GuestVa,
+) {
+    let guest = Guest::new();
+    let (model, p2m, mut pool) = (&guest.model, guest.p2m(), guest.pool());
+    let plain = context(&guest, model, &p2m);
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut pool, shares: &mut shares };
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = BatchStorage::<64, 8>::new();
+    let mut batch = storage.batch();
+    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
+    pgd.map_pages(&plain, (pages(), CLEAN), &mut frames).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let leaf = walk(&plain, pgd.root(), pages().start).expect("readable").leaf();
+    let (slot, _) = leaf.expect("it is mapped");
+    let index = usize::from(u16::from(slot.index));
+    let is_due = Cell::new(true);
+    let poke = |calls: &[Call<'_>]| {
+        let touches = calls.iter().any(|call| match call.request {
+            Request::MmuUpdate(updates, _) => {
+                updates.iter().any(|update| update.target() & !7 == slot.machine_address())
+            }
+            _ => false,
+        });
+        if touches && is_due.replace(false) {
+            let word = model.word(slot.table, index).expect("RAM");
+            let seen = PteFlags::ACCESSED | PteFlags::DIRTY;
+            model.poke(slot.table, index, word | seen.bits());
+        }
+    };
+    let machine = Meanwhile { model, happens: &poke };
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    with.presence = Presence::Steady;
+    operation(&mut pgd, &mut with);
+    assert!(!is_due.get(), "its entry was changed");
+    assert!(flags(&plain, &pgd, at).contains(PteFlags::DIRTY), "it was written, and is clean");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    guest.check();
+}
+
+#[test]
+fn a_dirty_bit_that_is_set_just_before_the_request_is_kept() {
+    let to = elsewhere().start;
+    let at = pages().start;
+    poked(|pgd, with| pgd.remap(with, pages(), to).expect("moved"), to);
+    poked(|pgd, with| pgd.protect(with, pages(), READ_ONLY).expect("protected"), at);
+    let fork = |pgd: &mut Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>| {
+        let child = pgd.fork(with).expect("forked");
+        let page = child.translate(&with.context, at).expect("readable").expect("mapped");
+        assert!(page.flags.contains(PteFlags::DIRTY), "the child's is clean");
+        child.destroy(with).expect("nobody runs on it");
+    };
+    poked(fork, at);
+}
+
+/// What moving twelve pages with these flags costs.
+fn cost(flags: PteFlags, presence: Presence) -> Counts {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let counting = Counting::new(&guest.model);
+    let context = context(&guest, &counting, &p2m);
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = BatchStorage::<64, 8>::new();
+    let mut batch = storage.batch();
+    let (from, to) = (address(0x40_0000), address(0x40_8000));
+    let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
+    let pages = Pages { start: from, count: 8 };
+    pgd.map_pages(&context, (pages, flags), &mut pool).expect("mapped");
+    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let before = counting.counts();
+    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    with.presence = presence;
+    pgd.remap(&mut with, pages, to).expect("moved");
+    let after = counting.counts();
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    guest.check();
+    Counts {
+        hypercalls: after.hypercalls - before.hypercalls,
+        entries: after.entries - before.entries,
+        refused: after.refused,
+    }
+}
+
+#[test]
+fn only_clean_pages_that_may_be_written_take_two_requests_to_move() {
+    let once = Counts { hypercalls: 1, entries: 24, refused: 0 };
+    let twice = Counts { hypercalls: 2, entries: 40, refused: 0 };
+    assert_eq!(cost(PteFlags::USER_RW, Presence::Steady), once, "dirty already");
+    assert_eq!(cost(READ_ONLY & CLEAN, Presence::Steady), once, "never written");
+    assert_eq!(cost(CLEAN, Presence::MayVanish), once, "nobody writes");
+    assert_eq!(cost(CLEAN, Presence::Steady), twice);
+}

@@ -1,0 +1,430 @@
+//! Every operation on an address space with two requests refused: whatever Xen refuses, also of the
+//! undo, and of what puts right what the undo left. No frame has two owners, none is handed out that
+//! a table, a page or another vCPU's TLB still leads to, and each is accounted for in the end.
+#![expect(unsafe_code, reason = "loads roots of a guest that exists only in the model")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::tables::check_counts;
+use common::{Guest, Pool, context, tools};
+use hypercall::{
+    BatchStorage, FailEach, Frame, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags, Uncertain,
+};
+use pv_tests::account::Account;
+use pv_tests::pairs::{self, Plan, around};
+use pvmmu::primitive::Need;
+use pvmmu::{
+    Context, Counted, FrameSource, Loose, Mapped, Pages, Pgd, Pinned, Presence, Shares, TablePool,
+    Tools,
+};
+use xen_model::{Mode, Model};
+
+const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+/// Of a page that can be written and is clean.
+const CLEAN: PteFlags =
+    PteFlags::USER_RW.difference(PteFlags::ACCESSED).difference(PteFlags::DIRTY);
+
+/// Frames, and those that are in doubt.
+struct Kept {
+    pool: Pool,
+    doubtful: Vec<Uncertain>,
+}
+
+impl FrameSource for Kept {
+    fn take(&mut self) -> Option<Frame> {
+        self.pool.take()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.pool.give(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.doubtful.push(frames);
+    }
+}
+
+type Machine<'r, 'm> = FailEach<'r, &'m Model>;
+type Work<'a, 'b, 't, 'p, 's, 'r, 'm> = Tools<'a, 'b, 't, Machine<'r, 'm>, Counted<'p, 's, Kept>>;
+
+/// The address spaces that there are, and the guest that they are in.
+struct Spaces<'g> {
+    guest: &'g Guest,
+    pinned: Vec<Pgd<Pinned>>,
+    loose: Vec<Pgd<Loose>>,
+}
+
+impl Spaces<'_> {
+    /// The first one, for an operation that keeps it.
+    fn first(&mut self) -> &mut Pgd<Pinned> {
+        self.pinned.first_mut().expect("there is one")
+    }
+
+    /// The first one, which no vCPU runs on any more.
+    fn take(&mut self) -> Pgd<Pinned> {
+        self.leave();
+        self.pinned.remove(0)
+    }
+
+    /// The second vCPU runs on the kernel's own root, and knows nothing of another one.
+    fn leave(&self) {
+        let (p2m, second) = (self.guest.p2m(), self.guest.second());
+        let context = context(self.guest, &second, &p2m);
+        // SAFETY: the model's guest has no Rust objects.
+        unsafe { pvmmu::load_root(&context, self.guest.root) }.expect("left");
+        let mut storage = BatchStorage::<0, 1>::new();
+        let mut batch = storage.batch();
+        batch.op(MmuExtOp::tlb_flush_local()).expect("room");
+        // SAFETY: as above.
+        unsafe { batch.submit(&second) }.expect("flushed");
+    }
+}
+
+/// What is swept. It says nothing of how it went: each refusal may be of any of its requests.
+type Operation = fn(&mut Spaces<'_>, &mut Work<'_, '_, '_, '_, '_, '_, '_>);
+
+fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
+    GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
+}
+
+/// Pages that can be written and are clean.
+fn few() -> Pages {
+    Pages { start: va(1, 2, 510), count: 3 }
+}
+
+/// So many of one table that it is changed as a whole.
+fn many() -> Pages {
+    Pages { start: va(1, 8, 7), count: 100 }
+}
+
+/// What the address space maps beside [`few`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Few,
+    Many,
+}
+
+/// How the operation is done.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    pooled: bool,
+    roots: usize,
+    presence: Presence,
+}
+
+fn variants() -> impl Iterator<Item = Variant> {
+    [false, true].into_iter().flat_map(|pooled| {
+        [1, 2].into_iter().flat_map(move |roots| {
+            [Presence::Steady, Presence::MayVanish].into_iter().map(move |presence| Variant {
+                pooled,
+                roots,
+                presence,
+            })
+        })
+    })
+}
+
+/// Sweeps the operation: in every variant if all pairs are tried; otherwise in one, another one from
+/// each operation to the next.
+fn sweep(name: &str, layout: Layout, operation: Operation) {
+    let all = std::env::var_os("PVMMU_PAIRS").is_some_and(|scope| scope == "all");
+    let letters = name.bytes().map(usize::from).sum::<usize>();
+    let chosen = variants().enumerate().filter(|(at, _)| all || (at + letters) % 8 == 0);
+    for (_, variant) in chosen {
+        let Variant { pooled, roots, presence } = variant;
+        let pool = if pooled { "pool" } else { "no_pool" };
+        let name = format!("{name}_{pool}_{roots}_{presence:?}");
+        let _ = pairs::run("pvmmu", &name, |plan| live(plan, (layout, variant), operation));
+    }
+}
+
+/// A life around the operation.
+fn live(plan: &Plan<'_>, (layout, variant): (Layout, Variant), operation: Operation) {
+    let guest = Guest::small();
+    let p2m = guest.p2m();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut kept = Kept { pool: guest.pool(), doubtful: Vec::new() };
+    let mut account = Account::of(kept.pool.pfns());
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut kept, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 12];
+    let (l1, rest) = places.split_at_mut(6);
+    let (l2, l3) = rest.split_at_mut(3);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    let mut storage = BatchStorage::<256, 12>::new();
+    let mut batch = storage.batch();
+    if variant.pooled {
+        for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
+            tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+        }
+    }
+    let pgd = start(&plain, (layout, variant), &mut frames);
+    let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let second = guest.second();
+    second.initialise(guest.model.guest().kernel_root().expect("it runs"), None).expect("started");
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
+    touch(&guest, layout);
+
+    let machine = around(&guest.model, plan);
+    let refusing = context(&guest, &machine, &p2m);
+    let mut with = tools(&refusing, &mut batch, &mut tables, &mut frames);
+    with.presence = variant.presence;
+    let mut spaces = Spaces { guest: &guest, pinned: vec![pgd], loose: Vec::new() };
+    operation(&mut spaces, &mut with);
+    check_free(&spaces, &plain, layout, &with.frames.source.pool);
+    spaces.leave();
+    end(&mut spaces, &mut with);
+    for level in [Level::L1, Level::L2, Level::L3] {
+        // A table that Xen has not let go of stays in the pool, or is in doubt.
+        let _ = with.tables.drain(&refusing, (level, 99), with.frames);
+        with.tables.drain(&plain, (level, 99), with.frames).expect("drained");
+    }
+    check_counts(&tables, 0);
+    account.found("free", kept.pool.pfns());
+    for run in &kept.doubtful {
+        account.found_run("in doubt", run.start(), run.count());
+    }
+    account.assert_balanced();
+    let refused = plan.refused();
+    assert!(refused == 2 || kept.doubtful.is_empty(), "after one refusal nothing is in doubt");
+    assert!(counts.iter().all(|count| *count == 0), "shares that nobody has");
+    guest.model.audit().expect("every reference has its holder");
+}
+
+fn start(
+    context: &Context<'_, Model>,
+    (layout, variant): (Layout, Variant),
+    frames: &mut impl FrameSource,
+) -> Pgd<Loose> {
+    let pgd = match variant.roots {
+        1 => Pgd::new(context, frames),
+        _ => Pgd::with_user_root(context, frames),
+    };
+    let mut pgd = pgd.expect("roots");
+    pgd.map_pages(context, (few(), CLEAN), frames).expect("mapped");
+    if layout == Layout::Many {
+        pgd.map_pages(context, (many(), PteFlags::USER_RW), frames).expect("mapped");
+    }
+    pgd
+}
+
+/// Takes all address spaces apart. Of three attempts two are refused at most.
+fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+    for mut pgd in spaces.pinned.drain(..) {
+        for attempt in 1.. {
+            pgd = match pgd.destroy(with) {
+                Ok(()) => break,
+                Err(error) => {
+                    let reason = error.to_string();
+                    assert!(attempt < 3, "it cannot be destroyed: {reason}");
+                    error.into_pgd().expect(&reason)
+                }
+            };
+        }
+    }
+    for mut pgd in spaces.loose.drain(..) {
+        for attempt in 1.. {
+            pgd = match pgd.destroy(&with.context, with.frames) {
+                Ok(()) => break,
+                Err((pgd, error)) => {
+                    assert!(attempt < 3, "it cannot be destroyed: {error}");
+                    pgd
+                }
+            };
+        }
+    }
+}
+
+/// The second vCPU uses every page, so that its TLB knows them.
+fn touch(guest: &Guest, layout: Layout) {
+    let second = guest.second();
+    let others = if layout == Layout::Many { many() } else { Pages { count: 0, ..many() } };
+    for pages in [few(), others, Pages { start: va(9, 0, 0), count: 3 }] {
+        for at in 0..pages.count {
+            let va = pages.at(at).expect("user half").raw();
+            let mut byte = [0];
+            // Where nothing is mapped it faults.
+            let _ = second.load(va, &mut byte, Mode::Kernel);
+            let _ = second.load(va, &mut byte, Mode::User);
+        }
+    }
+}
+
+/// No frame that is free is a table, is mapped, or is known to a TLB.
+fn check_free(spaces: &Spaces<'_>, context: &Context<'_, Model>, layout: Layout, pool: &Pool) {
+    let free: BTreeSet<Pfn> = pool.pfns().collect();
+    let is_free = |pfn: Pfn| free.contains(&pfn);
+    let all = Pages { start: va(0, 0, 0), count: 1 << 35 };
+    let check = |va: GuestVa, frame: Mapped| {
+        assert!(!frame.pfn().is_some_and(is_free), "{va} maps {frame:?}, which is free");
+    };
+    let roots = spaces.pinned.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]);
+    let roots = roots.chain(spaces.loose.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]));
+    for root in roots.flatten().flatten() {
+        assert!(!is_free(root), "a root is free");
+        for table in common::tables::tables(spaces.guest, root) {
+            let pfn = context.p2m().pfn(&spaces.guest.model, table.mfn).expect("the guest's");
+            assert!(!is_free(pfn), "table {pfn} is free: {table:?}");
+        }
+    }
+    for pgd in &spaces.pinned {
+        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
+            .expect("readable");
+    }
+    for pgd in &spaces.loose {
+        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
+            .expect("readable");
+    }
+    let _ = spaces.guest.model.take_violations();
+    touch(spaces.guest, layout);
+    for stale in spaces.guest.model.take_violations() {
+        let (_, mfn) = stale.rsplit_once("reach mfn ").expect(&stale);
+        let mfn = u64::from_str_radix(mfn.trim_start_matches("0x"), 16).expect(&stale);
+        let pfn = context.p2m().pfn(&spaces.guest.model, Mfn::new(mfn)).expect("the guest's");
+        assert!(!is_free(pfn), "{stale}, which is free");
+    }
+}
+
+macro_rules! sweep {
+    ($($name:ident, $layout:ident: |$spaces:ident, $with:ident| $work:expr;)*) => { $(
+        #[test]
+        fn $name() {
+            sweep(stringify!($name), Layout::$layout, |$spaces, $with| { let _ = $work; });
+        }
+    )* };
+}
+
+sweep! {
+    mapping_pages_under_new_tables, Few: |spaces, with| {
+        spaces.first().map_pages(with, Pages { start: va(700, 1, 254), count: 3 }, CLEAN)
+    };
+    mapping_many_pages_under_a_new_table, Few: |spaces, with| {
+        spaces.first().map_pages(with, Pages { start: va(700, 1, 0), count: 40 }, CLEAN)
+    };
+    mapping_pages_in_tables_that_are_there, Few: |spaces, with| {
+        spaces.first().map_pages(with, Pages { start: va(1, 2, 500), count: 3 }, CLEAN)
+    };
+    mapping_one_frame, Few: |spaces, with| {
+        let frame = with.frames.take().expect("a frame");
+        match spaces.first().map(with, (va(2, 0, 0), PteFlags::USER_RW), frame) {
+            Ok(()) => {}
+            Err(failed) => failed.frame.into_iter().for_each(|frame| with.frames.give(frame)),
+        }
+    };
+    unmapping_pages, Few: |spaces, with| spaces.first().unmap(with, few());
+    unmapping_a_whole_table, Many: |spaces, with| spaces.first().unmap(with, many());
+    unmapping_most_of_a_table, Many: |spaces, with| {
+        spaces.first().unmap(with, Pages { count: 92, ..many() })
+    };
+    unmapping_and_reading_what_was_seen, Few: |spaces, with| {
+        spaces.first().edit(with, |edit| edit.unmap_reading_ad(few(), &mut |_, _| {}))
+    };
+    clearing_what_was_seen, Few: |spaces, with| {
+        spaces.first().edit(with, |edit| edit.clear_reading_ad(few(), &mut |_, _| {}))
+    };
+    protecting_pages, Few: |spaces, with| spaces.first().protect(with, few(), READ_ONLY);
+    protecting_a_whole_table, Many: |spaces, with| {
+        spaces.first().protect(with, many(), READ_ONLY)
+    };
+    moving_pages, Few: |spaces, with| spaces.first().remap(with, few(), va(9, 0, 0));
+    moving_pages_to_a_table_that_is_there, Few: |spaces, with| {
+        spaces.first().remap(with, few(), va(1, 2, 505))
+    };
+    moving_a_table, Many: |spaces, with| {
+        spaces.first().edit(with, |edit| edit.move_table(va(1, 8, 0), va(9, 2, 0)))
+    };
+    replacing_a_frame, Few: |spaces, with| {
+        let frame = with.frames.take().expect("a frame");
+        spaces.first().edit(with, |edit| edit.replace((few().start, READ_ONLY), frame))
+    };
+    setting_the_flags_of_tables, Few: |spaces, with| {
+        let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
+        spaces.first().edit(with, |edit| {
+            edit.set_table_flags((Level::L4, few().start), flags)?;
+            edit.set_table_flags((Level::L2, few().start), flags)
+        })
+    };
+    setting_the_flags_of_one_page, Few: |spaces, with| {
+        let page = (few().start, READ_ONLY);
+        spaces.first().set_flags(&with.context, page, Need::Set, None)
+    };
+    holding_tables, Few: |spaces, with| {
+        spaces.first().hold_l1_tables(&with.context, with.batch)
+    };
+    holding_a_table_and_unmapping_it, Many: |spaces, with| {
+        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        spaces.first().unmap(with, many())
+    };
+    holding_a_table_and_protecting_it, Many: |spaces, with| {
+        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        spaces.first().protect(with, many(), READ_ONLY)
+    };
+    holding_tables_and_ending, Few: |spaces, with| {
+        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        spaces.leave();
+        end(spaces, with);
+    };
+    pinning, Few: |spaces, with| {
+        let presence = with.presence;
+        let variant = Variant { pooled: false, roots: 2, presence };
+        let plain = context(spaces.guest, &spaces.guest.model, with.context.p2m());
+        let loose = start(&plain, (Layout::Few, variant), with.frames);
+        match loose.pin(&with.context, with.batch) {
+            Ok(pgd) => spaces.pinned.push(pgd),
+            Err(error) => spaces.loose.push(error.pgd),
+        }
+    };
+    unpinning, Few: |spaces, with| match spaces.take().unpin(&with.context, with.batch) {
+        Ok(pgd) => spaces.loose.push(pgd),
+        Err(error) => spaces.pinned.push(error.pgd),
+    };
+    holding_and_unpinning, Few: |spaces, with| {
+        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        match spaces.take().unpin(&with.context, with.batch) {
+            Ok(pgd) => spaces.loose.push(pgd),
+            Err(error) => spaces.pinned.push(error.pgd),
+        }
+    };
+    destroying, Few: |spaces, with| {
+        spaces.leave();
+        end(spaces, with);
+    };
+    destroying_what_has_full_tables, Many: |spaces, with| {
+        let _ = spaces.first().map_pages(with, Pages { start: va(3, 0, 0), count: 2 }, CLEAN);
+        spaces.leave();
+        end(spaces, with);
+    };
+    forking, Few: |spaces, with| match spaces.first().fork(with) {
+        Ok(child) => spaces.pinned.push(child),
+        Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
+    };
+    forking_and_writing_on_both_sides, Few: |spaces, with| {
+        match spaces.first().fork(with) {
+            Ok(child) => spaces.pinned.push(child),
+            Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
+        }
+        for pgd in &mut spaces.pinned {
+            let _ = pgd.edit(with, |edit| edit.make_own(few().start));
+        }
+    };
+    forking_what_has_a_full_table, Many: |spaces, with| match spaces.first().fork(with) {
+        Ok(child) => spaces.pinned.push(child),
+        Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
+    };
+    filling_and_draining_a_pool, Few: |_spaces, with| {
+        let Tools { context, batch, tables, frames, .. } = with;
+        let _ = tables.fill(context, (Level::L1, 3), *frames, batch);
+        tables.drain(context, (Level::L1, 3), *frames)
+    };
+    many_changes_in_a_section, Few: |spaces, with| spaces.first().edit(with, |edit| {
+        // What one of them meets, the next ones meet, too.
+        let _ = edit.unmap(Pages { count: 1, ..few() });
+        let _ = edit.map_pages(Pages { start: va(900, 0, 0), count: 2 }, CLEAN);
+        let _ = edit.remap(Pages { start: va(1, 2, 511), count: 1 }, va(9, 0, 0));
+        edit.protect(Pages { start: va(1, 2, 512), count: 1 }, READ_ONLY)
+    });
+}

@@ -1,0 +1,285 @@
+//! Xen refuses a change, and then the undo of what took effect of it, in the places where that was
+//! found to give a frame two owners or to leave an address space that could not be ended.
+//! `pairs.rs` sweeps all places.
+#![expect(unsafe_code, reason = "changes the frame map of a model's guest")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Guest, context, tools};
+use hypercall::{
+    BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Pfn, PteFlags, Refusal, Uncertain,
+};
+use pvmmu::{Counted, FrameSource, MapError, Pages, Pgd, Presence, Shares, TablePool, WalkError};
+
+type Storage = BatchStorage<40, 12>;
+
+const fn refuse(request: u64, done: usize) -> Refusal {
+    Refusal { request, errno: Errno::ENOMEM, done }
+}
+
+fn va(raw: u64) -> GuestVa {
+    GuestVa::new(raw).expect("user half")
+}
+
+/// Moves `pages` to `to` while `refusals` are refused; then, with Xen well again, unmaps both places
+/// or destroys all.
+fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [Option<Pages>; 2]) {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let free = pool.len();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+    // There is a table for `to`, or one above it, already.
+    let near = Pages::one(if pages.count == 512 { va(0xa0_0000) } else { va(0x80_1000) });
+    pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+
+    let inner = FailNth::new(&guest.model, refusals[1]);
+    let machine = FailNth::new(&inner, refusals[0]);
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
+    with.presence = Presence::Steady;
+    let refused = pgd.remap(&mut with, pages, to).expect_err("refused");
+    assert!(matches!(refused.error, MapError::NotUndone { left: 1, .. }), "{refused}");
+
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    for pages in unmaps.into_iter().flatten() {
+        // Of a page that was at two places one is left.
+        let _ = pgd.unmap(&mut with, pages);
+    }
+    pgd.destroy(&mut with).expect("Xen is well again");
+    // The pool panics if a frame comes twice.
+    assert_eq!(pool.len(), free, "each frame came back once");
+    guest.check();
+}
+
+#[test]
+fn a_page_that_was_neither_moved_nor_put_back_comes_back_once() {
+    let (page, to) = (Pages::one(va(0x40_0000)), va(0x80_0000));
+    let refusals = [refuse(0, 1), refuse(2, 0)];
+    moved_and_ended(page, to, refusals, [Some(page), Some(Pages::one(to))]);
+    moved_and_ended(page, to, refusals, [Some(Pages::one(to)), Some(page)]);
+    moved_and_ended(page, to, refusals, [None, None]);
+}
+
+#[test]
+fn a_table_that_was_neither_moved_nor_put_back_comes_back_once_with_its_pages() {
+    let (pages, to) = (Pages { start: va(0x40_0000), count: 512 }, va(0x80_0000));
+    let refusals = [refuse(0, 1), refuse(1, 0)];
+    moved_and_ended(pages, to, refusals, [Some(pages), Some(Pages { start: to, ..pages })]);
+    moved_and_ended(pages, to, refusals, [None, None]);
+}
+
+/// Nothing is done with an address space before what is in doubt of it is put right, as often as
+/// Xen refuses that.
+#[test]
+fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_right() {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let free = pool.len();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let (page, to) = (Pages::one(va(0x40_0000)), va(0x80_0000));
+    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    let both = Pages { start: page.start, count: 1 };
+    pgd.map_pages(&plain, (both, PteFlags::USER_RW), &mut pool).expect("mapped");
+    let near = Pages::one(va(0x80_1000));
+    pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let inner = FailNth::new(&guest.model, refuse(2, 0));
+    let machine = FailNth::new(&inner, refuse(0, 1));
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
+    pgd.remap(&mut with, page, to).expect_err("refused, and not undone");
+    for _ in 0..3 {
+        let before = pool_and_tree(&pgd, &plain, &pool);
+        let machine = FailNth::new(&guest.model, refuse(0, 0));
+        let around = context(&guest, &machine, &p2m);
+        let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
+        let refused = pgd.unmap(&mut with, page).expect_err("refused again");
+        let is_said = matches!(refused.error, MapError::Walk(WalkError::InDoubt(_)));
+        assert!(is_said && refused.done == 0, "{refused}");
+        assert_eq!(pool_and_tree(&pgd, &plain, &pool), before);
+    }
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    pgd.unmap(&mut with, page).expect("it is put right first");
+    assert_eq!(pgd.translate(&plain, to).expect("readable"), None, "it is at no other place");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    assert_eq!(pool.len(), free);
+    guest.check();
+}
+
+fn pool_and_tree(
+    pgd: &Pgd<pvmmu::Pinned>,
+    context: &pvmmu::Context<'_, xen_model::Model>,
+    pool: &common::Pool,
+) -> (usize, Vec<Option<pvmmu::Mapping>>) {
+    let pages = [0x40_0000, 0x80_0000, 0x80_1000].map(va);
+    let mapped = pages.map(|va| pgd.translate(context, va).expect("readable"));
+    (pool.len(), mapped.to_vec())
+}
+
+/// What is refused twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Destroying,
+    PinningItsTables,
+}
+
+fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let free = pool.len();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    let pages = Pages { start: va(0x3f_f000), count: 40 };
+    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let inner = FailNth::new(&guest.model, refusals[1]);
+    let machine = FailNth::new(&inner, refusals[0]);
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
+    let left = if what == What::PinningItsTables {
+        let _ = pgd.hold_l1_tables(&with.context, with.batch);
+        Some(pgd)
+    } else {
+        pgd.destroy(&mut with).err().map(|error| error.into_pgd().expect("it is there"))
+    };
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    if let Some(pgd) = left {
+        pgd.destroy(&mut with).unwrap_or_else(|error| panic!("{refusals:?}: {error}"));
+    }
+    assert_eq!(pool.len(), free, "{refusals:?}");
+    guest.check();
+}
+
+#[test]
+fn an_address_space_can_be_destroyed_after_any_two_refusals_of_destroying_it() {
+    for (first, gap, done) in places() {
+        refused_twice_and_destroyed(
+            What::Destroying,
+            [refuse(first, done), refuse(first + gap, done)],
+        );
+    }
+}
+
+#[test]
+fn an_address_space_can_be_destroyed_after_any_two_refusals_of_pinning_its_tables() {
+    for (first, gap, done) in places() {
+        refused_twice_and_destroyed(
+            What::PinningItsTables,
+            [refuse(first, done), refuse(first + gap, done)],
+        );
+    }
+}
+
+fn places() -> impl Iterator<Item = (u64, u64, usize)> {
+    (0..4).flat_map(|first| (1..4).flat_map(move |gap| (0..3).map(move |done| (first, gap, done))))
+}
+
+/// Frames, and those in doubt.
+#[derive(Default)]
+struct Kept {
+    free: Vec<Frame>,
+    doubtful: Vec<Uncertain>,
+}
+
+impl FrameSource for Kept {
+    fn take(&mut self) -> Option<Frame> {
+        self.free.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.free.push(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.doubtful.push(frames);
+    }
+}
+
+/// Unmapping is refused behind its flush, and so is the flush of the undo: the pages are mapped
+/// again. Mapping is: they are mapped nowhere, but a TLB may know them.
+#[test]
+fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let mut kept = Kept::default();
+    kept.free.extend(std::iter::from_fn(|| pool.take()));
+    let free = kept.free.len();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut kept, shares: &mut shares };
+    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let pages = Pages { start: va(0x40_0000), count: 2 };
+    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
+    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut frames).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    // Three more, of which Xen takes two; then of their undo the updates, not the flush.
+    let more = Pages { start: va(0x40_2000), count: 3 };
+    let inner = FailNth::new(&guest.model, refuse(2, 0));
+    let machine = FailNth::new(&inner, refuse(0, 2));
+    let around = context(&guest, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let refused = pgd.map_pages(&mut with, more, PteFlags::USER_RW).expect_err("refused");
+    assert!(matches!(refused.error, MapError::NotUndone { left: 0, .. }), "{refused}");
+    assert!(refused.to_string().contains("could not be flushed"), "{refused}");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    assert_eq!(kept.doubtful.iter().map(Uncertain::count).sum::<u64>(), 2);
+    assert_eq!(kept.free.len(), free - 2, "those two are handed out to nobody");
+    let doubtful: BTreeSet<Pfn> = kept.doubtful.iter().map(Uncertain::start).collect();
+    assert!(kept.free.iter().all(|frame| !doubtful.contains(&frame.pfn())));
+    guest.model.audit().expect("every reference has its holder");
+}
+
+#[test]
+fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
+    let guest = Guest::new();
+    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut kept = Kept::default();
+    let root = pool.take().expect("a frame");
+    let stranger = pool.take().expect("a frame");
+    let unknown = stranger.pfn();
+    // SAFETY: nothing of the model's guest uses the frame.
+    unsafe { p2m.depopulate(unknown) }.expect("it was known");
+    kept.free = vec![stranger];
+    let refused = Pgd::new(&plain, &mut kept).expect_err("no memory of the guest's");
+    assert!(matches!(refused, MapError::Walk(WalkError::P2m(_))), "{refused}");
+    assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
+    kept.free.push(root);
+    let refused = Pgd::with_user_root(&plain, &mut kept).expect_err("only one is known");
+    assert!(matches!(refused, MapError::Walk(WalkError::P2m(_))), "{refused}");
+    assert_eq!(kept.free.len(), 2);
+    kept.free.reverse();
+    kept.free.sort_by_key(|frame| frame.pfn() != unknown);
+    let mut pgd = Pgd::new(&plain, &mut kept).expect("a root");
+    let page = Pages::one(va(0x40_0000));
+    let refused = pgd.map_pages(&plain, (page, PteFlags::USER_RW), &mut kept).expect_err("a table");
+    assert!(matches!(refused.error, MapError::Walk(WalkError::P2m(_))), "{refused}");
+    assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let mut places = [None];
+    let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
+    tables.fill(&plain, (Level::L1, 1), &mut kept, &mut batch).expect_err("a table");
+    assert_eq!((kept.free.len(), tables.is_empty()), (1, true));
+    pgd.destroy(&plain, &mut kept).expect("readable");
+    guest.check();
+}
