@@ -62,6 +62,10 @@ pub(crate) struct RunArguments {
     /// Processors of the machine [default: as many as dom0 needs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) processors: Option<u32>,
+    /// Model of the machine's CPU, as QEMU's -cpu takes it; on the model of Xen, where there is no
+    /// CPU, one with ",-nx" is one without NX [default: the most complete one]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) cpu: Option<String>,
     /// Let the clock count instructions, guest's and Xen's together: the same on every run
     #[arg(long)]
     pub(crate) icount: bool,
@@ -100,6 +104,12 @@ impl RunArguments {
             DeviceName::Net => Device::Net,
         });
         named.chain(self.disk.clone().map(Device::Disk)).collect()
+    }
+
+    /// Whether the CPU that is asked for has no NX.
+    pub(crate) fn lacks_nx(&self) -> bool {
+        let features = self.cpu.as_deref().into_iter().flat_map(|cpu| cpu.split(',').skip(1));
+        features.into_iter().any(|feature| matches!(feature, "-nx" | "nx=off"))
     }
 
     /// What is run: the program, of our unikernel or of a kernel of somebody's, by its file's name.
@@ -409,6 +419,15 @@ mod tests {
         for word in ["4.99", "4.14", "4.17", "4.20"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn a_cpu_is_named_as_qemu_names_it() {
+        assert_eq!(run_arguments(&[]).unwrap().cpu, None);
+        let run = run_arguments(&["--cpu", "qemu64,-nx", "rights"]).unwrap();
+        assert_eq!((run.cpu.as_deref(), run.lacks_nx()), (Some("qemu64,-nx"), true));
+        let run = run_arguments(&["--cpu=Nehalem", "--as", "domu"]).unwrap();
+        assert_eq!((run.cpu.as_deref(), run.lacks_nx()), (Some("Nehalem"), false));
     }
 
     #[test]

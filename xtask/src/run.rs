@@ -52,8 +52,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
         false => None,
     };
     let kernel = changed.as_ref().map_or(built, |file| file.path().to_owned());
+    let cpu = arguments.cpu.as_ref().map_or(String::new(), |cpu| format!(", CPU {cpu}"));
     let title = format!(
-        "Xen {}, {}, {} MiB, QEMU {}: {}",
+        "Xen {}, {}, {} MiB, QEMU {}{cpu}: {}",
         arguments.xen,
         arguments.role,
         arguments.mem,
@@ -77,6 +78,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<ExitStatus> {
     // A Linux dom0 takes its turns on the guest's processor: instructions are counted in a row.
     let one = (arguments.icount && arguments.role == Role::Domu).then_some(1);
     let real = Host {
+        cpu: arguments.cpu.clone(),
         processors: arguments.processors.or(one),
         devices: arguments.devices(),
         ..Host::new(&qemu, xen, clock)
@@ -117,6 +119,11 @@ fn run_on_model(arguments: &RunArguments) -> Result<ExitStatus> {
     program.args(["--xen", &arguments.xen.to_string(), "--as", &role]);
     program.args(["--mem", &arguments.mem.to_string()]);
     program.args(["--vcpus", &arguments.vcpus.to_string()]);
+    match &arguments.cpu {
+        Some(_) if arguments.lacks_nx() => drop(program.arg("--no-nx")),
+        Some(cpu) => bail!("the model of Xen has no CPU {cpu:?}: it knows a CPU by \",-nx\" alone"),
+        None => {}
+    }
     if let Some(module) = &arguments.module {
         program.arg("--module").arg(module);
     }

@@ -48,6 +48,7 @@ fn machine<'a>(host: &'a Host<'_>, guest: &Guest) -> Machine<'a> {
         memory_mib: memory + memory / 16 + XEN_MEMORY_MIB,
         processors: host.processors.unwrap_or(guest.vcpus),
         clock: host.clock,
+        cpu: host.cpu.as_deref(),
         devices: &host.devices,
         ssh_port: None,
     }

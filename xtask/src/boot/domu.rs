@@ -104,6 +104,7 @@ pub(super) fn machine<'a>(
         memory_mib: DOM0_MEMORY_MIB + XEN_MEMORY_MIB + memory_mib + memory_mib / 16,
         processors: host.processors.unwrap_or(PROCESSORS),
         clock: host.clock,
+        cpu: host.cpu.as_deref(),
         devices: &host.devices,
         ssh_port: None,
     };

@@ -71,6 +71,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) processors: u32,
     /// What its clock counts.
     pub(crate) clock: Clock,
+    /// The model of its CPU, if not the one that its clock asks for.
+    pub(crate) cpu: Option<&'a str>,
     /// What it has besides.
     pub(crate) devices: &'a [Device],
     /// A port of this host, on loopback, that leads to the machine's ssh server.
@@ -146,7 +148,7 @@ impl Machine<'_> {
                 "-accel",
                 "tcg",
                 "-cpu",
-                self.clock.cpu_model(self.qemu),
+                self.cpu.unwrap_or_else(|| self.clock.cpu_model(self.qemu)),
             ])
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.processors.to_string()])
             .args(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", "xen"])

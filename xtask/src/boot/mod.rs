@@ -48,6 +48,8 @@ pub(crate) struct Host<'a> {
     pub(crate) xen: PathBuf,
     /// What its clock counts.
     pub(crate) clock: Clock,
+    /// The model of its CPU as QEMU names it, if not the usual one.
+    pub(crate) cpu: Option<String>,
     /// Its processors, if not one for each virtual CPU of our dom0, or what a Linux dom0 has.
     pub(crate) processors: Option<u32>,
     /// What it has besides.
@@ -57,7 +59,7 @@ pub(crate) struct Host<'a> {
 impl<'a> Host<'a> {
     /// The usual machine.
     pub(crate) const fn new(qemu: &'a Qemu, xen: PathBuf, clock: Clock) -> Self {
-        Self { qemu, xen, clock, processors: None, devices: Vec::new() }
+        Self { qemu, xen, clock, cpu: None, processors: None, devices: Vec::new() }
     }
 }
 
