@@ -54,6 +54,8 @@ pub(crate) struct Made {
     pub(crate) tables: Vec<Pfns>,
     /// In use before there was an allocator, and still; and the list.
     pub(crate) uses: Vec<Use>,
+    /// Pages below the stacks, which nothing maps.
+    pub(crate) guards: Vec<Pfn>,
     /// What the builder made and is free now.
     pub(crate) given_back: Vec<Use>,
     /// What went to Xen for the mapping, and for the kernel's own tables.

@@ -152,7 +152,7 @@ impl<M: Machine + Cpu> Guest<'_, M> {
             return Ok(());
         }
         writeln!(self.console, "this CPU has no NX: all that is mapped can be executed")
-            .map_err(|error| format!("console: {error}"))
+            .map_err(|error| alloc::format!("console: {error}"))
     }
 
     /// Writes a word of the user half that the running address space maps; false if that faults.

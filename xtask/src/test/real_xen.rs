@@ -67,7 +67,7 @@ const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass)
 
 /// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry,
 /// with 1216 MiB the direct mapping takes two rounds and the first one ends within a GiB.
-pub(super) const CASES: [Case; 29] = [
+pub(super) const CASES: [Case; 30] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
     case("demo", 2048, Expectation::Pass),
@@ -95,6 +95,7 @@ pub(super) const CASES: [Case; 29] = [
     case("balloon grow", 64, Expectation::Pass),
     case("fault", 256, Expectation::Fault),
     case("fault call", 256, Expectation::Fault),
+    case("fault overflow", 256, Expectation::Fault),
     case("silent", 256, Expectation::NoVerdict),
     Case { seconds: 5, ..case("hang", 256, Expectation::Hang) },
 ];

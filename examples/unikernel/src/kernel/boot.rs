@@ -167,7 +167,7 @@ fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
     let context = unsafe { Context::new(xen, early.p2m(), early.root()) };
     let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
-    let entry = walk(&context, context.kernel_root, va).ok().and_then(|walk| walk.at(Level::L1));
+    let entry = walk(&context, context.kernel_root(), va).ok().and_then(|walk| walk.at(Level::L1));
     entry.is_some_and(|step| step.pte.is_present() && early.p2m().mfn(pfn) == Ok(step.pte.mfn()))
 }
 

@@ -8,13 +8,10 @@
 
 use core::arch::global_asm;
 
-/// Bytes of the boot stack, which is the only one.
-const STACK_BYTES: usize = 128 * 1024;
+use super::stack::Stack;
 
-#[repr(C, align(4096))]
-struct Stack([u8; STACK_BYTES]);
-
-static mut BOOT_STACK: Stack = Stack([0; STACK_BYTES]);
+/// The stack of the first vCPU, from its first instruction on.
+pub(super) static BOOT_STACK: Stack<{ 128 * 1024 }> = Stack::new();
 
 global_asm!(
     ".macro note type, value:vararg",
@@ -51,6 +48,6 @@ global_asm!(
     ".size kernel_entry, . - kernel_entry",
     ".popsection",
     stack = sym BOOT_STACK,
-    stack_bytes = const STACK_BYTES,
+    stack_bytes = const size_of_val(&BOOT_STACK),
     main = sym super::kernel_main,
 );

@@ -12,12 +12,14 @@ mod panic;
 mod platform;
 mod ports;
 mod shared_page;
+mod stack;
 mod traps;
 mod vcpus;
 
 use hypercall::xen::Xen;
 use hypercall::{Assist, Hypercalls, StartInfo};
 
+use crate::direct_map::Boot;
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 use boot::Early;
@@ -42,6 +44,7 @@ extern "C" fn kernel_main(start_info: *const StartInfo) -> ! {
             Xen::yield_now();
         },
         "fault" if arguments == "call" => traps::call_on_purpose(),
+        "fault" if arguments == "overflow" => end(&overflow(early)),
         "fault" => traps::fault_on_purpose(),
         "silent" => Xen::shutdown(console::shutdown_reason()),
         "panic" => panic!("as asked"),
@@ -58,12 +61,24 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     let mut console = Console;
     let platform = RealPlatform::new(early, &xen);
     let second = SecondVcpu::find(early, &xen);
-    let built = boot::map_memory(early, &xen, programs::boot_of(name))?;
+    let boot = programs::boot_of(name);
+    let mut built = boot::map_memory(early, &xen, boot)?;
+    if boot != Boot::OnBuilderTables {
+        built.made.guards = stack::guard(&xen)?;
+    }
     let mut guest = boot::guest(early, &xen, built, &mut console, &platform);
     guest.arguments = arguments;
     guest.second = second.as_ref().map(|second| second as _);
     guest.say_what_is_missing()?;
     program(&mut guest)
+}
+
+/// Overflows the stack, with all else as a program finds it.
+fn overflow(early: &'static Early) -> Verdict {
+    let xen = boot::machine(early);
+    let _built = boot::map_memory(early, &xen, Boot::Whole)?;
+    stack::guard(&xen)?;
+    stack::overflow_on_purpose()
 }
 
 /// Prints the verdict and ends the guest.

@@ -9,8 +9,8 @@ use core::ptr::NonNull;
 
 use hypercall::xen::Xen;
 use hypercall::{
-    Call, GuestVa, Hypercalls, Mfn, PAGE_SIZE, Pte, PteFlags, Request, SharedInfo, VaFlush,
-    VaMapping,
+    Call, FrameAccess as _, GuestVa, Hypercalls, Mfn, PAGE_SIZE, Pte, PteFlags, Request,
+    SharedInfo, VaFlush, VaMapping,
 };
 use p2m::P2m;
 

@@ -331,7 +331,7 @@ fn print_walk(out: &mut Console, address: u64) -> fmt::Result {
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
     let context = unsafe { Context::new(&xen, early.p2m(), early.root()) };
     writeln!(out, "entries on the way in the tree that the kernel booted on:")?;
-    match walk(&context, context.kernel_root, va) {
+    match walk(&context, context.kernel_root(), va) {
         Ok(walk) => write!(out, "{walk}"),
         Err(error) => writeln!(out, "  {error}"),
     }

@@ -6,7 +6,6 @@
 //! yielding to Xen, so that both make progress on a machine with one CPU.
 
 use core::arch::asm;
-use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
@@ -17,20 +16,14 @@ use hypercall::xen::{VcpuContext, VcpuStart, Xen};
 use hypercall::{Errno, GuestVa};
 
 use super::boot::Early;
+use super::stack::Stack;
 use super::traps;
 use crate::guest::{Second, Work};
 
 /// The number of the second vCPU.
 const SECOND: u32 = 1;
-const STACK_BYTES: usize = 64 * 1024;
-
-#[repr(C, align(4096))]
-struct Stack(UnsafeCell<[u8; STACK_BYTES]>);
-
-// SAFETY: only the vCPU that it is the stack of touches it.
-unsafe impl Sync for Stack {}
-
-static STACK: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
+/// Its stack.
+pub(super) static STACK: Stack<{ 64 * 1024 }> = Stack::new();
 
 /// What `gs:0` shows on the second vCPU: its number.
 static NUMBER: AtomicU64 = AtomicU64::new(SECOND as u64);
@@ -74,7 +67,7 @@ impl<'a> SecondVcpu<'a> {
 
     fn initialise(&self) -> Result<(), String> {
         let root = self.early.p2m().mfn(self.early.root());
-        let stack_top = GuestVa::new(STACK.0.get().addr() as u64 + STACK_BYTES as u64);
+        let stack_top = GuestVa::new(STACK.top());
         let start = VcpuStart {
             entry: second_main,
             argument: u64::from(SECOND),

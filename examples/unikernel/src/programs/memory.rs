@@ -87,6 +87,12 @@ fn count<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<u64, String> {
             guest.machine.read_entries(table, first, &mut entries).or_say("entries")?;
         }
         let pte = entries[at];
+        if guest.made.guards.contains(&pfn) {
+            match pte == Pte::ABSENT {
+                true => continue,
+                false => return Err(format!("pfn {pfn} below a stack is mapped: {pte}")),
+            }
+        }
         // A page of the image lends its place to `shared_info`.
         let right = guest.p2m.mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == guest.boot.shared_info;
         if !right || !pte.is_present() {
