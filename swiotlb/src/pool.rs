@@ -361,8 +361,8 @@ impl<'m> Pool<'m> {
         let slot = segment.take(slots, need.stride)?;
         // The memory of a segment does not change while a slot is taken.
         let Use { head_bytes, len_bytes, .. } = need.what;
-        let place = segment.start().map(|pfn| place_in(pfn, slot, head_bytes, len_bytes));
-        match place.and_then(|place| together(p2m, place).ok().flatten()) {
+        let place = place_in(segment.pfn(), slot, head_bytes, len_bytes);
+        match find_together(p2m, place) {
             Some(bus) if need.mask.reaches(bus, len_bytes as u64) => {
                 let state = segment.open(slot, need.what);
                 Some((self.held((at, slot), state)?, bus))
@@ -390,7 +390,7 @@ impl<'m> Pool<'m> {
     /// Byte `at` of the run's slots on, for `len_bytes` bytes.
     #[inline]
     pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> Place {
-        let pfn = self.segment_of(held).and_then(Segment::start).unwrap_or(Pfn::new(u64::MAX));
+        let pfn = self.segment_of(held).map_or(Pfn::new(u64::MAX), Segment::pfn);
         place_in(pfn, held.slot(), at, len_bytes)
     }
 
@@ -519,9 +519,21 @@ const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> Place {
 
 /// Where the device sees the first byte, if it sees all of them together.
 #[inline]
-fn together(p2m: &P2m<'_>, place: Place) -> Result<Option<BusAddr>, Error> {
+fn find_together(p2m: &P2m<'_>, place: Place) -> Option<BusAddr> {
     let (pfn, offset) = place.byte(0);
-    let (bus, together) = contiguous(p2m, Place { pfn, offset, ..place })?;
+    if offset + place.len_bytes <= PAGE_SIZE {
+        return Some(BusAddr::new(p2m.mfn(pfn).ok()?, offset));
+    }
+    together(p2m, Place { pfn, offset, ..place }).ok().flatten()
+}
+
+/// The same, of any number of pages.
+///
+/// # Errors
+/// A frame is not the guest's own memory.
+#[inline(never)]
+fn together(p2m: &P2m<'_>, place: Place) -> Result<Option<BusAddr>, Error> {
+    let (bus, together) = contiguous(p2m, place)?;
     Ok((together == place.len_bytes).then_some(bus))
 }
 

@@ -274,11 +274,16 @@ impl Segment {
         State(self.states[slot].load(Ordering::Relaxed))
     }
 
-    /// The pfn of slot 0, if there is memory. It stays for as long as a slot is taken.
+    /// The pfn of slot 0, for who has a slot of the segment: then there is memory, and it stays.
     #[inline]
+    pub(crate) fn pfn(&self) -> Pfn {
+        // Relaxed: who has a slot acquired its bits, which `fill` released behind this word.
+        Pfn::new(self.pfn.load(Ordering::Relaxed))
+    }
+
+    /// The pfn of slot 0, if there is memory now.
     pub(crate) fn start(&self) -> Option<Pfn> {
-        // Relaxed: who has a slot acquired its bits, which `fill` released behind this word;
-        // anybody else only compares the number, and looks at states before it acts.
+        // Relaxed: the number is only compared, and who acts on it looks at bits or states.
         match self.pfn.load(Ordering::Relaxed) {
             NOTHING | CHANGING => None,
             pfn => Some(Pfn::new(pfn)),
@@ -310,10 +315,10 @@ impl Segment {
     pub(crate) fn empty(&self) -> Option<Pfn> {
         self.start()?;
         self.take_both(SLOTS)?;
-        let pfn = self.start();
+        let pfn = self.pfn();
         // Release: see `reserve`.
         self.pfn.store(NOTHING, Ordering::Release);
-        pfn
+        Some(pfn)
     }
 }
 
@@ -503,7 +508,7 @@ mod tests {
                 segment.fill(Pfn::new(64));
             });
             if segment.take(1, 1).is_some() {
-                assert_eq!(segment.start(), Some(Pfn::new(64)));
+                assert_eq!(segment.pfn(), Pfn::new(64));
             }
             other.join().expect("no panic");
         });
@@ -519,10 +524,10 @@ mod tests {
                 }
             });
             if let Some(slot) = segment.take(1, 1) {
-                let start = segment.start().expect("a taken slot has memory").raw();
+                let start = segment.pfn().raw();
                 assert!(start == 64 || start == 128, "{start}");
                 let state = segment.open(slot, WHAT);
-                assert_eq!(segment.start().map(Pfn::raw), Some(start), "it stays");
+                assert_eq!(segment.pfn().raw(), start, "it stays");
                 segment.enter(slot, state).expect("it is taken so");
                 segment.close(slot, state, 1);
             }

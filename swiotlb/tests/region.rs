@@ -3,13 +3,12 @@
 
 mod common;
 
+use common::odd::Odd;
 use common::{ARENA, Direct, Guest, gather_on, scatter_on};
 use hypercall::{
-    AccessError, Assist, BatchStorage, Call, Counting, Errno, Extent, FailNth, FrameAccess, Frames,
-    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SIZE, Pfn, Pte, Refusal,
+    BatchStorage, Counting, Errno, Extent, FailNth, FrameAccess, Frames, PAGE_SIZE, Pfn, Refusal,
 };
 use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, Stranded, gather};
-use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Role, for_each_failure};
 
 fn place(frame: u64) -> Place {
@@ -307,68 +306,32 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
     }
 }
 
-/// A machine whose M2P does not know one pfn.
-struct Forgetful<'m>(&'m xen_model::Model, Pfn);
-
-// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
-unsafe impl FrameAccess for Forgetful<'_> {
-    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        self.0.read_entry(table, index)
-    }
-
-    unsafe fn write_entry(
-        &self,
-        pfn: Pfn,
-        at: PageTableIndex,
-        pte: Pte,
-    ) -> Result<(), AccessError> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.write_entry(pfn, at, pte) }
-    }
-
-    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
-        self.0.read_bytes(pfn, offset, into)
-    }
-
-    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.write_bytes(pfn, offset, from) }
-    }
-
-    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        self.0.machine_to_phys(mfn).filter(|pfn| *pfn != self.1)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
-        self.0.direct_map(pfn)
-    }
-}
-
-// SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
-unsafe impl Hypercalls for Forgetful<'_> {
-    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), hypercall::Error> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.issue(calls) }
-    }
-
-    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, hypercall::Error> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.memory_op(op) }
-    }
-
-    fn enable_assist(&self, assist: Assist) -> Result<(), hypercall::Error> {
-        self.0.enable_assist(assist)
-    }
-}
-
 #[test]
 fn an_m2p_that_disagrees_is_an_error_that_names_it_and_loses_nothing() {
     let guest = Guest::new();
-    let machine = Forgetful(&guest.model, Pfn::new(ARENA + 5));
+    let machine = Odd { forgets: Some(Pfn::new(ARENA + 5)), ..Odd::new(&guest.model) };
     let shape = (6, DmaMask::ALL);
     let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("checked");
-    let named = matches!(error.error, Error::M2p { pfn, found: None, .. } if pfn == machine.1);
+    let named =
+        matches!(error.error, Error::M2p { pfn, found: None, .. } if pfn.raw() == ARENA + 5);
     assert!(named, "{error}");
     assert_eq!(error.rest.map(|rest| rest.count()), Some(64));
+    guest.check();
+}
+
+#[test]
+fn frames_that_cannot_be_filled_with_zeroes_are_stranded_with_what_was_left_in_them() {
+    let guest = Guest::new();
+    let machine = Odd { spares: Some(Pfn::new(ARENA + 5)), ..Odd::new(&guest.model) };
+    let shape = (6, DmaMask::ALL);
+    let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("unwritable");
+    assert!(error.made.is_none() && error.rest.is_none(), "nobody has them: {error}");
+    let stranded = error.stranded.expect("all");
+    let again = common::reinstate_on(&guest, &machine, stranded).expect_err("unwritable");
+    let stranded = again.stranded.expect("all");
+    assert_eq!((stranded.start(), stranded.count()), (Pfn::new(ARENA), 64));
+    let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("written");
+    assert_eq!(guest.read(place(5)), [0; PAGE_SIZE]);
+    assert_eq!(frames.count(), 64);
     guest.check();
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 
+pub mod odd;
+
 use std::sync::atomic::AtomicU64;
 
 use hypercall::{
@@ -26,6 +28,8 @@ pub struct Guest {
     pub model: Model,
     pub list: Vec<AtomicU64>,
     pub root: Pfn,
+    /// Frames of the arena that are looked at.
+    pub arena: u64,
 }
 
 impl Guest {
@@ -39,6 +43,18 @@ impl Guest {
         Self::of(DomainConfig::new(role, 4096), spare, ARENA_FRAMES)
     }
 
+    /// A guest with so many vCPUs, of which one runs, and as few frames as will do.
+    pub fn with_vcpus(vcpus: usize) -> Self {
+        let mut config = DomainConfig::new(Role::DomU, 1024);
+        config.vcpus = vcpus;
+        Self::of(config, 1024, 128)
+    }
+
+    /// The vCPU that does not run yet.
+    pub fn second(&self) -> xen_model::Guest<'_> {
+        self.model.vcpu(self.model.guest().domain(), 1).expect("it has two")
+    }
+
     /// A guest with `frames` frames that tests use, and `spare` left to Xen.
     pub fn of(mut config: DomainConfig, spare: u64, frames: u64) -> Self {
         config.kernel_pages = ARENA + frames;
@@ -47,7 +63,7 @@ impl Guest {
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
         let list = model.guest().built_list();
-        Self { model, list, root }
+        Self { model, list, root, arena: frames.min(ARENA_FRAMES) }
     }
 
     /// Its frame map.
@@ -58,7 +74,7 @@ impl Guest {
 
     /// Frames that are free to use, from the arena; each to be claimed once.
     pub fn frames(&self, first: u64, count: u64) -> Frames {
-        assert!(first + count <= ARENA_FRAMES);
+        assert!(first + count <= self.arena);
         // SAFETY: the frames exist only in the model, and each is claimed once.
         unsafe { Frames::claim(Pfn::new(ARENA + first), count) }
     }
@@ -126,7 +142,7 @@ impl Guest {
 /// P2M, M2P and the direct mapping of a guest on `model` say the same of the arena.
 pub fn agree(guest: &Guest, model: &Model) -> Result<(), String> {
     let p2m = guest.p2m();
-    for pfn in (ARENA..ARENA + ARENA_FRAMES).map(Pfn::new) {
+    for pfn in (ARENA..ARENA + guest.arena).map(Pfn::new) {
         let mfn = p2m.mfn(pfn).map_err(|error| error.to_string())?;
         p2m.pfn(model, mfn).map_err(|error| error.to_string())?;
         let direct = Direct::of(guest, model, &p2m).find(pfn);
