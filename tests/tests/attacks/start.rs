@@ -5,7 +5,14 @@ use early_pgt::{
     Access, BootMemory, Build, BuildContext, BuilderList, Plan, replace_tables, set_access,
 };
 use hypercall::{Batch, Frames, Machine, Pfn};
-use p2m::Pfns;
+use p2m::{P2m, Pfns};
+
+fn a_boot_is_described_by_unsafe_code_alone<'a, M>(
+    machine: &'a M,
+    p2m: &'a P2m<'a>,
+) -> BuildContext<'a, M> {
+    owed!(BuildContext::new(machine, p2m, Pfn::new(1))) //~ E0133
+}
 
 fn a_build_begins_by_unsafe_code_alone<'m>(memory: &'m BootMemory<'m>, plan: Plan) -> Build<'m> {
     owed!(Build::begin(memory, plan)) //~ E0133

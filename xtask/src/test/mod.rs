@@ -7,6 +7,7 @@
 //! | `guide` | the porting guide, word by word |
 //! | `examples` | public functions without an example become no more |
 //! | `inventory` | every file with unsafe code is accounted for |
+//! | `claims` | every invariant is attacked, every claim shown, by tests that exist |
 //! | `house_rules` | the rules of the house that clippy does not know |
 //! | `real_xen` | guests on real Xen, good ones and broken ones, in both roles |
 //! | `devices` | guests at real devices, and their effects seen from outside |
@@ -16,6 +17,7 @@
 //! | `session` | keeps the score |
 
 mod checks;
+mod claims;
 mod devices;
 mod endings;
 mod examine;
