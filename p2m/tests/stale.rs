@@ -120,7 +120,7 @@ fn nothing_is_stale(
     change: impl Fn(&Refusing<'_, '_>, &P2m<'_>, &mut Window, &mut Pool) -> Result<(), WindowError>,
 ) {
     pairs::run("p2m", name, |plan| {
-        let machine = Machine::new(11);
+        let machine = Machine::of(1024, 11);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let around = context(&machine, &p2m);
@@ -183,7 +183,7 @@ fn words_of_holes_that_become_identity_are_stale_nowhere() {
 #[test]
 fn frames_that_become_tables_are_writable_nowhere() {
     pairs::run("p2m", "stale_open", |plan| {
-        let machine = Machine::new(12);
+        let machine = Machine::of(1024, 12);
         let (frames, _) = split(&machine);
         let run = frames.start().raw()..frames.start().raw() + frames.count();
         let direct_map = machine.direct_map(Pfn::new(0)).expect("mapped").raw();

@@ -4,6 +4,7 @@
 #![expect(clippy::missing_panics_doc, reason = "for tests: what cannot be is a panic")]
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -122,16 +123,34 @@ impl Machine {
 
     /// Shows what changed in the mapping of the window. A page that stays keeps what was stored.
     fn refresh(&self) {
-        for (page, was) in self.mapped.borrow_mut().iter_mut().enumerate() {
-            let va = WINDOW + ((page as u64) << PAGE_SHIFT);
-            let now = self.model.guest().l1_slot(va).map(|(_, pte)| pte);
-            let now = now.filter(|pte| pte.is_present());
-            let now = now.map(|pte| (pte.mfn(), pte == pte.writable()));
-            if now != *was {
-                *was = now;
-                self.copy(page, now.map(|(mfn, _)| mfn));
+        for (gib, pages) in self.mapped.borrow_mut().chunks_mut(512).enumerate() {
+            let table = self.l1_table(gib as u64);
+            for (at, was) in pages.iter_mut().enumerate() {
+                let now = table.and_then(|table| self.model.word(table, at)).map(Pte::from_raw);
+                let now = now.filter(|pte| pte.is_present());
+                let now = now.map(|pte| (pte.mfn(), pte == pte.writable()));
+                if now != *was {
+                    *was = now;
+                    self.copy(gib * 512 + at, now.map(|(mfn, _)| mfn));
+                }
             }
         }
+    }
+
+    /// The table that maps the words of a GiB.
+    fn l1_table(&self, gib: u64) -> Option<Mfn> {
+        let va = WINDOW + (gib << (PAGE_SHIFT + 9));
+        self.model.guest().l1_slot(va).map(|(slot, _)| slot.table)
+    }
+
+    /// The pages that the window's entries lead to: its tables of L1 and the pages of the list.
+    #[must_use]
+    pub fn pages_in_window(&self, p2m: &P2m<'_>) -> BTreeSet<Pfn> {
+        let mapped = self.mapped.borrow();
+        let pages = mapped.iter().flatten().map(|(mfn, _)| *mfn);
+        let tables = (0..mapped.len() as u64 / 512).filter_map(|gib| self.l1_table(gib));
+        let found: BTreeSet<Mfn> = pages.chain(tables).collect();
+        found.into_iter().filter_map(|mfn| p2m.pfn(self, mfn).ok()).collect()
     }
 
     /// Shows every page again as it is in its frame: what a restore does to it.
