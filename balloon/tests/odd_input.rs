@@ -6,8 +6,10 @@ mod common;
 
 use std::sync::atomic::AtomicU64;
 
+use arbtest::arbitrary::{Result, Unstructured};
 use balloon::{
-    Allocator, Around, Balloon, Moved, Next, Obstacle, Retarget, Step, Wipe, Work, WorkStorage,
+    Accounts, Allocator, Around, Balloon, Moved, Next, Obstacle, Retarget, Step, Wipe, Work,
+    WorkStorage,
 };
 use common::{Direct, FREE, Guest, PAGES, Stack, begin, settle, step, words};
 use hypercall::{Batch, Errno, Extent, FailNth, Frame, Machine, MmuExtOp, MmuUpdate, Pfn, Refusal};
@@ -286,4 +288,44 @@ fn more_pfns_left_out_than_there_are_numbers_are_no_panic() {
     let around = (&guest, &guest.model, &p2m);
     let idle = step(around, &mut balloon, &mut stack, &mut WorkStorage::<16>::new());
     assert!(!idle.accounts.is_balanced() && idle.accounts.to_string().contains("!="));
+}
+
+/// Steps in memory of any size, whatever is refused.
+fn steps_of_any_size(random: &mut Unstructured<'_>) -> Result<()> {
+    let guest = Guest::new();
+    let (mut words, mut stack) = (words(), guest.stack());
+    let mut balloon = begin(&guest, &mut words, Wipe::Never);
+    for _ in 0..12 {
+        balloon.set_target(random.int_in_range(PAGES - 30..=PAGES)?);
+        let mut size = || random.int_in_range(0..=9usize);
+        let sizes = Sizes {
+            updates: size()?,
+            flushes: size()?.min(2),
+            extents: size()?,
+            pfns: size()?,
+            out_max: size()?,
+            in_max: size()?,
+        };
+        let mut refusal = || {
+            let (request, done) = (random.int_in_range(0..=6)?, random.int_in_range(0..=8)?);
+            Ok(Refusal { request, errno: Errno::ENOMEM, done })
+        };
+        let inner = FailNth::new(&guest.model, refusal()?);
+        let machine = FailNth::new(&inner, refusal()?);
+        let aside = balloon.aside(&guest.p2m()).count() as u64;
+        let step = step_in(sizes, (&guest, &machine), &mut balloon, &mut stack);
+        let accounts = Accounts { xen: Some(guest.model.guest().total_pages()), ..step.accounts };
+        assert!(accounts.is_balanced(), "{sizes:?}: {step:?}");
+        let held = balloon.ballooned() + accounts.set_aside;
+        assert_eq!(stack.0.len() as u64 + held, FREE, "{sizes:?}: {step:?}");
+        let progress = step.moved != Moved::Nothing || accounts.set_aside < aside;
+        assert!(step.next != Next::Again || progress, "{sizes:?}: {step:?} in vain");
+        guest.check();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_in_memory_of_any_size_moves_something_or_waits() {
+    arbtest::arbtest(steps_of_any_size).budget_ms(1_000);
 }

@@ -1,7 +1,10 @@
 //! Things that begin or end within a page, and things that lie over one another: no page of theirs
 //! is ever free, and what would be given away twice is refused.
 
-use early_pgt::{BootMemory, EarlyError, Plan, Use, UseKind, builder_uses};
+use arbtest::arbitrary::{Result, Unstructured};
+use early_pgt::{
+    BootMemory, EarlyError, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
+};
 use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
 use p2m::Pfns;
 use pv_tests::booting::Guest;
@@ -99,7 +102,7 @@ fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() 
 }
 
 /// What is said of these two uses.
-fn overlap(guest: &Guest, one: Use, other: Use) -> Result<(), EarlyError> {
+fn overlap(guest: &Guest, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
     BootMemory::new(&guest.regions, &[one, other], guest.place).map(drop)
 }
 
@@ -142,4 +145,104 @@ fn what_stays_in_use_may_share_pages() {
     let shared = pfns(start_info.expect("there is one").pfns.start.raw(), 1);
     guest.uses.push(Use { pfns: shared, kind: UseKind::Module });
     assert!(Plan::new(&guest.memory()).is_ok());
+}
+
+/// A number that catches mistakes, or one near it.
+fn odd_number(random: &mut Unstructured<'_>) -> Result<u64> {
+    const ODD: [u64; 12] = [
+        0,
+        1,
+        8,
+        0x200,
+        0x400,
+        0x1000,
+        1 << 27,
+        1 << 36,
+        1 << 40,
+        0xffff_8800_0000_0000,
+        0xffff_ffff_8000_0000,
+        u64::MAX,
+    ];
+    let near = random.int_in_range(0..=0x1002)?;
+    let base = *random.choose(&ODD)?;
+    Ok(if random.arbitrary()? { base.wrapping_add(near) } else { base.wrapping_sub(near) })
+}
+
+/// A number, most often the given one.
+fn or_odd(random: &mut Unstructured<'_>, right: u64) -> Result<u64> {
+    if random.ratio(3, 4)? { Ok(right) } else { odd_number(random) }
+}
+
+#[test]
+fn whatever_start_info_says_it_is_refused_or_every_byte_is_in_a_page_that_is_in_use() {
+    let guest = Guest::new(Role::DomU, 1 << 14);
+    let good = guest.model.guest().start_info().expect("built");
+    arbtest::arbtest(|random| {
+        let mut info = good.clone();
+        info.nr_pages = or_odd(random, info.nr_pages)?;
+        info.nr_pt_frames = or_odd(random, info.nr_pt_frames)?;
+        info.pt_base = or_odd(random, info.pt_base)?;
+        info.mfn_list = or_odd(random, info.mfn_list)?;
+        info.mod_start = or_odd(random, byte(&guest, 0x300, 0x123).raw())?;
+        info.mod_len = or_odd(random, 0x1234)?;
+        info.flags = random.int_in_range(0..=15)?;
+        info.first_p2m_pfn = or_odd(random, 0x400)?;
+        info.nr_p2m_frames = or_odd(random, 0)?;
+        let Ok(boot) = BootInfo::parse(&info) else { return Ok(()) };
+        let Ok(uses) = builder_uses(&boot, guest.place) else { return Ok(()) };
+        let uses: Vec<Use> = uses.into_iter().flatten().collect();
+        let holds = |va: u64| {
+            let pfn = (va - guest.place.kernel.raw()) >> 12;
+            uses.iter().any(|used| used.pfns.start.raw() <= pfn && pfn < used.pfns.end())
+        };
+        if let Module::Mapped { start, len_bytes } = boot.module {
+            assert!(holds(start.raw()) && holds(start.raw() + len_bytes - 1), "{boot:?}");
+        }
+        if boot.p2m_frames.is_none() {
+            let list = boot.p2m_list.raw();
+            assert!(holds(list) && holds(list + boot.pages * 8 - 1), "{boot:?}");
+        }
+        let Ok(memory) = BootMemory::new(&guest.regions, &uses, guest.place) else { return Ok(()) };
+        for free in memory.free() {
+            let is_used = |used: &Use| {
+                free.start.raw() < used.pfns.end() && used.pfns.start.raw() < free.end()
+            };
+            assert!(!uses.iter().any(is_used), "{free:?} of {uses:?}");
+        }
+        let _ = Plan::new(&memory);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_memory_of_odd_numbers_is_refused_or_planned() {
+    arbtest::arbtest(|random| {
+        let run = |random: &mut Unstructured<'_>, right: Pfns| {
+            Ok::<_, arbtest::arbitrary::Error>(Pfns::new(
+                Pfn::new(or_odd(random, right.start.raw())?),
+                or_odd(random, right.count)?,
+            ))
+        };
+        let mut regions = Vec::new();
+        for right in [pfns(0, 0x2000), pfns(0x3000, 0x1000)] {
+            let kind = *random.choose(&[RegionKind::Ram, RegionKind::Ram, RegionKind::Identity])?;
+            regions.push(Region { pfns: run(random, right)?, kind });
+        }
+        let mut uses = Vec::new();
+        for right in [pfns(0x100, 0x200), pfns(0x300, 5), pfns(0x3000, 0x40)] {
+            uses.push(Use { pfns: run(random, right)?, kind: *random.choose(&KINDS)? });
+        }
+        let direct_map = GuestVa::new(or_odd(random, 0xffff_8800_0000_0000)?);
+        let kernel = GuestVa::new(or_odd(random, 0xffff_ffff_8000_0000)?);
+        let (Ok(direct_map), Ok(kernel)) = (direct_map, kernel) else { return Ok(()) };
+        let kernel_pages = or_odd(random, 0x400)?;
+        let place = MapPlace { kernel, kernel_pages, direct_map };
+        if let Ok(memory) = BootMemory::new(&regions, &uses, place)
+            && let Ok(plan) = Plan::new(&memory)
+        {
+            assert!(plan.tables() > 0 && memory.own_tables() > 0);
+            assert!(plan.updates_max() >= plan.tables() / plan.rounds().len() as u64);
+        }
+        Ok(())
+    });
 }
