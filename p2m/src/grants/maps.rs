@@ -144,7 +144,7 @@ impl<'s> GrantMaps<'s> {
     }
 
     /// Maps grants; `results` gets what became of each, in order, as far as it reaches. Slots are
-    /// independent of one another, but that two cannot be mapped as one pfn or in one page: the
+    /// independent of one another, except that no two are mapped for one pfn or in one page: the
     /// second is refused, and so is one beside a mapping that is in the list.
     ///
     /// # Hypercalls

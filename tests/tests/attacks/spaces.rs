@@ -2,10 +2,13 @@
 //! is of, and every TLB that knows it is flushed.
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
-use hypercall::{Cpu, GuestVa, Machine, Pfn, PteFlags};
+use hypercall::{Cpu, DomId, GuestVa, Machine, Mfn, Pfn, PteFlags};
 use p2m::P2m;
 use pvmmu::primitive::Need;
-use pvmmu::{Context, LoadError, Pgd, Pinned, Reach, Running, Tools, Vcpus, load_root};
+use pvmmu::{
+    Context, FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Reach, Running, Tools, Vcpus,
+    load_root,
+};
 
 fn a_guest_is_described_by_unsafe_code_alone<'a, M>(
     machine: &'a M,
@@ -45,9 +48,19 @@ fn an_address_space_that_runs_ends_by_unsafe_code_alone(
     let _ = owed!(vcpus.leave(context, 0)); //~ E0133
 }
 
+fn anothers_frame_in_a_loose_tree_is_mapped_by_unsafe_code_alone(
+    context: &Context<'_, impl Machine>,
+    pgd: &mut Pgd<Loose>,
+    pages: Pages,
+    frames: &mut FrameStack<'_>,
+) {
+    let (flags, frame) = (PteFlags::USER_RW, (Mfn::new(1), DomId::IO));
+    let _ = owed!(pgd.map_foreign(context, (pages, flags), frame, frames)); //~ E0133
+}
+
 hidden! {
     use hypercall::{Batch, Frame, Level};
-    use pvmmu::{FrameSource, Loose, Shares, TablePool};
+    use pvmmu::{FrameSource, Shares, TablePool};
 
     fn another_root_is_not_the_kernels<M>(context: &mut Context<'_, M>) {
         context.kernel_root = Pfn::new(1); //~ E0616
