@@ -70,6 +70,7 @@ mod pin;
 mod pool;
 pub mod primitive;
 mod room;
+mod running;
 mod tables;
 mod walk;
 
@@ -83,10 +84,11 @@ pub use error::{
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
 pub use frames::{Counted, FrameSource, FrameStack, Shares};
-pub use load::{Running, Vcpus, load_root};
+pub use load::{Vcpus, load_root};
 pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
 pub use pool::{PoolCounts, PoolError, TablePool};
 pub use room::{Room, SMALLEST_BATCH};
+pub use running::Running;
 pub use walk::{Mapped, Mapping, Step, Walk, walk};

@@ -1,8 +1,6 @@
 //! Running on an address space, and knowing which vCPU does.
 #![expect(unsafe_code, reason = "changes what user addresses mean; the caller vouches for that")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
 
 use crate::context::Context;
@@ -11,37 +9,7 @@ use crate::edit::Tools;
 use crate::error::LoadError;
 use crate::frames::FrameSource;
 use crate::pgd::{Pgd, Pinned, Roots};
-
-/// A vCPU that runs on no address space of ours.
-const NOBODY: u64 = u64::MAX;
-
-/// Which root one vCPU runs on.
-#[derive(Debug)]
-pub struct Running {
-    /// The root last asked for, unless Xen refused it.
-    asked: AtomicU64,
-    /// The address space whose roots Xen has last loaded both.
-    loaded: AtomicU64,
-}
-
-impl Running {
-    /// A vCPU that runs on a root that is no [`Pgd`].
-    ///
-    /// ```
-    /// use pvmmu::Running;
-    ///
-    /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
-    /// # assert_eq!(RUNNING.len(), 4);
-    /// ```
-    #[must_use]
-    pub const fn nowhere() -> Self {
-        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
-    }
-
-    fn on(&self, root: Pfn) -> bool {
-        [&self.asked, &self.loaded].iter().any(|pfn| pfn.load(Ordering::Acquire) == root.raw())
-    }
-}
+use crate::running::Running;
 
 /// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
 ///
@@ -138,20 +106,20 @@ impl<'a> Vcpus<'a> {
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu)?;
-        let before = place.asked.swap(pgd.root().raw(), Ordering::AcqRel);
+        let before = place.ask(pgd.root());
         // SAFETY: the caller's promise is the one that `load` asks for.
         let result = unsafe { pgd.load(context) };
         match result {
-            Ok(()) => place.loaded.store(pgd.root().raw(), Ordering::Release),
+            Ok(()) => place.loaded(pgd.root()),
             Err(LoadError::Refused(error)) if error.done > 0 => {
-                let root = if before == NOBODY { context.kernel_root } else { Pfn::new(before) };
+                let root = before.unwrap_or(context.kernel_root);
                 // SAFETY: the vCPU ran there until just now, and has its user root still.
                 unsafe { load_kernel_root(context, root) }
                     .map_err(|_| LoadError::Refused(error))?;
-                place.asked.store(before, Ordering::Release);
+                place.refused(before);
                 return Err(LoadError::Refused(Error { done: 0, ..error }));
             }
-            Err(_) => place.asked.store(before, Ordering::Release),
+            Err(_) => place.refused(before),
         }
         result
     }
@@ -220,8 +188,7 @@ impl<'a> Vcpus<'a> {
         let roots = Roots { kernel: context.kernel_root, user: None };
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
         unsafe { load_roots(context, roots) }?;
-        place.asked.store(NOBODY, Ordering::Release);
-        place.loaded.store(NOBODY, Ordering::Release);
+        place.left();
         Ok(())
     }
 }

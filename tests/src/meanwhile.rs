@@ -52,6 +52,11 @@ impl<'w, M> Meanwhile<'w, M> {
         Self { machine, what, when: When::Traps }
     }
 
+    /// The machine inside.
+    pub const fn inner(&self) -> &M {
+        &self.machine
+    }
+
     fn around<T>(&self, ask: impl FnOnce(&M) -> T) -> T {
         if self.when == When::Requests {
             (self.what)();

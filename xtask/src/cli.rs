@@ -230,8 +230,9 @@ pub(crate) struct CheckArguments {
     /// Of the mutants, only those in tests/mutants
     #[arg(long, conflicts_with = "shard")]
     named: bool,
-    /// Of the mutants, only those in tests/mutants with this in their name
-    #[arg(long, value_name = "PATTERN", conflicts_with = "shard")]
+    /// Of the mutants, only those in tests/mutants with one of these words in their name, or of a
+    /// package so named
+    #[arg(long, value_name = "WORDS", conflicts_with = "shard")]
     name: Option<String>,
     /// Compare the interfaces with those of this revision [default: the last tag]
     #[arg(long, value_name = "REVISION")]

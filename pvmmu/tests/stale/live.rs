@@ -3,7 +3,7 @@
 use hypercall::{Level, PteFlags};
 use pvmmu::{FrameSource as _, Pages, Pgd, Pinned, Tools};
 
-use crate::stage::{ELSEWHERE, MAPPED, READ_ONLY, TABLE, With, in_every_way};
+use crate::stage::{BESIDE, ELSEWHERE, MAPPED, READ_ONLY, TABLE, With, in_every_way};
 
 const FEW: Pages = Pages { count: 8, ..MAPPED };
 /// More than are flushed one by one.
@@ -65,6 +65,9 @@ in_every_way! {
     };
     pages_that_are_mapped_where_there_were_none: |pgd, with| {
         pgd.map_pages(with, Pages { start: ELSEWHERE, count: 9 }, PteFlags::USER_RW)
+    };
+    pages_that_are_mapped_beside_others: |pgd, with| {
+        pgd.map_pages(with, Pages { start: BESIDE, count: 9 }, PteFlags::USER_RW)
     };
     a_page_that_is_unmapped_and_mapped_again: |pgd, with| pgd.edit(with, |edit| {
         edit.unmap(FEW)?;

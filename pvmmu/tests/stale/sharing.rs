@@ -66,6 +66,8 @@ fn the_last_one_to_have_a_page_writes_to_it_on_every_vcpu() {
             let va = MAPPED.start;
             make_own(&mut child, with, va)?;
             assert!(!second.writes(va), "the parent's is read-only until it asks");
+            second.use_pages();
+            assert!(second.holds(va));
             make_own(pgd, with, va)?;
             let page = pgd.translate(&with.context, va).map_err(told)?;
             assert!(page.is_some_and(|page| matches!(page.frame, Mapped::Own(_))));

@@ -25,6 +25,8 @@ pub(crate) type Operation<'o> =
 pub(crate) const MAPPED: Pages = Pages { start: va(0x3f_c000), count: 4 + 512 + 4 };
 /// Where nothing is mapped: what moves goes there.
 pub(crate) const ELSEWHERE: GuestVa = va(0x7000_0000);
+/// Where nothing is mapped, in a table in which something is.
+pub(crate) const BESIDE: GuestVa = va(0x60_4000);
 /// The table that is full.
 pub(crate) const TABLE: Pages = Pages { start: va(0x40_0000), count: 512 };
 
@@ -41,6 +43,8 @@ const fn va(address: u64) -> GuestVa {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     Pool,
+    /// Those of pages; the ones above them are as from the frames.
+    PoolOfLowest,
     Frames,
 }
 
@@ -75,7 +79,8 @@ fn watched() -> impl Iterator<Item = u64> {
     let few = |at: &u64| *at < 12 || *at + 12 >= MAPPED.count || at.is_multiple_of(37);
     let pages =
         move |start: GuestVa| (0..MAPPED.count).filter(few).map(move |at| start.raw() + at * 4096);
-    [MAPPED.start, ELSEWHERE].into_iter().flat_map(pages)
+    let beside = (0..12).map(|at| BESIDE.raw() + at * 4096);
+    [MAPPED.start, ELSEWHERE].into_iter().flat_map(pages).chain(beside)
 }
 
 /// The second vCPU.
@@ -187,10 +192,13 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
     let mut tables = TablePool::new([l1, l2, l3]);
     let mut storage = BatchStorage::<64, 12>::new();
     let mut batch = storage.batch();
-    if setup.from == From::Pool {
-        for (level, count) in [(Level::L1, 8), (Level::L2, 4), (Level::L3, 4)] {
-            tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
-        }
+    let counts = match setup.from {
+        From::Frames => [0, 0, 0],
+        From::PoolOfLowest => [8, 0, 0],
+        From::Pool => [8, 4, 4],
+    };
+    for (level, count) in [Level::L1, Level::L2, Level::L3].into_iter().zip(counts) {
+        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
     }
     let pgd = Pgd::with_user_root(&plain, &mut frames).expect("two roots");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");

@@ -78,7 +78,8 @@ impl Fate {
     }
 }
 
-/// Tries those whose name contains `pattern`.
+/// Tries those whose name contains a word of `pattern`, or that are of a package so named; commas
+/// are between words.
 ///
 /// # Errors
 ///
@@ -90,9 +91,14 @@ pub(super) fn check(pattern: &str) -> Result<bool> {
     if !wrong.is_empty() {
         bail!("{LISTS}:\n{}", wrong.join("\n"));
     }
-    let chosen: Vec<_> = mutants.iter().filter(|mutant| mutant.name.contains(pattern)).collect();
+    let fits = |mutant: &Mutant, word| mutant.name.contains(word) || mutant.package == word;
+    let is_chosen = |mutant: &&Mutant| pattern.split(',').any(|word| fits(mutant, word));
+    let chosen: Vec<_> = mutants.iter().filter(is_chosen).collect();
     if chosen.is_empty() {
-        bail!("none of the {} mutants has {pattern:?} in its name", mutants.len());
+        let all = mutants.len();
+        bail!(
+            "none of the {all} mutants has {pattern:?} in its name, nor is of a package so named"
+        );
     }
     let bench = Bench::new(&workspace)?;
     let tests: BTreeSet<_> = chosen.iter().map(|mutant| mutant.command_words()).collect();
@@ -203,7 +209,6 @@ impl Mutant {
 
 /// A copy of the workspace in which mutants are tried.
 struct Bench {
-    workspace: PathBuf,
     copy: PathBuf,
     target: PathBuf,
 }
@@ -213,13 +218,13 @@ impl Bench {
         let folder = paths::target()?.join("mutants-named");
         let (copy, target) = (folder.join("workspace"), folder.join("target"));
         update(workspace, &copy)?;
-        Ok(Self { workspace: workspace.to_owned(), copy, target })
+        Ok(Self { copy, target })
     }
 
     fn try_out(&self, mutant: &Mutant) -> Result<(Fate, String)> {
         let step = Step::begin(&mutant.name);
-        let text = fs::read_to_string(self.workspace.join(&mutant.file))?;
         let changed = self.copy.join(&mutant.file);
+        let text = fs::read_to_string(&changed)?;
         fs::write(&changed, mutant.is_applied_to(&text))?;
         let result = self.test(&mutant.command_words(), Some(mutant));
         // Whatever became of the test, the copy is as the workspace again.

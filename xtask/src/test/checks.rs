@@ -73,8 +73,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 fn every_order() -> Result<String> {
     let folder = paths::target()?.join("loom");
     let mut cargo = cargo();
-    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--package", "swiotlb"]);
-    cargo.args(["--lib", "--target-dir"]);
+    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--package", "pvmmu"]);
+    cargo.args(["--package", "swiotlb", "--lib", "--target-dir"]);
     let output = must(cargo.arg(folder).env("RUSTFLAGS", "--cfg loom"))?;
     Ok(format!("{} passed", count_passed(&output)))
 }

@@ -1,0 +1,162 @@
+//! Which root a vCPU runs on, as others see it.
+
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
+
+use hypercall::Pfn;
+
+/// A vCPU that runs on no address space of ours.
+const NOBODY: u64 = u64::MAX;
+
+/// Which root one vCPU runs on.
+///
+/// Whoever ends an address space looks at the places of all vCPUs, and must have behind it what
+/// each of them did there: so a vCPU releases what it did when it names another root, or none, and
+/// whoever looks acquires that. That it was there at all is known already: a load borrows the
+/// address space, and who ends it owns it. So nothing else has to be ordered.
+#[derive(Debug)]
+pub struct Running {
+    /// The root last asked for, unless Xen refused it.
+    asked: AtomicU64,
+    /// The address space whose roots Xen has last loaded both.
+    loaded: AtomicU64,
+}
+
+impl Running {
+    /// A vCPU that runs on a root that is no [`Pgd`](crate::Pgd).
+    ///
+    /// ```
+    /// use pvmmu::Running;
+    ///
+    /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
+    /// # assert_eq!(RUNNING.len(), 4);
+    /// ```
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn nowhere() -> Self {
+        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn nowhere() -> Self {
+        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
+    }
+
+    /// Whether the vCPU runs on `root`, or is about to, or has not yet left it.
+    pub(crate) fn on(&self, root: Pfn) -> bool {
+        // Relaxed: what was done under a root that is loaded no more was released with `asked`.
+        self.loaded.load(Ordering::Relaxed) == root.raw()
+            || self.asked.load(Ordering::Acquire) == root.raw()
+    }
+
+    /// Notes that `root` is about to be loaded; the one that was asked for before, if any.
+    pub(crate) fn ask(&self, root: Pfn) -> Option<Pfn> {
+        let before = self.asked.swap(root.raw(), Ordering::Release);
+        (before != NOBODY).then_some(Pfn::new(before))
+    }
+
+    /// Notes that the root that was asked for is loaded, and the user root with it.
+    pub(crate) fn loaded(&self, root: Pfn) {
+        // Relaxed: `ask` has released what was done before.
+        self.loaded.store(root.raw(), Ordering::Relaxed);
+    }
+
+    /// Notes that Xen refused what was asked for: the vCPU is where it was `before`.
+    pub(crate) fn refused(&self, before: Option<Pfn>) {
+        // Relaxed: nothing was done under the root that is refused.
+        self.asked.store(before.map_or(NOBODY, Pfn::raw), Ordering::Relaxed);
+    }
+
+    /// Notes that the vCPU runs on no address space of ours.
+    pub(crate) fn left(&self) {
+        // Relaxed: what follows releases what was done.
+        self.loaded.store(NOBODY, Ordering::Relaxed);
+        self.asked.store(NOBODY, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// A vCPU, and memory that it can reach under root A.
+    struct Scene {
+        running: Running,
+        memory: UnsafeCell<u64>,
+    }
+
+    const A: Pfn = Pfn::new(0xa);
+    const B: Pfn = Pfn::new(0xb);
+
+    /// A vCPU that runs on A, as whoever ends A knows, writes to its memory and does `then`; the
+    /// other one ends A if nobody runs on it, and the memory is somebody else's.
+    fn end_while(enter: fn(&Running), then: fn(&Running)) {
+        loom::model(move || {
+            let scene = Scene { running: Running::nowhere(), memory: UnsafeCell::new(0) };
+            enter(&scene.running);
+            let scene = Arc::new(scene);
+            let vcpu = Arc::clone(&scene);
+            let vcpu = thread::spawn(move || {
+                vcpu.memory.with_mut(|_| {});
+                then(&vcpu.running);
+            });
+            if !scene.running.on(A) {
+                // The checker finds two that have the memory at once.
+                scene.memory.with_mut(|_| {});
+            }
+            vcpu.join().expect("no panic");
+            assert!(!scene.running.on(A), "it has left");
+        });
+    }
+
+    fn run_on_a(running: &Running) {
+        running.ask(A);
+        running.loaded(A);
+    }
+
+    #[test]
+    fn what_a_vcpu_did_before_it_left_is_done_when_it_is_seen_to_have_left() {
+        end_while(run_on_a, Running::left);
+    }
+
+    #[test]
+    fn what_a_vcpu_did_before_it_went_elsewhere_is_done_when_it_is_seen_there() {
+        end_while(run_on_a, |running| {
+            running.ask(B);
+            running.loaded(B);
+        });
+    }
+
+    /// Xen took the kernel root alone, and refused the way back.
+    #[test]
+    fn what_a_vcpu_did_on_half_a_load_is_done_when_it_is_seen_to_have_left() {
+        let half = |running: &Running| {
+            running.ask(B);
+            running.loaded(B);
+            running.ask(A);
+        };
+        end_while(half, Running::left);
+    }
+
+    #[test]
+    fn a_vcpu_whose_load_is_refused_counts_where_it_was() {
+        loom::model(|| {
+            let running = Arc::new(Running::nowhere());
+            run_on_a(&running);
+            let vcpu = Arc::clone(&running);
+            let vcpu = thread::spawn(move || {
+                let before = vcpu.ask(B);
+                vcpu.refused(before);
+            });
+            assert!(running.on(A), "it never leaves");
+            vcpu.join().expect("no panic");
+            assert!(running.on(A) && !running.on(B));
+        });
+    }
+}
