@@ -63,6 +63,7 @@ mod raw;
 mod shared_info;
 mod start_info;
 mod va;
+mod version;
 #[cfg(target_os = "none")]
 pub mod xen;
 

@@ -4,7 +4,9 @@
 //! The page belongs to Xen and is shared with the toolstack; both read and write it at any time. So
 //! it is never more to Rust than atomic words.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::version::unchanged;
 
 /// vCPUs that have a place in `shared_info` (`XEN_LEGACY_MAX_VCPUS`).
 pub const SHARED_VCPUS: usize = 32;
@@ -80,14 +82,16 @@ impl TimeInfo {
     /// `None` if Xen changes the numbers faster than they can be read, which no Xen does.
     pub fn nanoseconds(&self, ticks: impl Fn() -> u64) -> Option<u64> {
         (0..1000).find_map(|_| {
-            let version = self.version.load(Ordering::Acquire);
-            let since = ticks().wrapping_sub(self.tsc_timestamp.load(Ordering::Relaxed));
-            let start = self.system_time.load(Ordering::Relaxed);
-            let scale = self.tsc_to_system_mul.load(Ordering::Relaxed);
-            let [shift, ..] = self.shift_and_flags.load(Ordering::Relaxed).to_le_bytes();
-            fence(Ordering::Acquire);
-            let stable = version & 1 == 0 && version == self.version.load(Ordering::Relaxed);
-            stable.then(|| start.wrapping_add(scaled(since, shift.cast_signed(), scale)))
+            // Relaxed: `unchanged` says whether they belong together.
+            let read = || {
+                let since = ticks().wrapping_sub(self.tsc_timestamp.load(Ordering::Relaxed));
+                let start = self.system_time.load(Ordering::Relaxed);
+                let scale = self.tsc_to_system_mul.load(Ordering::Relaxed);
+                let [shift, ..] = self.shift_and_flags.load(Ordering::Relaxed).to_le_bytes();
+                (since, start, scale, shift.cast_signed())
+            };
+            let (since, start, scale, shift) = unchanged(|order| self.version.load(order), read)?;
+            Some(start.wrapping_add(scaled(since, shift, scale)))
         })
     }
 }
@@ -107,7 +111,7 @@ impl ArchSharedInfo {
     pub const OFFSET_BYTES: usize = 3088;
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -107,6 +107,7 @@ impl Xen {
         // SAFETY: as above.
         let ram_end = unsafe { self.memory_op(&mut MemoryOp::MaximumRamPage) }?;
         let entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
+        // Relaxed, each by itself: a number that is asked for, not what makes others visible.
         self.m2p_entries.store(entries, Ordering::Relaxed);
         let missing = if has_nx() { PteFlags::empty() } else { PteFlags::NO_EXECUTE };
         self.missing_flags.store(missing.bits(), Ordering::Relaxed);
@@ -118,25 +119,27 @@ impl Xen {
     /// # Safety
     /// It has (I-3).
     pub unsafe fn set_mapped_frames(&self, frames: u64) {
-        self.mapped_frames.store(frames, Ordering::Release);
+        // Relaxed: what maps the new frames are page tables, which Xen has changed before it
+        // answered. No store of ours has to be seen before this one.
+        self.mapped_frames.store(frames, Ordering::Relaxed);
     }
 
     /// Tells that the direct mapping is elsewhere now: pfn 0 at `start`, with `frames` frames
     /// behind it. What is mapped at the old place stays there.
     ///
     /// # Safety
-    /// It is (I-3), for all frames that are memory.
+    /// It is (I-3), for all frames that are memory. No other vCPU uses this machine meanwhile: it
+    /// could take the start of one mapping and the length of the other.
     pub unsafe fn set_direct_map(&self, start: GuestVa, frames: u64) {
-        // Each pfn that both mappings have is right at either place, so a reader between the two
-        // stores needs the smaller number first.
-        self.mapped_frames.fetch_min(frames, Ordering::AcqRel);
-        self.direct_map.store(start.raw(), Ordering::Release);
-        self.mapped_frames.store(frames, Ordering::Release);
+        // Relaxed: nobody looks between the two, and who looks later was told by other means.
+        self.direct_map.store(start.raw(), Ordering::Relaxed);
+        self.mapped_frames.store(frames, Ordering::Relaxed);
     }
 
     /// Frames in the direct mapping.
     pub fn mapped_frames(&self) -> u64 {
-        self.mapped_frames.load(Ordering::Acquire)
+        // Relaxed: see `set_mapped_frames`.
+        self.mapped_frames.load(Ordering::Relaxed)
     }
 
     /// The frame that the direct mapping shows at `va`.

@@ -68,14 +68,17 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// Packages with tests of lock-free code.
+const EVERY_ORDER: [&str; 4] = ["hypercall", "p2m", "pvmmu", "swiotlb"];
+
 /// The tests of lock-free code, which loom runs in every order that the memory model allows. They
 /// are compiled with other atomics, so in a folder of their own.
 fn every_order() -> Result<String> {
     let folder = paths::target()?.join("loom");
     let mut cargo = cargo();
-    cargo.args(["test", "--quiet", "--release", "--package", "p2m", "--package", "pvmmu"]);
-    cargo.args(["--package", "swiotlb", "--lib", "--target-dir"]);
-    let output = must(cargo.arg(folder).env("RUSTFLAGS", "--cfg loom"))?;
+    cargo.args(["test", "--quiet", "--release", "--lib", "--target-dir"]).arg(folder);
+    cargo.args(EVERY_ORDER.iter().flat_map(|name| ["--package", name]));
+    let output = must(cargo.env("RUSTFLAGS", "--cfg loom"))?;
     Ok(format!("{} passed", count_passed(&output)))
 }
 
