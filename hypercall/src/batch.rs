@@ -478,6 +478,19 @@ impl Batch<'_> {
     }
 
     /// The updates that have taken effect in a refused submit, each with what it replaced.
+    ///
+    /// ```
+    /// # use hypercall::{BatchStorage, Errno, FailNth, Mfn, MmuUpdate, Pfn, Refusal};
+    /// # let model = xen_model::Model::builder().build()?;
+    /// let machine = FailNth::new(&model, Refusal { request: 0, done: 0, errno: Errno::EINVAL });
+    /// let mut storage = BatchStorage::<1, 0>::new();
+    /// let mut batch = storage.batch();
+    /// batch.update(MmuUpdate::machphys(Mfn::new(7), Pfn::new(7)), 0)?;
+    /// let refused = unsafe { batch.submit(&machine) };
+    /// assert!(refused.is_err());
+    /// assert_eq!((batch.in_effect().count(), batch.unapplied().count()), (0, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn in_effect(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         self.runs[..self.runs_used].iter().flat_map(|run| {
             let done = Call { request: self.request(run), outcome: run.outcome }.done();

@@ -163,8 +163,8 @@ fn update<M: Machine>(context: &Context<'_, M>, update: MmuUpdate) -> Result<(),
         .map_err(WalkError::InDoubt)
 }
 
-/// One operation on a table, by itself. Xen answers EINVAL to a pin of a table that is pinned and to
-/// an unpin of one that is not.
+/// One operation on a table, by itself. Xen answers EINVAL to a pin of a table that is pinned and
+/// to an unpin of one that is not.
 fn operation<M: Machine>(context: &Context<'_, M>, op: MmuExtOp) -> Result<(), WalkError> {
     // SAFETY: the table belongs to the address space (I-4), and a pin changes no mapping.
     unsafe { context.submit_ops(&[op]) }.map_err(WalkError::InDoubt)

@@ -220,8 +220,9 @@ impl core::error::Error for RangeError {}
 #[derive(Debug)]
 #[must_use = "the frame comes back in the error"]
 pub struct MapFailed {
-    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is mapped
-    /// all the same, or went to [`FrameSource::give_uncertain`](crate::FrameSource::give_uncertain).
+    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is
+    /// mapped all the same, or went to
+    /// [`FrameSource::give_uncertain`](crate::FrameSource::give_uncertain).
     pub frame: Option<Frame>,
     /// Why.
     pub error: MapError,

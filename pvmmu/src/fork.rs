@@ -50,8 +50,8 @@ impl fmt::Display for ForkFailure {
 pub struct ForkError {
     /// Why.
     pub failure: ForkFailure,
-    /// If the parent could not be put back, the child with the pages that both share still, and why:
-    /// the parent's are write-protected and marked. [`Pgd::destroy`] ends the child;
+    /// If the parent could not be put back, the child with the pages that both share still, and
+    /// why: the parent's are write-protected and marked. [`Pgd::destroy`] ends the child;
     /// [`Edit::make_own`] frees the parent's pages.
     pub left: Option<(Pgd<Loose>, MapError)>,
 }

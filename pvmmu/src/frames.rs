@@ -405,8 +405,8 @@ impl FrameSource for FrameStack<'_> {
         self.slots[self.used].take()
     }
 
-    /// A frame too many is lost to the guest, and counted ([`lost`](FrameStack::lost)): a stack that
-    /// is given back only what it handed out loses none.
+    /// A frame too many is lost to the guest, and counted ([`lost`](FrameStack::lost)): a stack
+    /// that is given back only what it handed out loses none.
     fn give(&mut self, frame: Frame) {
         if let Err(frame) = self.push(frame) {
             self.lost += 1;

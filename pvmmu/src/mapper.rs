@@ -72,7 +72,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         Self { context, pgd, batch, refusal: None }
     }
 
-    /// Why the last call failed, if it did: the traits' errors cannot say it all.
+    /// Why the last call failed, if it did: the traits' errors cannot say it all. A page that Xen
+    /// would not unmap again counts as mapped: what was refused is said here all the same.
     #[must_use]
     pub const fn refusal(&self) -> Option<MapError> {
         self.refusal
@@ -119,6 +120,17 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
             };
             pgd.edit(tools, set).map_err(|refused| refused.error)
         })
+    }
+
+    /// After a refusal: puts right what is left of it, since the trait's caller has the frame again,
+    /// and says whether the page maps the frame all the same.
+    #[cold]
+    fn stays_mapped(&mut self, page: Page, frame: Pfn) -> bool {
+        if let Err(error) = self.pgd.put_right(&self.context) {
+            log::error!("pfn {frame} may be known to a TLB still: {error}");
+        }
+        let mapping = self.mapping(page.start_address());
+        mapping.and_then(|mapping| mapping.frame.pfn()) == Some(frame)
     }
 
     /// Unmaps a page; the frame that it mapped.
@@ -290,10 +302,12 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
                 self.refusal = Some(*refused);
             })
         });
+        let stays = set.is_err() && self.stays_mapped(page, pfn(frame));
         match set {
             Ok(()) => Ok(MapperFlush::new(page)),
             // The frame that was to be mapped, as `OffsetPageTable` says it.
             Err(MapError::Occupied { .. }) => Err(MapToError::PageAlreadyMapped(frame)),
+            Err(_) if stays => Ok(MapperFlush::new(page)),
             Err(_) => Err(MapToError::FrameAllocationFailed),
         }
     }

@@ -12,8 +12,8 @@ pub(crate) const SHARED: PteFlags = PteFlags::from_bits_retain(1 << 53);
 pub(crate) const FOREIGN: PteFlags = PteFlags::from_bits_retain(1 << 54);
 /// Of an entry of a user root: a copy of the kernel root's.
 pub(crate) const MIRRORED: PteFlags = SHARED.union(FOREIGN);
-/// Of a leaf: the page could be written until it was shared; or, if it is not, until it was about to
-/// move or to be looked at.
+/// Of a leaf: the page could be written until it was shared; or, if it is not, until it was about
+/// to move or to be looked at.
 pub(crate) const COPY_ON_WRITE: PteFlags = PteFlags::from_bits_retain(1 << 57);
 /// Of a leaf that fork has written: the entry it was copied from was changed for it.
 pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);

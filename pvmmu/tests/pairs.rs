@@ -1,6 +1,6 @@
 //! Every operation on an address space with two requests refused: whatever Xen refuses, also of the
-//! undo, and of what puts right what the undo left. No frame has two owners, none is handed out that
-//! a table, a page or another vCPU's TLB still leads to, and each is accounted for in the end.
+//! undo, and of what puts right what the undo left. No frame has two owners, none is handed out
+//! that a table, a page or another vCPU's TLB still leads to, and each is accounted for in the end.
 #![expect(unsafe_code, reason = "loads roots of a guest that exists only in the model")]
 
 mod common;
@@ -126,8 +126,8 @@ fn variants() -> impl Iterator<Item = Variant> {
     })
 }
 
-/// Sweeps the operation: in every variant if all pairs are tried; otherwise in one, another one from
-/// each operation to the next.
+/// Sweeps the operation: in every variant if all pairs are tried; otherwise in one, another one
+/// from each operation to the next.
 fn sweep(name: &str, layout: Layout, operation: Operation) {
     let all = std::env::var_os("PVMMU_PAIRS").is_some_and(|scope| scope == "all");
     let letters = name.bytes().map(usize::from).sum::<usize>();

@@ -23,8 +23,8 @@ fn va(raw: u64) -> GuestVa {
     GuestVa::new(raw).expect("user half")
 }
 
-/// Moves `pages` to `to` while `refusals` are refused; then, with Xen well again, unmaps both places
-/// or destroys all.
+/// Moves `pages` to `to` while `refusals` are refused; then, with Xen well again, unmaps both
+/// places or destroys all.
 fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [Option<Pages>; 2]) {
     let guest = Guest::new();
     let (p2m, mut pool) = (guest.p2m(), guest.pool());

@@ -60,9 +60,9 @@ pub enum Presence {
     /// They stay mapped throughout: other vCPUs, or interrupts, may use them. What the CPU notes of
     /// them meanwhile (dirty bits, and accessed bits where an entry keeps its place) is kept. Pages
     /// that can be written and are clean lose write access for a moment where their dirty bits go
-    /// elsewhere, in [`Edit::remap`] and [`Edit::clear_reading_ad`]: whoever writes one then faults,
-    /// finds it mapped, and tries again. Pages that must be written without a fault, by a handler
-    /// that cannot wait, are mapped with the dirty bit set.
+    /// elsewhere, in [`Edit::remap`] and [`Edit::clear_reading_ad`]: whoever writes one then
+    /// faults, finds it mapped, and tries again. Pages that must be written without a fault, by a
+    /// handler that cannot wait, are mapped with the dirty bit set.
     Steady,
     /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put
     /// back.
@@ -335,10 +335,10 @@ impl Pgd<Pinned> {
     ///
     /// # Hypercalls
     /// For n pages and a batch of B updates: ceil(2 n / B) multicalls of an `mmu_update` and the
-    /// flush, and one more for each border of a table, at either place, and every 64 pages; twice as
-    /// many under [`Presence::Steady`], where one of the pages is clean and can be written; for a
-    /// whole table that moves to where there is none, one `mmu_update` of two elements. Tables that
-    /// are missing take what they take in [`map_pages`](Self::map_pages).
+    /// flush, and one more for each border of a table, at either place, and every 64 pages; twice
+    /// as many under [`Presence::Steady`], where one of the pages is clean and can be written; for
+    /// a whole table that moves to where there is none, one `mmu_update` of two elements. Tables
+    /// that are missing take what they take in [`map_pages`](Self::map_pages).
     ///
     /// ```
     /// # use hypercall::GuestVa;
@@ -390,8 +390,9 @@ impl Pgd<Pinned> {
         self.edit(tools, |edit| edit.unmap(pages))
     }
 
-    /// Gives every page of `pages`, which all must be mapped, new flags. Accessed and dirty bits are
-    /// neither set nor cleared by that: they stay as the CPU sets them, even while this goes on.
+    /// Gives every page of `pages`, which all must be mapped, new flags. Accessed and dirty bits
+    /// are neither set nor cleared by that: they stay as the CPU sets them, even while this goes
+    /// on.
     ///
     /// # Errors
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].

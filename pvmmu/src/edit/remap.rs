@@ -170,8 +170,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
         flush.push(batch, *reach)?;
         // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,
-        // and one again behind the request, whether that is refused or not, unless the undo is: then
-        // the one that has two is noted.
+        // and one again behind the request, whether that is refused or not, unless the undo is:
+        // then the one that has two is noted.
         let Err(error) = (unsafe { batch.submit(context.machine) }) else {
             batch.clear();
             return Ok(());

@@ -32,8 +32,8 @@ use crate::room::Room;
 /// The bits that the CPU sets.
 pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
 
-/// The command that writes `new`, which has those of its bits that were read, over an entry in which
-/// the CPU may have set the others.
+/// The command that writes `new`, which has those of its bits that were read, over an entry in
+/// which the CPU may have set the others.
 #[inline]
 pub(crate) const fn command_for(new: Pte) -> u64 {
     if new.flags().contains(SEEN) { mmu_command::NORMAL } else { mmu_command::PRESERVE_AD }
@@ -157,8 +157,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// [`Presence::Steady`].
     ///
     /// # Errors
-    /// As for [`Pgd::unmap`](crate::Pgd::unmap). Nothing was told then of the pages that follow, and
-    /// nothing of theirs is cleared.
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap). Nothing was told then of the pages that follow,
+    /// and nothing of theirs is cleared.
     ///
     /// # Hypercalls
     /// For n pages and a batch of B updates: 2 ceil(n / min(B, 64)) multicalls of an `mmu_update`

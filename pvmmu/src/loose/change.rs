@@ -294,7 +294,8 @@ impl Pgd<Loose> {
     /// let mut pgd = Pgd::new(&context, &mut frames)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// // The VGA adapter's memory is a device's.
-    /// unsafe { pgd.map_foreign(&context, (pages, PteFlags::USER_RW), (vga, DomId::IO), &mut frames) }?;
+    /// let registers = (vga, DomId::IO);
+    /// unsafe { pgd.map_foreign(&context, (pages, PteFlags::USER_RW), registers, &mut frames) }?;
     /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -379,8 +380,8 @@ impl Pgd<Loose> {
     }
 }
 
-/// Moves the entry `pte` from one place to another. I-4: it is never at both. If it cannot be stored
-/// anywhere, what it stands for is lost.
+/// Moves the entry `pte` from one place to another. I-4: it is never at both. If it cannot be
+/// stored anywhere, what it stands for is lost.
 fn shift<M: Machine>(
     context: &Context<'_, M>,
     from: (Pfn, PageTableIndex),

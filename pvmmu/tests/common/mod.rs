@@ -60,7 +60,8 @@ impl Guest {
         Self::built(Role::DomU, Model::builder(), 4096, ARENA_FRAMES as u64)
     }
 
-    /// One of 4 MiB, with [`FEW_FRAMES`] frames that tests use: for tests that make thousands of it.
+    /// One of 4 MiB, with [`FEW_FRAMES`] frames that tests use: for tests that make thousands of
+    /// it.
     pub fn small() -> Self {
         Self::built(Role::DomU, Model::builder(), 1024, FEW_FRAMES)
     }

@@ -2,6 +2,8 @@
 //! what one takes away, the other must not be running on.
 #![expect(unsafe_code, reason = "loads roots, writes to pages of its own; no Rust object is there")]
 
+mod dirty;
+
 use alloc::format;
 use alloc::string::{String, ToString as _};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -198,13 +200,14 @@ fn together<M: Machine + Cpu>(
     unsafe { with.set_reach(Reach::Vcpus(both)) };
     let protected = protected_beside_stores(scene, &mut pgd, with)?;
     let held = held_beside_use(scene, &mut pgd, with)?;
+    let noticed = dirty::written_beside_changes(scene, &mut pgd, with)?;
 
     // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
     unsafe { scene.vcpus.leave(&context, 0) }.or_say("leave")?;
     let (pgd, told) = kept_while_it_runs(scene, pgd, with)?;
     scene.leave()?;
     scene.vcpus.destroy(pgd, with).or_say("destroy")?;
-    Ok(format!("{stale}\n{protected}\n{held}\n{told}"))
+    Ok(format!("{stale}\n{protected}\n{held}\n{noticed}\n{told}"))
 }
 
 /// A page that was made read-only without a flush may still be written to by the other vCPU; after
