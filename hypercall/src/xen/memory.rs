@@ -44,11 +44,13 @@ impl Xen {
 
 // SAFETY: reads and writes go through the direct mapping (I-3), names through M2P.
 unsafe impl FrameAccess for Xen {
+    #[inline]
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         let word = words::read(self.entry(table, index)?);
         word.map(Pte::from_raw).ok_or(AccessError::Unmapped(table))
     }
 
+    #[inline]
     unsafe fn write_entry(
         &self,
         table: Pfn,
@@ -72,6 +74,7 @@ unsafe impl FrameAccess for Xen {
         if words::read_entries(from, into) { Ok(()) } else { Err(AccessError::Unmapped(table)) }
     }
 
+    #[inline]
     fn next_present(
         &self,
         table: Pfn,
@@ -90,9 +93,13 @@ unsafe impl FrameAccess for Xen {
                     continue;
                 }
             }
-            let pte = words::read(entry).map(Pte::from_raw).ok_or(AccessError::Unmapped(table))?;
+            let word = words::read_or_nothing(entry);
+            let pte = Pte::from_raw(word);
             if pte.is_present() {
                 return Ok(Some((PageTableIndex::new_truncate(at), pte)));
+            }
+            if word == words::NOTHING && words::read_again(entry).is_none() {
+                return Err(AccessError::Unmapped(table));
             }
             at += 1;
         }
@@ -164,6 +171,7 @@ unsafe impl FrameAccess for Xen {
 
 /// Why a write to `pfn` at `at` faulted: whether it can be read tells.
 #[cold]
+#[inline(never)]
 fn refused(pfn: Pfn, at: *const u8) -> AccessError {
     match try_load(VirtAddr::from_ptr(at).align_down(8u64)) {
         Some(_) => AccessError::ReadOnly(pfn),

@@ -12,12 +12,29 @@ use super::trap::{fixup, try_load};
 use crate::frame::PAGE_SIZE;
 use crate::pte::Pte;
 
-/// What a read that faulted leaves, and a word of memory hardly ever is.
-const NOTHING: u64 = u64::MAX;
+/// What a read that faulted leaves, and a word of memory hardly ever is. As an entry it is not
+/// present.
+pub(super) const NOTHING: u64 = u64::MAX - 1;
 
 /// Reads a word at an aligned address; `None` if there is none.
-#[inline]
+#[inline(always)]
 pub(super) fn read(at: *const u64) -> Option<u64> {
+    match read_or_nothing(at) {
+        NOTHING => read_again(at),
+        value => Some(value),
+    }
+}
+
+/// Reads a word that may be [`NOTHING`] for once.
+#[cold]
+#[inline(never)]
+pub(super) fn read_again(at: *const u64) -> Option<u64> {
+    try_load(VirtAddr::from_ptr(at))
+}
+
+/// Reads a word at an aligned address: [`NOTHING`] if there is none, and perhaps if there is one.
+#[inline(always)]
+pub(super) fn read_or_nothing(at: *const u64) -> u64 {
     let value: u64;
     // SAFETY: a load changes nothing; a fault in it goes on at 4, which stands outside the path.
     unsafe {
@@ -27,7 +44,7 @@ pub(super) fn read(at: *const u64) -> Option<u64> {
             "3:",
             ".pushsection .text.hypercall_fixups, \"ax\", @progbits",
             "4:",
-            "mov {value}, -1",
+            "mov {value}, -2",
             "jmp 3b",
             ".popsection",
             fixup!("2b", "3b", "4b"),
@@ -36,11 +53,11 @@ pub(super) fn read(at: *const u64) -> Option<u64> {
             options(nostack, preserves_flags, readonly),
         );
     }
-    if value == NOTHING { try_load(VirtAddr::from_ptr(at)) } else { Some(value) }
+    value
 }
 
 /// All bits that are set in any of eight words; all, if one of them is not there.
-#[inline]
+#[inline(always)]
 pub(super) fn any_of_eight(at: *const u64) -> u64 {
     let any: u64;
     // SAFETY: as in `read`.
@@ -134,7 +151,7 @@ pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
 ///
 /// # Safety
 /// What is written there is the caller's (I-1), if it can be written.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn write(at: *mut u64, value: u64) -> bool {
     // SAFETY: the caller's promise; a fault goes on at the label.
     unsafe {
