@@ -170,12 +170,12 @@ impl<M: Target> Env<'_, M> {
 
     /// Maps the page read-only.
     pub(crate) fn ro(&self, page: Page) -> Check {
-        self.show(page, self.entry(page, PteFlags::KERNEL_RO.bits()))
+        self.show(page, self.entry(page, self.machine.offered(PteFlags::KERNEL_RO).bits()))
     }
 
     /// Maps the page writable.
     pub(crate) fn rw(&self, page: Page) -> Check {
-        self.show(page, self.entry(page, PteFlags::KERNEL_RW.bits()))
+        self.show(page, self.entry(page, self.machine.offered(PteFlags::KERNEL_RW).bits()))
     }
 
     /// Maps the page nowhere.

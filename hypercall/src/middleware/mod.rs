@@ -29,6 +29,8 @@ macro_rules! forward_frame_access {
         #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
         // SAFETY: every call goes to the machine inside, whose answer is handed on.
         unsafe impl<$($generics)*> FrameAccess for $wrapper {
+            // The walks' loops: a call would cost more than the read.
+            #[inline(always)]
             fn read_entry(
                 &$self,
                 table: Pfn,
@@ -37,6 +39,7 @@ macro_rules! forward_frame_access {
                 $inner.read_entry(table, index)
             }
 
+            #[inline(always)]
             unsafe fn write_entry(
                 &$self,
                 table: Pfn,

@@ -28,8 +28,8 @@ impl Xen {
         Ok(page.wrapping_add(offset))
     }
 
-    #[inline]
-    fn entry(&self, table: Pfn, index: PageTableIndex) -> Result<*mut u64, AccessError> {
+    #[inline(always)]
+    fn table(&self, table: Pfn) -> Result<*mut u64, AccessError> {
         if table.raw() >= self.mapped_frames() {
             return Err(AccessError::Unmapped(table));
         }
@@ -37,30 +37,29 @@ impl Xen {
         // comes through here.
         let page = self.direct_map.load(Ordering::Relaxed);
         let page = page.wrapping_add(table.raw() << PAGE_SHIFT);
-        let page: *mut u64 = VirtAddr::new_truncate(page).as_mut_ptr();
-        Ok(page.wrapping_add(usize::from(index)))
+        Ok(VirtAddr::new_truncate(page).as_mut_ptr())
     }
 }
 
 // SAFETY: reads and writes go through the direct mapping (I-3), names through M2P.
 unsafe impl FrameAccess for Xen {
-    #[inline]
+    #[inline(always)]
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        let word = words::read(self.entry(table, index)?);
+        let word = words::read(self.table(table)?, usize::from(index));
         word.map(Pte::from_raw).ok_or(AccessError::Unmapped(table))
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn write_entry(
         &self,
         table: Pfn,
         index: PageTableIndex,
         pte: Pte,
     ) -> Result<(), AccessError> {
-        let entry = self.entry(table, index)?;
+        let start = self.table(table)?;
         // SAFETY: I-3: inside the frame's page and aligned; the caller owns the frame (I-1).
-        let is_written = unsafe { words::write(entry, pte.raw()) };
-        if is_written { Ok(()) } else { Err(refused(table, entry.cast())) }
+        let is_written = unsafe { words::write(start, usize::from(index), pte.raw()) };
+        if is_written { Ok(()) } else { Err(refused(table, start.cast())) }
     }
 
     fn read_entries(
@@ -70,7 +69,7 @@ unsafe impl FrameAccess for Xen {
         into: &mut [Pte],
     ) -> Result<(), AccessError> {
         check_run(table, first, into.len())?;
-        let from = self.entry(table, first)?;
+        let from = self.table(table)?.wrapping_add(usize::from(first));
         if words::read_entries(from, into) { Ok(()) } else { Err(AccessError::Unmapped(table)) }
     }
 
@@ -80,25 +79,25 @@ unsafe impl FrameAccess for Xen {
         table: Pfn,
         slots: Range<u16>,
     ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
-        let start = self.entry(table, PageTableIndex::new(0))?;
+        let start = self.table(table)?;
         let end = slots.end.min(ENTRIES);
         let mut at = slots.start;
         while at < end {
-            let entry = start.wrapping_add(usize::from(at));
+            let index = usize::from(at);
             // Eight at a time, where that is possible: tables are mostly empty, or full.
             if at.is_multiple_of(8) && at + 8 <= end {
-                let any = words::any_of_eight(entry);
+                let any = words::any_of_eight(start, index);
                 if !Pte::from_raw(any).is_present() {
                     at += 8;
                     continue;
                 }
             }
-            let word = words::read_or_nothing(entry);
+            let word = words::read_or_nothing(start, index);
             let pte = Pte::from_raw(word);
             if pte.is_present() {
                 return Ok(Some((PageTableIndex::new_truncate(at), pte)));
             }
-            if word == words::NOTHING && words::read_again(entry).is_none() {
+            if word == words::NOTHING && words::read_again(start, index).is_none() {
                 return Err(AccessError::Unmapped(table));
             }
             at += 1;
@@ -113,7 +112,7 @@ unsafe impl FrameAccess for Xen {
         from: &[Pte],
     ) -> Result<(), AccessError> {
         check_run(table, first, from.len())?;
-        let into = self.entry(table, first)?;
+        let into = self.table(table)?.wrapping_add(usize::from(first));
         // SAFETY: I-3: inside the frame's page, as `check_run` says; the caller owns the frame
         // (I-1).
         let are_written =

@@ -16,11 +16,11 @@ use crate::pte::Pte;
 /// present.
 pub(super) const NOTHING: u64 = u64::MAX - 1;
 
-/// Reads a word at an aligned address; `None` if there is none.
+/// Reads word `index` from an aligned address on; `None` if there is none.
 #[inline(always)]
-pub(super) fn read(at: *const u64) -> Option<u64> {
-    match read_or_nothing(at) {
-        NOTHING => read_again(at),
+pub(super) fn read(start: *const u64, index: usize) -> Option<u64> {
+    match read_or_nothing(start, index) {
+        NOTHING => read_again(start, index),
         value => Some(value),
     }
 }
@@ -28,19 +28,20 @@ pub(super) fn read(at: *const u64) -> Option<u64> {
 /// Reads a word that may be [`NOTHING`] for once.
 #[cold]
 #[inline(never)]
-pub(super) fn read_again(at: *const u64) -> Option<u64> {
-    try_load(VirtAddr::from_ptr(at))
+pub(super) fn read_again(start: *const u64, index: usize) -> Option<u64> {
+    try_load(VirtAddr::from_ptr(start.wrapping_add(index)))
 }
 
-/// Reads a word at an aligned address: [`NOTHING`] if there is none, and perhaps if there is one.
+/// Reads word `index` from an aligned address on: [`NOTHING`] if there is none, and perhaps if
+/// there is one.
 #[inline(always)]
-pub(super) fn read_or_nothing(at: *const u64) -> u64 {
+pub(super) fn read_or_nothing(start: *const u64, index: usize) -> u64 {
     let value: u64;
     // SAFETY: a load changes nothing; a fault in it goes on at 4, which stands outside the path.
     unsafe {
         asm!(
             "2:",
-            "mov {value}, [{at}]",
+            "mov {value}, [{start} + {index} * 8]",
             "3:",
             ".pushsection .text.hypercall_fixups, \"ax\", @progbits",
             "4:",
@@ -49,29 +50,31 @@ pub(super) fn read_or_nothing(at: *const u64) -> u64 {
             ".popsection",
             fixup!("2b", "3b", "4b"),
             value = out(reg) value,
-            at = in(reg) at,
+            start = in(reg) start,
+            index = in(reg) index,
             options(nostack, preserves_flags, readonly),
         );
     }
     value
 }
 
-/// All bits that are set in any of eight words; all, if one of them is not there.
+/// All bits that are set in any of eight words, from word `index` on; all, if one of them is not
+/// there.
 #[inline(always)]
-pub(super) fn any_of_eight(at: *const u64) -> u64 {
+pub(super) fn any_of_eight(start: *const u64, index: usize) -> u64 {
     let any: u64;
     // SAFETY: as in `read`.
     unsafe {
         asm!(
             "2:",
-            "mov {any}, [{at}]",
-            "or {any}, [{at} + 8]",
-            "or {any}, [{at} + 16]",
-            "or {any}, [{at} + 24]",
-            "or {any}, [{at} + 32]",
-            "or {any}, [{at} + 40]",
-            "or {any}, [{at} + 48]",
-            "or {any}, [{at} + 56]",
+            "mov {any}, [{start} + {index} * 8]",
+            "or {any}, [{start} + {index} * 8 + 8]",
+            "or {any}, [{start} + {index} * 8 + 16]",
+            "or {any}, [{start} + {index} * 8 + 24]",
+            "or {any}, [{start} + {index} * 8 + 32]",
+            "or {any}, [{start} + {index} * 8 + 40]",
+            "or {any}, [{start} + {index} * 8 + 48]",
+            "or {any}, [{start} + {index} * 8 + 56]",
             "3:",
             ".pushsection .text.hypercall_fixups, \"ax\", @progbits",
             "4:",
@@ -80,7 +83,8 @@ pub(super) fn any_of_eight(at: *const u64) -> u64 {
             ".popsection",
             fixup!("2b", "3b", "4b"),
             any = out(reg) any,
-            at = in(reg) at,
+            start = in(reg) start,
+            index = in(reg) index,
             options(nostack, readonly),
         );
     }
@@ -137,7 +141,7 @@ pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
             return false;
         }
     }
-    let words = (0..).map(|k| self::read(from.wrapping_add(read + k)));
+    let words = (0..).map(|k| self::read(from, read + k));
     rest.iter_mut().zip(words).all(|(pte, word)| match word {
         Some(word) => {
             *pte = Pte::from_raw(word);
@@ -147,20 +151,21 @@ pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
     })
 }
 
-/// Writes a word at an aligned address; false if that is not allowed.
+/// Writes word `index` from an aligned address on; false if that is not allowed.
 ///
 /// # Safety
 /// What is written there is the caller's (I-1), if it can be written.
 #[inline(always)]
-pub(super) unsafe fn write(at: *mut u64, value: u64) -> bool {
+pub(super) unsafe fn write(start: *mut u64, index: usize, value: u64) -> bool {
     // SAFETY: the caller's promise; a fault goes on at the label.
     unsafe {
         asm!(
             "2:",
-            "mov [{at}], {value}",
+            "mov [{start} + {index} * 8], {value}",
             "3:",
             fixup!("2b", "3b", "{failed}"),
-            at = in(reg) at,
+            start = in(reg) start,
+            index = in(reg) index,
             value = in(reg) value,
             failed = label { return false; },
             options(nostack, preserves_flags),

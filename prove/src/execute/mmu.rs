@@ -186,7 +186,7 @@ impl Executor {
     ) -> Answer {
         let pte = match flags.is_empty() {
             true => Pte::ABSENT,
-            false => self.direct_entry(number, flags.bits()),
+            false => self.direct_entry(number, machine.offered(flags).bits()),
         };
         let updates = [MmuUpdate::set(self.arena.frame(number).direct, pte)];
         self.stale = true;
