@@ -153,7 +153,7 @@ impl<M: Machine + Cpu> Guest<'_, M> {
             return Ok(());
         }
         writeln!(self.console, "this CPU has no NX: all that is mapped can be executed")
-            .map_err(|error| alloc::format!("console: {error}"))
+            .map_err(|error| format!("console: {error}"))
     }
 
     /// Writes a word of the user half that the running address space maps; false if that faults.
@@ -205,7 +205,7 @@ pub(crate) fn number(arguments: &str, name: &str, default: u64) -> Result<u64, S
         .split_whitespace()
         .find_map(|word| word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')));
     value.map_or(Ok(default), |digits| {
-        digits.parse().map_err(|_| alloc::format!("{name}={digits} is no number"))
+        digits.parse().map_err(|_| format!("{name}={digits} is no number"))
     })
 }
 
