@@ -112,6 +112,7 @@ impl Window {
     /// # Hypercalls
     /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
     /// pages in a GiB that has one: ceil(P / B) multicalls of `mmu_update` and a flush.
+    /// One more, a flush, after an operation whose undo was refused.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, Pfn};
@@ -140,11 +141,45 @@ impl Window {
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
+        self.settle(context, batch)?;
+        let reserved = self.reserve_leaves(context, pfns, source, batch);
+        self.note(reserved)
+    }
+
+    fn reserve_leaves<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        pfns: Pfns,
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
         let leaves = pfns.start.raw() / LEAF_WORDS..pfns.end().div_ceil(LEAF_WORDS);
         for (gib, range) in by_gib(leaves) {
             self.convert(context, (gib, range, Target::Own), source, batch)?;
         }
         Ok(())
+    }
+
+    /// Makes up for the flush that Xen refused with an undo: pages that are mapped already would
+    /// otherwise pass for pages that every vCPU sees.
+    fn settle<M: Machine>(
+        &mut self,
+        context: GrowContext<'_, M>,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowFailure> {
+        if self.owes_flush {
+            batch.clear();
+            batch.op(MmuExtOp::tlb_flush_all())?;
+            submit(context, batch).map_err(WindowFailure::Refused)?;
+            self.owes_flush = false;
+        }
+        Ok(())
+    }
+
+    /// Notes what an operation leaves.
+    fn note(&mut self, done: Result<(), WindowError>) -> Result<(), WindowError> {
+        self.owes_flush |= done.is_err_and(|error| error.undo.is_err());
+        done
     }
 
     /// Marks `pfns`, which have no memory, as identity frames. Whole pages and whole GiB of them
@@ -185,6 +220,21 @@ impl Window {
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
+        self.settle(context, batch)?;
+        // SAFETY: the caller's promise is handed on.
+        let reserved = unsafe { self.reserve_identity_leaves(context, pfns, source, batch) };
+        self.note(reserved)
+    }
+
+    /// # Safety
+    /// As for [`reserve_identity`](Self::reserve_identity).
+    unsafe fn reserve_identity_leaves<M: Machine>(
+        &self,
+        context: GrowContext<'_, M>,
+        pfns: Pfns,
+        source: &mut impl LeafSource,
+        batch: &mut Batch<'_>,
+    ) -> Result<(), WindowError> {
         let first = pfns.start.raw().next_multiple_of(LEAF_WORDS).min(pfns.end());
         let last = (pfns.end() / LEAF_WORDS * LEAF_WORDS).max(first);
         for (gib, range) in by_gib(first / LEAF_WORDS..last / LEAF_WORDS) {
@@ -200,7 +250,7 @@ impl Window {
         for edge in [pfns.start.raw()..first, last..pfns.end()] {
             let edge = Pfns::new(Pfn::new(edge.start), edge.end.saturating_sub(edge.start));
             if edge.count > 0 {
-                self.reserve(context, edge, source, batch)?;
+                self.reserve_leaves(context, edge, source, batch)?;
                 // SAFETY: the caller vouches for the pfns.
                 unsafe { context.p2m.set_identity(edge) }?;
             }

@@ -107,6 +107,9 @@ pub struct Window {
     capacity: u64,
     /// L3, shared leaves, shared L1 tables, L2 tables, L1 tables of the builder's list.
     frames: Frames,
+    /// Whether some vCPU may still see a page that a change took out of the window: Xen refused the
+    /// undo of the change, and with it the flush.
+    owes_flush: bool,
 }
 
 impl Window {
@@ -167,7 +170,7 @@ impl Window {
         let WindowPlace { va, root, .. } = place;
         let capacity = place.capacity.min(PFNS_MAX + 1).next_multiple_of(PFNS_PER_L1);
         let words = place.words.addr().get();
-        let window = Self { va, words, root, capacity, frames };
+        let window = Self { va, words, root, capacity, frames, owes_flush: false };
         let needed = Self::frames_needed(old.len(), capacity);
         let aligned = va.raw().is_multiple_of(1 << Level::L4.shift());
         let failure = match () {
