@@ -27,7 +27,8 @@
 //! walked by whoever implements [`p2m::FindDirect`] (`pvmmu::DirectEntries`).
 //!
 //! # What it prevents, and what not
-//! A device is never given an address that it does not reach, or that is not the guest's. It never
+//! A device is never given an address that it does not reach, or that is not the guest's, nor after
+//! a restore one of before. It never
 //! sees bytes of an earlier mapping, and none such come back. What is given back twice, with
 //! another size, in another direction, to another pool or after somebody else took it, is refused
 //! at that moment, on whichever vCPU. A refused exchange loses no frame. It does not prevent a
