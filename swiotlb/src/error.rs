@@ -284,8 +284,8 @@ impl Error {
             }
             Self::Scattered { pfn } => write!(
                 f,
-                "what begins at pfn {pfn} does not lie together in the machine, as after a restore: \
-                 gather it again"
+                "what begins at pfn {pfn} does not lie together in the machine, as after a \
+                 restore: gather it again"
             ),
             Self::NoNumber => f.write_str("2^32 pools were made: there is no number for another"),
             Self::RunsFull { runs } => {

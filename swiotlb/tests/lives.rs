@@ -7,18 +7,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use common::{ARENA, Guest, Places, gather_on};
+use common::{ARENA, Guest, Places, gather_on, grow};
 use hypercall::{Frames, PAGE_SIZE, Pfn};
 use swiotlb::{Area, Both, Device, Dma, DmaMask, Error, Path, Pool, SEGMENT_BYTES, SLOTS, Segment};
 
 const BOUNCE: Device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
-
-/// Adds `segments` segments to a pool, from frame `first` of the arena on.
-fn grow(guest: &Guest, pool: &Pool<'_>, first: u64, segments: u64) {
-    let frames = guest.frames(first, segments * 64);
-    let region = gather_on(guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
-    pool.grow(&guest.p2m(), region).expect("there are places");
-}
 
 /// Gives `count` pfns of the arena other frames, with nothing in them, as a restore gives every pfn
 /// another one: none of them lie together. The pool that has them is not asked.

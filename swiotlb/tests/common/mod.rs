@@ -13,8 +13,8 @@ use hypercall::{
 };
 use p2m::{FindDirect, NoDirectEntry, P2m};
 use swiotlb::{
-    Area, Around, Buffer, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, Stranded,
-    gather,
+    Area, Around, Buffer, Dma, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment,
+    Stranded, gather,
 };
 use xen_model::{DomainConfig, Model, Role};
 
@@ -271,4 +271,26 @@ impl Places {
     pub fn pool(&self) -> Pool<'_> {
         Pool::new(&self.segments, &self.areas).expect("it has places")
     }
+}
+
+/// Adds `segments` segments to a pool, from the end of the arena.
+pub fn grow(guest: &Guest, pool: &Pool<'_>, first: u64, segments: u64) {
+    let frames = guest.frames(first, segments * 64);
+    let region = gather_on(guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+    pool.grow(&guest.p2m(), region).expect("there are places");
+}
+
+/// Runs `work` with a pool of two segments in frames 512 to 639.
+pub fn with_pool(work: impl FnOnce(&Guest, Dma<'_, '_, Model>)) {
+    let (guest, places) = (Guest::new(), Places::new(4, 2));
+    let pool = places.pool();
+    grow(&guest, &pool, 512, 2);
+    let p2m = guest.p2m();
+    work(&guest, Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 });
+    let mut segments = 0;
+    let counters = pool.counters();
+    assert_eq!((counters.slots_used, counters.taken), (0, counters.given), "{counters:?}");
+    pool.close(&mut |_| segments += 1).expect("nothing is left in it");
+    assert_eq!(segments, 2);
+    guest.check();
 }
