@@ -120,8 +120,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Safety
     /// `bus` came of [`Coherent::into_bus`], of so many pages, and has not been given back; the
-    /// guest has not been restored since. Nobody uses the pages any more: no device, no reference or
-    /// pointer, no [`Coherent`] (I-1). As for `unmap_at`, not every wrong call is noticed.
+    /// guest has not been restored since. Nobody uses the pages any more: no device, no reference
+    /// or pointer, no [`Coherent`] (I-1). As for `unmap_at`, not every wrong call is noticed.
     ///
     /// ```
     /// # use pv_tests::dma;

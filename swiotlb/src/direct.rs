@@ -3,8 +3,9 @@
 //!
 //! A record is three words: the address, the length, and a mark, which says in which direction the
 //! buffer is mapped and is the mapping's number. The mark says whether there is one; whoever
-//! changes it has it. The number keeps an end that comes late from taking the mapping that came after it:
-//! it has 61 bits, so that none comes again in seventy years of a mapping each nanosecond.
+//! changes it has it. The number keeps an end that comes late from taking the mapping that came
+//! after it: it has 61 bits, so that none comes again in seventy years of a mapping each
+//! nanosecond.
 
 use crate::address::BusAddr;
 use crate::error::Error;

@@ -4,9 +4,9 @@
 //! lines of their own. It takes slots of another area only when its own has none.
 //!
 //! A pool keeps no bus address: where a run lies for the device is looked up in P2M when it is
-//! taken. After a restore, when every pfn has another frame, runs of one page are as good as before.
-//! Longer ones are refused ([`Error::Scattered`]) until the memory has been gathered again: `close`,
-//! `gather`, `grow`.
+//! taken. After a restore, when every pfn has another frame, runs of one page are as good as
+//! before. Longer ones are refused ([`Error::Scattered`]) until the memory has been gathered again:
+//! `close`, `gather`, `grow`.
 #![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
 
 use core::num::NonZeroU32;
@@ -245,8 +245,8 @@ impl<'m> Pool<'m> {
         &self.areas[vcpu % self.areas.len()]
     }
 
-    /// Takes slots, from the area of `vcpu` if it has some, and says where the device sees the first
-    /// byte used.
+    /// Takes slots, from the area of `vcpu` if it has some, and says where the device sees the
+    /// first byte used.
     #[inline]
     pub(crate) fn take(
         &self,

@@ -8,8 +8,8 @@
 //! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
 //! stay made; frames that Xen could neither exchange nor the guest map again ([`Stranded`]: only if
 //! a second request was refused on the way back; they are no frames that an allocator or a table
-//! would take, until [`reinstate`] has mapped them again and filled them with zeroes, for some may be
-//! frames that Xen gave, with what their last owner left there); and the rest, in the direct
+//! would take, until [`reinstate`] has mapped them again and filled them with zeroes, for some may
+//! be frames that Xen gave, with what their last owner left there); and the rest, in the direct
 //! mapping as before, each with the frame it had and what was in it, or with another one and
 //! zeroes.
 

@@ -558,11 +558,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// None.
     ///
     /// # Safety
-    /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended, and
-    /// the guest has not been restored since. No [`Mapping`] has it. A caller who is wrong is told
-    /// so where the pool can see it, but it cannot see everything: the slots may be somebody else's
-    /// by now, in the same direction and of the same length. The bytes of `buffer` are those of the
-    /// buffer that was mapped (I-11).
+    /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended,
+    /// and the guest has not been restored since. No [`Mapping`] has it. A caller who is wrong is
+    /// told so where the pool can see it, but it cannot see everything: the slots may be somebody
+    /// else's by now, in the same direction and of the same length. The bytes of `buffer` are those
+    /// of the buffer that was mapped (I-11).
     pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
