@@ -112,7 +112,7 @@ fn flags(context: &pvmmu::Context<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) ->
 }
 
 /// A life around an operation on clean pages while a second vCPU writes to some of them before each
-/// request, at whichever address it can. `check` is told of each page whether the vCPU has written
+/// request that concerns them, at whichever address it can. `check` is told of each page whether the vCPU has written
 /// it.
 fn live<T>(
     operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>) -> T,
@@ -130,14 +130,35 @@ fn live<T>(
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
     pgd.map_pages(&plain, (pages(), CLEAN), &mut frames).expect("mapped");
+    // So that there is a table for them: what is asked for first is asked of the pages.
+    let near = Pages::one(elsewhere().at(COUNT).expect("user half"));
+    pgd.map_pages(&plain, (near, CLEAN), &mut frames).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let places = (0..COUNT).map(|at| {
+        let va = pages().at(at).expect("user half");
+        let leaf = walk(&plain, pgd.root(), va).expect("readable").leaf();
+        leaf.expect("mapped").0.machine_address()
+    });
+    let places: Vec<u64> = places.collect();
     let second = guest.second();
     second.initialise(model.guest().kernel_root().expect("it runs"), None).expect("started");
     // SAFETY: the model's guest has no Rust objects.
     unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
     let written = RefCell::new(BTreeSet::new());
-    let write = |_: &[Call<'_>]| {
-        for at in (0..COUNT).filter(|at| is_written(*at)) {
+    // At the last moment: before a request that concerns the page.
+    let write = |calls: &[Call<'_>]| {
+        let concerns = |at: u64| {
+            let place = places[usize::try_from(at).expect("a few")];
+            calls.iter().any(|call| match call.request {
+                Request::MmuUpdate(updates, _) => {
+                    updates.iter().any(|update| update.target() & !7 == place)
+                }
+                _ => false,
+            })
+        };
+        let is_of_all = !(0..COUNT).any(concerns);
+        let written_now = |at: &u64| is_written(*at) && (is_of_all || concerns(*at));
+        for at in (0..COUNT).filter(written_now) {
             for pages in [pages(), elsewhere()] {
                 let va = pages.at(at).expect("user half").raw();
                 if second.store(va, &[1], Mode::Kernel).is_ok() {
