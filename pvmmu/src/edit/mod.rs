@@ -116,6 +116,20 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
 
     /// Flushes the vCPUs that run on the address space that is changed, as `vcpus` knows them, and
     /// no others.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, Running, Vcpus};
+    ///
+    /// static RUNNING: [Running; 2] = [Running::nowhere(), Running::nowhere()];
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut pgd, tools) = Guest::with_pinned(pages);
+    /// // The kernel loads roots through these alone.
+    /// let vcpus = unsafe { Vcpus::new(&RUNNING) };
+    /// pgd.unmap(&mut tools.tracked(vcpus), pages)?; // nobody runs on it: nothing is flushed
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn tracked(mut self, vcpus: Vcpus<'a>) -> Self {
         self.vcpus = Some(vcpus);

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::begins_tests;
 use crate::cargo::rust_files;
 use crate::paths;
 
@@ -84,12 +85,11 @@ fn named<'t>(row: &[&'t str]) -> Vec<&'t str> {
 }
 
 /// The functions that are tests, or attempts: those in files of tests, and those behind
-/// `#[cfg(test)]`.
+/// the line at which a file's tests begin.
 fn tests_of(name: &Path, text: &str) -> Vec<String> {
     let is_of_tests = name.iter().skip(1).any(|part| part == "tests" || part == "tests.rs");
-    let tests =
-        if is_of_tests { Some(text) } else { text.split_once("#[cfg(test)]").map(|it| it.1) };
-    let lines = tests.unwrap_or_default().lines().map(str::trim_start);
+    let tests = text.lines().skip_while(|line| !is_of_tests && !begins_tests(line));
+    let lines = tests.map(str::trim_start);
     let names = lines.filter_map(|line| line.strip_prefix("fn ")?.split(['(', '<']).next());
     names.map(str::to_owned).collect()
 }

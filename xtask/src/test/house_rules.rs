@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use super::begins_tests;
 use crate::cargo::rust_files;
 use crate::paths;
 
@@ -105,7 +106,7 @@ fn broken_rules(text: &str) -> Vec<String> {
 
 fn code_lines(text: &str) -> usize {
     let lines = text.lines().map(str::trim);
-    let before_tests = lines.take_while(|line| *line != "#[cfg(test)]");
+    let before_tests = lines.take_while(|line| !begins_tests(line));
     before_tests.filter(|line| !line.is_empty() && !line.starts_with("//")).count()
 }
 
@@ -124,7 +125,10 @@ mod tests {
         ("missing_errors_doc", "/// D.\npub fn e() -> Result<(), u8> { Ok(()) }"),
         ("missing_panics_doc", "/// D.\npub fn f() { panic!() }"),
         ("unwrap_used", "/// D.\npub fn g(x: Option<u8>) -> u8 { x.unwrap() }"),
-        ("too_many_arguments", "/// D.\npub fn h(_: u8, _: u8, _: u8, _: u8, _: u8, _: u8) {}"),
+        (
+            "too_many_arguments",
+            "/// D.\npub fn h(_: u8, _: u8, _: u8, _: u8, _: u8, _: u8, _: u8, _: u8) {}",
+        ),
         ("fn_params_excessive_bools", "/// D.\npub fn i(_: bool) {}"),
         ("allow_attributes_without_reason", "#[allow(dead_code)]\nfn j() {}"),
         ("cast_possible_truncation", "/// D.\npub fn k(x: u64) -> u8 { x as u8 }"),

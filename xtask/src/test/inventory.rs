@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::begins_tests;
 use crate::cargo::rust_files;
 use crate::paths;
 
@@ -67,7 +68,7 @@ fn differences(listed: &[String], found: &BTreeSet<String>) -> Vec<String> {
 
 /// Whether code before the tests has unsafe parts; comments and texts do not count.
 fn has_unsafe(text: &str) -> bool {
-    let lines = text.lines().map(str::trim_start).take_while(|line| *line != "#[cfg(test)]");
+    let lines = text.lines().map(str::trim_start).take_while(|line| !begins_tests(line));
     let code = lines.filter(|line| !line.starts_with("//"));
     let is_unsafe = |line: &str| BEGINNINGS.iter().any(|pieces| line.contains(&pieces.concat()));
     code.into_iter().any(is_unsafe)

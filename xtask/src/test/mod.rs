@@ -37,6 +37,11 @@ pub(crate) use self::under_xl::on_host;
 use crate::ExitStatus;
 use crate::cli::TestArguments;
 
+/// Whether the tests of a file begin at this line.
+fn begins_tests(line: &str) -> bool {
+    matches!(line.trim(), "#[cfg(test)]" | "#[cfg(all(test, not(loom)))]")
+}
+
 /// Runs everything and keeps going after a failure.
 ///
 /// # Errors
