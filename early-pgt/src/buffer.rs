@@ -198,8 +198,8 @@ impl TableRound<'_> {
     /// # Errors
     /// [`RoundError`]; the frames are back in the buffer, as after [`abandon`](Self::abandon). If
     /// not even the undo worked the buffer stays shut
-    /// ([`into_uncertain`](TableBuffer::into_uncertain)). [`EarlyError::NoStorage`] if the batch has
-    /// no room for an operation: undoing what was linked takes a flush.
+    /// ([`into_uncertain`](TableBuffer::into_uncertain)). [`EarlyError::NoStorage`] if the batch
+    /// has no room for an operation: undoing what was linked takes a flush.
     ///
     /// # Hypercalls
     /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates. If one is
@@ -261,8 +261,8 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
     let linked = count(done.saturating_sub(tables.count));
     if linked > 0 {
         let back = changes(Direction::Back).take(linked);
-        // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with a
-        // table, and nothing that an L1 maps.
+        // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with
+        // a table, and nothing that an L1 maps.
         let flush = Some(MmuExtOp::tlb_flush_all());
         apply(context, back, flush, batch).map_err(|(_, stop)| stop.linking())?;
     }

@@ -160,8 +160,8 @@ impl<'m> Build<'m> {
     /// # Errors
     /// [`RoundError`]; the direct map is as before, and the round can be tried again. If not even
     /// the undo worked ([`RoundError::undo`]) there is no further round
-    /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) keeps the round's frames from
-    /// everybody.
+    /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) keeps the round's frames
+    /// from everybody.
     ///
     /// # Hypercalls
     /// One `mmu_update` with an element for each table of the round and for each entry that links

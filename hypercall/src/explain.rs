@@ -238,8 +238,8 @@ causes! {
         "PV guests map 4 KiB pages only: no PSE, no GLOBAL above L1; PWT, PCD, PAT need a device";
     /// NX.
     NoExecuteMissing: "the entry has NO_EXECUTE (bit 63), which this CPU does not offer",
-        "leave the bit out where the CPU lacks it (FrameAccess::offered); if it should not lack it: \
-         the firmware may have turned it off";
+        "leave the bit out where the CPU lacks it (FrameAccess::offered); if it should not lack \
+         it: the firmware may have turned it off";
     /// Xen's slots.
     XenSlots: "the guest wrote to slots 256 to 271 of a root, which are Xen's",
         "copy only slots 0 to 255 and 272 to 511 from one root to another";

@@ -18,8 +18,8 @@
 //!   own structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
-//! * [`Frame`], [`Frames`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused undo
-//!   leaves, kept from everybody.
+//! * [`Frame`], [`Frames`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused
+//!   undo leaves, kept from everybody.
 //! * [`explain`]: what a refusal means, in words.
 //! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
 //!   toolstack reads.

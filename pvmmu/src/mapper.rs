@@ -122,8 +122,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         })
     }
 
-    /// After a refusal: puts right what is left of it, since the trait's caller has the frame again,
-    /// and says whether the page maps the frame all the same.
+    /// After a refusal: puts right what is left of it, since the trait's caller has the frame
+    /// again, and says whether the page maps the frame all the same.
     #[cold]
     fn stays_mapped(&mut self, page: Page, frame: Pfn) -> bool {
         if let Err(error) = self.pgd.put_right(&self.context) {

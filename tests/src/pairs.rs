@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `PVMMU_PAIRS=all` | every pair, not only a sample of them |
 //! | `PVMMU_PAIRS_SEED=N` | this sample |
-//! | `PVMMU_PAIRS_ONLY=r1.d1,r2.d2` | one run alone: request `r1` refused after `d1` elements, and `r2` after `d2` |
+//! | `PVMMU_PAIRS_ONLY=r1.d1,r2.d2` | one run: `r1` refused after `d1` elements, `r2` after `d2` |
 //!
 //! Each test ends with a line `pairs: CRATE NAME COUNT`, which `cargo xtask check pairs` adds up.
 

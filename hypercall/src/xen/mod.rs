@@ -87,8 +87,8 @@ impl Xen {
         Ok(xen)
     }
 
-    /// Asks again how long M2P is and what the CPU lacks: after a restore the machine may be another
-    /// one. Every Xen shows M2P at the same address.
+    /// Asks again how long M2P is and what the CPU lacks: after a restore the machine may be
+    /// another one. Every Xen shows M2P at the same address.
     ///
     /// # Errors
     /// If Xen does not say; nothing has changed then.

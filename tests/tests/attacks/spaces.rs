@@ -1,5 +1,5 @@
-//! I-4 to I-7, I-18, I-19: an address space is changed by whoever owns it, through the guest that it
-//! is of, and every TLB that knows it is flushed.
+//! I-4 to I-7, I-18, I-19: an address space is changed by whoever owns it, through the guest that
+//! it is of, and every TLB that knows it is flushed.
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
 use hypercall::{Cpu, DomId, GuestVa, Machine, Mfn, Pfn, PteFlags};
