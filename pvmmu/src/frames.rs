@@ -56,7 +56,8 @@ pub(crate) fn share(
 
 /// Takes back one share. The last one gives the frame to `frames`; one that nobody counts is lost,
 /// and with it the frame.
-#[inline]
+#[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
+#[inline(always)]
 pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
     let pfn = share.0;
     let Some(mut shares) = frames.shares() else {
@@ -196,22 +197,36 @@ impl<'s> Shares<'s> {
 
     /// One sharer less, and what becomes of the frame.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
+    #[inline]
     pub(crate) fn release(&mut self, frame: SharedFrame) -> Released {
-        const LAST_IN_DOUBT: u16 = DOUBT | 1;
         match self.place(frame.0) {
-            Some(place @ 2..DOUBT) => *place -= 1,
+            Some(place @ 2..DOUBT) => {
+                *place -= 1;
+                Released::Shared
+            }
             Some(place @ 1) => {
                 *place = 0;
                 // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the
                 // last of them.
-                return Released::Frame(unsafe { Frame::claim(frame.0) });
+                Released::Frame(unsafe { Frame::claim(frame.0) })
             }
+            _ => self.release_odd(frame),
+        }
+    }
+
+    /// The same for a frame that is in doubt, and for one that nobody counts.
+    #[cold]
+    #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
+    fn release_odd(&mut self, frame: SharedFrame) -> Released {
+        const LAST_IN_DOUBT: u16 = DOUBT | 1;
+        match self.place(frame.0) {
+            Some(place) if *place > LAST_IN_DOUBT => *place -= 1,
             Some(place) if *place == LAST_IN_DOUBT => {
                 *place = 0;
-                // SAFETY: as above, and what the token says of the others, too.
+                // SAFETY: I-4, as for the last share of any frame, and what the token says of the
+                // others, too.
                 return Released::Uncertain(Uncertain::from(unsafe { Frame::claim(frame.0) }));
             }
-            Some(place) if *place > LAST_IN_DOUBT => *place -= 1,
             _ => log::error!("pfn {} was given back more often than it was shared", frame.0),
         }
         Released::Shared
