@@ -14,7 +14,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
-use crate::frames::{FrameSource, Marked, SharedFrame, give_shared, share};
+use crate::frames::{FrameSource, Marked, Ours, SharedFrame, give_shared, share};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
 use crate::path::{Found, Path};
@@ -394,7 +394,7 @@ fn take_back_share<M: Machine>(
 ) {
     match context.p2m.pfn(context.machine, child.mfn()) {
         Ok(pfn) if child.flags().contains(FORKED) => {
-            if let Some(mut shares) = frames.shares() {
+            if let Some(mut shares) = frames.shares(Ours) {
                 shares.unshare(pfn);
             }
         }

@@ -35,12 +35,20 @@ pub trait FrameSource {
         DomId::SELF
     }
 
-    /// Who counts the address spaces that share a frame. By default nobody does, so nothing can be
-    /// shared: see [`Counted`].
-    fn shares(&mut self) -> Option<Shares<'_>> {
+    /// Who counts the address spaces that share a frame: nobody, so nothing can be shared, but in
+    /// [`Counted`]. Nobody else can say so, and an operation has the same counts throughout.
+    #[doc(hidden)]
+    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
         None
     }
 }
+
+mod ours {
+    /// An argument that only this crate can name: a method with it is nobody else's to write.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Ours;
+}
+pub(crate) use ours::Ours;
 
 /// Counts one more address space that maps `pfn`, whose entry says whether it `is_shared` already.
 ///
@@ -51,7 +59,7 @@ pub(crate) fn share(
     pfn: Pfn,
     marked: Marked,
 ) -> Result<(), CannotShare> {
-    frames.shares().ok_or(CannotShare(pfn))?.share(pfn, marked)
+    frames.shares(Ours).ok_or(CannotShare(pfn))?.share(pfn, marked)
 }
 
 /// Takes back one share. The last one gives the frame to `frames`; one that nobody counts is lost,
@@ -60,7 +68,7 @@ pub(crate) fn share(
 #[inline(always)]
 pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
     let pfn = share.0;
-    let Some(mut shares) = frames.shares() else {
+    let Some(mut shares) = frames.shares(Ours) else {
         return log::error!("nobody counts who shares pfn {pfn}: it is lost");
     };
     match shares.release(share) {
@@ -73,7 +81,7 @@ pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
 /// The same for a share whose frame is in doubt: the last one gives it as an uncertain one.
 #[cold]
 pub(crate) fn give_uncertain_share(frames: &mut impl FrameSource, share: SharedFrame) {
-    let released = frames.shares().map(|mut shares| shares.release_in_doubt(share));
+    let released = frames.shares(Ours).map(|mut shares| shares.release_in_doubt(share));
     match released {
         Some(Released::Frame(frame)) => frames.give_uncertain(frame.into()),
         Some(Released::Uncertain(frame)) => frames.give_uncertain(frame),
@@ -275,7 +283,7 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
         self.source.domain_of(mfn)
     }
 
-    fn shares(&mut self) -> Option<Shares<'_>> {
+    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
         Some(self.shares.reborrow())
     }
 }
@@ -323,8 +331,8 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
         self.others.domain_of(mfn)
     }
 
-    fn shares(&mut self) -> Option<Shares<'_>> {
-        self.others.shares()
+    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
+        self.others.shares(Ours)
     }
 }
 

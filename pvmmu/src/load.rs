@@ -114,8 +114,10 @@ impl<'a> Vcpus<'a> {
             Err(LoadError::Refused(error)) if error.done > 0 => {
                 let root = before.unwrap_or(context.kernel_root);
                 // SAFETY: the vCPU ran there until just now, and has its user root still.
-                unsafe { load_kernel_root(context, root) }
-                    .map_err(|_| LoadError::Refused(error))?;
+                if unsafe { load_kernel_root(context, root) }.is_err() {
+                    place.loaded_half(pgd.root());
+                    return Err(LoadError::Refused(error));
+                }
                 place.refused(before);
                 return Err(LoadError::Refused(Error { done: 0, ..error }));
             }

@@ -14,12 +14,15 @@ const NOBODY: u64 = u64::MAX;
 ///
 /// Whoever ends an address space looks at the places of all vCPUs, and must have behind it what
 /// each of them did there: so a vCPU releases what it did when it names another root, or none, and
-/// whoever looks acquires that. That it was there at all is known already: a load borrows the
-/// address space, and who ends it owns it. So nothing else has to be ordered.
+/// whoever looks acquires that, before it looks at the rest. That it was there at all is known
+/// already: a load borrows the address space, and who ends it owns it. So nothing else has to be
+/// ordered.
 #[derive(Debug)]
 pub struct Running {
     /// The root last asked for, unless Xen refused it.
     asked: AtomicU64,
+    /// The root that Xen has last loaded for the kernel.
+    kernel: AtomicU64,
     /// The address space whose roots Xen has last loaded both.
     loaded: AtomicU64,
 }
@@ -36,19 +39,23 @@ impl Running {
     #[cfg(not(loom))]
     #[must_use]
     pub const fn nowhere() -> Self {
-        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
+        let [asked, kernel, loaded] = [const { AtomicU64::new(NOBODY) }; 3];
+        Self { asked, kernel, loaded }
     }
 
     #[cfg(loom)]
     pub(crate) fn nowhere() -> Self {
-        Self { asked: AtomicU64::new(NOBODY), loaded: AtomicU64::new(NOBODY) }
+        let [asked, kernel, loaded] = [(); 3].map(|()| AtomicU64::new(NOBODY));
+        Self { asked, kernel, loaded }
     }
 
     /// Whether the vCPU runs on `root`, or is about to, or has not yet left it.
     pub(crate) fn on(&self, root: Pfn) -> bool {
-        // Relaxed: what was done under a root that is loaded no more was released with `asked`.
-        self.loaded.load(Ordering::Relaxed) == root.raw()
-            || self.asked.load(Ordering::Acquire) == root.raw()
+        if self.asked.load(Ordering::Acquire) == root.raw() {
+            return true;
+        }
+        // Relaxed: what Xen had loaded when another root was asked for came with that one.
+        [&self.kernel, &self.loaded].iter().any(|word| word.load(Ordering::Relaxed) == root.raw())
     }
 
     /// Notes that `root` is about to be loaded; the one that was asked for before, if any.
@@ -60,18 +67,26 @@ impl Running {
     /// Notes that the root that was asked for is loaded, and the user root with it.
     pub(crate) fn loaded(&self, root: Pfn) {
         // Relaxed: `ask` has released what was done before.
+        self.kernel.store(root.raw(), Ordering::Relaxed);
         self.loaded.store(root.raw(), Ordering::Relaxed);
+    }
+
+    /// Notes that the root that was asked for is loaded for the kernel, and that the user root, and
+    /// the way back, were refused.
+    pub(crate) fn loaded_half(&self, root: Pfn) {
+        // Relaxed: until another one is asked for, this one is.
+        self.kernel.store(root.raw(), Ordering::Relaxed);
     }
 
     /// Notes that Xen refused what was asked for: the vCPU is where it was `before`.
     pub(crate) fn refused(&self, before: Option<Pfn>) {
-        // Relaxed: nothing was done under the root that is refused.
-        self.asked.store(before.map_or(NOBODY, Pfn::raw), Ordering::Relaxed);
+        self.asked.store(before.map_or(NOBODY, Pfn::raw), Ordering::Release);
     }
 
     /// Notes that the vCPU runs on no address space of ours.
     pub(crate) fn left(&self) {
         // Relaxed: what follows releases what was done.
+        self.kernel.store(NOBODY, Ordering::Relaxed);
         self.loaded.store(NOBODY, Ordering::Relaxed);
         self.asked.store(NOBODY, Ordering::Release);
     }
@@ -93,6 +108,7 @@ mod loom_tests {
 
     const A: Pfn = Pfn::new(0xa);
     const B: Pfn = Pfn::new(0xb);
+    const C: Pfn = Pfn::new(0xc);
 
     /// A vCPU that runs on A, as whoever ends A knows, writes to its memory and does `then`; the
     /// other one ends A if nobody runs on it, and the memory is somebody else's.
@@ -120,6 +136,14 @@ mod loom_tests {
         running.loaded(A);
     }
 
+    /// On B, and then on A's kernel root with B's user root.
+    fn half_on_a(running: &Running) {
+        running.ask(B);
+        running.loaded(B);
+        running.ask(A);
+        running.loaded_half(A);
+    }
+
     #[test]
     fn what_a_vcpu_did_before_it_left_is_done_when_it_is_seen_to_have_left() {
         end_while(run_on_a, Running::left);
@@ -136,12 +160,39 @@ mod loom_tests {
     /// Xen took the kernel root alone, and refused the way back.
     #[test]
     fn what_a_vcpu_did_on_half_a_load_is_done_when_it_is_seen_to_have_left() {
-        let half = |running: &Running| {
+        end_while(half_on_a, Running::left);
+    }
+
+    /// It asks for a third one, and that is not yet answered.
+    #[test]
+    fn a_vcpu_counts_for_the_root_of_half_a_load_until_another_load_is_answered() {
+        loom::model(|| {
+            let running = Arc::new(Running::nowhere());
+            half_on_a(&running);
+            let vcpu = Arc::clone(&running);
+            let vcpu = thread::spawn(move || vcpu.ask(C));
+            assert!(running.on(A) && running.on(B), "it has both until Xen has answered");
+            vcpu.join().expect("no panic");
+            assert!(running.on(A) && running.on(B) && running.on(C));
+        });
+    }
+
+    #[test]
+    fn what_a_vcpu_did_on_half_a_load_is_done_when_it_is_seen_elsewhere() {
+        end_while(half_on_a, |running| {
+            running.ask(C);
+            running.loaded(C);
+        });
+    }
+
+    #[test]
+    fn what_a_vcpu_did_before_it_went_elsewhere_is_done_after_a_refused_load_too() {
+        end_while(run_on_a, |running| {
             running.ask(B);
             running.loaded(B);
-            running.ask(A);
-        };
-        end_while(half, Running::left);
+            let before = running.ask(C);
+            running.refused(before);
+        });
     }
 
     #[test]

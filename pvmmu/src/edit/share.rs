@@ -6,7 +6,7 @@ use super::Edit;
 use super::seen::keeping_seen;
 use crate::doubt::unprotected;
 use crate::error::{MapError, WalkError};
-use crate::frames::FrameSource;
+use crate::frames::{FrameSource, Ours};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::pages::check_page;
 use crate::path::Found;
@@ -56,14 +56,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
         let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
         let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-        let is_last = self.tools.frames.shares().is_some_and(|shares| shares.is_last(pfn));
+        let is_last = self.tools.frames.shares(Ours).is_some_and(|shares| shares.is_last(pfn));
         if is_last {
             self.push(keeping_seen(slot, old.with_flags(flags)), old.raw())?;
             self.flush.add(va, 1);
             let owned = self.submit();
             // If an undo was refused, too, the entry itself says whose the frame is.
             let is_own = owned.is_ok() || !self.is_shared(va);
-            if is_own && let Some(mut shares) = self.tools.frames.shares() {
+            if is_own && let Some(mut shares) = self.tools.frames.shares(Ours) {
                 // INVARIANT: I-4: the entry is the frame's one owner now, and says so.
                 shares.unshare(pfn);
             }
