@@ -31,9 +31,10 @@ const HARMLESS: u64 = 0xfff0_0000_0000_0f64;
 /// The widest frame number that dom0 may map: a CPU with 46 address bits.
 const IO_FRAMES_END: u64 = 1 << (46 - 12);
 
-/// Frames that Xen keeps even from dom0 (`dom0_setup_permissions`): the local APIC, and the window
-/// for messages of interrupts.
-const DENIED: core::ops::RangeInclusive<u64> = 0xfee00..=0xfeeff;
+/// The local APIC, which Xen keeps even from dom0 (`dom0_setup_permissions`).
+const LOCAL_APIC: u64 = 0xfee00;
+/// The window for messages of interrupts, which it keeps too, up to 4.17.
+const MESSAGES: core::ops::RangeInclusive<u64> = LOCAL_APIC..=0xfeeff;
 /// The IO-APIC, which dom0 may map, and gets read-only whatever it asks for (`mmio_ro_ranges`).
 const READ_ONLY: u64 = 0xfec00;
 
@@ -181,7 +182,8 @@ impl State {
         let permitted = |state: &Self, id: u16| {
             state.find(id).is_some_and(crate::domain::Domain::is_privileged)
                 && frame < IO_FRAMES_END
-                && !DENIED.contains(&frame)
+                && frame != LOCAL_APIC
+                && !(state.release.before(Release::V4_20) && MESSAGES.contains(&frame))
         };
         let who = if owners.frame == DOM_IO { self.caller() } else { owners.frame };
         if !permitted(self, who) {
