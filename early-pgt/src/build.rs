@@ -27,7 +27,7 @@ pub struct BuildContext<'a, M> {
 }
 
 impl<'a, M> BuildContext<'a, M> {
-    /// The guest on `machine` with the frame map `p2m`, whose kernel runs on `root`.
+    /// Describes the guest on `machine` with the frame map `p2m`, whose kernel runs on `root`.
     ///
     /// # Safety
     /// `p2m` is the frame map of the guest that runs on `machine`, and its kernel runs on `root`:
@@ -223,7 +223,7 @@ impl<'m> Build<'m> {
     /// not mapped yet are not.
     ///
     /// The tables of a round that was refused and could not be undone go to nobody: they come back
-    /// as what they are, for a quarantine.
+    /// as [`Uncertain`], for a quarantine.
     ///
     /// ```
     /// # use pv_tests::booting::Guest;

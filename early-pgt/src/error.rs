@@ -264,8 +264,8 @@ pub struct ReplaceError {
     /// Whether everything is as it was before. If not, the kernel runs on one of the two roots, and
     /// none of the frames that either is made of is free.
     pub undo: Result<(), EarlyError>,
-    /// All frames that came in, if everything is as before; if not, those that were to become
-    /// tables, and may be some: they are for a quarantine.
+    /// `Ok`, if everything is as before: all frames that came in. `Err`, if not: those that were to
+    /// become tables, of which some may be tables now. They belong in a quarantine.
     pub frames: Result<Frames, Uncertain>,
 }
 

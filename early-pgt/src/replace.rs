@@ -114,8 +114,8 @@ impl UseKind {
 ///
 /// # Errors
 /// [`ReplaceError`], with the frames: the kernel runs on the builder's tables, as before. If not
-/// even the undo worked, the frames for the tables are in it as what they are, uncertain; what is
-/// left of `frames` goes to `owner`, and the builder's stay in use.
+/// even the undo worked, the frames for the tables are in it as uncertain ones; what is left of
+/// `frames` goes to `owner`, and the builder's stay in use.
 ///
 /// # Hypercalls
 /// Three, if the batch has room for [`BootMemory::own_tables`] and as many changes again: an

@@ -1,8 +1,8 @@
 //! Frames of which nobody knows any more who owns them, and where they wait.
 //!
-//! When Xen refuses a request and then the undo of it, a frame may still be mapped where it should
-//! not be. Such a frame is kept from everybody: it is no [`Frame`] any more, so that no allocator
-//! and no table can take it, and a [`Quarantine`] counts and lists it.
+//! When Xen refuses a request and then its undo, a frame may still be mapped where it should not
+//! be. Such a frame is kept from everybody: it is no [`Frame`] any more, so no allocator and no
+//! table can take it. A [`Quarantine`] counts and lists it.
 
 use core::fmt;
 
@@ -41,8 +41,8 @@ impl Uncertain {
     /// Makes frames of it again.
     ///
     /// # Safety
-    /// Nothing maps any of the frames but, at most, the direct mapping, and Xen has no other use
-    /// for them: the caller has asked, and nothing was refused (I-1).
+    /// The caller has found out that at most the direct mapping maps any of the frames, that no TLB
+    /// knows them from anywhere else, and that Xen has no other use for them (I-1).
     ///
     /// ```
     /// use hypercall::{Frame, Pfn, Uncertain};
@@ -117,7 +117,7 @@ impl<'q> Quarantine<'q> {
     ///
     /// let mut places = [const { None }; 8];
     /// let mut quarantine = Quarantine::new(&mut places);
-    /// // Of these Xen has taken neither the change nor its undo.
+    /// // Xen refused a change of these half-way, and then its undo.
     /// let doubtful = unsafe { Frames::claim(Pfn::new(0x100), 3) };
     /// quarantine.put(doubtful.into());
     /// assert_eq!(quarantine.pages(), 3);
@@ -142,13 +142,13 @@ impl<'q> Quarantine<'q> {
         }
     }
 
-    /// Frames that are kept, with those that found no place in the list.
+    /// How many frames are kept, those that found no place in the list included.
     #[must_use]
     pub const fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// Frames that are kept and found no place in the list.
+    /// How many of them found no place in the list.
     #[must_use]
     pub const fn unlisted(&self) -> u64 {
         self.unlisted

@@ -15,8 +15,7 @@ pub trait LeafSource {
     fn give(&mut self, frame: Frame);
 
     /// Takes frames of which it is not known whether the window still maps them: Xen refused a
-    /// change and then its undo. They are to be handed out to nobody. By default that is all that
-    /// is done.
+    /// change and then its undo. Nobody may use them. By default they are logged, and leak.
     fn give_uncertain(&mut self, frames: Uncertain) {
         log::error!("kept from everybody, since Xen refused an undo: {frames:?}");
     }

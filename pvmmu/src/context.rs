@@ -31,7 +31,8 @@ impl<M> Clone for Context<'_, M> {
 impl<M> Copy for Context<'_, M> {}
 
 impl<'a, M> Context<'a, M> {
-    /// The guest on `machine` with the frame map `p2m`, whose kernel runs on `kernel_root`.
+    /// Describes the guest on `machine` with the frame map `p2m`, whose kernel runs on
+    /// `kernel_root`.
     ///
     /// # Safety
     /// `p2m` is the frame map of the guest that runs on `machine`. `kernel_root` is the root that
@@ -54,7 +55,7 @@ impl<'a, M> Context<'a, M> {
         Self { machine, p2m, kernel_root }
     }
 
-    /// The same guest through another machine: a middleware around its own, or another vCPU.
+    /// Describes the same guest through another machine: a middleware around its own.
     ///
     /// ```
     /// # use pv_tests::guest::Guest;

@@ -1,13 +1,13 @@
 //! What a refused undo has left of an address space, and how that is put right.
 //!
-//! Xen may refuse a change, and then the undo of the part of it that has taken effect. What is not
-//! as the invariants of [`Pgd`] say is noted in it then. Every operation begins by putting that
-//! right, and does nothing else as long as Xen refuses it ([`WalkError::InDoubt`]): so no other
-//! change builds on what is in doubt, and the refusals may be any number. The entries are read
-//! again for it: what stands in memory is what Xen has done.
+//! Xen may refuse a change, and then the undo of the part of it that has taken effect. A [`Pgd`]
+//! then notes what is not as its invariants say. Every operation that changes it begins by putting
+//! that right, and does nothing else while Xen refuses it ([`WalkError::InDoubt`]). So no change
+//! builds on what is in doubt, however often Xen refuses. The entries are read again for it: what
+//! stands in memory is what Xen has done.
 //!
-//! Frames that have left their entries behind a flush that Xen refused are not waited for: they go
-//! to whoever keeps what is uncertain, at once.
+//! Frames whose entries are gone, but whose flush Xen refused, do not wait for that: they go at
+//! once to whoever keeps what is uncertain.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half and of its tables, which belong to the address \
@@ -29,8 +29,7 @@ use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned, Roots};
 use crate::tables::USER_SLOTS;
 
-/// What is in doubt of an address space. That TLBs may hold what its entries no longer say is so in
-/// any case.
+/// What is in doubt of an address space. In any case TLBs may hold what its entries no longer say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Doubt {
     /// What was to move.

@@ -22,7 +22,7 @@ pub enum WalkError {
     /// The address has no L1 entry.
     NotMapped(GuestVa),
     /// The tables are not as they should be since an undo was refused, and Xen has refused to put
-    /// them right now. Nothing else was done. What is done next tries it again.
+    /// them right now. Nothing else was done. The next change tries it again.
     InDoubt(Error),
 }
 

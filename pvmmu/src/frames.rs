@@ -17,9 +17,9 @@ pub trait FrameSource {
     /// Takes a frame back. It holds what it last held.
     fn give(&mut self, frame: Frame);
 
-    /// Takes frames that a refused undo has left in doubt: they may be mapped somewhere still, so
-    /// nobody may use them. A [`Quarantine`](hypercall::Quarantine) counts and lists them; by
-    /// default the log does.
+    /// Takes frames that a refused undo has left in doubt. They may still be mapped somewhere, so
+    /// nobody may use them: put them in a [`Quarantine`](hypercall::Quarantine), which counts and
+    /// lists them. By default they are logged, and leak.
     fn give_uncertain(&mut self, frames: Uncertain) {
         log::error!("{frames}: Xen refused an undo, and nobody may use it any more");
     }
@@ -35,8 +35,9 @@ pub trait FrameSource {
         DomId::SELF
     }
 
-    /// Who counts the address spaces that share a frame: nobody, so nothing can be shared, but in
-    /// [`Counted`]. Nobody else can say so, and an operation has the same counts throughout.
+    /// Who counts the address spaces that share a frame. Only [`Counted`] has counts: any other
+    /// source shares nothing. No other crate can override this, so the counts stay the same
+    /// throughout an operation.
     #[doc(hidden)]
     fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
         None
@@ -44,13 +45,13 @@ pub trait FrameSource {
 }
 
 mod ours {
-    /// An argument that only this crate can name: a method with it is nobody else's to write.
+    /// An argument that only this crate can name: no other crate can write a method that takes it.
     #[derive(Clone, Copy, Debug)]
     pub struct Ours;
 }
 pub(crate) use ours::Ours;
 
-/// Counts one more address space that maps `pfn`, whose entry says whether it `is_shared` already.
+/// Counts one more address space that maps `pfn`. `marked` is what the entry there is says of it.
 ///
 /// # Errors
 /// [`CannotShare`] if nobody counts, or if the counts are not those that the entry stands for.
@@ -62,8 +63,8 @@ pub(crate) fn share(
     frames.shares(Ours).ok_or(CannotShare(pfn))?.share(pfn, marked)
 }
 
-/// Takes back one share. The last one gives the frame to `frames`; one that nobody counts is lost,
-/// and with it the frame.
+/// Takes back one share. The last one gives the frame to `frames`. A share that nobody counts is
+/// lost, and the frame with it.
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
 #[inline(always)]
 pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
@@ -110,7 +111,7 @@ impl SharedFrame {
     }
 }
 
-/// Nobody counts the frame, or it has as many sharers as can be counted.
+/// Nobody counts the frame, its count is not what the entry says, or no more can be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CannotShare(pub(crate) Pfn);
 
@@ -122,19 +123,19 @@ pub(crate) enum Released {
     Shared,
     /// That was the last.
     Frame(Frame),
-    /// That was the last, but one before it may be known to a TLB still.
+    /// That was the last, but a TLB may still know the frame from it or from one before it.
     Uncertain(Uncertain),
 }
 
-/// Of a count: one of those who shared the frame may be known to a TLB still.
+/// Set in a count: a TLB may still know the frame from someone who has let go of it.
 const DOUBT: u16 = 1 << 15;
 /// As many as can be counted.
 const FULL: u16 = DOUBT - 1;
 
 /// How many address spaces share each frame, in the caller's memory: one place for each pfn. Only
 /// the operations of this crate change the counts, since the last share of a frame becomes its
-/// token. A frame is counted by the `Shares` that the operations had when it was first shared; to
-/// any other one it is a frame that nobody counts, and it is never handed out there.
+/// token. A frame is counted in the `Shares` that was in use when it was first shared. Any other
+/// one does not count it, and never hands it out.
 #[derive(Debug)]
 pub struct Shares<'s> {
     counts: &'s mut [u16],
@@ -165,7 +166,7 @@ impl<'s> Shares<'s> {
             .map_or(0, |count| count & !DOUBT)
     }
 
-    /// Whether one shares the frame, the last, and no TLB may know it from another one.
+    /// Whether one sharer is left, and no TLB may know the frame from another one.
     pub(crate) fn is_last(&self, pfn: Pfn) -> bool {
         let at = usize::try_from(pfn.raw()).ok();
         at.and_then(|at| self.counts.get(at)).is_some_and(|count| *count == 1)
@@ -240,7 +241,7 @@ impl<'s> Shares<'s> {
         Released::Shared
     }
 
-    /// The same for a share whose entry may be known to a TLB still.
+    /// The same for a share whose entry a TLB may still know.
     pub(crate) fn release_in_doubt(&mut self, frame: SharedFrame) -> Released {
         if let Some(place) = self.place(frame.0).filter(|place| **place > 0) {
             *place |= DOUBT;
@@ -383,7 +384,7 @@ impl<'s> FrameStack<'s> {
         self.slots.len() - self.used
     }
 
-    /// Frames that were given back and found no place. Nobody has them any more.
+    /// Frames that were given back and found no place. They have leaked.
     ///
     /// ```
     /// use hypercall::{Frame, Pfn};

@@ -24,9 +24,9 @@ impl<'a> Vcpus<'a> {
     /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
     ///
     /// # Safety
-    /// These are the only places: every load of an address space goes through them, from now until
-    /// the last one that was loaded is gone. Operations whose tools are
-    /// [`tracked`](Tools::tracked) by them flush nobody else (I-19).
+    /// Every load of an address space goes through these places, from now until the last one that
+    /// was loaded is gone. Operations with tools that are [`tracked`](Tools::tracked) by them flush
+    /// only the vCPUs that they name (I-19).
     ///
     /// ```
     /// use pvmmu::{Running, Vcpus};

@@ -31,8 +31,8 @@ pub enum Pinned {}
 ///   in the direct mapping.
 /// * I-6: slots 0 to 255 of the user root are those of the kernel root, marked as copies.
 ///
-/// What Xen has refused to undo is noted here, and put right before anything else is done: until
-/// then a page or a table may have two entries, a table may be pinned or mapped otherwise than I-5
+/// What Xen has refused to undo is noted here, and put right before the next change. Until then a
+/// page or a table may have two entries, a table may be pinned or mapped otherwise than I-5
 /// says, and the user root may differ.
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
@@ -43,7 +43,7 @@ pub struct Pgd<S> {
     pub(crate) user_root: Option<Frame>,
     /// Whether a table may be pinned by itself.
     pub(crate) holds: Holds,
-    /// What an undo that was refused has left. Every operation puts that right first.
+    /// What a refused undo has left. Every change puts that right first.
     pub(crate) doubt: Option<Doubt>,
     pub(crate) state: PhantomData<S>,
 }

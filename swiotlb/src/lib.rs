@@ -27,9 +27,9 @@
 //! walked by whoever implements [`p2m::FindDirect`] (`pvmmu::DirectEntries`).
 //!
 //! # What it prevents, and what not
-//! A device is never given an address that it does not reach, or that is not the guest's, nor after
-//! a restore one of before. It never
-//! sees bytes of an earlier mapping, and none such come back. What is given back twice, with
+//! A device is never given an address that it does not reach, that is not the guest's, or that is
+//! older than the last restore. It never sees bytes of an earlier mapping, and none of these come
+//! back. What is given back twice, with
 //! another size, in another direction, to another pool or after somebody else took it, is refused
 //! at that moment, on whichever vCPU. A refused exchange loses no frame. It does not prevent a
 //! device from writing where it was not told to, nor a driver from forgetting that a device still

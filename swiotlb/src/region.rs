@@ -6,12 +6,13 @@
 //!
 //! # What a failure leaves
 //! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
-//! stay made; frames that Xen could neither exchange nor the guest map again ([`Stranded`]: only if
-//! a second request was refused on the way back; they are no frames that an allocator or a table
-//! would take, until [`reinstate`] has mapped them again and filled them with zeroes, for some may
-//! be frames that Xen gave, with what their last owner left there); and the rest, in the direct
-//! mapping as before, each with the frame it had and what was in it, or with another one and
-//! zeroes.
+//! stay made; frames that were neither exchanged nor mapped again ([`Stranded`]); and the rest, in
+//! the direct mapping as before, each with the frame it had and what was in it, or with another one
+//! and zeroes.
+//!
+//! Frames are stranded only if a second request is refused on the way back. No allocator and no
+//! table takes them until [`reinstate`] has mapped them again and filled them with zeroes: some may
+//! come from Xen, with what their last owner left there.
 
 #![expect(unsafe_code, reason = "makes frames again of those that it saw mapped (I-1, I-16)")]
 
@@ -47,7 +48,7 @@ pub struct RegionError {
     pub error: Error,
     /// Runs that had been exchanged before, and stay so: of order 0 if they were to be scattered.
     pub made: Option<Region>,
-    /// Frames that have memory but no place in the direct mapping.
+    /// Frames that have memory, and perhaps no place in the direct mapping.
     pub stranded: Option<Stranded>,
     /// Frames that are usable as they are.
     pub rest: Option<Frames>,
@@ -55,7 +56,7 @@ pub struct RegionError {
 
 /// Frames that Xen would neither exchange nor map again, or that could not be filled with zeroes:
 /// with memory, and perhaps not in the direct mapping. [`reinstate`] makes frames of them again;
-/// else they belong into a [`Quarantine`](hypercall::Quarantine).
+/// else they belong in a [`Quarantine`](hypercall::Quarantine).
 ///
 /// ```compile_fail,E0308
 /// # use hypercall::Frames;

@@ -1,4 +1,4 @@
-//! A machine that refuses any requests it is told to, and knows what it was asked.
+//! A machine that refuses whichever requests it is told to, and records what it was asked.
 
 use core::cell::Cell;
 use core::fmt;

@@ -291,8 +291,8 @@ impl<'a> Grant<'a> {
     /// Makes the frame's token again without ending the grant.
     ///
     /// # Safety
-    /// No domain has the frame mapped, nor can map it: the guest was restored since the grant was
-    /// given, and the table of before is gone ([`GrantError::NotGranted`]).
+    /// No domain has the frame mapped, and none can map it: the guest was restored since the grant
+    /// was given, and the table of before is gone ([`GrantError::NotGranted`]).
     pub unsafe fn vouch(self) -> Frame {
         self.frame
     }

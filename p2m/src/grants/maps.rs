@@ -42,8 +42,8 @@ pub struct MappedGrant {
     pub handle: GrantHandle,
     /// The frame.
     pub mfn: Mfn,
-    /// Whether its pfn is marked as foreign in the frame map. It is, but where the pfn had got
-    /// something else meanwhile and Xen did not undo the mapping.
+    /// Whether its pfn is marked as foreign in the frame map. It is not only if the pfn got
+    /// something else meanwhile and Xen refused to undo the mapping.
     pub is_marked: bool,
 }
 

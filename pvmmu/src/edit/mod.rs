@@ -87,12 +87,13 @@ pub struct Tools<'a, 'b, 't, M, F> {
     pub presence: Presence,
     /// Whose TLBs may know of the address space.
     pub(crate) reach: Reach,
-    /// Who knows that better.
+    /// Where the vCPUs run, if that is tracked: `reach` then follows from it.
     pub(crate) vcpus: Option<Vcpus<'a>>,
 }
 
 impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
-    /// Tools that keep pages present throughout and flush every vCPU: right for any address space.
+    /// Makes tools that keep pages present throughout and flush every vCPU: right for any address
+    /// space.
     ///
     /// ```
     /// # use pv_tests::guest::Guest;
@@ -114,8 +115,8 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
         Self { context, batch, tables, frames, presence, reach, vcpus: None }
     }
 
-    /// Flushes the vCPUs that run on the address space that is changed, as `vcpus` knows them, and
-    /// no others.
+    /// Has operations flush only the vCPUs that, as `vcpus` knows, run on the address space they
+    /// change.
     ///
     /// ```
     /// # use hypercall::GuestVa;
@@ -136,11 +137,11 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
         self
     }
 
-    /// Flushes these vCPUs, whatever is changed.
+    /// Has operations flush `reach`, whatever they change.
     ///
     /// # Safety
-    /// No TLB of another vCPU knows anything of the address spaces that are changed with these
-    /// tools: an unmapped frame is handed out when these have flushed (I-19).
+    /// No TLB of any other vCPU knows anything of the address spaces that are changed with these
+    /// tools: an unmapped frame is handed out as soon as the vCPUs of `reach` have flushed (I-19).
     #[expect(unsafe_code, reason = "believes what the caller says of TLBs (I-19)")]
     pub unsafe fn set_reach(&mut self, reach: Reach) {
         (self.reach, self.vcpus) = (reach, None);
