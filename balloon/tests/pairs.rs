@@ -165,8 +165,8 @@ fn a_frame_that_a_toolstack_takes_is_found_out_whichever_two_requests_are_refuse
     });
 }
 
-/// Two refusals on the way of a block of 2 MiB, which is moved by more elements than all pairs of
-/// can be tried: the first, one in the middle and the last that a block has.
+/// Two refusals on the way of a block of 2 MiB. It is moved by too many elements for all their
+/// pairs to be tried: this takes the first, one in the middle and the last that a block has.
 fn pairs_of_a_block() -> impl Iterator<Item = [Refusal; 2]> {
     let refusals =
         |request| [0, 3, 511].map(|done| Refusal { request, errno: Errno::ENOMEM, done });

@@ -12,11 +12,11 @@ const NOBODY: u64 = u64::MAX;
 
 /// Which root one vCPU runs on.
 ///
-/// Whoever ends an address space looks at the places of all vCPUs, and must have behind it what
-/// each of them did there: so a vCPU releases what it did when it names another root, or none, and
-/// whoever looks acquires that, before it looks at the rest. That it was there at all is known
-/// already: a load borrows the address space, and who ends it owns it. So nothing else has to be
-/// ordered.
+/// Whoever ends an address space looks at the places of all vCPUs, and must come after everything
+/// that they did there. So a vCPU releases what it did when it names another root, or none, and
+/// whoever looks acquires that before it looks at the rest. That a vCPU was there at all is known
+/// already: a load borrows the address space, and whoever ends it owns it. So nothing else has to
+/// be ordered.
 #[derive(Debug)]
 pub struct Running {
     /// The root last asked for, unless Xen refused it.

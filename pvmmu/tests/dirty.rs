@@ -112,8 +112,8 @@ fn flags(context: &pvmmu::Context<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) ->
 }
 
 /// A life around an operation on clean pages while a second vCPU writes to some of them before each
-/// request that concerns them, at whichever address it can. `check` is told of each page whether the vCPU has written
-/// it.
+/// request that concerns them, at whichever address it can. `check` is told of each page whether
+/// the vCPU has written it.
 fn live<T>(
     operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>) -> T,
     check: impl Fn(&pvmmu::Context<'_, Model>, &Pgd<Pinned>, &T, &dyn Fn(u64) -> bool),

@@ -1,5 +1,5 @@
-//! A vCPU that got only a kernel root (its user root and the way back were refused) asks for a third
-//! address space: until that is answered it runs on the second one, and does not count for it.
+//! A vCPU that got only a kernel root (its user root and the way back were refused) asks for a
+//! third address space. Until that is answered it runs on the second one, and counts for it.
 #![expect(unsafe_code, reason = "loads roots of a guest that exists only in the model")]
 mod common;
 

@@ -5,8 +5,8 @@ use pvmmu::{Pages, Tools};
 
 use crate::stage::{ELSEWHERE, From, MAPPED, Setup, in_every_way, play};
 
-/// Nobody may run on a space that is destroyed. If a vCPU does all the same, Xen refuses to unpin
-/// its root; its pages are gone by then, for its TLB, too.
+/// Nobody may run on a space that is destroyed. If a vCPU does all the same, Xen does not let its
+/// tables become plain memory. Its pages are gone by then, from the vCPU's TLB too.
 #[test]
 fn pages_of_a_space_that_ends_while_a_vcpu_runs_on_it() {
     for from in [From::Frames, From::Pool, From::PoolOfLowest] {
