@@ -14,7 +14,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::context::Context;
 use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
-use crate::frames::{FrameSource, Marked, Ours, SharedFrame, give_shared, share};
+use crate::frames::{CannotShare, FrameSource, Marked, Ours, SharedFrame, give_shared};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
 use crate::path::{Found, Path};
@@ -277,12 +277,14 @@ fn share_all<M: Machine>(
     (parents, childs): (&Entries, &mut Entries),
     frames: &mut impl FrameSource,
 ) -> Result<(), MapError> {
+    let mut shares = frames.shares(Ours);
     for (parents, childs) in parents.iter().zip(childs) {
         let Some((_, child)) = split(*parents) else { continue };
         let pfn = context.p2m.pfn(context.machine, child.mfn())?;
         let is_shared = parents.flags().contains(SHARED);
         let marked = if is_shared { Marked::Shared } else { Marked::Own };
-        share(frames, pfn, marked).map_err(|refused| MapError::CannotShare(refused.0))?;
+        let shared = shares.as_mut().map_or(Err(CannotShare(pfn)), |to| to.share(pfn, marked));
+        shared.map_err(|refused| MapError::CannotShare(refused.0))?;
         *childs = child;
     }
     Ok(())

@@ -51,18 +51,6 @@ mod ours {
 }
 pub(crate) use ours::Ours;
 
-/// Counts one more address space that maps `pfn`. `marked` is what the entry there is says of it.
-///
-/// # Errors
-/// [`CannotShare`] if nobody counts, or if the counts are not those that the entry stands for.
-pub(crate) fn share(
-    frames: &mut impl FrameSource,
-    pfn: Pfn,
-    marked: Marked,
-) -> Result<(), CannotShare> {
-    frames.shares(Ours).ok_or(CannotShare(pfn))?.share(pfn, marked)
-}
-
 /// Takes back one share. The last one gives the frame to `frames`. A share that nobody counts is
 /// lost, and the frame with it.
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
@@ -206,7 +194,8 @@ impl<'s> Shares<'s> {
 
     /// One sharer less, and what becomes of the frame.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
-    #[inline]
+    #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
+    #[inline(always)]
     pub(crate) fn release(&mut self, frame: SharedFrame) -> Released {
         match self.place(frame.0) {
             Some(place @ 2..DOUBT) => {
