@@ -16,7 +16,7 @@ use crate::address::BusAddr;
 pub struct Place {
     /// The first frame.
     pub pfn: Pfn,
-    /// Where in it, below 4096.
+    /// Where in it; from 4096 on, in one that follows.
     pub offset: usize,
     /// How many bytes.
     pub len_bytes: usize,
@@ -28,6 +28,15 @@ impl Place {
     pub(crate) const fn byte(&self, at: usize) -> (Pfn, usize) {
         let offset = self.offset + at;
         (Pfn::new(self.pfn.raw() + (offset / PAGE_SIZE) as u64), offset % PAGE_SIZE)
+    }
+
+    /// The same place, by the frame that its first byte is in.
+    #[cold]
+    const fn within_a_frame(self) -> Self {
+        let frames = (self.offset / PAGE_SIZE) as u64;
+        // Where the sum stops, no guest has memory.
+        let pfn = Pfn::new(self.pfn.raw().saturating_add(frames));
+        Self { pfn, offset: self.offset % PAGE_SIZE, ..self }
     }
 }
 
@@ -54,6 +63,7 @@ impl Place {
 /// ```
 #[inline]
 pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mError> {
+    let place = if place.offset < PAGE_SIZE { place } else { place.within_a_frame() };
     let first = p2m.mfn(place.pfn)?;
     let start = BusAddr::new(first, place.offset);
     let mut together = PAGE_SIZE - place.offset;
@@ -69,7 +79,7 @@ pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mEr
     Ok((start, together.min(place.len_bytes)))
 }
 
-/// Whether an address is a multiple of 2^`order` pages.
+/// Whether an address is a multiple of 2^`order` pages, as 0 is of any number.
 ///
 /// ```
 /// use swiotlb::{BusAddr, is_aligned};
@@ -79,7 +89,11 @@ pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mEr
 /// ```
 #[must_use]
 pub const fn is_aligned(start: BusAddr, order: u32) -> bool {
-    start.raw().is_multiple_of((PAGE_SIZE as u64) << order)
+    // From 2^64 bytes on, for which no bit is left, 0 is the only one.
+    match (PAGE_SIZE as u64).checked_shl(order) {
+        Some(bytes) => start.raw().is_multiple_of(bytes),
+        None => start.raw() == 0,
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -100,6 +114,35 @@ mod tests {
         assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff1)), Ok((start, 0x1ff0)));
         assert_eq!(contiguous(&p2m, at(2, 0, 0x2000)).map(|found| found.1), Ok(0x2000));
         assert!(contiguous(&p2m, at(3, 1, 0x1000)).is_err(), "it leaves the map");
+    }
+
+    #[test]
+    fn an_offset_past_the_frame_is_one_in_a_frame_behind_it() {
+        let list = [0x700, 0x703, 0x704].map(AtomicU64::new);
+        // SAFETY: no memory is behind these numbers.
+        let p2m = unsafe { P2m::adopt(&list) }.expect("a list");
+        let at = |pfn, offset, len_bytes| Place { pfn: Pfn::new(pfn), offset, len_bytes };
+        for (offset, start) in [(0x1000, 0x70_3000), (0x1388, 0x70_3388), (0x2fff, 0x70_4fff)] {
+            let found = contiguous(&p2m, at(0, offset, 1));
+            assert_eq!(found, Ok((BusAddr::from_raw(start), 1)), "offset {offset:#x}");
+        }
+        let found = contiguous(&p2m, at(0, 0x1010, 0x1800));
+        assert_eq!(found, Ok((BusAddr::from_raw(0x70_3010), 0x1800)), "across two frames");
+        for (pfn, offset) in [(0, 0x3000), (0, usize::MAX), (2, 0x1000), (u64::MAX, usize::MAX)] {
+            assert!(contiguous(&p2m, at(pfn, offset, 1)).is_err(), "it is behind the map");
+        }
+    }
+
+    #[test]
+    fn only_address_0_is_a_multiple_of_what_no_word_holds() {
+        let at = BusAddr::from_raw;
+        assert!(is_aligned(at(1 << 63), 51) && !is_aligned(at(1 << 62), 51));
+        for order in [52, 63, 64, 65, u32::MAX] {
+            assert!(is_aligned(at(0), order), "order {order}");
+            for address in [1, 0x1000, 1 << 63, u64::MAX] {
+                assert!(!is_aligned(at(address), order), "{address:#x}, order {order}");
+            }
+        }
     }
 
     #[test]

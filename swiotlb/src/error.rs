@@ -33,6 +33,15 @@ pub enum Error {
         /// log2 of a run.
         order: u32,
     },
+    /// There are no frames: a region has at least one run.
+    NoFrames,
+    /// The region does not have so many runs.
+    NoSuchRun {
+        /// The run asked for, from 0 on.
+        run: u64,
+        /// How many there are.
+        runs: u64,
+    },
     /// The scratch memory is too small for even one run.
     Scratch {
         /// Frames that it must have room for: one update and two extents each, and one operation.
@@ -43,7 +52,7 @@ pub enum Error {
         /// log2 of the frames in a run.
         order: u32,
     },
-    /// Xen has no free run of this length where the mask reaches.
+    /// Xen has no free run of this length where the mask reaches, or the mask is too narrow for one.
     NoRun {
         /// log2 of the frames in a run.
         order: u32,
@@ -198,6 +207,8 @@ impl fmt::Display for Error {
             Self::Full(error) => write!(f, "{error}"),
             Self::NotMapped { .. }
             | Self::NotWhole { .. }
+            | Self::NoFrames
+            | Self::NoSuchRun { .. }
             | Self::Scratch { .. }
             | Self::OrderLimit { .. }
             | Self::NoRun { .. }
@@ -221,6 +232,10 @@ impl Error {
             ),
             Self::NotWhole { frames, order } => {
                 write!(f, "{frames} frames are no multiple of 2^{order}")
+            }
+            Self::NoFrames => f.write_str("there are no frames: a region has at least one run"),
+            Self::NoSuchRun { run, runs } => {
+                write!(f, "there is no run {run}: the region has {runs}, from 0 on")
             }
             Self::Scratch { frames } => write!(
                 f,

@@ -13,7 +13,7 @@ use hypercall::{
 use p2m::{FindDirect, P2m, Pfns};
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::is_aligned;
+use crate::contiguous::{Place, contiguous, is_aligned};
 use crate::error::Error;
 
 /// The guest around an operation on regions.
@@ -67,6 +67,19 @@ impl Way {
         }
     }
 
+    /// Why no exchange can give what is asked for: the mask reaches no run of this length, wherever
+    /// it lies. Xen is not asked for those: it takes a mask of 0 bits for any address.
+    pub(crate) const fn impossible(self) -> Option<Error> {
+        match self {
+            Self::Gather(order, mask)
+                if !mask.reaches(BusAddr::from_raw(0), (PAGE_SIZE as u64) << order) =>
+            {
+                Some(Error::NoRun { order, mask })
+            }
+            Self::Gather(..) | Self::Scatter(_) => None,
+        }
+    }
+
     /// The orders of what is given and of what is taken.
     const fn orders(self) -> (u32, u32) {
         match self {
@@ -93,7 +106,8 @@ pub(crate) fn exchange<M: Machine, D: FindDirect>(
     way: Way,
     scratch: &mut Scratch<'_, '_>,
 ) -> Part {
-    if let Err(error) = plan_unmapping(around, pfns, scratch.batch) {
+    let given = check_given(around.p2m, pfns, way);
+    if let Err(error) = given.and_then(|()| plan_unmapping(around, pfns, scratch.batch)) {
         scratch.batch.clear();
         return Part { made: 0, is_usable: true, result: Err(error) };
     }
@@ -118,6 +132,20 @@ pub(crate) fn exchange<M: Machine, D: FindDirect>(
     let right = recorded.and(mapped).and(wiped);
     let made = if right.is_ok() { done } else { 0 };
     Part { made, is_usable, result: right.and(refusal.map_or(Ok(()), Err)) }
+}
+
+/// Whether the runs that are given are runs: Xen takes all frames behind the first one of each.
+fn check_given(p2m: &P2m<'_>, pfns: Pfns, way: Way) -> Result<(), Error> {
+    let Way::Scatter(order) = way else { return Ok(()) };
+    let len_bytes = PAGE_SIZE << order;
+    for run in 0..pfns.count >> order {
+        let pfn = Pfn::new(pfns.start.raw() + (run << order));
+        let (_, together) = contiguous(p2m, Place { pfn, offset: 0, len_bytes })?;
+        if together < len_bytes {
+            return Err(Error::Scattered { pfn });
+        }
+    }
+    Ok(())
 }
 
 /// All of `pfns` leave the direct mapping, and every TLB.

@@ -126,7 +126,7 @@ impl<'m> Pool<'m> {
             return Err((Error::RunTooShort { order: region.order() }, region));
         }
         let mut rest = region.with_order(SEGMENT_ORDER);
-        loop {
+        for _ in 0..rest.runs() {
             match together(p2m, segment_at(rest.start())) {
                 Ok(Some(_)) => {}
                 Ok(None) => return Err((Error::Scattered { pfn: rest.start() }, rest)),
@@ -138,9 +138,10 @@ impl<'m> Pool<'m> {
             place.fill(rest.start());
             match rest.split(1) {
                 Ok((_, after)) => rest = after,
-                Err(_) => return Ok(()),
+                Err(_) => break,
             }
         }
+        Ok(())
     }
 
     /// Takes a segment out of which no slot is taken, if there is one.

@@ -32,7 +32,7 @@ use crate::exchange::{self, Around, Part, Scratch, Way};
 /// I-10: what the type says, from when the region was made until the guest is restored: who has the
 /// frames has the word on what they stand for, but for a toolstack, which gives every pfn another
 /// one. So a region does not survive a suspend; its frames do ([`into_frames`](Self::into_frames)).
-/// The count is a multiple of 2^`order`.
+/// There is at least one run, and no part of one.
 #[must_use = "a region that is dropped is lost to the guest"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Region {
@@ -107,7 +107,7 @@ impl Region {
     /// Takes frames that lie right already, as those of a dom0 often do.
     ///
     /// # Errors
-    /// The frames, if they do not.
+    /// The frames, if they do not, or if there are none.
     ///
     /// # Hypercalls
     /// None.
@@ -136,7 +136,7 @@ impl Region {
                 together == run_bytes && is_aligned(start, order) && reached
             })
         };
-        let whole = order <= Self::ORDER_MAX && runs << order == frames.count();
+        let whole = order <= Self::ORDER_MAX && runs > 0 && runs << order == frames.count();
         // INVARIANT: I-10: just seen.
         if whole && (0..runs).all(is_right) { Ok(Self { frames, order }) } else { Err(frames) }
     }
@@ -172,8 +172,12 @@ impl Region {
     /// The frame that run `run` begins with.
     ///
     /// # Errors
-    /// [`Error::P2m`], if there is no such run.
+    /// [`Error::NoSuchRun`]; [`Error::P2m`], if `p2m` does not have the frame.
     pub fn mfn(&self, p2m: &P2m<'_>, run: u64) -> Result<Mfn, Error> {
+        let runs = self.runs();
+        if run >= runs {
+            return Err(Error::NoSuchRun { run, runs });
+        }
         Ok(p2m.mfn(Pfn::new(self.frames.start().raw() + (run << self.order)))?)
     }
 
@@ -183,18 +187,18 @@ impl Region {
         Self { order: order.min(self.order), ..self }
     }
 
-    /// Cuts the first `runs` runs off, or gives the region back whole if it has no more.
+    /// Cuts the first `runs` runs off.
     ///
     /// # Errors
-    /// The region itself.
+    /// The region itself, if either part would have no run: none is asked for, or all, or more.
     pub fn split(self, runs: u64) -> Result<(Self, Self), Self> {
         let order = self.order;
-        if runs >= self.runs() {
+        if runs == 0 || runs >= self.runs() {
             return Err(self);
         }
         match self.frames.split(runs << order) {
             Ok((head, rest)) => {
-                // INVARIANT: I-10: cut between two runs.
+                // INVARIANT: I-10: cut between two runs, with one on either side.
                 Ok((Self { frames: head, order }, Self { frames: rest, order }))
             }
             Err(frames) => Err(Self { frames, order }),
@@ -219,8 +223,9 @@ impl Region {
 ///
 /// # Errors
 /// [`RegionError`], with every frame. Limits are told apart: [`Error::OrderLimit`] (Xen does not
-/// let this domain), [`Error::NoRun`] (Xen has none), [`Error::InUse`] (something else maps a
-/// frame), [`Error::NotWhole`], [`Error::Scratch`].
+/// let this domain), [`Error::NoRun`] (Xen has none, or `mask` is too narrow for any),
+/// [`Error::InUse`] (something else maps a frame), [`Error::NoFrames`], [`Error::NotWhole`],
+/// [`Error::Scratch`].
 ///
 /// # Hypercalls
 /// Three for each time the scratch is full: `ceil(count / frames)`, with `frames` the largest
@@ -260,7 +265,8 @@ pub fn gather<M: Machine, D: FindDirect>(
 /// Exchanges the runs of a region for single frames from anywhere: the way back.
 ///
 /// # Errors
-/// As for [`gather`].
+/// As for [`gather`]; [`Error::Scattered`] if a run does not lie together any more, as after a
+/// restore.
 ///
 /// # Hypercalls
 /// As for [`gather`].
@@ -343,14 +349,22 @@ fn go<M: Machine, D: FindDirect>(
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Region, RegionError> {
     let total = frames.count();
-    let refuse =
-        |error, frames| Err(RegionError { error, made: None, stranded: None, rest: Some(frames) });
+    let refuse = |error, frames| {
+        let (rest, _) = cut(frames, total);
+        Err(RegionError { error, made: None, stranded: None, rest })
+    };
     let order = way.order();
     if order > Region::ORDER_MAX {
         return refuse(Error::OrderLimit { order }, frames);
     }
+    if total == 0 {
+        return refuse(Error::NoFrames, frames);
+    }
     if !total.is_multiple_of(1 << order) {
         return refuse(Error::NotWhole { frames: total, order }, frames);
+    }
+    if let Some(error) = way.impossible() {
+        return refuse(error, frames);
     }
     let at_once = scratch.frames_max() >> order << order;
     if at_once == 0 || scratch.batch.ops_max() == 0 {
@@ -374,7 +388,7 @@ fn go<M: Machine, D: FindDirect>(
         }
         done += count;
     }
-    // INVARIANT: I-10: Xen's answer was checked, run by run.
+    // INVARIANT: I-10: there are frames, and Xen's answer was checked, run by run.
     Ok(Region { frames, order: way.made() })
 }
 
