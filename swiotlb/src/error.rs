@@ -52,7 +52,7 @@ pub enum Error {
         /// log2 of the frames in a run.
         order: u32,
     },
-    /// Xen has no free run of this length where the mask reaches, or the mask is too narrow for one.
+    /// Xen has no free run of this length where the mask reaches, or no run fits below the mask.
     NoRun {
         /// log2 of the frames in a run.
         order: u32,
