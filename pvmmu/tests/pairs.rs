@@ -5,7 +5,8 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::tables::check_counts;
 use common::{Guest, Pool, context, tools};
@@ -16,8 +17,8 @@ use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::primitive::Need;
 use pvmmu::{
-    Context, Counted, FrameSource, Loose, Mapped, Pages, Pgd, Pinned, Presence, Shares, TablePool,
-    Tools,
+    Context, Counted, FrameSource, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares,
+    TablePool, Tools,
 };
 use xen_model::{Mode, Model};
 
@@ -136,12 +137,68 @@ fn sweep(name: &str, layout: Layout, operation: Operation) {
         let Variant { pooled, roots, presence } = variant;
         let pool = if pooled { "pool" } else { "no_pool" };
         let name = format!("{name}_{pool}_{roots}_{presence:?}");
-        let _ = pairs::run("pvmmu", &name, |plan| live(plan, (layout, variant), operation));
+        let known = RefCell::new(Known::new());
+        let _ = pairs::run("pvmmu", &name, |plan| live(plan, (layout, variant), operation, &known));
+    }
+}
+
+/// What flags each page may have: those before the operation, and those behind it if nothing is
+/// refused.
+type Known = BTreeMap<GuestVa, BTreeSet<u64>>;
+
+/// What all address spaces say of the pages that no two of them share: what may be done with each.
+fn flags_of(spaces: &Spaces<'_>, context: &Context<'_, Model>) -> Vec<(GuestVa, u64)> {
+    let chosen = PteFlags::WRITABLE | PteFlags::USER | PteFlags::NO_EXECUTE;
+    let mut seen = Vec::new();
+    let mut note = |page: Mapping| {
+        if let Mapped::Own(_) = page.frame {
+            seen.push((page.va, (page.flags & chosen).bits()));
+        }
+    };
+    let all = Pages { start: va(0, 0, 0), count: 1 << 35 };
+    for pgd in &spaces.pinned {
+        pgd.translate_pages(context, all, &mut note).expect("readable");
+    }
+    for pgd in &spaces.loose {
+        pgd.translate_pages(context, all, &mut note).expect("readable");
+    }
+    seen
+}
+
+/// With all put right, no page has other flags than it had `before` or was to have.
+fn check_flags(
+    (spaces, known, before): (&mut Spaces<'_>, &RefCell<Known>, Vec<(GuestVa, u64)>),
+    (plan, plain): (&Plan<'_>, &Context<'_, Model>),
+    with: &mut Work<'_, '_, '_, '_, '_, '_, '_>,
+) {
+    // No other refusal is to come: what is in doubt can be put right without one that it missed.
+    if plan.refused() == 2 {
+        let mut with = tools(plain, with.batch, with.tables, with.frames);
+        for pgd in &mut spaces.pinned {
+            pgd.edit(&mut with, |edit| edit.submit()).expect("put right");
+        }
+    }
+    let (mut known, after) = (known.borrow_mut(), flags_of(spaces, plain));
+    if plan.refused() == 0 {
+        for (va, flags) in before.into_iter().chain(after) {
+            known.entry(va).or_default().insert(flags);
+        }
+        return;
+    }
+    // A pair that is tried alone has nothing to be compared with.
+    for (va, flags) in after.into_iter().filter(|_| !known.is_empty()) {
+        let as_known = known.get(&va).is_some_and(|known| known.contains(&flags));
+        assert!(as_known, "{va} has flags {flags:#x}, and neither had nor was to have them");
     }
 }
 
 /// A life around the operation.
-fn live(plan: &Plan<'_>, (layout, variant): (Layout, Variant), operation: Operation) {
+fn live(
+    plan: &Plan<'_>,
+    (layout, variant): (Layout, Variant),
+    operation: Operation,
+    known: &RefCell<Known>,
+) {
     let guest = Guest::small();
     let p2m = guest.p2m();
     let plain = context(&guest, &guest.model, &p2m);
@@ -174,8 +231,10 @@ fn live(plan: &Plan<'_>, (layout, variant): (Layout, Variant), operation: Operat
     let mut with = tools(&refusing, &mut batch, &mut tables, &mut frames);
     with.presence = variant.presence;
     let mut spaces = Spaces { guest: &guest, pinned: vec![pgd], loose: Vec::new() };
+    let before = flags_of(&spaces, &plain);
     operation(&mut spaces, &mut with);
     check_free(&spaces, &plain, layout, &with.frames.source.pool);
+    check_flags((&mut spaces, known, before), (plan, &plain), &mut with);
     spaces.leave();
     end(&mut spaces, &mut with);
     for level in [Level::L1, Level::L2, Level::L3] {

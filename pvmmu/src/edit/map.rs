@@ -65,7 +65,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn map_pages(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
-        self.map_from(pages, flags, &mut Origin::Frames)
+        self.whole(|edit| edit.map_from(pages, flags, &mut Origin::Frames))
     }
 
     /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
@@ -103,7 +103,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let known = p2m.pfn(machine, first);
             return Err(known.map_or(MapError::NotForeign(first), MapError::Own));
         }
-        self.map_from(pages, flags, &mut Origin::Foreign(first, domain))
+        self.whole(|edit| edit.map_from(pages, flags, &mut Origin::Foreign(first, domain)))
     }
 
     fn map_from(

@@ -156,6 +156,37 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
 }
 
 /// A section in which changes of an address space are pending: see [`Pgd::edit`].
+///
+/// An operation that fails before anything of it is pending, since a page is not as it must be,
+/// leaves all as it was, and the section can go on. One that fails behind its first pages, which
+/// are pending, ends the section, as a refusal of what is pending does: nothing that was pending
+/// happens, that of earlier operations included. Every further operation then answers the same
+/// error, and [`Pgd::edit`] fails, even if the section does not. So nothing is
+/// [`done`](Self::done) behind something that was dropped.
+///
+/// ```
+/// # use hypercall::{GuestVa, PteFlags};
+/// # use pv_tests::guest::Guest;
+/// use pvmmu::{MapError, Pages, Presence};
+///
+/// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 80 };
+/// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+/// tools.presence = Presence::Steady; // entry by entry
+/// let behind = pages.at(80)?;
+/// let refused = pgd.edit(&mut tools, |edit| {
+///     // Nothing of it is pending: the section goes on.
+///     assert!(edit.unmap(Pages::one(behind)).is_err());
+///     edit.unmap(Pages::one(pages.start))?;
+///     // The last one is not mapped, and 64 are pending when that is found.
+///     let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
+///     let _ = edit.protect(Pages { start: pages.at(1)?, ..pages }, read_only);
+///     Ok(())
+/// });
+/// let refused = refused.unwrap_err();
+/// assert_eq!((refused.done, refused.error), (0, MapError::NotMapped(behind)));
+/// assert!(pgd.translate(&tools.context, pages.start)?.is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "what is pending is lost unless the section is finished"]
 pub struct Edit<'e, 'a, 'b, 't, M, F> {
     tools: &'e mut Tools<'a, 'b, 't, M, F>,
@@ -172,6 +203,10 @@ pub struct Edit<'e, 'a, 'b, 't, M, F> {
     done: u64,
     /// Pending updates that change nothing but flags: nothing is to be settled for them.
     flags_only: usize,
+    /// Room that the batch had when the operation that goes on began, or has sent all before.
+    room: usize,
+    /// What has ended the section: something pending was dropped.
+    ended: Option<MapError>,
 }
 
 impl Pgd<Pinned> {
@@ -249,8 +284,9 @@ impl Pgd<Pinned> {
     /// Two address spaces, each with tools of its own, can be edited together.
     ///
     /// # Errors
-    /// What the section or the submit at its end failed with. What was pending then has not
-    /// happened. [`MapError::BatchTooSmall`] before the section is entered.
+    /// What the section or the submit at its end failed with, or what has ended the section before
+    /// it went on all the same (see [`Edit`]). What was pending then has not happened.
+    /// [`MapError::BatchTooSmall`] before the section is entered.
     ///
     /// # Hypercalls
     /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
@@ -447,13 +483,44 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         tools.begin(roots.kernel);
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
         let (next, flush, done, flags_only) = (0, Flush::NONE, 0, 0);
-        Self { tools, roots, doubt, path, direct_map, next, flush, done, flags_only }
+        let (room, ended) = (tools.batch.room(), None);
+        Self { tools, roots, doubt, path, direct_map, next, flush, done, flags_only, room, ended }
+    }
+
+    /// Does an operation as a whole: what it has pending when it fails does not happen.
+    #[inline]
+    fn whole(
+        &mut self,
+        operation: impl FnOnce(&mut Self) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        self.room = self.tools.batch.room();
+        operation(self).map_err(|error| self.stopped(error))
+    }
+
+    /// An operation has failed: ends the section if something of it is pending.
+    #[cold]
+    fn stopped(&mut self, error: MapError) -> MapError {
+        if self.tools.batch.room() < self.room {
+            self.end(error);
+        }
+        error
+    }
+
+    /// Drops what is pending: what failed with `error` and all before it.
+    #[cold]
+    fn end(&mut self, error: MapError) {
+        self.abandon();
+        self.ended.get_or_insert(error);
     }
 
     /// Puts right what a refused undo has left, if anything: before the section reads what it would
-    /// change. Nothing is pending then, since what is refused is not pending any more.
+    /// change. Nothing is pending then, since what is refused is not pending any more. Fails if the
+    /// section has ended.
     #[inline]
     fn put_right(&mut self) -> Result<(), MapError> {
+        if let Some(error) = self.ended {
+            return Err(error);
+        }
         if self.doubt.is_some() {
             self.path.forget();
         }
@@ -615,7 +682,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// Sends what is pending, with the flush that it owes, and settles what it changed.
     ///
     /// # Errors
-    /// [`MapError::Refused`]: nothing of it is in effect. [`MapError::NotUndone`].
+    /// [`MapError::Refused`]: nothing of it is in effect, and the section has ended.
+    /// [`MapError::NotUndone`].
     ///
     /// # Hypercalls
     /// None if nothing is pending; one otherwise, and on refusal one more.
@@ -643,7 +711,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
             return Ok(());
         }
         let updates = batch.updates();
-        flush.push(batch, *reach)?;
+        self.room = batch.updates_max();
+        if let Err(full) = flush.push(batch, *reach) {
+            self.end(full.into());
+            return Err(full.into());
+        }
         // SAFETY: only entries of the user half change, and they belong to the address space (I-4),
         // which is borrowed exclusively.
         match unsafe { batch.submit(context.machine) } {
@@ -657,7 +729,11 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
                 self.done += settled.pages;
                 Ok(())
             }
-            Err(error) => Err(self.refused(error)),
+            Err(error) => {
+                let error = self.refused(error);
+                self.ended = Some(error);
+                Err(error)
+            }
         }
     }
 

@@ -42,6 +42,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     pub fn remap(&mut self, pages: Pages, to: GuestVa) -> Result<(), MapError> {
         pages.check_apart(to)?;
         self.submit()?;
+        self.whole(|edit| edit.remap_all(pages, to))
+    }
+
+    fn remap_all(&mut self, pages: Pages, to: GuestVa) -> Result<(), MapError> {
         let mut at = 0;
         while at < pages.count {
             let (from, to) = (pages.at(at)?, Pages { start: to, ..pages }.at(at)?);
@@ -132,7 +136,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         exchanged.map_err(|error| match error {
             // What is left of it is put right later.
             MapError::NotUndone { .. } => error,
-            error => self.let_write(shift, entries).map_or_else(|again| again, |()| error),
+            error => self.let_write(shift, entries, error),
         })
     }
 
@@ -190,7 +194,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// The L1 table for `va`, which is made empty if it is missing. Nothing is pending afterwards.
-    fn make_l1_table(&mut self, va: GuestVa) -> Result<Pfn, MapError> {
+    pub(crate) fn make_l1_table(&mut self, va: GuestVa) -> Result<Pfn, MapError> {
         let context = self.tools.context;
         match self.path.seek(&context, va)? {
             Found::Table(table) => return Ok(table),

@@ -133,6 +133,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Puts what `change` makes of every entry of `pages`, which all must be present, in its place.
     pub(crate) fn rewrite<C: Change>(&mut self, pages: Pages, change: &C) -> Result<(), MapError> {
+        self.whole(|edit| edit.rewrite_runs(pages, change))
+    }
+
+    fn rewrite_runs<C: Change>(&mut self, pages: Pages, change: &C) -> Result<(), MapError> {
         for run in pages.runs(ENTRIES)? {
             self.ascend_to(run.va)?;
             let Found::Table(table) = self.path.seek(&self.tools.context, run.va)? else {
@@ -311,6 +315,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         crate::pages::check_page(va)?;
         Room::check(self.tools.batch)?;
         self.submit()?;
+        self.whole(|edit| edit.change_table((level, va), flags))
+    }
+
+    fn change_table(
+        &mut self,
+        (level, va): (Level, GuestVa),
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
         self.make_room_for_two()?;
         let context = self.tools.context;
         let flags = context.machine.offered(flags);

@@ -236,9 +236,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         });
         changed.map_err(|error| match error {
             MapError::NotUndone { .. } => error,
-            error if is_protected => {
-                self.let_write(shift, before).map_or_else(|again| again, |()| error)
-            }
+            error if is_protected => self.let_write(shift, before, error),
             error => error,
         })
     }
@@ -252,9 +250,27 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         })
     }
 
+    /// Gives write access back to what has not moved because of `error`. If that fails, too, it is
+    /// done before the next change. What is to be told.
+    #[cold]
+    pub(super) fn let_write(&mut self, shift: Shift, entries: &[Pte], error: MapError) -> MapError {
+        let Err(again) = self.try_let_write(shift, entries) else { return error };
+        let moving = Some(shift.moving(entries.len()));
+        Doubt { moving, ..Doubt::FLUSH }.note(self.doubt);
+        let protected = entries.iter().filter(|pte| may_become_dirty(**pte)).count();
+        let left = u32::try_from(protected).unwrap_or(u32::MAX);
+        match again {
+            MapError::Refused { error, .. } | MapError::RefusedCall(error) => {
+                MapError::NotUndone { left, error: error.error }
+            }
+            // Noted already, or Xen was not asked.
+            again => again,
+        }
+    }
+
     /// Gives write access back to what has not moved, and notes what the CPU noted at the new
     /// place.
-    pub(super) fn let_write(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
+    fn try_let_write(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
         let mut there = [Pte::ABSENT; PART as usize];
         let there = &mut there[..entries.len()];
         let machine = self.tools.context.machine;
