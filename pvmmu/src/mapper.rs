@@ -13,12 +13,16 @@
 //!
 //! Pages are those of the user half. There are no huge pages under Xen PV: a request for one gets
 //! the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that is kept
-//! beside them: [`LiveMapper::refusal`].
+//! beside them: [`LiveMapper::refusal`]. Nor can they say that a frame is in doubt since Xen has
+//! refused to undo a call: [`LiveMapper::has_lost_frame`]. A page
+//! that could not be mapped may leave empty tables behind, and tables with more flags.
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
     reason = "implements unsafe methods of a foreign trait, whose frames are pseudo-physical here"
 )]
+
+mod sources;
 
 use hypercall::{Batch, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags};
 use x86_64::structures::paging::mapper::{
@@ -31,13 +35,18 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::context::Context;
-use crate::edit::{Tools, with_table_flags};
-use crate::error::MapError;
+use crate::edit::{TABLE_FLAGS, Tools};
+use crate::error::{MapError, MapFailed};
 use crate::frames::FrameSource;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::pool::TablePool;
-use crate::walk::{Mapped, Mapping, Walk, walk};
+use crate::walk::{Mapped, Mapping, walk};
+
+use sources::{Nothing, Noting, One};
+
+/// The levels of tables above the last.
+const UPPER: [Level; 3] = [Level::L4, Level::L3, Level::L2];
 
 /// An address space as a `Mapper<Size4KiB>` and `Translate`.
 #[derive(Debug)]
@@ -46,6 +55,8 @@ pub struct LiveMapper<'a, 'b, M> {
     pgd: &'a mut Pgd<Pinned>,
     batch: &'a mut Batch<'b>,
     refusal: Option<MapError>,
+    has_lost_frame: bool,
+    uncertain: u64,
 }
 
 impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
@@ -69,26 +80,59 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         pgd: &'a mut Pgd<Pinned>,
         batch: &'a mut Batch<'b>,
     ) -> Self {
-        Self { context, pgd, batch, refusal: None }
+        Self { context, pgd, batch, refusal: None, has_lost_frame: false, uncertain: 0 }
     }
 
-    /// Why the last call failed, if it did: the traits' errors cannot say it all. A page that Xen
-    /// would not unmap again counts as mapped: what was refused is said here all the same.
+    /// Why the last call failed, if it did: the traits' errors cannot say it all. A page whose
+    /// mapping Xen would not undo counts as mapped: what was refused is said here all the same.
     #[must_use]
     pub const fn refusal(&self) -> Option<MapError> {
         self.refusal
+    }
+
+    /// Whether the last call was to map a frame and failed, and the caller has not got the frame
+    /// back all the same: Xen has refused to undo a part of it ([`MapError::NotUndone`]). The frame
+    /// is one of those that are [`uncertain`](Self::uncertain): nobody may use it.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, mapper::LiveMapper};
+    ///
+    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// assert!(!mapper.has_lost_frame());
+    /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn has_lost_frame(&self) -> bool {
+        self.has_lost_frame
+    }
+
+    /// Frames that calls of this mapper have left in doubt since Xen refused to undo something,
+    /// those of tables included: nobody may use them any more, and there is no way to hand them to
+    /// anybody.
+    #[must_use]
+    pub const fn uncertain(&self) -> u64 {
+        self.uncertain
     }
 
     /// Runs an operation with tables and frames from `frames`, and keeps its error.
     fn with<F, T, O>(&mut self, frames: &mut F, operation: O) -> Result<T, MapError>
     where
         F: FrameSource,
-        O: FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, 'b, '_, M, F>) -> Result<T, MapError>,
+        O: FnOnce(
+            &mut Pgd<Pinned>,
+            &mut Tools<'_, 'b, '_, M, Noting<'_, F>>,
+        ) -> Result<T, MapError>,
     {
         let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-        let mut tools = Tools::new(self.context, &mut *self.batch, &mut pool, frames);
+        let mut frames = Noting { frames, uncertain: &mut self.uncertain };
+        let mut tools = Tools::new(self.context, &mut *self.batch, &mut pool, &mut frames);
         let result = operation(self.pgd, &mut tools);
         self.refusal = result.as_ref().err().copied();
+        self.has_lost_frame = false;
         result
     }
 
@@ -97,28 +141,43 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         self.pgd.translate(&self.context, va).ok().flatten()
     }
 
-    /// Gives the tables above `page` what a mapping asks of them: those that are new exactly these
-    /// flags, the others these beside their own.
-    fn set_parents(
+    /// Makes the tables above `page` that are missing, and gives them what a mapping asks of them:
+    /// those that are new exactly the flags of `parents`, the others these beside their own. Where
+    /// they have them anyhow, nothing is done.
+    fn prepare<A: FrameAllocator<Size4KiB> + ?Sized>(
         &mut self,
-        (page, before): (Page, &Walk),
-        wanted: PteFlags,
+        page: Page,
+        parents: PageTableFlags,
+        frames: &mut Allocator<'_, A>,
     ) -> Result<(), MapError> {
-        let va = guest_va(page)?;
-        let wanted = self.context.machine.offered(wanted);
-        let now = walk(&self.context, self.pgd.root(), va)?;
-        self.with(&mut Nothing, |pgd, tools| {
-            let set = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
-                for step in now.steps().filter(|step| step.level > Level::L1) {
-                    let was = before.at(step.level).filter(|step| step.pte.is_present());
-                    let flags = was.map_or(wanted, |was| was.pte.flags().union(wanted));
-                    if with_table_flags((step.level, va), step.pte, flags)? != step.pte {
-                        edit.set_table_flags((step.level, va), flags)?;
-                    }
+        let (context, root) = (self.context, self.pgd.root());
+        self.with(frames, |pgd, tools| {
+            let va = guest_va(page)?;
+            let wanted = PteFlags::from_bits_retain(parents.bits());
+            check_table_flags(wanted)?;
+            let wanted = context.machine.offered(wanted);
+            let before = walk(&context, root, va)?;
+            if let Some((_, pte)) = before.leaf().filter(|(_, pte)| pte.is_present()) {
+                return Err(MapError::Occupied { va, pte });
+            }
+            let was = |level| before.at(level).filter(|step| step.pte.is_present());
+            let flags = |level| was(level).map_or(wanted, |was| was.pte.flags().union(wanted));
+            let is_right = |level| {
+                let now = was(level).map_or(PteFlags::TABLE, |was| was.pte.flags());
+                now & TABLE_FLAGS == flags(level) & TABLE_FLAGS
+            };
+            if UPPER.into_iter().all(is_right) {
+                return Ok(());
+            }
+            // Before the page is mapped: there is no frame to be taken back if Xen refuses it.
+            let prepare = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
+                edit.make_l1_table(va)?;
+                for level in UPPER.into_iter().filter(|level| !is_right(*level)) {
+                    edit.set_table_flags((level, va), flags(level))?;
                 }
                 Ok(())
             };
-            pgd.edit(tools, set).map_err(|refused| refused.error)
+            pgd.edit(tools, prepare).map_err(|refused| refused.error)
         })
     }
 
@@ -207,32 +266,6 @@ impl<A: FrameAllocator<Size4KiB> + ?Sized> FrameSource for Allocator<'_, A> {
     }
 }
 
-/// No frames; takes one back.
-struct One(Option<Frame>);
-
-impl FrameSource for One {
-    fn take(&mut self) -> Option<Frame> {
-        None
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.0 = Some(frame);
-    }
-}
-
-/// No frames.
-struct Nothing;
-
-impl FrameSource for Nothing {
-    fn take(&mut self) -> Option<Frame> {
-        None
-    }
-
-    fn give(&mut self, frame: Frame) {
-        log::error!("{frame:?} came back from an operation that frees none: it is lost");
-    }
-}
-
 /// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
 /// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped
 /// here is flushed already. Fifteen bytes are enough, and as many as the instruction has.
@@ -281,29 +314,24 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
     where
         A: FrameAllocator<Size4KiB> + ?Sized,
     {
-        let before = guest_va(page).and_then(|va| {
-            let parents = PteFlags::from_bits_retain(parent_table_flags.bits());
-            check_table_flags(parents)?;
-            Ok((walk(&self.context, self.pgd.root(), va)?, parents))
-        });
-        let mapped = self.with(&mut Allocator(frame_allocator), |pgd, tools| {
-            let before = before?;
-            // SAFETY: the caller vouches that the frame is free to be mapped (I-1).
-            let frame = unsafe { Frame::claim(pfn(frame)) };
-            let mapped = pgd.map(tools, (guest_va(page)?, pte_flags(flags)), frame);
-            mapped.map(|()| before).map_err(|failed| failed.error)
-        });
-        let set = mapped.and_then(|(before, parents)| {
-            self.set_parents((page, &before), parents).inspect_err(|refused| {
-                // The caller keeps the frame: it must not stay mapped.
-                if let Err(error) = self.unmap_page(page) {
-                    log::error!("{page:?} stays mapped, its tables as they were: {error}");
-                }
-                self.refusal = Some(*refused);
+        let frames = &mut Allocator(frame_allocator);
+        let mut has_lost_frame = false;
+        let mapped = self.prepare(page, parent_table_flags, frames).and_then(|()| {
+            self.with(frames, |pgd, tools| {
+                let va = guest_va(page)?;
+                // SAFETY: the caller vouches that the frame is free to be mapped (I-1).
+                let frame = unsafe { Frame::claim(pfn(frame)) };
+                let mapped = pgd.map(tools, (va, pte_flags(flags)), frame);
+                mapped.map_err(|MapFailed { frame, error }| {
+                    has_lost_frame = frame.is_none();
+                    error
+                })
             })
         });
-        let stays = set.is_err() && self.stays_mapped(page, pfn(frame));
-        match set {
+        // A page that is mapped all the same has its frame.
+        let stays = mapped.is_err() && self.stays_mapped(page, pfn(frame));
+        self.has_lost_frame = has_lost_frame && !stays;
+        match mapped {
             Ok(()) => Ok(MapperFlush::new(page)),
             // The frame that was to be mapped, as `OffsetPageTable` says it.
             Err(MapError::Occupied { .. }) => Err(MapToError::PageAlreadyMapped(frame)),

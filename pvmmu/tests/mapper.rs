@@ -273,3 +273,71 @@ fn a_frame_that_others_map_too_is_not_handed_out() {
     assert!(counts.iter().all(|count| *count == 0));
     guest.check();
 }
+
+/// A page under tables whose flags change, with each two requests refused: the caller keeps the
+/// frame of a page that could not be mapped, or is told that it has not got it.
+#[test]
+fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
+    let (mut refusals, mut lost) = (0, 0);
+    let at = 0x4444_4000_0000;
+    let there = GuestVa::new(at).expect("user half");
+    for (first, second) in (0..9).flat_map(|first| (first + 1..9).map(move |next| (first, next))) {
+        for beside in [false, true] {
+            let guest = Guest::new();
+            let p2m = guest.p2m();
+            let plain = context(&guest, &guest.model, &p2m);
+            let mut pool = guest.pool();
+            let mut storage = BatchStorage::<16, 4>::new();
+            let mut batch = storage.batch();
+            let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+            let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+            let mut frames = frames_of(&mut pool, 20);
+            if beside {
+                let page = at + 0x1000;
+                map_under((plain, &mut pgd), page, READ_ONLY, &mut frames).expect("mapped");
+            }
+            let frame = frames.allocate_frame().expect("memory");
+            let refuse = |request| Refusal { request, errno: Errno::ENOMEM, done: 1 };
+            let machine = FailNth::new(&guest.model, refuse(first));
+            let machine = FailNth::new(&machine, refuse(second));
+            let around = context(&guest, &machine, &p2m);
+            let mut mapper = LiveMapper::new(around, &mut pgd, &mut batch);
+            let page = Page::<Size4KiB>::containing_address(VirtAddr::new(at));
+            // SAFETY: the frame is free.
+            let mapped = unsafe {
+                mapper.map_to_with_table_flags(page, frame, WRITABLE, WRITABLE, &mut frames)
+            };
+            let is_mapped = mapped.map(|flush| flush.ignore()).is_ok();
+            let (refusal, has_lost) = (mapper.refusal(), mapper.has_lost_frame());
+            let uncertain = mapper.uncertain();
+            let shown = pgd.translate(&plain, there).expect("readable").is_some();
+            let what = format!("{first}, {second}, {beside}: {refusal:?}, {uncertain} uncertain");
+            assert!(is_mapped || refusal.is_some(), "{what}");
+            assert_eq!(shown, is_mapped, "{what}");
+            assert!(!has_lost || !shown && uncertain > 0, "lost, and nobody counts it: {what}");
+            refusals += u32::from(!is_mapped);
+            lost += u32::from(has_lost);
+        }
+    }
+    assert!(refusals > 10 && lost > 0, "{refusals} refused, {lost} lost");
+}
+
+/// Xen is asked no more than for the page where its tables are as they must be.
+#[test]
+fn a_page_under_tables_with_the_usual_flags_takes_one_request() {
+    scene!(guest, machine, context, pool);
+    let mut storage = BatchStorage::<16, 4>::new();
+    let mut batch = storage.batch();
+    let pgd = Pgd::new(&context, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let mut frames = frames_of(&mut pool, 20);
+    for address in [0x4444_4000_0000, 0x4444_4000_1000] {
+        let before = machine.counts().hypercalls;
+        map_under((context, &mut pgd), address, WRITABLE, &mut frames).expect("mapped");
+        assert_eq!(machine.counts().hypercalls, before + 1, "{address:#x}");
+    }
+    // One that is taken has its tables left alone.
+    let taken = map_under((context, &mut pgd), 0x4444_4000_0000, READ_ONLY, &mut frames);
+    assert!(matches!(taken, Err(Some(MapError::Occupied { .. }))), "{taken:?}");
+    guest.check();
+}
