@@ -30,10 +30,15 @@ const IN_USE: u64 = 8 | 16;
 ///
 /// # Invariants
 /// I-17: a frame that an entry grants is in no other hands than those of the [`Grant`]: its token
-/// was consumed, and comes back when the entry is empty.
+/// was consumed, and comes back when the entry is empty. A grant ends only in the table that it was
+/// given in: each table has a number, and so has each grant.
 #[derive(Clone, Copy, Debug)]
 pub struct Granted<'a> {
     entries: &'a [AtomicU64],
+    /// The number of the table that the guest has now.
+    tables: &'a AtomicU64,
+    /// The number of this one.
+    table: u64,
 }
 
 /// A frame that another domain may map until this is [ended](Self::end): whoever has it owns the
@@ -42,6 +47,10 @@ pub struct Granted<'a> {
 #[must_use = "a grant that is dropped can never be ended, and its frame is lost to the guest"]
 pub struct Grant<'a> {
     entry: &'a AtomicU64,
+    /// The number of the table that the guest has now.
+    tables: &'a AtomicU64,
+    /// The number of the one that it was given in.
+    table: u64,
     /// What was stored in the entry.
     word: u64,
     reference: GrantRef,
@@ -91,6 +100,9 @@ pub enum GrantError {
     /// The entry does not hold the grant any more. Nobody but Xen and this code writes the table,
     /// so the domain was restored since, with a new one.
     NotGranted(GrantRef),
+    /// The domain was restored since, with a new table: what the entry holds, if anything, is
+    /// another grant.
+    OtherTable(GrantRef),
     /// The other domain has the frame mapped; nothing can force it back. The grant stays.
     StillMapped(Outstanding),
     /// The frame's number does not fit a version 1 entry.
@@ -115,6 +127,9 @@ impl fmt::Display for GrantError {
             Self::Taken(grant) => write!(f, "the entry is taken by {grant}"),
             Self::NotGranted(reference) => {
                 write!(f, "entry {} does not hold the grant any more", reference.0)
+            }
+            Self::OtherTable(reference) => {
+                write!(f, "the table in which entry {} held the grant is gone", reference.0)
             }
             Self::StillMapped(grant) => write!(f, "{grant}: it cannot be ended"),
             Self::NoFrame(mfn) => write!(f, "mfn {mfn} does not fit a grant entry"),
@@ -141,22 +156,28 @@ impl fmt::Display for NotEnded<'_> {
 impl core::error::Error for NotEnded<'_> {}
 
 impl<'a> Granted<'a> {
-    /// Over the guest's grant table, 512 entries in each of its frames.
+    /// Over the guest's grant table, 512 entries in each of its frames. `tables` counts the tables
+    /// that the guest has had: a grant that was given in another one can no longer be ended.
     ///
     /// # Safety
     /// Xen reads these entries as the domain's grant table, and nobody but Xen writes them except
-    /// through values of this type (I-17).
+    /// through values of this type (I-17). After a restore this is called again, with the same
+    /// `tables`, before anything is granted or ended.
     ///
     /// ```compile_fail,E0133
     /// # use core::sync::atomic::AtomicU64;
     /// use p2m::Granted;
     ///
     /// let table = [const { AtomicU64::new(0) }; 512];
-    /// let granted = Granted::new(&table); // whoever could store into it could grant any frame
+    /// let tables = AtomicU64::new(0);
+    /// // Whoever could store into it could grant any frame.
+    /// let granted = Granted::new(&table, &tables);
     /// ```
     #[must_use]
-    pub const unsafe fn new(entries: &'a [AtomicU64]) -> Self {
-        Self { entries }
+    pub unsafe fn new(entries: &'a [AtomicU64], tables: &'a AtomicU64) -> Self {
+        // Only the number counts: whoever grants or ends meanwhile breaks the promise.
+        let table = tables.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        Self { entries, tables, table }
     }
 
     /// Lets `domain` map `frame`, which this consumes; the map says which frame of the machine that
@@ -164,7 +185,7 @@ impl<'a> Granted<'a> {
     ///
     /// # Errors
     /// [`GrantError::P2m`], [`GrantError::Taken`], [`GrantError::NoSuchEntry`],
-    /// [`GrantError::NoFrame`], with the frame.
+    /// [`GrantError::NoFrame`], [`GrantError::OtherTable`], with the frame.
     ///
     /// # Hypercalls
     /// None.
@@ -180,7 +201,8 @@ impl<'a> Granted<'a> {
     /// # let p2m = unsafe { P2m::adopt(&list) }?;
     /// # let frame = unsafe { Frame::claim(Pfn::new(0)) };
     /// let table = [const { AtomicU64::new(0) }; 512]; // the guest's is shared with Xen
-    /// let granted = unsafe { Granted::new(&table) };
+    /// let tables = AtomicU64::new(0); // kept over a restore
+    /// let granted = unsafe { Granted::new(&table, &tables) };
     /// let to = DomId(0);
     /// let grant = granted.grant(&p2m, GrantRef(8), to, frame, GrantAccess::ReadOnly)?;
     /// assert_eq!(granted.outstanding().count(), 1);
@@ -207,7 +229,10 @@ impl<'a> Granted<'a> {
         access: GrantAccess,
     ) -> Result<Grant<'a>, NotGiven> {
         match self.give(p2m, reference, domain, frame.pfn(), access) {
-            Ok((entry, word)) => Ok(Grant { entry, word, reference, frame }),
+            Ok((entry, word)) => {
+                let Self { tables, table, .. } = *self;
+                Ok(Grant { entry, tables, table, word, reference, frame })
+            }
             Err(error) => Err(NotGiven { frame, error }),
         }
     }
@@ -229,6 +254,9 @@ impl<'a> Granted<'a> {
         };
         let word = u64::from(frame) << 32 | u64::from(domain.0) << 16 | PERMIT_ACCESS | readonly;
         let entry = self.entry(reference)?;
+        if is_gone(self.tables, self.table) {
+            return Err(GrantError::OtherTable(reference));
+        }
         // Whoever maps the frame sees what was stored in it before. Of an entry that is taken only
         // the word is read.
         match entry.compare_exchange(0, word, Ordering::Release, Ordering::Relaxed) {
@@ -270,12 +298,17 @@ impl<'a> Grant<'a> {
     ///
     /// # Errors
     /// [`NotEnded`] with the grant: [`GrantError::StillMapped`] if the other domain has the frame
-    /// mapped, which nothing can force it to end; [`GrantError::NotGranted`].
+    /// mapped, which nothing can force it to end; [`GrantError::NotGranted`];
+    /// [`GrantError::OtherTable`].
     ///
     /// # Hypercalls
     /// None.
     pub fn end(self) -> Result<Frame, NotEnded<'a>> {
-        let Self { entry, word, reference, .. } = self;
+        let Self { entry, tables, table, word, reference, .. } = self;
+        if is_gone(tables, table) {
+            let error = GrantError::OtherTable(reference);
+            return Err(NotEnded { grant: self, error });
+        }
         // What the other domain stored is there for whoever gets the frame. Of a grant that stays
         // only the word is read.
         let error = match entry.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
@@ -292,10 +325,16 @@ impl<'a> Grant<'a> {
     ///
     /// # Safety
     /// No domain has the frame mapped, and none can map it: the guest was restored since the grant
-    /// was given, and the table of before is gone ([`GrantError::NotGranted`]).
+    /// was given, and the table of before is gone ([`GrantError::OtherTable`]).
     pub unsafe fn vouch(self) -> Frame {
         self.frame
     }
+}
+
+/// Whether the guest has another table than number `table`.
+fn is_gone(tables: &AtomicU64, table: u64) -> bool {
+    // Only the number counts: it changes while nobody grants or ends.
+    tables.load(Ordering::Relaxed) != table
 }
 
 const fn decode(reference: GrantRef, word: u64) -> Outstanding {

@@ -16,9 +16,9 @@ fn a_guest_with_all_its_memory_and_nothing_shared_is_safe() {
     let words = list(&[16, 17, 18, u64::MAX]);
     let p2m = map(&words);
     let ram = [Pfns::new(Pfn::new(0), 3)];
-    let entries: [AtomicU64; 4] = Default::default();
+    let (entries, tables): ([AtomicU64; 4], AtomicU64) = Default::default();
     // SAFETY: no Xen reads it.
-    let granted = unsafe { Granted::new(&entries) };
+    let granted = unsafe { Granted::new(&entries, &tables) };
     let mut places = [None; 2];
     let maps = GrantMaps::new(&mut places);
     let state = KexecState { p2m: &p2m, ram: &ram, granted: Some(&granted), maps: Some(&maps) };
@@ -31,9 +31,9 @@ fn each_hazard_is_counted_and_listed() {
     let foreign = foreign.encode().expect("a frame");
     let words = list(&[16, u64::MAX, u64::MAX, 19, foreign, u64::MAX]);
     let p2m = map(&words);
-    let entries: [AtomicU64; 4] = Default::default();
+    let (entries, tables): ([AtomicU64; 4], AtomicU64) = Default::default();
     // SAFETY: no Xen reads it.
-    let granted = unsafe { Granted::new(&entries) };
+    let granted = unsafe { Granted::new(&entries, &tables) };
     // SAFETY: no memory is behind the number.
     let frame = unsafe { Frame::claim(Pfn::new(0)) };
     let given = granted.grant(&p2m, GrantRef(2), DomId(1), frame, GrantAccess::ReadWrite);

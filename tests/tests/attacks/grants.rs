@@ -6,8 +6,11 @@ use std::sync::atomic::AtomicU64;
 use hypercall::{Frame, Grants};
 use p2m::{Grant, GrantMaps, Granted, P2m};
 
-fn a_grant_table_is_taken_by_unsafe_code_alone(entries: &[AtomicU64]) -> Granted<'_> {
-    owed!(Granted::new(entries)) //~ E0133
+fn a_grant_table_is_taken_by_unsafe_code_alone<'a>(
+    entries: &'a [AtomicU64],
+    tables: &'a AtomicU64,
+) -> Granted<'a> {
+    owed!(Granted::new(entries, tables)) //~ E0133
 }
 
 fn a_frame_that_may_be_mapped_comes_back_by_unsafe_code_alone(grant: Grant<'_>) -> Frame {

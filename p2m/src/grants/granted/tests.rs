@@ -10,14 +10,15 @@ mod on_numbers {
     const DOMAIN: DomId = DomId(3);
     const WRITE: GrantAccess = GrantAccess::ReadWrite;
 
-    fn table() -> [AtomicU64; 4] {
+    /// Entries, and the number of tables.
+    fn table() -> ([AtomicU64; 4], AtomicU64) {
         Default::default()
     }
 
     /// The guest's table.
-    fn over(entries: &[AtomicU64]) -> Granted<'_> {
+    fn over<'a>((entries, tables): &'a ([AtomicU64; 4], AtomicU64)) -> Granted<'a> {
         // SAFETY: no Xen reads it.
-        unsafe { Granted::new(entries) }
+        unsafe { Granted::new(entries, tables) }
     }
 
     fn frame(pfn: u64) -> Frame {
@@ -44,14 +45,14 @@ mod on_numbers {
         let (p2m, granted) = (map(&words), over(&entries));
         let read = GrantAccess::ReadOnly;
         let grant = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(0), read).expect("free");
-        entries[1].fetch_or(8, Ordering::Relaxed);
+        entries.0[1].fetch_or(8, Ordering::Relaxed);
         let NotEnded { grant, error } = grant.end().expect_err("mapped");
         assert_eq!(
             error.to_string(),
             "grant 1: mfn 00007 to domain 3, which has it mapped: it cannot be ended"
         );
         assert_eq!(granted.outstanding().count(), 1, "it stays granted");
-        entries[1].fetch_and(!8, Ordering::Relaxed);
+        entries.0[1].fetch_and(!8, Ordering::Relaxed);
         assert_eq!(grant.end().expect("nobody has it mapped"), frame(0));
     }
 
@@ -80,7 +81,7 @@ mod on_numbers {
         let (words, entries) = (list(&[7, 8]), table());
         let (p2m, granted) = (map(&words), over(&entries));
         let old = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(0), WRITE).expect("free");
-        entries[1].store(0, Ordering::Relaxed); // a restore: the table is another
+        entries.0[1].store(0, Ordering::Relaxed); // a restore: the table is another
         let new = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(1), WRITE).expect("free");
         let NotEnded { grant: old, error } = old.end().expect_err("it holds another");
         assert_eq!(error, GrantError::NotGranted(GrantRef(1)));
@@ -91,12 +92,35 @@ mod on_numbers {
     }
 
     #[test]
+    fn a_grant_of_before_a_restore_ends_no_grant_of_after_it() {
+        let (words, entries) = (list(&[0x777, 0x778]), table());
+        let (p2m, before) = (map(&words), over(&entries));
+        let old = before.grant(&p2m, GrantRef(1), DOMAIN, frame(0), WRITE).expect("free");
+        // A restore: other frames, an empty table, and the same entry for the same frame number.
+        words[0].store(0x555, Ordering::Relaxed);
+        words[1].store(0x777, Ordering::Relaxed);
+        entries.0[1].store(0, Ordering::Relaxed);
+        let granted = over(&entries);
+        let new = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(1), WRITE).expect("free");
+        let NotEnded { grant: old, error } = old.end().expect_err("of the table of before");
+        assert_eq!(error, GrantError::OtherTable(GrantRef(1)));
+        assert_eq!(error.to_string(), "the table in which entry 1 held the grant is gone");
+        assert_eq!(granted.outstanding().count(), 1, "the new grant is given");
+        assert_eq!(new.end().expect("nobody has it mapped"), frame(1));
+        // SAFETY: the table of before is gone.
+        let again = before.grant(&p2m, GrantRef(1), DOMAIN, unsafe { old.vouch() }, WRITE);
+        let NotGiven { frame: back, error } = again.expect_err("of the table of before");
+        assert_eq!((back, error), (frame(0), GrantError::OtherTable(GrantRef(1))));
+        assert_eq!(granted.outstanding().count(), 0);
+    }
+
+    #[test]
     fn an_entry_has_the_layout_of_the_header() {
         let (words, entries) = (list(&[0x4567]), table());
         let (p2m, granted) = (map(&words), over(&entries));
         let (to, read) = (DomId(0x123), GrantAccess::ReadOnly);
         let grant = granted.grant(&p2m, GrantRef(0), to, frame(0), read).expect("free");
-        let bytes = entries[0].load(Ordering::Relaxed).to_le_bytes();
+        let bytes = entries.0[0].load(Ordering::Relaxed).to_le_bytes();
         assert_eq!(bytes, [5, 0, 0x23, 0x01, 0x67, 0x45, 0, 0]);
         assert_eq!(grant.end().expect("nobody has it mapped"), frame(0));
     }
@@ -116,6 +140,7 @@ mod in_every_order {
     /// A frame of the guest's, its map and its grant table.
     struct Shared {
         entries: Vec<AtomicU64>,
+        tables: AtomicU64,
         words: Vec<AtomicU64>,
         page: UnsafeCell<u32>,
     }
@@ -125,6 +150,7 @@ mod in_every_order {
         loom::model(|| {
             let shared = Arc::new(Shared {
                 entries: vec![AtomicU64::new(0)],
+                tables: AtomicU64::new(0),
                 words: vec![AtomicU64::new(7)],
                 page: UnsafeCell::new(0),
             });
@@ -161,7 +187,7 @@ mod in_every_order {
             // SAFETY: no machine has this list.
             let p2m = unsafe { P2m::adopt(&shared.words) }.expect("not empty");
             // SAFETY: no Xen reads it.
-            let granted = unsafe { Granted::new(&shared.entries) };
+            let granted = unsafe { Granted::new(&shared.entries, &shared.tables) };
             // SAFETY: no memory is behind the number but the cell.
             let frame = unsafe { Frame::claim(Pfn::new(0)) };
             let given = granted.grant(&p2m, GrantRef(0), DomId(3), frame, GrantAccess::ReadWrite);
