@@ -111,14 +111,15 @@ impl<'s> FrameList<'s> {
     /// use p2m::{BuilderList, FrameList, LeafSource};
     ///
     /// let Guest { model, p2m, boot, mut frames, .. } = Guest::new();
-    /// let leaves = BuilderList { first: model.guest().pfn_at(boot.p2m_list).ok_or("mapped")? };
+    /// let first = model.guest().pfn_at(boot.p2m_list).ok_or("mapped")?;
+    /// let leaves = unsafe { BuilderList::new(first) };
     /// let mut middles = [const { None }; 1]; // a table for each GiB
     /// let top = LeafSource::take(&mut frames).ok_or("no memory")?;
     /// let mut list = FrameList::new(top, &mut middles);
     /// list.build((model, p2m), &leaves, &mut frames)?;
     /// // What a toolstack finds for the first 512 pfns is the builder's own page.
     /// let leaf = list.lookup(model, p2m, 0)?;
-    /// assert_eq!(leaf, Some(p2m.mfn(leaves.first)?));
+    /// assert_eq!(leaf, Some(p2m.mfn(first)?));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn build<M: FrameAccess, L: Leaves>(

@@ -1,4 +1,5 @@
 //! The pages of the linear list as frames: where they are, and where more come from.
+#![expect(unsafe_code, reason = "whoever says where the list is says what toolstacks write (I-20)")]
 
 use hypercall::{Frame, FrameAccess, Mfn, Pfn, Uncertain};
 
@@ -22,7 +23,11 @@ pub trait LeafSource {
 }
 
 /// Knows in which frame each page of the linear list is.
-pub trait Leaves {
+///
+/// # Safety
+/// Toolstacks overwrite the frames at a restore (I-20): each holds words of the guest's list, or
+/// those that a window's holes share, and nothing else.
+pub unsafe trait Leaves {
     /// The frame of page `index`, with the words of pfns `index * 512` on.
     ///
     /// # Errors
@@ -37,10 +42,36 @@ pub trait Leaves {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuilderList {
     /// The frame of its first page.
-    pub first: Pfn,
+    first: Pfn,
 }
 
-impl Leaves for BuilderList {
+impl BuilderList {
+    /// The list whose first page is in `first`.
+    ///
+    /// # Safety
+    /// The builder's list is there, in as many pfns as it has pages, and nowhere else: toolstacks
+    /// overwrite these at a restore (I-20).
+    ///
+    /// ```compile_fail,E0133
+    /// use hypercall::Pfn;
+    /// use p2m::BuilderList;
+    ///
+    /// let list = BuilderList::new(Pfn::new(7)); // a toolstack would overwrite whatever is there
+    /// ```
+    #[must_use]
+    pub const unsafe fn new(first: Pfn) -> Self {
+        Self { first }
+    }
+
+    /// The pfn of its first page.
+    #[must_use]
+    pub const fn first(&self) -> Pfn {
+        self.first
+    }
+}
+
+// SAFETY: whoever made it says that the list is there.
+unsafe impl Leaves for BuilderList {
     fn leaf<M: FrameAccess>(&self, _: &M, p2m: &P2m<'_>, index: u64) -> Result<Mfn, P2mError> {
         let pfn = self.first.checked_add(index);
         p2m.mfn(pfn.ok_or(P2mError::OutOfRange { pfn: self.first, len: p2m.len() })?)

@@ -1,5 +1,6 @@
 //! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is,
 //! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
+#![expect(unsafe_code, reason = "what is published, toolstacks overwrite at a restore (I-20)")]
 
 use core::fmt;
 
@@ -108,6 +109,10 @@ impl<'a> Toolstack<'a> {
     /// and `xen-mfndump` reads nothing. The builder's list is such a one: publish its frame list,
     /// or open a [`Window`](crate::Window).
     ///
+    /// # Safety
+    /// The map's list is at `list` under `root`, and stays there until it is withdrawn or the guest
+    /// is restored: toolstacks overwrite what is there (I-20).
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::{ArchSharedInfo, GuestVa, Mfn};
@@ -117,11 +122,11 @@ impl<'a> Toolstack<'a> {
     /// let (arch, root) = (ArchSharedInfo::default(), Mfn::new(0x100));
     /// let toolstack = Toolstack::new(&arch);
     /// // Where the list is in the address space of `root`.
-    /// toolstack.publish_list(&p2m, GuestVa::new(0xffff_9000_0000_0000)?, root)?;
+    /// unsafe { toolstack.publish_list(&p2m, GuestVa::new(0xffff_9000_0000_0000)?, root) }?;
     /// assert_eq!(toolstack.read().max_pfn, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn publish_list(
+    pub unsafe fn publish_list(
         &self,
         p2m: &P2m<'_>,
         list: GuestVa,
@@ -145,6 +150,10 @@ impl<'a> Toolstack<'a> {
     /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
     /// the map has.
     ///
+    /// # Safety
+    /// `top` is that of a [`FrameList`](crate::FrameList) that was built of the pages of this map,
+    /// and is refreshed whenever they change: toolstacks overwrite the pages that it names (I-20).
+    ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::{ArchSharedInfo, Mfn};
@@ -153,12 +162,13 @@ impl<'a> Toolstack<'a> {
     /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let arch = ArchSharedInfo::default();
     /// let toolstack = Toolstack::new(&arch);
-    /// toolstack.publish_frame_list(&p2m, Some(Mfn::new(0x203))); // the top of a `FrameList`
+    /// let top = Some(Mfn::new(0x203)); // of a `FrameList`
+    /// unsafe { toolstack.publish_frame_list(&p2m, top) };
     /// let published = toolstack.read();
     /// assert_eq!((published.max_pfn, published.frame_list), (2, 0x203));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
+    pub unsafe fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
         self.raise_max_pfn(p2m);
         let top = top.map_or(0, Mfn::raw);
         self.arch.frame_list_list.store(top, Ordering::Release);

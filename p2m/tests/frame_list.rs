@@ -66,7 +66,8 @@ impl Linear {
     }
 }
 
-impl Leaves for Linear {
+// SAFETY: no toolstack reads the list.
+unsafe impl Leaves for Linear {
     fn leaf<M: FrameAccess>(&self, _: &M, p2m: &P2m<'_>, index: u64) -> Result<Mfn, P2mError> {
         assert!(index < p2m.len().div_ceil(PER_PAGE), "there is no page {index}");
         Ok(self.frame(index))

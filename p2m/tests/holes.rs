@@ -6,9 +6,13 @@
 mod common;
 
 use common::{Storage, audit, opened, split};
-use hypercall::{Counting, DomId, Mfn, Pfn};
-use p2m::{Census, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
+use hypercall::{
+    BatchStorage, Counting, DomId, Frame, FrameAccess as _, Mfn, Pfn, Pte, PteFlags, Uncertain,
+    VaFlush, VaMapping,
+};
+use p2m::{Census, LeafSource, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, context};
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::PageType;
 
 /// What most tests begin with, under the names given: a guest of 16 MiB whose map is in its
@@ -161,4 +165,79 @@ fn the_table_of_holes_is_not_validated_again_for_a_gib_that_is_alone() {
         assert_eq!(validated() - before, 1, "the table of the GiB's own does");
     }
     machine.check();
+}
+
+/// Hands out these frames, the last one first, and keeps apart what comes back.
+#[derive(Default)]
+struct Few {
+    frames: Vec<Frame>,
+    given: Vec<Frame>,
+    uncertain: Vec<Uncertain>,
+}
+
+impl LeafSource for Few {
+    fn take(&mut self) -> Option<Frame> {
+        self.frames.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.given.push(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.uncertain.push(frames);
+    }
+}
+
+/// Makes a page read-only in the direct mapping.
+fn make_read_only(machine: &Machine, pfn: Pfn) {
+    let va = machine.direct_map(pfn).expect("mapped").addr();
+    let (_, old) = machine.model.guest().l1_slot(va.as_u64()).expect("mapped");
+    let mut few = BatchStorage::<0, 0>::new();
+    let mut batch = few.batch();
+    let change = VaMapping { va, pte: old.read_only(), flush: VaFlush::PageAll };
+    batch.va_mapping(change, old).expect("room");
+    // SAFETY: the guest exists only in the model.
+    unsafe { batch.submit(machine) }.expect("made read-only");
+}
+
+/// What becomes of frames of which one cannot be written: number `unwritable` of those taken. The
+/// first is full of entries that lead to a frame of another's.
+fn reserved_with(unwritable: usize) -> (Few, [Pfn; 3]) {
+    scene!(19, machine, p2m, window, pool, batch, around);
+    window.grow(around, 2 * GIB, &mut batch).expect("grow");
+    let frames = [(); 3].map(|()| LeafSource::take(&mut pool).expect("free"));
+    let pfns = frames.each_ref().map(Frame::pfn);
+    let anothers = LeafSource::take(&mut pool).expect("free");
+    let pte = Pte::new(p2m.mfn(anothers.pfn()).expect("RAM"), PteFlags::KERNEL_RW);
+    for at in 0..512 {
+        // SAFETY: nobody else uses it.
+        unsafe { machine.write_entry(pfns[0], PageTableIndex::new(at), pte) }.expect("writable");
+    }
+    make_read_only(&machine, pfns[unwritable]);
+    let mut few = Few { frames: frames.into_iter().rev().collect(), ..Few::default() };
+    let wanted = Pfns::new(Pfn::new(GIB), 512 * 2);
+    let failed = window.reserve(around, wanted, &mut few, &mut batch).expect_err("read-only");
+    assert!(matches!(failed.failure, WindowFailure::Access(_)), "{failed}");
+    assert_eq!(failed.undo, Ok(()));
+    audit(&machine, &p2m);
+    (few, pfns)
+}
+
+#[test]
+fn a_table_that_cannot_be_filled_names_no_frame_to_give_back_and_is_given_to_nobody() {
+    let (few, [table, ..]) = reserved_with(0);
+    assert_eq!(few.given, [], "a second token for what the table names");
+    let uncertain = few.uncertain.iter().map(|run| (run.start(), run.count()));
+    assert_eq!(uncertain.collect::<Vec<_>>(), [(table, 1)]);
+    assert_eq!(few.frames.len(), 2, "the others were not taken");
+}
+
+#[test]
+fn a_page_that_cannot_be_filled_is_given_to_nobody_and_what_was_taken_before_is_given_back() {
+    let (few, [table, first, second]) = reserved_with(2);
+    let given = few.given.iter().map(Frame::pfn).collect::<Vec<_>>();
+    assert_eq!(given, [first, table]);
+    let uncertain = few.uncertain.iter().map(|run| (run.start(), run.count()));
+    assert_eq!(uncertain.collect::<Vec<_>>(), [(second, 1)]);
 }

@@ -94,13 +94,15 @@ impl Guest {
     fn publish(&self) {
         let p2m = self.p2m();
         let first = Pfn::new((self.told(MFN_LIST) - VIRT_BASE) >> PAGE_SHIFT);
-        let leaves = BuilderList { first };
+        // SAFETY: the builder says so.
+        let leaves = unsafe { BuilderList::new(first) };
         let mut middles = [None];
         let mut list = FrameList::new(self.frame(TOP), &mut middles);
         let mut pages = Pages(vec![self.frame(MIDDLE)]);
         list.build((&self.model, &p2m), &leaves, &mut pages).expect("a frame list");
         let top = list.top(&p2m).expect("RAM");
-        Toolstack::new(&self.shared).publish_frame_list(&p2m, Some(top));
+        // SAFETY: it was built of the guest's own list, whose pages stay where they are.
+        unsafe { Toolstack::new(&self.shared).publish_frame_list(&p2m, Some(top)) };
         for (word, value) in
             [(MAX_PFN, &self.shared.max_pfn), (FRAME_LIST, &self.shared.frame_list_list)]
         {

@@ -82,7 +82,8 @@ impl Machine {
     /// Where the builder put its list.
     #[must_use]
     pub fn builder_list(&self) -> BuilderList {
-        BuilderList { first: self.pfn_at(self.boot.p2m_list) }
+        // SAFETY: the builder put it there.
+        unsafe { BuilderList::new(self.pfn_at(self.boot.p2m_list)) }
     }
 
     /// The root that the guest runs on.

@@ -1,4 +1,5 @@
 //! Maps that are wrong in every way that an audit finds.
+#![expect(unsafe_code, reason = "publishes a list that no toolstack reads")]
 
 use expect_test::expect;
 use hypercall::ArchSharedInfo;
@@ -144,9 +145,11 @@ fn what_a_toolstack_would_misread_is_found() {
     };
     assert_eq!(found(None), ["max_pfn published=0 needed=8 len=8", "not_published"]);
     let unaligned = GuestVa::new(0xffff_ffff_8067_4000).expect("a guest address");
-    assert!(toolstack.publish_list(&p2m, unaligned, root).is_err());
+    // SAFETY: no toolstack reads it.
+    assert!(unsafe { toolstack.publish_list(&p2m, unaligned, root) }.is_err());
     assert_eq!(toolstack.read().cr3, 0, "nothing was published");
-    toolstack.publish_list(&p2m, list, root).expect("aligned");
+    // SAFETY: as above.
+    unsafe { toolstack.publish_list(&p2m, list, root) }.expect("aligned");
     assert_eq!(found(Some((list, root))), Vec::<String>::new());
     let elsewhere = "list_elsewhere cr3=69632 list=18446620928407240704";
     // After a restore the root has another frame.

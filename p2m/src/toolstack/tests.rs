@@ -177,8 +177,10 @@ mod in_every_order {
             });
             let (p2m, toolstack) = (shared.map(), shared.toolstack());
             let at = GuestVa::new(1 << 46).expect("a guest address");
-            toolstack.publish_list(&p2m, at, Mfn::new(1)).expect("aligned");
-            toolstack.publish_frame_list(&p2m, Some(Mfn::new(2)));
+            // SAFETY: no toolstack reads it.
+            unsafe { toolstack.publish_list(&p2m, at, Mfn::new(1)) }.expect("aligned");
+            // SAFETY: no toolstack reads it.
+            unsafe { toolstack.publish_frame_list(&p2m, Some(Mfn::new(2))) };
             shared.words[1].store(17, Ordering::Relaxed);
             // SAFETY: the word holds what it should.
             unsafe { p2m.list.raise(2) };
@@ -193,7 +195,8 @@ mod in_every_order {
             let shared = Growing::new();
             let (p2m, toolstack) = (shared.map(), shared.toolstack());
             let at = GuestVa::new(1 << 46).expect("a guest address");
-            toolstack.publish_list(&p2m, at, Mfn::new(1)).expect("aligned");
+            // SAFETY: no toolstack reads it.
+            unsafe { toolstack.publish_list(&p2m, at, Mfn::new(1)) }.expect("aligned");
             let reader = loom::thread::spawn({
                 let shared = Arc::clone(&shared);
                 move || {
@@ -203,7 +206,8 @@ mod in_every_order {
                     assert!(list != 0 || frame_list != 0, "neither is published");
                 }
             });
-            toolstack.publish_frame_list(&p2m, Some(Mfn::new(2)));
+            // SAFETY: no toolstack reads it.
+            unsafe { toolstack.publish_frame_list(&p2m, Some(Mfn::new(2))) };
             toolstack.withdraw_list();
             reader.join().expect("the reader's assertions hold");
         });

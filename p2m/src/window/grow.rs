@@ -11,29 +11,20 @@ use core::ops::Range;
 use hypercall::{Batch, Frame, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot};
 
 use super::error::{WindowError, WindowFailure};
-use super::tables::{Access, Stopped, fill_leaf, fill_table, protect, read, unprotect, write};
+use super::split::own_leaf;
+use super::tables::read;
 use super::{GrowContext, Hole, L1, PFNS_PER_L1, TABLE_ENTRIES, Window, index, place};
-use crate::entry::{ABSENT, IDENTITY};
 use crate::leaves::LeafSource;
 use crate::map::{P2m, Pfns};
 use crate::runs::LEAF_WORDS;
 
 /// The most pages that change in one hypercall.
-const LEAVES_MAX: usize = 512;
+pub(super) const LEAVES_MAX: usize = 512;
 const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
-
-/// What has become of a table that is not to be used after all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// It is loose again, and writable.
-    Writable,
-    /// No table leads to it, but it may be read-only.
-    ReadOnly,
-}
 
 /// What leaves of a hole become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     /// Pages of their own, with the words of the hole.
     Own,
     /// The shared page of identity words.
@@ -299,96 +290,6 @@ impl Window {
         }
     }
 
-    /// Puts a table of the GiB's own in the place of a shared one.
-    fn split<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        (table, gib, hole): (Frame, u64, Hole),
-        (range, target): (Range<u64>, Target),
-        (source, batch): (&mut impl LeafSource, &mut Batch<'_>),
-    ) -> Result<(), WindowError> {
-        let linked = self
-            .fill_split(context, (table.pfn(), hole), (range.clone(), target), source)
-            .map_err(|failure| (failure.into(), Left::Writable))
-            .and_then(|()| self.link_split(context, table.pfn(), gib, batch));
-        linked.map_err(|(error, left)| {
-            self.give_back(context, (table, left), range, source);
-            error
-        })
-    }
-
-    /// Protects a table and links it in the place of a shared one.
-    fn link_split<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        table: Pfn,
-        gib: u64,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), (WindowError, Left)> {
-        let around = (context.machine, context.p2m);
-        let left = |error: WindowError| {
-            (error, if error.undo.is_ok() { Left::Writable } else { Left::ReadOnly })
-        };
-        let table_alone = || core::iter::once(table);
-        protect(around, table_alone(), Access::ReadOnly, batch)
-            .map_err(|Stopped { failure, undo, .. }| left(WindowError { failure, undo }))?;
-        let mfn = context.p2m.mfn(table).map_err(WindowFailure::from);
-        mfn.and_then(|mfn| self.link(context, gib, mfn, batch)).map_err(|failure| {
-            let all = Stopped { done: 1, failure, undo: Ok(()) };
-            left(unprotect(around, table_alone(), all, batch))
-        })
-    }
-
-    /// Fills a loose table like the shared one of `hole`, with the leaves in `range` converted.
-    fn fill_split<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        (table, hole): (Pfn, Hole),
-        (range, target): (Range<u64>, Target),
-        source: &mut impl LeafSource,
-    ) -> Result<(), WindowFailure> {
-        let shared = self.hole_pte(context, hole)?;
-        fill_table(context.machine, table, |_| Ok(shared))?;
-        for at in range {
-            if target == Target::Identity {
-                write(context.machine, table, at, self.hole_pte(context, Hole::Identity)?)?;
-                continue;
-            }
-            let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
-            let filled = own_pte(context, &leaf, hole)
-                .and_then(|pte| Ok(write(context.machine, table, at, pte)?));
-            if let Err(failure) = filled {
-                source.give(leaf);
-                return Err(failure);
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives a table back that nothing leads to, and the leaves in it that are nobody else's.
-    fn give_back<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        (table, left): (Frame, Left),
-        range: Range<u64>,
-        source: &mut impl LeafSource,
-    ) {
-        for at in range {
-            let Ok(pte) = read(context.machine, table.pfn(), index(at)) else { continue };
-            if self.hole(context.p2m, pte) == Ok(None)
-                && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
-            {
-                // SAFETY: the frame was taken from the source for this table, which nobody has
-                // seen.
-                source.give(unsafe { Frame::claim(pfn) });
-            }
-        }
-        match left {
-            Left::Writable => source.give(table),
-            Left::ReadOnly => source.give_uncertain(table.into()),
-        }
-    }
-
     /// Changes leaves of a live table.
     fn relink<M: Machine>(
         &self,
@@ -440,8 +341,9 @@ impl Window {
             (None, _) | (Some(Hole::Identity), Target::Identity) => return Ok(()),
             (Some(Hole::Absent), Target::Identity) => self.hole_pte(context, Hole::Identity)?,
             (Some(hole), Target::Own) => {
-                let leaf = free.insert(source.take().ok_or(WindowFailure::OutOfFrames)?);
-                own_pte(context, leaf, hole)?
+                let (leaf, pte) = own_leaf(context, hole, source)?;
+                *free = Some(leaf);
+                pte
             }
         };
         let slot = Slot { table: context.p2m.mfn(table)?, index: index(at) };
@@ -464,7 +366,7 @@ impl Window {
     }
 
     /// The entry that leads to the shared page of a hole.
-    fn hole_pte<M: Machine>(
+    pub(super) fn hole_pte<M: Machine>(
         &self,
         context: GrowContext<'_, M>,
         hole: Hole,
@@ -479,7 +381,7 @@ impl Window {
 
     /// Links a table for a GiB, by one entry: if Xen refuses it, nothing has changed. It flushes
     /// every TLB itself when an entry above L1 changes.
-    fn link<M: Machine>(
+    pub(super) fn link<M: Machine>(
         &self,
         context: GrowContext<'_, M>,
         gib: u64,
@@ -504,21 +406,6 @@ impl Window {
         let slot = Slot { table: context.p2m.mfn(table)?, index: at };
         Ok(batch.update(MmuUpdate::set(slot, pte), old.raw())?)
     }
-}
-
-/// Fills a page with the words of a hole, and makes the entry that leads to it.
-fn own_pte<M: Machine>(
-    context: GrowContext<'_, M>,
-    leaf: &Frame,
-    hole: Hole,
-) -> Result<Pte, WindowFailure> {
-    let word = match hole {
-        Hole::Absent => ABSENT,
-        Hole::Identity => IDENTITY,
-    };
-    fill_leaf(context.machine, leaf.pfn(), word)?;
-    let flags = context.machine.offered(PteFlags::KERNEL_RW);
-    Ok(Pte::new(context.p2m.mfn(leaf.pfn())?, flags))
 }
 
 /// Changes entries that a TLB may hold, at every vCPU; or changes them back.

@@ -20,6 +20,7 @@
 
 mod error;
 mod grow;
+mod split;
 mod tables;
 
 pub use error::{OpenError, WindowError, WindowFailure};
@@ -396,7 +397,8 @@ fn index(number: u64) -> PageTableIndex {
     PageTableIndex::new_truncate((number % TABLE_ENTRIES) as u16)
 }
 
-impl Leaves for Window {
+// SAFETY: the entries are those of the window's own tables (I-9).
+unsafe impl Leaves for Window {
     fn leaf<M: FrameAccess>(&self, machine: &M, p2m: &P2m<'_>, leaf: u64) -> Result<Mfn, P2mError> {
         let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf * LEAF_WORDS), len: p2m.len() };
         let gib = leaf / TABLE_ENTRIES;

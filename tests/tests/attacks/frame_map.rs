@@ -3,8 +3,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{Batch, DomId, Frames, Machine, Mfn, Pfn};
-use p2m::{BuilderList, P2m, P2mError, Pfns, Window, WindowPlace};
+use hypercall::{Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
+use p2m::{BuilderList, P2m, P2mError, Pfns, Toolstack, UnalignedList, Window, WindowPlace};
 
 fn a_list_is_adopted_by_unsafe_code_alone(list: &[AtomicU64]) -> Result<P2m<'_>, P2mError> {
     owed!(P2m::adopt(list)) //~ E0133
@@ -36,15 +36,32 @@ fn a_pfn_is_called_the_machines_own_by_unsafe_code_alone(p2m: &P2m<'_>) {
 fn a_window_is_opened_by_unsafe_code_alone(
     machine: &impl Machine,
     old: &P2m<'_>,
+    list: BuilderList,
     place: WindowPlace,
     frames: Frames,
     batch: &mut Batch<'_>,
 ) {
-    let list = BuilderList { first: Pfn::new(1) };
     let _ = owed!(Window::open((machine, old), list, place, frames, batch)); //~ E0133
 }
 
+fn a_list_is_said_to_be_somewhere_by_unsafe_code_alone() -> BuilderList {
+    owed!(BuilderList::new(Pfn::new(1))) //~ E0133
+}
+
+fn a_list_is_published_by_unsafe_code_alone(
+    toolstack: Toolstack<'_>,
+    p2m: &P2m<'_>,
+    list: GuestVa,
+) -> Result<(), UnalignedList> {
+    owed!(toolstack.publish_frame_list(p2m, Some(Mfn::new(1)))); //~ E0133
+    owed!(toolstack.publish_list(p2m, list, Mfn::new(1))) //~ E0133
+}
+
 hidden! {
+    fn a_list_is_nowhere_else(list: &mut BuilderList) {
+        list.first = Pfn::new(1); //~ E0616
+    }
+
     fn a_map_has_no_other_list(p2m: &mut P2m<'_>, other: P2m<'_>) {
         p2m.list = other.list; //~ E0616
     }

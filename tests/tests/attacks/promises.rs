@@ -1,10 +1,11 @@
-//! I-1 to I-4: a trait whose lies would forge ownership is implemented with a promise.
+//! I-1 to I-4, I-20: a trait whose lies would forge ownership, or have a page overwritten, is
+//! implemented with a promise.
 
 use hypercall::{
     AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GrantMap, GrantUnmap, Grants,
     GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte, Slot,
 };
-use p2m::{FindDirect, NoDirectEntry};
+use p2m::{FindDirect, Leaves, NoDirectEntry, P2m, P2mError};
 use x86_64::structures::paging::PageTableIndex;
 
 /// A machine that says what it likes.
@@ -13,7 +14,7 @@ struct Liar;
 #[cfg(not(any(attack, liar)))]
 #[test]
 fn a_promise_is_all_that_is_missing() {
-    fn is_a_machine(_: &(impl hypercall::Machine + Cpu + Grants + FindDirect)) {}
+    fn is_a_machine(_: &(impl hypercall::Machine + Cpu + Grants + FindDirect + Leaves)) {}
     is_a_machine(&Liar);
 }
 
@@ -107,6 +108,14 @@ promised! {
         fn find(&mut self, _: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
             let index = PageTableIndex::new(0);
             Ok((Slot { table: Mfn::new(1), index }, Pte::ABSENT))
+        }
+    }
+}
+
+promised! {
+    impl Leaves for Liar { //~ E0200
+        fn leaf<M: FrameAccess>(&self, _: &M, _: &P2m<'_>, _: u64) -> Result<Mfn, P2mError> {
+            Ok(Mfn::new(1))
         }
     }
 }

@@ -49,12 +49,15 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
     let toolstack = Toolstack::new(guest.platform.shared_info()?);
     let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
-    toolstack.publish_list(&p2m, window.va(), root).or_say("linear list")?;
+    // SAFETY: the map's list is in the window, which every root has.
+    unsafe { toolstack.publish_list(&p2m, window.va(), root) }.or_say("linear list")?;
     let mut places = places(p2m.len() + 2 * GIB);
     let top = guest.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, &mut places);
     frame_list.build((&guest.machine, &p2m), &window, &mut guest.pool).or_say("frame list")?;
-    toolstack.publish_frame_list(&p2m, Some(frame_list.top(&p2m).or_say("frame list")?));
+    let top = frame_list.top(&p2m).or_say("frame list")?;
+    // SAFETY: it was built of the window's pages, and is refreshed after them.
+    unsafe { toolstack.publish_frame_list(&p2m, Some(top)) };
     steps.done(guest, "publish both lists").or_say("console")?;
 
     let built = p2m.len();
@@ -90,7 +93,8 @@ fn grow_far<M: Machine + Cpu>(
     (p2m, window, toolstack): (&P2m<'_>, &mut Window, Toolstack<'_>),
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
-    toolstack.publish_frame_list(p2m, None);
+    // SAFETY: there is no list to overwrite.
+    unsafe { toolstack.publish_frame_list(p2m, None) };
     let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
     window.grow(context, TERABYTE, batch).or_say("grow")?;
     let devices = Pfns::new(Pfn::new(TERABYTE - 3 * GIB - 100), 3 * GIB + 50);

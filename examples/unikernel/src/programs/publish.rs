@@ -1,4 +1,5 @@
 //! Tells the toolstack where the frame map is.
+#![expect(unsafe_code, reason = "publishes the builder's list, where it is")]
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -28,12 +29,15 @@ pub(super) fn publish<'a, 's, M: Machine + Cpu>(
     let top = guest.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, places);
     frame_list.build((&guest.machine, p2m), &list, &mut guest.pool).or_say("frame list")?;
-    toolstack.publish_frame_list(p2m, Some(frame_list.top(p2m).or_say("frame list")?));
+    let top = frame_list.top(p2m).or_say("frame list")?;
+    // SAFETY: it was built of the builder's list, which stays where it is.
+    unsafe { toolstack.publish_frame_list(p2m, Some(top)) };
     Ok((toolstack, frame_list))
 }
 
 /// Where the list is.
 pub(super) fn builder_list<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<BuilderList, String> {
     let list = guest.made.list().ok_or("nobody knows where the list is")?;
-    Ok(BuilderList { first: list.start })
+    // SAFETY: that is where the list is.
+    Ok(unsafe { BuilderList::new(list.start) })
 }

@@ -138,7 +138,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         }
         .or_say("frame list")?;
         let top = frame_list.top(p2m).or_say("frame list")?;
-        Toolstack::new(self.life.shared_info()).publish_frame_list(p2m, Some(top));
+        let toolstack = Toolstack::new(self.life.shared_info());
+        // SAFETY: it was built of the list's pages, and is built again when they change.
+        unsafe { toolstack.publish_frame_list(p2m, Some(top)) };
         Ok(())
     }
 
