@@ -100,6 +100,19 @@ pub(super) const CASES: [Case; 30] = [
     Case { seconds: 5, ..case("hang", 256, Expectation::Hang) },
 ];
 
+/// A CPU that cannot forbid execution, as QEMU names it.
+const WITHOUT_NX: &str = "qemu64,-nx";
+
+/// Guests that make entries of every kind: those that must do without a bit of them.
+const ON_ANY_CPU: [Case; 6] = [
+    case("demo", 256, Expectation::Pass),
+    case("flags", 256, Expectation::Pass),
+    case("rights", 33, Expectation::Pass),
+    case("balloon", 33, Expectation::Pass),
+    case("conformance", 256, Expectation::Pass),
+    TWO_VCPUS,
+];
+
 /// Guests whose frame map dom0 examines: as the builder made it, and grown in its window with
 /// entries of every kind.
 pub(super) const EXAMINED: [Case; 2] =
@@ -210,6 +223,12 @@ impl Setting<'_> {
         self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
         self.as_dom0(session, release, (&host, case("identity", 256, Expectation::Pass)))?;
         self.with_list_outside(session, release, &host)?;
+        if release == Release::Xen4_17 {
+            let without = Host { cpu: Some(WITHOUT_NX.to_owned()), ..host.clone() };
+            for case in ON_ANY_CPU {
+                self.as_dom0(session, release, (&without, case))?;
+            }
+        }
         let panic = case("no kernel", 256, Expectation::XenPanic);
         self.as_dom0(session, release, (&host, panic))?;
         let guest = panic.guest(&self.kernel);
@@ -255,6 +274,9 @@ impl Setting<'_> {
         let mut name = case.name(&format!("Xen {release}"));
         if let Some(processors) = host.processors {
             name.push_str(&format!(", processors: {processors}"));
+        }
+        if let Some(cpu) = &host.cpu {
+            name.push_str(&format!(", CPU {cpu}"));
         }
         session.step("dom0", &name, || {
             let mut guest = case.guest(&self.kernel);
