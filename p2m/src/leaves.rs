@@ -52,6 +52,17 @@ impl BuilderList {
     /// The builder's list is there, in as many pfns as it has pages, and nowhere else: toolstacks
     /// overwrite these at a restore (I-20).
     ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use p2m::BuilderList;
+    ///
+    /// // `start_info` says that the builder put it there.
+    /// let list = unsafe { BuilderList::new(Pfn::new(0x1234)) };
+    /// assert_eq!(list.first(), Pfn::new(0x1234));
+    /// ```
+    ///
+    /// Safe code cannot say where it is:
+    ///
     /// ```compile_fail,E0133
     /// use hypercall::Pfn;
     /// use p2m::BuilderList;

@@ -113,6 +113,17 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// Frames that calls of this mapper have left in doubt since Xen refused to undo something,
     /// those of tables included: nobody may use them any more, and there is no way to hand them to
     /// anybody.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::Guest;
+    /// use pvmmu::{Pages, mapper::LiveMapper};
+    ///
+    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn uncertain(&self) -> u64 {
         self.uncertain

@@ -1,0 +1,351 @@
+//! What the operations of the sweep by pairs begin with, and what must be so behind each of them:
+//! every frame in one place, the flags as they were or were to be, and nothing stale that is free.
+#![expect(unsafe_code, reason = "loads roots of a guest that exists only in the model")]
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::common::tables::check_counts;
+use crate::common::{Guest, Pool, context, tools};
+use hypercall::{
+    BatchStorage, FailEach, Frame, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags, Uncertain,
+};
+use pv_tests::account::Account;
+use pv_tests::pairs::{self, Plan, around};
+use pvmmu::{
+    Context, Counted, FrameSource, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares,
+    TablePool, Tools,
+};
+use xen_model::{Mode, Model};
+
+pub(crate) const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
+/// Of a page that can be written and is clean.
+pub(crate) const CLEAN: PteFlags =
+    PteFlags::USER_RW.difference(PteFlags::ACCESSED).difference(PteFlags::DIRTY);
+
+/// Frames, and those that are in doubt.
+pub(crate) struct Kept {
+    pool: Pool,
+    doubtful: Vec<Uncertain>,
+}
+
+impl FrameSource for Kept {
+    fn take(&mut self) -> Option<Frame> {
+        self.pool.take()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.pool.give(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.doubtful.push(frames);
+    }
+}
+
+pub(crate) type Machine<'r, 'm> = FailEach<'r, &'m Model>;
+pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> =
+    Tools<'a, 'b, 't, Machine<'r, 'm>, Counted<'p, 's, Kept>>;
+
+/// The address spaces that there are, and the guest that they are in.
+pub(crate) struct Spaces<'g> {
+    pub(crate) guest: &'g Guest,
+    pub(crate) pinned: Vec<Pgd<Pinned>>,
+    pub(crate) loose: Vec<Pgd<Loose>>,
+}
+
+impl Spaces<'_> {
+    /// The first one, for an operation that keeps it.
+    pub(crate) fn first(&mut self) -> &mut Pgd<Pinned> {
+        self.pinned.first_mut().expect("there is one")
+    }
+
+    /// The first one, which no vCPU runs on any more.
+    pub(crate) fn take(&mut self) -> Pgd<Pinned> {
+        self.leave();
+        self.pinned.remove(0)
+    }
+
+    /// The second vCPU runs on the kernel's own root, and knows nothing of another one.
+    pub(crate) fn leave(&self) {
+        let (p2m, second) = (self.guest.p2m(), self.guest.second());
+        let context = context(self.guest, &second, &p2m);
+        // SAFETY: the model's guest has no Rust objects.
+        unsafe { pvmmu::load_root(&context, self.guest.root) }.expect("left");
+        let mut storage = BatchStorage::<0, 1>::new();
+        let mut batch = storage.batch();
+        batch.op(MmuExtOp::tlb_flush_local()).expect("room");
+        // SAFETY: as above.
+        unsafe { batch.submit(&second) }.expect("flushed");
+    }
+}
+
+/// What is swept. It says nothing of how it went: each refusal may be of any of its requests.
+pub(crate) type Operation = fn(&mut Spaces<'_>, &mut Work<'_, '_, '_, '_, '_, '_, '_>);
+
+pub(crate) fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
+    GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
+}
+
+/// Pages that can be written and are clean.
+pub(crate) fn few() -> Pages {
+    Pages { start: va(1, 2, 510), count: 3 }
+}
+
+/// So many of one table that it is changed as a whole.
+pub(crate) fn many() -> Pages {
+    Pages { start: va(1, 8, 7), count: 100 }
+}
+
+/// What the address space maps beside [`few`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Few,
+    Many,
+}
+
+/// How the operation is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Variant {
+    pub(crate) pooled: bool,
+    pub(crate) roots: usize,
+    pub(crate) presence: Presence,
+}
+
+pub(crate) fn variants() -> impl Iterator<Item = Variant> {
+    [false, true].into_iter().flat_map(|pooled| {
+        [1, 2].into_iter().flat_map(move |roots| {
+            [Presence::Steady, Presence::MayVanish].into_iter().map(move |presence| Variant {
+                pooled,
+                roots,
+                presence,
+            })
+        })
+    })
+}
+
+/// Sweeps the operation: in every variant if all pairs are tried; otherwise in one, another one
+/// from each operation to the next.
+pub(crate) fn sweep(name: &str, layout: Layout, operation: Operation) {
+    let all = std::env::var_os("PVMMU_PAIRS").is_some_and(|scope| scope == "all");
+    let letters = name.bytes().map(usize::from).sum::<usize>();
+    let chosen = variants().enumerate().filter(|(at, _)| all || (at + letters) % 8 == 0);
+    for (_, variant) in chosen {
+        let Variant { pooled, roots, presence } = variant;
+        let pool = if pooled { "pool" } else { "no_pool" };
+        let name = format!("{name}_{pool}_{roots}_{presence:?}");
+        let known = RefCell::new(Known::new());
+        let _ = pairs::run("pvmmu", &name, |plan| live(plan, (layout, variant), operation, &known));
+    }
+}
+
+/// What flags each page may have: those before the operation, and those behind it if nothing is
+/// refused.
+pub(crate) type Known = BTreeMap<GuestVa, BTreeSet<u64>>;
+
+/// What all address spaces say of the pages that no two of them share: what may be done with each.
+pub(crate) fn flags_of(spaces: &Spaces<'_>, context: &Context<'_, Model>) -> Vec<(GuestVa, u64)> {
+    let chosen = PteFlags::WRITABLE | PteFlags::USER | PteFlags::NO_EXECUTE;
+    let mut seen = Vec::new();
+    let mut note = |page: Mapping| {
+        if let Mapped::Own(_) = page.frame {
+            seen.push((page.va, (page.flags & chosen).bits()));
+        }
+    };
+    let all = Pages { start: va(0, 0, 0), count: 1 << 35 };
+    for pgd in &spaces.pinned {
+        pgd.translate_pages(context, all, &mut note).expect("readable");
+    }
+    for pgd in &spaces.loose {
+        pgd.translate_pages(context, all, &mut note).expect("readable");
+    }
+    seen
+}
+
+/// With all put right, no page has other flags than it had `before` or was to have.
+pub(crate) fn check_flags(
+    (spaces, known, before): (&mut Spaces<'_>, &RefCell<Known>, Vec<(GuestVa, u64)>),
+    (plan, plain): (&Plan<'_>, &Context<'_, Model>),
+    with: &mut Work<'_, '_, '_, '_, '_, '_, '_>,
+) {
+    // No other refusal is to come: what is in doubt can be put right without one that it missed.
+    if plan.refused() == 2 {
+        let mut with = tools(plain, with.batch, with.tables, with.frames);
+        for pgd in &mut spaces.pinned {
+            pgd.edit(&mut with, |edit| edit.submit()).expect("put right");
+        }
+    }
+    let (mut known, after) = (known.borrow_mut(), flags_of(spaces, plain));
+    if plan.refused() == 0 {
+        for (va, flags) in before.into_iter().chain(after) {
+            known.entry(va).or_default().insert(flags);
+        }
+        return;
+    }
+    // A pair that is tried alone has nothing to be compared with.
+    for (va, flags) in after.into_iter().filter(|_| !known.is_empty()) {
+        let as_known = known.get(&va).is_some_and(|known| known.contains(&flags));
+        assert!(as_known, "{va} has flags {flags:#x}, and neither had nor was to have them");
+    }
+}
+
+/// A life around the operation.
+pub(crate) fn live(
+    plan: &Plan<'_>,
+    (layout, variant): (Layout, Variant),
+    operation: Operation,
+    known: &RefCell<Known>,
+) {
+    let guest = Guest::small();
+    let p2m = guest.p2m();
+    let plain = context(&guest, &guest.model, &p2m);
+    let mut kept = Kept { pool: guest.pool(), doubtful: Vec::new() };
+    let mut account = Account::of(kept.pool.pfns());
+    let mut counts = vec![0; guest.list.len()];
+    let mut shares = Shares::new(&mut counts);
+    let mut frames = Counted { source: &mut kept, shares: &mut shares };
+    let mut places = [const { None::<Frame> }; 12];
+    let (l1, rest) = places.split_at_mut(6);
+    let (l2, l3) = rest.split_at_mut(3);
+    let mut tables = TablePool::new([l1, l2, l3]);
+    let mut storage = BatchStorage::<256, 12>::new();
+    let mut batch = storage.batch();
+    if variant.pooled {
+        for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
+            tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+        }
+    }
+    let pgd = start(&plain, (layout, variant), &mut frames);
+    let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+    let second = guest.second();
+    second.initialise(guest.model.guest().kernel_root().expect("it runs"), None).expect("started");
+    // SAFETY: the model's guest has no Rust objects.
+    unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
+    touch(&guest, layout);
+
+    let machine = around(&guest.model, plan);
+    let refusing = context(&guest, &machine, &p2m);
+    let mut with = tools(&refusing, &mut batch, &mut tables, &mut frames);
+    with.presence = variant.presence;
+    let mut spaces = Spaces { guest: &guest, pinned: vec![pgd], loose: Vec::new() };
+    let before = flags_of(&spaces, &plain);
+    operation(&mut spaces, &mut with);
+    check_free(&spaces, &plain, layout, &with.frames.source.pool);
+    check_flags((&mut spaces, known, before), (plan, &plain), &mut with);
+    spaces.leave();
+    end(&mut spaces, &mut with);
+    for level in [Level::L1, Level::L2, Level::L3] {
+        // A table that Xen has not let go of stays in the pool, or is in doubt.
+        let _ = with.tables.drain(&refusing, (level, 99), with.frames);
+        with.tables.drain(&plain, (level, 99), with.frames).expect("drained");
+    }
+    check_counts(&tables, 0);
+    account.found("free", kept.pool.pfns());
+    for run in &kept.doubtful {
+        account.found_run("in doubt", run.start(), run.count());
+    }
+    account.assert_balanced();
+    let refused = plan.refused();
+    assert!(refused == 2 || kept.doubtful.is_empty(), "after one refusal nothing is in doubt");
+    assert!(counts.iter().all(|count| *count == 0), "shares that nobody has");
+    guest.model.audit().expect("every reference has its holder");
+}
+
+pub(crate) fn start(
+    context: &Context<'_, Model>,
+    (layout, variant): (Layout, Variant),
+    frames: &mut impl FrameSource,
+) -> Pgd<Loose> {
+    let pgd = match variant.roots {
+        1 => Pgd::new(context, frames),
+        _ => Pgd::with_user_root(context, frames),
+    };
+    let mut pgd = pgd.expect("roots");
+    pgd.map_pages(context, (few(), CLEAN), frames).expect("mapped");
+    if layout == Layout::Many {
+        pgd.map_pages(context, (many(), PteFlags::USER_RW), frames).expect("mapped");
+    }
+    pgd
+}
+
+/// Takes all address spaces apart. Of three attempts two are refused at most.
+pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+    for mut pgd in spaces.pinned.drain(..) {
+        for attempt in 1.. {
+            pgd = match pgd.destroy(with) {
+                Ok(()) => break,
+                Err(error) => {
+                    let reason = error.to_string();
+                    assert!(attempt < 3, "it cannot be destroyed: {reason}");
+                    error.into_pgd().expect(&reason)
+                }
+            };
+        }
+    }
+    for mut pgd in spaces.loose.drain(..) {
+        for attempt in 1.. {
+            pgd = match pgd.destroy(&with.context, with.frames) {
+                Ok(()) => break,
+                Err((pgd, error)) => {
+                    assert!(attempt < 3, "it cannot be destroyed: {error}");
+                    pgd
+                }
+            };
+        }
+    }
+}
+
+/// The second vCPU uses every page, so that its TLB knows them.
+pub(crate) fn touch(guest: &Guest, layout: Layout) {
+    let second = guest.second();
+    let others = if layout == Layout::Many { many() } else { Pages { count: 0, ..many() } };
+    for pages in [few(), others, Pages { start: va(9, 0, 0), count: 3 }] {
+        for at in 0..pages.count {
+            let va = pages.at(at).expect("user half").raw();
+            let mut byte = [0];
+            // Where nothing is mapped it faults.
+            let _ = second.load(va, &mut byte, Mode::Kernel);
+            let _ = second.load(va, &mut byte, Mode::User);
+        }
+    }
+}
+
+/// No frame that is free is a table, is mapped, or is known to a TLB.
+pub(crate) fn check_free(
+    spaces: &Spaces<'_>,
+    context: &Context<'_, Model>,
+    layout: Layout,
+    pool: &Pool,
+) {
+    let free: BTreeSet<Pfn> = pool.pfns().collect();
+    let is_free = |pfn: Pfn| free.contains(&pfn);
+    let all = Pages { start: va(0, 0, 0), count: 1 << 35 };
+    let check = |va: GuestVa, frame: Mapped| {
+        assert!(!frame.pfn().is_some_and(is_free), "{va} maps {frame:?}, which is free");
+    };
+    let roots = spaces.pinned.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]);
+    let roots = roots.chain(spaces.loose.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]));
+    for root in roots.flatten().flatten() {
+        assert!(!is_free(root), "a root is free");
+        for table in crate::common::tables::tables(spaces.guest, root) {
+            let pfn = context.p2m().pfn(&spaces.guest.model, table.mfn).expect("the guest's");
+            assert!(!is_free(pfn), "table {pfn} is free: {table:?}");
+        }
+    }
+    for pgd in &spaces.pinned {
+        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
+            .expect("readable");
+    }
+    for pgd in &spaces.loose {
+        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
+            .expect("readable");
+    }
+    let _ = spaces.guest.model.take_violations();
+    touch(spaces.guest, layout);
+    for stale in spaces.guest.model.take_violations() {
+        let (_, mfn) = stale.rsplit_once("reach mfn ").expect(&stale);
+        let mfn = u64::from_str_radix(mfn.trim_start_matches("0x"), 16).expect(&stale);
+        let pfn = context.p2m().pfn(&spaces.guest.model, Mfn::new(mfn)).expect("the guest's");
+        assert!(!is_free(pfn), "{stale}, which is free");
+    }
+}
