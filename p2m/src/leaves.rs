@@ -58,7 +58,7 @@ impl BuilderList {
     ///
     /// // `start_info` says that the builder put it there.
     /// let list = unsafe { BuilderList::new(Pfn::new(0x1234)) };
-    /// assert_eq!(list.first(), Pfn::new(0x1234));
+    /// # let _ = list;
     /// ```
     ///
     /// Safe code cannot say where it is:
@@ -75,6 +75,14 @@ impl BuilderList {
     }
 
     /// The pfn of its first page.
+    ///
+    /// ```
+    /// use hypercall::Pfn;
+    /// use p2m::BuilderList;
+    ///
+    /// let list = unsafe { BuilderList::new(Pfn::new(0x1234)) }; // the builder put it there
+    /// assert_eq!(list.first(), Pfn::new(0x1234));
+    /// ```
     #[must_use]
     pub const fn first(&self) -> Pfn {
         self.first
