@@ -2,14 +2,14 @@
 
 use core::fmt;
 
-use hypercall::{DomId, Error, Frame, Frames, Hypercalls, Machine, MemoryOp, Pfn};
-use p2m::{FindDirect, Grain, P2m, P2mEntry, P2mError};
+use hypercall::{DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, MemoryOp, Pfn};
+use p2m::{DirectEntries, Grain, Guest, P2m, P2mEntry, P2mError};
 
-use crate::around::{Allocator, Around, Work};
 use crate::goal::Goal;
 use crate::recover::Recovered;
 use crate::set::{LARGE_FRAMES, PfnSet};
 use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
+use crate::work::Work;
 
 /// The size of the guest.
 ///
@@ -132,21 +132,22 @@ impl<'s> Balloon<'s> {
     /// One `memory_op` (`XENMEM_current_reservation`), and the whole map is read once.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Wipe};
     ///
-    /// let Guest { model, p2m, .. } = Guest::new(); // 4096 pages
+    /// let TestGuest { model, p2m, .. } = TestGuest::new(); // 4096 pages
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
     /// let (balloon, accounts) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
     /// assert_eq!((accounts.populated, balloon.ballooned()), (4096, 0));
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```
-    pub fn new<M: Hypercalls + ?Sized>(
-        (machine, p2m): (&M, &P2m<'_>),
+    pub fn new<M: Hypercalls>(
+        guest: &Guest<'_, M>,
         words: &'s mut [u64],
         floor: u64,
         wipe: Wipe,
     ) -> Result<(Self, Accounts), BalloonError> {
+        let (machine, p2m) = (guest.machine(), guest.p2m());
         let needed = Self::words_needed(p2m.len());
         if (words.len() as u64) < needed {
             return Err(BalloonError::TooFewWords { words: words.len(), needed });
@@ -232,10 +233,10 @@ impl<'s> Balloon<'s> {
     /// None.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Retarget, Wipe};
     ///
-    /// let Guest { model, p2m, .. } = Guest::new(); // 4096 pages
+    /// let TestGuest { model, p2m, .. } = TestGuest::new(); // 4096 pages
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
     /// let (mut balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
     /// assert_eq!(balloon.set_target(4000), Retarget::Step);
@@ -281,10 +282,10 @@ impl<'s> Balloon<'s> {
     /// and that have memory. Nobody gets one before Xen has mapped it anew at its place.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Wipe};
     ///
-    /// let Guest { model, p2m, .. } = Guest::new();
+    /// let TestGuest { model, p2m, .. } = TestGuest::new();
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
     /// let (balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
     /// assert_eq!(balloon.aside(p2m).count(), 0); // nothing was refused twice
@@ -322,18 +323,16 @@ impl<'s> Balloon<'s> {
     /// or nothing to spare. Refusals cost up to four more, in all.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
-    /// use balloon::{Around, Balloon, Next, Wipe, WorkStorage};
+    /// # use pv_tests::guest::TestGuest;
+    /// use balloon::{Balloon, Next, Wipe, WorkStorage};
     ///
-    /// let mut guest = Guest::new(); // 4096 pages
-    /// let mut words = vec![0; Balloon::words_needed(guest.p2m.len()) as usize];
-    /// let about = (guest.model, guest.p2m);
-    /// let (mut balloon, _) = Balloon::new(about, &mut words, 512, Wipe::Always)?;
+    /// let mut test = TestGuest::new(); // 4096 pages
+    /// let mut words = vec![0; Balloon::words_needed(test.p2m.len()) as usize];
+    /// let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Always)?;
     /// balloon.set_target(3000);
-    /// let (mut storage, mut direct) = (WorkStorage::<256>::new(), guest.direct());
-    /// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+    /// let mut storage = WorkStorage::<256>::new();
     /// let step = loop {
-    ///     let step = storage.with(|work| balloon.step(&mut around, &mut guest.frames, work));
+    ///     let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
     ///     if step.next != Next::Again {
     ///         break step; // there, or something is in the way: `Next::Wait` says what
     ///     }
@@ -342,26 +341,27 @@ impl<'s> Balloon<'s> {
     /// assert!(step.accounts.is_balanced());
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```
-    pub fn step<M: Machine, D: FindDirect>(
+    pub fn step<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        guest: &Guest<'_, M>,
+        allocator: &mut impl FrameSource,
         work: &mut Work<'_, '_>,
     ) -> Step {
+        let direct = &mut DirectEntries::new(*guest);
         self.xen = None;
         let (moved, next) = if let Some(obstacle) = self.why_no_room(work) {
             (Moved::Nothing, self.next(0, Some(obstacle)))
         } else if self.set_aside > 0 {
-            match self.recover(around, allocator, work) {
+            match self.recover(direct, allocator, work) {
                 Recovered::Frames(progress) => (Moved::Nothing, self.next(progress, None)),
                 Recovered::NoneYet => (Moved::Nothing, Next::Again),
             }
         } else {
-            let (progress, moved, obstacle) = self.towards_goal(around, allocator, work);
+            let (progress, moved, obstacle) = self.towards_goal(direct, allocator, work);
             (moved, self.next(progress, obstacle))
         };
-        let xen = self.xen.or_else(|| current_reservation(around.machine).ok());
-        Step { moved, next, accounts: self.accounts_with(around.p2m, xen) }
+        let xen = self.xen.or_else(|| current_reservation(guest.machine()).ok());
+        Step { moved, next, accounts: self.accounts_with(guest.p2m(), xen) }
     }
 
     /// Whether `work` has too little room for what is to be done. Nothing has been changed.
@@ -376,10 +376,10 @@ impl<'s> Balloon<'s> {
         (!fits).then(|| work.no_room())
     }
 
-    fn towards_goal<M: Machine, D: FindDirect>(
+    fn towards_goal<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         work: &mut Work<'_, '_>,
     ) -> (u64, Moved, Option<Obstacle>) {
         let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
@@ -390,11 +390,11 @@ impl<'s> Balloon<'s> {
             None => (0, Moved::Nothing, None),
             Some(Direction::Out) => {
                 let (frames, obstacle) =
-                    self.inflate(around, allocator, (work, count.min(out_max)));
+                    self.inflate(direct, allocator, (work, count.min(out_max)));
                 (frames, Moved::out(frames), obstacle)
             }
             Some(Direction::In) => {
-                let (frames, obstacle) = self.deflate(around, allocator, (work, count));
+                let (frames, obstacle) = self.deflate(direct, allocator, (work, count));
                 (frames, Moved::in_(frames), obstacle)
             }
         }
@@ -449,7 +449,7 @@ impl<'s> Balloon<'s> {
 
     /// Gives a pfn that has memory and is mapped back to the allocator.
     #[expect(unsafe_code, reason = "makes the token again that `hold` consumed")]
-    pub(crate) fn let_go(&mut self, pfn: Pfn, allocator: &mut impl Allocator) {
+    pub(crate) fn let_go(&mut self, pfn: Pfn, allocator: &mut impl FrameSource) {
         if self.held.remove(pfn) {
             // SAFETY: I-12: the balloon owned it until a moment ago, and nobody else does (I-1).
             allocator.give(unsafe { Frame::claim(pfn) });

@@ -4,30 +4,30 @@
 //! part of what single frames cost; otherwise frame by frame. Into the map, into the direct
 //! mapping, to the allocator. What comes and cannot be mapped goes back.
 
-use hypercall::{DomId, Extent, Hypercalls, Machine, MemoryOp, Pfn};
-use p2m::{FindDirect, Pfns};
+use hypercall::{DomId, Extent, FrameAccess, FrameSource, Hypercalls, Machine, MemoryOp, Pfn};
+use p2m::{DirectEntries, Pfns};
 
-use crate::around::{Allocator, Around, Work};
 use crate::balloon::{Balloon, Direction};
 use crate::moves::map;
 use crate::set::{LARGE, LARGE_FRAMES, LARGE_ORDER};
 use crate::step::Obstacle;
+use crate::work::Work;
 
 /// Steps in which Xen is not asked for large extents after it had none.
 const LARGE_PAUSE: u32 = 64;
 
 impl Balloon<'_> {
     /// Asks Xen for up to `count` frames. How many the allocator has got, and what was in the way.
-    pub(crate) fn deflate<M: Machine, D: FindDirect>(
+    pub(crate) fn deflate<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (u64, Option<Obstacle>) {
-        let (came, obstacle) = match self.populate_large(around, (work, count)) {
+        let (came, obstacle) = match self.populate_large(direct, (work, count)) {
             (0, unrecorded) => {
                 let count = count.min(work.in_max);
-                let (came, obstacle) = self.populate_single(around, (work, count));
+                let (came, obstacle) = self.populate_single(direct, (work, count));
                 (came, obstacle.or(unrecorded))
             }
             large => large,
@@ -36,22 +36,22 @@ impl Balloon<'_> {
             return (0, obstacle);
         }
         self.populated += came as u64;
-        let (mapped, refused) = map(around, work, 0..came);
+        let (mapped, refused) = map(direct, work, 0..came);
         for at in 0..mapped {
             self.let_go(work.pfns[at], allocator);
         }
         if mapped < came {
             // What was in the way of mapping them is what matters.
-            self.set_aside += self.release(around, work, mapped..came).kept as u64;
+            self.set_aside += self.release(direct, work, mapped..came).kept as u64;
         }
         (mapped as u64, refused.or(obstacle))
     }
 
     /// Memory for whole blocks that the balloon holds. How many frames came, and why others went
     /// back; their pfns are at hand, and in the map.
-    fn populate_large<M: Machine, D: FindDirect>(
+    fn populate_large<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
+        direct: &mut DirectEntries<'_, M>,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (usize, Option<Obstacle>) {
         if self.large_refused > 0 || count < LARGE_FRAMES {
@@ -63,7 +63,7 @@ impl Balloon<'_> {
         while (blocks + 1) * LARGE_FRAMES <= count {
             let Some(first) = self.held.next_block(next) else { break };
             next = first.raw() + LARGE;
-            if (first.raw()..next).all(|pfn| can_get_memory(around, Pfn::new(pfn))) {
+            if (first.raw()..next).all(|pfn| can_get_memory(direct, Pfn::new(pfn))) {
                 work.extents[blocks] = Extent::from_pfn(first);
                 work.pfns[blocks] = first;
                 blocks += 1;
@@ -75,12 +75,13 @@ impl Balloon<'_> {
         }
         self.held.no_block_below(work.pfns[0].raw());
         let extents = &mut work.extents[..blocks];
-        let came = self.move_extents(around.machine, extents, (Direction::In, LARGE_ORDER));
+        let came =
+            self.move_extents(direct.guest().machine(), extents, (Direction::In, LARGE_ORDER));
         let came = came.unwrap_or(0);
         if came < blocks {
             self.large_refused = LARGE_PAUSE;
         }
-        let (came, unrecorded) = self.record(around, work, (came, LARGE_ORDER));
+        let (came, unrecorded) = self.record(direct, work, (came, LARGE_ORDER));
         // The first pfn of each block becomes all of its pfns, from the last block on.
         for block in (0..came).rev() {
             let first = work.pfns[block].raw();
@@ -93,9 +94,9 @@ impl Balloon<'_> {
 
     /// Memory for the lowest pfns that the balloon holds. How many frames came, and what was in the
     /// way of more; their pfns are at hand, and in the map.
-    fn populate_single<M: Machine, D: FindDirect>(
+    fn populate_single<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
+        direct: &mut DirectEntries<'_, M>,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (usize, Option<Obstacle>) {
         // Whether the map can take a frame, it says itself when the frame is there, and whether the
@@ -106,7 +107,7 @@ impl Balloon<'_> {
         let mut table = None;
         for pfn in self.held.lowest().take(count) {
             let its_table = Some(pfn.raw() / LARGE);
-            if (looks_at_all || table != its_table) && !can_get_memory(around, pfn) {
+            if (looks_at_all || table != its_table) && !can_get_memory(direct, pfn) {
                 break;
             }
             table = its_table;
@@ -116,29 +117,29 @@ impl Balloon<'_> {
         }
         if asked == 0 {
             let lowest = self.held.lowest().next().filter(|_| count > 0);
-            let obstacle = lowest.and_then(|pfn| why_not(around, pfn));
+            let obstacle = lowest.and_then(|pfn| why_not(direct, pfn));
             return (0, Some(obstacle.unwrap_or_else(|| work.no_room())));
         }
         let extents = &mut work.extents[..asked];
-        let came = match self.move_extents(around.machine, extents, (Direction::In, 0)) {
+        let came = match self.move_extents(direct.guest().machine(), extents, (Direction::In, 0)) {
             Ok(came) => came,
             Err(error) => return (0, Some(Obstacle::Refused(error))),
         };
-        let short = (came < asked).then(|| self.why_short(around, (asked, came)));
-        let (came, unrecorded) = self.record(around, work, (came, 0));
+        let short = (came < asked).then(|| self.why_short(direct, (asked, came)));
+        let (came, unrecorded) = self.record(direct, work, (came, 0));
         (came, unrecorded.or(short))
     }
 
     /// Why Xen gave fewer frames than asked for.
     #[expect(unsafe_code, reason = "asks Xen for a number")]
-    fn why_short<M: Hypercalls, D>(
+    fn why_short<M: Hypercalls>(
         &self,
-        around: &Around<'_, M, D>,
+        direct: &DirectEntries<'_, M>,
         (asked, came): (usize, usize),
     ) -> Obstacle {
         let mut maximum = MemoryOp::MaximumReservation(DomId::SELF);
         // SAFETY: it only reports.
-        match unsafe { around.machine.memory_op(&mut maximum) } {
+        match unsafe { direct.guest().machine().memory_op(&mut maximum) } {
             Ok(frames) if self.populated + came as u64 >= frames => Obstacle::Maximum { frames },
             _ => Obstacle::XenHasNoMore { asked: asked as u64, came: came as u64 },
         }
@@ -147,9 +148,9 @@ impl Balloon<'_> {
     /// Records what came for the first `came` pfns at hand. How many are recorded, from the first
     /// on; an extent that the map cannot take goes back to Xen, or belongs to nobody.
     #[expect(unsafe_code, reason = "records what Xen put behind pfns of the balloon's (I-12)")]
-    fn record<M: Hypercalls, D>(
+    fn record<M: Hypercalls>(
         &mut self,
-        around: &Around<'_, M, D>,
+        direct: &DirectEntries<'_, M>,
         work: &mut Work<'_, '_>,
         (came, order): (usize, u32),
     ) -> (usize, Option<Obstacle>) {
@@ -159,9 +160,9 @@ impl Balloon<'_> {
             let (pfn, mfn) = (work.pfns[at], work.extents[at].mfn());
             let populated = match order {
                 // SAFETY: Xen says that it is behind the pfn, which is the balloon's (I-12).
-                0 => unsafe { around.p2m.populate(pfn, mfn) },
+                0 => unsafe { direct.guest().p2m().populate(pfn, mfn) },
                 // SAFETY: as above, for a run of them.
-                _ => unsafe { around.p2m.populate_run(Pfns::new(pfn, 1 << order), mfn) },
+                _ => unsafe { direct.guest().p2m().populate_run(Pfns::new(pfn, 1 << order), mfn) },
             };
             match populated {
                 Ok(()) => {
@@ -171,7 +172,11 @@ impl Balloon<'_> {
                 Err(error) => {
                     obstacle = Some(Obstacle::NoPlace(error));
                     let extent = &mut work.extents[at..=at];
-                    let back = self.move_extents(around.machine, extent, (Direction::Out, order));
+                    let back = self.move_extents(
+                        direct.guest().machine(),
+                        extent,
+                        (Direction::Out, order),
+                    );
                     if back != Ok(1) {
                         self.stray = self.stray.saturating_add(1 << order);
                     }
@@ -184,15 +189,15 @@ impl Balloon<'_> {
 
 /// Whether a pfn of the balloon's can be given memory: the map has a word for it, and the direct
 /// mapping an entry, both empty.
-fn can_get_memory<M, D: FindDirect>(around: &mut Around<'_, M, D>, pfn: Pfn) -> bool {
-    why_not(around, pfn).is_none()
+fn can_get_memory<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> bool {
+    why_not(direct, pfn).is_none()
 }
 
-fn why_not<M, D: FindDirect>(around: &mut Around<'_, M, D>, pfn: Pfn) -> Option<Obstacle> {
-    if let Err(error) = around.p2m.check_can_fill(pfn) {
+fn why_not<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> Option<Obstacle> {
+    if let Err(error) = direct.guest().p2m().check_can_fill(pfn) {
         return Some(Obstacle::NoPlace(error));
     }
-    match around.direct.find(pfn) {
+    match direct.find(pfn) {
         Err(error) => Some(Obstacle::NoDirectEntry(error)),
         Ok((_, pte)) if pte.is_present() => Some(Obstacle::Occupied { pfn, pte }),
         Ok(_) => None,

@@ -8,45 +8,45 @@
 
 use core::ops::Range;
 
-use hypercall::{Machine, MmuExtOp, MmuUpdate, Pfn, Pte};
-use p2m::FindDirect;
+use hypercall::{FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Pte};
+use p2m::DirectEntries;
 
-use crate::around::{Allocator, Around, Work};
 use crate::balloon::Balloon;
 use crate::moves::{Released, map};
 use crate::step::Obstacle;
+use crate::work::Work;
 
 impl Balloon<'_> {
     /// Gives up to `count` frames back. How many Xen has taken, and what was in the way.
-    pub(crate) fn inflate<M: Machine, D: FindDirect>(
+    pub(crate) fn inflate<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (u64, Option<Obstacle>) {
-        let (taken, obstacle) = self.take_out(around, allocator, (work, count));
+        let (taken, obstacle) = self.take_out(direct, allocator, (work, count));
         if taken == 0 {
             work.batch.clear();
             return (0, obstacle);
         }
-        if let Err(obstacle) = self.unmap(around, allocator, (work, taken)) {
+        if let Err(obstacle) = self.unmap(direct, allocator, (work, taken)) {
             return (0, Some(obstacle));
         }
-        let Released { given, kept, obstacle: refused } = self.release(around, work, 0..taken);
+        let Released { given, kept, obstacle: refused } = self.release(direct, work, 0..taken);
         if kept > 0 {
             // The first one that Xen would not have goes last: if it is no longer the guest's, it
             // cannot be mapped, and nothing behind it would be.
             work.pfns.swap(given, given + kept - 1);
-            self.take_back(around, allocator, work, given..given + kept);
+            self.take_back(direct, allocator, work, given..given + kept);
         }
         (given as u64, refused.or(obstacle))
     }
 
     /// Takes frames from the allocator, checks and wipes them, and plans their unmapping.
-    fn take_out<M: Machine, D: FindDirect>(
+    fn take_out<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         (work, count): (&mut Work<'_, '_>, usize),
     ) -> (usize, Option<Obstacle>) {
         work.batch.clear();
@@ -61,7 +61,7 @@ impl Balloon<'_> {
                     return (at, Some(obstacle));
                 }
             };
-            if let Err(obstacle) = self.plan_unmapping(around, pfn, work) {
+            if let Err(obstacle) = self.plan_unmapping(direct, pfn, work) {
                 self.let_go(pfn, allocator);
                 return (at, Some(obstacle));
             }
@@ -70,30 +70,30 @@ impl Balloon<'_> {
         (count, None)
     }
 
-    fn plan_unmapping<M: Machine, D: FindDirect>(
+    fn plan_unmapping<M: Machine>(
         &self,
-        around: &mut Around<'_, M, D>,
+        direct: &mut DirectEntries<'_, M>,
         pfn: Pfn,
         work: &mut Work<'_, '_>,
     ) -> Result<(), Obstacle> {
-        let mfn = around.p2m.mfn(pfn).map_err(Obstacle::NoMemory)?;
-        let (slot, pte) = around.direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+        let mfn = direct.guest().p2m().mfn(pfn).map_err(Obstacle::NoMemory)?;
+        let (slot, pte) = direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
         if !pte.is_writable() || pte.mfn() != mfn {
             return Err(Obstacle::InUse { pfn, pte });
         }
         if self.wipes() {
             // SAFETY: the balloon owns the frame (I-12).
-            unsafe { around.machine.clear_frame(pfn) }.map_err(Obstacle::NotWiped)?;
+            unsafe { direct.guest().machine().clear_frame(pfn) }.map_err(Obstacle::NotWiped)?;
         }
         let planned = work.batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw());
         planned.map_err(|_| work.no_room())
     }
 
     /// Takes the planned frames out of the direct mapping and every TLB: all, or none.
-    fn unmap<M: Machine, D>(
+    fn unmap<M: Machine>(
         &mut self,
-        around: &Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         (work, taken): (&mut Work<'_, '_>, usize),
     ) -> Result<(), Obstacle> {
         if work.batch.op(MmuExtOp::tlb_flush_all()).is_err() {
@@ -104,10 +104,12 @@ impl Balloon<'_> {
         }
         // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-12), in
         // which no Rust object lives.
-        let Err(refused) = (unsafe { work.batch.submit(around.machine) }) else { return Ok(()) };
+        let Err(refused) = (unsafe { work.batch.submit(direct.guest().machine()) }) else {
+            return Ok(());
+        };
         work.batch.invert();
         // SAFETY: the entries become what they were.
-        let undone = unsafe { work.batch.submit(around.machine) };
+        let undone = unsafe { work.batch.submit(direct.guest().machine()) };
         work.batch.clear();
         if undone.is_ok() {
             self.let_all_go(work, taken, allocator);
@@ -118,7 +120,7 @@ impl Balloon<'_> {
     }
 
     /// Gives the first `count` pfns at hand, which are mapped, back to the allocator.
-    fn let_all_go(&mut self, work: &Work<'_, '_>, count: usize, allocator: &mut impl Allocator) {
+    fn let_all_go(&mut self, work: &Work<'_, '_>, count: usize, allocator: &mut impl FrameSource) {
         for at in (0..count).rev() {
             self.let_go(work.pfns[at], allocator);
         }
@@ -126,14 +128,14 @@ impl Balloon<'_> {
 
     /// Maps frames of the balloon's that have memory, and gives them to the allocator; what cannot
     /// be mapped is set aside. How many went to the allocator.
-    pub(crate) fn take_back<M: Machine, D: FindDirect>(
+    pub(crate) fn take_back<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         work: &mut Work<'_, '_>,
         range: Range<usize>,
     ) -> usize {
-        let (mapped, _) = map(around, work, range.clone());
+        let (mapped, _) = map(direct, work, range.clone());
         for at in (range.start..range.start + mapped).rev() {
             self.let_go(work.pfns[at], allocator);
         }

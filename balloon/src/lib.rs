@@ -12,7 +12,7 @@
 //!   every pfn is ([`Accounts`]).
 //! * [`Goal`]: the size asked for, apart from the size aimed at. [`frames_of_kib`] reads a
 //!   toolstack's target.
-//! * [`Around`], [`Allocator`], [`Work`], [`WorkStorage`]: what a step works with.
+//! * [`Around`], [`FrameSource`], [`Work`], [`WorkStorage`]: what a step works with.
 //! * [`Reserve`], [`EmptyPfn`]: pfns that never have memory, for grants and other domains' frames.
 //!
 //! # How to use it
@@ -41,15 +41,15 @@
 //! that use ends ([`Accounts::surplus`]).
 //!
 //! ```
-//! use balloon::{Allocator, Around, Balloon, Moved, Next, Wipe, WorkStorage};
+//! use balloon::{FrameSource, Balloon, Moved, Next, Wipe, WorkStorage};
 //! use hypercall::{Frame, GuestVa, Pfn, Pte, Slot};
-//! use p2m::{FindDirect, NoDirectEntry, P2m};
+//! use p2m::{DirectEntries, NoDirectEntry, P2m};
 //! use xen_model::{BootMapping, Model};
 //!
 //! /// Finds the entries of the direct mapping; a guest uses `pvmmu::DirectEntries`.
 //! struct Direct<'m>(&'m Model, GuestVa);
 //!
-//! unsafe impl FindDirect for Direct<'_> {
+//! unsafe impl DirectEntries for Direct<'_> {
 //!     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
 //!         let va = self.1.raw() + (pfn.raw() << 12);
 //!         self.0.guest().l1_slot(va).ok_or(NoDirectEntry(pfn))
@@ -58,7 +58,7 @@
 //!
 //! struct Free(Vec<Frame>);
 //!
-//! impl Allocator for Free {
+//! impl FrameSource for Free {
 //!     fn take(&mut self) -> Option<Frame> {
 //!         self.0.pop()
 //!     }
@@ -80,10 +80,9 @@
 //! let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 512, Wipe::Always)?;
 //! let mut storage = WorkStorage::<256>::new();
 //! let mut direct = Direct(&model, base);
-//! let mut around = Around { machine: &model, p2m: &p2m, direct: &mut direct };
 //!
 //! balloon.set_target(1900);
-//! let step = storage.with(|work| balloon.step(&mut around, &mut free, work));
+//! let step = storage.with(|work| balloon.step(&test.guest, &mut free, work));
 //! assert_eq!((step.moved, step.next), (Moved::Out(148), Next::Idle));
 //! assert!(step.accounts.is_balanced());
 //! assert_eq!(step.accounts.xen, Some(1900));
@@ -91,7 +90,6 @@
 //! ```
 #![no_std]
 
-mod around;
 mod balloon;
 mod deflate;
 mod goal;
@@ -101,9 +99,10 @@ mod recover;
 mod reserve;
 mod set;
 mod step;
+mod work;
 
-pub use around::{Allocator, Around, Work, WorkStorage};
 pub use balloon::{Balloon, BalloonError, NotEmpty, Retarget, Wipe};
 pub use goal::{Goal, Limit, TargetError, frames_of_kib};
 pub use reserve::{EmptyPfn, NotReturned, Reserve};
 pub use step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
+pub use work::{Work, WorkStorage};

@@ -7,11 +7,11 @@ use hypercall::{
     DomId, Element, Error, Extent, Hypercalls, Machine, MemoryOp, MmuUpdate, Pte, PteFlags,
     Reservation,
 };
-use p2m::FindDirect;
+use p2m::DirectEntries;
 
-use crate::around::{Around, Work};
 use crate::balloon::{Balloon, Direction};
 use crate::step::Obstacle;
+use crate::work::Work;
 
 /// What became of frames that were offered to Xen.
 #[derive(Debug)]
@@ -31,9 +31,9 @@ impl Balloon<'_> {
     ///
     /// # Hypercalls
     /// One multicall.
-    pub(crate) fn release<M: Hypercalls, D>(
+    pub(crate) fn release<M: Hypercalls>(
         &mut self,
-        around: &Around<'_, M, D>,
+        direct: &DirectEntries<'_, M>,
         work: &mut Work<'_, '_>,
         range: Range<usize>,
     ) -> Released {
@@ -42,7 +42,7 @@ impl Balloon<'_> {
         for at in range {
             let pfn = work.pfns[at];
             // SAFETY: the pfn is the balloon's (I-12), and nothing maps its memory any more.
-            match unsafe { around.p2m.depopulate(pfn) } {
+            match unsafe { direct.guest().p2m().depopulate(pfn) } {
                 Ok(mfn) => {
                     work.extents[offered] = Extent::from_mfn(mfn);
                     work.pfns[start + offered] = pfn;
@@ -56,14 +56,14 @@ impl Balloon<'_> {
             }
         }
         let extents = &mut work.extents[..offered];
-        let answer = self.move_extents(around.machine, extents, (Direction::Out, 0));
+        let answer = self.move_extents(direct.guest().machine(), extents, (Direction::Out, 0));
         let given = *answer.as_ref().unwrap_or(&0);
         self.populated = self.populated.saturating_sub(given as u64);
         let mut kept = 0;
         for at in given..offered {
             let pfn = work.pfns[start + at];
             // SAFETY: Xen has not taken the frame: it is the pfn's, as it was a moment ago.
-            match unsafe { around.p2m.populate(pfn, work.extents[at].mfn()) } {
+            match unsafe { direct.guest().p2m().populate(pfn, work.extents[at].mfn()) } {
                 Ok(()) => {
                     work.pfns[start + given + kept] = pfn;
                     kept += 1;
@@ -116,8 +116,8 @@ impl Balloon<'_> {
 ///
 /// # Hypercalls
 /// One `mmu_update`.
-pub(crate) fn map<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub(crate) fn map<M: Machine>(
+    direct: &mut DirectEntries<'_, M>,
     work: &mut Work<'_, '_>,
     range: Range<usize>,
 ) -> (usize, Option<Obstacle>) {
@@ -125,7 +125,7 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
     let mut obstacle = None;
     let mut planned = 0;
     for pfn in &work.pfns[range] {
-        match plan_mapping(around, *pfn) {
+        match plan_mapping(direct, *pfn) {
             // There is room: the batch holds as many as there are pfns at hand.
             Ok((update, old)) if work.batch.update(update, old.raw()).is_ok() => planned += 1,
             Ok(_) => break,
@@ -136,7 +136,7 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
         }
     }
     // SAFETY: frames of the balloon's at their own places (I-2, I-3, I-12).
-    let result = unsafe { work.batch.submit(around.machine) };
+    let result = unsafe { work.batch.submit(direct.guest().machine()) };
     if let Err(refused) = result {
         planned = work.batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
         obstacle = Some(Obstacle::Mapping(refused));
@@ -145,15 +145,15 @@ pub(crate) fn map<M: Machine, D: FindDirect>(
     (planned, obstacle)
 }
 
-fn plan_mapping<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+fn plan_mapping<M: Machine>(
+    direct: &mut DirectEntries<'_, M>,
     pfn: hypercall::Pfn,
 ) -> Result<(MmuUpdate, Pte), Obstacle> {
-    let mfn = around.p2m.mfn(pfn).map_err(Obstacle::NoMemory)?;
-    let (slot, pte) = around.direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+    let mfn = direct.guest().p2m().mfn(pfn).map_err(Obstacle::NoMemory)?;
+    let (slot, pte) = direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
     if pte.is_present() && pte.mfn() != mfn {
         return Err(Obstacle::Occupied { pfn, pte });
     }
-    let flags = around.machine.offered(PteFlags::KERNEL_RW);
+    let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
     Ok((MmuUpdate::set(slot, Pte::new(mfn, flags)), pte))
 }

@@ -2,11 +2,11 @@
 //! can change; so each step tries again before it does anything else.
 #![expect(unsafe_code, reason = "gives pfns of the balloon's up that Xen has taken (I-12)")]
 
-use hypercall::{Machine, MmuExtOp, Pfn};
-use p2m::FindDirect;
+use hypercall::{FrameAccess, FrameSource, Machine, MmuExtOp, Pfn};
+use p2m::DirectEntries;
 
-use crate::around::{Allocator, Around, Work};
 use crate::balloon::{Balloon, current_reservation};
+use crate::work::Work;
 
 /// The most pfns of the balloon's that a step looks at.
 const SCAN_MAX: usize = 1024;
@@ -24,13 +24,13 @@ impl Balloon<'_> {
     ///
     /// # Hypercalls
     /// Up to three: an `mmu_update`; the count and a flush if it is refused.
-    pub(crate) fn recover<M: Machine, D: FindDirect>(
+    pub(crate) fn recover<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
-        allocator: &mut impl Allocator,
+        direct: &mut DirectEntries<'_, M>,
+        allocator: &mut impl FrameSource,
         work: &mut Work<'_, '_>,
     ) -> Recovered {
-        let (count, looked) = self.collect_aside(around, work);
+        let (count, looked) = self.collect_aside(direct, work);
         if count == 0 {
             self.aside_looked += looked as u64;
             if self.aside_looked < self.held.count() {
@@ -43,20 +43,20 @@ impl Balloon<'_> {
         self.aside_looked = 0;
         let before = self.set_aside;
         self.set_aside -= count as u64;
-        let mapped = self.take_back(around, allocator, work, 0..count);
+        let mapped = self.take_back(direct, allocator, work, 0..count);
         if mapped < count {
             let refused = work.pfns[mapped];
             self.aside_from = Pfn::new(refused.raw() + 1);
-            self.write_off(around, work, refused);
+            self.write_off(direct, work, refused);
         }
         Recovered::Frames(before - self.set_aside)
     }
 
     /// The next pfns that are set aside: how many, and how many of the balloon's were looked at.
     /// Behind the last pfn the first ones follow, so that none is passed over for good.
-    fn collect_aside<M, D>(
+    fn collect_aside<M: FrameAccess>(
         &mut self,
-        around: &Around<'_, M, D>,
+        direct: &DirectEntries<'_, M>,
         work: &mut Work<'_, '_>,
     ) -> (usize, usize) {
         // Of those with memory as many as are set aside: more is another map's.
@@ -69,7 +69,7 @@ impl Balloon<'_> {
             if count == max {
                 break;
             }
-            if around.p2m.mfn(pfn).is_ok() {
+            if direct.guest().p2m().mfn(pfn).is_ok() {
                 work.pfns[count] = pfn;
                 count += 1;
             }
@@ -83,29 +83,29 @@ impl Balloon<'_> {
     /// not know, while Xen counts fewer than the map has: it is not the guest's any more. Its pfn
     /// may get another one, so every TLB forgets it first: the flush that went with its unmapping
     /// may have been refused.
-    fn write_off<M: Machine, D: FindDirect>(
+    fn write_off<M: Machine>(
         &mut self,
-        around: &mut Around<'_, M, D>,
+        direct: &mut DirectEntries<'_, M>,
         work: &mut Work<'_, '_>,
         pfn: Pfn,
     ) {
-        let Ok(xen) = current_reservation(around.machine) else { return };
-        let Ok(mfn) = around.p2m.mfn(pfn) else { return };
-        let is_mapped = !matches!(around.direct.find(pfn), Ok((_, pte)) if !pte.is_present());
-        let is_known = around.machine.machine_to_phys(mfn) == Some(pfn);
+        let Ok(xen) = current_reservation(direct.guest().machine()) else { return };
+        let Ok(mfn) = direct.guest().p2m().mfn(pfn) else { return };
+        let is_mapped = !matches!(direct.find(pfn), Ok((_, pte)) if !pte.is_present());
+        let is_known = direct.guest().machine().machine_to_phys(mfn) == Some(pfn);
         if xen >= self.populated || is_mapped || is_known {
             return;
         }
         work.batch.clear();
         let planned = work.batch.op(MmuExtOp::tlb_flush_all());
         // SAFETY: a flush changes nothing.
-        let flushed = unsafe { work.batch.submit(around.machine) };
+        let flushed = unsafe { work.batch.submit(direct.guest().machine()) };
         work.batch.clear();
         if planned.is_err() || flushed.is_err() {
             return;
         }
         // SAFETY: the pfn is the balloon's (I-12), nothing maps it, and Xen has its frame no more.
-        if unsafe { around.p2m.depopulate(pfn) }.is_ok() {
+        if unsafe { direct.guest().p2m().depopulate(pfn) }.is_ok() {
             self.populated -= 1;
             self.set_aside -= 1;
         }

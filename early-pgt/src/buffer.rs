@@ -21,9 +21,8 @@ use hypercall::{
     Batch, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte,
     Slot, Uncertain,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 
-use crate::build::BuildContext;
 use crate::error::{EarlyError, RoundError};
 use crate::memory::Access;
 
@@ -209,7 +208,7 @@ impl TableRound<'_> {
     /// The frames were filled as tables, and `changes` are of entries that the caller owns.
     pub unsafe fn finish<M, I>(
         self,
-        context: BuildContext<'_, M>,
+        guest: Guest<'_, M>,
         changes: impl Fn(Direction) -> I,
         batch: &mut Batch<'_>,
     ) -> Result<Pfns, RoundError>
@@ -222,11 +221,11 @@ impl TableRound<'_> {
             self.abandon();
             return Err(EarlyError::NoStorage.into());
         }
-        let Err((done, failure)) = link(context, taken, &changes, batch) else {
+        let Err((done, failure)) = link(guest, taken, &changes, batch) else {
             self.buffer.state = State::Closed;
             return Ok(taken);
         };
-        let undo = unlink(context, (taken, done), &changes, batch);
+        let undo = unlink(guest, (taken, done), &changes, batch);
         if undo.is_ok() {
             self.abandon();
         }
@@ -237,14 +236,14 @@ impl TableRound<'_> {
 /// Makes frames that were filled as tables read-only, then makes `changes`, which link them. How
 /// many elements took effect before one failed.
 pub(crate) fn link<M: Machine, I: Iterator<Item = Change>>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     tables: Pfns,
     changes: &impl Fn(Direction) -> I,
     batch: &mut Batch<'_>,
 ) -> Result<(), (u64, EarlyError)> {
-    let forth = protections(context, tables.iter(), Access::ReadOnly);
+    let forth = protections(guest, tables.iter(), Access::ReadOnly);
     let all = forth.chain(changes(Direction::Forth));
-    apply(context, all, None, batch).map_err(|(done, stop)| {
+    apply(guest, all, None, batch).map_err(|(done, stop)| {
         let protecting = done < tables.count;
         (done, if protecting { stop.protecting() } else { stop.linking() })
     })
@@ -253,7 +252,7 @@ pub(crate) fn link<M: Machine, I: Iterator<Item = Change>>(
 /// Takes back the first `done` elements of a [`link`]: what was linked comes out again before its
 /// frames become writable, and before the way to their entries is looked up.
 pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     (tables, done): (Pfns, u64),
     changes: &impl Fn(Direction) -> I,
     batch: &mut Batch<'_>,
@@ -264,20 +263,20 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Change>>(
         // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with
         // a table, and nothing that an L1 maps.
         let flush = Some(MmuExtOp::tlb_flush_all());
-        apply(context, back, flush, batch).map_err(|(_, stop)| stop.linking())?;
+        apply(guest, back, flush, batch).map_err(|(_, stop)| stop.linking())?;
     }
     let protected = Pfns::new(tables.start, done.min(tables.count));
-    set_protected(context, (protected.iter(), Access::Writable), batch)
+    set_protected(guest, (protected.iter(), Access::Writable), batch)
 }
 
 /// Gives the entries of the direct mapping for `frames` this access.
 pub(crate) fn set_protected<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     (frames, access): (impl Iterator<Item = Pfn>, Access),
     batch: &mut Batch<'_>,
 ) -> Result<(), EarlyError> {
-    let changes = protections(context, frames, access);
-    apply(context, changes, None, batch).map_err(|(_, stop)| stop.protecting())
+    let changes = protections(guest, frames, access);
+    apply(guest, changes, None, batch).map_err(|(_, stop)| stop.protecting())
 }
 
 /// Whether changes are made or taken back.
@@ -352,17 +351,17 @@ impl Stop {
 /// # Ok::<(), early_pgt::EarlyError>(())
 /// ```
 pub unsafe fn set_access<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     (frames, access): (Pfns, Access),
     batch: &mut Batch<'_>,
 ) -> Result<(), EarlyError> {
-    set_protected(context, (frames.iter(), access), batch)
+    set_protected(guest, (frames.iter(), access), batch)
 }
 
 /// Sends changes, as many at a time as there is storage for, and `flush` with the last of them. How
 /// many were made before one failed.
 pub(crate) fn apply<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     changes: impl Iterator<Item = Change>,
     flush: Option<MmuExtOp>,
     batch: &mut Batch<'_>,
@@ -372,7 +371,7 @@ pub(crate) fn apply<M: Machine>(
     for change in changes {
         let (update, old) = change.map_err(|failure| (done, Stop::Error(failure)))?;
         if batch.room() == 0 {
-            send(context, batch, &mut done)?;
+            send(guest, batch, &mut done)?;
         }
         let pushed = batch.update(update, old.raw());
         pushed.map_err(|full| (done, Stop::Error(full.into())))?;
@@ -380,25 +379,25 @@ pub(crate) fn apply<M: Machine>(
     if let Some(flush) = flush {
         batch.op(flush).map_err(|full| (done, Stop::Error(full.into())))?;
     }
-    send(context, batch, &mut done)
+    send(guest, batch, &mut done)
 }
 
 fn send<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     batch: &mut Batch<'_>,
     done: &mut u64,
 ) -> Result<(), (u64, Stop)> {
     let updates = batch.updates() as u64;
     // SAFETY: each entry changed maps a frame of the buffer, which the caller owns, or is one that
     // the caller of `finish` vouches for.
-    let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+    let Err(error) = (unsafe { batch.submit(guest.machine()) }) else {
         *done += updates;
         return Ok(());
     };
     *done += batch.applied().count() as u64;
     let frame = batch.refused_update().and_then(|update| {
         let mfn = Pte::from_raw(update.value()).mfn();
-        context.p2m.pfn(context.machine, mfn).ok()
+        guest.p2m().pfn(guest.machine(), mfn).ok()
     });
     batch.clear();
     Err((*done, Stop::Refused(frame, error)))
@@ -406,21 +405,21 @@ fn send<M: Machine>(
 
 /// The entries of the direct mapping that map `frames`, given `access`.
 pub(crate) fn protections<M: FrameAccess>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     frames: impl Iterator<Item = Pfn>,
     access: Access,
 ) -> impl Iterator<Item = Change> {
     let mut last = None;
     frames.map(move |pfn| {
-        let va = context.machine.direct_map(pfn)?;
+        let va = guest.machine().direct_map(pfn)?;
         let number = va.raw() >> Level::L2.shift();
         let (table, mfn) = match last {
             Some((same, table, mfn)) if same == number => (table, mfn),
-            _ => l1_table((context.machine, context.p2m), context.root, va)?,
+            _ => l1_table((guest.machine(), guest.p2m()), guest.kernel_root(), va)?,
         };
         last = Some((number, table, mfn));
         let index = Level::L1.index_of(va);
-        let old = context.machine.read_entry(table, index)?;
+        let old = guest.machine().read_entry(table, index)?;
         let new = match access {
             Access::ReadOnly => old.read_only(),
             Access::Writable => old.writable(),

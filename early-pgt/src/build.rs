@@ -5,7 +5,7 @@ use hypercall::{
     Batch, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuUpdate, PAGE_SHIFT, Pfn, Pte,
     PteFlags, Slot, Uncertain,
 };
-use p2m::{P2m, P2mEntry, P2mError, Pfns};
+use p2m::{Guest, P2mEntry, P2mError, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::buffer::{Change, Direction, TableBuffer, TableRound, l1_table, table_above};
@@ -15,78 +15,15 @@ use crate::plan::{Plan, ROUNDS_MAX, RoundPlan, mapped_runs};
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, overlap};
 use crate::tables::{Parent, Step, Steps, Table};
 
-/// What a build works on.
-///
-/// # Invariants
-/// I-18: the frame map is that of the guest on this machine, and the kernel runs on this root.
-#[derive(Debug)]
-pub struct BuildContext<'a, M> {
-    pub(crate) machine: &'a M,
-    pub(crate) p2m: &'a P2m<'a>,
-    pub(crate) root: Pfn,
+/// An entry that leads to a table of the direct map: nothing in it is ever executed.
+pub(crate) fn leads_to<M: FrameAccess>(guest: &Guest<'_, M>, table: Pfn) -> Result<Pte, P2mError> {
+    guest.mfn(table).map(|mfn| leads_to_mfn(guest, mfn))
 }
 
-impl<'a, M> BuildContext<'a, M> {
-    /// Describes the guest on `machine` with the frame map `p2m`, whose kernel runs on `root`.
-    ///
-    /// # Safety
-    /// `p2m` is the frame map of the guest that runs on `machine`, and its kernel runs on `root`:
-    /// the entries of what it uses are found through it and changed (I-18).
-    ///
-    /// ```
-    /// # use pv_tests::booting::Guest;
-    /// # use xen_model::Role;
-    /// use early_pgt::BuildContext;
-    ///
-    /// let guest = Guest::new(Role::DomU, 1 << 14);
-    /// let p2m = guest.p2m();
-    /// // The root that the builder made.
-    /// let context = unsafe { BuildContext::new(&guest.model, &p2m, guest.root) };
-    /// # let _ = context;
-    /// ```
-    #[must_use]
-    pub const unsafe fn new(machine: &'a M, p2m: &'a P2m<'a>, root: Pfn) -> Self {
-        Self { machine, p2m, root }
-    }
-
-    /// The machine.
-    #[must_use]
-    pub const fn machine(&self) -> &'a M {
-        self.machine
-    }
-
-    /// The frame map.
-    #[must_use]
-    pub const fn p2m(&self) -> &'a P2m<'a> {
-        self.p2m
-    }
-
-    /// The root that the kernel runs on.
-    #[must_use]
-    pub const fn root(&self) -> Pfn {
-        self.root
-    }
-}
-
-impl<M> Clone for BuildContext<'_, M> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<M> Copy for BuildContext<'_, M> {}
-
-impl<M: FrameAccess> BuildContext<'_, M> {
-    /// An entry that leads to a table of the direct map: nothing in it is ever executed.
-    pub(crate) fn leads_to(&self, table: Pfn) -> Result<Pte, P2mError> {
-        self.p2m.mfn(table).map(|mfn| self.leads_to_mfn(mfn))
-    }
-
-    /// The same, for a table whose frame's number is known.
-    pub(crate) fn leads_to_mfn(&self, table: Mfn) -> Pte {
-        let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
-        Pte::new(table, self.machine.offered(flags))
-    }
+/// The same, for a table whose frame's number is known.
+pub(crate) fn leads_to_mfn<M: FrameAccess>(guest: &Guest<'_, M>, table: Mfn) -> Pte {
+    let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+    Pte::new(table, guest.machine().offered(flags))
 }
 
 /// How far the direct map reaches.
@@ -184,7 +121,7 @@ impl<'m> Build<'m> {
     /// ```
     pub fn round<M: Machine>(
         &mut self,
-        context: BuildContext<'_, M>,
+        guest: Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Option<Mapped>, RoundError> {
         let Some(round) = self.plan.rounds().get(self.done).copied() else { return Ok(None) };
@@ -192,7 +129,7 @@ impl<'m> Build<'m> {
             return Err(EarlyError::RoundUnfinished { buffer: round.used() }.into());
         }
         if self.done == 0 {
-            self.check_root(context)?;
+            self.check_root(guest)?;
         }
         // SAFETY: the build owns all free frames, and the plan gives each to one round (I-1). The
         // token goes back to being the build's at the end of this function.
@@ -200,7 +137,7 @@ impl<'m> Build<'m> {
         let mut buffer = TableBuffer::new(frames);
         let mut tables = buffer.begin()?;
         let steps = self.plan.steps_of(self.memory, self.done);
-        let work = Work { memory: self.memory, round, steps, context };
+        let work = Work { memory: self.memory, round, steps, guest };
         if let Err(error) = work.fill(&mut tables) {
             tables.abandon();
             return Err(error.into());
@@ -208,7 +145,7 @@ impl<'m> Build<'m> {
         let links = |direction| work.gaps(direction).chain(work.links(direction));
         // SAFETY: the tables were filled a moment ago, and the entries that link them are of the
         // direct map's own tables and root slots, or map frames in use at their place (I-13).
-        let finished = unsafe { tables.finish(context, links, batch) };
+        let finished = unsafe { tables.finish(guest, links, batch) };
         if finished.is_err_and(|error| error.undo.is_err()) {
             self.state = State::InDoubt;
         }
@@ -257,11 +194,11 @@ impl<'m> Build<'m> {
     }
 
     /// Nothing is where the direct map is to be.
-    fn check_root<M: Machine>(&self, context: BuildContext<'_, M>) -> Result<(), EarlyError> {
+    fn check_root<M: Machine>(&self, guest: Guest<'_, M>) -> Result<(), EarlyError> {
         let start = self.memory.place.direct_map;
         let last = start.checked_add_pages(self.memory.end() - 1)?;
         for slot in u16::from(Level::L4.index_of(start))..=u16::from(Level::L4.index_of(last)) {
-            let pte = context.machine.read_entry(context.root, PageTableIndex::new(slot))?;
+            let pte = guest.machine().read_entry(guest.kernel_root(), PageTableIndex::new(slot))?;
             if pte.is_present() {
                 let slots = u64::from(slot) - u64::from(u16::from(Level::L4.index_of(start)));
                 let va = start.checked_add_pages(slots << (Level::L4.shift() - PAGE_SHIFT))?;
@@ -277,7 +214,7 @@ struct Work<'a, M> {
     memory: &'a BootMemory<'a>,
     round: RoundPlan,
     steps: Steps<'a>,
-    context: BuildContext<'a, M>,
+    guest: Guest<'a, M>,
 }
 
 impl<M: Machine> Work<'_, M> {
@@ -293,12 +230,15 @@ impl<M: Machine> Work<'_, M> {
                 Step::Table(_) => return Err(EarlyError::BufferEmpty),
                 Step::Share { number, parent } => {
                     let va = self.memory.place.kernel.checked_add_pages(number << CHUNK_SHIFT)?;
-                    let l1 =
-                        l1_table((self.context.machine, self.context.p2m), self.context.root, va)?
-                            .0;
-                    let pte = self.context.leads_to(l1)?;
+                    let l1 = l1_table(
+                        (self.guest.machine(), self.guest.p2m()),
+                        self.guest.kernel_root(),
+                        va,
+                    )?
+                    .0;
+                    let pte = leads_to(&self.guest, l1)?;
                     // SAFETY: the L2 is a loose table of this round, in a frame of the buffer.
-                    unsafe { self.context.machine.write_entry(parent, index(number), pte) }?;
+                    unsafe { self.guest.machine().write_entry(parent, index(number), pte) }?;
                 }
             }
         }
@@ -306,7 +246,7 @@ impl<M: Machine> Work<'_, M> {
     }
 
     fn fill_table(&self, table: Table) -> Result<(), EarlyError> {
-        let machine = self.context.machine;
+        let machine = self.guest.machine();
         let mut entries = [Pte::ABSENT; 512];
         if table.level == Level::L1 {
             self.entries(table.number, &mut entries)?;
@@ -314,7 +254,7 @@ impl<M: Machine> Work<'_, M> {
         // SAFETY: the frame is one of the buffer, which the build owns (I-1), and no table yet.
         unsafe { machine.write_entries(table.frame, PageTableIndex::new(0), &entries) }?;
         if let Parent::Loose(parent) = table.parent {
-            let pte = self.context.leads_to(table.frame)?;
+            let pte = leads_to(&self.guest, table.frame)?;
             // SAFETY: the parent is a loose table of this round, in a frame of the buffer.
             unsafe { machine.write_entry(parent, index(table.number), pte) }?;
         }
@@ -324,7 +264,7 @@ impl<M: Machine> Work<'_, M> {
     /// The entries of L1 table `number`.
     fn entries(&self, number: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
         let chunk = Pfns::new(Pfn::new(number << CHUNK_SHIFT), CHUNK_PFNS);
-        let flags = self.context.machine.offered(PteFlags::KERNEL_RW);
+        let flags = self.guest.machine().offered(PteFlags::KERNEL_RW);
         for region in self.memory.regions {
             let Some(pfns) = overlap(region.pfns, chunk) else { continue };
             let first = (pfns.start.raw() % CHUNK_PFNS) as usize;
@@ -332,7 +272,7 @@ impl<M: Machine> Work<'_, M> {
             match region.kind {
                 RegionKind::Ram => {
                     for (place, pfn) in places {
-                        *place = Pte::new(self.context.p2m.mfn(pfn)?, flags);
+                        *place = Pte::new(self.guest.p2m().mfn(pfn)?, flags);
                     }
                 }
                 RegionKind::Identity => {
@@ -348,12 +288,12 @@ impl<M: Machine> Work<'_, M> {
 
     /// The entry of a pfn that stands for the machine's frame of the same number.
     fn identity(&self, pfn: Pfn) -> Result<Pte, EarlyError> {
-        match self.context.p2m.entry(pfn) {
+        match self.guest.p2m().entry(pfn) {
             Ok(P2mEntry::Identity) | Err(P2mError::OutOfRange { .. }) => {}
             Ok(_) => return Err(EarlyError::NotIdentity(pfn)),
             Err(error) => return Err(error.into()),
         }
-        Ok(Pte::new(Mfn::new(pfn.raw()), self.context.machine.offered(PteFlags::KERNEL_RW)))
+        Ok(Pte::new(Mfn::new(pfn.raw()), self.guest.machine().offered(PteFlags::KERNEL_RW)))
     }
 
     /// The entries that are missing in the builder's L1 tables: what stands for the machine's own
@@ -376,12 +316,12 @@ impl<M: Machine> Work<'_, M> {
         entries.map(move |(kind, pfn)| {
             let chunk_start = pfn.raw() & !(CHUNK_PFNS - 1);
             let va = self.memory.place.kernel.checked_add_pages(chunk_start)?;
-            let around = (self.context.machine, self.context.p2m);
-            let (_, table) = l1_table(around, self.context.root, va)?;
+            let around = (self.guest.machine(), self.guest.p2m());
+            let (_, table) = l1_table(around, self.guest.kernel_root(), va)?;
             let slot = Slot { table, index: index(pfn.raw()) };
-            let flags = self.context.machine.offered(PteFlags::KERNEL_RW);
+            let flags = self.guest.machine().offered(PteFlags::KERNEL_RW);
             let new = match kind {
-                RegionKind::Ram => Pte::new(self.context.p2m.mfn(pfn)?, flags),
+                RegionKind::Ram => Pte::new(self.guest.p2m().mfn(pfn)?, flags),
                 RegionKind::Identity => self.identity(pfn)?,
             };
             Ok(ordered(direction, slot, mask_rw(new, pfn, self.memory.uses)))
@@ -400,15 +340,15 @@ impl<M: Machine> Work<'_, M> {
                 },
                 Parent::Root => {
                     let first = Level::L4.index_of(self.memory.place.direct_map);
-                    (self.context.root, u64::from(u16::from(first)))
+                    (self.guest.kernel_root(), u64::from(u16::from(first)))
                 }
             };
             Some((|| {
                 let slot = Slot {
-                    table: self.context.p2m.mfn(parent)?,
+                    table: self.guest.p2m().mfn(parent)?,
                     index: index(first + table.number),
                 };
-                let new = self.context.leads_to(table.frame)?;
+                let new = leads_to(&self.guest, table.frame)?;
                 Ok(ordered(direction, slot, new))
             })())
         })
@@ -421,8 +361,8 @@ impl<M: Machine> Work<'_, M> {
         // A table spans what an entry of the next level does.
         let pages = table.number << (table.level.shift() + CHUNK_SHIFT - PAGE_SHIFT);
         let va = self.memory.place.direct_map.checked_add_pages(pages)?;
-        let around = (self.context.machine, self.context.p2m);
-        table_above(around, self.context.root, (va, table.level))
+        let around = (self.guest.machine(), self.guest.p2m());
+        table_above(around, self.guest.kernel_root(), (va, table.level))
     }
 }
 

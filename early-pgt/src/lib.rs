@@ -105,7 +105,7 @@ mod spans;
 mod tables;
 
 pub use buffer::{Change, Direction, Marks, TableBuffer, TableRound, set_access};
-pub use build::{Build, BuildContext, Mapped};
+pub use build::{Build, Mapped};
 pub use error::{EarlyError, ReplaceError, RoundError};
 pub use memory::{
     Access, BootMemory, MapPlace, Region, RegionKind, Use, UseKind, access_of, builder_uses,

@@ -23,14 +23,14 @@ use hypercall::{
     Batch, Frames, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn, Pte,
     PteFlags, Slot, XEN_SLOTS,
 };
-use p2m::Pfns;
+use p2m::{Guest, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::buffer::{
     Change, Direction, apply, l1_table, link, protections, set_protected, step_down, table_above,
     unlink,
 };
-use crate::build::{BuildContext, index};
+use crate::build::{index, leads_to, leads_to_mfn};
 use crate::error::{EarlyError, ReplaceError};
 use crate::memory::{Access, BootMemory, Use, UseKind, mask_chunk, places};
 use crate::plan::shared_chunks;
@@ -150,7 +150,7 @@ impl UseKind {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub unsafe fn replace_tables<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     (memory, list): (&BootMemory<'_>, BuilderList),
     frames: Frames,
     batch: &mut Batch<'_>,
@@ -165,7 +165,7 @@ pub unsafe fn replace_tables<M: Machine>(
         }
     };
     let tables = Pfns::new(tables.start(), needed);
-    let work = Work { context, memory, list, tables };
+    let work = Work { guest, memory, list, tables };
     if let Err((failure, undo)) = work.replace(batch) {
         if undo.is_ok() {
             // SAFETY: these are the frames that came in, and no other token of them is left (I-1).
@@ -194,7 +194,7 @@ pub unsafe fn replace_tables<M: Machine>(
 type Failed = (EarlyError, Result<(), EarlyError>);
 
 struct Work<'a, M> {
-    context: BuildContext<'a, M>,
+    guest: Guest<'a, M>,
     memory: &'a BootMemory<'a>,
     list: BuilderList,
     /// Root, L3, the L2s, the L1s.
@@ -222,16 +222,17 @@ impl<M: Machine> Work<'_, M> {
             return Err((EarlyError::NoStorage, Ok(())));
         }
         let changes = |direction| self.swaps(direction);
-        link(self.context, self.tables, &changes, batch).map_err(|(done, failure)| {
-            (failure, unlink(self.context, (self.tables, done), &changes, batch))
+        link(self.guest, self.tables, &changes, batch).map_err(|(done, failure)| {
+            (failure, unlink(self.guest, (self.tables, done), &changes, batch))
         })?;
         let unlink_all =
-            |batch: &mut _| unlink(self.context, (self.tables, u64::MAX), &changes, batch);
+            |batch: &mut _| unlink(self.guest, (self.tables, u64::MAX), &changes, batch);
         self.switch(roots, batch).map_err(|(done, failure)| {
             let back = self.switch_back(roots, done, batch);
             (failure, back.and_then(|()| unlink_all(batch)))
         })?;
-        let own = BuildContext { root: self.root(), ..self.context };
+        // SAFETY: the kernel has just been switched to it (I-18).
+        let own = unsafe { self.guest.with_kernel_root(self.root()) };
         let released = protections(own, self.released(), Access::Writable);
         apply(own, released, None, batch).map_err(|(done, stop)| {
             let done = usize::try_from(done).unwrap_or(usize::MAX);
@@ -251,7 +252,8 @@ impl<M: Machine> Work<'_, M> {
 
     /// Fills all tables; the frames of both roots, the builder's first.
     fn fill(&self) -> Result<[Mfn; 2], EarlyError> {
-        let BuildContext { machine, p2m, root } = self.context;
+        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
+        let root = self.guest.kernel_root();
         let kernel = self.memory.place.kernel;
         let first = PageTableIndex::new(0);
         let kernel_slot = Level::L4.index_of(kernel);
@@ -296,7 +298,7 @@ impl<M: Machine> Work<'_, M> {
         let outside = |used: &Use| used.kind == UseKind::ListAndTables;
         self.memory.replaced_uses(self.list).find(outside)?;
         // One word for each page; the use has the frames of the tables above, too.
-        let words = self.context.p2m.len().saturating_mul(LIST_WORD_BYTES);
+        let words = self.guest.p2m().len().saturating_mul(LIST_WORD_BYTES);
         let pages = pages_of(va.raw() % PAGE_BYTES, words).count;
         let last = va.checked_add_pages(pages.saturating_sub(1)).ok()?;
         Some(usize::from(Level::L4.index_of(va))..=usize::from(Level::L4.index_of(last)))
@@ -304,7 +306,8 @@ impl<M: Machine> Work<'_, M> {
 
     /// The builder's L1 table `chunk`, as it is to be.
     fn copy_l1(&self, chunk: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
-        let BuildContext { machine, p2m, root } = self.context;
+        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
+        let root = self.guest.kernel_root();
         let va = self.memory.place.kernel.checked_add_pages(chunk << CHUNK_SHIFT)?;
         let (table, _) = l1_table((machine, p2m), root, va)?;
         machine.read_entries(table, PageTableIndex::new(0), entries)?;
@@ -329,19 +332,20 @@ impl<M: Machine> Work<'_, M> {
 
     /// An entry of the kernel's own that leads to `table`.
     fn leads_to(&self, table: Pfn) -> Result<Pte, EarlyError> {
-        Ok(Pte::new(self.context.p2m.mfn(table)?, PteFlags::TABLE))
+        Ok(Pte::new(self.guest.p2m().mfn(table)?, PteFlags::TABLE))
     }
 
     fn write(&self, table: Pfn, entries: &[Pte; 512]) -> Result<(), EarlyError> {
         // SAFETY: the table is one of the frames that the caller gave, and not live yet.
-        unsafe { self.context.machine.write_entries(table, PageTableIndex::new(0), entries) }?;
+        unsafe { self.guest.machine().write_entries(table, PageTableIndex::new(0), entries) }?;
         Ok(())
     }
 
     /// The entries of the direct map that lead to the builder's L1 tables, changed to lead to the
     /// copies; or back.
     fn swaps(&self, direction: Direction) -> impl Iterator<Item = Change> {
-        let BuildContext { machine, p2m, root } = self.context;
+        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
+        let root = self.guest.kernel_root();
         let l1_of = move |start: GuestVa, chunk: u64| {
             let va = start.checked_add_pages(chunk << CHUNK_SHIFT)?;
             Ok::<_, EarlyError>((l1_table((machine, p2m), root, va)?.1, va))
@@ -351,8 +355,8 @@ impl<M: Machine> Work<'_, M> {
             let va = self.memory.place.direct_map.checked_add_pages(chunk << CHUNK_SHIFT)?;
             let l2 = table_above((machine, p2m), root, (va, Level::L1))?;
             let slot = Slot { table: p2m.mfn(l2)?, index: index(chunk) };
-            let new = self.context.leads_to(self.l1(chunk))?;
-            let old = self.context.leads_to_mfn(old);
+            let new = leads_to(&self.guest, self.l1(chunk))?;
+            let old = leads_to_mfn(&self.guest, old);
             Ok(match direction {
                 Direction::Forth => (MmuUpdate::set(slot, new), old),
                 Direction::Back => (MmuUpdate::set(slot, old), new),
@@ -395,7 +399,7 @@ impl<M: Machine> Work<'_, M> {
         }
         // SAFETY: both roots map the same at every address that anybody uses: the kernel's mapping,
         // the direct map, and whatever the builder's root has besides.
-        unsafe { batch.submit(self.context.machine) }.map_err(|error| {
+        unsafe { batch.submit(self.guest.machine()) }.map_err(|error| {
             let done = batch.applied().count();
             batch.clear();
             (done, EarlyError::Switch { root: self.root(), error })

@@ -18,7 +18,7 @@
 //!   own structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
-//! * [`Frame`], [`Frames`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused
+//! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused
 //!   undo leaves, kept from everybody.
 //! * [`explain`]: what a refusal means, in words.
 //! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
@@ -51,6 +51,7 @@ mod call;
 mod error;
 pub mod explain;
 mod frame;
+mod frame_source;
 mod grants;
 mod machine;
 mod memory;
@@ -71,6 +72,7 @@ pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
 pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+pub use frame_source::FrameSource;
 pub use grants::{
     GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants, grant_flags,
 };

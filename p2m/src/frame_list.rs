@@ -8,10 +8,10 @@
 //! [`FrameList::build`] writes them again.
 #![expect(unsafe_code, reason = "writes the pages of the list, which belong to it (I-1)")]
 
-use hypercall::{AccessError, Frame, FrameAccess, Mfn, PAGE_SIZE, Pfn};
+use hypercall::{AccessError, Frame, FrameAccess, FrameSource, Mfn, PAGE_SIZE, Pfn};
 
 use crate::error::P2mError;
-use crate::leaves::{LeafSource, Leaves};
+use crate::leaves::Leaves;
 use crate::map::P2m;
 use crate::runs::LEAF_WORDS;
 
@@ -107,14 +107,14 @@ impl<'s> FrameList<'s> {
     ///
     /// ```
     /// # use hypercall::{FrameAccess, PAGE_SHIFT, Pfn};
-    /// # use pv_tests::guest::Guest;
-    /// use p2m::{BuilderList, FrameList, LeafSource};
+    /// # use pv_tests::guest::TestGuest;
+    /// use p2m::{BuilderList, FrameList, FrameSource};
     ///
-    /// let Guest { model, p2m, boot, mut frames, .. } = Guest::new();
-    /// let first = model.guest().pfn_at(boot.p2m_list).ok_or("mapped")?;
+    /// let TestGuest { model, p2m, boot, mut frames, .. } = TestGuest::new();
+    /// let first = model.test().pfn_at(boot.p2m_list).ok_or("mapped")?;
     /// let leaves = unsafe { BuilderList::new(first) };
     /// let mut middles = [const { None }; 1]; // a table for each GiB
-    /// let top = LeafSource::take(&mut frames).ok_or("no memory")?;
+    /// let top = FrameSource::take(&mut frames).ok_or("no memory")?;
     /// let mut list = FrameList::new(top, &mut middles);
     /// list.build((model, p2m), &leaves, &mut frames)?;
     /// // What a toolstack finds for the first 512 pfns is the builder's own page.
@@ -126,7 +126,7 @@ impl<'s> FrameList<'s> {
         &mut self,
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
     ) -> Result<(), FrameListError> {
         let gibs = p2m.len().div_ceil(PFNS_PER_MIDDLE);
         if gibs > PER_PAGE {
@@ -157,7 +157,7 @@ impl<'s> FrameList<'s> {
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
         pfns: crate::map::Pfns,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
     ) -> Result<(), FrameListError> {
         let end = pfns.end().min(p2m.len());
         if end > FRAME_LIST_PFNS_MAX {
@@ -174,7 +174,7 @@ impl<'s> FrameList<'s> {
         (machine, p2m): (&M, &P2m<'_>),
         leaves: &L,
         gib: u64,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
     ) -> Result<(), FrameListError> {
         let places = self.middles.len();
         let place = index(gib).and_then(|gib| self.middles.get_mut(gib));

@@ -1,26 +1,10 @@
-//! The pages of the linear list as frames: where they are, and where more come from.
+//! In which frames the pages of the linear list are.
 #![expect(unsafe_code, reason = "whoever says where the list is says what toolstacks write (I-20)")]
 
-use hypercall::{Frame, FrameAccess, Mfn, Pfn, Uncertain};
+use hypercall::{FrameAccess, Mfn, Pfn};
 
 use crate::error::P2mError;
 use crate::map::P2m;
-
-/// Hands out frames for pages and tables of the map and takes them back. A frame handed out must be
-/// in the direct mapping, mapped there writable; what is in it does not matter.
-pub trait LeafSource {
-    /// A frame, if there is one.
-    fn take(&mut self) -> Option<Frame>;
-
-    /// Takes a frame back. It is writable, and holds anything.
-    fn give(&mut self, frame: Frame);
-
-    /// Takes frames of which it is not known whether the window still maps them: Xen refused a
-    /// change and then its undo. Nobody may use them. By default they are logged, and leak.
-    fn give_uncertain(&mut self, frames: Uncertain) {
-        log::error!("kept from everybody, since Xen refused an undo: {frames:?}");
-    }
-}
 
 /// Knows in which frame each page of the linear list is.
 ///

@@ -7,6 +7,7 @@
 //! # Main types
 //! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting
 //!   copies nothing.
+//! * [`Guest`]: the machine, the map and the kernel's root, as operations take them.
 //! * [`P2mEntry`]: what a pfn stands for: RAM, nothing, a device's frame, or another domain's.
 //! * [`P2mError`]: what is wrong with a pfn, an mfn, or a change.
 //! * [`Window`]: where the list can grow, and holes cost nothing.
@@ -14,7 +15,8 @@
 //! * [`Granted`], [`Grant`], [`GrantMaps`]: frames shared with other domains, in both directions.
 //! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may
 //!   follow.
-//! * [`FindDirect`]: whoever knows where the direct mapping of a frame has its entry.
+//! * [`walk()`], [`Walk`]: what the page tables say of an address. [`DirectEntries`]: those of
+//!   the direct mapping.
 //! * [`Run`], [`Census`]: the map in lines and in numbers; [`P2m::dump`], [`P2m::svg`].
 //!
 //! # One word for each pfn
@@ -60,12 +62,13 @@
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 mod audit;
-mod direct;
+mod direct_map;
 mod dump;
 mod entry;
 mod error;
 mod frame_list;
 mod grants;
+mod guest;
 mod hazards;
 mod leaves;
 mod list;
@@ -73,10 +76,11 @@ mod map;
 mod runs;
 mod sync;
 mod toolstack;
+mod walk;
 mod window;
 
 pub use audit::{Audit, Finding, Problem, Progress, Records, Report};
-pub use direct::{FindDirect, NoDirectEntry};
+pub use direct_map::{DirectEntries, DirectMap, NoDirectEntry};
 pub use dump::Census;
 pub use entry::P2mEntry;
 pub use error::P2mError;
@@ -85,9 +89,11 @@ pub use grants::{
     Grant, GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, NotEnded,
     NotGiven, Outstanding, UnmapFailure,
 };
+pub use guest::Guest;
 pub use hazards::{Hazards, KexecPermit, KexecState};
-pub use leaves::{BuilderList, LeafSource, Leaves};
+pub use leaves::{BuilderList, Leaves};
 pub use map::{P2m, Pfns};
 pub use runs::{Grain, Run, Runs};
 pub use toolstack::{MappingChange, Published, Toolstack, UnalignedList};
+pub use walk::{TableEntry, Walk, WalkError, walk};
 pub use window::{GrowContext, OpenError, Window, WindowError, WindowFailure, WindowPlace};

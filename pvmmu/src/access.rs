@@ -6,11 +6,11 @@
 
 use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuUpdate, Pfn, Pte};
 
-use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
 use crate::marks::{held, may_be_held};
 use crate::pgd::Roots;
 use crate::tables::Parts;
+use p2m::{DirectMap, Guest};
 
 /// How a table's frame is to be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +55,14 @@ pub(crate) struct Tables {
 /// Maps the first `limit` tables of a tree as `tables` says, lower ones first, the roots last; how
 /// many there were. One hypercall for each time the batch is full, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     (tables, limit): (Tables, u64),
     batch: &mut Batch<'_>,
 ) -> Result<u64, Stopped> {
     batch.clear();
     let direct_map = DirectMap::default();
-    let mut pass = Pass { context, tables, left: limit, done: 0, batch, direct_map };
+    let mut pass = Pass { guest, tables, left: limit, done: 0, batch, direct_map };
     match pass.roots(roots) {
         Ok(()) => Ok(pass.done),
         Err(failure) => {
@@ -78,7 +78,7 @@ const PART: usize = 64;
 /// A change of the direct mapping of a tree's tables. It is most of what a pin costs the guest, so
 /// each table is looked at once, in a loop without calls.
 struct Pass<'a, 'b, 'c, M> {
-    context: &'a Context<'c, M>,
+    guest: &'a Guest<'c, M>,
     tables: Tables,
     /// Tables that may still be changed.
     left: u64,
@@ -92,10 +92,10 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
     fn roots(&mut self, roots: Roots) -> Result<(), PinFailure> {
         self.below(Level::L4, roots.kernel)?;
         for root in [Some(roots.kernel), roots.user].into_iter().flatten() {
-            let mfn = self.context.mfn(root)?;
+            let mfn = self.guest.mfn(root)?;
             self.one(mfn)?;
         }
-        submit(self.context, self.batch, &mut self.done)
+        submit(self.guest, self.batch, &mut self.done)
     }
 
     /// All tables below `table`, lower ones first.
@@ -103,11 +103,11 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
         let Some(below) = level.below() else { return Ok(()) };
         let mut part = [Pte::ABSENT; PART];
         let mut parts = Parts::of(level, table);
-        while parts.next(self.context, &mut part)?.is_some() {
+        while parts.next(self.guest, &mut part)?.is_some() {
             for pte in &part {
                 let Entry::Table(mfn) = pte.decode(level) else { continue };
                 if below > Level::L1 {
-                    let pfn = self.context.p2m.pfn(self.context.machine, mfn)?;
+                    let pfn = self.guest.p2m().pfn(self.guest.machine(), mfn)?;
                     self.below(below, pfn)?;
                 }
                 if !may_be_held(*pte) || !self.stays(*pte) {
@@ -131,9 +131,9 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
             return Ok(());
         }
         if self.batch.room() == 0 && !self.batch.is_empty() {
-            submit(self.context, self.batch, &mut self.done)?;
+            submit(self.guest, self.batch, &mut self.done)?;
         }
-        let (slot, pte) = self.direct_map.entry_of(self.context, table)?;
+        let (slot, pte) = self.direct_map.entry_of(self.guest, table)?;
         self.batch.update(MmuUpdate::set(slot, self.tables.access.apply(pte)), pte.raw())?;
         self.left -= 1;
         Ok(())
@@ -142,7 +142,7 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
 
 /// Puts the first `count` tables back to how they were before `set_access` changed them.
 pub(crate) fn undo<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     (tables, count): (Tables, u64),
     batch: &mut Batch<'_>,
@@ -151,20 +151,20 @@ pub(crate) fn undo<M: Machine>(
         return Ok(());
     }
     let before = Tables { access: tables.access.opposite(), ..tables };
-    set_access(context, roots, (before, count), batch)
+    set_access(guest, roots, (before, count), batch)
         .map(drop)
         .map_err(|stopped| UndoError { failure: stopped.failure })
 }
 
 fn submit<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     batch: &mut Batch<'_>,
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let full = batch.updates();
     // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong
     // to nobody else (I-4); no Rust reference leads into them.
-    match unsafe { batch.submit(context.machine) } {
+    match unsafe { batch.submit(guest.machine()) } {
         Ok(()) => {
             *done += full as u64;
             Ok(())
@@ -175,7 +175,7 @@ fn submit<M: Machine>(
             match batch.refused_update() {
                 Some(update) => {
                     let mfn = Pte::from_raw(update.value()).mfn();
-                    let table = context.p2m.pfn(context.machine, mfn)?;
+                    let table = guest.pfn(mfn)?;
                     Err(PinFailure::Protect { table, error })
                 }
                 None => Err(PinFailure::Call(error)),

@@ -9,12 +9,11 @@ use core::fmt;
 use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, Pfn, Pte, PteFlags, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
-use crate::error::WalkError;
 use crate::marks::{FOREIGN, MARKS};
 use crate::obstacles::{Descend, each_entry};
 use crate::pgd::Pgd;
 use crate::tables::USER_SLOTS;
+use p2m::{Guest, WalkError};
 
 /// The roots of a tree to be audited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,45 +175,45 @@ pub const fn audit_words(pfns: u64) -> u64 {
 ///
 /// ```
 /// # use hypercall::GuestVa;
-/// # use pv_tests::guest::Guest;
+/// # use pv_tests::guest::TestGuest;
 /// use pvmmu::{Pages, audit};
 ///
-/// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-/// let words = audit::audit_words(tools.context.p2m().len());
+/// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// let words = audit::audit_words(tools.guest.p2m().len());
 /// let mut memory = vec![0; words as usize];
 /// let mut findings = Vec::new();
 /// let report = &mut |finding| findings.push(finding);
-/// let tables = audit::audit(&tools.context, &[pgd.tree()], &mut memory, report)?;
+/// let tables = audit::audit(&tools.guest, &[pgd.tree()], &mut memory, report)?;
 /// assert!(findings.is_empty() && tables > 4);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn audit<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     trees: &[Tree],
     memory: &mut [u64],
     report: &mut impl FnMut(Finding),
 ) -> Result<u64, AuditError> {
-    let words = audit_words(context.p2m.len());
+    let words = audit_words(guest.p2m().len());
     if (memory.len() as u64) < words {
         return Err(AuditError::Memory(words));
     }
     memory.fill(0);
     let (tables, seen) = memory.split_at_mut(memory.len() / 2);
     let roots = || {
-        let running = Tree { kernel: context.kernel_root, user: None };
+        let running = Tree { kernel: guest.kernel_root(), user: None };
         let trees = core::iter::once(running).chain(trees.iter().copied());
         trees.flat_map(|tree| [Some(tree.kernel), tree.user]).flatten()
     };
     for root in roots() {
-        visit(context, (Level::L4, root, 0), tables, &mut |_| {})?;
+        visit(guest, (Level::L4, root, 0), tables, &mut |_| {})?;
     }
     let mut read = 0;
     for root in roots() {
-        let check = &mut |place| check(context, place, tables, report);
-        read += visit(context, (Level::L4, root, 0), seen, check)?;
+        let check = &mut |place| check(guest, place, tables, report);
+        read += visit(guest, (Level::L4, root, 0), seen, check)?;
     }
     for tree in trees {
-        compare_roots(context, *tree, report)?;
+        compare_roots(guest, *tree, report)?;
     }
     Ok(read)
 }
@@ -222,7 +221,7 @@ pub fn audit<M: FrameAccess>(
 /// Calls `f` for every entry that is not zero of every table that is not in `seen`, and adds them.
 /// How many tables.
 fn visit<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table, base): (Level, Pfn, u64),
     seen: &mut [u64],
     f: &mut impl FnMut(Place),
@@ -235,16 +234,16 @@ fn visit<M: FrameAccess>(
         if level == Level::L4 && XEN_SLOTS.contains(&slot) {
             continue;
         }
-        let pte = context.machine.read_entry(table, PageTableIndex::new_truncate(slot))?;
+        let pte = guest.machine().read_entry(table, PageTableIndex::new_truncate(slot))?;
         if pte == Pte::ABSENT {
             continue;
         }
         let va = sign_extended(base + (u64::from(slot) << level.shift()));
         f(Place { va, level, table, pte });
         if let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below())
-            && let Ok(pfn) = context.p2m.pfn(context.machine, mfn)
+            && let Ok(pfn) = guest.pfn(mfn)
         {
-            read += visit(context, (below, pfn, va), seen, f)?;
+            read += visit(guest, (below, pfn, va), seen, f)?;
         }
     }
     Ok(read)
@@ -256,7 +255,7 @@ pub(crate) const fn sign_extended(address: u64) -> u64 {
 }
 
 fn check<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     place: Place,
     tables: &[u64],
     report: &mut impl FnMut(Finding),
@@ -274,7 +273,7 @@ fn check<M: FrameAccess>(
             report(Finding::UserInKernelHalf(place));
         }
     }
-    match context.p2m.pfn(context.machine, pte.mfn()) {
+    match guest.pfn(pte.mfn()) {
         Ok(table) if level == Level::L1 && pte.is_writable() && contains(tables, table) => {
             report(Finding::WritableTable { place, table });
         }
@@ -286,7 +285,7 @@ fn check<M: FrameAccess>(
 }
 
 fn compare_roots<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     tree: Tree,
     report: &mut impl FnMut(Finding),
 ) -> Result<(), WalkError> {
@@ -297,8 +296,8 @@ fn compare_roots<M: FrameAccess>(
     };
     for slot in USER_SLOTS {
         let index = PageTableIndex::new_truncate(slot);
-        let kernel = context.machine.read_entry(tree.kernel, index)?;
-        let user = context.machine.read_entry(user_root, index)?;
+        let kernel = guest.machine().read_entry(tree.kernel, index)?;
+        let user = guest.machine().read_entry(user_root, index)?;
         if plain(kernel) != plain(user) {
             report(Finding::RootsDiffer { slot, kernel, user });
         }
@@ -318,30 +317,30 @@ fn compare_roots<M: FrameAccess>(
 ///
 /// ```
 /// # use hypercall::GuestVa;
-/// # use pv_tests::guest::Guest;
+/// # use pv_tests::guest::TestGuest;
 /// use pvmmu::{Pages, audit};
 ///
 /// let va = GuestVa::new(0x40_0000)?;
-/// let (pgd, tools) = Guest::with_pinned(Pages::one(va));
-/// let page = pgd.translate(&tools.context, va)?.and_then(|page| page.frame.pfn());
+/// let (pgd, tools) = TestGuest::with_pinned(Pages::one(va));
+/// let page = pgd.translate(&tools.guest, va)?.and_then(|page| page.frame.pfn());
 /// let mut found = Vec::new();
 /// let (pfn, trees) = (page.ok_or("it is mapped")?, [pgd.tree()]);
-/// audit::writable_mappings(&tools.context, &trees, pfn, &mut |va| found.push(va))?;
+/// audit::writable_mappings(&tools.guest, &trees, pfn, &mut |va| found.push(va))?;
 /// assert_eq!(found.len(), 2); // the direct mapping's, and its own
 /// assert!(found.contains(&va));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn writable_mappings<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     trees: &[Tree],
     pfn: Pfn,
     found: &mut impl FnMut(GuestVa),
 ) -> Result<(), WalkError> {
-    let mfn = context.mfn(pfn)?;
+    let mfn = guest.mfn(pfn)?;
     // The kernel half is the same in all trees.
     let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
-    for (root, slots) in core::iter::once((context.kernel_root, 0..ENTRIES)).chain(own) {
-        each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+    for (root, slots) in core::iter::once((guest.kernel_root(), 0..ENTRIES)).chain(own) {
+        each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
             let maps_it = place.level == Level::L1 && place.pte.mfn() == mfn;
             if let (Ok(va), true) = (GuestVa::new(place.va), maps_it && place.pte.is_writable()) {
                 found(va);

@@ -9,10 +9,9 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
 use crate::cost::{COSTS, Population, Way};
 use crate::edit::{Edit, Tools, empty_table};
-use crate::error::{MapError, UnpinError, WalkError};
+use crate::error::{MapError, UnpinError};
 use crate::frames::FrameSource;
 use crate::loose::empty;
 use crate::marks::held;
@@ -20,6 +19,7 @@ use crate::pgd::{Holds, Pgd, Pinned};
 use crate::pin::unpin;
 use crate::room::Room;
 use crate::tables::Present;
+use p2m::{Guest, WalkError};
 
 /// An address space that was not taken apart, given back.
 #[derive(Debug)]
@@ -56,15 +56,15 @@ impl DestroyError {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
-    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// unsafe { vcpus.load(&tools.guest, 0, &pgd) }?;
     /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err(); // vCPU 0 runs on it
     /// let pgd = refused.into_pgd().ok_or("it is gone")?;
-    /// unsafe { vcpus.leave(&tools.context, 0) }?;
+    /// unsafe { vcpus.leave(&tools.guest, 0) }?;
     /// vcpus.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -91,10 +91,10 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (pgd, mut tools) = Guest::with_pinned(pages); // eight pages, pinned
+    /// let (pgd, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
     /// let before = tools.frames.source.count();
     /// pgd.destroy(&mut tools)?;
     /// assert_eq!(tools.frames.source.count(), before + 8 + 4); // pages, and tables
@@ -106,7 +106,7 @@ impl Pgd<Pinned> {
     ) -> Result<(), DestroyError> {
         let roots = self.roots();
         let ready = Room::check(tools.batch)
-            .and_then(|()| self.put_right(&tools.context).map_err(MapError::from));
+            .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from));
         if let Err(error) = ready {
             return Err(DestroyError::Pinned(self, error));
         }
@@ -122,16 +122,16 @@ impl Pgd<Pinned> {
             edit.abandon();
             return Err(DestroyError::Pinned(self, error));
         }
-        let Tools { context, batch, tables, frames, .. } = tools;
-        match unpin(context, (roots, holds), Level::L2, batch) {
+        let Tools { guest, batch, tables, frames, .. } = tools;
+        match unpin(guest, (roots, holds), Level::L2, batch) {
             Ok(released) => tables.ended_outside(released),
             Err(refused) => {
-                return Err(DestroyError::NotUnpinned(self.not_unpinned(context, refused)));
+                return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
             }
         }
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
-        empty(context, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
+        empty(guest, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
         Ok(())
@@ -160,17 +160,17 @@ fn strip<M: Machine, F: FrameSource>(
     entries: &mut [Pte; 512],
 ) -> Result<(), MapError> {
     let Some(below) = level.below() else { return Ok(()) };
-    let context = edit.context();
+    let guest = edit.guest();
     let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(&context)? {
+    while let Some((index, pte)) = present.next(&guest)? {
         let Entry::Table(mfn) = pte.decode(level) else { continue };
-        let child = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+        let child = guest.pfn(mfn).map_err(WalkError::from)?;
         let base = base + (u64::from(index) << level.shift());
         let child_is_held = held(pte).is_some();
         let unlinks = if below > Level::L1 {
             let child_end = match end {
                 End::Emptied => End::Emptied,
-                End::Dropped => end_of(&context, (below, child, pte))?,
+                End::Dropped => end_of(&guest, (below, child, pte))?,
             };
             strip(edit, (below, child, child_end), base, entries)?;
             child_end == End::Emptied
@@ -178,7 +178,7 @@ fn strip<M: Machine, F: FrameSource>(
             let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
             let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
             if way == Way::Table {
-                context.machine.read_entries(child, PageTableIndex::new(0), entries)?;
+                guest.machine().read_entries(child, PageTableIndex::new(0), entries)?;
                 edit.take_out(child, va, entries)?;
             }
             way == Way::Entries && end == End::Emptied
@@ -195,7 +195,7 @@ fn strip<M: Machine, F: FrameSource>(
 /// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept,
 /// with few tables in it, and only if the upper tables in it are kept, too.
 fn end_of<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table, link): (Level, Pfn, Pte),
 ) -> Result<End, WalkError> {
     if held(link).is_none() {
@@ -203,7 +203,7 @@ fn end_of<M: Machine>(
     }
     let mut tables = 0;
     let mut present = Present::of(level, table);
-    while let Some((_, pte)) = present.next(context)? {
+    while let Some((_, pte)) = present.next(guest)? {
         tables += 1;
         if COSTS.to_end_upper(tables) == Way::Table {
             return Ok(End::Dropped);
@@ -211,8 +211,8 @@ fn end_of<M: Machine>(
         if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
             (pte.decode(level), level.below())
         {
-            let child = context.p2m.pfn(context.machine, mfn)?;
-            if end_of(context, (below, child, pte))? == End::Dropped {
+            let child = guest.pfn(mfn)?;
+            if end_of(guest, (below, child, pte))? == End::Dropped {
                 return Ok(End::Dropped);
             }
         }
@@ -230,11 +230,11 @@ fn clear_l1<M: Machine, F: FrameSource>(
     table: Pfn,
     va: GuestVa,
 ) -> Result<Way, MapError> {
-    let context = edit.context();
+    let guest = edit.guest();
     let mut few = [0u16; FEW as usize];
     let mut before = Population::default();
     let mut present = Present::of(Level::L1, table);
-    while let Some((index, pte)) = present.next(&context)? {
+    while let Some((index, pte)) = present.next(&guest)? {
         let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Way::Table) };
         *place = index.into();
         if pte.is_writable() {
@@ -245,10 +245,10 @@ fn clear_l1<M: Machine, F: FrameSource>(
     }
     let way = COSTS.to_clear(before.total(), before, Population::default());
     if way == Way::Entries {
-        let mfn = context.mfn(table)?;
+        let mfn = guest.mfn(table)?;
         for index in &few[..usize::from(before.total())] {
             let index = PageTableIndex::new_truncate(*index);
-            let pte = context.machine.read_entry(table, index)?;
+            let pte = guest.machine().read_entry(table, index)?;
             let update = MmuUpdate::set(Slot { table: mfn, index }, Pte::ABSENT);
             edit.clear_entry((va, update), pte)?;
         }

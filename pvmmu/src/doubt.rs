@@ -2,7 +2,7 @@
 //!
 //! Xen may refuse a change, and then the undo of the part of it that has taken effect. A [`Pgd`]
 //! then notes what is not as its invariants say. Every operation that changes it begins by putting
-//! that right, and does nothing else while Xen refuses it ([`WalkError::InDoubt`]). So no change
+//! that right, and does nothing else while Xen refuses it ([`MapError::InDoubt`](crate::MapError::InDoubt)). So no change
 //! builds on what is in doubt, however often Xen refuses. The entries are read again for it: what
 //! stands in memory is what Xen has done.
 //!
@@ -15,19 +15,46 @@
 )]
 
 use hypercall::{
-    Call, Domains, Errno, Error, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, PAGE_SHIFT,
-    Pfn, Pte, PteFlags, Request, Slot,
+    AccessError, Call, Domains, Errno, Error, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate,
+    PAGE_SHIFT, Pfn, Pte, PteFlags, Request, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::Access;
-use crate::context::{Context, DirectMap};
-use crate::error::WalkError;
 use crate::hold::{Link, each_table};
 use crate::marks::{COPY_ON_WRITE, MARKS, MIRRORED, SHARED, held};
+use crate::ops::submit_ops;
 use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned, Roots};
 use crate::tables::USER_SLOTS;
+use p2m::{DirectMap, Guest, P2mError, WalkError};
+
+/// Why what is in doubt was not put right. Nothing else was done, and the next change tries again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotPutRight {
+    /// The tables could not be read.
+    Walk(WalkError),
+    /// Xen refused it.
+    Refused(Error),
+}
+
+impl From<WalkError> for NotPutRight {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<AccessError> for NotPutRight {
+    fn from(error: AccessError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl From<P2mError> for NotPutRight {
+    fn from(error: P2mError) -> Self {
+        Self::Walk(error.into())
+    }
+}
 
 /// What is in doubt of an address space. In any case TLBs may hold what its entries no longer say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +123,9 @@ impl Pgd<Pinned> {
     #[inline]
     pub(crate) fn put_right<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
-    ) -> Result<(), WalkError> {
-        put_right(context, self.roots(), &mut self.doubt)
+        guest: &Guest<'_, M>,
+    ) -> Result<(), NotPutRight> {
+        put_right(guest, self.roots(), &mut self.doubt)
     }
 }
 
@@ -107,10 +134,10 @@ impl Pgd<Loose> {
     #[inline]
     pub(crate) fn put_right<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
-    ) -> Result<(), WalkError> {
+        guest: &Guest<'_, M>,
+    ) -> Result<(), NotPutRight> {
         if self.doubt.is_some() {
-            make_plain(context, self.roots())?;
+            make_plain(guest, self.roots())?;
             self.doubt = None;
         }
         Ok(())
@@ -120,14 +147,14 @@ impl Pgd<Loose> {
 /// Puts right what is in doubt of a pinned tree, if anything.
 #[inline]
 pub(crate) fn put_right<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     doubt: &mut Option<Doubt>,
-) -> Result<(), WalkError> {
+) -> Result<(), NotPutRight> {
     match *doubt {
         None => Ok(()),
         Some(what) => {
-            resolve(context, roots, what)?;
+            resolve(guest, roots, what)?;
             *doubt = None;
             Ok(())
         }
@@ -136,72 +163,73 @@ pub(crate) fn put_right<M: Machine>(
 
 #[cold]
 fn resolve<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     Doubt { moving, tables }: Doubt,
-) -> Result<(), WalkError> {
+) -> Result<(), NotPutRight> {
     if tables == Shape::Unknown {
-        make_pinned(context, roots)?;
+        make_pinned(guest, roots)?;
     }
     if let Some(moving) = moving {
-        keep_one(context, roots.kernel, moving)?;
-        make_writable(context, roots.kernel, moving)?;
+        keep_one(guest, roots.kernel, moving)?;
+        make_writable(guest, roots.kernel, moving)?;
     }
     // SAFETY: a flush changes no mapping.
-    unsafe { context.submit_ops(&[MmuExtOp::tlb_flush_all()]) }.map_err(WalkError::InDoubt)
+    unsafe { submit_ops(guest.machine(), &[MmuExtOp::tlb_flush_all()]) }
+        .map_err(NotPutRight::Refused)
 }
 
 /// One update, by itself.
-fn update<M: Machine>(context: &Context<'_, M>, update: MmuUpdate) -> Result<(), WalkError> {
+fn update<M: Machine>(guest: &Guest<'_, M>, update: MmuUpdate) -> Result<(), NotPutRight> {
     let updates = [update];
     let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
     // SAFETY: the entry belongs to the address space (I-4), or is that of a table of its in the
     // direct mapping (I-2); it keeps its frame, or is the second one of what is at two places.
-    unsafe { context.machine.issue(&mut calls) }
+    unsafe { guest.machine().issue(&mut calls) }
         .and_then(|()| calls[0].result())
-        .map_err(WalkError::InDoubt)
+        .map_err(NotPutRight::Refused)
 }
 
 /// One operation on a table, by itself. Xen answers EINVAL to a pin of a table that is pinned and
 /// to an unpin of one that is not.
-fn operation<M: Machine>(context: &Context<'_, M>, op: MmuExtOp) -> Result<(), WalkError> {
+fn operation<M: Machine>(guest: &Guest<'_, M>, op: MmuExtOp) -> Result<(), NotPutRight> {
     // SAFETY: the table belongs to the address space (I-4), and a pin changes no mapping.
-    unsafe { context.submit_ops(&[op]) }.map_err(WalkError::InDoubt)
+    unsafe { submit_ops(guest.machine(), &[op]) }.map_err(NotPutRight::Refused)
 }
 
-fn unpin<M: Machine>(context: &Context<'_, M>, table: Mfn) -> Result<(), WalkError> {
-    unless_invalid(operation(context, MmuExtOp::unpin(table)))
+fn unpin<M: Machine>(guest: &Guest<'_, M>, table: Mfn) -> Result<(), NotPutRight> {
+    unless_invalid(operation(guest, MmuExtOp::unpin(table)))
 }
 
-fn unless_invalid(done: Result<(), WalkError>) -> Result<(), WalkError> {
+fn unless_invalid(done: Result<(), NotPutRight>) -> Result<(), NotPutRight> {
     match done {
-        Err(WalkError::InDoubt(Error { errno: Errno::EINVAL, .. })) => Ok(()),
+        Err(NotPutRight::Refused(Error { errno: Errno::EINVAL, .. })) => Ok(()),
         done => done,
     }
 }
 
 /// Lets go of a pin, if there is one, and takes it: so it is known to be there.
-fn pin<M: Machine>(context: &Context<'_, M>, level: Level, table: Mfn) -> Result<(), WalkError> {
-    unpin(context, table)?;
-    operation(context, MmuExtOp::pin(level, table))
+fn pin<M: Machine>(guest: &Guest<'_, M>, level: Level, table: Mfn) -> Result<(), NotPutRight> {
+    unpin(guest, table)?;
+    operation(guest, MmuExtOp::pin(level, table))
 }
 
 /// Takes a pin, if there is none, and lets go of it: so it is known that there is none.
-fn no_pin<M: Machine>(context: &Context<'_, M>, level: Level, table: Mfn) -> Result<(), WalkError> {
-    unless_invalid(operation(context, MmuExtOp::pin(level, table)))?;
-    operation(context, MmuExtOp::unpin(table))
+fn no_pin<M: Machine>(guest: &Guest<'_, M>, level: Level, table: Mfn) -> Result<(), NotPutRight> {
+    unless_invalid(operation(guest, MmuExtOp::pin(level, table)))?;
+    operation(guest, MmuExtOp::unpin(table))
 }
 
 /// Gives the direct mapping of the table `mfn` that access, if it has another one.
 fn allow<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     direct_map: &mut DirectMap,
     mfn: Mfn,
     access: Access,
-) -> Result<(), WalkError> {
-    let (slot, pte) = direct_map.entry_of(context, mfn)?;
+) -> Result<(), NotPutRight> {
+    let (slot, pte) = direct_map.entry_of(guest, mfn)?;
     let new = access.apply(pte);
-    if new == pte { Ok(()) } else { update(context, MmuUpdate::set(slot, new)) }
+    if new == pte { Ok(()) } else { update(guest, MmuUpdate::set(slot, new)) }
 }
 
 fn both(roots: Roots) -> impl Iterator<Item = Pfn> {
@@ -210,39 +238,39 @@ fn both(roots: Roots) -> impl Iterator<Item = Pfn> {
 
 /// Makes all tables read-only, has the roots pinned, and of the others those that carry the mark;
 /// and makes the user root a copy again.
-fn make_pinned<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkError> {
+fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
     let whole = (Level::L4, roots.kernel);
-    each_table(context, whole, Level::L1, &mut |link: Link| {
-        allow(context, direct_map, link.pte.mfn(), Access::ReadOnly)
+    each_table(guest, whole, Level::L1, &mut |link: Link| {
+        allow(guest, direct_map, link.pte.mfn(), Access::ReadOnly)
     })?;
     for root in both(roots) {
-        let mfn = context.mfn(root)?;
-        allow(context, direct_map, mfn, Access::ReadOnly)?;
-        pin(context, Level::L4, mfn)?;
+        let mfn = guest.mfn(root)?;
+        allow(guest, direct_map, mfn, Access::ReadOnly)?;
+        pin(guest, Level::L4, mfn)?;
     }
-    each_table(context, whole, Level::L1, &mut |link: Link| {
+    each_table(guest, whole, Level::L1, &mut |link: Link| {
         let table = link.pte.mfn();
         match held(link.pte) {
-            Some(held) => pin(context, held.level(), table),
-            None => no_pin(context, link.level, table),
+            Some(held) => pin(guest, held.level(), table),
+            None => no_pin(guest, link.level, table),
         }
     })?;
-    roots.user.map_or(Ok(()), |user| mirror(context, roots.kernel, user))
+    roots.user.map_or(Ok(()), |user| mirror(guest, roots.kernel, user))
 }
 
 /// Makes the lower half of the user root what I-6 says.
-fn mirror<M: Machine>(context: &Context<'_, M>, kernel: Pfn, user: Pfn) -> Result<(), WalkError> {
+fn mirror<M: Machine>(guest: &Guest<'_, M>, kernel: Pfn, user: Pfn) -> Result<(), NotPutRight> {
     for index in USER_SLOTS.map(PageTableIndex::new_truncate) {
-        let original = context.machine.read_entry(kernel, index)?;
-        let copy = context.machine.read_entry(user, index)?;
+        let original = guest.machine().read_entry(kernel, index)?;
+        let copy = guest.machine().read_entry(user, index)?;
         let wanted = if original.is_present() {
             original.with_flags(original.flags().difference(MARKS).union(MIRRORED))
         } else {
             Pte::ABSENT
         };
         if (copy.is_present() || wanted.is_present()) && !copy.same_for_guest(wanted) {
-            update(context, MmuUpdate::set(context.slot(user, index)?, wanted))?;
+            update(guest, MmuUpdate::set(guest.slot(user, index)?, wanted))?;
         }
     }
     Ok(())
@@ -250,33 +278,33 @@ fn mirror<M: Machine>(context: &Context<'_, M>, kernel: Pfn, user: Pfn) -> Resul
 
 /// Unpins all tables and makes them writable.
 #[cold]
-fn make_plain<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkError> {
+fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
     let whole = (Level::L4, roots.kernel);
     for root in both(roots) {
-        unpin(context, context.mfn(root)?)?;
+        unpin(guest, guest.mfn(root)?)?;
     }
-    each_table(context, whole, Level::L1, &mut |link: Link| unpin(context, link.pte.mfn()))?;
-    each_table(context, whole, Level::L1, &mut |link: Link| {
-        allow(context, direct_map, link.pte.mfn(), Access::Writable)
+    each_table(guest, whole, Level::L1, &mut |link: Link| unpin(guest, link.pte.mfn()))?;
+    each_table(guest, whole, Level::L1, &mut |link: Link| {
+        allow(guest, direct_map, link.pte.mfn(), Access::Writable)
     })?;
     for root in both(roots) {
-        allow(context, direct_map, context.mfn(root)?, Access::Writable)?;
+        allow(guest, direct_map, guest.mfn(root)?, Access::Writable)?;
     }
     Ok(())
 }
 
 /// The entry of `level` for `va`, if there is a table for it.
 fn entry<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     level: Level,
     va: GuestVa,
 ) -> Result<Option<(Slot, Pte)>, WalkError> {
     let mut path = Path::new(root);
-    path.seek(context, va)?;
+    path.seek(guest, va)?;
     match path.table(level) {
-        Some(_) => path.entry(context, (level, va)).map(Some),
+        Some(_) => path.entry(guest, (level, va)).map(Some),
         None => Ok(None),
     }
 }
@@ -284,14 +312,14 @@ fn entry<M: Machine>(
 /// Takes what is at two places from the one where it is not to be. That it was written there is
 /// noted in the entry that stays.
 fn keep_one<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     moving: Moving,
-) -> Result<(), WalkError> {
+) -> Result<(), NotPutRight> {
     let level = moving.level;
     let Some((from, to)) = moving.twice.and_then(|at| moving.at(at)) else { return Ok(()) };
     let (Some((kept, stays)), Some((slot, goes))) =
-        (entry(context, root, level, from)?, entry(context, root, level, to)?)
+        (entry(guest, root, level, from)?, entry(guest, root, level, to)?)
     else {
         return Ok(());
     };
@@ -304,28 +332,28 @@ fn keep_one<M: Machine>(
             Level::L1 => MmuUpdate::set_preserving_ad(slot, Pte::ABSENT),
             _ => MmuUpdate::set(slot, Pte::ABSENT),
         };
-        update(context, clear)?;
+        update(guest, clear)?;
     }
     match level {
-        Level::L1 => note_seen(context, root, kept, stays, to),
+        Level::L1 => note_seen(guest, root, kept, stays, to),
         _ => Ok(()),
     }
 }
 
 /// Notes in the entry of a page what the CPU noted in the one for `was`, which is absent.
 fn note_seen<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     slot: Slot,
     pte: Pte,
     was: GuestVa,
-) -> Result<(), WalkError> {
-    let left = entry(context, root, Level::L1, was)?.map_or(Pte::ABSENT, |(_, left)| left);
+) -> Result<(), NotPutRight> {
+    let left = entry(guest, root, Level::L1, was)?.map_or(Pte::ABSENT, |(_, left)| left);
     let seen = left.flags() & (PteFlags::ACCESSED | PteFlags::DIRTY);
     if left.is_present() || pte.flags().contains(seen) {
         return Ok(());
     }
-    update(context, MmuUpdate::set_preserving_ad(slot, pte.with_flags(pte.flags() | seen)))
+    update(guest, MmuUpdate::set_preserving_ad(slot, pte.with_flags(pte.flags() | seen)))
 }
 
 /// What a page that was write-protected to be moved is otherwise: `None` if it was not.
@@ -337,16 +365,16 @@ pub(crate) fn unprotected(pte: Pte) -> Option<Pte> {
 
 /// Lets pages that were to move be written again.
 fn make_writable<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     moving: Moving,
-) -> Result<(), WalkError> {
+) -> Result<(), NotPutRight> {
     let pages = if moving.level == Level::L1 { 0..moving.count } else { 0..0 };
     for (va, to) in pages.filter_map(|at| moving.at(at)) {
-        let Some((slot, pte)) = entry(context, root, Level::L1, va)? else { continue };
+        let Some((slot, pte)) = entry(guest, root, Level::L1, va)? else { continue };
         if let Some(writable) = unprotected(pte) {
-            note_seen(context, root, slot, pte, to)?;
-            update(context, MmuUpdate::set_preserving_ad(slot, writable))?;
+            note_seen(guest, root, slot, pte, to)?;
+            update(guest, MmuUpdate::set_preserving_ad(slot, writable))?;
         }
     }
     Ok(())

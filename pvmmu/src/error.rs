@@ -5,53 +5,13 @@ use core::fmt;
 use hypercall::{
     AccessError, BatchError, DomId, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte,
 };
-use p2m::P2mError;
+use p2m::{P2mError, WalkError};
 
+use crate::doubt::NotPutRight;
 use crate::obstacles::Obstacles;
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::primitive::Primitive;
 use crate::room::{Room, SMALLEST_BATCH};
-
-/// Page tables could not be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WalkError {
-    /// A table's frame cannot be reached.
-    Access(AccessError),
-    /// An entry points to a frame that the frame map does not confirm.
-    P2m(P2mError),
-    /// The address has no L1 entry.
-    NotMapped(GuestVa),
-    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
-    /// them right now. Nothing else was done. The next change tries it again.
-    InDoubt(Error),
-}
-
-impl From<AccessError> for WalkError {
-    fn from(error: AccessError) -> Self {
-        Self::Access(error)
-    }
-}
-
-impl From<P2mError> for WalkError {
-    fn from(error: P2mError) -> Self {
-        Self::P2m(error)
-    }
-}
-
-impl fmt::Display for WalkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Access(error) => error.fmt(f),
-            Self::P2m(error) => error.fmt(f),
-            Self::NotMapped(va) => write!(f, "{va} has no L1 entry"),
-            Self::InDoubt(error) => {
-                write!(f, "what an earlier undo left was not put right: {error}")
-            }
-        }
-    }
-}
-
-impl core::error::Error for WalkError {}
 
 /// Why a mapping could not be made, changed or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +48,9 @@ pub enum MapError {
     BatchTooSmall(Room),
     /// The tables could not be read.
     Walk(WalkError),
+    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
+    /// them right now. Nothing else was done. The next change tries it again.
+    InDoubt(Error),
     /// Xen refused an update; those that went out with it have been undone.
     Refused {
         /// Where the refused update was to take effect: the first address that the entry spans.
@@ -125,6 +88,15 @@ pub enum MapError {
         /// Why the first one stays.
         error: Error,
     },
+}
+
+impl From<NotPutRight> for MapError {
+    fn from(error: NotPutRight) -> Self {
+        match error {
+            NotPutRight::Walk(error) => error.into(),
+            NotPutRight::Refused(error) => Self::InDoubt(error),
+        }
+    }
 }
 
 impl From<WalkError> for MapError {
@@ -169,6 +141,7 @@ impl fmt::Display for MapError {
                 write!(f, "the batch has room for {room}: give it {SMALLEST_BATCH}")
             }
             Self::Walk(error) => error.fmt(f),
+            Self::InDoubt(error) => in_doubt(error, f),
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
             Self::LinkRefused { va, level, table, error, obstacles } => {
                 write!(f, "{level} table pfn {table} at {va}: {error}")?;
@@ -244,6 +217,9 @@ impl core::error::Error for MapFailed {}
 pub enum PinFailure {
     /// The tables could not be read.
     Walk(WalkError),
+    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
+    /// them right now. Nothing else was done. The next change tries it again.
+    InDoubt(Error),
     /// Xen refused to change the direct mapping of a table's frame.
     Protect {
         /// The table.
@@ -278,6 +254,15 @@ pub enum PinFailure {
     BatchTooSmall,
 }
 
+impl From<NotPutRight> for PinFailure {
+    fn from(error: NotPutRight) -> Self {
+        match error {
+            NotPutRight::Walk(error) => error.into(),
+            NotPutRight::Refused(error) => Self::InDoubt(error),
+        }
+    }
+}
+
 impl From<WalkError> for PinFailure {
     fn from(error: WalkError) -> Self {
         Self::Walk(error)
@@ -306,6 +291,7 @@ impl fmt::Display for PinFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Walk(error) => error.fmt(f),
+            Self::InDoubt(error) => in_doubt(error, f),
             Self::Protect { table, error } => {
                 write!(f, "the direct mapping of table pfn {table} was not changed: {error}")
             }
@@ -417,3 +403,7 @@ impl fmt::Display for LoadError {
 }
 
 impl core::error::Error for LoadError {}
+
+fn in_doubt(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "what an earlier undo left was not put right: {error}")
+}

@@ -11,10 +11,10 @@ use hypercall::explain::{Cause, Conflict, Use};
 use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte};
 
 use crate::audit::Tree;
-use crate::context::Context;
 use crate::error::{PinError, PinFailure};
 use crate::obstacles::{Obstacle, Obstacles, table_level};
 use crate::tables::USER_SLOTS;
+use p2m::Guest;
 
 /// What stood in the way of a request. Its `Display` is several lines for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,18 +73,18 @@ impl PinError {
     ///
     /// ```
     /// # use hypercall::{Errno, FailNth, Refusal};
-    /// # use pv_tests::guest::Guest;
-    /// use pvmmu::{Context, Pgd};
+    /// # use pv_tests::guest::TestGuest;
+    /// use pvmmu::{Guest, Pgd};
     ///
-    /// let mut guest = Guest::new();
-    /// let pgd = Pgd::new(&guest.context, &mut guest.frames)?;
+    /// let mut test = TestGuest::new();
+    /// let pgd = Pgd::new(&test.guest, &mut test.frames)?;
     /// // A machine that refuses the second request: the pin.
     /// let refusal = Refusal { request: 1, done: 0, errno: Errno::EINVAL };
-    /// let machine = FailNth::new(guest.model, refusal);
-    /// let context = guest.context.with_machine(&machine);
-    /// let error = pgd.pin(&context, guest.batch()).unwrap_err();
+    /// let machine = FailNth::new(test.model, refusal);
+    /// let guest = test.guest.with_machine(&machine);
+    /// let error = pgd.pin(&guest, test.batch()).unwrap_err();
     /// println!("{error}\n{}", error.why());
-    /// error.pgd.destroy(&context, &mut guest.frames).map_err(|(_, error)| error)?;
+    /// error.pgd.destroy(&guest, &mut test.frames).map_err(|(_, error)| error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
@@ -124,36 +124,36 @@ impl PinError {
 ///
 /// ```
 /// # use hypercall::{Errno, Error, GuestVa, Hypercall, Pte, PteFlags};
-/// # use pv_tests::guest::Guest;
+/// # use pv_tests::guest::TestGuest;
 /// use pvmmu::{Pages, explain};
 ///
-/// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
 /// // Somebody has tried to map the root, writable; Xen said no more than EBUSY.
-/// let pte = Pte::new(tools.context.p2m().mfn(pgd.root())?, PteFlags::USER_RW);
+/// let pte = Pte::new(tools.guest.mfn(pgd.root())?, PteFlags::USER_RW);
 /// let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EBUSY, done: 0 };
-/// let why = explain::mapping_refused(&tools.context, &[pgd.tree()], pte, error);
+/// let why = explain::mapping_refused(&tools.guest, &[pgd.tree()], pte, error);
 /// assert!(why.to_string().contains("was an L4 table"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn mapping_refused<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     trees: &[Tree],
     pte: Pte,
     error: Error,
 ) -> Why {
     let mfn = pte.mfn();
-    let missing = context.machine.missing_flags();
+    let missing = guest.machine().missing_flags();
     if pte.is_present() && error.errno == Errno::EINVAL && pte.flags().intersects(missing) {
         return Why { causes: NO_NX, ..Why::UNKNOWN };
     }
-    let Ok(pfn) = context.p2m.pfn(context.machine, mfn) else {
+    let Ok(pfn) = guest.pfn(mfn) else {
         // Xen says EPERM of what is no memory, EBUSY of memory of others.
         let is_device = error.errno == Errno::EPERM;
         return Why { causes: if is_device { NO_MEMORY } else { NOT_OURS }, ..Why::UNKNOWN };
     };
     let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
-    let mut trees = core::iter::once((context.kernel_root, 0..ENTRIES)).chain(own);
-    match trees.find_map(|slots| table_level(context, slots, mfn)) {
+    let mut trees = core::iter::once((guest.kernel_root(), 0..ENTRIES)).chain(own);
+    match trees.find_map(|slots| table_level(guest, slots, mfn)) {
         Some(level) if pte.is_writable() => {
             let (had, wanted) = (Use::Table(level), Use::Writable);
             let conflict = Conflict { mfn, pfn: Some(pfn), had, uses: None, wanted };

@@ -11,7 +11,6 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
 use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
 use crate::frames::{CannotShare, FrameSource, Marked, Ours, SharedFrame, give_shared};
@@ -21,7 +20,7 @@ use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::room::Room;
 use crate::tables::Present;
-use crate::walk::walk;
+use p2m::{Guest, walk};
 
 /// Why there is no second address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,17 +82,17 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Mapped, Pages};
     ///
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut parent, mut tools) = Guest::with_pinned(pages); // eight pages, pinned
+    /// let (mut parent, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
     /// let mut child = parent.fork(&mut tools)?;
-    /// let page = child.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// let page = child.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert!(matches!(page.frame, Mapped::Shared(_)));
     /// // At the first write each gets a page of its own: what a fault handler does.
     /// child.edit(&mut tools, |edit| edit.make_own(pages.start))?;
-    /// let page = child.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// let page = child.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert!(matches!(page.frame, Mapped::Own(_)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -102,27 +101,27 @@ impl Pgd<Pinned> {
         tools: &mut Tools<'_, '_, '_, M, F>,
     ) -> Result<Self, ForkError> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
-        let (context, roots) = (tools.context, self.roots());
+        let (guest, roots) = (tools.guest, self.roots());
         Room::check(tools.batch).map_err(refused)?;
-        self.put_right(&context).map_err(|error| refused(error.into()))?;
+        self.put_right(&guest).map_err(|error| refused(error.into()))?;
         let mut child = match roots.user {
-            Some(_) => Pgd::with_user_root(&context, tools.frames),
-            None => Pgd::new(&context, tools.frames),
+            Some(_) => Pgd::with_user_root(&guest, tools.frames),
+            None => Pgd::new(&guest, tools.frames),
         }
         .map_err(refused)?;
         let mut edit = Edit::begin(roots, &mut self.doubt, tools);
         let mut path = Path::new(child.root());
         let mut unseen = Unseen::Nothing;
-        let copied = each_l1_table(&context, roots.kernel, &mut |table| {
+        let copied = each_l1_table(&guest, roots.kernel, &mut |table| {
             copy_table(&mut edit, (&mut child, &mut path), table, &mut unseen)
         });
         let copied = copied.and_then(|()| edit.submit());
         let copied = copied.and_then(|()| match unseen {
             Unseen::Nothing => Ok(()),
-            Unseen::Writes => inherit_dirty(&context, roots.kernel, &child),
+            Unseen::Writes => inherit_dirty(&guest, roots.kernel, &child),
         });
         let failure = match copied {
-            Ok(()) => match child.pin(&context, tools.batch) {
+            Ok(()) => match child.pin(&guest, tools.batch) {
                 Ok(child) => return Ok(child),
                 Err(PinError { pgd, failure, obstacles, .. }) => {
                     child = pgd;
@@ -134,13 +133,13 @@ impl Pgd<Pinned> {
                 ForkFailure::Map(error)
             }
         };
-        if let Err(error) = child.put_right(&context) {
+        if let Err(error) = child.put_right(&guest) {
             return Err(ForkError { failure, left: Some((child, error.into())) });
         }
         match put_back(self, &child, tools) {
             Ok(()) => {
                 // What the child maps is the parent's alone: only its tables are left.
-                let ended = child.destroy(&context, tools.frames);
+                let ended = child.destroy(&guest, tools.frames);
                 let left = ended.err().map(|(child, error)| (child, error.into()));
                 Err(ForkError { failure, left })
             }
@@ -168,12 +167,12 @@ struct L1Table {
 
 /// Calls `f` for every L1 table of the user half.
 fn each_l1_table<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
 ) -> Result<(), MapError> {
     fn below<M: Machine>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, pfn, base): (Level, Pfn, u64),
         (unusual, f): (PteFlags, &mut impl FnMut(L1Table) -> Result<(), MapError>),
     ) -> Result<(), MapError> {
@@ -183,16 +182,16 @@ fn each_l1_table<M: Machine>(
         };
         let table = pfn;
         let mut present = Present::of(level, table);
-        while let Some((index, pte)) = present.next(context)? {
+        while let Some((index, pte)) = present.next(guest)? {
             let Entry::Table(mfn) = pte.decode(level) else { continue };
-            let pfn = context.p2m.pfn(context.machine, mfn)?;
+            let pfn = guest.pfn(mfn)?;
             let base = base + (u64::from(index) << level.shift());
             let unusual = unusual | (pte.flags() ^ PteFlags::TABLE) & TABLE_FLAGS;
-            below(context, (next, pfn, base), (unusual, &mut *f))?;
+            below(guest, (next, pfn, base), (unusual, &mut *f))?;
         }
         Ok(())
     }
-    below(context, (Level::L4, root, 0), (PteFlags::empty(), f))
+    below(guest, (Level::L4, root, 0), (PteFlags::empty(), f))
 }
 
 /// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
@@ -226,22 +225,22 @@ fn copy_table<M: Machine, F: FrameSource>(
     L1Table { pfn: table, va, unusual }: L1Table,
     unseen: &mut Unseen,
 ) -> Result<(), MapError> {
-    let context = edit.context();
+    let guest = edit.guest();
     let first = PageTableIndex::new(0);
     let mut old = empty_table();
-    context.machine.read_entries(table, first, &mut old)?;
-    let childs_table = child.l1_table(&context, path, va, edit.frames())?;
+    guest.machine().read_entries(table, first, &mut old)?;
+    let childs_table = child.l1_table(&guest, path, va, edit.frames())?;
     if !unusual.is_empty() {
-        inherit(&context, (edit.root(), child), va)?;
+        inherit(&guest, (edit.root(), child), va)?;
     }
     let mut childs = empty_table();
-    let shared = share_all(&context, (&old, &mut childs), edit.frames());
+    let shared = share_all(&guest, (&old, &mut childs), edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
-    let stored = unsafe { context.machine.write_entries(childs_table, first, &childs) };
+    let stored = unsafe { guest.machine().write_entries(childs_table, first, &childs) };
     if stored.is_err() {
         let pages = childs.iter().filter(|pte| pte.is_present());
-        pages.for_each(|pte| take_back_share(&context, *pte, edit.frames()));
+        pages.for_each(|pte| take_back_share(&guest, *pte, edit.frames()));
     }
     stored?;
     shared?;
@@ -258,14 +257,14 @@ fn copy_table<M: Machine, F: FrameSource>(
 
 /// Gives the child's tables above `va` the flags of the parent's, where those are not the usual.
 fn inherit<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (root, child): (Pfn, &mut Pgd<Loose>),
     va: GuestVa,
 ) -> Result<(), MapError> {
-    for step in walk(context, root, va)?.steps().filter(|step| step.level > Level::L1) {
+    for step in walk(guest, root, va)?.steps().filter(|step| step.level > Level::L1) {
         let usual = with_table_flags((step.level, va), step.pte, PteFlags::TABLE)?;
         if usual != step.pte {
-            child.set_table_flags(context, (step.level, va), step.pte.flags())?;
+            child.set_table_flags(guest, (step.level, va), step.pte.flags())?;
         }
     }
     Ok(())
@@ -273,14 +272,14 @@ fn inherit<M: Machine>(
 
 /// Counts the child's share of each page that it inherits, and makes its entries.
 fn share_all<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (parents, childs): (&Entries, &mut Entries),
     frames: &mut impl FrameSource,
 ) -> Result<(), MapError> {
     let mut shares = frames.shares(Ours);
     for (parents, childs) in parents.iter().zip(childs) {
         let Some((_, child)) = split(*parents) else { continue };
-        let pfn = context.p2m.pfn(context.machine, child.mfn())?;
+        let pfn = guest.pfn(child.mfn())?;
         let is_shared = parents.flags().contains(SHARED);
         let marked = if is_shared { Marked::Shared } else { Marked::Own };
         let shared = shares.as_mut().map_or(Err(CannotShare(pfn)), |to| to.share(pfn, marked));
@@ -300,19 +299,19 @@ const fn is_clean_copy(pte: Pte) -> bool {
 /// write-protected, which all are by now.
 #[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
 fn inherit_dirty<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     parents_root: Pfn,
     child: &Pgd<Loose>,
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
     let mut path = Path::new(parents_root);
-    each_l1_table(context, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
-        let Found::Table(table) = path.seek(context, va)? else {
+    each_l1_table(guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
+        let Found::Table(table) = path.seek(guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
         let (mut childs, mut parents) = (empty_table(), empty_table());
-        context.machine.read_entries(childs_table, first, &mut childs)?;
-        context.machine.read_entries(table, first, &mut parents)?;
+        guest.machine().read_entries(childs_table, first, &mut childs)?;
+        guest.machine().read_entries(table, first, &mut parents)?;
         for (child, parent) in childs.iter_mut().zip(&parents) {
             if is_clean_copy(*child) {
                 let seen = parent.flags() & PteFlags::DIRTY;
@@ -320,7 +319,7 @@ fn inherit_dirty<M: Machine>(
             }
         }
         // SAFETY: the child is loose, and the table its own.
-        Ok(unsafe { context.machine.write_entries(childs_table, first, &childs) }?)
+        Ok(unsafe { guest.machine().write_entries(childs_table, first, &childs) }?)
     })
 }
 
@@ -331,18 +330,18 @@ fn put_back<M: Machine, F: FrameSource>(
     child: &Pgd<Loose>,
     tools: &mut Tools<'_, '_, '_, M, F>,
 ) -> Result<(), MapError> {
-    let (context, roots) = (tools.context, parent.roots());
+    let (guest, roots) = (tools.guest, parent.roots());
     let mut path = Path::new(roots.kernel);
     let mut edit = Edit::begin(roots, &mut parent.doubt, tools);
     let first = PageTableIndex::new(0);
     let restored =
-        each_l1_table(&context, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
-            let Found::Table(table) = path.seek(&context, va)? else {
+        each_l1_table(&guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
+            let Found::Table(table) = path.seek(&guest, va)? else {
                 return Err(MapError::NotMapped(va));
             };
             let (mut childs, mut old) = (empty_table(), empty_table());
-            context.machine.read_entries(childs_table, first, &mut childs)?;
-            context.machine.read_entries(table, first, &mut old)?;
+            guest.machine().read_entries(childs_table, first, &mut childs)?;
+            guest.machine().read_entries(table, first, &mut old)?;
             let mut new = old;
             for (parents, child) in new.iter_mut().zip(&childs) {
                 if child.flags().contains(FORKED) && parents.flags().contains(SHARED) {
@@ -355,7 +354,7 @@ fn put_back<M: Machine, F: FrameSource>(
     if restored.is_err() {
         edit.abandon();
     }
-    let withdrawn = withdraw(&context, roots.kernel, child, tools.frames);
+    let withdrawn = withdraw(&guest, roots.kernel, child, tools.frames);
     restored.and(withdrawn)
 }
 
@@ -363,38 +362,34 @@ fn put_back<M: Machine, F: FrameSource>(
 /// them because of this child: they are the child's, too.
 #[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
 fn withdraw<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     parents_root: Pfn,
     child: &Pgd<Loose>,
     frames: &mut impl FrameSource,
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
     let mut path = Path::new(parents_root);
-    each_l1_table(context, child.root(), &mut |L1Table { pfn: table, va, .. }| {
+    each_l1_table(guest, child.root(), &mut |L1Table { pfn: table, va, .. }| {
         let (mut childs, mut parents) = (empty_table(), empty_table());
-        context.machine.read_entries(table, first, &mut childs)?;
-        if let Found::Table(parents_table) = path.seek(context, va)? {
-            context.machine.read_entries(parents_table, first, &mut parents)?;
+        guest.machine().read_entries(table, first, &mut childs)?;
+        if let Found::Table(parents_table) = path.seek(guest, va)? {
+            guest.machine().read_entries(parents_table, first, &mut parents)?;
         }
         for (child, parent) in childs.iter_mut().zip(&parents) {
             let is_shared = child.flags().contains(FORKED) && parent.flags().contains(SHARED);
             if child.is_present() && !is_shared {
-                take_back_share(context, *child, frames);
+                take_back_share(guest, *child, frames);
                 *child = Pte::ABSENT;
             }
         }
         // SAFETY: the child is loose, and the table its own.
-        Ok(unsafe { context.machine.write_entries(table, first, &childs) }?)
+        Ok(unsafe { guest.machine().write_entries(table, first, &childs) }?)
     })
 }
 
 /// Takes back what [`share_all`] has counted for the child's entry.
-fn take_back_share<M: Machine>(
-    context: &Context<'_, M>,
-    child: Pte,
-    frames: &mut impl FrameSource,
-) {
-    match context.p2m.pfn(context.machine, child.mfn()) {
+fn take_back_share<M: Machine>(guest: &Guest<'_, M>, child: Pte, frames: &mut impl FrameSource) {
+    match guest.pfn(child.mfn()) {
         Ok(pfn) if child.flags().contains(FORKED) => {
             if let Some(mut shares) = frames.shares(Ours) {
                 shares.unshare(pfn);

@@ -13,13 +13,13 @@
 use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Slot};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
 use crate::doubt::Doubt;
-use crate::error::{PinFailure, UndoError, WalkError};
+use crate::error::{PinFailure, UndoError};
 use crate::marks::{Held, held, held_table, not_held};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::pin::Refused;
 use crate::tables::Present;
+use p2m::{Guest, WalkError};
 
 impl Pgd<Pinned> {
     /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
@@ -34,25 +34,25 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// let (mut pgd, tools) = Guest::with_pinned(pages); // two tables of level 1
-    /// let held = pgd.hold_l1_tables(&tools.context, tools.batch).map_err(|(failure, _)| failure)?;
+    /// let (mut pgd, tools) = TestGuest::with_pinned(pages); // two tables of level 1
+    /// let held = pgd.hold_l1_tables(&tools.guest, tools.batch).map_err(|(failure, _)| failure)?;
     /// assert_eq!(held, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn hold_l1_tables<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<u64, Refused> {
-        self.put_right(context).map_err(|error| (error.into(), Ok(())))?;
+        self.put_right(guest).map_err(|error| (error.into(), Ok(())))?;
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
-        let mut holding = Holding { context, batch, items, pending: 0, done: 0, undone: Ok(()) };
+        let mut holding = Holding { guest, batch, items, pending: 0, done: 0, undone: Ok(()) };
         let root = (Level::L4, self.root());
-        let held = each_table(context, root, Level::L1, &mut |link| holding.add(link));
+        let held = each_table(guest, root, Level::L1, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
             Err(failure) => {
@@ -80,18 +80,18 @@ pub(crate) struct Link {
 /// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
 /// first.
 pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table): (Level, Pfn),
     lowest: Level,
     f: &mut impl FnMut(Link) -> Result<(), E>,
 ) -> Result<(), E> {
     let Some(below) = level.below().filter(|below| *below >= lowest) else { return Ok(()) };
     let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(context)? {
+    while let Some((index, pte)) = present.next(guest)? {
         let Entry::Table(mfn) = pte.decode(level) else { continue };
         if below > Level::L1 {
-            let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
-            each_table(context, (below, pfn), lowest, f)?;
+            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
+            each_table(guest, (below, pfn), lowest, f)?;
         }
         f(Link { level: below, table, index, pte })?;
     }
@@ -103,7 +103,7 @@ const CHUNK: usize = 64;
 
 /// L1 tables on their way to a pin of their own.
 struct Holding<'a, 'b, 'c, M> {
-    context: &'a Context<'c, M>,
+    guest: &'a Guest<'c, M>,
     batch: &'a mut Batch<'b>,
     /// Where the links are, and what they are.
     items: [Option<(Slot, Pte)>; CHUNK],
@@ -122,7 +122,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
         if self.pending == room {
             self.submit()?;
         }
-        let slot = self.context.slot(link.table, link.index)?;
+        let slot = self.guest.slot(link.table, link.index)?;
         let place = self.items.get_mut(self.pending).filter(|_| room > 0);
         *place.ok_or(PinFailure::BatchTooSmall)? = Some((slot, link.pte));
         self.pending += 1;
@@ -140,7 +140,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
         }
         // SAFETY: the tables belong to the tree (I-4), which holds them through their entries all
         // the while.
-        let pins = unsafe { self.batch.submit(self.context.machine) };
+        let pins = unsafe { self.batch.submit(self.guest.machine()) };
         let pinned = if pins.is_ok() { pending } else { self.batch.applied().count() };
 
         self.batch.clear();
@@ -150,7 +150,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
             self.batch.update(update, pte.raw())?;
         }
         // SAFETY: the entries keep their frames and all that Xen looks at: only a mark changes.
-        let marks = unsafe { self.batch.submit(self.context.machine) };
+        let marks = unsafe { self.batch.submit(self.guest.machine()) };
         let marked = if marks.is_ok() { pinned } else { self.batch.applied().count() };
         self.done += marked as u64;
 
@@ -159,12 +159,12 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
             self.batch.op(MmuExtOp::unpin(pte.mfn()))?;
         }
         // SAFETY: takes back the pins without a mark.
-        let undone = unsafe { self.batch.submit(self.context.machine) };
+        let undone = unsafe { self.batch.submit(self.guest.machine()) };
         self.undone =
             undone.map_err(|refused| UndoError { failure: PinFailure::Call(refused.error) });
         let table = |at: usize, error| {
             let mfn = items().nth(at).map(|(_, pte)| pte.mfn());
-            refused_table(self.context, (Level::L1, mfn), error)
+            refused_table(self.guest, (Level::L1, mfn), error)
         };
         match (pins.err(), marks.err()) {
             (Some(refused), _) => Err(table(pinned, refused.error)),
@@ -176,11 +176,11 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
 
 /// The refusal of one table.
 fn refused_table<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, mfn): (Level, Option<Mfn>),
     error: hypercall::Error,
 ) -> PinFailure {
-    let pfn = mfn.and_then(|mfn| context.p2m.pfn(context.machine, mfn).ok());
+    let pfn = mfn.and_then(|mfn| guest.pfn(mfn).ok());
     match (pfn, mfn) {
         (Some(pfn), Some(mfn)) => PinFailure::Table { level, pfn, mfn, error },
         _ => PinFailure::Call(error),
@@ -194,15 +194,15 @@ fn refused_table<M: Machine>(
 /// # Hypercalls
 /// For H such tables and a batch of O extended operations: ceil(H / O).
 pub(crate) fn release<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     lowest: Level,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
     let mut done = 0;
     let op = |link: Link| MmuExtOp::unpin(link.pte.mfn());
-    on_held(context, roots, (lowest, u64::MAX), (&op, batch, &mut done)).map_err(|failure| {
-        let undone = take_again(context, roots, (lowest, done), batch);
+    on_held(guest, roots, (lowest, u64::MAX), (&op, batch, &mut done)).map_err(|failure| {
+        let undone = take_again(guest, roots, (lowest, done), batch);
         (failure, undone)
     })?;
     Ok(done)
@@ -211,7 +211,7 @@ pub(crate) fn release<M: Machine>(
 /// Pins the first `count` tables from `lowest` up again that [`release`] has let go of: those that
 /// carry the mark. All are read-only.
 pub(crate) fn take_again<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     (lowest, count): (Level, u64),
     batch: &mut Batch<'_>,
@@ -221,7 +221,7 @@ pub(crate) fn take_again<M: Machine>(
     }
     let op = |link: Link| MmuExtOp::pin(link.level, link.pte.mfn());
     let mut done = 0;
-    on_held(context, roots, (lowest, count), (&op, batch, &mut done))
+    on_held(guest, roots, (lowest, count), (&op, batch, &mut done))
         .map_err(|failure| UndoError { failure })
 }
 
@@ -230,36 +230,36 @@ type Asking<'f, 'b, 's, F> = (&'f F, &'f mut Batch<'b>, &'s mut u64);
 
 /// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark.
 fn on_held<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     (lowest, limit): (Level, u64),
     (op, batch, done): Asking<'_, '_, '_, impl Fn(Link) -> MmuExtOp>,
 ) -> Result<(), PinFailure> {
     let mut left = limit;
     batch.clear();
-    each_table(context, (Level::L4, roots.kernel), lowest, &mut |link| {
+    each_table(guest, (Level::L4, roots.kernel), lowest, &mut |link| {
         if left == 0 || held(link.pte).is_none() {
             return Ok(());
         }
         left -= 1;
         if batch.ops_room() == 0 {
-            submit(context, batch, done)?;
+            submit(guest, batch, done)?;
         }
         Ok::<_, PinFailure>(batch.op(op(link))?)
     })
-    .and_then(|()| submit(context, batch, done))
+    .and_then(|()| submit(guest, batch, done))
     .inspect_err(|_| batch.clear())
 }
 
 fn submit<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     batch: &mut Batch<'_>,
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let all = batch.ops_max() - batch.ops_room();
     // SAFETY: the tables belong to the tree (I-4); a pin changes no mapping, and what is let go of
     // stays a table as long as the root holds it.
-    match unsafe { batch.submit(context.machine) } {
+    match unsafe { batch.submit(guest.machine()) } {
         Ok(()) => {
             *done += all as u64;
             Ok(())
@@ -273,15 +273,15 @@ fn submit<M: Machine>(
 
 /// Clears the marks of all tables from `lowest` up, in a tree that is loose now.
 pub(crate) fn unmark<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     lowest: Level,
 ) -> Result<(), WalkError> {
-    each_table(context, (Level::L4, roots.kernel), lowest, &mut |link| {
+    each_table(guest, (Level::L4, roots.kernel), lowest, &mut |link| {
         if held(link.pte).is_none() {
             return Ok(());
         }
         // SAFETY: the table is writable again, and nobody else's (I-4).
-        Ok(unsafe { context.machine.write_entry(link.table, link.index, not_held(link.pte)) }?)
+        Ok(unsafe { guest.machine().write_entry(link.table, link.index, not_held(link.pte)) }?)
     })
 }

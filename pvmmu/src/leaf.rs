@@ -3,22 +3,18 @@
 
 use hypercall::{Frame, Machine, Pte, Uncertain};
 
-use crate::context::Context;
 use crate::frames::{FrameSource, SharedFrame, give_shared, give_uncertain_share};
 use crate::marks::{FOREIGN, SHARED};
+use p2m::Guest;
 
 /// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a
 /// share of one, or somebody else's frame. A frame that P2M does not confirm is taken for somebody
 /// else's: it is never handed out.
 #[expect(clippy::inline_always, reason = "a call is a third of what ending a shared page costs")]
 #[inline(always)]
-pub(crate) fn release<M: Machine>(
-    context: &Context<'_, M>,
-    pte: Pte,
-    frames: &mut impl FrameSource,
-) {
+pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
     if !pte.flags().contains(FOREIGN)
-        && let Ok(pfn) = context.p2m.pfn(context.machine, pte.mfn())
+        && let Ok(pfn) = guest.pfn(pte.mfn())
     {
         if pte.flags().contains(SHARED) {
             give_shared(frames, SharedFrame::released(pfn));
@@ -34,8 +30,8 @@ pub(crate) fn release<M: Machine>(
 /// The same for a leaf that no table holds any more, or should not hold, while a TLB may: it is
 /// handed to nobody.
 #[cold]
-pub(crate) fn lose<M: Machine>(context: &Context<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
-    match context.p2m.pfn(context.machine, pte.mfn()) {
+pub(crate) fn lose<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
+    match guest.pfn(pte.mfn()) {
         Ok(pfn) if !pte.flags().contains(FOREIGN) => {
             if pte.flags().contains(SHARED) {
                 return give_uncertain_share(frames, SharedFrame::released(pfn));

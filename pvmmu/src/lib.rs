@@ -13,7 +13,7 @@
 //! # Main types
 //! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
 //!   holds them valid.
-//! * [`Context`]: the machine, the frame map and the running root, handed to every operation;
+//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root, handed to every operation;
 //!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
 //!   [`SMALLEST_BATCH`]: the least that it must hold.
@@ -46,7 +46,6 @@
 
 mod access;
 pub mod audit;
-mod context;
 pub mod cost;
 mod destroy;
 mod doubt;
@@ -63,6 +62,7 @@ mod loose;
 pub mod mapper;
 mod marks;
 mod obstacles;
+mod ops;
 mod pages;
 mod path;
 mod pgd;
@@ -74,12 +74,10 @@ mod running;
 mod tables;
 mod walk;
 
-pub use context::{Context, DirectEntries};
 pub use destroy::DestroyError;
 pub use edit::{Edit, Presence, Tools};
 pub use error::{
     LoadError, MapError, MapFailed, PinError, PinFailure, RangeError, UndoError, UnpinError,
-    WalkError,
 };
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
@@ -91,4 +89,4 @@ pub use pgd::{Loose, Pgd, Pinned};
 pub use pool::{PoolCounts, PoolError, TablePool};
 pub use room::{Room, SMALLEST_BATCH};
 pub use running::Running;
-pub use walk::{Mapped, Mapping, Step, Walk, walk};
+pub use walk::{Mapped, Mapping};

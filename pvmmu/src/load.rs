@@ -3,13 +3,14 @@
 
 use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
 
-use crate::context::Context;
 use crate::destroy::DestroyError;
 use crate::edit::Tools;
 use crate::error::LoadError;
 use crate::frames::FrameSource;
+use crate::ops::submit_ops;
 use crate::pgd::{Pgd, Pinned, Roots};
 use crate::running::Running;
+use p2m::{Guest, WalkError};
 
 /// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
 ///
@@ -45,13 +46,13 @@ impl<'a> Vcpus<'a> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, VcpuSet};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere(), Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
     /// assert!(vcpus.on(&pgd).is_empty());
-    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// unsafe { vcpus.load(&tools.guest, 0, &pgd) }?;
     /// assert_eq!(vcpus.on(&pgd), VcpuSet::one(0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -88,33 +89,33 @@ impl<'a> Vcpus<'a> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
     /// // What runs here uses no address of the user half meanwhile.
-    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
+    /// unsafe { vcpus.load(&tools.guest, 0, &pgd) }?;
     /// let refused = vcpus.destroy(pgd, &mut tools).unwrap_err();
     /// println!("{refused}"); // vCPU 0 runs on it
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn load<M: Machine>(
         self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         vcpu: usize,
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu)?;
         let before = place.ask(pgd.root());
         // SAFETY: the caller's promise is the one that `load` asks for.
-        let result = unsafe { pgd.load(context) };
+        let result = unsafe { pgd.load(guest) };
         match result {
             Ok(()) => place.loaded(pgd.root()),
             Err(LoadError::Refused(error)) if error.done > 0 => {
-                let root = before.unwrap_or(context.kernel_root);
+                let root = before.unwrap_or(guest.kernel_root());
                 // SAFETY: the vCPU ran there until just now, and has its user root still.
-                if unsafe { load_kernel_root(context, root) }.is_err() {
+                if unsafe { load_kernel_root(guest, root) }.is_err() {
                     place.loaded_half(pgd.root());
                     return Err(LoadError::Refused(error));
                 }
@@ -138,9 +139,9 @@ impl<'a> Vcpus<'a> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -171,25 +172,25 @@ impl<'a> Vcpus<'a> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
-    /// unsafe { vcpus.load(&tools.context, 0, &pgd) }?;
-    /// unsafe { vcpus.leave(&tools.context, 0) }?; // on the kernel's own root again
+    /// unsafe { vcpus.load(&tools.guest, 0, &pgd) }?;
+    /// unsafe { vcpus.leave(&tools.guest, 0) }?; // on the kernel's own root again
     /// vcpus.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn leave<M: Machine>(
         self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         vcpu: usize,
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu)?;
-        let roots = Roots { kernel: context.kernel_root, user: None };
+        let roots = Roots { kernel: guest.kernel_root(), user: None };
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
-        unsafe { load_roots(context, roots) }?;
+        unsafe { load_roots(guest, roots) }?;
         place.left();
         Ok(())
     }
@@ -213,17 +214,17 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
-    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// unsafe { pgd.load(&tools.context) }?;
-    /// let loaded = tools.context.machine().guest().kernel_root();
-    /// assert_eq!(loaded, tools.context.p2m().mfn(pgd.root()).ok());
+    /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// unsafe { pgd.load(&tools.guest) }?;
+    /// let loaded = tools.guest.machine().test().kernel_root();
+    /// assert_eq!(loaded, tools.guest.mfn(pgd.root()).ok());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub unsafe fn load<M: Machine>(&self, context: &Context<'_, M>) -> Result<(), LoadError> {
+    pub unsafe fn load<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<(), LoadError> {
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
-        unsafe { load_roots(context, self.roots()) }
+        unsafe { load_roots(guest, self.roots()) }
     }
 }
 
@@ -241,39 +242,42 @@ impl Pgd<Pinned> {
 ///
 /// ```
 /// # use hypercall::GuestVa;
-/// # use pv_tests::guest::Guest;
+/// # use pv_tests::guest::TestGuest;
 /// # use pvmmu::{Pages, load_root};
-/// let (pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-/// unsafe { pgd.load(&tools.context) }?;
+/// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+/// unsafe { pgd.load(&tools.guest) }?;
 /// // Back to the kernel's own: now the address space can end.
-/// unsafe { load_root(&tools.context, tools.context.kernel_root()) }?;
+/// unsafe { load_root(&tools.guest, tools.guest.kernel_root()) }?;
 /// pgd.destroy(&mut tools)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub unsafe fn load_root<M: Machine>(context: &Context<'_, M>, root: Pfn) -> Result<(), LoadError> {
+pub unsafe fn load_root<M: Machine>(guest: &Guest<'_, M>, root: Pfn) -> Result<(), LoadError> {
     // SAFETY: the caller's promise is the one that `load_roots` asks for.
-    unsafe { load_roots(context, Roots { kernel: root, user: None }) }
+    unsafe { load_roots(guest, Roots { kernel: root, user: None }) }
 }
 
 /// # Safety
 /// As for [`Pgd::load`].
-unsafe fn load_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), LoadError> {
-    let kernel = context.mfn(roots.kernel).map_err(LoadError::Walk)?;
-    let user = roots.user.map(|pfn| context.mfn(pfn)).transpose().map_err(LoadError::Walk)?;
+unsafe fn load_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), LoadError> {
+    let kernel = guest.mfn(roots.kernel).map_err(WalkError::from).map_err(LoadError::Walk)?;
+    let user = roots
+        .user
+        .map(|pfn| guest.mfn(pfn))
+        .transpose()
+        .map_err(WalkError::from)
+        .map_err(LoadError::Walk)?;
     let ops = [MmuExtOp::new_baseptr(kernel), MmuExtOp::new_user_baseptr(user)];
     // SAFETY: the caller vouches for what the new roots map.
-    unsafe { context.submit_ops(&ops) }.map_err(LoadError::Refused)
+    unsafe { submit_ops(guest.machine(), &ops) }.map_err(LoadError::Refused)
 }
 
 /// Runs on the tree under `root` in the kernel; the root for user code stays what it is.
 ///
 /// # Safety
 /// As for [`Pgd::load`].
-unsafe fn load_kernel_root<M: Machine>(
-    context: &Context<'_, M>,
-    root: Pfn,
-) -> Result<(), LoadError> {
-    let kernel = context.mfn(root).map_err(LoadError::Walk)?;
+unsafe fn load_kernel_root<M: Machine>(guest: &Guest<'_, M>, root: Pfn) -> Result<(), LoadError> {
+    let kernel = guest.mfn(root).map_err(WalkError::from).map_err(LoadError::Walk)?;
     // SAFETY: the caller vouches for what the root maps.
-    unsafe { context.submit_ops(&[MmuExtOp::new_baseptr(kernel)]) }.map_err(LoadError::Refused)
+    unsafe { submit_ops(guest.machine(), &[MmuExtOp::new_baseptr(kernel)]) }
+        .map_err(LoadError::Refused)
 }

@@ -34,14 +34,14 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-use crate::context::Context;
 use crate::edit::{TABLE_FLAGS, Tools};
 use crate::error::{MapError, MapFailed};
 use crate::frames::FrameSource;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::pool::TablePool;
-use crate::walk::{Mapped, Mapping, walk};
+use crate::walk::{Mapped, Mapping};
+use p2m::{Guest, walk};
 
 use sources::{Nothing, Noting, One};
 
@@ -51,7 +51,7 @@ const UPPER: [Level; 3] = [Level::L4, Level::L3, Level::L2];
 /// An address space as a `Mapper<Size4KiB>` and `Translate`.
 #[derive(Debug)]
 pub struct LiveMapper<'a, 'b, M> {
-    context: Context<'a, M>,
+    guest: Guest<'a, M>,
     pgd: &'a mut Pgd<Pinned>,
     batch: &'a mut Batch<'b>,
     refusal: Option<MapError>,
@@ -65,22 +65,22 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     /// use x86_64::{VirtAddr, structures::paging::Translate};
     ///
-    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
     /// assert!(mapper.translate_addr(VirtAddr::new(0x40_0123)).is_some());
     /// assert!(mapper.refusal().is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub const fn new(
-        context: Context<'a, M>,
+        guest: Guest<'a, M>,
         pgd: &'a mut Pgd<Pinned>,
         batch: &'a mut Batch<'b>,
     ) -> Self {
-        Self { context, pgd, batch, refusal: None, has_lost_frame: false, uncertain: 0 }
+        Self { guest, pgd, batch, refusal: None, has_lost_frame: false, uncertain: 0 }
     }
 
     /// Why the last call failed, if it did: the traits' errors cannot say it all. A page whose
@@ -96,11 +96,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
-    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
     /// assert!(!mapper.has_lost_frame());
     /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -116,11 +116,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
-    /// let (mut pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.context, &mut pgd, tools.batch);
+    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
     /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -140,7 +140,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     {
         let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
         let mut frames = Noting { frames, uncertain: &mut self.uncertain };
-        let mut tools = Tools::new(self.context, &mut *self.batch, &mut pool, &mut frames);
+        let mut tools = Tools::new(self.guest, &mut *self.batch, &mut pool, &mut frames);
         let result = operation(self.pgd, &mut tools);
         self.refusal = result.as_ref().err().copied();
         self.has_lost_frame = false;
@@ -149,7 +149,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
 
     fn mapping(&self, va: VirtAddr) -> Option<Mapping> {
         let va = GuestVa::new(va.as_u64()).ok()?;
-        self.pgd.translate(&self.context, va).ok().flatten()
+        self.pgd.translate(&self.guest, va).ok().flatten()
     }
 
     /// Makes the tables above `page` that are missing, and gives them what a mapping asks of them:
@@ -161,13 +161,13 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         parents: PageTableFlags,
         frames: &mut Allocator<'_, A>,
     ) -> Result<(), MapError> {
-        let (context, root) = (self.context, self.pgd.root());
+        let (guest, root) = (self.guest, self.pgd.root());
         self.with(frames, |pgd, tools| {
             let va = guest_va(page)?;
             let wanted = PteFlags::from_bits_retain(parents.bits());
             check_table_flags(wanted)?;
-            let wanted = context.machine.offered(wanted);
-            let before = walk(&context, root, va)?;
+            let wanted = guest.machine().offered(wanted);
+            let before = walk(&guest, root, va)?;
             if let Some((_, pte)) = before.leaf().filter(|(_, pte)| pte.is_present()) {
                 return Err(MapError::Occupied { va, pte });
             }
@@ -196,7 +196,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// again, and says whether the page maps the frame all the same.
     #[cold]
     fn stays_mapped(&mut self, page: Page, frame: Pfn) -> bool {
-        if let Err(error) = self.pgd.put_right(&self.context) {
+        if let Err(error) = self.pgd.put_right(&self.guest).map_err(MapError::from) {
             log::error!("pfn {frame} may be known to a TLB still: {error}");
         }
         let mapping = self.mapping(page.start_address());

@@ -6,11 +6,11 @@ use core::fmt;
 use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn, XEN_SLOTS};
 
 use crate::audit::{Place, sign_extended};
-use crate::context::Context;
-use crate::error::{PinFailure, WalkError};
+use crate::error::PinFailure;
 use crate::marks::FOREIGN;
 use crate::pgd::Roots;
 use crate::tables::{USER_SLOTS, own_slots};
+use p2m::{Guest, WalkError};
 
 /// A mapping for which Xen refuses a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,15 +92,15 @@ impl Obstacles {
 
     /// What stands in the way of the table that `failure` names, as far as it can be read.
     pub(crate) fn of<M: FrameAccess>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         roots: Roots,
         failure: &PinFailure,
     ) -> Self {
         let mut found = Self::default();
         if let PinFailure::Table { level, pfn, mfn, .. } = *failure {
-            found.search(context, roots, (Suspect { level, pfn, base: 0 }, mfn));
+            found.search(guest, roots, (Suspect { level, pfn, base: 0 }, mfn));
         } else if let PinFailure::Root { pfn, mfn, .. } = *failure {
-            found.search(context, roots, (Suspect { level: Level::L4, pfn, base: 0 }, mfn));
+            found.search(guest, roots, (Suspect { level: Level::L4, pfn, base: 0 }, mfn));
         }
         found
     }
@@ -108,15 +108,15 @@ impl Obstacles {
     /// The first of these tables, lower ones first, that something stands in the way of, and what;
     /// if there is none, the last one.
     pub(crate) fn of_tables<M: FrameAccess>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         roots: Roots,
         tables: impl Iterator<Item = Suspect>,
     ) -> Option<(Suspect, Self)> {
         let mut last = None;
         for suspect in tables {
             let mut found = Self::default();
-            if let Ok(mfn) = context.mfn(suspect.pfn) {
-                found.search(context, roots, (suspect, mfn));
+            if let Ok(mfn) = guest.mfn(suspect.pfn) {
+                found.search(guest, roots, (suspect, mfn));
             }
             last = Some((suspect, found));
             if found.count > 0 {
@@ -129,22 +129,22 @@ impl Obstacles {
     /// The entries that lead to the table which `failure` says is still one, but for its own in the
     /// tree under `roots`, as far as they can be read.
     pub(crate) fn of_unpin<M: FrameAccess>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         roots: Roots,
         failure: &PinFailure,
     ) -> Self {
         let mut found = Self::default();
         let PinFailure::Protect { table, .. } = *failure else { return found };
-        let Ok(mfn) = context.mfn(table) else { return found };
+        let Ok(mfn) = guest.mfn(table) else { return found };
         let is_root = table == roots.kernel || Some(table) == roots.user;
         let mut own_links = u64::from(!is_root);
-        let running = Some(context.kernel_root).filter(|root| *root != roots.kernel);
+        let running = Some(guest.kernel_root()).filter(|root| *root != roots.kernel);
         let running = running.map(|root| (root, 0..ENTRIES, true));
         for (root, slots, counts) in
             [Some((roots.kernel, USER_SLOTS, false)), running].into_iter().flatten()
         {
             // As above.
-            let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+            let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
                 let leads = place.pte.decode(place.level) == Entry::Table(mfn);
                 if leads && (counts || own_links == 0) {
                     found.add(Obstacle::Links(place));
@@ -170,14 +170,14 @@ impl Obstacles {
 
     fn search<M: FrameAccess>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         roots: Roots,
         (Suspect { level, pfn: table, mut base }, mfn): (Suspect, Mfn),
     ) {
-        let trees = [(context.kernel_root, 0..ENTRIES), (roots.kernel, USER_SLOTS)];
+        let trees = [(guest.kernel_root(), 0..ENTRIES), (roots.kernel, USER_SLOTS)];
         for (root, slots) in trees.clone() {
             // A part that cannot be read is a part that is not named.
-            let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+            let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
                 let leads_to_it = place.pte.mfn() == mfn;
                 if leads_to_it && place.level > level {
                     base = place.va;
@@ -188,14 +188,14 @@ impl Obstacles {
                 Descend::Yes
             });
         }
-        let _ = each_entry(context, (level, table, own_slots(level), base), &mut |place| {
-            let known = context.p2m.pfn(context.machine, place.pte.mfn()).is_ok();
+        let _ = each_entry(guest, (level, table, own_slots(level), base), &mut |place| {
+            let known = guest.pfn(place.pte.mfn()).is_ok();
             let is_foreign = level == Level::L1 && place.pte.flags().contains(FOREIGN);
             if !known && !is_foreign {
                 self.add(Obstacle::UnknownFrame(place));
             }
             let writes = known && level == Level::L1 && place.pte.is_writable();
-            let level = |tree: &Slots| table_level(context, tree.clone(), place.pte.mfn());
+            let level = |tree: &Slots| table_level(guest, tree.clone(), place.pte.mfn());
             if let (true, Some(level)) = (writes, trees.iter().find_map(level)) {
                 self.add(Obstacle::MapsTable(place, level));
             }
@@ -221,16 +221,16 @@ pub(crate) type Slots = (Pfn, core::ops::Range<u16>);
 
 /// The level of `mfn`, if it is the root or a table of a tree.
 pub(crate) fn table_level<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (root, slots): Slots,
     mfn: Mfn,
 ) -> Option<Level> {
-    if context.mfn(root) == Ok(mfn) {
+    if guest.mfn(root) == Ok(mfn) {
         return Some(Level::L4);
     }
     let mut found = None;
     // As above.
-    let _ = each_entry(context, (Level::L4, root, slots, 0), &mut |place| {
+    let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
         match place.pte.decode(place.level) {
             Entry::Table(table) if table == mfn => found = place.level.below(),
             _ => {}
@@ -253,11 +253,11 @@ pub(crate) type Part = (Level, Pfn, core::ops::Range<u16>, u64);
 
 /// Calls `f` for every present entry of a part of a tree, upper ones first, but for Xen's own.
 pub(crate) fn each_entry<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table, mut slots, base): Part,
     f: &mut impl FnMut(Place) -> Descend,
 ) -> Result<(), WalkError> {
-    while let Some((index, pte)) = context.machine.next_present(table, slots.clone())? {
+    while let Some((index, pte)) = guest.machine().next_present(table, slots.clone())? {
         let slot = u16::from(index);
         slots.start = slot + 1;
         if level == Level::L4 && XEN_SLOTS.contains(&slot) {
@@ -267,9 +267,9 @@ pub(crate) fn each_entry<M: FrameAccess>(
         let descend = f(Place { va, level, table, pte });
         if let (Descend::Yes, Entry::Table(child), Some(below)) =
             (descend, pte.decode(level), level.below())
-            && let Ok(child) = context.p2m.pfn(context.machine, child)
+            && let Ok(child) = guest.pfn(child)
         {
-            each_entry(context, (below, child, 0..ENTRIES, va), f)?;
+            each_entry(guest, (below, child, 0..ENTRIES, va), f)?;
         }
     }
     Ok(())

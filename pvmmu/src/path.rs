@@ -2,8 +2,7 @@
 
 use hypercall::{Entry, FrameAccess, GuestVa, Level, Pfn, Pte, Slot};
 
-use crate::context::Context;
-use crate::error::WalkError;
+use p2m::{Guest, WalkError};
 
 /// The tables that the last address went through. Neighbouring pages share them, so that a run of
 /// pages costs one walk.
@@ -54,7 +53,7 @@ impl Path {
     /// Goes to the L1 table of `va`, reading only what the last address did not go through.
     pub(crate) fn seek<M: FrameAccess>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         va: GuestVa,
     ) -> Result<Found, WalkError> {
         let changed = self.va ^ va.raw();
@@ -70,9 +69,9 @@ impl Path {
             if self.table(below).is_some() {
                 continue;
             }
-            match context.machine.read_entry(table, level.index_of(va))?.decode(level) {
+            match guest.machine().read_entry(table, level.index_of(va))?.decode(level) {
                 Entry::Table(mfn) => {
-                    let pfn = context.p2m.pfn(context.machine, mfn)?;
+                    let pfn = guest.pfn(mfn)?;
                     self.set(below, Some(pfn));
                 }
                 Entry::Absent => return Ok(Found::Missing(level)),
@@ -85,11 +84,11 @@ impl Path {
     /// The place of the entry of level `level` for the last address, and the entry.
     pub(crate) fn entry<M: FrameAccess>(
         &self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, va): (Level, GuestVa),
     ) -> Result<(Slot, Pte), WalkError> {
         let table = self.table(level).ok_or(WalkError::NotMapped(va))?;
         let index = level.index_of(va);
-        Ok((context.slot(table, index)?, context.machine.read_entry(table, index)?))
+        Ok((guest.slot(table, index)?, guest.machine().read_entry(table, index)?))
     }
 }

@@ -4,10 +4,9 @@ use core::marker::PhantomData;
 
 use hypercall::{Frame, Machine, Pfn};
 
-use crate::context::Context;
 use crate::doubt::Doubt;
-use crate::error::WalkError;
 use crate::tables::visit;
+use p2m::{Guest, WalkError};
 
 /// State of an address space that is plain memory: it is changed by stores, and cannot be loaded.
 #[derive(Debug)]
@@ -97,15 +96,15 @@ impl<S> Pgd<S> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
-    /// let (pgd, tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// assert_eq!(pgd.tables(&tools.context)?, 4);
+    /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// assert_eq!(pgd.tables(&tools.guest)?, 4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn tables<M: Machine>(&self, context: &Context<'_, M>) -> Result<u64, WalkError> {
+    pub fn tables<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<u64, WalkError> {
         let mut count = u64::from(self.user_root.is_some());
-        visit(context, self.root(), &mut |_| {
+        visit(guest, self.root(), &mut |_| {
             count += 1;
             Ok::<_, WalkError>(true)
         })?;

@@ -14,13 +14,14 @@ use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, XEN_SLOTS
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Stopped, Tables, set_access, undo};
-use crate::context::Context;
 use crate::doubt::Doubt;
-use crate::error::{PinError, PinFailure, UndoError, UnpinError, WalkError};
+use crate::error::{PinError, PinFailure, UndoError, UnpinError};
 use crate::hold::{release, take_again, unmark};
 use crate::obstacles::Obstacles;
+use crate::ops::submit_ops;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
+use p2m::{Guest, WalkError};
 
 impl Pgd<Loose> {
     /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
@@ -37,11 +38,11 @@ impl Pgd<Loose> {
     /// undo.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pgd;
-    /// let mut guest = Guest::new();
-    /// let pgd = Pgd::new(&guest.context, &mut guest.frames)?;
-    /// match pgd.pin(&guest.context, guest.batch()) {
+    /// let mut test = TestGuest::new();
+    /// let pgd = Pgd::new(&test.guest, &mut test.frames)?;
+    /// match pgd.pin(&test.guest, test.batch()) {
     ///     Ok(pgd) => assert!(pgd.user_root().is_none()),
     ///     // The tree is loose again, and `why` says what stood in the way.
     ///     Err(error) => panic!("{}", error.why()),
@@ -50,32 +51,32 @@ impl Pgd<Loose> {
     /// ```
     pub fn pin<M: Machine>(
         mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Pinned>, PinError> {
-        if let Err(error) = self.put_right(context) {
+        if let Err(error) = self.put_right(guest) {
             let (failure, obstacles) = (error.into(), Obstacles::NONE);
             return Err(PinError { pgd: self, failure, obstacles, undo: Ok(()) });
         }
         let roots = self.roots();
         let to_read_only = Tables { access: Access::ReadOnly, lowest: Level::L1 };
-        let read_only = set_access(context, roots, (to_read_only, u64::MAX), batch);
+        let read_only = set_access(guest, roots, (to_read_only, u64::MAX), batch);
         let (done, failure, unpinned) = match read_only {
             Err(Stopped { done, failure }) => (done, failure, Ok(())),
-            Ok(done) => match pin_roots(context, roots) {
+            Ok(done) => match pin_roots(guest, roots) {
                 // INVARIANT: I-5: all tables are read-only, and the roots are pinned.
                 Ok(()) => return Ok(self.into_state()),
                 Err((failure, unpinned)) => (done, failure, unpinned),
             },
         };
         let (failure, blamed) = match failure {
-            PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(context, pfn, failure),
+            PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(guest, pfn, failure),
             _ => (failure, Ok(())),
         };
         // While the tables are read-only: afterwards each would stand in its own way.
-        let obstacles = Obstacles::of(context, roots, &failure);
+        let obstacles = Obstacles::of(guest, roots, &failure);
         let undo =
-            unpinned.and(blamed).and_then(|()| undo(context, roots, (to_read_only, done), batch));
+            unpinned.and(blamed).and_then(|()| undo(guest, roots, (to_read_only, done), batch));
         if undo.is_err() {
             Doubt::TABLES.note(&mut self.doubt);
         }
@@ -99,40 +100,40 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (pgd, tools) = Guest::with_pinned(pages); // eight pages, pinned
-    /// let pgd = pgd.unpin(&tools.context, tools.batch)?;
+    /// let (pgd, tools) = TestGuest::with_pinned(pages); // eight pages, pinned
+    /// let pgd = pgd.unpin(&tools.guest, tools.batch)?;
     /// // Its tables are plain memory again.
-    /// pgd.destroy(&tools.context, tools.frames).map_err(|(_, error)| error)?;
+    /// pgd.destroy(&tools.guest, tools.frames).map_err(|(_, error)| error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unpin<M: Machine>(
         mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<Pgd<Loose>, UnpinError> {
-        if let Err(error) = self.put_right(context) {
-            return Err(self.not_unpinned(context, (error.into(), Ok(()))));
+        if let Err(error) = self.put_right(guest) {
+            return Err(self.not_unpinned(guest, (error.into(), Ok(()))));
         }
-        match unpin(context, (self.roots(), self.holds), Level::L1, batch) {
+        match unpin(guest, (self.roots(), self.holds), Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
             Ok(_) => {
                 self.holds = Holds::Nothing;
                 Ok(self.into_state())
             }
-            Err(refused) => Err(self.not_unpinned(context, refused)),
+            Err(refused) => Err(self.not_unpinned(guest, refused)),
         }
     }
 
     /// What is told of an unpin that was refused.
     pub(crate) fn not_unpinned<M: Machine>(
         mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (failure, undo): Refused,
     ) -> UnpinError {
-        let obstacles = Obstacles::of_unpin(context, self.roots(), &failure);
+        let obstacles = Obstacles::of_unpin(guest, self.roots(), &failure);
         if undo.is_err() {
             Doubt::TABLES.note(&mut self.doubt);
         }
@@ -145,53 +146,51 @@ impl Pgd<Pinned> {
 /// before, as far as the undo says. Tables below `lowest` that are pinned by themselves stay so,
 /// empty or not. How many were let go of.
 pub(crate) fn unpin<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (roots, holds): (Roots, Holds),
     lowest: Level,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
     let released = match holds {
         Holds::Nothing => 0,
-        Holds::Tables => release(context, roots, lowest, batch)?,
+        Holds::Tables => release(guest, roots, lowest, batch)?,
     };
-    let_go(context, (roots, lowest), released, batch).map(|()| released).map_err(
-        |(failure, undo)| {
-            (failure, undo.and_then(|()| take_again(context, roots, (lowest, released), batch)))
-        },
-    )
+    let_go(guest, (roots, lowest), released, batch).map(|()| released).map_err(|(failure, undo)| {
+        (failure, undo.and_then(|()| take_again(guest, roots, (lowest, released), batch)))
+    })
 }
 
 /// Ends a tree of which only the roots are pinned.
 fn let_go<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (roots, lowest): (Roots, Level),
     released: u64,
     batch: &mut Batch<'_>,
 ) -> Result<(), Refused> {
-    unpin_roots(context, roots)?;
+    unpin_roots(guest, roots)?;
     let to_writable = Tables { access: Access::Writable, lowest };
-    let writable = set_access(context, roots, (to_writable, u64::MAX), batch);
+    let writable = set_access(guest, roots, (to_writable, u64::MAX), batch);
     let scrubbed = writable.and_then(|done| {
-        let cleared = scrub(context, roots).and_then(|()| match released {
+        let cleared = scrub(guest, roots).and_then(|()| match released {
             0 => Ok(()),
-            _ => unmark(context, roots, lowest),
+            _ => unmark(guest, roots, lowest),
         });
         cleared.map_err(|error| Stopped { done, failure: error.into() })
     });
     scrubbed.map_err(|Stopped { done, failure }| {
-        let undo = undo(context, roots, (to_writable, done), batch)
-            .and_then(|()| pin_roots(context, roots).map_err(|(failure, _)| UndoError { failure }));
+        let undo = undo(guest, roots, (to_writable, done), batch)
+            .and_then(|()| pin_roots(guest, roots).map_err(|(failure, _)| UndoError { failure }));
         (failure, undo)
     })
 }
 
 /// Clears the slots of the roots that Xen filled when it validated them, and leaves behind.
-fn scrub<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkError> {
+fn scrub<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), WalkError> {
     const XENS: usize = (*XEN_SLOTS.end() - *XEN_SLOTS.start()) as usize + 1;
     let first = PageTableIndex::new_truncate(*XEN_SLOTS.start());
     for root in [Some(roots.kernel), roots.user].into_iter().flatten() {
         // SAFETY: the root is unpinned and writable again, and nobody else's (I-4).
-        unsafe { context.machine.write_entries(root, first, &[Pte::ABSENT; XENS]) }?;
+        unsafe { guest.machine().write_entries(root, first, &[Pte::ABSENT; XENS]) }?;
     }
     Ok(())
 }
@@ -200,8 +199,8 @@ fn scrub<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), WalkE
 pub(crate) type Refused = (PinFailure, Result<(), UndoError>);
 
 /// The roots, kernel's first, and how many.
-fn mfns<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {
-    let mfn = |pfn| context.mfn(pfn).map_err(|error| (PinFailure::from(error), Ok(())));
+fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {
+    let mfn = |pfn| guest.mfn(pfn).map_err(|error| (PinFailure::from(error), Ok(())));
     let kernel = mfn(roots.kernel)?;
     Ok(match roots.user {
         Some(user) => ([kernel, mfn(user)?], 2),
@@ -211,15 +210,15 @@ fn mfns<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<([Mfn; 2],
 
 /// Asks for one operation on each root; if the second is refused, takes the first back with `undo`.
 fn on_roots<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     op: impl Fn(Mfn) -> MmuExtOp,
     undo: impl Fn(Mfn) -> MmuExtOp,
 ) -> Result<(), Refused> {
-    let (mfns, count) = mfns(context, roots)?;
+    let (mfns, count) = mfns(guest, roots)?;
     // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
     // mapping, and a root that is in use stays a root when it is unpinned.
-    let Err(error) = (unsafe { context.submit_ops(&mfns.map(&op)[..count]) }) else {
+    let Err(error) = (unsafe { submit_ops(guest.machine(), &mfns.map(&op)[..count]) }) else {
         return Ok(());
     };
     let refused = |at: usize, error: Error| PinFailure::Root {
@@ -231,41 +230,41 @@ fn on_roots<M: Machine>(
         return Err((refused(0, error), Ok(())));
     }
     // SAFETY: puts back what the request before has changed.
-    let undone = unsafe { context.submit_ops(&[undo(mfns[0])]) };
+    let undone = unsafe { submit_ops(guest.machine(), &[undo(mfns[0])]) };
     let undone = undone.map_err(|error| UndoError { failure: refused(0, error) });
     Err((refused(1, error), undone))
 }
 
 /// Pins the roots and nothing else.
-fn pin_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), Refused> {
-    on_roots(context, roots, |mfn| MmuExtOp::pin(Level::L4, mfn), MmuExtOp::unpin)
+fn pin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Refused> {
+    on_roots(guest, roots, |mfn| MmuExtOp::pin(Level::L4, mfn), MmuExtOp::unpin)
 }
 
-fn unpin_roots<M: Machine>(context: &Context<'_, M>, roots: Roots) -> Result<(), Refused> {
-    on_roots(context, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
+fn unpin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Refused> {
+    on_roots(guest, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
 }
 
 /// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
 /// first, and lets go of those that it took.
 fn blame<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     refusal: PinFailure,
 ) -> (PinFailure, Result<(), UndoError>) {
     let mut pinned = 0u64;
-    let asked = visit(context, root, &mut |table| {
+    let asked = visit(guest, root, &mut |table| {
         if table.level == Level::L4 {
             return Ok(false);
         }
-        ask(context, (table.level, table.pfn), |mfn| MmuExtOp::pin(table.level, mfn))?;
+        ask(guest, (table.level, table.pfn), |mfn| MmuExtOp::pin(table.level, mfn))?;
         pinned += 1;
         Ok(true)
     });
-    let undone = visit(context, root, &mut |table| {
+    let undone = visit(guest, root, &mut |table| {
         if pinned == 0 {
             return Ok(false);
         }
-        ask(context, (table.level, table.pfn), MmuExtOp::unpin)?;
+        ask(guest, (table.level, table.pfn), MmuExtOp::unpin)?;
         pinned -= 1;
         Ok(true)
     });
@@ -275,13 +274,13 @@ fn blame<M: Machine>(
 
 /// Asks for one operation on one table of a tree that is about to be pinned.
 fn ask<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, pfn): (Level, Pfn),
     op: impl Fn(Mfn) -> MmuExtOp,
 ) -> Result<(), PinFailure> {
-    let mfn = context.mfn(pfn)?;
+    let mfn = guest.mfn(pfn)?;
     // SAFETY: as in `on_roots`.
-    unsafe { context.submit_ops(&[op(mfn)]) }.map_err(|error| PinFailure::Table {
+    unsafe { submit_ops(guest.machine(), &[op(mfn)]) }.map_err(|error| PinFailure::Table {
         level,
         pfn,
         mfn,

@@ -12,7 +12,6 @@ use hypercall::{
 };
 
 use crate::access::Access;
-use crate::context::{Context, DirectMap};
 use crate::error::{PinFailure, UndoError};
 use crate::frames::{FrameSource, FrameStack};
 use crate::loose::clear;
@@ -20,6 +19,7 @@ use crate::marks::Held;
 use crate::obstacles::Obstacles;
 use crate::pgd::Roots;
 use crate::pin::Refused;
+use p2m::{DirectMap, Guest, WalkError};
 
 /// Empty validated tables of the levels 1 to 3.
 ///
@@ -176,7 +176,7 @@ impl<'t> TablePool<'t> {
     /// it, it becomes a plain frame.
     pub(crate) fn give_back<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (held, frame): (Held, Frame),
         frames: &mut impl FrameSource,
     ) {
@@ -188,7 +188,7 @@ impl<'t> TablePool<'t> {
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
             return self.put(level, frame, frames);
         }
-        match end(context, (level, &frame)) {
+        match end(guest, (level, &frame)) {
             Ok(()) => {
                 self.counts.ended += 1;
                 frames.give(frame);
@@ -213,17 +213,17 @@ impl<'t> TablePool<'t> {
     ///
     /// ```
     /// # use hypercall::Level;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Tools;
-    /// let Tools { context, batch, tables, frames, .. } = Guest::new().tools();
-    /// let made = tables.fill(&context, (Level::L1, 4), frames, batch)?;
+    /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
+    /// let made = tables.fill(&guest, (Level::L1, 4), frames, batch)?;
     /// assert_eq!((made, tables.len(Level::L1)), (4, 4));
     /// assert_eq!(tables.counts().inside(), 4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fill<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, count): (Level, usize),
         frames: &mut impl FrameSource,
         batch: &mut Batch<'_>,
@@ -236,7 +236,7 @@ impl<'t> TablePool<'t> {
             return Err(PoolError::new(0, PinFailure::BatchTooSmall));
         }
         while left > 0 {
-            match self.fill_some(context, (level, left.min(whole)), frames, batch) {
+            match self.fill_some(guest, (level, left.min(whole)), frames, batch) {
                 Ok(0) => break,
                 Ok(some) => {
                     left -= some;
@@ -255,7 +255,7 @@ impl<'t> TablePool<'t> {
     /// Makes tables in one trap; how many. On failure how many stay.
     fn fill_some<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, count): (Level, usize),
         frames: &mut impl FrameSource,
         batch: &mut Batch<'_>,
@@ -263,29 +263,29 @@ impl<'t> TablePool<'t> {
         batch.clear();
         let Some(stack) = self.stack(level) else { return Ok(0) };
         let mut pushed = 0;
-        let planned = plan_fill(context, (stack, count, &mut pushed), frames, batch)
-            .and_then(|()| pin_top(context, (level, pushed), stack, batch));
+        let planned = plan_fill(guest, (stack, count, &mut pushed), frames, batch)
+            .and_then(|()| pin_top(guest, (level, pushed), stack, batch));
         if let Err(failure) = planned {
             (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
             return Err(PoolError::new(0, failure));
         }
         // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still
         // writable, so that the second request cannot outrun the first.
-        let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(pushed) };
+        let Err(refused) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(pushed) };
         // Pinned were the first ones, which lie deepest.
         let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
         let culprit = pushed.checked_sub(pinned + 1).and_then(|below| stack.peek(below));
         let error = refused.error;
-        let failure = match culprit.map(|pfn| (pfn, context.mfn(pfn))) {
+        let failure = match culprit.map(|pfn| (pfn, guest.mfn(pfn))) {
             // The first request makes read-only, the second one pins.
             Some((table, _)) if refused.request == 0 => PinFailure::Protect { table, error },
             Some((pfn, Ok(mfn))) => PinFailure::Table { level, pfn, mfn, error },
             _ => PinFailure::Call(error),
         };
-        let running = Roots { kernel: context.kernel_root, user: None };
+        let running = Roots { kernel: guest.kernel_root(), user: None };
         // While the frames are read-only: afterwards each would stand in its own way.
-        let obstacles = Obstacles::of(context, running, &failure);
-        let undone = make_top_writable(context, stack, pushed - pinned, batch);
+        let obstacles = Obstacles::of(guest, running, &failure);
+        let undone = make_top_writable(guest, stack, pushed - pinned, batch);
         for frame in (pinned..pushed).filter_map(|_| stack.take()) {
             match undone {
                 Ok(()) => frames.give(frame),
@@ -308,24 +308,24 @@ impl<'t> TablePool<'t> {
     ///
     /// ```
     /// # use hypercall::Level;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Tools;
-    /// let Tools { context, batch, tables, frames, .. } = Guest::new().tools();
-    /// tables.fill(&context, (Level::L1, 4), frames, batch)?;
-    /// assert_eq!(tables.drain(&context, (Level::L1, 3), frames)?, 3);
+    /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
+    /// tables.fill(&guest, (Level::L1, 4), frames, batch)?;
+    /// assert_eq!(tables.drain(&guest, (Level::L1, 3), frames)?, 3);
     /// assert_eq!(tables.len(Level::L1), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn drain<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, count): (Level, usize),
         frames: &mut impl FrameSource,
     ) -> Result<u64, PoolError> {
         let mut done = 0;
         while done < count as u64 {
             let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
-            match end(context, (level, &frame)) {
+            match end(guest, (level, &frame)) {
                 Ok(()) => frames.give(frame),
                 Err((failure, undone)) => {
                     match undone {
@@ -344,7 +344,7 @@ impl<'t> TablePool<'t> {
 
 /// Takes frames onto the top of the stack and plans to make them read-only.
 fn plan_fill<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (stack, count, pushed): (&mut FrameStack<'_>, usize, &mut usize),
     frames: &mut impl FrameSource,
     batch: &mut Batch<'_>,
@@ -352,8 +352,9 @@ fn plan_fill<M: Machine>(
     let mut direct_map = DirectMap::default();
     while *pushed < count {
         let Some(frame) = frames.take_table() else { break };
-        let known = context.mfn(frame.pfn()).and_then(|_| clear(context, &frame));
-        let planned = known.and_then(|()| direct_map.entry(context, frame.pfn()));
+        let known =
+            guest.mfn(frame.pfn()).map_err(WalkError::from).and_then(|_| clear(guest, &frame));
+        let planned = known.and_then(|()| direct_map.entry(guest, frame.pfn()));
         let pushed_update = planned.map_err(PinFailure::from).and_then(|(slot, pte)| {
             let new = Access::ReadOnly.apply(pte);
             batch.update(MmuUpdate::set(slot, new), pte.raw()).map_err(PinFailure::from)
@@ -373,21 +374,21 @@ fn plan_fill<M: Machine>(
 
 /// Plans to pin the top `count` frames of the stack, the deepest first.
 fn pin_top<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, count): (Level, usize),
     stack: &FrameStack<'_>,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
     for below in (0..count).rev() {
         let Some(pfn) = stack.peek(below) else { break };
-        batch.op(MmuExtOp::pin(level, context.mfn(pfn)?))?;
+        batch.op(MmuExtOp::pin(level, guest.mfn(pfn)?))?;
     }
     Ok(())
 }
 
 /// Makes the direct mapping of the top `count` frames writable again, which are no tables.
 fn make_top_writable<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     stack: &FrameStack<'_>,
     count: usize,
     batch: &mut Batch<'_>,
@@ -395,24 +396,21 @@ fn make_top_writable<M: Machine>(
     let mut direct_map = DirectMap::default();
     batch.clear();
     for pfn in (0..count).filter_map(|below| stack.peek(below)) {
-        let (slot, pte) = direct_map.entry(context, pfn)?;
+        let (slot, pte) = direct_map.entry(guest, pfn)?;
         batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
     }
     // SAFETY: the frames are the pool's (I-1).
-    unsafe { batch.submit(context.machine) }.map_err(|refused| PinFailure::Call(refused.error))
+    unsafe { batch.submit(guest.machine()) }.map_err(|refused| PinFailure::Call(refused.error))
 }
 
 /// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
 /// it was, as far as the undo says.
-fn end<M: Machine>(
-    context: &Context<'_, M>,
-    (level, frame): (Level, &Frame),
-) -> Result<(), Refused> {
+fn end<M: Machine>(guest: &Guest<'_, M>, (level, frame): (Level, &Frame)) -> Result<(), Refused> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     let planned = (|| -> Result<_, PinFailure> {
-        let mfn = context.mfn(frame.pfn())?;
-        let (slot, pte): (_, Pte) = DirectMap::default().entry(context, frame.pfn())?;
+        let mfn = guest.mfn(frame.pfn())?;
+        let (slot, pte): (_, Pte) = DirectMap::default().entry(guest, frame.pfn())?;
         batch.op(MmuExtOp::unpin(mfn))?;
         batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
         Ok(mfn)
@@ -420,12 +418,12 @@ fn end<M: Machine>(
     let mfn = planned.map_err(|failure| (failure, Ok(())))?;
     // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
     // second: the frame is still a table.
-    let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+    let Err(refused) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
     let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
     batch.invert();
     let pinned = if unpinned { batch.op(MmuExtOp::pin(level, mfn)) } else { Ok(()) };
     // SAFETY: puts back what took effect.
-    let undone = unsafe { batch.submit(context.machine) };
+    let undone = unsafe { batch.submit(guest.machine()) };
     let undone = undone.map_err(|undo| PinFailure::Call(undo.error));
     let undone = pinned.map_err(PinFailure::from).and(undone);
     let failure = PinFailure::Protect { table: frame.pfn(), error: refused.error };

@@ -10,7 +10,6 @@ use hypercall::{
     PteFlags, Slot, VaFlush, VaMapping,
 };
 
-use crate::context::Context;
 use crate::doubt::Doubt;
 use crate::edit::flags_of_shared;
 use crate::error::MapError;
@@ -19,6 +18,7 @@ use crate::marks::KEPT;
 use crate::pages::{check_flags, check_page};
 use crate::path::{Found, Path};
 use crate::pgd::{Pgd, Pinned};
+use p2m::Guest;
 
 /// A way to change an entry of a live L1 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,24 +112,24 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::primitive::Need;
     /// use pvmmu::Pages;
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
-    /// let (mut pgd, tools) = Guest::with_pinned(page);
+    /// let (mut pgd, tools) = TestGuest::with_pinned(page);
     /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = pgd.set_flags(&tools.context, read_only, Need::Set, None)?;
+    /// let _ = pgd.set_flags(&tools.guest, read_only, Need::Set, None)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_flags<M: Machine + Cpu>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         change: (GuestVa, PteFlags),
         need: Need,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(context, change, (need, Runs::Elsewhere), by)
+        self.set_flags_of(guest, change, (need, Runs::Elsewhere), by)
     }
 
     /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here: that may
@@ -147,62 +147,62 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::primitive::Need;
     /// use pvmmu::Pages;
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
-    /// let (mut pgd, tools) = Guest::with_pinned(page);
-    /// unsafe { pgd.load(&tools.context) }?;
+    /// let (mut pgd, tools) = TestGuest::with_pinned(page);
+    /// unsafe { pgd.load(&tools.guest) }?;
     /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = unsafe { pgd.set_flags_here(&tools.context, read_only, Need::Set, None) }?;
+    /// let _ = unsafe { pgd.set_flags_here(&tools.guest, read_only, Need::Set, None) }?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn set_flags_here<M: Machine + Cpu>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         change: (GuestVa, PteFlags),
         need: Need,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(context, change, (need, Runs::Here), by)
+        self.set_flags_of(guest, change, (need, Runs::Here), by)
     }
 
     fn set_flags_of<M: Machine + Cpu>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         (need, runs): (Need, Runs),
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
         check_page(va)?;
         check_flags(flags)?;
-        let flags = context.machine.offered(flags);
+        let flags = guest.machine().offered(flags);
         let by = by.unwrap_or(cheapest(need, runs));
         if !by.is_right(need, runs) {
             return Err(MapError::Unfit(by));
         }
-        self.put_right(context)?;
+        self.put_right(guest)?;
         let mut path = Path::new(self.root());
-        let Found::Table(_) = path.seek(context, va)? else { return Err(MapError::NotMapped(va)) };
-        let (slot, old) = path.entry(context, (Level::L1, va))?;
+        let Found::Table(_) = path.seek(guest, va)? else { return Err(MapError::NotMapped(va)) };
+        let (slot, old) = path.entry(guest, (Level::L1, va))?;
         let Entry::Leaf(_) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let old = if let Need::IfStill(old) = need { old } else { old };
         let new = flags_of_shared(Pte::from_raw(old.raw() & KEPT | flags.bits()), old);
         let table = path.table(Level::L1).ok_or(MapError::NotMapped(va))?;
         let changed = match by {
-            Primitive::MmuUpdate => request(context, (va, slot), MmuUpdate::set, (new, old)),
+            Primitive::MmuUpdate => request(guest, (va, slot), MmuUpdate::set, (new, old)),
             Primitive::PreserveAd => {
                 let ad = PteFlags::ACCESSED | PteFlags::DIRTY;
                 let new = new.with_flags(new.flags() & !ad);
-                request(context, (va, slot), MmuUpdate::set_preserving_ad, (new, old))
+                request(guest, (va, slot), MmuUpdate::set_preserving_ad, (new, old))
             }
-            Primitive::VaMapping => va_mapping(context, va, (new, old)),
+            Primitive::VaMapping => va_mapping(guest, va, (new, old)),
             Primitive::EmulatedStore | Primitive::EmulatedCompareExchange => {
-                let page = context.machine.direct_map(table)?.raw();
+                let page = guest.machine().direct_map(table)?.raw();
                 let entry = GuestVa::new(page + u64::from(slot.index) * size_of::<Pte>() as u64);
                 let entry = entry.map_err(|_| MapError::NotMapped(va))?;
-                emulated(context, (va, entry), (by, need), (new, old))
+                emulated(guest, (va, entry), (by, need), (new, old))
             }
         };
         if let Err(MapError::RefusedCall(_) | MapError::NotUndone { .. }) = changed {
@@ -214,7 +214,7 @@ impl Pgd<Pinned> {
 }
 
 fn request<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (va, slot): (GuestVa, Slot),
     update: impl Fn(Slot, Pte) -> MmuUpdate,
     (new, old): (Pte, Pte),
@@ -224,7 +224,7 @@ fn request<M: Machine>(
     batch.update(update(slot, new), old.raw())?;
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: the entry keeps its frame, and belongs to the address space (I-4).
-    let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+    let Err(error) = (unsafe { batch.submit(guest.machine()) }) else {
         return Ok(Changed::From(old));
     };
     if !batch.applied().any(|done| matches!(done, Element::Update(_))) {
@@ -235,13 +235,13 @@ fn request<M: Machine>(
     batch.invert();
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: as above.
-    let undone = unsafe { batch.submit(context.machine) };
+    let undone = unsafe { batch.submit(guest.machine()) };
     undone.map_err(|again| MapError::NotUndone { left: 1, error: again.error })?;
     Err(MapError::RefusedCall(error))
 }
 
 fn va_mapping<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     va: GuestVa,
     (pte, old): (Pte, Pte),
 ) -> Result<Changed, MapError> {
@@ -249,12 +249,12 @@ fn va_mapping<M: Machine>(
     let mut batch = storage.batch();
     batch.va_mapping(VaMapping { va: va.addr(), pte, flush: VaFlush::PageAll }, old)?;
     // SAFETY: the entry keeps its frame, and belongs to the address space (I-4), which runs here.
-    let result = unsafe { batch.submit(context.machine) };
+    let result = unsafe { batch.submit(guest.machine()) };
     result.map(|()| Changed::From(old)).map_err(|error| MapError::Refused { va, error })
 }
 
 fn emulated<M: Machine + Cpu>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (va, entry): (GuestVa, GuestVa),
     (by, need): (Primitive, Need),
     (new, old): (Pte, Pte),
@@ -262,21 +262,21 @@ fn emulated<M: Machine + Cpu>(
     let changed = if by == Primitive::EmulatedStore {
         // SAFETY: the entry keeps its frame, and belongs to the address space (I-4); what stands
         // behind the address is a table, no Rust object.
-        unsafe { context.machine.store(entry, new.raw()) }.map(|()| Changed::From(old))
+        unsafe { guest.machine().store(entry, new.raw()) }.map(|()| Changed::From(old))
     } else {
-        exchange(context.machine, entry, (need, new), old)
+        exchange(guest.machine(), entry, (need, new), old)
     };
     let changed = changed.map_err(|_| MapError::Faulted(va))?;
     let Changed::From(was) = changed else { return Ok(changed) };
-    let Err(refused) = flush_everywhere(context, va)? else { return Ok(changed) };
+    let Err(refused) = flush_everywhere(guest, va)? else { return Ok(changed) };
     // Without the flush the change must not stay, nor what a TLB may have taken from it; what the
     // CPU has noted meanwhile does. Xen may have adjusted what was written.
-    let undone = context.machine.load(entry).and_then(|now| {
+    let undone = guest.machine().load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
-        exchange(context.machine, entry, (Need::KeepAccessedDirty, was), now)
+        exchange(guest.machine(), entry, (Need::KeepAccessedDirty, was), now)
     });
     match undone {
-        Ok(Changed::From(_)) => match flush_everywhere(context, va)? {
+        Ok(Changed::From(_)) => match flush_everywhere(guest, va)? {
             Ok(()) => Err(MapError::RefusedCall(refused)),
             Err(again) => Err(MapError::NotUndone { left: 1, error: again.error }),
         },
@@ -286,14 +286,14 @@ fn emulated<M: Machine + Cpu>(
 
 /// Flushes a page by itself. The outer result: whether it could be asked for.
 fn flush_everywhere<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     va: GuestVa,
 ) -> Result<Result<(), BatchError>, MapError> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: a flush changes no mapping.
-    Ok(unsafe { batch.submit(context.machine) })
+    Ok(unsafe { batch.submit(guest.machine()) })
 }
 
 /// Exchanges the entry; if only the CPU has touched it meanwhile and that may be, again.

@@ -3,8 +3,7 @@
 use hypercall::{ENTRIES, Entry, FrameAccess, Level, Pfn, Pte};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
-use crate::error::WalkError;
+use p2m::{Guest, WalkError};
 
 /// Slots of a root that are an address space's own.
 pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
@@ -33,9 +32,9 @@ impl Present {
     /// The next one, as it stands now.
     pub(crate) fn next<M: FrameAccess>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
     ) -> Result<Option<(PageTableIndex, Pte)>, WalkError> {
-        let next = context.machine.next_present(self.table, self.slots.clone())?;
+        let next = guest.machine().next_present(self.table, self.slots.clone())?;
         self.slots.start = next.map_or(self.slots.end, |(index, _)| u16::from(index) + 1);
         Ok(next)
     }
@@ -56,16 +55,16 @@ impl<const N: usize> Parts<N> {
     /// Reads the next part, and says where it begins.
     pub(crate) fn next<M: FrameAccess>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         into: &mut [Pte; N],
     ) -> Result<Option<PageTableIndex>, WalkError> {
-        let Some((index, _)) = self.0.next(context)? else { return Ok(None) };
+        let Some((index, _)) = self.0.next(guest)? else { return Ok(None) };
         #[expect(clippy::cast_possible_truncation, reason = "a part of a table")]
         let length = N as u16;
         let first = u16::from(index) / length * length;
         self.0.slots.start = first + length;
         let first = PageTableIndex::new_truncate(first);
-        context.machine.read_entries(self.0.table, first, into)?;
+        guest.machine().read_entries(self.0.table, first, into)?;
         Ok(Some(first))
     }
 }
@@ -80,27 +79,26 @@ pub(crate) struct Table {
 /// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f`
 /// answers false. Tables of the kernel half belong to others and are left out.
 pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     root: Pfn,
     f: &mut impl FnMut(Table) -> Result<bool, E>,
 ) -> Result<bool, E> {
-    visit_below(context, Table { level: Level::L4, pfn: root }, f)
+    visit_below(guest, Table { level: Level::L4, pfn: root }, f)
 }
 
 fn visit_below<M: FrameAccess, E: From<WalkError>>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     table: Table,
     f: &mut impl FnMut(Table) -> Result<bool, E>,
 ) -> Result<bool, E> {
     if let Some(level) = table.level.below() {
         let mut present = Present::of(table.level, table.pfn);
-        while let Some((_, pte)) = present.next(context)? {
+        while let Some((_, pte)) = present.next(guest)? {
             let Entry::Table(mfn) = pte.decode(table.level) else { continue };
-            let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
             let child = Table { level, pfn };
             // Most tables are L1 tables, with nothing below them.
-            let goes_on =
-                if level == Level::L1 { f(child) } else { visit_below(context, child, f) };
+            let goes_on = if level == Level::L1 { f(child) } else { visit_below(guest, child, f) };
             if !goes_on? {
                 return Ok(false);
             }

@@ -7,25 +7,14 @@
 #![expect(unsafe_code, reason = "takes frames out of the direct mapping that it owns (I-1, I-2)")]
 
 use hypercall::{
-    Batch, DomId, Errno, Error as CallError, Exchange, Extent, Machine, MemoryOp, Mfn, MmuExtOp,
-    MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
+    Batch, DomId, Errno, Error as CallError, Exchange, Extent, FrameAccess, Machine, MemoryOp, Mfn,
+    MmuExtOp, MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
 };
-use p2m::{FindDirect, P2m, Pfns};
+use p2m::{DirectEntries, P2m, Pfns};
 
 use crate::address::{BusAddr, DmaMask};
 use crate::contiguous::{Place, contiguous, is_aligned};
 use crate::error::Error;
-
-/// The guest around an operation on regions.
-#[derive(Debug)]
-pub struct Around<'a, M, D> {
-    /// The machine.
-    pub machine: &'a M,
-    /// The frame map.
-    pub p2m: &'a P2m<'a>,
-    /// Whoever knows where the direct mapping of a frame has its entry.
-    pub direct: &'a mut D,
-}
 
 /// Memory to work with, from the caller: as it is large, operations need fewer traps.
 #[derive(Debug)]
@@ -100,32 +89,32 @@ pub(crate) struct Part {
 }
 
 /// Exchanges `pfns`, for which the scratch has room, and which are the caller's by its token.
-pub(crate) fn exchange<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub(crate) fn exchange<M: Machine>(
+    direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
     way: Way,
     scratch: &mut Scratch<'_, '_>,
 ) -> Part {
-    let given = check_given(around.p2m, pfns, way);
-    if let Err(error) = given.and_then(|()| plan_unmapping(around, pfns, scratch.batch)) {
+    let given = check_given(direct.guest().p2m(), pfns, way);
+    if let Err(error) = given.and_then(|()| plan_unmapping(direct, pfns, scratch.batch)) {
         scratch.batch.clear();
         return Part { made: 0, is_usable: true, result: Err(error) };
     }
     // SAFETY: the frames are the caller's token's (I-1); they leave the direct mapping for as long
     // as this function runs, and no Rust object lives in them.
-    if let Err(refused) = unsafe { scratch.batch.submit(around.machine) } {
+    if let Err(refused) = unsafe { scratch.batch.submit(direct.guest().machine()) } {
         scratch.batch.invert();
         // SAFETY: the entries become what they were.
-        let undone = unsafe { scratch.batch.submit(around.machine) };
+        let undone = unsafe { scratch.batch.submit(direct.guest().machine()) };
         scratch.batch.clear();
         return Part { made: 0, is_usable: undone.is_ok(), result: Err(refused.into()) };
     }
-    let (done, refusal) = ask(around, pfns, way, scratch.extents);
-    let recorded = record(around, Pfns::new(pfns.start, done), way, scratch.extents);
-    let mapped = map(around, pfns, scratch.batch);
-    let is_mapped = mapped.is_ok() || map(around, pfns, scratch.batch).is_ok();
+    let (done, refusal) = ask(direct, pfns, way, scratch.extents);
+    let recorded = record(direct, Pfns::new(pfns.start, done), way, scratch.extents);
+    let mapped = map(direct, pfns, scratch.batch);
+    let is_mapped = mapped.is_ok() || map(direct, pfns, scratch.batch).is_ok();
     let wiped = match is_mapped {
-        true => wipe(around, Pfns::new(pfns.start, done)),
+        true => wipe(direct, Pfns::new(pfns.start, done)),
         false => Ok(()),
     };
     let is_usable = is_mapped && wiped.is_ok();
@@ -149,26 +138,26 @@ fn check_given(p2m: &P2m<'_>, pfns: Pfns, way: Way) -> Result<(), Error> {
 }
 
 /// All of `pfns` leave the direct mapping, and every TLB.
-fn plan_unmapping<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+fn plan_unmapping<M: Machine>(
+    direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
     batch: &mut Batch<'_>,
 ) -> Result<(), Error> {
     batch.clear();
     for pfn in pfns.iter() {
-        let (slot, pte) = find_mapped(around, pfn)?;
+        let (slot, pte) = find_mapped(direct, pfn)?;
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw())?;
     }
     Ok(batch.op(MmuExtOp::tlb_flush_all())?)
 }
 
 /// Where the direct mapping has the frame, which has to be the one that P2M names, and writable.
-fn find_mapped<M, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+fn find_mapped<M: FrameAccess>(
+    direct: &mut DirectEntries<'_, M>,
     pfn: Pfn,
 ) -> Result<(Slot, Pte), Error> {
-    let (slot, pte) = around.direct.find(pfn)?;
-    let mfn = around.p2m.mfn(pfn)?;
+    let (slot, pte) = direct.find(pfn)?;
+    let mfn = direct.guest().p2m().mfn(pfn)?;
     if !pte.is_writable() || pte.mfn() != mfn {
         return Err(Error::NotMapped { pfn, mfn, pte });
     }
@@ -176,14 +165,14 @@ fn find_mapped<M, D: FindDirect>(
 }
 
 /// Asks Xen. How many frames were exchanged, and why not all of them.
-fn ask<M: Machine, D>(
-    around: &Around<'_, M, D>,
+fn ask<M: Machine>(
+    direct: &DirectEntries<'_, M>,
     pfns: Pfns,
     way: Way,
     extents: &mut [Extent],
 ) -> (u64, Option<Error>) {
     let (give_order, take_order) = way.orders();
-    let (given, taken) = match lists(around.p2m, pfns, way, extents) {
+    let (given, taken) = match lists(direct.guest().p2m(), pfns, way, extents) {
         Ok(lists) => lists,
         Err(error) => return (0, Some(error)),
     };
@@ -195,8 +184,9 @@ fn ask<M: Machine, D>(
     let give = Reservation { extents: given, order: give_order, flags: 0, domain };
     let take = Reservation { extents: taken, order: take_order, flags, domain };
     // SAFETY: the frames are the caller's token's, and nothing maps them any more.
-    let answer =
-        unsafe { around.machine.memory_op(&mut MemoryOp::Exchange(Exchange { give, take })) };
+    let answer = unsafe {
+        direct.guest().machine().memory_op(&mut MemoryOp::Exchange(Exchange { give, take }))
+    };
     let done = match answer {
         Ok(done) => done,
         Err(error) => u64::from(error.done),
@@ -250,8 +240,8 @@ fn refusal(error: CallError, way: Way, pfn: Pfn) -> Error {
 
 /// Records the frames that came, and checks that they are what was asked for and that M2P knows
 /// them.
-fn record<M: Machine, D>(
-    around: &Around<'_, M, D>,
+fn record<M: Machine>(
+    direct: &DirectEntries<'_, M>,
     pfns: Pfns,
     way: Way,
     extents: &[Extent],
@@ -266,21 +256,22 @@ fn record<M: Machine, D>(
         let first = taken.get(run).map_or(Mfn::new(u64::MAX), |extent| extent.mfn());
         let mfn = Mfn::new(first.raw().saturating_add(within));
         // SAFETY: Xen says that it exchanged the frame of the pfn, which a token stands for (I-1).
-        let recorded = unsafe { around.p2m.replace(pfn, mfn) }.map(drop).map_err(Error::from);
-        let right = recorded.and_then(|()| check(around, (pfn, mfn), first, way));
+        let recorded =
+            unsafe { direct.guest().p2m().replace(pfn, mfn) }.map(drop).map_err(Error::from);
+        let right = recorded.and_then(|()| check(direct, (pfn, mfn), first, way));
         result = result.and(right);
     }
     result
 }
 
 /// Whether a frame that came is as asked.
-fn check<M: Machine, D>(
-    around: &Around<'_, M, D>,
+fn check<M: Machine>(
+    direct: &DirectEntries<'_, M>,
     (pfn, mfn): (Pfn, Mfn),
     first: Mfn,
     way: Way,
 ) -> Result<(), Error> {
-    let found = around.machine.machine_to_phys(mfn);
+    let found = direct.guest().machine().machine_to_phys(mfn);
     if found != Some(pfn) {
         return Err(Error::M2p { pfn, mfn, found });
     }
@@ -300,36 +291,36 @@ fn check<M: Machine, D>(
 ///
 /// # Hypercalls
 /// One `mmu_update`, none if nothing is missing.
-pub(crate) fn map<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub(crate) fn map<M: Machine>(
+    direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
     batch: &mut Batch<'_>,
 ) -> Result<(), Error> {
     batch.clear();
     for pfn in pfns.iter() {
-        let (slot, pte) = around.direct.find(pfn)?;
+        let (slot, pte) = direct.find(pfn)?;
         if !pte.is_present() {
-            let flags = around.machine.offered(PteFlags::KERNEL_RW);
-            let new = Pte::new(around.p2m.mfn(pfn)?, flags);
+            let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
+            let new = Pte::new(direct.guest().p2m().mfn(pfn)?, flags);
             batch.update(MmuUpdate::set(slot, new), pte.raw())?;
         }
     }
     // SAFETY: frames of the caller's token at their own places (I-2, I-3).
-    if let Err(refused) = unsafe { batch.submit(around.machine) } {
+    if let Err(refused) = unsafe { batch.submit(direct.guest().machine()) } {
         batch.clear();
         return Err(refused.into());
     }
     for pfn in pfns.iter() {
-        find_mapped(around, pfn)?;
+        find_mapped(direct, pfn)?;
     }
     Ok(())
 }
 
 /// Fills frames with zeroes: what Xen gives out holds what its last owner left there.
-pub(crate) fn wipe<M: Machine, D>(around: &Around<'_, M, D>, pfns: Pfns) -> Result<(), Error> {
+pub(crate) fn wipe<M: Machine>(direct: &DirectEntries<'_, M>, pfns: Pfns) -> Result<(), Error> {
     for pfn in pfns.iter() {
         // SAFETY: a frame of the caller's token, and mapped (I-1).
-        unsafe { around.machine.clear_frame(pfn) }?;
+        unsafe { direct.guest().machine().clear_frame(pfn) }?;
     }
     Ok(())
 }

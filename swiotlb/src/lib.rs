@@ -24,7 +24,7 @@
 //! # What it assumes
 //! No IOMMU: bus addresses are machine addresses, as in a dom0 or a guest that was given a device.
 //! Memory is that of the caller: places for segments and areas, frames, scratch. Page tables are
-//! walked by whoever implements [`p2m::FindDirect`] (`pvmmu::DirectEntries`).
+//! walked by whoever implements [`p2m::DirectEntries`] (`pvmmu::DirectEntries`).
 //!
 //! # What it prevents, and what not
 //! A device is never given an address that it does not reach, that is not the guest's, or that is
@@ -116,7 +116,7 @@ pub use coherent::Coherent;
 pub use contiguous::{Place, contiguous, is_aligned};
 pub use counters::{Area, Counters};
 pub use error::Error;
-pub use exchange::{Around, Scratch};
+pub use exchange::Scratch;
 #[cfg(feature = "virtio")]
 pub use hal::{DmaHal, DmaOperations, HalGuest};
 pub use pool::Pool;

@@ -19,12 +19,12 @@
 use core::fmt;
 
 use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn, Uncertain};
-use p2m::{FindDirect, P2m, Pfns};
+use p2m::{DirectEntries, Guest, P2m, Pfns};
 
 use crate::address::DmaMask;
 use crate::contiguous::{Place, contiguous, is_aligned};
 use crate::error::Error;
-use crate::exchange::{self, Around, Part, Scratch, Way};
+use crate::exchange::{self, Part, Scratch, Way};
 
 /// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
 ///
@@ -234,32 +234,30 @@ impl Region {
 ///
 /// ```
 /// # use hypercall::{BatchStorage, Extent};
-/// # use pv_tests::guest::Guest;
-/// use swiotlb::{Around, DmaMask, SEGMENT_ORDER, Scratch, gather, scatter};
+/// # use pv_tests::guest::TestGuest;
+/// use swiotlb::{DmaMask, SEGMENT_ORDER, Scratch, gather, scatter};
 ///
-/// let mut guest = Guest::new();
-/// let frames = guest.frames.take_run(64); // pages in a row, scattered in the machine
-/// let mut direct = guest.direct();
-/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
+/// let mut test = TestGuest::new();
+/// let frames = test.frames.take_run(64); // pages in a row, scattered in the machine
 /// let (mut storage, mut extents) = (BatchStorage::<64, 1>::new(), [Extent::default(); 128]);
 /// let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-/// let shape = (SEGMENT_ORDER, DmaMask::bits(32));
-/// let region = gather(&mut around, frames, shape, &mut scratch)?;
+/// let region = gather(&test.guest, frames, SEGMENT_ORDER, DmaMask::bits(32), &mut scratch)?;
 /// let (first, last) = (region.start(), region.frames() - 1);
 /// let last = first.checked_add(last).ok_or("too many")?;
-/// let machine_frames = guest.p2m.mfn(last)?.offset_from(guest.p2m.mfn(first)?);
+/// let machine_frames = test.p2m.mfn(last)?.offset_from(test.p2m.mfn(first)?);
 /// assert_eq!(machine_frames, Some(63)); // one piece for a device, too
-/// let frames = scatter(&mut around, region, &mut scratch)?;
+/// let frames = scatter(&test.guest, region, &mut scratch)?;
 /// assert_eq!(frames.count(), 64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn gather<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub fn gather<M: Machine>(
+    guest: &Guest<'_, M>,
     frames: Frames,
-    (order, mask): (u32, DmaMask),
+    order: u32,
+    mask: DmaMask,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Region, RegionError> {
-    go(around, frames, Way::Gather(order, mask), scratch)
+    go(guest, frames, Way::Gather(order, mask), scratch)
 }
 
 /// Exchanges the runs of a region for single frames from anywhere: the way back.
@@ -274,25 +272,23 @@ pub fn gather<M: Machine, D: FindDirect>(
 /// ```
 /// # use hypercall::Extent;
 /// # use pv_tests::dma;
-/// use swiotlb::{Around, Scratch, scatter};
+/// use swiotlb::{Scratch, scatter};
 ///
 /// let (guest, pool, _) = dma::a_guest_and_its_pool();
-/// let mut direct = guest.direct();
-/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
 /// let mut extents = [Extent::default(); 128];
 /// let mut scratch = Scratch { batch: guest.batch(), extents: &mut extents };
 /// let region = pool.shrink().ok_or("a buffer is in it")?;
-/// let frames = scatter(&mut around, region, &mut scratch)?; // Xen has the good ones again
+/// let frames = scatter(&guest.guest, region, &mut scratch)?; // Xen has the good ones again
 /// assert_eq!(frames.count(), 64);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn scatter<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub fn scatter<M: Machine>(
+    guest: &Guest<'_, M>,
     region: Region,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Frames, RegionError> {
     let order = region.order;
-    go(around, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
+    go(guest, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
 }
 
 /// Maps stranded frames again, with as much scratch memory as they were stranded with, and fills
@@ -306,34 +302,33 @@ pub fn scatter<M: Machine, D: FindDirect>(
 ///
 /// ```
 /// # use hypercall::{BatchStorage, Errno, Extent, FailNth, Refusal};
-/// # use pv_tests::guest::Guest;
-/// use swiotlb::{Around, DmaMask, Scratch, gather, reinstate};
+/// # use pv_tests::guest::TestGuest;
+/// use swiotlb::{DmaMask, Scratch, gather, reinstate};
 ///
-/// let mut guest = Guest::new();
-/// let frames = guest.frames.take_run(8);
-/// let mut direct = guest.direct();
+/// let mut test = TestGuest::new();
+/// let frames = test.frames.take_run(8);
 /// let (mut storage, mut extents) = (BatchStorage::<8, 1>::new(), [Extent::default(); 16]);
 /// let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
 /// // Xen exchanges them, and then refuses twice to map them.
 /// let refused = Refusal { request: 3, errno: Errno::EBUSY, done: 0 };
-/// let machine = &FailNth::new(FailNth::new(guest.model, refused), refused);
-/// let mut around = Around { machine, p2m: guest.p2m, direct: &mut direct };
-/// let error = gather(&mut around, frames, (0, DmaMask::ALL), &mut scratch).expect_err("refused");
+/// let machine = &FailNth::new(FailNth::new(test.model, refused), refused);
+/// let refusing = test.guest.with_machine(machine);
+/// let error = gather(&refusing, frames, 0, DmaMask::ALL, &mut scratch).expect_err("refused");
 /// let stranded = error.stranded.ok_or("none")?;
 ///
-/// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
-/// let frames = reinstate(&mut around, stranded, &mut scratch)?; // in the direct mapping, zeroed
+/// let frames = reinstate(&test.guest, stranded, &mut scratch)?; // in the direct mapping, zeroed
 /// assert_eq!(frames.count(), 8);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn reinstate<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+pub fn reinstate<M: Machine>(
+    guest: &Guest<'_, M>,
     stranded: Stranded,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Frames, RegionError> {
+    let direct = &mut DirectEntries::new(*guest);
     let pfns = Pfns::new(stranded.start(), stranded.count());
-    let mapped = exchange::map(around, pfns, scratch.batch);
-    match mapped.and_then(|()| exchange::wipe(around, pfns)) {
+    let mapped = exchange::map(direct, pfns, scratch.batch);
+    match mapped.and_then(|()| exchange::wipe(direct, pfns)) {
         // SAFETY: the frames were a token's that this crate made `Stranded` of, and nothing else
         // got them: the direct mapping alone may have missed some. Now each was seen there, as P2M
         // says, and written (I-1, I-16).
@@ -342,8 +337,8 @@ pub fn reinstate<M: Machine, D: FindDirect>(
     }
 }
 
-fn go<M: Machine, D: FindDirect>(
-    around: &mut Around<'_, M, D>,
+fn go<M: Machine>(
+    guest: &Guest<'_, M>,
     frames: Frames,
     way: Way,
     scratch: &mut Scratch<'_, '_>,
@@ -371,11 +366,12 @@ fn go<M: Machine, D: FindDirect>(
         return refuse(Error::Scratch { frames: 1 << order }, frames);
     }
     let start = frames.start();
+    let direct = &mut DirectEntries::new(*guest);
     let mut done = 0;
     while done < total {
         let count = at_once.min(total - done);
         let part = Pfns::new(Pfn::new(start.raw() + done), count);
-        let Part { made, is_usable, result } = exchange::exchange(around, part, way, scratch);
+        let Part { made, is_usable, result } = exchange::exchange(direct, part, way, scratch);
         if let Err(error) = result {
             let (head, tail) = cut(frames, done + made);
             let (stranded, rest) = match is_usable {

@@ -342,8 +342,8 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     fn fill(&self, held: &Held, place: Place, what: Use) -> Result<(), Error> {
         let Use { head_bytes, len_bytes, .. } = what;
         let end = head_bytes + len_bytes;
-        let around = [(0, head_bytes), (end, what.slots() * SLOT_BYTES - end)];
-        for (at, count) in around {
+        let direct = [(0, head_bytes), (end, what.slots() * SLOT_BYTES - end)];
+        for (at, count) in direct {
             if count > 0 {
                 let gap = self.pool.place(held, at, count);
                 // SAFETY: bytes of slots that were just taken (I-1).

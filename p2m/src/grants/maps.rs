@@ -157,16 +157,16 @@ impl<'s> GrantMaps<'s> {
     ///
     /// ```
     /// # use hypercall::{DomId, FrameAccess, GrantAccess, GrantRef, Pfn};
-    /// # use p2m::LeafSource;
-    /// # use pv_tests::guest::Guest;
+    /// # use p2m::FrameSource;
+    /// # use pv_tests::guest::TestGuest;
     /// # use xen_model::GrantEntry;
     /// use p2m::{GrantFailure, GrantMaps, MapRequest};
     ///
-    /// let Guest { model, p2m, mut frames, .. } = Guest::dom0(); // beside domain 1
+    /// let TestGuest { model, p2m, mut frames, .. } = TestGuest::dom0(); // beside domain 1
     /// # let other = model.vcpu(1, 0).ok_or("it is there")?;
     /// # let frame = other.built_mfn(Pfn::new(7)).ok_or("it has memory")?;
     /// # other.write_grant(8, GrantEntry { flags: 1, domain: 0, frame }).map_err(|_| "no table")?;
-    /// let pfn = LeafSource::take(&mut frames).ok_or("no memory")?.pfn();
+    /// let pfn = FrameSource::take(&mut frames).ok_or("no memory")?.pfn();
     /// unsafe { p2m.depopulate(pfn) }?; // a pfn that has no memory: the balloon's reserve has such
     /// let request = MapRequest {
     ///     pfn,

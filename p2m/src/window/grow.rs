@@ -8,13 +8,14 @@
 
 use core::ops::Range;
 
-use hypercall::{Batch, Frame, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{
+    Batch, Frame, FrameSource, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+};
 
 use super::error::{WindowError, WindowFailure};
 use super::split::own_leaf;
 use super::tables::read;
 use super::{GrowContext, Hole, L1, PFNS_PER_L1, TABLE_ENTRIES, Window, index, place};
-use crate::leaves::LeafSource;
 use crate::map::{P2m, Pfns};
 use crate::runs::LEAF_WORDS;
 
@@ -128,7 +129,7 @@ impl Window {
         &mut self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
@@ -141,7 +142,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         let leaves = pfns.start.raw() / LEAF_WORDS..pfns.end().div_ceil(LEAF_WORDS);
@@ -207,7 +208,7 @@ impl Window {
         &mut self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         self.check_range(context, pfns)?;
@@ -223,7 +224,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         pfns: Pfns,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         let first = pfns.start.raw().next_multiple_of(LEAF_WORDS).min(pfns.end());
@@ -272,7 +273,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         (gib, range, target): (u64, Range<u64>, Target),
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         match self.l1((context.machine, context.p2m), gib)? {
@@ -295,7 +296,7 @@ impl Window {
         &self,
         context: GrowContext<'_, M>,
         (table, gib, range, target): (Pfn, u64, Range<u64>, Target),
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
         let chunk = LEAVES_MAX.min(batch.updates_max()).max(1);
@@ -329,7 +330,7 @@ impl Window {
     }
 
     /// Adds the change of one leaf of a live table, if it is a hole that has to change.
-    fn push_leaf<M: Machine, S: LeafSource>(
+    fn push_leaf<M: Machine, S: FrameSource>(
         &self,
         context: GrowContext<'_, M>,
         (table, at, target): (Pfn, u64, Target),

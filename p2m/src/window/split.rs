@@ -5,14 +5,13 @@
 
 use core::ops::Range;
 
-use hypercall::{Batch, Frame, Machine, Pfn, Pte, PteFlags};
+use hypercall::{Batch, Frame, FrameSource, Machine, Pfn, Pte, PteFlags};
 
 use super::error::{WindowError, WindowFailure};
 use super::grow::{LEAVES_MAX, Target};
 use super::tables::{Access, Stopped, fill_leaf, fill_table, protect, unprotect, write};
 use super::{GrowContext, Hole, Window};
 use crate::entry::{ABSENT, IDENTITY};
-use crate::leaves::LeafSource;
 
 /// What has become of a table that is not to be used after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +29,7 @@ impl Window {
         context: GrowContext<'_, M>,
         (table, gib, hole): (Frame, u64, Hole),
         (range, target): (Range<u64>, Target),
-        (source, batch): (&mut impl LeafSource, &mut Batch<'_>),
+        (source, batch): (&mut impl FrameSource, &mut Batch<'_>),
     ) -> Result<(), WindowError> {
         let mut taken = [const { None }; LEAVES_MAX];
         let linked = self
@@ -76,7 +75,7 @@ impl Window {
         context: GrowContext<'_, M>,
         (table, hole): (Pfn, Hole),
         (range, target): (Range<u64>, Target),
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         taken: &mut [Option<Frame>; LEAVES_MAX],
     ) -> Result<(), (WindowError, Left)> {
         let as_it_was = |failure: WindowFailure| (failure.into(), Left::Writable);
@@ -102,7 +101,7 @@ impl Window {
 pub(super) fn own_leaf<M: Machine>(
     context: GrowContext<'_, M>,
     hole: Hole,
-    source: &mut impl LeafSource,
+    source: &mut impl FrameSource,
 ) -> Result<(Frame, Pte), WindowFailure> {
     let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
     let word = match hole {

@@ -99,22 +99,22 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (lowest, level, run): (Level, Level, Run),
         flags: PteFlags,
     ) -> Result<Pte, MapError> {
-        let Tools { context, frames, .. } = &mut *self.tools;
+        let Tools { guest, frames, .. } = &mut *self.tools;
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
-            let table = take_table(context, *frames)?;
+            let table = take_table(guest, *frames)?;
             let table = place.insert(table);
-            clear(context, table)?;
+            clear(guest, table)?;
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
-                    fill_run(context, (table.pfn(), part), flags, &mut **frames)?;
+                    fill_run(guest, (table.pfn(), part), flags, &mut **frames)?;
                 }
             } else if top.is_present() {
                 // SAFETY: the token says that nobody else uses the frame (I-1).
-                unsafe { context.machine.write_entry(table.pfn(), at.index_of(run.va), top) }?;
+                unsafe { guest.machine().write_entry(table.pfn(), at.index_of(run.va), top) }?;
             }
-            top = Pte::new(context.mfn(table.pfn())?, PteFlags::TABLE);
+            top = Pte::new(guest.mfn(table.pfn())?, PteFlags::TABLE);
         }
         Ok(top)
     }
@@ -153,17 +153,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         chain: &Chain,
         (access, count): (Access, usize),
     ) -> Result<(), (usize, MapError)> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         for (done, table) in chain.iter().flatten().take(count).enumerate() {
             let batch = &mut *self.tools.batch;
             batch.clear();
-            let planned = self.direct_map.entry(&context, table.pfn());
+            let planned = self.direct_map.entry(&guest, table.pfn());
             let planned = planned.map_err(MapError::from).and_then(|(direct, pte)| {
                 Ok(batch.update(MmuUpdate::set(direct, access.apply(pte)), pte.raw())?)
             });
             planned.map_err(|error| (done, error))?;
             // SAFETY: the tables are new (I-1), and linked nowhere.
-            let changed = unsafe { batch.submit(context.machine) };
+            let changed = unsafe { batch.submit(guest.machine()) };
             changed.map_err(|error| (done, MapError::RefusedCall(error)))?;
         }
         Ok(())
@@ -178,17 +178,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (top, ahead): (Pte, usize),
     ) -> Result<(), (MapError, bool)> {
         self.plan_link(chain, (level, va), (top, ahead)).map_err(|error| (error, true))?;
-        let (context, roots) = (self.tools.context, self.roots);
+        let (guest, roots) = (self.tools.guest, self.roots);
         let batch = &mut *self.tools.batch;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
         // (I-4).
-        let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
         // Before the undo makes the tables' own direct mappings writable.
         let suspects = chain.iter().zip(LEVELS).filter_map(|(table, level)| {
             let base = va.raw() >> (level.shift() + 9) << (level.shift() + 9);
             Some(Suspect { level, pfn: table.as_ref()?.pfn(), base })
         });
-        let found = Obstacles::of_tables(&context, roots, suspects);
+        let found = Obstacles::of_tables(&guest, roots, suspects);
         batch.invert();
         match self.undo(Doubt::TABLES) {
             Ok(()) => Err((link_refused(va, found, error), true)),
@@ -202,17 +202,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (level, va): (Level, GuestVa),
         (top, ahead): (Pte, usize),
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
-        let (slot, absent) = self.path.entry(&context, (level, va))?;
+        let guest = self.tools.guest;
+        let (slot, absent) = self.path.entry(&guest, (level, va))?;
         let batch = &mut *self.tools.batch;
         batch.clear();
         for table in chain.iter().flatten().skip(ahead) {
-            let (direct, pte) = self.direct_map.entry(&context, table.pfn())?;
+            let (direct, pte) = self.direct_map.entry(&guest, table.pfn())?;
             batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
         }
         batch.update(MmuUpdate::set(slot, top), absent.raw())?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let (slot, copy) = mirror(context.mfn(user)?, slot, top.mfn());
+            let (slot, copy) = mirror(guest.mfn(user)?, slot, top.mfn());
             batch.update(MmuUpdate::set(slot, copy), absent.raw())?;
         }
         Ok(())
@@ -223,11 +223,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     #[cold]
     fn lose_chain(&mut self, chain: Chain, va: GuestVa) {
         Doubt::TABLES.note(self.doubt);
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         self.tools.batch.clear();
         self.path.forget();
         // What cannot be read is not found.
-        let _ = self.path.seek(&context, va);
+        let _ = self.path.seek(&guest, va);
         let is_held = chain.iter().zip(LEVELS).any(|(table, level)| {
             table.as_ref().is_some_and(|table| self.path.table(level) == Some(table.pfn()))
         });
@@ -237,9 +237,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         if let Some(table) = &chain[0] {
             let mut entries = empty_table();
             let first = PageTableIndex::new(0);
-            if context.machine.read_entries(table.pfn(), first, &mut entries).is_ok() {
+            if guest.machine().read_entries(table.pfn(), first, &mut entries).is_ok() {
                 let pages = entries.iter().filter(|pte| pte.is_present());
-                pages.for_each(|pte| lose(&context, *pte, self.tools.frames));
+                pages.for_each(|pte| lose(&guest, *pte, self.tools.frames));
             }
         }
         for table in chain.into_iter().flatten() {
@@ -249,14 +249,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Gives back what was taken for a chain that is linked nowhere.
     fn take_apart(&mut self, chain: Chain) {
-        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
+        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
         batch.clear();
         for (table, level) in chain.into_iter().zip(LEVELS) {
             let Some(table) = table else { continue };
             // Upper tables hold one entry, for the table that has just been given back: only pages
             // are released.
             if level == Level::L1
-                && let Err(error) = empty(context, (level, table.pfn()), tables, *frames)
+                && let Err(error) = empty(guest, (level, table.pfn()), tables, *frames)
             {
                 log::error!("what pfn {} maps is lost: {error}", table.pfn());
             }

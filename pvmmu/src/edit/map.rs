@@ -7,14 +7,14 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::seen::{SEEN, keeping_seen};
 use super::{Edit, PART, Tools};
-use crate::context::Context;
 use crate::cost::{COSTS, Way};
-use crate::error::{MapError, MapFailed, RangeError, WalkError};
+use crate::error::{MapError, MapFailed, RangeError};
 use crate::frames::{FrameSource, OnePage};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
 use crate::pgd::{Pgd, Pinned};
+use p2m::WalkError;
 
 /// Where the frames of new mappings come from.
 enum Origin {
@@ -33,7 +33,7 @@ pub(super) fn one<M: Machine, F: FrameSource>(
 ) -> Result<(), MapFailed> {
     let mut page = OnePage::new(frame, &mut *tools.frames);
     let mut tools = Tools {
-        context: tools.context,
+        guest: tools.guest,
         batch: &mut *tools.batch,
         tables: &mut *tools.tables,
         frames: &mut page,
@@ -53,9 +53,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
-    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let heap = Pages { start: GuestVa::new(0x40_1000)?, count: 8 };
     /// let stack = Pages { start: GuestVa::new(0x7f_f000_0000)?, count: 8 };
     /// pgd.edit(&mut tools, |edit| {
@@ -80,16 +80,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Mapped, Pages, Pgd};
-    /// let mut tools = Guest::dom0().tools();
-    /// let pgd = Pgd::new(&tools.context, tools.frames)?;
-    /// let mut pgd = pgd.pin(&tools.context, tools.batch)?;
+    /// let mut tools = TestGuest::dom0().tools();
+    /// let pgd = Pgd::new(&tools.guest, tools.frames)?;
+    /// let mut pgd = pgd.pin(&tools.guest, tools.batch)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.map_foreign((pages, PteFlags::USER_RW), (vga, DomId::IO))
     /// })?;
-    /// let page = pgd.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -99,8 +99,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (first, domain): (Mfn, DomId),
     ) -> Result<(), MapError> {
         if domain == DomId::SELF {
-            let Context { machine, p2m, .. } = self.tools.context;
-            let known = p2m.pfn(machine, first);
+            let known = self.tools.guest.pfn(first);
             return Err(known.map_or(MapError::NotForeign(first), MapError::Own));
         }
         self.whole(|edit| edit.map_from(pages, flags, &mut Origin::Foreign(first, domain)))
@@ -113,11 +112,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         origin: &mut Origin,
     ) -> Result<(), MapError> {
         check_flags(flags)?;
-        let flags = self.tools.context.machine.offered(flags);
+        let flags = self.tools.guest.machine().offered(flags);
         for run in pages.runs(hypercall::ENTRIES)? {
             self.ascend_to(run.va)?;
-            let context = self.tools.context;
-            let table = match self.path.seek(&context, run.va)? {
+            let guest = self.tools.guest;
+            let table = match self.path.seek(&guest, run.va)? {
                 Found::Table(table) => table,
                 Found::Superpage => return Err(WalkError::NotMapped(run.va).into()),
                 Found::Missing(level) => {
@@ -159,17 +158,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 
     fn link(&mut self, level: Level, va: GuestVa, table: &Frame) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let below = level.below().ok_or(MapError::NotMapped(va))?;
-        let mfn = context.mfn(table.pfn())?;
-        let (slot, old) = self.path.entry(&context, (level, va))?;
+        let mfn = guest.mfn(table.pfn())?;
+        let (slot, old) = self.path.entry(&guest, (level, va))?;
         // Both in one batch: room for the copy is made first.
         self.make_room_for_two()?;
         // The kernel root's first: what a user root leads to belongs to the tree at any time.
         let new = Pte::new(mfn, held_table(Held::Pooled(below)));
         self.push(MmuUpdate::set(slot, new), old.raw())?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let (slot, new) = mirror(context.mfn(user)?, slot, mfn);
+            let (slot, new) = mirror(guest.mfn(user)?, slot, mfn);
             self.push(MmuUpdate::set(slot, new), old.raw())?;
         }
         Ok(())
@@ -182,13 +181,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         run: Run,
         (flags, origin): (PteFlags, &mut Origin),
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
-        let mfn = context.mfn(table)?;
+        let guest = self.tools.guest;
+        let mfn = guest.mfn(table)?;
         let mut buffer = [Pte::ABSENT; PART as usize];
         for part in run.parts(PART) {
             let pages = Pages { start: part.va, count: part.count.into() };
             let old = &mut buffer[..usize::from(part.count)];
-            context.machine.read_entries(table, PageTableIndex::new_truncate(part.first()), old)?;
+            guest.machine().read_entries(table, PageTableIndex::new_truncate(part.first()), old)?;
             if let Some(at) = old.iter().position(|pte| pte.is_present()) {
                 return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: old[at] });
             }
@@ -206,10 +205,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         old: Pte,
         (flags, origin): (PteFlags, &mut Origin),
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let set = |mfn| MmuUpdate::set(slot, Pte::new(mfn, flags));
         if let Origin::Foreign(mfn, domain) = origin {
-            if let Ok(own) = context.p2m.pfn(context.machine, *mfn) {
+            if let Ok(own) = guest.pfn(*mfn) {
                 return Err(MapError::Own(own));
             }
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
@@ -218,7 +217,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             return self.push_for(update, old.raw(), domains);
         }
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
-        let pushed = match context.mfn(frame.pfn()) {
+        let pushed = match guest.mfn(frame.pfn()) {
             Ok(mfn) => self.push(set(mfn), old.raw()),
             Err(error) => Err(error.into()),
         };
@@ -238,11 +237,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{FrameSource, Pages};
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
-    /// let (mut pgd, mut tools) = Guest::with_pinned(page);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(page);
     /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
     /// pgd.edit(&mut tools, |edit| edit.replace((page.start, PteFlags::USER_RW), frame))?;
     /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
@@ -274,18 +273,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         frame: &Frame,
     ) -> Result<(MmuUpdate, Pte), MapError> {
         check_flags(flags)?;
-        let flags = self.tools.context.machine.offered(flags);
+        let flags = self.tools.guest.machine().offered(flags);
         crate::pages::check_page(va)?;
         self.ascend_to(va)?;
-        let context = self.tools.context;
-        let Found::Table(_) = self.path.seek(&context, va)? else {
+        let guest = self.tools.guest;
+        let Found::Table(_) = self.path.seek(&guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
-        let (slot, old) = self.path.entry(&context, (Level::L1, va))?;
+        let (slot, old) = self.path.entry(&guest, (Level::L1, va))?;
         if !old.is_present() {
             return Err(MapError::NotMapped(va));
         }
-        let new = Pte::new(context.mfn(frame.pfn())?, flags | old.flags() & SEEN);
+        let new = Pte::new(guest.mfn(frame.pfn())?, flags | old.flags() & SEEN);
         Ok((keeping_seen(slot, new), old))
     }
 }

@@ -29,7 +29,6 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::{Context, DirectMap};
 use crate::doubt::{Doubt, put_right};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
@@ -41,7 +40,7 @@ use crate::path::Path;
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::pool::TablePool;
 use crate::room::Room;
-use crate::walk::{Walk, walk};
+use p2m::{DirectMap, Guest, Walk, walk};
 
 use settle::{Settled, lose, settle, take_back};
 
@@ -76,7 +75,7 @@ pub enum Presence {
 #[derive(Debug)]
 pub struct Tools<'a, 'b, 't, M, F> {
     /// The guest.
-    pub context: Context<'a, M>,
+    pub guest: Guest<'a, M>,
     /// Where changes are collected. It bounds how much goes to Xen in one trap.
     pub batch: &'a mut Batch<'b>,
     /// Empty validated tables.
@@ -96,23 +95,23 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
     /// space.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Presence, TablePool, Tools};
     ///
-    /// # let mut guest = Guest::new();
-    /// # let (context, batch) = (guest.context, guest.batch());
+    /// # let mut test = TestGuest::new();
+    /// # let (guest, batch) = (test.guest, test.batch());
     /// let mut pool = TablePool::new([&mut [], &mut [], &mut []]); // no tables wait in it
-    /// let mut tools = Tools::new(context, batch, &mut pool, &mut guest.frames);
+    /// let mut tools = Tools::new(guest, batch, &mut pool, &mut test.frames);
     /// tools.presence = Presence::MayVanish; // nobody runs on what is changed
     /// ```
     pub fn new(
-        context: Context<'a, M>,
+        guest: Guest<'a, M>,
         batch: &'a mut Batch<'b>,
         tables: &'a mut TablePool<'t>,
         frames: &'a mut F,
     ) -> Self {
         let (presence, reach) = (Presence::Steady, Reach::Everywhere);
-        Self { context, batch, tables, frames, presence, reach, vcpus: None }
+        Self { guest, batch, tables, frames, presence, reach, vcpus: None }
     }
 
     /// Has operations flush only the vCPUs that, as `vcpus` knows, run on the address space they
@@ -120,12 +119,12 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, Running, Vcpus};
     ///
     /// static RUNNING: [Running; 2] = [Running::nowhere(), Running::nowhere()];
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, tools) = TestGuest::with_pinned(pages);
     /// // The kernel loads roots through these alone.
     /// let vcpus = unsafe { Vcpus::new(&RUNNING) };
     /// pgd.unmap(&mut tools.tracked(vcpus), pages)?; // nobody runs on it: nothing is flushed
@@ -166,11 +165,11 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
 ///
 /// ```
 /// # use hypercall::{GuestVa, PteFlags};
-/// # use pv_tests::guest::Guest;
+/// # use pv_tests::guest::TestGuest;
 /// use pvmmu::{MapError, Pages, Presence};
 ///
 /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 80 };
-/// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+/// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
 /// tools.presence = Presence::Steady; // entry by entry
 /// let behind = pages.at(80)?;
 /// let refused = pgd.edit(&mut tools, |edit| {
@@ -184,7 +183,7 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
 /// });
 /// let refused = refused.unwrap_err();
 /// assert_eq!((refused.done, refused.error), (0, MapError::NotMapped(behind)));
-/// assert!(pgd.translate(&tools.context, pages.start)?.is_some());
+/// assert!(pgd.translate(&tools.guest, pages.start)?.is_some());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "what is pending is lost unless the section is finished"]
@@ -240,10 +239,10 @@ impl Pgd<Pinned> {
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
     ///     va: GuestVa,
     /// ) -> Result<(), RangeError> {
-    ///     let context = tools.context;
+    ///     let guest = tools.guest;
     ///     pgd.edit(tools, |edit| {
     ///         edit.unmap(Pages::one(va))?;
-    ///         walk(&context, pgd.root(), va)?;
+    ///         walk(&guest, pgd.root(), va)?;
     ///         Ok(())
     ///     })
     /// }
@@ -327,12 +326,12 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
-    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let more = Pages { start: GuestVa::new(0x40_1000)?, count: 100 };
     /// pgd.map_pages(&mut tools, more, PteFlags::USER_RW)?;
-    /// assert!(pgd.translate(&tools.context, GuestVa::new(0x46_4000)?)?.is_some());
+    /// assert!(pgd.translate(&tools.guest, GuestVa::new(0x46_4000)?)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn map_pages<M: Machine, F: FrameSource>(
@@ -355,10 +354,10 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{FrameSource, Pages};
     ///
-    /// let (mut pgd, mut tools) = Guest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
     /// let refused = pgd.map(&mut tools, (va, PteFlags::USER_RW), frame);
     /// // Were it refused, the frame would be in the error.
@@ -393,13 +392,13 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let to = GuestVa::new(0x7000_0000)?;
     /// pgd.remap(&mut tools, pages, to)?;
-    /// assert!(pgd.translate(&tools.context, to)?.is_some());
+    /// assert!(pgd.translate(&tools.guest, to)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn remap<M: Machine, F: FrameSource>(
@@ -423,10 +422,10 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.unmap(&mut tools, pages)?;
     /// // A second time nothing is there, and the error says so.
     /// let refused = pgd.unmap(&mut tools, pages).unwrap_err();
@@ -454,12 +453,12 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.protect(&mut tools, pages, PteFlags::USER_RW - PteFlags::WRITABLE)?;
-    /// let page = pgd.translate(&tools.context, pages.start)?.ok_or("it is mapped")?;
+    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert!(!page.flags.contains(PteFlags::WRITABLE));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -524,7 +523,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         if self.doubt.is_some() {
             self.path.forget();
         }
-        Ok(put_right(&self.tools.context, self.roots, self.doubt)?)
+        Ok(put_right(&self.tools.guest, self.roots, self.doubt)?)
     }
 
     /// What the tables say of `va`, with all that the section has written: see
@@ -538,10 +537,10 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.unmap(pages)?;
     ///     let (_, entry) = edit.walk(pages.start)?.leaf().expect("its table is left");
@@ -552,17 +551,17 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// ```
     pub fn walk(&mut self, va: GuestVa) -> Result<Walk, MapError> {
         self.submit()?;
-        Ok(walk(&self.tools.context, self.roots.kernel, va)?)
+        Ok(walk(&self.tools.guest, self.roots.kernel, va)?)
     }
 
     /// Pages that are changed by what has been submitted.
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.unmap(Pages { count: 3, ..pages })?;
     ///     assert_eq!(edit.done(), 0); // pending
@@ -578,8 +577,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     }
 
     /// The guest.
-    pub(crate) const fn context(&self) -> Context<'a, M> {
-        self.tools.context
+    pub(crate) const fn guest(&self) -> Guest<'a, M> {
+        self.tools.guest
     }
 
     /// The kernel root of what is edited.
@@ -615,12 +614,12 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         (level, table, index): (Level, Pfn, PageTableIndex),
         link: Pte,
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
-        let slot = context.slot(table, index)?;
+        let guest = self.tools.guest;
+        let slot = guest.slot(table, index)?;
         self.make_room_for_two()?;
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let copy = context.machine.read_entry(user, index)?;
-            self.push(MmuUpdate::set(context.slot(user, index)?, Pte::ABSENT), copy.raw())?;
+            let copy = guest.machine().read_entry(user, index)?;
+            self.push(MmuUpdate::set(guest.slot(user, index)?, Pte::ABSENT), copy.raw())?;
         }
         self.push(MmuUpdate::set(slot, Pte::ABSENT), link.raw())
     }
@@ -690,10 +689,10 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.protect(pages, PteFlags::USER_RW - PteFlags::WRITABLE)?;
     ///     edit.submit()?; // from here on nothing can be written there, on any vCPU
@@ -706,7 +705,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);
         let flags_only = core::mem::take(&mut self.flags_only);
         self.put_right()?;
-        let Tools { context, batch, tables, frames, reach, .. } = &mut *self.tools;
+        let Tools { guest, batch, tables, frames, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
             return Ok(());
         }
@@ -718,13 +717,13 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         }
         // SAFETY: only entries of the user half change, and they belong to the address space (I-4),
         // which is borrowed exclusively.
-        match unsafe { batch.submit(context.machine) } {
+        match unsafe { batch.submit(guest.machine()) } {
             Ok(()) => {
                 if flags_only == updates {
                     self.done += updates as u64;
                     return Ok(());
                 }
-                let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+                let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
                 settle(batch.sent(), &mut settled);
                 self.done += settled.pages;
                 Ok(())
@@ -740,14 +739,14 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     /// Takes back what took effect of a refused batch, and gives back what it was to map.
     fn refused(&mut self, error: BatchError) -> MapError {
         self.path.forget();
-        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
+        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
         let slot = batch.refused_update();
-        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.invert();
         let undone = self.ask_to_undo(Doubt::FLUSH);
-        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
-        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
         if undone.is_ok() {
             take_back(swapped(batch.sent()), &mut settled);
         } else {
@@ -759,7 +758,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         batch.clear();
         match undone {
             Err(error) => error,
-            Ok(()) => match slot.and_then(|update| table::va_of(context, self.roots, update)) {
+            Ok(()) => match slot.and_then(|update| table::va_of(guest, self.roots, update)) {
                 Some(va) => MapError::Refused { va, error },
                 None => MapError::RefusedCall(error),
             },
@@ -772,8 +771,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
         self.next = 0;
         self.flags_only = 0;
         self.flush = Flush::NONE;
-        let Tools { context, batch, tables, frames, .. } = &mut *self.tools;
-        let mut settled = Settled { context, tables, frames: &mut **frames, pages: 0 };
+        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.clear();
     }
@@ -783,14 +782,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Submits an inverted batch, with a flush of all that may have been seen of what it takes
     /// back. If that is refused, notes `left`.
     fn ask_to_undo(&mut self, left: Doubt) -> Result<(), MapError> {
-        let Tools { context, batch, reach, .. } = &mut *self.tools;
+        let Tools { guest, batch, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
             return Ok(());
         }
         let updates = batch.updates();
         Flush::ALL.push(batch, *reach)?;
         // SAFETY: every entry gets back the value that it had.
-        let Err(refused) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        let Err(refused) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
         left.note(self.doubt);
         let done = batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
         let left = u32::try_from(updates - done.min(updates)).unwrap_or(u32::MAX);

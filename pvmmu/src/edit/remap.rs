@@ -11,13 +11,14 @@ use super::rewrite::check_present;
 use super::seen::{Shift, may_become_dirty, slots};
 use super::{Edit, PART, Presence, Tools};
 use crate::doubt::{Doubt, Moving, unprotected};
-use crate::error::{MapError, WalkError};
+use crate::error::MapError;
 use crate::flush::Flush;
 use crate::frames::FrameSource;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run};
 use crate::path::Found;
 use crate::room::Room;
+use p2m::WalkError;
 
 /// Bytes that an L1 table spans.
 const TABLE: u64 = 1 << Level::L2.shift();
@@ -31,10 +32,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let to = GuestVa::new(0x80_0000)?;
     /// pgd.edit(&mut tools, |edit| edit.remap(pages, to))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -72,32 +73,32 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         if !aligned || left < u64::from(ENTRIES) {
             return Ok(false);
         }
-        let context = self.tools.context;
-        if !matches!(self.path.seek(&context, to)?, Found::Missing(_)) {
+        let guest = self.tools.guest;
+        if !matches!(self.path.seek(&guest, to)?, Found::Missing(_)) {
             return Ok(false);
         }
-        let Found::Table(table) = self.path.seek(&context, from)? else { return Ok(false) };
+        let Found::Table(table) = self.path.seek(&guest, from)? else { return Ok(false) };
         let mut entries = super::empty_table();
-        context.machine.read_entries(table, PageTableIndex::new(0), &mut entries)?;
+        guest.machine().read_entries(table, PageTableIndex::new(0), &mut entries)?;
         Ok(entries.iter().all(|pte| pte.is_present()))
     }
 
     /// Moves the first of `left` pages in one batch, as many as it has room for in one table at
     /// both places; how many. Each is mapped at its new place before it goes from the old one.
     fn remap_some(&mut self, (from, to): (GuestVa, GuestVa), left: u64) -> Result<u64, MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         Room::check(self.tools.batch)?;
         let room = self.tools.batch.updates_max() / 2;
         let rest = |va| ENTRIES - u16::from(Level::L1.index_of(va));
         let most = rest(from).min(rest(to)).min(PART).min(u16::try_from(room).unwrap_or(PART));
         let count = u16::try_from(left).map_or(most, |left| left.min(most));
 
-        let Found::Table(source) = self.path.seek(&context, from)? else {
+        let Found::Table(source) = self.path.seek(&guest, from)? else {
             return Err(MapError::NotMapped(from));
         };
         let mut entries = [Pte::ABSENT; PART as usize];
         let entries = &mut entries[..usize::from(count)];
-        context.machine.read_entries(source, Level::L1.index_of(from), entries)?;
+        guest.machine().read_entries(source, Level::L1.index_of(from), entries)?;
         check_present(Run { va: from, count }, entries)?;
         // One request is in the name of one domain.
         let domain = self.domain_of(entries[0]);
@@ -106,7 +107,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let target = self.make_l1_table(to)?;
         let mut there = [Pte::ABSENT; PART as usize];
         let there = &mut there[..alike];
-        context.machine.read_entries(target, Level::L1.index_of(to), there)?;
+        guest.machine().read_entries(target, Level::L1.index_of(to), there)?;
         if let Some(at) = there.iter().position(|pte| pte.is_present()) {
             let va = Pages { start: to, count: alike as u64 }.at(at as u64)?;
             return Err(MapError::Occupied { va, pte: there[at] });
@@ -128,7 +129,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.write_protect(shift, entries)?;
         let mut now = [Pte::ABSENT; PART as usize];
         let now = &mut now[..entries.len()];
-        let machine = self.tools.context.machine;
+        let machine = self.tools.guest.machine();
         let exchanged = machine
             .read_entries(shift.source, Level::L1.index_of(shift.from), now)
             .map_err(MapError::from)
@@ -151,16 +152,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
     fn exchange(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let domains =
             Domains::frames_of(entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte)));
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
-        let places = slots(&context, shift.source, shift.from)?.zip(slots(
-            &context,
-            shift.target,
-            shift.to,
-        )?);
+        let places =
+            slots(&guest, shift.source, shift.from)?.zip(slots(&guest, shift.target, shift.to)?);
         let mut flush = Flush::NONE;
         flush.add(shift.from, entries.len() as u64);
         for ((old, new), (pte, there)) in places.zip(entries.iter().zip(there)) {
@@ -176,7 +174,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,
         // and one again behind the request, whether that is refused or not, unless the undo is:
         // then the one that has two is noted.
-        let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+        let Err(error) = (unsafe { batch.submit(guest.machine()) }) else {
             batch.clear();
             return Ok(());
         };
@@ -195,8 +193,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// The L1 table for `va`, which is made empty if it is missing. Nothing is pending afterwards.
     pub(crate) fn make_l1_table(&mut self, va: GuestVa) -> Result<Pfn, MapError> {
-        let context = self.tools.context;
-        match self.path.seek(&context, va)? {
+        let guest = self.tools.guest;
+        match self.path.seek(&guest, va)? {
             Found::Table(table) => return Ok(table),
             Found::Superpage => return Err(WalkError::NotMapped(va).into()),
             Found::Missing(level) if self.tools.tables.has_all_below(level) => {
@@ -207,7 +205,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
                 self.graft(level, Run { va, count: 0 }, PteFlags::empty())?;
             }
         }
-        match self.path.seek(&context, va)? {
+        match self.path.seek(&guest, va)? {
             Found::Table(table) => Ok(table),
             _ => Err(MapError::NotMapped(va)),
         }

@@ -91,10 +91,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let (first, last) = (pages.at(0)?, pages.at(7)?);
     /// // Both go to Xen together.
     /// pgd.edit(&mut tools, |edit| {
@@ -117,17 +117,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
     /// pgd.edit(&mut tools, |edit| edit.protect(pages, read_only))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
         check_flags(flags)?;
-        let flags = self.tools.context.machine.offered(flags);
+        let flags = self.tools.guest.machine().offered(flags);
         self.rewrite(pages, &Flags::of(flags))
     }
 
@@ -139,7 +139,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     fn rewrite_runs<C: Change>(&mut self, pages: Pages, change: &C) -> Result<(), MapError> {
         for run in pages.runs(ENTRIES)? {
             self.ascend_to(run.va)?;
-            let Found::Table(table) = self.path.seek(&self.tools.context, run.va)? else {
+            let Found::Table(table) = self.path.seek(&self.tools.guest, run.va)? else {
                 return Err(MapError::NotMapped(run.va));
             };
             if self.may_be_table::<C>(run) && self.rewrite_table(table, run, change)? {
@@ -169,13 +169,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         run: Run,
         change: &C,
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
-        let mfn = context.mfn(table)?;
+        let guest = self.tools.guest;
+        let mfn = guest.mfn(table)?;
         let mut buffer = [Pte::ABSENT; PART as usize];
         for part in run.parts(PART) {
             let mut first = PageTableIndex::new_truncate(part.first());
             let mut old = &mut buffer[..usize::from(part.count)];
-            context.machine.read_entries(table, first, old)?;
+            guest.machine().read_entries(table, first, old)?;
             check_present(part, old)?;
             while let Some(next) = old.first().copied() {
                 if self.tools.batch.room() == 0 {
@@ -216,7 +216,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         change: &C,
     ) -> Result<bool, MapError> {
         let mut old = empty_table();
-        self.tools.context.machine.read_entries(table, PageTableIndex::new(0), &mut old)?;
+        self.tools.guest.machine().read_entries(table, PageTableIndex::new(0), &mut old)?;
         if any_foreign(&old) {
             return Ok(false);
         }
@@ -258,7 +258,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (old, new): (&Entries, &Entries),
     ) -> Result<(), MapError> {
         self.ascend_to(va)?;
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let changed = old.iter().zip(new).filter(|(old, new)| old != new).count();
         let changed = u16::try_from(changed).unwrap_or(ENTRIES);
         let (before, after) = (population(old), population(new));
@@ -267,14 +267,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             && self.tools.presence == Presence::MayVanish
         {
             self.submit()?;
-            self.path.seek(&context, va)?;
+            self.path.seek(&guest, va)?;
             let whole = Run { va, count: ENTRIES };
             let done = self.done;
             self.replace_table(table, (whole, after), (old, new))?;
             self.done = done + u64::from(changed);
             return Ok(());
         }
-        let mfn = context.mfn(table)?;
+        let mfn = guest.mfn(table)?;
         for (index, (old, new)) in (0u16..).zip(old.iter().zip(new)) {
             if old != new {
                 let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
@@ -298,10 +298,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, Level, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
     /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
     /// pgd.edit(&mut tools, |edit| edit.set_table_flags((Level::L2, pages.start), flags))?;
@@ -324,15 +324,15 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         self.make_room_for_two()?;
-        let context = self.tools.context;
-        let flags = context.machine.offered(flags);
-        self.path.seek(&context, va)?;
-        let (slot, old) = self.path.entry(&context, (level, va))?;
+        let guest = self.tools.guest;
+        let flags = guest.machine().offered(flags);
+        self.path.seek(&guest, va)?;
+        let (slot, old) = self.path.entry(&guest, (level, va))?;
         let new = with_table_flags((level, va), old, flags)?;
         // Both in one batch: room for the copy is made first.
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let old = context.machine.read_entry(user, slot.index)?;
-            let slot = Slot { table: context.mfn(user)?, ..slot };
+            let old = guest.machine().read_entry(user, slot.index)?;
+            let slot = Slot { table: guest.mfn(user)?, ..slot };
             let new = with_table_flags((level, va), old, flags)?;
             self.push(MmuUpdate::set(slot, new), old.raw())?;
             self.flags_only += 1;

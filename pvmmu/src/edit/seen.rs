@@ -19,15 +19,15 @@ use x86_64::structures::paging::PageTableIndex;
 use super::rewrite::{Change, check_present};
 use super::table::va_of;
 use super::{Edit, PART, Presence, Tools};
-use crate::context::Context;
 use crate::doubt::{Doubt, Moving, unprotected};
-use crate::error::{MapError, WalkError};
+use crate::error::MapError;
 use crate::flush::Flush;
 use crate::frames::FrameSource;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
 use crate::pages::Pages;
 use crate::path::Found;
 use crate::room::Room;
+use p2m::{Guest, WalkError};
 
 /// The bits that the CPU sets.
 pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
@@ -88,11 +88,11 @@ pub(super) const fn may_become_dirty(pte: Pte) -> bool {
 
 /// The places in `table` from that of `va` on.
 pub(super) fn slots<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     table: Pfn,
     va: GuestVa,
 ) -> Result<impl Iterator<Item = Slot> + use<M>, WalkError> {
-    let (table, first) = (context.mfn(table)?, u16::from(Level::L1.index_of(va)));
+    let (table, first) = (guest.mfn(table)?, u16::from(Level::L1.index_of(va)));
     Ok((first..).map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
 }
 
@@ -109,10 +109,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let mut written = 0;
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.unmap_reading_ad(pages, &mut |_, flags| {
@@ -131,13 +131,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             let pages = Pages { start: part.va, count: part.count.into() };
             self.rewrite(pages, &ClearKeeping)?;
             self.submit()?;
-            let context = self.tools.context;
-            let Found::Table(table) = self.path.seek(&context, part.va)? else {
+            let guest = self.tools.guest;
+            let Found::Table(table) = self.path.seek(&guest, part.va)? else {
                 return Err(MapError::NotMapped(part.va));
             };
             let mut left = [Pte::ABSENT; PART as usize];
             let left = &mut left[..usize::from(part.count)];
-            context.machine.read_entries(
+            guest.machine().read_entries(
                 table,
                 PageTableIndex::new_truncate(part.first()),
                 left,
@@ -167,10 +167,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let mut written = [0, 0];
     /// for count in &mut written {
     ///     pgd.edit(&mut tools, |edit| {
@@ -192,14 +192,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             u16::try_from(self.tools.batch.updates_max()).map_or(PART, |room| room.min(PART));
         for part in pages.runs(most)? {
             self.submit()?;
-            let context = self.tools.context;
-            let Found::Table(source) = self.path.seek(&context, part.va)? else {
+            let guest = self.tools.guest;
+            let Found::Table(source) = self.path.seek(&guest, part.va)? else {
                 return Err(MapError::NotMapped(part.va));
             };
             let first = PageTableIndex::new_truncate(part.first());
             let mut entries = [Pte::ABSENT; PART as usize];
             let entries = &mut entries[..usize::from(part.count)];
-            context.machine.read_entries(source, first, entries)?;
+            guest.machine().read_entries(source, first, entries)?;
             check_present(part, entries)?;
             let shift = Shift { source, from: part.va, target: source, to: part.va };
             self.clear_seen(shift, entries)?;
@@ -214,7 +214,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Clears what the CPU has set in `entries`, and leaves there what that was.
     fn clear_seen(&mut self, shift: Shift, entries: &mut [Pte]) -> Result<(), MapError> {
-        let (mut before, context) = ([Pte::ABSENT; PART as usize], self.tools.context);
+        let (mut before, guest) = ([Pte::ABSENT; PART as usize], self.tools.guest);
         let before = &mut before[..entries.len()];
         before.copy_from_slice(entries);
         let is_used = self.tools.presence == Presence::Steady;
@@ -223,7 +223,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         if is_protected {
             self.write_protect(shift, before)?;
             let first = Level::L1.index_of(shift.from);
-            context.machine.read_entries(shift.source, first, entries)?;
+            guest.machine().read_entries(shift.source, first, entries)?;
         }
         let cleared = |pte: Pte| {
             let pte = unprotected(pte).unwrap_or(pte);
@@ -273,7 +273,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     fn try_let_write(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
         let mut there = [Pte::ABSENT; PART as usize];
         let there = &mut there[..entries.len()];
-        let machine = self.tools.context.machine;
+        let machine = self.tools.guest.machine();
         machine.read_entries(shift.target, Level::L1.index_of(shift.to), there)?;
         self.change_moving(shift, entries, |pte, at| {
             let left = there[at];
@@ -291,10 +291,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         entries: &[Pte],
         change: impl Fn(Pte, usize) -> Option<(u64, Pte)>,
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
-        let slots = slots(&context, shift.source, shift.from)?;
+        let slots = slots(&guest, shift.source, shift.from)?;
         for (at, (slot, pte)) in slots.zip(entries).enumerate() {
             if let Some((command, new)) = change(*pte, at) {
                 let update = MmuUpdate::from_raw(slot.machine_address() | command, new.raw());
@@ -305,7 +305,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         flush.add(shift.from, entries.len() as u64);
         flush.push(batch, *reach)?;
         // SAFETY: the pages stay with the address space (I-4), and keep their frames.
-        let Err(error) = (unsafe { batch.submit(context.machine) }) else {
+        let Err(error) = (unsafe { batch.submit(guest.machine()) }) else {
             batch.clear();
             return Ok(());
         };
@@ -320,14 +320,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         count: usize,
         error: BatchError,
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let refused = self.tools.batch.refused_update();
         self.tools.batch.invert();
         let moving = Some(shift.moving(count));
         self.path.forget();
         // No frame came in or goes out: nothing of the batch is to be settled.
         self.undo(Doubt { moving, ..Doubt::FLUSH })?;
-        Err(match refused.and_then(|update| va_of(&context, self.roots, update)) {
+        Err(match refused.and_then(|update| va_of(&guest, self.roots, update)) {
             Some(va) => MapError::Refused { va, error },
             None => MapError::RefusedCall(error),
         })

@@ -2,15 +2,15 @@
 
 use hypercall::{Frame, Machine, MmuUpdate, Pte};
 
-use crate::context::Context;
 use crate::frames::FrameSource;
 use crate::leaf::{lose as lose_leaf, release};
 use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
+use p2m::Guest;
 
 /// Where things go.
 pub(super) struct Settled<'a, 't, 'c, M, F> {
-    pub(super) context: &'a Context<'c, M>,
+    pub(super) guest: &'a Guest<'c, M>,
     pub(super) tables: &'a mut TablePool<'t>,
     pub(super) frames: &'a mut F,
     /// Pages whose entries changed.
@@ -40,20 +40,20 @@ impl Thing {
 impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
     fn table(&mut self, (held, pte): (Held, Pte), taken_for_nothing: Option<()>) {
-        let Ok(pfn) = self.context.p2m.pfn(self.context.machine, pte.mfn()) else {
+        let Ok(pfn) = self.guest.p2m().pfn(self.guest.machine(), pte.mfn()) else {
             return log::error!("table mfn {} has no pfn: it is lost", pte.mfn());
         };
         // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
         let frame = unsafe { Frame::claim(pfn) };
         match taken_for_nothing {
             Some(()) => self.tables.untake(held.level(), frame, self.frames),
-            None => self.tables.give_back(self.context, (held, frame), self.frames),
+            None => self.tables.give_back(self.guest, (held, frame), self.frames),
         }
     }
 
     /// A table that is linked no more, or should not be: what is in it is not known.
     fn lost_table(&mut self, (held, pte): (Held, Pte)) {
-        lose_leaf(self.context, pte, self.frames);
+        lose_leaf(self.guest, pte, self.frames);
         if let Held::Pooled(_) = held {
             self.tables.ended_outside(1);
         }
@@ -71,7 +71,7 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
             Thing::Page(old) => {
                 settled.pages += 1;
                 if !new.is_present() || new.mfn() != old.mfn() {
-                    release(settled.context, old, settled.frames);
+                    release(settled.guest, old, settled.frames);
                 }
             }
             Thing::Table(held, old) if !new.is_present() => settled.table((held, old), None),
@@ -91,7 +91,7 @@ pub(super) fn lose<M: Machine, F: FrameSource>(
         let (new, old) = (Pte::from_raw(update.value()), Pte::from_raw(old));
         match Thing::of(new) {
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
-                lose_leaf(settled.context, new, settled.frames);
+                lose_leaf(settled.guest, new, settled.frames);
             }
             Thing::Table(held, new) if !old.is_present() => settled.lost_table((held, new)),
             _ => {}
@@ -110,7 +110,7 @@ pub(super) fn take_back<M: Machine, F: FrameSource>(
         match Thing::of(new) {
             Thing::Page(new) if new.flags().contains(FOREIGN) => {}
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
-                release(settled.context, new, settled.frames);
+                release(settled.guest, new, settled.frames);
             }
             Thing::Table(held, new) if !old.is_present() => settled.table((held, new), Some(())),
             _ => {}

@@ -5,11 +5,12 @@ use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
 use super::Edit;
 use super::seen::keeping_seen;
 use crate::doubt::unprotected;
-use crate::error::{MapError, WalkError};
+use crate::error::MapError;
 use crate::frames::{FrameSource, Ours};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::pages::check_page;
 use crate::path::Found;
+use p2m::WalkError;
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
@@ -25,10 +26,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
-    /// let (mut parent, mut tools) = Guest::with_pinned(page);
+    /// let (mut parent, mut tools) = TestGuest::with_pinned(page);
     /// let mut child = parent.fork(&mut tools)?;
     /// child.edit(&mut tools, |edit| edit.make_own(page.start))?; // a copy
     /// parent.edit(&mut tools, |edit| edit.make_own(page.start))?; // the last one keeps the frame
@@ -37,11 +38,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     pub fn make_own(&mut self, va: GuestVa) -> Result<(), MapError> {
         check_page(va)?;
         self.submit()?;
-        let context = self.tools.context;
-        let Found::Table(_) = self.path.seek(&context, va)? else {
+        let guest = self.tools.guest;
+        let Found::Table(_) = self.path.seek(&guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
-        let (slot, old) = self.path.entry(&context, (Level::L1, va))?;
+        let (slot, old) = self.path.entry(&guest, (Level::L1, va))?;
         let Entry::Leaf(mfn) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let marks = old.flags() & (SHARED | FOREIGN | COPY_ON_WRITE);
         if let Some(writable) = unprotected(old) {
@@ -55,7 +56,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
             return Err(MapError::Flags(old.flags().bits()));
         }
         let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
-        let pfn = context.p2m.pfn(context.machine, mfn).map_err(WalkError::from)?;
+        let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
         let is_last = self.tools.frames.shares(Ours).is_some_and(|shares| shares.is_last(pfn));
         if is_last {
             self.push(keeping_seen(slot, old.with_flags(flags)), old.raw())?;
@@ -75,10 +76,10 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Whether the entry for `va` is one of those that share a frame, as far as can be read.
     #[cold]
     fn is_shared(&mut self, va: GuestVa) -> bool {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         self.path.forget();
-        let _ = self.path.seek(&context, va);
-        let entry = self.path.entry(&context, (Level::L1, va));
+        let _ = self.path.seek(&guest, va);
+        let entry = self.path.entry(&guest, (Level::L1, va));
         entry.map_or(true, |(_, pte)| pte.flags().contains(SHARED))
     }
 
@@ -89,14 +90,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (va, old): (GuestVa, Pte),
         flags: PteFlags,
     ) -> Result<(), MapError> {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
-        let copied = context.mfn(frame.pfn()).map_err(MapError::from).and_then(|mfn| {
+        let copied = guest.mfn(frame.pfn()).map_err(MapError::from).and_then(|mfn| {
             let batch = &mut *self.tools.batch;
             batch.clear();
             batch.op(MmuExtOp::copy_page(mfn, old.mfn()))?;
             // SAFETY: the token says that nobody else uses the frame (I-1).
-            unsafe { batch.submit(context.machine) }.map_err(MapError::RefusedCall)?;
+            unsafe { batch.submit(guest.machine()) }.map_err(MapError::RefusedCall)?;
             Ok(mfn)
         });
         let mfn = match copied {

@@ -14,7 +14,6 @@ use x86_64::structures::paging::PageTableIndex;
 use super::rewrite::population;
 use super::{Edit, Tools};
 use crate::access::Access;
-use crate::context::Context;
 use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
 use crate::error::MapError;
@@ -22,11 +21,13 @@ use crate::frames::FrameSource;
 use crate::leaf::{lose, release};
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
+use crate::ops::submit_ops;
 use crate::pages::{Run, check_table};
 use crate::path::Found;
 use crate::pgd::Roots;
 use crate::room::Room;
 use crate::tables::{Present, own_slots};
+use p2m::Guest;
 
 /// All entries of a table.
 pub(crate) type Entries = [Pte; ENTRIES as usize];
@@ -50,9 +51,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (old, new): (&Entries, &Entries),
     ) -> Result<(), MapError> {
         Room::check(self.tools.batch)?;
-        let context = self.tools.context;
-        let (slot, link) = self.path.entry(&context, (Level::L2, run.va))?;
-        let (direct, pte) = self.direct_map.entry(&context, table)?;
+        let guest = self.tools.guest;
+        let (slot, link) = self.path.entry(&guest, (Level::L2, run.va))?;
+        let (direct, pte) = self.direct_map.entry(&guest, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
         if held(link).is_some() {
@@ -61,7 +62,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), link.raw())?;
         batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
         // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
-        if let Err(error) = unsafe { batch.submit(context.machine) } {
+        if let Err(error) = unsafe { batch.submit(guest.machine()) } {
             let error = self.put_back_link((slot, link), (run.va, error));
             self.lose_unlinked((table, link), run, old);
             return Err(error);
@@ -69,7 +70,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.set(Level::L1, None);
         if after.total() == 0 {
             self.done += u64::from(run.count);
-            release_all(&context, old, self.tools.frames);
+            release_all(&guest, old, self.tools.frames);
             if let Some(Held::Pooled(_)) = held(link) {
                 self.tools.tables.ended_outside(1);
             }
@@ -86,7 +87,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         self.path.set(Level::L1, Some(table));
         for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
             if old.is_present() && !new.is_present() {
-                release(&context, *old, self.tools.frames);
+                release(&guest, *old, self.tools.frames);
             }
         }
         Ok(())
@@ -96,22 +97,21 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// given to nobody. If the undo has worked, that is nothing.
     #[cold]
     fn lose_unlinked(&mut self, (table, link): (Pfn, Pte), run: Run, old: &Entries) {
-        let context = self.tools.context;
+        let guest = self.tools.guest;
         self.path.forget();
-        let linked =
-            matches!(self.path.seek(&context, run.va), Ok(Found::Table(at)) if at == table);
+        let linked = matches!(self.path.seek(&guest, run.va), Ok(Found::Table(at)) if at == table);
         let mut now = empty_table();
         let first = PageTableIndex::new(0);
-        if linked && context.machine.read_entries(table, first, &mut now).is_err() {
+        if linked && guest.machine().read_entries(table, first, &mut now).is_err() {
             return;
         }
         for (old, now) in old.iter().zip(&now) {
             if old.is_present() && (!now.is_present() || now.mfn() != old.mfn()) {
-                lose(&context, *old, self.tools.frames);
+                lose(&guest, *old, self.tools.frames);
             }
         }
         if !linked {
-            lose(&context, not_held(link), self.tools.frames);
+            lose(&guest, not_held(link), self.tools.frames);
             if let Some(Held::Pooled(_)) = held(link) {
                 self.tools.tables.ended_outside(1);
             }
@@ -126,7 +126,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         entries: &Entries,
     ) -> Result<(), MapError> {
         self.submit()?;
-        self.path.seek(&self.tools.context, va)?;
+        self.path.seek(&self.tools.guest, va)?;
         let whole = Run { va, count: ENTRIES };
         let before = self.done;
         let nothing = Population::default();
@@ -152,13 +152,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     ///
     /// ```
     /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 512 };
-    /// let (mut pgd, mut tools) = Guest::with_pinned(pages);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let to = GuestVa::new(0x80_0000)?;
     /// pgd.edit(&mut tools, |edit| edit.move_table(pages.start, to))?;
-    /// assert!(pgd.translate(&tools.context, to)?.is_some());
+    /// assert!(pgd.translate(&tools.guest, to)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
@@ -166,25 +166,25 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         check_table(to)?;
         Room::check(self.tools.batch)?;
         self.submit()?;
-        let context = self.tools.context;
-        let Found::Table(_) = self.path.seek(&context, from)? else {
+        let guest = self.tools.guest;
+        let Found::Table(_) = self.path.seek(&guest, from)? else {
             return Err(MapError::NotMapped(from));
         };
         self.make_l2_table(to)?;
-        self.path.seek(&context, to)?;
-        let (new_slot, absent) = self.path.entry(&context, (Level::L2, to))?;
+        self.path.seek(&guest, to)?;
+        let (new_slot, absent) = self.path.entry(&guest, (Level::L2, to))?;
         if absent.is_present() {
             return Err(MapError::Occupied { va: to, pte: absent });
         }
-        self.path.seek(&context, from)?;
-        let (old_slot, link) = self.path.entry(&context, (Level::L2, from))?;
+        self.path.seek(&guest, from)?;
+        let (old_slot, link) = self.path.entry(&guest, (Level::L2, from))?;
         self.path.forget();
         let batch = &mut *self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
         batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
         // SAFETY: the table stays with the address space (I-4), and so do its pages.
-        let Err(error) = (unsafe { batch.submit(context.machine) }) else { return Ok(()) };
+        let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
         batch.invert();
         let moving = Moving { level: Level::L2, count: 1, twice: Some(0), from, to };
         self.undo(Doubt { moving: Some(moving), ..Doubt::FLUSH })?;
@@ -193,8 +193,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     /// Makes sure that there is an L2 table for `va`.
     fn make_l2_table(&mut self, va: GuestVa) -> Result<(), MapError> {
-        let context = self.tools.context;
-        if let Found::Missing(level @ (Level::L3 | Level::L4)) = self.path.seek(&context, va)? {
+        let guest = self.tools.guest;
+        if let Found::Missing(level @ (Level::L3 | Level::L4)) = self.path.seek(&guest, va)? {
             self.graft_upper(level, va)?;
         }
         Ok(())
@@ -226,14 +226,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// Pins the table behind `link`, which the tree holds, by itself again. If Xen does not take
     /// it, the mark goes, too: a mark without a pin could never be let go of.
     fn pin_again(&mut self, (slot, link): (Slot, Pte), held: Held) -> Result<(), MapError> {
-        let Tools { context, batch, tables, .. } = &mut *self.tools;
+        let Tools { guest, batch, tables, .. } = &mut *self.tools;
         let pin = MmuExtOp::pin(held.level(), link.mfn());
         // SAFETY: the table is part of the user half (I-4), and is validated and linked.
-        let Err(error) = (unsafe { context.submit_ops(&[pin]) }) else { return Ok(()) };
+        let Err(error) = (unsafe { submit_ops(guest.machine(), &[pin]) }) else { return Ok(()) };
         batch.clear();
         batch.update(MmuUpdate::set(slot, not_held(link)), link.raw())?;
         // SAFETY: the entry keeps its table: only the mark changes.
-        if unsafe { batch.submit(context.machine) }.is_ok() {
+        if unsafe { batch.submit(guest.machine()) }.is_ok() {
             if let Held::Pooled(_) = held {
                 tables.ended_outside(1);
             }
@@ -257,13 +257,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         let base = run.va.raw() >> Level::L2.shift() << Level::L2.shift();
         let suspect = Suspect { level: Level::L1, pfn: table, base };
         // Before the undo makes the table's own direct mapping writable.
-        let context = self.tools.context;
-        let found = Obstacles::of_tables(&context, self.roots, [suspect].into_iter());
+        let guest = self.tools.guest;
+        let found = Obstacles::of_tables(&guest, self.roots, [suspect].into_iter());
         self.path.forget();
         let batch = &mut *self.tools.batch;
         if batch.applied().any(|done| matches!(done, Element::Op(_))) {
             // SAFETY: the table is nobody else's (I-4); the pin has just been made.
-            let unpinned = unsafe { context.submit_ops(&[MmuExtOp::unpin(link.mfn())]) };
+            let unpinned = unsafe { submit_ops(guest.machine(), &[MmuExtOp::unpin(link.mfn())]) };
             if let Err(error) = unpinned {
                 batch.clear();
                 Doubt::TABLES.note(self.doubt);
@@ -273,7 +273,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         batch.invert();
         self.undo(Doubt::TABLES)?;
         self.store(table, run, old)?;
-        self.path.seek(&context, run.va)?;
+        self.path.seek(&guest, run.va)?;
         match self.link_table((table, link), run.va)? {
             Ok(()) => Err(link_refused(run.va, found, error)),
             Err(again) => {
@@ -286,7 +286,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 
     fn store(&self, table: Pfn, run: Run, entries: &Entries) -> Result<(), MapError> {
         let first = PageTableIndex::new_truncate(run.first());
-        let machine = self.tools.context.machine;
+        let machine = self.tools.guest.machine();
         // SAFETY: the table is linked nowhere, and belongs to the address space (I-4).
         Ok(unsafe { machine.write_entries(table, first, &entries[run.range()]) }?)
     }
@@ -298,9 +298,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         (table, link): (Pfn, Pte),
         va: GuestVa,
     ) -> Result<Result<(), BatchError>, MapError> {
-        let context = self.tools.context;
-        let (slot, absent) = self.path.entry(&context, (Level::L2, va))?;
-        let (direct, pte) = self.direct_map.entry(&context, table)?;
+        let guest = self.tools.guest;
+        let (slot, absent) = self.path.entry(&guest, (Level::L2, va))?;
+        let (direct, pte) = self.direct_map.entry(&guest, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
@@ -310,16 +310,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
         }
         // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
         // there or were asked for.
-        Ok(unsafe { batch.submit(context.machine) })
+        Ok(unsafe { batch.submit(guest.machine()) })
     }
 }
 
 /// Hands on every page of a table that is gone. Not inlined: among the rest of what replaces a
 /// table its loop takes ten instructions more for each page.
 #[inline(never)]
-fn release_all<M: Machine>(context: &Context<'_, M>, old: &Entries, frames: &mut impl FrameSource) {
+fn release_all<M: Machine>(guest: &Guest<'_, M>, old: &Entries, frames: &mut impl FrameSource) {
     for old in old.iter().filter(|old| old.is_present()) {
-        release(context, *old, frames);
+        release(guest, *old, frames);
     }
 }
 
@@ -340,20 +340,20 @@ pub(super) fn link_refused(
 /// The first address that the entry behind `update` spans, if it is one of the tree's. Reads the
 /// whole tree if need be.
 pub(super) fn va_of<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     roots: Roots,
     update: MmuUpdate,
 ) -> Option<GuestVa> {
-    let table = context.p2m.pfn(context.machine, update.frame()).ok()?;
+    let table = guest.pfn(update.frame()).ok()?;
     let index = (update.target() & 0xfff) >> 3;
     if roots.user == Some(table) {
         return GuestVa::new(index << Level::L4.shift()).ok();
     }
-    search(context, (Level::L4, roots.kernel, 0), (table, index))
+    search(guest, (Level::L4, roots.kernel, 0), (table, index))
 }
 
 fn search<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table, base): (Level, Pfn, u64),
     (wanted, index): (Pfn, u64),
 ) -> Option<GuestVa> {
@@ -363,11 +363,11 @@ fn search<M: Machine>(
     let below = level.below()?;
     debug_assert!(!own_slots(level).is_empty());
     let mut present = Present::of(level, table);
-    while let Ok(Some((at, pte))) = present.next(context) {
+    while let Ok(Some((at, pte))) = present.next(guest) {
         let Entry::Table(mfn) = pte.decode(level) else { continue };
-        let Ok(pfn) = context.p2m.pfn(context.machine, mfn) else { continue };
+        let Ok(pfn) = guest.pfn(mfn) else { continue };
         let base = base + (u64::from(at) << level.shift());
-        if let Some(va) = search(context, (below, pfn, base), (wanted, index)) {
+        if let Some(va) = search(guest, (below, pfn, base), (wanted, index)) {
             return Some(va);
         }
     }

@@ -5,15 +5,15 @@ use hypercall::{DomId, Entry, Frame, GuestVa, Level, Machine, Mfn, Pfn, Pte, Pte
 use x86_64::structures::paging::PageTableIndex;
 
 use super::{PART, store};
-use crate::context::Context;
 use crate::edit::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
-use crate::error::{MapError, RangeError, WalkError};
+use crate::error::{MapError, RangeError};
 use crate::frames::FrameSource;
 use crate::leaf::release;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run, check_flags, check_page, check_table};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
+use p2m::{Guest, WalkError};
 
 /// The entry for a page: its table, its index there, and its value.
 type Place = (Pfn, PageTableIndex, Pte);
@@ -31,23 +31,23 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
-    /// pgd.unmap(&context, pages, &mut frames)?;
-    /// assert_eq!(pgd.translate(&context, pages.start)?, None);
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.unmap(&guest, pages, &mut frames)?;
+    /// assert_eq!(pgd.translate(&guest, pages.start)?, None);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unmap<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         pages: Pages,
         frames: &mut impl FrameSource,
     ) -> Result<(), RangeError> {
-        self.rewrite(context, (pages, &Clear), &mut |old| release(context, old, frames))
+        self.rewrite(guest, (pages, &Clear), &mut |old| release(guest, old, frames))
     }
 
     /// Gives every page of `pages`, which all must be mapped, new flags. A page that is shared
@@ -61,43 +61,43 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
     /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    /// pgd.protect(&context, pages, read_only)?;
-    /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
+    /// pgd.protect(&guest, pages, read_only)?;
+    /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.flags, read_only);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn protect<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         pages: Pages,
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
-        let flags = context.machine.offered(flags);
+        let flags = guest.machine().offered(flags);
         let change = &Flags::of(flags);
-        self.rewrite(context, (pages, change), &mut |_| {})
+        self.rewrite(guest, (pages, change), &mut |_| {})
     }
 
     /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
     fn rewrite<M: Machine, C: Change>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (pages, change): (Pages, &C),
         gone: &mut impl FnMut(Pte),
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let mut path = Path::new(self.root());
         let mut rewrite = || -> Result<(), MapError> {
-            self.put_right(context)?;
+            self.put_right(guest)?;
             for run in pages.runs(PART)? {
-                let Found::Table(table) = path.seek(context, run.va)? else {
+                let Found::Table(table) = path.seek(guest, run.va)? else {
                     return Err(MapError::NotMapped(run.va));
                 };
                 let first = PageTableIndex::new_truncate(run.first());
@@ -105,11 +105,11 @@ impl Pgd<Loose> {
                     ([Pte::ABSENT; PART as usize], [Pte::ABSENT; PART as usize]);
                 let (old, new) =
                     (&mut old[..usize::from(run.count)], &mut new[..usize::from(run.count)]);
-                context.machine.read_entries(table, first, old)?;
+                guest.machine().read_entries(table, first, old)?;
                 check_present(run, old)?;
                 new.iter_mut().zip(&*old).for_each(|(new, old)| *new = change.of(*old));
                 // SAFETY: the table is part of a loose tree: I-4 and I-5.
-                unsafe { context.machine.write_entries(table, first, new) }?;
+                unsafe { guest.machine().write_entries(table, first, new) }?;
                 old.iter().for_each(|old| gone(*old));
                 done += u64::from(run.count);
             }
@@ -128,39 +128,39 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{FrameSource, Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&context, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
     /// let (free, frame) = (frames.count(), frames.take().ok_or("no memory")?);
-    /// pgd.replace(&context, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// pgd.replace(&guest, (va, PteFlags::USER_RW), frame, &mut frames)?;
     /// assert_eq!(frames.count(), free); // the one that was mapped came back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn replace<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         frame: Frame,
         frames: &mut impl FrameSource,
     ) -> Result<(), MapError> {
         let mut replace = || -> Result<Pte, MapError> {
             check_flags(flags)?;
-            let flags = context.machine.offered(flags);
+            let flags = guest.machine().offered(flags);
             check_page(va)?;
-            self.put_right(context)?;
+            self.put_right(guest)?;
             let mut path = Path::new(self.root());
-            let (table, index, old) = mapped(context, &mut path, va)?;
+            let (table, index, old) = mapped(guest, &mut path, va)?;
             let flags = flags | old.flags() & SEEN;
-            store(context, table, index, Pte::new(context.mfn(frame.pfn())?, flags))?;
+            store(guest, table, index, Pte::new(guest.mfn(frame.pfn())?, flags))?;
             Ok(old)
         };
         match replace() {
             // INVARIANT: I-4: the frame's token has gone into the entry.
             Ok(old) => {
-                release(context, old, frames);
+                release(guest, old, frames);
                 Ok(())
             }
             Err(error) => {
@@ -183,20 +183,20 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (pages, to) = (Pages::one(GuestVa::new(0x40_0000)?), GuestVa::new(0x80_0000)?);
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
-    /// let before = pgd.translate(&context, pages.start)?.map(|page| page.frame);
-    /// pgd.remap(&context, (pages, to), &mut frames)?;
-    /// assert_eq!(pgd.translate(&context, to)?.map(|page| page.frame), before);
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// let before = pgd.translate(&guest, pages.start)?.map(|page| page.frame);
+    /// pgd.remap(&guest, (pages, to), &mut frames)?;
+    /// assert_eq!(pgd.translate(&guest, to)?.map(|page| page.frame), before);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn remap<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (pages, to): (Pages, GuestVa),
         frames: &mut impl FrameSource,
     ) -> Result<(), RangeError> {
@@ -204,16 +204,16 @@ impl Pgd<Loose> {
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
         let mut remap = || -> Result<(), MapError> {
             pages.check_apart(to)?;
-            self.put_right(context)?;
+            self.put_right(guest)?;
             while done < pages.count {
                 let va = Pages { start: to, ..pages }.at(done)?;
-                let (table, index, pte) = mapped(context, &mut source, pages.at(done)?)?;
-                let free = self.l1_table(context, &mut target, va, frames)?;
-                let there = context.machine.read_entry(free, Level::L1.index_of(va))?;
+                let (table, index, pte) = mapped(guest, &mut source, pages.at(done)?)?;
+                let free = self.l1_table(guest, &mut target, va, frames)?;
+                let there = guest.machine().read_entry(free, Level::L1.index_of(va))?;
                 if there.is_present() {
                     return Err(MapError::Occupied { va, pte: there });
                 }
-                shift(context, (table, index), (free, Level::L1.index_of(va)), pte)?;
+                shift(guest, (table, index), (free, Level::L1.index_of(va)), pte)?;
                 done += 1;
             }
             Ok(())
@@ -234,39 +234,39 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (from, to) = (GuestVa::new(0x40_0000)?, GuestVa::new(0x80_0000)?);
     /// let pages = Pages { start: from, count: 512 };
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
-    /// pgd.move_table(&context, (from, to), &mut frames)?;
-    /// assert!(pgd.translate(&context, to)?.is_some() && pgd.translate(&context, from)?.is_none());
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.move_table(&guest, (from, to), &mut frames)?;
+    /// assert!(pgd.translate(&guest, to)?.is_some() && pgd.translate(&guest, from)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn move_table<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (from, to): (GuestVa, GuestVa),
         frames: &mut impl FrameSource,
     ) -> Result<(), MapError> {
         check_table(from)?;
         check_table(to)?;
-        self.put_right(context)?;
+        self.put_right(guest)?;
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
-        let Found::Table(_) = source.seek(context, from)? else {
+        let Found::Table(_) = source.seek(guest, from)? else {
             return Err(MapError::NotMapped(from));
         };
         let above = source.table(Level::L2).ok_or(MapError::NotMapped(from))?;
-        let link = context.machine.read_entry(above, Level::L2.index_of(from))?;
-        let below = self.table(context, (&mut target, Level::L2), to, frames)?;
-        let there = context.machine.read_entry(below, Level::L2.index_of(to))?;
+        let link = guest.machine().read_entry(above, Level::L2.index_of(from))?;
+        let below = self.table(guest, (&mut target, Level::L2), to, frames)?;
+        let there = guest.machine().read_entry(below, Level::L2.index_of(to))?;
         if there.is_present() {
             return Err(MapError::Occupied { va: to, pte: there });
         }
         let (from, to) = (Level::L2.index_of(from), Level::L2.index_of(to));
-        Ok(shift(context, (above, from), (below, to), link)?)
+        Ok(shift(guest, (above, from), (below, to), link)?)
     }
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
@@ -288,22 +288,22 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Mapped, Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::dom0();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::dom0();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// // The VGA adapter's memory is a device's.
     /// let registers = (vga, DomId::IO);
-    /// unsafe { pgd.map_foreign(&context, (pages, PteFlags::USER_RW), registers, &mut frames) }?;
-    /// let page = pgd.translate(&context, pages.start)?.ok_or("it is mapped")?;
+    /// unsafe { pgd.map_foreign(&guest, (pages, PteFlags::USER_RW), registers, &mut frames) }?;
+    /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[expect(unsafe_code, reason = "believes that the frames are a device's")]
     pub unsafe fn map_foreign<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
         (first, domain): (Mfn, DomId),
         frames: &mut impl FrameSource,
@@ -312,22 +312,22 @@ impl Pgd<Loose> {
         let mut path = Path::new(self.root());
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
-            let flags = context.machine.offered(flags);
-            self.put_right(context)?;
+            let flags = guest.machine().offered(flags);
+            self.put_right(guest)?;
             if domain != DomId::IO {
                 return Err(MapError::OnlyLive(domain));
             }
             for Run { va, .. } in pages.runs(1)? {
                 let mfn = first.checked_add(done).ok_or(MapError::OutOfFrames)?;
-                if let Ok(own) = context.p2m.pfn(context.machine, mfn) {
+                if let Ok(own) = guest.pfn(mfn) {
                     return Err(MapError::Own(own));
                 }
-                let table = self.l1_table(context, &mut path, va, frames)?;
-                let there = context.machine.read_entry(table, Level::L1.index_of(va))?;
+                let table = self.l1_table(guest, &mut path, va, frames)?;
+                let there = guest.machine().read_entry(table, Level::L1.index_of(va))?;
                 if there.is_present() {
                     return Err(MapError::Occupied { va, pte: there });
                 }
-                store(context, table, Level::L1.index_of(va), Pte::new(mfn, flags | FOREIGN))?;
+                store(guest, table, Level::L1.index_of(va), Pte::new(mfn, flags | FOREIGN))?;
                 done += 1;
             }
             Ok(())
@@ -347,34 +347,34 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, Level, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&context, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
     /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
     /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.set_table_flags(&context, (Level::L2, va), flags)?;
+    /// pgd.set_table_flags(&guest, (Level::L2, va), flags)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_table_flags<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, va): (Level, GuestVa),
         flags: PteFlags,
     ) -> Result<(), MapError> {
         check_page(va)?;
-        let flags = context.machine.offered(flags);
-        self.put_right(context)?;
+        let flags = guest.machine().offered(flags);
+        self.put_right(guest)?;
         let mut path = Path::new(self.root());
-        path.seek(context, va)?;
+        path.seek(guest, va)?;
         let table = path.table(level).ok_or(MapError::NotMapped(va))?;
         let index = level.index_of(va);
         let roots = [Some(table), self.user_root().filter(|_| level == Level::L4)];
         for table in roots.into_iter().flatten() {
-            let old = context.machine.read_entry(table, index)?;
-            store(context, table, index, with_table_flags((level, va), old, flags)?)?;
+            let old = guest.machine().read_entry(table, index)?;
+            store(guest, table, index, with_table_flags((level, va), old, flags)?)?;
         }
         Ok(())
     }
@@ -383,29 +383,29 @@ impl Pgd<Loose> {
 /// Moves the entry `pte` from one place to another. I-4: it is never at both. If it cannot be
 /// stored anywhere, what it stands for is lost.
 fn shift<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     from: (Pfn, PageTableIndex),
     to: (Pfn, PageTableIndex),
     pte: Pte,
 ) -> Result<(), WalkError> {
-    store(context, from.0, from.1, Pte::ABSENT)?;
-    store(context, to.0, to.1, pte).or_else(|error| {
-        store(context, from.0, from.1, pte)?;
+    store(guest, from.0, from.1, Pte::ABSENT)?;
+    store(guest, to.0, to.1, pte).or_else(|error| {
+        store(guest, from.0, from.1, pte)?;
         Err(error)
     })
 }
 
 /// The present entry for `va`.
 fn mapped<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     path: &mut Path,
     va: GuestVa,
 ) -> Result<Place, MapError> {
-    let Found::Table(table) = path.seek(context, va)? else {
+    let Found::Table(table) = path.seek(guest, va)? else {
         return Err(MapError::NotMapped(va));
     };
     let index = Level::L1.index_of(va);
-    let pte = context.machine.read_entry(table, index).map_err(WalkError::from)?;
+    let pte = guest.machine().read_entry(table, index).map_err(WalkError::from)?;
     match pte.decode(Level::L1) {
         Entry::Leaf(_) => Ok((table, index, pte)),
         _ => Err(MapError::NotMapped(va)),

@@ -13,8 +13,7 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::context::Context;
-use crate::error::{MapError, MapFailed, RangeError, WalkError};
+use crate::error::{MapError, MapFailed, RangeError};
 use crate::frames::{FrameSource, OnePage};
 use crate::leaf::release;
 use crate::marks::{MIRRORED, held};
@@ -23,6 +22,7 @@ use crate::path::{Found, Path};
 use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
 use crate::tables::{Parts, Present};
+use p2m::{Guest, WalkError};
 
 /// Pages that are filled at a time.
 const PART: u16 = 64;
@@ -41,20 +41,20 @@ impl Pgd<Loose> {
     /// None.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::Pgd;
     ///
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let pgd = Pgd::new(&context, &mut frames)?;
-    /// assert_eq!(pgd.tables(&context)?, 1);
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let pgd = Pgd::new(&guest, &mut frames)?;
+    /// assert_eq!(pgd.tables(&guest)?, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new<M: Machine>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         frames: &mut impl FrameSource,
     ) -> Result<Self, MapError> {
-        let root = take_table(context, frames)?;
-        match fill_root(context, &root) {
+        let root = take_table(guest, frames)?;
+        match fill_root(guest, &root) {
             // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
             Ok(()) => {
                 let (user_root, holds, doubt) = (None, Holds::Nothing, None);
@@ -76,21 +76,21 @@ impl Pgd<Loose> {
     /// None.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::Pgd;
     ///
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let pgd = Pgd::with_user_root(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let pgd = Pgd::with_user_root(&guest, &mut frames)?;
     /// assert_ne!(pgd.user_root(), Some(pgd.root()));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn with_user_root<M: Machine>(
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         frames: &mut impl FrameSource,
     ) -> Result<Self, MapError> {
-        let mut pgd = Self::new(context, frames)?;
-        let user_root = take_table(context, frames);
-        let cleared = user_root.and_then(|root| match clear(context, &root) {
+        let mut pgd = Self::new(guest, frames)?;
+        let user_root = take_table(guest, frames);
+        let cleared = user_root.and_then(|root| match clear(guest, &root) {
             Ok(()) => Ok(root),
             Err(error) => {
                 frames.give(root);
@@ -123,27 +123,27 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{FrameSource, Pgd};
     ///
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (va, frame) = (GuestVa::new(0x40_0000)?, frames.take().ok_or("no memory")?);
     /// let pfn = frame.pfn();
-    /// pgd.map(&context, (va, PteFlags::USER_RW), frame, &mut frames)?;
-    /// let mapped = pgd.translate(&context, va)?.and_then(|page| page.frame.pfn());
+    /// pgd.map(&guest, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// let mapped = pgd.translate(&guest, va)?.and_then(|page| page.frame.pfn());
     /// assert_eq!(mapped, Some(pfn));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn map<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         frame: Frame,
         frames: &mut impl FrameSource,
     ) -> Result<(), MapFailed> {
         let mut one = OnePage::new(frame, frames);
-        let filled = self.fill(context, (Pages::one(va), flags), &mut one);
+        let filled = self.fill(guest, (Pages::one(va), flags), &mut one);
         filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.take(), error })
     }
 
@@ -158,41 +158,41 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, Pgd};
     ///
-    /// let Guest { context, mut frames, .. } = Guest::new();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
     /// // The root, a table of levels 3 and 2, two of level 1.
-    /// assert_eq!(pgd.tables(&context)?, 5);
+    /// assert_eq!(pgd.tables(&guest)?, 5);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn map_pages<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
         frames: &mut impl FrameSource,
     ) -> Result<(), RangeError> {
-        self.fill(context, (pages, flags), frames)
+        self.fill(guest, (pages, flags), frames)
     }
 
     fn fill<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
         frames: &mut impl FrameSource,
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let mut fill = || -> Result<(), MapError> {
             check_flags(flags)?;
-            let flags = context.machine.offered(flags);
-            self.put_right(context)?;
+            let flags = guest.machine().offered(flags);
+            self.put_right(guest)?;
             let mut path = Path::new(self.root());
             for run in pages.runs(PART)? {
-                let table = self.l1_table(context, &mut path, run.va, frames)?;
-                done += fill_run(context, (table, run), flags, frames)?;
+                let table = self.l1_table(guest, &mut path, run.va, frames)?;
+                done += fill_run(guest, (table, run), flags, frames)?;
             }
             Ok(())
         };
@@ -202,24 +202,24 @@ impl Pgd<Loose> {
     /// The L1 table for `va`; tables that are missing are made.
     pub(crate) fn l1_table<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         path: &mut Path,
         va: GuestVa,
         frames: &mut impl FrameSource,
     ) -> Result<Pfn, MapError> {
-        self.table(context, (path, Level::L1), va, frames)
+        self.table(guest, (path, Level::L1), va, frames)
     }
 
     /// The table of `lowest` for `va`; tables from there up that are missing are made.
     fn table<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (path, lowest): (&mut Path, Level),
         va: GuestVa,
         frames: &mut impl FrameSource,
     ) -> Result<Pfn, MapError> {
         loop {
-            let found = path.seek(context, va)?;
+            let found = path.seek(guest, va)?;
             if let Some(table) = path.table(lowest) {
                 return Ok(table);
             }
@@ -228,8 +228,8 @@ impl Pgd<Loose> {
             };
             let below = level.below().ok_or(MapError::NotMapped(va))?;
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
-            let table = take_table(context, frames)?;
-            if let Err(error) = self.link(context, (level, parent, va), &table) {
+            let table = take_table(guest, frames)?;
+            if let Err(error) = self.link(guest, (level, parent, va), &table) {
                 frames.give(table);
                 return Err(error.into());
             }
@@ -241,17 +241,17 @@ impl Pgd<Loose> {
     /// Clears `table` and links it; in the root, for user code too.
     fn link<M: Machine>(
         &self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (level, parent, va): (Level, Pfn, GuestVa),
         table: &Frame,
     ) -> Result<(), WalkError> {
-        clear(context, table)?;
-        let pte = Pte::new(context.mfn(table.pfn())?, PteFlags::TABLE);
+        clear(guest, table)?;
+        let pte = Pte::new(guest.mfn(table.pfn())?, PteFlags::TABLE);
         let index = level.index_of(va);
         if let (Level::L4, Some(user)) = (level, self.user_root()) {
-            store(context, user, index, pte.with_flags(PteFlags::TABLE | MIRRORED))?;
+            store(guest, user, index, pte.with_flags(PteFlags::TABLE | MIRRORED))?;
         }
-        store(context, parent, index, pte)
+        store(guest, parent, index, pte)
     }
 
     /// Takes the address space apart: every frame that it maps and every table goes to `frames`.
@@ -264,34 +264,34 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::Guest;
+    /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let Guest { context, mut frames, .. } = Guest::new();
+    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let free = frames.count();
-    /// let mut pgd = Pgd::new(&context, &mut frames)?;
+    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames)?;
-    /// pgd.destroy(&context, &mut frames).map_err(|(_, error)| error)?;
+    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.destroy(&guest, &mut frames).map_err(|(_, error)| error)?;
     /// assert_eq!(frames.count(), free);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn destroy<M: Machine>(
         mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         frames: &mut impl FrameSource,
-    ) -> Result<(), (Self, WalkError)> {
-        if let Err(error) = self.put_right(context) {
-            return Err((self, error));
+    ) -> Result<(), (Self, MapError)> {
+        if let Err(error) = self.put_right(guest) {
+            return Err((self, error.into()));
         }
         let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
-        match empty(context, (Level::L4, self.root()), pool, frames) {
+        match empty(guest, (Level::L4, self.root()), pool, frames) {
             Ok(()) => {
                 frames.give(self.root);
                 self.user_root.into_iter().for_each(|root| frames.give(root));
                 Ok(())
             }
-            Err(error) => Err((self, error)),
+            Err(error) => Err((self, error.into())),
         }
     }
 }
@@ -299,11 +299,11 @@ impl Pgd<Loose> {
 /// A frame for a table, if there is one that the frame map knows: one that it does not know is no
 /// memory of the guest's, and is not even written to.
 pub(crate) fn take_table<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     frames: &mut impl FrameSource,
 ) -> Result<Frame, MapError> {
     let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
-    match context.mfn(table.pfn()) {
+    match guest.mfn(table.pfn()) {
         Ok(_) => Ok(table),
         Err(error) => {
             frames.give(table);
@@ -315,7 +315,7 @@ pub(crate) fn take_table<M: Machine>(
 /// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
 /// were.
 pub(crate) fn fill_run<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (table, run): (Pfn, Run),
     flags: PteFlags,
     frames: &mut impl FrameSource,
@@ -323,7 +323,7 @@ pub(crate) fn fill_run<M: Machine>(
     let mut buffer = [Pte::ABSENT; PART as usize];
     let entries = &mut buffer[..usize::from(run.count.min(PART))];
     let first = PageTableIndex::new_truncate(run.first());
-    context.machine.read_entries(table, first, entries)?;
+    guest.machine().read_entries(table, first, entries)?;
     let pages = Pages { start: run.va, count: run.count.into() };
     if let Some(at) = entries.iter().position(|pte| pte.is_present()) {
         return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: entries[at] });
@@ -335,7 +335,7 @@ pub(crate) fn fill_run<M: Machine>(
             failure = Some(MapError::OutOfFrames);
             break;
         };
-        match context.p2m.mfn(frame.pfn()) {
+        match guest.mfn(frame.pfn()) {
             Ok(mfn) => *entry = Pte::new(mfn, flags),
             Err(error) => {
                 frames.give(frame);
@@ -347,14 +347,14 @@ pub(crate) fn fill_run<M: Machine>(
     }
     if failure.is_none() {
         // SAFETY: the table is part of a loose tree: I-4 and I-5.
-        match unsafe { context.machine.write_entries(table, first, entries) } {
+        match unsafe { guest.machine().write_entries(table, first, entries) } {
             // INVARIANT: I-4: the frames' tokens have gone into the entries.
             Ok(()) => return Ok(entries.len() as u64),
             Err(error) => failure = Some(error.into()),
         }
     }
     for entry in entries[..filled].iter().rev() {
-        if let Ok(pfn) = context.p2m.pfn(context.machine, entry.mfn()) {
+        if let Ok(pfn) = guest.pfn(entry.mfn()) {
             // SAFETY: I-1: taken from the source above, and not stored anywhere.
             frames.give(unsafe { Frame::claim(pfn) });
         }
@@ -363,60 +363,57 @@ pub(crate) fn fill_run<M: Machine>(
 }
 
 fn store<M: FrameAccess>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     table: Pfn,
     index: PageTableIndex,
     pte: Pte,
 ) -> Result<(), WalkError> {
     // SAFETY: the table is part of a loose tree, or not yet part of one: I-4 and I-5.
-    Ok(unsafe { context.machine.write_entry(table, index, pte) }?)
+    Ok(unsafe { guest.machine().write_entry(table, index, pte) }?)
 }
 
 /// Clears a frame.
-pub(crate) fn clear<M: FrameAccess>(
-    context: &Context<'_, M>,
-    frame: &Frame,
-) -> Result<(), WalkError> {
+pub(crate) fn clear<M: FrameAccess>(guest: &Guest<'_, M>, frame: &Frame) -> Result<(), WalkError> {
     // SAFETY: the token says that nobody else uses the frame (I-1).
-    Ok(unsafe { context.machine.write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
+    Ok(unsafe { guest.machine().write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
 }
 
-fn fill_root<M: Machine>(context: &Context<'_, M>, root: &Frame) -> Result<(), WalkError> {
-    clear(context, root)?;
+fn fill_root<M: Machine>(guest: &Guest<'_, M>, root: &Frame) -> Result<(), WalkError> {
+    clear(guest, root)?;
     let first = XEN_SLOTS.end() + 1;
     let mut buffer = EMPTY;
     let kernel = &mut buffer[usize::from(first)..];
     let first = PageTableIndex::new_truncate(first);
-    context.machine.read_entries(context.kernel_root, first, kernel)?;
+    guest.machine().read_entries(guest.kernel_root(), first, kernel)?;
     // SAFETY: the root is nobody else's (I-1).
-    Ok(unsafe { context.machine.write_entries(root.pfn(), first, kernel) }?)
+    Ok(unsafe { guest.machine().write_entries(root.pfn(), first, kernel) }?)
 }
 
 /// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
 /// pinned by themselves must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (level, table): (Level, Pfn),
     pool: &mut TablePool<'_>,
     frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
-    let Some(below) = level.below() else { return empty_l1(context, table, frames) };
+    let Some(below) = level.below() else { return empty_l1(guest, table, frames) };
     let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(context)? {
+    while let Some((index, pte)) = present.next(guest)? {
         let Entry::Table(mfn) = pte.decode(level) else {
-            store(context, table, index, Pte::ABSENT)?;
-            release(context, pte, frames);
+            store(guest, table, index, Pte::ABSENT)?;
+            release(guest, pte, frames);
             continue;
         };
-        let pfn = context.p2m.pfn(context.machine, mfn)?;
+        let pfn = guest.pfn(mfn)?;
         if held(pte).is_none() {
-            empty(context, (below, pfn), pool, frames)?;
+            empty(guest, (below, pfn), pool, frames)?;
         }
-        store(context, table, index, Pte::ABSENT)?;
+        store(guest, table, index, Pte::ABSENT)?;
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(held) => pool.give_back(context, (held, frame), frames),
+            Some(held) => pool.give_back(guest, (held, frame), frames),
             None => frames.give(frame),
         }
     }
@@ -426,18 +423,18 @@ pub(crate) fn empty<M: Machine>(
 /// Empties a loose L1 table, some entries at a time: this is most of what it costs to end an
 /// address space that was forked.
 fn empty_l1<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     table: Pfn,
     frames: &mut impl FrameSource,
 ) -> Result<(), WalkError> {
     const PART: usize = 64;
     let mut part = [Pte::ABSENT; PART];
     let mut parts = Parts::of(Level::L1, table);
-    while let Some(first) = parts.next(context, &mut part)? {
+    while let Some(first) = parts.next(guest, &mut part)? {
         // SAFETY: the table is loose, and belongs to the tree (I-4, I-5).
-        unsafe { context.machine.write_entries(table, first, &[Pte::ABSENT; PART]) }?;
+        unsafe { guest.machine().write_entries(table, first, &[Pte::ABSENT; PART]) }?;
         for pte in part.iter().filter(|pte| pte.is_present()) {
-            release(context, *pte, frames);
+            release(guest, *pte, frames);
         }
     }
     Ok(())

@@ -1,33 +1,8 @@
-//! What a step works with: the guest around it, its allocator, and memory for its requests.
+//! Memory for the requests of a step.
 
-use hypercall::{Batch, BatchStorage, Extent, Frame, Pfn};
-use p2m::P2m;
+use hypercall::{Batch, BatchStorage, Extent, Pfn};
 
 use crate::step::Obstacle;
-
-/// The guest around a step.
-#[derive(Debug)]
-pub struct Around<'a, M, D> {
-    /// The machine.
-    pub machine: &'a M,
-    /// The frame map.
-    pub p2m: &'a P2m<'a>,
-    /// Whoever knows where the direct mapping of a pfn has its entry (`p2m::FindDirect`).
-    pub direct: &'a mut D,
-}
-
-/// The guest's allocator, as the balloon sees it.
-pub trait Allocator {
-    /// A frame that the guest can spare, if it has one: memory of its own, mapped by the direct
-    /// mapping alone, and writable. What is in it is lost, even if it comes back.
-    ///
-    /// Frames whose entries lie in one table, so whose pfns are near each other, are the cheapest.
-    fn take(&mut self) -> Option<Frame>;
-
-    /// Takes a frame: new memory, or one that Xen would not have. It is in the direct mapping,
-    /// writable, and holds anything, such as what another domain left in it.
-    fn give(&mut self, frame: Frame);
-}
 
 /// Memory for the requests of a step, from the caller: its size bounds what a step does, and so how
 /// long it takes.
@@ -85,18 +60,15 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     /// Lets `step` work in this storage.
     ///
     /// ```
-    /// # use pv_tests::guest::Guest;
-    /// use balloon::{Around, Balloon, Moved, Wipe, WorkStorage};
+    /// # use pv_tests::guest::TestGuest;
+    /// use balloon::{Balloon, Moved, Wipe, WorkStorage};
     ///
-    /// let mut guest = Guest::new(); // 4096 pages
+    /// let mut test = TestGuest::new(); // 4096 pages
     /// let mut words = [0; 64];
-    /// let about = (guest.model, guest.p2m);
-    /// let (mut balloon, _) = Balloon::new(about, &mut words, 512, Wipe::Never)?;
+    /// let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Never)?;
     /// balloon.set_target(4000);
-    /// let mut direct = guest.direct();
-    /// let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
     /// let mut storage = WorkStorage::<32>::new(); // a step moves 32 frames at most
-    /// let step = storage.with(|work| balloon.step(&mut around, &mut guest.frames, work));
+    /// let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
     /// assert!(matches!(step.moved, Moved::Out(1..=32)));
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```
