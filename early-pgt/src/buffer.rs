@@ -336,18 +336,18 @@ impl Stop {
 /// ```
 /// # use hypercall::BatchStorage;
 /// # use p2m::Pfns;
-/// # use pv_tests::booting::Guest;
+/// # use pv_tests::booting::Booting;
 /// # use xen_model::Role;
 /// use early_pgt::{Access, set_access};
 ///
-/// let guest = Guest::new(Role::DomU, 1 << 14);
-/// let p2m = guest.p2m();
-/// let context = guest.context(&guest.model, &p2m);
-/// let slack = Pfns::new(guest.model.guest().first_free_page(), 4);
+/// let booting = Booting::new(Role::DomU, 1 << 14);
+/// let p2m = booting.p2m();
+/// let guest = booting.guest(&booting.model, &p2m);
+/// let slack = Pfns::new(booting.model.guest().first_free_page(), 4);
 /// let mut storage = BatchStorage::<4, 1>::new();
 /// let batch = &mut storage.batch();
 /// // Nobody writes these four pages from here on.
-/// unsafe { set_access(context, (slack, Access::ReadOnly), batch) }?;
+/// unsafe { set_access(guest, (slack, Access::ReadOnly), batch) }?;
 /// # Ok::<(), early_pgt::EarlyError>(())
 /// ```
 pub unsafe fn set_access<M: Machine>(

@@ -70,18 +70,18 @@ impl<'m> Build<'m> {
     ///
     /// ```
     /// # use hypercall::BatchStorage;
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
     /// use early_pgt::{Build, Plan};
     ///
-    /// let guest = Guest::new(Role::DomU, 1 << 14); // as its builder leaves it
-    /// let (memory, p2m) = (guest.memory(), guest.p2m());
-    /// let context = guest.context(&guest.model, &p2m);
+    /// let booting = Booting::new(Role::DomU, 1 << 14); // as its builder leaves it
+    /// let (memory, p2m) = (booting.memory(), booting.p2m());
+    /// let guest = booting.guest(&booting.model, &p2m);
     /// let mut storage = BatchStorage::<1024, 1>::new();
     /// // Nobody uses a frame that `memory` does not name.
     /// let mut build = unsafe { Build::begin(&memory, Plan::new(&memory)?) };
-    /// while let Some(mapped) = build.round(context, &mut storage.batch())? {
-    ///     guest.model.guest().set_direct_map(mapped.start, mapped.end); // the machine is told
+    /// while let Some(mapped) = build.round(guest, &mut storage.batch())? {
+    ///     booting.model.guest().set_direct_map(mapped.start, mapped.end); // the machine is told
     /// }
     /// let mut free = 0;
     /// let doubtful = build.finish(|frames| free += frames.count()); // a kernel keeps them
@@ -107,14 +107,14 @@ impl<'m> Build<'m> {
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Counting};
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
     /// # use early_pgt::{Build, Plan};
-    /// let guest = Guest::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
-    /// let (memory, p2m, machine) = (guest.memory(), guest.p2m(), Counting::new(&guest.model));
+    /// let booting = Booting::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
+    /// let (memory, p2m, machine) = (booting.memory(), booting.p2m(), Counting::new(&booting.model));
     /// let mut storage = BatchStorage::<1024, 1>::new();
     /// let mut build = unsafe { Build::begin(&memory, Plan::new(&memory)?) };
-    /// let mapped = build.round(guest.context(&machine, &p2m), &mut storage.batch())?;
+    /// let mapped = build.round(booting.guest(&machine, &p2m), &mut storage.batch())?;
     /// assert_eq!(mapped.map(|mapped| mapped.end), Some(1 << 14));
     /// assert_eq!(machine.counts().hypercalls, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -163,10 +163,10 @@ impl<'m> Build<'m> {
     /// as [`Uncertain`], for a quarantine.
     ///
     /// ```
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
-    /// let guest = Guest::new(Role::DomU, 1 << 14);
-    /// let free = guest.build(); // all rounds, then `finish`
+    /// let booting = Booting::new(Role::DomU, 1 << 14);
+    /// let free = booting.build(); // all rounds, then `finish`
     /// assert!(free.iter().map(|frames| frames.count()).sum::<u64>() > 15_000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

@@ -239,11 +239,11 @@ impl<'a> BootMemory<'a> {
     /// The frames that nobody uses, in runs, lowest first.
     ///
     /// ```
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
-    /// let guest = Guest::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
-    /// let free: u64 = guest.memory().free().map(|run| run.count).sum();
-    /// let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
+    /// let booting = Booting::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
+    /// let free: u64 = booting.memory().free().map(|run| run.count).sum();
+    /// let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
     /// assert_eq!(free + used, 1 << 14);
     /// ```
     pub fn free(&self) -> impl Iterator<Item = Pfns> + 'a {
@@ -341,12 +341,12 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 ///
 /// ```
 /// use early_pgt::{UseKind, builder_uses};
-/// # use pv_tests::booting::Guest;
+/// # use pv_tests::booting::Booting;
 /// # use xen_model::Role;
-/// let guest = Guest::new(Role::DomU, 1 << 14); // as its builder leaves it
-/// let [tables, list, _] = builder_uses(&guest.boot, guest.place)?;
+/// let booting = Booting::new(Role::DomU, 1 << 14); // as its builder leaves it
+/// let [tables, list, _] = builder_uses(&booting.boot, booting.place)?;
 /// assert_eq!(list.map(|used| used.kind), Some(UseKind::List));
-/// assert_eq!(tables.map(|used| used.pfns.start), Some(guest.kernel_root()));
+/// assert_eq!(tables.map(|used| used.pfns.start), Some(booting.kernel_root()));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {

@@ -63,12 +63,12 @@ impl Plan {
     /// None.
     ///
     /// ```
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
     /// use early_pgt::Plan;
     ///
-    /// let guest = Guest::new(Role::DomU, 1 << 16); // 256 MiB, as built
-    /// let plan = Plan::new(&guest.memory())?;
+    /// let booting = Booting::new(Role::DomU, 1 << 16); // 256 MiB, as built
+    /// let plan = Plan::new(&booting.memory())?;
     /// assert_eq!(plan.rounds().len(), 1);
     /// println!("{} tables, {} updates at once", plan.tables(), plan.updates_max());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -171,12 +171,12 @@ impl Plan {
     /// The steps of each round: which frame becomes which table, in which order.
     ///
     /// ```
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
     /// use early_pgt::{Plan, Step};
     ///
-    /// let guest = Guest::new(Role::DomU, 1 << 16); // 256 MiB, as built
-    /// let memory = guest.memory();
+    /// let booting = Booting::new(Role::DomU, 1 << 16); // 256 MiB, as built
+    /// let memory = booting.memory();
     /// let plan = Plan::new(&memory)?;
     /// let steps = plan.steps(&memory).flatten();
     /// let tables = steps.filter(|step| matches!(step, Step::Table(_))).count();

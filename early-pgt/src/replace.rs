@@ -60,11 +60,11 @@ impl BootMemory<'_> {
     /// that the kernel's mapping touches, an L1 for each 2 MiB.
     ///
     /// ```
-    /// # use pv_tests::booting::Guest;
+    /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
-    /// let guest = Guest::new(Role::DomU, 1 << 14);
-    /// let needed = guest.memory().own_tables(); // frames for `replace_tables`
-    /// assert!(needed <= guest.boot.table_frames + 1);
+    /// let booting = Booting::new(Role::DomU, 1 << 14);
+    /// let needed = booting.memory().own_tables(); // frames for `replace_tables`
+    /// assert!(needed <= booting.boot.table_frames + 1);
     /// ```
     #[must_use]
     pub fn own_tables(&self) -> u64 {
@@ -130,23 +130,23 @@ impl UseKind {
 ///
 /// ```
 /// # use hypercall::BatchStorage;
-/// # use pv_tests::booting::Guest;
+/// # use pv_tests::booting::Booting;
 /// # use xen_model::Role;
 /// use early_pgt::{BuilderList, replace_tables};
 ///
-/// let guest = Guest::new(Role::DomU, 1 << 14);
-/// let mut free = guest.build(); // all memory is mapped
-/// let (memory, p2m) = (guest.memory(), guest.p2m());
+/// let booting = Booting::new(Role::DomU, 1 << 14);
+/// let mut free = booting.build(); // all memory is mapped
+/// let (memory, p2m) = (booting.memory(), booting.p2m());
 /// let frames = free.pop().ok_or("no memory")?;
 /// let (own, rest) = frames.split(memory.own_tables()).map_err(|_| "too little memory")?;
 /// free.push(rest);
-/// let context = guest.context(&guest.model, &p2m);
+/// let guest = booting.guest(&booting.model, &p2m);
 /// let mut storage = BatchStorage::<1024, 3>::new();
 /// let mut given_back = 0;
 /// let owner = |frames: hypercall::Frames| given_back += frames.count();
 /// let list = BuilderList::Stays;
-/// unsafe { replace_tables(context, (&memory, list), own, &mut storage.batch(), owner) }?;
-/// assert_eq!(given_back, guest.boot.table_frames);
+/// unsafe { replace_tables(guest, (&memory, list), own, &mut storage.batch(), owner) }?;
+/// assert_eq!(given_back, booting.boot.table_frames);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub unsafe fn replace_tables<M: Machine>(

@@ -1,7 +1,7 @@
 //! The crash of 2011 and its repair, on the model: a kernel of Linux's shape maps memory L1 by L1
 //! with tables from a buffer that its mapping walks over, in two rounds, one below and one above
 //! 4 GiB.
-#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
+#![expect(unsafe_code, reason = "claims frames of a booting that exists only in the model")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use hypercall::{
     Pte, PteFlags, Request, Slot,
 };
 use p2m::{P2m, Pfns};
-use pv_tests::booting::Guest;
+use pv_tests::booting::Booting;
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Role};
 
@@ -32,7 +32,7 @@ enum Kernel {
 
 /// A kernel with page-table code that knows nothing of Xen but what `hooks` tell it.
 struct Linux<'g> {
-    guest: &'g Guest,
+    booting: &'g Guest,
     p2m: P2m<'g>,
     kernel: Kernel,
     past: PastPgt,
@@ -64,7 +64,7 @@ impl Linux<'_> {
                 let buffer = Use { pfns: read_only, kind: UseKind::TableBuffer };
                 let at = PageTableIndex::new_truncate((pfn.raw() % CHUNK) as u16);
                 let pte = mask_rw(pte, pfn, &[buffer]);
-                // SAFETY: frames of the model's guest.
+                // SAFETY: frames of the model's booting.
                 unsafe { self.guest.model.write_entry(table, at, pte) }.expect("loose");
             }
             self.pin(table)?;
@@ -93,7 +93,7 @@ impl Linux<'_> {
             let slot = Slot { table: self.p2m.mfn(table).expect("RAM"), index };
             batch.update(MmuUpdate::set(slot, old.writable()), old.raw()).expect("room");
         }
-        // SAFETY: frames of the model's guest.
+        // SAFETY: frames of the model's booting.
         unsafe { batch.submit(&self.guest.model) }.map_err(|error| error.to_string())?;
         self.repaired.push(unused);
         Ok(())
@@ -101,11 +101,11 @@ impl Linux<'_> {
 
     /// Makes a filled table read-only where the kernel sees it, and pins it.
     fn pin(&self, table: Pfn) -> Result<(), String> {
-        let context = self.guest.context(&self.guest.model, &self.p2m);
+        let guest = self.guest.guest(&self.guest.model, &self.p2m);
         let mut storage = BatchStorage::<1, 1>::new();
         let change = (Pfns::new(table, 1), Access::ReadOnly);
-        // SAFETY: frames of the model's guest.
-        unsafe { set_access(context, change, &mut storage.batch()) }.map_err(|e| e.to_string())?;
+        // SAFETY: frames of the model's booting.
+        unsafe { set_access(guest, change, &mut storage.batch()) }.map_err(|e| e.to_string())?;
         let pin = [MmuExtOp::pin(Level::L1, self.p2m.mfn(table).expect("RAM"))];
         let mut calls = [Call::new(Request::MmuExt(&pin, DomId::SELF))];
         // SAFETY: as above.
@@ -114,11 +114,11 @@ impl Linux<'_> {
     }
 }
 
-/// A guest with memory above 4 GiB, and a kernel in it.
-fn boot(guest: &Guest, kernel: Kernel) -> Linux<'_> {
+/// A booting with memory above 4 GiB, and a kernel in it.
+fn boot(booting: &Guest, kernel: Kernel) -> Linux<'_> {
     Linux {
-        guest,
-        p2m: guest.p2m(),
+        booting,
+        p2m: booting.p2m(),
         kernel,
         past: PastPgt::new(),
         reserved: BTreeSet::new(),
@@ -131,7 +131,7 @@ fn guest() -> Guest {
     let mut config = DomainConfig::new(Role::DomU, FOUR_GIB + 64 * CHUNK);
     config.virt_base = 0xffff_8800_0000_0000;
     config.boot_mapping = BootMapping::AllPages;
-    Guest::of(config)
+    Booting::of(config)
 }
 
 /// A buffer of 32 frames in the last chunk but one below `end`.
@@ -147,12 +147,12 @@ fn chunks(end: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn without_the_fix_xen_refuses_a_table_that_was_mapped_writable_before_it_became_one() {
-    let guest = guest();
-    let mut linux = boot(&guest, Kernel::WithoutFix);
-    let _ = guest.model.take_log();
+    let booting = guest();
+    let mut linux = boot(&booting, Kernel::WithoutFix);
+    let _ = booting.model.take_log();
     let refused = linux.round(chunks(FOUR_GIB), buffer(FOUR_GIB)).expect_err("the crash of 2011");
     assert!(refused.contains("EINVAL") || refused.contains("EBUSY"), "{refused}");
-    let log = guest.model.take_log().join("\n");
+    let log = booting.model.take_log().join("\n");
     // d0 Bad type (saw 7400000000000001 != exp 1000000000000000) for mfn b1d89 (pfn bacf7), with
     // the numbers that types have since Xen 4.10.
     assert!(log.contains("Bad type (saw e400000000000001 != exp 2000000000000000)"), "{log}");
@@ -161,8 +161,8 @@ fn without_the_fix_xen_refuses_a_table_that_was_mapped_writable_before_it_became
 
 #[test]
 fn with_the_fix_two_rounds_pass_and_what_they_did_not_use_is_writable_again() {
-    let guest = guest();
-    let mut linux = boot(&guest, Kernel::WithFix);
+    let booting = guest();
+    let mut linux = boot(&booting, Kernel::WithFix);
     let low = linux.round(chunks(FOUR_GIB), buffer(FOUR_GIB)).expect("the round below 4 GiB");
     assert_eq!(linux.repaired, [], "the round is not over for anybody who looks");
     linux.reserved.insert(low.start);
@@ -179,10 +179,10 @@ fn with_the_fix_two_rounds_pass_and_what_they_did_not_use_is_writable_again() {
     for (first, table) in linux.tables.borrow().iter() {
         for at in 0..512u16 {
             let index = PageTableIndex::new_truncate(at);
-            let pte = guest.model.read_entry(*table, index).expect("mapped");
+            let pte = booting.model.read_entry(*table, index).expect("mapped");
             let pfn = Pfn::new(first + u64::from(at));
             assert_eq!(pte.is_writable(), !tables.contains(&pfn), "pfn {pfn}: no third state");
         }
     }
-    guest.check();
+    booting.check();
 }

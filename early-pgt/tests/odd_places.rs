@@ -7,7 +7,7 @@ use early_pgt::{
 };
 use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
 use p2m::Pfns;
-use pv_tests::booting::Guest;
+use pv_tests::booting::Booting;
 use xen_model::Role;
 
 /// What else a page may be used for.
@@ -34,16 +34,16 @@ fn pfns(start: u64, count: u64) -> Pfns {
 }
 
 /// The first byte of page `pfn` of the kernel's mapping, and `offset` bytes more.
-fn byte(guest: &Guest, pfn: u64, offset: u64) -> GuestVa {
-    GuestVa::new(guest.place.kernel.raw() + (pfn << 12) + offset).expect("the guest's")
+fn byte(booting: &Guest, pfn: u64, offset: u64) -> GuestVa {
+    GuestVa::new(booting.place.kernel.raw() + (pfn << 12) + offset).expect("the booting's")
 }
 
 #[test]
 fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
-    let guest = Guest::new(Role::DomU, 1 << 14);
+    let booting = Booting::new(Role::DomU, 1 << 14);
     let kept = |offset, len_bytes| {
-        let module = Module::Mapped { start: byte(&guest, 0x300, offset), len_bytes };
-        let uses = builder_uses(&BootInfo { module, ..guest.boot }, guest.place);
+        let module = Module::Mapped { start: byte(&booting, 0x300, offset), len_bytes };
+        let uses = builder_uses(&BootInfo { module, ..guest.boot }, booting.place);
         uses.map(|[.., module]| module.map(|module| module.pfns))
     };
     assert_eq!(kept(0x800, 0x1000), Ok(Some(pfns(0x300, 2))));
@@ -55,45 +55,45 @@ fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
 
 #[test]
 fn the_last_page_of_a_module_that_begins_within_one_is_never_free() {
-    let mut guest = Guest::new(Role::DomU, 1 << 14);
-    let module = Module::Mapped { start: byte(&guest, 0x300, 0x800), len_bytes: 0x1000 };
+    let mut booting = Booting::new(Role::DomU, 1 << 14);
+    let module = Module::Mapped { start: byte(&booting, 0x300, 0x800), len_bytes: 0x1000 };
     let boot = BootInfo { module, ..guest.boot };
-    let [.., module] = builder_uses(&boot, guest.place).expect("in the mapping");
-    guest.uses.extend(module);
-    for run in guest.build() {
+    let [.., module] = builder_uses(&boot, booting.place).expect("in the mapping");
+    booting.uses.extend(module);
+    for run in booting.build() {
         let run = pfns(run.start().raw(), run.count());
         assert!(run.iter().all(|pfn| !(0x300..=0x301).contains(&pfn.raw())), "{run:?}");
     }
-    guest.check();
+    booting.check();
 }
 
 #[test]
 fn a_list_that_begins_within_a_page_is_refused_by_its_address_or_keeps_its_last_page() {
-    let guest = Guest::new(Role::DomU, 1 << 14); // its list is 32 pages
-    let info = guest.model.guest().start_info().expect("built");
+    let booting = Booting::new(Role::DomU, 1 << 14); // its list is 32 pages
+    let info = booting.model.guest().start_info().expect("built");
     let mfn_list = info.mfn_list + 8;
     let refused = BootInfo::parse(&StartInfo { mfn_list, ..info });
     assert_eq!(refused, Err(BootInfoError::Unaligned("mfn_list", mfn_list)));
     // A port that finds its list elsewhere.
-    let p2m_list = GuestVa::new(mfn_list).expect("the guest's");
-    let uses = builder_uses(&BootInfo { p2m_list, ..guest.boot }, guest.place);
+    let p2m_list = GuestVa::new(mfn_list).expect("the booting's");
+    let uses = builder_uses(&BootInfo { p2m_list, ..guest.boot }, booting.place);
     let [_, list, _] = uses.expect("in the mapping");
     assert_eq!(list.map(|list| list.pfns.count), Some(33), "the words reach into a 33rd page");
 }
 
 #[test]
 fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() {
-    let guest = Guest::new(Role::DomU, 1 << 14);
-    let pages = guest.place.kernel_pages;
-    let behind = byte(&guest, pages, 0);
-    let refused = |boot: BootInfo| builder_uses(&boot, guest.place).map(drop);
+    let booting = Booting::new(Role::DomU, 1 << 14);
+    let pages = booting.place.kernel_pages;
+    let behind = byte(&booting, pages, 0);
+    let refused = |boot: BootInfo| builder_uses(&boot, booting.place).map(drop);
     let module =
         |start, len_bytes| BootInfo { module: Module::Mapped { start, len_bytes }, ..guest.boot };
-    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), 0x10)), Ok(()));
+    assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), 0x10)), Ok(()));
     let outside = Err(EarlyError::NotInKernelMapping(behind));
-    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), 0x11)), outside);
-    assert_eq!(refused(module(byte(&guest, pages - 1, 0xff0), u64::MAX)), outside);
-    let below = GuestVa::new(guest.place.kernel.raw() - 0x1000).expect("the guest's");
+    assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), 0x11)), outside);
+    assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), u64::MAX)), outside);
+    let below = GuestVa::new(booting.place.kernel.raw() - 0x1000).expect("the booting's");
     assert_eq!(refused(module(below, 0x2000)), Err(EarlyError::NotInKernelMapping(below)));
     let boot = BootInfo { table_frames: 1 << 20, ..guest.boot };
     assert_eq!(refused(boot), outside);
@@ -102,20 +102,20 @@ fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() 
 }
 
 /// What is said of these two uses.
-fn overlap(guest: &Guest, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
-    BootMemory::new(&guest.regions, &[one, other], guest.place).map(drop)
+fn overlap(booting: &Guest, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
+    BootMemory::new(&booting.regions, &[one, other], booting.place).map(drop)
 }
 
 #[test]
 fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
-    let guest = Guest::new(Role::DomU, 1 << 14);
+    let booting = Booting::new(Role::DomU, 1 << 14);
     for given in GIVEN {
         let used = Use { pfns: pfns(0x100, 0x40), kind: given };
         for kind in KINDS {
             for place in [pfns(0x13f, 0x10), pfns(0xf0, 0x11), pfns(0x110, 1), used.pfns] {
                 let other = Use { pfns: place, kind };
                 for (first, second) in [(used, other), (other, used)] {
-                    match overlap(&guest, first, second) {
+                    match overlap(&booting, first, second) {
                         Err(EarlyError::UseOverlap { used: one, other: two }) => {
                             assert!(GIVEN.contains(&one.kind), "{one:?}");
                             assert!([(used, other), (other, used)].contains(&(one, two)));
@@ -125,7 +125,7 @@ fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
                 }
             }
             for beside in [pfns(0x140, 0x10), pfns(0xf0, 0x10)] {
-                assert_eq!(overlap(&guest, used, Use { pfns: beside, kind }), Ok(()));
+                assert_eq!(overlap(&booting, used, Use { pfns: beside, kind }), Ok(()));
             }
         }
     }
@@ -133,18 +133,18 @@ fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
 
 #[test]
 fn what_stays_in_use_may_share_pages() {
-    let guest = Guest::new(Role::DomU, 1 << 14);
+    let booting = Booting::new(Role::DomU, 1 << 14);
     let stays = KINDS.into_iter().filter(|kind| !GIVEN.contains(kind));
     for (one, other) in stays.clone().flat_map(|one| stays.clone().map(move |two| (one, two))) {
         let one = Use { pfns: pfns(0x100, 0x40), kind: one };
-        assert_eq!(overlap(&guest, one, Use { pfns: pfns(0x13f, 2), kind: other }), Ok(()));
+        assert_eq!(overlap(&booting, one, Use { pfns: pfns(0x13f, 2), kind: other }), Ok(()));
     }
     // A module that shares its first page with `start_info`.
-    let mut guest = guest;
-    let start_info = guest.uses.iter().find(|used| used.kind == UseKind::StartInfo);
+    let mut booting = booting;
+    let start_info = booting.uses.iter().find(|used| used.kind == UseKind::StartInfo);
     let shared = pfns(start_info.expect("there is one").pfns.start.raw(), 1);
-    guest.uses.push(Use { pfns: shared, kind: UseKind::Module });
-    assert!(Plan::new(&guest.memory()).is_ok());
+    booting.uses.push(Use { pfns: shared, kind: UseKind::Module });
+    assert!(Plan::new(&booting.memory()).is_ok());
 }
 
 /// A number that catches mistakes, or one near it.
@@ -175,24 +175,24 @@ fn or_odd(random: &mut Unstructured<'_>, right: u64) -> Result<u64> {
 
 #[test]
 fn whatever_start_info_says_it_is_refused_or_every_byte_is_in_a_page_that_is_in_use() {
-    let guest = Guest::new(Role::DomU, 1 << 14);
-    let good = guest.model.guest().start_info().expect("built");
+    let booting = Booting::new(Role::DomU, 1 << 14);
+    let good = booting.model.guest().start_info().expect("built");
     arbtest::arbtest(|random| {
         let mut info = good.clone();
         info.nr_pages = or_odd(random, info.nr_pages)?;
         info.nr_pt_frames = or_odd(random, info.nr_pt_frames)?;
         info.pt_base = or_odd(random, info.pt_base)?;
         info.mfn_list = or_odd(random, info.mfn_list)?;
-        info.mod_start = or_odd(random, byte(&guest, 0x300, 0x123).raw())?;
+        info.mod_start = or_odd(random, byte(&booting, 0x300, 0x123).raw())?;
         info.mod_len = or_odd(random, 0x1234)?;
         info.flags = random.int_in_range(0..=15)?;
         info.first_p2m_pfn = or_odd(random, 0x400)?;
         info.nr_p2m_frames = or_odd(random, 0)?;
         let Ok(boot) = BootInfo::parse(&info) else { return Ok(()) };
-        let Ok(uses) = builder_uses(&boot, guest.place) else { return Ok(()) };
+        let Ok(uses) = builder_uses(&boot, booting.place) else { return Ok(()) };
         let uses: Vec<Use> = uses.into_iter().flatten().collect();
         let holds = |va: u64| {
-            let pfn = (va - guest.place.kernel.raw()) >> 12;
+            let pfn = (va - booting.place.kernel.raw()) >> 12;
             uses.iter().any(|used| used.pfns.start.raw() <= pfn && pfn < used.pfns.end())
         };
         if let Module::Mapped { start, len_bytes } = boot.module {
@@ -202,7 +202,9 @@ fn whatever_start_info_says_it_is_refused_or_every_byte_is_in_a_page_that_is_in_
             let list = boot.p2m_list.raw();
             assert!(holds(list) && holds(list + boot.pages * 8 - 1), "{boot:?}");
         }
-        let Ok(memory) = BootMemory::new(&guest.regions, &uses, guest.place) else { return Ok(()) };
+        let Ok(memory) = BootMemory::new(&booting.regions, &uses, booting.place) else {
+            return Ok(());
+        };
         for free in memory.free() {
             let is_used = |used: &Use| {
                 free.start.raw() < used.pfns.end() && used.pfns.start.raw() < free.end()

@@ -5,10 +5,10 @@
 use std::sync::atomic::AtomicU64;
 
 use early_pgt::{
-    BootMemory, Build, BuildContext, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
+    BootMemory, Build, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
 };
 use hypercall::{BatchStorage, BootInfo, Frames, GuestVa, PAGE_SHIFT, Pfn};
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// Where tests want the direct map.
@@ -16,7 +16,7 @@ pub const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
 
 /// A guest on a machine of its own.
 #[derive(Debug)]
-pub struct Guest {
+pub struct Booting {
     /// The machine.
     pub model: Model,
     /// What the builder left.
@@ -33,7 +33,7 @@ pub struct Guest {
     pub place: MapPlace,
 }
 
-impl Guest {
+impl Booting {
     /// A guest of `pages` pages on Xen 4.17.
     #[must_use]
     pub fn new(role: Role, pages: u64) -> Self {
@@ -91,9 +91,9 @@ impl Guest {
 
     /// What a build on `machine` works on.
     #[must_use]
-    pub const fn context<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> BuildContext<'a, M> {
+    pub const fn guest<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        unsafe { BuildContext::new(machine, p2m, self.root) }
+        unsafe { Guest::new(machine, p2m, self.root) }
     }
 
     /// Builds its direct map, and gives its free frames.
@@ -104,8 +104,8 @@ impl Guest {
         let mut storage = Box::new(BatchStorage::<6000, 1>::new());
         // SAFETY: the frames exist only in the model; nobody else claims any.
         let mut build = unsafe { Build::begin(&memory, plan) };
-        let context = self.context(&self.model, &p2m);
-        while let Some(mapped) = build.round(context, &mut storage.batch()).expect("a round") {
+        let guest = self.guest(&self.model, &p2m);
+        while let Some(mapped) = build.round(guest, &mut storage.batch()).expect("a round") {
             self.model.guest().set_direct_map(mapped.start, mapped.end);
         }
         let mut free = Vec::new();

@@ -8,12 +8,12 @@ use std::sync::atomic::AtomicU64;
 use hypercall::{AccessError, Extent, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
 use p2m::P2m;
 use swiotlb::{
-    Area, Around, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Scratch,
-    Segment, ToDevice, gather,
+    Area, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Scratch, Segment,
+    ToDevice, gather,
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::guest::Guest;
+use crate::guest::TestGuest;
 
 /// Segments of the pool: 64 MiB.
 const SEGMENTS: u64 = 256;
@@ -56,14 +56,12 @@ unsafe impl FrameAccess for Nothing {
 /// # Panics
 /// Never: the guest is large enough.
 #[must_use]
-pub fn a_guest_and_its_pool() -> (Guest, Pool<'static>, Pfn) {
-    let mut guest = Guest::new();
+pub fn a_guest_and_its_pool() -> (TestGuest, Pool<'static>, Pfn) {
+    let mut guest = TestGuest::new();
     let frames = guest.frames.take_run(1 << SEGMENT_ORDER);
-    let mut direct = guest.direct();
-    let mut around = Around { machine: guest.model, p2m: guest.p2m, direct: &mut direct };
     let mut extents = [Extent::default(); 2 << SEGMENT_ORDER];
     let mut scratch = Scratch { batch: guest.batch(), extents: &mut extents };
-    let region = gather(&mut around, frames, (SEGMENT_ORDER, DmaMask::ALL), &mut scratch);
+    let region = gather(&guest.guest, frames, SEGMENT_ORDER, DmaMask::ALL, &mut scratch);
     let segments: &[Segment] = Box::leak(Box::new([Segment::new()]));
     let pool = Pool::new(segments, Box::leak(Box::new([Area::new()]))).expect("it has places");
     pool.grow(guest.p2m, region.expect("Xen has memory")).expect("there is a place");

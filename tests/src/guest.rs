@@ -4,13 +4,9 @@
 
 use std::sync::atomic::AtomicU64;
 
-use balloon::Allocator;
 use hypercall::{Batch, BatchStorage, BootInfo, Frame, Frames, GuestVa, Pfn, PteFlags};
-use p2m::{LeafSource, P2m};
-use pvmmu::{
-    Context, Counted, DirectEntries, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool,
-    Tools,
-};
+use p2m::{Guest, P2m};
+use pvmmu::{Counted, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Pages of the guest: 16 MiB.
@@ -20,15 +16,15 @@ const SPARE: u64 = 1 << 14;
 
 /// A guest on a machine of its own.
 #[derive(Debug)]
-pub struct Guest {
+pub struct TestGuest {
     /// The machine.
     pub model: &'static Model,
     /// What its builder left.
     pub boot: BootInfo,
     /// Its frame map.
     pub p2m: &'static P2m<'static>,
-    /// What operations on address spaces take.
-    pub context: Context<'static, Model>,
+    /// The guest, as operations take it.
+    pub guest: Guest<'static, Model>,
     /// What is free: all of it is in the direct mapping.
     pub frames: Free,
 }
@@ -40,7 +36,7 @@ pub struct Free(Vec<Frame>);
 /// What operations on a live address space take, with frames that can be shared.
 pub type Work = Tools<'static, 'static, 'static, Model, Counted<'static, 'static, Free>>;
 
-impl Guest {
+impl TestGuest {
     /// A domU of 16 MiB on Xen 4.17, which has mapped all of it.
     ///
     /// # Panics
@@ -78,14 +74,8 @@ impl Guest {
         // SAFETY: the frames exist only in the model, and each is claimed once.
         let frames = pfns.rev().map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) }).collect();
         // SAFETY: the model's guest, its frame map, and the root that its builder made.
-        let context = unsafe { Context::new(model, p2m, kernel_root) };
-        Self { model, boot, p2m, context, frames: Free(frames) }
-    }
-
-    /// Finds the entries of its direct mapping.
-    #[must_use]
-    pub fn direct(&self) -> DirectEntries<'static, Model> {
-        DirectEntries::new(self.context)
+        let guest = unsafe { Guest::new(model, p2m, kernel_root) };
+        Self { model, boot, p2m, guest, frames: Free(frames) }
     }
 
     /// A batch with room for 512 updates and 16 operations.
@@ -100,11 +90,11 @@ impl Guest {
     pub fn tools(self) -> Work {
         let places = || (0..8).map(|_| None).collect::<Vec<Option<Frame>>>().leak();
         let shares = Shares::new(vec![0; self.p2m.all().iter().count()].leak());
-        let (context, batch) = (self.context, self.batch());
+        let (guest, batch) = (self.guest, self.batch());
         let tables = Box::leak(Box::new(TablePool::new([places(), places(), places()])));
         let source = Box::leak(Box::new(self.frames));
         let frames = Box::leak(Box::new(Counted { source, shares: Box::leak(Box::new(shares)) }));
-        let mut tools = Tools::new(context, batch, tables, frames);
+        let mut tools = Tools::new(guest, batch, tables, frames);
         tools.presence = Presence::MayVanish;
         tools
     }
@@ -115,15 +105,15 @@ impl Guest {
     /// If `pages` are more than the guest has, or not of the user half.
     pub fn with_pinned(pages: Pages) -> (Pgd<Pinned>, Work) {
         let mut tools = Self::new().tools();
-        let Tools { context, batch, frames, .. } = &mut tools;
-        let mut pgd = Pgd::new(context, *frames).expect("a root");
-        pgd.map_pages(context, (pages, PteFlags::USER_RW), *frames).expect("mapped");
-        let pgd = pgd.pin(context, batch).expect("pinned");
+        let Tools { guest, batch, frames, .. } = &mut tools;
+        let mut pgd = Pgd::new(guest, *frames).expect("a root");
+        pgd.map_pages(guest, (pages, PteFlags::USER_RW), *frames).expect("mapped");
+        let pgd = pgd.pin(guest, batch).expect("pinned");
         (pgd, tools)
     }
 }
 
-impl Default for Guest {
+impl Default for TestGuest {
     fn default() -> Self {
         Self::new()
     }
@@ -159,17 +149,7 @@ impl FrameSource for Free {
     }
 }
 
-impl LeafSource for Free {
-    fn take(&mut self) -> Option<Frame> {
-        self.0.pop()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.0.push(frame);
-    }
-}
-
-impl Allocator for Free {
+impl hypercall::FrameSource for Free {
     fn take(&mut self) -> Option<Frame> {
         self.0.pop()
     }

@@ -9,10 +9,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{
-    AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, Frames, GuestVa,
-    Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Uncertain,
+    AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, FrameSource, Frames,
+    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Uncertain,
 };
-use p2m::{BuilderList, GrowContext, LeafSource, OpenError, P2m, Window, WindowPlace};
+use p2m::{BuilderList, GrowContext, OpenError, P2m, Window, WindowPlace};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
@@ -269,7 +269,7 @@ impl Pool {
     }
 }
 
-impl LeafSource for Pool {
+impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }
