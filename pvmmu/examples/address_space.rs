@@ -6,16 +6,16 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Guest, context, page, tools};
+use common::{TestGuest, guest, page, tools};
 use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal};
 use pvmmu::{Pages, Pgd, TablePool};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 fn main() {
-    let guest = Guest::new();
-    let (machine, p2m, mut frames) = (Counting::new(&guest.model), guest.p2m(), guest.pool());
-    let context = context(&guest, &machine, &p2m);
+    let test = TestGuest::new();
+    let (machine, p2m, mut frames) = (Counting::new(&test.model), test.p2m(), test.pool());
+    let guest = guest(&test, &machine, &p2m);
     let free = frames.len();
     // What goes to Xen in one trap is bounded by this.
     let mut storage = BatchStorage::<64, 4>::new();
@@ -23,24 +23,24 @@ fn main() {
     let pages = Pages { start: page(0), count: 40 };
 
     // While it is loose, an address space is plain memory, and Xen knows nothing of it.
-    let mut loose = Pgd::new(&context, &mut frames).expect("a frame for the root");
-    loose.map_pages(&context, (pages, PteFlags::USER_RW), &mut frames).expect("frames enough");
+    let mut loose = Pgd::new(&guest, &mut frames).expect("a frame for the root");
+    loose.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames).expect("frames enough");
     assert_eq!(machine.counts().hypercalls, 0);
 
     // A refusal gives the address space back, as it was, and says what stood in the way.
     let refusal = Refusal { request: 1, errno: Errno::ENOMEM, done: 0 };
     let strict = FailNth::new(&machine, refusal);
-    let error = loose.pin(&common::context(&guest, &strict, &p2m), &mut batch);
+    let error = loose.pin(&common::guest(&test, &strict, &p2m), &mut batch);
     let error = error.map(drop).expect_err("it was to be refused");
     println!("{error}");
     let before = machine.counts();
-    let mut pgd = error.pgd.pin(&context, &mut batch).expect("nothing stands in the way");
+    let mut pgd = error.pgd.pin(&guest, &mut batch).expect("nothing stands in the way");
     let cost = machine.counts() - before;
     println!("pinned: {} hypercalls, {} elements", cost.hypercalls, cost.entries);
 
     // Now every change is a request; forty of them are one trap.
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
     let before = machine.counts();
     pgd.edit(&mut with, |edit| {
         edit.protect(Pages { start: page(0), count: 20 }, READ_ONLY)?;
@@ -53,7 +53,7 @@ fn main() {
 
     pgd.destroy(&mut with).expect("no vCPU runs on it");
     assert_eq!(frames.len(), free, "every frame is back");
-    guest.check();
+    test.check();
 }
 
 #[test]

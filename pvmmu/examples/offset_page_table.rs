@@ -11,7 +11,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Guest, Pool};
+use common::{Pool, TestGuest};
 use hypercall::BatchStorage;
 use pvmmu::mapper::LiveMapper;
 use pvmmu::{FrameSource as _, Pgd};
@@ -65,19 +65,19 @@ unsafe impl FrameAllocator<Size4KiB> for Frames<'_> {
 }
 
 fn main() {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
-    let context = common::context(&guest, &guest.model, &p2m);
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let guest = common::guest(&test, &test.model, &p2m);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
 
     // Before: let mut mapper = unsafe { OffsetPageTable::new(table, offset) };
-    let mut mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let on_xen = init_heap(&mut mapper, &mut Frames(&mut pool)).expect("frames enough");
     println!("on Xen:            {on_xen} pages are mapped; the huge page: {:?}", mapper.refusal());
-    guest.check();
+    test.check();
 
     let on_bare_machine = on_bare_machine();
     println!("on a bare machine: {on_bare_machine} pages are mapped");

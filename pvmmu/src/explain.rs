@@ -74,7 +74,8 @@ impl PinError {
     /// ```
     /// # use hypercall::{Errno, FailNth, Refusal};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{Guest, Pgd};
+    /// use p2m::Guest;
+    /// use pvmmu::Pgd;
     ///
     /// let mut test = TestGuest::new();
     /// let pgd = Pgd::new(&test.guest, &mut test.frames)?;

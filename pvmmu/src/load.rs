@@ -218,7 +218,7 @@ impl Pgd<Pinned> {
     /// # use pvmmu::Pages;
     /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// unsafe { pgd.load(&tools.guest) }?;
-    /// let loaded = tools.guest.machine().test().kernel_root();
+    /// let loaded = tools.guest.machine().guest().kernel_root();
     /// assert_eq!(loaded, tools.guest.mfn(pgd.root()).ok());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

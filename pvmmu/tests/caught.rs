@@ -5,7 +5,7 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 
-use common::{Guest, Pool, context, tools};
+use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
     BatchStorage, DomId, Errno, FailNth, Frame, GuestVa, Level, Mfn, PteFlags, Refusal,
 };
@@ -170,11 +170,11 @@ struct Outcome {
 }
 
 /// A section of two operations in an address space, and its end; everything is accounted for.
-fn section(guest: &Guest, world: World, first: Operation, next: Option<Operation>) -> Outcome {
+fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operation>) -> Outcome {
     let World { has_foreign, is_pooled, presence, room } = world;
-    let p2m = guest.p2m();
-    let context = context(guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let p2m = test.p2m();
+    let guest = guest(test, &test.model, &p2m);
+    let mut pool = test.pool();
     let _aside = pool.keep(200);
     let mut account = Account::of(pool.pfns());
     let mut places = [const { None::<Frame> }; 6];
@@ -185,18 +185,18 @@ fn section(guest: &Guest, world: World, first: Operation, next: Option<Operation
     let mut batch = storage.batch_of(room, 12);
     if is_pooled {
         for level in [Level::L1, Level::L2, Level::L3] {
-            tables.fill(&context, (level, 2), &mut pool, &mut batch).expect("filled");
+            tables.fill(&guest, (level, 2), &mut pool, &mut batch).expect("filled");
         }
     }
-    let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
     for pages in [full(0, 66), free(66, 1)] {
-        pgd.map_pages(&context, (pages, CLEAN), &mut pool).expect("mapped");
+        pgd.map_pages(&guest, (pages, CLEAN), &mut pool).expect("mapped");
     }
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let spare = (0..2).filter_map(|_| pool.take()).collect();
     let hand = Hand { left: Cell::new(None), spare: RefCell::new(spare) };
     let mut frames = Scarce { pool: &mut pool, hand: &hand };
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
     with.presence = presence;
     if has_foreign {
         let page = full(100, 1);
@@ -216,7 +216,7 @@ fn section(guest: &Guest, world: World, first: Operation, next: Option<Operation
             let at = usize::try_from((page.va.raw() - start) >> 12).expect("few");
             seen[at] = Some(page.flags.contains(PteFlags::WRITABLE));
         };
-        pgd.translate_pages(&context, pages, &mut note).expect("readable");
+        pgd.translate_pages(&guest, pages, &mut note).expect("readable");
         seen
     };
     let seen = [full(0, 66), free(0, 66)].map(seen);
@@ -224,7 +224,7 @@ fn section(guest: &Guest, world: World, first: Operation, next: Option<Operation
     let mapped = seen.map(|pages| pages.iter().map(Option::is_some).collect());
     pgd.destroy(&mut with).expect("destroyed");
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&context, (level, 2), &mut pool).expect("drained");
+        tables.drain(&guest, (level, 2), &mut pool).expect("drained");
     }
     hand.spare.into_inner().into_iter().for_each(|frame| pool.give(frame));
     account.found("free", pool.pfns());
@@ -237,15 +237,15 @@ fn section(guest: &Guest, world: World, first: Operation, next: Option<Operation
 fn whatever_a_section_does_behind_an_error_each_frame_is_found_once() {
     let mut ended = 0;
     for world in WORLDS {
-        let guest = Guest::dom0();
+        let test = TestGuest::dom0();
         for first in FAILING {
             for next in NEXT {
                 println!("{world:?}: {}, {}", first.0, next.0);
-                let Outcome { first, section, .. } = section(&guest, world, *first, Some(*next));
+                let Outcome { first, section, .. } = section(&test, world, *first, Some(*next));
                 let error = first.expect_err("it is one of those that fail");
                 ended += u32::from(section.is_err_and(|refused| refused.error == error));
             }
-            guest.check();
+            test.check();
         }
     }
     assert!(ended > 200, "{ended} sections ended with the first error");
@@ -255,11 +255,10 @@ fn whatever_a_section_does_behind_an_error_each_frame_is_found_once() {
 #[test]
 fn an_operation_that_fails_is_in_effect_for_the_pages_that_are_counted_and_no_others() {
     for world in WORLDS {
-        let guest = Guest::dom0();
+        let test = TestGuest::dom0();
         let after = |name| {
             let operation = FAILING.iter().find(|(known, _)| *known == name).expect("listed");
-            let Outcome { section, mapped, writable, .. } =
-                section(&guest, world, *operation, None);
+            let Outcome { section, mapped, writable, .. } = section(&test, world, *operation, None);
             let done = section.expect_err("it fails").done;
             (usize::try_from(done).expect("few"), mapped, writable)
         };
@@ -283,7 +282,7 @@ fn an_operation_that_fails_is_in_effect_for_the_pages_that_are_counted_and_no_ot
 /// What earlier operations had pending does not happen either, and the section cannot end well.
 #[test]
 fn a_section_whose_pending_changes_were_dropped_fails_even_if_it_catches_the_error() {
-    let guest = Guest::dom0();
+    let test = TestGuest::dom0();
     let first: Operation = ("unmap, and map without frames", |edit, hand| {
         edit.unmap(full(0, 1))?;
         hand.left.set(Some(5));
@@ -293,7 +292,7 @@ fn a_section_whose_pending_changes_were_dropped_fails_even_if_it_catches_the_err
         assert_eq!(edit.submit(), Err(MapError::OutOfFrames), "it has ended");
         Ok(())
     });
-    let Outcome { section, mapped, .. } = section(&guest, WORLDS[0], first, Some(next));
+    let Outcome { section, mapped, .. } = section(&test, WORLDS[0], first, Some(next));
     assert_eq!(section, Err(RangeError { done: 0, error: MapError::OutOfFrames }));
     assert_eq!(mapped, [vec![true; 66], vec![false; 66]]);
 }
@@ -301,17 +300,17 @@ fn a_section_whose_pending_changes_were_dropped_fails_even_if_it_catches_the_err
 /// The same after a refusal of Xen's: what it has undone is not forgotten.
 #[test]
 fn a_section_whose_submit_was_refused_fails_even_if_it_catches_the_error() {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
-    let plain = context(&guest, &guest.model, &p2m);
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let plain = guest(&test, &test.model, &p2m);
     let mut storage = BatchStorage::<200, 12>::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
     pgd.map_pages(&plain, (full(0, 2), CLEAN), &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done: 1 };
-    let machine = FailNth::new(&guest.model, refusal);
-    let around = context(&guest, &machine, &p2m);
+    let machine = FailNth::new(&test.model, refusal);
+    let around = guest(&test, &machine, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     let ended = pgd.edit(&mut with, |edit| {
@@ -327,5 +326,5 @@ fn a_section_whose_submit_was_refused_fails_even_if_it_catches_the_error() {
         assert!(pgd.translate(&plain, page.start).expect("readable").is_some());
     }
     pgd.destroy(&mut with).expect("destroyed");
-    guest.check();
+    test.check();
 }

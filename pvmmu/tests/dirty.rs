@@ -1,20 +1,19 @@
 //! Dirty bits that the CPU sets between a look at an entry and its change: none is lost, and none
 //! is made up. A second vCPU writes before every request of an operation, on the model.
-#![expect(unsafe_code, reason = "answers for a machine; loads roots of a model's guest")]
+#![expect(unsafe_code, reason = "answers for a machine; loads roots of a model's test")]
 
 mod common;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
-use common::{Guest, Pool, context, tools};
+use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
     AccessError, Assist, BatchStorage, Call, Counting, Counts, Error, FrameAccess, GuestVa,
     Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
 };
-use pvmmu::{
-    Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, walk,
-};
+use p2m::walk;
+use pvmmu::{Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
 
@@ -105,8 +104,8 @@ const fn is_written(at: u64) -> bool {
     !at.is_multiple_of(3)
 }
 
-fn flags(context: &pvmmu::Context<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) -> PteFlags {
-    let (_, pte) = walk(context, pgd.root(), va).expect("readable").leaf().expect("its table");
+fn flags(guest: &p2m::Guest<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) -> PteFlags {
+    let (_, pte) = walk(guest, pgd.root(), va).expect("readable").leaf().expect("its table");
     assert!(pte.is_present(), "{va} is mapped");
     pte.flags()
 }
@@ -116,13 +115,13 @@ fn flags(context: &pvmmu::Context<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) ->
 /// the vCPU has written it.
 fn live<T>(
     operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>) -> T,
-    check: impl Fn(&pvmmu::Context<'_, Model>, &Pgd<Pinned>, &T, &dyn Fn(u64) -> bool),
+    check: impl Fn(&p2m::Guest<'_, Model>, &Pgd<Pinned>, &T, &dyn Fn(u64) -> bool),
     end: impl Fn(T, &mut Work<'_, '_, '_, '_, '_, Model>),
 ) {
-    let guest = Guest::new();
-    let (model, p2m, mut pool) = (&guest.model, guest.p2m(), guest.pool());
-    let plain = context(&guest, model, &p2m);
-    let mut counts = vec![0; guest.list.len()];
+    let test = TestGuest::new();
+    let (model, p2m, mut pool) = (&test.model, test.p2m(), test.pool());
+    let plain = guest(&test, model, &p2m);
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
@@ -140,10 +139,10 @@ fn live<T>(
         leaf.expect("mapped").0.machine_address()
     });
     let places: Vec<u64> = places.collect();
-    let second = guest.second();
+    let second = test.second();
     second.initialise(model.guest().kernel_root().expect("it runs"), None).expect("started");
-    // SAFETY: the model's guest has no Rust objects.
-    unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
+    // SAFETY: the model's test has no Rust objects.
+    unsafe { pgd.load(&guest(&test, &second, &p2m)) }.expect("loaded");
     let written = RefCell::new(BTreeSet::new());
     // At the last moment: before a request that concerns the page.
     let write = |calls: &[Call<'_>]| {
@@ -168,7 +167,7 @@ fn live<T>(
         }
     };
     let machine = Meanwhile { model, happens: &write };
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
     with.presence = Presence::Steady;
     let done = operation(&mut pgd, &mut with);
@@ -179,23 +178,23 @@ fn live<T>(
     check(&plain, &pgd, &done, &|at| written.contains(&at));
     assert_eq!(model.take_violations(), Vec::<String>::new(), "no stale translation was used");
     // SAFETY: as above.
-    unsafe { pvmmu::load_root(&context(&guest, &second, &p2m), guest.root) }.expect("left");
+    unsafe { pvmmu::load_root(&guest(&test, &second, &p2m), test.root) }.expect("left");
     let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
     end(done, &mut with);
     pgd.destroy(&mut with).expect("nobody runs on it");
-    guest.check();
+    test.check();
 }
 
 /// The dirty bits of `at` say what was written, and nothing else.
 fn check_dirty(
-    context: &pvmmu::Context<'_, Model>,
+    guest: &p2m::Guest<'_, Model>,
     pgd: &Pgd<Pinned>,
     at: Pages,
     written: &dyn Fn(u64) -> bool,
 ) {
     for number in 0..COUNT {
         let va = at.at(number).expect("user half");
-        let is_dirty = flags(context, pgd, va).contains(PteFlags::DIRTY);
+        let is_dirty = flags(guest, pgd, va).contains(PteFlags::DIRTY);
         assert_eq!(is_dirty, written(number), "page {number}");
     }
 }
@@ -204,7 +203,7 @@ fn check_dirty(
 fn pages_that_move_keep_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
     live(
         |pgd, with| pgd.remap(with, pages(), elsewhere().start).expect("moved"),
-        |context, pgd, (), written| check_dirty(context, pgd, elsewhere(), written),
+        |guest, pgd, (), written| check_dirty(guest, pgd, elsewhere(), written),
         |(), _| {},
     );
 }
@@ -217,10 +216,10 @@ fn a_table_that_moves_keeps_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
             let (from, to) = (address(0x40_0000), address(0x8020_0000));
             pgd.edit(with, |edit| edit.move_table(from, to)).expect("moved");
         },
-        |context, pgd, (), written| {
+        |guest, pgd, (), written| {
             for at in 6..COUNT {
                 let va = address(0x8020_0000 + (at - 6) * 4096);
-                let is_dirty = flags(context, pgd, va).contains(PteFlags::DIRTY);
+                let is_dirty = flags(guest, pgd, va).contains(PteFlags::DIRTY);
                 assert_eq!(is_dirty, written(at), "page {at}");
             }
         },
@@ -232,9 +231,9 @@ fn a_table_that_moves_keeps_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
 fn protected_pages_keep_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
     live(
         |pgd, with| pgd.protect(with, pages(), READ_ONLY).expect("protected"),
-        |context, pgd, (), written| {
-            check_dirty(context, pgd, pages(), written);
-            assert!(!flags(context, pgd, pages().start).contains(PteFlags::WRITABLE));
+        |guest, pgd, (), written| {
+            check_dirty(guest, pgd, pages(), written);
+            assert!(!flags(guest, pgd, pages().start).contains(PteFlags::WRITABLE));
         },
         |(), _| {},
     );
@@ -244,9 +243,9 @@ fn protected_pages_keep_the_dirty_bits_that_another_vcpu_sets_meanwhile() {
 fn both_sides_of_a_fork_know_what_another_vcpu_writes_meanwhile() {
     live(
         |pgd, with| pgd.fork(with).expect("forked"),
-        |context, parent, child, written| {
-            check_dirty(context, parent, pages(), written);
-            check_dirty(context, child, pages(), written);
+        |guest, parent, child, written| {
+            check_dirty(guest, parent, pages(), written);
+            check_dirty(guest, child, pages(), written);
         },
         |child, with| child.destroy(with).expect("nobody runs on it"),
     );
@@ -262,7 +261,7 @@ fn a_page_whose_frame_is_replaced_keeps_the_dirty_bit_that_another_vcpu_sets_mea
                 pgd.edit(with, |edit| edit.replace((va, CLEAN), frame)).expect("replaced");
             }
         },
-        |context, pgd, (), written| check_dirty(context, pgd, pages(), written),
+        |guest, pgd, (), written| check_dirty(guest, pgd, pages(), written),
         |(), _| {},
     );
 }
@@ -272,11 +271,11 @@ fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
     live(
         |pgd, with| {
             // Accessed and clean: what is seen there goes with the bit that is cleared.
-            let context = with.context;
+            let guest = with.guest;
             for at in 0..COUNT {
                 let va = pages().at(at).expect("user half");
                 let mut byte = [0];
-                let model = context.machine().model;
+                let model = guest.machine().model;
                 let second = model.vcpu(model.guest().domain(), 1);
                 second.expect("two").load(va.raw(), &mut byte, Mode::Kernel).expect("mapped");
             }
@@ -291,9 +290,9 @@ fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
             pgd.edit(with, clear).expect("cleared");
             told
         },
-        |context, pgd, told, written| {
+        |guest, pgd, told, written| {
             for at in 0..COUNT {
-                let now = flags(context, pgd, pages().at(at).expect("user half"));
+                let now = flags(guest, pgd, pages().at(at).expect("user half"));
                 assert!(now.contains(PteFlags::WRITABLE), "page {at} can be written again");
                 let is_noted = told.contains(&at) || now.contains(PteFlags::DIRTY);
                 assert_eq!(is_noted, written(at), "page {at}: {now:?}");
@@ -309,10 +308,10 @@ fn poked(
     operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>),
     at: GuestVa,
 ) {
-    let guest = Guest::new();
-    let (model, p2m, mut pool) = (&guest.model, guest.p2m(), guest.pool());
-    let plain = context(&guest, model, &p2m);
-    let mut counts = vec![0; guest.list.len()];
+    let test = TestGuest::new();
+    let (model, p2m, mut pool) = (&test.model, test.p2m(), test.pool());
+    let plain = guest(&test, model, &p2m);
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
@@ -339,7 +338,7 @@ fn poked(
         }
     };
     let machine = Meanwhile { model, happens: &poke };
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
     with.presence = Presence::Steady;
     operation(&mut pgd, &mut with);
@@ -347,7 +346,7 @@ fn poked(
     assert!(flags(&plain, &pgd, at).contains(PteFlags::DIRTY), "it was written, and is clean");
     let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
     pgd.destroy(&mut with).expect("nobody runs on it");
-    guest.check();
+    test.check();
 }
 
 #[test]
@@ -358,7 +357,7 @@ fn a_dirty_bit_that_is_set_just_before_the_request_is_kept() {
     poked(|pgd, with| pgd.protect(with, pages(), READ_ONLY).expect("protected"), at);
     let fork = |pgd: &mut Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>| {
         let child = pgd.fork(with).expect("forked");
-        let page = child.translate(&with.context, at).expect("readable").expect("mapped");
+        let page = child.translate(&with.guest, at).expect("readable").expect("mapped");
         assert!(page.flags.contains(PteFlags::DIRTY), "the child's is clean");
         child.destroy(with).expect("nobody runs on it");
     };
@@ -367,25 +366,25 @@ fn a_dirty_bit_that_is_set_just_before_the_request_is_kept() {
 
 /// What moving twelve pages with these flags costs.
 fn cost(flags: PteFlags, presence: Presence) -> Counts {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
-    let counting = Counting::new(&guest.model);
-    let context = context(&guest, &counting, &p2m);
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let counting = Counting::new(&test.model);
+    let guest = guest(&test, &counting, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     let (from, to) = (address(0x40_0000), address(0x40_8000));
-    let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
     let pages = Pages { start: from, count: 8 };
-    pgd.map_pages(&context, (pages, flags), &mut pool).expect("mapped");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    pgd.map_pages(&guest, (pages, flags), &mut pool).expect("mapped");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let before = counting.counts();
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     with.presence = presence;
     pgd.remap(&mut with, pages, to).expect("moved");
     let after = counting.counts();
     pgd.destroy(&mut with).expect("nobody runs on it");
-    guest.check();
+    test.check();
     Counts {
         hypercalls: after.hypercalls - before.hypercalls,
         entries: after.entries - before.entries,

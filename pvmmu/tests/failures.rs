@@ -3,7 +3,7 @@
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
-    reason = "loads roots of a model's guest; frames are pseudo-physical in the foreign trait"
+    reason = "loads roots of a model's test; frames are pseudo-physical in the foreign trait"
 )]
 
 mod common;
@@ -11,17 +11,14 @@ mod common;
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
 
-use common::{Guest, Pool, no_pool, page, tools};
+use common::{Pool, TestGuest, no_pool, page, tools};
 use hypercall::{
     Assist, BatchStorage, Error, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte, PteFlags, VcpuSet,
 };
-use p2m::P2m;
+use p2m::{Guest, P2m, walk};
 use pvmmu::mapper::LiveMapper;
 use pvmmu::primitive::{Changed, Need, Primitive, Runs};
-use pvmmu::{
-    Context, FrameSource as _, LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root,
-    walk,
-};
+use pvmmu::{FrameSource as _, LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
@@ -33,7 +30,7 @@ const ALL: u64 = 4;
 
 type Storage = BatchStorage<8, 2>;
 
-/// A guest with a pinned tree, without its machine.
+/// A test with a pinned tree, without its machine.
 struct Scene {
     list: Vec<AtomicU64>,
     root: Pfn,
@@ -46,26 +43,26 @@ struct Scene {
 
 impl Scene {
     fn new() -> (Model, Self) {
-        let guest = Guest::new();
-        guest.model.enable_assist(Assist::WritablePageTables).expect("Xen has it");
-        let mut pool = guest.pool();
-        let p2m = guest.p2m();
-        let context = common::context(&guest, &guest.model, &p2m);
-        let mut pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
+        let test = TestGuest::new();
+        test.model.enable_assist(Assist::WritablePageTables).expect("Xen has it");
+        let mut pool = test.pool();
+        let p2m = test.p2m();
+        let guest = common::guest(&test, &test.model, &p2m);
+        let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
         let pages = Pages { start: page(0), count: ALL };
-        pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
-        let pgd = pgd.pin(&context, &mut Storage::new().batch()).expect("pinned");
-        let before = mapped(&context, &pgd);
-        let Guest { model, list, root } = guest;
+        pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+        let pgd = pgd.pin(&guest, &mut Storage::new().batch()).expect("pinned");
+        let before = mapped(&guest, &pgd);
+        let TestGuest { model, list, root } = test;
         let free = pool.len();
         (model, Self { list, root, pool, pgd, before, free })
     }
 }
 
 /// Every entry of the pages around those that the tree maps.
-fn mapped<M: hypercall::Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Vec<Pte> {
+fn mapped<M: hypercall::Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>) -> Vec<Pte> {
     let leaf = |at| {
-        let walk = walk(context, pgd.root(), page(at)).expect("readable");
+        let walk = walk(guest, pgd.root(), page(at)).expect("readable");
         walk.leaf().map_or(Pte::ABSENT, |(_, pte)| pte)
     };
     // And one far away.
@@ -75,7 +72,7 @@ fn mapped<M: hypercall::Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) ->
 /// Does `work` with every failure; what is refused leaves the tree and the free frames as they
 /// were.
 fn sweep(
-    work: impl Fn(&Context<'_, Failing<'_>>, &mut Pgd<Pinned>, &mut Pool) -> Result<(), String>,
+    work: impl Fn(&Guest<'_, Failing<'_>>, &mut Pgd<Pinned>, &mut Pool) -> Result<(), String>,
 ) -> Sweep {
     let made = RefCell::new(None);
     let build = || {
@@ -86,11 +83,11 @@ fn sweep(
     let scenario = |machine: &Failing<'_>| -> (Scene, Result<(), String>) {
         let mut scene = made.take().expect("made before");
         let Scene { list, root, pool, pgd, .. } = &mut scene;
-        // SAFETY: the guest exists only in the model.
+        // SAFETY: the test exists only in the model.
         let p2m = unsafe { P2m::adopt(list) }.expect("pages");
         // SAFETY: as above.
-        let context = unsafe { Context::new(machine, &p2m, *root) };
-        let done = work(&context, pgd, pool);
+        let guest = unsafe { Guest::new(machine, &p2m, *root) };
+        let done = work(&guest, pgd, pool);
         (scene, done)
     };
     for_each_failure(build, scenario, check).unwrap_or_else(|error| panic!("{error}"))
@@ -103,31 +100,31 @@ fn check(
     (scene, done): (Scene, Result<(), String>),
 ) -> Result<(), String> {
     let Scene { list, root, mut pool, pgd, before, free } = scene;
-    // SAFETY: the guest exists only in the model.
+    // SAFETY: the test exists only in the model.
     let p2m = unsafe { P2m::adopt(&list) }.expect("pages");
     // SAFETY: as above.
-    let context = unsafe { Context::new(model, &p2m, root) };
+    let guest = unsafe { Guest::new(model, &p2m, root) };
     if failure.is_none() && done.is_err() {
         return Err(format!("nothing was refused, and yet: {done:?}"));
     }
     if done.is_err() {
-        if mapped(&context, &pgd) != before {
+        if mapped(&guest, &pgd) != before {
             return Err(format!("something has changed: {done:?}"));
         }
         if pool.len() != free {
             return Err(format!("{} frames, not {free}: {done:?}", pool.len()));
         }
     }
-    // SAFETY: the model's guest has no Rust objects.
-    unsafe { load_root(&context, root) }.map_err(|error| error.to_string())?;
-    let loose = pgd.unpin(&context, &mut Storage::new().batch());
-    common::destroy(&context, loose.map_err(|error| error.to_string())?, &mut pool);
+    // SAFETY: the model's test has no Rust objects.
+    unsafe { load_root(&guest, root) }.map_err(|error| error.to_string())?;
+    let loose = pgd.unpin(&guest, &mut Storage::new().batch());
+    common::destroy(&guest, loose.map_err(|error| error.to_string())?, &mut pool);
     Ok(())
 }
 
 /// The same on the machine that refuses nothing.
-fn plain<'a>(context: &Context<'a, Failing<'a>>) -> Context<'a, Model> {
-    context.with_machine(*context.machine().inner())
+fn plain<'a>(guest: &Guest<'a, Failing<'a>>) -> Guest<'a, Model> {
+    guest.with_machine(*guest.machine().inner())
 }
 
 fn say<T>(result: Result<T, impl core::fmt::Display>) -> Result<(), String> {
@@ -137,12 +134,12 @@ fn say<T>(result: Result<T, impl core::fmt::Display>) -> Result<(), String> {
 #[test]
 fn mapping_one_frame_gives_it_back_whatever_is_refused() {
     for at in [ALL, 5000] {
-        let sweep = sweep(|context, pgd, pool| {
+        let sweep = sweep(|guest, pgd, pool| {
             let frame = pool.take().expect("a frame");
             let pfn = frame.pfn();
             let (mut storage, mut tables) = (Storage::new(), no_pool());
             let mut batch = storage.batch();
-            let mut with = tools(context, &mut batch, &mut tables, pool);
+            let mut with = tools(guest, &mut batch, &mut tables, pool);
             pgd.map(&mut with, (page(at), PteFlags::USER_RW), frame).map_err(|failed| {
                 let reason = failed.to_string();
                 let frame = failed.frame.expect("it is not mapped");
@@ -171,12 +168,12 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
             if !by.is_right(need, Runs::Here) {
                 continue;
             }
-            let sweep = sweep(|context, pgd, _| {
-                // SAFETY: the model's guest has no Rust objects. Not what is swept here.
-                unsafe { pgd.load(&plain(context)) }.expect("loaded");
+            let sweep = sweep(|guest, pgd, _| {
+                // SAFETY: the model's test has no Rust objects. Not what is swept here.
+                unsafe { pgd.load(&plain(guest)) }.expect("loaded");
                 let change = (page(1), READ_ONLY);
                 // SAFETY: the address space has just been loaded.
-                let changed = unsafe { pgd.set_flags_here(context, change, need, Some(by)) };
+                let changed = unsafe { pgd.set_flags_here(guest, change, need, Some(by)) };
                 assert!(!matches!(changed, Ok(Changed::Not(_))), "{changed:?}");
                 assert!(!matches!(changed, Err(MapError::NotUndone { .. })), "{changed:?}");
                 say(changed)
@@ -190,8 +187,8 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
 #[test]
 fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
     let halves = RefCell::new(0);
-    let sweep = sweep(|context, pgd, pool| {
-        let plain = plain(context);
+    let sweep = sweep(|guest, pgd, pool| {
+        let plain = plain(guest);
         let machine = plain.machine().guest();
         let mut other = Pgd::with_user_root(&plain, pool).expect("two roots");
         let pages = Pages::one(page(0));
@@ -200,16 +197,16 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
         let places = [const { Running::nowhere() }; 1];
         // SAFETY: every load of the test goes through these places.
         let vcpus = unsafe { Vcpus::new(&places) };
-        // SAFETY: the model's guest has no Rust objects.
+        // SAFETY: the model's test has no Rust objects.
         unsafe { vcpus.load(&plain, 0, &other) }.expect("loaded");
         let before = (machine.kernel_root(), machine.user_root());
         // SAFETY: as above.
-        let loaded = unsafe { vcpus.load(context, 0, pgd) };
+        let loaded = unsafe { vcpus.load(guest, 0, pgd) };
         let now = (machine.kernel_root(), machine.user_root());
         match loaded {
             Ok(()) => assert_eq!(vcpus.on(pgd), VcpuSet::one(0)),
             Err(LoadError::Refused(Error { done: 0, .. })) => {
-                *halves.borrow_mut() += u64::from(context.machine().seen() > 1);
+                *halves.borrow_mut() += u64::from(guest.machine().seen() > 1);
                 assert_eq!((now, vcpus.on(pgd)), (before, VcpuSet::NONE));
                 assert_eq!(vcpus.on(&other), VcpuSet::one(0));
             }
@@ -296,11 +293,11 @@ fn set_flags_p4_entry(mapper: &mut ForeignMapper<'_, '_, '_>, _: &mut Allocator<
 fn a_foreign_mapper_changes_nothing_whatever_is_refused() {
     let calls: [Call; 5] = [map_to, unmap, update_flags, set_flags_p2_entry, set_flags_p4_entry];
     for call in calls {
-        let sweep = sweep(|context, pgd, pool| {
+        let sweep = sweep(|guest, pgd, pool| {
             let mut storage = Storage::new();
             let mut batch = storage.batch();
             let mut frames = Allocator(pool, Vec::new());
-            let mut mapper = LiveMapper::new(*context, pgd, &mut batch);
+            let mut mapper = LiveMapper::new(*guest, pgd, &mut batch);
             let done = call(&mut mapper, &mut frames);
             let refusal = mapper.refusal();
             assert_eq!(done, refusal.is_none(), "{refusal:?}");

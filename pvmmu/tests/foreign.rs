@@ -5,14 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Guest, Pool, build, context, page, tools};
+use common::{Pool, TestGuest, build, guest, page, tools};
 use hypercall::{
     BatchStorage, DomId, Errno, FailNth, Frame, GuestVa, Machine, Mfn, PteFlags, Refusal,
 };
-use pvmmu::{
-    Context, FrameSource, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,
-    walk,
-};
+use p2m::{Guest, walk};
+use pvmmu::{FrameSource, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools};
 use xen_model::Model;
 
 const NEIGHBOUR: DomId = DomId(1);
@@ -45,8 +43,8 @@ impl FrameSource for Noting {
 }
 
 /// The longest run of machine frames that the neighbour has.
-fn run_of_the_neighbour(guest: &Guest) -> (Mfn, u64) {
-    let neighbour = guest.model.vcpu(NEIGHBOUR.0, 0).expect("built");
+fn run_of_the_neighbour(test: &TestGuest) -> (Mfn, u64) {
+    let neighbour = test.model.vcpu(NEIGHBOUR.0, 0).expect("built");
     let pfns = (0..1024).map(hypercall::Pfn::new);
     let mfns: BTreeSet<u64> =
         pfns.filter_map(|pfn| neighbour.built_mfn(pfn)).map(Mfn::raw).collect();
@@ -66,8 +64,8 @@ fn map<M: Machine, F: FrameSource>(
     pgd.edit(with, |edit| edit.map_foreign((pages, PteFlags::USER_RW), frames))
 }
 
-fn leaf<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Option<Mfn> {
-    let leaf = walk(context, pgd.root(), page(at)).expect("readable").leaf()?;
+fn leaf<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Option<Mfn> {
+    let leaf = walk(guest, pgd.root(), page(at)).expect("readable").leaf()?;
     leaf.1.is_present().then(|| leaf.1.mfn())
 }
 
@@ -75,44 +73,44 @@ fn leaf<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Opt
 /// every frame is back. The frames of others that are told of then.
 fn in_dom0<const UPDATES: usize>(
     count: u64,
-    work: impl FnOnce(&Guest, &mut Pgd<Pinned>, &mut Tools<'_, '_, '_, Model, Noting>),
+    work: impl FnOnce(&TestGuest, &mut Pgd<Pinned>, &mut Tools<'_, '_, '_, Model, Noting>),
 ) -> Vec<Mfn> {
-    let guest = Guest::dom0();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut frames = Noting { pool: guest.pool(), foreign: Vec::new() };
+    let test = TestGuest::dom0();
+    let p2m = test.p2m();
+    let guest = guest(&test, &test.model, &p2m);
+    let mut frames = Noting { pool: test.pool(), foreign: Vec::new() };
     let free = frames.pool.len();
     let mut storage = BatchStorage::<UPDATES, 8>::new();
     let mut batch = storage.batch();
-    let pgd = build(&context, count, &mut frames.pool);
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let pgd = build(&guest, count, &mut frames.pool);
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
-    work(&guest, &mut pgd, &mut with);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+    work(&test, &mut pgd, &mut with);
     with.frames.foreign.clear();
     pgd.destroy(&mut with).expect("destroyed");
     assert_eq!(frames.pool.len(), free, "every frame is back");
-    guest.check();
+    test.check();
     frames.foreign
 }
 
 #[test]
 fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
     let mut left = 0;
-    let told = in_dom0::<40>(4, |guest, pgd, with| {
-        let (first, count) = run_of_the_neighbour(guest);
+    let told = in_dom0::<40>(4, |test, pgd, with| {
+        let (first, count) = run_of_the_neighbour(test);
         assert!(count > 1, "frames that follow one another");
         for at in [6, FAR] {
             map(pgd, with, (at, count), (first, NEIGHBOUR)).expect("dom0 may");
             for index in 0..count {
-                assert_eq!(leaf(&with.context, pgd, at + index), first.checked_add(index));
+                assert_eq!(leaf(&with.guest, pgd, at + index), first.checked_add(index));
             }
-            guest.check();
+            test.check();
             let half = Pages { start: page(at), count: count / 2 };
             pgd.unmap(with, half).expect("unmapped");
             assert_eq!(with.frames.foreign.len() as u64, count / 2);
             with.frames.foreign.clear();
-            guest.check();
+            test.check();
             left += count - count / 2;
         }
     });
@@ -123,13 +121,13 @@ fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
 fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() {
     let mut refusals = 0;
     for (request, done) in (0..6).flat_map(|request| [0, 1, 5].map(|done| (request, done))) {
-        in_dom0::<40>(4, |guest, pgd, with| {
-            let (first, count) = run_of_the_neighbour(guest);
+        in_dom0::<40>(4, |test, pgd, with| {
+            let (first, count) = run_of_the_neighbour(test);
             map(pgd, with, (4, count), (first, NEIGHBOUR)).expect("dom0 may");
-            let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.context, pgd, at)).collect();
+            let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.guest, pgd, at)).collect();
             let machine =
-                FailNth::new(&guest.model, Refusal { request, errno: Errno::ENOMEM, done });
-            let around = context(guest, &machine, with.context.p2m());
+                FailNth::new(&test.model, Refusal { request, errno: Errno::ENOMEM, done });
+            let around = guest(test, &machine, with.guest.p2m());
             let Tools { batch, tables, frames, .. } = with;
             let mut refusing = tools(&around, batch, tables, *frames);
             let all = Pages { start: page(0), count: 4 + count };
@@ -141,22 +139,22 @@ fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() 
             if let Err(error) = unmapped {
                 assert!(!matches!(error.error, MapError::NotUndone { .. }), "{error}");
             }
-            if machine.has_refused() && leaf(&with.context, pgd, 0).is_some() {
-                let now: Vec<_> = (0..4 + count).map(|at| leaf(&with.context, pgd, at)).collect();
+            if machine.has_refused() && leaf(&with.guest, pgd, 0).is_some() {
+                let now: Vec<_> = (0..4 + count).map(|at| leaf(&with.guest, pgd, at)).collect();
                 assert_eq!(now, before, "done {gone}");
             }
-            guest.check();
+            test.check();
         });
     }
     assert!(refusals > 3, "{refusals}");
 }
 
-/// Xen would not take the table back: it checks its entries as the guest's own.
+/// Xen would not take the table back: it checks its entries as the test's own.
 #[test]
 fn a_table_with_a_neighbours_frame_in_it_is_never_taken_out() {
-    in_dom0::<700>(0, |guest, pgd, with| {
+    in_dom0::<700>(0, |test, pgd, with| {
         let table = Pages { start: GuestVa::new(1 << 30).expect("user half"), count: 512 };
-        let (first, _) = run_of_the_neighbour(guest);
+        let (first, _) = run_of_the_neighbour(test);
         let own = Pages { start: table.start, count: 511 };
         pgd.map_pages(with, own, PteFlags::USER_RW).expect("mapped");
         let last = Pages::one(table.at(511).expect("user half"));
@@ -166,49 +164,49 @@ fn a_table_with_a_neighbours_frame_in_it_is_never_taken_out() {
         for flags in [READ_ONLY, PteFlags::USER_RW] {
             pgd.protect(with, table, flags).expect("protected");
             let mut seen = 0;
-            let context = with.context;
-            pgd.translate_pages(&context, table, &mut |mapping| {
+            let guest = with.guest;
+            pgd.translate_pages(&guest, table, &mut |mapping| {
                 assert_eq!(mapping.flags.contains(PteFlags::WRITABLE), flags == PteFlags::USER_RW);
                 seen += 1;
             })
             .expect("readable");
             assert_eq!(seen, 512);
-            guest.check();
+            test.check();
         }
         pgd.unmap(with, Pages { start: table.start, count: 500 }).expect("unmapped");
-        guest.check();
+        test.check();
     });
 }
 
 #[test]
 fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
-    let guest = Guest::dom0();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::dom0();
+    let p2m = test.p2m();
+    let guest = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let mut storage = BatchStorage::<40, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = build(&context, 4, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut pgd = build(&guest, 4, &mut pool).pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
-    let (first, _) = run_of_the_neighbour(&guest);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
+    let (first, _) = run_of_the_neighbour(&test);
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
     let mut refused = |count, frames| {
         let error = map(&mut pgd, &mut with, (6, count), frames).expect_err("not allowed");
         for at in 0..count {
-            assert_eq!(leaf(&context, &pgd, 6 + at).is_some(), at < error.done, "{error}");
+            assert_eq!(leaf(&guest, &pgd, 6 + at).is_some(), at < error.done, "{error}");
         }
         let mapped = Pages { start: page(6), count: error.done };
         pgd.unmap(&mut with, mapped).expect("only what was mapped before");
-        guest.check();
+        test.check();
         error.error
     };
-    // The guest's own frame, whatever it is called: it would be mapped without its token.
+    // The test's own frame, whatever it is called: it would be mapped without its token.
     for domain in [DomId::SELF, DomId(0), NEIGHBOUR, DomId::IO] {
         assert_eq!(refused(1, (own, domain)), MapError::Own(hypercall::Pfn::new(9)));
     }
     // The neighbour's root, which nobody may map writable, and frames in front of it.
-    let neighbour = guest.model.vcpu(NEIGHBOUR.0, 0).expect("built");
+    let neighbour = test.model.vcpu(NEIGHBOUR.0, 0).expect("built");
     let root = neighbour.kernel_root().expect("it has one").raw();
     match refused(4, (Mfn::new(root - 2), NEIGHBOUR)) {
         MapError::Refused { va, error } => {
@@ -222,26 +220,26 @@ fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
         other => panic!("{other}"),
     };
     assert_eq!(errno(refused(2, (first, DomId(77)))), Errno::ESRCH, "no such domain");
-    pgd.destroy(&mut tools(&context, &mut batch, &mut tables, &mut pool)).expect("destroyed");
-    guest.check();
+    pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, &mut pool)).expect("destroyed");
+    test.check();
 }
 
 #[test]
 fn a_domu_has_no_power_over_its_neighbours() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let mut storage = BatchStorage::<40, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = build(&context, 4, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut pgd = build(&guest, 4, &mut pool).pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     for domain in [DomId::IO, DomId::XEN, DomId(0)] {
-        let somewhere = Mfn::new(guest.model.ram_end().raw() - 1);
+        let somewhere = Mfn::new(test.model.ram_end().raw() - 1);
         let error = map(&mut pgd, &mut with, (6, 1), (somewhere, domain)).expect_err("no power");
         let is_refused = matches!(error.error, MapError::Refused { .. } | MapError::RefusedCall(_));
         assert!(is_refused, "{domain:?}: {error}");
     }
     pgd.destroy(&mut with).expect("destroyed");
-    guest.check();
+    test.check();
 }
 
 #[test]
@@ -252,11 +250,11 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
         for done in [0, 1, 3] {
             let refusal = Refusal { request, errno: Errno::ENOMEM, done };
             let mut expected = 0;
-            let told = in_dom0::<6>(4, |guest, pgd, with| {
-                let plain = with.context;
-                let (first, count) = run_of_the_neighbour(guest);
-                let machine = FailNth::new(&guest.model, refusal);
-                let around = context(guest, &machine, plain.p2m());
+            let told = in_dom0::<6>(4, |test, pgd, with| {
+                let plain = with.guest;
+                let (first, count) = run_of_the_neighbour(test);
+                let machine = FailNth::new(&test.model, refusal);
+                let around = guest(test, &machine, plain.p2m());
                 let Tools { batch, tables, frames, .. } = with;
                 let mut refusing = tools(&around, batch, tables, *frames);
                 for at in [6, FAR] {
@@ -266,7 +264,7 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
                 let present = |at: &u64| leaf(&plain, pgd, *at).is_some();
                 let here = (6..6 + count).chain(FAR..FAR + count).filter(present).count() as u64;
                 assert_eq!(here, expected, "{refusal:?}");
-                guest.check();
+                test.check();
                 reached |= machine.has_refused();
                 refusals += u64::from(machine.has_refused());
             });
@@ -284,8 +282,8 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
 #[test]
 fn own_and_foreign_pages_change_in_turn_in_one_section() {
     let mut last = None;
-    let told = in_dom0::<80>(40, |guest, pgd, with| {
-        let (first, _) = run_of_the_neighbour(guest);
+    let told = in_dom0::<80>(40, |test, pgd, with| {
+        let (first, _) = run_of_the_neighbour(test);
         last = Some(first);
         for at in 0..20 {
             pgd.unmap(with, Pages::one(page(2 * at + 1))).expect("unmapped");
@@ -300,7 +298,7 @@ fn own_and_foreign_pages_change_in_turn_in_one_section() {
         .expect("as many traps as it takes");
         for at in 0..40 {
             let expected = (at % 2 == 1).then_some(first);
-            assert_eq!(leaf(&with.context, pgd, at), expected, "page {at}");
+            assert_eq!(leaf(&with.guest, pgd, at), expected, "page {at}");
         }
     });
     assert_eq!(Some(told), last.map(|first| vec![first; 20]));

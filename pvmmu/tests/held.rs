@@ -4,11 +4,10 @@
 mod common;
 
 use common::tables::{check_counts, check_marks, pooled, tables};
-use common::{Guest, Pool, context, tools};
+use common::{Pool, TestGuest, guest, tools};
 use hypercall::{BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal};
-use pvmmu::{
-    Context, DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool,
-};
+use p2m::Guest;
+use pvmmu::{DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// More L1 tables than change together.
@@ -27,42 +26,42 @@ fn refusal(request: u64, done: usize) -> Refusal {
 }
 
 /// A pinned tree of `count` L1 tables, the first of which is full.
-fn sparse<M: Machine>(context: &Context<'_, M>, count: u64, pool: &mut Pool) -> Pgd<Pinned> {
-    let mut pgd = Pgd::with_user_root(context, pool).expect("two roots");
-    pgd.map_pages(context, (whole_table(), PteFlags::USER_RW), pool).expect("mapped");
+fn sparse<M: Machine>(guest: &Guest<'_, M>, count: u64, pool: &mut Pool) -> Pgd<Pinned> {
+    let mut pgd = Pgd::with_user_root(guest, pool).expect("two roots");
+    pgd.map_pages(guest, (whole_table(), PteFlags::USER_RW), pool).expect("mapped");
     for number in 1..count {
         let pages = Pages::one(table(number));
-        pgd.map_pages(context, (pages, PteFlags::USER_RW), pool).expect("mapped");
+        pgd.map_pages(guest, (pages, PteFlags::USER_RW), pool).expect("mapped");
     }
-    pgd.pin(context, &mut BatchStorage::<64, 1>::new().batch()).expect("pinned")
+    pgd.pin(guest, &mut BatchStorage::<64, 1>::new().batch()).expect("pinned")
 }
 
 /// Every length of batch up to all of the tables and some more, in steps that leave each remainder.
 #[test]
 fn more_tables_than_change_together_are_held_and_let_go_of_in_batches_of_every_length() {
-    scene!(guest, machine, context, pool);
+    scene!(test, machine, guest, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<80, 80>::new();
     for length in (1..=20).chain([23, 34, 35, 36, 63, 64, 65, 69, 70, 71, 80]) {
-        let mut pgd = sparse(&context, TABLES, &mut pool);
+        let mut pgd = sparse(&guest, TABLES, &mut pool);
         let mut batch = storage.batch_of(length, length);
         let before = machine.counts();
-        assert_eq!(pgd.hold_l1_tables(&context, &mut batch).map_err(|_| ()), Ok(TABLES));
+        assert_eq!(pgd.hold_l1_tables(&guest, &mut batch).map_err(|_| ()), Ok(TABLES));
         let chunk = length.min(64) as u64;
         let cost = machine.counts() - before;
         assert_eq!(cost.hypercalls, 2 * TABLES.div_ceil(chunk), "in batches of {length}");
         assert_eq!(cost.entries, 2 * TABLES);
-        check_marks(&guest, pgd.root());
-        assert_eq!(pgd.hold_l1_tables(&context, &mut batch).map_err(|_| ()), Ok(0), "all are");
-        let all = pgd.tables(&context).expect("readable");
+        check_marks(&test, pgd.root());
+        assert_eq!(pgd.hold_l1_tables(&guest, &mut batch).map_err(|_| ()), Ok(0), "all are");
+        let all = pgd.tables(&guest).expect("readable");
         let before = machine.counts();
-        let loose = pgd.unpin(&context, &mut batch).expect("unpinned");
+        let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
         let (cost, length) = (machine.counts() - before, length as u64);
         assert_eq!(cost.hypercalls, TABLES.div_ceil(length) + 1 + all.div_ceil(length));
-        assert!(tables(&guest, loose.root()).iter().all(|table| table.mark == 0));
-        common::destroy(&context, loose, &mut pool);
+        assert!(tables(&test, loose.root()).iter().all(|table| table.mark == 0));
+        common::destroy(&guest, loose, &mut pool);
         assert_eq!(pool.len(), free);
-        guest.check();
+        test.check();
     }
 }
 
@@ -70,33 +69,33 @@ fn more_tables_than_change_together_are_held_and_let_go_of_in_batches_of_every_l
 #[test]
 fn every_mark_is_right_whatever_is_refused_while_tables_are_held() {
     for (request, done) in (0..8).flat_map(|request| [0, 1, 4, 19].map(|done| (request, done))) {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let plain = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        let test = TestGuest::new();
+        let p2m = test.p2m();
+        let plain = guest(&test, &test.model, &p2m);
+        let mut pool = test.pool();
         let mut pgd = sparse(&plain, TABLES, &mut pool);
-        let machine = FailNth::new(&guest.model, refusal(request, done));
-        let around = context(&guest, &machine, &p2m);
+        let machine = FailNth::new(&test.model, refusal(request, done));
+        let around = guest(&test, &machine, &p2m);
         let mut storage = BatchStorage::<20, 20>::new();
         let held = pgd.hold_l1_tables(&around, &mut storage.batch());
         let (failure, undo) = held.expect_err("refused");
         assert_eq!(undo, Ok(()), "{failure}");
         let at = request / 2 * 20 + (done as u64).min(if request < 6 { 19 } else { 9 });
         let told =
-            format!("L1 table pfn {}", p2m.pfn(&guest.model, l1(&guest, &pgd, at)).expect("RAM"));
+            format!("L1 table pfn {}", p2m.pfn(&test.model, l1(&test, &pgd, at)).expect("RAM"));
         assert!(failure.to_string().starts_with(&told), "{told} is not in: {failure}");
-        check_marks(&guest, pgd.root());
-        let held = tables(&guest, pgd.root()).iter().filter(|table| table.mark != 0).count();
+        check_marks(&test, pgd.root());
+        let held = tables(&test, pgd.root()).iter().filter(|table| table.mark != 0).count();
         assert_eq!(held as u64, at, "request {request} refused after {done}");
         let loose = pgd.unpin(&plain, &mut storage.batch()).expect("unpinned");
         common::destroy(&plain, loose, &mut pool);
-        guest.check();
+        test.check();
     }
 }
 
 /// The machine frame of the L1 table number `at`.
-fn l1(guest: &Guest, pgd: &Pgd<Pinned>, at: u64) -> hypercall::Mfn {
-    let all = tables(guest, pgd.root());
+fn l1(test: &TestGuest, pgd: &Pgd<Pinned>, at: u64) -> hypercall::Mfn {
+    let all = tables(test, pgd.root());
     let all: Vec<_> = all.iter().filter(|table| table.level == Level::L1).collect();
     all[usize::try_from(at).expect("few")].mfn
 }
@@ -116,10 +115,10 @@ fn a_refused_unpin_leaves_every_table_with_the_pin_of_its_own_that_it_had() {
 
 /// Whether the refusal was met.
 fn unpin_refused(length: usize, refusal: Refusal) -> bool {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let free = pool.len();
     let mut storage = BatchStorage::<16, 16>::new();
     let mut batch = storage.batch();
@@ -137,23 +136,23 @@ fn unpin_refused(length: usize, refusal: Refusal) -> bool {
     let far = Pages::one(GuestVa::new(9 << 39).expect("user half"));
     pgd.map_pages(&mut with, far, PteFlags::USER_RW).expect("through the pool");
     pgd.map_pages(&mut with, Pages::one(table(400)), PteFlags::USER_RW).expect("filled first");
-    let before = tables(&guest, pgd.root());
+    let before = tables(&test, pgd.root());
     assert_eq!(before.iter().filter(|table| table.mark == 0).count(), 3);
 
-    let machine = FailNth::new(&guest.model, refusal);
-    let around = context(&guest, &machine, &p2m);
+    let machine = FailNth::new(&test.model, refusal);
+    let around = guest(&test, &machine, &p2m);
     let loose = match pgd.unpin(&around, &mut storage.batch_of(length, length)) {
         Ok(loose) => loose,
         Err(error) => {
             assert_eq!(error.undo, Ok(()), "{error}");
-            assert_eq!(tables(&guest, error.pgd.root()), before, "{error}");
-            guest.check();
+            assert_eq!(tables(&test, error.pgd.root()), before, "{error}");
+            test.check();
             error.pgd.unpin(&plain, &mut storage.batch()).expect("nothing in the way")
         }
     };
     common::destroy(&plain, loose, &mut pool);
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
     machine.has_refused()
 }
 
@@ -165,16 +164,16 @@ fn each_refusal_leaves_the_pins(
 ) {
     let mut refused = 0;
     for (request, done) in (0..6).flat_map(|request| [0, 1].map(|done| (request, done))) {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let plain = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        let test = TestGuest::new();
+        let p2m = test.p2m();
+        let plain = guest(&test, &test.model, &p2m);
+        let mut pool = test.pool();
         let mut storage = BatchStorage::<16, 16>::new();
         let mut pgd = sparse(&plain, 3, &mut pool);
         let _ = pgd.hold_l1_tables(&plain, &mut storage.batch()).expect("held");
-        let before = tables(&guest, pgd.root());
-        let machine = FailNth::new(&guest.model, refusal(request, done));
-        let around = context(&guest, &machine, &p2m);
+        let before = tables(&test, pgd.root());
+        let machine = FailNth::new(&test.model, refusal(request, done));
+        let around = guest(&test, &machine, &p2m);
         let mut tables_of = TablePool::new([&mut [], &mut [], &mut []]);
         let mut batch = storage.batch_of(SMALLEST_BATCH.updates, SMALLEST_BATCH.ops);
         let mut with = tools(&around, &mut batch, &mut tables_of, &mut pool);
@@ -183,13 +182,13 @@ fn each_refusal_leaves_the_pins(
             Err(error) => {
                 refused += 1;
                 assert_eq!(error.done, 0, "{error}");
-                assert_eq!(tables(&guest, pgd.root()), before, "{error}");
+                assert_eq!(tables(&test, pgd.root()), before, "{error}");
             }
         }
-        check_marks(&guest, pgd.root());
+        check_marks(&test, pgd.root());
         let loose = pgd.unpin(&plain, &mut storage.batch()).expect("unpinned");
         common::destroy(&plain, loose, &mut pool);
-        guest.check();
+        test.check();
     }
     assert!(refused >= least, "{refused} refusals");
 }
@@ -216,15 +215,15 @@ fn a_refused_move_of_a_table_leaves_its_pin() {
 /// A pool's counts while tables are taken, held in place, unmapped whole and given back.
 #[test]
 fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<600, 16>::new();
     let mut batch = storage.batch();
-    let mut pgd = sparse(&context, 4, &mut pool);
+    let mut pgd = sparse(&guest, 4, &mut pool);
     let mut places = [const { None::<Frame> }; 8];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
-    tables.fill(&context, (Level::L1, 3), &mut pool, &mut batch).expect("filled");
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    tables.fill(&guest, (Level::L1, 3), &mut pool, &mut batch).expect("filled");
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     for number in 10..13 {
         pgd.map_pages(&mut with, Pages::one(table(number)), PteFlags::USER_RW).expect("mapped");
     }
@@ -236,35 +235,35 @@ fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
     pgd.unmap(&mut with, Pages { start: table(10), count: 512 }).expect("unmapped");
     let counts = with.tables.counts();
     assert_eq!((counts.returned, counts.not_returned, counts.out()), (0, 1, 2));
-    check_counts(with.tables, pooled(&guest, pgd.root()));
+    check_counts(with.tables, pooled(&test, pgd.root()));
     // The four that the tree was made with join the pool when it ends; the full one is taken out.
-    assert_eq!(pgd.hold_l1_tables(&context, with.batch).map_err(|_| ()), Ok(4));
-    check_counts(with.tables, pooled(&guest, pgd.root()));
+    assert_eq!(pgd.hold_l1_tables(&guest, with.batch).map_err(|_| ()), Ok(4));
+    check_counts(with.tables, pooled(&test, pgd.root()));
     pgd.destroy(&mut with).expect("destroyed");
     let counts = tables.counts();
     assert_eq!((counts.returned, counts.adopted, counts.out()), (2, 3, 0), "{counts:?}");
     assert_eq!(counts.inside(), 5);
     check_counts(&tables, 0);
-    assert_eq!(tables.drain(&context, (Level::L1, 9), &mut pool), Ok(5));
+    assert_eq!(tables.drain(&guest, (Level::L1, 9), &mut pool), Ok(5));
     check_counts(&tables, 0);
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 /// The second refusal meets the undo itself. The table is at one place or at both, and never handed
 /// out as a page.
 #[test]
 fn a_move_that_cannot_be_undone_hands_out_no_frame() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let mut storage = BatchStorage::<16, 16>::new();
     let mut pgd = sparse(&plain, 3, &mut pool);
     let free = pool.len();
-    let first = FailNth::new(&guest.model, refusal(0, 1));
+    let first = FailNth::new(&test.model, refusal(0, 1));
     let both = FailNth::new(&first, refusal(1, 0));
-    let around = context(&guest, &both, &p2m);
+    let around = guest(&test, &both, &p2m);
     let mut tables_of = TablePool::new([&mut [], &mut [], &mut []]);
     let mut batch = storage.batch();
     let mut with = tools(&around, &mut batch, &mut tables_of, &mut pool);
@@ -272,48 +271,48 @@ fn a_move_that_cannot_be_undone_hands_out_no_frame() {
     let error = moved.expect_err("refused twice");
     assert!(matches!(error.error, MapError::NotUndone { left: 1, .. }), "{error}");
     assert_eq!(pool.len(), free);
-    guest.model.audit().expect("counts add up");
+    test.model.audit().expect("counts add up");
 }
 
 /// Of a table whose own pin does not come back, the mark goes, too: the tree can still be ended.
 #[test]
 fn a_pin_that_cannot_be_put_back_leaves_a_tree_that_can_be_ended() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let free = pool.len();
     let mut storage = BatchStorage::<16, 16>::new();
     let mut pgd = sparse(&plain, 3, &mut pool);
     let held = pgd.hold_l1_tables(&plain, &mut storage.batch()).map_err(|_| ());
     assert_eq!(held, Ok(3));
     // The unpin, the updates; then the undo of those, its flush, and the pin.
-    let first = FailNth::new(&guest.model, refusal(1, 1));
+    let first = FailNth::new(&test.model, refusal(1, 1));
     let both = FailNth::new(&first, refusal(4, 0));
-    let around = context(&guest, &both, &p2m);
+    let around = guest(&test, &both, &p2m);
     let mut tables_of = TablePool::new([&mut [], &mut [], &mut []]);
     let mut batch = storage.batch();
     let mut with = tools(&around, &mut batch, &mut tables_of, &mut pool);
     let error = pgd.unmap(&mut with, whole_table()).expect_err("refused twice");
     assert!(matches!(error.error, MapError::NotUndone { left: 1, .. }), "{error}");
     assert_eq!(error.done, 0);
-    check_marks(&guest, pgd.root());
-    let marked = tables(&guest, pgd.root()).iter().filter(|table| table.mark != 0).count();
+    check_marks(&test, pgd.root());
+    let marked = tables(&test, pgd.root()).iter().filter(|table| table.mark != 0).count();
     assert_eq!(marked, 2, "the third is held by the tree alone");
     let loose = pgd.unpin(&plain, &mut storage.batch()).expect("unpinned");
     common::destroy(&plain, loose, &mut pool);
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 /// Destroying gives up at the unpin, and can be tried again.
 #[test]
 fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
     for request in 0..12 {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let plain = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        let test = TestGuest::new();
+        let p2m = test.p2m();
+        let plain = guest(&test, &test.model, &p2m);
+        let mut pool = test.pool();
         let free = pool.len();
         let mut storage = BatchStorage::<16, 16>::new();
         let mut places = [const { None::<Frame> }; 4];
@@ -328,15 +327,15 @@ fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
         let mut with = tools(&plain, &mut batch, &mut tables_of, &mut pool);
         let far = Pages::one(GuestVa::new(9 << 39).expect("user half"));
         pgd.map_pages(&mut with, far, PteFlags::USER_RW).expect("through the pool");
-        let machine = FailNth::new(&guest.model, refusal(request, 0));
-        let around = context(&guest, &machine, &p2m);
+        let machine = FailNth::new(&test.model, refusal(request, 0));
+        let around = guest(&test, &machine, &p2m);
         let mut with = tools(&around, &mut batch, &mut tables_of, &mut pool);
         if let Err(error) = pgd.destroy(&mut with) {
             let is_unpin = matches!(error, DestroyError::NotUnpinned(_));
             let pgd = error.into_pgd().expect("it is there");
-            assert!(!is_unpin || !tables(&guest, pgd.root()).is_empty());
-            check_marks(&guest, pgd.root());
-            check_counts(&tables_of, pooled(&guest, pgd.root()));
+            assert!(!is_unpin || !tables(&test, pgd.root()).is_empty());
+            check_marks(&test, pgd.root());
+            check_counts(&tables_of, pooled(&test, pgd.root()));
             let mut with = tools(&plain, &mut batch, &mut tables_of, &mut pool);
             pgd.destroy(&mut with).expect("only one request is refused");
         }
@@ -345,6 +344,6 @@ fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
             tables_of.drain(&plain, (level, 9), &mut pool).expect("drained");
         }
         assert_eq!(pool.len(), free);
-        guest.check();
+        test.check();
     }
 }

@@ -5,51 +5,52 @@ mod common;
 
 use common::{build, destroy, page};
 use hypercall::{GuestVa, Level, PteFlags};
-use pvmmu::{FrameSource as _, MapError, Pgd, walk};
+use p2m::walk;
+use pvmmu::{FrameSource as _, MapError, Pgd};
 
 #[test]
 fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
-    scene!(guest, machine, context, pool);
+    scene!(test, machine, guest, pool);
     let free = pool.len();
-    let pgd = build(&context, 16, &mut pool);
-    assert_eq!(pgd.tables(&context), Ok(6), "a root, an L3, two L2 and two L1 tables");
+    let pgd = build(&guest, 16, &mut pool);
+    assert_eq!(pgd.tables(&guest), Ok(6), "a root, an L3, two L2 and two L1 tables");
     for index in 0..16 {
-        let walk = walk(&context, pgd.root(), page(index)).expect("readable");
+        let walk = walk(&guest, pgd.root(), page(index)).expect("readable");
         let (_, pte) = walk.leaf().expect("an L1 table");
         assert!(pte.is_writable() && pte.flags().contains(PteFlags::USER));
         assert_eq!(walk.steps().count(), 4);
     }
-    destroy(&context, pgd, &mut pool);
+    destroy(&guest, pgd, &mut pool);
     assert_eq!(pool.len(), free, "every frame came back");
     assert_eq!(machine.counts().hypercalls, 0);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn a_new_root_shares_the_kernel_half_and_nothing_else() {
-    scene!(guest, context, pool);
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
+    scene!(test, guest, pool);
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
     for (va, is_shared) in [(0x1000, false), (0xffff_ffff_8000_0000, true)] {
-        let va = GuestVa::new(va).expect("the guest's");
+        let va = GuestVa::new(va).expect("the test's");
         let at =
-            |root| walk(&context, root, va).expect("readable").at(Level::L4).expect("a root").pte;
+            |root| walk(&guest, root, va).expect("readable").at(Level::L4).expect("a root").pte;
         assert_eq!(at(pgd.root()).is_present(), is_shared);
-        assert_eq!(at(pgd.root()) == at(guest.root), is_shared || !at(guest.root).is_present());
+        assert_eq!(at(pgd.root()) == at(test.root), is_shared || !at(test.root).is_present());
     }
-    destroy(&context, pgd, &mut pool);
+    destroy(&guest, pgd, &mut pool);
 }
 
 #[test]
 fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
-    scene!(guest, context, pool);
-    let mut pgd = build(&context, 1, &mut pool);
+    scene!(test, guest, pool);
+    let mut pgd = build(&guest, 1, &mut pool);
     let free = pool.len();
-    let kernel = GuestVa::new(0xffff_ffff_8000_0000).expect("the guest's");
-    let inside = GuestVa::new(page(3).raw() + 8).expect("the guest's");
+    let kernel = GuestVa::new(0xffff_ffff_8000_0000).expect("the test's");
+    let inside = GuestVa::new(page(3).raw() + 8).expect("the test's");
     let mut refuse = |va, flags| {
         let frame = pool.take().expect("a frame");
         let pfn = frame.pfn();
-        let failed = pgd.map(&context, (va, flags), frame, &mut pool).expect_err("must fail");
+        let failed = pgd.map(&guest, (va, flags), frame, &mut pool).expect_err("must fail");
         let frame = failed.frame.expect("the frame comes back");
         assert_eq!(frame.pfn(), pfn);
         pool.give(frame);
@@ -62,26 +63,26 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
     assert!(
         matches!(refuse(page(0), PteFlags::USER_RW), MapError::Occupied { va, .. } if va == page(0))
     );
-    destroy(&context, pgd, &mut pool);
+    destroy(&guest, pgd, &mut pool);
 }
 
 #[test]
 fn running_out_of_tables_in_the_middle_loses_nothing() {
-    scene!(guest, context, pool);
-    let mut pgd = Pgd::new(&context, &mut pool).expect("a root");
+    scene!(test, guest, pool);
+    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
     for left in 1..4 {
         let aside = pool.keep(left);
         let frame = pool.take().expect("a frame");
         let failed = pgd
-            .map(&context, (page(0), PteFlags::USER_RW), frame, &mut pool)
+            .map(&guest, (page(0), PteFlags::USER_RW), frame, &mut pool)
             .expect_err("three tables are needed");
         assert_eq!(failed.error, MapError::OutOfFrames);
         pool.give(failed.frame.expect("the frame comes back"));
-        let tables = pgd.tables(&context).expect("readable");
+        let tables = pgd.tables(&guest).expect("readable");
         assert_eq!(pool.len() as u64 + tables, left as u64 + 1, "what was taken is in the tree");
-        destroy(&context, pgd, &mut pool);
-        pgd = Pgd::new(&context, &mut pool).expect("a root");
+        destroy(&guest, pgd, &mut pool);
+        pgd = Pgd::new(&guest, &mut pool).expect("a root");
         aside.into_iter().for_each(|frame| pool.give(frame));
     }
-    destroy(&context, pgd, &mut pool);
+    destroy(&guest, pgd, &mut pool);
 }

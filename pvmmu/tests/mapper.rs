@@ -8,10 +8,11 @@
 #[macro_use]
 mod common;
 
-use common::{Guest, Pool, build, context, destroy, page, tools};
+use common::{Pool, TestGuest, build, destroy, guest, page, tools};
 use hypercall::{BatchStorage, Errno, FailNth, GuestVa, Machine, Refusal};
+use p2m::{Guest, walk};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{Context, Counted, FrameSource as _, MapError, Pgd, Pinned, Shares, TablePool, walk};
+use pvmmu::{Counted, FrameSource as _, MapError, Pgd, Pinned, Shares, TablePool};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, Mapper, MapperAllSizes, Translate, TranslateError, UnmapError,
 };
@@ -86,30 +87,30 @@ fn on_offset_page_table() -> Vec<String> {
 
 #[test]
 fn a_program_for_offset_page_table_sees_the_same_on_xen() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 64);
     // The one line that changes.
-    let mut mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let seen = program(&mut mapper, &mut frames);
     assert_eq!(seen, on_offset_page_table());
-    guest.check();
-    let loose = pgd.unpin(&context, &mut batch).expect("unpinned");
-    destroy(&context, loose, &mut pool);
-    guest.check();
+    test.check();
+    let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
+    destroy(&guest, loose, &mut pool);
+    test.check();
 }
 
 #[test]
 fn a_huge_page_gets_the_traits_own_errors() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
-    let mut mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
+    let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let page = Page::<Size2MiB>::containing_address(VirtAddr::new(0x4444_4440_0000));
     let frame = PhysFrame::<Size2MiB>::containing_address(PhysAddr::new(0));
     let flags = PageTableFlags::PRESENT;
@@ -125,12 +126,12 @@ fn a_huge_page_gets_the_traits_own_errors() {
 
 #[test]
 fn what_the_traits_errors_cannot_say_is_kept() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
-    let mut mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
+    let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(0x4444_4444_0000));
     let strange = PhysFrame::containing_address(PhysAddr::new(0x7_0000_0000));
     // SAFETY: there is no such frame; it must be refused.
@@ -141,26 +142,22 @@ fn what_the_traits_errors_cannot_say_is_kept() {
 }
 
 /// Whether the entries of levels 4, 3 and 2 for `va` let the pages behind them be written.
-fn writable_tables<M: Machine>(
-    context: &Context<'_, M>,
-    pgd: &Pgd<Pinned>,
-    va: VirtAddr,
-) -> Vec<bool> {
+fn writable_tables<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, va: VirtAddr) -> Vec<bool> {
     let va = GuestVa::new(va.as_u64()).expect("user half");
-    let walk = walk(context, pgd.root(), va).expect("readable");
+    let walk = walk(guest, pgd.root(), va).expect("readable");
     walk.steps().take(3).map(|step| step.pte.is_writable()).collect()
 }
 
 /// Maps a page at `address` under tables with `parents`.
 fn map_under<M: Machine>(
-    (context, pgd): (Context<'_, M>, &mut Pgd<Pinned>),
+    (guest, pgd): (Guest<'_, M>, &mut Pgd<Pinned>),
     address: u64,
     parents: PageTableFlags,
     frames: &mut Frames,
 ) -> Result<(), Option<MapError>> {
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let mut mapper = LiveMapper::new(context, pgd, &mut batch);
+    let mut mapper = LiveMapper::new(guest, pgd, &mut batch);
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(address));
     let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
     let frame = frames.allocate_frame().expect("memory");
@@ -189,11 +186,11 @@ const WRITABLE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
 
 #[test]
 fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::with_user_root(&context, &mut pool).expect("two roots");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 30);
     const AT: u64 = 0x4444_4000_0000;
     let steps = [
@@ -204,34 +201,34 @@ fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
         (1 << 22, READ_ONLY, [true, true, false]),
     ];
     for (offset, parents, expected) in steps {
-        map_under((context, &mut pgd), AT + offset, parents, &mut frames).expect("mapped");
-        let tables = writable_tables(&context, &pgd, VirtAddr::new(AT + offset));
+        map_under((guest, &mut pgd), AT + offset, parents, &mut frames).expect("mapped");
+        let tables = writable_tables(&guest, &pgd, VirtAddr::new(AT + offset));
         assert_eq!(tables, expected, "{offset:#x}");
-        guest.check();
+        test.check();
     }
-    let absent = map_under((context, &mut pgd), AT, PageTableFlags::WRITABLE, &mut frames);
+    let absent = map_under((guest, &mut pgd), AT, PageTableFlags::WRITABLE, &mut frames);
     assert_eq!(absent, Err(Some(MapError::Flags(2))), "tables that are not there");
-    let loose = pgd.unpin(&context, &mut batch).expect("unpinned");
-    destroy(&context, loose, &mut pool);
-    guest.check();
+    let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
+    destroy(&guest, loose, &mut pool);
+    test.check();
 }
 
 #[test]
 fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
     let mut refusals = 0;
     for request in 0..8 {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let plain = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
+        let test = TestGuest::new();
+        let p2m = test.p2m();
+        let plain = guest(&test, &test.model, &p2m);
+        let mut pool = test.pool();
         let mut storage = BatchStorage::<16, 4>::new();
         let mut batch = storage.batch();
         let pgd = Pgd::new(&plain, &mut pool).expect("a root");
         let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
         let mut frames = frames_of(&mut pool, 10);
         let refusal = Refusal { request, errno: Errno::ENOMEM, done: 0 };
-        let machine = FailNth::new(&guest.model, refusal);
-        let around = context(&guest, &machine, &p2m);
+        let machine = FailNth::new(&test.model, refusal);
+        let around = guest(&test, &machine, &p2m);
         let at = 0x4444_4000_0000;
         let mapped = map_under((around, &mut pgd), at, READ_ONLY, &mut frames);
         assert_eq!(mapped.is_err(), machine.has_refused(), "{refusal:?}");
@@ -243,26 +240,26 @@ fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
         }
         let loose = pgd.unpin(&plain, &mut batch).expect("unpinned");
         destroy(&plain, loose, &mut pool);
-        guest.check();
+        test.check();
     }
     assert!(refusals > 3, "{refusals}");
 }
 
 #[test]
 fn a_frame_that_others_map_too_is_not_handed_out() {
-    scene!(guest, context, pool);
-    let mut counts = vec![0; guest.list.len()];
+    scene!(test, guest, pool);
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let mut pgd = build(&context, 1, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut pgd = build(&guest, 1, &mut pool).pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
     let child = pgd.fork(&mut with).expect("forked");
     let mut storage = BatchStorage::<16, 4>::new();
     let mut own_batch = storage.batch();
-    let mut mapper = LiveMapper::new(context, &mut pgd, &mut own_batch);
+    let mut mapper = LiveMapper::new(guest, &mut pgd, &mut own_batch);
     let shared = Page::<Size4KiB>::containing_address(VirtAddr::new(page(0).raw()));
     let refused = Mapper::<Size4KiB>::unmap(&mut mapper, shared).map(|(frame, _)| frame);
     assert!(matches!(refused, Err(UnmapError::InvalidFrameAddress(_))), "{refused:?}");
@@ -271,7 +268,7 @@ fn a_frame_that_others_map_too_is_not_handed_out() {
     child.destroy(&mut with).expect("destroyed");
     pgd.destroy(&mut with).expect("destroyed");
     assert!(counts.iter().all(|count| *count == 0));
-    guest.check();
+    test.check();
 }
 
 /// A page under tables whose flags change, with each two requests refused: the caller keeps the
@@ -283,10 +280,10 @@ fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
     let there = GuestVa::new(at).expect("user half");
     for (first, second) in (0..9).flat_map(|first| (first + 1..9).map(move |next| (first, next))) {
         for beside in [false, true] {
-            let guest = Guest::new();
-            let p2m = guest.p2m();
-            let plain = context(&guest, &guest.model, &p2m);
-            let mut pool = guest.pool();
+            let test = TestGuest::new();
+            let p2m = test.p2m();
+            let plain = guest(&test, &test.model, &p2m);
+            let mut pool = test.pool();
             let mut storage = BatchStorage::<16, 4>::new();
             let mut batch = storage.batch();
             let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
@@ -298,9 +295,9 @@ fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
             }
             let frame = frames.allocate_frame().expect("memory");
             let refuse = |request| Refusal { request, errno: Errno::ENOMEM, done: 1 };
-            let machine = FailNth::new(&guest.model, refuse(first));
+            let machine = FailNth::new(&test.model, refuse(first));
             let machine = FailNth::new(&machine, refuse(second));
-            let around = context(&guest, &machine, &p2m);
+            let around = guest(&test, &machine, &p2m);
             let mut mapper = LiveMapper::new(around, &mut pgd, &mut batch);
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(at));
             // SAFETY: the frame is free.
@@ -325,19 +322,19 @@ fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
 /// Xen is asked no more than for the page where its tables are as they must be.
 #[test]
 fn a_page_under_tables_with_the_usual_flags_takes_one_request() {
-    scene!(guest, machine, context, pool);
+    scene!(test, machine, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 20);
     for address in [0x4444_4000_0000, 0x4444_4000_1000] {
         let before = machine.counts().hypercalls;
-        map_under((context, &mut pgd), address, WRITABLE, &mut frames).expect("mapped");
+        map_under((guest, &mut pgd), address, WRITABLE, &mut frames).expect("mapped");
         assert_eq!(machine.counts().hypercalls, before + 1, "{address:#x}");
     }
     // One that is taken has its tables left alone.
-    let taken = map_under((context, &mut pgd), 0x4444_4000_0000, READ_ONLY, &mut frames);
+    let taken = map_under((guest, &mut pgd), 0x4444_4000_0000, READ_ONLY, &mut frames);
     assert!(matches!(taken, Err(Some(MapError::Occupied { .. }))), "{taken:?}");
-    guest.check();
+    test.check();
 }

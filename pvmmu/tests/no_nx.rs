@@ -1,23 +1,24 @@
 //! A CPU without NX, on the model: address spaces do without, and what asks for it all the same is
 //! refused as Xen refuses it, and says why.
-#![expect(unsafe_code, reason = "a request of its own; no Rust object lives in the model's guest")]
+#![expect(unsafe_code, reason = "a request of its own; no Rust object lives in the model's test")]
 
 #[macro_use]
 mod common;
 
-use common::{Guest, build, destroy, no_pool, page, pages, tools};
+use common::{TestGuest, build, destroy, no_pool, page, pages, tools};
 use hypercall::{
     BatchStorage, Call, Errno, Error, FrameAccess as _, Hypercall, Hypercalls as _, Level, Pte,
     PteFlags, Request, VaFlush, VaMapping,
 };
+use p2m::Guest;
 use pvmmu::primitive::Need;
-use pvmmu::{Context, FrameSource as _, Pages, Pgd, Pinned, explain};
+use pvmmu::{FrameSource as _, Pages, Pgd, Pinned, explain};
 use xen_model::Model;
 
 /// No entry on the way to any of the pages has the bit, and all are mapped.
-fn check(context: &Context<'_, Model>, pgd: &Pgd<Pinned>, count: u64) {
+fn check(guest: &Guest<'_, Model>, pgd: &Pgd<Pinned>, count: u64) {
     for index in 0..count {
-        let walk = pvmmu::walk(context, pgd.root(), page(index)).expect("readable");
+        let walk = p2m::walk(guest, pgd.root(), page(index)).expect("readable");
         for step in walk.steps() {
             assert!(step.pte.is_present(), "{walk}");
             assert!(!step.pte.flags().contains(PteFlags::NO_EXECUTE), "{walk}");
@@ -27,28 +28,27 @@ fn check(context: &Context<'_, Model>, pgd: &Pgd<Pinned>, count: u64) {
 
 #[test]
 fn every_operation_goes_without_the_bit() {
-    let guest = Guest::no_nx();
-    let p2m = guest.p2m();
-    let context = common::context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::no_nx();
+    let p2m = test.p2m();
+    let guest = common::guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let free = pool.len();
     let mut storage = BatchStorage::<600, 8>::new();
     let mut batch = storage.batch();
     let mut tables = no_pool();
     // Loose.
-    let mut loose = build(&context, 12, &mut pool);
+    let mut loose = build(&guest, 12, &mut pool);
     let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    loose.protect(&context, pages(4), read_only).expect("protected");
+    loose.protect(&guest, pages(4), read_only).expect("protected");
     let table_flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    loose.set_table_flags(&context, (Level::L2, page(0)), table_flags).expect("changed");
+    loose.set_table_flags(&guest, (Level::L2, page(0)), table_flags).expect("changed");
     let frame = pool.take().expect("a frame");
-    loose.replace(&context, (page(1), PteFlags::USER_RW), frame, &mut pool).expect("replaced");
-    let mut pgd = loose.pin(&context, &mut batch).expect("pinned");
-    check(&context, &pgd, 12);
+    loose.replace(&guest, (page(1), PteFlags::USER_RW), frame, &mut pool).expect("replaced");
+    let mut pgd = loose.pin(&guest, &mut batch).expect("pinned");
+    check(&guest, &pgd, 12);
     // Live, every way in which flags go in.
-    let _ =
-        pgd.set_flags(&context, (page(2), PteFlags::USER_RW), Need::Set, None).expect("changed");
-    let mut tools = tools(&context, &mut batch, &mut tables, &mut pool);
+    let _ = pgd.set_flags(&guest, (page(2), PteFlags::USER_RW), Need::Set, None).expect("changed");
+    let mut tools = tools(&guest, &mut batch, &mut tables, &mut pool);
     let more = Pages { start: page(12), count: 4 };
     pgd.map_pages(&mut tools, more, PteFlags::USER_RW).expect("mapped");
     pgd.edit(&mut tools, |edit| {
@@ -59,30 +59,30 @@ fn every_operation_goes_without_the_bit() {
     let frame = tools.frames.take().expect("a frame");
     let replaced = pgd.edit(&mut tools, |edit| edit.replace((page(3), PteFlags::USER_RW), frame));
     assert!(replaced.is_ok());
-    check(&context, &pgd, 16);
-    let loose = pgd.unpin(&context, tools.batch).expect("unpinned");
-    destroy(&context, loose, &mut pool);
+    check(&guest, &pgd, 16);
+    let loose = pgd.unpin(&guest, tools.batch).expect("unpinned");
+    destroy(&guest, loose, &mut pool);
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn an_entry_with_the_bit_is_refused_and_the_reason_names_it() {
-    let guest = Guest::no_nx();
-    let p2m = guest.p2m();
-    let context = common::context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::no_nx();
+    let p2m = test.p2m();
+    let guest = common::guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let frame = pool.take().expect("a frame");
-    let va = context.machine().direct_map(frame.pfn()).expect("mapped").addr();
+    let va = guest.machine().direct_map(frame.pfn()).expect("mapped").addr();
     let pte = Pte::new(p2m.mfn(frame.pfn()).expect("RAM"), PteFlags::KERNEL_RO);
     let mut calls = [Call::new(Request::VaMapping(VaMapping { va, pte, flush: VaFlush::PageAll }))];
     // SAFETY: the frame exists only in the model, and the token is this test's.
-    unsafe { guest.model.issue(&mut calls) }.expect("issued");
+    unsafe { test.model.issue(&mut calls) }.expect("issued");
     assert_eq!(calls[0].result().expect_err("refused").errno, Errno::EINVAL);
-    let log = guest.model.take_log();
+    let log = test.model.take_log();
     assert!(log.len() == 1 && log[0].ends_with("Bad L1 flags 800000"), "{log:?}");
     let error = Error { hypercall: Hypercall::UpdateVaMapping, errno: Errno::EINVAL, done: 0 };
-    let why = explain::mapping_refused(&context, &[], pte, error).to_string();
+    let why = explain::mapping_refused(&guest, &[], pte, error).to_string();
     let reason = "the entry has NO_EXECUTE (bit 63), which this CPU does not offer";
     assert!(why.contains(reason), "{why}");
 }

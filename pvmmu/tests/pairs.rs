@@ -5,7 +5,7 @@
 mod common;
 mod pairing;
 
-use common::context;
+use common::guest;
 use hypercall::{Level, PteFlags};
 use pairing::{CLEAN, Layout, READ_ONLY, Variant, end, few, many, start, sweep, va};
 use pvmmu::primitive::Need;
@@ -72,41 +72,41 @@ sweep! {
     };
     setting_the_flags_of_one_page, Few: |spaces, with| {
         let page = (few().start, READ_ONLY);
-        spaces.first().set_flags(&with.context, page, Need::Set, None)
+        spaces.first().set_flags(&with.guest, page, Need::Set, None)
     };
     holding_tables, Few: |spaces, with| {
-        spaces.first().hold_l1_tables(&with.context, with.batch)
+        spaces.first().hold_l1_tables(&with.guest, with.batch)
     };
     holding_a_table_and_unmapping_it, Many: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
         spaces.first().unmap(with, many())
     };
     holding_a_table_and_protecting_it, Many: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
         spaces.first().protect(with, many(), READ_ONLY)
     };
     holding_tables_and_ending, Few: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
         spaces.leave();
         end(spaces, with);
     };
     pinning, Few: |spaces, with| {
         let presence = with.presence;
         let variant = Variant { pooled: false, roots: 2, presence };
-        let plain = context(spaces.guest, &spaces.guest.model, with.context.p2m());
+        let plain = guest(spaces.test, &spaces.test.model, with.guest.p2m());
         let loose = start(&plain, (Layout::Few, variant), with.frames);
-        match loose.pin(&with.context, with.batch) {
+        match loose.pin(&with.guest, with.batch) {
             Ok(pgd) => spaces.pinned.push(pgd),
             Err(error) => spaces.loose.push(error.pgd),
         }
     };
-    unpinning, Few: |spaces, with| match spaces.take().unpin(&with.context, with.batch) {
+    unpinning, Few: |spaces, with| match spaces.take().unpin(&with.guest, with.batch) {
         Ok(pgd) => spaces.loose.push(pgd),
         Err(error) => spaces.pinned.push(error.pgd),
     };
     holding_and_unpinning, Few: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.context, with.batch);
-        match spaces.take().unpin(&with.context, with.batch) {
+        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
+        match spaces.take().unpin(&with.guest, with.batch) {
             Ok(pgd) => spaces.loose.push(pgd),
             Err(error) => spaces.pinned.push(error.pgd),
         }
@@ -138,9 +138,9 @@ sweep! {
         Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
     };
     filling_and_draining_a_pool, Few: |_spaces, with| {
-        let Tools { context, batch, tables, frames, .. } = with;
-        let _ = tables.fill(context, (Level::L1, 3), *frames, batch);
-        tables.drain(context, (Level::L1, 3), *frames)
+        let Tools { guest, batch, tables, frames, .. } = with;
+        let _ = tables.fill(guest, (Level::L1, 3), *frames, batch);
+        tables.drain(guest, (Level::L1, 3), *frames)
     };
     many_changes_in_a_section, Few: |spaces, with| spaces.first().edit(with, |edit| {
         // What one of them meets, the next ones meet, too.

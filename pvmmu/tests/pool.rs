@@ -7,7 +7,8 @@ mod common;
 use common::tables::check_counts;
 use common::{Pool, tools};
 use hypercall::{Batch, BatchStorage, Frame, GuestVa, Level, Machine, PteFlags};
-use pvmmu::{Context, Pages, Pgd, PinFailure, Pinned, TablePool};
+use p2m::Guest;
+use pvmmu::{Pages, Pgd, PinFailure, Pinned, TablePool};
 use xen_model::{Model, PageType};
 
 /// L1 tables of one page each, under one L2 table.
@@ -32,22 +33,22 @@ fn validations(model: &Model) -> u64 {
 type With<'x, 't, 'b> = (&'x mut TablePool<'t>, &'x mut Pool, &'x mut Batch<'b>);
 
 fn filled_first<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (_, pool, batch): With<'_, '_, '_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::new(context, pool).expect("a root");
+    let mut pgd = Pgd::new(guest, pool).expect("a root");
     for number in 0..TABLES {
-        pgd.map_pages(context, (page(number), PteFlags::USER_RW), pool).expect("mapped");
+        pgd.map_pages(guest, (page(number), PteFlags::USER_RW), pool).expect("mapped");
     }
-    pgd.pin(context, batch).expect("pinned")
+    pgd.pin(guest, batch).expect("pinned")
 }
 
 fn out_of_the_pool<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (tables, pool, batch): With<'_, '_, '_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::new(context, pool).expect("a root").pin(context, batch).expect("pinned");
-    let mut with = tools(context, batch, tables, pool);
+    let mut pgd = Pgd::new(guest, pool).expect("a root").pin(guest, batch).expect("pinned");
+    let mut with = tools(guest, batch, tables, pool);
     pgd.edit(&mut with, |edit| {
         (0..TABLES).try_for_each(|number| edit.map_pages(page(number), PteFlags::USER_RW))
     })
@@ -59,57 +60,57 @@ fn out_of_the_pool<M: Machine>(
 /// the two waits: 2 elements, and a validation. A table out of the pool takes neither.
 #[test]
 fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_never() {
-    scene!(guest, machine, context, pool);
+    scene!(test, machine, guest, pool);
     let free = pool.len();
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let cost = || (machine.counts().entries, validations(&guest.model));
+    let cost = || (machine.counts().entries, validations(&test.model));
     let mut none = TablePool::new([&mut [], &mut [], &mut []]);
     for _ in 0..2 {
         let before = cost();
-        let pgd = filled_first(&context, (&mut none, &mut pool, &mut batch));
-        pgd.destroy(&mut tools(&context, &mut batch, &mut none, &mut pool)).expect("destroyed");
+        let pgd = filled_first(&guest, (&mut none, &mut pool, &mut batch));
+        pgd.destroy(&mut tools(&guest, &mut batch, &mut none, &mut pool)).expect("destroyed");
         let (elements, validated) = (cost().0 - before.0, cost().1 - before.1);
         // The root: two changes of access, a pin and its end.
         assert_eq!((elements, validated), (2 * BELOW_ROOT + 4, BELOW_ROOT));
-        guest.check();
+        test.check();
     }
     let mut places = [const { None::<Frame> }; 22];
     let (l1, upper) = places.split_at_mut(20);
     let (l2, l3) = upper.split_at_mut(1);
     let mut tables = TablePool::new([l1, l2, l3]);
     for (level, count) in [(Level::L1, 20), (Level::L2, 1), (Level::L3, 1)] {
-        tables.fill(&context, (level, count), &mut pool, &mut batch).expect("filled");
+        tables.fill(&guest, (level, count), &mut pool, &mut batch).expect("filled");
     }
     for _ in 0..2 {
         let before = cost();
-        let pgd = out_of_the_pool(&context, (&mut tables, &mut pool, &mut batch));
-        pgd.destroy(&mut tools(&context, &mut batch, &mut tables, &mut pool)).expect("destroyed");
+        let pgd = out_of_the_pool(&guest, (&mut tables, &mut pool, &mut batch));
+        pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, &mut pool)).expect("destroyed");
         let (elements, validated) = (cost().0 - before.0, cost().1 - before.1);
         // Each is linked and unlinked, each page entered and cleared, and a flush at the end.
         assert_eq!((elements, validated), (2 * BELOW_ROOT + 2 * TABLES + 1 + 4, 0));
         check_counts(&tables, 0);
-        guest.check();
+        test.check();
     }
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&context, (level, 99), &mut pool).expect("drained");
+        tables.drain(&guest, (level, 99), &mut pool).expect("drained");
     }
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn a_pool_is_not_filled_by_a_batch_without_room() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let free = pool.len();
     let mut places = [const { None::<Frame> }; 2];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     let mut storage = Storage::new();
     for (updates, ops) in [(0, 1), (1, 0)] {
         let mut batch = storage.batch_of(updates, ops);
-        let refused = tables.fill(&context, (Level::L1, 2), &mut pool, &mut batch);
+        let refused = tables.fill(&guest, (Level::L1, 2), &mut pool, &mut batch);
         let failure = refused.expect_err("no room").failure;
         assert_eq!((failure, pool.len()), (PinFailure::BatchTooSmall, free));
     }
-    assert_eq!(tables.fill(&context, (Level::L1, 0), &mut pool, &mut storage.batch()), Ok(0));
+    assert_eq!(tables.fill(&guest, (Level::L1, 0), &mut pool, &mut storage.batch()), Ok(0));
 }

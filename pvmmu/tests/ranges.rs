@@ -4,14 +4,15 @@
 
 mod common;
 
-use common::{Guest, Pool, context, destroy, tools};
+use common::{Pool, TestGuest, destroy, guest, tools};
 use hypercall::{
     BatchStorage, Counting, DomId, Errno, FailNth, Frame, GuestVa, Level, Machine, Mfn, PteFlags,
     Refusal,
 };
+use p2m::Guest;
 use pvmmu::{
-    Context, Counted, FrameSource as _, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned,
-    RangeError, Shares, Step, TablePool,
+    Counted, FrameSource as _, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError,
+    Shares, TablePool,
 };
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -38,44 +39,44 @@ enum Space {
 
 /// Everything that an operation needs.
 struct Scene<'g, M> {
-    context: Context<'g, M>,
+    guest: Guest<'g, M>,
     pool: Pool,
     storage: Storage,
 }
 
 impl<'g, M: Machine> Scene<'g, M> {
-    fn new(guest: &'g Guest, context: Context<'g, M>) -> Self {
-        Self { context, pool: guest.pool(), storage: Storage::new() }
+    fn new(test: &'g TestGuest, guest: Guest<'g, M>) -> Self {
+        Self { guest, pool: test.pool(), storage: Storage::new() }
     }
 
     /// Two spaces with the same pages, one in each state.
     fn both(&mut self) -> [Space; 2] {
         let [loose, pinned] = [(); 2].map(|()| {
-            let mut pgd = Pgd::with_user_root(&self.context, &mut self.pool).expect("two roots");
+            let mut pgd = Pgd::with_user_root(&self.guest, &mut self.pool).expect("two roots");
             let pages = (pages(START, COUNT), PteFlags::USER_RW);
-            pgd.map_pages(&self.context, pages, &mut self.pool).expect("mapped");
+            pgd.map_pages(&self.guest, pages, &mut self.pool).expect("mapped");
             pgd
         });
-        let pinned = pinned.pin(&self.context, &mut self.storage.batch()).expect("pinned");
+        let pinned = pinned.pin(&self.guest, &mut self.storage.batch()).expect("pinned");
         [Space::Loose(loose), Space::Pinned(pinned)]
     }
 
     fn unmap(&mut self, space: &mut Space, pages: Pages) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.unmap(&self.context, pages, &mut self.pool),
+            Space::Loose(pgd) => pgd.unmap(&self.guest, pages, &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
-                pgd.unmap(&mut tools(&self.context, &mut batch, &mut tables, &mut self.pool), pages)
+                pgd.unmap(&mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool), pages)
             }
         }
     }
 
     fn protect(&mut self, space: &mut Space, pages: Pages) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.protect(&self.context, pages, READ_ONLY),
+            Space::Loose(pgd) => pgd.protect(&self.guest, pages, READ_ONLY),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
-                let with = &mut tools(&self.context, &mut batch, &mut tables, &mut self.pool);
+                let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
                 pgd.protect(with, pages, READ_ONLY)
             }
         }
@@ -83,10 +84,10 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn remap(&mut self, space: &mut Space, pages: Pages, to: GuestVa) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.remap(&self.context, (pages, to), &mut self.pool),
+            Space::Loose(pgd) => pgd.remap(&self.guest, (pages, to), &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
-                let with = &mut tools(&self.context, &mut batch, &mut tables, &mut self.pool);
+                let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
                 pgd.remap(with, pages, to)
             }
         }
@@ -94,10 +95,10 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn move_table(&mut self, space: &mut Space, from: u64, to: u64) -> Result<(), MapError> {
         match space {
-            Space::Loose(pgd) => pgd.move_table(&self.context, (va(from), va(to)), &mut self.pool),
+            Space::Loose(pgd) => pgd.move_table(&self.guest, (va(from), va(to)), &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
-                let with = &mut tools(&self.context, &mut batch, &mut tables, &mut self.pool);
+                let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
                 pgd.edit(with, |edit| edit.move_table(va(from), va(to))).map_err(|it| it.error)
             }
         }
@@ -106,10 +107,10 @@ impl<'g, M: Machine> Scene<'g, M> {
     fn replace(&mut self, space: &mut Space, at: u64, frame: Frame) -> Result<(), MapError> {
         let at = (va(at), READ_ONLY);
         match space {
-            Space::Loose(pgd) => pgd.replace(&self.context, at, frame, &mut self.pool),
+            Space::Loose(pgd) => pgd.replace(&self.guest, at, frame, &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
-                let with = &mut tools(&self.context, &mut batch, &mut tables, &mut self.pool);
+                let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
                 pgd.edit(with, |edit| edit.replace(at, frame)).map_err(|refused| refused.error)
             }
         }
@@ -118,8 +119,8 @@ impl<'g, M: Machine> Scene<'g, M> {
     fn translate(&self, space: &Space, pages: Pages) -> Vec<Mapping> {
         let mut all = Vec::new();
         match space {
-            Space::Loose(pgd) => pgd.translate_pages(&self.context, pages, &mut |it| all.push(it)),
-            Space::Pinned(pgd) => pgd.translate_pages(&self.context, pages, &mut |it| all.push(it)),
+            Space::Loose(pgd) => pgd.translate_pages(&self.guest, pages, &mut |it| all.push(it)),
+            Space::Pinned(pgd) => pgd.translate_pages(&self.guest, pages, &mut |it| all.push(it)),
         }
         .expect("readable");
         all
@@ -130,10 +131,10 @@ impl<'g, M: Machine> Scene<'g, M> {
             let loose = match space {
                 Space::Loose(pgd) => pgd,
                 Space::Pinned(pgd) => {
-                    pgd.unpin(&self.context, &mut self.storage.batch()).expect("unpinned")
+                    pgd.unpin(&self.guest, &mut self.storage.batch()).expect("unpinned")
                 }
             };
-            destroy(&self.context, loose, &mut self.pool);
+            destroy(&self.guest, loose, &mut self.pool);
         }
     }
 }
@@ -156,9 +157,9 @@ const ALL: u64 = 1 << 34;
 
 #[test]
 fn both_states_have_the_same_vocabulary_and_say_the_same_afterwards() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
     let free = scene.pool.len();
     let mut spaces = scene.both();
     let shapes = spaces.each_mut().map(|space| {
@@ -181,22 +182,22 @@ fn both_states_have_the_same_vocabulary_and_say_the_same_afterwards() {
         assert!(now[1..].iter().all(|frame| known.contains(frame)), "the frames that were there");
         now.sort_unstable_by_key(|frame| frame.pfn());
         assert!(now.is_sorted_by(|one, next| one.pfn() < next.pfn()), "each once");
-        guest.check();
+        test.check();
         shape(&after)
     });
     assert_eq!(shapes[0], shapes[1]);
     assert_eq!(shapes[0].len() as u64, COUNT - 40);
     scene.end(spaces);
     assert_eq!(scene.pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn what_cannot_be_is_refused_alike_in_both_states() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let machine = Counting::new(&guest.model);
-    let mut scene = Scene::new(&guest, context(&guest, &machine, &p2m));
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let machine = Counting::new(&test.model);
+    let mut scene = Scene::new(&test, guest(&test, &machine, &p2m));
     let mut spaces = scene.both();
     let (behind, kernel) = (START + COUNT * 0x1000, va(0xffff_ffff_8000_0000));
     for space in &mut spaces {
@@ -223,15 +224,15 @@ fn what_cannot_be_is_refused_alike_in_both_states() {
         assert_eq!(scene.translate(space, pages(0, ALL >> 12)), before);
     }
     scene.end(spaces);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn a_range_is_moved_in_few_traps_and_a_whole_table_in_one() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let machine = Counting::new(&guest.model);
-    let mut scene = Scene::new(&guest, context(&guest, &machine, &p2m));
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let machine = Counting::new(&test.model);
+    let mut scene = Scene::new(&test, guest(&test, &machine, &p2m));
     let mut spaces = scene.both();
     let before = scene.translate(&spaces[1], pages(START, COUNT));
     // Tables above the new place, so that only what moves is counted.
@@ -239,7 +240,7 @@ fn a_range_is_moved_in_few_traps_and_a_whole_table_in_one() {
     let frame = scene.pool.take().expect("a frame");
     if let Space::Pinned(pgd) = &mut spaces[1] {
         let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
-        let with = &mut tools(&scene.context, &mut batch, &mut tables, &mut scene.pool);
+        let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool);
         pgd.map(with, (va(to - 0x4000), READ_ONLY), frame).expect("mapped");
         pgd.map_pages(with, pages(to + (8 << 21), 1), READ_ONLY).expect("mapped");
     }
@@ -252,7 +253,7 @@ fn a_range_is_moved_in_few_traps_and_a_whole_table_in_one() {
     assert_eq!(frames(&after), frames(&before));
     assert_eq!(scene.translate(&spaces[1], pages(START, COUNT)), []);
     scene.end(spaces);
-    guest.check();
+    test.check();
 }
 
 #[test]
@@ -260,15 +261,15 @@ fn a_refused_move_leaves_every_page_at_one_place() {
     let mut refusals = 0;
     for request in 0..20 {
         for done in [0, 1, 4, 30] {
-            let guest = Guest::new();
-            let p2m = guest.p2m();
-            let plain = context(&guest, &guest.model, &p2m);
-            let mut scene = Scene::new(&guest, plain);
+            let test = TestGuest::new();
+            let p2m = test.p2m();
+            let plain = guest(&test, &test.model, &p2m);
+            let mut scene = Scene::new(&test, plain);
             let mut spaces = scene.both();
             let before = scene.translate(&spaces[1], pages(START, COUNT));
             let refusal = Refusal { request, errno: Errno::ENOMEM, done };
-            let machine = FailNth::new(&guest.model, refusal);
-            let around = context(&guest, &machine, &p2m);
+            let machine = FailNth::new(&test.model, refusal);
+            let around = guest(&test, &machine, &p2m);
             let Space::Pinned(pgd) = &mut spaces[1] else { panic!("pinned") };
             let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
             let with = &mut tools(&around, &mut batch, &mut tables, &mut scene.pool);
@@ -281,7 +282,7 @@ fn a_refused_move_leaves_every_page_at_one_place() {
             let all = frames(&[there.as_slice(), &here].concat());
             assert_eq!((there.len() as u64, all), (done, frames(&before)), "{refusal:?}");
             scene.end(spaces);
-            guest.check();
+            test.check();
         }
     }
     assert!(refusals > 12, "{refusals}");
@@ -289,15 +290,15 @@ fn a_refused_move_leaves_every_page_at_one_place() {
 
 #[test]
 fn a_walk_meets_every_table_once_and_what_is_missing_not_at_all() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
     let spaces = scene.both();
     let Space::Pinned(pgd) = &spaces[1] else { panic!("pinned") };
     let walked = |pages| {
         let mut met: Vec<(u64, Level)> = Vec::new();
-        let note = &mut |va: GuestVa, step: Step| met.push((va.raw(), step.level));
-        pgd.walk(&scene.context, pages, note).expect("readable");
+        let note = &mut |va: GuestVa, step: p2m::TableEntry| met.push((va.raw(), step.level));
+        pgd.walk(&scene.guest, pages, note).expect("readable");
         met
     };
     let met = walked(pages(0, 1 << 35));
@@ -312,55 +313,55 @@ fn a_walk_meets_every_table_once_and_what_is_missing_not_at_all() {
     let one = walked(pages(START + 0x3000, 1));
     assert_eq!(one.iter().map(|(_, level)| *level).collect::<Vec<_>>(), Level::TOP_DOWN);
     assert_eq!(walked(pages(START, 0)), []);
-    let inside = pgd.translate(&scene.context, va(START + 0x1234)).expect("readable");
+    let inside = pgd.translate(&scene.guest, va(START + 0x1234)).expect("readable");
     assert_eq!(inside.map(|mapping| mapping.va.raw()), Some(START + 0x1000));
-    assert_eq!(pgd.translate(&scene.context, va(START - 1)), Ok(None));
+    assert_eq!(pgd.translate(&scene.guest, va(START - 1)), Ok(None));
     scene.end(spaces);
 }
 
 #[test]
 fn a_loose_tree_takes_registers_of_devices_and_no_frame_of_a_domain() {
-    let guest = Guest::dom0();
-    let p2m = guest.p2m();
-    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
+    let test = TestGuest::dom0();
+    let p2m = test.p2m();
+    let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
     let free = scene.pool.len();
-    let mut pgd = Pgd::new(&scene.context, &mut scene.pool).expect("a root");
-    let registers = Mfn::new(guest.model.ram_end().raw() + 0x100);
+    let mut pgd = Pgd::new(&scene.guest, &mut scene.pool).expect("a root");
+    let registers = Mfn::new(test.model.ram_end().raw() + 0x100);
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
     let mut map = |frame| {
         let range = (pages(START, 5), PteFlags::USER_RW);
-        // SAFETY: no Rust object lives in the model's guest.
-        unsafe { pgd.map_foreign(&scene.context, range, frame, &mut scene.pool) }
+        // SAFETY: no Rust object lives in the model's test.
+        unsafe { pgd.map_foreign(&scene.guest, range, frame, &mut scene.pool) }
             .map_err(|it| it.error)
     };
     assert_eq!(map((registers, DomId(1))), Err(MapError::OnlyLive(DomId(1))));
     assert_eq!(map((own, DomId::IO)), Err(MapError::Own(hypercall::Pfn::new(9))));
     map((registers, DomId::IO)).expect("mapped");
     assert!(matches!(map((registers, DomId::IO)), Err(MapError::Occupied { .. })));
-    let pgd = pgd.pin(&scene.context, &mut scene.storage.batch()).expect("dom0 may");
-    let mapping = pgd.translate(&scene.context, va(START + 0x2000)).expect("readable");
+    let pgd = pgd.pin(&scene.guest, &mut scene.storage.batch()).expect("dom0 may");
+    let mapping = pgd.translate(&scene.guest, va(START + 0x2000)).expect("readable");
     let frame = mapping.expect("mapped").frame;
     assert_eq!((frame, frame.pfn()), (Mapped::Foreign(Mfn::new(registers.raw() + 2)), None));
-    let loose = pgd.unpin(&scene.context, &mut scene.storage.batch()).expect("unpinned");
-    destroy(&scene.context, loose, &mut scene.pool);
+    let loose = pgd.unpin(&scene.guest, &mut scene.storage.batch()).expect("unpinned");
+    destroy(&scene.guest, loose, &mut scene.pool);
     assert_eq!(scene.pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
     let mut spaces = scene.both();
     for space in &mut spaces {
         for level in [Level::L2, Level::L3, Level::L4] {
             let of = (level, va(1 << 30));
             match space {
-                Space::Loose(pgd) => pgd.set_table_flags(&scene.context, of, PteFlags::PRESENT),
+                Space::Loose(pgd) => pgd.set_table_flags(&scene.guest, of, PteFlags::PRESENT),
                 Space::Pinned(pgd) => {
                     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
-                    let with = &mut tools(&scene.context, &mut batch, &mut tables, &mut scene.pool);
+                    let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool);
                     let set = pgd.edit(with, |edit| edit.set_table_flags(of, PteFlags::PRESENT));
                     set.map_err(|refused| refused.error)
                 }
@@ -371,39 +372,39 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
                 Space::Pinned(pgd) => [Some(pgd.root()), pgd.user_root()],
             };
             for root in roots.into_iter().flatten() {
-                let walk = pvmmu::walk(&scene.context, root, va(1 << 30)).expect("readable");
+                let walk = p2m::walk(&scene.guest, root, va(1 << 30)).expect("readable");
                 let step = walk.at(level).expect("a table");
                 assert!(step.pte.is_present() && !step.pte.is_writable(), "{level}: {walk}");
             }
         }
     }
     let Space::Loose(loose) = &mut spaces[0] else { panic!("loose") };
-    let absent = loose.set_table_flags(&scene.context, (Level::L3, va(1 << 39)), PteFlags::TABLE);
+    let absent = loose.set_table_flags(&scene.guest, (Level::L3, va(1 << 39)), PteFlags::TABLE);
     assert_eq!(absent, Err(MapError::NotMapped(va(1 << 39))));
-    let empty = loose.set_table_flags(&scene.context, (Level::L3, va(0)), PteFlags::empty());
+    let empty = loose.set_table_flags(&scene.guest, (Level::L3, va(0)), PteFlags::empty());
     assert_eq!(empty, Err(MapError::Flags(0)));
     scene.end(spaces);
-    guest.check();
+    test.check();
 }
 
 #[test]
 fn a_child_inherits_what_its_parents_tables_forbid() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let mut scene = Scene::new(&guest, context(&guest, &guest.model, &p2m));
-    let mut counts = vec![0; guest.list.len()];
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let [loose, mut space] = scene.both();
     let Space::Pinned(pgd) = &mut space else { panic!("pinned") };
     let mut frames = Counted { source: &mut scene.pool, shares: &mut shares };
     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
-    let with = &mut tools(&scene.context, &mut batch, &mut tables, &mut frames);
+    let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut frames);
     let forbidden = PteFlags::PRESENT | PteFlags::NO_EXECUTE;
     pgd.edit(with, |edit| edit.set_table_flags((Level::L2, va(1 << 30)), forbidden)).expect("set");
     let child = pgd.fork(with).expect("forked");
     for (address, is_writable) in [(1 << 30, false), (START, true)] {
         for root in [pgd.root(), child.root(), child.user_root().expect("it has one")] {
-            let walk = pvmmu::walk(&scene.context, root, va(address)).expect("readable");
+            let walk = p2m::walk(&scene.guest, root, va(address)).expect("readable");
             let pte = walk.at(Level::L2).expect("a table").pte;
             let can = (pte.is_writable(), !pte.flags().contains(PteFlags::NO_EXECUTE));
             assert_eq!(can, (is_writable, is_writable), "{walk}");
@@ -415,5 +416,5 @@ fn a_child_inherits_what_its_parents_tables_forbid() {
     }
     scene.end([loose]);
     assert!(counts.iter().all(|count| *count == 0));
-    guest.check();
+    test.check();
 }

@@ -1,19 +1,18 @@
 //! Xen refuses a change, and then the undo of what took effect of it, in the places where that was
 //! found to give a frame two owners or to leave an address space that could not be ended.
 //! `pairs.rs` sweeps all places.
-#![expect(unsafe_code, reason = "changes the frame map of a model's guest")]
+#![expect(unsafe_code, reason = "changes the frame map of a model's test")]
 
 mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Guest, Pool, context, tools};
+use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
     BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Pfn, PteFlags, Refusal, Uncertain,
 };
-use pvmmu::{
-    Counted, Edit, FrameSource, MapError, Pages, Pgd, Presence, Shares, TablePool, WalkError,
-};
+use p2m::WalkError;
+use pvmmu::{Counted, Edit, FrameSource, MapError, Pages, Pgd, Presence, Shares, TablePool};
 use xen_model::Model;
 
 type Storage = BatchStorage<40, 12>;
@@ -32,10 +31,10 @@ fn va(raw: u64) -> GuestVa {
 /// Moves `pages` to `to` while `refusals` are refused; then, with Xen well again, unmaps both
 /// places or destroys all.
 fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [Option<Pages>; 2]) {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
     let free = pool.len();
-    let plain = context(&guest, &guest.model, &p2m);
+    let plain = guest(&test, &test.model, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
@@ -46,9 +45,9 @@ fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [O
     pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
 
-    let inner = FailNth::new(&guest.model, refusals[1]);
+    let inner = FailNth::new(&test.model, refusals[1]);
     let machine = FailNth::new(&inner, refusals[0]);
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     with.presence = Presence::Steady;
     let refused = pgd.remap(&mut with, pages, to).expect_err("refused");
@@ -62,7 +61,7 @@ fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [O
     pgd.destroy(&mut with).expect("Xen is well again");
     // The pool panics if a frame comes twice.
     assert_eq!(pool.len(), free, "each frame came back once");
-    guest.check();
+    test.check();
 }
 
 #[test]
@@ -86,10 +85,10 @@ fn a_table_that_was_neither_moved_nor_put_back_comes_back_once_with_its_pages() 
 /// Xen refuses that.
 #[test]
 fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_right() {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
     let free = pool.len();
-    let plain = context(&guest, &guest.model, &p2m);
+    let plain = guest(&test, &test.model, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
@@ -100,18 +99,18 @@ fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_r
     let near = Pages::one(va(0x80_1000));
     pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
-    let inner = FailNth::new(&guest.model, refuse(2, 0));
+    let inner = FailNth::new(&test.model, refuse(2, 0));
     let machine = FailNth::new(&inner, refuse(0, 1));
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     pgd.remap(&mut with, page, to).expect_err("refused, and not undone");
     for _ in 0..3 {
         let before = pool_and_tree(&pgd, &plain, &pool);
-        let machine = FailNth::new(&guest.model, refuse(0, 0));
-        let around = context(&guest, &machine, &p2m);
+        let machine = FailNth::new(&test.model, refuse(0, 0));
+        let around = guest(&test, &machine, &p2m);
         let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
         let refused = pgd.unmap(&mut with, page).expect_err("refused again");
-        let is_said = matches!(refused.error, MapError::Walk(WalkError::InDoubt(_)));
+        let is_said = matches!(refused.error, MapError::InDoubt(_));
         assert!(is_said && refused.done == 0, "{refused}");
         assert_eq!(pool_and_tree(&pgd, &plain, &pool), before);
     }
@@ -121,16 +120,16 @@ fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_r
     let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
     pgd.destroy(&mut with).expect("nobody runs on it");
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 fn pool_and_tree(
     pgd: &Pgd<pvmmu::Pinned>,
-    context: &pvmmu::Context<'_, Model>,
+    guest: &p2m::Guest<'_, Model>,
     pool: &Pool,
 ) -> (usize, Vec<Option<pvmmu::Mapping>>) {
     let pages = [0x40_0000, 0x80_0000, 0x80_1000].map(va);
-    let mapped = pages.map(|va| pgd.translate(context, va).expect("readable"));
+    let mapped = pages.map(|va| pgd.translate(guest, va).expect("readable"));
     (pool.len(), mapped.to_vec())
 }
 
@@ -142,10 +141,10 @@ enum What {
 }
 
 fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
     let free = pool.len();
-    let plain = context(&guest, &guest.model, &p2m);
+    let plain = guest(&test, &test.model, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
@@ -153,12 +152,12 @@ fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
     let pages = Pages { start: va(0x3f_f000), count: 40 };
     pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
-    let inner = FailNth::new(&guest.model, refusals[1]);
+    let inner = FailNth::new(&test.model, refusals[1]);
     let machine = FailNth::new(&inner, refusals[0]);
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     let left = if what == What::PinningItsTables {
-        let _ = pgd.hold_l1_tables(&with.context, with.batch);
+        let _ = pgd.hold_l1_tables(&with.guest, with.batch);
         Some(pgd)
     } else {
         pgd.destroy(&mut with).err().map(|error| error.into_pgd().expect("it is there"))
@@ -168,7 +167,7 @@ fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
         pgd.destroy(&mut with).unwrap_or_else(|error| panic!("{refusals:?}: {error}"));
     }
     assert_eq!(pool.len(), free, "{refusals:?}");
-    guest.check();
+    test.check();
 }
 
 #[test]
@@ -220,13 +219,13 @@ impl FrameSource for Kept {
 /// again. Mapping is: they are mapped nowhere, but a TLB may know them.
 #[test]
 fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
     let mut kept = Kept::default();
     kept.free.extend(std::iter::from_fn(|| pool.take()));
     let free = kept.free.len();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut counts = vec![0; guest.list.len()];
+    let plain = guest(&test, &test.model, &p2m);
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut kept, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
@@ -238,9 +237,9 @@ fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() 
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     // Three more, of which Xen takes two; then of their undo the updates, not the flush.
     let more = Pages { start: va(0x40_2000), count: 3 };
-    let inner = FailNth::new(&guest.model, refuse(2, 0));
+    let inner = FailNth::new(&test.model, refuse(2, 0));
     let machine = FailNth::new(&inner, refuse(0, 2));
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
     let refused = pgd.map_pages(&mut with, more, PteFlags::USER_RW).expect_err("refused");
     assert!(matches!(refused.error, MapError::NotUndone { left: 0, .. }), "{refused}");
@@ -251,22 +250,22 @@ fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() 
     assert_eq!(kept.free.len(), free - 2, "those two are handed out to nobody");
     let doubtful: BTreeSet<Pfn> = kept.doubtful.iter().map(Uncertain::start).collect();
     assert!(kept.free.iter().all(|frame| !doubtful.contains(&frame.pfn())));
-    guest.model.audit().expect("every reference has its holder");
+    test.model.audit().expect("every reference has its holder");
 }
 
 #[test]
 fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
-    let plain = context(&guest, &guest.model, &p2m);
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let plain = guest(&test, &test.model, &p2m);
     let mut kept = Kept::default();
     let root = pool.take().expect("a frame");
     let stranger = pool.take().expect("a frame");
     let unknown = stranger.pfn();
-    // SAFETY: nothing of the model's guest uses the frame.
+    // SAFETY: nothing of the model's test uses the frame.
     unsafe { p2m.depopulate(unknown) }.expect("it was known");
     kept.free = vec![stranger];
-    let refused = Pgd::new(&plain, &mut kept).expect_err("no memory of the guest's");
+    let refused = Pgd::new(&plain, &mut kept).expect_err("no memory of the test's");
     assert!(matches!(refused, MapError::Walk(WalkError::P2m(_))), "{refused}");
     assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
     kept.free.push(root);
@@ -287,7 +286,7 @@ fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
     tables.fill(&plain, (Level::L1, 1), &mut kept, &mut batch).expect_err("a table");
     assert_eq!((kept.free.len(), tables.is_empty()), (1, true));
     pgd.destroy(&plain, &mut kept).expect("readable");
-    guest.check();
+    test.check();
 }
 
 /// Pages that can be written and are clean: they lose write access while they move to `to`, or are
@@ -298,9 +297,9 @@ fn write_protected(
     to: GuestVa,
     refusals: [Refusal; 2],
 ) -> bool {
-    let guest = Guest::new();
-    let (p2m, mut pool) = (guest.p2m(), guest.pool());
-    let plain = context(&guest, &guest.model, &p2m);
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let plain = guest(&test, &test.model, &p2m);
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
@@ -311,9 +310,9 @@ fn write_protected(
         pgd.map_pages(&plain, (pages, flags), &mut pool).expect("mapped");
     }
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
-    let inner = FailNth::new(&guest.model, refusals[1]);
+    let inner = FailNth::new(&test.model, refusals[1]);
     let machine = FailNth::new(&inner, refusals[0]);
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     with.presence = Presence::Steady;
     let done = pgd.edit(&mut with, |edit| operation(edit, pages)).map_err(|refused| refused.error);
@@ -330,7 +329,7 @@ fn write_protected(
     pgd.unmap(&mut with, near).expect("unmapped");
     assert_eq!(writable(&pgd), 4, "write access is lost for good: {refusals:?}: {done:?}");
     pgd.destroy(&mut with).expect("destroyed");
-    guest.check();
+    test.check();
     is_left
 }
 

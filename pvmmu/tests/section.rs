@@ -9,7 +9,7 @@ use pvmmu::{Edit, MapError, Pages, Pgd, TablePool};
 
 #[test]
 fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
-    scene!(guest, context, pool);
+    scene!(test, guest, pool);
     let free = pool.len();
     let mut places = [const { None::<Frame> }; 6];
     let (l1, rest) = places.split_at_mut(2);
@@ -18,11 +18,11 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.fill(&context, (level, 2), &mut pool, &mut batch).expect("filled");
+        tables.fill(&guest, (level, 2), &mut pool, &mut batch).expect("filled");
     }
-    let pgd = Pgd::new(&context, &mut pool).expect("a root");
-    let mut pgd = pgd.pin(&context, &mut batch).expect("pinned");
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     let far = Pages::one(GuestVa::new(5 << 39).expect("user half"));
     pgd.edit(&mut with, |edit| {
         // Through new tables, whose links are pending.
@@ -32,28 +32,28 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     })
     .expect("a section");
     for index in 0..2 {
-        let mapping = pgd.translate(&context, page(index)).expect("readable");
+        let mapping = pgd.translate(&guest, page(index)).expect("readable");
         assert!(mapping.is_some(), "page {index}");
     }
-    assert_eq!(pgd.tables(&context), Ok(4));
+    assert_eq!(pgd.tables(&guest), Ok(4));
     pgd.destroy(&mut with).expect("destroyed");
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&context, (level, 2), &mut pool).expect("drained");
+        tables.drain(&guest, (level, 2), &mut pool).expect("drained");
     }
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }
 
 /// Reading sends what is pending, and nothing if nothing is.
 #[test]
 fn a_section_that_walks_sees_what_it_has_written() {
-    scene!(guest, machine, context, pool);
+    scene!(test, machine, guest, pool);
     let free = pool.len();
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = build(&context, 8, &mut pool).pin(&context, &mut batch).expect("pinned");
+    let mut pgd = build(&guest, 8, &mut pool).pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, &mut pool);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     let asked = || machine.counts().hypercalls;
     let before = asked();
     pgd.edit(&mut with, |edit| {
@@ -73,5 +73,5 @@ fn a_section_that_walks_sees_what_it_has_written() {
     .expect("a section");
     pgd.destroy(&mut with).expect("destroyed");
     assert_eq!(pool.len(), free);
-    guest.check();
+    test.check();
 }

@@ -24,16 +24,16 @@ sweep! {
     };
     mapping_under_a_root_without_tables_of_a_pool: |pgd, with| {
         let tables = &mut TablePool::new([&mut [], &mut [], &mut []]);
-        let Tools { context, batch, frames, presence, .. } = &mut *with;
-        let (context, presence) = (*context, *presence);
-        let with = &mut Tools::new(context, batch, tables, &mut **frames);
+        let Tools { guest, batch, frames, presence, .. } = &mut *with;
+        let (guest, presence) = (*guest, *presence);
+        let with = &mut Tools::new(guest, batch, tables, &mut **frames);
         with.presence = presence;
         pgd.map_pages(with, Pages { start: va(800, 1, 250), count: 9 }, PteFlags::USER_RW)
     };
     filling_and_draining_a_pool: |_pgd, with| {
-        let Tools { context, batch, tables, frames, .. } = with;
-        let filled = tables.fill(context, (Level::L1, 5), *frames, batch);
-        filled.and_then(|_| tables.drain(context, (Level::L1, 9), *frames)).map(drop)
+        let Tools { guest, batch, tables, frames, .. } = with;
+        let filled = tables.fill(guest, (Level::L1, 5), *frames, batch);
+        filled.and_then(|_| tables.drain(guest, (Level::L1, 9), *frames)).map(drop)
     };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;
@@ -44,20 +44,20 @@ sweep! {
 /// Every operation that is given less says so, and has done nothing.
 #[test]
 fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
-    scene!(guest, machine, context, pool);
-    let mut counts = vec![0; guest.list.len()];
+    scene!(test, machine, guest, pool);
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
-    let mut pgd = Pgd::with_user_root(&context, &mut frames).expect("two roots");
-    pgd.map_pages(&context, (full(), PteFlags::USER_RW), &mut frames).expect("mapped");
-    let mut pgd = pgd.pin(&context, &mut storage.batch()).expect("pinned");
+    let mut pgd = Pgd::with_user_root(&guest, &mut frames).expect("two roots");
+    pgd.map_pages(&guest, (full(), PteFlags::USER_RW), &mut frames).expect("mapped");
+    let mut pgd = pgd.pin(&guest, &mut storage.batch()).expect("pinned");
     for (updates, ops) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
         let room = Room { updates, ops };
         let too_small = RangeError { done: 0, error: MapError::BatchTooSmall(room) };
         let mut batch = storage.batch_of(updates, ops);
-        let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+        let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
         let before = machine.counts();
         let far = Pages { start: va(700, 0, 0), count: 3 };
         let [here, there] = [full().start, va(1000, 0, 0)];
@@ -80,7 +80,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
         assert_eq!(machine.counts(), before, "Xen was not asked");
     }
     let mut batch = storage.batch();
-    let mut with = tools(&context, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
     pgd.destroy(&mut with).expect("destroyed");
-    guest.check();
+    test.check();
 }

@@ -1,16 +1,17 @@
 //! Every operation, with each of its requests refused in turn: nothing is lost, nothing is left
 //! half done but what the operation says, and Xen's counts add up.
-#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+#![expect(unsafe_code, reason = "loads roots; the test is a model")]
 
 mod common;
 #[macro_use]
 mod sweeping;
 
-use common::{Guest, context, tools};
+use common::{TestGuest, guest, tools};
 use hypercall::{Errno, FailNth, Level, Machine, PteFlags, Refusal};
+use p2m::walk;
 use pvmmu::{
     Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool,
-    Tools, Vcpus, walk,
+    Tools, Vcpus,
 };
 use sweeping::{
     Operation, READ_ONLY, Storage, Work, destroy, full, refuse_each, sparse, start, va,
@@ -35,9 +36,9 @@ sweep! {
         edit.map_pages(Pages::one(va(900, 0, 0)), PteFlags::USER_RW)
     });
     filling_and_draining_a_pool: |_pgd, with| {
-        let Tools { context, batch, tables, frames, .. } = with;
-        let filled = tables.fill(context, (Level::L1, 9), *frames, batch);
-        filled.and_then(|_| tables.drain(context, (Level::L1, 9), *frames)).map(drop)
+        let Tools { guest, batch, tables, frames, .. } = with;
+        let filled = tables.fill(guest, (Level::L1, 9), *frames, batch);
+        filled.and_then(|_| tables.drain(guest, (Level::L1, 9), *frames)).map(drop)
     };
     writing_to_a_forked_page: |pgd, with| {
         let plain = pgd.fork(with).map_err(|error| error.to_string());
@@ -79,12 +80,12 @@ fn ending_an_address_space_with_tables_from_a_pool() {
             _: &mut Pgd<Pinned>,
             with: &mut Work<'_, '_, '_, '_, '_, M>,
         ) -> Result<(), String> {
-            let loose = Pgd::new(&with.context, with.frames).map_err(|error| error.to_string())?;
-            let mut pgd = match loose.pin(&with.context, with.batch) {
+            let loose = Pgd::new(&with.guest, with.frames).map_err(|error| error.to_string())?;
+            let mut pgd = match loose.pin(&with.guest, with.batch) {
                 Ok(pgd) => pgd,
                 Err(error) => {
                     let reason = error.to_string();
-                    error.pgd.destroy(&with.context, with.frames).expect("loose");
+                    error.pgd.destroy(&with.guest, with.frames).expect("loose");
                     return Err(reason);
                 }
             };
@@ -105,43 +106,42 @@ fn ending_an_address_space_with_tables_from_a_pool() {
 
 #[test]
 fn the_vcpus_that_run_on_an_address_space_are_known() {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let context = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let guest = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let one = Pgd::new(&context, &mut pool).expect("a root");
-    let one = one.pin(&context, &mut batch).expect("pinned");
+    let one = Pgd::new(&guest, &mut pool).expect("a root");
+    let one = one.pin(&guest, &mut batch).expect("pinned");
     let places = [Running::nowhere(), Running::nowhere()];
     // SAFETY: every load of the test goes through these places.
     let vcpus = unsafe { Vcpus::new(&places) };
     assert!(vcpus.on(&one).is_empty());
     // SAFETY: the model runs no code.
-    unsafe { vcpus.load(&context, 0, &one) }.expect("loaded");
+    unsafe { vcpus.load(&guest, 0, &one) }.expect("loaded");
     assert_eq!(vcpus.on(&one).0, 1);
-    let refusing =
-        FailNth::new(&guest.model, Refusal { request: 0, errno: Errno::ENOMEM, done: 0 });
-    let around = common::context(&guest, &refusing, &p2m);
+    let refusing = FailNth::new(&test.model, Refusal { request: 0, errno: Errno::ENOMEM, done: 0 });
+    let around = common::guest(&test, &refusing, &p2m);
     // SAFETY: as above.
     unsafe { vcpus.leave(&around, 0) }.expect_err("refused");
     assert_eq!(vcpus.on(&one).0, 1, "it has not left");
     // SAFETY: as above.
-    unsafe { vcpus.leave(&context, 0) }.expect("left");
+    unsafe { vcpus.leave(&guest, 0) }.expect("left");
     assert!(vcpus.on(&one).is_empty());
-    let loose = one.unpin(&context, &mut batch).expect("nobody runs on it");
-    common::destroy(&context, loose, &mut pool);
-    guest.check();
+    let loose = one.unpin(&guest, &mut batch).expect("nobody runs on it");
+    common::destroy(&guest, loose, &mut pool);
+    test.check();
 }
 
 #[test]
 fn a_parent_is_as_it_was_when_a_fork_is_refused() {
     for request in 0..6 {
-        let guest = Guest::new();
-        let p2m = guest.p2m();
-        let plain = context(&guest, &guest.model, &p2m);
-        let mut pool = guest.pool();
-        let mut counts = vec![0; guest.list.len()];
+        let test = TestGuest::new();
+        let p2m = test.p2m();
+        let plain = guest(&test, &test.model, &p2m);
+        let mut pool = test.pool();
+        let mut counts = vec![0; test.list.len()];
         let mut shares = Shares::new(&mut counts);
         let mut frames = Counted { source: &mut pool, shares: &mut shares };
         let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
@@ -156,8 +156,8 @@ fn a_parent_is_as_it_was_when_a_fork_is_refused() {
         };
         let before = entries(&pgd);
         let refusal = Refusal { request, errno: Errno::ENOMEM, done: 3 };
-        let machine = FailNth::new(&guest.model, refusal);
-        let around = context(&guest, &machine, &p2m);
+        let machine = FailNth::new(&test.model, refusal);
+        let around = guest(&test, &machine, &p2m);
         let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
         match pgd.fork(&mut with) {
             Ok(child) => {
@@ -171,6 +171,6 @@ fn a_parent_is_as_it_was_when_a_fork_is_refused() {
         }
         let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
         destroy(pgd, &mut with);
-        guest.check();
+        test.check();
     }
 }

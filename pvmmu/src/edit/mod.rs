@@ -214,7 +214,8 @@ impl Pgd<Pinned> {
     ///
     /// ```
     /// # use hypercall::{GuestVa, Machine};
-    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools, walk};
+    /// # use p2m::walk;
+    /// use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
     /// fn section<M: Machine, F: FrameSource>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
@@ -233,7 +234,8 @@ impl Pgd<Pinned> {
     ///
     /// ```compile_fail,E0502
     /// # use hypercall::{GuestVa, Machine};
-    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools, walk};
+    /// # use p2m::walk;
+    /// use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
     /// fn section<M: Machine, F: FrameSource>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     tools: &mut Tools<'_, '_, '_, M, F>,

@@ -1,7 +1,7 @@
-//! A guest on the model, for the tests of this folder.
+//! A test on the model, for the tests of this folder.
 #![expect(
     unsafe_code,
-    reason = "claims and aliases frames of a guest that exists only in the model"
+    reason = "claims and aliases frames of a test that exists only in the model"
 )]
 #![allow(dead_code, unused_macros, reason = "each test program uses a part of it")]
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
@@ -14,36 +14,36 @@ use hypercall::{
     Batch, BootInfo, Call, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
     VaFlush, VaMapping,
 };
-use p2m::P2m;
-use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Presence, TablePool, Tools};
+use p2m::{Guest, P2m};
+use pvmmu::{FrameSource, Loose, Pages, Pgd, Presence, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
 const ARENA: u64 = 0x40;
 /// How many there are.
 pub const ARENA_FRAMES: usize = 1500;
-/// How many a small guest has.
+/// How many a small test has.
 pub const FEW_FRAMES: u64 = 200;
 
-/// What nearly every test begins with, under the names given: a guest, perhaps a machine that
-/// counts what it is asked, the context of operations on it, and the frames that are free.
+/// What nearly every test begins with, under the names given: a test, perhaps a machine that
+/// counts what it is asked, the guest of operations on it, and the frames that are free.
 macro_rules! scene {
-    ($guest:ident, $context:ident, $pool:ident) => {
-        let $guest = $crate::common::Guest::new();
-        let p2m = $guest.p2m();
-        let $context = $crate::common::context(&$guest, &$guest.model, &p2m);
-        let mut $pool = $guest.pool();
+    ($test:ident, $guest:ident, $pool:ident) => {
+        let $test = $crate::common::TestGuest::new();
+        let p2m = $test.p2m();
+        let $guest = $crate::common::guest(&$test, &$test.model, &p2m);
+        let mut $pool = $test.pool();
     };
-    ($guest:ident, $machine:ident, $context:ident, $pool:ident) => {
-        let $guest = $crate::common::Guest::new();
-        let ($machine, p2m) = (hypercall::Counting::new(&$guest.model), $guest.p2m());
-        let $context = $crate::common::context(&$guest, &$machine, &p2m);
-        let mut $pool = $guest.pool();
+    ($test:ident, $machine:ident, $guest:ident, $pool:ident) => {
+        let $test = $crate::common::TestGuest::new();
+        let ($machine, p2m) = (hypercall::Counting::new(&$test.model), $test.p2m());
+        let $guest = $crate::common::guest(&$test, &$machine, &p2m);
+        let mut $pool = $test.pool();
     };
 }
 
-/// A guest on a machine of its own.
-pub struct Guest {
+/// A test on a machine of its own.
+pub struct TestGuest {
     pub model: Model,
     pub list: Vec<AtomicU64>,
     pub root: Pfn,
@@ -54,7 +54,7 @@ pub struct Pool {
     frames: Vec<Frame>,
 }
 
-impl Guest {
+impl TestGuest {
     /// A domU of 16 MiB on Xen 4.17.
     pub fn new() -> Self {
         Self::built(Role::DomU, Model::builder(), 4096, ARENA_FRAMES as u64)
@@ -81,7 +81,7 @@ impl Guest {
         let mut config = DomainConfig::new(role, pages);
         config.kernel_pages = ARENA + arena;
         config.vcpus = 2;
-        let model = builder.seed(7).guest(config.clone()).build().expect("a small guest");
+        let model = builder.seed(7).guest(config.clone()).build().expect("a small test");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
         let list = model.guest().built_list();
@@ -95,8 +95,8 @@ impl Guest {
 
     /// Its frame map.
     pub fn p2m(&self) -> P2m<'_> {
-        // SAFETY: the guest exists only in the model.
-        unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
+        // SAFETY: the test exists only in the model.
+        unsafe { P2m::adopt(&self.list) }.expect("the test has pages")
     }
 
     /// The pool of frames that are free to use. To be called once.
@@ -107,7 +107,7 @@ impl Guest {
         Pool { frames: numbers.map(|pfn| unsafe { Frame::claim(pfn) }).collect() }
     }
 
-    /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not
+    /// Checks that Xen's counts add up, and that the test did nothing that a real one could not
     /// do.
     pub fn check(&self) {
         self.model.audit().expect("every reference has its holder");
@@ -115,10 +115,10 @@ impl Guest {
     }
 }
 
-/// The context of operations on `machine`.
-pub fn context<'a, M>(guest: &Guest, machine: &'a M, p2m: &'a P2m<'a>) -> Context<'a, M> {
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    unsafe { Context::new(machine, p2m, guest.root) }
+/// The guest of operations on `machine`.
+pub fn guest<'a, M>(test: &TestGuest, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
+    // SAFETY: the test's frame map, and the root that its kernel runs on.
+    unsafe { Guest::new(machine, p2m, test.root) }
 }
 
 impl Pool {
@@ -170,42 +170,42 @@ pub fn no_pool<'t>() -> TablePool<'t> {
 
 /// An address space with `count` pages mapped from [`page`] 0 on.
 pub fn build<M: hypercall::Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     count: u64,
     pool: &mut Pool,
 ) -> Pgd<Loose> {
-    let mut pgd = Pgd::new(context, pool).expect("a root");
+    let mut pgd = Pgd::new(guest, pool).expect("a root");
     for index in 0..count {
         let frame = pool.take().expect("a frame");
-        pgd.map(context, (page(index), PteFlags::USER_RW), frame, pool).expect("mapped");
+        pgd.map(guest, (page(index), PteFlags::USER_RW), frame, pool).expect("mapped");
     }
     pgd
 }
 
 /// Takes an address space apart, everything back into the pool.
-pub fn destroy<M: hypercall::Machine>(context: &Context<'_, M>, pgd: Pgd<Loose>, pool: &mut Pool) {
-    pgd.destroy(context, pool).expect("taken apart");
+pub fn destroy<M: hypercall::Machine>(guest: &Guest<'_, M>, pgd: Pgd<Loose>, pool: &mut Pool) {
+    pgd.destroy(guest, pool).expect("taken apart");
 }
 
 /// What operations on a live address space work with.
 pub fn tools<'a, 'b, 't, M, F>(
-    context: &Context<'a, M>,
+    guest: &Guest<'a, M>,
     batch: &'a mut Batch<'b>,
     tables: &'a mut TablePool<'t>,
     frames: &'a mut F,
 ) -> Tools<'a, 'b, 't, M, F> {
-    let mut tools = Tools::new(*context, batch, tables, frames);
+    let mut tools = Tools::new(*guest, batch, tables, frames);
     tools.presence = Presence::MayVanish;
     tools
 }
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
-pub fn alias<M: hypercall::Machine>(context: &Context<'_, M>, window: Pfn, pfn: Pfn) {
-    let va = context.machine().direct_map(window).expect("mapped").addr();
-    let pte = Pte::new(context.p2m().mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
+pub fn alias<M: hypercall::Machine>(guest: &Guest<'_, M>, window: Pfn, pfn: Pfn) {
+    let va = guest.machine().direct_map(window).expect("mapped").addr();
+    let pte = Pte::new(guest.p2m().mfn(pfn).expect("RAM"), PteFlags::KERNEL_RW);
     let mapping = VaMapping { va, pte, flush: VaFlush::PageAll };
     let mut calls = [Call::new(Request::VaMapping(mapping))];
-    // SAFETY: the guest exists only in the model.
-    unsafe { context.machine().issue(&mut calls) }.expect("issued");
+    // SAFETY: the test exists only in the model.
+    unsafe { guest.machine().issue(&mut calls) }.expect("issued");
     calls[0].result().expect("the alias is made");
 }

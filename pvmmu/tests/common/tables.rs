@@ -5,7 +5,7 @@ use pvmmu::TablePool;
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Model, TypeFlags};
 
-use super::Guest;
+use super::TestGuest;
 
 /// A table below a root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,23 +25,23 @@ const fn mark(pte: Pte) -> u64 {
 }
 
 /// Every table below the user half of `root`, lower ones first.
-pub fn tables(guest: &Guest, root: Pfn) -> Vec<Seen> {
+pub fn tables(test: &TestGuest, root: Pfn) -> Vec<Seen> {
     let mut seen = Vec::new();
-    below(guest, (Level::L4, root), &mut seen);
+    below(test, (Level::L4, root), &mut seen);
     seen
 }
 
-fn below(guest: &Guest, (level, table): (Level, Pfn), seen: &mut Vec<Seen>) {
+fn below(test: &TestGuest, (level, table): (Level, Pfn), seen: &mut Vec<Seen>) {
     let Some(next) = level.below() else { return };
-    let p2m = guest.p2m();
+    let p2m = test.p2m();
     let mut slots = if level == Level::L4 { 0..256 } else { 0..512 };
     while let Some((index, pte)) =
-        guest.model.next_present(table, slots.clone()).expect("a readable table")
+        test.model.next_present(table, slots.clone()).expect("a readable table")
     {
         slots.start = u16::from(index) + 1;
         let Entry::Table(mfn) = pte.decode(level) else { continue };
-        below(guest, (next, p2m.pfn(&guest.model, mfn).expect("the guest's")), seen);
-        let is_pinned = pinned(&guest.model, mfn);
+        below(test, (next, p2m.pfn(&test.model, mfn).expect("the test's")), seen);
+        let is_pinned = pinned(&test.model, mfn);
         seen.push(Seen { level: next, mfn, is_pinned, mark: mark(pte) });
     }
 }
@@ -52,11 +52,11 @@ fn pinned(model: &Model, mfn: Mfn) -> bool {
 
 /// Checks that the tables of a tree that Xen holds by themselves are those that carry the mark, and
 /// that no entry of theirs names a frame that it does not map.
-pub fn check_marks(guest: &Guest, root: Pfn) {
-    for table in tables(guest, root) {
-        let pfn = guest.p2m().pfn(&guest.model, table.mfn).expect("the guest's");
+pub fn check_marks(test: &TestGuest, root: Pfn) {
+    for table in tables(test, root) {
+        let pfn = test.p2m().pfn(&test.model, table.mfn).expect("the test's");
         let mut entries = [Pte::ABSENT; ENTRIES as usize];
-        guest.model.read_entries(pfn, PageTableIndex::new(0), &mut entries).expect("readable");
+        test.model.read_entries(pfn, PageTableIndex::new(0), &mut entries).expect("readable");
         let names = |pte: &&Pte| !pte.is_present() && pte.mfn() != Mfn::new(0);
         assert_eq!(entries.iter().find(names), None, "an absent entry names a frame: {table:?}");
         assert_eq!(table.is_pinned, table.mark != 0, "mark and pin differ: {table:?}");
@@ -66,8 +66,8 @@ pub fn check_marks(guest: &Guest, root: Pfn) {
 }
 
 /// Tables out of a pool in the tree.
-pub fn pooled(guest: &Guest, root: Pfn) -> u64 {
-    let all = tables(guest, root);
+pub fn pooled(test: &TestGuest, root: Pfn) -> u64 {
+    let all = tables(test, root);
     all.iter().filter(|table| (1..4).contains(&table.mark)).count() as u64
 }
 

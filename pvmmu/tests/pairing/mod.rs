@@ -1,20 +1,21 @@
 //! What the operations of the sweep by pairs begin with, and what must be so behind each of them:
 //! every frame in one place, the flags as they were or were to be, and nothing stale that is free.
-#![expect(unsafe_code, reason = "loads roots of a guest that exists only in the model")]
+#![expect(unsafe_code, reason = "loads roots of a test that exists only in the model")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::tables::check_counts;
-use crate::common::{Guest, Pool, context, tools};
+use crate::common::{Pool, TestGuest, guest, tools};
 use hypercall::{
     BatchStorage, FailEach, Frame, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags, Uncertain,
 };
+use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::{
-    Context, Counted, FrameSource, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares,
-    TablePool, Tools,
+    Counted, FrameSource, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, TablePool,
+    Tools,
 };
 use xen_model::{Mode, Model};
 
@@ -47,9 +48,9 @@ pub(crate) type Machine<'r, 'm> = FailEach<'r, &'m Model>;
 pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> =
     Tools<'a, 'b, 't, Machine<'r, 'm>, Counted<'p, 's, Kept>>;
 
-/// The address spaces that there are, and the guest that they are in.
+/// The address spaces that there are, and the test that they are in.
 pub(crate) struct Spaces<'g> {
-    pub(crate) guest: &'g Guest,
+    pub(crate) test: &'g TestGuest,
     pub(crate) pinned: Vec<Pgd<Pinned>>,
     pub(crate) loose: Vec<Pgd<Loose>>,
 }
@@ -68,10 +69,10 @@ impl Spaces<'_> {
 
     /// The second vCPU runs on the kernel's own root, and knows nothing of another one.
     pub(crate) fn leave(&self) {
-        let (p2m, second) = (self.guest.p2m(), self.guest.second());
-        let context = context(self.guest, &second, &p2m);
-        // SAFETY: the model's guest has no Rust objects.
-        unsafe { pvmmu::load_root(&context, self.guest.root) }.expect("left");
+        let (p2m, second) = (self.test.p2m(), self.test.second());
+        let guest = guest(self.test, &second, &p2m);
+        // SAFETY: the model's test has no Rust objects.
+        unsafe { pvmmu::load_root(&guest, self.test.root) }.expect("left");
         let mut storage = BatchStorage::<0, 1>::new();
         let mut batch = storage.batch();
         batch.op(MmuExtOp::tlb_flush_local()).expect("room");
@@ -144,7 +145,7 @@ pub(crate) fn sweep(name: &str, layout: Layout, operation: Operation) {
 pub(crate) type Known = BTreeMap<GuestVa, BTreeSet<u64>>;
 
 /// What all address spaces say of the pages that no two of them share: what may be done with each.
-pub(crate) fn flags_of(spaces: &Spaces<'_>, context: &Context<'_, Model>) -> Vec<(GuestVa, u64)> {
+pub(crate) fn flags_of(spaces: &Spaces<'_>, guest: &Guest<'_, Model>) -> Vec<(GuestVa, u64)> {
     let chosen = PteFlags::WRITABLE | PteFlags::USER | PteFlags::NO_EXECUTE;
     let mut seen = Vec::new();
     let mut note = |page: Mapping| {
@@ -154,10 +155,10 @@ pub(crate) fn flags_of(spaces: &Spaces<'_>, context: &Context<'_, Model>) -> Vec
     };
     let all = Pages { start: va(0, 0, 0), count: 1 << 35 };
     for pgd in &spaces.pinned {
-        pgd.translate_pages(context, all, &mut note).expect("readable");
+        pgd.translate_pages(guest, all, &mut note).expect("readable");
     }
     for pgd in &spaces.loose {
-        pgd.translate_pages(context, all, &mut note).expect("readable");
+        pgd.translate_pages(guest, all, &mut note).expect("readable");
     }
     seen
 }
@@ -165,7 +166,7 @@ pub(crate) fn flags_of(spaces: &Spaces<'_>, context: &Context<'_, Model>) -> Vec
 /// With all put right, no page has other flags than it had `before` or was to have.
 pub(crate) fn check_flags(
     (spaces, known, before): (&mut Spaces<'_>, &RefCell<Known>, Vec<(GuestVa, u64)>),
-    (plan, plain): (&Plan<'_>, &Context<'_, Model>),
+    (plan, plain): (&Plan<'_>, &Guest<'_, Model>),
     with: &mut Work<'_, '_, '_, '_, '_, '_, '_>,
 ) {
     // No other refusal is to come: what is in doubt can be put right without one that it missed.
@@ -196,12 +197,12 @@ pub(crate) fn live(
     operation: Operation,
     known: &RefCell<Known>,
 ) {
-    let guest = Guest::small();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut kept = Kept { pool: guest.pool(), doubtful: Vec::new() };
+    let test = TestGuest::small();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut kept = Kept { pool: test.pool(), doubtful: Vec::new() };
     let mut account = Account::of(kept.pool.pfns());
-    let mut counts = vec![0; guest.list.len()];
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut kept, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 12];
@@ -217,17 +218,17 @@ pub(crate) fn live(
     }
     let pgd = start(&plain, (layout, variant), &mut frames);
     let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
-    let second = guest.second();
-    second.initialise(guest.model.guest().kernel_root().expect("it runs"), None).expect("started");
-    // SAFETY: the model's guest has no Rust objects.
-    unsafe { pgd.load(&context(&guest, &second, &p2m)) }.expect("loaded");
-    touch(&guest, layout);
+    let second = test.second();
+    second.initialise(test.model.guest().kernel_root().expect("it runs"), None).expect("started");
+    // SAFETY: the model's test has no Rust objects.
+    unsafe { pgd.load(&guest(&test, &second, &p2m)) }.expect("loaded");
+    touch(&test, layout);
 
-    let machine = around(&guest.model, plan);
-    let refusing = context(&guest, &machine, &p2m);
+    let machine = around(&test.model, plan);
+    let refusing = guest(&test, &machine, &p2m);
     let mut with = tools(&refusing, &mut batch, &mut tables, &mut frames);
     with.presence = variant.presence;
-    let mut spaces = Spaces { guest: &guest, pinned: vec![pgd], loose: Vec::new() };
+    let mut spaces = Spaces { test: &test, pinned: vec![pgd], loose: Vec::new() };
     let before = flags_of(&spaces, &plain);
     operation(&mut spaces, &mut with);
     check_free(&spaces, &plain, layout, &with.frames.source.pool);
@@ -248,22 +249,22 @@ pub(crate) fn live(
     let refused = plan.refused();
     assert!(refused == 2 || kept.doubtful.is_empty(), "after one refusal nothing is in doubt");
     assert!(counts.iter().all(|count| *count == 0), "shares that nobody has");
-    guest.model.audit().expect("every reference has its holder");
+    test.model.audit().expect("every reference has its holder");
 }
 
 pub(crate) fn start(
-    context: &Context<'_, Model>,
+    guest: &Guest<'_, Model>,
     (layout, variant): (Layout, Variant),
     frames: &mut impl FrameSource,
 ) -> Pgd<Loose> {
     let pgd = match variant.roots {
-        1 => Pgd::new(context, frames),
-        _ => Pgd::with_user_root(context, frames),
+        1 => Pgd::new(guest, frames),
+        _ => Pgd::with_user_root(guest, frames),
     };
     let mut pgd = pgd.expect("roots");
-    pgd.map_pages(context, (few(), CLEAN), frames).expect("mapped");
+    pgd.map_pages(guest, (few(), CLEAN), frames).expect("mapped");
     if layout == Layout::Many {
-        pgd.map_pages(context, (many(), PteFlags::USER_RW), frames).expect("mapped");
+        pgd.map_pages(guest, (many(), PteFlags::USER_RW), frames).expect("mapped");
     }
     pgd
 }
@@ -284,7 +285,7 @@ pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '
     }
     for mut pgd in spaces.loose.drain(..) {
         for attempt in 1.. {
-            pgd = match pgd.destroy(&with.context, with.frames) {
+            pgd = match pgd.destroy(&with.guest, with.frames) {
                 Ok(()) => break,
                 Err((pgd, error)) => {
                     assert!(attempt < 3, "it cannot be destroyed: {error}");
@@ -296,8 +297,8 @@ pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '
 }
 
 /// The second vCPU uses every page, so that its TLB knows them.
-pub(crate) fn touch(guest: &Guest, layout: Layout) {
-    let second = guest.second();
+pub(crate) fn touch(test: &TestGuest, layout: Layout) {
+    let second = test.second();
     let others = if layout == Layout::Many { many() } else { Pages { count: 0, ..many() } };
     for pages in [few(), others, Pages { start: va(9, 0, 0), count: 3 }] {
         for at in 0..pages.count {
@@ -313,7 +314,7 @@ pub(crate) fn touch(guest: &Guest, layout: Layout) {
 /// No frame that is free is a table, is mapped, or is known to a TLB.
 pub(crate) fn check_free(
     spaces: &Spaces<'_>,
-    context: &Context<'_, Model>,
+    guest: &Guest<'_, Model>,
     layout: Layout,
     pool: &Pool,
 ) {
@@ -327,25 +328,23 @@ pub(crate) fn check_free(
     let roots = roots.chain(spaces.loose.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]));
     for root in roots.flatten().flatten() {
         assert!(!is_free(root), "a root is free");
-        for table in crate::common::tables::tables(spaces.guest, root) {
-            let pfn = context.p2m().pfn(&spaces.guest.model, table.mfn).expect("the guest's");
+        for table in crate::common::tables::tables(spaces.test, root) {
+            let pfn = guest.p2m().pfn(&spaces.test.model, table.mfn).expect("the test's");
             assert!(!is_free(pfn), "table {pfn} is free: {table:?}");
         }
     }
     for pgd in &spaces.pinned {
-        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
-            .expect("readable");
+        pgd.translate_pages(guest, all, &mut |page| check(page.va, page.frame)).expect("readable");
     }
     for pgd in &spaces.loose {
-        pgd.translate_pages(context, all, &mut |page| check(page.va, page.frame))
-            .expect("readable");
+        pgd.translate_pages(guest, all, &mut |page| check(page.va, page.frame)).expect("readable");
     }
-    let _ = spaces.guest.model.take_violations();
-    touch(spaces.guest, layout);
-    for stale in spaces.guest.model.take_violations() {
+    let _ = spaces.test.model.take_violations();
+    touch(spaces.test, layout);
+    for stale in spaces.test.model.take_violations() {
         let (_, mfn) = stale.rsplit_once("reach mfn ").expect(&stale);
         let mfn = u64::from_str_radix(mfn.trim_start_matches("0x"), 16).expect(&stale);
-        let pfn = context.p2m().pfn(&spaces.guest.model, Mfn::new(mfn)).expect("the guest's");
+        let pfn = guest.p2m().pfn(&spaces.test.model, Mfn::new(mfn)).expect("the test's");
         assert!(!is_free(pfn), "{stale}, which is free");
     }
 }

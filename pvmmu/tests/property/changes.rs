@@ -71,7 +71,7 @@ fn map(
     let few_frames = world.lacks(pages.count + TABLES, by);
     let occupied = numbers(pages).find(|page| space.known.contains_key(page));
     let (mapped, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.map_pages(&with.context, (pages, flags), with.frames),
+        Life::Loose(pgd) => pgd.map_pages(&with.guest, (pages, flags), with.frames),
         Life::Pinned(pgd) => pgd.map_pages(with, pages, flags),
     });
     let excuse = Excuse { refused, few_frames };
@@ -145,7 +145,7 @@ fn unmap(
             pgd.edit(with, |edit| edit.unmap_reading_ad(pages, &mut |_, _| {}))
         }
         Life::Pinned(pgd) => pgd.unmap(with, pages),
-        Life::Loose(pgd) => pgd.unmap(&with.context, pages, with.frames),
+        Life::Loose(pgd) => pgd.unmap(&with.guest, pages, with.frames),
     });
     let done = done_of(world, space, pages, answer);
     check_told(world, done.iter().filter_map(|page| space.known.get(page)));
@@ -163,7 +163,7 @@ fn protect(
     world.story.push(format!("protect {pages:x?} {flags:?}"));
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
-        Life::Loose(pgd) => pgd.protect(&with.context, pages, flags),
+        Life::Loose(pgd) => pgd.protect(&with.guest, pages, flags),
     });
     for page in done_of(world, space, pages, (answer, refused)) {
         space.known.entry(page).and_modify(|page| page.flags = flags);
@@ -219,9 +219,9 @@ fn replace(
     let at = (address(page), flags);
     let (answer, refused) = world.run(by, |with| {
         let frame = with.frames.take()?;
-        let mfn = with.context.p2m().mfn(frame.pfn()).expect("RAM");
+        let mfn = with.guest.p2m().mfn(frame.pfn()).expect("RAM");
         let replaced = match &mut space.pgd {
-            Life::Loose(pgd) => pgd.replace(&with.context, at, frame, with.frames),
+            Life::Loose(pgd) => pgd.replace(&with.guest, at, frame, with.frames),
             Life::Pinned(pgd) => {
                 pgd.edit(with, |edit| edit.replace(at, frame)).map_err(|error| error.error)
             }
@@ -244,10 +244,10 @@ fn replace(
 
 /// A run of machine frames that the neighbour has, and nothing of it that is a table.
 fn neighbours(world: &World<'_, '_, '_, '_>) -> Option<(Mfn, u64)> {
-    if world.guest.model.guest().domain() != 0 {
+    if world.test.model.guest().domain() != 0 {
         return None;
     }
-    let neighbour = world.guest.model.vcpu(1, 0)?;
+    let neighbour = world.test.model.vcpu(1, 0)?;
     let mfns: BTreeSet<u64> =
         (0..1024).filter_map(|pfn| neighbour.built_mfn(Pfn::new(pfn))).map(Mfn::raw).collect();
     let run = |first: &u64| (*first..).take_while(|mfn| mfns.contains(mfn)).count() as u64;
@@ -268,11 +268,11 @@ fn map_foreign(
     let few_frames = world.lacks(TABLES, by);
     let occupied = numbers(pages).find(|page| space.known.contains_key(page));
     // A tree is validated with registers of devices in it, and with no frame of another domain.
-    let registers = (Mfn::new(world.guest.model.ram_end().raw() + 0x100), DomId::IO);
+    let registers = (Mfn::new(world.test.model.ram_end().raw() + 0x100), DomId::IO);
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         // SAFETY: no memory stands behind the frames.
         Life::Loose(pgd) => unsafe {
-            pgd.map_foreign(&with.context, (pages, flags), registers, with.frames)
+            pgd.map_foreign(&with.guest, (pages, flags), registers, with.frames)
         },
         Life::Pinned(pgd) => {
             pgd.edit(with, |edit| edit.map_foreign((pages, flags), (first, DomId(1))))

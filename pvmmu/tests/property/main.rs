@@ -13,7 +13,7 @@ mod operations;
 mod world;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use common::Guest;
+use common::TestGuest;
 use hypercall::{Batch, BatchStorage, Frame, Level};
 use pvmmu::{Running, Shares, TablePool};
 use world::World;
@@ -29,19 +29,19 @@ fn property(input: &mut Unstructured<'_>) -> Result<()> {
 }
 
 fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
-    let guest = if input.ratio(1, 3)? { Guest::dom0() } else { Guest::new() };
-    let p2m = guest.p2m();
-    let mut counts = vec![0; guest.list.len()];
+    let test = if input.ratio(1, 3)? { TestGuest::dom0() } else { TestGuest::new() };
+    let p2m = test.p2m();
+    let mut counts = vec![0; test.list.len()];
     let mut places = [const { None::<Frame> }; 12];
     let (l1, rest) = places.split_at_mut(6);
     let (l2, l3) = rest.split_at_mut(3);
     let running = [Running::nowhere()];
     let mut world = World {
-        guest: &guest,
+        test: &test,
         p2m: &p2m,
         batch,
         tables: TablePool::new([l1, l2, l3]),
-        frames: world::Noting::new(&guest),
+        frames: world::Noting::new(&test),
         shares: Shares::new(&mut counts),
         spaces: Vec::new(),
         vcpus: world::vcpus(&running),
@@ -52,7 +52,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     for level in [Level::L1, Level::L2, Level::L3] {
         let count = input.int_in_range(0..=4)?;
         world.quietly(|with| {
-            let filled = with.tables.fill(&with.context, (level, count), with.frames, with.batch);
+            let filled = with.tables.fill(&with.guest, (level, count), with.frames, with.batch);
             filled.expect("filled");
         });
     }
@@ -64,7 +64,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     assert_eq!(world.frames.len(), free, "frames were lost: {:#?}", world.story);
     drop(world);
     assert!(counts.iter().all(|count| *count == 0), "shares were lost");
-    guest.check();
+    test.check();
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! The operations on whole address spaces in a random life, and what each makes of what is known.
-#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+#![expect(unsafe_code, reason = "loads roots; the test is a model")]
 
 use std::collections::BTreeSet;
 
@@ -81,9 +81,9 @@ fn create(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> Result<()>
     let has_user_root = input.ratio(1, 2)?;
     let pgd = world.quietly(|with| {
         if has_user_root {
-            Pgd::with_user_root(&with.context, with.frames)
+            Pgd::with_user_root(&with.guest, with.frames)
         } else {
-            Pgd::new(&with.context, with.frames)
+            Pgd::new(&with.guest, with.frames)
         }
     });
     if let Ok(pgd) = pgd {
@@ -100,7 +100,7 @@ fn pin(
     let has_foreign = known.values().any(|page| page.whose == Whose::Foreign);
     // Xen may refuse it anyway: a second refusal would be that of the undo.
     let by = if has_foreign { Hindrance::none() } else { by };
-    let (pinned, refused) = world.run(by, |with| pgd.pin(&with.context, with.batch));
+    let (pinned, refused) = world.run(by, |with| pgd.pin(&with.guest, with.batch));
     let pgd = match pinned {
         Ok(pgd) => Life::Pinned(pgd),
         Err(error) => {
@@ -124,8 +124,8 @@ fn unpin(
     let loaded = is_loaded(world, &pgd);
     // Xen refuses part of it anyway: a second refusal would be that of the undo.
     let by = if loaded { Hindrance::none() } else { by };
-    let of_pool = pooled(world.guest, pgd.root());
-    let (unpinned, refused) = world.run(by, |with| pgd.unpin(&with.context, with.batch));
+    let of_pool = pooled(world.test, pgd.root());
+    let (unpinned, refused) = world.run(by, |with| pgd.unpin(&with.guest, with.batch));
     let pgd = match unpinned {
         Ok(pgd) => {
             world.plain += of_pool;
@@ -145,7 +145,7 @@ fn destroy(world: &mut World<'_, '_, '_, '_>, space: Space, by: Hindrance) -> Op
     let Space { pgd, mut known } = space;
     let pgd = match pgd {
         Life::Loose(pgd) => {
-            let ended = world.quietly(|with| pgd.destroy(&with.context, with.frames));
+            let ended = world.quietly(|with| pgd.destroy(&with.guest, with.frames));
             ended.expect("readable");
             None
         }
@@ -236,7 +236,7 @@ fn fork(world: &mut World<'_, '_, '_, '_>, space: &mut Space, by: Hindrance) {
 fn hold(world: &mut World<'_, '_, '_, '_>, space: &mut Space, by: Hindrance) {
     world.story.push("hold".to_owned());
     let Life::Pinned(pgd) = &mut space.pgd else { return };
-    let (held, refused) = world.run(by, |with| pgd.hold_l1_tables(&with.context, with.batch));
+    let (held, refused) = world.run(by, |with| pgd.hold_l1_tables(&with.guest, with.batch));
     if let Err((failure, undo)) = held {
         assert!(refused, "{failure}: {:#?}", world.story);
         assert_eq!(undo, Ok(()));
@@ -250,16 +250,16 @@ fn load(world: &mut World<'_, '_, '_, '_>, space: &Space, by: Hindrance) {
     let (answer, refused) = world.run(by, |with| {
         if loaded {
             // SAFETY: the model runs no code.
-            unsafe { vcpus.leave(&with.context, 0) }
+            unsafe { vcpus.leave(&with.guest, 0) }
         } else {
             // SAFETY: as above.
-            unsafe { vcpus.load(&with.context, 0, pgd) }
+            unsafe { vcpus.load(&with.guest, 0, pgd) }
         }
     });
     assert_eq!(answer.is_err(), refused, "{answer:?}: {:#?}", world.story);
     if loaded && refused {
         // Xen may have taken one of the roots: a vCPU on its way out counts as one that runs.
         // SAFETY: as above.
-        world.quietly(|with| unsafe { vcpus.leave(&with.context, 0) }).expect("left");
+        world.quietly(|with| unsafe { vcpus.leave(&with.guest, 0) }).expect("left");
     }
 }

@@ -1,20 +1,19 @@
 //! What exists in a random life, and what it should be.
-#![expect(unsafe_code, reason = "loads roots; the guest is a model")]
+#![expect(unsafe_code, reason = "loads roots; the test is a model")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hypercall::{Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, GuestVa, Level};
 use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
-use p2m::P2m;
+use p2m::{Guest, P2m};
 use pvmmu::{
-    Context, Counted, FrameSource, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools,
-    Vcpus,
+    Counted, FrameSource, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools, Vcpus,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
 use crate::common::tables::{check_counts, check_marks, pooled};
-use crate::common::{Guest, Pool, context, tools};
+use crate::common::{Pool, TestGuest, guest, tools};
 
 /// Whose frame a page maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +43,7 @@ impl Page {
     }
 }
 
-/// The flags that a guest sets and reads back as they were: Xen makes registers of devices
+/// The flags that a test sets and reads back as they were: Xen makes registers of devices
 /// uncacheable.
 pub(crate) fn visible(flags: PteFlags) -> PteFlags {
     let all = PteFlags::PRESENT | PteFlags::WRITABLE | PteFlags::NO_EXECUTE | PteFlags::AVAILABLE;
@@ -90,8 +89,8 @@ pub(crate) struct Noting {
 }
 
 impl Noting {
-    pub(crate) fn new(guest: &Guest) -> Self {
-        let (pool, ram_end) = (guest.pool(), guest.model.ram_end());
+    pub(crate) fn new(test: &TestGuest) -> Self {
+        let (pool, ram_end) = (test.pool(), test.model.ram_end());
         Self { pool, aside: Vec::new(), foreign: Vec::new(), ram_end }
     }
 
@@ -150,7 +149,7 @@ impl Hindrance {
 }
 
 pub(crate) struct World<'w, 'b, 't, 's> {
-    pub(crate) guest: &'w Guest,
+    pub(crate) test: &'w TestGuest,
     pub p2m: &'w P2m<'w>,
     pub(crate) batch: &'w mut Batch<'b>,
     pub(crate) tables: TablePool<'t>,
@@ -177,10 +176,10 @@ impl World<'_, '_, '_, '_> {
         operation: impl FnOnce(&mut Work<'_, '_, '_, '_, '_, '_>) -> T,
     ) -> (T, bool) {
         self.frames.keep(by.frames);
-        let machine = FailNth::new(&self.guest.model, by.refusal);
-        let context = context(self.guest, &machine, self.p2m);
+        let machine = FailNth::new(&self.test.model, by.refusal);
+        let guest = guest(self.test, &machine, self.p2m);
         let mut frames = Counted { source: &mut self.frames, shares: &mut self.shares };
-        let mut with = tools(&context, self.batch, &mut self.tables, &mut frames);
+        let mut with = tools(&guest, self.batch, &mut self.tables, &mut frames);
         with.presence = by.presence;
         let result = operation(&mut with);
         self.frames.keep(usize::MAX);
@@ -195,11 +194,11 @@ impl World<'_, '_, '_, '_> {
         self.run(Hindrance::none(), operation).0
     }
 
-    /// What the tables of `space` say of a page, read as the guest reads it.
+    /// What the tables of `space` say of a page, read as the test reads it.
     pub(crate) fn read(&self, space: &Space, page: u64) -> Option<Pte> {
-        let context = context(self.guest, &self.guest.model, self.p2m);
+        let guest = guest(self.test, &self.test.model, self.p2m);
         let va = GuestVa::new(page << 12).expect("user half");
-        let leaf = pvmmu::walk(&context, space.pgd.root(), va).expect("readable").leaf();
+        let leaf = p2m::walk(&guest, space.pgd.root(), va).expect("readable").leaf();
         leaf.map(|(_, pte)| pte).filter(|pte| pte.is_present())
     }
 
@@ -212,7 +211,7 @@ impl World<'_, '_, '_, '_> {
     ) {
         for page in pages {
             if let Some(pte) = self.read(space, page) {
-                let whose = if self.p2m.pfn(&self.guest.model, pte.mfn()).is_ok() {
+                let whose = if self.p2m.pfn(&self.test.model, pte.mfn()).is_ok() {
                     Whose::Own
                 } else {
                     Whose::Foreign
@@ -235,8 +234,8 @@ impl World<'_, '_, '_, '_> {
         for space in &self.spaces {
             let root = space.pgd.root();
             if let Life::Pinned(_) = space.pgd {
-                check_marks(self.guest, root);
-                out += pooled(self.guest, root);
+                check_marks(self.test, root);
+                out += pooled(self.test, root);
             }
             let read = Reading::of(self, root);
             let expected: BTreeMap<_, _> =
@@ -258,28 +257,28 @@ impl World<'_, '_, '_, '_> {
         }
         check_counts(&self.tables, out);
         for (mfn, (count, is_own)) in owners {
-            let pfn = self.p2m.pfn(&self.guest.model, mfn).expect("the guest's");
+            let pfn = self.p2m.pfn(&self.test.model, mfn).expect("the test's");
             assert!(count == 1 || !is_own, "mfn {mfn} has two owners: {:#?}", self.story);
             let counted = if is_own { 0 } else { count };
             assert_eq!(self.shares.count(pfn), counted, "pfn {pfn}: {:#?}", self.story);
         }
-        self.guest.model.audit().unwrap_or_else(|error| panic!("{error}: {:#?}", self.story));
+        self.test.model.audit().unwrap_or_else(|error| panic!("{error}: {:#?}", self.story));
     }
 
     /// Takes everything apart.
     pub(crate) fn end(&mut self) {
         let vcpus = self.vcpus;
         // SAFETY: the model runs no code.
-        self.quietly(|with| unsafe { vcpus.leave(&with.context, 0) }).expect("left");
+        self.quietly(|with| unsafe { vcpus.leave(&with.guest, 0) }).expect("left");
         while let Some(space) = self.spaces.pop() {
             self.quietly(|with| match space.pgd {
-                Life::Loose(pgd) => pgd.destroy(&with.context, with.frames).expect("destroyed"),
+                Life::Loose(pgd) => pgd.destroy(&with.guest, with.frames).expect("destroyed"),
                 Life::Pinned(pgd) => pgd.destroy(with).expect("destroyed"),
             });
         }
         for level in [Level::L1, Level::L2, Level::L3] {
             self.quietly(|with| {
-                with.tables.drain(&with.context, (level, 99), with.frames).expect("drained");
+                with.tables.drain(&with.guest, (level, 99), with.frames).expect("drained");
             });
         }
     }
@@ -287,14 +286,14 @@ impl World<'_, '_, '_, '_> {
 
 /// What a tree maps.
 struct Reading<'a> {
-    context: Context<'a, Model>,
+    guest: Guest<'a, Model>,
     pages: BTreeMap<u64, (Mfn, PteFlags)>,
 }
 
 impl<'a> Reading<'a> {
     fn of(world: &'a World<'_, '_, '_, '_>, root: Pfn) -> Self {
-        let context = context(world.guest, &world.guest.model, world.p2m);
-        let mut reading = Self { context, pages: BTreeMap::new() };
+        let guest = guest(world.test, &world.test.model, world.p2m);
+        let mut reading = Self { guest, pages: BTreeMap::new() };
         reading.below(Level::L4, root, 0);
         reading
     }
@@ -303,14 +302,14 @@ impl<'a> Reading<'a> {
         let mut entries = [Pte::ABSENT; ENTRIES as usize];
         let own = if level == Level::L4 { 256 } else { 512 };
         let first = PageTableIndex::new(0);
-        let machine = self.context.machine();
+        let machine = self.guest.machine();
         machine.read_entries(table, first, &mut entries[..own]).expect("readable");
         for (index, pte) in (0u64..).zip(&entries[..own]) {
             let base = base + (index << level.shift());
             match (pte.decode(level), level.below()) {
                 (Entry::Absent, _) => assert_eq!(pte.mfn(), Mfn::new(0), "{pte} names a frame"),
                 (Entry::Table(mfn), Some(below)) => {
-                    let pfn = self.context.p2m().pfn(machine, mfn).expect("a table of the guest's");
+                    let pfn = self.guest.p2m().pfn(machine, mfn).expect("a table of the test's");
                     self.below(below, pfn, base);
                 }
                 _ => {

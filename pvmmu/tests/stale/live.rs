@@ -83,8 +83,8 @@ in_every_way! {
         edit.set_table_flags((Level::L4, TABLE.start), flags)
     });
     tables_that_are_held_and_then_unmapped: |pgd, with| {
-        let Tools { context, batch, .. } = &mut *with;
-        let held = pgd.hold_l1_tables(context, batch).map_err(|(failure, _)| failure.to_string());
+        let Tools { guest, batch, .. } = &mut *with;
+        let held = pgd.hold_l1_tables(guest, batch).map_err(|(failure, _)| failure.to_string());
         held.and_then(|_| pgd.unmap(with, SOME).map_err(|error| error.to_string()))
     };
 }

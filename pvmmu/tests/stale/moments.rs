@@ -56,7 +56,7 @@ fn a_page_that_is_changed_twice_in_a_section_keeps_the_second_change() {
             edit.unmap(last)
         });
         edited.map_err(|error| error.to_string())?;
-        let left = pgd.translate(&with.context, last.start).map_err(|error| error.to_string())?;
+        let left = pgd.translate(&with.guest, last.start).map_err(|error| error.to_string())?;
         assert!(left.is_none(), "{left:?}");
         Ok(())
     });

@@ -69,7 +69,7 @@ fn the_last_one_to_have_a_page_writes_to_it_on_every_vcpu() {
             second.use_pages();
             assert!(second.holds(va));
             make_own(pgd, with, va)?;
-            let page = pgd.translate(&with.context, va).map_err(told)?;
+            let page = pgd.translate(&with.guest, va).map_err(told)?;
             assert!(page.is_some_and(|page| matches!(page.frame, Mapped::Own(_))));
             assert!(!second.holds(va), "with what its TLB has it would fault for nothing");
             assert!(second.writes(va));

@@ -33,11 +33,11 @@ const fn need(by: Primitive) -> Need {
 fn a_page_whose_flags_are_set_by_any_primitive() {
     for by in WAYS {
         never_stale(Setup::PLAIN, &|pgd, with| {
-            let context = with.context;
-            run_on(&context, pgd);
+            let guest = with.guest;
+            run_on(&guest, pgd);
             let read_only = (MAPPED.start, READ_ONLY);
             // SAFETY: it runs here.
-            unsafe { pgd.set_flags_here(&context, read_only, need(by), Some(by)) }
+            unsafe { pgd.set_flags_here(&guest, read_only, need(by), Some(by)) }
                 .map(drop)
                 .map_err(|error| format!("{by:?}: {error}"))
         });
@@ -61,7 +61,7 @@ fn a_page_whose_new_flags_are_taken_back() {
             read_only_here(pgd, with);
             let writable = (MAPPED.start, PteFlags::USER_RW);
             // SAFETY: it runs here.
-            let set = unsafe { pgd.set_flags_here(&with.context, writable, need(by), Some(by)) };
+            let set = unsafe { pgd.set_flags_here(&with.guest, writable, need(by), Some(by)) };
             let _ = second.stale();
             second.use_pages();
             let stale = second.stale();
@@ -74,23 +74,23 @@ fn a_page_whose_new_flags_are_taken_back() {
 /// Lets both vCPUs run on the space, whose pages are read-only.
 fn read_only_here(pgd: &mut Pgd<Pinned>, with: &mut With<'_, '_, '_, '_, '_>) {
     pgd.protect(with, MAPPED, READ_ONLY).expect("protected");
-    run_on(&with.context, pgd);
+    run_on(&with.guest, pgd);
 }
 
 #[test]
 fn a_page_that_the_mapper_changes_or_unmaps() {
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(MAPPED.start.raw()));
     never_stale(Setup::PLAIN, &|pgd, with| {
-        let Tools { context, batch, .. } = with;
-        let mut mapper = LiveMapper::new(*context, pgd, batch);
+        let Tools { guest, batch, .. } = with;
+        let mut mapper = LiveMapper::new(*guest, pgd, batch);
         let flags = PageTableFlags::PRESENT | PageTableFlags::USER_ACCESSIBLE;
-        // SAFETY: no Rust object lives in the model's guest.
+        // SAFETY: no Rust object lives in the model's test.
         let changed = unsafe { mapper.update_flags(page, flags) };
         changed.map(|flush| flush.ignore()).map_err(|error| format!("{error:?}"))
     });
     never_stale(Setup::PLAIN, &|pgd, with| {
-        let Tools { context, batch, .. } = with;
-        let mut mapper = LiveMapper::new(*context, pgd, batch);
+        let Tools { guest, batch, .. } = with;
+        let mut mapper = LiveMapper::new(*guest, pgd, batch);
         let unmapped = mapper.unmap(page);
         unmapped.map(|(_, flush)| flush.ignore()).map_err(|error| format!("{error:?}"))
     });

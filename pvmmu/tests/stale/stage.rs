@@ -6,11 +6,12 @@ use hypercall::{
     PteFlags,
 };
 use hypercall::{Refusal, Refusals};
+use p2m::Guest;
 use pv_tests::meanwhile::Meanwhile;
-use pvmmu::{Context, Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
+use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
 use xen_model::{Mode, Model};
 
-use crate::common::{Guest, Pool, context, tools};
+use crate::common::{Pool, TestGuest, guest, tools};
 
 /// The machine that an operation runs on: refuses what it is told, and lets the second vCPU use its
 /// pages between any two requests.
@@ -35,7 +36,7 @@ pub(crate) const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WR
 const fn va(address: u64) -> GuestVa {
     match GuestVa::new(address) {
         Ok(va) => va,
-        Err(_) => panic!("a guest address"),
+        Err(_) => panic!("a test address"),
     }
 }
 
@@ -179,11 +180,11 @@ pub(crate) type Play<'p> =
 
 /// Sets the stage and lets `act` go on.
 pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
-    let mut counts = vec![0; guest.list.len()];
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 24];
@@ -206,10 +207,10 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
     let clean = PteFlags::USER_RW - PteFlags::DIRTY;
     pgd.map_pages(&mut with, MAPPED, clean).expect("mapped");
 
-    guest.model.enable_assist(Assist::WritablePageTables).expect("known");
-    let second = Second { model: &guest.model, vcpu: guest.second() };
-    second.vcpu.initialise(guest.model.guest().kernel_root().expect("it runs"), None).expect("new");
-    let on_second = context(&guest, &second.vcpu, &p2m);
+    test.model.enable_assist(Assist::WritablePageTables).expect("known");
+    let second = Second { model: &test.model, vcpu: test.second() };
+    second.vcpu.initialise(test.model.guest().kernel_root().expect("it runs"), None).expect("new");
+    let on_second = guest(&test, &second.vcpu, &p2m);
     run_on(&on_second, &pgd);
     match setup.uses {
         Uses::Around | Uses::Between => second.use_pages(),
@@ -218,30 +219,30 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
     assert_eq!(second.stale(), Vec::<String>::new(), "{setup:?}");
 
     let uses = || second.use_pages();
-    let refusing = FailEach::new(&guest.model, plan);
+    let refusing = FailEach::new(&test.model, plan);
     let machine = match setup.uses {
         Uses::Around => Meanwhile::new(refusing, &|| {}),
         Uses::Between => Meanwhile::new(refusing, &uses),
         Uses::AfterTraps => Meanwhile::after_traps(refusing, &uses),
     };
-    let around = context(&guest, &machine, &p2m);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
     with.presence = setup.presence;
     let outcome = act(&mut pgd, &mut with, &second);
     assert_eq!(outcome, Ok(()), "{setup:?}");
-    guest.model.audit().expect("every reference has its holder");
+    test.model.audit().expect("every reference has its holder");
     leave(&on_second);
 }
 
 /// Lets a vCPU run on an address space.
 #[expect(unsafe_code, reason = "the model runs no code")]
-pub(crate) fn run_on<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) {
-    // SAFETY: no Rust object lives in the model's guest.
-    unsafe { pgd.load(context) }.expect("loaded");
+pub(crate) fn run_on<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>) {
+    // SAFETY: no Rust object lives in the model's test.
+    unsafe { pgd.load(guest) }.expect("loaded");
 }
 
 #[expect(unsafe_code, reason = "the model runs no code")]
-fn leave<M: Machine>(context: &Context<'_, M>) {
+fn leave<M: Machine>(guest: &Guest<'_, M>) {
     // SAFETY: as above.
-    unsafe { load_root(context, context.kernel_root()) }.expect("the kernel's own");
+    unsafe { load_root(guest, guest.kernel_root()) }.expect("the kernel's own");
 }

@@ -5,11 +5,12 @@
 use hypercall::{
     Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
 };
-use pvmmu::{Context, Counted, Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
+use p2m::Guest;
+use pvmmu::{Counted, Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
 use xen_model::Model;
 
 use crate::common::tables::{check_counts, check_marks, pooled};
-use crate::common::{Guest, Pool, context, tools};
+use crate::common::{Pool, TestGuest, guest, tools};
 
 pub const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
@@ -53,12 +54,12 @@ pub fn refuse_each(operation: &impl Operation, room: Room) {
 
 /// A life around the operation; whether its request was reached.
 fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
-    let guest = Guest::new();
-    let p2m = guest.p2m();
-    let plain = context(&guest, &guest.model, &p2m);
-    let mut pool = guest.pool();
+    let test = TestGuest::new();
+    let p2m = test.p2m();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
     let free = pool.len();
-    let mut counts = vec![0; guest.list.len()];
+    let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 24];
@@ -72,14 +73,14 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     }
     let mut pgd = start(&plain, &mut frames, &mut batch);
 
-    let machine = FailNth::new(&guest.model, refusal);
-    let around = context(&guest, &machine, &p2m);
+    let machine = FailNth::new(&test.model, refusal);
+    let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
     let result = operation.run(&mut pgd, &mut with);
     assert_eq!(result.is_err(), machine.has_refused(), "{refusal:?}: {result:?}");
-    guest.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
-    check_marks(&guest, pgd.root());
-    check_counts(with.tables, pooled(&guest, pgd.root()));
+    test.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
+    check_marks(&test, pgd.root());
+    check_counts(with.tables, pooled(&test, pgd.root()));
 
     let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
     destroy(pgd, &mut with);
@@ -90,21 +91,21 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     check_counts(&tables, 0);
     assert_eq!(pool.len(), free, "{refusal:?}: {result:?}: frames were lost");
     assert!(counts.iter().all(|count| *count == 0), "{refusal:?}: {result:?}: shares were lost");
-    guest.check();
+    test.check();
     machine.has_refused()
 }
 
 /// Two roots, a full table and a sparse one.
 pub fn start(
-    context: &Context<'_, Model>,
+    guest: &Guest<'_, Model>,
     frames: &mut Frames<'_, '_>,
     batch: &mut Batch<'_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::with_user_root(context, frames).expect("two roots");
+    let mut pgd = Pgd::with_user_root(guest, frames).expect("two roots");
     for pages in [full(), sparse()] {
-        pgd.map_pages(context, (pages, PteFlags::USER_RW), frames).expect("mapped");
+        pgd.map_pages(guest, (pages, PteFlags::USER_RW), frames).expect("mapped");
     }
-    pgd.pin(context, batch).expect("pinned")
+    pgd.pin(guest, batch).expect("pinned")
 }
 
 pub fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
@@ -166,23 +167,23 @@ macro_rules! sweep_with {
                 pgd.map_pages(with, Pages { start: va(700, 1, 200), count: 600 }, PteFlags::USER_RW)
             };
             pinning_each_l1_table_by_itself: |pgd, with| {
-                let Tools { context, batch, .. } = with;
-                pgd.hold_l1_tables(context, batch).map(drop).map_err(|(failure, undo)| {
+                let Tools { guest, batch, .. } = with;
+                pgd.hold_l1_tables(guest, batch).map(drop).map_err(|(failure, undo)| {
                     assert_eq!(undo, Ok(()));
                     failure
                 })
             };
             holding_and_then_protecting_a_whole_table: |pgd, with| {
-                let Tools { context, batch, .. } = &mut *with;
-                let held = pgd.hold_l1_tables(context, batch);
+                let Tools { guest, batch, .. } = &mut *with;
+                let held = pgd.hold_l1_tables(guest, batch);
                 let held = held.map_err(|(failure, _)| failure.to_string());
                 held.and_then(|_| {
                     pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
                 })
             };
             holding_and_then_unmapping_whole_tables: |pgd, with| {
-                let Tools { context, batch, .. } = &mut *with;
-                let held = pgd.hold_l1_tables(context, batch);
+                let Tools { guest, batch, .. } = &mut *with;
+                let held = pgd.hold_l1_tables(guest, batch);
                 let held = held.map_err(|(failure, _)| failure.to_string());
                 held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
             };
