@@ -7,13 +7,13 @@ use std::error::Error;
 use std::time::Instant;
 
 use early_pgt::{
-    BootMemory, Build, BuildContext, BuilderList, MapPlace, Parent, Plan, Region, RegionKind, Step,
-    Use, UseKind, builder_uses, replace_tables,
+    BootMemory, Build, BuilderList, MapPlace, Parent, Plan, Region, RegionKind, Step, Use, UseKind,
+    builder_uses, replace_tables,
 };
 use hypercall::{
     BatchStorage, BootInfo, Counting, Frames, GuestVa, Mfn, PAGE_SHIFT, Pfn, Pte, PteFlags,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 use xen_model::{DomainConfig, Model, Role};
 
 const PAGES: u64 = 2 << 18;
@@ -74,11 +74,11 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let machine = Counting::new(&model);
     let root = Pfn::new((boot.root.raw() - virt_base) >> PAGE_SHIFT);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { BuildContext::new(&machine, &p2m, root) };
+    let guest = unsafe { Guest::new(&machine, &p2m, root) };
     let mut storage = Box::new(BatchStorage::<3000, 3>::new());
     // SAFETY: the frames exist only in the model, and this is the only claim.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    while let Some(mapped) = build.round(context, &mut storage.batch())? {
+    while let Some(mapped) = build.round(guest, &mut storage.batch())? {
         model.guest().set_direct_map(mapped.start, mapped.end);
     }
     let mut free: Vec<Frames> = Vec::new();
@@ -98,7 +98,7 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let (list, owner) = (BuilderList::Stays, |frames| free.push(frames));
     // SAFETY: as above; nothing is executed on the model.
     let replaced =
-        unsafe { replace_tables(context, (&memory, list), own, &mut storage.batch(), owner) }?;
+        unsafe { replace_tables(guest, (&memory, list), own, &mut storage.batch(), owner) }?;
     let hypercalls = machine.counts().hypercalls - hypercalls;
     let own = replaced.tables.count;
     println!(

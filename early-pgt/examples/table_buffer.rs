@@ -5,14 +5,13 @@
 use std::error::Error;
 
 use early_pgt::{
-    Access, BuildContext, Change, Direction, Marks, PastPgt, TableBuffer, Use, UseKind, mask_rw,
-    set_access,
+    Access, Change, Direction, Marks, PastPgt, TableBuffer, Use, UseKind, mask_rw, set_access,
 };
 use hypercall::{
     Batch, BatchStorage, BootInfo, FrameAccess, Frames, GuestVa, Level, MmuUpdate, PAGE_SHIFT, Pfn,
     Pte, PteFlags, Slot,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
@@ -34,10 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let p2m = unsafe { P2m::adopt(&list) }?;
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { BuildContext::new(&model, &p2m, root) };
+    let guest = unsafe { Guest::new(&model, &p2m, root) };
     let mut storage = BatchStorage::<16, 1>::new();
-    bracket(context, &mut storage.batch())?;
-    past(context, &mut storage.batch())?;
+    bracket(guest, &mut storage.batch())?;
+    past(guest, &mut storage.batch())?;
     model.audit()?;
     match model.take_violations().as_slice() {
         [] => Ok(()),
@@ -46,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The bracket: frames are taken and filled, and become tables when the round is finished.
-fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
+fn bracket(guest: Guest<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
     // SAFETY: the frames exist only in the model, and this is the only claim.
     let frames = unsafe { Frames::claim(BUFFER.start, BUFFER.count) };
     let mut buffer = TableBuffer::new(frames);
@@ -55,12 +54,12 @@ fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<()
     // Pfns 0x200 to 0x3ff once more, at an address that nothing maps.
     let mut entries = [Pte::ABSENT; 512];
     for (entry, pfn) in entries.iter_mut().zip(0x200..) {
-        *entry = Pte::new(context.p2m().mfn(Pfn::new(pfn))?, PteFlags::KERNEL_RO);
+        *entry = Pte::new(guest.p2m().mfn(Pfn::new(pfn))?, PteFlags::KERNEL_RO);
     }
     // SAFETY: the table is one of the round's frames, and not live.
-    unsafe { context.machine().write_entries(table, PageTableIndex::new(0), &entries) }?;
-    let slot = free_l2_slot(context)?;
-    let link = Pte::new(context.p2m().mfn(table)?, PteFlags::TABLE);
+    unsafe { guest.machine().write_entries(table, PageTableIndex::new(0), &entries) }?;
+    let slot = free_l2_slot(guest)?;
+    let link = Pte::new(guest.p2m().mfn(table)?, PteFlags::TABLE);
     let links = |direction| {
         let change: Change = Ok(match direction {
             Direction::Forth => (MmuUpdate::set(slot, link), Pte::ABSENT),
@@ -69,24 +68,24 @@ fn bracket(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<()
         [change].into_iter()
     };
     // SAFETY: the frame is filled, and the slot is nobody's.
-    let tables = unsafe { round.finish(context, links, batch) }?;
+    let tables = unsafe { round.finish(guest, links, batch) }?;
     let (_, unused) = buffer.into_parts().map_err(|(_, error)| error)?;
     println!("bracket: {} table, {} frames handed on, writable", tables.count, unused.count());
     Ok(())
 }
 
 /// The first empty slot behind those of the boot mapping, in the L2 table that leads to its end.
-fn free_l2_slot(context: BuildContext<'_, Model>) -> Result<Slot, Box<dyn Error>> {
+fn free_l2_slot(guest: Guest<'_, Model>) -> Result<Slot, Box<dyn Error>> {
     let last = GuestVa::new(VIRT_BASE + ((PAGES - 1) << PAGE_SHIFT))?;
-    let mut table = context.root();
+    let mut table = guest.kernel_root();
     for level in [Level::L4, Level::L3] {
-        let pte = context.machine().read_entry(table, level.index_of(last))?;
-        table = context.p2m().pfn(context.machine(), pte.mfn())?;
+        let pte = guest.machine().read_entry(table, level.index_of(last))?;
+        table = guest.p2m().pfn(guest.machine(), pte.mfn())?;
     }
     let from = u16::from(Level::L2.index_of(last)) + 1;
     for index in (from..512).map(PageTableIndex::new) {
-        if !context.machine().read_entry(table, index)?.is_present() {
-            return Ok(Slot { table: context.p2m().mfn(table)?, index });
+        if !guest.machine().read_entry(table, index)?.is_present() {
+            return Ok(Slot { table: guest.p2m().mfn(table)?, index });
         }
     }
     Err("the L2 table is full".into())
@@ -94,7 +93,7 @@ fn free_l2_slot(context: BuildContext<'_, Model>) -> Result<Slot, Box<dyn Error>
 
 /// The face without a bracket: the port calls `entry` for each early entry that it makes, and
 /// changes what that says. It shows the whole buffer read-only, since any of it may become a table.
-fn past(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
+fn past(guest: Guest<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dyn Error>> {
     let start = Pfn::new(0x3100);
     let marks = |used: u64| Marks {
         start,
@@ -102,9 +101,9 @@ fn past(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), B
         top: Pfn::new(start.raw() + 4),
     };
     // SAFETY: frames of the model's guest, which nobody uses.
-    unsafe { set_access(context, (marks(0).all(), Access::ReadOnly), batch) }?;
+    unsafe { set_access(guest, (marks(0).all(), Access::ReadOnly), batch) }?;
     let buffer = [Use { pfns: marks(0).all(), kind: UseKind::TableBuffer }];
-    let entry = Pte::new(context.p2m().mfn(start)?, PteFlags::KERNEL_RW);
+    let entry = Pte::new(guest.p2m().mfn(start)?, PteFlags::KERNEL_RW);
     println!("an early entry for the buffer: {entry} becomes {}", mask_rw(entry, start, &buffer));
     let mut past = PastPgt::new();
     // A round that takes one frame, then a second; nobody has reserved the tables yet.
@@ -116,7 +115,7 @@ fn past(context: BuildContext<'_, Model>, batch: &mut Batch<'_>) -> Result<(), B
     let over = past.entry(Pfn::new(0x1000), marks(2), |pfn| pfn == start);
     let unused = over.ok_or("the end of the round went unnoticed")?;
     // SAFETY: these never became tables.
-    unsafe { set_access(context, (unused, Access::Writable), batch) }?;
+    unsafe { set_access(guest, (unused, Access::Writable), batch) }?;
     println!("the round is over: {} frames are writable again", unused.count);
     if unused == marks(2).unused() { Ok(()) } else { Err("the wrong frames".into()) }
 }

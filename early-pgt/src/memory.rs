@@ -346,7 +346,7 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 /// let booting = Booting::new(Role::DomU, 1 << 14); // as its builder leaves it
 /// let [tables, list, _] = builder_uses(&booting.boot, booting.place)?;
 /// assert_eq!(list.map(|used| used.kind), Some(UseKind::List));
-/// assert_eq!(tables.map(|used| used.pfns.start), Some(booting.kernel_root()));
+/// assert_eq!(tables.map(|used| used.pfns.start), Some(booting.root));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {

@@ -1,5 +1,5 @@
 //! The direct map on the model: every page, every protection, every cost.
-#![expect(unsafe_code, reason = "claims frames of a booting that exists only in the model")]
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use early_pgt::{Build, Plan};
 use hypercall::{BatchStorage, Counting, FrameAccess as _, Pfn};
@@ -10,7 +10,7 @@ use xen_model::{DomainConfig, Role};
 type Storage = BatchStorage<6000, 1>;
 
 /// Builds the whole map and gives the number of free frames, and of hypercalls.
-fn build(booting: &Guest) -> (u64, u64) {
+fn build(booting: &Booting) -> (u64, u64) {
     let (memory, p2m) = (booting.memory(), booting.p2m());
     let machine = Counting::new(&booting.model);
     let plan = Plan::new(&memory).expect("a plan");

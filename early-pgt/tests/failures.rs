@@ -8,35 +8,35 @@ use hypercall::{
     BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Module, Pfn, Refusal,
 };
 use p2m::Pfns;
-use pv_tests::booting::{DIRECT_MAP, Guest};
+use pv_tests::booting::{Booting, DIRECT_MAP};
 use xen_model::Role;
 
 /// Every entry that maps a page in the kernel's mapping, but for what the CPU sets.
-fn entries(guest: &Guest) -> Vec<u64> {
-    let va = |pfn| guest.place.kernel.raw() + pfn * 4096;
-    (0..guest.place.kernel_pages)
-        .map(|pfn| guest.model.guest().l1_slot(va(pfn)).map_or(0, |(_, pte)| pte.raw() & !0x60))
+fn entries(booting: &Booting) -> Vec<u64> {
+    let va = |pfn| booting.place.kernel.raw() + pfn * 4096;
+    (0..booting.place.kernel_pages)
+        .map(|pfn| booting.model.guest().l1_slot(va(pfn)).map_or(0, |(_, pte)| pte.raw() & !0x60))
         .collect()
 }
 
 #[test]
 fn each_update_of_a_round_can_be_refused_and_the_round_done_again() {
-    let guest = Guest::new(Role::DomU, 0x1_0000);
-    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let booting = Booting::new(Role::DomU, 0x1_0000);
+    let (memory, p2m) = (booting.memory(), booting.p2m());
     let plan = Plan::new(&memory).expect("a plan");
-    let before = entries(&guest);
+    let before = entries(&booting);
     // Room for some of a round's updates only, so that it takes several requests.
     let mut storage = BatchStorage::<50, 1>::new();
     let mut refused = 0;
     for request in 0.. {
         for done in [0, 1, 49] {
-            let machine = FailNth::new(&guest.model, refusal_of(request, done));
+            let machine = FailNth::new(&booting.model, refusal_of(request, done));
             // SAFETY: the frames exist only in the model, and the build before gave up.
             let mut build = unsafe { Build::begin(&memory, plan) };
-            let round = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+            let round = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
             let Err(error) = round else {
                 assert!(refused > 6, "{refused} requests were refused");
-                guest.check();
+                booting.check();
                 return;
             };
             refused += 1;
@@ -46,10 +46,10 @@ fn each_update_of_a_round_can_be_refused_and_the_round_done_again() {
                 "{error}"
             );
             assert!(error.to_string().contains("ENOMEM"), "{error}");
-            assert!(entries(&guest) == before, "after request {request} with {done} done");
-            let slot = guest.model.read_entry(guest.root, memory_slot()).expect("the root");
+            assert!(entries(&booting) == before, "after request {request} with {done} done");
+            let slot = booting.model.read_entry(booting.root, memory_slot()).expect("the root");
             assert!(!slot.is_present(), "nothing is linked");
-            guest.check();
+            booting.check();
         }
     }
 }
@@ -64,20 +64,20 @@ fn memory_slot() -> x86_64::structures::paging::PageTableIndex {
 
 #[test]
 fn a_second_round_that_is_refused_leaves_the_first() {
-    let guest = Guest::new(Role::DomU, 0x8_0000);
-    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let booting = Booting::new(Role::DomU, 0x8_0000);
+    let (memory, p2m) = (booting.memory(), booting.p2m());
     let plan = Plan::new(&memory).expect("a plan");
     assert_eq!(plan.rounds().len(), 2);
     let mut storage = Box::new(BatchStorage::<2000, 1>::new());
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let context = guest.context(&guest.model, &p2m);
-    let first = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
-    guest.model.guest().set_direct_map(first.start, first.end);
-    let machine = FailNth::new(&guest.model, refusal_of(0, 700));
-    let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+    let guest = booting.guest(&booting.model, &p2m);
+    let first = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
+    booting.model.guest().set_direct_map(first.start, first.end);
+    let machine = FailNth::new(&booting.model, refusal_of(0, 700));
+    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
-    guest.check();
+    booting.check();
     // A guest that gives up here has what the first round mapped.
     let mut free = 0;
     let doubtful = build.finish(|frames| {
@@ -85,26 +85,26 @@ fn a_second_round_that_is_refused_leaves_the_first() {
         assert!(frames.start().raw() + frames.count() <= first.end);
     });
     assert_eq!(doubtful, None, "the round was undone");
-    let used: u64 = guest.uses.iter().map(|used| used.pfns.count).sum();
+    let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
     assert_eq!(free + used + plan.rounds()[0].tables, first.end);
 }
 
 #[test]
 fn a_round_whose_undo_is_refused_gives_its_frames_to_nobody() {
-    let guest = Guest::new(Role::DomU, 0x1_0000);
-    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let booting = Booting::new(Role::DomU, 0x1_0000);
+    let (memory, p2m) = (booting.memory(), booting.p2m());
     let plan = Plan::new(&memory).expect("a plan");
     let round = plan.rounds()[0].used();
     // Two frames have become read-only, and stay so.
-    let undo = FailNth::new(&guest.model, refusal_of(1, 0));
+    let undo = FailNth::new(&booting.model, refusal_of(1, 0));
     let machine = FailNth::new(&undo, refusal_of(0, 2));
     let mut storage = BatchStorage::<500, 1>::new();
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
     let error = refused.expect_err("refused twice");
     assert!(matches!(error.undo, Err(EarlyError::Protect { .. })), "{error}");
-    let again = build.round(guest.context(&guest.model, &p2m), &mut storage.batch());
+    let again = build.round(booting.guest(&booting.model, &p2m), &mut storage.batch());
     let shut = EarlyError::RoundUnfinished { buffer: round };
     assert_eq!(again.map_err(|error| error.failure), Err(shut));
     let given = |pfn: Pfn| round.start <= pfn && pfn.raw() < round.end();
@@ -114,31 +114,31 @@ fn a_round_whose_undo_is_refused_gives_its_frames_to_nobody() {
     });
     let doubtful = doubtful.expect("the round's frames");
     assert_eq!((doubtful.start(), doubtful.count()), (round.start, round.count));
-    guest.check();
+    booting.check();
 }
 
 #[test]
 fn a_batch_without_room_for_the_flush_of_an_undo_is_refused_before_anything_is_changed() {
-    let guest = Guest::new(Role::DomU, 0x2000);
-    let (memory, p2m) = (guest.memory(), guest.p2m());
+    let booting = Booting::new(Role::DomU, 0x2000);
+    let (memory, p2m) = (booting.memory(), booting.p2m());
     let plan = Plan::new(&memory).expect("a plan");
-    let before = entries(&guest);
+    let before = entries(&booting);
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let context = guest.context(&guest.model, &p2m);
+    let guest = booting.guest(&booting.model, &p2m);
     let mut storage = BatchStorage::<500, 0>::new();
-    let refused = build.round(context, &mut storage.batch());
+    let refused = build.round(guest, &mut storage.batch());
     assert_eq!(refused, Err(EarlyError::NoStorage.into()));
-    assert!(entries(&guest) == before);
+    assert!(entries(&booting) == before);
     let mut storage = BatchStorage::<500, 1>::new();
-    assert!(build.round(context, &mut storage.batch()).is_ok(), "it can be tried again");
-    guest.check();
+    assert!(build.round(guest, &mut storage.batch()).is_ok(), "it can be tried again");
+    booting.check();
 }
 
 /// A good guest's memory, changed into what cannot be.
 fn refusal(change: impl Fn(&mut Vec<Region>, &mut Vec<Use>, &mut MapPlace)) -> EarlyError {
-    let guest = Guest::new(Role::DomU, 0x2000);
-    let (mut regions, mut uses, mut place) = (guest.regions, guest.uses, guest.place);
+    let booting = Booting::new(Role::DomU, 0x2000);
+    let (mut regions, mut uses, mut place) = (booting.regions, booting.uses, booting.place);
     change(&mut regions, &mut uses, &mut place);
     let planned = BootMemory::new(&regions, &uses, place).and_then(|memory| Plan::new(&memory));
     planned.expect_err("must be refused")
@@ -204,13 +204,13 @@ fn a_place_that_cannot_be_is_refused() {
 
 #[test]
 fn a_kernel_may_be_mapped_up_to_the_last_page_of_its_slot_and_no_further() {
-    let guest = Guest::new(Role::DomU, 0x2000);
+    let booting = Booting::new(Role::DomU, 0x2000);
     let slot = GuestVa::new(0xffff_ff00_0000_0000).expect("the guest's");
     let slot_pages = 1 << 27;
     let regions = [ram(0, slot_pages + 1)];
     let of = |kernel_pages| {
-        let place = MapPlace { kernel: slot, kernel_pages, ..guest.place };
-        BootMemory::new(&regions, &guest.uses, place).map(drop)
+        let place = MapPlace { kernel: slot, kernel_pages, ..booting.place };
+        BootMemory::new(&regions, &booting.uses, place).map(drop)
     };
     assert_eq!(of(slot_pages), Ok(()));
     let pages = slot_pages + 1;
@@ -219,13 +219,13 @@ fn a_kernel_may_be_mapped_up_to_the_last_page_of_its_slot_and_no_further() {
 
 #[test]
 fn a_module_takes_all_the_pages_that_it_lies_in() {
-    let guest = Guest::new(Role::DomU, 0x2000);
-    let start = guest.place.kernel.checked_add_pages(7).expect("the guest's");
+    let booting = Booting::new(Role::DomU, 0x2000);
+    let start = booting.place.kernel.checked_add_pages(7).expect("the guest's");
     for (len_bytes, count) in [(1, 1), (4096, 1), (4097, 2), (10 << 12, 10)] {
         let mapped = Module::Mapped { start, len_bytes };
         let unmapped = Module::Unmapped { start: Pfn::new(7), len_bytes };
         for module in [mapped, unmapped] {
-            let uses = builder_uses(&BootInfo { module, ..guest.boot }, guest.place);
+            let uses = builder_uses(&BootInfo { module, ..booting.boot }, booting.place);
             let module = Use { pfns: Pfns::new(Pfn::new(7), count), kind: UseKind::Module };
             assert_eq!(uses.map(|[.., last]| last), Ok(Some(module)), "{len_bytes} bytes");
         }
@@ -234,37 +234,37 @@ fn a_module_takes_all_the_pages_that_it_lies_in() {
 
 #[test]
 fn start_info_that_cannot_be_is_refused_before_anything_is_changed() {
-    let guest = Guest::new(Role::DomU, 0x2000);
-    let good = guest.model.guest().start_info().expect("built");
+    let booting = Booting::new(Role::DomU, 0x2000);
+    let good = booting.model.guest().start_info().expect("built");
     let mut bad = good.clone();
     bad.magic[0] = b'y';
     assert!(BootInfo::parse(&bad).is_err());
     let mut bad = good.clone();
     bad.nr_pages = 0;
     assert!(BootInfo::parse(&bad).is_err());
-    let boot = BootInfo { root: GuestVa::new(DIRECT_MAP).expect("the guest's"), ..guest.boot };
-    let refused = builder_uses(&boot, guest.place);
+    let boot = BootInfo { root: GuestVa::new(DIRECT_MAP).expect("the guest's"), ..booting.boot };
+    let refused = builder_uses(&boot, booting.place);
     assert_eq!(refused, Err(EarlyError::NotInKernelMapping(boot.root)));
-    guest.check();
+    booting.check();
 }
 
 #[test]
 fn a_root_slot_in_use_is_refused() {
-    let mut guest = Guest::new(Role::DomU, 0x2000);
+    let mut booting = Booting::new(Role::DomU, 0x2000);
     // The slot below Xen's range and the kernel's own are taken; this one is made to look so.
-    guest.place.direct_map = GuestVa::new(DIRECT_MAP).expect("the guest's");
-    let (memory, p2m) = (guest.memory(), guest.p2m());
+    booting.place.direct_map = GuestVa::new(DIRECT_MAP).expect("the guest's");
+    let (memory, p2m) = (booting.memory(), booting.p2m());
     let plan = Plan::new(&memory).expect("a plan");
     let mut storage = BatchStorage::<200, 1>::new();
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let context = guest.context(&guest.model, &p2m);
-    let mapped = build.round(context, &mut storage.batch()).expect("a round");
+    let guest = booting.guest(&booting.model, &p2m);
+    let mapped = build.round(guest, &mut storage.batch()).expect("a round");
     assert!(mapped.is_some());
     // SAFETY: nothing is done with what this claims a second time.
     let mut again = unsafe { Build::begin(&memory, plan) };
-    let refused = again.round(context, &mut storage.batch()).map_err(|error| error.failure);
+    let refused = again.round(guest, &mut storage.batch()).map_err(|error| error.failure);
     let Err(EarlyError::RootSlotInUse { va, pte }) = refused else { panic!("{refused:?}") };
-    assert_eq!((va, pte.is_present()), (guest.place.direct_map, true));
-    guest.check();
+    assert_eq!((va, pte.is_present()), (booting.place.direct_map, true));
+    booting.check();
 }

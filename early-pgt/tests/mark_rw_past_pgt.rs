@@ -1,7 +1,7 @@
 //! The crash of 2011 and its repair, on the model: a kernel of Linux's shape maps memory L1 by L1
 //! with tables from a buffer that its mapping walks over, in two rounds, one below and one above
 //! 4 GiB.
-#![expect(unsafe_code, reason = "claims frames of a booting that exists only in the model")]
+#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ enum Kernel {
 
 /// A kernel with page-table code that knows nothing of Xen but what `hooks` tell it.
 struct Linux<'g> {
-    booting: &'g Guest,
+    booting: &'g Booting,
     p2m: P2m<'g>,
     kernel: Kernel,
     past: PastPgt,
@@ -64,8 +64,8 @@ impl Linux<'_> {
                 let buffer = Use { pfns: read_only, kind: UseKind::TableBuffer };
                 let at = PageTableIndex::new_truncate((pfn.raw() % CHUNK) as u16);
                 let pte = mask_rw(pte, pfn, &[buffer]);
-                // SAFETY: frames of the model's booting.
-                unsafe { self.guest.model.write_entry(table, at, pte) }.expect("loose");
+                // SAFETY: frames of the model's guest.
+                unsafe { self.booting.model.write_entry(table, at, pte) }.expect("loose");
             }
             self.pin(table)?;
             self.tables.borrow_mut().insert(chunk * CHUNK, table);
@@ -89,33 +89,33 @@ impl Linux<'_> {
             let first = pfn.raw() / CHUNK * CHUNK;
             let Some(table) = self.tables.borrow().get(&first).copied() else { continue };
             let index = PageTableIndex::new_truncate((pfn.raw() % CHUNK) as u16);
-            let old = self.guest.model.read_entry(table, index).expect("mapped");
+            let old = self.booting.model.read_entry(table, index).expect("mapped");
             let slot = Slot { table: self.p2m.mfn(table).expect("RAM"), index };
             batch.update(MmuUpdate::set(slot, old.writable()), old.raw()).expect("room");
         }
-        // SAFETY: frames of the model's booting.
-        unsafe { batch.submit(&self.guest.model) }.map_err(|error| error.to_string())?;
+        // SAFETY: frames of the model's guest.
+        unsafe { batch.submit(&self.booting.model) }.map_err(|error| error.to_string())?;
         self.repaired.push(unused);
         Ok(())
     }
 
     /// Makes a filled table read-only where the kernel sees it, and pins it.
     fn pin(&self, table: Pfn) -> Result<(), String> {
-        let guest = self.guest.guest(&self.guest.model, &self.p2m);
+        let guest = self.booting.guest(&self.booting.model, &self.p2m);
         let mut storage = BatchStorage::<1, 1>::new();
         let change = (Pfns::new(table, 1), Access::ReadOnly);
-        // SAFETY: frames of the model's booting.
+        // SAFETY: frames of the model's guest.
         unsafe { set_access(guest, change, &mut storage.batch()) }.map_err(|e| e.to_string())?;
         let pin = [MmuExtOp::pin(Level::L1, self.p2m.mfn(table).expect("RAM"))];
         let mut calls = [Call::new(Request::MmuExt(&pin, DomId::SELF))];
         // SAFETY: as above.
-        unsafe { self.guest.model.issue(&mut calls) }.expect("a hypercall");
+        unsafe { self.booting.model.issue(&mut calls) }.expect("a hypercall");
         calls[0].result().map_err(|error| error.to_string())
     }
 }
 
-/// A booting with memory above 4 GiB, and a kernel in it.
-fn boot(booting: &Guest, kernel: Kernel) -> Linux<'_> {
+/// A guest with memory above 4 GiB, and a kernel in it.
+fn boot(booting: &Booting, kernel: Kernel) -> Linux<'_> {
     Linux {
         booting,
         p2m: booting.p2m(),
@@ -127,7 +127,7 @@ fn boot(booting: &Guest, kernel: Kernel) -> Linux<'_> {
     }
 }
 
-fn guest() -> Guest {
+fn guest() -> Booting {
     let mut config = DomainConfig::new(Role::DomU, FOUR_GIB + 64 * CHUNK);
     config.virt_base = 0xffff_8800_0000_0000;
     config.boot_mapping = BootMapping::AllPages;

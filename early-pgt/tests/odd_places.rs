@@ -34,8 +34,8 @@ fn pfns(start: u64, count: u64) -> Pfns {
 }
 
 /// The first byte of page `pfn` of the kernel's mapping, and `offset` bytes more.
-fn byte(booting: &Guest, pfn: u64, offset: u64) -> GuestVa {
-    GuestVa::new(booting.place.kernel.raw() + (pfn << 12) + offset).expect("the booting's")
+fn byte(booting: &Booting, pfn: u64, offset: u64) -> GuestVa {
+    GuestVa::new(booting.place.kernel.raw() + (pfn << 12) + offset).expect("the guest's")
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
     let booting = Booting::new(Role::DomU, 1 << 14);
     let kept = |offset, len_bytes| {
         let module = Module::Mapped { start: byte(&booting, 0x300, offset), len_bytes };
-        let uses = builder_uses(&BootInfo { module, ..guest.boot }, booting.place);
+        let uses = builder_uses(&BootInfo { module, ..booting.boot }, booting.place);
         uses.map(|[.., module]| module.map(|module| module.pfns))
     };
     assert_eq!(kept(0x800, 0x1000), Ok(Some(pfns(0x300, 2))));
@@ -57,7 +57,7 @@ fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
 fn the_last_page_of_a_module_that_begins_within_one_is_never_free() {
     let mut booting = Booting::new(Role::DomU, 1 << 14);
     let module = Module::Mapped { start: byte(&booting, 0x300, 0x800), len_bytes: 0x1000 };
-    let boot = BootInfo { module, ..guest.boot };
+    let boot = BootInfo { module, ..booting.boot };
     let [.., module] = builder_uses(&boot, booting.place).expect("in the mapping");
     booting.uses.extend(module);
     for run in booting.build() {
@@ -75,8 +75,8 @@ fn a_list_that_begins_within_a_page_is_refused_by_its_address_or_keeps_its_last_
     let refused = BootInfo::parse(&StartInfo { mfn_list, ..info });
     assert_eq!(refused, Err(BootInfoError::Unaligned("mfn_list", mfn_list)));
     // A port that finds its list elsewhere.
-    let p2m_list = GuestVa::new(mfn_list).expect("the booting's");
-    let uses = builder_uses(&BootInfo { p2m_list, ..guest.boot }, booting.place);
+    let p2m_list = GuestVa::new(mfn_list).expect("the guest's");
+    let uses = builder_uses(&BootInfo { p2m_list, ..booting.boot }, booting.place);
     let [_, list, _] = uses.expect("in the mapping");
     assert_eq!(list.map(|list| list.pfns.count), Some(33), "the words reach into a 33rd page");
 }
@@ -88,21 +88,21 @@ fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() 
     let behind = byte(&booting, pages, 0);
     let refused = |boot: BootInfo| builder_uses(&boot, booting.place).map(drop);
     let module =
-        |start, len_bytes| BootInfo { module: Module::Mapped { start, len_bytes }, ..guest.boot };
+        |start, len_bytes| BootInfo { module: Module::Mapped { start, len_bytes }, ..booting.boot };
     assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), 0x10)), Ok(()));
     let outside = Err(EarlyError::NotInKernelMapping(behind));
     assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), 0x11)), outside);
     assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), u64::MAX)), outside);
-    let below = GuestVa::new(booting.place.kernel.raw() - 0x1000).expect("the booting's");
+    let below = GuestVa::new(booting.place.kernel.raw() - 0x1000).expect("the guest's");
     assert_eq!(refused(module(below, 0x2000)), Err(EarlyError::NotInKernelMapping(below)));
-    let boot = BootInfo { table_frames: 1 << 20, ..guest.boot };
+    let boot = BootInfo { table_frames: 1 << 20, ..booting.boot };
     assert_eq!(refused(boot), outside);
-    let boot = BootInfo { pages: u64::MAX, ..guest.boot };
+    let boot = BootInfo { pages: u64::MAX, ..booting.boot };
     assert_eq!(refused(boot), outside);
 }
 
 /// What is said of these two uses.
-fn overlap(booting: &Guest, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
+fn overlap(booting: &Booting, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
     BootMemory::new(&booting.regions, &[one, other], booting.place).map(drop)
 }
 

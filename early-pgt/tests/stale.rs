@@ -10,7 +10,7 @@ use hypercall::{
     Hypercalls, Machine, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Refusal,
 };
 use p2m::Pfns;
-use pv_tests::booting::{DIRECT_MAP, Guest};
+use pv_tests::booting::{Booting, DIRECT_MAP};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{DomainConfig, Mode, Role};
 
@@ -94,40 +94,40 @@ unsafe impl<M: Machine> FrameAccess for Busy<'_, M> {
 
 /// A guest with two vCPUs, of whose mapped pages all but six are in use, so that its direct map
 /// takes two rounds.
-fn guest() -> Guest {
+fn guest() -> Booting {
     let mut config = DomainConfig::new(Role::DomU, PAGES);
     config.vcpus = 2;
-    let mut guest = Guest::of(config);
-    let (memory, mapped) = (guest.memory(), guest.place.kernel_pages);
+    let mut booting = Booting::of(config);
+    let (memory, mapped) = (booting.memory(), booting.place.kernel_pages);
     let free: Vec<_> = memory.free().filter(|run| run.start.raw() < mapped).collect();
     let (last, others) = free.split_last().expect("some are free");
     let rest = Pfns::new(last.start, mapped - last.start.raw() - 6);
     let reserved = others.iter().copied().chain([rest]);
     let reserved = reserved.map(|pfns| Use { pfns, kind: UseKind::Reserved }).collect::<Vec<_>>();
-    guest.uses.extend(reserved);
-    guest
+    booting.uses.extend(reserved);
+    booting
 }
 
 /// Its second vCPU, on the same tables.
-fn second(guest: &Guest) -> xen_model::Guest<'_> {
-    let first = guest.model.guest();
-    let second = guest.model.vcpu(first.domain(), 1).expect("two vCPUs");
+fn second(booting: &Booting) -> xen_model::Guest<'_> {
+    let first = booting.model.guest();
+    let second = booting.model.vcpu(first.domain(), 1).expect("two vCPUs");
     second.initialise(first.kernel_root().expect("a root"), None).expect("not running yet");
     second
 }
 
 #[test]
 fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
-    let guest = guest();
-    let (memory, p2m, second) = (guest.memory(), guest.p2m(), second(&guest));
+    let booting = guest();
+    let (memory, p2m, second) = (booting.memory(), booting.p2m(), second(&booting));
     let plan = Plan::new(&memory).expect("a plan");
     let &[_, round] = plan.rounds() else { panic!("{plan:?}") };
     let mut storage = BatchStorage::<100, 1>::new();
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let context = guest.context(&guest.model, &p2m);
-    let reach = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
-    guest.model.guest().set_direct_map(reach.start, reach.end);
+    let guest = booting.guest(&booting.model, &p2m);
+    let reach = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
+    booting.model.guest().set_direct_map(reach.start, reach.end);
     let addresses = direct_map();
     let mapped = look(&second, &addresses);
     assert!(mapped > 0);
@@ -135,20 +135,20 @@ fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
     let done = usize::try_from(round.tables).expect("few") + 2;
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
     let machine = Busy {
-        machine: FailNth::new(&guest.model, refusal),
+        machine: FailNth::new(&booting.model, refusal),
         second: &second,
         addresses: &addresses,
         most: Cell::new(0),
     };
-    let refused = build.round(guest.context(&machine, &p2m), &mut storage.batch());
+    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
     assert!(machine.most.get() > mapped, "the second vCPU saw what was linked");
     assert_eq!(look(&second, &addresses), mapped, "and sees it no more");
-    assert_eq!(guest.model.take_violations(), Vec::<String>::new());
-    let reach = build.round(context, &mut storage.batch()).expect("again").expect("the other");
+    assert_eq!(booting.model.take_violations(), Vec::<String>::new());
+    let reach = build.round(guest, &mut storage.batch()).expect("again").expect("the other");
     assert_eq!(reach.end, PAGES);
     assert_eq!(look(&second, &addresses), addresses.len());
-    guest.check();
+    booting.check();
 }
 
 #[test]
@@ -156,33 +156,33 @@ fn what_was_mapped_in_a_builders_table_for_a_moment_is_in_no_tlb_when_the_round_
     let isa = Pfns::new(Pfn::new(0xa0), 5);
     let mut config = DomainConfig::new(Role::Dom0, PAGES);
     config.vcpus = 2;
-    let mut guest = Guest::of(config);
-    let image = guest.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
+    let mut booting = Booting::of(config);
+    let image = booting.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
     image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
     let region =
         |start: u64, end: u64, kind| Region { pfns: Pfns::new(Pfn::new(start), end - start), kind };
-    guest.regions = vec![
+    booting.regions = vec![
         region(0, isa.start.raw(), RegionKind::Ram),
         region(isa.start.raw(), isa.end(), RegionKind::Identity),
         region(isa.end(), PAGES, RegionKind::Ram),
     ];
-    let (p2m, second) = (guest.p2m(), second(&guest));
-    let va = |pfn: Pfn| guest.place.kernel.raw() + (pfn.raw() << 12);
+    let (p2m, second) = (booting.p2m(), second(&booting));
+    let va = |pfn: Pfn| booting.place.kernel.raw() + (pfn.raw() << 12);
     let mut storage = BatchStorage::<100, 1>::new();
     let mut batch = storage.batch();
     for pfn in isa.iter() {
-        let (slot, pte) = guest.model.guest().l1_slot(va(pfn)).expect("mapped");
+        let (slot, pte) = booting.model.guest().l1_slot(va(pfn)).expect("mapped");
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
         // SAFETY: only the model's memory is at stake.
         unsafe { p2m.depopulate(pfn) }.expect("memory");
     }
     batch.op(MmuExtOp::tlb_flush_all()).expect("room");
     // SAFETY: as above.
-    unsafe { batch.submit(&guest.model) }.expect("not refused");
+    unsafe { batch.submit(&booting.model) }.expect("not refused");
     // SAFETY: as above.
     unsafe { p2m.set_identity(isa) }.expect("absent");
 
-    let memory = guest.memory();
+    let memory = booting.memory();
     let plan = Plan::new(&memory).expect("a plan");
     let addresses: Vec<u64> = isa.iter().map(va).collect();
     assert_eq!(look(&second, &addresses), 0);
@@ -190,39 +190,39 @@ fn what_was_mapped_in_a_builders_table_for_a_moment_is_in_no_tlb_when_the_round_
     let done = usize::try_from(plan.tables()).expect("few") + 3;
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
     let machine = Busy {
-        machine: FailNth::new(&guest.model, refusal),
+        machine: FailNth::new(&booting.model, refusal),
         second: &second,
         addresses: &addresses,
         most: Cell::new(0),
     };
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let refused = build.round(guest.context(&machine, &p2m), &mut batch);
+    let refused = build.round(booting.guest(&machine, &p2m), &mut batch);
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
     assert_eq!(machine.most.get(), 3, "the second vCPU saw them");
     assert_eq!(look(&second, &addresses), 0, "and sees them no more");
-    guest.check();
+    booting.check();
 }
 
 #[test]
 fn frames_that_become_tables_are_written_by_no_stale_translation() {
-    let guest = guest();
-    let (memory, p2m, second) = (guest.memory(), guest.p2m(), second(&guest));
+    let booting = guest();
+    let (memory, p2m, second) = (booting.memory(), booting.p2m(), second(&booting));
     let plan = Plan::new(&memory).expect("a plan");
     let tables = plan.rounds()[0].used();
     let touch = |vcpu: &xen_model::Guest<'_>| {
-        let addresses = tables.iter().map(|pfn| guest.place.kernel.raw() + (pfn.raw() << 12));
+        let addresses = tables.iter().map(|pfn| booting.place.kernel.raw() + (pfn.raw() << 12));
         addresses.filter(|va| vcpu.store(*va, &[0], Mode::Kernel).is_ok()).count() as u64
     };
     assert_eq!(touch(&second), tables.count, "all are writable");
     let mut storage = BatchStorage::<100, 1>::new();
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let context = guest.context(&guest.model, &p2m);
-    let reach = build.round(context, &mut storage.batch()).expect("a round").expect("one of two");
+    let guest = booting.guest(&booting.model, &p2m);
+    let reach = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
     assert!(reach.end < PAGES);
     assert_eq!(touch(&second), 0);
-    guest.check();
+    booting.check();
 }
 
 #[test]
@@ -231,19 +231,19 @@ fn what_the_kernels_own_tables_forbid_is_in_no_tlb_when_they_are_loaded() {
     let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
     config.kernel_pages = 0x200;
     config.init_p2m = Some(LIST_VA);
-    let mut guest = Guest::of(config);
-    guest.uses.retain(|used| used.kind != UseKind::KernelData);
+    let mut booting = Booting::of(config);
+    booting.uses.retain(|used| used.kind != UseKind::KernelData);
     let used = |start, count, kind| Use { pfns: Pfns::new(Pfn::new(start), count), kind };
-    guest.uses.extend([
+    booting.uses.extend([
         used(0x101, 9, UseKind::KernelText),
         used(0x10a, 3, UseKind::KernelConstants),
         used(0x10d, 0xf3, UseKind::KernelData),
     ]);
-    let mut free = guest.build();
-    let (memory, p2m) = (guest.memory(), guest.p2m());
-    let kernel = guest.model.guest();
+    let mut free = booting.build();
+    let (memory, p2m) = (booting.memory(), booting.p2m());
+    let kernel = booting.model.guest();
     // Code and constants, at both of their addresses; a page of data; the list.
-    let places = [guest.place.kernel.raw(), DIRECT_MAP];
+    let places = [booting.place.kernel.raw(), DIRECT_MAP];
     let image = places.map(|start| (0x101..0x10e).map(move |pfn| start + (pfn << 12)));
     let image: Vec<u64> = image.into_iter().flatten().collect();
     let touch = || {
@@ -254,14 +254,14 @@ fn what_the_kernels_own_tables_forbid_is_in_no_tlb_when_they_are_loaded() {
     assert!(listed);
     let (own, rest) = free.pop().expect("memory").split(memory.own_tables()).expect("so many");
     free.push(rest);
-    let list = BuilderList::Moved(guest.boot.p2m_list);
-    let context = guest.context(&guest.model, &p2m);
+    let list = BuilderList::Moved(booting.boot.p2m_list);
+    let guest = booting.guest(&booting.model, &p2m);
     let mut storage = BatchStorage::<2000, 3>::new();
     // SAFETY: the frames exist only in the model, and nothing is executed.
     let replaced = unsafe {
-        replace_tables(context, (&memory, list), own, &mut storage.batch(), |run| free.push(run))
+        replace_tables(guest, (&memory, list), own, &mut storage.batch(), |run| free.push(run))
     };
     assert!(replaced.is_ok(), "{replaced:?}");
     assert_eq!(touch(), (2, false), "only the page of data is writable");
-    guest.check();
+    booting.check();
 }
