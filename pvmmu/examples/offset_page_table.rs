@@ -12,9 +12,9 @@
 mod common;
 
 use common::{Pool, TestGuest};
-use hypercall::BatchStorage;
+use hypercall::{BatchStorage, FrameSource as _};
+use pvmmu::Pgd;
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{FrameSource as _, Pgd};
 use x86_64::structures::paging::mapper::{MapToError, MapperAllSizes, Translate};
 use x86_64::structures::paging::{
     FrameAllocator, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size2MiB, Size4KiB,

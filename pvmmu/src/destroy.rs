@@ -12,7 +12,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::cost::{COSTS, Population, Way};
 use crate::edit::{Edit, Tools, empty_table};
 use crate::error::{MapError, UnpinError};
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::loose::empty;
 use crate::marks::held;
 use crate::pgd::{Holds, Pgd, Pinned};
@@ -100,7 +100,7 @@ impl Pgd<Pinned> {
     /// assert_eq!(tools.frames.source.count(), before + 8 + 4); // pages, and tables
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn destroy<M: Machine, F: FrameSource>(
+    pub fn destroy<M: Machine, F: SpaceFrames>(
         mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
     ) -> Result<(), DestroyError> {
@@ -153,7 +153,7 @@ enum End {
 
 /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
 /// that are to be kept in the pool.
-fn strip<M: Machine, F: FrameSource>(
+fn strip<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     (level, table, end): Node,
     base: u64,
@@ -225,7 +225,7 @@ const FEW: u16 = 96;
 
 /// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end
 /// it, and says which way that is.
-fn clear_l1<M: Machine, F: FrameSource>(
+fn clear_l1<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     table: Pfn,
     va: GuestVa,

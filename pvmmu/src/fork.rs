@@ -13,7 +13,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
 use crate::error::{MapError, PinError, PinFailure};
-use crate::frames::{CannotShare, FrameSource, Marked, Ours, SharedFrame, give_shared};
+use crate::frames::{CannotShare, Marked, Ours, SharedFrame, SpaceFrames, give_shared};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
 use crate::path::{Found, Path};
@@ -96,7 +96,7 @@ impl Pgd<Pinned> {
     /// assert!(matches!(page.frame, Mapped::Own(_)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn fork<M: Machine, F: FrameSource>(
+    pub fn fork<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
     ) -> Result<Self, ForkError> {
@@ -219,7 +219,7 @@ const fn join(parents: Pte) -> Pte {
 
 /// Copies a table into the child, and protects the parent's.
 #[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
-fn copy_table<M: Machine, F: FrameSource>(
+fn copy_table<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     (child, path): (&mut Pgd<Loose>, &mut Path),
     L1Table { pfn: table, va, unusual }: L1Table,
@@ -274,7 +274,7 @@ fn inherit<M: Machine>(
 fn share_all<M: Machine>(
     guest: &Guest<'_, M>,
     (parents, childs): (&Entries, &mut Entries),
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), MapError> {
     let mut shares = frames.shares(Ours);
     for (parents, childs) in parents.iter().zip(childs) {
@@ -325,7 +325,7 @@ fn inherit_dirty<M: Machine>(
 
 /// Puts the parent back to how it was before the child was made, and takes back the child's shares.
 /// What could not be put back of the parent the child shares still.
-fn put_back<M: Machine, F: FrameSource>(
+fn put_back<M: Machine, F: SpaceFrames>(
     parent: &mut Pgd<Pinned>,
     child: &Pgd<Loose>,
     tools: &mut Tools<'_, '_, '_, M, F>,
@@ -365,7 +365,7 @@ fn withdraw<M: Machine>(
     guest: &Guest<'_, M>,
     parents_root: Pfn,
     child: &Pgd<Loose>,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
     let mut path = Path::new(parents_root);
@@ -388,7 +388,7 @@ fn withdraw<M: Machine>(
 }
 
 /// Takes back what [`share_all`] has counted for the child's entry.
-fn take_back_share<M: Machine>(guest: &Guest<'_, M>, child: Pte, frames: &mut impl FrameSource) {
+fn take_back_share<M: Machine>(guest: &Guest<'_, M>, child: Pte, frames: &mut impl SpaceFrames) {
     match guest.pfn(child.mfn()) {
         Ok(pfn) if child.flags().contains(FORKED) => {
             if let Some(mut shares) = frames.shares(Ours) {

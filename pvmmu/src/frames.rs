@@ -1,34 +1,19 @@
 //! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
 
-use hypercall::{DomId, Frame, Mfn, Pfn, Uncertain};
+use hypercall::{DomId, Frame, FrameSource, Mfn, Pfn, Uncertain};
 
-/// Hands out frames, for pages as for tables, and takes them back. What is in them does not matter.
-pub trait FrameSource {
-    /// A frame for a page, if there is one.
-    fn take(&mut self) -> Option<Frame>;
-
-    /// A frame for a table, if there is one: it is in the direct mapping, mapped there writable. By
-    /// default any frame is taken to be; a guest whose direct mapping does not reach all its frames
-    /// must tell them apart.
+/// The frames of address spaces: where they come from, and what else a tree may map.
+pub trait SpaceFrames: FrameSource {
+    /// Hands out a frame for a table, if there is one: any frame, unless this says otherwise.
     fn take_table(&mut self) -> Option<Frame> {
         self.take()
     }
 
-    /// Takes a frame back. It holds what it last held.
-    fn give(&mut self, frame: Frame);
-
-    /// Takes frames that a refused undo has left in doubt. They may still be mapped somewhere, so
-    /// nobody may use them: put them in a [`Quarantine`](hypercall::Quarantine), which counts and
-    /// lists them. By default they are logged, and leak.
-    fn give_uncertain(&mut self, frames: Uncertain) {
-        log::error!("{frames}: Xen refused an undo, and nobody may use it any more");
-    }
-
-    /// Is told that a frame which is not the guest's own, or which P2M does not confirm, is no
-    /// longer mapped. Of one whose mapping was refused nobody is told.
+    /// Hears that a frame which is not the guest's own, or which P2M does not confirm, is no longer
+    /// mapped. It does not hear of a frame whose mapping was refused.
     fn give_foreign(&mut self, _: Mfn) {}
 
-    /// The domain that has `mfn`, which is mapped and not the guest's own. Xen lets the flags of
+    /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Xen lets the flags of
     /// its entry change, and takes the entry back when an operation is undone, in the name of that
     /// domain only. By default nobody knows, and neither is possible.
     fn domain_of(&self, _: Mfn) -> DomId {
@@ -55,7 +40,7 @@ pub(crate) use ours::Ours;
 /// lost, and the frame with it.
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
 #[inline(always)]
-pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
+pub(crate) fn give_shared(frames: &mut impl SpaceFrames, share: SharedFrame) {
     let pfn = share.0;
     let Some(mut shares) = frames.shares(Ours) else {
         return log::error!("nobody counts who shares pfn {pfn}: it is lost");
@@ -69,7 +54,7 @@ pub(crate) fn give_shared(frames: &mut impl FrameSource, share: SharedFrame) {
 
 /// The same for a share whose frame is in doubt: the last one gives it as an uncertain one.
 #[cold]
-pub(crate) fn give_uncertain_share(frames: &mut impl FrameSource, share: SharedFrame) {
+pub(crate) fn give_uncertain_share(frames: &mut impl SpaceFrames, share: SharedFrame) {
     let released = frames.shares(Ours).map(|mut shares| shares.release_in_doubt(share));
     match released {
         Some(Released::Frame(frame)) => frames.give_uncertain(frame.into()),
@@ -253,16 +238,18 @@ impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
         self.source.take()
     }
 
-    fn take_table(&mut self) -> Option<Frame> {
-        self.source.take_table()
-    }
-
     fn give(&mut self, frame: Frame) {
         self.source.give(frame);
     }
 
     fn give_uncertain(&mut self, frames: Uncertain) {
         self.source.give_uncertain(frames);
+    }
+}
+
+impl<F: SpaceFrames> SpaceFrames for Counted<'_, '_, F> {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.source.take_table()
     }
 
     fn give_foreign(&mut self, mfn: Mfn) {
@@ -297,10 +284,6 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
         self.frame.take()
     }
 
-    fn take_table(&mut self) -> Option<Frame> {
-        self.others.take_table()
-    }
-
     fn give(&mut self, frame: Frame) {
         if frame.pfn() == self.pfn {
             self.frame = Some(frame);
@@ -311,6 +294,12 @@ impl<F: FrameSource> FrameSource for OnePage<'_, F> {
 
     fn give_uncertain(&mut self, frames: Uncertain) {
         self.others.give_uncertain(frames);
+    }
+}
+
+impl<F: SpaceFrames> SpaceFrames for OnePage<'_, F> {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.others.take_table()
     }
 
     fn give_foreign(&mut self, mfn: Mfn) {
@@ -338,8 +327,8 @@ impl<'s> FrameStack<'s> {
     /// An empty stack for as many frames as `slots` has places. What is in them already is dropped.
     ///
     /// ```
-    /// use hypercall::{Frames, Pfn};
-    /// use pvmmu::{FrameSource, FrameStack};
+    /// use hypercall::{FrameSource, Frames, Pfn};
+    /// use pvmmu::FrameStack;
     ///
     /// let mut slots = [const { None }; 16];
     /// let mut stack = FrameStack::new(&mut slots);
@@ -376,8 +365,8 @@ impl<'s> FrameStack<'s> {
     /// Frames that were given back and found no place. They have leaked.
     ///
     /// ```
-    /// use hypercall::{Frame, Pfn};
-    /// use pvmmu::{FrameSource, FrameStack};
+    /// use hypercall::{Frame, FrameSource, Pfn};
+    /// use pvmmu::FrameStack;
     ///
     /// let mut slots = [const { None }; 1];
     /// let mut stack = FrameStack::new(&mut slots);
@@ -427,6 +416,8 @@ impl FrameSource for FrameStack<'_> {
         }
     }
 }
+
+impl SpaceFrames for FrameStack<'_> {}
 
 #[cfg(test)]
 #[expect(unsafe_code, reason = "the frames of these tests exist only as numbers")]

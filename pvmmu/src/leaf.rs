@@ -3,7 +3,7 @@
 
 use hypercall::{Frame, Machine, Pte, Uncertain};
 
-use crate::frames::{FrameSource, SharedFrame, give_shared, give_uncertain_share};
+use crate::frames::{SharedFrame, SpaceFrames, give_shared, give_uncertain_share};
 use crate::marks::{FOREIGN, SHARED};
 use p2m::Guest;
 
@@ -12,7 +12,7 @@ use p2m::Guest;
 /// else's: it is never handed out.
 #[expect(clippy::inline_always, reason = "a call is a third of what ending a shared page costs")]
 #[inline(always)]
-pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
+pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl SpaceFrames) {
     if !pte.flags().contains(FOREIGN)
         && let Ok(pfn) = guest.pfn(pte.mfn())
     {
@@ -30,7 +30,7 @@ pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut i
 /// The same for a leaf that no table holds any more, or should not hold, while a TLB may: it is
 /// handed to nobody.
 #[cold]
-pub(crate) fn lose<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl FrameSource) {
+pub(crate) fn lose<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl SpaceFrames) {
     match guest.pfn(pte.mfn()) {
         Ok(pfn) if !pte.flags().contains(FOREIGN) => {
             if pte.flags().contains(SHARED) {

@@ -17,7 +17,7 @@
 //!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
 //!   [`SMALLEST_BATCH`]: the least that it must hold.
-//! * [`FrameSource`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:
+//! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:
 //!   who shares them after a fork.
 //! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
 //! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
@@ -81,7 +81,7 @@ pub use error::{
 };
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
-pub use frames::{Counted, FrameSource, FrameStack, Shares};
+pub use frames::{Counted, FrameStack, Shares, SpaceFrames};
 pub use load::{Vcpus, load_root};
 pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;

@@ -6,7 +6,7 @@ use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
 use crate::destroy::DestroyError;
 use crate::edit::Tools;
 use crate::error::LoadError;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::ops::submit_ops;
 use crate::pgd::{Pgd, Pinned, Roots};
 use crate::running::Running;
@@ -146,7 +146,7 @@ impl<'a> Vcpus<'a> {
     /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn destroy<M: Machine, F: FrameSource>(
+    pub fn destroy<M: Machine, F: SpaceFrames>(
         self,
         pgd: Pgd<Pinned>,
         tools: &mut Tools<'_, '_, '_, M, F>,

@@ -24,7 +24,7 @@
 
 mod sources;
 
-use hypercall::{Batch, Frame, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags};
+use hypercall::{Batch, Frame, FrameSource, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, MappedFrame, Mapper, MapperFlush, MapperFlushAll, Translate,
     TranslateError, TranslateResult, UnmapError,
@@ -36,7 +36,7 @@ use x86_64::{PhysAddr, VirtAddr};
 
 use crate::edit::{TABLE_FLAGS, Tools};
 use crate::error::{MapError, MapFailed};
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::pool::TablePool;
@@ -132,7 +132,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// Runs an operation with tables and frames from `frames`, and keeps its error.
     fn with<F, T, O>(&mut self, frames: &mut F, operation: O) -> Result<T, MapError>
     where
-        F: FrameSource,
+        F: SpaceFrames,
         O: FnOnce(
             &mut Pgd<Pinned>,
             &mut Tools<'_, 'b, '_, M, Noting<'_, F>>,
@@ -276,6 +276,8 @@ impl<A: FrameAllocator<Size4KiB> + ?Sized> FrameSource for Allocator<'_, A> {
         log::warn!("{frame:?} was taken for a table that Xen refused: it is lost");
     }
 }
+
+impl<A: FrameAllocator<Size4KiB> + ?Sized> SpaceFrames for Allocator<'_, A> {}
 
 /// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
 /// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped

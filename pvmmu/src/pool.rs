@@ -8,12 +8,13 @@
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
 use hypercall::{
-    Batch, BatchStorage, Element, Frame, Level, Machine, MmuExtOp, MmuUpdate, Pte, Uncertain,
+    Batch, BatchStorage, Element, Frame, FrameSource as _, Level, Machine, MmuExtOp, MmuUpdate,
+    Pte, Uncertain,
 };
 
 use crate::access::Access;
 use crate::error::{PinFailure, UndoError};
-use crate::frames::{FrameSource, FrameStack};
+use crate::frames::{FrameStack, SpaceFrames};
 use crate::loose::clear;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
@@ -149,7 +150,7 @@ impl<'t> TablePool<'t> {
     }
 
     /// A table that was taken and not used after all.
-    pub(crate) fn untake(&mut self, level: Level, frame: Frame, frames: &mut impl FrameSource) {
+    pub(crate) fn untake(&mut self, level: Level, frame: Frame, frames: &mut impl SpaceFrames) {
         self.counts.taken -= 1;
         self.put(level, frame, frames);
     }
@@ -159,7 +160,7 @@ impl<'t> TablePool<'t> {
         self.counts.not_returned += count;
     }
 
-    fn put(&mut self, level: Level, frame: Frame, frames: &mut impl FrameSource) {
+    fn put(&mut self, level: Level, frame: Frame, frames: &mut impl SpaceFrames) {
         if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(frame)) {
             log::error!("no place for table {lost:?} in its pool: it is lost");
             self.lose(lost, frames);
@@ -167,7 +168,7 @@ impl<'t> TablePool<'t> {
     }
 
     /// A table that is no plain frame, and of the pool no more.
-    fn lose(&mut self, table: Frame, frames: &mut impl FrameSource) {
+    fn lose(&mut self, table: Frame, frames: &mut impl SpaceFrames) {
         self.counts.lost += 1;
         frames.give_uncertain(Uncertain::from(table));
     }
@@ -178,7 +179,7 @@ impl<'t> TablePool<'t> {
         &mut self,
         guest: &Guest<'_, M>,
         (held, frame): (Held, Frame),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) {
         let level = held.level();
         match held {
@@ -225,7 +226,7 @@ impl<'t> TablePool<'t> {
         &mut self,
         guest: &Guest<'_, M>,
         (level, count): (Level, usize),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
         batch: &mut Batch<'_>,
     ) -> Result<u64, PoolError> {
         let mut made = 0;
@@ -257,7 +258,7 @@ impl<'t> TablePool<'t> {
         &mut self,
         guest: &Guest<'_, M>,
         (level, count): (Level, usize),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
         batch: &mut Batch<'_>,
     ) -> Result<usize, PoolError> {
         batch.clear();
@@ -320,7 +321,7 @@ impl<'t> TablePool<'t> {
         &mut self,
         guest: &Guest<'_, M>,
         (level, count): (Level, usize),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<u64, PoolError> {
         let mut done = 0;
         while done < count as u64 {
@@ -346,7 +347,7 @@ impl<'t> TablePool<'t> {
 fn plan_fill<M: Machine>(
     guest: &Guest<'_, M>,
     (stack, count, pushed): (&mut FrameStack<'_>, usize, &mut usize),
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
     let mut direct_map = DirectMap::default();

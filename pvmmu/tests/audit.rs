@@ -6,12 +6,12 @@ mod common;
 
 use common::{TestGuest, build, destroy, guest, page, tools};
 use hypercall::{
-    BatchStorage, Call, DomId, FrameAccess as _, Hypercalls as _, Level, Mfn, Pfn, Pte, PteFlags,
-    Request, VaFlush, VaMapping,
+    BatchStorage, Call, DomId, FrameAccess as _, FrameSource as _, Hypercalls as _, Level, Mfn,
+    Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::{Guest, walk};
 use pvmmu::audit::{AuditError, Finding, Place, Tree, audit, audit_words, writable_mappings};
-use pvmmu::{FrameSource as _, Pages, Pgd, TablePool};
+use pvmmu::{Pages, Pgd, TablePool};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 

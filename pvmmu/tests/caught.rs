@@ -7,10 +7,10 @@ use std::cell::{Cell, RefCell};
 
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    BatchStorage, DomId, Errno, FailNth, Frame, GuestVa, Level, Mfn, PteFlags, Refusal,
+    BatchStorage, DomId, Errno, FailNth, Frame, FrameSource, GuestVa, Level, Mfn, PteFlags, Refusal,
 };
 use pv_tests::account::Account;
-use pvmmu::{Edit, FrameSource, MapError, Mapping, Pages, Pgd, Presence, RangeError, TablePool};
+use pvmmu::{Edit, MapError, Mapping, Pages, Pgd, Presence, RangeError, SpaceFrames, TablePool};
 use xen_model::Model;
 
 /// What operations get from outside of their section.
@@ -40,12 +40,14 @@ impl FrameSource for Scarce<'_> {
         if left == Some(0) { None } else { self.pool.take() }
     }
 
-    fn take_table(&mut self) -> Option<Frame> {
-        self.pool.take()
-    }
-
     fn give(&mut self, frame: Frame) {
         self.pool.give(frame);
+    }
+}
+
+impl SpaceFrames for Scarce<'_> {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.pool.take()
     }
 
     fn domain_of(&self, _: Mfn) -> DomId {

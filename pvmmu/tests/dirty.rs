@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    AccessError, Assist, BatchStorage, Call, Counting, Counts, Error, FrameAccess, GuestVa,
-    Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
+    AccessError, Assist, BatchStorage, Call, Counting, Counts, Error, FrameAccess,
+    FrameSource as _, GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
 };
 use p2m::walk;
-use pvmmu::{Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
 

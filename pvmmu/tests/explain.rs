@@ -8,11 +8,10 @@ mod common;
 use common::{TestGuest, build, destroy, guest, page};
 use hypercall::explain::Cause;
 use hypercall::{
-    BatchStorage, Call, Errno, Error, FrameAccess as _, Hypercall, Level, Pfn, Pte, PteFlags,
-    Request, VaFlush, VaMapping,
+    BatchStorage, Call, Errno, Error, FrameAccess as _, FrameSource as _, Hypercall, Level, Pfn,
+    Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::{Guest, walk};
-use pvmmu::FrameSource as _;
 use pvmmu::explain::mapping_refused;
 use xen_model::Model;
 use xen_model::explain::Explainer;

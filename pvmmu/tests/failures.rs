@@ -13,12 +13,13 @@ use std::sync::atomic::AtomicU64;
 
 use common::{Pool, TestGuest, no_pool, page, tools};
 use hypercall::{
-    Assist, BatchStorage, Error, Frame, Hypercalls as _, PAGE_SHIFT, Pfn, Pte, PteFlags, VcpuSet,
+    Assist, BatchStorage, Error, Frame, FrameSource as _, Hypercalls as _, PAGE_SHIFT, Pfn, Pte,
+    PteFlags, VcpuSet,
 };
 use p2m::{Guest, P2m, walk};
 use pvmmu::mapper::LiveMapper;
 use pvmmu::primitive::{Changed, Need, Primitive, Runs};
-use pvmmu::{FrameSource as _, LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root};
+use pvmmu::{LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};

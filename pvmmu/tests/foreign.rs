@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, build, guest, page, tools};
 use hypercall::{
-    BatchStorage, DomId, Errno, FailNth, Frame, GuestVa, Machine, Mfn, PteFlags, Refusal,
+    BatchStorage, DomId, Errno, FailNth, Frame, FrameSource, GuestVa, Machine, Mfn, PteFlags,
+    Refusal,
 };
 use p2m::{Guest, walk};
-use pvmmu::{FrameSource, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools};
+use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError, SpaceFrames, TablePool, Tools};
 use xen_model::Model;
 
 const NEIGHBOUR: DomId = DomId(1);
@@ -32,7 +33,9 @@ impl FrameSource for Noting {
     fn give(&mut self, frame: Frame) {
         self.pool.give(frame);
     }
+}
 
+impl SpaceFrames for Noting {
     fn give_foreign(&mut self, mfn: Mfn) {
         self.foreign.push(mfn);
     }
@@ -54,7 +57,7 @@ fn run_of_the_neighbour(test: &TestGuest) -> (Mfn, u64) {
     (Mfn::new(*first), run(first).min(12))
 }
 
-fn map<M: Machine, F: FrameSource>(
+fn map<M: Machine, F: SpaceFrames>(
     pgd: &mut Pgd<Pinned>,
     with: &mut Tools<'_, '_, '_, M, F>,
     (at, count): (u64, u64),

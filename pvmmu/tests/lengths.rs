@@ -8,7 +8,7 @@ use common::tables::check_marks;
 use common::{Pool, build, no_pool, page, pages, tools};
 use hypercall::{BatchStorage, Frame, GuestVa, Level, Machine, Pfn, PteFlags};
 use p2m::{Guest, walk};
-use pvmmu::{Counted, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool, Tools};
 
 /// Pages in the tree from the start: under two L1 tables.
 const ALL: u64 = 24;
@@ -31,7 +31,7 @@ fn pinned<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
     build(guest, ALL, pool).pin(guest, &mut Storage::new().batch()).expect("pinned")
 }
 
-fn end<M: Machine, F: FrameSource>(pgd: Pgd<Pinned>, with: &mut Tools<'_, '_, '_, M, F>) {
+fn end<M: Machine, F: SpaceFrames>(pgd: Pgd<Pinned>, with: &mut Tools<'_, '_, '_, M, F>) {
     pgd.destroy(with).expect("destroyed");
 }
 

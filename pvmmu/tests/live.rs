@@ -5,10 +5,11 @@ mod common;
 
 use common::{Pool, TestGuest, build, destroy, guest, no_pool, page, pages, tools};
 use hypercall::{
-    BatchStorage, Errno, FailNth, FrameAccess as _, GuestVa, Machine, Pfn, Pte, PteFlags, Refusal,
+    BatchStorage, Errno, FailNth, FrameAccess as _, FrameSource as _, GuestVa, Machine, Pfn, Pte,
+    PteFlags, Refusal,
 };
 use p2m::{Guest, walk};
-use pvmmu::{FrameSource as _, MapError, Pages, Pgd, Pinned, Presence, RangeError};
+use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError};
 use xen_model::PageType;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);

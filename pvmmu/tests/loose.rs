@@ -4,9 +4,9 @@
 mod common;
 
 use common::{build, destroy, page};
-use hypercall::{GuestVa, Level, PteFlags};
+use hypercall::{FrameSource as _, GuestVa, Level, PteFlags};
 use p2m::walk;
-use pvmmu::{FrameSource as _, MapError, Pgd};
+use pvmmu::{MapError, Pgd};
 
 #[test]
 fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {

@@ -9,10 +9,10 @@
 mod common;
 
 use common::{Pool, TestGuest, build, destroy, guest, page, tools};
-use hypercall::{BatchStorage, Errno, FailNth, GuestVa, Machine, Refusal};
+use hypercall::{BatchStorage, Errno, FailNth, FrameSource as _, GuestVa, Machine, Refusal};
 use p2m::{Guest, walk};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{Counted, FrameSource as _, MapError, Pgd, Pinned, Shares, TablePool};
+use pvmmu::{Counted, MapError, Pgd, Pinned, Shares, TablePool};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, Mapper, MapperAllSizes, Translate, TranslateError, UnmapError,
 };

@@ -7,12 +7,12 @@ mod common;
 
 use common::{TestGuest, build, destroy, no_pool, page, pages, tools};
 use hypercall::{
-    BatchStorage, Call, Errno, Error, FrameAccess as _, Hypercall, Hypercalls as _, Level, Pte,
-    PteFlags, Request, VaFlush, VaMapping,
+    BatchStorage, Call, Errno, Error, FrameAccess as _, FrameSource as _, Hypercall,
+    Hypercalls as _, Level, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::Guest;
 use pvmmu::primitive::Need;
-use pvmmu::{FrameSource as _, Pages, Pgd, Pinned, explain};
+use pvmmu::{Pages, Pgd, Pinned, explain};
 use xen_model::Model;
 
 /// No entry on the way to any of the pages has the bit, and all are mapped.

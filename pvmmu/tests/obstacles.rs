@@ -7,11 +7,11 @@ mod common;
 
 use common::{TestGuest, alias, build, guest, no_pool, page, tools};
 use hypercall::{
-    BatchStorage, Call, Domains, Errno, Frame, FrameAccess as _, GuestVa, Hypercalls as _, Level,
-    MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
+    BatchStorage, Call, Domains, Errno, Frame, FrameAccess as _, FrameSource as _, GuestVa,
+    Hypercalls as _, Level, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
-use pvmmu::{FrameSource as _, MapError, Obstacle, Pages, PinFailure, TablePool, load_root};
+use pvmmu::{MapError, Obstacle, Pages, PinFailure, TablePool, load_root};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 

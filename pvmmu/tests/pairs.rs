@@ -6,10 +6,10 @@ mod common;
 mod pairing;
 
 use common::guest;
-use hypercall::{Level, PteFlags};
+use hypercall::{FrameSource as _, Level, PteFlags};
 use pairing::{CLEAN, Layout, READ_ONLY, Variant, end, few, many, start, sweep, va};
 use pvmmu::primitive::Need;
-use pvmmu::{FrameSource as _, Pages, Tools};
+use pvmmu::{Pages, Tools};
 
 macro_rules! sweep {
     ($($name:ident, $layout:ident: |$spaces:ident, $with:ident| $work:expr;)*) => { $(

@@ -6,11 +6,11 @@ mod common;
 
 use common::{TestGuest, alias, build, destroy, guest, page};
 use hypercall::{
-    BatchStorage, Errno, FailNth, FrameAccess as _, Level, Mfn, Pfn, Pte, PteFlags, Refusal,
-    XEN_SLOTS,
+    BatchStorage, Errno, FailNth, FrameAccess as _, FrameSource as _, Level, Mfn, Pfn, Pte,
+    PteFlags, Refusal, XEN_SLOTS,
 };
 use p2m::{Guest, walk};
-use pvmmu::{FrameSource as _, OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root};
+use pvmmu::{OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root};
 use x86_64::structures::paging::PageTableIndex;
 
 #[test]

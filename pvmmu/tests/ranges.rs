@@ -6,13 +6,12 @@ mod common;
 
 use common::{Pool, TestGuest, destroy, guest, tools};
 use hypercall::{
-    BatchStorage, Counting, DomId, Errno, FailNth, Frame, GuestVa, Level, Machine, Mfn, PteFlags,
-    Refusal,
+    BatchStorage, Counting, DomId, Errno, FailNth, Frame, FrameSource as _, GuestVa, Level,
+    Machine, Mfn, PteFlags, Refusal,
 };
 use p2m::Guest;
 use pvmmu::{
-    Counted, FrameSource as _, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError,
-    Shares, TablePool,
+    Counted, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError, Shares, TablePool,
 };
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);

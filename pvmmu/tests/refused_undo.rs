@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Pfn, PteFlags, Refusal, Uncertain,
+    BatchStorage, Errno, FailNth, Frame, FrameSource, GuestVa, Level, Pfn, PteFlags, Refusal,
+    Uncertain,
 };
 use p2m::WalkError;
-use pvmmu::{Counted, Edit, FrameSource, MapError, Pages, Pgd, Presence, Shares, TablePool};
+use pvmmu::{Counted, Edit, MapError, Pages, Pgd, Presence, Shares, SpaceFrames, TablePool};
 use xen_model::Model;
 
 type Storage = BatchStorage<40, 12>;
@@ -214,6 +215,8 @@ impl FrameSource for Kept {
         self.doubtful.push(frames);
     }
 }
+
+impl SpaceFrames for Kept {}
 
 /// Unmapping is refused behind its flush, and so is the flush of the undo: the pages are mapped
 /// again. Mapping is: they are mapped nowhere, but a TLB may know them.

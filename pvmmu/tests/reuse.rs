@@ -2,9 +2,9 @@
 //! operation itself, or the load of another root, which drops global translations too.
 #![expect(unsafe_code, reason = "loads roots; no Rust object lives in the model's test")]
 
-use hypercall::{Cpu as _, GuestVa, PteFlags};
+use hypercall::{Cpu as _, FrameSource as _, GuestVa, PteFlags};
 use pv_tests::guest::{TestGuest, Work};
-use pvmmu::{FrameSource as _, Pages, Pgd, Pinned, load_root};
+use pvmmu::{Pages, Pgd, Pinned, load_root};
 
 /// Uses a page of an address space, leaves it, lets `end` take the page out, and uses the page at
 /// the same address in another space. What the vCPU's TLB still had of the first one.

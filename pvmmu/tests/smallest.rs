@@ -7,10 +7,10 @@ mod common;
 mod sweeping;
 
 use common::tools;
-use hypercall::{Level, PteFlags};
+use hypercall::{FrameSource as _, Level, PteFlags};
 use pvmmu::{
-    Counted, FrameSource as _, MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH,
-    Shares, TablePool, Tools,
+    Counted, MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH, Shares, TablePool,
+    Tools,
 };
 use sweeping::{READ_ONLY, Storage, full, sparse, va};
 

@@ -7,11 +7,10 @@ mod common;
 mod sweeping;
 
 use common::{TestGuest, guest, tools};
-use hypercall::{Errno, FailNth, Level, Machine, PteFlags, Refusal};
+use hypercall::{Errno, FailNth, FrameSource as _, Level, Machine, PteFlags, Refusal};
 use p2m::walk;
 use pvmmu::{
-    Counted, FrameSource as _, Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool,
-    Tools, Vcpus,
+    Counted, Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool, Tools, Vcpus,
 };
 use sweeping::{
     Operation, READ_ONLY, Storage, Work, destroy, full, refuse_each, sparse, start, va,

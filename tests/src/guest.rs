@@ -4,9 +4,11 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{Batch, BatchStorage, BootInfo, Frame, Frames, GuestVa, Pfn, PteFlags};
+use hypercall::{
+    Batch, BatchStorage, BootInfo, Frame, FrameSource, Frames, GuestVa, Pfn, PteFlags,
+};
 use p2m::{Guest, P2m};
-use pvmmu::{Counted, FrameSource, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool, Tools};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Pages of the guest: 16 MiB.
@@ -149,12 +151,4 @@ impl FrameSource for Free {
     }
 }
 
-impl hypercall::FrameSource for Free {
-    fn take(&mut self) -> Option<Frame> {
-        self.0.pop()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.0.push(frame);
-    }
-}
+impl SpaceFrames for Free {}

@@ -10,7 +10,7 @@ use super::{Edit, Tools, empty_table};
 use crate::access::Access;
 use crate::doubt::Doubt;
 use crate::error::MapError;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::leaf::lose;
 use crate::loose::{clear, empty, fill_run, take_table};
 use crate::obstacles::{Obstacles, Suspect};
@@ -31,7 +31,7 @@ const fn not_undone(error: MapError) -> MapError {
     }
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
     /// `run`, and links the chain. On failure nothing has changed.
     ///

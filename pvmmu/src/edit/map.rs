@@ -1,7 +1,8 @@
 //! Mapping pages of a live tree.
 
 use hypercall::{
-    DomId, Domains, Frame, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+    DomId, Domains, Frame, FrameSource as _, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte,
+    PteFlags, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -9,7 +10,7 @@ use super::seen::{SEEN, keeping_seen};
 use super::{Edit, PART, Tools};
 use crate::cost::{COSTS, Way};
 use crate::error::{MapError, MapFailed, RangeError};
-use crate::frames::{FrameSource, OnePage};
+use crate::frames::{OnePage, SpaceFrames};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
@@ -25,7 +26,7 @@ enum Origin {
 }
 
 /// Maps one frame: [`Pgd::map`].
-pub(super) fn one<M: Machine, F: FrameSource>(
+pub(super) fn one<M: Machine, F: SpaceFrames>(
     pgd: &mut Pgd<Pinned>,
     tools: &mut Tools<'_, '_, '_, M, F>,
     (va, flags): (GuestVa, PteFlags),
@@ -45,7 +46,7 @@ pub(super) fn one<M: Machine, F: FrameSource>(
     mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.take(), error })
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Maps a frame at each page of `pages`: see [`Pgd::map_pages`].
     ///
     /// # Errors
@@ -69,7 +70,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
-    /// guest's own: when they are unmapped, [`FrameSource::give_foreign`] is told.
+    /// guest's own: when they are unmapped, [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told.
     ///
     /// # Errors
     /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
@@ -238,7 +239,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{FrameSource, Pages};
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages};
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(page);

@@ -32,7 +32,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::doubt::{Doubt, put_right};
 use crate::error::{MapError, MapFailed, RangeError};
 use crate::flush::{Flush, Reach};
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::load::Vcpus;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, page_number};
@@ -215,8 +215,9 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, Machine};
     /// # use p2m::walk;
-    /// use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn section<M: Machine, F: FrameSource>(
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn section<M: Machine, F: SpaceFrames>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
     ///     va: GuestVa,
@@ -235,8 +236,9 @@ impl Pgd<Pinned> {
     /// ```compile_fail,E0502
     /// # use hypercall::{GuestVa, Machine};
     /// # use p2m::walk;
-    /// use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn section<M: Machine, F: FrameSource>(
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn section<M: Machine, F: SpaceFrames>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
     ///     va: GuestVa,
@@ -254,8 +256,9 @@ impl Pgd<Pinned> {
     ///
     /// ```compile_fail,E0501
     /// # use hypercall::{GuestVa, Machine};
-    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: FrameSource>(
+    /// # use hypercall::FrameSource;
+    /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn nested<M: Machine, F: SpaceFrames>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     [one, other]: [&mut Tools<'_, '_, '_, M, F>; 2],
     ///     va: GuestVa,
@@ -270,8 +273,9 @@ impl Pgd<Pinned> {
     ///
     /// ```compile_fail,E0501
     /// # use hypercall::{GuestVa, Machine};
-    /// # use pvmmu::{FrameSource, Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: FrameSource>(
+    /// # use hypercall::FrameSource;
+    /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn nested<M: Machine, F: SpaceFrames>(
     ///     [one, other]: [&mut Pgd<Pinned>; 2],
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
     ///     va: GuestVa,
@@ -292,7 +296,7 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
     /// and the flush; and those that [`Edit`]'s methods name for whole tables.
-    pub fn edit<'a, 'b, 't, M: Machine, F: FrameSource>(
+    pub fn edit<'a, 'b, 't, M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'a, 'b, 't, M, F>,
         section: impl FnOnce(&mut Edit<'_, 'a, 'b, 't, M, F>) -> Result<(), MapError>,
@@ -336,7 +340,7 @@ impl Pgd<Pinned> {
     /// assert!(pgd.translate(&tools.guest, GuestVa::new(0x46_4000)?)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map_pages<M: Machine, F: FrameSource>(
+    pub fn map_pages<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
         pages: Pages,
@@ -357,7 +361,8 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{FrameSource, Pages};
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages};
     ///
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
@@ -366,7 +371,7 @@ impl Pgd<Pinned> {
     /// refused.map_err(|failed| failed.error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map<M: Machine, F: FrameSource>(
+    pub fn map<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
         (va, flags): (GuestVa, PteFlags),
@@ -403,7 +408,7 @@ impl Pgd<Pinned> {
     /// assert!(pgd.translate(&tools.guest, to)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn remap<M: Machine, F: FrameSource>(
+    pub fn remap<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
         pages: Pages,
@@ -434,7 +439,7 @@ impl Pgd<Pinned> {
     /// assert_eq!((refused.done, refused.error), (0, pvmmu::MapError::NotMapped(pages.start)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unmap<M: Machine, F: FrameSource>(
+    pub fn unmap<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
         pages: Pages,
@@ -464,7 +469,7 @@ impl Pgd<Pinned> {
     /// assert!(!page.flags.contains(PteFlags::WRITABLE));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn protect<M: Machine, F: FrameSource>(
+    pub fn protect<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
         pages: Pages,
@@ -474,7 +479,7 @@ impl Pgd<Pinned> {
     }
 }
 
-impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
+impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     pub(crate) fn begin(
         roots: Roots,
         doubt: &'e mut Option<Doubt>,
@@ -780,7 +785,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 'b, 't, M, F> {
     }
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Submits an inverted batch, with a flush of all that may have been seen of what it takes
     /// back. If that is refused, notes `left`.
     fn ask_to_undo(&mut self, left: Doubt) -> Result<(), MapError> {

@@ -13,7 +13,7 @@ use super::{Edit, PART, Presence, Tools};
 use crate::doubt::{Doubt, Moving, unprotected};
 use crate::error::MapError;
 use crate::flush::Flush;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run};
 use crate::path::Found;
@@ -23,7 +23,7 @@ use p2m::WalkError;
 /// Bytes that an L1 table spans.
 const TABLE: u64 = 1 << Level::L2.shift();
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
     /// mapped: see [`Pgd::remap`](crate::Pgd::remap).
     ///

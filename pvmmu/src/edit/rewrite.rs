@@ -11,7 +11,7 @@ use super::{Edit, PART, Presence};
 use crate::cost::{COSTS, Population, Way};
 use crate::error::MapError;
 use crate::flush::Flush;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, KEPT, SHARED};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
@@ -83,7 +83,7 @@ fn shared(wanted: Pte) -> Pte {
     wanted.with_flags(flags.union(note)).read_only()
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Unmaps `pages`: see [`Pgd::unmap`](crate::Pgd::unmap).
     ///
     /// # Errors
@@ -249,7 +249,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the
     /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
     pub(crate) fn change_entries(
@@ -288,7 +288,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
     }
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
     /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something. Xen flushes all TLBs.
     ///

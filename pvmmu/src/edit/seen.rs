@@ -22,7 +22,7 @@ use super::{Edit, PART, Presence, Tools};
 use crate::doubt::{Doubt, Moving, unprotected};
 use crate::error::MapError;
 use crate::flush::Flush;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
 use crate::pages::Pages;
 use crate::path::Found;
@@ -96,7 +96,7 @@ pub(super) fn slots<M: Machine>(
     Ok((first..).map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
     /// Xen keeps both bits in the entry that it clears, and there they are read.
     ///

@@ -2,7 +2,7 @@
 
 use hypercall::{Frame, Machine, MmuUpdate, Pte};
 
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::leaf::{lose as lose_leaf, release};
 use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
@@ -37,7 +37,7 @@ impl Thing {
     }
 }
 
-impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
     fn table(&mut self, (held, pte): (Held, Pte), taken_for_nothing: Option<()>) {
         let Ok(pfn) = self.guest.p2m().pfn(self.guest.machine(), pte.mfn()) else {
@@ -61,7 +61,7 @@ impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
 }
 
 /// Each pair has taken effect: hands on what its old value stood for.
-pub(super) fn settle<M: Machine, F: FrameSource>(
+pub(super) fn settle<M: Machine, F: SpaceFrames>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {
@@ -83,7 +83,7 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
 
 /// A pair is in effect or not, but what TLBs know of it is uncertain: what its new value stands for
 /// and its old one does not is given to nobody. With a pair turned round, what went.
-pub(super) fn lose<M: Machine, F: FrameSource>(
+pub(super) fn lose<M: Machine, F: SpaceFrames>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {
@@ -101,7 +101,7 @@ pub(super) fn lose<M: Machine, F: FrameSource>(
 
 /// No pair is in effect: gives back what its new value was to stand for. Of somebody else's frame
 /// nothing was taken, so nobody is told of it.
-pub(super) fn take_back<M: Machine, F: FrameSource>(
+pub(super) fn take_back<M: Machine, F: SpaceFrames>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {

@@ -6,13 +6,13 @@ use super::Edit;
 use super::seen::keeping_seen;
 use crate::doubt::unprotected;
 use crate::error::MapError;
-use crate::frames::{FrameSource, Ours};
+use crate::frames::{Ours, SpaceFrames};
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::pages::check_page;
 use crate::path::Found;
 use p2m::WalkError;
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
     /// shares the frame gets it, any other one gets a copy.
     ///

@@ -17,7 +17,7 @@ use crate::access::Access;
 use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
 use crate::error::MapError;
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::leaf::{lose, release};
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
@@ -37,7 +37,7 @@ pub(crate) const fn empty_table() -> Entries {
     [Pte::ABSENT; ENTRIES as usize]
 }
 
-impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
     /// Nothing is pending. A table that is pinned by itself is so afterwards, too, unless it ends.
     ///
@@ -317,7 +317,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, '_, M, F> {
 /// Hands on every page of a table that is gone. Not inlined: among the rest of what replaces a
 /// table its loop takes ten instructions more for each page.
 #[inline(never)]
-fn release_all<M: Machine>(guest: &Guest<'_, M>, old: &Entries, frames: &mut impl FrameSource) {
+fn release_all<M: Machine>(guest: &Guest<'_, M>, old: &Entries, frames: &mut impl SpaceFrames) {
     for old in old.iter().filter(|old| old.is_present()) {
         release(guest, *old, frames);
     }

@@ -7,7 +7,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{PART, store};
 use crate::edit::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
 use crate::error::{MapError, RangeError};
-use crate::frames::FrameSource;
+use crate::frames::SpaceFrames;
 use crate::leaf::release;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run, check_flags, check_page, check_table};
@@ -45,7 +45,7 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
         pages: Pages,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         self.rewrite(guest, (pages, &Clear), &mut |old| release(guest, old, frames))
     }
@@ -129,7 +129,8 @@ impl Pgd<Loose> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{FrameSource, Pages, Pgd};
+    /// # use hypercall::FrameSource;
+    /// # use pvmmu::{Pages, Pgd};
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let va = GuestVa::new(0x40_0000)?;
@@ -144,7 +145,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         frame: Frame,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
         let mut replace = || -> Result<Pte, MapError> {
             check_flags(flags)?;
@@ -198,7 +199,7 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
         (pages, to): (Pages, GuestVa),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
@@ -249,7 +250,7 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
         (from, to): (GuestVa, GuestVa),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
         check_table(from)?;
         check_table(to)?;
@@ -270,7 +271,7 @@ impl Pgd<Loose> {
     }
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
-    /// devices. When they are unmapped, [`FrameSource::give_foreign`] is told. Frames of a domain
+    /// devices. When they are unmapped, [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told. Frames of a domain
     /// are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
     ///
     /// # Errors
@@ -306,7 +307,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
         (first, domain): (Mfn, DomId),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let mut path = Path::new(self.root());

@@ -9,12 +9,13 @@ mod change;
 use core::marker::PhantomData;
 
 use hypercall::{
-    ENTRIES, Entry, Frame, FrameAccess, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS,
+    ENTRIES, Entry, Frame, FrameAccess, FrameSource as _, GuestVa, Level, Machine, Pfn, Pte,
+    PteFlags, XEN_SLOTS,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::error::{MapError, MapFailed, RangeError};
-use crate::frames::{FrameSource, OnePage};
+use crate::frames::{OnePage, SpaceFrames};
 use crate::leaf::release;
 use crate::marks::{MIRRORED, held};
 use crate::pages::{Pages, Run, check_flags};
@@ -51,7 +52,7 @@ impl Pgd<Loose> {
     /// ```
     pub fn new<M: Machine>(
         guest: &Guest<'_, M>,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<Self, MapError> {
         let root = take_table(guest, frames)?;
         match fill_root(guest, &root) {
@@ -86,7 +87,7 @@ impl Pgd<Loose> {
     /// ```
     pub fn with_user_root<M: Machine>(
         guest: &Guest<'_, M>,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<Self, MapError> {
         let mut pgd = Self::new(guest, frames)?;
         let user_root = take_table(guest, frames);
@@ -124,7 +125,8 @@ impl Pgd<Loose> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{FrameSource, Pgd};
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pgd};
     ///
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
@@ -140,7 +142,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         (va, flags): (GuestVa, PteFlags),
         frame: Frame,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapFailed> {
         let mut one = OnePage::new(frame, frames);
         let filled = self.fill(guest, (Pages::one(va), flags), &mut one);
@@ -173,7 +175,7 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         self.fill(guest, (pages, flags), frames)
     }
@@ -182,7 +184,7 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
         (pages, flags): (Pages, PteFlags),
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let mut fill = || -> Result<(), MapError> {
@@ -205,7 +207,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         path: &mut Path,
         va: GuestVa,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<Pfn, MapError> {
         self.table(guest, (path, Level::L1), va, frames)
     }
@@ -216,7 +218,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         (path, lowest): (&mut Path, Level),
         va: GuestVa,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<Pfn, MapError> {
         loop {
             let found = path.seek(guest, va)?;
@@ -278,7 +280,7 @@ impl Pgd<Loose> {
     pub fn destroy<M: Machine>(
         mut self,
         guest: &Guest<'_, M>,
-        frames: &mut impl FrameSource,
+        frames: &mut impl SpaceFrames,
     ) -> Result<(), (Self, MapError)> {
         if let Err(error) = self.put_right(guest) {
             return Err((self, error.into()));
@@ -300,7 +302,7 @@ impl Pgd<Loose> {
 /// memory of the guest's, and is not even written to.
 pub(crate) fn take_table<M: Machine>(
     guest: &Guest<'_, M>,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<Frame, MapError> {
     let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
     match guest.mfn(table.pfn()) {
@@ -318,7 +320,7 @@ pub(crate) fn fill_run<M: Machine>(
     guest: &Guest<'_, M>,
     (table, run): (Pfn, Run),
     flags: PteFlags,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<u64, MapError> {
     let mut buffer = [Pte::ABSENT; PART as usize];
     let entries = &mut buffer[..usize::from(run.count.min(PART))];
@@ -395,7 +397,7 @@ pub(crate) fn empty<M: Machine>(
     guest: &Guest<'_, M>,
     (level, table): (Level, Pfn),
     pool: &mut TablePool<'_>,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), WalkError> {
     let Some(below) = level.below() else { return empty_l1(guest, table, frames) };
     let mut present = Present::of(level, table);
@@ -425,7 +427,7 @@ pub(crate) fn empty<M: Machine>(
 fn empty_l1<M: Machine>(
     guest: &Guest<'_, M>,
     table: Pfn,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), WalkError> {
     const PART: usize = 64;
     let mut part = [Pte::ABSENT; PART];

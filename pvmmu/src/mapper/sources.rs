@@ -1,8 +1,8 @@
 //! What the operations behind a mapper take frames from and give them to.
 
-use hypercall::{DomId, Frame, Mfn, Uncertain};
+use hypercall::{DomId, Frame, FrameSource, Mfn, Uncertain};
 
-use crate::frames::{FrameSource, Ours, Shares};
+use crate::frames::{Ours, Shares, SpaceFrames};
 
 /// Frames, and how many of them are in doubt.
 pub(super) struct Noting<'f, F> {
@@ -10,13 +10,9 @@ pub(super) struct Noting<'f, F> {
     pub(super) uncertain: &'f mut u64,
 }
 
-impl<F: FrameSource> FrameSource for Noting<'_, F> {
+impl<F: SpaceFrames> FrameSource for Noting<'_, F> {
     fn take(&mut self) -> Option<Frame> {
         self.frames.take()
-    }
-
-    fn take_table(&mut self) -> Option<Frame> {
-        self.frames.take_table()
     }
 
     fn give(&mut self, frame: Frame) {
@@ -26,6 +22,12 @@ impl<F: FrameSource> FrameSource for Noting<'_, F> {
     fn give_uncertain(&mut self, frames: Uncertain) {
         *self.uncertain += frames.count();
         self.frames.give_uncertain(frames);
+    }
+}
+
+impl<F: SpaceFrames> SpaceFrames for Noting<'_, F> {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.frames.take_table()
     }
 
     fn give_foreign(&mut self, mfn: Mfn) {
@@ -54,6 +56,8 @@ impl FrameSource for One {
     }
 }
 
+impl SpaceFrames for One {}
+
 /// No frames.
 pub(super) struct Nothing;
 
@@ -66,3 +70,5 @@ impl FrameSource for Nothing {
         log::error!("{frame:?} came back from an operation that frees none: it is lost");
     }
 }
+
+impl SpaceFrames for Nothing {}

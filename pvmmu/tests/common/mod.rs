@@ -11,11 +11,11 @@ pub mod tables;
 use std::sync::atomic::AtomicU64;
 
 use hypercall::{
-    Batch, BootInfo, Call, Frame, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
-    VaFlush, VaMapping,
+    Batch, BootInfo, Call, Frame, FrameSource, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags,
+    Request, VaFlush, VaMapping,
 };
 use p2m::{Guest, P2m};
-use pvmmu::{FrameSource, Loose, Pages, Pgd, Presence, TablePool, Tools};
+use pvmmu::{Loose, Pages, Pgd, Presence, SpaceFrames, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
@@ -151,6 +151,8 @@ impl FrameSource for Pool {
         self.frames.push(frame);
     }
 }
+
+impl SpaceFrames for Pool {}
 
 /// Page `index` of a range that crosses the border of an L1, an L2 table and one GiB.
 pub fn page(index: u64) -> GuestVa {

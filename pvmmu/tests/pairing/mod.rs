@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::common::tables::check_counts;
 use crate::common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    BatchStorage, FailEach, Frame, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags, Uncertain,
+    BatchStorage, FailEach, Frame, FrameSource, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags,
+    Uncertain,
 };
 use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::{
-    Counted, FrameSource, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, TablePool,
+    Counted, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool,
     Tools,
 };
 use xen_model::{Mode, Model};
@@ -43,6 +44,8 @@ impl FrameSource for Kept {
         self.doubtful.push(frames);
     }
 }
+
+impl SpaceFrames for Kept {}
 
 pub(crate) type Machine<'r, 'm> = FailEach<'r, &'m Model>;
 pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> =
@@ -255,7 +258,7 @@ pub(crate) fn live(
 pub(crate) fn start(
     guest: &Guest<'_, Model>,
     (layout, variant): (Layout, Variant),
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Pgd<Loose> {
     let pgd = match variant.roots {
         1 => Pgd::new(guest, frames),

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use arbtest::arbitrary::Result;
-use hypercall::{DomId, GuestVa, Mfn, Pfn, PteFlags};
-use pvmmu::{Edit, FrameSource as _, MapError, Pages, RangeError};
+use hypercall::{DomId, FrameSource as _, GuestVa, Mfn, Pfn, PteFlags};
+use pvmmu::{Edit, MapError, Pages, RangeError};
 
 use crate::moves::{move_table, remap};
 use crate::operations::{Excuse, Input, REPLACE, TABLES, check_told};

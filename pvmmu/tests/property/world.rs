@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hypercall::{Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, GuestVa, Level};
+use hypercall::{
+    Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, FrameSource, GuestVa, Level,
+};
 use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
 use p2m::{Guest, P2m};
 use pvmmu::{
-    Counted, FrameSource, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools, Vcpus,
+    Counted, Loose, Pgd, Pinned, Presence, Running, Shares, SpaceFrames, TablePool, Tools, Vcpus,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
@@ -114,7 +116,9 @@ impl FrameSource for Noting {
         assert!(!self.aside.contains(&frame), "{frame:?} is freed twice");
         self.pool.give(frame);
     }
+}
 
+impl SpaceFrames for Noting {
     fn give_foreign(&mut self, mfn: Mfn) {
         self.foreign.push(mfn);
     }

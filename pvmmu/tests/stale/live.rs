@@ -1,7 +1,7 @@
 //! Operations on a live space: in every way, and with each of their requests refused.
 
-use hypercall::{Level, PteFlags};
-use pvmmu::{FrameSource as _, Pages, Pgd, Pinned, Tools};
+use hypercall::{FrameSource as _, Level, PteFlags};
+use pvmmu::{Pages, Pgd, Pinned, Tools};
 
 use crate::stage::{BESIDE, ELSEWHERE, MAPPED, READ_ONLY, TABLE, With, in_every_way};
 
