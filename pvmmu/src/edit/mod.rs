@@ -215,8 +215,7 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, Machine};
     /// # use p2m::walk;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, SpaceFrames, Tools};
     /// fn section<M: Machine, F: SpaceFrames>(
     ///     pgd: &mut Pgd<Pinned>,
     ///     tools: &mut Tools<'_, '_, '_, M, F>,
