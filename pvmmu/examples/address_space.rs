@@ -24,7 +24,7 @@ fn main() {
 
     // While it is loose, an address space is plain memory, and Xen knows nothing of it.
     let mut loose = Pgd::new(&guest, &mut frames).expect("a frame for the root");
-    loose.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames).expect("frames enough");
+    loose.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames).expect("frames enough");
     assert_eq!(machine.counts().hypercalls, 0);
 
     // A refusal gives the address space back, as it was, and says what stood in the way.

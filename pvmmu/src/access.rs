@@ -57,7 +57,8 @@ pub(crate) struct Tables {
 pub(crate) fn set_access<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
-    (tables, limit): (Tables, u64),
+    tables: Tables,
+    limit: u64,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Stopped> {
     batch.clear();
@@ -144,14 +145,15 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
 pub(crate) fn undo<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
-    (tables, count): (Tables, u64),
+    tables: Tables,
+    count: u64,
     batch: &mut Batch<'_>,
 ) -> Result<(), UndoError> {
     if count == 0 {
         return Ok(());
     }
     let before = Tables { access: tables.access.opposite(), ..tables };
-    set_access(guest, roots, (before, count), batch)
+    set_access(guest, roots, before, count, batch)
         .map(drop)
         .map_err(|stopped| UndoError { failure: stopped.failure })
 }

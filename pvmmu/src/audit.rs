@@ -205,12 +205,12 @@ pub fn audit<M: FrameAccess>(
         trees.flat_map(|tree| [Some(tree.kernel), tree.user]).flatten()
     };
     for root in roots() {
-        visit(guest, (Level::L4, root, 0), tables, &mut |_| {})?;
+        visit(guest, Level::L4, root, 0, tables, &mut |_| {})?;
     }
     let mut read = 0;
     for root in roots() {
         let check = &mut |place| check(guest, place, tables, report);
-        read += visit(guest, (Level::L4, root, 0), seen, check)?;
+        read += visit(guest, Level::L4, root, 0, seen, check)?;
     }
     for tree in trees {
         compare_roots(guest, *tree, report)?;
@@ -222,7 +222,9 @@ pub fn audit<M: FrameAccess>(
 /// How many tables.
 fn visit<M: FrameAccess>(
     guest: &Guest<'_, M>,
-    (level, table, base): (Level, Pfn, u64),
+    level: Level,
+    table: Pfn,
+    base: u64,
     seen: &mut [u64],
     f: &mut impl FnMut(Place),
 ) -> Result<u64, WalkError> {
@@ -243,7 +245,7 @@ fn visit<M: FrameAccess>(
         if let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below())
             && let Ok(pfn) = guest.pfn(mfn)
         {
-            read += visit(guest, (below, pfn, va), seen, f)?;
+            read += visit(guest, below, pfn, va, seen, f)?;
         }
     }
     Ok(read)

@@ -123,7 +123,7 @@ impl Pgd<Pinned> {
             return Err(DestroyError::Pinned(self, error));
         }
         let Tools { guest, batch, tables, frames, .. } = tools;
-        match unpin(guest, (roots, holds), Level::L2, batch) {
+        match unpin(guest, roots, holds, Level::L2, batch) {
             Ok(released) => tables.ended_outside(released),
             Err(refused) => {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
@@ -131,7 +131,7 @@ impl Pgd<Pinned> {
         }
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
-        empty(guest, (Level::L4, roots.kernel), tables, *frames).map_err(DestroyError::Lost)?;
+        empty(guest, Level::L4, roots.kernel, tables, *frames).map_err(DestroyError::Lost)?;
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
         Ok(())
@@ -170,7 +170,7 @@ fn strip<M: Machine, F: SpaceFrames>(
         let unlinks = if below > Level::L1 {
             let child_end = match end {
                 End::Emptied => End::Emptied,
-                End::Dropped => end_of(&guest, (below, child, pte))?,
+                End::Dropped => end_of(&guest, below, child, pte)?,
             };
             strip(edit, (below, child, child_end), base, entries)?;
             child_end == End::Emptied
@@ -186,7 +186,7 @@ fn strip<M: Machine, F: SpaceFrames>(
             false
         };
         if unlinks {
-            edit.unlink((level, table, index), pte)?;
+            edit.unlink(level, table, index, pte)?;
         }
     }
     Ok(())
@@ -196,7 +196,9 @@ fn strip<M: Machine, F: SpaceFrames>(
 /// with few tables in it, and only if the upper tables in it are kept, too.
 fn end_of<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, table, link): (Level, Pfn, Pte),
+    level: Level,
+    table: Pfn,
+    link: Pte,
 ) -> Result<End, WalkError> {
     if held(link).is_none() {
         return Ok(End::Dropped);
@@ -212,7 +214,7 @@ fn end_of<M: Machine>(
             (pte.decode(level), level.below())
         {
             let child = guest.pfn(mfn)?;
-            if end_of(guest, (below, child, pte))? == End::Dropped {
+            if end_of(guest, below, child, pte)? == End::Dropped {
                 return Ok(End::Dropped);
             }
         }
@@ -250,7 +252,7 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
             let index = PageTableIndex::new_truncate(*index);
             let pte = guest.machine().read_entry(table, index)?;
             let update = MmuUpdate::set(Slot { table: mfn, index }, Pte::ABSENT);
-            edit.clear_entry((va, update), pte)?;
+            edit.clear_entry(va, update, pte)?;
         }
     }
     Ok(way)

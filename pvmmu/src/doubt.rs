@@ -240,8 +240,7 @@ fn both(roots: Roots) -> impl Iterator<Item = Pfn> {
 /// and makes the user root a copy again.
 fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
-    let whole = (Level::L4, roots.kernel);
-    each_table(guest, whole, Level::L1, &mut |link: Link| {
+    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
         allow(guest, direct_map, link.pte.mfn(), Access::ReadOnly)
     })?;
     for root in both(roots) {
@@ -249,7 +248,7 @@ fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Not
         allow(guest, direct_map, mfn, Access::ReadOnly)?;
         pin(guest, Level::L4, mfn)?;
     }
-    each_table(guest, whole, Level::L1, &mut |link: Link| {
+    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
         let table = link.pte.mfn();
         match held(link.pte) {
             Some(held) => pin(guest, held.level(), table),
@@ -280,12 +279,13 @@ fn mirror<M: Machine>(guest: &Guest<'_, M>, kernel: Pfn, user: Pfn) -> Result<()
 #[cold]
 fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
-    let whole = (Level::L4, roots.kernel);
     for root in both(roots) {
         unpin(guest, guest.mfn(root)?)?;
     }
-    each_table(guest, whole, Level::L1, &mut |link: Link| unpin(guest, link.pte.mfn()))?;
-    each_table(guest, whole, Level::L1, &mut |link: Link| {
+    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
+        unpin(guest, link.pte.mfn())
+    })?;
+    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
         allow(guest, direct_map, link.pte.mfn(), Access::Writable)
     })?;
     for root in both(roots) {
@@ -304,7 +304,7 @@ fn entry<M: Machine>(
     let mut path = Path::new(root);
     path.seek(guest, va)?;
     match path.table(level) {
-        Some(_) => path.entry(guest, (level, va)).map(Some),
+        Some(_) => path.entry(guest, level, va).map(Some),
         None => Ok(None),
     }
 }

@@ -113,7 +113,7 @@ impl Pgd<Pinned> {
         let mut path = Path::new(child.root());
         let mut unseen = Unseen::Nothing;
         let copied = each_l1_table(&guest, roots.kernel, &mut |table| {
-            copy_table(&mut edit, (&mut child, &mut path), table, &mut unseen)
+            copy_table(&mut edit, &mut child, &mut path, table, &mut unseen)
         });
         let copied = copied.and_then(|()| edit.submit());
         let copied = copied.and_then(|()| match unseen {
@@ -173,8 +173,11 @@ fn each_l1_table<M: Machine>(
 ) -> Result<(), MapError> {
     fn below<M: Machine>(
         guest: &Guest<'_, M>,
-        (level, pfn, base): (Level, Pfn, u64),
-        (unusual, f): (PteFlags, &mut impl FnMut(L1Table) -> Result<(), MapError>),
+        level: Level,
+        pfn: Pfn,
+        base: u64,
+        unusual: PteFlags,
+        f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
     ) -> Result<(), MapError> {
         let Some(next) = level.below() else {
             let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
@@ -187,11 +190,11 @@ fn each_l1_table<M: Machine>(
             let pfn = guest.pfn(mfn)?;
             let base = base + (u64::from(index) << level.shift());
             let unusual = unusual | (pte.flags() ^ PteFlags::TABLE) & TABLE_FLAGS;
-            below(guest, (next, pfn, base), (unusual, &mut *f))?;
+            below(guest, next, pfn, base, unusual, &mut *f)?;
         }
         Ok(())
     }
-    below(guest, (Level::L4, root, 0), (PteFlags::empty(), f))
+    below(guest, Level::L4, root, 0, PteFlags::empty(), f)
 }
 
 /// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
@@ -221,7 +224,8 @@ const fn join(parents: Pte) -> Pte {
 #[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
 fn copy_table<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
-    (child, path): (&mut Pgd<Loose>, &mut Path),
+    child: &mut Pgd<Loose>,
+    path: &mut Path,
     L1Table { pfn: table, va, unusual }: L1Table,
     unseen: &mut Unseen,
 ) -> Result<(), MapError> {
@@ -231,10 +235,10 @@ fn copy_table<M: Machine, F: SpaceFrames>(
     guest.machine().read_entries(table, first, &mut old)?;
     let childs_table = child.l1_table(&guest, path, va, edit.frames())?;
     if !unusual.is_empty() {
-        inherit(&guest, (edit.root(), child), va)?;
+        inherit(&guest, edit.root(), child, va)?;
     }
     let mut childs = empty_table();
-    let shared = share_all(&guest, (&old, &mut childs), edit.frames());
+    let shared = share_all(&guest, &old, &mut childs, edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
     let stored = unsafe { guest.machine().write_entries(childs_table, first, &childs) };
@@ -252,19 +256,20 @@ fn copy_table<M: Machine, F: SpaceFrames>(
         return Ok(());
     }
     let parents = old.map(|pte| split(pte).map_or(pte, |(parents, _)| parents));
-    edit.change_entries((table, va), (&old, &parents))
+    edit.change_entries(table, va, &old, &parents)
 }
 
 /// Gives the child's tables above `va` the flags of the parent's, where those are not the usual.
 fn inherit<M: Machine>(
     guest: &Guest<'_, M>,
-    (root, child): (Pfn, &mut Pgd<Loose>),
+    root: Pfn,
+    child: &mut Pgd<Loose>,
     va: GuestVa,
 ) -> Result<(), MapError> {
     for step in walk(guest, root, va)?.steps().filter(|step| step.level > Level::L1) {
-        let usual = with_table_flags((step.level, va), step.pte, PteFlags::TABLE)?;
+        let usual = with_table_flags(step.level, va, step.pte, PteFlags::TABLE)?;
         if usual != step.pte {
-            child.set_table_flags(guest, (step.level, va), step.pte.flags())?;
+            child.set_table_flags(guest, step.level, va, step.pte.flags())?;
         }
     }
     Ok(())
@@ -273,7 +278,8 @@ fn inherit<M: Machine>(
 /// Counts the child's share of each page that it inherits, and makes its entries.
 fn share_all<M: Machine>(
     guest: &Guest<'_, M>,
-    (parents, childs): (&Entries, &mut Entries),
+    parents: &Entries,
+    childs: &mut Entries,
     frames: &mut impl SpaceFrames,
 ) -> Result<(), MapError> {
     let mut shares = frames.shares(Ours);
@@ -348,7 +354,7 @@ fn put_back<M: Machine, F: SpaceFrames>(
                     *parents = join(*parents);
                 }
             }
-            edit.change_entries((table, va), (&old, &new))
+            edit.change_entries(table, va, &old, &new)
         });
     let restored = restored.and_then(|()| edit.submit());
     if restored.is_err() {

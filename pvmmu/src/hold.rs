@@ -51,8 +51,8 @@ impl Pgd<Pinned> {
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
         let mut holding = Holding { guest, batch, items, pending: 0, done: 0, undone: Ok(()) };
-        let root = (Level::L4, self.root());
-        let held = each_table(guest, root, Level::L1, &mut |link| holding.add(link));
+        let root = self.root();
+        let held = each_table(guest, Level::L4, root, Level::L1, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
             Err(failure) => {
@@ -81,7 +81,8 @@ pub(crate) struct Link {
 /// first.
 pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
     guest: &Guest<'_, M>,
-    (level, table): (Level, Pfn),
+    level: Level,
+    table: Pfn,
     lowest: Level,
     f: &mut impl FnMut(Link) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -91,7 +92,7 @@ pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
         let Entry::Table(mfn) = pte.decode(level) else { continue };
         if below > Level::L1 {
             let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
-            each_table(guest, (below, pfn), lowest, f)?;
+            each_table(guest, below, pfn, lowest, f)?;
         }
         f(Link { level: below, table, index, pte })?;
     }
@@ -164,7 +165,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
             undone.map_err(|refused| UndoError { failure: PinFailure::Call(refused.error) });
         let table = |at: usize, error| {
             let mfn = items().nth(at).map(|(_, pte)| pte.mfn());
-            refused_table(self.guest, (Level::L1, mfn), error)
+            refused_table(self.guest, Level::L1, mfn, error)
         };
         match (pins.err(), marks.err()) {
             (Some(refused), _) => Err(table(pinned, refused.error)),
@@ -177,7 +178,8 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
 /// The refusal of one table.
 fn refused_table<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, mfn): (Level, Option<Mfn>),
+    level: Level,
+    mfn: Option<Mfn>,
     error: hypercall::Error,
 ) -> PinFailure {
     let pfn = mfn.and_then(|mfn| guest.pfn(mfn).ok());
@@ -201,8 +203,8 @@ pub(crate) fn release<M: Machine>(
 ) -> Result<u64, Refused> {
     let mut done = 0;
     let op = |link: Link| MmuExtOp::unpin(link.pte.mfn());
-    on_held(guest, roots, (lowest, u64::MAX), (&op, batch, &mut done)).map_err(|failure| {
-        let undone = take_again(guest, roots, (lowest, done), batch);
+    on_held(guest, roots, lowest, u64::MAX, (&op, batch, &mut done)).map_err(|failure| {
+        let undone = take_again(guest, roots, lowest, done, batch);
         (failure, undone)
     })?;
     Ok(done)
@@ -213,7 +215,8 @@ pub(crate) fn release<M: Machine>(
 pub(crate) fn take_again<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
-    (lowest, count): (Level, u64),
+    lowest: Level,
+    count: u64,
     batch: &mut Batch<'_>,
 ) -> Result<(), UndoError> {
     if count == 0 {
@@ -221,7 +224,7 @@ pub(crate) fn take_again<M: Machine>(
     }
     let op = |link: Link| MmuExtOp::pin(link.level, link.pte.mfn());
     let mut done = 0;
-    on_held(guest, roots, (lowest, count), (&op, batch, &mut done))
+    on_held(guest, roots, lowest, count, (&op, batch, &mut done))
         .map_err(|failure| UndoError { failure })
 }
 
@@ -232,12 +235,13 @@ type Asking<'f, 'b, 's, F> = (&'f F, &'f mut Batch<'b>, &'s mut u64);
 fn on_held<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
-    (lowest, limit): (Level, u64),
+    lowest: Level,
+    limit: u64,
     (op, batch, done): Asking<'_, '_, '_, impl Fn(Link) -> MmuExtOp>,
 ) -> Result<(), PinFailure> {
     let mut left = limit;
     batch.clear();
-    each_table(guest, (Level::L4, roots.kernel), lowest, &mut |link| {
+    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
         if left == 0 || held(link.pte).is_none() {
             return Ok(());
         }
@@ -277,7 +281,7 @@ pub(crate) fn unmark<M: Machine>(
     roots: Roots,
     lowest: Level,
 ) -> Result<(), WalkError> {
-    each_table(guest, (Level::L4, roots.kernel), lowest, &mut |link| {
+    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
         if held(link.pte).is_none() {
             return Ok(());
         }

@@ -184,7 +184,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
             let prepare = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
                 edit.make_l1_table(va)?;
                 for level in UPPER.into_iter().filter(|level| !is_right(*level)) {
-                    edit.set_table_flags((level, va), flags(level))?;
+                    edit.set_table_flags(level, va, flags(level))?;
                 }
                 Ok(())
             };
@@ -214,13 +214,14 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
 
     fn set_table_flags(
         &mut self,
-        (level, page): (Level, Page),
+        level: Level,
+        page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlushAll, FlagUpdateError> {
         let set = self.with(&mut Nothing, |pgd, tools| {
             let va = guest_va(page)?;
             let set = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
-                edit.set_table_flags((level, va), pte_flags(flags))
+                edit.set_table_flags(level, va, pte_flags(flags))
             };
             pgd.edit(tools, set).map_err(|refused| refused.error)
         });
@@ -334,7 +335,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
                 let va = guest_va(page)?;
                 // SAFETY: the caller vouches that the frame is free to be mapped (I-1).
                 let frame = unsafe { Frame::claim(pfn(frame)) };
-                let mapped = pgd.map(tools, (va, pte_flags(flags)), frame);
+                let mapped = pgd.map(tools, va, pte_flags(flags), frame);
                 mapped.map_err(|MapFailed { frame, error }| {
                     has_lost_frame = frame.is_none();
                     error
@@ -383,7 +384,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
         page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlushAll, FlagUpdateError> {
-        self.set_table_flags((Level::L4, page), flags)
+        self.set_table_flags(Level::L4, page, flags)
     }
 
     unsafe fn set_flags_p3_entry(
@@ -391,7 +392,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
         page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlushAll, FlagUpdateError> {
-        self.set_table_flags((Level::L3, page), flags)
+        self.set_table_flags(Level::L3, page, flags)
     }
 
     unsafe fn set_flags_p2_entry(
@@ -399,7 +400,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
         page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlushAll, FlagUpdateError> {
-        self.set_table_flags((Level::L2, page), flags)
+        self.set_table_flags(Level::L2, page, flags)
     }
 
     fn translate_page(&self, page: Page) -> Result<PhysFrame, TranslateError> {

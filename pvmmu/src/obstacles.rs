@@ -98,9 +98,9 @@ impl Obstacles {
     ) -> Self {
         let mut found = Self::default();
         if let PinFailure::Table { level, pfn, mfn, .. } = *failure {
-            found.search(guest, roots, (Suspect { level, pfn, base: 0 }, mfn));
+            found.search(guest, roots, Suspect { level, pfn, base: 0 }, mfn);
         } else if let PinFailure::Root { pfn, mfn, .. } = *failure {
-            found.search(guest, roots, (Suspect { level: Level::L4, pfn, base: 0 }, mfn));
+            found.search(guest, roots, Suspect { level: Level::L4, pfn, base: 0 }, mfn);
         }
         found
     }
@@ -116,7 +116,7 @@ impl Obstacles {
         for suspect in tables {
             let mut found = Self::default();
             if let Ok(mfn) = guest.mfn(suspect.pfn) {
-                found.search(guest, roots, (suspect, mfn));
+                found.search(guest, roots, suspect, mfn);
             }
             last = Some((suspect, found));
             if found.count > 0 {
@@ -172,7 +172,8 @@ impl Obstacles {
         &mut self,
         guest: &Guest<'_, M>,
         roots: Roots,
-        (Suspect { level, pfn: table, mut base }, mfn): (Suspect, Mfn),
+        Suspect { level, pfn: table, mut base }: Suspect,
+        mfn: Mfn,
     ) {
         let trees = [(guest.kernel_root(), 0..ENTRIES), (roots.kernel, USER_SLOTS)];
         for (root, slots) in trees.clone() {

@@ -85,7 +85,8 @@ impl Path {
     pub(crate) fn entry<M: FrameAccess>(
         &self,
         guest: &Guest<'_, M>,
-        (level, va): (Level, GuestVa),
+        level: Level,
+        va: GuestVa,
     ) -> Result<(Slot, Pte), WalkError> {
         let table = self.table(level).ok_or(WalkError::NotMapped(va))?;
         let index = level.index_of(va);

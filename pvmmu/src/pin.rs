@@ -60,7 +60,7 @@ impl Pgd<Loose> {
         }
         let roots = self.roots();
         let to_read_only = Tables { access: Access::ReadOnly, lowest: Level::L1 };
-        let read_only = set_access(guest, roots, (to_read_only, u64::MAX), batch);
+        let read_only = set_access(guest, roots, to_read_only, u64::MAX, batch);
         let (done, failure, unpinned) = match read_only {
             Err(Stopped { done, failure }) => (done, failure, Ok(())),
             Ok(done) => match pin_roots(guest, roots) {
@@ -76,7 +76,7 @@ impl Pgd<Loose> {
         // While the tables are read-only: afterwards each would stand in its own way.
         let obstacles = Obstacles::of(guest, roots, &failure);
         let undo =
-            unpinned.and(blamed).and_then(|()| undo(guest, roots, (to_read_only, done), batch));
+            unpinned.and(blamed).and_then(|()| undo(guest, roots, to_read_only, done, batch));
         if undo.is_err() {
             Doubt::TABLES.note(&mut self.doubt);
         }
@@ -117,7 +117,7 @@ impl Pgd<Pinned> {
         if let Err(error) = self.put_right(guest) {
             return Err(self.not_unpinned(guest, (error.into(), Ok(()))));
         }
-        match unpin(guest, (self.roots(), self.holds), Level::L1, batch) {
+        match unpin(guest, self.roots(), self.holds, Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
             Ok(_) => {
                 self.holds = Holds::Nothing;
@@ -147,7 +147,8 @@ impl Pgd<Pinned> {
 /// empty or not. How many were let go of.
 pub(crate) fn unpin<M: Machine>(
     guest: &Guest<'_, M>,
-    (roots, holds): (Roots, Holds),
+    roots: Roots,
+    holds: Holds,
     lowest: Level,
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
@@ -155,21 +156,22 @@ pub(crate) fn unpin<M: Machine>(
         Holds::Nothing => 0,
         Holds::Tables => release(guest, roots, lowest, batch)?,
     };
-    let_go(guest, (roots, lowest), released, batch).map(|()| released).map_err(|(failure, undo)| {
-        (failure, undo.and_then(|()| take_again(guest, roots, (lowest, released), batch)))
+    let_go(guest, roots, lowest, released, batch).map(|()| released).map_err(|(failure, undo)| {
+        (failure, undo.and_then(|()| take_again(guest, roots, lowest, released, batch)))
     })
 }
 
 /// Ends a tree of which only the roots are pinned.
 fn let_go<M: Machine>(
     guest: &Guest<'_, M>,
-    (roots, lowest): (Roots, Level),
+    roots: Roots,
+    lowest: Level,
     released: u64,
     batch: &mut Batch<'_>,
 ) -> Result<(), Refused> {
     unpin_roots(guest, roots)?;
     let to_writable = Tables { access: Access::Writable, lowest };
-    let writable = set_access(guest, roots, (to_writable, u64::MAX), batch);
+    let writable = set_access(guest, roots, to_writable, u64::MAX, batch);
     let scrubbed = writable.and_then(|done| {
         let cleared = scrub(guest, roots).and_then(|()| match released {
             0 => Ok(()),
@@ -178,7 +180,7 @@ fn let_go<M: Machine>(
         cleared.map_err(|error| Stopped { done, failure: error.into() })
     });
     scrubbed.map_err(|Stopped { done, failure }| {
-        let undo = undo(guest, roots, (to_writable, done), batch)
+        let undo = undo(guest, roots, to_writable, done, batch)
             .and_then(|()| pin_roots(guest, roots).map_err(|(failure, _)| UndoError { failure }));
         (failure, undo)
     })
@@ -256,7 +258,7 @@ fn blame<M: Machine>(
         if table.level == Level::L4 {
             return Ok(false);
         }
-        ask(guest, (table.level, table.pfn), |mfn| MmuExtOp::pin(table.level, mfn))?;
+        ask(guest, table.level, table.pfn, |mfn| MmuExtOp::pin(table.level, mfn))?;
         pinned += 1;
         Ok(true)
     });
@@ -264,7 +266,7 @@ fn blame<M: Machine>(
         if pinned == 0 {
             return Ok(false);
         }
-        ask(guest, (table.level, table.pfn), MmuExtOp::unpin)?;
+        ask(guest, table.level, table.pfn, MmuExtOp::unpin)?;
         pinned -= 1;
         Ok(true)
     });
@@ -275,7 +277,8 @@ fn blame<M: Machine>(
 /// Asks for one operation on one table of a tree that is about to be pinned.
 fn ask<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, pfn): (Level, Pfn),
+    level: Level,
+    pfn: Pfn,
     op: impl Fn(Mfn) -> MmuExtOp,
 ) -> Result<(), PinFailure> {
     let mfn = guest.mfn(pfn)?;

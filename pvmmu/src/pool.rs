@@ -178,7 +178,8 @@ impl<'t> TablePool<'t> {
     pub(crate) fn give_back<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (held, frame): (Held, Frame),
+        held: Held,
+        frame: Frame,
         frames: &mut impl SpaceFrames,
     ) {
         let level = held.level();
@@ -189,7 +190,7 @@ impl<'t> TablePool<'t> {
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
             return self.put(level, frame, frames);
         }
-        match end(guest, (level, &frame)) {
+        match end(guest, level, &frame) {
             Ok(()) => {
                 self.counts.ended += 1;
                 frames.give(frame);
@@ -217,7 +218,7 @@ impl<'t> TablePool<'t> {
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Tools;
     /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
-    /// let made = tables.fill(&guest, (Level::L1, 4), frames, batch)?;
+    /// let made = tables.fill(&guest, Level::L1, 4, frames, batch)?;
     /// assert_eq!((made, tables.len(Level::L1)), (4, 4));
     /// assert_eq!(tables.counts().inside(), 4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -225,7 +226,8 @@ impl<'t> TablePool<'t> {
     pub fn fill<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (level, count): (Level, usize),
+        level: Level,
+        count: usize,
         frames: &mut impl SpaceFrames,
         batch: &mut Batch<'_>,
     ) -> Result<u64, PoolError> {
@@ -237,7 +239,7 @@ impl<'t> TablePool<'t> {
             return Err(PoolError::new(0, PinFailure::BatchTooSmall));
         }
         while left > 0 {
-            match self.fill_some(guest, (level, left.min(whole)), frames, batch) {
+            match self.fill_some(guest, level, left.min(whole), frames, batch) {
                 Ok(0) => break,
                 Ok(some) => {
                     left -= some;
@@ -257,15 +259,16 @@ impl<'t> TablePool<'t> {
     fn fill_some<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (level, count): (Level, usize),
+        level: Level,
+        count: usize,
         frames: &mut impl SpaceFrames,
         batch: &mut Batch<'_>,
     ) -> Result<usize, PoolError> {
         batch.clear();
         let Some(stack) = self.stack(level) else { return Ok(0) };
         let mut pushed = 0;
-        let planned = plan_fill(guest, (stack, count, &mut pushed), frames, batch)
-            .and_then(|()| pin_top(guest, (level, pushed), stack, batch));
+        let planned = plan_fill(guest, stack, count, &mut pushed, frames, batch)
+            .and_then(|()| pin_top(guest, level, pushed, stack, batch));
         if let Err(failure) = planned {
             (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
             return Err(PoolError::new(0, failure));
@@ -312,21 +315,22 @@ impl<'t> TablePool<'t> {
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Tools;
     /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
-    /// tables.fill(&guest, (Level::L1, 4), frames, batch)?;
-    /// assert_eq!(tables.drain(&guest, (Level::L1, 3), frames)?, 3);
+    /// tables.fill(&guest, Level::L1, 4, frames, batch)?;
+    /// assert_eq!(tables.drain(&guest, Level::L1, 3, frames)?, 3);
     /// assert_eq!(tables.len(Level::L1), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn drain<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (level, count): (Level, usize),
+        level: Level,
+        count: usize,
         frames: &mut impl SpaceFrames,
     ) -> Result<u64, PoolError> {
         let mut done = 0;
         while done < count as u64 {
             let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
-            match end(guest, (level, &frame)) {
+            match end(guest, level, &frame) {
                 Ok(()) => frames.give(frame),
                 Err((failure, undone)) => {
                     match undone {
@@ -346,7 +350,9 @@ impl<'t> TablePool<'t> {
 /// Takes frames onto the top of the stack and plans to make them read-only.
 fn plan_fill<M: Machine>(
     guest: &Guest<'_, M>,
-    (stack, count, pushed): (&mut FrameStack<'_>, usize, &mut usize),
+    stack: &mut FrameStack<'_>,
+    count: usize,
+    pushed: &mut usize,
     frames: &mut impl SpaceFrames,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
@@ -376,7 +382,8 @@ fn plan_fill<M: Machine>(
 /// Plans to pin the top `count` frames of the stack, the deepest first.
 fn pin_top<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, count): (Level, usize),
+    level: Level,
+    count: usize,
     stack: &FrameStack<'_>,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
@@ -406,7 +413,7 @@ fn make_top_writable<M: Machine>(
 
 /// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
 /// it was, as far as the undo says.
-fn end<M: Machine>(guest: &Guest<'_, M>, (level, frame): (Level, &Frame)) -> Result<(), Refused> {
+fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<(), Refused> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     let planned = (|| -> Result<_, PinFailure> {

@@ -118,18 +118,19 @@ impl Pgd<Pinned> {
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, tools) = TestGuest::with_pinned(page);
-    /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = pgd.set_flags(&tools.guest, read_only, Need::Set, None)?;
+    /// let (va, read_only) = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
+    /// let _ = pgd.set_flags(&tools.guest, va, read_only, Need::Set, None)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_flags<M: Machine + Cpu>(
         &mut self,
         guest: &Guest<'_, M>,
-        change: (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         need: Need,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(guest, change, (need, Runs::Elsewhere), by)
+        self.set_flags_of(guest, va, flags, need, Runs::Elsewhere, by)
     }
 
     /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here: that may
@@ -154,25 +155,28 @@ impl Pgd<Pinned> {
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, tools) = TestGuest::with_pinned(page);
     /// unsafe { pgd.load(&tools.guest) }?;
-    /// let read_only = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = unsafe { pgd.set_flags_here(&tools.guest, read_only, Need::Set, None) }?;
+    /// let (va, read_only) = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
+    /// let _ = unsafe { pgd.set_flags_here(&tools.guest, va, read_only, Need::Set, None) }?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn set_flags_here<M: Machine + Cpu>(
         &mut self,
         guest: &Guest<'_, M>,
-        change: (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         need: Need,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(guest, change, (need, Runs::Here), by)
+        self.set_flags_of(guest, va, flags, need, Runs::Here, by)
     }
 
     fn set_flags_of<M: Machine + Cpu>(
         &mut self,
         guest: &Guest<'_, M>,
-        (va, flags): (GuestVa, PteFlags),
-        (need, runs): (Need, Runs),
+        va: GuestVa,
+        flags: PteFlags,
+        need: Need,
+        runs: Runs,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
         check_page(va)?;
@@ -185,24 +189,24 @@ impl Pgd<Pinned> {
         self.put_right(guest)?;
         let mut path = Path::new(self.root());
         let Found::Table(_) = path.seek(guest, va)? else { return Err(MapError::NotMapped(va)) };
-        let (slot, old) = path.entry(guest, (Level::L1, va))?;
+        let (slot, old) = path.entry(guest, Level::L1, va)?;
         let Entry::Leaf(_) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let old = if let Need::IfStill(old) = need { old } else { old };
         let new = flags_of_shared(Pte::from_raw(old.raw() & KEPT | flags.bits()), old);
         let table = path.table(Level::L1).ok_or(MapError::NotMapped(va))?;
         let changed = match by {
-            Primitive::MmuUpdate => request(guest, (va, slot), MmuUpdate::set, (new, old)),
+            Primitive::MmuUpdate => request(guest, va, slot, MmuUpdate::set, new, old),
             Primitive::PreserveAd => {
                 let ad = PteFlags::ACCESSED | PteFlags::DIRTY;
                 let new = new.with_flags(new.flags() & !ad);
-                request(guest, (va, slot), MmuUpdate::set_preserving_ad, (new, old))
+                request(guest, va, slot, MmuUpdate::set_preserving_ad, new, old)
             }
-            Primitive::VaMapping => va_mapping(guest, va, (new, old)),
+            Primitive::VaMapping => va_mapping(guest, va, new, old),
             Primitive::EmulatedStore | Primitive::EmulatedCompareExchange => {
                 let page = guest.machine().direct_map(table)?.raw();
                 let entry = GuestVa::new(page + u64::from(slot.index) * size_of::<Pte>() as u64);
                 let entry = entry.map_err(|_| MapError::NotMapped(va))?;
-                emulated(guest, (va, entry), (by, need), (new, old))
+                emulated(guest, va, entry, by, need, new, old)
             }
         };
         if let Err(MapError::RefusedCall(_) | MapError::NotUndone { .. }) = changed {
@@ -215,9 +219,11 @@ impl Pgd<Pinned> {
 
 fn request<M: Machine>(
     guest: &Guest<'_, M>,
-    (va, slot): (GuestVa, Slot),
+    va: GuestVa,
+    slot: Slot,
     update: impl Fn(Slot, Pte) -> MmuUpdate,
-    (new, old): (Pte, Pte),
+    new: Pte,
+    old: Pte,
 ) -> Result<Changed, MapError> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
@@ -243,7 +249,8 @@ fn request<M: Machine>(
 fn va_mapping<M: Machine>(
     guest: &Guest<'_, M>,
     va: GuestVa,
-    (pte, old): (Pte, Pte),
+    pte: Pte,
+    old: Pte,
 ) -> Result<Changed, MapError> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
@@ -255,16 +262,19 @@ fn va_mapping<M: Machine>(
 
 fn emulated<M: Machine + Cpu>(
     guest: &Guest<'_, M>,
-    (va, entry): (GuestVa, GuestVa),
-    (by, need): (Primitive, Need),
-    (new, old): (Pte, Pte),
+    va: GuestVa,
+    entry: GuestVa,
+    by: Primitive,
+    need: Need,
+    new: Pte,
+    old: Pte,
 ) -> Result<Changed, MapError> {
     let changed = if by == Primitive::EmulatedStore {
         // SAFETY: the entry keeps its frame, and belongs to the address space (I-4); what stands
         // behind the address is a table, no Rust object.
         unsafe { guest.machine().store(entry, new.raw()) }.map(|()| Changed::From(old))
     } else {
-        exchange(guest.machine(), entry, (need, new), old)
+        exchange(guest.machine(), entry, need, new, old)
     };
     let changed = changed.map_err(|_| MapError::Faulted(va))?;
     let Changed::From(was) = changed else { return Ok(changed) };
@@ -273,7 +283,7 @@ fn emulated<M: Machine + Cpu>(
     // CPU has noted meanwhile does. Xen may have adjusted what was written.
     let undone = guest.machine().load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
-        exchange(guest.machine(), entry, (Need::KeepAccessedDirty, was), now)
+        exchange(guest.machine(), entry, Need::KeepAccessedDirty, was, now)
     });
     match undone {
         Ok(Changed::From(_)) => match flush_everywhere(guest, va)? {
@@ -300,7 +310,8 @@ fn flush_everywhere<M: Machine>(
 fn exchange<M: Cpu>(
     machine: &M,
     entry: GuestVa,
-    (need, new): (Need, Pte),
+    need: Need,
+    new: Pte,
     old: Pte,
 ) -> Result<Changed, hypercall::Fault> {
     let ad = PteFlags::ACCESSED.union(PteFlags::DIRTY).bits();
@@ -369,10 +380,10 @@ mod tests {
     }
 
     /// Exchanges `old` for `new` on a CPU whose entry becomes `then` meanwhile; what is left.
-    fn raced(need: Need, (old, then, new): (Pte, Pte, Pte)) -> (Changed, Pte) {
+    fn raced(need: Need, old: Pte, then: Pte, new: Pte) -> (Changed, Pte) {
         let cpu = Raced { entry: Cell::new(old.raw()), then: Cell::new(Some(then.raw())) };
         let va = GuestVa::new(0).expect("the guest's");
-        let changed = exchange(&cpu, va, (need, new), old).expect("no fault");
+        let changed = exchange(&cpu, va, need, new, old).expect("no fault");
         (changed, Pte::from_raw(cpu.entry.get()))
     }
 
@@ -381,7 +392,7 @@ mod tests {
         let old = Pte::new(Mfn::new(7), PteFlags::USER_RW);
         let (other, new) = (Pte::new(Mfn::new(8), PteFlags::USER_RW), old.read_only());
         for need in [Need::Set, Need::KeepAccessedDirty, Need::IfStill(old)] {
-            assert_eq!(raced(need, (old, other, new)), (Changed::Not(other), other), "{need:?}");
+            assert_eq!(raced(need, old, other, new), (Changed::Not(other), other), "{need:?}");
         }
     }
 
@@ -389,10 +400,10 @@ mod tests {
     fn what_the_cpu_notes_meanwhile_is_kept_or_overwritten_as_asked() {
         let old = Pte::new(Mfn::new(7), PteFlags::USER_RW & !PteFlags::DIRTY);
         let (dirty, new) = (old.with_flags(old.flags() | PteFlags::DIRTY), old.read_only());
-        assert_eq!(raced(Need::Set, (old, dirty, new)), (Changed::From(dirty), new));
-        let kept = raced(Need::KeepAccessedDirty, (old, dirty, new));
+        assert_eq!(raced(Need::Set, old, dirty, new), (Changed::From(dirty), new));
+        let kept = raced(Need::KeepAccessedDirty, old, dirty, new);
         assert_eq!(kept, (Changed::From(dirty), dirty.read_only()));
-        assert_eq!(raced(Need::IfStill(old), (old, dirty, new)), (Changed::Not(dirty), dirty));
+        assert_eq!(raced(Need::IfStill(old), old, dirty, new), (Changed::Not(dirty), dirty));
     }
 
     const ALL: [Primitive; 5] = [

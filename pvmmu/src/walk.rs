@@ -145,8 +145,8 @@ impl<S> Pgd<S> {
     ) -> Result<(), MapError> {
         pages.check()?;
         let Some(last) = pages.count.checked_sub(1) else { return Ok(()) };
-        let ends = (pages.start, pages.at(last)?);
-        Ok(walk_below(guest, (Level::L4, self.root()), ends, met)?)
+        let last = pages.at(last)?;
+        Ok(walk_below(guest, Level::L4, self.root(), pages.start, last, met)?)
     }
 }
 
@@ -154,8 +154,10 @@ impl<S> Pgd<S> {
 /// which the table spans.
 fn walk_below<M: FrameAccess>(
     guest: &Guest<'_, M>,
-    (level, table): (Level, Pfn),
-    (first, last): (GuestVa, GuestVa),
+    level: Level,
+    table: Pfn,
+    first: GuestVa,
+    last: GuestVa,
     met: &mut impl FnMut(GuestVa, TableEntry),
 ) -> Result<(), WalkError> {
     let span = 1u64 << level.shift();
@@ -171,7 +173,7 @@ fn walk_below<M: FrameAccess>(
         let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below()) else { continue };
         let child = guest.pfn(mfn)?;
         let end = GuestVa::new(start + span - 1).map_or(last, |end| end.min(last));
-        walk_below(guest, (below, child), (va.max(first), end), met)?;
+        walk_below(guest, below, child, va.max(first), end, met)?;
     }
     Ok(())
 }

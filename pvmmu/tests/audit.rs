@@ -39,7 +39,7 @@ fn nothing_is_wrong_with_tables_that_this_crate_made() {
     let mut batch = storage.batch();
     let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
     let pages = Pages { start: page(0), count: 600 };
-    pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
@@ -97,7 +97,7 @@ fn a_kernel_mapping_with_user_set_and_a_frame_left_behind_are_found() {
 }
 
 /// Stores an entry into a table of a loose tree.
-fn plant(guest: &Guest<'_, Model>, (table, index): (Pfn, u16), pte: Pte) {
+fn plant(guest: &Guest<'_, Model>, table: Pfn, index: u16, pte: Pte) {
     let index = PageTableIndex::new(index);
     // SAFETY: the test exists only in the model, and the tree is loose.
     unsafe { guest.machine().write_entry(table, index, pte) }.expect("writable");
@@ -107,8 +107,8 @@ fn plant(guest: &Guest<'_, Model>, (table, index): (Pfn, u16), pte: Pte) {
 fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
     scene!(test, guest, pool);
     let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
-    let mapped = (Pages { start: page(0), count: 9 }, PteFlags::USER_RW);
-    pgd.map_pages(&guest, mapped, &mut pool).expect("mapped");
+    let pages = Pages { start: page(0), count: 9 };
+    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
     let user = pgd.user_root().expect("it has one");
     let of_roots = |found: &[Finding]| {
         let differ = |finding: &&Finding| matches!(finding, Finding::RootsDiffer { .. });
@@ -116,11 +116,11 @@ fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
     };
     let entry = guest.machine().read_entry(user, PageTableIndex::new(0)).expect("readable");
     let adjusted = entry.with_flags(entry.flags() & !PteFlags::ACCESSED & !PteFlags::DIRTY);
-    plant(&guest, (user, 0), adjusted);
+    plant(&guest, user, 0, adjusted);
     assert_eq!(of_roots(&findings(&guest, &[pgd.tree()])), []);
     // A mapping that the kernel has and user code has not; one that user code may only read.
     for user_entry in [Pte::ABSENT, entry.read_only()] {
-        plant(&guest, (user, 0), user_entry);
+        plant(&guest, user, 0, user_entry);
         let found = of_roots(&findings(&guest, &[pgd.tree()]));
         let [finding @ Finding::RootsDiffer { slot: 0, user, .. }] = found[..] else {
             panic!("{found:?}")
@@ -129,7 +129,7 @@ fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
         let words = finding.to_string();
         assert!(words.contains("user code sees other pages than the kernel"), "{words}");
     }
-    plant(&guest, (user, 0), entry);
+    plant(&guest, user, 0, entry);
     destroy(&guest, pgd, &mut pool);
 }
 
@@ -142,9 +142,9 @@ fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
     let mut pgd = build(&guest, 4, &mut pool);
     let registers = Mfn::new(test.model.ram_end().raw() + 0x100);
     let behind = Pages { start: page(20), count: 1 };
-    let foreign = ((behind, PteFlags::USER_RW), (registers, DomId::IO));
     // SAFETY: no memory stands behind the frames.
-    unsafe { pgd.map_foreign(&guest, foreign.0, foreign.1, &mut pool) }.expect("mapped");
+    unsafe { pgd.map_foreign(&guest, behind, PteFlags::USER_RW, registers, DomId::IO, &mut pool) }
+        .expect("mapped");
     let unknown = |found: Vec<Finding>| {
         let of = |finding: Finding| match finding {
             Finding::UnknownFrame(place) => Some((place, finding)),
@@ -160,14 +160,14 @@ fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
             Level::L1 => (walk.at(Level::L1).expect("a table").table, Level::L1.index_of(page(21))),
             _ => (walk.at(Level::L2).expect("a table").table, PageTableIndex::new(99)),
         };
-        plant(&guest, (table, index.into()), Pte::new(registers, flags));
+        plant(&guest, table, index.into(), Pte::new(registers, flags));
         let found = unknown(findings(&guest, &[pgd.tree()]));
         let [(place, finding)] = found[..] else { panic!("{found:?}") };
         assert_eq!((place.level, place.table), (level, table));
         let words = finding.to_string();
         assert!(words.contains("which P2M does not know"), "{words}");
         assert!(words.contains("EBUSY"), "what Xen would say: {words}");
-        plant(&guest, (table, index.into()), Pte::ABSENT);
+        plant(&guest, table, index.into(), Pte::ABSENT);
     }
     destroy(&guest, pgd, &mut pool);
 }

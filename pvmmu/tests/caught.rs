@@ -118,14 +118,12 @@ const FAILING: &[Operation] = &[
         hand.left.set(Some(5));
         edit.map_pages(nowhere(0, 20), CLEAN)
     }),
-    ("map another's", |edit, _| {
-        edit.map_foreign((free(0, 70), PteFlags::USER_RW), (VGA, DomId::IO))
-    }),
+    ("map another's", |edit, _| edit.map_foreign(free(0, 70), PteFlags::USER_RW, VGA, DomId::IO)),
     ("move", |edit, _| edit.remap(full(0, 70), free(0, 1).start)),
     ("move elsewhere", |edit, _| edit.remap(full(0, 70), nowhere(0, 1).start)),
-    ("replace", |edit, hand| edit.replace((full(66, 1).start, CLEAN), hand.frame())),
+    ("replace", |edit, hand| edit.replace(full(66, 1).start, CLEAN, hand.frame())),
     ("flags of no table", |edit, _| {
-        edit.set_table_flags((Level::L2, nowhere(0, 1).start), PteFlags::TABLE)
+        edit.set_table_flags(Level::L2, nowhere(0, 1).start, PteFlags::TABLE)
     }),
     ("own", |edit, _| edit.make_own(free(0, 1).start)),
     ("move no table", |edit, _| edit.move_table(nowhere(0, 1).start, free(0, 1).start)),
@@ -145,18 +143,14 @@ const NEXT: &[Operation] = &[
     ("map the last", |edit, _| edit.map_pages(free(65, 1), CLEAN)),
     ("map elsewhere", |edit, _| edit.map_pages(nowhere(0, 20), CLEAN)),
     ("map again", |edit, _| edit.map_pages(full(0, 1), CLEAN)),
-    ("map another's", |edit, _| {
-        edit.map_foreign((free(0, 2), PteFlags::USER_RW), (VGA, DomId::IO))
-    }),
-    ("replace the first", |edit, hand| edit.replace((full(0, 1).start, CLEAN), hand.frame())),
-    ("replace the last", |edit, hand| edit.replace((full(63, 1).start, CLEAN), hand.frame())),
+    ("map another's", |edit, _| edit.map_foreign(free(0, 2), PteFlags::USER_RW, VGA, DomId::IO)),
+    ("replace the first", |edit, hand| edit.replace(full(0, 1).start, CLEAN, hand.frame())),
+    ("replace the last", |edit, hand| edit.replace(full(63, 1).start, CLEAN, hand.frame())),
     ("move", |edit, _| edit.remap(full(0, 4), free(0, 1).start)),
     ("move what may be mapped", |edit, _| edit.remap(free(0, 1), full(69, 1).start)),
     ("move elsewhere", |edit, _| edit.remap(full(0, 66), nowhere(0, 1).start)),
     ("move the table", |edit, _| edit.move_table(full(0, 1).start, nowhere(0, 1).start)),
-    ("flags of the table", |edit, _| {
-        edit.set_table_flags((Level::L2, full(0, 1).start), READ_ONLY)
-    }),
+    ("flags of the table", |edit, _| edit.set_table_flags(Level::L2, full(0, 1).start, READ_ONLY)),
     ("own", |edit, _| edit.make_own(full(0, 1).start)),
     ("walk", |edit, _| edit.walk(full(0, 1).start).map(drop)),
     ("submit", |edit, _| edit.submit()),
@@ -187,12 +181,12 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
     let mut batch = storage.batch_of(room, 12);
     if is_pooled {
         for level in [Level::L1, Level::L2, Level::L3] {
-            tables.fill(&guest, (level, 2), &mut pool, &mut batch).expect("filled");
+            tables.fill(&guest, level, 2, &mut pool, &mut batch).expect("filled");
         }
     }
     let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
     for pages in [full(0, 66), free(66, 1)] {
-        pgd.map_pages(&guest, (pages, CLEAN), &mut pool).expect("mapped");
+        pgd.map_pages(&guest, pages, CLEAN, &mut pool).expect("mapped");
     }
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let spare = (0..2).filter_map(|_| pool.take()).collect();
@@ -202,7 +196,7 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
     with.presence = presence;
     if has_foreign {
         let page = full(100, 1);
-        pgd.edit(&mut with, |edit| edit.map_foreign((page, CLEAN), (VGA, DomId::IO)))
+        pgd.edit(&mut with, |edit| edit.map_foreign(page, CLEAN, VGA, DomId::IO))
             .expect("a device's");
     }
     let mut failed = Ok(());
@@ -226,7 +220,7 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
     let mapped = seen.map(|pages| pages.iter().map(Option::is_some).collect());
     pgd.destroy(&mut with).expect("destroyed");
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&guest, (level, 2), &mut pool).expect("drained");
+        tables.drain(&guest, level, 2, &mut pool).expect("drained");
     }
     hand.spare.into_inner().into_iter().for_each(|frame| pool.give(frame));
     account.found("free", pool.pfns());
@@ -308,7 +302,7 @@ fn a_section_whose_submit_was_refused_fails_even_if_it_catches_the_error() {
     let mut storage = BatchStorage::<200, 12>::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
-    pgd.map_pages(&plain, (full(0, 2), CLEAN), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, full(0, 2), CLEAN, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done: 1 };
     let machine = FailNth::new(&test.model, refusal);

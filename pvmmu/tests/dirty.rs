@@ -128,10 +128,10 @@ fn live<T>(
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, (pages(), CLEAN), &mut frames).expect("mapped");
+    pgd.map_pages(&plain, pages(), CLEAN, &mut frames).expect("mapped");
     // So that there is a table for them: what is asked for first is asked of the pages.
     let near = Pages::one(elsewhere().at(COUNT).expect("user half"));
-    pgd.map_pages(&plain, (near, CLEAN), &mut frames).expect("mapped");
+    pgd.map_pages(&plain, near, CLEAN, &mut frames).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let places = (0..COUNT).map(|at| {
         let va = pages().at(at).expect("user half");
@@ -258,7 +258,7 @@ fn a_page_whose_frame_is_replaced_keeps_the_dirty_bit_that_another_vcpu_sets_mea
             for at in 0..COUNT {
                 let frame = with.frames.take().expect("a frame");
                 let va = pages().at(at).expect("user half");
-                pgd.edit(with, |edit| edit.replace((va, CLEAN), frame)).expect("replaced");
+                pgd.edit(with, |edit| edit.replace(va, CLEAN, frame)).expect("replaced");
             }
         },
         |guest, pgd, (), written| check_dirty(guest, pgd, pages(), written),
@@ -318,7 +318,7 @@ fn poked(
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, (pages(), CLEAN), &mut frames).expect("mapped");
+    pgd.map_pages(&plain, pages(), CLEAN, &mut frames).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let leaf = walk(&plain, pgd.root(), pages().start).expect("readable").leaf();
     let (slot, _) = leaf.expect("it is mapped");
@@ -376,7 +376,7 @@ fn cost(flags: PteFlags, presence: Presence) -> Counts {
     let (from, to) = (address(0x40_0000), address(0x40_8000));
     let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
     let pages = Pages { start: from, count: 8 };
-    pgd.map_pages(&guest, (pages, flags), &mut pool).expect("mapped");
+    pgd.map_pages(&guest, pages, flags, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let before = counting.counts();
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);

@@ -51,7 +51,7 @@ impl Scene {
         let guest = common::guest(&test, &test.model, &p2m);
         let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
         let pages = Pages { start: page(0), count: ALL };
-        pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+        pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
         let pgd = pgd.pin(&guest, &mut Storage::new().batch()).expect("pinned");
         let before = mapped(&guest, &pgd);
         let TestGuest { model, list, root } = test;
@@ -91,14 +91,18 @@ fn sweep(
         let done = work(&guest, pgd, pool);
         (scene, done)
     };
-    for_each_failure(build, scenario, check).unwrap_or_else(|error| panic!("{error}"))
+    for_each_failure(build, scenario, |model, failure, (scene, done)| {
+        check(model, failure, scene, done)
+    })
+    .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What is refused has left the tree and the free frames as they were, and the tree can be ended.
 fn check(
     model: &Model,
     failure: Option<&Failure>,
-    (scene, done): (Scene, Result<(), String>),
+    scene: Scene,
+    done: Result<(), String>,
 ) -> Result<(), String> {
     let Scene { list, root, mut pool, pgd, before, free } = scene;
     // SAFETY: the test exists only in the model.
@@ -141,7 +145,7 @@ fn mapping_one_frame_gives_it_back_whatever_is_refused() {
             let (mut storage, mut tables) = (Storage::new(), no_pool());
             let mut batch = storage.batch();
             let mut with = tools(guest, &mut batch, &mut tables, pool);
-            pgd.map(&mut with, (page(at), PteFlags::USER_RW), frame).map_err(|failed| {
+            pgd.map(&mut with, page(at), PteFlags::USER_RW, frame).map_err(|failed| {
                 let reason = failed.to_string();
                 let frame = failed.frame.expect("it is not mapped");
                 assert_eq!(frame.pfn(), pfn, "the same frame");
@@ -172,9 +176,9 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
             let sweep = sweep(|guest, pgd, _| {
                 // SAFETY: the model's test has no Rust objects. Not what is swept here.
                 unsafe { pgd.load(&plain(guest)) }.expect("loaded");
-                let change = (page(1), READ_ONLY);
                 // SAFETY: the address space has just been loaded.
-                let changed = unsafe { pgd.set_flags_here(guest, change, need, Some(by)) };
+                let changed =
+                    unsafe { pgd.set_flags_here(guest, page(1), READ_ONLY, need, Some(by)) };
                 assert!(!matches!(changed, Ok(Changed::Not(_))), "{changed:?}");
                 assert!(!matches!(changed, Err(MapError::NotUndone { .. })), "{changed:?}");
                 say(changed)
@@ -193,7 +197,7 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
         let machine = plain.machine().guest();
         let mut other = Pgd::with_user_root(&plain, pool).expect("two roots");
         let pages = Pages::one(page(0));
-        other.map_pages(&plain, (pages, PteFlags::USER_RW), pool).expect("mapped");
+        other.map_pages(&plain, pages, PteFlags::USER_RW, pool).expect("mapped");
         let other = other.pin(&plain, &mut Storage::new().batch()).expect("pinned");
         let places = [const { Running::nowhere() }; 1];
         // SAFETY: every load of the test goes through these places.

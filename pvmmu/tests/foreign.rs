@@ -60,11 +60,13 @@ fn run_of_the_neighbour(test: &TestGuest) -> (Mfn, u64) {
 fn map<M: Machine, F: SpaceFrames>(
     pgd: &mut Pgd<Pinned>,
     with: &mut Tools<'_, '_, '_, M, F>,
-    (at, count): (u64, u64),
-    frames: (Mfn, DomId),
+    at: u64,
+    count: u64,
+    first: Mfn,
+    domain: DomId,
 ) -> Result<(), RangeError> {
     let pages = Pages { start: page(at), count };
-    pgd.edit(with, |edit| edit.map_foreign((pages, PteFlags::USER_RW), frames))
+    pgd.edit(with, |edit| edit.map_foreign(pages, PteFlags::USER_RW, first, domain))
 }
 
 fn leaf<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Option<Mfn> {
@@ -104,7 +106,7 @@ fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
         let (first, count) = run_of_the_neighbour(test);
         assert!(count > 1, "frames that follow one another");
         for at in [6, FAR] {
-            map(pgd, with, (at, count), (first, NEIGHBOUR)).expect("dom0 may");
+            map(pgd, with, at, count, first, NEIGHBOUR).expect("dom0 may");
             for index in 0..count {
                 assert_eq!(leaf(&with.guest, pgd, at + index), first.checked_add(index));
             }
@@ -126,7 +128,7 @@ fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() 
     for (request, done) in (0..6).flat_map(|request| [0, 1, 5].map(|done| (request, done))) {
         in_dom0::<40>(4, |test, pgd, with| {
             let (first, count) = run_of_the_neighbour(test);
-            map(pgd, with, (4, count), (first, NEIGHBOUR)).expect("dom0 may");
+            map(pgd, with, 4, count, first, NEIGHBOUR).expect("dom0 may");
             let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.guest, pgd, at)).collect();
             let machine =
                 FailNth::new(&test.model, Refusal { request, errno: Errno::ENOMEM, done });
@@ -161,7 +163,7 @@ fn a_table_with_a_neighbours_frame_in_it_is_never_taken_out() {
         let own = Pages { start: table.start, count: 511 };
         pgd.map_pages(with, own, PteFlags::USER_RW).expect("mapped");
         let last = Pages::one(table.at(511).expect("user half"));
-        pgd.edit(with, |edit| edit.map_foreign((last, PteFlags::USER_RW), (first, NEIGHBOUR)))
+        pgd.edit(with, |edit| edit.map_foreign(last, PteFlags::USER_RW, first, NEIGHBOUR))
             .expect("mapped");
         with.presence = Presence::MayVanish;
         for flags in [READ_ONLY, PteFlags::USER_RW] {
@@ -194,8 +196,8 @@ fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     let (first, _) = run_of_the_neighbour(&test);
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
-    let mut refused = |count, frames| {
-        let error = map(&mut pgd, &mut with, (6, count), frames).expect_err("not allowed");
+    let mut refused = |count, first, domain| {
+        let error = map(&mut pgd, &mut with, 6, count, first, domain).expect_err("not allowed");
         for at in 0..count {
             assert_eq!(leaf(&guest, &pgd, 6 + at).is_some(), at < error.done, "{error}");
         }
@@ -206,12 +208,12 @@ fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
     };
     // The test's own frame, whatever it is called: it would be mapped without its token.
     for domain in [DomId::SELF, DomId(0), NEIGHBOUR, DomId::IO] {
-        assert_eq!(refused(1, (own, domain)), MapError::Own(hypercall::Pfn::new(9)));
+        assert_eq!(refused(1, own, domain), MapError::Own(hypercall::Pfn::new(9)));
     }
     // The neighbour's root, which nobody may map writable, and frames in front of it.
     let neighbour = test.model.vcpu(NEIGHBOUR.0, 0).expect("built");
     let root = neighbour.kernel_root().expect("it has one").raw();
-    match refused(4, (Mfn::new(root - 2), NEIGHBOUR)) {
+    match refused(4, Mfn::new(root - 2), NEIGHBOUR) {
         MapError::Refused { va, error } => {
             assert!((page(6)..=page(8)).contains(&va), "{va}");
             assert_eq!(error.error.errno, Errno::EBUSY);
@@ -222,7 +224,7 @@ fn what_is_not_the_neighbours_is_refused_and_no_page_behind_it_is_mapped() {
         MapError::Refused { error, .. } | MapError::RefusedCall(error) => error.error.errno,
         other => panic!("{other}"),
     };
-    assert_eq!(errno(refused(2, (first, DomId(77)))), Errno::ESRCH, "no such domain");
+    assert_eq!(errno(refused(2, first, DomId(77))), Errno::ESRCH, "no such domain");
     pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, &mut pool)).expect("destroyed");
     test.check();
 }
@@ -237,7 +239,7 @@ fn a_domu_has_no_power_over_its_neighbours() {
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     for domain in [DomId::IO, DomId::XEN, DomId(0)] {
         let somewhere = Mfn::new(test.model.ram_end().raw() - 1);
-        let error = map(&mut pgd, &mut with, (6, 1), (somewhere, domain)).expect_err("no power");
+        let error = map(&mut pgd, &mut with, 6, 1, somewhere, domain).expect_err("no power");
         let is_refused = matches!(error.error, MapError::Refused { .. } | MapError::RefusedCall(_));
         assert!(is_refused, "{domain:?}: {error}");
     }
@@ -261,7 +263,7 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
                 let Tools { batch, tables, frames, .. } = with;
                 let mut refusing = tools(&around, batch, tables, *frames);
                 for at in [6, FAR] {
-                    let mapped = map(pgd, &mut refusing, (at, count), (first, NEIGHBOUR));
+                    let mapped = map(pgd, &mut refusing, at, count, first, NEIGHBOUR);
                     expected += mapped.map_or_else(|error| error.done, |()| count);
                 }
                 let present = |at: &u64| leaf(&plain, pgd, *at).is_some();
@@ -295,7 +297,7 @@ fn own_and_foreign_pages_change_in_turn_in_one_section() {
             (0..20).try_for_each(|at| {
                 edit.unmap(Pages::one(page(2 * at)))?;
                 let pages = Pages::one(page(2 * at + 1));
-                edit.map_foreign((pages, PteFlags::USER_RW), (first, NEIGHBOUR))
+                edit.map_foreign(pages, PteFlags::USER_RW, first, NEIGHBOUR)
             })
         })
         .expect("as many traps as it takes");

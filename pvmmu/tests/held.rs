@@ -28,10 +28,10 @@ fn refusal(request: u64, done: usize) -> Refusal {
 /// A pinned tree of `count` L1 tables, the first of which is full.
 fn sparse<M: Machine>(guest: &Guest<'_, M>, count: u64, pool: &mut Pool) -> Pgd<Pinned> {
     let mut pgd = Pgd::with_user_root(guest, pool).expect("two roots");
-    pgd.map_pages(guest, (whole_table(), PteFlags::USER_RW), pool).expect("mapped");
+    pgd.map_pages(guest, whole_table(), PteFlags::USER_RW, pool).expect("mapped");
     for number in 1..count {
         let pages = Pages::one(table(number));
-        pgd.map_pages(guest, (pages, PteFlags::USER_RW), pool).expect("mapped");
+        pgd.map_pages(guest, pages, PteFlags::USER_RW, pool).expect("mapped");
     }
     pgd.pin(guest, &mut BatchStorage::<64, 1>::new().batch()).expect("pinned")
 }
@@ -128,7 +128,7 @@ fn unpin_refused(length: usize, refusal: Refusal) -> bool {
     let (l2, l3) = rest.split_at_mut(1);
     let mut out_of = TablePool::new([l1, l2, l3]);
     for level in [Level::L1, Level::L2, Level::L3] {
-        out_of.fill(&plain, (level, 1), &mut pool, &mut batch).expect("filled");
+        out_of.fill(&plain, level, 1, &mut pool, &mut batch).expect("filled");
     }
     let _ = pgd.hold_l1_tables(&plain, &mut batch).expect("held");
     // Of every kind: pinned in place, out of the pool on each level, and by the root alone.
@@ -222,7 +222,7 @@ fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
     let mut pgd = sparse(&guest, 4, &mut pool);
     let mut places = [const { None::<Frame> }; 8];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
-    tables.fill(&guest, (Level::L1, 3), &mut pool, &mut batch).expect("filled");
+    tables.fill(&guest, Level::L1, 3, &mut pool, &mut batch).expect("filled");
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     for number in 10..13 {
         pgd.map_pages(&mut with, Pages::one(table(number)), PteFlags::USER_RW).expect("mapped");
@@ -244,7 +244,7 @@ fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
     assert_eq!((counts.returned, counts.adopted, counts.out()), (2, 3, 0), "{counts:?}");
     assert_eq!(counts.inside(), 5);
     check_counts(&tables, 0);
-    assert_eq!(tables.drain(&guest, (Level::L1, 9), &mut pool), Ok(5));
+    assert_eq!(tables.drain(&guest, Level::L1, 9, &mut pool), Ok(5));
     check_counts(&tables, 0);
     assert_eq!(pool.len(), free);
     test.check();
@@ -321,7 +321,7 @@ fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
         let mut tables_of = TablePool::new([l1, l2, l3]);
         let mut batch = storage.batch();
         for level in [Level::L1, Level::L2, Level::L3] {
-            tables_of.fill(&plain, (level, 1), &mut pool, &mut batch).expect("filled");
+            tables_of.fill(&plain, level, 1, &mut pool, &mut batch).expect("filled");
         }
         let mut pgd = sparse(&plain, 50, &mut pool);
         let mut with = tools(&plain, &mut batch, &mut tables_of, &mut pool);
@@ -341,7 +341,7 @@ fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
         }
         check_counts(&tables_of, 0);
         for level in [Level::L1, Level::L2, Level::L3] {
-            tables_of.drain(&plain, (level, 9), &mut pool).expect("drained");
+            tables_of.drain(&plain, level, 9, &mut pool).expect("drained");
         }
         assert_eq!(pool.len(), free);
         test.check();

@@ -137,7 +137,7 @@ fn a_pool_is_filled_and_linked_in_batches_of_every_length() {
         let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
         let mut batch = storage.batch_of(length, ops);
         let before = machine.counts();
-        let filled = tables.fill(&guest, (Level::L1, PLACES), &mut pool, &mut batch);
+        let filled = tables.fill(&guest, Level::L1, PLACES, &mut pool, &mut batch);
         assert_eq!(filled, Ok(ALL));
         let cost = machine.counts() - before;
         let together = length.min(ops) as u64;
@@ -159,7 +159,7 @@ fn a_pool_is_filled_and_linked_in_batches_of_every_length() {
             end(pgd, &mut tools(&guest, &mut batch, &mut tables, &mut pool));
             pgd = pinned(&guest, &mut pool);
         }
-        assert_eq!(tables.drain(&guest, (Level::L1, 99), &mut pool), Ok(ALL));
+        assert_eq!(tables.drain(&guest, Level::L1, 99, &mut pool), Ok(ALL));
     }
     let mut batch = storage.batch();
     end(pgd, &mut tools(&guest, &mut batch, &mut no_pool(), &mut pool));

@@ -29,7 +29,7 @@ fn pinned<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
 /// Maps the pages around a table while the tree is loose, and pins it.
 fn full<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
     let mut pgd = Pgd::new(guest, pool).expect("a root");
-    pgd.map_pages(guest, (around_a_table(), PteFlags::USER_RW), pool).expect("mapped");
+    pgd.map_pages(guest, around_a_table(), PteFlags::USER_RW, pool).expect("mapped");
     pgd.pin(guest, &mut Storage::new().batch()).expect("pinned")
 }
 
@@ -112,7 +112,7 @@ fn a_page_unmapped_and_mapped_again_is_the_same_frame() {
     assert_eq!(leaf.expect("a table").1, Pte::ABSENT, "no bit of the frame stays behind");
     let again = pgd.unmap(&mut with, Pages::one(page(3)));
     assert_eq!(again, Err(RangeError { done: 0, error: MapError::NotMapped(page(3)) }));
-    pgd.map(&mut with, (page(3), PteFlags::USER_RW), frame).expect("mapped");
+    pgd.map(&mut with, page(3), PteFlags::USER_RW, frame).expect("mapped");
     let after = entries(&guest, pgd.root(), pages(ALL));
     let same = |(old, new): (&Option<Pte>, &Option<Pte>)| {
         old.expect("mapped").same_for_guest(new.expect("mapped"))
@@ -141,7 +141,7 @@ fn what_is_wrong_with_a_request_is_told_before_xen_is_asked() {
     let last = Pages { start: page(15), count: 2 };
     assert_eq!(protect(last, READ_ONLY), Err(MapError::NotMapped(page(16))));
     let frame = with.frames.take().expect("a frame");
-    let failed = pgd.map(&mut with, (page(0), PteFlags::USER_RW), frame).expect_err("occupied");
+    let failed = pgd.map(&mut with, page(0), PteFlags::USER_RW, frame).expect_err("occupied");
     assert!(matches!(failed.error, MapError::Occupied { .. }));
     pool.give(failed.frame.expect("the frame comes back"));
     assert_eq!(machine.counts(), before);
@@ -312,7 +312,7 @@ fn a_user_root_sees_what_the_kernel_root_sees_below_and_nothing_above() {
     scene!(test, guest, pool);
     let free = pool.len();
     let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
-    pgd.map_pages(&guest, (pages(ALL), PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&guest, pages(ALL), PteFlags::USER_RW, &mut pool).expect("mapped");
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let mut pgd = pgd.pin(&guest, &mut batch).expect("both pinned");

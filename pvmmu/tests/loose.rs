@@ -50,7 +50,7 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
     let mut refuse = |va, flags| {
         let frame = pool.take().expect("a frame");
         let pfn = frame.pfn();
-        let failed = pgd.map(&guest, (va, flags), frame, &mut pool).expect_err("must fail");
+        let failed = pgd.map(&guest, va, flags, frame, &mut pool).expect_err("must fail");
         let frame = failed.frame.expect("the frame comes back");
         assert_eq!(frame.pfn(), pfn);
         pool.give(frame);
@@ -74,7 +74,7 @@ fn running_out_of_tables_in_the_middle_loses_nothing() {
         let aside = pool.keep(left);
         let frame = pool.take().expect("a frame");
         let failed = pgd
-            .map(&guest, (page(0), PteFlags::USER_RW), frame, &mut pool)
+            .map(&guest, page(0), PteFlags::USER_RW, frame, &mut pool)
             .expect_err("three tables are needed");
         assert_eq!(failed.error, MapError::OutOfFrames);
         pool.give(failed.frame.expect("the frame comes back"));

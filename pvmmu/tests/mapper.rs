@@ -150,7 +150,8 @@ fn writable_tables<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, va: Virt
 
 /// Maps a page at `address` under tables with `parents`.
 fn map_under<M: Machine>(
-    (guest, pgd): (Guest<'_, M>, &mut Pgd<Pinned>),
+    guest: Guest<'_, M>,
+    pgd: &mut Pgd<Pinned>,
     address: u64,
     parents: PageTableFlags,
     frames: &mut Frames,
@@ -201,12 +202,12 @@ fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
         (1 << 22, READ_ONLY, [true, true, false]),
     ];
     for (offset, parents, expected) in steps {
-        map_under((guest, &mut pgd), AT + offset, parents, &mut frames).expect("mapped");
+        map_under(guest, &mut pgd, AT + offset, parents, &mut frames).expect("mapped");
         let tables = writable_tables(&guest, &pgd, VirtAddr::new(AT + offset));
         assert_eq!(tables, expected, "{offset:#x}");
         test.check();
     }
-    let absent = map_under((guest, &mut pgd), AT, PageTableFlags::WRITABLE, &mut frames);
+    let absent = map_under(guest, &mut pgd, AT, PageTableFlags::WRITABLE, &mut frames);
     assert_eq!(absent, Err(Some(MapError::Flags(2))), "tables that are not there");
     let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
     destroy(&guest, loose, &mut pool);
@@ -230,7 +231,7 @@ fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
         let machine = FailNth::new(&test.model, refusal);
         let around = guest(&test, &machine, &p2m);
         let at = 0x4444_4000_0000;
-        let mapped = map_under((around, &mut pgd), at, READ_ONLY, &mut frames);
+        let mapped = map_under(around, &mut pgd, at, READ_ONLY, &mut frames);
         assert_eq!(mapped.is_err(), machine.has_refused(), "{refusal:?}");
         let there = pgd.translate(&plain, GuestVa::new(at).expect("user half"));
         assert_eq!(there.expect("readable").is_some(), mapped.is_ok(), "{refusal:?}");
@@ -291,7 +292,7 @@ fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
             let mut frames = frames_of(&mut pool, 20);
             if beside {
                 let page = at + 0x1000;
-                map_under((plain, &mut pgd), page, READ_ONLY, &mut frames).expect("mapped");
+                map_under(plain, &mut pgd, page, READ_ONLY, &mut frames).expect("mapped");
             }
             let frame = frames.allocate_frame().expect("memory");
             let refuse = |request| Refusal { request, errno: Errno::ENOMEM, done: 1 };
@@ -330,11 +331,11 @@ fn a_page_under_tables_with_the_usual_flags_takes_one_request() {
     let mut frames = frames_of(&mut pool, 20);
     for address in [0x4444_4000_0000, 0x4444_4000_1000] {
         let before = machine.counts().hypercalls;
-        map_under((guest, &mut pgd), address, WRITABLE, &mut frames).expect("mapped");
+        map_under(guest, &mut pgd, address, WRITABLE, &mut frames).expect("mapped");
         assert_eq!(machine.counts().hypercalls, before + 1, "{address:#x}");
     }
     // One that is taken has its tables left alone.
-    let taken = map_under((guest, &mut pgd), 0x4444_4000_0000, READ_ONLY, &mut frames);
+    let taken = map_under(guest, &mut pgd, 0x4444_4000_0000, READ_ONLY, &mut frames);
     assert!(matches!(taken, Err(Some(MapError::Occupied { .. }))), "{taken:?}");
     test.check();
 }

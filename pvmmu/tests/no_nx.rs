@@ -41,23 +41,23 @@ fn every_operation_goes_without_the_bit() {
     let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
     loose.protect(&guest, pages(4), read_only).expect("protected");
     let table_flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    loose.set_table_flags(&guest, (Level::L2, page(0)), table_flags).expect("changed");
+    loose.set_table_flags(&guest, Level::L2, page(0), table_flags).expect("changed");
     let frame = pool.take().expect("a frame");
-    loose.replace(&guest, (page(1), PteFlags::USER_RW), frame, &mut pool).expect("replaced");
+    loose.replace(&guest, page(1), PteFlags::USER_RW, frame, &mut pool).expect("replaced");
     let mut pgd = loose.pin(&guest, &mut batch).expect("pinned");
     check(&guest, &pgd, 12);
     // Live, every way in which flags go in.
-    let _ = pgd.set_flags(&guest, (page(2), PteFlags::USER_RW), Need::Set, None).expect("changed");
+    let _ = pgd.set_flags(&guest, page(2), PteFlags::USER_RW, Need::Set, None).expect("changed");
     let mut tools = tools(&guest, &mut batch, &mut tables, &mut pool);
     let more = Pages { start: page(12), count: 4 };
     pgd.map_pages(&mut tools, more, PteFlags::USER_RW).expect("mapped");
     pgd.edit(&mut tools, |edit| {
         edit.protect(pages(8), read_only)?;
-        edit.set_table_flags((Level::L3, page(0)), table_flags)
+        edit.set_table_flags(Level::L3, page(0), table_flags)
     })
     .expect("changed");
     let frame = tools.frames.take().expect("a frame");
-    let replaced = pgd.edit(&mut tools, |edit| edit.replace((page(3), PteFlags::USER_RW), frame));
+    let replaced = pgd.edit(&mut tools, |edit| edit.replace(page(3), PteFlags::USER_RW, frame));
     assert!(replaced.is_ok());
     check(&guest, &pgd, 16);
     let loose = pgd.unpin(&guest, tools.batch).expect("unpinned");

@@ -91,14 +91,14 @@ fn a_pool_that_is_not_filled_names_the_table_and_the_mapping_in_its_way() {
     let mut places = [const { None::<Frame> }; 4];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     let mut storage = BatchStorage::<8, 8>::new();
-    let refused = tables.fill(&guest, (Level::L1, 4), &mut pool, &mut storage.batch());
+    let refused = tables.fill(&guest, Level::L1, 4, &mut pool, &mut storage.batch());
     let refused = refused.expect_err("in the way");
     let PinFailure::Table { level, pfn, error, .. } = refused.failure else { panic!("{refused}") };
     assert_eq!((refused.done, level, pfn), (2, Level::L1, table), "{refused}");
     assert_eq!((error.errno, refused.obstacles.count()), (Errno::EINVAL, 1), "{refused}");
     let told = format!("{:#018x}", direct_va(&guest, window.pfn()));
     assert!(refused.to_string().contains(&told), "{told} is not in: {refused}");
-    assert_eq!(tables.drain(&guest, (Level::L1, 9), &mut pool), Ok(2));
+    assert_eq!(tables.drain(&guest, Level::L1, 9, &mut pool), Ok(2));
     assert_eq!(pool.len(), free);
     test.check();
     alias(&guest, window.pfn(), window.pfn());

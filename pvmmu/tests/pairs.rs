@@ -32,7 +32,7 @@ sweep! {
     };
     mapping_one_frame, Few: |spaces, with| {
         let frame = with.frames.take().expect("a frame");
-        match spaces.first().map(with, (va(2, 0, 0), PteFlags::USER_RW), frame) {
+        match spaces.first().map(with, va(2, 0, 0), PteFlags::USER_RW, frame) {
             Ok(()) => {}
             Err(failed) => failed.frame.into_iter().for_each(|frame| with.frames.give(frame)),
         }
@@ -61,18 +61,17 @@ sweep! {
     };
     replacing_a_frame, Few: |spaces, with| {
         let frame = with.frames.take().expect("a frame");
-        spaces.first().edit(with, |edit| edit.replace((few().start, READ_ONLY), frame))
+        spaces.first().edit(with, |edit| edit.replace(few().start, READ_ONLY, frame))
     };
     setting_the_flags_of_tables, Few: |spaces, with| {
         let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
         spaces.first().edit(with, |edit| {
-            edit.set_table_flags((Level::L4, few().start), flags)?;
-            edit.set_table_flags((Level::L2, few().start), flags)
+            edit.set_table_flags(Level::L4, few().start, flags)?;
+            edit.set_table_flags(Level::L2, few().start, flags)
         })
     };
     setting_the_flags_of_one_page, Few: |spaces, with| {
-        let page = (few().start, READ_ONLY);
-        spaces.first().set_flags(&with.guest, page, Need::Set, None)
+        spaces.first().set_flags(&with.guest, few().start, READ_ONLY, Need::Set, None)
     };
     holding_tables, Few: |spaces, with| {
         spaces.first().hold_l1_tables(&with.guest, with.batch)
@@ -94,7 +93,7 @@ sweep! {
         let presence = with.presence;
         let variant = Variant { pooled: false, roots: 2, presence };
         let plain = guest(spaces.test, &spaces.test.model, with.guest.p2m());
-        let loose = start(&plain, (Layout::Few, variant), with.frames);
+        let loose = start(&plain, Layout::Few, variant, with.frames);
         match loose.pin(&with.guest, with.batch) {
             Ok(pgd) => spaces.pinned.push(pgd),
             Err(error) => spaces.loose.push(error.pgd),
@@ -139,8 +138,8 @@ sweep! {
     };
     filling_and_draining_a_pool, Few: |_spaces, with| {
         let Tools { guest, batch, tables, frames, .. } = with;
-        let _ = tables.fill(guest, (Level::L1, 3), *frames, batch);
-        tables.drain(guest, (Level::L1, 3), *frames)
+        let _ = tables.fill(guest, Level::L1, 3, *frames, batch);
+        tables.drain(guest, Level::L1, 3, *frames)
     };
     many_changes_in_a_section, Few: |spaces, with| spaces.first().edit(with, |edit| {
         // What one of them meets, the next ones meet, too.

@@ -38,7 +38,7 @@ fn filled_first<M: Machine>(
 ) -> Pgd<Pinned> {
     let mut pgd = Pgd::new(guest, pool).expect("a root");
     for number in 0..TABLES {
-        pgd.map_pages(guest, (page(number), PteFlags::USER_RW), pool).expect("mapped");
+        pgd.map_pages(guest, page(number), PteFlags::USER_RW, pool).expect("mapped");
     }
     pgd.pin(guest, batch).expect("pinned")
 }
@@ -80,7 +80,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
     let (l2, l3) = upper.split_at_mut(1);
     let mut tables = TablePool::new([l1, l2, l3]);
     for (level, count) in [(Level::L1, 20), (Level::L2, 1), (Level::L3, 1)] {
-        tables.fill(&guest, (level, count), &mut pool, &mut batch).expect("filled");
+        tables.fill(&guest, level, count, &mut pool, &mut batch).expect("filled");
     }
     for _ in 0..2 {
         let before = cost();
@@ -93,7 +93,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
         test.check();
     }
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&guest, (level, 99), &mut pool).expect("drained");
+        tables.drain(&guest, level, 99, &mut pool).expect("drained");
     }
     assert_eq!(pool.len(), free);
     test.check();
@@ -108,9 +108,9 @@ fn a_pool_is_not_filled_by_a_batch_without_room() {
     let mut storage = Storage::new();
     for (updates, ops) in [(0, 1), (1, 0)] {
         let mut batch = storage.batch_of(updates, ops);
-        let refused = tables.fill(&guest, (Level::L1, 2), &mut pool, &mut batch);
+        let refused = tables.fill(&guest, Level::L1, 2, &mut pool, &mut batch);
         let failure = refused.expect_err("no room").failure;
         assert_eq!((failure, pool.len()), (PinFailure::BatchTooSmall, free));
     }
-    assert_eq!(tables.fill(&guest, (Level::L1, 0), &mut pool, &mut storage.batch()), Ok(0));
+    assert_eq!(tables.fill(&guest, Level::L1, 0, &mut pool, &mut storage.batch()), Ok(0));
 }

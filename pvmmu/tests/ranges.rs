@@ -52,8 +52,8 @@ impl<'g, M: Machine> Scene<'g, M> {
     fn both(&mut self) -> [Space; 2] {
         let [loose, pinned] = [(); 2].map(|()| {
             let mut pgd = Pgd::with_user_root(&self.guest, &mut self.pool).expect("two roots");
-            let pages = (pages(START, COUNT), PteFlags::USER_RW);
-            pgd.map_pages(&self.guest, pages, &mut self.pool).expect("mapped");
+            let pages = pages(START, COUNT);
+            pgd.map_pages(&self.guest, pages, PteFlags::USER_RW, &mut self.pool).expect("mapped");
             pgd
         });
         let pinned = pinned.pin(&self.guest, &mut self.storage.batch()).expect("pinned");
@@ -83,7 +83,7 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn remap(&mut self, space: &mut Space, pages: Pages, to: GuestVa) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.remap(&self.guest, (pages, to), &mut self.pool),
+            Space::Loose(pgd) => pgd.remap(&self.guest, pages, to, &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -94,7 +94,7 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn move_table(&mut self, space: &mut Space, from: u64, to: u64) -> Result<(), MapError> {
         match space {
-            Space::Loose(pgd) => pgd.move_table(&self.guest, (va(from), va(to)), &mut self.pool),
+            Space::Loose(pgd) => pgd.move_table(&self.guest, va(from), va(to), &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -104,13 +104,13 @@ impl<'g, M: Machine> Scene<'g, M> {
     }
 
     fn replace(&mut self, space: &mut Space, at: u64, frame: Frame) -> Result<(), MapError> {
-        let at = (va(at), READ_ONLY);
         match space {
-            Space::Loose(pgd) => pgd.replace(&self.guest, at, frame, &mut self.pool),
+            Space::Loose(pgd) => pgd.replace(&self.guest, va(at), READ_ONLY, frame, &mut self.pool),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
-                pgd.edit(with, |edit| edit.replace(at, frame)).map_err(|refused| refused.error)
+                pgd.edit(with, |edit| edit.replace(va(at), READ_ONLY, frame))
+                    .map_err(|refused| refused.error)
             }
         }
     }
@@ -240,7 +240,7 @@ fn a_range_is_moved_in_few_traps_and_a_whole_table_in_one() {
     if let Space::Pinned(pgd) = &mut spaces[1] {
         let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
         let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool);
-        pgd.map(with, (va(to - 0x4000), READ_ONLY), frame).expect("mapped");
+        pgd.map(with, va(to - 0x4000), READ_ONLY, frame).expect("mapped");
         pgd.map_pages(with, pages(to + (8 << 21), 1), READ_ONLY).expect("mapped");
     }
     let counts = machine.counts();
@@ -327,16 +327,16 @@ fn a_loose_tree_takes_registers_of_devices_and_no_frame_of_a_domain() {
     let mut pgd = Pgd::new(&scene.guest, &mut scene.pool).expect("a root");
     let registers = Mfn::new(test.model.ram_end().raw() + 0x100);
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
-    let mut map = |frame| {
-        let range = (pages(START, 5), PteFlags::USER_RW);
+    let mut map = |frame, domain| {
+        let (pages, flags) = (pages(START, 5), PteFlags::USER_RW);
         // SAFETY: no Rust object lives in the model's test.
-        unsafe { pgd.map_foreign(&scene.guest, range, frame, &mut scene.pool) }
+        unsafe { pgd.map_foreign(&scene.guest, pages, flags, frame, domain, &mut scene.pool) }
             .map_err(|it| it.error)
     };
-    assert_eq!(map((registers, DomId(1))), Err(MapError::OnlyLive(DomId(1))));
-    assert_eq!(map((own, DomId::IO)), Err(MapError::Own(hypercall::Pfn::new(9))));
-    map((registers, DomId::IO)).expect("mapped");
-    assert!(matches!(map((registers, DomId::IO)), Err(MapError::Occupied { .. })));
+    assert_eq!(map(registers, DomId(1)), Err(MapError::OnlyLive(DomId(1))));
+    assert_eq!(map(own, DomId::IO), Err(MapError::Own(hypercall::Pfn::new(9))));
+    map(registers, DomId::IO).expect("mapped");
+    assert!(matches!(map(registers, DomId::IO), Err(MapError::Occupied { .. })));
     let pgd = pgd.pin(&scene.guest, &mut scene.storage.batch()).expect("dom0 may");
     let mapping = pgd.translate(&scene.guest, va(START + 0x2000)).expect("readable");
     let frame = mapping.expect("mapped").frame;
@@ -355,13 +355,13 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
     let mut spaces = scene.both();
     for space in &mut spaces {
         for level in [Level::L2, Level::L3, Level::L4] {
-            let of = (level, va(1 << 30));
+            let (at, flags) = (va(1 << 30), PteFlags::PRESENT);
             match space {
-                Space::Loose(pgd) => pgd.set_table_flags(&scene.guest, of, PteFlags::PRESENT),
+                Space::Loose(pgd) => pgd.set_table_flags(&scene.guest, level, at, flags),
                 Space::Pinned(pgd) => {
                     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
                     let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool);
-                    let set = pgd.edit(with, |edit| edit.set_table_flags(of, PteFlags::PRESENT));
+                    let set = pgd.edit(with, |edit| edit.set_table_flags(level, at, flags));
                     set.map_err(|refused| refused.error)
                 }
             }
@@ -378,9 +378,9 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
         }
     }
     let Space::Loose(loose) = &mut spaces[0] else { panic!("loose") };
-    let absent = loose.set_table_flags(&scene.guest, (Level::L3, va(1 << 39)), PteFlags::TABLE);
+    let absent = loose.set_table_flags(&scene.guest, Level::L3, va(1 << 39), PteFlags::TABLE);
     assert_eq!(absent, Err(MapError::NotMapped(va(1 << 39))));
-    let empty = loose.set_table_flags(&scene.guest, (Level::L3, va(0)), PteFlags::empty());
+    let empty = loose.set_table_flags(&scene.guest, Level::L3, va(0), PteFlags::empty());
     assert_eq!(empty, Err(MapError::Flags(0)));
     scene.end(spaces);
     test.check();
@@ -399,7 +399,7 @@ fn a_child_inherits_what_its_parents_tables_forbid() {
     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
     let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut frames);
     let forbidden = PteFlags::PRESENT | PteFlags::NO_EXECUTE;
-    pgd.edit(with, |edit| edit.set_table_flags((Level::L2, va(1 << 30)), forbidden)).expect("set");
+    pgd.edit(with, |edit| edit.set_table_flags(Level::L2, va(1 << 30), forbidden)).expect("set");
     let child = pgd.fork(with).expect("forked");
     for (address, is_writable) in [(1 << 30, false), (START, true)] {
         for root in [pgd.root(), child.root(), child.user_root().expect("it has one")] {

@@ -40,10 +40,10 @@ fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [O
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
-    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
     // There is a table for `to`, or one above it, already.
     let near = Pages::one(if pages.count == 512 { va(0xa0_0000) } else { va(0x80_1000) });
-    pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, near, PteFlags::USER_RW, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
 
     let inner = FailNth::new(&test.model, refusals[1]);
@@ -96,9 +96,9 @@ fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_r
     let (page, to) = (Pages::one(va(0x40_0000)), va(0x80_0000));
     let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
     let both = Pages { start: page.start, count: 1 };
-    pgd.map_pages(&plain, (both, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, both, PteFlags::USER_RW, &mut pool).expect("mapped");
     let near = Pages::one(va(0x80_1000));
-    pgd.map_pages(&plain, (near, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, near, PteFlags::USER_RW, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refuse(2, 0));
     let machine = FailNth::new(&inner, refuse(0, 1));
@@ -151,7 +151,7 @@ fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
     let mut batch = storage.batch();
     let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
     let pages = Pages { start: va(0x3f_f000), count: 40 };
-    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut pool).expect("mapped");
+    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refusals[1]);
     let machine = FailNth::new(&inner, refusals[0]);
@@ -236,7 +236,7 @@ fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() 
     let mut batch = storage.batch();
     let pages = Pages { start: va(0x40_0000), count: 2 };
     let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, (pages, PteFlags::USER_RW), &mut frames).expect("mapped");
+    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut frames).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     // Three more, of which Xen takes two; then of their undo the updates, not the flush.
     let more = Pages { start: va(0x40_2000), count: 3 };
@@ -279,14 +279,14 @@ fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
     kept.free.sort_by_key(|frame| frame.pfn() != unknown);
     let mut pgd = Pgd::new(&plain, &mut kept).expect("a root");
     let page = Pages::one(va(0x40_0000));
-    let refused = pgd.map_pages(&plain, (page, PteFlags::USER_RW), &mut kept).expect_err("a table");
+    let refused = pgd.map_pages(&plain, page, PteFlags::USER_RW, &mut kept).expect_err("a table");
     assert!(matches!(refused.error, MapError::Walk(WalkError::P2m(_))), "{refused}");
     assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let mut places = [None];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
-    tables.fill(&plain, (Level::L1, 1), &mut kept, &mut batch).expect_err("a table");
+    tables.fill(&plain, Level::L1, 1, &mut kept, &mut batch).expect_err("a table");
     assert_eq!((kept.free.len(), tables.is_empty()), (1, true));
     pgd.destroy(&plain, &mut kept).expect("readable");
     test.check();
@@ -310,7 +310,7 @@ fn write_protected(
     let flags = PteFlags::USER_RW - PteFlags::DIRTY;
     let (pages, near) = (Pages { start: va(0x40_0000), count: 4 }, Pages::one(va(0x80_8000)));
     for pages in [pages, near] {
-        pgd.map_pages(&plain, (pages, flags), &mut pool).expect("mapped");
+        pgd.map_pages(&plain, pages, flags, &mut pool).expect("mapped");
     }
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refusals[1]);

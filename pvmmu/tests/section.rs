@@ -18,7 +18,7 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.fill(&guest, (level, 2), &mut pool, &mut batch).expect("filled");
+        tables.fill(&guest, level, 2, &mut pool, &mut batch).expect("filled");
     }
     let pgd = Pgd::new(&guest, &mut pool).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
@@ -38,7 +38,7 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     assert_eq!(pgd.tables(&guest), Ok(4));
     pgd.destroy(&mut with).expect("destroyed");
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&guest, (level, 2), &mut pool).expect("drained");
+        tables.drain(&guest, level, 2, &mut pool).expect("drained");
     }
     assert_eq!(pool.len(), free);
     test.check();

@@ -32,12 +32,12 @@ sweep! {
     };
     filling_and_draining_a_pool: |_pgd, with| {
         let Tools { guest, batch, tables, frames, .. } = with;
-        let filled = tables.fill(guest, (Level::L1, 5), *frames, batch);
-        filled.and_then(|_| tables.drain(guest, (Level::L1, 9), *frames)).map(drop)
+        let filled = tables.fill(guest, Level::L1, 5, *frames, batch);
+        filled.and_then(|_| tables.drain(guest, Level::L1, 9, *frames)).map(drop)
     };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;
-        pgd.edit(with, |edit| edit.set_table_flags((Level::L4, full().start), flags))
+        pgd.edit(with, |edit| edit.set_table_flags(Level::L4, full().start, flags))
     };
 }
 
@@ -51,7 +51,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut pgd = Pgd::with_user_root(&guest, &mut frames).expect("two roots");
-    pgd.map_pages(&guest, (full(), PteFlags::USER_RW), &mut frames).expect("mapped");
+    pgd.map_pages(&guest, full(), PteFlags::USER_RW, &mut frames).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut storage.batch()).expect("pinned");
     for (updates, ops) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
         let room = Room { updates, ops };
@@ -67,7 +67,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
             pgd.unmap(&mut with, full()),
             pgd.map_pages(&mut with, far, PteFlags::USER_RW),
             pgd.edit(&mut with, |edit| edit.move_table(here, there)),
-            pgd.edit(&mut with, |edit| edit.set_table_flags((Level::L4, here), flags)),
+            pgd.edit(&mut with, |edit| edit.set_table_flags(Level::L4, here, flags)),
         ];
         assert_eq!(refused, [Err(too_small); 5]);
         let forked = pgd.fork(&mut with).map(drop).expect_err("too small");

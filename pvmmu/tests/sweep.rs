@@ -36,8 +36,8 @@ sweep! {
     });
     filling_and_draining_a_pool: |_pgd, with| {
         let Tools { guest, batch, tables, frames, .. } = with;
-        let filled = tables.fill(guest, (Level::L1, 9), *frames, batch);
-        filled.and_then(|_| tables.drain(guest, (Level::L1, 9), *frames)).map(drop)
+        let filled = tables.fill(guest, Level::L1, 9, *frames, batch);
+        filled.and_then(|_| tables.drain(guest, Level::L1, 9, *frames)).map(drop)
     };
     writing_to_a_forked_page: |pgd, with| {
         let plain = pgd.fork(with).map_err(|error| error.to_string());
@@ -66,7 +66,7 @@ sweep! {
     };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;
-        pgd.edit(with, |edit| edit.set_table_flags((Level::L2, full().start), flags))
+        pgd.edit(with, |edit| edit.set_table_flags(Level::L2, full().start, flags))
     };
 }
 

@@ -109,7 +109,7 @@ impl TestGuest {
         let mut tools = Self::new().tools();
         let Tools { guest, batch, frames, .. } = &mut tools;
         let mut pgd = Pgd::new(guest, *frames).expect("a root");
-        pgd.map_pages(guest, (pages, PteFlags::USER_RW), *frames).expect("mapped");
+        pgd.map_pages(guest, pages, PteFlags::USER_RW, *frames).expect("mapped");
         let pgd = pgd.pin(guest, batch).expect("pinned");
         (pgd, tools)
     }

@@ -188,7 +188,8 @@ impl Run {
 
 /// Runs the scenario with these refusals.
 fn attempt(name: &str, points: &[Point], scenario: &impl Fn(&Plan<'_>)) -> Run {
-    let refusals: Vec<Refusal> = points.iter().enumerate().map(Point::refusal).collect();
+    let refusals: Vec<Refusal> =
+        points.iter().enumerate().map(|(at, point)| Point::refusal(at, point)).collect();
     let asked = vec![Cell::new(None); REQUESTS_MAX];
     let plan = Refusals::new(&refusals, &asked);
     let outcome = catch_unwind(AssertUnwindSafe(|| scenario(&plan)));
@@ -242,7 +243,7 @@ impl Point {
     }
 
     /// The refusal of the point that is number `at` of its run.
-    fn refusal((at, point): (usize, &Self)) -> Refusal {
+    fn refusal(at: usize, point: &Self) -> Refusal {
         let errno = ERRNOS[(point.request + point.done + at) % ERRNOS.len()];
         Refusal { request: point.request as u64, errno, done: point.done }
     }

@@ -70,7 +70,7 @@ fn settle(context: Context<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut F
 }
 
 /// What the map says is true, and what a toolstack reads of it says the same.
-fn audit(machine: &Machine, p2m: &P2m<'_>, (list, window): (&FrameList<'_>, &Window)) {
+fn audit(machine: &Machine, p2m: &P2m<'_>, list: &FrameList<'_>, window: &Window) {
     let mut places = [None; 8];
     let mut audit = Audit::begin(&mut places);
     audit.run(machine, p2m);
@@ -103,7 +103,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
     let context = unsafe { Context::new(&machine, &p2m, machine.root()) };
     extend_direct_map(context, new, &mut pool);
-    audit(&machine, &p2m, (&list, &window));
+    audit(&machine, &p2m, &list, &window);
 
     let mut words = vec![0; usize::try_from(Balloon::words_needed(new.end())).expect("small")];
     let begun = Balloon::new((&machine, &p2m), &mut words, 0, Wipe::Always);
@@ -124,7 +124,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
             Next::Wait { why, .. } => assert_eq!(why, Obstacle::Maximum { frames: maximum }),
             next => assert_eq!((next, maximum), (Next::Idle, new.end())),
         }
-        audit(&machine, &p2m, (&list, &window));
+        audit(&machine, &p2m, &list, &window);
     }
     let grown: Vec<Pfn> = free.1.iter().map(Frame::pfn).collect();
     assert_eq!(grown.len() as u64, NEW);
@@ -142,5 +142,5 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     let last = settle(context, &mut balloon, &mut free);
     assert_eq!((last.next, last.accounts.xen), (Next::Idle, Some(BOOT)));
     assert!(matches!(last.moved, Moved::Out(_)) && free.1.is_empty() && !free.0.is_empty());
-    audit(&machine, &p2m, (&list, &window));
+    audit(&machine, &p2m, &list, &window);
 }

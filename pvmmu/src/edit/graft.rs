@@ -44,7 +44,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         run: Run,
         flags: PteFlags,
     ) -> Result<(), MapError> {
-        self.graft_from(Level::L1, (level, run), flags)
+        self.graft_from(Level::L1, level, run, flags)
     }
 
     /// Makes the tables from L2 up that are missing below the absent entry of `level`, empty, and
@@ -53,21 +53,22 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// # Hypercalls
     /// As for [`graft`](Self::graft).
     pub(super) fn graft_upper(&mut self, level: Level, va: GuestVa) -> Result<(), MapError> {
-        self.graft_from(Level::L2, (level, Run { va, count: 0 }), PteFlags::empty())
+        self.graft_from(Level::L2, level, Run { va, count: 0 }, PteFlags::empty())
     }
 
     fn graft_from(
         &mut self,
         lowest: Level,
-        (level, run): (Level, Run),
+        level: Level,
+        run: Run,
         flags: PteFlags,
     ) -> Result<(), MapError> {
         Room::check(self.tools.batch)?;
         self.submit()?;
         let mut chain = Chain::default();
-        let built = self.build(&mut chain, (lowest, level, run), flags);
+        let built = self.build(&mut chain, lowest, level, run, flags);
         let linked = match built {
-            Ok(top) => self.link_chain(&chain, (level, run.va), top),
+            Ok(top) => self.link_chain(&chain, level, run.va, top),
             Err(error) => Err((error, true)),
         };
         match linked {
@@ -96,7 +97,9 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn build(
         &mut self,
         chain: &mut Chain,
-        (lowest, level, run): (Level, Level, Run),
+        lowest: Level,
+        level: Level,
+        run: Run,
         flags: PteFlags,
     ) -> Result<Pte, MapError> {
         let Tools { guest, frames, .. } = &mut *self.tools;
@@ -108,7 +111,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             clear(guest, table)?;
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
-                    fill_run(guest, (table.pfn(), part), flags, &mut **frames)?;
+                    fill_run(guest, table.pfn(), part, flags, &mut **frames)?;
                 }
             } else if top.is_present() {
                 // SAFETY: the token says that nobody else uses the frame (I-1).
@@ -124,18 +127,19 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn link_chain(
         &mut self,
         chain: &Chain,
-        (level, va): (Level, GuestVa),
+        level: Level,
+        va: GuestVa,
         top: Pte,
     ) -> Result<(), (MapError, bool)> {
         let links = if self.is_mirrored(level) { 2 } else { 1 };
         let elements = chain.iter().flatten().count() + links;
         let ahead = elements.saturating_sub(self.tools.batch.updates_max());
-        self.set_first(chain, (Access::ReadOnly, ahead)).map_err(|(done, error)| {
-            let undone = self.set_first(chain, (Access::Writable, done));
+        self.set_first(chain, Access::ReadOnly, ahead).map_err(|(done, error)| {
+            let undone = self.set_first(chain, Access::Writable, done);
             undone.map_or_else(|(_, again)| (not_undone(again), false), |()| (error, true))
         })?;
-        self.link_rest(chain, (level, va), (top, ahead)).map_err(|(error, is_undone)| {
-            match self.set_first(chain, (Access::Writable, ahead)) {
+        self.link_rest(chain, level, va, top, ahead).map_err(|(error, is_undone)| {
+            match self.set_first(chain, Access::Writable, ahead) {
                 Ok(()) => (error, is_undone),
                 Err((_, again)) => (not_undone(again), false),
             }
@@ -151,7 +155,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn set_first(
         &mut self,
         chain: &Chain,
-        (access, count): (Access, usize),
+        access: Access,
+        count: usize,
     ) -> Result<(), (usize, MapError)> {
         let guest = self.tools.guest;
         for (done, table) in chain.iter().flatten().take(count).enumerate() {
@@ -174,10 +179,12 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn link_rest(
         &mut self,
         chain: &Chain,
-        (level, va): (Level, GuestVa),
-        (top, ahead): (Pte, usize),
+        level: Level,
+        va: GuestVa,
+        top: Pte,
+        ahead: usize,
     ) -> Result<(), (MapError, bool)> {
-        self.plan_link(chain, (level, va), (top, ahead)).map_err(|error| (error, true))?;
+        self.plan_link(chain, level, va, top, ahead).map_err(|error| (error, true))?;
         let (guest, roots) = (self.tools.guest, self.roots);
         let batch = &mut *self.tools.batch;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
@@ -199,11 +206,13 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn plan_link(
         &mut self,
         chain: &Chain,
-        (level, va): (Level, GuestVa),
-        (top, ahead): (Pte, usize),
+        level: Level,
+        va: GuestVa,
+        top: Pte,
+        ahead: usize,
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;
-        let (slot, absent) = self.path.entry(&guest, (level, va))?;
+        let (slot, absent) = self.path.entry(&guest, level, va)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
         for table in chain.iter().flatten().skip(ahead) {
@@ -256,7 +265,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             // Upper tables hold one entry, for the table that has just been given back: only pages
             // are released.
             if level == Level::L1
-                && let Err(error) = empty(guest, (level, table.pfn()), tables, *frames)
+                && let Err(error) = empty(guest, level, table.pfn(), tables, *frames)
             {
                 log::error!("what pfn {} maps is lost: {error}", table.pfn());
             }

@@ -29,7 +29,8 @@ enum Origin {
 pub(super) fn one<M: Machine, F: SpaceFrames>(
     pgd: &mut Pgd<Pinned>,
     tools: &mut Tools<'_, '_, '_, M, F>,
-    (va, flags): (GuestVa, PteFlags),
+    va: GuestVa,
+    flags: PteFlags,
     frame: Frame,
 ) -> Result<(), MapFailed> {
     let mut page = OnePage::new(frame, &mut *tools.frames);
@@ -88,7 +89,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// let mut pgd = pgd.pin(&tools.guest, tools.batch)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// pgd.edit(&mut tools, |edit| {
-    ///     edit.map_foreign((pages, PteFlags::USER_RW), (vga, DomId::IO))
+    ///     edit.map_foreign(pages, PteFlags::USER_RW, vga, DomId::IO)
     /// })?;
     /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
@@ -96,8 +97,10 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// ```
     pub fn map_foreign(
         &mut self,
-        (pages, flags): (Pages, PteFlags),
-        (first, domain): (Mfn, DomId),
+        pages: Pages,
+        flags: PteFlags,
+        first: Mfn,
+        domain: DomId,
     ) -> Result<(), MapError> {
         if domain == DomId::SELF {
             let known = self.tools.guest.pfn(first);
@@ -136,7 +139,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
                     self.path.table(Level::L1).ok_or(MapError::NotMapped(run.va))?
                 }
             };
-            self.fill(table, run, (flags, &mut *origin))?;
+            self.fill(table, run, flags, &mut *origin)?;
             self.passed(run.va, run.count);
         }
         Ok(())
@@ -162,7 +165,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let guest = self.tools.guest;
         let below = level.below().ok_or(MapError::NotMapped(va))?;
         let mfn = guest.mfn(table.pfn())?;
-        let (slot, old) = self.path.entry(&guest, (level, va))?;
+        let (slot, old) = self.path.entry(&guest, level, va)?;
         // Both in one batch: room for the copy is made first.
         self.make_room_for_two()?;
         // The kernel root's first: what a user root leads to belongs to the tree at any time.
@@ -180,7 +183,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         table: Pfn,
         run: Run,
-        (flags, origin): (PteFlags, &mut Origin),
+        flags: PteFlags,
+        origin: &mut Origin,
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;
         let mfn = guest.mfn(table)?;
@@ -194,7 +198,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             }
             for (index, old) in (part.first()..).zip(old) {
                 let slot = Slot { table: mfn, index: PageTableIndex::new_truncate(index) };
-                self.fill_one(slot, *old, (flags, &mut *origin))?;
+                self.fill_one(slot, *old, flags, &mut *origin)?;
             }
         }
         Ok(())
@@ -204,7 +208,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         &mut self,
         slot: Slot,
         old: Pte,
-        (flags, origin): (PteFlags, &mut Origin),
+        flags: PteFlags,
+        origin: &mut Origin,
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;
         let set = |mfn| MmuUpdate::set(slot, Pte::new(mfn, flags));
@@ -245,16 +250,12 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(page);
     /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
-    /// pgd.edit(&mut tools, |edit| edit.replace((page.start, PteFlags::USER_RW), frame))?;
+    /// pgd.edit(&mut tools, |edit| edit.replace(page.start, PteFlags::USER_RW, frame))?;
     /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn replace(
-        &mut self,
-        (va, flags): (GuestVa, PteFlags),
-        frame: Frame,
-    ) -> Result<(), MapError> {
-        let planned = self.plan_replace((va, flags), &frame);
+    pub fn replace(&mut self, va: GuestVa, flags: PteFlags, frame: Frame) -> Result<(), MapError> {
+        let planned = self.plan_replace(va, flags, &frame);
         let pushed = planned.and_then(|(update, old)| self.push(update, old.raw()));
         match pushed {
             Ok(()) => {
@@ -271,7 +272,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 
     pub(super) fn plan_replace(
         &mut self,
-        (va, flags): (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         frame: &Frame,
     ) -> Result<(MmuUpdate, Pte), MapError> {
         check_flags(flags)?;
@@ -282,7 +284,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let Found::Table(_) = self.path.seek(&guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
-        let (slot, old) = self.path.entry(&guest, (Level::L1, va))?;
+        let (slot, old) = self.path.entry(&guest, Level::L1, va)?;
         if !old.is_present() {
             return Err(MapError::NotMapped(va));
         }

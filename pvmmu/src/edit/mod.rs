@@ -365,7 +365,7 @@ impl Pgd<Pinned> {
     ///
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
-    /// let refused = pgd.map(&mut tools, (va, PteFlags::USER_RW), frame);
+    /// let refused = pgd.map(&mut tools, va, PteFlags::USER_RW, frame);
     /// // Were it refused, the frame would be in the error.
     /// refused.map_err(|failed| failed.error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -373,10 +373,11 @@ impl Pgd<Pinned> {
     pub fn map<M: Machine, F: SpaceFrames>(
         &mut self,
         tools: &mut Tools<'_, '_, '_, M, F>,
-        (va, flags): (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         frame: hypercall::Frame,
     ) -> Result<(), MapFailed> {
-        map::one(self, tools, (va, flags), frame)
+        map::one(self, tools, va, flags, frame)
     }
 
     /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
@@ -605,7 +606,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     /// Clears an entry that maps a page in the table for `va`.
     pub(crate) fn clear_entry(
         &mut self,
-        (va, update): (GuestVa, MmuUpdate),
+        va: GuestVa,
+        update: MmuUpdate,
         old: Pte,
     ) -> Result<(), MapError> {
         self.push_page(update, old)?;
@@ -617,7 +619,9 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     /// Unlinks the empty table behind `link`, which is pinned by itself: it goes back to the pool.
     pub(crate) fn unlink(
         &mut self,
-        (level, table, index): (Level, Pfn, PageTableIndex),
+        level: Level,
+        table: Pfn,
+        index: PageTableIndex,
         link: Pte,
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;

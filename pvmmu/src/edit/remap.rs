@@ -51,12 +51,12 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         while at < pages.count {
             let (from, to) = (pages.at(at)?, Pages { start: to, ..pages }.at(at)?);
             let left = pages.count - at;
-            at += if self.is_whole_table((from, to), left)? {
+            at += if self.is_whole_table(from, to, left)? {
                 self.move_table(from, to)?;
                 self.done += u64::from(ENTRIES);
                 u64::from(ENTRIES)
             } else {
-                self.remap_some((from, to), left)?
+                self.remap_some(from, to, left)?
             };
         }
         Ok(())
@@ -64,11 +64,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 
     /// Whether a whole table can move: both places begin one, every page of it is mapped and is to
     /// move, and there is none at the new place.
-    fn is_whole_table(
-        &mut self,
-        (from, to): (GuestVa, GuestVa),
-        left: u64,
-    ) -> Result<bool, WalkError> {
+    fn is_whole_table(&mut self, from: GuestVa, to: GuestVa, left: u64) -> Result<bool, WalkError> {
         let aligned = from.raw().is_multiple_of(TABLE) && to.raw().is_multiple_of(TABLE);
         if !aligned || left < u64::from(ENTRIES) {
             return Ok(false);
@@ -85,7 +81,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 
     /// Moves the first of `left` pages in one batch, as many as it has room for in one table at
     /// both places; how many. Each is mapped at its new place before it goes from the old one.
-    fn remap_some(&mut self, (from, to): (GuestVa, GuestVa), left: u64) -> Result<u64, MapError> {
+    fn remap_some(&mut self, from: GuestVa, to: GuestVa, left: u64) -> Result<u64, MapError> {
         let guest = self.tools.guest;
         Room::check(self.tools.batch)?;
         let room = self.tools.batch.updates_max() / 2;

@@ -244,7 +244,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             return Ok(false);
         }
         self.submit()?;
-        self.replace_table(table, (run, after), (&old, &new))?;
+        self.replace_table(table, run, after, &old, &new)?;
         Ok(true)
     }
 }
@@ -254,8 +254,10 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
     pub(crate) fn change_entries(
         &mut self,
-        (table, va): (Pfn, GuestVa),
-        (old, new): (&Entries, &Entries),
+        table: Pfn,
+        va: GuestVa,
+        old: &Entries,
+        new: &Entries,
     ) -> Result<(), MapError> {
         self.ascend_to(va)?;
         let guest = self.tools.guest;
@@ -270,7 +272,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             self.path.seek(&guest, va)?;
             let whole = Run { va, count: ENTRIES };
             let done = self.done;
-            self.replace_table(table, (whole, after), (old, new))?;
+            self.replace_table(table, whole, after, old, new)?;
             self.done = done + u64::from(changed);
             return Ok(());
         }
@@ -304,36 +306,33 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
     /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.edit(&mut tools, |edit| edit.set_table_flags((Level::L2, pages.start), flags))?;
+    /// pgd.edit(&mut tools, |edit| edit.set_table_flags(Level::L2, pages.start, flags))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_table_flags(
         &mut self,
-        (level, va): (Level, GuestVa),
+        level: Level,
+        va: GuestVa,
         flags: PteFlags,
     ) -> Result<(), MapError> {
         crate::pages::check_page(va)?;
         Room::check(self.tools.batch)?;
         self.submit()?;
-        self.whole(|edit| edit.change_table((level, va), flags))
+        self.whole(|edit| edit.change_table(level, va, flags))
     }
 
-    fn change_table(
-        &mut self,
-        (level, va): (Level, GuestVa),
-        flags: PteFlags,
-    ) -> Result<(), MapError> {
+    fn change_table(&mut self, level: Level, va: GuestVa, flags: PteFlags) -> Result<(), MapError> {
         self.make_room_for_two()?;
         let guest = self.tools.guest;
         let flags = guest.machine().offered(flags);
         self.path.seek(&guest, va)?;
-        let (slot, old) = self.path.entry(&guest, (level, va))?;
-        let new = with_table_flags((level, va), old, flags)?;
+        let (slot, old) = self.path.entry(&guest, level, va)?;
+        let new = with_table_flags(level, va, old, flags)?;
         // Both in one batch: room for the copy is made first.
         if let (Level::L4, Some(user)) = (level, self.roots.user) {
             let old = guest.machine().read_entry(user, slot.index)?;
             let slot = Slot { table: guest.mfn(user)?, ..slot };
-            let new = with_table_flags((level, va), old, flags)?;
+            let new = with_table_flags(level, va, old, flags)?;
             self.push(MmuUpdate::set(slot, new), old.raw())?;
             self.flags_only += 1;
         }
@@ -349,7 +348,8 @@ pub(crate) const TABLE_FLAGS: PteFlags = PteFlags::WRITABLE.union(PteFlags::NO_E
 
 /// The entry of `level` for `va` with those of `flags` that mean something in an upper one.
 pub(crate) fn with_table_flags(
-    (level, va): (Level, GuestVa),
+    level: Level,
+    va: GuestVa,
     pte: Pte,
     flags: PteFlags,
 ) -> Result<Pte, MapError> {

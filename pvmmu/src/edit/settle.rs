@@ -39,7 +39,7 @@ impl Thing {
 
 impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
-    fn table(&mut self, (held, pte): (Held, Pte), taken_for_nothing: Option<()>) {
+    fn table(&mut self, held: Held, pte: Pte, taken_for_nothing: Option<()>) {
         let Ok(pfn) = self.guest.p2m().pfn(self.guest.machine(), pte.mfn()) else {
             return log::error!("table mfn {} has no pfn: it is lost", pte.mfn());
         };
@@ -47,12 +47,12 @@ impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
         let frame = unsafe { Frame::claim(pfn) };
         match taken_for_nothing {
             Some(()) => self.tables.untake(held.level(), frame, self.frames),
-            None => self.tables.give_back(self.guest, (held, frame), self.frames),
+            None => self.tables.give_back(self.guest, held, frame, self.frames),
         }
     }
 
     /// A table that is linked no more, or should not be: what is in it is not known.
-    fn lost_table(&mut self, (held, pte): (Held, Pte)) {
+    fn lost_table(&mut self, held: Held, pte: Pte) {
         lose_leaf(self.guest, pte, self.frames);
         if let Held::Pooled(_) = held {
             self.tables.ended_outside(1);
@@ -74,7 +74,7 @@ pub(super) fn settle<M: Machine, F: SpaceFrames>(
                     release(settled.guest, old, settled.frames);
                 }
             }
-            Thing::Table(held, old) if !new.is_present() => settled.table((held, old), None),
+            Thing::Table(held, old) if !new.is_present() => settled.table(held, old, None),
             Thing::Nothing if matches!(Thing::of(new), Thing::Page(_)) => settled.pages += 1,
             Thing::Table(..) | Thing::Nothing => {}
         }
@@ -93,7 +93,7 @@ pub(super) fn lose<M: Machine, F: SpaceFrames>(
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
                 lose_leaf(settled.guest, new, settled.frames);
             }
-            Thing::Table(held, new) if !old.is_present() => settled.lost_table((held, new)),
+            Thing::Table(held, new) if !old.is_present() => settled.lost_table(held, new),
             _ => {}
         }
     }
@@ -112,7 +112,7 @@ pub(super) fn take_back<M: Machine, F: SpaceFrames>(
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
                 release(settled.guest, new, settled.frames);
             }
-            Thing::Table(held, new) if !old.is_present() => settled.table((held, new), Some(())),
+            Thing::Table(held, new) if !old.is_present() => settled.table(held, new, Some(())),
             _ => {}
         }
     }

@@ -42,7 +42,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let Found::Table(_) = self.path.seek(&guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
-        let (slot, old) = self.path.entry(&guest, (Level::L1, va))?;
+        let (slot, old) = self.path.entry(&guest, Level::L1, va)?;
         let Entry::Leaf(mfn) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let marks = old.flags() & (SHARED | FOREIGN | COPY_ON_WRITE);
         if let Some(writable) = unprotected(old) {
@@ -70,7 +70,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             }
             return owned;
         }
-        self.copy(slot, (va, old), flags)
+        self.copy(slot, va, old, flags)
     }
 
     /// Whether the entry for `va` is one of those that share a frame, as far as can be read.
@@ -79,7 +79,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let guest = self.tools.guest;
         self.path.forget();
         let _ = self.path.seek(&guest, va);
-        let entry = self.path.entry(&guest, (Level::L1, va));
+        let entry = self.path.entry(&guest, Level::L1, va);
         entry.map_or(true, |(_, pte)| pte.flags().contains(SHARED))
     }
 
@@ -87,7 +87,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn copy(
         &mut self,
         slot: hypercall::Slot,
-        (va, old): (GuestVa, Pte),
+        va: GuestVa,
+        old: Pte,
         flags: PteFlags,
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;

@@ -47,12 +47,14 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     pub(super) fn replace_table(
         &mut self,
         table: Pfn,
-        (run, after): (Run, Population),
-        (old, new): (&Entries, &Entries),
+        run: Run,
+        after: Population,
+        old: &Entries,
+        new: &Entries,
     ) -> Result<(), MapError> {
         Room::check(self.tools.batch)?;
         let guest = self.tools.guest;
-        let (slot, link) = self.path.entry(&guest, (Level::L2, run.va))?;
+        let (slot, link) = self.path.entry(&guest, Level::L2, run.va)?;
         let (direct, pte) = self.direct_map.entry(&guest, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
@@ -63,8 +65,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
         // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
         if let Err(error) = unsafe { batch.submit(guest.machine()) } {
-            let error = self.put_back_link((slot, link), (run.va, error));
-            self.lose_unlinked((table, link), run, old);
+            let error = self.put_back_link(slot, link, run.va, error);
+            self.lose_unlinked(table, link, run, old);
             return Err(error);
         }
         self.path.set(Level::L1, None);
@@ -79,8 +81,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             self.tools.frames.give(unsafe { Frame::claim(table) });
             return Ok(());
         }
-        if let Err(error) = self.store_and_link((table, link), run, (old, new)) {
-            self.lose_unlinked((table, link), run, old);
+        if let Err(error) = self.store_and_link(table, link, run, old, new) {
+            self.lose_unlinked(table, link, run, old);
             return Err(error);
         }
         self.done += u64::from(run.count);
@@ -96,7 +98,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// After a refusal: whatever of a table with the entries `old` is not in the tree any more is
     /// given to nobody. If the undo has worked, that is nothing.
     #[cold]
-    fn lose_unlinked(&mut self, (table, link): (Pfn, Pte), run: Run, old: &Entries) {
+    fn lose_unlinked(&mut self, table: Pfn, link: Pte, run: Run, old: &Entries) {
         let guest = self.tools.guest;
         self.path.forget();
         let linked = matches!(self.path.seek(&guest, run.va), Ok(Found::Table(at)) if at == table);
@@ -130,7 +132,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let whole = Run { va, count: ENTRIES };
         let before = self.done;
         let nothing = Population::default();
-        self.replace_table(table, (whole, nothing), (entries, &empty_table()))?;
+        self.replace_table(table, whole, nothing, entries, &empty_table())?;
         self.done = before + u64::from(population(entries).total());
         Ok(())
     }
@@ -172,12 +174,12 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         };
         self.make_l2_table(to)?;
         self.path.seek(&guest, to)?;
-        let (new_slot, absent) = self.path.entry(&guest, (Level::L2, to))?;
+        let (new_slot, absent) = self.path.entry(&guest, Level::L2, to)?;
         if absent.is_present() {
             return Err(MapError::Occupied { va: to, pte: absent });
         }
         self.path.seek(&guest, from)?;
-        let (old_slot, link) = self.path.entry(&guest, (Level::L2, from))?;
+        let (old_slot, link) = self.path.entry(&guest, Level::L2, from)?;
         self.path.forget();
         let batch = &mut *self.tools.batch;
         batch.clear();
@@ -202,11 +204,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 
     /// Takes back what took effect of a refused unlinking: first the entries, and then, by itself,
     /// the table's own pin, so that the undo needs no more room than what it undoes.
-    fn put_back_link(
-        &mut self,
-        (slot, link): (Slot, Pte),
-        (va, error): (GuestVa, BatchError),
-    ) -> MapError {
+    fn put_back_link(&mut self, slot: Slot, link: Pte, va: GuestVa, error: BatchError) -> MapError {
         self.path.forget();
         let batch = &mut *self.tools.batch;
         let was_unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
@@ -215,7 +213,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             return error;
         }
         match (was_unpinned, held(link)) {
-            (true, Some(held)) => match self.pin_again((slot, link), held) {
+            (true, Some(held)) => match self.pin_again(slot, link, held) {
                 Ok(()) => MapError::Refused { va, error },
                 Err(error) => error,
             },
@@ -225,7 +223,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 
     /// Pins the table behind `link`, which the tree holds, by itself again. If Xen does not take
     /// it, the mark goes, too: a mark without a pin could never be let go of.
-    fn pin_again(&mut self, (slot, link): (Slot, Pte), held: Held) -> Result<(), MapError> {
+    fn pin_again(&mut self, slot: Slot, link: Pte, held: Held) -> Result<(), MapError> {
         let Tools { guest, batch, tables, .. } = &mut *self.tools;
         let pin = MmuExtOp::pin(held.level(), link.mfn());
         // SAFETY: the table is part of the user half (I-4), and is validated and linked.
@@ -248,12 +246,14 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// entries.
     fn store_and_link(
         &mut self,
-        (table, link): (Pfn, Pte),
+        table: Pfn,
+        link: Pte,
         run: Run,
-        (old, new): (&Entries, &Entries),
+        old: &Entries,
+        new: &Entries,
     ) -> Result<(), MapError> {
         self.store(table, run, new)?;
-        let Err(error) = self.link_table((table, link), run.va)? else { return Ok(()) };
+        let Err(error) = self.link_table(table, link, run.va)? else { return Ok(()) };
         let base = run.va.raw() >> Level::L2.shift() << Level::L2.shift();
         let suspect = Suspect { level: Level::L1, pfn: table, base };
         // Before the undo makes the table's own direct mapping writable.
@@ -274,7 +274,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         self.undo(Doubt::TABLES)?;
         self.store(table, run, old)?;
         self.path.seek(&guest, run.va)?;
-        match self.link_table((table, link), run.va)? {
+        match self.link_table(table, link, run.va)? {
             Ok(()) => Err(link_refused(run.va, found, error)),
             Err(again) => {
                 self.tools.batch.clear();
@@ -295,11 +295,12 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// the mark. The outer result: whether it could be asked for.
     fn link_table(
         &mut self,
-        (table, link): (Pfn, Pte),
+        table: Pfn,
+        link: Pte,
         va: GuestVa,
     ) -> Result<Result<(), BatchError>, MapError> {
         let guest = self.tools.guest;
-        let (slot, absent) = self.path.entry(&guest, (Level::L2, va))?;
+        let (slot, absent) = self.path.entry(&guest, Level::L2, va)?;
         let (direct, pte) = self.direct_map.entry(&guest, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
@@ -349,13 +350,16 @@ pub(super) fn va_of<M: Machine>(
     if roots.user == Some(table) {
         return GuestVa::new(index << Level::L4.shift()).ok();
     }
-    search(guest, (Level::L4, roots.kernel, 0), (table, index))
+    search(guest, Level::L4, roots.kernel, 0, table, index)
 }
 
 fn search<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, table, base): (Level, Pfn, u64),
-    (wanted, index): (Pfn, u64),
+    level: Level,
+    table: Pfn,
+    base: u64,
+    wanted: Pfn,
+    index: u64,
 ) -> Option<GuestVa> {
     if table == wanted {
         return GuestVa::new(base + (index << level.shift())).ok();
@@ -367,7 +371,7 @@ fn search<M: Machine>(
         let Entry::Table(mfn) = pte.decode(level) else { continue };
         let Ok(pfn) = guest.pfn(mfn) else { continue };
         let base = base + (u64::from(at) << level.shift());
-        if let Some(va) = search(guest, (below, pfn, base), (wanted, index)) {
+        if let Some(va) = search(guest, below, pfn, base, wanted, index) {
             return Some(va);
         }
     }

@@ -36,7 +36,7 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
     /// pgd.unmap(&guest, pages, &mut frames)?;
     /// assert_eq!(pgd.translate(&guest, pages.start)?, None);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -47,7 +47,7 @@ impl Pgd<Loose> {
         pages: Pages,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
-        self.rewrite(guest, (pages, &Clear), &mut |old| release(guest, old, frames))
+        self.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
     }
 
     /// Gives every page of `pages`, which all must be mapped, new flags. A page that is shared
@@ -66,7 +66,7 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
     /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
     /// pgd.protect(&guest, pages, read_only)?;
     /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
@@ -82,14 +82,15 @@ impl Pgd<Loose> {
         check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
         let flags = guest.machine().offered(flags);
         let change = &Flags::of(flags);
-        self.rewrite(guest, (pages, change), &mut |_| {})
+        self.rewrite(guest, pages, change, &mut |_| {})
     }
 
     /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
     fn rewrite<M: Machine, C: Change>(
         &mut self,
         guest: &Guest<'_, M>,
-        (pages, change): (Pages, &C),
+        pages: Pages,
+        change: &C,
         gone: &mut impl FnMut(Pte),
     ) -> Result<(), RangeError> {
         let mut done = 0;
@@ -134,16 +135,17 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&guest, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, Pages::one(va), PteFlags::USER_RW, &mut frames)?;
     /// let (free, frame) = (frames.count(), frames.take().ok_or("no memory")?);
-    /// pgd.replace(&guest, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// pgd.replace(&guest, va, PteFlags::USER_RW, frame, &mut frames)?;
     /// assert_eq!(frames.count(), free); // the one that was mapped came back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn replace<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (va, flags): (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         frame: Frame,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
@@ -189,16 +191,17 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (pages, to) = (Pages::one(GuestVa::new(0x40_0000)?), GuestVa::new(0x80_0000)?);
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
     /// let before = pgd.translate(&guest, pages.start)?.map(|page| page.frame);
-    /// pgd.remap(&guest, (pages, to), &mut frames)?;
+    /// pgd.remap(&guest, pages, to, &mut frames)?;
     /// assert_eq!(pgd.translate(&guest, to)?.map(|page| page.frame), before);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn remap<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (pages, to): (Pages, GuestVa),
+        pages: Pages,
+        to: GuestVa,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
@@ -214,7 +217,7 @@ impl Pgd<Loose> {
                 if there.is_present() {
                     return Err(MapError::Occupied { va, pte: there });
                 }
-                shift(guest, (table, index), (free, Level::L1.index_of(va)), pte)?;
+                shift(guest, table, index, free, Level::L1.index_of(va), pte)?;
                 done += 1;
             }
             Ok(())
@@ -241,15 +244,16 @@ impl Pgd<Loose> {
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (from, to) = (GuestVa::new(0x40_0000)?, GuestVa::new(0x80_0000)?);
     /// let pages = Pages { start: from, count: 512 };
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
-    /// pgd.move_table(&guest, (from, to), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
+    /// pgd.move_table(&guest, from, to, &mut frames)?;
     /// assert!(pgd.translate(&guest, to)?.is_some() && pgd.translate(&guest, from)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn move_table<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (from, to): (GuestVa, GuestVa),
+        from: GuestVa,
+        to: GuestVa,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
         check_table(from)?;
@@ -261,17 +265,18 @@ impl Pgd<Loose> {
         };
         let above = source.table(Level::L2).ok_or(MapError::NotMapped(from))?;
         let link = guest.machine().read_entry(above, Level::L2.index_of(from))?;
-        let below = self.table(guest, (&mut target, Level::L2), to, frames)?;
+        let below = self.table(guest, &mut target, Level::L2, to, frames)?;
         let there = guest.machine().read_entry(below, Level::L2.index_of(to))?;
         if there.is_present() {
             return Err(MapError::Occupied { va: to, pte: there });
         }
         let (from, to) = (Level::L2.index_of(from), Level::L2.index_of(to));
-        Ok(shift(guest, (above, from), (below, to), link)?)
+        Ok(shift(guest, above, from, below, to, link)?)
     }
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
-    /// devices. When they are unmapped, [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told. Frames of a domain
+    /// devices. When they are unmapped,
+    /// [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told. Frames of a domain
     /// are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
     ///
     /// # Errors
@@ -296,7 +301,7 @@ impl Pgd<Loose> {
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// // The VGA adapter's memory is a device's.
     /// let registers = (vga, DomId::IO);
-    /// unsafe { pgd.map_foreign(&guest, (pages, PteFlags::USER_RW), registers, &mut frames) }?;
+    /// unsafe { pgd.map_foreign(&guest, pages, PteFlags::USER_RW, registers, &mut frames) }?;
     /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -305,8 +310,10 @@ impl Pgd<Loose> {
     pub unsafe fn map_foreign<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (pages, flags): (Pages, PteFlags),
-        (first, domain): (Mfn, DomId),
+        pages: Pages,
+        flags: PteFlags,
+        first: Mfn,
+        domain: DomId,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
@@ -353,16 +360,17 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&guest, (Pages::one(va), PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, Pages::one(va), PteFlags::USER_RW, &mut frames)?;
     /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
     /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.set_table_flags(&guest, (Level::L2, va), flags)?;
+    /// pgd.set_table_flags(&guest, Level::L2, va, flags)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_table_flags<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (level, va): (Level, GuestVa),
+        level: Level,
+        va: GuestVa,
         flags: PteFlags,
     ) -> Result<(), MapError> {
         check_page(va)?;
@@ -375,7 +383,7 @@ impl Pgd<Loose> {
         let roots = [Some(table), self.user_root().filter(|_| level == Level::L4)];
         for table in roots.into_iter().flatten() {
             let old = guest.machine().read_entry(table, index)?;
-            store(guest, table, index, with_table_flags((level, va), old, flags)?)?;
+            store(guest, table, index, with_table_flags(level, va, old, flags)?)?;
         }
         Ok(())
     }
@@ -385,13 +393,15 @@ impl Pgd<Loose> {
 /// stored anywhere, what it stands for is lost.
 fn shift<M: Machine>(
     guest: &Guest<'_, M>,
-    from: (Pfn, PageTableIndex),
-    to: (Pfn, PageTableIndex),
+    from: Pfn,
+    from_index: PageTableIndex,
+    to: Pfn,
+    to_index: PageTableIndex,
     pte: Pte,
 ) -> Result<(), WalkError> {
-    store(guest, from.0, from.1, Pte::ABSENT)?;
-    store(guest, to.0, to.1, pte).or_else(|error| {
-        store(guest, from.0, from.1, pte)?;
+    store(guest, from, from_index, Pte::ABSENT)?;
+    store(guest, to, to_index, pte).or_else(|error| {
+        store(guest, from, from_index, pte)?;
         Err(error)
     })
 }

@@ -132,7 +132,7 @@ impl Pgd<Loose> {
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (va, frame) = (GuestVa::new(0x40_0000)?, frames.take().ok_or("no memory")?);
     /// let pfn = frame.pfn();
-    /// pgd.map(&guest, (va, PteFlags::USER_RW), frame, &mut frames)?;
+    /// pgd.map(&guest, va, PteFlags::USER_RW, frame, &mut frames)?;
     /// let mapped = pgd.translate(&guest, va)?.and_then(|page| page.frame.pfn());
     /// assert_eq!(mapped, Some(pfn));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -140,12 +140,13 @@ impl Pgd<Loose> {
     pub fn map<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (va, flags): (GuestVa, PteFlags),
+        va: GuestVa,
+        flags: PteFlags,
         frame: Frame,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), MapFailed> {
         let mut one = OnePage::new(frame, frames);
-        let filled = self.fill(guest, (Pages::one(va), flags), &mut one);
+        let filled = self.fill(guest, Pages::one(va), flags, &mut one);
         filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.take(), error })
     }
 
@@ -166,7 +167,7 @@ impl Pgd<Loose> {
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
     /// // The root, a table of levels 3 and 2, two of level 1.
     /// assert_eq!(pgd.tables(&guest)?, 5);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -174,16 +175,18 @@ impl Pgd<Loose> {
     pub fn map_pages<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (pages, flags): (Pages, PteFlags),
+        pages: Pages,
+        flags: PteFlags,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
-        self.fill(guest, (pages, flags), frames)
+        self.fill(guest, pages, flags, frames)
     }
 
     fn fill<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (pages, flags): (Pages, PteFlags),
+        pages: Pages,
+        flags: PteFlags,
         frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
         let mut done = 0;
@@ -194,7 +197,7 @@ impl Pgd<Loose> {
             let mut path = Path::new(self.root());
             for run in pages.runs(PART)? {
                 let table = self.l1_table(guest, &mut path, run.va, frames)?;
-                done += fill_run(guest, (table, run), flags, frames)?;
+                done += fill_run(guest, table, run, flags, frames)?;
             }
             Ok(())
         };
@@ -209,14 +212,15 @@ impl Pgd<Loose> {
         va: GuestVa,
         frames: &mut impl SpaceFrames,
     ) -> Result<Pfn, MapError> {
-        self.table(guest, (path, Level::L1), va, frames)
+        self.table(guest, path, Level::L1, va, frames)
     }
 
     /// The table of `lowest` for `va`; tables from there up that are missing are made.
     fn table<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (path, lowest): (&mut Path, Level),
+        path: &mut Path,
+        lowest: Level,
         va: GuestVa,
         frames: &mut impl SpaceFrames,
     ) -> Result<Pfn, MapError> {
@@ -231,7 +235,7 @@ impl Pgd<Loose> {
             let below = level.below().ok_or(MapError::NotMapped(va))?;
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
             let table = take_table(guest, frames)?;
-            if let Err(error) = self.link(guest, (level, parent, va), &table) {
+            if let Err(error) = self.link(guest, level, parent, va, &table) {
                 frames.give(table);
                 return Err(error.into());
             }
@@ -244,7 +248,9 @@ impl Pgd<Loose> {
     fn link<M: Machine>(
         &self,
         guest: &Guest<'_, M>,
-        (level, parent, va): (Level, Pfn, GuestVa),
+        level: Level,
+        parent: Pfn,
+        va: GuestVa,
         table: &Frame,
     ) -> Result<(), WalkError> {
         clear(guest, table)?;
@@ -272,7 +278,7 @@ impl Pgd<Loose> {
     /// let free = frames.count();
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, (pages, PteFlags::USER_RW), &mut frames)?;
+    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
     /// pgd.destroy(&guest, &mut frames).map_err(|(_, error)| error)?;
     /// assert_eq!(frames.count(), free);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -287,7 +293,7 @@ impl Pgd<Loose> {
         }
         let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
-        match empty(guest, (Level::L4, self.root()), pool, frames) {
+        match empty(guest, Level::L4, self.root(), pool, frames) {
             Ok(()) => {
                 frames.give(self.root);
                 self.user_root.into_iter().for_each(|root| frames.give(root));
@@ -318,7 +324,8 @@ pub(crate) fn take_table<M: Machine>(
 /// were.
 pub(crate) fn fill_run<M: Machine>(
     guest: &Guest<'_, M>,
-    (table, run): (Pfn, Run),
+    table: Pfn,
+    run: Run,
     flags: PteFlags,
     frames: &mut impl SpaceFrames,
 ) -> Result<u64, MapError> {
@@ -395,7 +402,8 @@ fn fill_root<M: Machine>(guest: &Guest<'_, M>, root: &Frame) -> Result<(), WalkE
 /// pinned by themselves must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
     guest: &Guest<'_, M>,
-    (level, table): (Level, Pfn),
+    level: Level,
+    table: Pfn,
     pool: &mut TablePool<'_>,
     frames: &mut impl SpaceFrames,
 ) -> Result<(), WalkError> {
@@ -409,13 +417,13 @@ pub(crate) fn empty<M: Machine>(
         };
         let pfn = guest.pfn(mfn)?;
         if held(pte).is_none() {
-            empty(guest, (below, pfn), pool, frames)?;
+            empty(guest, below, pfn, pool, frames)?;
         }
         store(guest, table, index, Pte::ABSENT)?;
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(held) => pool.give_back(guest, (held, frame), frames),
+            Some(held) => pool.give_back(guest, held, frame, frames),
             None => frames.give(frame),
         }
     }

@@ -179,7 +179,7 @@ pub fn build<M: hypercall::Machine>(
     let mut pgd = Pgd::new(guest, pool).expect("a root");
     for index in 0..count {
         let frame = pool.take().expect("a frame");
-        pgd.map(guest, (page(index), PteFlags::USER_RW), frame, pool).expect("mapped");
+        pgd.map(guest, page(index), PteFlags::USER_RW, frame, pool).expect("mapped");
     }
     pgd
 }

@@ -27,11 +27,11 @@ const fn mark(pte: Pte) -> u64 {
 /// Every table below the user half of `root`, lower ones first.
 pub fn tables(test: &TestGuest, root: Pfn) -> Vec<Seen> {
     let mut seen = Vec::new();
-    below(test, (Level::L4, root), &mut seen);
+    below(test, Level::L4, root, &mut seen);
     seen
 }
 
-fn below(test: &TestGuest, (level, table): (Level, Pfn), seen: &mut Vec<Seen>) {
+fn below(test: &TestGuest, level: Level, table: Pfn, seen: &mut Vec<Seen>) {
     let Some(next) = level.below() else { return };
     let p2m = test.p2m();
     let mut slots = if level == Level::L4 { 0..256 } else { 0..512 };
@@ -40,7 +40,7 @@ fn below(test: &TestGuest, (level, table): (Level, Pfn), seen: &mut Vec<Seen>) {
     {
         slots.start = u16::from(index) + 1;
         let Entry::Table(mfn) = pte.decode(level) else { continue };
-        below(test, (next, p2m.pfn(&test.model, mfn).expect("the test's")), seen);
+        below(test, next, p2m.pfn(&test.model, mfn).expect("the test's"), seen);
         let is_pinned = pinned(&test.model, mfn);
         seen.push(Seen { level: next, mfn, is_pinned, mark: mark(pte) });
     }

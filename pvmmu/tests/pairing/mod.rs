@@ -139,7 +139,7 @@ pub(crate) fn sweep(name: &str, layout: Layout, operation: Operation) {
         let pool = if pooled { "pool" } else { "no_pool" };
         let name = format!("{name}_{pool}_{roots}_{presence:?}");
         let known = RefCell::new(Known::new());
-        let _ = pairs::run("pvmmu", &name, |plan| live(plan, (layout, variant), operation, &known));
+        let _ = pairs::run("pvmmu", &name, |plan| live(plan, layout, variant, operation, &known));
     }
 }
 
@@ -168,8 +168,11 @@ pub(crate) fn flags_of(spaces: &Spaces<'_>, guest: &Guest<'_, Model>) -> Vec<(Gu
 
 /// With all put right, no page has other flags than it had `before` or was to have.
 pub(crate) fn check_flags(
-    (spaces, known, before): (&mut Spaces<'_>, &RefCell<Known>, Vec<(GuestVa, u64)>),
-    (plan, plain): (&Plan<'_>, &Guest<'_, Model>),
+    spaces: &mut Spaces<'_>,
+    known: &RefCell<Known>,
+    before: Vec<(GuestVa, u64)>,
+    plan: &Plan<'_>,
+    plain: &Guest<'_, Model>,
     with: &mut Work<'_, '_, '_, '_, '_, '_, '_>,
 ) {
     // No other refusal is to come: what is in doubt can be put right without one that it missed.
@@ -196,7 +199,8 @@ pub(crate) fn check_flags(
 /// A life around the operation.
 pub(crate) fn live(
     plan: &Plan<'_>,
-    (layout, variant): (Layout, Variant),
+    layout: Layout,
+    variant: Variant,
     operation: Operation,
     known: &RefCell<Known>,
 ) {
@@ -216,10 +220,10 @@ pub(crate) fn live(
     let mut batch = storage.batch();
     if variant.pooled {
         for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
-            tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+            tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
         }
     }
-    let pgd = start(&plain, (layout, variant), &mut frames);
+    let pgd = start(&plain, layout, variant, &mut frames);
     let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let second = test.second();
     second.initialise(test.model.guest().kernel_root().expect("it runs"), None).expect("started");
@@ -235,13 +239,13 @@ pub(crate) fn live(
     let before = flags_of(&spaces, &plain);
     operation(&mut spaces, &mut with);
     check_free(&spaces, &plain, layout, &with.frames.source.pool);
-    check_flags((&mut spaces, known, before), (plan, &plain), &mut with);
+    check_flags(&mut spaces, known, before, plan, &plain, &mut with);
     spaces.leave();
     end(&mut spaces, &mut with);
     for level in [Level::L1, Level::L2, Level::L3] {
         // A table that Xen has not let go of stays in the pool, or is in doubt.
-        let _ = with.tables.drain(&refusing, (level, 99), with.frames);
-        with.tables.drain(&plain, (level, 99), with.frames).expect("drained");
+        let _ = with.tables.drain(&refusing, level, 99, with.frames);
+        with.tables.drain(&plain, level, 99, with.frames).expect("drained");
     }
     check_counts(&tables, 0);
     account.found("free", kept.pool.pfns());
@@ -257,7 +261,8 @@ pub(crate) fn live(
 
 pub(crate) fn start(
     guest: &Guest<'_, Model>,
-    (layout, variant): (Layout, Variant),
+    layout: Layout,
+    variant: Variant,
     frames: &mut impl SpaceFrames,
 ) -> Pgd<Loose> {
     let pgd = match variant.roots {
@@ -265,9 +270,9 @@ pub(crate) fn start(
         _ => Pgd::with_user_root(guest, frames),
     };
     let mut pgd = pgd.expect("roots");
-    pgd.map_pages(guest, (few(), CLEAN), frames).expect("mapped");
+    pgd.map_pages(guest, few(), CLEAN, frames).expect("mapped");
     if layout == Layout::Many {
-        pgd.map_pages(guest, (many(), PteFlags::USER_RW), frames).expect("mapped");
+        pgd.map_pages(guest, many(), PteFlags::USER_RW, frames).expect("mapped");
     }
     pgd
 }

@@ -45,7 +45,8 @@ pub(crate) fn change(
     input: Input<'_, '_>,
     world: &mut World<'_, '_, '_, '_>,
     space: &mut Space,
-    (choice, by): (u8, Hindrance),
+    choice: u8,
+    by: Hindrance,
 ) -> Result<()> {
     match (choice, &space.pgd) {
         (5 | 6, Life::Pinned(_)) => make_own(input, world, space, by),
@@ -71,11 +72,11 @@ fn map(
     let few_frames = world.lacks(pages.count + TABLES, by);
     let occupied = numbers(pages).find(|page| space.known.contains_key(page));
     let (mapped, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.map_pages(&with.guest, (pages, flags), with.frames),
+        Life::Loose(pgd) => pgd.map_pages(&with.guest, pages, flags, with.frames),
         Life::Pinned(pgd) => pgd.map_pages(with, pages, flags),
     });
     let excuse = Excuse { refused, few_frames };
-    let done = mapped_of(world, (pages, occupied), mapped, excuse);
+    let done = mapped_of(world, pages, occupied, mapped, excuse);
     let done = Pages { count: done, ..pages };
     assert!(numbers(done).all(|page| !space.known.contains_key(&page)), "{:#?}", world.story);
     world.note(space, numbers(done), flags);
@@ -86,7 +87,8 @@ fn map(
 /// those before the one that is `occupied`.
 fn mapped_of(
     world: &World<'_, '_, '_, '_>,
-    (pages, occupied): (Pages, Option<u64>),
+    pages: Pages,
+    occupied: Option<u64>,
     answer: std::result::Result<(), RangeError>,
     excuse: Excuse,
 ) -> u64 {
@@ -112,7 +114,8 @@ fn done_of(
     world: &World<'_, '_, '_, '_>,
     space: &Space,
     pages: Pages,
-    (answer, refused): (std::result::Result<(), RangeError>, bool),
+    answer: std::result::Result<(), RangeError>,
+    refused: bool,
 ) -> BTreeSet<u64> {
     let missing = numbers(pages).find(|page| !space.known.contains_key(page));
     let done = match answer {
@@ -140,14 +143,14 @@ fn unmap(
 ) -> Result<()> {
     let (pages, reads_ad) = (pages(input)?, input.ratio(1, 4)?);
     world.story.push(format!("unmap {pages:x?}, reading A and D: {reads_ad}"));
-    let answer = world.run(by, |with| match &mut space.pgd {
+    let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         Life::Pinned(pgd) if reads_ad => {
             pgd.edit(with, |edit| edit.unmap_reading_ad(pages, &mut |_, _| {}))
         }
         Life::Pinned(pgd) => pgd.unmap(with, pages),
         Life::Loose(pgd) => pgd.unmap(&with.guest, pages, with.frames),
     });
-    let done = done_of(world, space, pages, answer);
+    let done = done_of(world, space, pages, answer, refused);
     check_told(world, done.iter().filter_map(|page| space.known.get(page)));
     space.known.retain(|page, _| !done.contains(page));
     Ok(())
@@ -165,7 +168,7 @@ fn protect(
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
         Life::Loose(pgd) => pgd.protect(&with.guest, pages, flags),
     });
-    for page in done_of(world, space, pages, (answer, refused)) {
+    for page in done_of(world, space, pages, answer, refused) {
         space.known.entry(page).and_modify(|page| page.flags = flags);
     }
     Ok(())
@@ -216,14 +219,14 @@ fn replace(
 ) -> Result<()> {
     let (page, flags) = (number(pages(input)?.start), flags(input)?);
     world.story.push(format!("replace {page:#x} {flags:?}"));
-    let at = (address(page), flags);
+    let va = address(page);
     let (answer, refused) = world.run(by, |with| {
         let frame = with.frames.take()?;
         let mfn = with.guest.p2m().mfn(frame.pfn()).expect("RAM");
         let replaced = match &mut space.pgd {
-            Life::Loose(pgd) => pgd.replace(&with.guest, at, frame, with.frames),
+            Life::Loose(pgd) => pgd.replace(&with.guest, va, flags, frame, with.frames),
             Life::Pinned(pgd) => {
-                pgd.edit(with, |edit| edit.replace(at, frame)).map_err(|error| error.error)
+                pgd.edit(with, |edit| edit.replace(va, flags, frame)).map_err(|error| error.error)
             }
         };
         Some((mfn, replaced))
@@ -268,18 +271,16 @@ fn map_foreign(
     let few_frames = world.lacks(TABLES, by);
     let occupied = numbers(pages).find(|page| space.known.contains_key(page));
     // A tree is validated with registers of devices in it, and with no frame of another domain.
-    let registers = (Mfn::new(world.test.model.ram_end().raw() + 0x100), DomId::IO);
+    let registers = Mfn::new(world.test.model.ram_end().raw() + 0x100);
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         // SAFETY: no memory stands behind the frames.
         Life::Loose(pgd) => unsafe {
-            pgd.map_foreign(&with.guest, (pages, flags), registers, with.frames)
+            pgd.map_foreign(&with.guest, pages, flags, registers, DomId::IO, with.frames)
         },
-        Life::Pinned(pgd) => {
-            pgd.edit(with, |edit| edit.map_foreign((pages, flags), (first, DomId(1))))
-        }
+        Life::Pinned(pgd) => pgd.edit(with, |edit| edit.map_foreign(pages, flags, first, DomId(1))),
     });
     let excuse = Excuse { refused, few_frames };
-    let done = mapped_of(world, (pages, occupied), answer, excuse);
+    let done = mapped_of(world, pages, occupied, answer, excuse);
     world.note(space, numbers(Pages { count: done, ..pages }), flags);
     // Nobody is told of a frame whose mapping was taken back.
     check_told(world, [].iter());

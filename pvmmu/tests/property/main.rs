@@ -52,7 +52,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     for level in [Level::L1, Level::L2, Level::L3] {
         let count = input.int_in_range(0..=4)?;
         world.quietly(|with| {
-            let filled = with.tables.fill(&with.guest, (level, count), with.frames, with.batch);
+            let filled = with.tables.fill(&with.guest, level, count, with.frames, with.batch);
             filled.expect("filled");
         });
     }

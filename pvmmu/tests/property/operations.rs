@@ -55,8 +55,8 @@ pub(crate) fn step(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> R
     world.story.push(format!("operation {choice} on root {:?} by {by:?}", space.pgd.root()));
     let Space { pgd, known } = space;
     space = match (pgd, choice) {
-        (Life::Loose(pgd), 0..=3) => pin(world, (pgd, known), by),
-        (Life::Pinned(pgd), UNPIN) => unpin(world, (pgd, known), by),
+        (Life::Loose(pgd), 0..=3) => pin(world, pgd, known, by),
+        (Life::Pinned(pgd), UNPIN) => unpin(world, pgd, known, by),
         (pgd, DESTROY) => match destroy(world, Space { pgd, known }, by) {
             Some(space) => space,
             None => return Ok(()),
@@ -67,7 +67,7 @@ pub(crate) fn step(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> R
                 (2, Life::Pinned(_)) => fork(world, &mut space, by),
                 (3, Life::Pinned(_)) => hold(world, &mut space, by),
                 (4, Life::Pinned(_)) => load(world, &space, by),
-                _ => change(input, world, &mut space, (choice, by))?,
+                _ => change(input, world, &mut space, choice, by)?,
             }
             space
         }
@@ -92,11 +92,7 @@ fn create(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> Result<()>
     Ok(())
 }
 
-fn pin(
-    world: &mut World<'_, '_, '_, '_>,
-    (pgd, known): (Pgd<Loose>, Known),
-    by: Hindrance,
-) -> Space {
+fn pin(world: &mut World<'_, '_, '_, '_>, pgd: Pgd<Loose>, known: Known, by: Hindrance) -> Space {
     let has_foreign = known.values().any(|page| page.whose == Whose::Foreign);
     // Xen may refuse it anyway: a second refusal would be that of the undo.
     let by = if has_foreign { Hindrance::none() } else { by };
@@ -118,7 +114,8 @@ fn is_loaded(world: &World<'_, '_, '_, '_>, pgd: &Pgd<Pinned>) -> bool {
 
 fn unpin(
     world: &mut World<'_, '_, '_, '_>,
-    (pgd, known): (Pgd<Pinned>, Known),
+    pgd: Pgd<Pinned>,
+    known: Known,
     by: Hindrance,
 ) -> Space {
     let loaded = is_loaded(world, &pgd);

@@ -282,7 +282,7 @@ impl World<'_, '_, '_, '_> {
         }
         for level in [Level::L1, Level::L2, Level::L3] {
             self.quietly(|with| {
-                with.tables.drain(&with.guest, (level, 99), with.frames).expect("drained");
+                with.tables.drain(&with.guest, level, 99, with.frames).expect("drained");
             });
         }
     }

@@ -34,9 +34,9 @@ fn tables_that_go_to_the_pool_and_come_from_it() {
     in_every_way(&|pgd, with| {
         pgd.unmap(with, MAPPED).map_err(|error| error.to_string())?;
         let Tools { guest, batch, tables, frames, .. } = &mut *with;
-        let drained = tables.drain(guest, (Level::L1, 8), *frames);
+        let drained = tables.drain(guest, Level::L1, 8, *frames);
         drained.map_err(|error| error.to_string())?;
-        let filled = tables.fill(guest, (Level::L1, 3), *frames, batch);
+        let filled = tables.fill(guest, Level::L1, 3, *frames, batch);
         filled.map_err(|error| error.to_string())?;
         let pages = Pages { start: ELSEWHERE, count: 20 };
         let mapped = pgd.map_pages(with, pages, hypercall::PteFlags::USER_RW);

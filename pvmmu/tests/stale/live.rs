@@ -57,11 +57,11 @@ in_every_way! {
     };
     a_frame_that_is_replaced: |pgd, with| {
         let frame = with.frames.take().expect("a frame");
-        pgd.edit(with, |edit| edit.replace((MAPPED.start, PteFlags::USER_RW), frame))
+        pgd.edit(with, |edit| edit.replace(MAPPED.start, PteFlags::USER_RW, frame))
     };
     a_frame_that_is_replaced_by_one_that_is_read_only: |pgd, with| {
         let frame = with.frames.take().expect("a frame");
-        pgd.edit(with, |edit| edit.replace((TABLE.start, READ_ONLY), frame))
+        pgd.edit(with, |edit| edit.replace(TABLE.start, READ_ONLY, frame))
     };
     pages_that_are_mapped_where_there_were_none: |pgd, with| {
         pgd.map_pages(with, Pages { start: ELSEWHERE, count: 9 }, PteFlags::USER_RW)
@@ -75,12 +75,12 @@ in_every_way! {
     });
     a_table_that_is_made_read_only: |pgd, with| {
         let flags = PteFlags::TABLE - PteFlags::WRITABLE;
-        pgd.edit(with, |edit| edit.set_table_flags((Level::L2, TABLE.start), flags))
+        pgd.edit(with, |edit| edit.set_table_flags(Level::L2, TABLE.start, flags))
     };
     tables_of_every_level_that_are_made_read_only: |pgd, with| pgd.edit(with, |edit| {
         let flags = PteFlags::TABLE - PteFlags::WRITABLE;
-        edit.set_table_flags((Level::L3, TABLE.start), flags)?;
-        edit.set_table_flags((Level::L4, TABLE.start), flags)
+        edit.set_table_flags(Level::L3, TABLE.start, flags)?;
+        edit.set_table_flags(Level::L4, TABLE.start, flags)
     });
     tables_that_are_held_and_then_unmapped: |pgd, with| {
         let Tools { guest, batch, .. } = &mut *with;

@@ -35,9 +35,8 @@ fn a_page_whose_flags_are_set_by_any_primitive() {
         never_stale(Setup::PLAIN, &|pgd, with| {
             let guest = with.guest;
             run_on(&guest, pgd);
-            let read_only = (MAPPED.start, READ_ONLY);
             // SAFETY: it runs here.
-            unsafe { pgd.set_flags_here(&guest, read_only, need(by), Some(by)) }
+            unsafe { pgd.set_flags_here(&guest, MAPPED.start, READ_ONLY, need(by), Some(by)) }
                 .map(drop)
                 .map_err(|error| format!("{by:?}: {error}"))
         });
@@ -59,9 +58,11 @@ fn a_page_whose_new_flags_are_taken_back() {
         let refusal = Refusal { request: before + request, errno: Errno::ENOMEM, done: 0 };
         play(setup, &Refusals::new(&[refusal], &[]), &|pgd, with, second| {
             read_only_here(pgd, with);
-            let writable = (MAPPED.start, PteFlags::USER_RW);
+            let writable = PteFlags::USER_RW;
             // SAFETY: it runs here.
-            let set = unsafe { pgd.set_flags_here(&with.guest, writable, need(by), Some(by)) };
+            let set = unsafe {
+                pgd.set_flags_here(&with.guest, MAPPED.start, writable, need(by), Some(by))
+            };
             let _ = second.stale();
             second.use_pages();
             let stale = second.stale();

@@ -199,7 +199,7 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
         From::Pool => [8, 4, 4],
     };
     for (level, count) in [Level::L1, Level::L2, Level::L3].into_iter().zip(counts) {
-        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+        tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
     }
     let pgd = Pgd::with_user_root(&plain, &mut frames).expect("two roots");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");

@@ -69,7 +69,7 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     let mut storage = Storage::new();
     let mut batch = storage.batch_of(room.updates, room.ops);
     for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
-        tables.fill(&plain, (level, count), &mut frames, &mut batch).expect("filled");
+        tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
     }
     let mut pgd = start(&plain, &mut frames, &mut batch);
 
@@ -85,7 +85,7 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
     destroy(pgd, &mut with);
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&plain, (level, 99), &mut frames).expect("drained");
+        tables.drain(&plain, level, 99, &mut frames).expect("drained");
     }
     assert_eq!(tables.counts().lost, 0);
     check_counts(&tables, 0);
@@ -103,7 +103,7 @@ pub fn start(
 ) -> Pgd<Pinned> {
     let mut pgd = Pgd::with_user_root(guest, frames).expect("two roots");
     for pages in [full(), sparse()] {
-        pgd.map_pages(guest, (pages, PteFlags::USER_RW), frames).expect("mapped");
+        pgd.map_pages(guest, pages, PteFlags::USER_RW, frames).expect("mapped");
     }
     pgd.pin(guest, batch).expect("pinned")
 }
@@ -204,7 +204,7 @@ macro_rules! sweep_with {
             };
             replacing_a_frame: |pgd, with| {
                 let frame = with.frames.take().expect("a frame");
-                pgd.edit(with, |edit| edit.replace((full().start, READ_ONLY), frame))
+                pgd.edit(with, |edit| edit.replace(full().start, READ_ONLY, frame))
             };
         }
     };

@@ -41,7 +41,7 @@ fn own_frames_without_a_pfn_are_not_mapped_as_anothers() {
     let mut pgd = pgd.pin(&tools.context, tools.batch).expect("pinned");
     for domain in [DomId::SELF, DomId(1)] {
         let refused = pgd.edit(&mut tools, |edit| {
-            edit.map_foreign((page(), PteFlags::USER_RW), (shared_info, domain))
+            edit.map_foreign(page(), PteFlags::USER_RW, shared_info, domain)
         });
         let reason = refused.expect_err("it is the guest's own").error;
         assert_eq!(reason == MapError::NotForeign(shared_info), domain == DomId::SELF, "{reason}");

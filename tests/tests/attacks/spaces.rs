@@ -55,7 +55,7 @@ fn anothers_frame_in_a_loose_tree_is_mapped_by_unsafe_code_alone(
     frames: &mut FrameStack<'_>,
 ) {
     let (flags, frame) = (PteFlags::USER_RW, (Mfn::new(1), DomId::IO));
-    let _ = owed!(pgd.map_foreign(context, (pages, flags), frame, frames)); //~ E0133
+    let _ = owed!(pgd.map_foreign(context, pages, flags, frame, frames)); //~ E0133
 }
 
 hidden! {
