@@ -139,8 +139,7 @@ impl Pgd<Pinned> {
         match put_back(self, &child, tools) {
             Ok(()) => {
                 // What the child maps is the parent's alone: only its tables are left.
-                let ended = child.destroy(&guest, tools.frames);
-                let left = ended.err().map(|(child, error)| (child, error.into()));
+                let left = child.destroy(&guest, tools.frames).err();
                 Err(ForkError { failure, left })
             }
             Err(error) => Err(ForkError { failure, left: Some((child, error)) }),
