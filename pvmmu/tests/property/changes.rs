@@ -115,12 +115,12 @@ fn done_of(
     space: &Space,
     pages: Pages,
     answer: std::result::Result<(), RangeError>,
-    refused: bool,
+    excuse: Excuse,
 ) -> BTreeSet<u64> {
     let missing = numbers(pages).find(|page| !space.known.contains_key(page));
     let done = match answer {
         Ok(()) => {
-            assert!(missing.is_none() && !refused, "{:#?}", world.story);
+            assert!(missing.is_none() && !excuse.refused, "{:#?}", world.story);
             pages.count
         }
         Err(RangeError { done, error: MapError::NotMapped(va) }) => {
@@ -128,7 +128,7 @@ fn done_of(
             done
         }
         Err(RangeError { done, error }) => {
-            assert!(refused, "{error}: {:#?}", world.story);
+            assert!(excuse.refused, "{error}: {:#?}", world.story);
             done
         }
     };
@@ -150,7 +150,7 @@ fn unmap(
         Life::Pinned(pgd) => pgd.unmap(with, pages),
         Life::Loose(pgd) => pgd.unmap(&with.guest, pages, with.frames),
     });
-    let done = done_of(world, space, pages, answer, refused);
+    let done = done_of(world, space, pages, answer, Excuse { refused, few_frames: false });
     check_told(world, done.iter().filter_map(|page| space.known.get(page)));
     space.known.retain(|page, _| !done.contains(page));
     Ok(())
@@ -168,7 +168,7 @@ fn protect(
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
         Life::Loose(pgd) => pgd.protect(&with.guest, pages, flags),
     });
-    for page in done_of(world, space, pages, answer, refused) {
+    for page in done_of(world, space, pages, answer, Excuse { refused, few_frames: false }) {
         space.known.entry(page).and_modify(|page| page.flags = flags);
     }
     Ok(())
