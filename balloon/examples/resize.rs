@@ -14,14 +14,13 @@ mod common;
 fn main() -> Result<(), Box<dyn Error>> {
     let guest = common::Guest::new();
     let machine = Counting::new(&guest.model);
-    let p2m = guest.p2m();
     let mut free = guest.stack();
     // A bit for each pfn there may ever be, and memory for the requests of a step: its size is what
     // bounds a step.
     let mut words = common::words();
     let mut storage = WorkStorage::<512>::new();
     let mut balloon = common::begin(&guest, &mut words, Wipe::Always);
-    let around = (&guest, &machine, &p2m);
+    let around = guest.on(&machine);
 
     // 1. What `xl mem-set` writes into memory/target, and what others may write.
     println!("garbage: {}", frames_of_kib(b"lots").expect_err("it is no number"));

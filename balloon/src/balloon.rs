@@ -135,9 +135,9 @@ impl<'s> Balloon<'s> {
     /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Wipe};
     ///
-    /// let TestGuest { model, p2m, .. } = TestGuest::new(); // 4096 pages
+    /// let TestGuest { guest, p2m, .. } = TestGuest::new(); // 4096 pages
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
-    /// let (balloon, accounts) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// let (balloon, accounts) = Balloon::new(&guest, &mut words, 512, Wipe::Always)?;
     /// assert_eq!((accounts.populated, balloon.ballooned()), (4096, 0));
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```
@@ -191,15 +191,17 @@ impl<'s> Balloon<'s> {
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::{Frames, Pfn};
-    /// # use p2m::P2m;
+    /// # use p2m::{Guest, P2m};
     /// use balloon::{Balloon, Wipe};
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let mut list = model.guest().built_list();
     /// list.resize_with(2112, || AtomicU64::new(u64::MAX)); // the map has grown by 64 pfns
     /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let kernel_root = Pfn::new(0); // not used here
+    /// let guest = unsafe { Guest::new(&model, &p2m, kernel_root) };
     /// let mut words = [0; 33];
-    /// let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 0, Wipe::Always)?;
+    /// let (mut balloon, _) = Balloon::new(&guest, &mut words, 0, Wipe::Always)?;
     /// let empty = unsafe { Frames::claim(Pfn::new(2048), 64) }; // nobody else has them
     /// balloon.add_empty(&p2m, empty)?;
     /// assert_eq!(balloon.ballooned(), 64); // what the guest can grow by
@@ -236,9 +238,9 @@ impl<'s> Balloon<'s> {
     /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Retarget, Wipe};
     ///
-    /// let TestGuest { model, p2m, .. } = TestGuest::new(); // 4096 pages
+    /// let TestGuest { guest, p2m, .. } = TestGuest::new(); // 4096 pages
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
-    /// let (mut balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// let (mut balloon, _) = Balloon::new(&guest, &mut words, 512, Wipe::Always)?;
     /// assert_eq!(balloon.set_target(4000), Retarget::Step);
     /// assert_eq!(balloon.set_target(4096), Retarget::Idle);
     /// # Ok::<(), balloon::BalloonError>(())
@@ -285,9 +287,9 @@ impl<'s> Balloon<'s> {
     /// # use pv_tests::guest::TestGuest;
     /// use balloon::{Balloon, Wipe};
     ///
-    /// let TestGuest { model, p2m, .. } = TestGuest::new();
+    /// let TestGuest { guest, p2m, .. } = TestGuest::new();
     /// let mut words = vec![0; Balloon::words_needed(p2m.len()) as usize];
-    /// let (balloon, _) = Balloon::new((model, p2m), &mut words, 512, Wipe::Always)?;
+    /// let (balloon, _) = Balloon::new(&guest, &mut words, 512, Wipe::Always)?;
     /// assert_eq!(balloon.aside(p2m).count(), 0); // nothing was refused twice
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```

@@ -12,7 +12,7 @@
 //!   every pfn is ([`Accounts`]).
 //! * [`Goal`]: the size asked for, apart from the size aimed at. [`frames_of_kib`] reads a
 //!   toolstack's target.
-//! * [`Around`], [`FrameSource`], [`Work`], [`WorkStorage`]: what a step works with.
+//! * [`Work`], [`WorkStorage`]: what a step works with.
 //! * [`Reserve`], [`EmptyPfn`]: pfns that never have memory, for grants and other domains' frames.
 //!
 //! # How to use it
@@ -41,52 +41,20 @@
 //! that use ends ([`Accounts::surplus`]).
 //!
 //! ```
-//! use balloon::{FrameSource, Balloon, Moved, Next, Wipe, WorkStorage};
-//! use hypercall::{Frame, GuestVa, Pfn, Pte, Slot};
-//! use p2m::{DirectEntries, NoDirectEntry, P2m};
-//! use xen_model::{BootMapping, Model};
+//! # use pv_tests::guest::TestGuest;
+//! use balloon::{Balloon, Moved, Next, Wipe, WorkStorage};
 //!
-//! /// Finds the entries of the direct mapping; a guest uses `pvmmu::DirectEntries`.
-//! struct Direct<'m>(&'m Model, GuestVa);
-//!
-//! unsafe impl DirectEntries for Direct<'_> {
-//!     fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
-//!         let va = self.1.raw() + (pfn.raw() << 12);
-//!         self.0.guest().l1_slot(va).ok_or(NoDirectEntry(pfn))
-//!     }
-//! }
-//!
-//! struct Free(Vec<Frame>);
-//!
-//! impl FrameSource for Free {
-//!     fn take(&mut self) -> Option<Frame> {
-//!         self.0.pop()
-//!     }
-//!     fn give(&mut self, frame: Frame) {
-//!         self.0.push(frame);
-//!     }
-//! }
-//!
-//! let model = Model::builder().pages(2048).boot_mapping(BootMapping::AllPages).build()?;
-//! let base = GuestVa::new(0xffff_ffff_8000_0000)?;
-//! model.guest().set_direct_map(base, 2048);
-//! let list = model.guest().built_list();
-//! let p2m = unsafe { P2m::adopt(&list) }?;
-//! // Behind what the builder made, nothing is used.
-//! let first = model.guest().first_free_page().raw();
-//! let mut free = Free((first..2048).map(|pfn| unsafe { Frame::claim(Pfn::new(pfn)) }).collect());
-//!
-//! let mut words = vec![0; 2048 / 64];
-//! let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 512, Wipe::Always)?;
+//! let mut test = TestGuest::new(); // 4096 pages; those that nobody uses are in `test.frames`
+//! let mut words = vec![0; 4096 / 64];
+//! let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Always)?;
 //! let mut storage = WorkStorage::<256>::new();
-//! let mut direct = Direct(&model, base);
 //!
-//! balloon.set_target(1900);
-//! let step = storage.with(|work| balloon.step(&test.guest, &mut free, work));
-//! assert_eq!((step.moved, step.next), (Moved::Out(148), Next::Idle));
+//! balloon.set_target(3950);
+//! let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
+//! assert_eq!((step.moved, step.next), (Moved::Out(146), Next::Idle));
 //! assert!(step.accounts.is_balanced());
-//! assert_eq!(step.accounts.xen, Some(1900));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! assert_eq!(step.accounts.xen, Some(3950));
+//! # Ok::<(), balloon::BalloonError>(())
 //! ```
 #![no_std]
 

@@ -78,15 +78,17 @@ impl<'s> Reserve<'s> {
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::{Frames, Pfn};
-    /// # use p2m::P2m;
+    /// # use p2m::{Guest, P2m};
     /// use balloon::{Balloon, Reserve, Wipe};
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let mut list = model.guest().built_list();
     /// list.resize_with(2112, || AtomicU64::new(u64::MAX)); // 64 pfns behind the memory
     /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let kernel_root = Pfn::new(0); // not used here
+    /// let guest = unsafe { Guest::new(&model, &p2m, kernel_root) };
     /// let (mut words, mut bits) = ([0; 33], [0; 1]);
-    /// let (mut balloon, _) = Balloon::new((&model, &p2m), &mut words, 0, Wipe::Always)?;
+    /// let (mut balloon, _) = Balloon::new(&guest, &mut words, 0, Wipe::Always)?;
     /// let empty = unsafe { Frames::claim(Pfn::new(2048), 64) }; // nobody else has them
     /// let (mut reserve, _) = Reserve::new(&mut balloon, &p2m, empty, &mut bits)?;
     /// let pfn = reserve.take().ok_or("none is free")?; // for a grant

@@ -4,12 +4,12 @@
 mod common;
 
 use balloon::{Balloon, Moved, Next, Obstacle, PAUSE_MAX, Retarget, Wipe, WorkStorage};
-use common::{Direct, FREE, Guest, PAGES, Stack, begin, config, settle, step, words};
+use common::{FREE, Guest, PAGES, Stack, begin, config, settle, step, words};
 use hypercall::{
     BatchStorage, DomId, Extent, Hypercalls as _, MemoryOp, MmuUpdate, Pfn, Pte, PteFlags,
     Reservation,
 };
-use p2m::{FindDirect as _, P2m};
+use p2m::DirectEntries;
 use xen_model::{DomainConfig, Model, Role};
 
 type Storage = WorkStorage<600>;
@@ -23,15 +23,15 @@ fn waits(next: Next) -> (Obstacle, u32) {
 }
 
 /// A guest with `out` frames with Xen.
-fn smaller(guest: &Guest, p2m: &P2m<'_>, stack: &mut Stack, balloon: &mut Balloon<'_>, out: u64) {
+fn smaller(guest: &Guest, stack: &mut Stack, balloon: &mut Balloon<'_>, out: u64) {
     balloon.set_target(PAGES - out);
-    let last = settle((guest, &guest.model, p2m), balloon, stack, &mut Storage::new());
+    let last = settle(guest.around(), balloon, stack, &mut Storage::new());
     assert_eq!(last.next, Next::Idle);
 }
 
 /// Sets the entry of `pfn` in the direct mapping.
 fn set_entry(guest: &Guest, pfn: Pfn, pte: Pte) {
-    let (slot, old) = Direct(&guest.model).find(pfn).expect("an entry");
+    let (slot, old) = DirectEntries::new(guest.around()).find(pfn).expect("an entry");
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     batch.update(MmuUpdate::set(slot, pte), old.raw()).expect("room");
@@ -43,13 +43,12 @@ fn set_entry(guest: &Guest, pfn: Pfn, pte: Pte) {
 #[test]
 fn a_maximum_that_a_toolstack_lowers_is_named_and_waited_for() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
-    smaller(&guest, &p2m, &mut stack, &mut balloon, 700);
+    smaller(&guest, &mut stack, &mut balloon, 700);
     guest.model.guest().set_maximum(PAGES - 650);
     balloon.set_target(PAGES);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     // No extent of 2 MiB fits below the maximum; 50 frames do.
     let first = step(around, &mut balloon, &mut stack, &mut storage);
@@ -75,13 +74,12 @@ fn a_maximum_that_a_toolstack_lowers_is_named_and_waited_for() {
 #[test]
 fn a_xen_without_memory_is_asked_again_later() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
-    smaller(&guest, &p2m, &mut stack, &mut balloon, 300);
+    smaller(&guest, &mut stack, &mut balloon, 300);
     guest.model.leave_free(120);
     balloon.set_target(PAGES);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     let first = settle(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(first.moved, Moved::In(120));
@@ -98,12 +96,11 @@ fn a_xen_without_memory_is_asked_again_later() {
 #[test]
 fn a_guest_that_has_nothing_to_spare_keeps_what_it_has() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let mut words = words();
     let mut few = Stack(guest.stack().0.split_off(usize::try_from(FREE).expect("small") - 5));
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     balloon.set_target(PAGES - 10);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     let first = step(around, &mut balloon, &mut few, &mut storage);
     assert_eq!((first.moved, waits(first.next)), (Moved::Out(5), (Obstacle::NothingToSpare, 1)));
@@ -115,14 +112,13 @@ fn a_guest_that_has_nothing_to_spare_keeps_what_it_has() {
 #[test]
 fn a_frame_that_serves_as_something_else_does_not_leave() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Always);
     let pfn = stack.0.last().expect("one").pfn();
-    let mfn = p2m.mfn(pfn).expect("RAM");
+    let mfn = guest.p2m.mfn(pfn).expect("RAM");
     set_entry(&guest, pfn, Pte::new(mfn, PteFlags::KERNEL_RW).read_only());
     balloon.set_target(PAGES - 10);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let step = step(around, &mut balloon, &mut stack, &mut Storage::new());
     assert!(matches!(waits(step.next).0, Obstacle::InUse { pfn: used, .. } if used == pfn));
     assert_eq!((step.moved, stack.0.len() as u64), (Moved::Nothing, FREE));
@@ -132,16 +128,15 @@ fn a_frame_that_serves_as_something_else_does_not_leave() {
 #[test]
 fn a_frame_that_is_used_elsewhere_stays_until_that_ends_and_is_counted() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     // Somebody maps the first frame that will leave a second time, and nobody told the allocator.
-    let mfn = p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
+    let mfn = guest.p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
     let alias = stack.0.remove(0);
-    let old = p2m.mfn(alias.pfn()).expect("RAM");
+    let old = guest.p2m.mfn(alias.pfn()).expect("RAM");
     set_entry(&guest, alias.pfn(), Pte::new(mfn, PteFlags::KERNEL_RW));
     balloon.set_target(PAGES - 3);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     let out = step(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!((out.moved, out.accounts.surplus()), (Moved::Out(3), 1));
@@ -154,17 +149,16 @@ fn a_frame_that_is_used_elsewhere_stays_until_that_ends_and_is_counted() {
 #[test]
 fn a_place_in_the_direct_mapping_that_is_taken_is_named_and_what_came_for_it_goes_back() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
-    smaller(&guest, &p2m, &mut stack, &mut balloon, 20);
+    smaller(&guest, &mut stack, &mut balloon, 20);
     // In the middle of what is out.
     let taken = Pfn::new(common::FREE_FROM + FREE - 10);
     assert!(balloon.holds(taken));
-    let other = p2m.mfn(stack.0[0].pfn()).expect("RAM");
+    let other = guest.p2m.mfn(stack.0[0].pfn()).expect("RAM");
     set_entry(&guest, taken, Pte::new(other, PteFlags::KERNEL_RW));
     balloon.set_target(PAGES);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     for (moved, populated) in [(10, PAGES - 10), (0, PAGES - 10)] {
         let step = step(around, &mut balloon, &mut stack, &mut storage);
@@ -185,19 +179,18 @@ fn lose_a_frame_to_the_toolstack(before: u64) {
     let mut guests = Model::builder().seed(3).guest(config());
     guests = guests.other(DomainConfig::new(Role::Dom0, 1024));
     let guest = Guest::of(guests);
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     // The lowest leave first, so that the lost one is behind them.
     stack.0.reverse();
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
     balloon.set_target(PAGES - before);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     // dom0 gives up the third frame that will leave, behind the guest's back. It stays as long as
     // the guest maps it.
     let third = stack.0[stack.0.len() - 3].pfn();
-    let mut extents = [Extent::from_mfn(p2m.mfn(third).expect("RAM"))];
+    let mut extents = [Extent::from_mfn(guest.p2m.mfn(third).expect("RAM"))];
     let domain = DomId(guest.model.guest().domain());
     let list = Reservation { extents: &mut extents, order: 0, flags: 0, domain };
     let dom0 = guest.model.vcpu(0, 0).expect("dom0");

@@ -7,12 +7,11 @@ mod common;
 use std::sync::atomic::AtomicU64;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use balloon::{
-    Accounts, Allocator, Around, Balloon, Moved, Next, Obstacle, Retarget, Step, Wipe, Work,
-    WorkStorage,
+use balloon::{Accounts, Balloon, Moved, Next, Obstacle, Retarget, Step, Wipe, Work, WorkStorage};
+use common::{FREE, Guest, PAGES, Stack, begin, settle, step, words};
+use hypercall::{
+    Batch, Errno, Extent, FailNth, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Refusal,
 };
-use common::{Direct, FREE, Guest, PAGES, Stack, begin, settle, step, words};
-use hypercall::{Batch, Errno, Extent, FailNth, Frame, Machine, MmuExtOp, MmuUpdate, Pfn, Refusal};
 use p2m::P2m;
 
 /// Pfns of a map that is shorter than the guest.
@@ -20,8 +19,7 @@ const SHORT: u64 = 1024;
 
 /// The list of the guest's first pfns.
 fn short_list(guest: &Guest) -> Vec<AtomicU64> {
-    let p2m = guest.p2m();
-    let mfn = |pfn| p2m.mfn(Pfn::new(pfn)).expect("RAM").raw();
+    let mfn = |pfn| guest.p2m.mfn(Pfn::new(pfn)).expect("RAM").raw();
     (0..SHORT).map(mfn).map(AtomicU64::new).collect()
 }
 
@@ -30,7 +28,7 @@ fn short_balloon<'w>(guest: &Guest, list: &[AtomicU64], words: &'w mut [u64]) ->
     // SAFETY: the words are those of the guest's own list.
     let short = unsafe { P2m::adopt(list) }.expect("pages");
     let words = &mut words[..usize::try_from(Balloon::words_needed(SHORT)).expect("few")];
-    let begun = Balloon::new((&guest.model, &short), words, 0, Wipe::Never);
+    let begun = Balloon::new(&guest.with_map(&short), words, 0, Wipe::Never);
     let (mut balloon, _) = begun.expect("the model answers");
     balloon.set_target(SHORT - 24);
     balloon
@@ -47,12 +45,11 @@ fn obstacle(step: Step) -> Obstacle {
 #[test]
 fn a_frame_that_has_no_bit_in_the_set_goes_back_to_the_allocator_and_is_named() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, list) = (words(), short_list(&guest));
     let mut balloon = short_balloon(&guest, &list, &mut words);
     let mut stack = guest.stack();
     let top = stack.0.last().expect("one").pfn();
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let first = step(around, &mut balloon, &mut stack, &mut WorkStorage::<16>::new());
     let end = Pfn::new(SHORT);
     assert_eq!(
@@ -69,7 +66,6 @@ fn frames_in_front_of_one_without_a_bit_leave_or_come_back_whatever_is_refused()
     let refuse = |request| Refusal { request, errno: Errno::EINVAL, done: 1 };
     for (unmapping, undo) in [(99, 99), (0, 99), (0, 2)] {
         let guest = Guest::new();
-        let p2m = guest.p2m();
         let (mut words, list) = (words(), short_list(&guest));
         let mut balloon = short_balloon(&guest, &list, &mut words);
         let mut stack = guest.stack();
@@ -82,14 +78,14 @@ fn frames_in_front_of_one_without_a_bit_leave_or_come_back_whatever_is_refused()
         let inner = FailNth::new(&guest.model, refuse(unmapping));
         let machine = FailNth::new(&inner, refuse(undo));
         let mut storage = WorkStorage::<16>::new();
-        let first = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+        let first = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
         let held = balloon.ballooned() + first.accounts.set_aside;
         assert_eq!(stack.0.len() as u64 + held, FREE, "{first:?}");
-        let aside: Vec<_> = balloon.aside(&p2m).collect();
+        let aside: Vec<_> = balloon.aside(guest.p2m).collect();
         assert_eq!(aside.len() as u64, first.accounts.set_aside, "each is listed");
         assert!(aside.iter().all(|pfn| balloon.holds(*pfn) && pfn.raw() < SHORT), "{aside:?}");
         assert_eq!(first.accounts.set_aside > 0, undo == 2, "{first:?}");
-        let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
+        let last = settle(guest.around(), &mut balloon, &mut stack, &mut storage);
         assert!(matches!(obstacle(last), Obstacle::BeyondSet { .. }), "{last:?}");
         assert_eq!(stack.0.len() as u64 + balloon.ballooned(), FREE, "{last:?}");
         guest.check();
@@ -99,7 +95,7 @@ fn frames_in_front_of_one_without_a_bit_leave_or_come_back_whatever_is_refused()
 /// A stack that does not see that a frame is given twice.
 struct Careless(Stack);
 
-impl Allocator for Careless {
+impl FrameSource for Careless {
     fn take(&mut self) -> Option<Frame> {
         self.0.0.pop()
     }
@@ -112,7 +108,6 @@ impl Allocator for Careless {
 #[test]
 fn a_frame_that_the_balloon_holds_already_is_named() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Always);
     let top = stack.0.last().expect("one").pfn();
@@ -120,7 +115,7 @@ fn a_frame_that_the_balloon_holds_already_is_named() {
     stack.0.push(unsafe { Frame::claim(top) });
     balloon.set_target(PAGES - 10);
     let mut careless = Careless(stack);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let first = step(around, &mut balloon, &mut careless, &mut WorkStorage::<16>::new());
     assert_eq!((first.moved, obstacle(first)), (Moved::Out(1), Obstacle::Held(top)));
     assert_eq!((careless.0.0.len() as u64, balloon.ballooned()), (FREE, 1));
@@ -143,7 +138,7 @@ const PLENTY: Sizes = Sizes { updates: 8, flushes: 1, extents: 8, pfns: 8, out_m
 
 fn step_in<M: Machine>(
     sizes: Sizes,
-    (guest, machine): (&Guest, &M),
+    guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
     stack: &mut Stack,
 ) -> Step {
@@ -155,10 +150,7 @@ fn step_in<M: Machine>(
     let Sizes { out_max, in_max, .. } = sizes;
     let mut work =
         Work { batch: &mut batch, extents: &mut extents, pfns: &mut pfns, out_max, in_max };
-    let p2m = guest.p2m();
-    let mut direct = Direct(&guest.model);
-    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
-    balloon.step(&mut around, stack, &mut work)
+    balloon.step(&guest, stack, &mut work)
 }
 
 #[test]
@@ -167,17 +159,17 @@ fn a_batch_without_room_for_the_flush_is_refused_before_anything_is_changed() {
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Always);
     balloon.set_target(PAGES - 100);
-    let top = guest.p2m().mfn(stack.0.last().expect("one").pfn()).expect("RAM");
+    let top = guest.p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
     guest.model.poke(top, 5, 0x77);
     let sizes = Sizes { flushes: 0, ..PLENTY };
-    let first = step_in(sizes, (&guest, &guest.model), &mut balloon, &mut stack);
+    let first = step_in(sizes, guest.around(), &mut balloon, &mut stack);
     assert_eq!(first.moved, Moved::Nothing);
     assert_eq!(obstacle(first), Obstacle::NoRoom { frames: 8, flushes: 0 });
     assert_eq!((stack.0.len() as u64, balloon.ballooned()), (FREE, 0));
     assert_eq!(guest.model.word(top, 5), Some(0x77), "no frame was wiped");
     guest.check();
     let flushes = guest.model.statistics().asked_flushes;
-    let second = step_in(PLENTY, (&guest, &guest.model), &mut balloon, &mut stack);
+    let second = step_in(PLENTY, guest.around(), &mut balloon, &mut stack);
     assert_eq!((second.moved, second.next), (Moved::Out(8), Next::Again));
     assert_eq!(guest.model.statistics().asked_flushes, flushes + 1);
 }
@@ -195,23 +187,23 @@ fn a_step_that_can_never_move_anything_waits() {
         let (mut words, mut stack) = (words(), guest.stack());
         let mut balloon = begin(&guest, &mut words, Wipe::Never);
         balloon.set_target(PAGES - 8);
-        let out = step_in(sizes, (&guest, &guest.model), &mut balloon, &mut stack);
+        let out = step_in(sizes, guest.around(), &mut balloon, &mut stack);
         assert!(matches!(obstacle(out), Obstacle::NoRoom { .. }), "{sizes:?}: {out:?}");
         // Set aside: the unmapping is refused, and its undo.
         let refusal = |request| Refusal { request, errno: Errno::EINVAL, done: 3 };
         let inner = FailNth::new(&guest.model, refusal(0));
         let machine = FailNth::new(&inner, refusal(2));
-        let aside = step_in(PLENTY, (&guest, &machine), &mut balloon, &mut stack);
+        let aside = step_in(PLENTY, guest.on(&machine), &mut balloon, &mut stack);
         assert_eq!(aside.accounts.set_aside, 8, "{aside:?}");
-        let back = step_in(sizes, (&guest, &guest.model), &mut balloon, &mut stack);
+        let back = step_in(sizes, guest.around(), &mut balloon, &mut stack);
         let has_room = sizes.updates.min(sizes.extents).min(sizes.pfns) > 0;
         assert_eq!(back.accounts.set_aside == 0, has_room, "{sizes:?}: {back:?}");
         assert!(has_room || matches!(obstacle(back), Obstacle::NoRoom { .. }), "{back:?}");
-        let _ = step_in(PLENTY, (&guest, &guest.model), &mut balloon, &mut stack);
-        let out = step_in(PLENTY, (&guest, &guest.model), &mut balloon, &mut stack);
+        let _ = step_in(PLENTY, guest.around(), &mut balloon, &mut stack);
+        let out = step_in(PLENTY, guest.around(), &mut balloon, &mut stack);
         assert_eq!((out.accounts.set_aside, balloon.ballooned()), (0, 8), "{out:?}");
         balloon.set_target(PAGES);
-        let back = step_in(sizes, (&guest, &guest.model), &mut balloon, &mut stack);
+        let back = step_in(sizes, guest.around(), &mut balloon, &mut stack);
         assert!(matches!(obstacle(back), Obstacle::NoRoom { .. }), "{sizes:?}: {back:?}");
         guest.check();
     }
@@ -219,7 +211,7 @@ fn a_step_that_can_never_move_anything_waits() {
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     balloon.set_target(2000);
-    let around = (&guest, &guest.model, &guest.p2m());
+    let around = guest.around();
     let none = step(around, &mut balloon, &mut stack, &mut WorkStorage::<0>::new());
     assert_eq!(obstacle(none), Obstacle::NoRoom { frames: 0, flushes: 1 });
 }
@@ -232,14 +224,14 @@ fn whole_blocks_come_without_room_for_single_frames() {
     let large = Sizes { updates: 600, extents: 600, pfns: 600, out_max: 600, ..PLENTY };
     balloon.set_target(PAGES - 1100);
     for _ in 0..2 {
-        let _ = step_in(large, (&guest, &guest.model), &mut balloon, &mut stack);
+        let _ = step_in(large, guest.around(), &mut balloon, &mut stack);
     }
     assert_eq!(balloon.ballooned(), 1100);
     balloon.set_target(PAGES);
     let large = Sizes { in_max: 0, ..large };
-    let first = step_in(large, (&guest, &guest.model), &mut balloon, &mut stack);
+    let first = step_in(large, guest.around(), &mut balloon, &mut stack);
     assert_eq!((first.moved, first.next), (Moved::In(512), Next::Again));
-    let last = (0..3).map(|_| step_in(large, (&guest, &guest.model), &mut balloon, &mut stack));
+    let last = (0..3).map(|_| step_in(large, guest.around(), &mut balloon, &mut stack));
     let last = last.last().expect("three");
     assert!(matches!(obstacle(last), Obstacle::NoRoom { .. }), "{last:?}");
     guest.check();
@@ -248,25 +240,24 @@ fn whole_blocks_come_without_room_for_single_frames() {
 #[test]
 fn a_map_that_does_not_know_what_is_set_aside_ends_no_step_in_a_panic_or_an_endless_search() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     let mut storage = WorkStorage::<600>::new();
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     balloon.set_target(PAGES - 1500);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     balloon.set_target(PAGES - 1508);
     let refusal = |request| Refusal { request, errno: Errno::EINVAL, done: 3 };
     let inner = FailNth::new(&guest.model, refusal(0));
     let machine = FailNth::new(&inner, refusal(2));
-    let aside = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+    let aside = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
     assert_eq!(aside.accounts.set_aside, 8);
     // Another map: of these pfns all have memory, or none has.
     for word in [0x1234, u64::MAX] {
         let list: Vec<_> = (0..common::SPAN).map(|_| AtomicU64::new(word)).collect();
         // SAFETY: it is the mistake that is tried; only the model's memory is at stake.
         let other = unsafe { P2m::adopt(&list) }.expect("pages");
-        let around = (&guest, &guest.model, &other);
+        let around = guest.with_map(&other);
         let last = settle(around, &mut balloon, &mut stack, &mut storage);
         assert_eq!(obstacle(last), Obstacle::SetAside(8), "{last:?}");
         let _ = (balloon.ballooned(), balloon.goal());
@@ -279,13 +270,12 @@ fn a_map_that_does_not_know_what_is_set_aside_ends_no_step_in_a_panic_or_an_endl
 #[test]
 fn more_pfns_left_out_than_there_are_numbers_are_no_panic() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     balloon.leave_out(u64::MAX);
     balloon.leave_out(u64::MAX);
     assert_eq!(balloon.set_target(PAGES), Retarget::Idle);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let idle = step(around, &mut balloon, &mut stack, &mut WorkStorage::<16>::new());
     assert!(!idle.accounts.is_balanced() && idle.accounts.to_string().contains("!="));
 }
@@ -312,8 +302,8 @@ fn steps_of_any_size(random: &mut Unstructured<'_>) -> Result<()> {
         };
         let inner = FailNth::new(&guest.model, refusal()?);
         let machine = FailNth::new(&inner, refusal()?);
-        let aside = balloon.aside(&guest.p2m()).count() as u64;
-        let step = step_in(sizes, (&guest, &machine), &mut balloon, &mut stack);
+        let aside = balloon.aside(&guest.p2m).count() as u64;
+        let step = step_in(sizes, guest.on(&machine), &mut balloon, &mut stack);
         let accounts = Accounts { xen: Some(guest.model.guest().total_pages()), ..step.accounts };
         assert!(accounts.is_balanced(), "{sizes:?}: {step:?}");
         let held = balloon.ballooned() + accounts.set_aside;

@@ -10,7 +10,6 @@ use balloon::{Accounts, Balloon, BalloonError, Next, Reserve, Step, Wipe, WorkSt
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, config, step, words};
 use hypercall::{DomId, Extent, Hypercalls as _, Machine, MemoryOp, Pfn, Reservation};
 use hypercall::{Errno, FailNth, Refusal};
-use p2m::P2m;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use xen_model::{DomainConfig, Model, Role};
@@ -25,7 +24,6 @@ const STEPS_MAX: usize = 60;
 struct Scene<'g, M> {
     guest: &'g Guest,
     machine: &'g M,
-    p2m: &'g P2m<'g>,
     balloon: Balloon<'g>,
     stack: Stack,
     /// Empty pfns that the balloon was given.
@@ -34,15 +32,10 @@ struct Scene<'g, M> {
 
 impl<'g, M: Machine> Scene<'g, M> {
     /// Nothing, if even the first question is refused: then nothing was taken.
-    fn begin(
-        guest: &'g Guest,
-        machine: &'g M,
-        p2m: &'g P2m<'g>,
-        words: &'g mut [u64],
-    ) -> Option<Self> {
-        match Balloon::new((machine, p2m), words, 0, Wipe::Always) {
+    fn begin(guest: &'g Guest, machine: &'g M, words: &'g mut [u64]) -> Option<Self> {
+        match Balloon::new(&guest.on(machine), words, 0, Wipe::Always) {
             Ok((balloon, _)) => {
-                Some(Self { guest, machine, p2m, balloon, stack: guest.stack(), more: 0 })
+                Some(Self { guest, machine, balloon, stack: guest.stack(), more: 0 })
             }
             Err(error) => {
                 assert!(matches!(error, BalloonError::Refused(_)), "{error}");
@@ -60,18 +53,18 @@ impl<'g, M: Machine> Scene<'g, M> {
         let mut account = Account::of(all());
         account.found("free", self.stack.0.iter().map(|frame| frame.pfn()));
         let held = || all().filter(|pfn| self.balloon.holds(*pfn));
-        account.found("ballooned", held().filter(|pfn| self.p2m.mfn(*pfn).is_err()));
-        account.found("set aside", self.balloon.aside(self.p2m));
+        account.found("ballooned", held().filter(|pfn| self.guest.p2m.mfn(*pfn).is_err()));
+        account.found("set aside", self.balloon.aside(self.guest.p2m));
         account.assert_balanced();
     }
 
     /// A step; what it says of the accounts is so.
     fn step<const N: usize>(&mut self, storage: &mut WorkStorage<N>) -> Step {
-        let around = (self.guest, self.machine, self.p2m);
+        let around = self.guest.on(self.machine);
         let step = step(around, &mut self.balloon, &mut self.stack, storage);
         let xen = Some(self.guest.model.guest().total_pages());
         let accounts = Accounts { xen, ..step.accounts };
-        let aside = self.balloon.aside(self.p2m).count() as u64;
+        let aside = self.balloon.aside(self.guest.p2m).count() as u64;
         assert_eq!((accounts.stray, accounts.set_aside), (0, aside), "{step:?}");
         self.account();
         self.guest.model.audit().expect("every reference has its holder");
@@ -97,7 +90,7 @@ impl<'g, M: Machine> Scene<'g, M> {
         self.go(PAGES, storage);
         assert_eq!((self.stack.0.len() as u64, self.balloon.ballooned()), (FREE, self.more));
         self.account();
-        let accounts = self.balloon.accounts(&self.guest.model, self.p2m);
+        let accounts = self.balloon.accounts(&self.guest.model, self.guest.p2m);
         assert_eq!((accounts.set_aside, accounts.surplus()), (0, 0), "{accounts}");
         self.guest.check();
     }
@@ -107,9 +100,9 @@ impl<'g, M: Machine> Scene<'g, M> {
 fn frames_go_out_and_come_back_whichever_two_requests_are_refused() {
     pairs::run("balloon", "out_and_in", |plan: &Plan<'_>| {
         let guest = Guest::new();
-        let (p2m, machine) = (guest.p2m(), around(&guest.model, plan));
+        let machine = around(&guest.model, plan);
         let mut words = words();
-        let Some(mut scene) = Scene::begin(&guest, &machine, &p2m, &mut words) else { return };
+        let Some(mut scene) = Scene::begin(&guest, &machine, &mut words) else { return };
         let mut storage = Storage::new();
         // A whole step, and a part of one.
         scene.go(PAGES - 11, &mut storage);
@@ -121,19 +114,19 @@ fn frames_go_out_and_come_back_whichever_two_requests_are_refused() {
 fn the_guest_grows_beyond_its_size_at_boot_whichever_two_requests_are_refused() {
     pairs::run("balloon", "growth", |plan: &Plan<'_>| {
         let guest = Guest::new();
-        let (p2m, machine) = (guest.p2m(), around(&guest.model, plan));
+        let machine = around(&guest.model, plan);
         let (mut words, mut bits) = (words(), [0; 1]);
-        let Some(mut scene) = Scene::begin(&guest, &machine, &p2m, &mut words) else { return };
+        let Some(mut scene) = Scene::begin(&guest, &machine, &mut words) else { return };
         let mut storage = Storage::new();
         let (few, rest) = guest.empty().split(9).expect("so many");
-        scene.balloon.add_empty(&p2m, few).expect("empty pfns");
+        scene.balloon.add_empty(guest.p2m, few).expect("empty pfns");
         scene.more = 9;
         // Beside pfns that never get memory.
-        let reserve = Reserve::new(&mut scene.balloon, &p2m, rest, &mut bits);
+        let reserve = Reserve::new(&mut scene.balloon, guest.p2m, rest, &mut bits);
         let (mut reserve, none) = reserve.expect("empty pfns");
         let apart = reserve.take().expect("some");
         scene.go(PAGES + 9, &mut storage);
-        reserve.give(&p2m, apart).expect("as empty as before");
+        reserve.give(guest.p2m, apart).expect("as empty as before");
         assert_eq!((reserve.free(), none.count()), (SPAN - PAGES - 9, 0));
         scene.go(PAGES - 2, &mut storage);
         scene.end(&mut storage);
@@ -146,13 +139,13 @@ fn a_frame_that_a_toolstack_takes_is_found_out_whichever_two_requests_are_refuse
         let mut guests = Model::builder().seed(3).guest(config());
         guests = guests.other(DomainConfig::new(Role::Dom0, 1024));
         let guest = Guest::of(guests);
-        let (p2m, machine) = (guest.p2m(), around(&guest.model, plan));
+        let machine = around(&guest.model, plan);
         let mut words = words();
-        let Some(mut scene) = Scene::begin(&guest, &machine, &p2m, &mut words) else { return };
+        let Some(mut scene) = Scene::begin(&guest, &machine, &mut words) else { return };
         let mut storage = Storage::new();
         // dom0 gives up the third frame that will leave, behind the guest's back.
         let third = scene.stack.0[scene.stack.0.len() - 3].pfn();
-        let mut extents = [Extent::from_mfn(p2m.mfn(third).expect("RAM"))];
+        let mut extents = [Extent::from_mfn(guest.p2m.mfn(third).expect("RAM"))];
         let domain = DomId(guest.model.guest().domain());
         let list = Reservation { extents: &mut extents, order: 0, flags: 0, domain };
         let dom0 = guest.model.vcpu(0, 0).expect("dom0");
@@ -184,9 +177,9 @@ fn whole_blocks_come_back_whichever_two_requests_are_refused() {
     for [first, second] in pairs_of_a_block().step_by(every) {
         let guest = Guest::new();
         let inner = FailNth::new(&guest.model, second);
-        let (p2m, machine) = (guest.p2m(), FailNth::new(&inner, first));
+        let machine = FailNth::new(&inner, first);
         let mut words = words();
-        let mut scene = Scene::begin(&guest, &machine, &p2m, &mut words).expect("answered");
+        let mut scene = Scene::begin(&guest, &machine, &mut words).expect("answered");
         let mut storage = Box::new(WorkStorage::<800>::new());
         scene.go(PAGES - 740, &mut storage);
         scene.go(PAGES, &mut storage);

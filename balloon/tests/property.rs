@@ -10,7 +10,6 @@ use arbtest::arbitrary::{Result, Unstructured};
 use balloon::{Accounts, Balloon, Next, Wipe, WorkStorage};
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, settle, step, words};
 use hypercall::{Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
-use p2m::P2m;
 
 /// Things that happen in a run.
 const EVENTS: usize = 60;
@@ -24,13 +23,13 @@ struct InUse(Vec<Frame>);
 
 impl InUse {
     /// Takes frames into use, or out of it.
-    fn change(&mut self, guest: &Guest, p2m: &P2m<'_>, stack: &mut Stack, wanted: usize) {
+    fn change(&mut self, guest: &Guest, stack: &mut Stack, wanted: usize) {
         while self.0.len() > wanted {
             stack.0.push(self.0.swap_remove(0));
         }
         while self.0.len() < wanted {
             let Some(frame) = stack.0.pop() else { return };
-            let mfn = p2m.mfn(frame.pfn()).expect("frames of the allocator have memory");
+            let mfn = guest.p2m.mfn(frame.pfn()).expect("frames of the allocator have memory");
             guest.model.poke(mfn, 5, frame.pfn().raw());
             self.0.push(frame);
         }
@@ -47,18 +46,19 @@ impl InUse {
 }
 
 /// Each pfn that may be the balloon's is in one place, and the map says the same of it.
-fn compare(guest: &Guest, p2m: &P2m<'_>, balloon: &Balloon<'_>, parts: (&Stack, &InUse)) {
+fn compare(guest: &Guest, balloon: &Balloon<'_>, parts: (&Stack, &InUse)) {
     let free = parts.0.0.iter().chain(&parts.1.0).map(|frame| frame.pfn().raw());
     let free: BTreeSet<u64> = free.collect();
     assert_eq!(free.len(), parts.0.0.len() + parts.1.0.len(), "a frame is twice with the guest");
     let mut aside = 0;
     for pfn in (FREE_FROM..FREE_FROM + FREE).chain(PAGES..SPAN) {
-        let (held, populated) = (balloon.holds(Pfn::new(pfn)), p2m.mfn(Pfn::new(pfn)).is_ok());
+        let (held, populated) =
+            (balloon.holds(Pfn::new(pfn)), guest.p2m.mfn(Pfn::new(pfn)).is_ok());
         assert_ne!(held, free.contains(&pfn), "pfn {pfn:#x} has no owner, or two");
         assert!(held || populated, "pfn {pfn:#x} is with the allocator and has no memory");
         aside += u64::from(held && populated);
     }
-    let accounts = balloon.accounts(&guest.model, p2m);
+    let accounts = balloon.accounts(&guest.model, guest.p2m);
     assert_eq!(accounts.set_aside, aside);
     assert!(accounts.is_balanced(), "{accounts}");
     guest.model.audit().expect("every reference has its holder");
@@ -66,7 +66,7 @@ fn compare(guest: &Guest, p2m: &P2m<'_>, balloon: &Balloon<'_>, parts: (&Stack, 
 
 fn event(
     random: &mut Unstructured<'_>,
-    (guest, p2m): (&Guest, &P2m<'_>),
+    guest: &Guest,
     balloon: &mut Balloon<'_>,
     (stack, in_use, storage): (&mut Stack, &mut InUse, &mut Storage),
 ) -> Result<()> {
@@ -76,7 +76,7 @@ fn event(
             let target = random.int_in_range(0..=SPAN + 50)?;
             let _ = balloon.set_target(*random.choose(&[&extreme[..], &[target; 5]].concat())?);
         }
-        1 => in_use.change(guest, p2m, stack, random.int_in_range(0..=300)?),
+        1 => in_use.change(guest, stack, random.int_in_range(0..=300)?),
         2 => guest.model.guest().set_maximum(random.int_in_range(0..=SPAN + 100)?),
         3 => guest.model.leave_free(random.int_in_range(0..=1500)?),
         _ => {
@@ -85,7 +85,7 @@ fn event(
             let machine = FailNth::new(&guest.model, refusal);
             let refusal = Refusal { request: random.int_in_range(0..=30)?, ..refusal };
             let machine = FailNth::new(&machine, refusal);
-            let step = step((guest, &machine, p2m), balloon, stack, storage);
+            let step = step(guest.on(&machine), balloon, stack, storage);
             let xen = Some(guest.model.guest().total_pages());
             let accounts = Accounts { xen, ..step.accounts };
             assert!(accounts.is_balanced(), "{step:?}: {accounts}");
@@ -100,23 +100,22 @@ fn event(
 /// One life: events, then a way to each goal with nothing in the way.
 fn live(random: &mut Unstructured<'_>) -> Result<()> {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
-    let asked = Balloon::new((&guest.model, &p2m), &mut words, 850, Wipe::Never);
+    let asked = Balloon::new(&guest.around(), &mut words, 850, Wipe::Never);
     let (mut balloon, _) = asked.expect("the model answers");
-    balloon.add_empty(&p2m, guest.empty()).expect("empty pfns");
+    balloon.add_empty(guest.p2m, guest.empty()).expect("empty pfns");
     let (mut in_use, mut storage) = (InUse::default(), Storage::new());
-    in_use.change(&guest, &p2m, &mut stack, 100);
+    in_use.change(&guest, &mut stack, 100);
     for _ in 0..EVENTS {
         let parts = (&mut stack, &mut in_use, &mut storage);
-        event(random, (&guest, &p2m), &mut balloon, parts)?;
-        compare(&guest, &p2m, &balloon, (&stack, &in_use));
+        event(random, &guest, &mut balloon, parts)?;
+        compare(&guest, &balloon, (&stack, &in_use));
     }
     in_use.verify(&guest);
     // Nothing is in the way any more.
     guest.model.guest().set_maximum(SPAN);
     guest.model.leave_free(u64::MAX);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     for target in [PAGES - 900, SPAN] {
         let _ = balloon.set_target(target);
         let last = settle(around, &mut balloon, &mut stack, &mut storage);

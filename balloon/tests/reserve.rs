@@ -35,15 +35,14 @@ fn request(guest: &Guest, empty: &EmptyPfn, reference: u32) -> MapRequest {
 #[test]
 fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
     let guest = guest();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
-    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let asked = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let (mut balloon, _) = asked.expect("the model answers");
     let mut bits = [0; 1];
     let (mut reserve, rest) =
-        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
+        Reserve::new(&mut balloon, guest.p2m, guest.empty(), &mut bits).expect("empty pfns");
     assert_eq!((reserve.free(), reserve.count(), rest.count()), (64, 64, SPAN - PAGES - 64));
-    balloon.add_empty(&p2m, rest).expect("empty pfns");
+    balloon.add_empty(guest.p2m, rest).expect("empty pfns");
 
     let empty = reserve.take().expect("one of 64");
     let mut places = [None; 4];
@@ -51,12 +50,15 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
     let mut results = [Err(GrantFailure::NoPlace)];
     let requests = [request(&guest, &empty, 8)];
     // SAFETY: the address is the reserve's, and nothing is mapped there.
-    unsafe { maps.map((&guest.model, &p2m), &requests, &mut results) };
+    unsafe { maps.map((&guest.model, guest.p2m), &requests, &mut results) };
     let mapped = results[0].expect("granted");
-    assert_eq!(p2m.entry(empty.pfn()), Ok(P2mEntry::Foreign { owner: DomId(0), mfn: mapped.mfn }));
+    assert_eq!(
+        guest.p2m.entry(empty.pfn()),
+        Ok(P2mEntry::Foreign { owner: DomId(0), mfn: mapped.mfn })
+    );
 
     // The balloon neither gives the foreign frame away nor puts memory where it is.
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     for target in [PAGES - 400, SPAN] {
         balloon.set_target(target);
         let last = settle(around, &mut balloon, &mut stack, &mut WorkStorage::<600>::new());
@@ -65,13 +67,13 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
     }
     assert_eq!(balloon.goal().frames, SPAN - 64, "the reserve never gets memory");
 
-    let empty = match reserve.give(&p2m, empty) {
+    let empty = match reserve.give(guest.p2m, empty) {
         Err(NotReturned::Used(empty, P2mError::Occupied { .. })) => empty,
         other => panic!("it is mapped still: {other:?}"),
     };
     // SAFETY: nobody uses it.
-    unsafe { maps.unmap((&guest.model, &p2m), empty.pfn()) }.expect("mapped");
-    reserve.give(&p2m, empty).expect("empty again");
+    unsafe { maps.unmap((&guest.model, guest.p2m), empty.pfn()) }.expect("mapped");
+    reserve.give(guest.p2m, empty).expect("empty again");
     assert_eq!(reserve.free(), 64);
     guest.check();
 }
@@ -79,35 +81,34 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
 #[test]
 fn a_grant_that_is_refused_leaves_the_pfn_empty() {
     let guest = guest();
-    let p2m = guest.p2m();
     let mut words = words();
-    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let asked = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let (mut balloon, _) = asked.expect("the model answers");
     let mut bits = [0; 1];
     let (mut reserve, _rest) =
-        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
+        Reserve::new(&mut balloon, guest.p2m, guest.empty(), &mut bits).expect("empty pfns");
     let empty = reserve.take().expect("one of 64");
     let mut places = [None; 4];
     let mut maps = GrantMaps::new(&mut places);
     let mut results = [Err(GrantFailure::NoPlace)];
     // SAFETY: as above.
-    unsafe { maps.map((&guest.model, &p2m), &[request(&guest, &empty, 9)], &mut results) };
+    unsafe { maps.map((&guest.model, guest.p2m), &[request(&guest, &empty, 9)], &mut results) };
     assert!(matches!(results[0], Err(GrantFailure::Refused(_))), "{results:?}");
-    reserve.give(&p2m, empty).expect("nothing was mapped");
+    reserve.give(guest.p2m, empty).expect("nothing was mapped");
     guest.check();
 }
 
 #[test]
 fn the_reserve_ends() {
     let guest = guest();
-    let p2m = guest.p2m();
     let mut words = words();
-    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let asked = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let (mut balloon, _) = asked.expect("the model answers");
     let (mut bits, mut others) = ([0; 1], [0; 1]);
     let (mut reserve, rest) =
-        Reserve::new(&mut balloon, &p2m, guest.empty(), &mut bits).expect("empty pfns");
-    let (mut other, _) = Reserve::new(&mut balloon, &p2m, rest, &mut others).expect("empty pfns");
+        Reserve::new(&mut balloon, guest.p2m, guest.empty(), &mut bits).expect("empty pfns");
+    let (mut other, _) =
+        Reserve::new(&mut balloon, guest.p2m, rest, &mut others).expect("empty pfns");
     let mut taken: Vec<_> = core::iter::from_fn(|| reserve.take()).collect();
     assert_eq!((taken.len(), reserve.free()), (64, 0));
     taken.sort_by_key(EmptyPfn::pfn);
@@ -115,9 +116,9 @@ fn the_reserve_ends() {
     assert_eq!(taken.len(), 64, "each pfn once");
     // One of another reserve is told apart.
     let stranger = other.take().expect("8 of them");
-    assert!(matches!(reserve.give(&p2m, stranger), Err(NotReturned::Stranger(_))));
+    assert!(matches!(reserve.give(guest.p2m, stranger), Err(NotReturned::Stranger(_))));
     for empty in taken {
-        reserve.give(&p2m, empty).expect("empty");
+        reserve.give(guest.p2m, empty).expect("empty");
     }
     assert_eq!(reserve.free(), 64);
 }
@@ -125,12 +126,12 @@ fn the_reserve_ends() {
 #[test]
 fn what_has_memory_is_no_reserve() {
     let guest = guest();
-    let p2m = guest.p2m();
     let mut words = words();
-    let asked = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let asked = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let (mut balloon, _) = asked.expect("the model answers");
     // SAFETY: the guest exists only in the model.
     let ram = unsafe { hypercall::Frames::claim(Pfn::new(PAGES - 1), 2) };
-    let refused = Reserve::new(&mut balloon, &p2m, ram, &mut []).expect_err("the first is RAM");
+    let refused =
+        Reserve::new(&mut balloon, guest.p2m, ram, &mut []).expect_err("the first is RAM");
     assert_eq!((refused.frames.count(), refused.error.to_string().contains("already")), (2, true));
 }

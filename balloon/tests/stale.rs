@@ -52,7 +52,7 @@ fn check(guest: &Guest) {
 #[test]
 fn a_frame_that_has_left_is_in_no_tlb_of_any_vcpu() {
     let guest = guest();
-    let (p2m, second) = (guest.p2m(), second(&guest));
+    let second = second(&guest);
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     let pfns = top(&stack, 200);
@@ -60,7 +60,7 @@ fn a_frame_that_has_left_is_in_no_tlb_of_any_vcpu() {
     balloon.set_target(PAGES - 150);
     let mut left = 0;
     loop {
-        let around = (&guest, &guest.model, &p2m);
+        let around = guest.around();
         let out = step(around, &mut balloon, &mut stack, &mut Storage::new());
         let Moved::Out(frames) = out.moved else { panic!("{out:?}") };
         left += usize::try_from(frames).expect("few");
@@ -77,19 +77,19 @@ fn a_frame_that_has_left_is_in_no_tlb_of_any_vcpu() {
 #[test]
 fn a_pfn_that_comes_back_with_another_frame_is_read_through_its_new_entry() {
     let guest = guest();
-    let (p2m, second) = (guest.p2m(), second(&guest));
+    let second = second(&guest);
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     let pfns = top(&stack, 100);
-    let before: Vec<_> = pfns.iter().map(|pfn| p2m.mfn(*pfn)).collect();
+    let before: Vec<_> = pfns.iter().map(|pfn| guest.p2m.mfn(*pfn)).collect();
     for target in [PAGES - 100, PAGES] {
         touch(&second, &pfns);
         balloon.set_target(target);
-        let around = (&guest, &guest.model, &p2m);
+        let around = guest.around();
         let last = settle(around, &mut balloon, &mut stack, &mut Storage::new());
         assert_eq!(last.next, Next::Idle);
     }
-    let moved = pfns.iter().zip(&before).filter(|(pfn, mfn)| p2m.mfn(**pfn) != **mfn).count();
+    let moved = pfns.iter().zip(&before).filter(|(pfn, mfn)| guest.p2m.mfn(**pfn) != **mfn).count();
     assert!(moved > 0, "none has another frame");
     assert_eq!(touch(&second, &pfns), 100);
     check(&guest);
@@ -100,14 +100,14 @@ fn a_pfn_that_comes_back_with_another_frame_is_read_through_its_new_entry() {
 fn a_frame_that_comes_back_after_a_refusal_is_where_every_vcpu_thinks_it_is() {
     for (request, done) in [(0, 0), (0, 7), (1, 0), (2, 0), (2, 7)] {
         let guest = guest();
-        let (p2m, second) = (guest.p2m(), second(&guest));
+        let second = second(&guest);
         let (mut words, mut stack) = (words(), guest.stack());
         let mut balloon = begin(&guest, &mut words, Wipe::Never);
         let pfns = top(&stack, 20);
         touch(&second, &pfns);
         balloon.set_target(PAGES - 20);
         let machine = FailNth::new(&guest.model, Refusal { request, errno: Errno::ENOMEM, done });
-        let out = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut Storage::new());
+        let out = step(guest.on(&machine), &mut balloon, &mut stack, &mut Storage::new());
         let left = if request == 2 { done } else { 0 };
         assert_eq!(out.moved, if left == 0 { Moved::Nothing } else { Moved::Out(left as u64) });
         assert_eq!(touch(&second, &pfns), 20 - left, "request {request} after {done}");
@@ -119,23 +119,23 @@ fn a_frame_that_comes_back_after_a_refusal_is_where_every_vcpu_thinks_it_is() {
 #[test]
 fn a_pfn_whose_frame_is_written_off_is_in_no_tlb_when_it_gets_another() {
     let guest = guest();
-    let (p2m, second) = (guest.p2m(), second(&guest));
+    let second = second(&guest);
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     let mut storage = Storage::new();
     // Some others are out, behind it, so that Xen has more than its frame to give.
     balloon.set_target(PAGES - 30);
-    let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
+    let last = settle(guest.around(), &mut balloon, &mut stack, &mut storage);
     assert_eq!(last.next, Next::Idle);
     let pfns = top(&stack, 1);
-    let mfn = p2m.mfn(pfns[0]).expect("RAM");
+    let mfn = guest.p2m.mfn(pfns[0]).expect("RAM");
     touch(&second, &pfns);
     // The entry is cleared; the flush is refused, and so is the way back.
     let refusal = Refusal { request: 1, errno: Errno::ENOMEM, done: 0 };
     let inner = FailNth::new(&guest.model, refusal);
     let machine = FailNth::new(&inner, refusal);
     balloon.set_target(PAGES - 31);
-    let out = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+    let out = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
     assert_eq!((out.moved, out.accounts.set_aside), (Moved::Nothing, 1));
     assert!(inner.has_refused() && machine.has_refused());
     // A toolstack takes the frame, and the guest learns of it.
@@ -147,12 +147,12 @@ fn a_pfn_whose_frame_is_written_off_is_in_no_tlb_when_it_gets_another() {
     // SAFETY: as the reason says.
     let taken = unsafe { dom0.memory_op(&mut MemoryOp::Decrease(list)) };
     assert_eq!(taken, Ok(1));
-    let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
+    let last = settle(guest.around(), &mut balloon, &mut stack, &mut storage);
     assert_eq!((last.next, last.accounts.set_aside), (Next::Idle, 0), "it is written off");
     balloon.set_target(PAGES - 30);
-    let last = settle((&guest, &guest.model, &p2m), &mut balloon, &mut stack, &mut storage);
+    let last = settle(guest.around(), &mut balloon, &mut stack, &mut storage);
     assert_eq!(last.next, Next::Idle);
-    assert_ne!(p2m.mfn(pfns[0]), Ok(mfn), "the pfn has another frame");
+    assert_ne!(guest.p2m.mfn(pfns[0]), Ok(mfn), "the pfn has another frame");
     assert_eq!((touch(&second, &pfns), stack.0.len() as u64), (1, FREE - 30));
     check(&guest);
     guest.check();

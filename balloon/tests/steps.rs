@@ -12,13 +12,12 @@ type Storage = WorkStorage<600>;
 #[test]
 fn frames_go_out_and_come_back() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Always);
 
     assert_eq!(balloon.set_target(PAGES - 2000), Retarget::Step);
     let mut storage = Storage::new();
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let first = step(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!((first.moved, first.next), (Moved::Out(563), Next::Again));
     assert!(first.accounts.is_balanced(), "{}", first.accounts);
@@ -40,7 +39,6 @@ fn frames_go_out_and_come_back() {
 #[test]
 fn a_step_is_two_traps_whichever_way() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Always);
     let mut storage = Storage::new();
@@ -48,7 +46,7 @@ fn a_step_is_two_traps_whichever_way() {
     for (target, frames) in [(PAGES - 100, 100), (PAGES, 100)] {
         balloon.set_target(target);
         let before = machine.counts();
-        let last = settle((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+        let last = settle(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
         let took = machine.counts() - before;
         assert_eq!(last.next, Next::Idle);
         // A flush goes with the unmapping.
@@ -57,7 +55,7 @@ fn a_step_is_two_traps_whichever_way() {
     }
     // With nothing to do, only the count is asked for.
     let before = machine.counts();
-    let idle = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+    let idle = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
     assert_eq!((idle.moved, idle.next), (Moved::Nothing, Next::Idle));
     assert_eq!((machine.counts() - before).hypercalls, 1);
 }
@@ -65,11 +63,10 @@ fn a_step_is_two_traps_whichever_way() {
 #[test]
 fn whole_blocks_come_back_as_one_extent_each() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     let mut storage = Storage::new();
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     // The stack gives the highest first: three aligned blocks of 2 MiB and what is around them.
     balloon.set_target(PAGES - 2000);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
@@ -77,12 +74,12 @@ fn whole_blocks_come_back_as_one_extent_each() {
     let machine = Counting::new(&guest.model);
     for _ in 0..3 {
         let before = machine.counts();
-        let moved = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage).moved;
+        let moved = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage).moved;
         assert_eq!(moved, Moved::In(512));
         let took = machine.counts() - before;
         assert_eq!((took.hypercalls, took.entries), (2, 1 + 512), "one extent, 512 entries");
     }
-    let runs = p2m.runs(Pfns::new(Pfn::new(512), 1536), p2m::Grain::Frames);
+    let runs = guest.p2m.runs(Pfns::new(Pfn::new(512), 1536), p2m::Grain::Frames);
     assert!(runs.count() <= 3, "each block is a run of machine frames");
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     guest.check();
@@ -92,9 +89,8 @@ fn whole_blocks_come_back_as_one_extent_each() {
 fn frames_are_wiped_before_they_leave_unless_that_is_not_wanted() {
     for (wipe, left) in [(Wipe::Always, 0), (Wipe::Never, 0x5ec2e7)] {
         let guest = Guest::new();
-        let p2m = guest.p2m();
         let (mut words, mut stack) = (words(), guest.stack());
-        let secret = p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
+        let secret = guest.p2m.mfn(stack.0.last().expect("one").pfn()).expect("RAM");
         guest.model.poke(secret, 77, 0x5ec2e7);
         let mut balloon = begin(&guest, &mut words, wipe);
         balloon.set_target(PAGES - 1);
@@ -102,7 +98,7 @@ fn frames_are_wiped_before_they_leave_unless_that_is_not_wanted() {
         let refusal = Refusal { request: 0, errno: Errno::EINVAL, done: 0 };
         let machine = FailNth::new(&guest.model, refusal);
         let mut storage = Storage::new();
-        let refused = step((&guest, &machine, &p2m), &mut balloon, &mut stack, &mut storage);
+        let refused = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
         assert_eq!(refused.moved, Moved::Nothing);
         assert_eq!(guest.model.word(secret, 77), Some(left), "{wipe:?}");
         assert_eq!(guest.model.machine_to_phys(secret), stack.0.last().map(Frame::pfn));
@@ -112,22 +108,21 @@ fn frames_are_wiped_before_they_leave_unless_that_is_not_wanted() {
 #[test]
 fn the_guest_grows_beyond_its_size_at_boot() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let (mut balloon, accounts) =
-        Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Always).expect("asked");
+        Balloon::new(&guest.around(), &mut words, 0, Wipe::Always).expect("asked");
     assert_eq!(
         (accounts.populated, accounts.xen, accounts.is_balanced()),
         (PAGES, Some(PAGES), false)
     );
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let mut storage = Storage::new();
 
     // Without pfns there is nowhere to grow.
     assert_eq!(balloon.set_target(SPAN), Retarget::Idle);
     assert_eq!(balloon.goal().limit, Some(Limit::Pfns(PAGES)));
 
-    balloon.add_empty(&p2m, guest.empty()).expect("empty pfns");
+    balloon.add_empty(guest.p2m, guest.empty()).expect("empty pfns");
     // The wish was not forgotten.
     assert_eq!(balloon.goal().frames, SPAN);
     let last = settle(around, &mut balloon, &mut stack, &mut storage);
@@ -137,20 +132,19 @@ fn the_guest_grows_beyond_its_size_at_boot() {
     guest.check();
 
     // What has memory is not empty.
-    let refused = balloon.add_empty(&p2m, guest.empty()).expect_err("populated by now");
+    let refused = balloon.add_empty(guest.p2m, guest.empty()).expect_err("populated by now");
     assert!(refused.to_string().contains("already"), "{refused}");
 }
 
 #[test]
 fn the_goal_keeps_to_the_floor_and_the_wish_is_remembered() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     assert_eq!(balloon.set_target(0), Retarget::Step);
     let goal = balloon.goal();
     assert_eq!((goal.wanted, goal.frames, goal.limit), (0, 900, Some(Limit::Floor(900))));
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let last = settle(around, &mut balloon, &mut stack, &mut Storage::new());
     assert_eq!((last.next, last.accounts.xen), (Next::Idle, Some(900)));
     assert_eq!(balloon.set_target(u64::MAX), Retarget::Step);
@@ -161,12 +155,11 @@ fn the_goal_keeps_to_the_floor_and_the_wish_is_remembered() {
 #[test]
 fn a_page_that_is_out_makes_kexec_unsafe_and_is_counted() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
-    let around = (&guest, &guest.model, &p2m);
+    let around = guest.around();
     let ram = [Pfns::new(Pfn::new(0), PAGES)];
-    let state = KexecState { p2m: &p2m, ram: &ram, granted: None, maps: None };
+    let state = KexecState { p2m: guest.p2m, ram: &ram, granted: None, maps: None };
     assert!(state.kexec_is_safe().is_ok());
     balloon.set_target(PAGES - 37);
     let _ = settle(around, &mut balloon, &mut stack, &mut Storage::new());
@@ -181,9 +174,8 @@ fn a_page_that_is_out_makes_kexec_unsafe_and_is_counted() {
 #[test]
 fn too_few_words_are_refused() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let mut words = [0; 47];
-    let refused = Balloon::new((&guest.model, &p2m), &mut words, 0, Wipe::Never);
+    let refused = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let said = refused.expect_err("48 are needed").to_string();
     assert_eq!(said, "47 words are given for the set of pfns, 48 are needed");
 }

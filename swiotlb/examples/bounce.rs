@@ -7,7 +7,7 @@ use std::error::Error;
 use hypercall::{BatchStorage, Counting, Extent, Mfn, Pfn};
 use p2m::P2m;
 use swiotlb::{
-    Area, Around, Both, Device, Dma, DmaMask, Place, Pool, SEGMENT_ORDER, Scratch, Segment, gather,
+    Area, Both, Device, Dma, DmaMask, Place, Pool, SEGMENT_ORDER, Scratch, Segment, gather,
 };
 
 #[path = "../tests/common/mod.rs"]
@@ -16,27 +16,24 @@ mod common;
 fn main() -> Result<(), Box<dyn Error>> {
     let guest = common::Guest::new();
     let machine = Counting::new(&guest.model);
-    let p2m = guest.p2m();
-    let mut direct = common::Direct::of(&guest, &machine, &p2m);
 
     // 1. Memory for a pool: 512 KiB, scattered in the machine, become two runs of 256 KiB.
     let frames = guest.frames(512, 128);
-    println!("frames are {:?} in the machine before", mfns(&p2m, frames.start()));
+    println!("frames are {:?} in the machine before", mfns(guest.p2m, frames.start()));
     let mut storage = BatchStorage::<512, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    let mut around = Around { machine: &machine, p2m: &p2m, direct: &mut direct };
-    let region = gather(&mut around, frames, (SEGMENT_ORDER, DmaMask::ALL), &mut scratch)?;
-    println!("and {:?} after {}", mfns(&p2m, region.start()), machine.counts().hypercalls);
+    let region = gather(&guest.on(&machine), frames, SEGMENT_ORDER, DmaMask::ALL, &mut scratch)?;
+    println!("and {:?} after {}", mfns(guest.p2m, region.start()), machine.counts().hypercalls);
 
     // 2. A pool, in places that this program owns.
     let segments = [Segment::new(), Segment::new()];
     let areas = [Area::new()];
     let pool = Pool::new(&segments, &areas)?;
-    pool.grow(&p2m, region).map_err(|(error, _)| error)?;
+    pool.grow(guest.p2m, region).map_err(|(error, _)| error)?;
 
     // 3. A buffer over two frames, which are no neighbours: the device gets slots.
-    let dma = Dma { machine: &machine, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &machine, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     let place = Place { pfn: Pfn::new(common::ARENA), offset: 4000, len_bytes: 200 };
     guest.write(place, &[1; 200]);
     let device = Device::new(DmaMask::ALL);

@@ -16,8 +16,7 @@ const BOUNCE: Device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) 
 /// Gives `count` pfns of the arena other frames, with nothing in them, as a restore gives every pfn
 /// another one: none of them lie together. The pool that has them is not asked.
 fn move_frames(guest: &Guest, first: u64, count: u64) {
-    let p2m = guest.p2m();
-    let mfns = || (0..count).map(|at| p2m.mfn(Pfn::new(ARENA + first + at)).expect("memory"));
+    let mfns = || (0..count).map(|at| guest.p2m.mfn(Pfn::new(ARENA + first + at)).expect("memory"));
     let before: Vec<_> = mfns().collect();
     // SAFETY: the frames exist only in the model. The pool has them, as it would at a restore.
     let frames = unsafe { Frames::claim(Pfn::new(ARENA + first), count) };
@@ -31,8 +30,7 @@ fn a_pool_tells_devices_where_its_memory_is_now_and_not_where_it_was() {
     let (guest, places) = (Guest::new(), Places::new(2, 1));
     let pool = places.pool();
     grow(&guest, &pool, 512, 2);
-    let p2m = guest.p2m();
-    let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     move_frames(&guest, 512, 128);
 
     // All that is there, a page or less at a time.
@@ -72,9 +70,9 @@ fn a_pool_tells_devices_where_its_memory_is_now_and_not_where_it_was() {
     let pool = places.pool();
     for frames in frames {
         let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
-        pool.grow(&p2m, region).expect("there are places");
+        pool.grow(guest.p2m, region).expect("there are places");
     }
-    let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     let memory = dma.coherent(64, DmaMask::ALL).expect("it lies together");
     guest.device_writes(memory.bus(), &vec![0x55; SEGMENT_BYTES]);
     let place = swiotlb::Place { pfn: memory.pfn(), offset: 0, len_bytes: SEGMENT_BYTES };
@@ -88,8 +86,7 @@ fn what_was_mapped_when_the_frames_moved_ends_in_the_slots_that_it_has() {
     let (guest, places) = (Guest::new(), Places::new(1, 1));
     let pool = places.pool();
     grow(&guest, &pool, 512, 1);
-    let p2m = guest.p2m();
-    let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     let buffer = guest.buffer(0, 0, 100);
     let mapping = dma.map::<Both>(&BOUNCE, buffer).expect("mapped");
     let (old, memory) = (mapping.bus(), dma.coherent(1, DmaMask::ALL).expect("there is room"));
@@ -112,7 +109,7 @@ fn a_region_that_does_not_lie_together_any_more_does_not_get_into_a_pool() {
     let frames = guest.frames(512, 128);
     let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
     move_frames(&guest, 512 + 64, 64);
-    let (error, rest) = pool.grow(&guest.p2m(), region).expect_err("the second run is scattered");
+    let (error, rest) = pool.grow(guest.p2m, region).expect_err("the second run is scattered");
     assert_eq!(error, Error::Scattered { pfn: Pfn::new(ARENA + 576) });
     assert_eq!((pool.segments(), rest.start()), (1, Pfn::new(ARENA + 576)));
     guest.check();
@@ -125,8 +122,7 @@ fn ask(segments: &'static [Segment], areas: &'static [Area], vcpu: usize) -> Opt
     thread::spawn(move || {
         let guest = Guest::new();
         let pool = Pool::new(segments, areas).expect("it has places");
-        let p2m = guest.p2m();
-        let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu };
+        let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu };
         let nothing = dma.coherent(1, DmaMask::ALL).is_err();
         grow(&guest, &pool, 512, 1);
         // Wherever the segment went, each vCPU finds it.
@@ -146,10 +142,9 @@ fn a_search_ends_whatever_pool_had_the_areas_before_and_with_how_many() {
         let guest = Guest::new();
         let pool = Pool::new(segments, &areas[..before]).expect("it has places");
         grow(&guest, &pool, 512, 4);
-        let p2m = guest.p2m();
         // Each vCPU takes segments until there are none: the hints end at the last ones.
         for vcpu in 0..before {
-            let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu };
+            let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu };
             let all: Vec<_> = (0..4).map_while(|_| dma.coherent(64, DmaMask::ALL).ok()).collect();
             assert_eq!(all.len(), 4);
             for pages in all {

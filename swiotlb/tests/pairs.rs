@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::{ARENA, Direct, Guest, gather_with, reinstate_on, scatter_on};
+use common::{ARENA, Guest, gather_with, reinstate_on, scatter_on};
 use hypercall::{FrameAccess as _, Frames, Pfn, Quarantine};
-use p2m::FindDirect as _;
+use p2m::DirectEntries;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan};
 use swiotlb::{Both, Device, Dma, DmaMask, Path, Region, RegionError, SEGMENT_ORDER, Stranded};
@@ -39,7 +39,7 @@ struct Scene<const FRAMES: u64> {
 impl<const FRAMES: u64> Scene<FRAMES> {
     fn new() -> Self {
         let guest = Guest::with_vcpus(2);
-        let root = guest.p2m().mfn(guest.root).expect("memory");
+        let root = guest.p2m.mfn(guest.root).expect("memory");
         guest.second().initialise(root, None).expect("it is down");
         let scene = Self { guest, left: Left::default() };
         scene.touch();
@@ -110,7 +110,7 @@ impl<const FRAMES: u64> Scene<FRAMES> {
             account.found_run("region", region.start(), region.frames());
             usable.extend((0..region.frames()).map(|at| region.start().raw() + at));
             for run in 0..region.runs() {
-                let first = region.mfn(&guest.p2m(), run).expect("memory").raw();
+                let first = region.mfn(guest.p2m, run).expect("memory").raw();
                 assert!(first.is_multiple_of(1 << region.order()), "run {run} of {region:?}");
             }
         }
@@ -122,11 +122,10 @@ impl<const FRAMES: u64> Scene<FRAMES> {
         account.found_quarantined(&quarantine);
         account.assert_balanced();
 
-        let p2m = guest.p2m();
         for pfn in usable.into_iter().map(Pfn::new) {
-            let mfn = p2m.mfn(pfn).expect("memory");
-            assert_eq!(p2m.pfn(&guest.model, mfn), Ok(pfn));
-            let (_, pte) = Direct::of(guest, &guest.model, &p2m).find(pfn).expect("an entry");
+            let mfn = guest.p2m.mfn(pfn).expect("memory");
+            assert_eq!(guest.p2m.pfn(&guest.model, mfn), Ok(pfn));
+            let (_, pte) = DirectEntries::new(guest.on(&guest.model)).find(pfn).expect("an entry");
             assert!(pte.is_writable() && pte.mfn() == mfn, "pfn {pfn} is {mfn}, mapped as {pte}");
         }
         let stale = guest.model.take_violations();
@@ -174,9 +173,9 @@ fn a_pool_that_grows_and_shrinks_and_whose_memory_is_scattered() {
         let places = common::Places::new(1, 1);
         let pool = places.pool();
         for region in std::mem::take(&mut scene.left.regions) {
-            pool.grow(&scene.guest.p2m(), region).expect("there is a place");
-            let p2m = scene.guest.p2m();
-            let dma = Dma { machine: &scene.guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+            pool.grow(scene.guest.p2m, region).expect("there is a place");
+            let dma =
+                Dma { machine: &scene.guest.model, p2m: scene.guest.p2m, pool: &pool, vcpu: 0 };
             let device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
             let buffer = scene.guest.buffer(1 << SEGMENT_ORDER, 0, 5000);
             let mapping = dma.map::<Both>(&device, buffer).expect("mapped");

@@ -4,11 +4,11 @@
 mod common;
 
 use common::odd::Odd;
-use common::{ARENA, Direct, Guest, gather_on, scatter_on};
+use common::{ARENA, Guest, gather_on, scatter_on};
 use hypercall::{
     BatchStorage, Counting, Errno, Extent, FailNth, FrameAccess, Frames, PAGE_SIZE, Pfn, Refusal,
 };
-use swiotlb::{Around, DmaMask, Error, Place, Region, RegionError, Scratch, Stranded, gather};
+use swiotlb::{DmaMask, Error, Place, Region, RegionError, Scratch, Stranded, gather};
 use xen_model::{Role, for_each_failure};
 
 fn place(frame: u64) -> Place {
@@ -16,8 +16,7 @@ fn place(frame: u64) -> Place {
 }
 
 fn is_run(guest: &Guest, first: u64, order: u32) -> bool {
-    let p2m = guest.p2m();
-    let mfn = |frame| p2m.mfn(Pfn::new(ARENA + frame)).expect("memory").raw();
+    let mfn = |frame| guest.p2m.mfn(Pfn::new(ARENA + frame)).expect("memory").raw();
     mfn(first).is_multiple_of(1 << order)
         && (0..1 << order).all(|step| mfn(first + step) == mfn(first) + step)
 }
@@ -64,7 +63,7 @@ fn a_mask_is_kept() {
     let mask = DmaMask::bits(bits);
     let region = gather_on(&guest, &guest.model, guest.frames(0, 128), (6, mask)).expect("made");
     for run in 0..2 {
-        let mfn = region.mfn(&guest.p2m(), run).expect("it has it");
+        let mfn = region.mfn(guest.p2m, run).expect("it has it");
         assert!(mask.reaches(swiotlb::BusAddr::new(mfn, 0), 64 << 12), "{mfn}");
     }
     guest.check();
@@ -97,14 +96,12 @@ fn each_limit_has_its_error() {
 #[test]
 fn xen_limits_the_order_of_a_dom_u() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
-    let mut direct = Direct::of(&guest, &guest.model, &p2m);
-    let mut around = Around { machine: &guest.model, p2m: &p2m, direct: &mut direct };
     let mut storage = BatchStorage::<1024, 1>::new();
     let mut extents = [Extent::default(); 2048];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
     let frames = guest.frames(0, 1024);
-    let error = gather(&mut around, frames, (10, DmaMask::ALL), &mut scratch).expect_err("refused");
+    let error = gather(&guest.on(&guest.model), frames, 10, DmaMask::ALL, &mut scratch)
+        .expect_err("refused");
     assert_eq!(error.error, Error::OrderLimit { order: 10 });
     assert_eq!(error.rest.map(|rest| rest.count()), Some(1024));
     guest.check();
@@ -113,10 +110,9 @@ fn xen_limits_the_order_of_a_dom_u() {
 #[test]
 fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was() {
     // Xen has room for a few runs only; each gives its frames back, but scattered ones.
-    let guest = Guest::on(Role::DomU, 600);
+    let guest = Guest::with_spare(Role::DomU, 600);
     guest.write(place(1535), &[9; PAGE_SIZE]);
-    let p2m = guest.p2m();
-    let before = p2m.mfn(Pfn::new(ARENA + 1535));
+    let before = guest.p2m.mfn(Pfn::new(ARENA + 1535));
     let shape = (8, DmaMask::ALL);
     let error = gather_on(&guest, &guest.model, guest.frames(0, 1536), shape).expect_err("too few");
     assert!(matches!(error.error, Error::NoRun { order: 8, .. }), "{error}");
@@ -128,7 +124,7 @@ fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was
     for run in 0..made.runs() {
         assert!(is_run(&guest, run << 8, 8), "run {run}");
     }
-    assert_eq!(p2m.mfn(Pfn::new(ARENA + 1535)), before);
+    assert_eq!(guest.p2m.mfn(Pfn::new(ARENA + 1535)), before);
     assert_eq!(
         guest.read(place(1535)),
         [9; PAGE_SIZE],
@@ -167,7 +163,7 @@ impl Scenario {
             Self::Scatter => {
                 let region = gather_on(guest, machine, frames, shape)?;
                 let frames = scatter_on(guest, machine, region)?;
-                Ok(Region::adopt(&guest.p2m(), frames, 0, DmaMask::ALL).expect("single frames"))
+                Ok(Region::adopt(guest.p2m, frames, 0, DmaMask::ALL).expect("single frames"))
             }
             Self::GatherInParts => common::gather_with::<_, 64>(guest, machine, frames, shape),
         }
@@ -218,15 +214,14 @@ fn one_refusal_anywhere_loses_nothing() {
 fn a_frame_that_something_else_maps_is_named_by_its_run() {
     let guest = Guest::new();
     // Another page of the direct mapping shows frame 70, read-only.
-    let p2m = guest.p2m();
-    let mfn = p2m.mfn(Pfn::new(ARENA + 70)).expect("memory");
+    let mfn = guest.p2m.mfn(Pfn::new(ARENA + 70)).expect("memory");
     common::alias(&guest, Pfn::new(ARENA + 1000), mfn);
     let shape = (6, DmaMask::ALL);
     let error = gather_on(&guest, &guest.model, guest.frames(0, 192), shape).expect_err("mapped");
     assert_eq!(error.error, Error::InUse { pfn: Pfn::new(ARENA + 64) });
     let parts = (error.made.map(|made| made.frames()), error.rest.map(|rest| rest.count()));
     assert_eq!(parts, (Some(64), Some(128)));
-    let own = p2m.mfn(Pfn::new(ARENA + 1000)).expect("memory");
+    let own = guest.p2m.mfn(Pfn::new(ARENA + 1000)).expect("memory");
     common::alias(&guest, Pfn::new(ARENA + 1000), own);
     guest.check();
 }
@@ -235,12 +230,12 @@ fn a_frame_that_something_else_maps_is_named_by_its_run() {
 fn memory_that_lies_right_is_taken_as_it_is() {
     let guest = Guest::new();
     let frames = guest.frames(0, 128);
-    let p2m = guest.p2m();
-    let frames = Region::adopt(&p2m, frames, 6, DmaMask::ALL).expect_err("scattered");
+    let frames = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL).expect_err("scattered");
     let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
     let frames = region.into_frames();
-    let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).expect("it lies right");
-    let frames = Region::adopt(&p2m, region.into_frames(), 6, DmaMask::bits(13)).expect_err("far");
+    let region = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL).expect("it lies right");
+    let frames =
+        Region::adopt(guest.p2m, region.into_frames(), 6, DmaMask::bits(13)).expect_err("far");
     assert_eq!(frames.count(), 128);
     guest.check();
 }
@@ -254,7 +249,7 @@ fn a_pool_of_64_mib_takes_96_traps() {
     let region = gather_on(&guest, &counting, frames, (6, DmaMask::ALL)).expect("made");
     let places = common::Places::new(256, 2);
     let pool = places.pool();
-    pool.grow(&guest.p2m(), region).expect("there are places");
+    pool.grow(guest.p2m, region).expect("there are places");
     let bytes = pool.free() * swiotlb::SLOT_BYTES;
     assert_eq!((bytes, counting.counts().hypercalls), (64 << 20, 96), "Linux takes about 1,350");
     guest.check();
@@ -291,10 +286,9 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
         assert_eq!(stranded.count(), 128, "{what}");
         assert!(common::agree(&guest, &guest.model).is_err(), "{what}: they are not all mapped");
         // What a last owner may have left in a frame that Xen gave.
-        let p2m = guest.p2m();
         let pfns = || (ARENA..ARENA + 128).map(Pfn::new);
         for pfn in pfns() {
-            guest.model.poke(p2m.mfn(pfn).expect("memory"), 3, 0x5ec2e7);
+            guest.model.poke(guest.p2m.mfn(pfn).expect("memory"), 3, 0x5ec2e7);
         }
         let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("mapped again");
         assert_eq!((frames.start(), frames.count()), (Pfn::new(ARENA), 128), "{what}");

@@ -34,11 +34,11 @@ fn a_region_is_not_cut_so_that_a_part_has_no_run() {
 #[test]
 fn no_frames_make_no_region() {
     let guest = Guest::new();
-    let (p2m, counting) = (guest.p2m(), Counting::new(&guest.model));
+    let counting = Counting::new(&guest.model);
     let mut mine = region(&guest, 1).into_frames(); // they lie right
     for order in [0, 6, 18, 64, u32::MAX] {
         let (none, rest) = mine.split(0).expect("nothing, and the rest");
-        let none = Region::adopt(&p2m, none, order, DmaMask::ALL).expect_err("of no frames");
+        let none = Region::adopt(guest.p2m, none, order, DmaMask::ALL).expect_err("of no frames");
         assert_eq!(none.count(), 0, "order {order}");
         mine = rest;
     }
@@ -66,7 +66,7 @@ fn a_pool_takes_in_the_frames_of_the_region_and_no_others() {
             Ok((ours, theirs)) => (ours, Some(theirs)),
             Err(all) => (all, None),
         };
-        pool.grow(&guest.p2m(), ours).expect("there are places");
+        pool.grow(guest.p2m, ours).expect("there are places");
         let mut taken = [false; 3 * 64];
         let mut take = |region: Region| {
             for pfn in region.start().raw()..region.start().raw() + region.frames() {
@@ -89,17 +89,16 @@ fn a_pool_takes_in_the_frames_of_the_region_and_no_others() {
 #[test]
 fn there_is_no_run_behind_the_last() {
     let guest = Guest::new();
-    let p2m = guest.p2m();
     let region = region(&guest, 2);
-    assert_eq!(region.mfn(&p2m, 1), Ok(p2m.mfn(Pfn::new(ARENA + 64)).expect("memory")));
+    assert_eq!(region.mfn(guest.p2m, 1), Ok(guest.p2m.mfn(Pfn::new(ARENA + 64)).expect("memory")));
     // In frames, 2^58 and 2^60 wrap to those of run 0, and the last has no pfn.
     for run in [2, 3, 1 << 58, 1 << 60, u64::MAX] {
-        assert_eq!(region.mfn(&p2m, run), Err(Error::NoSuchRun { run, runs: 2 }));
+        assert_eq!(region.mfn(guest.p2m, run), Err(Error::NoSuchRun { run, runs: 2 }));
     }
     let single = region.with_order(0);
-    assert!(single.mfn(&p2m, 127).is_ok());
+    assert!(single.mfn(guest.p2m, 127).is_ok());
     for run in [128, u64::MAX] {
-        assert_eq!(single.mfn(&p2m, run), Err(Error::NoSuchRun { run, runs: 128 }));
+        assert_eq!(single.mfn(guest.p2m, run), Err(Error::NoSuchRun { run, runs: 128 }));
     }
     guest.check();
 }
@@ -108,7 +107,7 @@ fn there_is_no_run_behind_the_last() {
 fn a_mask_that_reaches_no_run_at_all_is_refused_before_anything_changes() {
     let guest = Guest::new();
     let counting = Counting::new(&guest.model);
-    let before = |pfn| guest.p2m().mfn(Pfn::new(pfn)).expect("memory");
+    let before = |pfn| guest.p2m.mfn(Pfn::new(pfn)).expect("memory");
     let first = before(ARENA);
     let mut frames = guest.frames(0, 64);
     for (order, bits) in [(0, 0), (6, 0), (0, 1), (0, 11), (6, 17)] {

@@ -18,7 +18,7 @@ struct TwoVcpus(Guest);
 impl TwoVcpus {
     fn new() -> Self {
         let guest = Guest::with_vcpus(2);
-        let root = guest.p2m().mfn(guest.root).expect("memory");
+        let root = guest.p2m.mfn(guest.root).expect("memory");
         guest.second().initialise(root, None).expect("it is down");
         Self(guest)
     }

@@ -263,8 +263,7 @@ fn a_pool_that_ends_with_something_taken_says_so_and_lives() {
     let (guest, places) = (Guest::new(), Places::new(2, 1));
     let pool = places.pool();
     grow(&guest, &pool, 512, 2);
-    let p2m = guest.p2m();
-    let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     let bounced = dma.map::<ToDevice>(&BOUNCE, guest.buffer(0, 0, 5000)).expect("mapped");
     let device = Device::new(DmaMask::ALL);
     let direct = dma.map::<ToDevice>(&device, guest.buffer(9, 0, 8)).expect("mapped");
@@ -272,7 +271,7 @@ fn a_pool_that_ends_with_something_taken_says_so_and_lives() {
     let (error, pool) = pool.close(&mut |_| came_back += 1).expect_err("something is taken");
     assert_eq!(error, Error::StillTaken { slots: 3, direct: 1 });
     assert_eq!(came_back, 1, "the segment that nobody uses has left");
-    let dma = Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
     dma.unmap(bounced).expect("unmapped");
     dma.unmap(direct).expect("unmapped");
     pool.close(&mut |_| came_back += 1).expect("nothing is taken");
@@ -285,14 +284,14 @@ fn a_pool_grows_to_its_limit_and_shrinks() {
     let pool = places.pool();
     let frames = guest.frames(512, 192);
     let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
-    let (error, rest) = pool.grow(&guest.p2m(), region).expect_err("there are two places");
+    let (error, rest) = pool.grow(guest.p2m, region).expect_err("there are two places");
     assert_eq!((error, rest.runs()), (Error::AtLimit { segments: 2 }, 1));
     assert_eq!((pool.segments(), pool.free()), (2, 256));
     let out = pool.shrink().expect("nothing is taken");
     assert_eq!((pool.segments(), out.runs(), out.order()), (1, 1, 6));
-    pool.grow(&guest.p2m(), rest).expect("there is a place again");
+    pool.grow(guest.p2m, rest).expect("there is a place again");
     let short = gather_on(&guest, &guest.model, guest.frames(0, 32), (5, DmaMask::ALL));
-    let (error, _) = pool.grow(&guest.p2m(), short.expect("made")).expect_err("too short");
+    let (error, _) = pool.grow(guest.p2m, short.expect("made")).expect_err("too short");
     assert_eq!(error, Error::RunTooShort { order: 5 });
     assert_eq!(out.start(), Pfn::new(ARENA + 576));
 }

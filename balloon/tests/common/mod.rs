@@ -5,9 +5,9 @@
 
 use std::sync::atomic::AtomicU64;
 
-use balloon::{Allocator, Around, Balloon, Next, Step, Wipe, WorkStorage};
-use hypercall::{BootInfo, Frame, Frames, GuestVa, Machine, PAGE_SHIFT, Pfn, Pte, Slot};
-use p2m::{Audit, FindDirect, NoDirectEntry, P2m};
+use balloon::{Balloon, Next, Step, Wipe, WorkStorage};
+use hypercall::{BootInfo, Frame, FrameSource, Frames, GuestVa, Machine, Pfn};
+use p2m::{Audit, P2m};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Where the guest sees its page 0.
@@ -23,25 +23,15 @@ pub const FREE: u64 = 2200;
 /// A guest on a machine of its own.
 pub struct Guest {
     pub model: Model,
-    list: Vec<AtomicU64>,
-}
-
-/// Finds entries in the model's page tables.
-pub struct Direct<'m>(pub &'m Model);
-
-// SAFETY: the model itself says where the entry is.
-unsafe impl FindDirect for Direct<'_> {
-    fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
-        let va = VIRT_BASE + (pfn.raw() << PAGE_SHIFT);
-        self.0.guest().l1_slot(va).ok_or(NoDirectEntry(pfn))
-    }
+    pub p2m: &'static P2m<'static>,
+    kernel_root: Pfn,
 }
 
 /// Frames that are free, in a stack; what goes wrong with ownership is caught.
 #[derive(Default)]
 pub struct Stack(pub Vec<Frame>);
 
-impl Allocator for Stack {
+impl FrameSource for Stack {
     fn take(&mut self) -> Option<Frame> {
         self.0.pop()
     }
@@ -71,15 +61,29 @@ impl Guest {
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         assert_eq!(boot.pages, PAGES);
         let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).map_or(u64::MAX, |mfn| mfn.raw());
-        let list = (0..SPAN).map(mfn).map(AtomicU64::new).collect();
+        let list: Vec<_> = (0..SPAN).map(mfn).map(AtomicU64::new).collect();
+        // SAFETY: the guest exists only in the model.
+        let p2m = Box::leak(Box::new(unsafe { P2m::adopt(list.leak()) }.expect("pages")));
         let start = GuestVa::new(VIRT_BASE).expect("a guest address");
         model.guest().set_direct_map(start, SPAN);
-        Self { model, list }
+        let kernel_root = model.guest().pfn_at(boot.root).expect("mapped by the builder");
+        Self { model, p2m, kernel_root }
     }
 
-    pub fn p2m(&self) -> P2m<'_> {
-        // SAFETY: the guest exists only in the model.
-        unsafe { P2m::adopt(&self.list) }.expect("pages")
+    /// The guest, as a step takes it.
+    pub fn around(&self) -> p2m::Guest<'_, Model> {
+        self.on(&self.model)
+    }
+
+    /// The guest on `machine`, which is its model or something around it.
+    pub fn on<'g, M>(&'g self, machine: &'g M) -> p2m::Guest<'g, M> {
+        self.with_map(self.p2m).with_machine(machine)
+    }
+
+    /// The guest with another map, which may be a wrong one.
+    pub fn with_map<'g>(&'g self, p2m: &'g P2m<'g>) -> p2m::Guest<'g, Model> {
+        // SAFETY: the guest exists only in the model, and the root is the one that it booted on.
+        unsafe { p2m::Guest::new(&self.model, p2m, self.kernel_root) }
     }
 
     /// The frames that are free at boot. To be called once.
@@ -102,8 +106,7 @@ impl Guest {
         assert_eq!(self.model.take_violations(), Vec::<String>::new());
         let mut places = [None; 8];
         let mut audit = Audit::begin(&mut places);
-        let p2m = self.p2m();
-        audit.run(&self.model, &p2m);
+        audit.run(&self.model, self.p2m);
         audit.compare_reservation(self.model.guest().total_pages());
         assert!(audit.report().is_clean(), "{}", audit.report());
     }
@@ -119,34 +122,32 @@ pub const FLOOR: u64 = 900;
 
 /// A balloon in a guest that stays below its size at boot.
 pub fn begin<'w>(guest: &Guest, words: &'w mut [u64], wipe: Wipe) -> Balloon<'w> {
-    let asked = Balloon::new((&guest.model, &guest.p2m()), words, FLOOR, wipe);
+    let asked = Balloon::new(&guest.around(), words, FLOOR, wipe);
     let (mut balloon, accounts) = asked.expect("the model answers");
     assert_eq!((accounts.populated, accounts.xen), (PAGES, Some(PAGES)));
     balloon.leave_out(SPAN - PAGES);
     balloon
 }
 
-/// A step on `machine`, which is the guest's model or something around it.
+/// A step of the guest.
 pub fn step<M: Machine, const N: usize>(
-    (guest, machine, p2m): (&Guest, &M, &P2m<'_>),
+    guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
-    allocator: &mut impl Allocator,
+    frames: &mut impl FrameSource,
     storage: &mut WorkStorage<N>,
 ) -> Step {
-    let mut direct = Direct(&guest.model);
-    let mut around = Around { machine, p2m, direct: &mut direct };
-    storage.with(|work| balloon.step(&mut around, allocator, work))
+    storage.with(|work| balloon.step(&guest, frames, work))
 }
 
 /// Steps until the balloon has nothing more to do, or has to wait. The last step.
 pub fn settle<M: Machine, const N: usize>(
-    around: (&Guest, &M, &P2m<'_>),
+    guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
-    allocator: &mut impl Allocator,
+    frames: &mut impl FrameSource,
     storage: &mut WorkStorage<N>,
 ) -> Step {
     for _ in 0..1000 {
-        let step = step(around, balloon, allocator, storage);
+        let step = step(guest, balloon, frames, storage);
         if step.next != Next::Again {
             return step;
         }

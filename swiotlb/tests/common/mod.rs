@@ -5,16 +5,14 @@
 
 pub mod odd;
 
-use std::sync::atomic::AtomicU64;
-
 use hypercall::{
-    BatchStorage, BootInfo, Call, Domains, Extent, FrameAccess, Frames, GuestVa, Hypercalls, Level,
-    Machine, Mfn, MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request, Slot,
+    BatchStorage, BootInfo, Call, Domains, Extent, FrameAccess, Frames, Hypercalls, Machine, Mfn,
+    MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
 };
-use p2m::{FindDirect, NoDirectEntry, P2m};
+use p2m::{DirectEntries, P2m};
 use swiotlb::{
-    Area, Around, Buffer, Dma, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment,
-    Stranded, gather,
+    Area, Buffer, Dma, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, Stranded,
+    gather,
 };
 use xen_model::{DomainConfig, Model, Role};
 
@@ -26,7 +24,7 @@ pub const ARENA_FRAMES: u64 = 1536;
 /// A guest on a machine of its own.
 pub struct Guest {
     pub model: Model,
-    pub list: Vec<AtomicU64>,
+    pub p2m: &'static P2m<'static>,
     pub root: Pfn,
     /// Frames of the arena that are looked at.
     pub arena: u64,
@@ -35,11 +33,11 @@ pub struct Guest {
 impl Guest {
     /// A domU of 16 MiB on Xen 4.17, on a machine with enough memory left.
     pub fn new() -> Self {
-        Self::on(Role::DomU, 1 << 14)
+        Self::with_spare(Role::DomU, 1 << 14)
     }
 
     /// A guest of 16 MiB, with `spare` frames left to Xen.
-    pub fn on(role: Role, spare: u64) -> Self {
+    pub fn with_spare(role: Role, spare: u64) -> Self {
         Self::of(DomainConfig::new(role, 4096), spare, ARENA_FRAMES)
     }
 
@@ -62,14 +60,15 @@ impl Guest {
         let model = builder.build().expect("a small guest");
         let boot = BootInfo::parse(&model.guest().start_info().expect("built")).expect("valid");
         let root = Pfn::new((boot.root.raw() - config.virt_base) >> PAGE_SHIFT);
-        let list = model.guest().built_list();
-        Self { model, list, root, arena: frames.min(ARENA_FRAMES) }
+        // SAFETY: the guest exists only in the model.
+        let p2m = unsafe { P2m::adopt(model.guest().built_list().leak()) }.expect("it has pages");
+        Self { model, p2m: Box::leak(Box::new(p2m)), root, arena: frames.min(ARENA_FRAMES) }
     }
 
-    /// Its frame map.
-    pub fn p2m(&self) -> P2m<'_> {
-        // SAFETY: the guest exists only in the model.
-        unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
+    /// The guest on `machine`, which is its model or something around it.
+    pub fn on<'g, M>(&'g self, machine: &'g M) -> p2m::Guest<'g, M> {
+        // SAFETY: the guest exists only in the model, and the root is the one that it booted on.
+        unsafe { p2m::Guest::new(machine, self.p2m, self.root) }
     }
 
     /// Frames that are free to use, from the arena; each to be claimed once.
@@ -141,11 +140,11 @@ impl Guest {
 
 /// P2M, M2P and the direct mapping of a guest on `model` say the same of the arena.
 pub fn agree(guest: &Guest, model: &Model) -> Result<(), String> {
-    let p2m = guest.p2m();
+    let p2m = guest.p2m;
     for pfn in (ARENA..ARENA + guest.arena).map(Pfn::new) {
         let mfn = p2m.mfn(pfn).map_err(|error| error.to_string())?;
         p2m.pfn(model, mfn).map_err(|error| error.to_string())?;
-        let direct = Direct::of(guest, model, &p2m).find(pfn);
+        let direct = DirectEntries::new(guest.on(model)).find(pfn);
         let (_, pte) = direct.map_err(|error| error.to_string())?;
         if !pte.is_writable() || pte.mfn() != mfn {
             return Err(format!("pfn {pfn} is mfn {mfn}, and mapped as {pte}"));
@@ -156,47 +155,14 @@ pub fn agree(guest: &Guest, model: &Model) -> Result<(), String> {
 
 /// Lets the direct mapping of `pfn` show `mfn`: read-only, unless it is its own.
 pub fn alias(guest: &Guest, pfn: Pfn, mfn: Mfn) {
-    let p2m = guest.p2m();
-    let (slot, _) = Direct::of(guest, &guest.model, &p2m).find(pfn).expect("an entry");
+    let (slot, _) = DirectEntries::new(guest.on(&guest.model)).find(pfn).expect("an entry");
     let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
-    let pte = if p2m.mfn(pfn) == Ok(mfn) { pte } else { pte.read_only() };
+    let pte = if guest.p2m.mfn(pfn) == Ok(mfn) { pte } else { pte.read_only() };
     let updates = [MmuUpdate::set(slot, pte)];
     let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
     // SAFETY: the frames of the tests.
     unsafe { guest.model.issue(&mut calls) }.expect("issued");
     calls[0].result().expect("mapped");
-}
-
-/// Finds direct mapping entries by walking the tables.
-pub struct Direct<'a, M> {
-    machine: &'a M,
-    p2m: &'a P2m<'a>,
-    root: Pfn,
-}
-
-impl<'a, M: FrameAccess> Direct<'a, M> {
-    pub fn of(guest: &Guest, machine: &'a M, p2m: &'a P2m<'a>) -> Self {
-        Self { machine, p2m, root: guest.root }
-    }
-
-    fn entry(&self, va: GuestVa) -> Option<(Slot, Pte)> {
-        let mut table = self.root;
-        for level in [Level::L4, Level::L3, Level::L2] {
-            let pte = self.machine.read_entry(table, level.index_of(va)).ok()?;
-            table = self.p2m.pfn(self.machine, pte.mfn()).ok()?;
-        }
-        let index = Level::L1.index_of(va);
-        let slot = Slot { table: self.p2m.mfn(table).ok()?, index };
-        Some((slot, self.machine.read_entry(table, index).ok()?))
-    }
-}
-
-// SAFETY: the walk begins at the guest's root, at the address of the direct mapping.
-unsafe impl<M: FrameAccess> FindDirect for Direct<'_, M> {
-    fn find(&mut self, pfn: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
-        let va = self.machine.direct_map(pfn).map_err(|_| NoDirectEntry(pfn))?;
-        self.entry(va).ok_or(NoDirectEntry(pfn))
-    }
 }
 
 /// Gathers `frames` with scratch memory for 512 at once.
@@ -216,13 +182,10 @@ pub fn gather_with<M: Machine, const N: usize>(
     frames: Frames,
     shape: (u32, DmaMask),
 ) -> Result<Region, RegionError> {
-    let p2m = guest.p2m();
-    let mut direct = Direct::of(guest, machine, &p2m);
-    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
     let mut storage = BatchStorage::<N, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    gather(&mut around, frames, shape, &mut scratch)
+    gather(&guest.on(machine), frames, shape.0, shape.1, &mut scratch)
 }
 
 /// Scatters a region with scratch memory for 512 at once.
@@ -231,13 +194,10 @@ pub fn scatter_on<M: Machine>(
     machine: &M,
     region: Region,
 ) -> Result<Frames, RegionError> {
-    let p2m = guest.p2m();
-    let mut direct = Direct::of(guest, machine, &p2m);
-    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
     let mut storage = BatchStorage::<512, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    swiotlb::scatter(&mut around, region, &mut scratch)
+    swiotlb::scatter(&guest.on(machine), region, &mut scratch)
 }
 
 /// Maps stranded frames again.
@@ -246,12 +206,9 @@ pub fn reinstate_on<M: Machine>(
     machine: &M,
     stranded: Stranded,
 ) -> Result<Frames, RegionError> {
-    let p2m = guest.p2m();
-    let mut direct = Direct::of(guest, machine, &p2m);
-    let mut around = Around { machine, p2m: &p2m, direct: &mut direct };
     let mut storage = BatchStorage::<512, 1>::new();
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut [] };
-    swiotlb::reinstate(&mut around, stranded, &mut scratch)
+    swiotlb::reinstate(&guest.on(machine), stranded, &mut scratch)
 }
 
 /// Places for a pool.
@@ -277,7 +234,7 @@ impl Places {
 pub fn grow(guest: &Guest, pool: &Pool<'_>, first: u64, segments: u64) {
     let frames = guest.frames(first, segments * 64);
     let region = gather_on(guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
-    pool.grow(&guest.p2m(), region).expect("there are places");
+    pool.grow(guest.p2m, region).expect("there are places");
 }
 
 /// Runs `work` with a pool of two segments in frames 512 to 639.
@@ -285,8 +242,7 @@ pub fn with_pool(work: impl FnOnce(&Guest, Dma<'_, '_, Model>)) {
     let (guest, places) = (Guest::new(), Places::new(4, 2));
     let pool = places.pool();
     grow(&guest, &pool, 512, 2);
-    let p2m = guest.p2m();
-    work(&guest, Dma { machine: &guest.model, p2m: &p2m, pool: &pool, vcpu: 0 });
+    work(&guest, Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 });
     let mut segments = 0;
     let counters = pool.counters();
     assert_eq!((counters.slots_used, counters.taken), (0, counters.given), "{counters:?}");
