@@ -4,6 +4,8 @@
 //! anybody has touched it follows from the plan by which its domain was built, so it is computed on
 //! first touch, in chunks.
 
+use core::cell::RefCell;
+
 use hypercall::Mfn;
 
 /// Words of a frame, entries of a table.
@@ -29,6 +31,9 @@ pub(crate) const POISON: u64 = 0xc2c2_c2c2_c2c2_c2c2;
 pub(crate) const ALL_ENTRIES: u16 = 512;
 
 const CHUNK: usize = 64;
+
+/// Builders' tables that are kept once they are computed.
+const TABLES: usize = CHUNK;
 
 /// What is in a frame.
 #[derive(Debug, Clone)]
@@ -78,6 +83,15 @@ pub(crate) struct Frames {
     plans: Vec<Plan>,
     end: u64,
     spare_fill: u64,
+    /// The builders' tables that were read last, each in the place that its number has here.
+    tables: RefCell<[Option<ReadTable>; TABLES]>,
+}
+
+/// A builder's table, and its words.
+#[derive(Debug)]
+struct ReadTable {
+    mfn: Mfn,
+    words: Box<[u64; WORDS]>,
 }
 
 impl Frames {
@@ -88,7 +102,9 @@ impl Frames {
         spare_fill: u64,
     ) -> Self {
         let chunks = end.div_ceil(CHUNK as u64);
-        Self { chunks: (0..chunks).map(|_| None).collect(), regions, plans, end, spare_fill }
+        let chunks = (0..chunks).map(|_| None).collect();
+        let tables = RefCell::new([const { None }; TABLES]);
+        Self { chunks, regions, plans, end, spare_fill, tables }
     }
 
     /// One past the highest frame of RAM.
@@ -204,10 +220,18 @@ impl Frames {
     }
 
     fn planned_word(&self, mfn: Mfn, index: usize) -> u64 {
-        match self.region(mfn.raw()) {
-            Some(Region::Domain(plan)) => self.plans[plan].word(mfn.raw(), index as u64),
-            _ => 0,
+        let place = place_of(mfn.raw());
+        if let Some(table) = &self.tables.borrow()[place]
+            && table.mfn == mfn
+        {
+            return table.words[index];
         }
+        let Some(Region::Domain(plan)) = self.region(mfn.raw()) else { return 0 };
+        let plan = &self.plans[plan];
+        let Some(words) = plan.table(mfn.raw()) else { return plan.word(mfn.raw(), index as u64) };
+        let word = words[index];
+        self.tables.borrow_mut()[place] = Some(ReadTable { mfn, words });
+        word
     }
 
     /// The words of a frame of RAM, to write to.

@@ -7,7 +7,7 @@ use hypercall::{Level, Mfn, PAGE_SHIFT};
 
 use super::Start;
 use super::mapping::Mapping;
-use crate::page::{ALL_ENTRIES, Contents, Page};
+use crate::page::{ALL_ENTRIES, Contents, Page, WORDS};
 use crate::scatter::Scatter;
 use crate::state::NoExecute;
 use crate::types::{CountInfo, PageType, TypeInfo};
@@ -123,23 +123,40 @@ impl Plan {
         }
     }
 
-    /// Word `index` of a frame as the builder left it, but for what it wrote into `start_info`.
+    /// Word `index` of a frame that is no table as the builder left it, but for what it wrote into
+    /// `start_info`.
     pub(crate) fn word(&self, mfn: u64, index: u64) -> u64 {
         let pfn = self.frames.page(mfn);
-        if self.start == Start::Blank {
+        let pieces = &self.pieces;
+        let listed = pfn >= pieces.p2m_list && pfn - pieces.p2m_list < pieces.p2m_pages;
+        if self.start == Start::Blank || !listed {
             return 0;
         }
-        let pieces = &self.pieces;
-        if pfn >= pieces.p2m_list && pfn - pieces.p2m_list < pieces.p2m_pages {
-            let entry = (pfn - pieces.p2m_list) * 512 + index;
-            return if entry < self.pages { self.mfn(entry).raw() } else { 0 };
+        let entry = (pfn - pieces.p2m_list) * 512 + index;
+        if entry < self.pages { self.mfn(entry).raw() } else { 0 }
+    }
+
+    /// The words of a frame that the builder made a table; `None` for any other.
+    pub(crate) fn table(&self, mfn: u64) -> Option<Box<[u64; WORDS]>> {
+        if self.start == Start::Blank {
+            return None;
         }
-        let Some(mapping) = self.mapping_of_table(pfn) else { return 0 };
-        let Some((level, k)) = mapping.table_at(pfn) else { return 0 };
-        match xen_slot(index, Mfn::new(mfn), self.no_execute) {
-            Some(word) if level == Level::L4 => return word,
-            _ => {}
+        let pfn = self.frames.page(mfn);
+        let mapping = self.mapping_of_table(pfn)?;
+        let (level, k) = mapping.table_at(pfn)?;
+        let mut words = Box::new([0; WORDS]);
+        for (index, word) in (0..).zip(words.iter_mut()) {
+            let xens = xen_slot(index, Mfn::new(mfn), self.no_execute);
+            *word = match xens.filter(|_| level == Level::L4) {
+                Some(word) => word,
+                None => self.entry(mapping, level, k, index),
+            };
         }
+        Some(words)
+    }
+
+    /// Entry `index` of table `k` of a level.
+    fn entry(&self, mapping: &Mapping, level: Level, k: u64, index: u64) -> u64 {
         let target = mapping.target(level, k, index).or_else(|| match (level, &self.p2m) {
             (Level::L4, Some(p2m)) => p2m.target(Level::L4, 0, index),
             _ => None,
