@@ -136,7 +136,7 @@ fn replay(file: &Path, text: &str) {
 
 #[test]
 fn every_divergence_that_was_ever_found_is_mended() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/divergences");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/divergences");
     let files = fs::read_dir(&folder).expect("tests/divergences");
     let mut count = 0;
     for file in files.map(|entry| entry.expect("readable").path()) {

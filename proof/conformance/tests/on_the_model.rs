@@ -60,7 +60,7 @@ fn all_hold_when_hypercalls_are_interrupted() {
 
 #[test]
 fn the_table_of_numbers_says_which_there_are() {
-    let table = include_str!("../../docs/testing-assertions.md");
+    let table = include_str!("../../../docs/testing-assertions.md");
     let all: Vec<Assertion<Model>> = assertions();
     let mut group = ' ';
     for number in 1..=116 {
