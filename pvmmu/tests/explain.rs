@@ -13,8 +13,8 @@ use hypercall::{
 };
 use pvmmu::explain::mapping_refused;
 use pvmmu::{Context, FrameSource as _, walk};
+use xen_explain::Explainer;
 use xen_model::Model;
-use xen_model::explain::Explainer;
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
 fn show(context: &Context<'_, Model>, window: Pfn, pfn: Pfn) {

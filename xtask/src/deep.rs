@@ -33,7 +33,7 @@ const MUTATED: [&str; 3] = ["hypercall", "p2m", "early-pgt"];
 /// Packages whose unit tests run under Miri: the others' need a model, which is slow there.
 const INTERPRETED: [&str; 2] = ["hypercall", "p2m"];
 /// Packages whose tests run with AddressSanitizer.
-const SANITIZED: [&str; 4] = ["hypercall", "p2m", "pvmmu", "xen-model"];
+const SANITIZED: [&str; 5] = ["hypercall", "p2m", "pvmmu", "xen-explain", "xen-model"];
 /// The package of fuzz targets.
 const FUZZ: &str = "proof/fuzz";
 /// Inputs that each fuzz target is tried with.

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use xen_model::explain::{Colour, Explainer};
+use xen_explain::{Colour, Explainer};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut explainer = Explainer::new();

@@ -13,7 +13,6 @@
 //! * [`for_each_failure`]: a scenario, with each of its requests refused in turn.
 //! * [`Image`]: a saved guest.
 //! * [`replay`]: repeats a trace of real Xen and compares every answer.
-//! * [`explain`]: what the log lines of any Xen since 3.0 mean; the program `xen-explain`.
 //! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
 //! # What it assumes
@@ -51,7 +50,6 @@ mod descriptor;
 mod domain;
 mod emulate;
 mod exchange;
-pub mod explain;
 mod grant;
 mod heap;
 mod inject;

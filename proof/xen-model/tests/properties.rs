@@ -2,7 +2,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 use hypercall::Pfn;
-use xen_model::explain::{Explainer, Version};
+use xen_explain::{Explainer, Version};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Release, Role};
 
 const RELEASES: [Release; 6] =

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use anstyle::{AnsiColor, Style};
 
-use super::report::{Explanation, Incident, Problem, Stopped};
+use crate::report::{Explanation, Incident, Problem, Stopped};
 
 /// Whether the text may hold colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

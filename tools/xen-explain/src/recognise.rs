@@ -2,9 +2,9 @@
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use crate::explain::messages::{self, Message, Wording};
-use crate::explain::pattern::{Fields, Pattern};
-use crate::explain::prefix::{self, Prefix};
+use crate::messages::{self, Message, Wording};
+use crate::pattern::{Fields, Pattern};
+use crate::prefix::{self, Prefix};
 
 /// A line that says something known.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ pub(crate) fn harmless(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::explain::messages::Role;
+    use crate::messages::Role;
 
     /// A wording with something plausible in its holes.
     fn filled(text: &str) -> String {

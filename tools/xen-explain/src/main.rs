@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anstream::{AutoStream, ColorChoice};
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use xen_model::explain::{Colour, Explainer};
+use xen_explain::{Colour, Explainer};
 
 /// Explains what Xen says about the memory of PV guests: "Bad type", "Error while pinning" and
 /// all that comes with them. Reads a serial capture, xl dmesg, dmesg or a journal.

@@ -1,46 +1,19 @@
-//! Reads logs of Xen and of its guests, and explains what they say about PV memory.
-//!
-//! A log is read once, in blocks, without keeping its lines. Each line is searched for every known
-//! wording (`messages`); what stands before it says who and when (`prefix`); lines of one
-//! refusal become one event (`chain`), refusals with one cause one problem (`problem`), lines
-//! of the guest kernel incidents (`incident`). At the end the type words are read in the layout
-//! that all lines together leave possible (`word`), and everything is written down as an
-//! [`Explanation`], with causes in the words that the guest side uses too
-//! (`hypercall::explain`).
-//!
-//! Memory is bounded whatever the log holds; what is beyond a bound is counted, and said.
+//! Takes a log line by line, and explains it when all of it was read.
 
-mod chain;
 mod finish;
-mod incident;
-mod messages;
-mod pattern;
-mod prefix;
-mod problem;
-mod recognise;
-mod release;
-mod report;
-mod text;
-mod word;
 
 use std::io::{self, Read};
 
-use self::chain::Chains;
-use self::incident::Incidents;
-use self::messages::Role;
-use self::pattern::Field;
-use self::prefix::Style;
-use self::problem::Problems;
-use self::recognise::{Line, Recogniser, harmless};
-
-pub use self::prefix::Speaker;
-pub use self::release::{Span, Version};
-pub use self::report::{
-    Cause, End, Explanation, Frame, Incident, Lines, Match, Neighbours, Note, Place, Problem,
-    Stopped, Table, Unknown,
-};
-pub use self::text::Colour;
-pub use self::word::{Era, Word, eras};
+use crate::chain::Chains;
+use crate::incident::Incidents;
+use crate::messages::Role;
+use crate::pattern::Field;
+use crate::prefix::Style;
+use crate::problem::Problems;
+use crate::recognise::{Line, Recogniser, harmless};
+use crate::release::{Span, Version};
+use crate::report::{End, Lines, Note, Unknown};
+use crate::word::eras;
 
 /// Bytes that are read at once, and the longest line that is read to its end.
 const BLOCK: usize = 1 << 18;
@@ -50,21 +23,6 @@ const UNKNOWN_MAX: usize = 8;
 const NOTES_MAX: usize = 64;
 
 /// Reads logs; [`finish`](Self::finish) explains them.
-///
-/// ```
-/// use xen_model::explain::{Colour, Explainer};
-///
-/// let mut explainer = Explainer::new();
-/// explainer.line(b"(XEN) mm.c:2466:d0 Bad type (saw 7400000000000001 != exp 1000000000000000) \
-///                  for mfn b1d89 (pfn bacf7)");
-/// explainer.line(b"(XEN) mm.c:3027:d0 Error while pinning mfn b1d89");
-/// let explanation = explainer.finish();
-/// assert_eq!(
-///     explanation.problems[0].what,
-///     ["frame mfn b1d89 (pfn bacf7) was mapped writable once while it was to become an L1 table"]
-/// );
-/// println!("{}", explanation.text(Colour::Never));
-/// ```
 #[derive(Debug)]
 pub struct Explainer {
     recogniser: Recogniser,
@@ -90,7 +48,7 @@ impl Explainer {
     /// Ready to read.
     ///
     /// ```
-    /// use xen_model::explain::{Colour, Explainer};
+    /// use xen_explain::{Colour, Explainer};
     ///
     /// let mut explainer = Explainer::new();
     /// let line = "(XEN) mm.c:2033:d0 Bad type (saw 7400000000000001 != exp 1000000000000000) \

@@ -1,10 +1,10 @@
-//! How fast `xen-explain` reads: `cargo bench -p xen-model`. Wall-clock, for people; nothing is
+//! How fast `xen-explain` reads: `cargo bench -p xen-explain`. Wall-clock, for people; nothing is
 //! judged by it.
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use xen_model::explain::{Colour, Explainer};
+use xen_explain::{Colour, Explainer};
 
 /// Bytes of each log.
 const SIZE: usize = 100 << 20;

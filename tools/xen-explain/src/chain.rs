@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use crate::explain::messages::Role;
-use crate::explain::pattern::Field;
-use crate::explain::prefix::{Speaker, Stamp};
-use crate::explain::recognise::Line;
+use crate::messages::Role;
+use crate::pattern::Field;
+use crate::prefix::{Speaker, Stamp};
+use crate::recognise::Line;
 
 /// Lines of a chain come within this time of one another, in microseconds: a slow serial line takes
 /// a hundredth of a second for each.

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use crate::explain::chain::{Event, Failed};
-use crate::explain::messages::Role;
-use crate::explain::pattern::Field;
-use crate::explain::prefix::{Speaker, Stamp};
-use crate::explain::recognise::Line;
+use crate::chain::{Event, Failed};
+use crate::messages::Role;
+use crate::pattern::Field;
+use crate::prefix::{Speaker, Stamp};
+use crate::recognise::Line;
 
 /// Problems that are kept; refusals of any further are counted.
 const PROBLEMS_MAX: usize = 4096;

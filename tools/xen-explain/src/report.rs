@@ -4,8 +4,8 @@
 
 use serde::Serialize;
 
-use crate::explain::prefix::Speaker;
-use crate::explain::release::Span;
+use crate::prefix::Speaker;
+use crate::release::Span;
 
 /// What a log says.
 #[derive(Clone, Debug, Serialize)]

@@ -3,18 +3,19 @@
 use hypercall::explain::{Cause as Reason, Conflict, Use};
 use hypercall::{Level, Mfn, Pfn};
 
-use super::chain::{Event, Failed};
-use super::incident::Incident as Gathered;
-use super::messages::Role;
-use super::pattern::{Field, NOBODY};
-use super::prefix::Stamp;
-use super::problem::Problem as Found;
-use super::recognise::Line;
-use super::report::{
+use super::{Explainer, of_line};
+use crate::chain::{Event, Failed};
+use crate::incident::Incident as Gathered;
+use crate::messages::Role;
+use crate::pattern::{Field, NOBODY};
+use crate::prefix::Stamp;
+use crate::problem::Problem as Found;
+use crate::recognise::Line;
+use crate::release::Span;
+use crate::report::{
     Cause, Explanation, Frame, Incident, Match, Neighbours, Place, Problem, Stopped, Table,
 };
-use super::word::{Era, eras};
-use super::{Explainer, Span, of_line};
+use crate::word::{Era, eras};
 
 /// A guest notices a refusal within this time, in microseconds, by the wall clock.
 const NOTICED_WITHIN: u64 = 10_000_000;
@@ -54,7 +55,7 @@ impl Explainer {
             }
         }
         let frames = self.problems.frames();
-        let recurs = |frame: &&super::problem::Frame| frame.as_cause > 1;
+        let recurs = |frame: &&crate::problem::Frame| frame.as_cause > 1;
         let recurring = frames.iter().filter(recurs).take(RECURRING_MAX).map(|frame| Frame {
             mfn: number(frame.mfn),
             pfn: frame.pfn.map(number),

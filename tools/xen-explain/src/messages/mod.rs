@@ -14,7 +14,7 @@ mod tables;
 
 use hypercall::explain::Cause;
 
-use crate::explain::release::{Span, Version};
+use crate::release::{Span, Version};
 
 /// What part a line has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use arbtest::arbtest;
 use expect_test::expect_file;
-use xen_model::explain::{Colour, Explainer, Explanation, Lines};
+use xen_explain::{Colour, Explainer, Explanation, Lines};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -270,57 +270,4 @@ fn garbage_between_and_within_known_lines_breaks_nothing() {
         Ok(())
     })
     .budget_ms(500);
-}
-
-/// The texts that the model writes, with something plausible for each value.
-fn texts_of_the_model() -> Vec<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut texts = Vec::new();
-    for entry in fs::read_dir(folder).expect("sources") {
-        let path = entry.expect("a file").path();
-        if path.extension().is_none_or(|extension| extension != "rs") {
-            continue;
-        }
-        let source = fs::read_to_string(&path).expect("text").replace("\\\n", " ");
-        let says = source.split("self.say").skip(1).chain(source.split("let text = ").skip(1));
-        for said in says {
-            let Some((_, literal)) = said.split_once("format_args!(") else { continue };
-            let Some(literal) = literal.trim_start().strip_prefix('"') else { continue };
-            let literal = literal.split('"').next().unwrap_or_default();
-            texts.push(literal.split_whitespace().collect::<Vec<_>>().join(" "));
-        }
-    }
-    texts.sort();
-    texts.dedup();
-    texts
-}
-
-/// A text with something plausible for each value.
-fn filled(text: &str) -> String {
-    let mut line = String::new();
-    let mut rest = text;
-    while let Some((plain, hole)) = rest.split_once('{') {
-        let (name, behind) = hole.split_once('}').expect("a hole has an end");
-        line += plain;
-        line += match name.split(':').next() {
-            Some("subject" | "what") if behind.starts_with(" size") => "write",
-            Some("subject" | "what") => "mfn",
-            Some("level") if plain == "Bad " => "L1",
-            // What the model says behind this is in another text.
-            Some("text") => "could not get_page_from_l1e()",
-            _ => "1",
-        };
-        rest = behind;
-    }
-    line + rest
-}
-
-#[test]
-fn every_text_that_the_model_can_print_is_known() {
-    let texts = texts_of_the_model();
-    assert!(texts.len() > 50, "{} texts in the sources", texts.len());
-    for text in texts {
-        let line = format!("(XEN) arch/x86/mm.c:0:d1v0 {}", filled(&text));
-        assert_eq!(explain(line.as_bytes()).lines.known, 1, "not known: {line}");
-    }
 }

@@ -1,10 +1,10 @@
 //! What the guest kernel noticed: a warning, the multicall entries that failed, and the call trace,
 //! put together.
 
-use crate::explain::chain::apart;
-use crate::explain::messages::Role;
-use crate::explain::prefix::Stamp;
-use crate::explain::recognise::Line;
+use crate::chain::apart;
+use crate::messages::Role;
+use crate::prefix::Stamp;
+use crate::recognise::Line;
 
 /// Lines of one incident are not further apart than this, in microseconds.
 const GAP_MAX: u64 = 3_000_000;
