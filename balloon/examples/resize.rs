@@ -1,7 +1,7 @@
 //! A guest is made smaller and larger again, as a toolstack would want it: on the model, in a
 //! second.
 //!
-//! `cargo run -p balloon --example resize`: the same lines would run on real Xen.
+//! `cargo run -p xen-balloon --example resize`: the same lines would run on real Xen.
 
 use std::error::Error;
 

@@ -9,7 +9,7 @@ use core::mem::{align_of, offset_of, size_of};
 use crate::grants::{GrantMap, GrantUnmap, grant_flags};
 use crate::memory::{MachphysMapping, MemoryRegion};
 use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
-use crate::shared_info::{ArchSharedInfo, SharedInfo, TimeInfo, VcpuInfo};
+use crate::shared_info::{ArchSharedInfo, MapWords, SharedInfo, TimeInfo, VcpuInfo};
 use crate::start_info::StartInfo;
 
 macro_rules! same_layout {
@@ -111,7 +111,7 @@ const _: () = assert!(offset_of!(xen_sys::shared_info, arch) == ArchSharedInfo::
 macro_rules! same_shared_offsets {
     ($($ours:ident => $theirs:ident),* $(,)?) => {
         $(const _: () = assert!(
-            offset_of!(ArchSharedInfo, $ours) == offset_of!(xen_sys::arch_shared_info, $theirs)
+            offset_of!(MapWords, $ours) == offset_of!(xen_sys::arch_shared_info, $theirs)
         );)*
     };
 }

@@ -1,9 +1,9 @@
 //! What a refusal means, in words: which frame, what it was, what it was to become, what leads to
 //! that and what to check.
 //!
-//! Two readers share these words, so that they live here: `xen-explain` (crate `xen-model`) has the
-//! lines of a debug Xen and no guest, and `pvmmu::explain` has the guest and, of a release Xen,
-//! nothing but an errno.
+//! Two readers share these words, so that they live here: `xen-explain` has the lines of a
+//! debug Xen and no guest, and `pvmmu::explain` has the guest and, of a release Xen, nothing but an
+//! errno.
 
 use core::fmt;
 

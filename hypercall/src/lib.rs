@@ -89,6 +89,6 @@ pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
 pub use quarantine::{Quarantine, Uncertain};
 pub use raw::{RawCpu, RawHypercalls, RawWrite};
-pub use shared_info::{ArchSharedInfo, SHARED_VCPUS, SharedInfo, TimeInfo, VcpuInfo};
+pub use shared_info::{ArchSharedInfo, MapWords, SHARED_VCPUS, SharedInfo, TimeInfo, VcpuInfo};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
 pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

@@ -3,6 +3,7 @@
 //!
 //! The page belongs to Xen and is shared with the toolstack; both read and write it at any time. So
 //! it is never more to Rust than atomic words.
+#![expect(unsafe_code, reason = "toolstacks overwrite the pages that the words lead to (I-20)")]
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -59,8 +60,13 @@ pub struct TimeInfo {
 /// `struct arch_shared_info` of a 64-bit guest (public/arch-x86/xen.h): the part of `shared_info`
 /// from [`ArchSharedInfo::OFFSET_BYTES`] on.
 #[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct ArchSharedInfo(MapWords);
+
+/// The words of [`ArchSharedInfo`].
+#[derive(Debug, Default)]
 #[repr(C)]
-pub struct ArchSharedInfo {
+pub struct MapWords {
     /// How many pfns the frame map has for the toolstack.
     pub max_pfn: AtomicU64,
     /// mfn of the top of the three-level frame list (`pfn_to_mfn_frame_list_list`); 0 or all ones
@@ -109,6 +115,17 @@ fn scaled(ticks: u64, shift: i8, scale: u32) -> u64 {
 impl ArchSharedInfo {
     /// Where in the `shared_info` page it begins.
     pub const OFFSET_BYTES: usize = 3088;
+
+    /// Returns the words, to be loaded and stored.
+    ///
+    /// # Safety
+    /// What is stored is true of the guest's frame map. A toolstack that restores the guest writes
+    /// `max_pfn` words into the pages to which `frame_list_list`, and `p2m_vaddr` under `p2m_cr3`,
+    /// lead (I-20). A load owes nothing. `p2m::Toolstack` stores no more than its callers vouch for.
+    #[must_use]
+    pub const unsafe fn map_words(&self) -> &MapWords {
+        &self.0
+    }
 }
 
 #[cfg(all(test, not(loom)))]

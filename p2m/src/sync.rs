@@ -8,13 +8,27 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 #[cfg(not(loom))]
-pub(crate) use hypercall::ArchSharedInfo;
+pub(crate) use hypercall::{ArchSharedInfo, MapWords};
 
 /// The words of `shared_info` that this crate writes, as atomics that can be replaced.
 #[cfg(loom)]
 #[derive(Debug, Default)]
 #[allow(unreachable_pub, reason = "in the place of a public one")]
-pub struct ArchSharedInfo {
+pub struct ArchSharedInfo(MapWords);
+
+#[cfg(loom)]
+#[allow(unsafe_code, reason = "in the place of one that owes something")]
+impl ArchSharedInfo {
+    pub(crate) const unsafe fn map_words(&self) -> &MapWords {
+        &self.0
+    }
+}
+
+/// The words themselves.
+#[cfg(loom)]
+#[derive(Debug, Default)]
+#[allow(unreachable_pub, reason = "in the place of a public one")]
+pub struct MapWords {
     pub max_pfn: AtomicU64,
     pub frame_list_list: AtomicU64,
     pub p2m_cr3: AtomicU64,

@@ -7,7 +7,7 @@ use core::fmt;
 use hypercall::{GuestVa, Level, Mfn, PAGE_SHIFT};
 
 use crate::map::P2m;
-use crate::sync::{ArchSharedInfo, AtomicU64, Ordering, fence};
+use crate::sync::{ArchSharedInfo, AtomicU64, MapWords, Ordering, fence};
 
 /// What an L2 table maps: where a linear list that toolstacks are to read may begin.
 const LIST_ALIGNMENT: u64 = 1 << Level::L3.shift();
@@ -31,7 +31,7 @@ impl core::error::Error for UnalignedList {}
 /// again.
 #[derive(Clone, Copy, Debug)]
 pub struct Toolstack<'a> {
-    arch: &'a ArchSharedInfo,
+    words: &'a MapWords,
 }
 
 /// Where a generation counts the changes that are under way, which toolstacks need not know: to
@@ -96,7 +96,9 @@ impl<'a> Toolstack<'a> {
     /// ```
     #[must_use]
     pub const fn new(arch: &'a ArchSharedInfo) -> Self {
-        Self { arch }
+        // SAFETY: what leads a toolstack to a page is stored below by what is unsafe, and by nothing
+        // else.
+        Self { words: unsafe { arch.map_words() } }
     }
 
     /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn`
@@ -136,15 +138,15 @@ impl<'a> Toolstack<'a> {
             return Err(UnalignedList(list));
         }
         // The one word that makes a toolstack look at the others comes last.
-        self.arch.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
+        self.words.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
         self.raise_max_pfn(p2m);
-        self.arch.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
+        self.words.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
         Ok(())
     }
 
     /// Withdraws the linear list: a toolstack then reads the frame list, which is published before.
     pub fn withdraw_list(&self) {
-        self.arch.p2m_cr3.store(0, Ordering::Release);
+        self.words.p2m_cr3.store(0, Ordering::Release);
     }
 
     /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
@@ -171,13 +173,13 @@ impl<'a> Toolstack<'a> {
     pub unsafe fn publish_frame_list(&self, p2m: &P2m<'_>, top: Option<Mfn>) {
         self.raise_max_pfn(p2m);
         let top = top.map_or(0, Mfn::raw);
-        self.arch.frame_list_list.store(top, Ordering::Release);
+        self.words.frame_list_list.store(top, Ordering::Release);
     }
 
     /// Raises `max_pfn` to what the map has. Two vCPUs that grow it at once cannot make it go back.
     pub fn raise_max_pfn(&self, p2m: &P2m<'_>) {
         // Whoever finds it raised finds the words of the pfns.
-        self.arch.max_pfn.fetch_max(p2m.len(), Ordering::Release);
+        self.words.max_pfn.fetch_max(p2m.len(), Ordering::Release);
     }
 
     /// Makes the generation odd until the answer is dropped. Changes may be nested and may go on at
@@ -195,7 +197,7 @@ impl<'a> Toolstack<'a> {
     /// assert!(toolstack.read().generation.is_multiple_of(2));
     /// ```
     pub fn changing(&self) -> MappingChange<'a> {
-        let generation = &self.arch.p2m_generation;
+        let generation = &self.words.p2m_generation;
         change(generation, begun, Ordering::Relaxed);
         // Whoever finds a part of the change finds the generation odd, or another.
         fence(Ordering::Release);
@@ -208,11 +210,11 @@ impl<'a> Toolstack<'a> {
         // Each word by itself, to be shown: nothing is read behind one because of what it says.
         let read = |word: &AtomicU64| word.load(Ordering::Relaxed);
         Published {
-            max_pfn: read(&self.arch.max_pfn),
-            frame_list: read(&self.arch.frame_list_list),
-            cr3: read(&self.arch.p2m_cr3),
-            list: read(&self.arch.p2m_vaddr),
-            generation: read(&self.arch.p2m_generation) & NUMBER,
+            max_pfn: read(&self.words.max_pfn),
+            frame_list: read(&self.words.frame_list_list),
+            cr3: read(&self.words.p2m_cr3),
+            list: read(&self.words.p2m_vaddr),
+            generation: read(&self.words.p2m_generation) & NUMBER,
         }
     }
 }

@@ -3,7 +3,7 @@
 #![cfg(not(loom))]
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use hypercall::{ArchSharedInfo, Frame, Mfn, PAGE_SHIFT, Pfn};
 use p2m::{BuilderList, FrameList, LeafSource, P2m, Toolstack};
@@ -101,13 +101,12 @@ impl Guest {
         let mut pages = Pages(vec![self.frame(MIDDLE)]);
         list.build((&self.model, &p2m), &leaves, &mut pages).expect("a frame list");
         let top = list.top(&p2m).expect("RAM");
+        let toolstack = Toolstack::new(&self.shared);
         // SAFETY: it was built of the guest's own list, whose pages stay where they are.
-        unsafe { Toolstack::new(&self.shared).publish_frame_list(&p2m, Some(top)) };
-        for (word, value) in
-            [(MAX_PFN, &self.shared.max_pfn), (FRAME_LIST, &self.shared.frame_list_list)]
-        {
-            self.model.poke(self.shared_page(), word, value.load(Ordering::Relaxed));
-        }
+        unsafe { toolstack.publish_frame_list(&p2m, Some(top)) };
+        let published = toolstack.read();
+        self.model.poke(self.shared_page(), MAX_PFN, published.max_pfn);
+        self.model.poke(self.shared_page(), FRAME_LIST, published.frame_list);
     }
 
     /// Names the rings by pfns and stops.

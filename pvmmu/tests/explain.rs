@@ -13,8 +13,8 @@ use hypercall::{
 };
 use p2m::{Guest, walk};
 use pvmmu::explain::mapping_refused;
+use xen_explain::Explainer;
 use xen_model::Model;
-use xen_model::explain::Explainer;
 
 /// Lets the direct mapping of `window` show `pfn`, writable.
 fn show(guest: &Guest<'_, Model>, window: Pfn, pfn: Pfn) {

@@ -1,6 +1,6 @@
 //! Lines of a log, explained.
 
-use xen_model::explain::{Colour, Explainer};
+use xen_explain::{Colour, Explainer};
 
 /// Lines that a host writes between those of Xen that matter here.
 const OTHERS: &str = "Apr  6 02:50:04 localhost kernel: [ 3107.388125] eth0: link becomes ready, \
@@ -11,7 +11,7 @@ const OTHERS: &str = "Apr  6 02:50:04 localhost kernel: [ 3107.388125] eth0: lin
 /// The log of a host whose guest was refused a root again and again, of so many bytes.
 #[must_use]
 pub fn log(bytes: usize) -> Vec<u8> {
-    let crash = include_str!("../../xen-model/tests/data/host-crash-pinning.log");
+    let crash = include_str!("../../tools/xen-explain/tests/data/host-crash-pinning.log");
     let once = format!("{}{crash}", OTHERS.repeat(40));
     let mut log = once.repeat(bytes.div_ceil(once.len())).into_bytes();
     log.truncate(bytes);

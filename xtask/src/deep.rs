@@ -33,7 +33,9 @@ const MUTATED: [&str; 3] = ["hypercall", "p2m", "early-pgt"];
 /// Packages whose unit tests run under Miri: the others' need a model, which is slow there.
 const INTERPRETED: [&str; 2] = ["hypercall", "p2m"];
 /// Packages whose tests run with AddressSanitizer.
-const SANITIZED: [&str; 4] = ["hypercall", "p2m", "pvmmu", "xen-model"];
+const SANITIZED: [&str; 5] = ["hypercall", "p2m", "pvmmu", "xen-explain", "xen-model"];
+/// The package of fuzz targets.
+const FUZZ: &str = "proof/fuzz";
 /// Inputs that each fuzz target is tried with.
 const FUZZ_RUNS: u32 = 20_000;
 const FUZZ_TARGETS: [&str; 2] = ["explain", "prove"];
@@ -150,7 +152,8 @@ fn fuzz() -> Result<bool> {
     let mut passed = true;
     for target in FUZZ_TARGETS {
         let mut command = with_tools(nightly(&[])?)?;
-        command.args(["fuzz", "run", target, "--", &format!("-runs={FUZZ_RUNS}"), "-seed=1"]);
+        command.args(["fuzz", "run", "--fuzz-dir", FUZZ, target]);
+        command.args(["--", &format!("-runs={FUZZ_RUNS}"), "-seed=1"]);
         command.args(FUZZ_INPUTS);
         passed &= passes(&mut command)?;
     }

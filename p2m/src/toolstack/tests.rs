@@ -17,9 +17,9 @@ mod one_by_one {
     fn the_generation_is_odd_while_any_change_goes_on_and_another_after_each() {
         arbtest(|u| {
             let arch = ArchSharedInfo::default();
-            // What a kernel of before left, whose last change may not have ended.
-            arch.p2m_generation.store(u.int_in_range(0..=9)?, Ordering::Relaxed);
             let toolstack = Toolstack::new(&arch);
+            // What a kernel of before left, whose last change may not have ended.
+            toolstack.words.p2m_generation.store(u.int_in_range(0..=9)?, Ordering::Relaxed);
             let mut under_way = Vec::new();
             let mut seen = vec![generation(&toolstack)];
             for _ in 0..u.int_in_range(0..=20)? {
@@ -45,7 +45,7 @@ mod one_by_one {
         (0..=UNDER_WAY_MAX + 1).for_each(|_| core::mem::forget(toolstack.changing()));
         drop(toolstack.changing());
         assert!(!generation(&toolstack).is_multiple_of(2));
-        arch.p2m_generation.store(NUMBER - 1, Ordering::Relaxed);
+        toolstack.words.p2m_generation.store(NUMBER - 1, Ordering::Relaxed);
         drop(toolstack.changing());
         assert_eq!(generation(&toolstack), 0, "the last number is followed by the first");
     }
@@ -90,10 +90,11 @@ mod in_every_order {
 
         /// Reads as a toolstack does: once more if the generation is odd, or another behind it.
         fn read(&self) {
-            let before = self.arch.p2m_generation.load(Ordering::Acquire);
+            let generation = &Toolstack::new(&self.arch).words.p2m_generation;
+            let before = generation.load(Ordering::Acquire);
             let whole = self.mappings.iter().all(Mapping::is_whole);
             fence(Ordering::Acquire);
-            let after = self.arch.p2m_generation.load(Ordering::Relaxed);
+            let after = generation.load(Ordering::Relaxed);
             let believed = before.is_multiple_of(2) && before == after;
             assert!(whole || !believed, "read in the middle of a change: {before:#x}");
         }
@@ -161,17 +162,17 @@ mod in_every_order {
             let reader = loom::thread::spawn({
                 let shared = Arc::clone(&shared);
                 move || {
-                    let Growing { arch, words } = &*shared;
-                    if arch.max_pfn.load(Ordering::Acquire) == 2 {
+                    let (words, told) = (&shared.words, shared.toolstack().words);
+                    if told.max_pfn.load(Ordering::Acquire) == 2 {
                         assert_eq!(words[1].load(Ordering::Relaxed), 17, "the map has grown");
                     }
-                    if arch.p2m_cr3.load(Ordering::Acquire) != 0 {
-                        let list = arch.p2m_vaddr.load(Ordering::Relaxed);
-                        let max_pfn = arch.max_pfn.load(Ordering::Relaxed);
+                    if told.p2m_cr3.load(Ordering::Acquire) != 0 {
+                        let list = told.p2m_vaddr.load(Ordering::Relaxed);
+                        let max_pfn = told.max_pfn.load(Ordering::Relaxed);
                         assert!(list != 0 && max_pfn > 0, "the list is published");
                     }
-                    if arch.frame_list_list.load(Ordering::Acquire) != 0 {
-                        assert!(arch.max_pfn.load(Ordering::Relaxed) > 0, "so is its length");
+                    if told.frame_list_list.load(Ordering::Acquire) != 0 {
+                        assert!(told.max_pfn.load(Ordering::Relaxed) > 0, "so is its length");
                     }
                 }
             });
@@ -200,9 +201,9 @@ mod in_every_order {
             let reader = loom::thread::spawn({
                 let shared = Arc::clone(&shared);
                 move || {
-                    let arch = &shared.arch;
-                    let list = arch.p2m_cr3.load(Ordering::Acquire);
-                    let frame_list = arch.frame_list_list.load(Ordering::Relaxed);
+                    let told = shared.toolstack().words;
+                    let list = told.p2m_cr3.load(Ordering::Acquire);
+                    let frame_list = told.frame_list_list.load(Ordering::Relaxed);
                     assert!(list != 0 || frame_list != 0, "neither is published");
                 }
             });

@@ -52,6 +52,8 @@ pub struct TestGuest {
 /// Free frames; double frees and strangers are caught.
 pub struct Pool {
     frames: Vec<Frame>,
+    /// Which frames of the arena are among them.
+    free: Box<[bool; ARENA_FRAMES]>,
 }
 
 impl TestGuest {
@@ -104,7 +106,10 @@ impl TestGuest {
         let frames = if self.list.len() > 1024 { ARENA_FRAMES as u64 } else { FEW_FRAMES };
         let numbers = (ARENA..ARENA + frames).rev().map(Pfn::new);
         // SAFETY: the frames exist only in the model, and each is claimed once.
-        Pool { frames: numbers.map(|pfn| unsafe { Frame::claim(pfn) }).collect() }
+        let claimed = numbers.map(|pfn| unsafe { Frame::claim(pfn) });
+        let mut pool = Pool { frames: Vec::new(), free: Box::new([false; ARENA_FRAMES]) };
+        claimed.for_each(|frame| pool.give(frame));
+        pool
     }
 
     /// Checks that Xen's counts add up, and that the test did nothing that a real one could not
@@ -134,20 +139,29 @@ impl Pool {
 
     /// Only the first `count` frames remain free; the others are put aside.
     pub fn keep(&mut self, count: usize) -> Vec<Frame> {
-        let aside = self.frames.len() - count;
-        self.frames.drain(..aside).collect()
+        let aside: Vec<Frame> = self.frames.drain(..self.frames.len() - count).collect();
+        aside.iter().for_each(|frame| *self.is_free(frame) = false);
+        aside
+    }
+
+    /// Whether a frame of the arena is free.
+    fn is_free(&mut self, frame: &Frame) -> &mut bool {
+        let place = frame.pfn().raw().checked_sub(ARENA).and_then(|place| place.try_into().ok());
+        let place = place.and_then(|place: usize| self.free.get_mut(place));
+        place.unwrap_or_else(|| panic!("{frame:?} is not of this pool"))
     }
 }
 
 impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
-        self.frames.pop()
+        let frame = self.frames.pop()?;
+        *self.is_free(&frame) = false;
+        Some(frame)
     }
 
     fn give(&mut self, frame: Frame) {
-        let known = (ARENA..ARENA + ARENA_FRAMES as u64).contains(&frame.pfn().raw());
-        assert!(known, "{frame:?} is not of this pool");
-        assert!(!self.frames.contains(&frame), "{frame:?} is freed twice");
+        let before = core::mem::replace(self.is_free(&frame), true);
+        assert!(!before, "{frame:?} is freed twice");
         self.frames.push(frame);
     }
 }

@@ -1,9 +1,9 @@
 //! I-8, I-9, I-15: the frame map says what Xen has, in words that are there.
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
+use hypercall::{ArchSharedInfo, Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
 use p2m::{BuilderList, P2m, P2mError, Pfns, Toolstack, UnalignedList, Window, WindowPlace};
 
 fn a_list_is_adopted_by_unsafe_code_alone(list: &[AtomicU64]) -> Result<P2m<'_>, P2mError> {
@@ -57,7 +57,16 @@ fn a_list_is_published_by_unsafe_code_alone(
     owed!(toolstack.publish_list(p2m, list, Mfn::new(1))) //~ E0133
 }
 
+fn what_toolstacks_read_is_stored_by_unsafe_code_alone(arch: &ArchSharedInfo) {
+    owed!(arch.map_words()).frame_list_list.store(1, Ordering::Relaxed); //~ E0133
+}
+
 hidden! {
+    fn what_toolstacks_read_is_not_stored_past_it(arch: &ArchSharedInfo, told: &Toolstack<'_>) {
+        arch.0.p2m_cr3.store(1, Ordering::Relaxed); //~ E0616
+        told.words.p2m_cr3.store(1, Ordering::Relaxed); //~ E0616
+    }
+
     fn a_list_is_nowhere_else(list: &mut BuilderList) {
         list.first = Pfn::new(1); //~ E0616
     }

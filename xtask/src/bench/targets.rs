@@ -152,7 +152,7 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
     elsewhere(9, "the bench with Linux in 15 min", "time cargo xtask bench --vs linux"),
     elsewhere(9, "that of the tests in 3 min", "cargo xtask test"),
     elsewhere(9, "no count more than 2 % above its baseline", "cargo xtask bench --check"),
-    elsewhere(10, "logs explained at 100 MB in a second", "cargo bench -p xen-model"),
+    elsewhere(10, "logs explained at 100 MB in a second", "cargo bench -p xen-explain"),
 ];
 
 /// How each target was met, by rows of a guest and of the host. `linux` is Linux's figure for a row

@@ -119,7 +119,7 @@ fn on_the_model() -> Result<String> {
 }
 
 /// Host programs that each teach one crate: package and name.
-const EXAMPLES: [(&str, &str); 2] = [("swiotlb", "bounce"), ("balloon", "resize")];
+const EXAMPLES: [(&str, &str); 2] = [("swiotlb", "bounce"), ("xen-balloon", "resize")];
 
 fn examples() -> Result<String> {
     for (package, name) in EXAMPLES {

@@ -27,7 +27,7 @@ const BEGINNINGS: [[&str; 2]; 5] = [
 /// what they like to a model. Inside a package only: at the top, these are packages themselves.
 const EXEMPT: [&str; 4] = ["tests", "tests.rs", "benches", "examples"];
 /// A package of tests.
-const FUZZ: &str = "fuzz";
+const FUZZ: &str = "proof/fuzz";
 
 /// Compares the list with the files.
 ///
