@@ -4,10 +4,9 @@
 use alloc::vec::Vec;
 
 use hypercall::{Cpu, Frame, Frames, Machine, Pfn};
-use p2m::LeafSource;
 use pvmmu::FrameSource;
 
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// Frames for tables: the lowest ones.
 const NEAR_FRAMES: usize = 4096;
@@ -21,9 +20,9 @@ pub(super) struct Memory {
 
 impl Memory {
     /// All frames of the guest, which has none then.
-    pub(super) fn of<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Self {
-        let mut far = Vec::with_capacity(guest.pool.len());
-        far.extend(core::iter::from_fn(|| FrameSource::take(&mut guest.pool)));
+    pub(super) fn of<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Self {
+        let mut far = Vec::with_capacity(kernel.pool.len());
+        far.extend(core::iter::from_fn(|| FrameSource::take(&mut kernel.pool)));
         far.reverse();
         let mut near = far.split_off(far.len().saturating_sub(NEAR_FRAMES));
         near.shrink_to_fit();
@@ -93,9 +92,22 @@ fn run_of(stack: &mut Vec<Frame>, count: usize) -> Option<Frames> {
     Some(unsafe { Frames::claim(first, count as u64) })
 }
 
-impl LeafSource for Memory {
+/// The frames for tables alone.
+pub(super) struct Near<'m>(pub(super) &'m mut Memory);
+
+impl hypercall::FrameSource for Near<'_> {
     fn take(&mut self) -> Option<Frame> {
-        self.near.pop()
+        self.0.near.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        FrameSource::give(self.0, frame);
+    }
+}
+
+impl hypercall::FrameSource for Memory {
+    fn take(&mut self) -> Option<Frame> {
+        FrameSource::take(self)
     }
 
     fn give(&mut self, frame: Frame) {

@@ -6,8 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{AccessError, Frame, FrameAccess, PAGE_SIZE, Pfn};
-use p2m::LeafSource;
+use hypercall::{AccessError, Frame, FrameAccess, FrameSource, PAGE_SIZE, Pfn};
 
 use crate::guest::Second;
 use crate::life::survives;
@@ -49,7 +48,7 @@ impl Workload {
     pub(super) fn grow<M: FrameAccess>(
         &mut self,
         machine: &M,
-        source: &mut impl LeafSource,
+        source: &mut impl FrameSource,
         pages: u64,
     ) -> Result<(), String> {
         while self.len() < pages
