@@ -6,10 +6,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use hypercall::{AccessError, Frame, FrameAccess, GuestVa, Mfn, PAGE_SIZE, Pfn, Pte};
-use p2m::{
-    FRAME_LIST_PFNS_MAX, FrameList, FrameListError, LeafSource, Leaves, P2m, P2mError, Pfns,
-};
+use hypercall::{AccessError, Frame, FrameAccess, FrameSource, GuestVa, Mfn, PAGE_SIZE, Pfn, Pte};
+use p2m::{FRAME_LIST_PFNS_MAX, FrameList, FrameListError, Leaves, P2m, P2mError, Pfns};
 use pv_tests::frame_map::{List, list};
 use x86_64::structures::paging::PageTableIndex;
 
@@ -77,7 +75,7 @@ unsafe impl Leaves for Linear {
 /// Frames for pages of the list: as many as there are left, from this one on.
 struct Frames(u64, u64);
 
-impl LeafSource for Frames {
+impl FrameSource for Frames {
     fn take(&mut self) -> Option<Frame> {
         self.1 = self.1.checked_sub(1)?;
         self.0 += 1;

@@ -6,11 +6,12 @@
 mod common;
 
 use common::{Storage, audit, opened, split};
+use hypercall::FrameSource;
 use hypercall::{
     BatchStorage, Counting, DomId, Frame, FrameAccess as _, Mfn, Pfn, Pte, PteFlags, Uncertain,
     VaFlush, VaMapping,
 };
-use p2m::{Census, LeafSource, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
+use p2m::{Census, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, context};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::PageType;
@@ -175,7 +176,7 @@ struct Few {
     uncertain: Vec<Uncertain>,
 }
 
-impl LeafSource for Few {
+impl FrameSource for Few {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }
@@ -206,9 +207,9 @@ fn make_read_only(machine: &Machine, pfn: Pfn) {
 fn reserved_with(unwritable: usize) -> (Few, [Pfn; 3]) {
     scene!(19, machine, p2m, window, pool, batch, around);
     window.grow(around, 2 * GIB, &mut batch).expect("grow");
-    let frames = [(); 3].map(|()| LeafSource::take(&mut pool).expect("free"));
+    let frames = [(); 3].map(|()| FrameSource::take(&mut pool).expect("free"));
     let pfns = frames.each_ref().map(Frame::pfn);
-    let anothers = LeafSource::take(&mut pool).expect("free");
+    let anothers = FrameSource::take(&mut pool).expect("free");
     let pte = Pte::new(p2m.mfn(anothers.pfn()).expect("RAM"), PteFlags::KERNEL_RW);
     for at in 0..512 {
         // SAFETY: nobody else uses it.

@@ -14,7 +14,7 @@ use p2m::{
     GrantFailure, GrantMaps, MapRequest, MappedGrant, P2m, P2mEntry, Pfns, Window, WindowError,
 };
 use pv_tests::account::Account;
-use pv_tests::guest::Guest;
+use pv_tests::guest::TestGuest;
 use pv_tests::pairs::{self, Plan};
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, context};
 use xen_model::{GrantEntry, Model};
@@ -179,19 +179,19 @@ const GRANTS: u32 = 4;
 
 /// dom0 with pfns that have no memory, and what is granted to it.
 struct Granting {
-    guest: Guest,
+    guest: TestGuest,
     requests: Vec<MapRequest>,
 }
 
 impl Granting {
     fn new() -> Self {
-        let mut guest = Guest::dom0();
+        let mut guest = TestGuest::dom0();
         let neighbour = guest.model.vcpu(1, 0).expect("it is there");
         let requests = (8..8 + GRANTS).map(|reference| {
             let frame = neighbour.built_mfn(Pfn::new(reference.into())).expect("it has memory");
             let entry = GrantEntry { flags: 1, domain: 0, frame };
             neighbour.write_grant(reference, entry).expect("the table has it");
-            let pfn = p2m::LeafSource::take(&mut guest.frames).expect("16 MiB").pfn();
+            let pfn = hypercall::FrameSource::take(&mut guest.frames).expect("16 MiB").pfn();
             // SAFETY: the frame's token is gone, and nothing uses its memory.
             unsafe { guest.p2m.depopulate(pfn) }.expect("it had memory");
             let va = guest.model.direct_map(pfn).expect("an address");
@@ -204,7 +204,7 @@ impl Granting {
 
     /// The list, the map, the tables and Xen say the same of each grant; and Xen's counts add up.
     fn check(&self, maps: &GrantMaps<'_>) {
-        let Guest { model, p2m, .. } = &self.guest;
+        let TestGuest { model, p2m, .. } = &self.guest;
         let neighbour = model.vcpu(1, 0).expect("it is there");
         let mut account = Account::of(self.requests.iter().map(|request| request.pfn));
         account.found("the list", maps.iter().map(|mapped| mapped.request.pfn));

@@ -5,8 +5,9 @@
 
 use std::sync::atomic::AtomicU64;
 
+use hypercall::FrameSource;
 use hypercall::{ArchSharedInfo, Frame, Mfn, PAGE_SHIFT, Pfn};
-use p2m::{BuilderList, FrameList, LeafSource, P2m, Toolstack};
+use p2m::{BuilderList, FrameList, P2m, Toolstack};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Role, number};
 
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -34,7 +35,7 @@ struct Guest {
 /// The pages of the frame list, one after the other.
 struct Pages(Vec<Frame>);
 
-impl LeafSource for Pages {
+impl FrameSource for Pages {
     fn take(&mut self) -> Option<Frame> {
         self.0.pop()
     }

@@ -211,7 +211,7 @@ fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
     let mut batch = storage.batch();
     let around = GrowContext { machine: &machine, p2m: &p2m, toolstack: Some(toolstack) };
     let mut places: Vec<_> = (0..CAPACITY / GIB).map(|_| None).collect();
-    let top = p2m::LeafSource::take(&mut pool).expect("a frame");
+    let top = hypercall::FrameSource::take(&mut pool).expect("a frame");
     let mut list = FrameList::new(top, &mut places);
     list.build((&machine, &p2m), &window, &mut pool).expect("build");
     // SAFETY: the guest exists only in the model.

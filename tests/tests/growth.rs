@@ -2,13 +2,13 @@
 //! frame map in its window, the direct mapping and the balloon together, on the model.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
-use balloon::{Allocator, Around, Balloon, Limit, Moved, Next, Obstacle, Step, Wipe, WorkStorage};
+use balloon::{Balloon, Limit, Moved, Next, Obstacle, Step, Wipe, WorkStorage};
 use hypercall::{
-    BatchStorage, Frame, FrameAccess as _, Frames, Level, MmuUpdate, Pfn, Pte, PteFlags,
+    BatchStorage, Frame, FrameAccess as _, FrameSource, Frames, Level, MmuUpdate, Pfn, Pte,
+    PteFlags,
 };
-use p2m::{Audit, FindDirect as _, FrameList, GrowContext, LeafSource as _, P2m, Pfns, Window};
+use p2m::{Audit, DirectEntries, FrameList, GrowContext, Guest, P2m, Pfns, Window, walk};
 use pv_tests::window::{CAPACITY, Machine, Pool};
-use pvmmu::{Context, DirectEntries, walk};
 
 /// Pfns at boot, and beyond them.
 const BOOT: u64 = 4096;
@@ -19,7 +19,7 @@ const TABLE: u64 = 512;
 /// What is free, and belongs to the balloon as far as it wants it.
 struct Free<'p>(&'p mut Pool, Vec<Frame>);
 
-impl Allocator for Free<'_> {
+impl FrameSource for Free<'_> {
     fn take(&mut self) -> Option<Frame> {
         self.1.pop()
     }
@@ -30,38 +30,35 @@ impl Allocator for Free<'_> {
 }
 
 /// Makes empty tables of the direct mapping for `new`.
-fn extend_direct_map(context: Context<'_, Machine>, new: Pfns, pool: &mut Pool) {
-    let start = context.machine().direct_map(Pfn::new(0)).expect("mapped");
+fn extend_direct_map(guest: Guest<'_, Machine>, new: Pfns, pool: &mut Pool) {
+    let start = guest.machine().direct_map(Pfn::new(0)).expect("mapped");
     for pfn in (new.start.raw()..new.end()).step_by(512) {
         let va = start.checked_add_pages(pfn).expect("a guest address");
-        let path = walk(&context, context.kernel_root(), va).expect("tables that can be read");
+        let path = walk(&guest, guest.kernel_root(), va).expect("tables that can be read");
         let Some(above) = path.at(Level::L2) else { panic!("{va} has no L2 table") };
         if path.at(Level::L1).is_some() {
             continue;
         }
         let table = pool.take().expect("a frame").pfn();
         // SAFETY: the frame has just left the pool.
-        unsafe { context.machine().clear_frame(table) }.expect("mapped");
-        let (slot, pte) = DirectEntries::new(context).find(table).expect("mapped");
-        let link = Pte::new(context.p2m().mfn(table).expect("RAM"), PteFlags::TABLE);
+        unsafe { guest.machine().clear_frame(table) }.expect("mapped");
+        let (slot, pte) = DirectEntries::new(guest).find(table).expect("mapped");
+        let link = Pte::new(guest.p2m().mfn(table).expect("RAM"), PteFlags::TABLE);
         let mut storage = BatchStorage::<2, 1>::new();
         let mut batch = storage.batch();
         batch.update(MmuUpdate::set(slot, pte.read_only()), pte.raw()).expect("room");
         batch.update(MmuUpdate::set(above.slot, link), above.pte.raw()).expect("room");
         // SAFETY: an empty table where there was none.
-        unsafe { batch.submit(context.machine()) }.expect("allowed");
+        unsafe { batch.submit(guest.machine()) }.expect("allowed");
     }
-    context.machine().model.guest().set_direct_map(start, new.end());
+    guest.machine().model.guest().set_direct_map(start, new.end());
 }
 
 /// Steps until the balloon has nothing more to do, or has to wait.
-fn settle(context: Context<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut Free<'_>) -> Step {
+fn settle(guest: Guest<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut Free<'_>) -> Step {
     let mut storage = WorkStorage::<600>::new();
     loop {
-        let mut direct = DirectEntries::new(context);
-        let (machine, p2m) = (context.machine(), context.p2m());
-        let mut around = Around { machine, p2m, direct: &mut direct };
-        let step = storage.with(|work| balloon.step(&mut around, free, work));
+        let step = storage.with(|work| balloon.step(&guest, free, work));
         assert!(step.accounts.is_balanced(), "{}", step.accounts);
         if step.next != Next::Again {
             return step;
@@ -101,12 +98,12 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     window.reserve(grow, new, &mut pool, &mut batch).expect("its words have memory");
     list.refresh((&machine, &p2m), &window, new, &mut pool).expect("the frame list follows");
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { Context::new(&machine, &p2m, machine.root()) };
-    extend_direct_map(context, new, &mut pool);
+    let guest = unsafe { Guest::new(&machine, &p2m, machine.root()) };
+    extend_direct_map(guest, new, &mut pool);
     audit(&machine, &p2m, &list, &window);
 
     let mut words = vec![0; usize::try_from(Balloon::words_needed(new.end())).expect("small")];
-    let begun = Balloon::new((&machine, &p2m), &mut words, 0, Wipe::Always);
+    let begun = Balloon::new(&guest, &mut words, 0, Wipe::Always);
     let (mut balloon, _) = begun.expect("the model answers");
     assert_eq!((balloon.goal().frames, p2m.len()), (BOOT, new.end()));
     // SAFETY: the map ended before them until now.
@@ -118,7 +115,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
         machine.model.guest().set_maximum(maximum);
         let _ = balloon.set_target(u64::MAX);
         assert_eq!(balloon.goal().limit, Some(Limit::Pfns(new.end())));
-        let last = settle(context, &mut balloon, &mut free);
+        let last = settle(guest, &mut balloon, &mut free);
         assert_eq!(last.accounts.xen, Some(maximum), "{last:?}");
         match last.next {
             Next::Wait { why, .. } => assert_eq!(why, Obstacle::Maximum { frames: maximum }),
@@ -139,7 +136,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     }
 
     let _ = balloon.set_target(BOOT);
-    let last = settle(context, &mut balloon, &mut free);
+    let last = settle(guest, &mut balloon, &mut free);
     assert_eq!((last.next, last.accounts.xen), (Next::Idle, Some(BOOT)));
     assert!(matches!(last.moved, Moved::Out(_)) && free.1.is_empty() && !free.0.is_empty());
     audit(&machine, &p2m, &list, &window);

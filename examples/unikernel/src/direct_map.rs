@@ -7,14 +7,14 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use early_pgt::{
-    Access, BootMemory, Build, BuildContext, BuilderList, MapPlace, Mapped, Plan, Region,
-    RegionKind, RoundPlan, Use, UseKind, builder_uses, replace_tables, set_access,
+    Access, BootMemory, Build, BuilderList, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan,
+    Use, UseKind, builder_uses, replace_tables, set_access,
 };
 use hypercall::{
     Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn,
     Timed,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 
 use crate::guest::Pool;
 use crate::identity;
@@ -99,7 +99,7 @@ pub(crate) struct Image {
 }
 
 /// What a kernel does in the course of it.
-pub(crate) trait Kernel<'k> {
+pub(crate) trait Takeover<'k> {
     /// Is told after each round how far the mapping reaches.
     fn mapped(&self, reach: Mapped);
 
@@ -128,7 +128,7 @@ struct Room<'a> {
 pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     (machine, p2m): (&M, &P2m<'_>),
     (boot, image): (&BootInfo, &Image),
-    kernel: &impl Kernel<'k>,
+    kernel: &impl Takeover<'k>,
 ) -> Result<Built, String> {
     let address = |va| GuestVa::new(va).map_err(|error| say(&error));
     let (virt_base, direct_map) = (address(VIRT_BASE)?, address(DIRECT_MAP)?);
@@ -153,17 +153,17 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
             return Err("the machine's frames are dom0's to map: run this with --as dom0".into());
         }
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let context = unsafe { BuildContext::new(machine, p2m, root) };
-        identity::give_up(context, virt_base, &mut room.batch)?;
+        let guest = unsafe { Guest::new(machine, p2m, root) };
+        identity::give_up(guest, virt_base, &mut room.batch)?;
     }
     // SAFETY: the caller gives all frames that nothing names.
     let mut built = unsafe { map((machine, p2m), plan, &mut room, kernel) }?;
     if image.boot == Boot::OnBuilderTables {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let context = unsafe { BuildContext::new(machine, p2m, root) };
+        let guest = unsafe { Guest::new(machine, p2m, root) };
         for constant in [image.text, image.constants] {
             // SAFETY: nothing writes the kernel's code and constants.
-            unsafe { set_access(context, (constant, Access::ReadOnly), &mut room.batch) }
+            unsafe { set_access(guest, (constant, Access::ReadOnly), &mut room.batch) }
                 .map_err(|error| say(&error))?;
         }
         built.made.root = Some(root);
@@ -188,16 +188,16 @@ unsafe fn map<'k, M: Machine + Cpu>(
     (machine, p2m): (&M, &P2m<'_>),
     plan: Plan,
     room: &mut Room<'_>,
-    kernel: &impl Kernel<'k>,
+    kernel: &impl Takeover<'k>,
 ) -> Result<Built, String> {
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { BuildContext::new(&machine, p2m, room.root) };
+    let guest = unsafe { Guest::new(&machine, p2m, room.root) };
     let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&room.memory, plan) };
-    while let Some(reach) = build.round(context, &mut room.batch).map_err(|error| say(&error))? {
+    while let Some(reach) = build.round(guest, &mut room.batch).map_err(|error| say(&error))? {
         kernel.mapped(reach);
     }
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
@@ -224,13 +224,13 @@ unsafe fn own_tables<M: Machine + Cpu>(
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { BuildContext::new(&machine, p2m, room.root) };
+    let guest = unsafe { Guest::new(&machine, p2m, room.root) };
     let memory = &room.memory;
     let begun = timed.ticks();
     let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;
     // SAFETY: the frames come from the pool, the list has moved; the rest is the caller's promise.
     let replaced = unsafe {
-        replace_tables(context, (memory, list), frames, &mut room.batch, |run| pool.give_run(run))
+        replace_tables(guest, (memory, list), frames, &mut room.batch, |run| pool.give_run(run))
     };
     let replaced = replaced.map_err(|error| say(&error))?;
     made.own_ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];

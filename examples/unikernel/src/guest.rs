@@ -4,6 +4,7 @@
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
+use pvmmu::SpaceFrames;
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -11,16 +12,16 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{
-    ArchSharedInfo, BootInfo, Counting, Cpu, Frame, FrameAccess as _, Frames, GuestVa, Machine, Pfn,
+    ArchSharedInfo, BootInfo, Counting, Cpu, Frame, FrameAccess as _, FrameSource, Frames, GuestVa,
+    Machine, Pfn,
 };
-use p2m::{LeafSource, P2m};
-use pvmmu::{Context, FrameSource};
+use p2m::{Guest, P2m};
 
 use crate::direct_map::Made;
 use crate::life::Life;
 
 /// The guest a program runs in.
-pub(crate) struct Guest<'a, M> {
+pub(crate) struct Kernel<'a, M> {
     /// The machine, counting what is asked of Xen.
     pub(crate) machine: Counting<&'a M>,
     /// The CPU.
@@ -145,7 +146,7 @@ pub(crate) trait Second<M> {
     fn beside(&self, work: &mut Work<'_, M>, meanwhile: &mut dyn FnMut());
 }
 
-impl<M: Machine + Cpu> Guest<'_, M> {
+impl<M: Machine + Cpu> Kernel<'_, M> {
     /// Says what the CPU lacks, if it lacks something.
     pub(crate) fn say_what_is_missing(&mut self) -> Result<(), String> {
         let missing = self.machine.missing_flags();
@@ -165,8 +166,8 @@ impl<M: Machine + Cpu> Guest<'_, M> {
 
     /// The same guest with another frame map, for as long as that is borrowed: all that it has goes
     /// over.
-    pub(crate) fn on_map<'b>(&'b mut self, p2m: &'b P2m<'b>) -> Guest<'b, M> {
-        Guest {
+    pub(crate) fn on_map<'b>(&'b mut self, p2m: &'b P2m<'b>) -> Kernel<'b, M> {
+        Kernel {
             machine: Counting::new(self.cpu),
             cpu: self.cpu,
             boot: self.boot,
@@ -182,17 +183,17 @@ impl<M: Machine + Cpu> Guest<'_, M> {
         }
     }
 
-    /// The context of address space operations.
-    pub(crate) fn context(&self) -> Context<'_, Counting<&M>> {
+    /// The guest, as operations take it.
+    pub(crate) fn guest(&self) -> Guest<'_, Counting<&M>> {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        unsafe { Context::new(&self.machine, self.p2m, self.kernel_root) }
+        unsafe { Guest::new(&self.machine, self.p2m, self.kernel_root) }
     }
 
-    /// The context of address space operations, and the pool beside it.
-    pub(crate) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
+    /// The guest, as operations take it, and the pool beside it.
+    pub(crate) fn parts(&mut self) -> (Guest<'_, Counting<&M>>, &mut Pool) {
         let Self { machine, p2m, kernel_root, pool, .. } = self;
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        (unsafe { Context::new(machine, p2m, *kernel_root) }, pool)
+        (unsafe { Guest::new(machine, p2m, *kernel_root) }, pool)
     }
 }
 
@@ -305,16 +306,6 @@ impl Pool {
     }
 }
 
-impl LeafSource for Pool {
-    fn take(&mut self) -> Option<Frame> {
-        self.take_one()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.give_one(&frame);
-    }
-}
-
 impl FrameSource for Pool {
     fn take(&mut self) -> Option<Frame> {
         self.take_one()
@@ -324,3 +315,5 @@ impl FrameSource for Pool {
         self.give_one(&frame);
     }
 }
+
+impl SpaceFrames for Pool {}

@@ -16,8 +16,8 @@ use hypercall::{
 use p2m::{P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
-use crate::direct_map::{self, Image, Kernel, VIRT_BASE};
-use crate::guest::{Guest, Platform, Ports, Second, Work};
+use crate::direct_map::{self, Image, Takeover, VIRT_BASE};
+use crate::guest::{Kernel, Platform, Ports, Second, Work};
 use crate::life::Life;
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
@@ -162,10 +162,10 @@ fn run(
         start_info: pfn(model.guest().start_info_address()),
         boot: programs::boot_of(name),
     };
-    let kernel = ModelKernel { guest: model.guest(), p2m: &p2m };
+    let takeover = ModelTakeover { guest: model.guest(), p2m: &p2m };
     // SAFETY: frames of the model's guest, taken over once; no Rust object is ever in them (I-1).
-    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), &kernel) }?;
-    let mut guest = Guest {
+    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), &takeover) }?;
+    let mut kernel = Kernel {
         machine: Counting::new(&first),
         cpu: &first,
         boot,
@@ -179,8 +179,8 @@ fn run(
         platform,
         second: second.as_ref().map(|second| second as _),
     };
-    guest.say_what_is_missing()?;
-    let verdict = program(&mut guest);
+    kernel.say_what_is_missing()?;
+    let verdict = program(&mut kernel);
     if name == "prove" {
         print_transitions(console, &model).map_err(|error| say(&error))?;
     }
@@ -188,12 +188,12 @@ fn run(
 }
 
 /// The model's guest as it takes over its memory. Its list is the host's, and stays there.
-struct ModelKernel<'k> {
+struct ModelTakeover<'k> {
     guest: xen_model::Guest<'k>,
     p2m: &'k P2m<'k>,
 }
 
-impl<'k> Kernel<'k> for ModelKernel<'k> {
+impl<'k> Takeover<'k> for ModelTakeover<'k> {
     fn mapped(&self, reach: Mapped) {
         self.guest.set_direct_map(reach.start, reach.end);
     }

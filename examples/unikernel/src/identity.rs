@@ -5,13 +5,12 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use early_pgt::{BuildContext, Region, RegionKind};
+use early_pgt::{Region, RegionKind};
 use hypercall::{
     Batch, DomId, Extent, GuestVa, Level, Machine, MemoryOp, MmuExtOp, MmuUpdate, Pfn, Pte,
     Reservation,
 };
-use p2m::{P2m, Pfns};
-use pvmmu::{Context, walk};
+use p2m::{Guest, P2m, Pfns, walk};
 
 /// The PC's 640 KiB to 1 MiB: video memory and firmware.
 pub(crate) const ISA: Pfns = Pfns::new(Pfn::new(0xa0), 0x60);
@@ -42,18 +41,16 @@ pub(crate) fn regions(p2m: &P2m<'_>) -> Vec<Region> {
 /// # Errors
 /// A sentence; a guest that has come so far and not further is of no use.
 pub(crate) fn give_up<M: Machine>(
-    context: BuildContext<'_, M>,
+    guest: Guest<'_, M>,
     kernel: GuestVa,
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
     let say = |error: &dyn core::fmt::Display| alloc::format!("the ISA area: {error}");
-    let (machine, p2m, root) = (context.machine(), context.p2m(), context.root());
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let walking = unsafe { Context::new(machine, p2m, root) };
+    let (machine, p2m) = (guest.machine(), guest.p2m());
     batch.clear();
     for pfn in ISA.iter() {
         let va = kernel.checked_add_pages(pfn.raw()).map_err(|error| say(&error))?;
-        let path = walk(&walking, root, va).map_err(|error| say(&error))?;
+        let path = walk(&guest, guest.kernel_root(), va).map_err(|error| say(&error))?;
         let step = path.at(Level::L1).ok_or("the ISA area is not mapped")?;
         let update = MmuUpdate::set(step.slot, Pte::ABSENT);
         batch.update(update, step.pte.raw()).map_err(|error| say(&error))?;

@@ -5,7 +5,7 @@ use core::fmt;
 
 use hypercall::{Counts, Cpu, Machine};
 
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// How a program ended: a sentence for each case.
 pub(crate) type Verdict = Result<String, String>;
@@ -27,35 +27,35 @@ pub(crate) struct Steps {
 
 impl Steps {
     /// Prints the head of the table and starts to count.
-    pub(crate) fn begin<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Self, fmt::Error> {
-        row!(guest.console, "step", "hypercalls", "entries", "TSC ticks")?;
-        writeln!(guest.console, "{:-<77}", "")?;
-        let counts = guest.machine.counts();
-        Ok(Self { counts, ticks: guest.cpu.ticks(), taken: 0, total: Counts::default() })
+    pub(crate) fn begin<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<Self, fmt::Error> {
+        row!(kernel.console, "step", "hypercalls", "entries", "TSC ticks")?;
+        writeln!(kernel.console, "{:-<77}", "")?;
+        let counts = kernel.machine.counts();
+        Ok(Self { counts, ticks: kernel.cpu.ticks(), taken: 0, total: Counts::default() })
     }
 
     /// Prints the row of the step that has just been taken.
     pub(crate) fn done<M: Machine + Cpu>(
         &mut self,
-        guest: &mut Guest<'_, M>,
+        kernel: &mut Kernel<'_, M>,
         step: &str,
     ) -> Result<(), fmt::Error> {
-        let ticks = guest.cpu.ticks().wrapping_sub(self.ticks);
-        let counts = guest.machine.counts() - self.counts;
-        row!(guest.console, step, counts.hypercalls, counts.entries, ticks)?;
+        let ticks = kernel.cpu.ticks().wrapping_sub(self.ticks);
+        let counts = kernel.machine.counts() - self.counts;
+        row!(kernel.console, step, counts.hypercalls, counts.entries, ticks)?;
         self.taken += 1;
         self.total.hypercalls += counts.hypercalls;
         self.total.entries += counts.entries;
-        self.counts = guest.machine.counts();
+        self.counts = kernel.machine.counts();
         // Printing is not part of the next step.
-        self.ticks = guest.cpu.ticks();
+        self.ticks = kernel.cpu.ticks();
         Ok(())
     }
 
     /// Prints the foot of the table.
-    pub(crate) fn end<M: Machine>(&self, guest: &mut Guest<'_, M>) -> fmt::Result {
-        writeln!(guest.console, "{:-<77}", "")?;
-        row!(guest.console, "in all", self.total.hypercalls, self.total.entries, "")
+    pub(crate) fn end<M: Machine>(&self, kernel: &mut Kernel<'_, M>) -> fmt::Result {
+        writeln!(kernel.console, "{:-<77}", "")?;
+        row!(kernel.console, "in all", self.total.hypercalls, self.total.entries, "")
     }
 
     /// What a verdict says of the work done.

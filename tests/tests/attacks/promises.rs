@@ -3,9 +3,9 @@
 
 use hypercall::{
     AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GrantMap, GrantUnmap, Grants,
-    GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte, Slot,
+    GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte,
 };
-use p2m::{FindDirect, Leaves, NoDirectEntry, P2m, P2mError};
+use p2m::{Leaves, P2m, P2mError};
 use x86_64::structures::paging::PageTableIndex;
 
 /// A machine that says what it likes.
@@ -14,7 +14,7 @@ struct Liar;
 #[cfg(not(any(attack, liar)))]
 #[test]
 fn a_promise_is_all_that_is_missing() {
-    fn is_a_machine(_: &(impl hypercall::Machine + Cpu + Grants + FindDirect + Leaves)) {}
+    fn is_a_machine(_: &(impl hypercall::Machine + Cpu + Grants + Leaves)) {}
     is_a_machine(&Liar);
 }
 
@@ -99,15 +99,6 @@ promised! {
 
         fn grant_table(&self, _: &mut [Mfn]) -> Result<(), Error> {
             Ok(())
-        }
-    }
-}
-
-promised! {
-    impl FindDirect for Liar { //~ E0200
-        fn find(&mut self, _: Pfn) -> Result<(Slot, Pte), NoDirectEntry> {
-            let index = PageTableIndex::new(0);
-            Ok((Slot { table: Mfn::new(1), index }, Pte::ABSENT))
         }
     }
 }

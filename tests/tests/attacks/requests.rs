@@ -1,10 +1,10 @@
 //! What only shows when it runs: safe code asks for what would break an invariant, and is refused.
 
-use hypercall::{DomId, GuestVa, Pfn, PteFlags};
+use hypercall::{DomId, FrameSource as _, GuestVa, Pfn, PteFlags};
 use p2m::Pfns;
-use pv_tests::guest::{Guest, Work};
+use pv_tests::guest::{TestGuest, Work};
 use pvmmu::primitive::Need;
-use pvmmu::{Counted, FrameSource as _, MapError, Pages, Pgd, Pinned, Shares, Tools};
+use pvmmu::{Counted, MapError, Pages, Pgd, Pinned, Shares, Tools};
 use swiotlb::{DmaMask, Region};
 
 /// The page that these tests map.
@@ -14,14 +14,14 @@ fn page() -> Pages {
 
 /// The guest's frame behind it.
 fn frame_of(pgd: &Pgd<Pinned>, tools: &Work) -> Option<Pfn> {
-    let mapping = pgd.translate(&tools.context, page().start).expect("tables are read");
+    let mapping = pgd.translate(&tools.guest, page().start).expect("tables are read");
     mapping.and_then(|mapping| mapping.frame.pfn())
 }
 
 /// I-10.
 #[test]
 fn frames_that_do_not_lie_together_are_no_region() {
-    let mut guest = Guest::new();
+    let mut guest = TestGuest::new();
     let frames = guest.frames.take_run(64);
     let pfns = Pfns::new(frames.start(), 64);
     let mut mfns = pfns.iter().map(|pfn| guest.p2m.mfn(pfn).expect("it has memory").raw());
@@ -34,37 +34,37 @@ fn frames_that_do_not_lie_together_are_no_region() {
 /// I-4.
 #[test]
 fn own_frames_without_a_pfn_are_not_mapped_as_anothers() {
-    let guest = Guest::new();
+    let guest = TestGuest::new();
     let shared_info = guest.boot.shared_info;
     let mut tools = guest.tools();
-    let pgd = Pgd::new(&tools.context, tools.frames).expect("a root");
-    let mut pgd = pgd.pin(&tools.context, tools.batch).expect("pinned");
+    let pgd = Pgd::new(&tools.guest, tools.frames).expect("a root");
+    let mut pgd = pgd.pin(&tools.guest, tools.batch).expect("pinned");
     for domain in [DomId::SELF, DomId(1)] {
         let refused = pgd.edit(&mut tools, |edit| {
             edit.map_foreign(page(), PteFlags::USER_RW, shared_info, domain)
         });
         let reason = refused.expect_err("it is the guest's own").error;
         assert_eq!(reason == MapError::NotForeign(shared_info), domain == DomId::SELF, "{reason}");
-        assert_eq!(pgd.translate(&tools.context, page().start), Ok(None));
+        assert_eq!(pgd.translate(&tools.guest, page().start), Ok(None));
     }
 }
 
 /// I-4.
 #[test]
 fn other_counts_of_shares_make_no_second_owner() {
-    let (mut parent, mut tools) = Guest::with_pinned(page());
+    let (mut parent, mut tools) = TestGuest::with_pinned(page());
     let mut child = parent.fork(&mut tools).expect("two share the page");
     let shared = frame_of(&parent, &tools);
-    let Tools { context, batch, tables, frames, .. } = tools;
+    let Tools { guest, batch, tables, frames, .. } = tools;
     // Of these counts the page has one owner, or nobody counts it.
     let mut counts = vec![0; 4096];
     let mut other = Counted { source: &mut *frames.source, shares: &mut Shares::new(&mut counts) };
-    let mut lying = Tools::new(context, batch, tables, &mut other);
+    let mut lying = Tools::new(guest, batch, tables, &mut other);
     for pgd in [&mut parent, &mut child] {
         let _ = pgd.edit(&mut lying, |edit| edit.make_own(page().start));
     }
     let writable = [&parent, &child].map(|pgd| {
-        let mapping = pgd.translate(&context, page().start).expect("read").expect("mapped");
+        let mapping = pgd.translate(&guest, page().start).expect("read").expect("mapped");
         mapping.frame.pfn() == shared && mapping.flags.contains(PteFlags::WRITABLE)
     });
     assert!(!writable[0] && !writable[1], "pfn {shared:?} is shared, and written by one alone");
@@ -77,25 +77,25 @@ fn other_counts_of_shares_make_no_second_owner() {
 /// I-4.
 #[test]
 fn a_page_that_is_shared_is_not_shared_again_where_nobody_counts_it() {
-    let (mut parent, mut tools) = Guest::with_pinned(page());
+    let (mut parent, mut tools) = TestGuest::with_pinned(page());
     let _child = parent.fork(&mut tools).expect("two share the page");
     let mut counts = vec![0; 4096];
     let mut other =
         Counted { source: &mut *tools.frames.source, shares: &mut Shares::new(&mut counts) };
-    let mut lying = Tools::new(tools.context, tools.batch, tools.tables, &mut other);
+    let mut lying = Tools::new(tools.guest, tools.batch, tools.tables, &mut other);
     let _ = parent.fork(&mut lying).expect_err("its entry says that it is counted elsewhere");
 }
 
 /// I-4.
 #[test]
 fn flags_of_an_address_space_that_does_not_run_change_there_and_nowhere_else() {
-    let (mut one, mut tools) = Guest::with_pinned(page());
-    let other = Pgd::new(&tools.context, tools.frames).expect("a root");
-    let mut other = other.pin(&tools.context, tools.batch).expect("pinned");
+    let (mut one, mut tools) = TestGuest::with_pinned(page());
+    let other = Pgd::new(&tools.guest, tools.frames).expect("a root");
+    let mut other = other.pin(&tools.guest, tools.batch).expect("pinned");
     other.map_pages(&mut tools, page(), PteFlags::USER_RW).expect("mapped");
     let (in_one, in_other) = (frame_of(&one, &tools), frame_of(&other, &tools));
-    owed!(other.load(&tools.context)).expect("it is pinned"); //~ E0133
-    let read_only = (page().start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    let _ = one.set_flags(&tools.context, read_only, Need::Set, None).expect("it is mapped");
+    owed!(other.load(&tools.guest)).expect("it is pinned"); //~ E0133
+    let (va, read_only) = (page().start, PteFlags::USER_RW - PteFlags::WRITABLE);
+    let _ = one.set_flags(&tools.guest, va, read_only, Need::Set, None).expect("it is mapped");
     assert_eq!([frame_of(&one, &tools), frame_of(&other, &tools)], [in_one, in_other]);
 }

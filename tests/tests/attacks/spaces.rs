@@ -3,26 +3,29 @@
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
 use hypercall::{Cpu, DomId, GuestVa, Machine, Mfn, Pfn, PteFlags};
-use p2m::P2m;
+use p2m::{Guest, P2m};
 use pvmmu::primitive::Need;
 use pvmmu::{
-    Context, FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Reach, Running, Tools, Vcpus,
-    load_root,
+    FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Reach, Running, Tools, Vcpus, load_root,
 };
 
 fn a_guest_is_described_by_unsafe_code_alone<'a, M>(
     machine: &'a M,
     p2m: &'a P2m<'a>,
-) -> Context<'a, M> {
-    owed!(Context::new(machine, p2m, Pfn::new(1))) //~ E0133
+) -> Guest<'a, M> {
+    owed!(Guest::new(machine, p2m, Pfn::new(1))) //~ E0133
+}
+
+fn a_guest_gets_another_root_by_unsafe_code_alone<M>(guest: Guest<'_, M>) -> Guest<'_, M> {
+    owed!(guest.with_kernel_root(Pfn::new(1))) //~ E0133
 }
 
 fn a_root_is_loaded_by_unsafe_code_alone(
-    context: &Context<'_, impl Machine>,
+    guest: &Guest<'_, impl Machine>,
     pgd: &Pgd<Pinned>,
 ) -> Result<(), LoadError> {
-    owed!(load_root(context, Pfn::new(1)))?; //~ E0133
-    owed!(pgd.load(context)) //~ E0133
+    owed!(load_root(guest, Pfn::new(1)))?; //~ E0133
+    owed!(pgd.load(guest)) //~ E0133
 }
 
 fn whoever_runs_is_known_by_unsafe_code_alone(running: &[Running]) -> Vcpus<'_> {
@@ -34,40 +37,41 @@ fn flushes_are_left_out_by_unsafe_code_alone<M, F>(tools: &mut Tools<'_, '_, '_,
 }
 
 fn an_address_is_changed_where_it_runs_by_unsafe_code_alone(
-    context: &Context<'_, impl Machine + Cpu>,
+    guest: &Guest<'_, impl Machine + Cpu>,
     pgd: &mut Pgd<Pinned>,
-    change: (GuestVa, PteFlags),
+    va: GuestVa,
+    flags: PteFlags,
 ) {
-    let _ = owed!(pgd.set_flags_here(context, change, Need::Set, None)); //~ E0133
+    let _ = owed!(pgd.set_flags_here(guest, va, flags, Need::Set, None)); //~ E0133
 }
 
 fn an_address_space_that_runs_ends_by_unsafe_code_alone(
-    context: &Context<'_, impl Machine>,
+    guest: &Guest<'_, impl Machine>,
     vcpus: Vcpus<'_>,
 ) {
-    let _ = owed!(vcpus.leave(context, 0)); //~ E0133
+    let _ = owed!(vcpus.leave(guest, 0)); //~ E0133
 }
 
 fn anothers_frame_in_a_loose_tree_is_mapped_by_unsafe_code_alone(
-    context: &Context<'_, impl Machine>,
+    guest: &Guest<'_, impl Machine>,
     pgd: &mut Pgd<Loose>,
     pages: Pages,
     frames: &mut FrameStack<'_>,
 ) {
-    let (flags, frame) = (PteFlags::USER_RW, (Mfn::new(1), DomId::IO));
-    let _ = owed!(pgd.map_foreign(context, pages, flags, frame, frames)); //~ E0133
+    let (flags, mfn) = (PteFlags::USER_RW, Mfn::new(1));
+    let _ = owed!(pgd.map_foreign(guest, pages, flags, mfn, DomId::IO, frames)); //~ E0133
 }
 
 hidden! {
-    use hypercall::{Batch, Frame, Level};
-    use pvmmu::{FrameSource, Shares, TablePool};
+    use hypercall::{Batch, Frame, FrameSource, Level};
+    use pvmmu::{Shares, SpaceFrames, TablePool};
 
-    fn another_root_is_not_the_kernels<M>(context: &mut Context<'_, M>) {
-        context.kernel_root = Pfn::new(1); //~ E0616
+    fn another_root_is_not_the_kernels<M>(guest: &mut Guest<'_, M>) {
+        guest.kernel_root = Pfn::new(1); //~ E0616
     }
 
-    fn another_map_is_not_the_guests<'a, M>(context: &mut Context<'a, M>, other: &'a P2m<'a>) {
-        context.p2m = other; //~ E0616
+    fn another_map_is_not_the_guests<'a, M>(guest: &mut Guest<'a, M>, other: &'a P2m<'a>) {
+        guest.p2m = other; //~ E0616
     }
 
     fn nobodys_tlb_is_forgotten<M, F>(tools: &mut Tools<'_, '_, '_, M, F>) {
@@ -95,7 +99,9 @@ hidden! {
         }
 
         fn give(&mut self, _: Frame) {}
+    }
 
+    impl SpaceFrames for Miscounts {
         fn sharers(&self, _: Pfn) -> u16 { //~ E0407
             1
         }
@@ -106,16 +112,16 @@ hidden! {
     }
 
     fn a_tree_that_is_pinned_is_no_loose_one_too(
-        context: &Context<'_, impl Machine>,
+        guest: &Guest<'_, impl Machine>,
         pgd: Pgd<Loose>,
         batch: &mut Batch<'_>,
     ) -> Pgd<Loose> {
-        let _ = pgd.pin(context, batch);
+        let _ = pgd.pin(guest, batch);
         pgd //~ E0382
     }
 
-    fn a_loose_tree_is_not_loaded(context: &Context<'_, impl Machine>, pgd: &Pgd<Loose>) {
-        pgd.load(context); //~ E0599
+    fn a_loose_tree_is_not_loaded(guest: &Guest<'_, impl Machine>, pgd: &Pgd<Loose>) {
+        pgd.load(guest); //~ E0599
     }
 
     fn a_tree_has_no_other_root<S>(pgd: &mut Pgd<S>, frame: Frame) {

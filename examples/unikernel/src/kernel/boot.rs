@@ -14,13 +14,12 @@ use hypercall::xen::{Xen, try_load};
 use hypercall::{
     BootInfo, Counting, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
 };
-use p2m::{P2m, Pfns};
-use pvmmu::{Context, walk};
+use p2m::{Guest, P2m, Pfns, walk};
 use spin::Once;
 use x86_64::VirtAddr;
 
-use crate::direct_map::{self, Boot, Built, DIRECT_MAP, Image, Kernel, VIRT_BASE};
-use crate::guest::{Guest, Platform};
+use crate::direct_map::{self, Boot, Built, DIRECT_MAP, Image, Takeover, VIRT_BASE};
+use crate::guest::{Kernel, Platform};
 
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
 const M2P_START: u64 = 0xffff_8000_0000_0000;
@@ -165,9 +164,9 @@ pub(super) fn machine(early: &Early) -> Xen {
 /// Whether the builder's tables map `pfn` at its place in the direct mapping.
 fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { Context::new(xen, early.p2m(), early.root()) };
+    let guest = unsafe { Guest::new(xen, early.p2m(), early.root()) };
     let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
-    let entry = walk(&context, context.kernel_root(), va).ok().and_then(|walk| walk.at(Level::L1));
+    let entry = walk(&guest, guest.kernel_root(), va).ok().and_then(|walk| walk.at(Level::L1));
     entry.is_some_and(|step| step.pte.is_present() && early.p2m().mfn(pfn) == Ok(step.pte.mfn()))
 }
 
@@ -211,7 +210,7 @@ struct Booting<'a> {
     xen: &'a Xen,
 }
 
-impl Kernel<'static> for Booting<'_> {
+impl Takeover<'static> for Booting<'_> {
     fn mapped(&self, reach: Mapped) {
         REACH.store(reach.end, Ordering::Release);
         // SAFETY: early-pgt has just linked the tables that map all of this (I-3).
@@ -260,14 +259,14 @@ const BUILDERS: u64 = u64::MAX;
 static ROOT: AtomicU64 = AtomicU64::new(BUILDERS);
 
 /// The guest around a program.
-pub(super) fn guest<'a>(
+pub(super) fn kernel<'a>(
     early: &'a Early,
     xen: &'a Xen,
     built: Built,
     console: &'a mut dyn fmt::Write,
     platform: &'a dyn Platform,
-) -> Guest<'a, Xen> {
-    Guest {
+) -> Kernel<'a, Xen> {
+    Kernel {
         machine: Counting::new(xen),
         cpu: xen,
         boot: early.boot,

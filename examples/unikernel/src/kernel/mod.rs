@@ -66,11 +66,11 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     if boot != Boot::OnBuilderTables {
         built.made.guards = stack::guard(&xen)?;
     }
-    let mut guest = boot::guest(early, &xen, built, &mut console, &platform);
-    guest.arguments = arguments;
-    guest.second = second.as_ref().map(|second| second as _);
-    guest.say_what_is_missing()?;
-    program(&mut guest)
+    let mut kernel = boot::kernel(early, &xen, built, &mut console, &platform);
+    kernel.arguments = arguments;
+    kernel.second = second.as_ref().map(|second| second as _);
+    kernel.say_what_is_missing()?;
+    program(&mut kernel)
 }
 
 /// Overflows the stack, with all else as a program finds it.

@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
+use p2m::{Guest, walk};
 use pvmmu::mapper::flush_length;
-use pvmmu::{Context, walk};
 use x86_64::VirtAddr;
 
 use super::console::{self, Console};
@@ -329,9 +329,9 @@ fn print_walk(out: &mut Console, address: u64) -> fmt::Result {
     };
     let xen = boot::machine(early);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { Context::new(&xen, early.p2m(), early.root()) };
+    let guest = unsafe { Guest::new(&xen, early.p2m(), early.root()) };
     writeln!(out, "entries on the way in the tree that the kernel booted on:")?;
-    match walk(&context, context.kernel_root(), va) {
+    match walk(&guest, guest.kernel_root(), va) {
         Ok(walk) => write!(out, "{walk}"),
         Err(error) => writeln!(out, "  {error}"),
     }

@@ -9,7 +9,7 @@ use p2m::{Audit, FrameList, KexecState, Leaves, P2m, Progress, Toolstack};
 
 use super::OrSay;
 use super::publish::{builder_list, places, publish};
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// Words of the map that are looked at in one go.
@@ -26,21 +26,21 @@ pub(super) struct Published<'p, L> {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let mut places = places(guest.p2m.len());
-    let (toolstack, frame_list) = publish(guest, &mut places)?;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let mut places = places(kernel.p2m.len());
+    let (toolstack, frame_list) = publish(kernel, &mut places)?;
     let published = Published {
         toolstack: &toolstack,
         list: None,
         frame_list: Some(&frame_list),
-        leaves: &builder_list(guest)?,
+        leaves: &builder_list(kernel)?,
     };
-    let verdict = audit(guest, guest.p2m, &published)?;
-    let ram = [guest.p2m.all()];
-    let state = KexecState { p2m: guest.p2m, ram: &ram, granted: None, maps: None };
+    let verdict = audit(kernel, kernel.p2m, &published)?;
+    let ram = [kernel.p2m.all()];
+    let state = KexecState { p2m: kernel.p2m, ram: &ram, granted: None, maps: None };
     match state.kexec_is_safe() {
-        Ok(_) => writeln!(guest.console, "kexec is safe"),
-        Err(hazards) => writeln!(guest.console, "{hazards}"),
+        Ok(_) => writeln!(kernel.console, "kexec is safe"),
+        Err(hazards) => writeln!(kernel.console, "{hazards}"),
     }
     .or_say("console")?;
     Ok(verdict)
@@ -48,20 +48,20 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Audits the map and what is published of it, and prints the report in both forms.
 pub(super) fn audit<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     p2m: &P2m<'_>,
     published: &Published<'_, impl Leaves>,
 ) -> Result<String, String> {
-    let machine = &guest.machine;
+    let machine = &kernel.machine;
     let mut findings = [None; 32];
     let mut audit = Audit::begin(&mut findings);
-    let begun = guest.cpu.ticks();
+    let begun = kernel.cpu.ticks();
     let mut steps = 1;
     while audit.step(machine, p2m, STEP_WORDS) != Progress::Done {
         steps += 1;
     }
-    let ticks = guest.cpu.ticks().wrapping_sub(begun) / p2m.len();
-    let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
+    let ticks = kernel.cpu.ticks().wrapping_sub(begun) / p2m.len();
+    let root = p2m.mfn(kernel.kernel_root).or_say("the root")?;
     audit.check_toolstack(published.toolstack, p2m, published.list.map(|list| (list, root)));
     if let Some(frame_list) = published.frame_list {
         audit.check_frame_list((machine, p2m), frame_list, published.leaves);
@@ -70,8 +70,8 @@ pub(super) fn audit<M: Machine + Cpu>(
     let frames = unsafe { machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
     audit.compare_reservation(frames.or_say("current reservation")?);
     let report = audit.report();
-    writeln!(guest.console, "{report}").or_say("console")?;
-    writeln!(guest.console, "{}", report.records()).or_say("console")?;
+    writeln!(kernel.console, "{report}").or_say("console")?;
+    writeln!(kernel.console, "{}", report.records()).or_say("console")?;
     match report.is_clean() {
         true => Ok(format!("{} in {steps} steps, {ticks} ticks a pfn", report.census)),
         false => Err(format!("{report}").replace('\n', ";")),

@@ -13,19 +13,19 @@ use hypercall::Machine;
 
 use super::OrSay;
 use super::prove::arena_frames;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// Frames to play with: enough for two MiB in one piece.
 const FRAMES: usize = 700;
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
+pub(super) fn run<M: Machine + Target>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let all = assertions();
-    let words: Vec<&str> = guest.arguments.split_whitespace().collect();
+    let words: Vec<&str> = kernel.arguments.split_whitespace().collect();
     if words == ["list"] {
         for Assertion { number, group, name, .. } in &all as &Vec<Assertion<M>> {
-            writeln!(guest.console, "{number:>3} {group} {}", &name[5..]).or_say("console")?;
+            writeln!(kernel.console, "{number:>3} {group} {}", &name[5..]).or_say("console")?;
         }
         return Ok(format!("{} assertions", all.len()));
     }
@@ -37,16 +37,16 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
     if let Some(number) = numbers.iter().find(|number| !is_there(number)) {
         return Err(format!("no guest can assert number {number}: see docs/testing-assertions.md"));
     }
-    let frames = arena_frames(guest, FRAMES)?;
-    let root = (guest.kernel_root, guest.p2m.mfn(guest.kernel_root).or_say("P2M")?);
-    let mut env = Env::new(guest.cpu, guest.boot, root, frames)?;
+    let frames = arena_frames(kernel, FRAMES)?;
+    let root = (kernel.kernel_root, kernel.p2m.mfn(kernel.kernel_root).or_say("P2M")?);
+    let mut env = Env::new(kernel.cpu, kernel.boot, root, frames)?;
     let is_constant =
         |used: &&Use| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);
-    let constant = guest.made.uses.iter().filter(is_constant);
-    for pfns in guest.made.tables.iter().copied().chain(constant.map(|used| used.pfns)) {
+    let constant = kernel.made.uses.iter().filter(is_constant);
+    for pfns in kernel.made.tables.iter().copied().chain(constant.map(|used| used.pfns)) {
         env.made_read_only(pfns.start.raw()..pfns.end());
     }
-    introduce(guest, &env)?;
+    introduce(kernel, &env)?;
     let (mut hold, mut absent, mut failed) = (0, 0, Vec::new());
     for assertion in &all {
         if !numbers.is_empty() && !numbers.contains(&assertion.number) {
@@ -59,7 +59,7 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
             Outcome::Failed(reason) => format!("FAILED {reason}"),
             Outcome::NotHere(reason) => format!("not here: {reason}"),
         };
-        writeln!(guest.console, "{number:>3} {:<64} {word}", &name[5..]).or_say("console")?;
+        writeln!(kernel.console, "{number:>3} {:<64} {word}", &name[5..]).or_say("console")?;
         match outcome {
             Outcome::Holds => hold += 1,
             Outcome::NotHere(_) => absent += 1,
@@ -74,12 +74,12 @@ pub(super) fn run<M: Machine + Target>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Says where we are.
 fn introduce<M: Machine + Target>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     env: &Env<'_, M>,
 ) -> Result<(), String> {
     let Facts { boot, release: (major, minor), domain, foreign, .. } = env.facts();
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
-    let console = &mut guest.console;
+    let console = &mut kernel.console;
     write!(console, "Xen {major}.{minor}, {role}, domain {domain}, ").or_say("console")?;
     match foreign {
         Some(mfn) => writeln!(console, "a frame of another one is mfn {mfn:x}"),

@@ -5,13 +5,14 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{BatchStorage, Cpu, FrameAccess as _, Level, Machine, MmuUpdate, Pfn, Pte};
-use hypercall::{GuestVa, PteFlags};
-use p2m::{FindDirect as _, LeafSource as _, Pfns};
-use pvmmu::{DirectEntries, walk};
+use hypercall::{
+    BatchStorage, Cpu, FrameAccess as _, FrameSource as _, GuestVa, Level, Machine, MmuUpdate, Pfn,
+    Pte, PteFlags,
+};
+use p2m::{DirectEntries, Pfns, walk};
 
 use super::OrSay as _;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// Pfns that an L1 table of the direct mapping maps.
 pub(super) const TABLE_PFNS: u64 = 512;
@@ -20,36 +21,36 @@ pub(super) const TABLE_PFNS: u64 = 512;
 /// # Errors
 /// A sentence; the tables made before stay, empty.
 pub(super) fn extend_direct_map<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     new: Pfns,
 ) -> Result<u64, String> {
-    let base = guest.machine.direct_map(Pfn::new(0)).or_say("the direct mapping")?;
+    let base = kernel.machine.direct_map(Pfn::new(0)).or_say("the direct mapping")?;
     let mut made = 0;
     let mut pfn = new.start.raw();
     while pfn < new.end() {
         let va = base.checked_add_pages(pfn).or_say("the direct mapping")?;
-        while link_next(guest, va)? {
+        while link_next(kernel, va)? {
             made += 1;
         }
         pfn = (pfn / TABLE_PFNS + 1) * TABLE_PFNS;
     }
     // SAFETY: there is an entry for each of them now, and each is absent until it has memory (I-3).
-    unsafe { guest.platform.direct_map_reaches(new.end()) };
+    unsafe { kernel.platform.direct_map_reaches(new.end()) };
     Ok(made)
 }
 
 /// Links an empty table in the uppermost level that has none for `va`. False if all levels have.
-fn link_next<M: Machine + Cpu>(guest: &mut Guest<'_, M>, va: GuestVa) -> Result<bool, String> {
-    let found = walk(&guest.context(), guest.kernel_root, va).or_say("walk")?;
+fn link_next<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, va: GuestVa) -> Result<bool, String> {
+    let found = walk(&kernel.guest(), kernel.kernel_root, va).or_say("walk")?;
     let above = found.last().ok_or("the root is missing")?;
     if above.level == Level::L1 {
         return Ok(false);
     }
-    let table = guest.pool.take().ok_or("no frame for a table of the direct mapping")?;
+    let table = kernel.pool.take().ok_or("no frame for a table of the direct mapping")?;
     // SAFETY: the frame has just left the pool (I-1).
-    unsafe { guest.machine.clear_frame(table.pfn()) }.or_say("clear")?;
-    let (slot, pte) = DirectEntries::new(guest.context()).find(table.pfn()).or_say("find")?;
-    let mfn = guest.p2m.mfn(table.pfn()).or_say("the table")?;
+    unsafe { kernel.machine.clear_frame(table.pfn()) }.or_say("clear")?;
+    let (slot, pte) = DirectEntries::new(kernel.guest()).find(table.pfn()).or_say("find")?;
+    let mfn = kernel.p2m.mfn(table.pfn()).or_say("the table")?;
     let link = MmuUpdate::set(above.slot, Pte::new(mfn, PteFlags::TABLE));
     let mut storage = BatchStorage::<2, 1>::new();
     let mut batch = storage.batch();
@@ -57,13 +58,13 @@ fn link_next<M: Machine + Cpu>(guest: &mut Guest<'_, M>, va: GuestVa) -> Result<
     batch.update(link, above.pte.raw()).or_say("batch")?;
     // SAFETY: the frame is the program's, empty, and becomes a table where there was none; Xen
     // stops if it cannot be made read-only.
-    let Err(refused) = (unsafe { batch.submit(&guest.machine) }) else { return Ok(true) };
+    let Err(refused) = (unsafe { batch.submit(&kernel.machine) }) else { return Ok(true) };
     batch.invert();
     // SAFETY: the entries become what they were.
-    let undone = unsafe { batch.submit(&guest.machine) };
+    let undone = unsafe { batch.submit(&kernel.machine) };
     let lost = match undone {
         Ok(()) => {
-            guest.pool.give(table);
+            kernel.pool.give(table);
             ""
         }
         Err(_) => ", and its frame is lost: it is still read-only",

@@ -7,11 +7,12 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{BatchStorage, Cpu, Errno, GuestVa, Machine, Pte, PteFlags};
-use pvmmu::{MapError, Pages, Pgd, PinFailure, Pinned, TablePool, Tools, walk};
+use p2m::walk;
+use pvmmu::{MapError, Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
 
 use super::OrSay;
 use super::life::{load, load_kernel, tools};
-use crate::guest::{Guest, Platform, Pool};
+use crate::guest::{Kernel, Platform, Pool};
 use crate::report::Verdict;
 
 const EXECUTABLE: PteFlags = PteFlags::USER_RW.difference(PteFlags::NO_EXECUTE);
@@ -25,27 +26,27 @@ const RETURNS: u64 = 0xc3c3_c3c3_c3c3_c3c3;
 type With<'a, 'b, 't, M> = Tools<'a, 'b, 't, M, Pool>;
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    let has_devices = guest.boot.console == hypercall::Console::Hypervisor;
-    let (cpu, platform) = (guest.cpu, guest.platform);
-    let (context, pool) = guest.parts();
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    let has_devices = kernel.boot.console == hypercall::Console::Hypervisor;
+    let (cpu, platform) = (kernel.cpu, kernel.platform);
+    let (guest, pool) = kernel.parts();
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, pool).or_say("new")?;
-    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    load(&context, &pgd)?;
+    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
+    load(&guest, &pgd)?;
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut tables, pool);
+    let mut with = tools(&guest, &mut batch, &mut tables, pool);
     let pages = Pages::one(GuestVa::new(1 << 35).or_say("address")?);
     let told = adjusted(&mut pgd, &mut with, pages)
         .and_then(|()| cached(&mut pgd, &mut with, (pages, has_devices)))
         .and_then(|cached| Ok((cached, executed(&mut pgd, &mut with, pages, (cpu, platform))?)));
-    load_kernel(&context)?;
+    load_kernel(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
     let (cached, executed) = told?;
-    loose(guest, (pages, has_devices))?;
-    match free - guest.pool.len() {
+    loose(kernel, (pages, has_devices))?;
+    match free - kernel.pool.len() {
         0 => Ok(format!("cache attributes are {cached}; {executed}")),
         lost => Err(format!("{lost} frames were lost")),
     }
@@ -56,7 +57,7 @@ fn entry<M: Machine>(
     with: &With<'_, '_, '_, M>,
     pages: Pages,
 ) -> Result<Pte, String> {
-    let leaf = walk(&with.context, pgd.root(), pages.start).or_say("walk")?.leaf();
+    let leaf = walk(&with.guest, pgd.root(), pages.start).or_say("walk")?.leaf();
     leaf.map(|(_, pte)| pte).ok_or_else(|| "there is no table".into())
 }
 
@@ -77,7 +78,7 @@ fn adjusted<M: Machine>(
         let is_users = flags.contains(PteFlags::USER);
         let marks = (PteFlags::GLOBAL, PteFlags::GUEST_KERNEL);
         let (mark, other) = if is_users { marks } else { (marks.1, marks.0) };
-        let written = pte.with_flags(with.context.machine().offered(flags));
+        let written = pte.with_flags(with.guest.machine().offered(flags));
         says(pte, "not what was written", |pte| pte.same_for_guest(written))?;
         says(pte, "Xen's mark is missing", |pte| pte.flags().contains(mark | PteFlags::USER))?;
         says(pte, "Xen's other mark is set", |pte| !pte.flags().contains(other))?;
@@ -134,17 +135,17 @@ fn agrees(
 
 /// The same when a whole tree is validated.
 fn loose<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     (pages, has_devices): (Pages, bool),
 ) -> Result<(), String> {
-    let (context, pool) = guest.parts();
+    let (guest, pool) = kernel.parts();
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     for bits in CACHE {
-        let mut pgd = Pgd::new(&context, pool).or_say("new")?;
-        pgd.map_pages(&context, (pages, PteFlags::USER_RW | bits), pool).or_say("map")?;
-        let pgd = match pgd.pin(&context, &mut batch) {
-            Ok(pgd) if has_devices => pgd.unpin(&context, &mut batch).or_say("unpin")?,
+        let mut pgd = Pgd::new(&guest, pool).or_say("new")?;
+        pgd.map_pages(&guest, pages, PteFlags::USER_RW | bits, pool).or_say("map")?;
+        let pgd = match pgd.pin(&guest, &mut batch) {
+            Ok(pgd) if has_devices => pgd.unpin(&guest, &mut batch).or_say("unpin")?,
             Err(refused) if !has_devices => match (refused.failure, refused.undo) {
                 (PinFailure::Table { error, .. }, Ok(())) if error.errno == REFUSED => refused.pgd,
                 _ => return Err(format!("{bits:?}: {refused}")),
@@ -152,7 +153,7 @@ fn loose<M: Machine + Cpu>(
             Ok(_) => return Err(format!("a tree with {bits:?} was pinned")),
             Err(refused) => return Err(format!("{bits:?}: {refused}")),
         };
-        pgd.destroy(&context, pool).map_err(|(_, error)| format!("destroy: {error}"))?;
+        pgd.destroy(&guest, pool).map_err(|(_, error)| format!("destroy: {error}"))?;
     }
     Ok(())
 }
@@ -165,7 +166,7 @@ fn executed<M: Machine>(
     pages: Pages,
     (cpu, platform): (&impl Cpu, &dyn Platform),
 ) -> Result<&'static str, String> {
-    if with.context.machine().missing_flags().contains(PteFlags::NO_EXECUTE) {
+    if with.guest.machine().missing_flags().contains(PteFlags::NO_EXECUTE) {
         return Ok("what NX forbids is left out, for this CPU has none");
     }
     pgd.map_pages(with, pages, PteFlags::USER_RW).or_say("map")?;

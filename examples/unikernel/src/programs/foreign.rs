@@ -6,14 +6,14 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    BatchStorage, Console, Cpu, DomId, Errno, Extent, Frame, GuestVa, Machine, MemoryOp, Mfn,
-    PAGE_SIZE, Pfn, PteFlags,
+    BatchStorage, Console, Cpu, DomId, Errno, Extent, Frame, FrameSource, GuestVa, Machine,
+    MemoryOp, Mfn, PAGE_SIZE, Pfn, PteFlags,
 };
-use pvmmu::{FrameSource, MapError, Pages, Pgd, Pinned, TablePool, Tools};
+use pvmmu::{MapError, Pages, Pgd, Pinned, SpaceFrames, TablePool, Tools};
 
 use super::OrSay;
 use super::life::{load, load_kernel};
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 use crate::report::Verdict;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -32,13 +32,15 @@ struct Noting<'a> {
 
 impl FrameSource for Noting<'_> {
     fn take(&mut self) -> Option<Frame> {
-        FrameSource::take(self.pool)
+        self.pool.take()
     }
 
     fn give(&mut self, frame: Frame) {
-        FrameSource::give(self.pool, frame);
+        self.pool.give(frame);
     }
+}
 
+impl SpaceFrames for Noting<'_> {
     fn give_foreign(&mut self, _: Mfn) {
         self.returned += 1;
     }
@@ -48,37 +50,37 @@ type With<'a, 'b, 't, 'p, M> = Tools<'a, 'b, 't, M, Noting<'p>>;
 
 /// Runs the program.
 #[expect(unsafe_code, reason = "asks Xen where M2P is, which changes nothing")]
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    let is_dom0 = guest.boot.console == Console::Hypervisor;
-    let cpu = guest.cpu;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    let is_dom0 = kernel.boot.console == Console::Hypervisor;
+    let cpu = kernel.cpu;
     let mut m2p = [Extent::from_mfn(Mfn::new(0)); 1];
     // SAFETY: Xen fills the list.
     let listed = unsafe { cpu.memory_op(&mut MemoryOp::MachphysMfnList(&mut m2p)) };
     let [m2p] = m2p;
-    let (context, pool) = guest.parts();
+    let (guest, pool) = kernel.parts();
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, pool).or_say("new")?;
-    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    load(&context, &pgd)?;
+    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
+    load(&guest, &pgd)?;
     let mut frames = Noting { pool, returned: 0 };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = Tools::new(context, &mut batch, &mut tables, &mut frames);
+    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut frames);
     let own = own_is_refused(&mut pgd, &mut with);
     let lived = own.and_then(|()| match (is_dom0, listed) {
         (true, Ok(_)) => as_dom0(cpu, &mut pgd, &mut with, m2p.mfn()),
         (true, Err(error)) => Err(format!("where M2P is: {error}")),
         (false, _) => as_domu(&mut pgd, &mut with),
     });
-    load_kernel(&context)?;
+    load_kernel(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
     let (told, mapped) = lived?;
     if frames.returned != mapped {
         return Err(format!("{mapped} foreign frames were mapped, {} returned", frames.returned));
     }
-    writeln!(guest.console, "{told}").or_say("console")?;
-    match free - guest.pool.len() {
+    writeln!(kernel.console, "{told}").or_say("console")?;
+    match free - kernel.pool.len() {
         0 => Ok(format!("{mapped} frames of others were mapped and are gone again")),
         lost => Err(format!("{lost} frames were lost")),
     }
@@ -95,7 +97,7 @@ fn map<M: Machine>(
     (mfn, domain): (Mfn, DomId),
 ) -> Result<(), MapError> {
     let pages = Pages::one(page().map_err(|_| MapError::OutOfFrames)?);
-    let mapped = pgd.edit(with, |edit| edit.map_foreign((pages, flags), (mfn, domain)));
+    let mapped = pgd.edit(with, |edit| edit.map_foreign(pages, flags, mfn, domain));
     mapped.map_err(|error| error.error)
 }
 
@@ -120,7 +122,7 @@ fn own_is_refused<M: Machine>(
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<(), String> {
     let pfn = Pfn::new(1);
-    let mfn = with.context.p2m().mfn(pfn).or_say("P2M")?;
+    let mfn = with.guest.p2m().mfn(pfn).or_say("P2M")?;
     for domain in [DomId::SELF, DomId::IO, DomId(0), DomId(1)] {
         if map(pgd, with, READ_ONLY, (mfn, domain)) != Err(MapError::Own(pfn)) {
             return Err(format!("pfn {pfn} was taken for a frame of {domain:?}"));
@@ -147,7 +149,7 @@ fn as_dom0<M: Machine>(
     pgd.unmap(with, Pages::one(va)).or_say("unmap firmware")?;
 
     let pfn = Pfn::new(1);
-    let mfn = with.context.p2m().mfn(pfn).or_say("P2M")?;
+    let mfn = with.guest.p2m().mfn(pfn).or_say("P2M")?;
     let frame = m2p.checked_add(mfn.raw() / WORDS).ok_or("M2P is at the end of memory")?;
     let to_write = refusal(pgd, with, PteFlags::USER_RW, (frame, DomId::XEN))?;
     map(pgd, with, READ_ONLY, (frame, DomId::XEN)).or_say("M2P")?;

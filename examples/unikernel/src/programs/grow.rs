@@ -7,19 +7,19 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Batch, BatchStorage, Call, Counting, Cpu, DomId, Extent, Frame, FrameAccess as _, GuestVa,
-    Hypercalls as _, Machine, MemoryOp, Mfn, Pfn, Pte, Request, Reservation, VaFlush, VaMapping,
+    Batch, BatchStorage, Call, Counting, Cpu, DomId, Extent, Frame, FrameAccess as _,
+    FrameSource as _, GuestVa, Hypercalls as _, Machine, MemoryOp, Mfn, Pfn, Pte, Request,
+    Reservation, VaFlush, VaMapping,
 };
 use p2m::{
-    FrameList, GrowContext, KexecState, LeafSource as _, P2m, P2mError, Pfns, Toolstack, Window,
-    WindowPlace,
+    FrameList, GrowContext, KexecState, P2m, P2mError, Pfns, Toolstack, Window, WindowPlace,
 };
 
 use super::OrSay;
 use super::audit::{Published, audit};
 use super::dump::wait_to_be_examined;
 use super::publish::{builder_list, places};
-use crate::guest::{Guest, number};
+use crate::guest::{Kernel, number};
 use crate::report::{Steps, Verdict};
 
 /// Where the window is: the first address of a root slot that no builder uses.
@@ -38,96 +38,97 @@ const NEIGHBOUR: DomId = DomId(77);
 type Storage = BatchStorage<512, 8>;
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let mut steps = Steps::begin(guest).or_say("console")?;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let mut steps = Steps::begin(kernel).or_say("console")?;
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let (p2m, mut window) = open(guest, &mut batch)?;
-    steps.done(guest, "open the window").or_say("console")?;
-    compare(guest, &p2m)?;
-    steps.done(guest, &format!("compare {} words", p2m.len())).or_say("console")?;
+    let (p2m, mut window) = open(kernel, &mut batch)?;
+    steps.done(kernel, "open the window").or_say("console")?;
+    compare(kernel, &p2m)?;
+    steps.done(kernel, &format!("compare {} words", p2m.len())).or_say("console")?;
 
-    let toolstack = Toolstack::new(guest.platform.shared_info()?);
-    let root = p2m.mfn(guest.kernel_root).or_say("the root")?;
+    let toolstack = Toolstack::new(kernel.platform.shared_info()?);
+    let root = p2m.mfn(kernel.kernel_root).or_say("the root")?;
     // SAFETY: the map's list is in the window, which every root has.
     unsafe { toolstack.publish_list(&p2m, window.va(), root) }.or_say("linear list")?;
     let mut places = places(p2m.len() + 2 * GIB);
-    let top = guest.pool.take().ok_or("the pool is empty")?;
+    let top = kernel.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, &mut places);
-    frame_list.build((&guest.machine, &p2m), &window, &mut guest.pool).or_say("frame list")?;
+    frame_list.build((&kernel.machine, &p2m), &window, &mut kernel.pool).or_say("frame list")?;
     let top = frame_list.top(&p2m).or_say("frame list")?;
     // SAFETY: it was built of the window's pages, and is refreshed after them.
     unsafe { toolstack.publish_frame_list(&p2m, Some(top)) };
-    steps.done(guest, "publish both lists").or_say("console")?;
+    steps.done(kernel, "publish both lists").or_say("console")?;
 
     let built = p2m.len();
-    let new = Pfns::new(Pfn::new(built), number(guest.arguments, "pfns", GIB)?.max(1024));
-    let cost = grow(guest, (&p2m, &mut window, toolstack), new, &mut batch)?;
-    let around = (&guest.machine, &p2m);
-    frame_list.refresh(around, &window, new, &mut guest.pool).or_say("frame list")?;
-    steps.done(guest, &format!("grow by {} pfns, reserve them", new.count)).or_say("console")?;
+    let new = Pfns::new(Pfn::new(built), number(kernel.arguments, "pfns", GIB)?.max(1024));
+    let cost = grow(kernel, (&p2m, &mut window, toolstack), new, &mut batch)?;
+    let around = (&kernel.machine, &p2m);
+    frame_list.refresh(around, &window, new, &mut kernel.pool).or_say("frame list")?;
+    steps.done(kernel, &format!("grow by {} pfns, reserve them", new.count)).or_say("console")?;
 
-    let moved = use_entries(guest, &p2m, new)?;
-    steps.done(guest, "give new pfns memory, marks and holes").or_say("console")?;
+    let moved = use_entries(kernel, &p2m, new)?;
+    steps.done(kernel, "give new pfns memory, marks and holes").or_say("console")?;
     let (list, toolstack) = (Some(window.va()), &toolstack);
     let tree = Some(&frame_list);
-    audit(guest, &p2m, &Published { toolstack, list, frame_list: tree, leaves: &window })?;
-    say_hazards(guest, &p2m, built)?;
-    if guest.arguments.split_whitespace().any(|word| word == "stay") {
-        p2m.dump(guest.console).or_say("console")?;
-        return wait_to_be_examined(guest, toolstack);
+    audit(kernel, &p2m, &Published { toolstack, list, frame_list: tree, leaves: &window })?;
+    say_hazards(kernel, &p2m, built)?;
+    if kernel.arguments.split_whitespace().any(|word| word == "stay") {
+        p2m.dump(kernel.console).or_say("console")?;
+        return wait_to_be_examined(kernel, toolstack);
     }
-    put_back(guest, &p2m, (new, moved))?;
+    put_back(kernel, &p2m, (new, moved))?;
 
-    grow_far(guest, (&p2m, &mut window, *toolstack), &mut batch)?;
-    steps.done(guest, "grow to 1 TiB, 3 GiB of it identity").or_say("console")?;
-    audit(guest, &p2m, &Published { toolstack, list, frame_list: None, leaves: &window })?;
-    steps.done(guest, "audit a sparse terabyte").or_say("console")?;
-    steps.end(guest).or_say("console")?;
+    grow_far(kernel, (&p2m, &mut window, *toolstack), &mut batch)?;
+    steps.done(kernel, "grow to 1 TiB, 3 GiB of it identity").or_say("console")?;
+    audit(kernel, &p2m, &Published { toolstack, list, frame_list: None, leaves: &window })?;
+    steps.done(kernel, "audit a sparse terabyte").or_say("console")?;
+    steps.end(kernel).or_say("console")?;
     Ok(format!("growth took {cost} hypercalls; {}", steps.summary()))
 }
 
 /// Grows the map to a terabyte, too long for a frame list, with a hole for devices at its end.
 fn grow_far<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     (p2m, window, toolstack): (&P2m<'_>, &mut Window, Toolstack<'_>),
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
     // SAFETY: there is no list to overwrite.
     unsafe { toolstack.publish_frame_list(p2m, None) };
-    let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
-    window.grow(context, TERABYTE, batch).or_say("grow")?;
+    let guest = GrowContext { machine: &kernel.machine, p2m, toolstack: Some(toolstack) };
+    window.grow(guest, TERABYTE, batch).or_say("grow")?;
     let devices = Pfns::new(Pfn::new(TERABYTE - 3 * GIB - 100), 3 * GIB + 50);
     // SAFETY: nothing will map the frames.
-    unsafe { window.reserve_identity(context, devices, &mut guest.pool, batch) }
+    unsafe { window.reserve_identity(guest, devices, &mut kernel.pool, batch) }
         .or_say("identity")?;
-    p2m.dump(guest.console).or_say("console")
+    p2m.dump(kernel.console).or_say("console")
 }
 
 /// Maps the builder's list in the window.
 pub(super) fn open<'a, M: Machine + Cpu>(
-    guest: &mut Guest<'a, M>,
+    kernel: &mut Kernel<'a, M>,
     batch: &mut Batch<'_>,
 ) -> Result<(P2m<'a>, Window), String> {
     let va = GuestVa::new(WINDOW).or_say("the window")?;
-    let words = guest.platform.words(va).ok_or("this program does not run on its own tables")?;
-    let place = WindowPlace { va, words, capacity: CAPACITY, root: guest.kernel_root };
-    let needed = Window::frames_needed(guest.p2m.len(), CAPACITY);
-    let frames = guest.pool.take_run(needed).ok_or("the pool has no such run")?;
-    let list = builder_list(guest)?;
+    let words = kernel.platform.words(va).ok_or("this program does not run on its own tables")?;
+    let place = WindowPlace { va, words, capacity: CAPACITY, root: kernel.kernel_root };
+    let needed = Window::frames_needed(kernel.p2m.len(), CAPACITY);
+    let frames = kernel.pool.take_run(needed).ok_or("the pool has no such run")?;
+    let list = builder_list(kernel)?;
     // SAFETY: the builder leaves this slot free, nothing else here uses it, and no address space
     // but the kernel's exists; the builder's list is followed by nothing in its last page.
-    unsafe { Window::open((&guest.machine, guest.p2m), list, place, frames, batch) }.or_say("open")
+    unsafe { Window::open((&kernel.machine, kernel.p2m), list, place, frames, batch) }
+        .or_say("open")
 }
 
 /// Both maps say the same of every pfn.
-fn compare<M: Machine + Cpu>(guest: &Guest<'_, M>, p2m: &P2m<'_>) -> Result<(), String> {
-    for pfn in guest.p2m.all().iter() {
-        if guest.p2m.entry(pfn) != p2m.entry(pfn) {
+fn compare<M: Machine + Cpu>(kernel: &Kernel<'_, M>, p2m: &P2m<'_>) -> Result<(), String> {
+    for pfn in kernel.p2m.all().iter() {
+        if kernel.p2m.entry(pfn) != p2m.entry(pfn) {
             return Err(format!("pfn {pfn}: {:?} in the window", p2m.entry(pfn)));
         }
     }
-    match p2m.len() == guest.p2m.len() {
+    match p2m.len() == kernel.p2m.len() {
         true => Ok(()),
         false => Err(format!("{} pfns in the window", p2m.len())),
     }
@@ -135,22 +136,22 @@ fn compare<M: Machine + Cpu>(guest: &Guest<'_, M>, p2m: &P2m<'_>) -> Result<(), 
 
 /// Grows the map over `new`, and reserves it. How many hypercalls that took.
 fn grow<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     (p2m, window, toolstack): (&P2m<'_>, &mut Window, Toolstack<'_>),
     new: Pfns,
     batch: &mut Batch<'_>,
 ) -> Result<u64, String> {
-    let before = guest.machine.counts();
-    let context = GrowContext { machine: &guest.machine, p2m, toolstack: Some(toolstack) };
-    window.grow(context, new.end(), batch).or_say("grow")?;
+    let before = kernel.machine.counts();
+    let guest = GrowContext { machine: &kernel.machine, p2m, toolstack: Some(toolstack) };
+    window.grow(guest, new.end(), batch).or_say("grow")?;
     let last = Pfn::new(new.end() - 1);
     // SAFETY: it is refused, and the pfn is nobody's.
     let refused = unsafe { p2m.populate(last, Mfn::new(1)) };
     if refused != Err(P2mError::NotReserved(last)) {
         return Err(format!("pfn {last} has no memory for its word: {refused:?}"));
     }
-    window.reserve(context, new, &mut guest.pool, batch).or_say("reserve")?;
-    match (guest.machine.counts() - before).hypercalls {
+    window.reserve(guest, new, &mut kernel.pool, batch).or_say("reserve")?;
+    match (kernel.machine.counts() - before).hypercalls {
         cost @ 0..=GROWTH_MAX => Ok(cost),
         cost => Err(format!("growth took {cost} hypercalls, {GROWTH_MAX} are allowed")),
     }
@@ -158,14 +159,14 @@ fn grow<M: Machine + Cpu>(
 
 /// Moves a page's memory to a new pfn, marks one foreign, and a few as identity.
 fn use_entries<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     p2m: &P2m<'_>,
     new: Pfns,
 ) -> Result<Frame, String> {
-    let given = guest.pool.take().ok_or("the pool is empty")?;
-    set_mapping(&guest.machine, given.pfn(), Pte::ABSENT)?;
-    give(&guest.machine, p2m, given.pfn())?;
-    take(&guest.machine, p2m, new.start)?;
+    let given = kernel.pool.take().ok_or("the pool is empty")?;
+    set_mapping(&kernel.machine, given.pfn(), Pte::ABSENT)?;
+    give(&kernel.machine, p2m, given.pfn())?;
+    take(&kernel.machine, p2m, new.start)?;
     let end = Pfn::new(new.end() - 1);
     // SAFETY: a pfn that nobody has; nothing will map the frame.
     unsafe { p2m.set_foreign(end, NEIGHBOUR, Mfn::new(1)) }.or_say("foreign")?;
@@ -177,17 +178,17 @@ fn use_entries<M: Machine + Cpu>(
 
 /// Undoes [`use_entries`].
 fn put_back<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     p2m: &P2m<'_>,
     (new, given): (Pfns, Frame),
 ) -> Result<(), String> {
     // SAFETY: marked by `use_entries`, and mapped nowhere.
     unsafe { p2m.clear_foreign(Pfn::new(new.end() - 1)) }.or_say("foreign")?;
-    give(&guest.machine, p2m, new.start)?;
-    let mfn = take(&guest.machine, p2m, given.pfn())?;
-    let flags = guest.machine.offered(hypercall::PteFlags::KERNEL_RW);
-    set_mapping(&guest.machine, given.pfn(), Pte::new(mfn, flags))?;
-    guest.pool.give(given);
+    give(&kernel.machine, p2m, new.start)?;
+    let mfn = take(&kernel.machine, p2m, given.pfn())?;
+    let flags = kernel.machine.offered(hypercall::PteFlags::KERNEL_RW);
+    set_mapping(&kernel.machine, given.pfn(), Pte::new(mfn, flags))?;
+    kernel.pool.give(given);
     Ok(())
 }
 
@@ -236,7 +237,7 @@ fn take<M: Machine>(machine: &Counting<&M>, p2m: &P2m<'_>, pfn: Pfn) -> Result<M
 
 /// What stands in the way of a kexec now: the page given away and the foreign mark.
 fn say_hazards<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     p2m: &P2m<'_>,
     built: u64,
 ) -> Result<(), String> {
@@ -244,7 +245,7 @@ fn say_hazards<M: Machine + Cpu>(
     let state = KexecState { p2m, ram: &ram, granted: None, maps: None };
     match state.kexec_is_safe() {
         Err(hazards) if (hazards.ballooned, hazards.foreign) == (1, 1) => {
-            writeln!(guest.console, "{hazards}").or_say("console")
+            writeln!(kernel.console, "{hazards}").or_say("console")
         }
         other => Err(format!("a page was given away, one is foreign, and kexec says {other:?}")),
     }

@@ -8,11 +8,10 @@ use hypercall::{
     Cpu, DomId, FrameAccess as _, GuestVa, Hypercalls as _, Level, Machine, MemoryOp, PAGE_SIZE,
     Pfn,
 };
-use p2m::{Census, Pfns};
-use pvmmu::walk;
+use p2m::{Census, Pfns, walk};
 
 use super::OrSay;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::identity::{FIRMWARE, ISA};
 use crate::report::Verdict;
 
@@ -26,14 +25,14 @@ const SEARCHED: Pfns = Pfns::new(Pfn::new(0xe0), 0x20);
 
 /// Runs the program.
 #[expect(unsafe_code, reason = "asks Xen for a number")]
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let p2m = guest.p2m;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let p2m = kernel.p2m;
     let census = Census::of(p2m, p2m.all());
     if (census.identity, census.ram) != (ISA.count, p2m.len() - ISA.count) {
         return Err(format!("{census}"));
     }
     // SAFETY: only reports.
-    let own = unsafe { guest.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
+    let own = unsafe { kernel.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
     let own = own.or_say("current reservation")?;
     if own != census.ram {
         return Err(format!("Xen counts {own} pages, the frame map {}", census.ram));
@@ -42,8 +41,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let firmware = Some(FIRMWARE).filter(|firmware| p2m.len() <= firmware.start.raw());
     let shown = [Some(ISA), firmware];
     for pfn in shown.into_iter().flatten().flat_map(|pfns| pfns.iter()) {
-        let context = guest.context();
-        let path = walk(&context, context.kernel_root(), place(guest, pfn)?).or_say("walk")?;
+        let guest = kernel.guest();
+        let path = walk(&guest, guest.kernel_root(), place(kernel, pfn)?).or_say("walk")?;
         let step = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?;
         if !step.pte.is_present() || step.pte.mfn().raw() != pfn.raw() {
             return Err(format!("pfn {pfn} is to be the machine's own, and is {}", step.pte));
@@ -53,8 +52,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let (mut resets, mut areas) = (0, 0);
     for pfns in shown.into_iter().flatten() {
         areas += 1;
-        let word = read(guest, (pfns.end() << 12) - RESET.0)?;
-        writeln!(guest.console, "16 bytes before pfn {:x}: {word:#018x}", pfns.end())
+        let word = read(kernel, (pfns.end() << 12) - RESET.0)?;
+        writeln!(kernel.console, "16 bytes before pfn {:x}: {word:#018x}", pfns.end())
             .or_say("console")?;
         match word & 0xff {
             first if first == RESET.1 => resets += 1,
@@ -66,30 +65,30 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     if resets != 0 && resets != areas {
         return Err(format!("only {resets} of {areas} areas show where the CPU begins"));
     }
-    let acpi = find_acpi(guest)?;
+    let acpi = find_acpi(kernel)?;
     Ok(format!("{seen} pages are the machine's; {resets} reset vectors read; ACPI: {acpi}"))
 }
 
 /// Where the direct mapping shows a pfn, of memory or not.
-fn place<M: Machine + Cpu>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<GuestVa, String> {
-    let start = guest.machine.direct_map(Pfn::new(0)).or_say("direct mapping")?;
+fn place<M: Machine + Cpu>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<GuestVa, String> {
+    let start = kernel.machine.direct_map(Pfn::new(0)).or_say("direct mapping")?;
     start.checked_add_pages(pfn.raw()).or_say("direct mapping")
 }
 
 /// The word at an address of the machine's.
-fn read<M: Machine + Cpu>(guest: &Guest<'_, M>, address: u64) -> Result<u64, String> {
-    let page = place(guest, Pfn::new(address / PAGE_SIZE as u64))?;
+fn read<M: Machine + Cpu>(kernel: &Kernel<'_, M>, address: u64) -> Result<u64, String> {
+    let page = place(kernel, Pfn::new(address / PAGE_SIZE as u64))?;
     let va = GuestVa::new(page.raw() + address % PAGE_SIZE as u64).or_say("address")?;
-    guest.cpu.load(va).or_say("the machine's frame")
+    kernel.cpu.load(va).or_say("the machine's frame")
 }
 
 /// What the firmware says of ACPI: its root pointer, if the sum of its 20 bytes is right.
-fn find_acpi<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<String, String> {
+fn find_acpi<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<String, String> {
     for address in (SEARCHED.start.raw() << 12..SEARCHED.end() << 12).step_by(16) {
-        if read(guest, address)? != SIGNATURE {
+        if read(kernel, address)? != SIGNATURE {
             continue;
         }
-        let words = [SIGNATURE, read(guest, address + 8)?, read(guest, address + 16)?];
+        let words = [SIGNATURE, read(kernel, address + 8)?, read(kernel, address + 16)?];
         let bytes = words.iter().flat_map(|word| word.to_le_bytes());
         let sum = bytes.take(20).fold(0_u8, u8::wrapping_add);
         return match sum {

@@ -6,15 +6,14 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, GuestVa, Machine, PAGE_SIZE, PteFlags,
-    Refusal,
+    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, FrameSource, GuestVa, Machine, PAGE_SIZE,
+    PteFlags, Refusal,
 };
-use pvmmu::{
-    Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, load_root,
-};
+use p2m::Guest;
+use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, load_root};
 
 use super::OrSay;
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 
 /// Pages of the demonstration: enough for whole runs in one batch.
 pub(super) const PAGES: u64 = 64;
@@ -33,15 +32,15 @@ pub(super) fn page(pages: Pages, index: u64) -> Result<GuestVa, String> {
 
 /// Maps a frame of the pool at each page; on failure everything is back in the pool.
 pub(super) fn build<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pages: Pages,
     pool: &mut Pool,
 ) -> Result<Pgd<Loose>, String> {
-    let mut pgd = Pgd::new(context, pool).or_say("new")?;
+    let mut pgd = Pgd::new(guest, pool).or_say("new")?;
     for index in 0..pages.count {
-        let mapped = page(pages, index).and_then(|va| map_one(context, &mut pgd, va, pool));
+        let mapped = page(pages, index).and_then(|va| map_one(guest, &mut pgd, va, pool));
         if let Err(reason) = mapped {
-            destroy(context, pgd, pool)?;
+            destroy(guest, pgd, pool)?;
             return Err(reason);
         }
     }
@@ -49,13 +48,13 @@ pub(super) fn build<M: Machine>(
 }
 
 fn map_one<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: &mut Pgd<Loose>,
     va: GuestVa,
     pool: &mut Pool,
 ) -> Result<(), String> {
     let frame = pool.take().ok_or("the pool is empty")?;
-    pgd.map(context, (va, PteFlags::USER_RW), frame, pool).map_err(|failed| {
+    pgd.map(guest, va, PteFlags::USER_RW, frame, pool).map_err(|failed| {
         let reason = format!("map: {failed}");
         failed.frame.into_iter().for_each(|frame| pool.give(frame));
         reason
@@ -64,36 +63,36 @@ fn map_one<M: Machine>(
 
 /// Takes the address space apart, everything back into the pool.
 pub(super) fn destroy<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    pgd.destroy(context, pool).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(guest, pool).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// Runs on the address space.
-pub(super) fn load<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
+pub(super) fn load<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
-    unsafe { pgd.load(context) }.or_say("load")
+    unsafe { pgd.load(guest) }.or_say("load")
 }
 
 /// Runs on the kernel's own root again.
-pub(super) fn load_kernel<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
+pub(super) fn load_kernel<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
     // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
-    unsafe { load_root(context, context.kernel_root()) }.or_say("load the kernel's root")
+    unsafe { load_root(guest, guest.kernel_root()) }.or_say("load the kernel's root")
 }
 
 /// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How
 /// many there were.
-pub(super) fn refuse_each<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<u64, String> {
-    let (context, pool) = guest.parts();
+pub(super) fn refuse_each<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<u64, String> {
+    let (guest, pool) = kernel.parts();
     let free = pool.len();
     for request in 0..1000 {
         for done in 0..2 {
             let refusal = Refusal { request, errno: Errno::EBUSY, done };
-            let machine = FailNth::new(context.machine(), refusal);
-            let around = context.with_machine(&machine);
+            let machine = FailNth::new(guest.machine(), refusal);
+            let around = guest.with_machine(&machine);
             let lived = live(&around, pool);
             if pool.len() != free {
                 let lost = free - pool.len();
@@ -116,53 +115,53 @@ type Through<'a, M> = FailNth<&'a Counting<&'a M>>;
 
 /// A short life. Each step that is refused is answered by taking back the ones before it; since
 /// only one request is ever refused, the way back is open.
-fn live<M: Machine>(context: &Context<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
+fn live<M: Machine>(guest: &Guest<'_, Through<'_, M>>, pool: &mut Pool) -> Result<(), String> {
     let pages = pages(4)?;
     let mut storage = BatchStorage::<5, 4>::new();
     let mut batch = storage.batch();
-    let loose = build(context, pages, pool)?;
-    let mut pinned = match loose.pin(context, &mut batch) {
+    let loose = build(guest, pages, pool)?;
+    let mut pinned = match loose.pin(guest, &mut batch) {
         Ok(pinned) => pinned,
         Err(error) => {
             let reason = format!("{error}");
-            destroy(context, error.pgd, pool)?;
+            destroy(guest, error.pgd, pool)?;
             return Err(reason);
         }
     };
-    let lived = use_pinned(context, &mut pinned, pages, (&mut batch, pool));
-    let away = again(|| load_kernel(context));
-    let loose = match pinned.unpin(context, &mut batch) {
+    let lived = use_pinned(guest, &mut pinned, pages, (&mut batch, pool));
+    let away = again(|| load_kernel(guest));
+    let loose = match pinned.unpin(guest, &mut batch) {
         Ok(loose) => (loose, Ok(())),
         Err(error) => {
             let reason = format!("{error}");
-            (error.pgd.unpin(context, &mut batch).or_say("second unpin")?, Err(reason))
+            (error.pgd.unpin(guest, &mut batch).or_say("second unpin")?, Err(reason))
         }
     };
-    destroy(context, loose.0, pool)?;
+    destroy(guest, loose.0, pool)?;
     lived.and(away).and(loose.1)
 }
 
 fn use_pinned<M: Machine>(
-    context: &Context<'_, Through<'_, M>>,
+    guest: &Guest<'_, Through<'_, M>>,
     pinned: &mut Pgd<Pinned>,
     pages: Pages,
     (batch, pool): (&mut Batch<'_>, &mut Pool),
 ) -> Result<(), String> {
-    load(context, pinned)?;
+    load(guest, pinned)?;
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut tools = tools(context, batch, &mut tables, pool);
+    let mut tools = tools(guest, batch, &mut tables, pool);
     let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
     pinned.protect(&mut tools, pages, read_only).or_say("protect")?;
     pinned.protect(&mut tools, pages, PteFlags::USER_RW).or_say("protect again")?;
     pinned.unmap(&mut tools, Pages::one(pages.start)).or_say("unmap")?;
     let frame = tools.frames.take().ok_or("the unmapped frame is missing")?;
-    match pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame) {
+    match pinned.map(&mut tools, pages.start, PteFlags::USER_RW, frame) {
         Ok(()) => Ok(()),
         Err(failed) => {
             let reason = format!("{failed}");
             let frame = failed.frame.ok_or("the frame did not come back")?;
             // The refused request was the one above.
-            pinned.map(&mut tools, (pages.start, PteFlags::USER_RW), frame).or_say("second map")?;
+            pinned.map(&mut tools, pages.start, PteFlags::USER_RW, frame).or_say("second map")?;
             Err(reason)
         }
     }
@@ -170,12 +169,12 @@ fn use_pinned<M: Machine>(
 
 /// The tools of a program that has one vCPU and cares for nobody else.
 pub(super) fn tools<'a, 'b, 't, M>(
-    context: &Context<'a, M>,
+    guest: &Guest<'a, M>,
     batch: &'a mut Batch<'b>,
     tables: &'a mut TablePool<'t>,
     frames: &'a mut Pool,
 ) -> Tools<'a, 'b, 't, M, Pool> {
-    let mut tools = Tools::new(*context, batch, tables, frames);
+    let mut tools = Tools::new(*guest, batch, tables, frames);
     tools.presence = Presence::MayVanish;
     tools
 }

@@ -11,16 +11,16 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{BatchStorage, Cpu, GuestVa, Machine};
+use hypercall::{BatchStorage, Cpu, FrameSource, GuestVa, Machine};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{FrameSource, Pgd, TablePool};
+use pvmmu::{Pgd, TablePool};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll, Translate};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
 
 use super::OrSay;
 use super::life::{load, load_kernel, tools};
-use crate::guest::{Guest, Platform, Pool};
+use crate::guest::{Kernel, Platform, Pool};
 use crate::report::Verdict;
 
 const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::NO_EXECUTE);
@@ -30,23 +30,23 @@ const START: u64 = 1 << 34;
 const APART: u64 = START + (1 << 30);
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    let (cpu, platform) = (guest.cpu, guest.platform);
-    let (context, pool) = guest.parts();
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    let (cpu, platform) = (kernel.cpu, kernel.platform);
+    let (guest, pool) = kernel.parts();
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&context, pool).or_say("new")?;
-    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-    load(&context, &pgd)?;
-    let mapper = LiveMapper::new(context, &mut pgd, &mut batch);
+    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
+    load(&guest, &pgd)?;
+    let mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let flushes = Flushes { platform, exceptions: 0, privileged: true };
     let told = Program { mapper, frames: Frames(&mut *pool), cpu, flushes }.run();
-    load_kernel(&context)?;
+    load_kernel(&guest)?;
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    pgd.destroy(&mut tools(&context, &mut batch, &mut tables, pool)).or_say("destroy")?;
+    pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, pool)).or_say("destroy")?;
     let told = told?;
-    match free - guest.pool.len() {
+    match free - kernel.pool.len() {
         0 => Ok(told),
         lost => Err(format!("{lost} frames were lost")),
     }

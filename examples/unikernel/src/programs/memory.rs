@@ -9,12 +9,11 @@ use alloc::string::String;
 
 use early_pgt::{Access, UseKind, access_of};
 use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pfn, Pte};
-use p2m::Pfns;
-use pvmmu::walk;
+use p2m::{Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// Pfns that an L1 table maps.
@@ -23,31 +22,31 @@ const CHUNK: u64 = 512;
 const HYPERCALLS_MAX: u64 = 10;
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    super::audit::run(guest)?;
-    if guest.made.root != Some(guest.kernel_root) {
-        let (root, made) = (guest.kernel_root, guest.made.root);
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    super::audit::run(kernel)?;
+    if kernel.made.root != Some(kernel.kernel_root) {
+        let (root, made) = (kernel.kernel_root, kernel.made.root);
         return Err(format!("the kernel takes pfn {root} for its root, which is {made:?}"));
     }
-    let pages = guest.p2m.len();
-    let read_only = count(guest)?;
-    let made = &guest.made;
+    let pages = kernel.p2m.len();
+    let read_only = count(kernel)?;
+    let made = &kernel.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
     let [hypercalls, own] = made.counts.map(|counts| counts.hypercalls);
     let [ticks, in_xen] = made.ticks.map(|all| all / pages);
-    writeln!(guest.console, "{tables:>9} tables of the direct mapping and the kernel's own")
+    writeln!(kernel.console, "{tables:>9} tables of the direct mapping and the kernel's own")
         .or_say("console")?;
     let kept = made.uses.iter().map(|used| (used, ""));
     for (used, what) in kept.chain(made.given_back.iter().map(|used| (used, ": free now"))) {
         let (start, count) = (used.pfns.start, used.pfns.count);
-        writeln!(guest.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
+        writeln!(kernel.console, "{count:>9} {:?}, from pfn {start}{what}", used.kind)
             .or_say("console")?;
     }
-    let (stack, became) = builders_stack(guest)?;
-    writeln!(guest.console, "{:>9} builder's stack, pfn {stack}: {became} now", 1)
+    let (stack, became) = builders_stack(kernel)?;
+    writeln!(kernel.console, "{:>9} builder's stack, pfn {stack}: {became} now", 1)
         .or_say("console")?;
-    writeln!(guest.console, "{:>9} free", guest.pool.len()).or_say("console")?;
-    writeln!(guest.console, "{pages:>9} in all, {read_only} of them read-only")
+    writeln!(kernel.console, "{:>9} free", kernel.pool.len()).or_say("console")?;
+    writeln!(kernel.console, "{pages:>9} in all, {read_only} of them read-only")
         .or_say("console")?;
     if hypercalls + own > HYPERCALLS_MAX {
         return Err(format!("the direct mapping took {hypercalls} hypercalls, and {own} more"));
@@ -60,48 +59,48 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Where the builder's stack was, behind its tables (`xg_dom_x86.c`, `dom0_build.c`), and what
 /// became of it: it is free, or the first frame that was taken for a table.
-fn builders_stack<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<(Pfn, &'static str), String> {
-    let tables = guest.made.given_back.iter().find(|used| used.kind == UseKind::BuilderTables);
+fn builders_stack<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<(Pfn, &'static str), String> {
+    let tables = kernel.made.given_back.iter().find(|used| used.kind == UseKind::BuilderTables);
     let stack = tables.map(|used| Pfn::new(used.pfns.end())).ok_or("the builder's tables stay")?;
-    if guest.pool.is_free(stack) {
+    if kernel.pool.is_free(stack) {
         return Ok((stack, "free"));
     }
-    match guest.made.tables.iter().any(|run| run.iter().any(|pfn| pfn == stack)) {
+    match kernel.made.tables.iter().any(|run| run.iter().any(|pfn| pfn == stack)) {
         true => Ok((stack, "a table")),
         false => Err(format!("the builder's stack, pfn {stack}, is lost")),
     }
 }
 
 /// Looks at every page, and says how many are read-only.
-fn count<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<u64, String> {
+fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
     let (mut read_only, mut free) = (0, 0);
     let mut entries = [Pte::ABSENT; ENTRIES as usize];
-    for pfn in guest.p2m.all().iter() {
+    for pfn in kernel.p2m.all().iter() {
         let at = usize::try_from(pfn.raw() % CHUNK).unwrap_or(0);
         if at == 0 {
-            let context = guest.context();
-            let va = guest.machine.direct_map(pfn).or_say("direct mapping")?;
-            let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
+            let guest = kernel.guest();
+            let va = kernel.machine.direct_map(pfn).or_say("direct mapping")?;
+            let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
             let table = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?.table;
             let first = PageTableIndex::new(0);
-            guest.machine.read_entries(table, first, &mut entries).or_say("entries")?;
+            kernel.machine.read_entries(table, first, &mut entries).or_say("entries")?;
         }
         let pte = entries[at];
-        if guest.made.guards.contains(&pfn) {
+        if kernel.made.guards.contains(&pfn) {
             match pte == Pte::ABSENT {
                 true => continue,
                 false => return Err(format!("pfn {pfn} below a stack is mapped: {pte}")),
             }
         }
         // A page of the image lends its place to `shared_info`.
-        let right = guest.p2m.mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == guest.boot.shared_info;
+        let right = kernel.p2m.mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == kernel.boot.shared_info;
         if !right || !pte.is_present() {
             return Err(format!("the direct mapping has {pte} for pfn {pfn}"));
         }
         let holds = |run: &Pfns| run.start <= pfn && pfn.raw() < run.end();
-        let is_table = guest.made.tables.iter().any(holds);
-        let used = guest.made.uses.iter().filter(|used| holds(&used.pfns)).count();
-        let is_free = guest.pool.is_free(pfn);
+        let is_table = kernel.made.tables.iter().any(holds);
+        let used = kernel.made.uses.iter().filter(|used| holds(&used.pfns)).count();
+        let is_free = kernel.pool.is_free(pfn);
         if usize::from(is_table) + used + usize::from(is_free) > 1 {
             return Err(format!("pfn {pfn} is in more than one use"));
         }
@@ -111,30 +110,30 @@ fn count<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<u64, String> {
         }
         let wanted = match is_table {
             true => Access::ReadOnly,
-            false => access_of(pfn, &guest.made.uses),
+            false => access_of(pfn, &kernel.made.uses),
         };
         if pte.is_writable() != (wanted == Access::Writable) {
             return Err(format!("pfn {pfn} is to be {wanted:?}, and its entry is {pte}"));
         }
         read_only += u64::from(wanted == Access::ReadOnly);
     }
-    check_sum(guest, free)?;
+    check_sum(kernel, free)?;
     Ok(read_only)
 }
 
 /// Nothing is lost: what is neither free nor known is the frame list, a page and one for each GiB.
-fn check_sum<M: Machine + Cpu>(guest: &Guest<'_, M>, unknown: u64) -> Result<(), String> {
-    let frame_list = 1 + guest.p2m.len().div_ceil(CHUNK * CHUNK);
-    let uses: u64 = guest.made.uses.iter().map(|used| used.pfns.count).sum();
-    let tables: u64 = guest.made.tables.iter().map(|run| run.count).sum();
-    let sum = uses + tables + unknown + guest.pool.len() as u64;
-    let back = |kind| guest.made.given_back.iter().filter(move |used| used.kind == kind).count();
+fn check_sum<M: Machine + Cpu>(kernel: &Kernel<'_, M>, unknown: u64) -> Result<(), String> {
+    let frame_list = 1 + kernel.p2m.len().div_ceil(CHUNK * CHUNK);
+    let uses: u64 = kernel.made.uses.iter().map(|used| used.pfns.count).sum();
+    let tables: u64 = kernel.made.tables.iter().map(|run| run.count).sum();
+    let sum = uses + tables + unknown + kernel.pool.len() as u64;
+    let back = |kind| kernel.made.given_back.iter().filter(move |used| used.kind == kind).count();
     let lists = back(UseKind::List) + back(UseKind::ListAndTables);
     let all_back = back(UseKind::BuilderTables) == 1 && lists == 1;
-    if unknown != frame_list || sum != guest.p2m.len() || !all_back {
+    if unknown != frame_list || sum != kernel.p2m.len() || !all_back {
         return Err(format!(
             "{uses} in use + {tables} tables + {} free + {unknown} published = {sum} pages",
-            guest.pool.len()
+            kernel.pool.len()
         ));
     }
     Ok(())

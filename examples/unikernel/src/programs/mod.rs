@@ -31,11 +31,11 @@ use ::conformance::Target;
 use hypercall::Machine;
 
 use crate::direct_map::Boot;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// A program, for a machine.
-pub(crate) type Program<M> = fn(&mut Guest<'_, M>) -> Verdict;
+pub(crate) type Program<M> = fn(&mut Kernel<'_, M>) -> Verdict;
 
 /// How the program called `name` wants the guest's memory.
 pub(crate) fn boot_of(name: &str) -> Boot {
@@ -77,7 +77,7 @@ pub(crate) fn named<M: Machine + Target>(name: &str) -> Result<Program<M>, Strin
         "net" => Ok(dma::net::run),
         _ => Err(alloc::format!(
             "no program is called {name:?}: there are demo, alias, audit, balloon, bench, disk, \
-             dump, edu, flags, foreign, grow, guest, identity, mapper, memory, net, primitives, \
+             dump, edu, flags, foreign, grow, kernel, identity, mapper, memory, net, primitives, \
              prove, rights, spaces, vcpus and conformance, and to test the harness hang, fault, \
              silent and panic"
         )),

@@ -9,13 +9,16 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BatchStorage, Cpu, FrameAccess as _, GuestVa, Machine, Pte, PteFlags};
+use hypercall::{
+    BatchStorage, Cpu, FrameAccess as _, FrameSource, GuestVa, Machine, Pte, PteFlags,
+};
+use p2m::{Guest, walk};
 use pvmmu::primitive::{Changed, Need, Primitive, Runs, cheapest};
-use pvmmu::{Context, FrameSource, MapError, Pages, Pgd, Pinned, TablePool, load_root, walk};
+use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, load_root};
 
 use super::OrSay;
 use super::life::tools;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// A page that the CPU has not marked yet.
@@ -32,26 +35,26 @@ const ALL: [Primitive; 5] = [
 ];
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    copies(guest)?;
-    let machine = *guest.machine.inner();
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    copies(kernel)?;
+    let machine = *kernel.machine.inner();
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { Context::new(machine, guest.p2m, guest.kernel_root) };
+    let guest = unsafe { Guest::new(machine, kernel.p2m, kernel.kernel_root) };
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
-    let mut pgd = Pgd::new(&context, &mut guest.pool).or_say("new")?;
-    pgd.map_pages(&context, (pages, FRESH), &mut guest.pool).or_say("map")?;
-    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+    let mut pgd = Pgd::new(&guest, &mut kernel.pool).or_say("new")?;
+    pgd.map_pages(&guest, pages, FRESH, &mut kernel.pool).or_say("map")?;
+    let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
-    unsafe { pgd.load(&context) }.or_say("load")?;
+    unsafe { pgd.load(&guest) }.or_say("load")?;
 
     let mut lines = Vec::new();
-    let tried = one_by_one(&context, &mut pgd, pages.start, &mut lines);
+    let tried = one_by_one(&guest, &mut pgd, pages.start, &mut lines);
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&context, &mut batch, &mut pool, &mut guest.pool);
+    let mut with = tools(&guest, &mut batch, &mut pool, &mut kernel.pool);
     let settled = tried.and_then(|()| {
         let bits = unmap_reading(machine, &mut pgd, pages, |pgd, told| {
             pgd.edit(&mut with, |edit| edit.unmap_reading_ad(pages, told)).or_say("unmap")
@@ -61,14 +64,14 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     });
 
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
-    let pgd = pgd.unpin(&context, &mut batch).or_say("unpin")?;
-    pgd.destroy(&context, &mut guest.pool).map_err(|(_, error)| format!("destroy: {error}"))?;
+    unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
+    let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
+    pgd.destroy(&guest, &mut kernel.pool).map_err(|(_, error)| format!("destroy: {error}"))?;
     for line in &lines {
-        writeln!(guest.console, "{line}").or_say("console")?;
+        writeln!(kernel.console, "{line}").or_say("console")?;
     }
     settled?;
-    match free - guest.pool.len() {
+    match free - kernel.pool.len() {
         0 => Ok("every primitive works; an entry cleared with PRESERVE_AD keeps both bits".into()),
         lost => Err(format!("{lost} frames were lost")),
     }
@@ -76,9 +79,9 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 
 /// Bytes copied into a frame and out of it, from every offset in a word and of every length around
 /// two: what was there beside them stays.
-fn copies<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
-    let frame = FrameSource::take(&mut guest.pool).ok_or("the pool is empty")?;
-    let machine = &guest.machine;
+fn copies<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<(), String> {
+    let frame = FrameSource::take(&mut kernel.pool).ok_or("the pool is empty")?;
+    let machine = &kernel.machine;
     let pattern: [u8; 24] = core::array::from_fn(|at| u8::try_from(at + 1).unwrap_or(0));
     for (offset, len) in (0..9).flat_map(|offset| (0..=20).map(move |len| (offset, len))) {
         // SAFETY: the frame has just left the pool.
@@ -94,37 +97,37 @@ fn copies<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<(), String> {
             return Err(format!("{len} bytes at offset {offset}: {all:?}, {part:?}"));
         }
     }
-    FrameSource::give(&mut guest.pool, frame);
+    FrameSource::give(&mut kernel.pool, frame);
     Ok(())
 }
 
-fn entry<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>, va: GuestVa) -> Pte {
-    let leaf = walk(context, pgd.root(), va).ok().and_then(|walk| walk.leaf());
+fn entry<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, va: GuestVa) -> Pte {
+    let leaf = walk(guest, pgd.root(), va).ok().and_then(|walk| walk.leaf());
     leaf.map_or(Pte::ABSENT, |(_, pte)| pte)
 }
 
 /// Takes write access away and gives it back, by each primitive, and looks whether it is so.
 fn one_by_one<M: Machine + Cpu>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: &mut Pgd<Pinned>,
     va: GuestVa,
     lines: &mut Vec<String>,
 ) -> Result<(), String> {
     // SAFETY: the page is the program's own.
-    let write = |value| unsafe { context.machine().store(va, value) }.is_ok();
+    let write = |value| unsafe { guest.machine().store(va, value) }.is_ok();
     for by in ALL {
         let keeps = by.is_right(Need::KeepAccessedDirty, Runs::Here);
         let need = if keeps { Need::KeepAccessedDirty } else { Need::Set };
         if !write(1) {
             return Err(format!("{by:?}: the page is not writable before"));
         }
-        let frame = entry(context, pgd, va).mfn();
-        let start = context.machine().ticks();
+        let frame = entry(guest, pgd, va).mfn();
+        let start = guest.machine().ticks();
         // SAFETY: the program runs on the address space.
-        let set = unsafe { pgd.set_flags_here(context, (va, READ_ONLY), need, Some(by)) };
+        let set = unsafe { pgd.set_flags_here(guest, va, READ_ONLY, need, Some(by)) };
         set.or_say("to read-only")?;
-        let ticks = context.machine().ticks().wrapping_sub(start);
-        let now = entry(context, pgd, va);
+        let ticks = guest.machine().ticks().wrapping_sub(start);
+        let now = entry(guest, pgd, va);
         if now.is_writable() || now.mfn() != frame || write(2) {
             return Err(format!("{by:?}: the page is still writable: {now}"));
         }
@@ -136,22 +139,23 @@ fn one_by_one<M: Machine + Cpu>(
             ));
         }
         // SAFETY: as above.
-        let set = unsafe { pgd.set_flags_here(context, (va, FRESH), need, Some(by)) };
+        let set = unsafe { pgd.set_flags_here(guest, va, FRESH, need, Some(by)) };
         set.or_say("to writable")?;
         lines.push(format!(
             "{by:?}: {ticks} ticks, A and D {}",
             if kept { "kept" } else { "as set" }
         ));
     }
-    let now = entry(context, pgd, va);
+    let now = entry(guest, pgd, va);
     let stale = Need::IfStill(now.read_only());
-    let not = pgd.set_flags(context, (va, READ_ONLY), stale, None).or_say("compare")?;
-    if not != Changed::Not(now) || entry(context, pgd, va) != now {
+    let not = pgd.set_flags(guest, va, READ_ONLY, stale, None).or_say("compare")?;
+    if not != Changed::Not(now) || entry(guest, pgd, va) != now {
         return Err(format!("an exchange with another value expected went through: {not:?}"));
     }
     let unfit = pgd.set_flags(
-        context,
-        (va, READ_ONLY),
+        guest,
+        va,
+        READ_ONLY,
         Need::KeepAccessedDirty,
         Some(Primitive::EmulatedStore),
     );

@@ -13,12 +13,11 @@ use core::fmt;
 use core::ops::Range;
 
 use hypercall::{Cpu, FrameAccess as _, Level, Machine};
-use p2m::Pfns;
+use p2m::{Pfns, walk};
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Observation, Step};
-use pvmmu::walk;
 
 use super::OrSay;
-use crate::guest::{Guest, number};
+use crate::guest::{Kernel, number};
 use crate::report::Verdict;
 
 /// Frames of the arena.
@@ -47,21 +46,21 @@ impl Plan {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let plan = Plan::parse(guest.arguments)?;
-    let mut executor = Executor::new(arena(guest)?);
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let plan = Plan::parse(kernel.arguments)?;
+    let mut executor = Executor::new(arena(kernel)?);
     let mut record = Record::default();
-    if guest.arguments.split_whitespace().any(|word| word == "replay") {
-        replay(guest, &mut executor, &mut record)?;
+    if kernel.arguments.split_whitespace().any(|word| word == "replay") {
+        replay(kernel, &mut executor, &mut record)?;
     } else {
         for seed in plan.seeds.clone() {
-            writeln!(guest.console, "P seed {seed}").or_say("console")?;
+            writeln!(kernel.console, "P seed {seed}").or_say("console")?;
             executor.restart();
             record.groups = 0;
-            generate(guest, &mut executor, (seed, &plan), &mut record)?;
+            generate(kernel, &mut executor, (seed, &plan), &mut record)?;
         }
     }
-    write!(guest.console, "{}", executor.coverage()).or_say("console")?;
+    write!(kernel.console, "{}", executor.coverage()).or_say("console")?;
     if !executor.is_clean() {
         return Err("not everything could be put back".into());
     }
@@ -70,31 +69,31 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 }
 
 /// Frames for the operations, and the landmarks around them.
-fn arena<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Result<Arena, String> {
-    let all = arena_frames(guest, FRAMES)?;
-    let shared_info = guest.boot.shared_info;
-    let (context, _) = guest.parts();
-    let root_va = context.machine().direct_map(context.kernel_root()).or_say("the root")?;
-    let path = walk(&context, context.kernel_root(), root_va).or_say("walk")?;
+fn arena<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<Arena, String> {
+    let all = arena_frames(kernel, FRAMES)?;
+    let shared_info = kernel.boot.shared_info;
+    let (guest, _) = kernel.parts();
+    let root_va = guest.machine().direct_map(guest.kernel_root()).or_say("the root")?;
+    let path = walk(&guest, guest.kernel_root(), root_va).or_say("walk")?;
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
-    let running_root = context.p2m().mfn(context.kernel_root()).or_say("P2M")?;
+    let running_root = guest.p2m().mfn(guest.kernel_root()).or_say("P2M")?;
     Ok(Arena::new(all, Landmarks { shared_info, running_root, running_l1 }))
 }
 
 /// A run of frames of the pool, with the places where the direct mapping maps them.
 pub(super) fn arena_frames<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     frames: usize,
 ) -> Result<Vec<ArenaFrame>, String> {
-    let (context, pool) = guest.parts();
+    let (guest, pool) = kernel.parts();
     let mut all = Vec::new();
     // The frames are not given back: the program ends with the guest.
     let run = pool.take_run(frames as u64).ok_or("the pool has no such run")?;
     for pfn in Pfns::new(run.start(), run.count()).iter() {
-        let va = context.machine().direct_map(pfn).or_say("direct mapping")?;
-        let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
+        let va = guest.machine().direct_map(pfn).or_say("direct mapping")?;
+        let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
         let (direct, _) = path.leaf().ok_or("the arena is not mapped")?;
-        let mfn = context.p2m().mfn(pfn).or_say("P2M")?;
+        let mfn = guest.p2m().mfn(pfn).or_say("P2M")?;
         all.push(ArenaFrame { pfn, mfn, direct, va });
     }
     Ok(all)
@@ -118,7 +117,7 @@ impl Record {
 }
 
 fn generate<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     executor: &mut Executor,
     (seed, plan): (u64, &Plan),
     record: &mut Record,
@@ -127,29 +126,29 @@ fn generate<M: Machine + Cpu>(
     let end = record.ops + plan.ops;
     while record.ops < end {
         let mut printed = Ok(());
-        generator.step(guest.cpu, executor, &mut |group, observation| {
+        generator.step(kernel.cpu, executor, &mut |group, observation| {
             if plan.show == seed && plan.window.contains(&record.groups) {
-                printed = show(guest.console, record.groups, group, observation);
+                printed = show(kernel.console, record.groups, group, observation);
             }
             record.add(group, observation);
         });
         printed.or_say("console")?;
         if record.groups.is_multiple_of(plan.every) {
-            digest_line(guest.console, record).or_say("console")?;
+            digest_line(kernel.console, record).or_say("console")?;
         }
     }
     let last = generator.last();
-    let observation = executor.apply(guest.cpu, &last);
+    let observation = executor.apply(kernel.cpu, &last);
     record.add(&last, observation);
-    digest_line(guest.console, record).or_say("console")
+    digest_line(kernel.console, record).or_say("console")
 }
 
 fn replay<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     executor: &mut Executor,
     record: &mut Record,
 ) -> Result<(), String> {
-    let text = guest.module.ok_or("replay needs the steps as boot module (--module FILE)")?;
+    let text = kernel.module.ok_or("replay needs the steps as boot module (--module FILE)")?;
     let text = core::str::from_utf8(text).or_say("the boot module")?;
     let lines = text.trim_end_matches('\0').lines().enumerate();
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
@@ -160,11 +159,11 @@ fn replay<M: Machine + Cpu>(
     while !rest.is_empty() {
         let (group, others) = rest.split_at(Executor::group_len(rest).max(1));
         rest = others;
-        let observation = executor.apply(guest.cpu, group);
-        show(guest.console, record.groups, group, observation).or_say("console")?;
+        let observation = executor.apply(kernel.cpu, group);
+        show(kernel.console, record.groups, group, observation).or_say("console")?;
         record.add(group, observation);
     }
-    digest_line(guest.console, record).or_say("console")
+    digest_line(kernel.console, record).or_say("console")
 }
 
 /// The state of the record: groups, digest.

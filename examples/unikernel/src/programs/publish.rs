@@ -4,11 +4,11 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{Cpu, Frame, Machine};
-use p2m::{BuilderList, FrameList, LeafSource as _, Toolstack};
+use hypercall::{Cpu, Frame, FrameSource as _, Machine};
+use p2m::{BuilderList, FrameList, Toolstack};
 
 use super::OrSay;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// Pfns that a page of the frame list describes.
 const PFNS_PER_PAGE: u64 = 1 << 18;
@@ -21,14 +21,14 @@ pub(super) fn places(pfns: u64) -> Vec<Option<Frame>> {
 /// Publishes a frame list of the builder's list, in frames of the pool. The list itself lies where
 /// toolstacks would misread it.
 pub(super) fn publish<'a, 's, M: Machine + Cpu>(
-    guest: &mut Guest<'a, M>,
+    kernel: &mut Kernel<'a, M>,
     places: &'s mut [Option<Frame>],
 ) -> Result<(Toolstack<'a>, FrameList<'s>), String> {
-    let toolstack = Toolstack::new(guest.platform.shared_info()?);
-    let (list, p2m) = (builder_list(guest)?, guest.p2m);
-    let top = guest.pool.take().ok_or("the pool is empty")?;
+    let toolstack = Toolstack::new(kernel.platform.shared_info()?);
+    let (list, p2m) = (builder_list(kernel)?, kernel.p2m);
+    let top = kernel.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, places);
-    frame_list.build((&guest.machine, p2m), &list, &mut guest.pool).or_say("frame list")?;
+    frame_list.build((&kernel.machine, p2m), &list, &mut kernel.pool).or_say("frame list")?;
     let top = frame_list.top(p2m).or_say("frame list")?;
     // SAFETY: it was built of the builder's list, which stays where it is.
     unsafe { toolstack.publish_frame_list(p2m, Some(top)) };
@@ -36,8 +36,10 @@ pub(super) fn publish<'a, 's, M: Machine + Cpu>(
 }
 
 /// Where the list is.
-pub(super) fn builder_list<M: Machine + Cpu>(guest: &Guest<'_, M>) -> Result<BuilderList, String> {
-    let list = guest.made.list().ok_or("nobody knows where the list is")?;
+pub(super) fn builder_list<M: Machine + Cpu>(
+    kernel: &Kernel<'_, M>,
+) -> Result<BuilderList, String> {
+    let list = kernel.made.list().ok_or("nobody knows where the list is")?;
     // SAFETY: that is where the list is.
     Ok(unsafe { BuilderList::new(list.start) })
 }

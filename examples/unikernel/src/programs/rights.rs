@@ -8,16 +8,15 @@ use alloc::string::String;
 
 use early_pgt::UseKind;
 use hypercall::{
-    AccessError, Cpu, ENTRIES, Entry, FrameAccess as _, GuestVa, Level, Machine, PAGE_SHIFT,
-    PAGE_SIZE, Pfn, Pte, PteFlags, XEN_SLOTS,
+    AccessError, Cpu, ENTRIES, Entry, FrameAccess as _, FrameSource as _, GuestVa, Level, Machine,
+    PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, XEN_SLOTS,
 };
-use p2m::Pfns;
-use pvmmu::{Context, FrameSource as _};
+use p2m::{Guest, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
 use crate::direct_map::VIRT_BASE;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::report::Verdict;
 
 /// `ret`, the one instruction that is tried.
@@ -26,34 +25,34 @@ const RETURN: u8 = 0xc3;
 static CONSTANT: [u8; 16] = [RETURN; 16];
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let code = place_of(guest, UseKind::KernelText)?;
-    let constants = place_of(guest, UseKind::KernelConstants)?;
-    let context = guest.context();
-    let everything = context.machine().missing_flags().contains(PteFlags::NO_EXECUTE);
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let code = place_of(kernel, UseKind::KernelText)?;
+    let constants = place_of(kernel, UseKind::KernelConstants)?;
+    let guest = kernel.guest();
+    let everything = guest.machine().missing_flags().contains(PteFlags::NO_EXECUTE);
     let mut found = Found { code, everything, executable: 0, read_only: 0, pages: 0 };
-    found.descend(&context, (context.kernel_root(), Level::L4), (0, Rights::ALL))?;
+    found.descend(&guest, (guest.kernel_root(), Level::L4), (0, Rights::ALL))?;
     if !everything && found.executable != code.count {
         return Err(format!("{} pages of {} are executable", found.executable, code.count));
     }
     let Found { executable, read_only, pages, .. } = found;
     let what = if everything { "or anything else" } else { "of them code" };
     writeln!(
-        guest.console,
+        kernel.console,
         "{pages} entries map pages: {executable} executable, {what}, {read_only} read-only"
     )
     .or_say("console")?;
-    let writes = try_to_write(guest, [code, constants])?;
+    let writes = try_to_write(kernel, [code, constants])?;
     if everything {
         return Ok(format!("{writes} writes faulted; jumps are left out, for this CPU has no NX"));
     }
-    let jumps = try_to_execute(guest, code)?;
+    let jumps = try_to_execute(kernel, code)?;
     Ok(format!("{executable} pages of code; {writes} writes and {jumps} jumps faulted"))
 }
 
 /// Where pages of the image are.
-fn place_of<M>(guest: &Guest<'_, M>, kind: UseKind) -> Result<Pfns, String> {
-    let used = guest.made.uses.iter().find(|used| used.kind == kind);
+fn place_of<M>(kernel: &Kernel<'_, M>, kind: UseKind) -> Result<Pfns, String> {
+    let used = kernel.made.uses.iter().find(|used| used.kind == kind);
     used.map(|used| used.pfns).ok_or_else(|| format!("the image has no {kind:?}"))
 }
 
@@ -89,13 +88,13 @@ impl Found {
     /// Looks at everything below a table, which begins at address `start`.
     fn descend<M: Machine>(
         &mut self,
-        context: &Context<'_, M>,
+        guest: &Guest<'_, M>,
         (table, level): (Pfn, Level),
         (start, rights): (u64, Rights),
     ) -> Result<(), String> {
         let mut entries = Box::new([Pte::ABSENT; ENTRIES as usize]);
         let first = PageTableIndex::new(0);
-        context.machine().read_entries(table, first, entries.as_mut_slice()).or_say("a table")?;
+        guest.machine().read_entries(table, first, entries.as_mut_slice()).or_say("a table")?;
         for (index, pte) in (0..ENTRIES).zip(entries.iter()) {
             // The user half is empty, and Xen's slots are its own.
             if level == Level::L4 && index <= *XEN_SLOTS.end() {
@@ -107,8 +106,8 @@ impl Found {
             match (pte.decode(level), level.below()) {
                 (Entry::Absent, _) => {}
                 (Entry::Table(mfn), Some(below)) => {
-                    let table = context.p2m().pfn(context.machine(), mfn).or_say("a table")?;
-                    self.descend(context, (table, below), (at, rights))?;
+                    let table = guest.p2m().pfn(guest.machine(), mfn).or_say("a table")?;
+                    self.descend(guest, (table, below), (at, rights))?;
                 }
                 _ => self.leaf(at, rights)?,
             }
@@ -153,28 +152,28 @@ fn at_virt_base(pfn: Pfn) -> Result<GuestVa, String> {
 
 /// Stores into pages that must not be written, at both of their addresses. How many faulted: all.
 fn try_to_write<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     parts: [Pfns; 2],
 ) -> Result<usize, String> {
     let mut faults = 0;
     for pfn in parts.into_iter().flat_map(|part| [part.start, Pfn::new(part.end() - 1)]) {
-        for va in [at_virt_base(pfn)?, guest.machine.direct_map(pfn).or_say("direct map")?] {
-            let before = guest.cpu.load(va).or_say("a load")?;
+        for va in [at_virt_base(pfn)?, kernel.machine.direct_map(pfn).or_say("direct map")?] {
+            let before = kernel.cpu.load(va).or_say("a load")?;
             // SAFETY: if this does not fault it writes what is there already.
-            if unsafe { guest.cpu.store(va, before) }.is_ok() {
+            if unsafe { kernel.cpu.store(va, before) }.is_ok() {
                 return Err(format!("{va} can be written"));
             }
-            writeln!(guest.console, "writing {va} faults").or_say("console")?;
+            writeln!(kernel.console, "writing {va} faults").or_say("console")?;
             faults += 1;
         }
-        write_through_the_seam(guest, pfn)?;
+        write_through_the_seam(kernel, pfn)?;
     }
     Ok(faults)
 }
 
 /// Writes to a page that must not be written by the seam's methods: each says that it is read-only.
-fn write_through_the_seam<M: Machine>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<(), String> {
-    let machine = &guest.machine;
+fn write_through_the_seam<M: Machine>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<(), String> {
+    let machine = &kernel.machine;
     let first = PageTableIndex::new(0);
     let before = machine.read_entry(pfn, first).or_say("a read")?;
     let bytes = before.raw().to_le_bytes();
@@ -195,16 +194,19 @@ fn write_through_the_seam<M: Machine>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<
 }
 
 /// Jumps to a `ret` in code, which works, and in everything else, which must fault. How many did.
-fn try_to_execute<M: Machine + Cpu>(guest: &mut Guest<'_, M>, code: Pfns) -> Result<usize, String> {
-    let frame = guest.pool.take_table().ok_or("the pool is empty")?;
-    let direct = |pfn| guest.machine.direct_map(pfn).or_say("direct map");
+fn try_to_execute<M: Machine + Cpu>(
+    kernel: &mut Kernel<'_, M>,
+    code: Pfns,
+) -> Result<usize, String> {
+    let frame = kernel.pool.take().ok_or("the pool is empty")?;
+    let direct = |pfn| kernel.machine.direct_map(pfn).or_say("direct map");
     // SAFETY: the frame is this program's.
-    unsafe { guest.machine.write_bytes(frame.pfn(), 0, &[RETURN]) }.or_say("a frame")?;
+    unsafe { kernel.machine.write_bytes(frame.pfn(), 0, &[RETURN]) }.or_say("a frame")?;
     let heap = Box::new([RETURN; 16]);
     let stack = [RETURN; 16];
     let address = |bytes: &[u8; 16]| GuestVa::new(bytes.as_ptr().addr() as u64).or_say("address");
     let mut tries = alloc::vec![("a free frame", direct(frame.pfn())?, false)];
-    if let Some(offset) = return_in(guest, code.start)? {
+    if let Some(offset) = return_in(kernel, code.start)? {
         let plus = |va: GuestVa| GuestVa::new(va.raw() + offset).or_say("address");
         tries.push(("code", plus(at_virt_base(code.start)?)?, true));
         tries.push(("code in the direct map", plus(direct(code.start)?)?, false));
@@ -215,27 +217,27 @@ fn try_to_execute<M: Machine + Cpu>(guest: &mut Guest<'_, M>, code: Pfns) -> Res
     let mut faults = 0;
     for (what, va, works) in tries {
         // SAFETY: what is there is a `ret`.
-        let executed = unsafe { guest.platform.execute(va) };
+        let executed = unsafe { kernel.platform.execute(va) };
         match executed {
             None => {
-                writeln!(guest.console, "nothing is executed on the model").or_say("console")?;
+                writeln!(kernel.console, "nothing is executed on the model").or_say("console")?;
             }
             Some(executed) if executed == works => {
                 let does = if works { "works" } else { "faults" };
-                writeln!(guest.console, "executing {what}, {va}, {does}").or_say("console")?;
+                writeln!(kernel.console, "executing {what}, {va}, {does}").or_say("console")?;
                 faults += usize::from(!works);
             }
             Some(_) => return Err(format!("{what} at {va}: to be executed is {works}")),
         }
     }
-    guest.pool.give(frame);
+    kernel.pool.give(frame);
     Ok(faults)
 }
 
 /// Where in a page a byte is that can be executed as `ret`; `None` on the model, which has no code.
-fn return_in<M: Machine + Cpu>(guest: &Guest<'_, M>, pfn: Pfn) -> Result<Option<u64>, String> {
+fn return_in<M: Machine + Cpu>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<Option<u64>, String> {
     let mut bytes = alloc::vec![0; PAGE_SIZE];
-    guest.machine.read_bytes(pfn, 0, &mut bytes).or_say("code")?;
+    kernel.machine.read_bytes(pfn, 0, &mut bytes).or_say("code")?;
     let at = bytes.iter().position(|byte| *byte == RETURN);
     Ok(at.map(|at| at as u64))
 }

@@ -8,14 +8,15 @@ use alloc::string::String;
 use alloc::vec;
 
 use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
+use p2m::Guest;
 use pvmmu::audit::{Tree, audit, audit_words};
 use pvmmu::{
-    Context, Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool,
-    Tools, load_root,
+    Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool, Tools,
+    load_root,
 };
 
 use super::OrSay;
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 use crate::report::Verdict;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -26,42 +27,42 @@ type Frames<'p, 's> = Counted<'p, 's, Pool>;
 type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    let machine = *guest.machine.inner();
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    let machine = *kernel.machine.inner();
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let context = unsafe { Context::new(machine, guest.p2m, guest.kernel_root) };
+    let guest = unsafe { Guest::new(machine, kernel.p2m, kernel.kernel_root) };
     let mut storage = BatchStorage::<700, 32>::new();
     let mut batch = storage.batch();
-    let pfns = usize::try_from(context.p2m().len()).or_say("pfns")?;
+    let pfns = usize::try_from(guest.p2m().len()).or_say("pfns")?;
     let mut counts = vec![0; pfns];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut guest.pool, shares: &mut shares };
+    let mut frames = Counted { source: &mut kernel.pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 12];
     let (l1, rest) = places.split_at_mut(8);
     let (l2, l3) = rest.split_at_mut(2);
     let mut tables = TablePool::new([l1, l2, l3]);
     for (level, count) in [(Level::L1, 4), (Level::L2, 2), (Level::L3, 2)] {
-        tables.fill(&context, (level, count), &mut frames, &mut batch).or_say("fill the pool")?;
+        tables.fill(&guest, level, count, &mut frames, &mut batch).or_say("fill the pool")?;
     }
-    let pgd = Pgd::with_user_root(&context, &mut frames).or_say("new")?;
-    let mut pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
+    let pgd = Pgd::with_user_root(&guest, &mut frames).or_say("new")?;
+    let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     // One vCPU runs, and flushes by its number reach it.
-    let mut with = Tools::new(context, &mut batch, &mut tables, &mut frames);
+    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut frames);
     with.presence = Presence::MayVanish;
     // SAFETY: no other vCPU runs.
     unsafe { with.set_reach(Reach::Vcpus(VcpuSet::one(0))) };
     let lived = live(&mut pgd, &mut with);
-    leave(&context)?;
+    leave(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&context, (level, 99), &mut frames).or_say("drain the pool")?;
+        tables.drain(&guest, level, 99, &mut frames).or_say("drain the pool")?;
     }
     let read = lived?;
     if counts.iter().any(|count| *count != 0) {
         return Err("a share was lost".into());
     }
-    match free - guest.pool.len() {
+    match free - kernel.pool.len() {
         0 => Ok(format!("{PAGES} pages, {read} tables audited, nothing wrong")),
         lost => Err(format!("{lost} frames were lost")),
     }
@@ -73,16 +74,16 @@ fn pages() -> Result<Pages, String> {
 }
 
 /// Runs on an address space.
-fn enter<M: Machine>(context: &Context<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
+fn enter<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>) -> Result<(), String> {
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
-    unsafe { pgd.load(context) }.or_say("load")
+    unsafe { pgd.load(guest) }.or_say("load")
 }
 
 /// Runs on the kernel's own root again.
-fn leave<M: Machine>(context: &Context<'_, M>) -> Result<(), String> {
+fn leave<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
     // SAFETY: the tree the kernel booted on; no Rust object lives in a user half.
-    unsafe { load_root(context, context.kernel_root()) }.or_say("leave")
+    unsafe { load_root(guest, guest.kernel_root()) }.or_say("leave")
 }
 
 /// Writes a page's own mark, changed by `salt`, to each page; how many could be written.
@@ -117,8 +118,8 @@ fn live<M: Machine + Cpu>(
     pgd: &mut Pgd<Pinned>,
     with: &mut Work<'_, '_, '_, '_, '_, M>,
 ) -> Result<u64, String> {
-    let (context, machine, all) = (with.context, with.context.machine(), pages()?);
-    enter(&context, pgd)?;
+    let (guest, machine, all) = (with.guest, with.guest.machine(), pages()?);
+    enter(&guest, pgd)?;
     pgd.map_pages(with, all, PteFlags::USER_RW).or_say("map while it runs")?;
     expect("written", write(machine, all, 0)?, PAGES)?;
     expect("read", marked(machine, all, 0)?, PAGES)?;
@@ -142,7 +143,7 @@ fn moved<M: Machine + Cpu>(
 ) -> Result<(), String> {
     /// What the addresses of both places differ in.
     const AWAY: u64 = 200 << 39;
-    let (context, machine) = (with.context, with.context.machine());
+    let (guest, machine) = (with.guest, with.guest.machine());
     let here = pages()?.at(3).or_say("address")?;
     let there = GuestVa::new(here.raw() ^ AWAY).or_say("address")?;
     let (from, to) = (Pages { start: here, count: 512 }, Pages { start: there, count: 512 });
@@ -151,11 +152,11 @@ fn moved<M: Machine + Cpu>(
         expect("read where the table was", marked(machine, from, 0)?, 0)?;
         expect("read where the table is", marked(machine, to, AWAY)?, 512)?;
         expect("written where the table is", write(machine, to, AWAY)?, 512)?;
-        check_tables(&context, &[pgd.tree()])?;
+        check_tables(&guest, &[pgd.tree()])?;
         pgd.edit(with, |edit| edit.move_table(there, here)).or_say("move back")?;
         expect("read where the table is not", marked(machine, to, AWAY)?, 0)?;
         if !is_last {
-            let held = pgd.hold_l1_tables(&context, with.batch);
+            let held = pgd.hold_l1_tables(&guest, with.batch);
             held.map_err(|(failure, _)| format!("hold: {failure}"))?;
         }
     }
@@ -168,15 +169,15 @@ fn fork<M: Machine + Cpu>(
     with: &mut Work<'_, '_, '_, '_, '_, M>,
     all: Pages,
 ) -> Result<u64, String> {
-    let (context, machine) = (with.context, with.context.machine());
+    let (guest, machine) = (with.guest, with.guest.machine());
     let child = pgd.fork(with).or_say("fork")?;
-    let read = check_tables(&context, &[pgd.tree(), child.tree()])?;
+    let read = check_tables(&guest, &[pgd.tree(), child.tree()])?;
     expect("written although shared", write(machine, all, 2)?, 0)?;
     own(pgd, with, all).or_say("copy")?;
     expect("written to the copies", write(machine, all, 2)?, PAGES)?;
-    enter(&context, &child)?;
+    enter(&guest, &child)?;
     expect("kept in the child", marked(machine, all, 0)?, PAGES)?;
-    enter(&context, pgd)?;
+    enter(&guest, pgd)?;
     child.destroy(with).or_say("destroy the child")?;
 
     // Now the child is the one that goes first, and the parent takes the frames over.
@@ -199,11 +200,11 @@ fn own<M: Machine>(
     })
 }
 
-fn check_tables<M: Machine>(context: &Context<'_, M>, trees: &[Tree]) -> Result<u64, String> {
-    let words = usize::try_from(audit_words(context.p2m().len())).or_say("audit")?;
+fn check_tables<M: Machine>(guest: &Guest<'_, M>, trees: &[Tree]) -> Result<u64, String> {
+    let words = usize::try_from(audit_words(guest.p2m().len())).or_say("audit")?;
     let mut memory = vec![0; words];
     let mut first = None;
-    let read = audit(context, trees, &mut memory, &mut |finding| {
+    let read = audit(guest, trees, &mut memory, &mut |finding| {
         first.get_or_insert(finding);
     });
     match first {

@@ -11,14 +11,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall::{
     Batch, BatchStorage, Counting, Cpu, Frame, GuestVa, Level, Machine, Pfn, PteFlags, VcpuSet,
 };
-use p2m::P2m;
+use p2m::{Guest, P2m, walk};
 use pvmmu::{
-    Context, DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools,
-    Vcpus, walk,
+    DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
 };
 
 use super::OrSay;
-use crate::guest::{Guest, Platform, Pool, Second, Work};
+use crate::guest::{Kernel, Platform, Pool, Second, Work};
 use crate::report::Verdict;
 
 const SECOND: usize = 1;
@@ -41,12 +40,12 @@ pub(super) struct Scene<'a, M> {
 type With<'a, 'b, 't, 'm, M> = Tools<'a, 'b, 't, Counting<&'m M>, Pool>;
 
 impl<'a, M: Machine + Cpu> Scene<'a, M> {
-    fn context<'m, N>(&self, machine: &'m N) -> Context<'m, N>
+    fn guest<'m, N>(&self, machine: &'m N) -> Guest<'m, N>
     where
         'a: 'm,
     {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        unsafe { Context::new(machine, self.p2m, self.kernel_root) }
+        unsafe { Guest::new(machine, self.p2m, self.kernel_root) }
     }
 
     /// What the second vCPU answers to one piece of work.
@@ -64,10 +63,10 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let loaded = self.ask(|machine| {
             // SAFETY: the guest's frame map, and the root that its kernel runs on.
-            let context = unsafe { Context::new(machine, p2m, kernel_root) };
+            let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
             // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a
             // user half; this runs on the second vCPU.
-            unsafe { vcpus.load(&context, SECOND, pgd) }
+            unsafe { vcpus.load(&guest, SECOND, pgd) }
         })?;
         loaded.or_say("load on the second vCPU")
     }
@@ -77,9 +76,9 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
         let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
         let left = self.ask(|machine| {
             // SAFETY: the guest's frame map, and the root that its kernel runs on.
-            let context = unsafe { Context::new(machine, p2m, kernel_root) };
+            let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
             // SAFETY: as for `enter`.
-            unsafe { vcpus.leave(&context, SECOND) }
+            unsafe { vcpus.leave(&guest, SECOND) }
         })?;
         left.or_say("leave on the second vCPU")
     }
@@ -92,21 +91,21 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let free = guest.pool.len();
-    let second = guest.second.ok_or("the guest has one vCPU: start it with --vcpus 2")?;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let free = kernel.pool.len();
+    let second = kernel.second.ok_or("the guest has one vCPU: start it with --vcpus 2")?;
     second.start()?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
-        p2m: guest.p2m,
-        kernel_root: guest.kernel_root,
+        p2m: kernel.p2m,
+        kernel_root: kernel.kernel_root,
         // SAFETY: the program loads its address spaces through these places alone.
         vcpus: unsafe { Vcpus::new(&places) },
         second,
-        platform: guest.platform,
+        platform: kernel.platform,
         pages: Pages { start: GuestVa::new((1 << 30) - 8 * 4096).or_say("address")?, count: 16 },
     };
-    let context = scene.context(&guest.machine);
+    let guest = scene.guest(&kernel.machine);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let mut places = [const { None::<Frame> }; 4];
@@ -114,20 +113,20 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     let (l2, l3) = upper.split_at_mut(1);
     let mut tables = TablePool::new([l1, l2, l3]);
     for (level, count) in [(Level::L1, 2), (Level::L2, 1), (Level::L3, 1)] {
-        tables.fill(&context, (level, count), &mut guest.pool, &mut batch).or_say("fill")?;
+        tables.fill(&guest, level, count, &mut kernel.pool, &mut batch).or_say("fill")?;
     }
-    let pgd = validated_beside_a_walk(&scene, &context, (&mut guest.pool, &mut batch))?;
-    let mut with = Tools::new(context, &mut batch, &mut tables, &mut guest.pool);
+    let pgd = validated_beside_a_walk(&scene, &guest, (&mut kernel.pool, &mut batch))?;
+    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut kernel.pool);
     let told = together(&scene, pgd, &mut with)?;
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&context, (level, 9), &mut guest.pool).or_say("drain the pool")?;
+        tables.drain(&guest, level, 9, &mut kernel.pool).or_say("drain the pool")?;
     }
     scene.second.stop()?;
     scene.second.start()?;
     scene.ask(|_| ())?;
     scene.second.stop()?;
-    writeln!(guest.console, "{told}").or_say("console")?;
-    match free - guest.pool.len() {
+    writeln!(kernel.console, "{told}").or_say("console")?;
+    match free - kernel.pool.len() {
         0 => Ok(format!("two vCPUs on one address space, {TURNS} changes beside each kind of use")),
         lost => Err(format!("{lost} frames were lost")),
     }
@@ -137,17 +136,17 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 /// looks at tables in memory.
 fn validated_beside_a_walk<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
-    context: &Context<'_, Counting<&M>>,
+    guest: &Guest<'_, Counting<&M>>,
     (pool, batch): (&mut Pool, &mut Batch<'_>),
 ) -> Result<Pgd<Pinned>, String> {
-    let mut pgd = Pgd::new(context, pool).or_say("new")?;
-    pgd.map_pages(context, (scene.pages, PteFlags::USER_RW), pool).or_say("map")?;
+    let mut pgd = Pgd::new(guest, pool).or_say("new")?;
+    pgd.map_pages(guest, scene.pages, PteFlags::USER_RW, pool).or_say("map")?;
     let (root, va) = (pgd.root(), scene.pages.start);
     let (p2m, kernel_root) = (scene.p2m, scene.kernel_root);
     let frame = move |machine: &M| {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let context = unsafe { Context::new(machine, p2m, kernel_root) };
-        let path = walk(&context, root, va).ok()?;
+        let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
+        let path = walk(&guest, root, va).ok()?;
         path.leaf().map(|(_, pte)| pte.mfn())
     };
     let first = scene.ask(frame)?.ok_or("the second vCPU sees no tree")?;
@@ -159,7 +158,7 @@ fn validated_beside_a_walk<M: Machine + Cpu>(
             walks += 1;
             wrong += u64::from(frame(machine) != Some(first));
         },
-        &mut || ended = pin_and_unpin(context, &mut left, batch),
+        &mut || ended = pin_and_unpin(guest, &mut left, batch),
     );
     match wrong {
         0 => ended,
@@ -168,14 +167,14 @@ fn validated_beside_a_walk<M: Machine + Cpu>(
 }
 
 fn pin_and_unpin<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     left: &mut Option<Pgd<pvmmu::Loose>>,
     batch: &mut Batch<'_>,
 ) -> Result<Pgd<Pinned>, String> {
-    let mut pgd = left.take().ok_or("no address space")?.pin(context, batch).or_say("pin")?;
+    let mut pgd = left.take().ok_or("no address space")?.pin(guest, batch).or_say("pin")?;
     for _ in 0..TURNS {
-        let loose = pgd.unpin(context, batch).or_say("unpin")?;
-        pgd = loose.pin(context, batch).or_say("pin again")?;
+        let loose = pgd.unpin(guest, batch).or_say("unpin")?;
+        pgd = loose.pin(guest, batch).or_say("pin again")?;
     }
     Ok(pgd)
 }
@@ -186,10 +185,10 @@ fn together<M: Machine + Cpu>(
     mut pgd: Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<String, String> {
-    let context = with.context;
+    let guest = with.guest;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half; this runs on the first vCPU.
-    unsafe { scene.vcpus.load(&context, 0, &pgd) }.or_say("load")?;
+    unsafe { scene.vcpus.load(&guest, 0, &pgd) }.or_say("load")?;
     scene.enter(&pgd)?;
     let both = VcpuSet::one(0).union(THE_SECOND);
     if scene.vcpus.on(&pgd) != both {
@@ -203,7 +202,7 @@ fn together<M: Machine + Cpu>(
     let noticed = dirty::written_beside_changes(scene, &mut pgd, with)?;
 
     // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
-    unsafe { scene.vcpus.leave(&context, 0) }.or_say("leave")?;
+    unsafe { scene.vcpus.leave(&guest, 0) }.or_say("leave")?;
     let (pgd, told) = kept_while_it_runs(scene, pgd, with)?;
     scene.leave()?;
     scene.vcpus.destroy(pgd, with).or_say("destroy")?;
@@ -239,7 +238,7 @@ fn flushed<M: Machine + Cpu>(
         with.batch.clear();
         flush.push(with.batch, reach).or_say("flush")?;
         // SAFETY: a flush changes no entry.
-        unsafe { with.batch.submit(with.context.machine()) }.or_say("flush")?;
+        unsafe { with.batch.submit(with.guest.machine()) }.or_say("flush")?;
         if scene.writes(page.start)? {
             return Err(format!("the second vCPU still writes after {flush:?} on {reach:?}"));
         }
@@ -319,7 +318,7 @@ fn held_beside_use<M: Machine + Cpu>(
     let mut held = 0;
     scene.second.beside(work, &mut || {
         changed = pgd
-            .hold_l1_tables(&with.context, with.batch)
+            .hold_l1_tables(&with.guest, with.batch)
             .map_err(|(failure, _)| format!("hold: {failure}"))
             .and_then(|count| {
                 held = count;
@@ -346,15 +345,15 @@ fn kept_while_it_runs<M: Machine + Cpu>(
     pgd: Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<(Pgd<Pinned>, String), String> {
-    let before = with.context.machine().counts().hypercalls;
+    let before = with.guest.machine().counts().hypercalls;
     let refused = scene.vcpus.destroy(pgd, with).err().ok_or("a tree in use was destroyed")?;
     let ours = refused.to_string();
-    let asked = with.context.machine().counts().hypercalls - before;
+    let asked = with.guest.machine().counts().hypercalls - before;
     let DestroyError::Running(pgd, THE_SECOND) = refused else { return Err(ours) };
     if asked != 0 {
         return Err(format!("{asked} hypercalls before: {ours}"));
     }
-    let error = pgd.unpin(&with.context, with.batch).err().ok_or("a tree in use was unpinned")?;
+    let error = pgd.unpin(&with.guest, with.batch).err().ok_or("a tree in use was unpinned")?;
     let xens = error.to_string();
     if error.undo.is_err() || !matches!(error.failure, PinFailure::Protect { .. }) {
         return Err(xens);

@@ -7,14 +7,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use hypercall::{
-    BatchStorage, Cpu, DomId, Extent, Frame, FrameAccess as _, Hypercalls as _, Machine, MemoryOp,
-    MmuUpdate, Pte, PteFlags, Reservation,
+    BatchStorage, Cpu, DomId, Extent, Frame, FrameAccess as _, FrameSource as _, Hypercalls as _,
+    Machine, MemoryOp, MmuUpdate, Pte, PteFlags, Reservation,
 };
-use p2m::{FindDirect as _, LeafSource as _};
-use pvmmu::DirectEntries;
+use p2m::DirectEntries;
 
 use super::super::OrSay;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// Pages of a measurement.
 pub(in crate::programs) const PAGES: usize = 512;
@@ -56,60 +55,60 @@ impl fmt::Display for Floors {
 
 /// Sends single pages out and in by bare requests, each kind timed.
 pub(in crate::programs) fn measure<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
 ) -> Result<Floors, String> {
     let mut frames: Vec<Frame> = Vec::with_capacity(PAGES);
     for _ in 0..PAGES {
-        frames.push(guest.pool.take().ok_or("the pool is too small")?);
+        frames.push(kernel.pool.take().ok_or("the pool is too small")?);
     }
     let mut storage = Box::new(BatchStorage::<PAGES, 1>::new());
-    let wipe = time(guest, |guest| {
+    let wipe = time(kernel, |kernel| {
         frames.iter().try_for_each(|frame| {
             // SAFETY: the frame is the program's by its token (I-1).
-            unsafe { guest.machine.clear_frame(frame.pfn()) }.or_say("wipe")
+            unsafe { kernel.machine.clear_frame(frame.pfn()) }.or_say("wipe")
         })
     })?;
     let mut extents = Vec::with_capacity(PAGES);
     for frame in &frames {
         // SAFETY: the frame is the program's by its token (I-1), and goes to Xen below.
         extents.push(Extent::from_mfn(
-            unsafe { guest.p2m.depopulate(frame.pfn()) }.or_say("depopulate")?,
+            unsafe { kernel.p2m.depopulate(frame.pfn()) }.or_say("depopulate")?,
         ));
     }
-    let clear = map(guest, &frames, (&mut storage, |_| Pte::ABSENT))?;
-    let decrease = time(guest, |guest| all(guest, MemoryOp::Decrease(list(&mut extents))))?;
+    let clear = map(kernel, &frames, (&mut storage, |_| Pte::ABSENT))?;
+    let decrease = time(kernel, |kernel| all(kernel, MemoryOp::Decrease(list(&mut extents))))?;
     for (extent, frame) in extents.iter_mut().zip(&frames) {
         *extent = Extent::from_pfn(frame.pfn());
     }
-    let populate = time(guest, |guest| all(guest, MemoryOp::Populate(list(&mut extents))))?;
+    let populate = time(kernel, |kernel| all(kernel, MemoryOp::Populate(list(&mut extents))))?;
     for (extent, frame) in extents.iter().zip(&frames) {
         // SAFETY: Xen has just put the frame behind the pfn, whose token is the program's.
-        unsafe { guest.p2m.populate(frame.pfn(), extent.mfn()) }.or_say("populate")?;
+        unsafe { kernel.p2m.populate(frame.pfn(), extent.mfn()) }.or_say("populate")?;
     }
-    let flags = guest.machine.offered(PteFlags::KERNEL_RW);
+    let flags = kernel.machine.offered(PteFlags::KERNEL_RW);
     let new = |at: usize| Pte::new(extents[at].mfn(), flags);
-    let fill = map(guest, &frames, (&mut storage, new))?;
-    frames.into_iter().rev().for_each(|frame| guest.pool.give(frame));
+    let fill = map(kernel, &frames, (&mut storage, new))?;
+    frames.into_iter().rev().for_each(|frame| kernel.pool.give(frame));
     Ok(Floors { wipe, clear, decrease, populate, fill })
 }
 
 /// Ticks for each page of what `work` does.
 fn time<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
-    work: impl FnOnce(&mut Guest<'_, M>) -> Result<(), String>,
+    kernel: &mut Kernel<'_, M>,
+    work: impl FnOnce(&mut Kernel<'_, M>) -> Result<(), String>,
 ) -> Result<u64, String> {
-    let start = guest.cpu.ticks();
-    work(guest)?;
-    Ok(guest.cpu.ticks().wrapping_sub(start) / PAGES as u64)
+    let start = kernel.cpu.ticks();
+    work(kernel)?;
+    Ok(kernel.cpu.ticks().wrapping_sub(start) / PAGES as u64)
 }
 
 fn list(extents: &mut [Extent]) -> Reservation<'_> {
     Reservation { extents, order: 0, flags: 0, domain: DomId::SELF }
 }
 
-fn all<M: Machine + Cpu>(guest: &Guest<'_, M>, mut op: MemoryOp<'_>) -> Result<(), String> {
+fn all<M: Machine + Cpu>(kernel: &Kernel<'_, M>, mut op: MemoryOp<'_>) -> Result<(), String> {
     // SAFETY: the pages are the program's, and nothing maps them.
-    match unsafe { guest.machine.memory_op(&mut op) }.or_say("memory_op")? {
+    match unsafe { kernel.machine.memory_op(&mut op) }.or_say("memory_op")? {
         done if done == PAGES as u64 => Ok(()),
         done => Err(alloc::format!("{} did {done} of {PAGES}", op.name())),
     }
@@ -117,19 +116,19 @@ fn all<M: Machine + Cpu>(guest: &Guest<'_, M>, mut op: MemoryOp<'_>) -> Result<(
 
 /// Sets the entries of all frames in the direct mapping, in one `mmu_update`.
 fn map<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     frames: &[Frame],
     (storage, new): (&mut BatchStorage<PAGES, 1>, impl Fn(usize) -> Pte),
 ) -> Result<u64, String> {
     let mut batch = storage.batch();
-    let (context, _) = guest.parts();
-    let mut direct = DirectEntries::new(context);
+    let (guest, _) = kernel.parts();
+    let mut direct = DirectEntries::new(guest);
     for (at, frame) in frames.iter().enumerate() {
         let (slot, old) = direct.find(frame.pfn()).or_say("direct mapping")?;
         batch.update(MmuUpdate::set(slot, new(at)), old.raw()).or_say("batch")?;
     }
-    time(guest, |guest| {
+    time(kernel, |kernel| {
         // SAFETY: entries of frames that are the program's (I-1).
-        unsafe { batch.submit(&guest.machine) }.or_say("mapping")
+        unsafe { batch.submit(&kernel.machine) }.or_say("mapping")
     })
 }

@@ -8,18 +8,18 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use balloon::{Allocator, Balloon, Reserve, Wipe};
+use balloon::{Balloon, Reserve, Wipe};
 use hypercall::{
-    BatchStorage, Cpu, DomId, Frame, FrameAccess as _, Frames, Hypercalls as _, Machine, MemoryOp,
-    Pfn,
+    BatchStorage, Cpu, DomId, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
+    Machine, MemoryOp, Pfn,
 };
-use p2m::{GrowContext, LeafSource as _, Pfns};
+use p2m::{GrowContext, Pfns};
 
 use super::super::extend::extend_direct_map;
 use super::super::{OrSay, grow};
 use super::way::{Ways, go_with};
 use super::{SPARE, Storage, audit};
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 use crate::report::Verdict;
 
 /// The most pfns that the guest grows by.
@@ -34,7 +34,7 @@ struct Grown<'p> {
     new: Vec<Frame>,
 }
 
-impl Allocator for Grown<'_> {
+impl FrameSource for Grown<'_> {
     fn take(&mut self) -> Option<Frame> {
         self.new.pop()
     }
@@ -45,10 +45,10 @@ impl Allocator for Grown<'_> {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>, storage: &mut Storage) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, storage: &mut Storage) -> Verdict {
     // SAFETY: it only reports.
-    let most = unsafe { guest.machine.memory_op(&mut MemoryOp::MaximumReservation(DomId::SELF)) };
-    let built = guest.p2m.len();
+    let most = unsafe { kernel.machine.memory_op(&mut MemoryOp::MaximumReservation(DomId::SELF)) };
+    let built = kernel.p2m.len();
     let new = most.or_say("the maximum")?.saturating_sub(built).min(GROWTH_MAX);
     if new <= RESERVED {
         return Ok(format!("Xen lets the guest have no more than its {built} pages"));
@@ -56,23 +56,27 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>, storage: &mut Stor
     let new = Pfns::new(Pfn::new(built), new);
     let mut batch_storage = Box::new(BatchStorage::<512, 8>::new());
     let mut batch = batch_storage.batch();
-    let (p2m, mut window) = grow::open(guest, &mut batch)?;
-    let context = GrowContext { machine: &guest.machine, p2m: &p2m, toolstack: None };
-    window.grow(context, new.end(), &mut batch).or_say("grow the map")?;
-    window.reserve(context, new, &mut guest.pool, &mut batch).or_say("reserve words")?;
-    let mut guest = guest.on_map(&p2m);
-    let tables = extend_direct_map(&mut guest, new)?;
-    let verdict = fetch(&mut guest, new, storage)?;
+    let (p2m, mut window) = grow::open(kernel, &mut batch)?;
+    let guest = GrowContext { machine: &kernel.machine, p2m: &p2m, toolstack: None };
+    window.grow(guest, new.end(), &mut batch).or_say("grow the map")?;
+    window.reserve(guest, new, &mut kernel.pool, &mut batch).or_say("reserve words")?;
+    let mut kernel = kernel.on_map(&p2m);
+    let tables = extend_direct_map(&mut kernel, new)?;
+    let verdict = fetch(&mut kernel, new, storage)?;
     Ok(format!("{verdict}; {tables} tables for the direct mapping"))
 }
 
 /// Fetches memory for the new pfns but those that are set apart, writes to all of it and reads it
 /// back, and gives it up again.
-fn fetch<M: Machine + Cpu>(guest: &mut Guest<'_, M>, new: Pfns, storage: &mut Storage) -> Verdict {
-    let p2m = guest.p2m;
+fn fetch<M: Machine + Cpu>(
+    kernel: &mut Kernel<'_, M>,
+    new: Pfns,
+    storage: &mut Storage,
+) -> Verdict {
+    let p2m = kernel.p2m;
     let words = usize::try_from(Balloon::words_needed(p2m.len())).or_say("words")?;
     let (mut words, mut bits) = (alloc::vec![0; words], [0; 1]);
-    let begun = Balloon::new((&guest.machine, p2m), &mut words, SPARE, Wipe::Always);
+    let begun = Balloon::new(&kernel.guest(), &mut words, SPARE, Wipe::Always);
     let (mut balloon, _) = begun.or_say("the balloon")?;
     // SAFETY: the map ended before them until now: nobody ever had them (I-1).
     let frames = unsafe { Frames::claim(new.start, new.count) };
@@ -84,29 +88,29 @@ fn fetch<M: Machine + Cpu>(guest: &mut Guest<'_, M>, new: Pfns, storage: &mut St
     let (built, more) = (new.start.raw(), new.count - RESERVED);
     for (name, target, out) in [("grow", built + more, 0), ("shrink", built, more)] {
         let step = (&mut balloon, &mut *storage, &mut grown);
-        go_with(guest, step, target, (name, &mut ways))?;
-        audit(guest, out + RESERVED)?;
-        check(guest, &grown.new)?;
+        go_with(kernel, step, target, (name, &mut ways))?;
+        audit(kernel, out + RESERVED)?;
+        check(kernel, &grown.new)?;
     }
     let reserved = reserve.free();
-    ways.print(guest)?;
+    ways.print(kernel)?;
     Ok(format!("{more} pages beyond the {built} at boot came and went, {reserved} set apart"))
 }
 
 /// Writes to the first and the last word of each frame, and reads all of them back.
-fn check<M: Machine + Cpu>(guest: &Guest<'_, M>, frames: &[Frame]) -> Result<(), String> {
+fn check<M: Machine + Cpu>(kernel: &Kernel<'_, M>, frames: &[Frame]) -> Result<(), String> {
     let word = |pfn: Pfn, offset: usize| (pfn.raw() << 16 | offset as u64).to_le_bytes();
     for frame in frames {
         for offset in [0, 4088] {
             let value = word(frame.pfn(), offset);
             // SAFETY: the frame is the program's by its token (I-1).
-            unsafe { guest.machine.write_bytes(frame.pfn(), offset, &value) }.or_say("store")?;
+            unsafe { kernel.machine.write_bytes(frame.pfn(), offset, &value) }.or_say("store")?;
         }
     }
     for frame in frames {
         for offset in [0, 4088] {
             let mut found = [0; 8];
-            guest.machine.read_bytes(frame.pfn(), offset, &mut found).or_say("load")?;
+            kernel.machine.read_bytes(frame.pfn(), offset, &mut found).or_say("load")?;
             if found != word(frame.pfn(), offset) {
                 return Err(format!("{frame:?} does not hold what was written"));
             }

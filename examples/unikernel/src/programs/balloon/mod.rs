@@ -13,14 +13,14 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 
-use balloon::{Allocator, Balloon, Wipe, WorkStorage};
-use hypercall::{AccessError, Cpu, Frame, FrameAccess as _, Machine, Pte};
-use p2m::{Audit, KexecState, LeafSource as _, P2m, Pfns};
+use balloon::{Balloon, Wipe, WorkStorage};
+use hypercall::{AccessError, Cpu, Frame, FrameAccess as _, FrameSource, Machine, Pte};
+use p2m::{Audit, KexecState, P2m, Pfns};
 
 use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
-use crate::guest::{Guest, Pool, number};
+use crate::guest::{Kernel, Pool, number};
 use crate::report::Verdict;
 use kept::Kept;
 use way::{Ways, go};
@@ -36,7 +36,7 @@ type Storage = WorkStorage<STEP_FRAMES>;
 /// The pool, as the balloon sees it.
 struct Spare<'p>(&'p mut Pool);
 
-impl Allocator for Spare<'_> {
+impl FrameSource for Spare<'_> {
     fn take(&mut self) -> Option<Frame> {
         if self.0.len() as u64 <= SPARE { None } else { self.0.take() }
     }
@@ -47,64 +47,64 @@ impl Allocator for Spare<'_> {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let wipe = match number(guest.arguments, "wipe", 1)? {
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let wipe = match number(kernel.arguments, "wipe", 1)? {
         0 => Wipe::Never,
         _ => Wipe::Always,
     };
     let mut storage = Box::new(Storage::new());
-    if guest.arguments.split_whitespace().any(|word| word == "grow") {
-        return grow::run(guest, &mut storage);
+    if kernel.arguments.split_whitespace().any(|word| word == "grow") {
+        return grow::run(kernel, &mut storage);
     }
-    let floors = floor::measure(guest)?;
-    let free = guest.pool.len() as u64;
-    let kept = Kept::spread(guest)?;
-    let words = usize::try_from(Balloon::words_needed(guest.p2m.len())).or_say("words")?;
+    let floors = floor::measure(kernel)?;
+    let free = kernel.pool.len() as u64;
+    let kept = Kept::spread(kernel)?;
+    let words = usize::try_from(Balloon::words_needed(kernel.p2m.len())).or_say("words")?;
     let mut words = alloc::vec![0; words];
-    let begun = Balloon::new((&guest.machine, guest.p2m), &mut words, SPARE, wipe);
+    let begun = Balloon::new(&kernel.guest(), &mut words, SPARE, wipe);
     let (mut balloon, accounts) = begun.or_say("the balloon")?;
     if !accounts.is_balanced() {
         return Err(format!("before the first step: {accounts}"));
     }
     let mut ways = Ways::default();
     let mut around = (&mut balloon, &mut *storage, &mut ways);
-    let most = guest.pool.len() as u64 - SPARE;
-    out_and_in(guest, &mut around, ("blocks", most), &kept)?;
-    out_and_in(guest, &mut around, ("half", most / 2), &kept)?;
-    let second = Kept::every_second(guest)?;
-    let most = guest.pool.len() as u64 - SPARE;
-    out_and_in(guest, &mut around, ("singles", most), &kept)?;
-    second.verify(guest)?;
-    second.give_back(guest);
-    kept.give_back(guest);
-    if guest.pool.len() as u64 != free {
-        return Err(format!("{} of {free} frames are free at the end", guest.pool.len()));
+    let most = kernel.pool.len() as u64 - SPARE;
+    out_and_in(kernel, &mut around, ("blocks", most), &kept)?;
+    out_and_in(kernel, &mut around, ("half", most / 2), &kept)?;
+    let second = Kept::every_second(kernel)?;
+    let most = kernel.pool.len() as u64 - SPARE;
+    out_and_in(kernel, &mut around, ("singles", most), &kept)?;
+    second.verify(kernel)?;
+    second.give_back(kernel);
+    kept.give_back(kernel);
+    if kernel.pool.len() as u64 != free {
+        return Err(format!("{} of {free} frames are free at the end", kernel.pool.len()));
     }
-    ways.judge(guest, &floors)
+    ways.judge(kernel, &floors)
 }
 
 /// `frames` frames go out and come back; what is kept must not change.
 fn out_and_in<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     (balloon, storage, ways): &mut (&mut Balloon<'_>, &mut Storage, &mut Ways),
     (name, frames): (&str, u64),
     kept: &Kept,
 ) -> Result<(), String> {
     let all = balloon.goal().frames;
     for (way, target, out) in [("out", all - frames, frames), ("in", all, 0)] {
-        go(guest, (balloon, storage), target, (&format!("{name} {way}"), ways))?;
-        kept.verify(guest)?;
+        go(kernel, (balloon, storage), target, (&format!("{name} {way}"), ways))?;
+        kept.verify(kernel)?;
         if out > 0 {
-            read_what_is_out(guest)?;
+            read_what_is_out(kernel)?;
         }
-        audit(guest, out)?;
+        audit(kernel, out)?;
     }
     Ok(())
 }
 
 /// Reads of a page that is out, which is nowhere: each says so, and nothing faults.
-fn read_what_is_out<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
-    let (machine, p2m) = (&guest.machine, guest.p2m);
+fn read_what_is_out<M: Machine>(kernel: &Kernel<'_, M>) -> Result<(), String> {
+    let (machine, p2m) = (&kernel.machine, kernel.p2m);
     let gone = p2m.all().iter().find(|pfn| p2m.mfn(*pfn).is_err()).ok_or("no page is out")?;
     let last = PageTableIndex::new(511);
     let reads = [
@@ -123,11 +123,11 @@ fn read_what_is_out<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String> {
 }
 
 /// Whether the map says what is true, and a kexec would meet just the pages that are out.
-fn audit<M: Machine + Cpu>(guest: &Guest<'_, M>, out: u64) -> Result<(), String> {
-    let p2m: &P2m<'_> = guest.p2m;
+fn audit<M: Machine + Cpu>(kernel: &Kernel<'_, M>, out: u64) -> Result<(), String> {
+    let p2m: &P2m<'_> = kernel.p2m;
     let mut findings = [None; 8];
     let mut audit = Audit::begin(&mut findings);
-    audit.run(&guest.machine, p2m);
+    audit.run(&kernel.machine, p2m);
     let report = audit.report();
     if !report.is_clean() {
         return Err(format!("{report}").replace('\n', ";"));

@@ -4,14 +4,13 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use balloon::{Allocator, Around, Balloon, Moved, Next, Retarget};
+use balloon::{Balloon, Moved, Next, Retarget};
 use hypercall::{Cpu, Machine};
-use pvmmu::DirectEntries;
 
 use super::super::OrSay;
 use super::floor::Floors;
 use super::{Spare, Storage};
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 use crate::report::Verdict;
 
 /// Pages in a GiB.
@@ -49,36 +48,38 @@ struct Way {
 
 /// Goes to `target` frames with the guest's pool; every step's accounts must be right.
 pub(super) fn go<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     (balloon, storage): (&mut Balloon<'_>, &mut Storage),
     target: u64,
     way: (&str, &mut Ways),
 ) -> Result<(), String> {
-    let mut pool = core::mem::replace(&mut guest.pool, Pool::empty());
-    let result = go_with(guest, (balloon, storage, &mut Spare(&mut pool)), target, way);
-    guest.pool = pool;
+    let mut pool = core::mem::replace(&mut kernel.pool, Pool::empty());
+    let result = go_with(kernel, (balloon, storage, &mut Spare(&mut pool)), target, way);
+    kernel.pool = pool;
     result
 }
 
 /// Goes to `target` frames; every step's accounts must be right.
 pub(super) fn go_with<M: Machine + Cpu>(
-    guest: &Guest<'_, M>,
-    (balloon, storage, allocator): (&mut Balloon<'_>, &mut Storage, &mut impl Allocator),
+    kernel: &Kernel<'_, M>,
+    (balloon, storage, allocator): (
+        &mut Balloon<'_>,
+        &mut Storage,
+        &mut impl hypercall::FrameSource,
+    ),
     target: u64,
     (name, ways): (&str, &mut Ways),
 ) -> Result<(), String> {
-    let from = balloon.accounts(&guest.machine, guest.p2m).populated;
+    let from = balloon.accounts(&kernel.machine, kernel.p2m).populated;
     if balloon.set_target(target) != Retarget::Step {
         return Err(format!("{name}: there is nothing to do for {target} frames"));
     }
     let (mut steps, mut longest, mut moved) = (0, 0, 0);
-    let (begun, before) = (guest.cpu.ticks(), guest.machine.counts());
+    let (begun, before) = (kernel.cpu.ticks(), kernel.machine.counts());
     loop {
-        let start = guest.cpu.ticks();
-        let mut direct = DirectEntries::new(guest.context());
-        let mut around = Around { machine: &guest.machine, p2m: guest.p2m, direct: &mut direct };
-        let step = storage.with(|work| balloon.step(&mut around, allocator, work));
-        longest = longest.max(guest.cpu.ticks().wrapping_sub(start));
+        let start = kernel.cpu.ticks();
+        let step = storage.with(|work| balloon.step(&kernel.guest(), allocator, work));
+        longest = longest.max(kernel.cpu.ticks().wrapping_sub(start));
         steps += 1;
         if let Moved::Out(frames) | Moved::In(frames) = step.moved {
             moved += frames;
@@ -92,8 +93,8 @@ pub(super) fn go_with<M: Machine + Cpu>(
             Next::Wait { why, .. } => return Err(format!("{name}, step {steps}: {why}")),
         }
     }
-    let ticks = guest.cpu.ticks().wrapping_sub(begun);
-    let traps = (guest.machine.counts() - before).hypercalls;
+    let ticks = kernel.cpu.ticks().wrapping_sub(begun);
+    let traps = (kernel.machine.counts() - before).hypercalls;
     if moved != from.abs_diff(target) {
         return Err(format!("{name}: {moved} frames moved, {} should", from.abs_diff(target)));
     }
@@ -105,8 +106,8 @@ pub(super) fn go_with<M: Machine + Cpu>(
 
 impl Ways {
     /// Prints the table.
-    pub(super) fn print<M>(&self, guest: &mut Guest<'_, M>) -> Result<(), String> {
-        let out = &mut *guest.console;
+    pub(super) fn print<M>(&self, kernel: &mut Kernel<'_, M>) -> Result<(), String> {
+        let out = &mut *kernel.console;
         let head = "way            frames   steps   traps  traps/GiB  ticks/page  longest step";
         writeln!(out, "{head}").or_say("console")?;
         for way in &self.ways {
@@ -123,9 +124,9 @@ impl Ways {
     }
 
     /// Prints everything, and says whether the traps are few enough.
-    pub(super) fn judge<M>(&self, guest: &mut Guest<'_, M>, floors: &Floors) -> Verdict {
-        writeln!(guest.console, "{floors}").or_say("console")?;
-        self.print(guest)?;
+    pub(super) fn judge<M>(&self, kernel: &mut Kernel<'_, M>, floors: &Floors) -> Verdict {
+        writeln!(kernel.console, "{floors}").or_say("console")?;
+        self.print(kernel)?;
         let mut worst = 0;
         for way in &self.ways {
             let is_in = !way.is_out && way.name.starts_with("singles");

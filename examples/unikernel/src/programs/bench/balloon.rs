@@ -5,13 +5,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use balloon::{Allocator, Around, Balloon, Next, Retarget, Wipe, WorkStorage};
-use hypercall::{Cpu, Frame, Machine};
-use pvmmu::{DirectEntries, FrameSource};
+use balloon::{Balloon, Next, Retarget, Wipe, WorkStorage};
+use hypercall::{Cpu, Machine};
 
 use super::super::OrSay as _;
 use super::super::balloon::floor::{self, Floors};
-use super::memory::Memory;
 use super::row::{Bench, Cost};
 use crate::guest::Pool;
 
@@ -22,25 +20,15 @@ const STEP_FRAMES: usize = 512;
 /// The same of a step that has no room for an extent of 2 MiB.
 const SINGLE_FRAMES: usize = STEP_FRAMES - 1;
 
-impl Allocator for Memory {
-    fn take(&mut self) -> Option<Frame> {
-        FrameSource::take(self)
-    }
-
-    fn give(&mut self, frame: Frame) {
-        FrameSource::give(self, frame);
-    }
-}
-
 /// The rows of this file. What goes out are whole blocks, as long as all frames are there.
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     bench.memory.tidy();
     let floors = floors(bench)?;
-    let p2m = bench.guest.p2m;
+    let p2m = bench.kernel.p2m;
     let mut words = vec![0; usize::try_from(Balloon::words_needed(p2m.len())).or_say("words")?];
-    let around = (&bench.guest.machine, p2m);
+    let guest = bench.kernel.guest();
     let (mut balloon, accounts) =
-        Balloon::new(around, &mut words, 0, Wipe::Always).or_say("balloon")?;
+        Balloon::new(&guest, &mut words, 0, Wipe::Always).or_say("balloon")?;
     let all = accounts.populated;
     let mut blocks = Box::new(WorkStorage::<STEP_FRAMES>::new());
     let mut singles = Box::new(WorkStorage::<SINGLE_FRAMES>::new());
@@ -68,11 +56,11 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
 /// What bare requests take for a page, measured on frames that the bench lends the guest's pool.
 fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, String> {
     let frames = bench.memory.take_run(floor::PAGES).ok_or("no run of frames")?;
-    let mut pool = Pool::of_pages(bench.guest.p2m.len());
+    let mut pool = Pool::of_pages(bench.kernel.p2m.len());
     pool.give_run(frames);
-    let empty = core::mem::replace(&mut bench.guest.pool, pool);
-    let floors = floor::measure(bench.guest);
-    let mut pool = core::mem::replace(&mut bench.guest.pool, empty);
+    let empty = core::mem::replace(&mut bench.kernel.pool, pool);
+    let floors = floor::measure(bench.kernel);
+    let mut pool = core::mem::replace(&mut bench.kernel.pool, empty);
     let frames = pool.take_run(floor::PAGES as u64).ok_or("a frame of the floor's is lost")?;
     bench.memory.give_run(frames);
     floors
@@ -91,10 +79,8 @@ fn reach<M: Machine + Cpu, const FRAMES: usize>(
     }
     loop {
         let step_start = bench.begin();
-        let Bench { guest, memory, .. } = &mut *bench;
-        let mut direct = DirectEntries::new(guest.context());
-        let mut around = Around { machine: &guest.machine, p2m: guest.p2m, direct: &mut direct };
-        let step = storage.with(|work| balloon.step(&mut around, memory, work));
+        let Bench { kernel, memory, .. } = &mut *bench;
+        let step = storage.with(|work| balloon.step(&kernel.guest(), memory, work));
         let took = bench.end(step_start);
         if took.ticks > longest.ticks {
             longest = took;

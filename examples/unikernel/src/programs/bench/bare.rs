@@ -9,7 +9,8 @@ use hypercall::{
     Call, Cpu, Domains, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate,
     Pfn, Pte, PteFlags, Request, Slot,
 };
-use pvmmu::{Context, Pages, Pgd, Pinned, walk};
+use p2m::{Guest, walk};
+use pvmmu::{Pages, Pgd, Pinned};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;
@@ -187,14 +188,14 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
     let null = null(bench)?;
     let mut bare = Bare { null, ..Bare::default() };
     root(bench, &mut bare)?;
-    let context = bench.guest.context();
-    let mut pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
+    let guest = bench.kernel.guest();
+    let mut pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
     let pages = Pages { start: va(1, 0)?, count: RUN };
-    pgd.map_pages(&context, (pages, PteFlags::USER_RW), &mut bench.memory).or_say("map")?;
+    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut bench.memory).or_say("map")?;
     // An L1 table beside it keeps the L2 table in use.
     let beside = Pages::one(va(2, 0)?);
-    pgd.map_pages(&context, (beside, PteFlags::USER_RW), &mut bench.memory).or_say("map")?;
-    let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    pgd.map_pages(&guest, beside, PteFlags::USER_RW, &mut bench.memory).or_say("map")?;
+    let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     entries(bench, &pgd, &mut bare)?;
     tables(bench, &pgd, &mut bare)?;
     end(bench, pgd)?;
@@ -202,16 +203,16 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
 }
 
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
-    let context = bench.guest.context();
-    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&context, pgd, &mut bench.memory)
+    let guest = bench.kernel.guest();
+    let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
+    destroy(&guest, pgd, &mut bench.memory)
 }
 
 /// Pin and unpin of a root alone.
 fn root<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, bare: &mut Bare) -> Result<(), String> {
-    let context = bench.guest.context();
-    let pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
-    let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let guest = bench.kernel.guest();
+    let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
+    let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let [unpin, pin] = spaces::bare(bench, &pgd)?;
     bench.row(("bare: unpin a root", "roots"), 1, unpin, None)?;
     bench.row(("bare: pin a root", "roots"), 1, pin, None)?;
@@ -225,7 +226,7 @@ fn null<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
     for _ in 0..1000 {
         let mut calls = [Call::new(Request::MmuUpdate(&[], Domains::SELF))];
         // SAFETY: asks for nothing.
-        unsafe { bench.guest.machine.issue(&mut calls) }.or_say("null")?;
+        unsafe { bench.kernel.machine.issue(&mut calls) }.or_say("null")?;
     }
     let cost = bench.end(start);
     bench.row(("null hypercall", "hypercalls"), 1000, cost, None)?;
@@ -234,10 +235,10 @@ fn null<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
 
 /// The L1 table for the full run, its mfn, and the place of the entry that leads to it.
 fn full_table<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<(Pfn, Slot, Slot), String> {
-    let path = walk(context, pgd.root(), va(1, 0)?).or_say("walk")?;
+    let path = walk(guest, pgd.root(), va(1, 0)?).or_say("walk")?;
     let l2 = path.at(Level::L2).ok_or("no L2 table")?;
     let l1 = path.at(Level::L1).ok_or("no L1 table")?;
     Ok((l1.table, l1.slot, l2.slot))
@@ -248,8 +249,8 @@ fn all_entries<M: Machine + Cpu>(
     bench: &Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<Vec<Pte>, String> {
-    let (l1, ..) = full_table(&bench.guest.context(), pgd)?;
-    let entry = |index| bench.guest.machine.read_entry(l1, PageTableIndex::new(index));
+    let (l1, ..) = full_table(&bench.kernel.guest(), pgd)?;
+    let entry = |index| bench.kernel.machine.read_entry(l1, PageTableIndex::new(index));
     (0..512u16).map(|index| entry(index).or_say("read")).collect()
 }
 
@@ -259,7 +260,7 @@ fn change_all<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     change: impl Fn(usize, Pte) -> Pte,
 ) -> Result<Cost, String> {
-    let (_, slot, _) = full_table(&bench.guest.context(), pgd)?;
+    let (_, slot, _) = full_table(&bench.kernel.guest(), pgd)?;
     let entries = all_entries(bench, pgd)?;
     bench.send(|batch| {
         entries.into_iter().enumerate().zip(0..).try_for_each(|((at, pte), index)| {
@@ -288,7 +289,7 @@ fn entries<M: Machine + Cpu>(
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
     bare.clear = row(bench, "bare: clear entry, writable", cost)?;
     let [read_only, writable] =
-        [READ_ONLY, PteFlags::USER_RW].map(|flags| bench.guest.machine.offered(flags));
+        [READ_ONLY, PteFlags::USER_RW].map(|flags| bench.kernel.machine.offered(flags));
     let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(read_only))?;
     row(bench, "bare: fill entry, read-only", cost)?;
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
@@ -323,7 +324,7 @@ fn relink<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     names: [&str; 2],
 ) -> Result<[u64; 2], String> {
-    let (_, l1, slot) = full_table(&bench.guest.context(), pgd)?;
+    let (_, l1, slot) = full_table(&bench.kernel.guest(), pgd)?;
     let link = Pte::new(l1.table, PteFlags::TABLE);
     let mut ticks = [0; 2];
     let changes = [(Pte::ABSENT, link), (link, Pte::ABSENT)];
@@ -342,7 +343,7 @@ fn held<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     bare: &mut Bare,
 ) -> Result<(), String> {
-    let (_, l1, _) = full_table(&bench.guest.context(), pgd)?;
+    let (_, l1, _) = full_table(&bench.kernel.guest(), pgd)?;
     let cost = bench.send(|batch| batch.op(MmuExtOp::pin(Level::L1, l1.table)))?;
     bench.row(("bare: pin a table that is linked", "tables"), 1, cost, None)?;
     let cost = bench.send(|batch| batch.op(MmuExtOp::tlb_flush_all()))?;

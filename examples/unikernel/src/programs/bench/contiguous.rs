@@ -6,11 +6,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Cpu, DomId, Exchange, Extent, Frame, FrameAccess as _, Frames, Hypercalls as _, Machine,
-    MemoryOp, Mfn, Pte, PteFlags, Reservation,
+    Cpu, DomId, Exchange, Extent, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
+    Machine, MemoryOp, Mfn, Pte, PteFlags, Reservation,
 };
-use pvmmu::{DirectEntries, FrameSource};
-use swiotlb::{Around, DmaMask, Region, Scratch, gather, scatter};
+use swiotlb::{DmaMask, Region, Scratch, gather, scatter};
 
 use super::super::OrSay as _;
 use super::early::{FLUSH, all, set_direct};
@@ -49,7 +48,7 @@ fn bare<M: Machine + Cpu>(
     run: &Frames,
     (give, take): (u32, u32),
 ) -> Result<Cost, String> {
-    let p2m = bench.guest.p2m;
+    let p2m = bench.kernel.p2m;
     let firsts = |order: u32| all(run).step_by(1 << order);
     let given = firsts(give).map(|pfn| p2m.mfn(pfn).map(Extent::from_mfn));
     let mut given = given.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
@@ -60,7 +59,7 @@ fn bare<M: Machine + Cpu>(
     let lists = Exchange { give: side(&mut given, give), take: side(&mut taken, take) };
     let mut exchange = MemoryOp::Exchange(lists);
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
-    unsafe { bench.guest.machine.memory_op(&mut exchange) }.or_say("exchange")?;
+    unsafe { bench.kernel.machine.memory_op(&mut exchange) }.or_say("exchange")?;
     let exchanged = bench.end(start);
     let came =
         |at: usize| Mfn::new(taken[at >> take].mfn().raw() + (at & ((1 << take) - 1)) as u64);
@@ -68,7 +67,7 @@ fn bare<M: Machine + Cpu>(
         // SAFETY: Xen has just exchanged the frames, which are this row's own.
         unsafe { p2m.replace(pfn, came(at)) }.or_say("P2M")?;
     }
-    let flags = bench.guest.machine.offered(PteFlags::KERNEL_RW);
+    let flags = bench.kernel.machine.offered(PteFlags::KERNEL_RW);
     let filled = set_direct(bench, all(run), |_, at| Pte::new(came(at), flags), &[])?;
     Ok(cleared.and(exchanged).and(filled))
 }
@@ -85,19 +84,18 @@ fn exchange<M: Machine + Cpu>(
     way: Way,
 ) -> Result<(Region, Cost), String> {
     let start = bench.begin();
-    let mut direct = DirectEntries::new(bench.guest.context());
-    let (machine, p2m) = (&bench.guest.machine, bench.guest.p2m);
-    let mut around = Around { machine, p2m, direct: &mut direct };
+    let guest = bench.kernel.guest();
     let batch = &mut bench.storage.batch();
     let mut scratch = Scratch { batch, extents };
     let region = match way {
         Way::Gather(frames, order) => {
-            gather(&mut around, frames, (order, DmaMask::ALL), &mut scratch).or_say("gather")
+            gather(&guest, frames, order, DmaMask::ALL, &mut scratch).or_say("gather")
         }
         Way::Scatter(region) => {
-            let frames = scatter(&mut around, region, &mut scratch).or_say("scatter")?;
+            let frames = scatter(&guest, region, &mut scratch).or_say("scatter")?;
             // Single frames are runs of order 0.
-            Region::adopt(p2m, frames, 0, DmaMask::ALL).map_err(|_| "a frame is lost".into())
+            Region::adopt(guest.p2m(), frames, 0, DmaMask::ALL)
+                .map_err(|_| "a frame is lost".into())
         }
     };
     let region = region?;

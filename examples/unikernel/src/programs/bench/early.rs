@@ -14,8 +14,7 @@ use hypercall::{
     Cpu, DomId, Extent, FrameAccess as _, Frames, Hypercalls as _, Level, Machine, MemoryOp,
     MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Reservation, Slot,
 };
-use p2m::Pfns;
-use pvmmu::walk;
+use p2m::{Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;
@@ -36,9 +35,9 @@ pub(super) fn run<M: Machine + Cpu>(
     bare: &Bare,
     new: u64,
 ) -> Result<(), String> {
-    let made = &bench.guest.made;
+    let made = &bench.kernel.made;
     let ([ticks, in_xen], [counts, own]) = (made.ticks, made.counts);
-    let pages = bench.guest.p2m.len();
+    let pages = bench.kernel.p2m.len();
     let tables = made.tables.iter().rev().skip(1).map(|run| run.count).sum::<u64>();
     let upper = pages.div_ceil(L2) + pages.div_ceil(L3);
     let floor = bare.read_only_in_place(tables) + (tables - upper) * (new - bare.null);
@@ -50,12 +49,12 @@ pub(super) fn run<M: Machine + Cpu>(
 }
 
 fn made_own<M: Machine + Cpu>(bench: &Bench<'_, '_, M>) -> [u64; 2] {
-    bench.guest.made.own_ticks
+    bench.kernel.made.own_ticks
 }
 
 /// The last run of tables is that of the kernel's own.
 fn own_tables<M: Machine + Cpu>(bench: &Bench<'_, '_, M>) -> u64 {
-    bench.guest.made.tables.last().map_or(0, |run| run.count)
+    bench.kernel.made.tables.last().map_or(0, |run| run.count)
 }
 
 /// Validates a table of pages that are new from Xen, and the same again; what the first took.
@@ -64,17 +63,17 @@ pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Resul
     let run = bench.memory.take_run(count).ok_or("no run of frames")?;
     let table = bench.memory.take_near_run(1).ok_or("no frame for a table")?;
     renew(bench, &run)?;
-    let entries = all(&run).map(|pfn| bench.guest.p2m.mfn(pfn));
-    let flags = bench.guest.machine.offered(PteFlags::KERNEL_RW);
+    let entries = all(&run).map(|pfn| bench.kernel.p2m.mfn(pfn));
+    let flags = bench.kernel.machine.offered(PteFlags::KERNEL_RW);
     let entry = |mfn| Pte::new(mfn, flags);
     let entries = entries.map(|mfn| mfn.map(entry)).collect::<Result<Vec<_>, _>>();
     let entries = entries.or_say("P2M")?;
     let first = PageTableIndex::new(0);
     // SAFETY: the table is in a frame of this row's own, and not live.
-    unsafe { bench.guest.machine.write_entries(table.start(), first, &entries) }
+    unsafe { bench.kernel.machine.write_entries(table.start(), first, &entries) }
         .or_say("a table")?;
     set_direct(bench, [table.start()].into_iter(), |pte, _| pte.read_only(), FLUSH)?;
-    let mfn = bench.guest.p2m.mfn(table.start()).or_say("P2M")?;
+    let mfn = bench.kernel.p2m.mfn(table.start()).or_say("P2M")?;
     let pin =
         |bench: &mut Bench<'_, '_, M>| bench.send(|batch| batch.op(MmuExtOp::pin(Level::L1, mfn)));
     let new = pin(bench)?;
@@ -105,10 +104,10 @@ pub(super) fn set_direct<M: Machine + Cpu>(
     ops: &[MmuExtOp],
 ) -> Result<Cost, String> {
     let slots: Vec<(Slot, Pte)> = {
-        let context = bench.guest.context();
+        let guest = bench.kernel.guest();
         let slot = |pfn| {
-            let va = context.machine().direct_map(pfn).or_say("direct map")?;
-            let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
+            let va = guest.machine().direct_map(pfn).or_say("direct map")?;
+            let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
             let step = path.at(Level::L1).ok_or("the direct map has no L1")?;
             Ok((step.slot, step.pte))
         };
@@ -125,18 +124,18 @@ pub(super) fn set_direct<M: Machine + Cpu>(
 /// Gives the frames up and gets as many for the same pfns, which the direct mapping does not show.
 fn renew<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, run: &Frames) -> Result<(), String> {
     set_direct(bench, all(run), |_, _| Pte::ABSENT, FLUSH)?;
-    let p2m = bench.guest.p2m;
+    let p2m = bench.kernel.p2m;
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
     let depopulated = all(run).map(|pfn| unsafe { p2m.depopulate(pfn) }.map(Extent::from_mfn));
     let mut extents = depopulated.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
     let reservation = |extents| Reservation { extents, order: 0, flags: 0, domain: DomId::SELF };
     let mut out = MemoryOp::Decrease(reservation(&mut extents));
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
-    let gone = unsafe { bench.guest.machine.memory_op(&mut out) }.or_say("decrease")?;
+    let gone = unsafe { bench.kernel.machine.memory_op(&mut out) }.or_say("decrease")?;
     let mut extents: Vec<Extent> = all(run).map(Extent::from_pfn).collect();
     let mut back = MemoryOp::Populate(reservation(&mut extents));
     // SAFETY: nothing has the pfns.
-    let came = unsafe { bench.guest.machine.memory_op(&mut back) }.or_say("populate")?;
+    let came = unsafe { bench.kernel.machine.memory_op(&mut back) }.or_say("populate")?;
     if (gone, came) != (TABLE, TABLE) {
         return Err(alloc::format!("{gone} frames went, {came} came"));
     }

@@ -31,34 +31,34 @@ pub(super) fn run<M: Machine + Cpu>(
     second: &dyn Second<M>,
 ) -> Result<(), String> {
     second.start()?;
-    let context = bench.guest.context();
-    let pgd = build(&context, (1, 512, PteFlags::USER_RW), &mut bench.memory)?;
-    let mut pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let guest = bench.kernel.guest();
+    let pgd = build(&guest, (1, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
-        p2m: bench.guest.p2m,
-        kernel_root: bench.guest.kernel_root,
+        p2m: bench.kernel.p2m,
+        kernel_root: bench.kernel.kernel_root,
         // SAFETY: the bench loads its address space through these places alone.
         vcpus: unsafe { Vcpus::new(&places) },
         second,
-        platform: bench.guest.platform,
+        platform: bench.kernel.platform,
         pages: Pages { start: va(0, 0)?, count: 512 },
     };
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half; this runs on the first vCPU.
-    unsafe { scene.vcpus.load(&bench.guest.context(), 0, &pgd) }.or_say("load")?;
+    unsafe { scene.vcpus.load(&bench.kernel.guest(), 0, &pgd) }.or_say("load")?;
     scene.enter(&pgd)?;
     let done = beside(bench, &scene, |bench| {
         flushes(bench, scene.pages.start)?;
         protects(bench, &mut pgd)
     });
     // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
-    unsafe { scene.vcpus.leave(&bench.guest.context(), 0) }.or_say("leave")?;
+    unsafe { scene.vcpus.leave(&bench.kernel.guest(), 0) }.or_say("leave")?;
     scene.leave()?;
     second.stop()?;
-    let context = bench.guest.context();
-    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&context, pgd, &mut bench.memory)?;
+    let guest = bench.kernel.guest();
+    let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
+    destroy(&guest, pgd, &mut bench.memory)?;
     done
 }
 
@@ -107,7 +107,7 @@ fn flushes<M: Machine + Cpu>(
                 let mut batch = bench.storage.batch();
                 flush.push(&mut batch, reach).or_say("flush")?;
                 // SAFETY: a flush changes no entry.
-                unsafe { batch.submit(&bench.guest.machine) }.or_say("flush")?;
+                unsafe { batch.submit(&bench.kernel.machine) }.or_say("flush")?;
             }
             let cost = bench.end(start);
             let mut floor = Cost::default();
@@ -150,7 +150,7 @@ fn bare_protect<M: Machine + Cpu>(
     (count, flags): (u64, PteFlags),
 ) -> Result<Cost, String> {
     let places = places(bench, pgd, 0, count)?;
-    let flags = bench.guest.machine.offered(flags);
+    let flags = bench.kernel.machine.offered(flags);
     bench.send(|batch| {
         for Place { slot, pte, .. } in places {
             batch.update(MmuUpdate::set(slot, pte.with_flags(flags)), pte.raw())?;

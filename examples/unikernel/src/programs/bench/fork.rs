@@ -33,10 +33,10 @@ fn fork<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<(), String> {
     let pages = tables * 512;
-    let context = bench.guest.context();
-    let parent = build(&context, (tables, 512, PteFlags::USER_RW), &mut bench.memory)?;
-    let mut parent = parent.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
-    let mut counts = alloc::vec![0u16; usize::try_from(bench.guest.boot.pages).or_say("pages")?];
+    let guest = bench.kernel.guest();
+    let parent = build(&guest, (tables, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let mut parent = parent.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
+    let mut counts = alloc::vec![0u16; usize::try_from(bench.kernel.boot.pages).or_say("pages")?];
     let mut shares = Shares::new(&mut counts);
     let child = bare.take_tables(tables);
     for (operation, ending, floor) in [
@@ -63,8 +63,8 @@ fn fork_once<M: Machine + Cpu>(
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
     let mut frames = Counted { source: &mut bench.memory, shares };
-    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-    let child = parent.fork(&mut tools(context, &mut batch, &mut pool, &mut frames));
+    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let child = parent.fork(&mut tools(guest, &mut batch, &mut pool, &mut frames));
     let child = child.or_say("fork")?;
     Ok((child, bench.end(start)))
 }
@@ -77,29 +77,29 @@ fn destroy<M: Machine + Cpu>(
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
     let mut frames = Counted { source: &mut bench.memory, shares };
-    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-    pgd.destroy(&mut tools(context, &mut batch, &mut pool, &mut frames)).or_say("destroy")?;
+    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    pgd.destroy(&mut tools(guest, &mut batch, &mut pool, &mut frames)).or_say("destroy")?;
     Ok(bench.end(start))
 }
 
 /// Running on an address space, and on the kernel's own root again.
 fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let context = bench.guest.context();
-    let pgd = build(&context, (1, 1, PteFlags::USER_RW), &mut bench.memory)?;
-    let pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
-    let root = context.p2m().mfn(context.kernel_root()).or_say("P2M")?;
+    let guest = bench.kernel.guest();
+    let pgd = build(&guest, (1, 1, PteFlags::USER_RW), &mut bench.memory)?;
+    let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
+    let root = guest.p2m().mfn(guest.kernel_root()).or_say("P2M")?;
     let floor = bench.send(|batch| batch.op(MmuExtOp::new_baseptr(root)))?;
     let start = bench.begin();
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
-    unsafe { pgd.load(&context) }.or_say("load")?;
+    unsafe { pgd.load(&guest) }.or_say("load")?;
     let cost = bench.end(start);
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
+    unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     bench.row(("load", "roots"), 1, cost, Some(floor.ticks))?;
-    let context = bench.guest.context();
-    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    super::spaces::destroy(&context, pgd, &mut bench.memory)
+    let guest = bench.kernel.guest();
+    let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
+    super::spaces::destroy(&guest, pgd, &mut bench.memory)
 }

@@ -5,12 +5,12 @@ use alloc::string::String;
 use core::hint::black_box;
 
 use hypercall::{Cpu, Frames, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte};
-use p2m::{GrowContext, P2m, Pfns, Window, WindowPlace};
-use pvmmu::walk;
+use p2m::{GrowContext, P2m, Pfns, Window, WindowPlace, walk};
 
 use super::super::OrSay;
 use super::super::publish::builder_list;
 use super::bare::Bare;
+use super::memory::Near;
 use super::row::{Bench, Cost};
 
 /// Where the window is: the first address of a root slot that no builder uses.
@@ -28,7 +28,7 @@ const RESERVED: [u64; 4] = [512, 4096, 32_768, GIB];
 
 /// Frames for the window, taken while the bench's frames still follow one another.
 pub(super) fn window_frames<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Option<Frames> {
-    let needed = Window::frames_needed(bench.guest.p2m.len(), CAPACITY);
+    let needed = Window::frames_needed(bench.kernel.p2m.len(), CAPACITY);
     bench.memory.take_near_run(usize::try_from(needed).ok()?)
 }
 
@@ -41,12 +41,12 @@ pub(super) fn run<M: Machine + Cpu>(
     look_up(bench)?;
     let va = GuestVa::new(WINDOW).or_say("the window")?;
     // On the model no program runs on the tables it changes.
-    let Some(words) = bench.guest.platform.words(va) else { return Ok(()) };
+    let Some(words) = bench.kernel.platform.words(va) else { return Ok(()) };
     let frames = window.ok_or("no run of frames for the window")?;
-    let place = WindowPlace { va, words, capacity: CAPACITY, root: bench.guest.kernel_root };
-    let list = builder_list(bench.guest)?;
+    let place = WindowPlace { va, words, capacity: CAPACITY, root: bench.kernel.kernel_root };
+    let list = builder_list(bench.kernel)?;
     let start = bench.begin();
-    let around = (&bench.guest.machine, bench.guest.p2m);
+    let around = (&bench.kernel.machine, bench.kernel.p2m);
     let mut batch = bench.storage.batch();
     // SAFETY: the builder leaves this slot free, nothing else here uses it, and no address space
     // but the kernel's exists; the builder's list is followed by nothing in its last page.
@@ -65,8 +65,8 @@ pub(super) fn run<M: Machine + Cpu>(
 /// Takes the window out of the root and puts it back: what Xen takes to validate its tables, but
 /// for the one that is pinned by itself.
 fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result<Cost, String> {
-    let context = bench.guest.context();
-    let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
+    let guest = bench.kernel.guest();
+    let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
     let root = path.at(Level::L4).ok_or("no root")?;
     let (slot, pte) = (root.slot, root.pte);
     bench.send(|batch| batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()))?;
@@ -82,15 +82,15 @@ fn grow<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let first = p2m.len().next_multiple_of(GIB);
     let start = bench.begin();
-    let context = GrowContext { machine: &bench.guest.machine, p2m, toolstack: None };
-    window.grow(context, first + pfns, &mut bench.storage.batch()).or_say("grow")?;
+    let guest = GrowContext { machine: &bench.kernel.machine, p2m, toolstack: None };
+    window.grow(guest, first + pfns, &mut bench.storage.batch()).or_say("grow")?;
     let grown = bench.end(start);
     bench.row(("P2M growth", "pfns"), pfns, grown, Some(bare.link()))?;
     let new = Pfns::new(Pfn::new(first), pfns);
     let start = bench.begin();
-    let context = GrowContext { machine: &bench.guest.machine, p2m, toolstack: None };
+    let guest = GrowContext { machine: &bench.kernel.machine, p2m, toolstack: None };
     let mut batch = bench.storage.batch();
-    window.reserve(context, new, &mut bench.memory, &mut batch).or_say("reserve")?;
+    window.reserve(guest, new, &mut Near(&mut bench.memory), &mut batch).or_say("reserve")?;
     let reserved = bench.end(start);
     // A table for the GiB, full from the start: pages of words, and the page of absent ones.
     let floor = bare.link_full(pfns / PFNS_PER_LEAF);
@@ -99,7 +99,7 @@ fn grow<M: Machine + Cpu>(
 
 /// Both ways, over all pfns in an order that no cache foresees.
 fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let p2m = bench.guest.p2m;
+    let p2m = bench.kernel.p2m;
     let pfn_of = |step: u64| Pfn::new(step.wrapping_mul(0x9e37_79b9_7f4a_7c15) % p2m.len());
     let start = bench.begin();
     for step in 0..LOOK_UPS {
@@ -115,7 +115,7 @@ fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String>
     let start = bench.begin();
     for step in 0..LOOK_UPS {
         let mfn = p2m.mfn(pfn_of(black_box(step))).or_say("P2M")?;
-        black_box(p2m.pfn(&bench.guest.machine, mfn).or_say("M2P")?);
+        black_box(p2m.pfn(&bench.kernel.machine, mfn).or_say("M2P")?);
     }
     let both = bench.end(start);
     let operation = "P2M look-up, pfn to mfn to pfn";

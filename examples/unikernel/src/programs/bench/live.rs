@@ -47,8 +47,8 @@ pub(super) fn with_tools<M: Machine + Cpu, T>(
 ) -> Result<(T, Cost), String> {
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
-    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-    let mut tools = tools(context, &mut batch, &mut pool, &mut bench.memory);
+    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let mut tools = tools(guest, &mut batch, &mut pool, &mut bench.memory);
     tools.presence = presence;
     let value = work(&mut tools)?;
     Ok((value, bench.end(start)))
@@ -90,15 +90,15 @@ fn one_life<M: Machine + Cpu>(
 
 /// An address space with nothing in it, live.
 fn empty<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Pgd<Pinned>, String> {
-    let context = bench.guest.context();
-    let pgd = Pgd::new(&context, &mut bench.memory).or_say("new")?;
-    pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")
+    let guest = bench.kernel.guest();
+    let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
+    pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")
 }
 
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
-    let context = bench.guest.context();
-    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&context, pgd, &mut bench.memory)
+    let guest = bench.kernel.guest();
+    let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
+    destroy(&guest, pgd, &mut bench.memory)
 }
 
 /// Pages in a table that another page keeps there.
@@ -129,9 +129,9 @@ fn unmap_part<M: Machine + Cpu>(
     bare: &Bare,
     part: u64,
 ) -> Result<(), String> {
-    let context = bench.guest.context();
-    let pgd = build(&context, (TABLES, 512, PteFlags::USER_RW), &mut bench.memory)?;
-    let mut pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let guest = bench.kernel.guest();
+    let pgd = build(&guest, (TABLES, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
         pgd.edit(tools, |edit| (0..TABLES).try_for_each(|table| unmap_in(edit, table, part)))
             .or_say("unmap")

@@ -2,12 +2,11 @@
 #![expect(unsafe_code, reason = "claims frames of a run again that nothing else uses")]
 
 use alloc::vec::Vec;
+use pvmmu::SpaceFrames;
 
-use hypercall::{Cpu, Frame, Frames, Machine, Pfn};
-use p2m::LeafSource;
-use pvmmu::FrameSource;
+use hypercall::{Cpu, Frame, FrameSource, Frames, Machine, Pfn};
 
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// Frames for tables: the lowest ones.
 const NEAR_FRAMES: usize = 4096;
@@ -21,9 +20,9 @@ pub(super) struct Memory {
 
 impl Memory {
     /// All frames of the guest, which has none then.
-    pub(super) fn of<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Self {
-        let mut far = Vec::with_capacity(guest.pool.len());
-        far.extend(core::iter::from_fn(|| FrameSource::take(&mut guest.pool)));
+    pub(super) fn of<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Self {
+        let mut far = Vec::with_capacity(kernel.pool.len());
+        far.extend(core::iter::from_fn(|| FrameSource::take(&mut kernel.pool)));
         far.reverse();
         let mut near = far.split_off(far.len().saturating_sub(NEAR_FRAMES));
         near.shrink_to_fit();
@@ -93,13 +92,16 @@ fn run_of(stack: &mut Vec<Frame>, count: usize) -> Option<Frames> {
     Some(unsafe { Frames::claim(first, count as u64) })
 }
 
-impl LeafSource for Memory {
+/// The frames for tables alone.
+pub(super) struct Near<'m>(pub(super) &'m mut Memory);
+
+impl FrameSource for Near<'_> {
     fn take(&mut self) -> Option<Frame> {
-        self.near.pop()
+        self.0.near.pop()
     }
 
     fn give(&mut self, frame: Frame) {
-        FrameSource::give(self, frame);
+        self.0.give(frame);
     }
 }
 
@@ -108,16 +110,18 @@ impl FrameSource for Memory {
         self.far.pop()
     }
 
-    fn take_table(&mut self) -> Option<Frame> {
-        self.near.pop()
-    }
-
     fn give(&mut self, frame: Frame) {
         if frame.pfn() < self.far_start {
             self.near.push(frame);
         } else {
             self.far.push(frame);
         }
+    }
+}
+
+impl SpaceFrames for Memory {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.near.pop()
     }
 }
 
@@ -147,13 +151,15 @@ impl FrameSource for Again<'_> {
         Some(unsafe { Frame::claim(pfn) })
     }
 
-    fn take_table(&mut self) -> Option<Frame> {
-        self.memory.take_table()
-    }
-
     fn give(&mut self, frame: Frame) {
         if frame.pfn().offset_from(self.first).is_none_or(|at| at >= self.count) {
-            FrameSource::give(self.memory, frame);
+            self.memory.give(frame);
         }
+    }
+}
+
+impl SpaceFrames for Again<'_> {
+    fn take_table(&mut self) -> Option<Frame> {
+        self.memory.take_table()
     }
 }

@@ -49,7 +49,7 @@ use core::hint::black_box;
 
 use hypercall::{BatchStorage, Counting, Cpu, Machine, Timed};
 
-use crate::guest::{Guest, Pool};
+use crate::guest::{Kernel, Pool};
 use crate::report::Verdict;
 use memory::Memory;
 use row::{Bench, Cost};
@@ -65,25 +65,25 @@ const LATE: u64 = 5_000_000;
 
 /// Runs the program: the part that the first word behind its name says, later with each word "late"
 /// behind that.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let booted = guest.cpu.ticks();
-    let second = guest.second;
-    let timed = Timed::new(guest.cpu);
-    let mut guest = Guest {
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let booted = kernel.cpu.ticks();
+    let second = kernel.second;
+    let timed = Timed::new(kernel.cpu);
+    let mut kernel = Kernel {
         machine: Counting::new(&timed),
         cpu: &timed,
-        boot: guest.boot,
-        p2m: guest.p2m,
-        kernel_root: guest.kernel_root,
-        pool: core::mem::replace(&mut guest.pool, Pool::empty()),
-        made: core::mem::take(&mut guest.made),
-        arguments: guest.arguments,
-        module: guest.module,
-        console: &mut *guest.console,
-        platform: guest.platform,
+        boot: kernel.boot,
+        p2m: kernel.p2m,
+        kernel_root: kernel.kernel_root,
+        pool: core::mem::replace(&mut kernel.pool, Pool::empty()),
+        made: core::mem::take(&mut kernel.made),
+        arguments: kernel.arguments,
+        module: kernel.module,
+        console: &mut *kernel.console,
+        platform: kernel.platform,
         second: None,
     };
-    let memory = Memory::of(&mut guest);
+    let memory = Memory::of(&mut kernel);
     if (memory.far() as u64) < PAGES {
         return Err(format!(
             "{PAGES} frames are needed for pages, there are {}: try --mem 512",
@@ -92,8 +92,8 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
     }
     let storage = Box::new(Storage::new());
     let in_xen = || timed.ticks_in_requests();
-    let mut bench = Bench { guest: &mut guest, memory, storage, in_xen: &in_xen, rows: 0 };
-    let mut words = bench.guest.arguments.split_whitespace();
+    let mut bench = Bench { kernel: &mut kernel, memory, storage, in_xen: &in_xen, rows: 0 };
+    let mut words = bench.kernel.arguments.split_whitespace();
     let part = words.next().unwrap_or_default();
     let late = words.filter(|word| *word == "late").count() as u64;
     for turn in 0..late * LATE {
@@ -114,7 +114,7 @@ pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
 /// Everything that needs no second vCPU.
 fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, booted: u64) -> Result<(), String> {
     // From power on, which is when the clock began; what came before the kernel is Xen's.
-    let entered = bench.guest.platform.entered();
+    let entered = bench.kernel.platform.entered();
     let boot = Cost { ticks: booted, in_xen: entered, ..Cost::default() };
     bench.row(("boot, to the first program", "boots"), 1, boot, Some(entered))?;
     let window = frame_map::window_frames(bench);

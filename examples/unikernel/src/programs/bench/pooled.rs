@@ -9,7 +9,8 @@ use hypercall::{
     Batch, Cpu, Frame, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pte,
     PteFlags,
 };
-use pvmmu::{Context, Pages, Pgd, Pinned, TablePool, walk};
+use p2m::{Guest, walk};
+use pvmmu::{Pages, Pgd, Pinned, TablePool};
 
 use super::super::OrSay;
 use super::bare::Bare;
@@ -35,8 +36,8 @@ pub(super) fn run<M: Machine + Cpu>(
         let [filled, emptied] = pin_and_unpin(bench, (level, count))?;
         drained += emptied.ticks;
         let start = bench.begin();
-        let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-        let pool_filled = pool.fill(&context, (level, count), &mut bench.memory, &mut batch);
+        let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+        let pool_filled = pool.fill(&guest, level, count, &mut bench.memory, &mut batch);
         pool_filled.or_say("fill the pool")?;
         let cost = bench.end(start);
         let operation = format!("fill the pool with {level} tables");
@@ -48,8 +49,8 @@ pub(super) fn run<M: Machine + Cpu>(
     let before = pool.counts();
     let start = bench.begin();
     for (level, count) in LEVELS {
-        let context = bench.guest.context();
-        pool.drain(&context, (level, count), &mut bench.memory).or_say("drain the pool")?;
+        let guest = bench.kernel.guest();
+        pool.drain(&guest, level, count, &mut bench.memory).or_say("drain the pool")?;
     }
     let cost = bench.end(start);
     bench.row(("drain the pool", "tables"), 520, cost, Some(drained))?;
@@ -67,7 +68,7 @@ fn pin_and_unpin<M: Machine + Cpu>(
 ) -> Result<[Cost; 2], String> {
     bench.memory.tidy();
     let run = bench.memory.take_run(count).ok_or("no run of frames")?;
-    let (p2m, machine) = (bench.guest.p2m, &bench.guest.machine);
+    let (p2m, machine) = (bench.kernel.p2m, &bench.kernel.machine);
     for pfn in all(&run) {
         // SAFETY: a frame of this row's own.
         unsafe { machine.clear_frame(pfn) }.or_say("wipe")?;
@@ -90,13 +91,13 @@ fn one_life<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<(), String> {
     let start = bench.begin();
-    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-    let pgd = make(context, tables, pool, (&mut bench.memory, &mut batch))?;
+    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let pgd = make(guest, tables, pool, (&mut bench.memory, &mut batch))?;
     let made = bench.end(start);
     let [make_floor, end_floor] = floors(bench, bare, &pgd, tables)?;
     let start = bench.begin();
-    let (context, mut batch) = (bench.guest.context(), bench.storage.batch());
-    let mut tools = tools(context, &mut batch, pool, &mut bench.memory);
+    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let mut tools = tools(guest, &mut batch, pool, &mut bench.memory);
     pgd.destroy(&mut tools).or_say("destroy")?;
     let ended = bench.end(start);
     let both = (made.and(ended), make_floor + end_floor);
@@ -120,8 +121,8 @@ fn floors<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<[u64; 2], String> {
     let [unpin, pin] = spaces::bare(bench, pgd)?;
-    let context = bench.guest.context();
-    let path = walk(&context, pgd.root(), va(0, 0)?).or_say("walk")?;
+    let guest = bench.kernel.guest();
+    let path = walk(&guest, pgd.root(), va(0, 0)?).or_say("walk")?;
     let l3 = path.at(Level::L3).ok_or("no L3 table")?;
     let l2 = path.at(Level::L2).ok_or("no L2 table")?.slot.table;
     let (slot, pte) = (l3.slot, l3.pte);
@@ -138,14 +139,14 @@ fn floors<M: Machine + Cpu>(
 
 /// An address space of sparse tables, made live and then filled.
 fn make<M: Machine>(
-    context: Context<'_, M>,
+    guest: Guest<'_, M>,
     tables: u64,
     pool: &mut TablePool<'_>,
     (memory, batch): (&mut Memory, &mut Batch<'_>),
 ) -> Result<Pgd<Pinned>, String> {
-    let pgd = Pgd::new(&context, memory).or_say("new")?;
-    let mut pgd = pgd.pin(&context, batch).or_say("pin")?;
-    let mut tools = tools(context, batch, pool, memory);
+    let pgd = Pgd::new(&guest, memory).or_say("new")?;
+    let mut pgd = pgd.pin(&guest, batch).or_say("pin")?;
+    let mut tools = tools(guest, batch, pool, memory);
     let filled = pgd.edit(&mut tools, |edit| {
         (0..tables).try_for_each(|table| {
             let va = GuestVa::new(table << 21).map_err(|_| pvmmu::MapError::OutOfFrames)?;

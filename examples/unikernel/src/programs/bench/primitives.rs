@@ -11,8 +11,9 @@ use hypercall::{
     BatchStorage, Cpu, FrameAccess as _, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Slot,
     VaFlush, VaMapping,
 };
+use p2m::walk;
 use pvmmu::primitive::{Need, Primitive};
-use pvmmu::{Flush, Pgd, Pinned, Reach, load_root, walk};
+use pvmmu::{Flush, Pgd, Pinned, Reach, load_root};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;
@@ -38,19 +39,19 @@ pub(super) fn run<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     bare: &Bare,
 ) -> Result<(), String> {
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     let shape = (super::PAGES / 512, 512, PteFlags::USER_RW);
-    let pgd = build(&context, shape, &mut bench.memory)?;
-    let mut pgd = pgd.pin(&context, &mut bench.storage.batch()).or_say("pin")?;
+    let pgd = build(&guest, shape, &mut bench.memory)?;
+    let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
-    unsafe { pgd.load(&context) }.or_say("load")?;
+    unsafe { pgd.load(&guest) }.or_say("load")?;
     let done = by_each(bench, bare, &mut pgd).and_then(|()| bare_by_each(bench, bare, &pgd));
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     // SAFETY: the tree the kernel booted on.
-    unsafe { load_root(&context, context.kernel_root()) }.or_say("leave")?;
-    let pgd = pgd.unpin(&context, &mut bench.storage.batch()).or_say("unpin")?;
-    super::spaces::destroy(&context, pgd, &mut bench.memory)?;
+    unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
+    let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
+    super::spaces::destroy(&guest, pgd, &mut bench.memory)?;
     done
 }
 
@@ -83,12 +84,12 @@ fn set_each<M: Machine + Cpu>(
     (pages, flags): (u64, PteFlags),
     by: Primitive,
 ) -> Result<(), String> {
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     let need = if by == Primitive::PreserveAd { Need::KeepAccessedDirty } else { Need::Set };
     for page in 0..pages {
-        let change = (va(page / 512, page % 512)?, flags);
+        let va = va(page / 512, page % 512)?;
         // SAFETY: the bench has loaded the address space.
-        let set = unsafe { pgd.set_flags_here(&context, change, need, Some(by)) };
+        let set = unsafe { pgd.set_flags_here(&guest, va, flags, need, Some(by)) };
         set.or_say(name_of(by))?;
     }
     Ok(())
@@ -159,14 +160,14 @@ pub(super) fn places<M: Machine + Cpu>(
     table: u64,
     pages: u64,
 ) -> Result<Vec<Place>, String> {
-    let context = bench.guest.context();
-    let path = walk(&context, pgd.root(), va(table, 0)?).or_say("walk")?;
+    let guest = bench.kernel.guest();
+    let path = walk(&guest, pgd.root(), va(table, 0)?).or_say("walk")?;
     let l1 = path.at(Level::L1).ok_or("no L1 table")?;
-    let window = context.machine().direct_map(l1.table).or_say("the direct mapping")?.raw();
+    let window = guest.machine().direct_map(l1.table).or_say("the direct mapping")?.raw();
     let place = |(page, index)| {
         let index = PageTableIndex::new(index);
         let entry = GuestVa::new(window + page * size_of::<Pte>() as u64).or_say("an entry")?;
-        let pte = context.machine().read_entry(l1.table, index).or_say("read")?;
+        let pte = guest.machine().read_entry(l1.table, index).or_say("read")?;
         Ok(Place { va: va(table, page)?, slot: Slot { index, ..l1.slot }, entry, pte })
     };
     (0..pages).zip(0..512u16).map(place).collect()
@@ -179,7 +180,7 @@ fn put<M: Machine + Cpu>(
     new: Pte,
     by: Primitive,
 ) -> Result<(), String> {
-    let (machine, old) = (&bench.guest.machine, place.pte);
+    let (machine, old) = (&bench.kernel.machine, place.pte);
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     let faulted = |_| format!("{} faulted", name_of(by));

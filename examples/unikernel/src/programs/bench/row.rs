@@ -10,7 +10,7 @@ use hypercall::{Batch, Counts, Cpu, Full, Machine};
 use super::super::OrSay as _;
 use super::Storage;
 use super::memory::Memory;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 
 /// How a line with a row begins.
 const MARK: &str = "PVMMU-BENCH";
@@ -18,7 +18,7 @@ const MARK: &str = "PVMMU-BENCH";
 /// What the rows are measured with.
 pub(super) struct Bench<'b, 'a, M> {
     /// The guest; its pool is empty.
-    pub(super) guest: &'b mut Guest<'a, M>,
+    pub(super) kernel: &'b mut Kernel<'a, M>,
     /// All its frames.
     pub(super) memory: Memory,
     /// Room for batches.
@@ -61,26 +61,26 @@ pub(super) struct Start {
     counts: Counts,
 }
 
-fn begin<M: Machine + Cpu>(guest: &Guest<'_, M>, in_xen: &dyn Fn() -> u64) -> Start {
-    let (counts, in_xen) = (guest.machine.counts(), in_xen());
-    Start { counts, in_xen, ticks: guest.cpu.ticks() }
+fn begin<M: Machine + Cpu>(kernel: &Kernel<'_, M>, in_xen: &dyn Fn() -> u64) -> Start {
+    let (counts, in_xen) = (kernel.machine.counts(), in_xen());
+    Start { counts, in_xen, ticks: kernel.cpu.ticks() }
 }
 
-fn end<M: Machine + Cpu>(guest: &Guest<'_, M>, in_xen: &dyn Fn() -> u64, start: Start) -> Cost {
-    let ticks = guest.cpu.ticks().wrapping_sub(start.ticks);
-    let counts = guest.machine.counts() - start.counts;
+fn end<M: Machine + Cpu>(kernel: &Kernel<'_, M>, in_xen: &dyn Fn() -> u64, start: Start) -> Cost {
+    let ticks = kernel.cpu.ticks().wrapping_sub(start.ticks);
+    let counts = kernel.machine.counts() - start.counts;
     Cost { ticks, in_xen: in_xen().wrapping_sub(start.in_xen), counts }
 }
 
 impl<M: Machine + Cpu> Bench<'_, '_, M> {
     /// Starts to measure.
     pub(super) fn begin(&self) -> Start {
-        begin(self.guest, self.in_xen)
+        begin(self.kernel, self.in_xen)
     }
 
     /// What was spent since `start`.
     pub(super) fn end(&self, start: Start) -> Cost {
-        end(self.guest, self.in_xen, start)
+        end(self.kernel, self.in_xen, start)
     }
 
     /// What it costs to send what `push` puts into a batch.
@@ -90,11 +90,11 @@ impl<M: Machine + Cpu> Bench<'_, '_, M> {
     ) -> Result<Cost, String> {
         let mut batch = self.storage.batch();
         push(&mut batch).or_say("batch")?;
-        let start = begin(self.guest, self.in_xen);
+        let start = begin(self.kernel, self.in_xen);
         // SAFETY: the callers change tables of address spaces that this program made, which no Rust
         // object lives in.
-        let sent = unsafe { batch.submit(&self.guest.machine) };
-        let cost = end(self.guest, self.in_xen, start);
+        let sent = unsafe { batch.submit(&self.kernel.machine) };
+        let cost = end(self.kernel, self.in_xen, start);
         sent.or_say("a bare request").map(|()| cost)
     }
 
@@ -109,7 +109,7 @@ impl<M: Machine + Cpu> Bench<'_, '_, M> {
     ) -> Result<(), String> {
         self.rows += 1;
         let row = Row { operation, unit, size, cost, floor };
-        writeln!(self.guest.console, "{MARK} {row}").or_say("console")
+        writeln!(self.kernel.console, "{MARK} {row}").or_say("console")
     }
 }
 

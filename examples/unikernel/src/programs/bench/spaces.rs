@@ -8,7 +8,8 @@ use hypercall::{
     Batch, Call, Cpu, DomId, Domains, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
     MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
-use pvmmu::{Context, FrameSource, Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, walk};
+use p2m::{Guest, walk};
+use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, SpaceFrames, TablePool, Tools};
 
 use super::super::OrSay;
 use super::memory::Again;
@@ -28,49 +29,49 @@ pub(super) fn va(table: u64, page: u64) -> Result<GuestVa, String> {
 
 /// What operations on a live address space work with.
 pub(super) fn tools<'a, 'b, 't, M, F>(
-    context: Context<'a, M>,
+    guest: Guest<'a, M>,
     batch: &'a mut Batch<'b>,
     tables: &'a mut TablePool<'t>,
     frames: &'a mut F,
 ) -> Tools<'a, 'b, 't, M, F> {
-    let mut tools = Tools::new(context, batch, tables, frames);
+    let mut tools = Tools::new(guest, batch, tables, frames);
     tools.presence = Presence::MayVanish;
     tools
 }
 
 /// An address space of `tables` L1 tables with `pages` pages each.
 pub(super) fn build<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     (tables, pages, flags): Shape,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<Pgd<Loose>, String> {
-    let mut pgd = Pgd::new(context, frames).or_say("new")?;
+    let mut pgd = Pgd::new(guest, frames).or_say("new")?;
     for table in 0..tables {
         let pages = Pages { start: va(table, 0)?, count: pages };
-        pgd.map_pages(context, (pages, flags), frames).or_say("map")?;
+        pgd.map_pages(guest, pages, flags, frames).or_say("map")?;
     }
     Ok(pgd)
 }
 
 pub(super) fn destroy<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: Pgd<Loose>,
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), String> {
-    pgd.destroy(context, frames).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(guest, frames).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// The rows of this file.
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     // Xen's first look at a frame costs more than the later ones; every frame has had it before
     // anything is measured.
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     let mut batch = bench.storage.batch();
     for shape in [(2048, 1, PteFlags::USER_RW), (OWN_TABLES_MAX, FULL, PteFlags::USER_RW)] {
-        let pgd = build(&context, shape, &mut bench.memory)?;
-        let pgd = pgd.pin(&context, &mut batch).or_say("pin")?;
-        let pgd = pgd.unpin(&context, &mut batch).or_say("unpin")?;
-        destroy(&context, pgd, &mut bench.memory)?;
+        let pgd = build(&guest, shape, &mut bench.memory)?;
+        let pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
+        let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
+        destroy(&guest, pgd, &mut bench.memory)?;
     }
     let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
     for tables in TABLES {
@@ -113,22 +114,22 @@ fn pin_and_unpin<M: Machine + Cpu>(
 fn pin_and_unpin_with<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     (name, shape): (&str, Shape),
-    frames: &mut impl FrameSource,
+    frames: &mut impl SpaceFrames,
 ) -> Result<(), String> {
     let tables = shape.0;
     let start = bench.begin();
-    let pgd = build(&bench.guest.context(), shape, frames)?;
+    let pgd = build(&bench.kernel.guest(), shape, frames)?;
     let built = bench.end(start);
     let start = bench.begin();
-    let pgd = pgd.pin(&bench.guest.context(), &mut bench.storage.batch()).or_say("pin")?;
+    let pgd = pgd.pin(&bench.kernel.guest(), &mut bench.storage.batch()).or_say("pin")?;
     let pin = bench.end(start);
     let [bare_unpin, bare_pin] = bare(bench, &pgd)?;
     let converted = bare_converted(bench, &pgd, tables)?;
     let start = bench.begin();
-    let pgd = pgd.unpin(&bench.guest.context(), &mut bench.storage.batch()).or_say("unpin")?;
+    let pgd = pgd.unpin(&bench.kernel.guest(), &mut bench.storage.batch()).or_say("unpin")?;
     let unpin = bench.end(start);
     let start = bench.begin();
-    destroy(&bench.guest.context(), pgd, frames)?;
+    destroy(&bench.kernel.guest(), pgd, frames)?;
     let taken = bench.end(start);
     let mut row = |operation: &str, cost: Cost, floor: Option<Cost>| {
         let operation = format!("{operation}, {name}");
@@ -147,7 +148,7 @@ pub(super) fn bare<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<[Cost; 2], String> {
-    let root = bench.guest.p2m.mfn(pgd.root()).or_say("P2M")?;
+    let root = bench.kernel.p2m.mfn(pgd.root()).or_say("P2M")?;
     let mut costs = [Cost::default(); 2];
     let ops = [MmuExtOp::unpin(root), MmuExtOp::pin(Level::L4, root)];
     for (op, cost) in ops.into_iter().zip(&mut costs) {
@@ -164,17 +165,17 @@ fn bare_converted<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     tables: u64,
 ) -> Result<Cost, String> {
-    let context = bench.guest.context();
+    let guest = bench.kernel.guest();
     let mut writable = Vec::new();
     let mut read_only = Vec::new();
-    for pfn in tables_of(&context, pgd, tables)? {
-        let va = context.machine().direct_map(pfn).or_say("the direct mapping")?;
-        let path = walk(&context, context.kernel_root(), va).or_say("walk")?;
+    for pfn in tables_of(&guest, pgd, tables)? {
+        let va = guest.machine().direct_map(pfn).or_say("the direct mapping")?;
+        let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
         let (slot, pte): (Slot, Pte) = path.leaf().ok_or("no direct mapping")?;
         writable.push(MmuUpdate::set(slot, pte.writable()));
         read_only.push(MmuUpdate::set(slot, pte.read_only()));
     }
-    let root = context.p2m().mfn(pgd.root()).or_say("P2M")?;
+    let root = guest.p2m().mfn(pgd.root()).or_say("P2M")?;
     let (unpin, pin) = ([MmuExtOp::unpin(root)], [MmuExtOp::pin(Level::L4, root)]);
     let requests = [
         Request::MmuExt(&unpin, DomId::SELF),
@@ -184,27 +185,27 @@ fn bare_converted<M: Machine + Cpu>(
     ];
     let start = bench.begin();
     for request in requests {
-        issue(&context, &mut [Call::new(request)])?;
+        issue(&guest, &mut [Call::new(request)])?;
     }
     Ok(bench.end(start))
 }
 
 #[expect(unsafe_code, reason = "bare requests on an address space of the bench's own")]
-fn issue<M: Machine>(context: &Context<'_, M>, calls: &mut [Call<'_>; 1]) -> Result<(), String> {
+fn issue<M: Machine>(guest: &Guest<'_, M>, calls: &mut [Call<'_>; 1]) -> Result<(), String> {
     // SAFETY: the tables belong to the address space, which no Rust object lives in.
-    unsafe { context.machine().issue(calls) }.or_say("a bare request")?;
+    unsafe { guest.machine().issue(calls) }.or_say("a bare request")?;
     calls[0].result().or_say("a bare request")
 }
 
 /// The tables of a tree with so many L1 tables side by side.
 fn tables_of<M: Machine>(
-    context: &Context<'_, M>,
+    guest: &Guest<'_, M>,
     pgd: &Pgd<Pinned>,
     tables: u64,
 ) -> Result<Vec<Pfn>, String> {
     let mut all = alloc::vec![pgd.root()];
     for number in 0..tables {
-        let path = walk(context, pgd.root(), va(number, 0)?).or_say("walk")?;
+        let path = walk(guest, pgd.root(), va(number, 0)?).or_say("walk")?;
         all.extend(path.steps().map(|step| step.table));
     }
     all.sort_unstable();

@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use hypercall::{Cpu, Machine};
 use p2m::FrameList;
-use pvmmu::FrameSource as _;
+use pvmmu::SpaceFrames as _;
 
 use super::super::OrSay as _;
 use super::super::publish::{builder_list, places};
@@ -13,12 +13,12 @@ use super::row::Bench;
 
 /// The row of this file. The pages of the list stay.
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let p2m = bench.guest.p2m;
-    let list = builder_list(bench.guest)?;
+    let p2m = bench.kernel.p2m;
+    let list = builder_list(bench.kernel)?;
     let mut places = places(p2m.len());
     let top = bench.memory.take_table().ok_or("no frame for the list")?;
     let mut frame_list = FrameList::new(top, &mut places);
-    let around = (&bench.guest.machine, p2m);
+    let around = (&bench.kernel.machine, p2m);
     frame_list.build(around, &list, &mut bench.memory).or_say("frame list")?;
     let start = bench.begin();
     frame_list.build(around, &list, &mut bench.memory).or_say("frame list again")?;

@@ -15,7 +15,7 @@ use super::memory::{Places, Room, close, give};
 use super::pci;
 use super::registers::Registers;
 use super::shared::{Current, Hal};
-use crate::guest::{Guest, number};
+use crate::guest::{Kernel, number};
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
@@ -25,15 +25,15 @@ const DISK: (u16, u16) = (0x1af4, 0x1042);
 const AT_ONCE: usize = 128;
 
 /// Runs the program.
-pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let seed = number(guest.arguments, "seed", 1)?;
-    let mut steps = Steps::begin(guest).or_say("console")?;
-    let found = pci::find(guest.platform.ports()?, DISK)?;
-    let registers = Registers::map(guest, found.start, found.len_bytes)?;
+pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let seed = number(kernel.arguments, "seed", 1)?;
+    let mut steps = Steps::begin(kernel).or_say("console")?;
+    let found = pci::find(kernel.platform.ports()?, DISK)?;
+    let registers = Registers::map(kernel, found.start, found.len_bytes)?;
     let mut room = Room::new();
     let places = Places::new(4);
-    let pool = places.pool(guest, &mut room, DmaMask::bits(32))?;
-    steps.done(guest, "find the disk, gather a pool of 1 MiB").or_say("console")?;
+    let pool = places.pool(kernel, &mut room, DmaMask::bits(32))?;
+    steps.done(kernel, "find the disk, gather a pool of 1 MiB").or_say("console")?;
 
     let mut root = found.root;
     let start = BusAddr::from_raw(found.start);
@@ -41,10 +41,10 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Ve
         let before = pool.counters();
         let device = Device { path, ..Device::new(DmaMask::bits(32)) };
         let lines = {
-            let operations = (dma(guest, &pool), device);
+            let operations = (dma(kernel, &pool), device);
             let current = Current {
                 operations: &operations,
-                platform: guest.platform,
+                platform: kernel.platform,
                 registers: &registers,
                 start,
             };
@@ -54,24 +54,24 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Ve
                 work(&mut disk, seed + u64::from(path == Path::Bounce))
             })?
         };
-        writeln!(guest.console, "{lines}").or_say("console")?;
+        writeln!(kernel.console, "{lines}").or_say("console")?;
         check(path, before, pool.counters())?;
         let step = format!("read all, write half, read again: {what}");
-        steps.done(guest, &step).or_say("console")?;
+        steps.done(kernel, &step).or_say("console")?;
     }
-    writeln!(guest.console, "{:?}", pool.counters()).or_say("console")?;
-    close(guest, &mut room, pool)?;
-    let frames = registers.unmap(&guest.machine, guest.p2m)?;
-    give(&mut guest.pool, frames);
-    steps.done(guest, "give everything back").or_say("console")?;
-    steps.end(guest).or_say("console")?;
+    writeln!(kernel.console, "{:?}", pool.counters()).or_say("console")?;
+    close(kernel, &mut room, pool)?;
+    let frames = registers.unmap(&kernel.machine, kernel.p2m)?;
+    give(&mut kernel.pool, frames);
+    steps.done(kernel, "give everything back").or_say("console")?;
+    steps.end(kernel).or_say("console")?;
     Ok(steps.summary())
 }
 
 type Disk = VirtIOBlk<Hal, PciTransport>;
 
-fn dma<'a, 'm, M>(guest: &'a Guest<'_, M>, pool: &'a Pool<'m>) -> Dma<'a, 'm, Counting<&'a M>> {
-    Dma { machine: &guest.machine, p2m: guest.p2m, pool, vcpu: 0 }
+fn dma<'a, 'm, M>(kernel: &'a Kernel<'_, M>, pool: &'a Pool<'m>) -> Dma<'a, 'm, Counting<&'a M>> {
+    Dma { machine: &kernel.machine, p2m: kernel.p2m, pool, vcpu: 0 }
 }
 
 /// Reads the whole disk, writes its second half, and reads that back. What is to be compared from

@@ -17,7 +17,7 @@ use swiotlb::{
 use super::memory::{Places, Room, close, give, out_of_reach};
 use super::pci;
 use super::registers::Registers;
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
@@ -60,32 +60,32 @@ const SHAPES: [(usize, usize); 9] = [
 type Around<'a, 'm, M> = Dma<'a, 'm, Counting<&'a M>>;
 
 /// Runs the program.
-pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let ports = guest.platform.ports()?;
+pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let ports = kernel.platform.ports()?;
     let found = pci::find(ports, EDU)?;
-    let mut steps = Steps::begin(guest).or_say("console")?;
-    let edu = Edu(Registers::map(guest, found.start, PAGE_SIZE as u64)?);
+    let mut steps = Steps::begin(kernel).or_say("console")?;
+    let edu = Edu(Registers::map(kernel, found.start, PAGE_SIZE as u64)?);
     edu.identify()?;
-    steps.done(guest, "find the device, map its registers").or_say("console")?;
+    steps.done(kernel, "find the device, map its registers").or_say("console")?;
 
     let mut room = Room::new();
-    let frames = out_of_reach(guest, 3, MASK)?;
-    let near = guest.pool.take_run(64).ok_or("the frames are no run")?;
-    let near = room.gather(guest.context(), near, (6, MASK))?;
-    steps.done(guest, "gather 256 KiB below 256 MiB").or_say("console")?;
+    let frames = out_of_reach(kernel, 3, MASK)?;
+    let near = kernel.pool.take_run(64).ok_or("the frames are no run")?;
+    let near = room.gather(kernel.guest(), near, (6, MASK))?;
+    steps.done(kernel, "gather 256 KiB below 256 MiB").or_say("console")?;
     let places = Places::new(4);
-    let pool = places.pool(guest, &mut room, MASK)?;
-    steps.done(guest, "gather a pool of 1 MiB").or_say("console")?;
+    let pool = places.pool(kernel, &mut room, MASK)?;
+    steps.done(kernel, "gather a pool of 1 MiB").or_say("console")?;
 
-    let dma = Dma { machine: &guest.machine, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
     let device = Device::new(MASK);
     let mut bytes = 0;
     for (round, shape) in SHAPES.into_iter().enumerate() {
         let trip = Trip { edu: &edu, dma, device, seed: round as u64 };
         bytes += trip.there_and_back(frames.start(), shape, Copied::Yes)?;
     }
-    steps.done(guest, "buffers out of reach, bounced").or_say("console")?;
-    let dma = Dma { machine: &guest.machine, p2m: guest.p2m, pool: &pool, vcpu: 1 };
+    steps.done(kernel, "buffers out of reach, bounced").or_say("console")?;
+    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 1 };
     for (round, shape) in SHAPES.into_iter().enumerate() {
         let trip = Trip { edu: &edu, dma, device, seed: 100 + round as u64 };
         bytes += trip.there_and_back(near.start(), shape, Copied::No)?;
@@ -93,24 +93,24 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Ve
         let trip = Trip { device, seed: 200 + round as u64, ..trip };
         bytes += trip.there_and_back(near.start(), shape, Copied::Yes)?;
     }
-    steps.done(guest, "contiguous memory, direct and forced").or_say("console")?;
-    let dma = Dma { machine: &guest.machine, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    steps.done(kernel, "contiguous memory, direct and forced").or_say("console")?;
+    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
     bytes += coherent(&edu, &dma)?;
     partly(&edu, &dma, frames.start())?;
-    steps.done(guest, "coherent memory, parts of a mapping").or_say("console")?;
+    steps.done(kernel, "coherent memory, parts of a mapping").or_say("console")?;
     let counters = pool.counters();
-    writeln!(guest.console, "{counters:?}").or_say("console")?;
+    writeln!(kernel.console, "{counters:?}").or_say("console")?;
     if counters.misuse + counters.full + counters.too_large != 0 {
         return Err(format!("the pool counts failures: {counters:?}"));
     }
-    close(guest, &mut room, pool)?;
-    let near = room.scatter(guest.context(), near)?;
-    give(&mut guest.pool, near);
-    give(&mut guest.pool, frames);
-    let registers = edu.0.unmap(&guest.machine, guest.p2m)?;
-    give(&mut guest.pool, registers);
-    steps.done(guest, "give everything back").or_say("console")?;
-    steps.end(guest).or_say("console")?;
+    close(kernel, &mut room, pool)?;
+    let near = room.scatter(kernel.guest(), near)?;
+    give(&mut kernel.pool, near);
+    give(&mut kernel.pool, frames);
+    let registers = edu.0.unmap(&kernel.machine, kernel.p2m)?;
+    give(&mut kernel.pool, registers);
+    steps.done(kernel, "give everything back").or_say("console")?;
+    steps.end(kernel).or_say("console")?;
     Ok(format!("{bytes} bytes compared, {} bounced; {}", counters.taken, steps.summary()))
 }
 

@@ -4,12 +4,11 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BatchStorage, Counting, Cpu, Extent, Frame, Frames, Machine};
-use p2m::P2m;
-use pvmmu::{Context, DirectEntries, FrameSource as _};
-use swiotlb::{Area, Around, DmaMask, Pool, Region, SEGMENT_ORDER, Scratch, Segment};
+use hypercall::{BatchStorage, Counting, Cpu, Extent, Frame, FrameSource as _, Frames, Machine};
+use p2m::{Guest, P2m};
+use swiotlb::{Area, DmaMask, Pool, Region, SEGMENT_ORDER, Scratch, Segment};
 
-use crate::guest::{self, Guest};
+use crate::guest::{self, Kernel};
 use crate::programs::OrSay;
 
 /// Room to exchange 2 MiB at once.
@@ -29,30 +28,24 @@ impl Room {
     /// Exchanges frames for runs of 2^`order` under `mask`.
     pub(super) fn gather<M: Machine>(
         &mut self,
-        context: Context<'_, Counting<&M>>,
+        guest: Guest<'_, Counting<&M>>,
         frames: Frames,
         (order, mask): (u32, DmaMask),
     ) -> Result<Region, String> {
-        let mut direct = DirectEntries::new(context);
-        let (machine, p2m) = (context.machine(), context.p2m());
-        let mut around = Around { machine, p2m, direct: &mut direct };
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
-        swiotlb::gather(&mut around, frames, (order, mask), &mut scratch).or_say("gather")
+        swiotlb::gather(&guest, frames, order, mask, &mut scratch).or_say("gather")
     }
 
     /// Exchanges them back.
     pub(super) fn scatter<M: Machine>(
         &mut self,
-        context: Context<'_, Counting<&M>>,
+        guest: Guest<'_, Counting<&M>>,
         region: Region,
     ) -> Result<Frames, String> {
-        let mut direct = DirectEntries::new(context);
-        let (machine, p2m) = (context.machine(), context.p2m());
-        let mut around = Around { machine, p2m, direct: &mut direct };
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
-        swiotlb::scatter(&mut around, region, &mut scratch).or_say("scatter")
+        swiotlb::scatter(&guest, region, &mut scratch).or_say("scatter")
     }
 }
 
@@ -71,30 +64,30 @@ impl Places {
     /// A pool of all places, in memory under `mask`.
     pub(super) fn pool<M: Machine + Cpu>(
         &self,
-        guest: &mut Guest<'_, M>,
+        kernel: &mut Kernel<'_, M>,
         room: &mut Room,
         mask: DmaMask,
     ) -> Result<Pool<'_>, String> {
         let pool = Pool::new(&self.segments, &self.areas).or_say("pool")?;
         let frames = (self.segments.len() as u64) << SEGMENT_ORDER;
-        let frames = guest.pool.take_run(frames).ok_or("the frames are no run")?;
-        let region = room.gather(guest.context(), frames, (SEGMENT_ORDER, mask))?;
-        pool.grow(guest.p2m, region).map_err(|(error, _)| error).or_say("grow")?;
+        let frames = kernel.pool.take_run(frames).ok_or("the frames are no run")?;
+        let region = room.gather(kernel.guest(), frames, (SEGMENT_ORDER, mask))?;
+        pool.grow(kernel.p2m, region).map_err(|(error, _)| error).or_say("grow")?;
         Ok(pool)
     }
 }
 
 /// Ends a pool: its memory is exchanged back, and the frames go to the guest's pool.
 pub(super) fn close<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     room: &mut Room,
     pool: Pool<'_>,
 ) -> Result<(), String> {
     let mut regions = Vec::new();
     pool.close(&mut |region| regions.push(region)).map_err(|(error, _)| error).or_say("close")?;
     for region in regions {
-        let frames = room.scatter(guest.context(), region)?;
-        give(&mut guest.pool, frames);
+        let frames = room.scatter(kernel.guest(), region)?;
+        give(&mut kernel.pool, frames);
     }
     Ok(())
 }
@@ -110,16 +103,16 @@ pub(super) fn give(pool: &mut guest::Pool, mut frames: Frames) {
 /// The first of the pool's frames whose memory `mask` does not reach, as a run of `count`: such a
 /// buffer has to be bounced.
 pub(super) fn out_of_reach<M: Machine>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     count: u64,
     mask: DmaMask,
 ) -> Result<Frames, String> {
-    let frames = guest.pool.take_run(count).ok_or("the frames are no run")?;
+    let frames = kernel.pool.take_run(count).ok_or("the frames are no run")?;
     let last = hypercall::Pfn::new(frames.start().raw() + count - 1);
     let is_far = |p2m: &P2m<'_>, pfn| {
         p2m.mfn(pfn).is_ok_and(|mfn| !mask.reaches(swiotlb::BusAddr::new(mfn, 0), 1))
     };
-    if is_far(guest.p2m, frames.start()) && is_far(guest.p2m, last) {
+    if is_far(kernel.p2m, frames.start()) && is_far(kernel.p2m, last) {
         return Ok(frames);
     }
     Err("all memory is in the device's reach: the machine needs more".into())

@@ -13,7 +13,7 @@ use super::memory::{Places, Room, close, give};
 use super::pci;
 use super::registers::Registers;
 use super::shared::{Current, Hal};
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
@@ -28,22 +28,22 @@ const GATEWAY: [u8; 4] = [10, 0, 2, 2];
 type Net = VirtIONetRaw<Hal, PciTransport, QUEUE>;
 
 /// Runs the program.
-pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let mut steps = Steps::begin(guest).or_say("console")?;
-    let found = pci::find(guest.platform.ports()?, NET)?;
-    let registers = Registers::map(guest, found.start, found.len_bytes)?;
+pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let mut steps = Steps::begin(kernel).or_say("console")?;
+    let found = pci::find(kernel.platform.ports()?, NET)?;
+    let registers = Registers::map(kernel, found.start, found.len_bytes)?;
     let mut room = Room::new();
     let places = Places::new(2);
     let mask = DmaMask::bits(32);
-    let pool = places.pool(guest, &mut room, mask)?;
-    steps.done(guest, "find the card, gather a pool of 512 KiB").or_say("console")?;
+    let pool = places.pool(kernel, &mut room, mask)?;
+    steps.done(kernel, "find the card, gather a pool of 512 KiB").or_say("console")?;
     let mut root = found.root;
     let answer = {
-        let dma = Dma { machine: &guest.machine, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+        let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
         let operations = (dma, Device { path: Path::Bounce, ..Device::new(mask) });
         let current = Current {
             operations: &operations,
-            platform: guest.platform,
+            platform: kernel.platform,
             registers: &registers,
             start: BusAddr::from_raw(found.start),
         };
@@ -53,12 +53,12 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Ve
             ask(&mut net)
         })?
     };
-    steps.done(guest, "ask for the gateway's address").or_say("console")?;
-    writeln!(guest.console, "{:?}", pool.counters()).or_say("console")?;
-    close(guest, &mut room, pool)?;
-    let frames = registers.unmap(&guest.machine, guest.p2m)?;
-    give(&mut guest.pool, frames);
-    steps.end(guest).or_say("console")?;
+    steps.done(kernel, "ask for the gateway's address").or_say("console")?;
+    writeln!(kernel.console, "{:?}", pool.counters()).or_say("console")?;
+    close(kernel, &mut room, pool)?;
+    let frames = registers.unmap(&kernel.machine, kernel.p2m)?;
+    give(&mut kernel.pool, frames);
+    steps.end(kernel).or_say("console")?;
     Ok(format!("{answer}; {}", steps.summary()))
 }
 

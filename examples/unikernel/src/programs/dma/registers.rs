@@ -13,7 +13,7 @@ use hypercall::{
 };
 use p2m::P2m;
 
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::programs::OrSay;
 
 /// Registers that are mapped.
@@ -26,7 +26,7 @@ pub(super) struct Registers {
 impl Registers {
     /// Maps the `len_bytes` at bus address `start`.
     pub(super) fn map<M: Machine>(
-        guest: &mut Guest<'_, M>,
+        kernel: &mut Kernel<'_, M>,
         start: u64,
         len_bytes: u64,
     ) -> Result<Self, String> {
@@ -34,16 +34,16 @@ impl Registers {
             return Err(format!("registers at {start:#x} begin within a page"));
         }
         let pages = len_bytes.div_ceil(PAGE_SIZE as u64);
-        let frames = guest.pool.take_run(pages).ok_or("the pool has no such run")?;
+        let frames = kernel.pool.take_run(pages).ok_or("the pool has no such run")?;
         let flags = PteFlags::KERNEL_RW | PteFlags::PCD | PteFlags::PWT;
-        let flags = guest.machine.offered(flags);
+        let flags = kernel.machine.offered(flags);
         for page in 0..pages {
             let pfn = Pfn::new(frames.start().raw() + page);
             let mfn = Mfn::new((start >> PAGE_SHIFT) + page);
-            set(&guest.machine, pfn, Pte::new(mfn, flags))?;
+            set(&kernel.machine, pfn, Pte::new(mfn, flags))?;
         }
-        let va = guest.machine.inner().direct_map(frames.start()).or_say("direct mapping")?;
-        let address = guest.platform.words(va).ok_or("this program does not run on its tables")?;
+        let va = kernel.machine.inner().direct_map(frames.start()).or_say("direct mapping")?;
+        let address = kernel.platform.words(va).ok_or("this program does not run on its tables")?;
         let len_bytes = usize::try_from(len_bytes).or_say("registers")?;
         Ok(Self { frames, address: address.cast(), len_bytes })
     }

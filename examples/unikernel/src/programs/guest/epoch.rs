@@ -3,8 +3,8 @@
 use alloc::string::String;
 
 use hypercall::{Counting, Cpu, DomId, ENTRIES, Hypercalls as _, Machine, MemoryOp, PAGE_SHIFT};
+use p2m::Guest;
 use p2m::{FrameList, Leaves, P2m, Toolstack};
-use pvmmu::Context;
 use pvmmu::audit::{Finding, audit as audit_tables, audit_words};
 
 use super::super::OrSay as _;
@@ -14,7 +14,7 @@ use super::POOL_RESERVE;
 use super::hoard::Hoard;
 use super::span::Span;
 use super::workload::Workload;
-use crate::guest::{Guest, Platform, Pool};
+use crate::guest::{Kernel, Platform, Pool};
 use crate::life::{Life, Survives};
 
 /// The heap may have one page of so many.
@@ -22,14 +22,14 @@ const HEAP_SHARE: u64 = 8;
 
 /// The time between two suspends. All that frame numbers come from is lent by it.
 pub(super) struct Epoch<'e, 'g, M> {
-    guest: &'e mut Guest<'g, M>,
+    kernel: &'e mut Kernel<'g, M>,
     life: &'e dyn Life,
 }
 
 impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     /// Lends the guest out until a suspend wants `life` for itself.
-    pub(super) fn new(guest: &'e mut Guest<'g, M>, life: &'e dyn Life) -> Self {
-        Self { guest, life }
+    pub(super) fn new(kernel: &'e mut Kernel<'g, M>, life: &'e dyn Life) -> Self {
+        Self { kernel, life }
     }
 
     /// Takes a turn. See [`Survives`] for why it is a plain function, and what it may return.
@@ -48,17 +48,17 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
 
     /// What the machine gives besides memory and hypercalls.
     pub(super) fn platform(&self) -> &'g dyn Platform {
-        self.guest.platform
+        self.kernel.platform
     }
 
     /// The machine.
     pub(super) fn machine(&self) -> &Counting<&'g M> {
-        &self.guest.machine
+        &self.kernel.machine
     }
 
     /// The frame map.
     pub(super) fn p2m(&self) -> &P2m<'_> {
-        self.guest.p2m
+        self.kernel.p2m
     }
 
     /// Lets the heap have its share of the memory, and the workload up to `pages` more pages, but
@@ -68,8 +68,8 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         (workload, hoard): (&mut Workload, &mut Hoard),
         pages: u64,
     ) -> Result<(), String> {
-        let heap = self.guest.p2m.len() / HEAP_SHARE;
-        let Guest { machine, pool, platform, .. } = &mut *self.guest;
+        let heap = self.kernel.p2m.len() / HEAP_SHARE;
+        let Kernel { machine, pool, platform, .. } = &mut *self.kernel;
         hoard.grow((*platform, pool), (heap, POOL_RESERVE))?;
         let spare = (pool.len() as u64).saturating_sub(POOL_RESERVE);
         let pages = workload.len() + spare.min(pages);
@@ -80,7 +80,7 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     /// The second one is up meanwhile and at no other time, so that none but the first has anything
     /// to lose in a suspend.
     pub(super) fn work(&self, workload: &mut Workload, count: u64) -> Result<(), String> {
-        let Some(second) = self.guest.second else {
+        let Some(second) = self.kernel.second else {
             return workload.work(self.machine(), count);
         };
         let before = workload.beside;
@@ -95,28 +95,28 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     }
 
     /// The guest itself, and the toolstack's side beside it.
-    pub(super) fn guest(&mut self) -> (&mut Guest<'g, M>, &dyn Life) {
-        (self.guest, self.life)
+    pub(super) fn kernel(&mut self) -> (&mut Kernel<'g, M>, &dyn Life) {
+        (self.kernel, self.life)
     }
 
     /// Frames that nobody uses.
     pub(super) const fn free(&self) -> u64 {
-        self.guest.pool.len() as u64
+        self.kernel.pool.len() as u64
     }
 
     /// The context of operations on memory, and the pool beside it.
-    pub(super) fn parts(&mut self) -> (Context<'_, Counting<&M>>, &mut Pool) {
-        self.guest.parts()
+    pub(super) fn parts(&mut self) -> (Guest<'_, Counting<&M>>, &mut Pool) {
+        self.kernel.parts()
     }
 
     /// Prints a line.
     pub(super) fn say(&mut self, line: &str) -> Result<(), String> {
-        writeln!(self.guest.console, "{line}").or_say("console")
+        writeln!(self.kernel.console, "{line}").or_say("console")
     }
 
     /// Prints the frame map.
     pub(super) fn dump(&mut self) -> Result<(), String> {
-        self.guest.p2m.dump(self.guest.console).or_say("console")
+        self.kernel.p2m.dump(self.kernel.console).or_say("console")
     }
 
     /// Writes the frame list and tells the toolstack where it is.
@@ -125,8 +125,8 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         frame_list: &mut FrameList<'_>,
         span: Option<&Span>,
     ) -> Result<(), String> {
-        let (list, p2m) = (builder_list(self.guest)?, self.guest.p2m);
-        let Guest { machine, pool, .. } = &mut *self.guest;
+        let (list, p2m) = (builder_list(self.kernel)?, self.kernel.p2m);
+        let Kernel { machine, pool, .. } = &mut *self.kernel;
         let around = (&*machine, p2m);
         match span {
             None => frame_list.build(around, &list, pool),
@@ -151,7 +151,7 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         span: Option<&Span>,
     ) -> Result<String, String> {
         match span {
-            None => self.audit_with(frame_list, &builder_list(self.guest)?),
+            None => self.audit_with(frame_list, &builder_list(self.kernel)?),
             Some(span) => self.audit_with(frame_list, span.window()),
         }
     }
@@ -161,22 +161,22 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         frame_list: &FrameList<'_>,
         leaves: &impl Leaves,
     ) -> Result<String, String> {
-        let p2m = self.guest.p2m;
+        let p2m = self.kernel.p2m;
         let toolstack = &Toolstack::new(self.life.shared_info());
         let (list, frame_list) = (None, Some(frame_list));
-        audit(self.guest, p2m, &Published { toolstack, list, frame_list, leaves })
+        audit(self.kernel, p2m, &Published { toolstack, list, frame_list, leaves })
     }
 
     /// Audits the tables that the guest runs on. The one frame in them that P2M does not know is
     /// Xen's page, at its place.
     pub(super) fn audit_tables(&self) -> Result<u64, String> {
-        let guest = &*self.guest;
+        let kernel = &*self.kernel;
         // The tables of the image serve the direct mapping, too: the address says the entry alone.
         let entry = |va: u64| va >> PAGE_SHIFT & (ENTRIES as u64 - 1);
         let xens = core::ptr::from_ref(self.life.shared_info()).addr() as u64;
-        let words = usize::try_from(audit_words(guest.p2m.len())).or_say("audit")?;
+        let words = usize::try_from(audit_words(kernel.p2m.len())).or_say("audit")?;
         let (mut memory, mut first, mut unknown) = (alloc::vec![0; words], None, 0);
-        let read = audit_tables(&guest.context(), &[], &mut memory, &mut |finding| match finding {
+        let read = audit_tables(&kernel.guest(), &[], &mut memory, &mut |finding| match finding {
             Finding::UnknownFrame(place) if unknown == 0 && entry(place.va) == entry(xens) => {
                 unknown += 1;
             }
@@ -191,7 +191,7 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     /// Frames that are neither free nor in the workload or on the heap: those of the kernel, its
     /// tables and lists.
     pub(super) fn apart(&self, (workload, hoard): (&Workload, &Hoard)) -> u64 {
-        let populated = p2m::Census::of(self.guest.p2m, self.guest.p2m.all()).ram;
+        let populated = p2m::Census::of(self.kernel.p2m, self.kernel.p2m.all()).ram;
         let held = workload.len() + hoard.frames();
         populated.wrapping_sub(held + self.free())
     }
@@ -199,8 +199,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     /// Pages that Xen says the guest has.
     pub(super) fn reservation(&self) -> Result<u64, String> {
         // SAFETY: only reports.
-        let pages =
-            unsafe { self.guest.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
+        let pages = unsafe {
+            self.kernel.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF))
+        };
         pages.or_say("current reservation")
     }
 }

@@ -30,12 +30,12 @@ use alloc::string::String;
 use alloc::vec;
 
 use balloon::{Balloon, Wipe};
-use hypercall::{Cpu, Machine};
-use p2m::{FrameList, LeafSource as _};
+use hypercall::{Cpu, FrameSource as _, Machine};
+use p2m::FrameList;
 
 use super::publish::places;
 use super::{OrSay as _, grow};
-use crate::guest::Guest;
+use crate::guest::Kernel;
 use crate::life::{Life, Nanoseconds, Return, Survives, SuspendError, Way, survives};
 use crate::report::Verdict;
 use crate::store::Store;
@@ -85,36 +85,35 @@ enum Next {
 impl Survives for Next {}
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(guest: &mut Guest<'_, M>) -> Verdict {
-    let platform = guest.platform;
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
+    let platform = kernel.platform;
     let mut life = platform.life()?;
     let mut store = Store::default();
     let maximum = span::maximum(&mut store, &*life).unwrap_or(0);
-    if maximum <= guest.p2m.len() {
-        return live(guest, &mut *life, (store, None));
+    if maximum <= kernel.p2m.len() {
+        return live(kernel, &mut *life, (store, None));
     }
     let mut storage = Box::new(span::Storage::new());
-    let (p2m, window) = grow::open(guest, &mut storage.batch())?;
+    let (p2m, window) = grow::open(kernel, &mut storage.batch())?;
     let span = Span::new(window, maximum);
-    live(&mut guest.on_map(&p2m), &mut *life, (store, Some((span, maximum))))
+    live(&mut kernel.on_map(&p2m), &mut *life, (store, Some((span, maximum))))
 }
 
 /// From the first turn to the last one.
 fn live<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     life: &mut dyn Life,
     (store, span): (Store, Option<(Span, u64)>),
 ) -> Verdict {
     let (span, maximum) = span.unzip();
-    let maximum = maximum.unwrap_or(guest.p2m.len());
+    let maximum = maximum.unwrap_or(kernel.p2m.len());
     let (mut balloon_words, mut places) = (vec![0; words(maximum)?], places(maximum));
     // Everything but what is free now is what the guest needs.
-    let free = guest.pool.len() as u64;
-    let floor = guest.p2m.len() - free + POOL_RESERVE;
-    let around = (&guest.machine, guest.p2m);
+    let free = kernel.pool.len() as u64;
+    let floor = kernel.p2m.len() - free + POOL_RESERVE;
     let (balloon, _) =
-        Balloon::new(around, &mut balloon_words, floor, Wipe::Always).or_say("balloon")?;
-    let top = guest.pool.take().ok_or("the pool is empty")?;
+        Balloon::new(&kernel.guest(), &mut balloon_words, floor, Wipe::Always).or_say("balloon")?;
+    let top = kernel.pool.take().ok_or("the pool is empty")?;
     let mut state = State {
         store,
         workload: Workload::default(),
@@ -126,18 +125,18 @@ fn live<M: Machine + Cpu>(
         suspends: 0,
         least: None,
     };
-    Epoch::new(guest, life).turn(turns::begin, &mut state)?;
+    Epoch::new(kernel, life).turn(turns::begin, &mut state)?;
     loop {
         let begun = life.now();
-        match Epoch::new(guest, life).turn(turns::work, &mut state)? {
+        match Epoch::new(kernel, life).turn(turns::work, &mut state)? {
             Next::Again => state.size.passed(life.now() - begun),
             Next::Pause => {
                 life.wait(life.now() + PAUSE);
                 state.size.passed(life.now() - begun);
             }
-            Next::Suspend => suspend(guest, life, &mut state)?,
+            Next::Suspend => suspend(kernel, life, &mut state)?,
             Next::End(way) => {
-                Epoch::new(guest, life).turn(turns::end, &mut state)?;
+                Epoch::new(kernel, life).turn(turns::end, &mut state)?;
                 life.end(way);
                 let State { workload, suspends, .. } = &state;
                 let verified = workload.verified;
@@ -153,15 +152,15 @@ fn words(pfns: u64) -> Result<usize, String> {
 }
 
 fn suspend<M: Machine + Cpu>(
-    guest: &mut Guest<'_, M>,
+    kernel: &mut Kernel<'_, M>,
     life: &mut dyn Life,
     state: &mut State<'_>,
 ) -> Result<(), String> {
     match life.suspend() {
-        Ok(Return::Restored) => Epoch::new(guest, life).turn(turns::restored, state),
-        Ok(Return::Cancelled) => Epoch::new(guest, life).turn(turns::cancelled, state),
+        Ok(Return::Restored) => Epoch::new(kernel, life).turn(turns::restored, state),
+        Ok(Return::Cancelled) => Epoch::new(kernel, life).turn(turns::cancelled, state),
         Err(SuspendError::NotSuspended(reason)) => {
-            writeln!(guest.console, "not suspended: {reason}").or_say("console")
+            writeln!(kernel.console, "not suspended: {reason}").or_say("console")
         }
         Err(error @ SuspendError::Lost(_)) => Err(format!("{error}")),
     }

@@ -3,10 +3,9 @@
 use alloc::format;
 use alloc::string::String;
 
-use balloon::{Allocator, Around, Balloon, Goal, Limit, Moved, Next, Step, WorkStorage};
-use hypercall::{Cpu, Frame, FrameAccess, Frames, Machine};
-use p2m::{LeafSource as _, P2m};
-use pvmmu::DirectEntries;
+use balloon::{Balloon, Goal, Limit, Moved, Next, Step, WorkStorage};
+use hypercall::{Cpu, Frame, FrameAccess, FrameSource, Frames, Machine};
+use p2m::P2m;
 
 use super::super::OrSay as _;
 use super::epoch::Epoch;
@@ -48,7 +47,7 @@ struct Spare<'a, M> {
     sound: Result<(), String>,
 }
 
-impl<M: FrameAccess> Allocator for Spare<'_, M> {
+impl<M: FrameAccess> FrameSource for Spare<'_, M> {
     fn take(&mut self) -> Option<Frame> {
         if self.pool.len() as u64 > POOL_RESERVE {
             return self.pool.take();
@@ -141,13 +140,11 @@ impl<'s> Size<'s> {
         (workload, hoard): (&mut Workload, &mut Hoard),
     ) -> Result<Option<String>, String> {
         let platform = epoch.platform();
-        let (context, pool) = epoch.parts();
-        let mut direct = DirectEntries::new(context);
-        let (machine, p2m) = (context.machine(), context.p2m());
-        let mut around = Around { machine, p2m, direct: &mut direct };
-        let mut spare = Spare { machine, platform, pool, workload, hoard, sound: Ok(()) };
+        let (guest, pool) = epoch.parts();
+        let mut spare =
+            Spare { machine: guest.machine(), platform, pool, workload, hoard, sound: Ok(()) };
         let mut storage = WorkStorage::<STEP_FRAMES>::new();
-        let step = storage.with(|work| self.balloon.step(&mut around, &mut spare, work));
+        let step = storage.with(|work| self.balloon.step(&guest, &mut spare, work));
         spare.sound?;
         Ok(self.take_note(step))
     }

@@ -5,8 +5,8 @@ use alloc::boxed::Box;
 use alloc::string::String;
 
 use balloon::frames_of_kib;
-use hypercall::{BatchStorage, Cpu, Frames, Machine, Pfn};
-use p2m::{FrameList, GrowContext, LeafSource as _, Pfns, Toolstack, Window};
+use hypercall::{BatchStorage, Cpu, FrameSource as _, Frames, Machine, Pfn};
+use p2m::{FrameList, GrowContext, Pfns, Toolstack, Window};
 
 use super::super::OrSay as _;
 use super::super::extend::{TABLE_PFNS, extend_direct_map};
@@ -96,17 +96,17 @@ impl Span {
     ) -> Result<(), String> {
         let mut storage = Box::new(Storage::new());
         let mut batch = storage.batch();
-        let (guest, life) = epoch.guest();
+        let (kernel, life) = epoch.kernel();
         let toolstack = Some(Toolstack::new(life.shared_info()));
-        let (machine, p2m, pool) = (&guest.machine, guest.p2m, &mut guest.pool);
-        let context = GrowContext { machine, p2m, toolstack };
-        self.window.grow(context, new.end(), &mut batch).or_say("grow the frame map")?;
-        self.window.reserve(context, new, pool, &mut batch).or_say("words of the frame map")?;
+        let (machine, p2m, pool) = (&kernel.machine, kernel.p2m, &mut kernel.pool);
+        let guest = GrowContext { machine, p2m, toolstack };
+        self.window.grow(guest, new.end(), &mut batch).or_say("grow the frame map")?;
+        self.window.reserve(guest, new, pool, &mut batch).or_say("words of the frame map")?;
         frame_list.refresh((machine, p2m), &self.window, new, pool).or_say("frame list")?;
-        let tables = extend_direct_map(guest, new)?;
-        guest.pool.reach(new.end());
+        let tables = extend_direct_map(kernel, new)?;
+        kernel.pool.reach(new.end());
         let end = new.end();
-        writeln!(guest.console, "the guest may have {end} pages now, {tables} tables for them")
+        writeln!(kernel.console, "the guest may have {end} pages now, {tables} tables for them")
             .or_say("console")
     }
 }

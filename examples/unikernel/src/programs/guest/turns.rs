@@ -4,8 +4,7 @@ use alloc::format;
 use alloc::string::String;
 
 use balloon::frames_of_kib;
-use hypercall::{Cpu, Machine};
-use p2m::LeafSource as _;
+use hypercall::{Cpu, FrameSource as _, Machine};
 
 use super::super::OrSay as _;
 use super::epoch::Epoch;

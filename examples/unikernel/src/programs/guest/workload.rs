@@ -5,9 +5,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use pvmmu::SpaceFrames;
 
 use hypercall::{AccessError, Frame, FrameAccess, PAGE_SIZE, Pfn};
-use p2m::LeafSource;
 
 use crate::guest::Second;
 use crate::life::survives;
@@ -49,7 +49,7 @@ impl Workload {
     pub(super) fn grow<M: FrameAccess>(
         &mut self,
         machine: &M,
-        source: &mut impl LeafSource,
+        source: &mut impl SpaceFrames,
         pages: u64,
     ) -> Result<(), String> {
         while self.len() < pages

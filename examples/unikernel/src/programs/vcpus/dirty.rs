@@ -41,7 +41,7 @@ pub(super) fn written_beside_changes<M: Machine + Cpu>(
     let mut counts = vec![0; usize::try_from(scene.p2m.len()).or_say("pfns")?];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut *with.frames, shares: &mut shares };
-    let mut sharing = Tools::new(with.context, with.batch, with.tables, &mut frames);
+    let mut sharing = Tools::new(with.guest, with.batch, with.tables, &mut frames);
     sharing.presence = Presence::Steady;
     let mut number = 0;
     let work: &mut Work<'_, M> = &mut |machine| {
@@ -135,13 +135,13 @@ fn look<M: Machine>(
     with: &Sharing<'_, '_, '_, '_, '_, '_, M>,
     pages: Pages,
 ) -> Result<Vec<Seen>, String> {
-    let context = with.context;
+    let guest = with.guest;
     let one = |at| {
         let va = pages.at(at).or_say("address")?;
-        let page = pgd.translate(&context, va).or_say("translate")?.ok_or("a page is missing")?;
+        let page = pgd.translate(&guest, va).or_say("translate")?.ok_or("a page is missing")?;
         let pfn = page.frame.pfn().ok_or("a page that is not the guest's")?;
         let mut word = [0; 8];
-        context.machine().read_bytes(pfn, 0, &mut word).or_say("read")?;
+        guest.machine().read_bytes(pfn, 0, &mut word).or_say("read")?;
         let dirty = page.flags.contains(PteFlags::DIRTY);
         Ok(Seen { word: u64::from_le_bytes(word), dirty })
     };
