@@ -91,68 +91,59 @@ pub(crate) const HOST_TARGETS: &[Target] = &[
 /// A target that no row can judge: what is promised, and the command that shows it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Elsewhere {
-    /// The issue that sets it.
-    pub(crate) issue: u8,
     /// What, and how much of it.
     pub(crate) promise: &'static str,
     /// What shows it.
     pub(crate) command: &'static str,
 }
 
-const fn elsewhere(issue: u8, promise: &'static str, command: &'static str) -> Elsewhere {
-    Elsewhere { issue, promise, command }
+const fn elsewhere(promise: &'static str, command: &'static str) -> Elsewhere {
+    Elsewhere { promise, command }
 }
 
 /// All of those: they depend on a clock, on a long run, or on two machines.
 pub(crate) const ELSEWHERE: &[Elsewhere] = &[
-    elsewhere(2, "from a bare machine to the verdict in 10 min, the build included", ".ci/run"),
-    elsewhere(2, "warm run to the verdict: dom0 in 15 s", "cargo xtask run"),
-    elsewhere(2, "warm run to the verdict: domU in 90 s", "cargo xtask run --as domu"),
-    elsewhere(2, "boots with 33 MiB, 256 MiB and 2 GiB, both roles", "cargo xtask test"),
-    elsewhere(2, "tests without Xen in 60 s, warm", "cargo xtask test --quick"),
+    elsewhere("from a bare machine to the verdict in 10 min, the build included", ".ci/run"),
+    elsewhere("warm run to the verdict: dom0 in 15 s", "cargo xtask run"),
+    elsewhere("warm run to the verdict: domU in 90 s", "cargo xtask run --as domu"),
+    elsewhere("boots with 33 MiB, 256 MiB and 2 GiB, both roles", "cargo xtask test"),
+    elsewhere("tests without Xen in 60 s, warm", "cargo xtask test --quick"),
     elsewhere(
-        3,
         "500,000 operations on each release, no divergence; 20,000 in the tests",
         "cargo xtask prove --ops 500000 --seeds 25 --xen 4.14,4.17,4.20",
     ),
     elsewhere(
-        3,
         "the model: 2 million operations in a second, a 1 TiB guest in 1 GiB, a boot in 5 ms",
         "cargo run --release -p xen-model --example speed",
     ),
-    elsewhere(4, "a 1 TiB list adopted without a copy", "cargo xtask bench --host"),
+    elsewhere("a 1 TiB list adopted without a copy", "cargo xtask bench --host"),
     elsewhere(
-        6,
         "at most 10 hypercalls for the mapping of 8 GiB",
         "cargo xtask run --mem 8192 memory",
     ),
     elsewhere(
-        6,
         "a plan for 16 TiB, and its tables, in 50 ms",
         "cargo run --release -p early-pgt --example boot_mapping 16384",
     ),
-    elsewhere(7, "a pool of 64 MiB in 160 traps", "cargo test -p swiotlb --test region"),
-    elsewhere(7, "no hypercall in a mapping's life", "cargo test -p swiotlb --test stream"),
+    elsewhere("a bounce pool of 64 MiB in 160 traps", "cargo test -p swiotlb --test region"),
+    elsewhere("no hypercall in a DMA mapping's life", "cargo test -p swiotlb --test stream"),
     elsewhere(
-        7,
-        "two threads in two areas of a pool: 1.8 times one",
+        "two threads in two areas of a bounce pool: 1.8 times one",
         "cargo run --release -p pv-tests --example dma_threads 10000000",
     ),
     elsewhere(
-        8,
         "1 GiB in 1,100 traps each way, and a million instructions a step, in one run",
         "cargo xtask run --icount --mem 1216 --timeout 500 balloon",
     ),
-    elsewhere(8, "50 changes of the target under load", "cargo xtask test"),
+    elsewhere("50 changes of the balloon's target under load", "cargo xtask test"),
     elsewhere(
-        8,
         "200 cycles of save and restore without a page lost",
         "cargo xtask run --as domu --mem 33 --timeout 7200 guest 'save*200'",
     ),
-    elsewhere(9, "the bench with Linux in 15 min", "time cargo xtask bench --vs linux"),
-    elsewhere(9, "that of the tests in 3 min", "cargo xtask test"),
-    elsewhere(9, "no count more than 2 % above its baseline", "cargo xtask bench --check"),
-    elsewhere(10, "logs explained at 100 MB in a second", "cargo bench -p xen-explain"),
+    elsewhere("the bench with Linux in 15 min", "time cargo xtask bench --vs linux"),
+    elsewhere("the bench of the tests in 3 min", "cargo xtask test"),
+    elsewhere("no count more than 2 % above its baseline", "cargo xtask bench --check"),
+    elsewhere("logs explained at 100 MB in a second", "cargo bench -p xen-explain"),
 ];
 
 /// How each target was met, by rows of a guest and of the host. `linux` is Linux's figure for a row

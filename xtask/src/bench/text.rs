@@ -122,7 +122,7 @@ pub(crate) fn targets(figures: Figures<'_>) -> String {
     }
     let _ = writeln!(text, "{met} of {known} targets met\njudged elsewhere:");
     for target in ELSEWHERE {
-        let _ = writeln!(text, "  issue {}: {}: {}", target.issue, target.promise, target.command);
+        let _ = writeln!(text, "  {}: {}", target.promise, target.command);
     }
     text
 }

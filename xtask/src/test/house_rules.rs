@@ -25,7 +25,7 @@ const FORBIDDEN: [([&str; 2], &str); 5] = [
     (["#[ign", "ore"], "a test that does not run is no test: make it fast or remove it"),
     (["to", "do!("], "finish it or leave it out"),
     (["unimple", "mented!("], "finish it or leave it out"),
-    (["FIX", "ME"], "fix it or write an issue"),
+    (["FIX", "ME"], "fix it"),
     (["#[expect(dead", "_code"], "code that nobody calls is no code: remove it"),
 ];
 
