@@ -10,10 +10,11 @@ use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, Pfn, Pte, PteF
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::marks::{FOREIGN, MARKS};
-use crate::obstacles::{Descend, each_entry};
 use crate::pgd::Pgd;
-use crate::tables::USER_SLOTS;
+use crate::tables::{Descend, USER_SLOTS, each_entry, sign_extended};
 use p2m::{Guest, WalkError};
+
+pub use crate::tables::Place;
 
 /// The roots of a tree to be audited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,26 +30,6 @@ impl<S> Pgd<S> {
     #[must_use]
     pub fn tree(&self) -> Tree {
         Tree { kernel: self.root(), user: self.user_root() }
-    }
-}
-
-/// Where an entry stands and what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The first address that it spans.
-    pub va: u64,
-    /// Level of the table that it is in.
-    pub level: Level,
-    /// That table.
-    pub table: Pfn,
-    /// The entry.
-    pub pte: Pte,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { va, level, table, pte } = self;
-        write!(f, "{level} entry {pte} for {va:#018x} in pfn {table}")
     }
 }
 
@@ -249,11 +230,6 @@ fn visit<M: FrameAccess>(
         }
     }
     Ok(read)
-}
-
-/// The canonical address with these lower 48 bits.
-pub(crate) const fn sign_extended(address: u64) -> u64 {
-    if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
 }
 
 fn check<M: FrameAccess>(

@@ -10,15 +10,18 @@ use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuS
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::cost::{COSTS, Population, Way};
-use crate::edit::{Edit, Tools, empty_table};
-use crate::error::{MapError, UnpinError};
+use crate::edit::Edit;
+use crate::entries::empty_table;
 use crate::frames::SpaceFrames;
-use crate::loose::empty;
+use crate::map_error::MapError;
 use crate::marks::held;
 use crate::pgd::{Holds, Pgd, Pinned};
-use crate::pin::unpin;
+use crate::pin::{UnpinError, unpin};
 use crate::room::Room;
 use crate::tables::Present;
+use crate::teardown::empty;
+use crate::tools::Tools;
+use crate::vcpus::Vcpus;
 use p2m::{Guest, WalkError};
 
 /// An address space that was not taken apart, given back.
@@ -106,6 +109,7 @@ impl Pgd<Pinned> {
     ) -> Result<(), DestroyError> {
         let roots = self.roots();
         let ready = Room::check(tools.batch)
+            .map_err(MapError::from)
             .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from));
         if let Err(error) = ready {
             return Err(DestroyError::Pinned(self, error));
@@ -135,6 +139,39 @@ impl Pgd<Pinned> {
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
         Ok(())
+    }
+}
+
+impl Vcpus<'_> {
+    /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for
+    /// none.
+    ///
+    /// # Errors
+    /// [`DestroyError::Running`] before anything is changed, if one runs on it; others as for
+    /// [`Pgd::destroy`].
+    ///
+    /// # Hypercalls
+    /// As for [`Pgd::destroy`]; none if a vCPU runs on it.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::TestGuest;
+    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let running = [Running::nowhere()];
+    /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn destroy<M: Machine, F: SpaceFrames>(
+        self,
+        pgd: Pgd<Pinned>,
+        tools: &mut Tools<'_, '_, '_, M, F>,
+    ) -> Result<(), DestroyError> {
+        let running = self.on(&pgd);
+        if !running.is_empty() {
+            return Err(DestroyError::Running(pgd, running));
+        }
+        pgd.destroy(tools)
     }
 }
 

@@ -11,8 +11,9 @@ use hypercall::explain::{Cause, Conflict, Use};
 use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte};
 
 use crate::audit::Tree;
-use crate::error::{PinError, PinFailure};
+use crate::error::PinFailure;
 use crate::obstacles::{Obstacle, Obstacles, table_level};
+use crate::pin::PinError;
 use crate::tables::USER_SLOTS;
 use p2m::Guest;
 

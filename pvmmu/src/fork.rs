@@ -11,15 +11,19 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::edit::{Edit, Entries, TABLE_FLAGS, Tools, empty_table, with_table_flags};
-use crate::error::{MapError, PinError, PinFailure};
+use crate::edit::Edit;
+use crate::entries::{Entries, TABLE_FLAGS, empty_table, with_table_flags};
+use crate::error::PinFailure;
 use crate::frames::{CannotShare, Marked, Ours, SharedFrame, SpaceFrames, give_shared};
+use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd, Pinned};
+use crate::pin::PinError;
 use crate::room::Room;
 use crate::tables::Present;
+use crate::tools::Tools;
 use p2m::{Guest, walk};
 
 /// Why there is no second address space.
@@ -102,7 +106,7 @@ impl Pgd<Pinned> {
     ) -> Result<Self, ForkError> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
         let (guest, roots) = (tools.guest, self.roots());
-        Room::check(tools.batch).map_err(refused)?;
+        Room::check(tools.batch).map_err(|error| refused(error.into()))?;
         self.put_right(&guest).map_err(|error| refused(error.into()))?;
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(&guest, tools.frames),

@@ -10,15 +10,13 @@
     reason = "pins and unpins tables that belong to the tree, stores into loose ones (I-4)"
 )]
 
-use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Slot};
-use x86_64::structures::paging::PageTableIndex;
+use hypercall::{Batch, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
 
 use crate::doubt::Doubt;
-use crate::error::{PinFailure, UndoError};
+use crate::error::{PinFailure, Refused, UndoError};
 use crate::marks::{Held, held, held_table, not_held};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
-use crate::pin::Refused;
-use crate::tables::Present;
+use crate::tables::{Link, each_table};
 use p2m::{Guest, WalkError};
 
 impl Pgd<Pinned> {
@@ -64,39 +62,6 @@ impl Pgd<Pinned> {
             }
         }
     }
-}
-
-/// An entry that leads to a table.
-#[derive(Clone, Copy)]
-pub(crate) struct Link {
-    /// Level of the table that it leads to.
-    pub(crate) level: Level,
-    /// The table that it is in.
-    pub(crate) table: Pfn,
-    pub(crate) index: PageTableIndex,
-    pub(crate) pte: Pte,
-}
-
-/// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
-/// first.
-pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
-    guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    lowest: Level,
-    f: &mut impl FnMut(Link) -> Result<(), E>,
-) -> Result<(), E> {
-    let Some(below) = level.below().filter(|below| *below >= lowest) else { return Ok(()) };
-    let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(guest)? {
-        let Entry::Table(mfn) = pte.decode(level) else { continue };
-        if below > Level::L1 {
-            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
-            each_table(guest, below, pfn, lowest, f)?;
-        }
-        f(Link { level: below, table, index, pte })?;
-    }
-    Ok(())
 }
 
 /// Tables that change together.

@@ -44,49 +44,98 @@
 //! whatever ends the address space that runs.
 #![cfg_attr(not(test), no_std)]
 
-mod access;
-pub mod audit;
+// From the ground up: a module uses those above it.
+
+// What the ways to change a table cost.
 pub mod cost;
-mod destroy;
-mod doubt;
-mod edit;
-mod error;
-pub mod explain;
-mod flush;
-mod fork;
-mod frames;
-mod hold;
-mod leaf;
-mod load;
-mod loose;
-pub mod mapper;
+// What this crate notes in entries.
 mod marks;
-mod obstacles;
+// Extended operations without a batch.
 mod ops;
-mod pages;
-mod path;
-mod pgd;
-mod pin;
-mod pool;
-pub mod primitive;
+// What has to be flushed, and where.
+mod flush;
+// How much room a batch must have.
 mod room;
-mod running;
+// Where frames come from and go to, and who shares them.
+mod frames;
+// What a page's entry stood for, once it is gone.
+mod leaf;
+// The way from a root to an L1 table.
+mod path;
+// Reading the tables of a tree.
 mod tables;
+// What can go wrong with a tree as a whole.
+mod error;
+// What a refused undo has left.
+mod doubt;
+// The roots of an address space and its two states.
+mod pgd;
+// What stands in the way of a table.
+mod obstacles;
+// One entry, by each of the ways that Xen offers.
+pub mod primitive;
+// What can go wrong with a mapping.
+mod map_error;
+// Runs of pages.
+mod pages;
+// What entries become.
+mod entries;
+// Plain stores into tables that nobody else sees.
+mod store;
+// The direct mapping of tables.
+mod access;
+// How what a refused undo has left is put right.
+mod put_right;
+// Tables that are pinned by themselves.
+mod hold;
+// A loose tree is pinned, and unpinned.
+mod pin;
+// Empty tables that stay validated.
+mod pool;
+// The end of loose tables.
+mod teardown;
+// Address spaces under construction.
+mod loose;
+// Which root a vCPU runs on.
+mod running;
+// Which vCPU runs on which address space.
+mod vcpus;
+// Running on an address space.
+mod load;
+// What operations on a pinned address space work with.
+mod tools;
+// Changes of a live address space.
+mod edit;
+// The flags of one live page, at once.
+mod set_flags;
+// A second address space over the same frames.
+mod fork;
+// The end of an address space.
+mod destroy;
+// What is mapped.
 mod walk;
+// What is wrong with the tables, in words.
+pub mod audit;
+// Why Xen refused, in words.
+pub mod explain;
+// The `x86_64` crate's traits.
+pub mod mapper;
 
 pub use destroy::DestroyError;
-pub use edit::{Edit, Presence, Tools};
-pub use error::{
-    LoadError, MapError, MapFailed, PinError, PinFailure, RangeError, UndoError, UnpinError,
-};
+pub use edit::Edit;
+pub use error::{PinFailure, UndoError};
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
 pub use frames::{Counted, FrameStack, Shares, SpaceFrames};
-pub use load::{Vcpus, load_root};
+pub use load::{LoadError, load_root};
+pub use map_error::{MapError, MapFailed, RangeError};
 pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
 pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
+pub use pin::{PinError, UnpinError};
 pub use pool::{PoolCounts, PoolError, TablePool};
 pub use room::{Room, SMALLEST_BATCH};
 pub use running::Running;
+pub use tools::{Presence, Tools};
+pub use vcpus::Vcpus;
 pub use walk::{Mapped, Mapping};

@@ -1,77 +1,39 @@
-//! Running on an address space, and knowing which vCPU does.
+//! Running on an address space.
 #![expect(unsafe_code, reason = "changes what user addresses mean; the caller vouches for that")]
 
-use hypercall::{Error, Machine, MmuExtOp, Pfn, VcpuSet};
+use core::fmt;
 
-use crate::destroy::DestroyError;
-use crate::edit::Tools;
-use crate::error::LoadError;
-use crate::frames::SpaceFrames;
+use hypercall::{Error, Machine, MmuExtOp, Pfn};
+
 use crate::ops::submit_ops;
 use crate::pgd::{Pgd, Pinned, Roots};
-use crate::running::Running;
+use crate::vcpus::Vcpus;
 use p2m::{Guest, WalkError};
 
-/// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
-///
-/// A vCPU counts from before its load is asked for until another one has been answered, so the
-/// answer may name one too many and never one too few.
-#[derive(Clone, Copy, Debug)]
-pub struct Vcpus<'a> {
-    places: &'a [Running],
+/// A root was not loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The frame map does not have it.
+    Walk(WalkError),
+    /// Xen refused it.
+    Refused(Error),
+    /// There is no place for this vCPU.
+    NoSuchVcpu(usize),
 }
 
-impl<'a> Vcpus<'a> {
-    /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
-    ///
-    /// # Safety
-    /// Every load of an address space goes through these places, from now until the last one that
-    /// was loaded is gone. Operations with tools that are [`tracked`](Tools::tracked) by them flush
-    /// only the vCPUs that they name (I-19).
-    ///
-    /// ```
-    /// use pvmmu::{Running, Vcpus};
-    ///
-    /// static RUNNING: [Running; 4] = [const { Running::nowhere() }; 4];
-    /// // The kernel loads roots through these alone.
-    /// let vcpus = unsafe { Vcpus::new(&RUNNING) };
-    /// # let _ = vcpus;
-    /// ```
-    #[must_use]
-    pub const unsafe fn new(places: &'a [Running]) -> Self {
-        Self { places }
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Walk(error) => error.fmt(f),
+            Self::Refused(error) => write!(f, "root not loaded: {error}"),
+            Self::NoSuchVcpu(vcpu) => write!(f, "there is no place for vCPU {vcpu}"),
+        }
     }
+}
 
-    /// The vCPUs that run on `pgd`, or are about to, or have not yet left it.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, VcpuSet};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let running = [Running::nowhere(), Running::nowhere()];
-    /// let vcpus = unsafe { Vcpus::new(&running) };
-    /// assert!(vcpus.on(&pgd).is_empty());
-    /// unsafe { vcpus.load(&tools.guest, 0, &pgd) }?;
-    /// assert_eq!(vcpus.on(&pgd), VcpuSet::one(0));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn on<S>(self, pgd: &Pgd<S>) -> VcpuSet {
-        self.on_root(pgd.root())
-    }
+impl core::error::Error for LoadError {}
 
-    pub(crate) fn on_root(self, root: Pfn) -> VcpuSet {
-        let places = (0u32..32).zip(self.places);
-        let running = places.filter(|(_, place)| place.on(root));
-        running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
-    }
-
-    /// The place of a vCPU that [`on`](Self::on) counts.
-    fn place(self, vcpu: usize) -> Result<&'a Running, LoadError> {
-        self.places.iter().take(32).nth(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))
-    }
-
+impl Vcpus<'_> {
     /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
     /// request.
     ///
@@ -106,7 +68,7 @@ impl<'a> Vcpus<'a> {
         vcpu: usize,
         pgd: &Pgd<Pinned>,
     ) -> Result<(), LoadError> {
-        let place = self.place(vcpu)?;
+        let place = self.place(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
         let before = place.ask(pgd.root());
         // SAFETY: the caller's promise is the one that `load` asks for.
         let result = unsafe { pgd.load(guest) };
@@ -125,37 +87,6 @@ impl<'a> Vcpus<'a> {
             Err(_) => place.refused(before),
         }
         result
-    }
-
-    /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for
-    /// none.
-    ///
-    /// # Errors
-    /// [`DestroyError::Running`] before anything is changed, if one runs on it; others as for
-    /// [`Pgd::destroy`].
-    ///
-    /// # Hypercalls
-    /// As for [`Pgd::destroy`]; none if a vCPU runs on it.
-    ///
-    /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
-    /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let running = [Running::nowhere()];
-    /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn destroy<M: Machine, F: SpaceFrames>(
-        self,
-        pgd: Pgd<Pinned>,
-        tools: &mut Tools<'_, '_, '_, M, F>,
-    ) -> Result<(), DestroyError> {
-        let running = self.on(&pgd);
-        if !running.is_empty() {
-            return Err(DestroyError::Running(pgd, running));
-        }
-        pgd.destroy(tools)
     }
 
     /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,
@@ -187,7 +118,7 @@ impl<'a> Vcpus<'a> {
         guest: &Guest<'_, M>,
         vcpu: usize,
     ) -> Result<(), LoadError> {
-        let place = self.place(vcpu)?;
+        let place = self.place(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
         let roots = Roots { kernel: guest.kernel_root(), user: None };
         // SAFETY: the caller's promise is the one that `load_roots` asks for.
         unsafe { load_roots(guest, roots) }?;

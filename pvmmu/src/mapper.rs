@@ -34,12 +34,13 @@ use x86_64::structures::paging::{
 };
 use x86_64::{PhysAddr, VirtAddr};
 
-use crate::edit::{TABLE_FLAGS, Tools};
-use crate::error::{MapError, MapFailed};
+use crate::entries::TABLE_FLAGS;
 use crate::frames::SpaceFrames;
+use crate::map_error::{MapError, MapFailed};
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::pool::TablePool;
+use crate::tools::Tools;
 use crate::walk::{Mapped, Mapping};
 use p2m::{Guest, walk};
 

@@ -3,14 +3,13 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn, XEN_SLOTS};
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn};
 
-use crate::audit::{Place, sign_extended};
 use crate::error::PinFailure;
 use crate::marks::FOREIGN;
 use crate::pgd::Roots;
-use crate::tables::{USER_SLOTS, own_slots};
-use p2m::{Guest, WalkError};
+use crate::tables::{Descend, Place, USER_SLOTS, each_entry, own_slots};
+use p2m::Guest;
 
 /// A mapping for which Xen refuses a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,38 +239,4 @@ pub(crate) fn table_level<M: FrameAccess>(
         if is_done { Descend::No } else { Descend::Yes }
     });
     found
-}
-
-/// Whether the table behind an entry is read, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Descend {
-    Yes,
-    No,
-}
-
-/// A table, the slots of it that are read, and the first address that it spans.
-pub(crate) type Part = (Level, Pfn, core::ops::Range<u16>, u64);
-
-/// Calls `f` for every present entry of a part of a tree, upper ones first, but for Xen's own.
-pub(crate) fn each_entry<M: FrameAccess>(
-    guest: &Guest<'_, M>,
-    (level, table, mut slots, base): Part,
-    f: &mut impl FnMut(Place) -> Descend,
-) -> Result<(), WalkError> {
-    while let Some((index, pte)) = guest.machine().next_present(table, slots.clone())? {
-        let slot = u16::from(index);
-        slots.start = slot + 1;
-        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
-            continue;
-        }
-        let va = sign_extended(base + (u64::from(slot) << level.shift()));
-        let descend = f(Place { va, level, table, pte });
-        if let (Descend::Yes, Entry::Table(child), Some(below)) =
-            (descend, pte.decode(level), level.below())
-            && let Ok(child) = guest.pfn(child)
-        {
-            each_entry(guest, (below, child, 0..ENTRIES, va), f)?;
-        }
-    }
-    Ok(())
 }

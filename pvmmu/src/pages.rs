@@ -2,7 +2,7 @@
 
 use hypercall::{ENTRIES, GuestVa, Level, PAGE_SHIFT, PteFlags};
 
-use crate::error::MapError;
+use crate::map_error::MapError;
 use crate::marks::MARKS;
 use crate::tables::USER_SLOTS;
 

@@ -10,18 +10,81 @@
     reason = "asks Xen to change the type of frames that belong to the tree (I-4)"
 )]
 
+use core::fmt;
+
 use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Stopped, Tables, set_access, undo};
 use crate::doubt::Doubt;
-use crate::error::{PinError, PinFailure, UndoError, UnpinError};
+use crate::error::{PinFailure, Refused, UndoError};
 use crate::hold::{release, take_again, unmark};
 use crate::obstacles::Obstacles;
 use crate::ops::submit_ops;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::tables::visit;
 use p2m::{Guest, WalkError};
+
+/// A tree that was not pinned, given back.
+#[derive(Debug)]
+#[must_use = "the address space comes back in the error"]
+pub struct PinError {
+    /// The address space, loose as before. After a failed undo some of its tables are still
+    /// read-only.
+    pub pgd: Pgd<Loose>,
+    /// Why.
+    pub failure: PinFailure,
+    /// The mappings that stand in the way of the table that was refused, in the running tree and in
+    /// this one.
+    pub obstacles: Obstacles,
+    /// What could not be put back, if anything.
+    pub undo: Result<(), UndoError>,
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not pinned: {}", self.failure)?;
+        if self.obstacles.count() > 0 || matches!(self.failure, PinFailure::Table { .. }) {
+            self.obstacles.told(f)?;
+        }
+        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+    }
+}
+
+impl core::error::Error for PinError {}
+
+/// A tree that was not unpinned, given back.
+#[derive(Debug)]
+#[must_use = "the address space comes back in the error"]
+pub struct UnpinError {
+    /// The address space, pinned as before. After a failed undo it may be unpinned, some tables
+    /// writable.
+    pub pgd: Pgd<Pinned>,
+    /// Why.
+    pub failure: PinFailure,
+    /// The entries that still lead to the table that was refused, beside the one that is its own:
+    /// in the running tree and in this one.
+    pub obstacles: Obstacles,
+    /// What could not be put back, if anything.
+    pub undo: Result<(), UndoError>,
+}
+
+impl fmt::Display for UnpinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not unpinned: {}", self.failure)?;
+        match (self.obstacles.count(), self.failure) {
+            (0, PinFailure::Protect { .. }) => f.write_str(
+                "; no entry of the running tree or of this one holds it: a vCPU runs on the tree, \
+                 or another address space leads to it",
+            )?,
+            (0, _) => {}
+            (count, _) => write!(f, "; {count} in the way: {}", self.obstacles)?,
+        }
+        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+    }
+}
+
+impl core::error::Error for UnpinError {}
 
 impl Pgd<Loose> {
     /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
@@ -196,9 +259,6 @@ fn scrub<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), WalkError
     }
     Ok(())
 }
-
-/// What was refused, and what of the undo.
-pub(crate) type Refused = (PinFailure, Result<(), UndoError>);
 
 /// The roots, kernel's first, and how many.
 fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {

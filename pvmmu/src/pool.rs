@@ -13,13 +13,13 @@ use hypercall::{
 };
 
 use crate::access::Access;
+use crate::error::Refused;
 use crate::error::{PinFailure, UndoError};
 use crate::frames::{FrameStack, SpaceFrames};
-use crate::loose::clear;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
 use crate::pgd::Roots;
-use crate::pin::Refused;
+use crate::store::clear;
 use p2m::{DirectMap, Guest, WalkError};
 
 /// Empty validated tables of the levels 1 to 3.

@@ -4,8 +4,6 @@ use core::fmt;
 
 use hypercall::Batch;
 
-use crate::error::MapError;
-
 /// What a batch has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
@@ -24,6 +22,10 @@ pub struct Room {
 /// More room means fewer traps, and nothing else.
 pub const SMALLEST_BATCH: Room = Room { updates: 2, ops: 1 };
 
+/// The batch has less room than an operation needs: this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooSmall(pub(crate) Room);
+
 impl Room {
     /// All that `batch` can hold.
     pub(crate) const fn of(batch: &Batch<'_>) -> Self {
@@ -31,18 +33,18 @@ impl Room {
     }
 
     /// Refuses a batch with less than a [`SMALLEST_BATCH`].
-    pub(crate) const fn check(batch: &Batch<'_>) -> Result<(), MapError> {
+    pub(crate) const fn check(batch: &Batch<'_>) -> Result<(), TooSmall> {
         Self::of(batch).at_least(SMALLEST_BATCH)
     }
 
     /// Refuses a batch that is too small for any change of a live tree.
-    pub(crate) const fn check_entries(batch: &Batch<'_>) -> Result<(), MapError> {
+    pub(crate) const fn check_entries(batch: &Batch<'_>) -> Result<(), TooSmall> {
         Self::of(batch).at_least(Self { updates: 1, ..SMALLEST_BATCH })
     }
 
-    const fn at_least(self, least: Self) -> Result<(), MapError> {
+    const fn at_least(self, least: Self) -> Result<(), TooSmall> {
         if self.updates < least.updates || self.ops < least.ops {
-            return Err(MapError::BatchTooSmall(self));
+            return Err(TooSmall(self));
         }
         Ok(())
     }

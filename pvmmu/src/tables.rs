@@ -1,6 +1,8 @@
-//! Which tables a tree has.
+//! Reading the tables of a tree.
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Pfn, Pte};
+use core::fmt;
+
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Machine, Pfn, Pte, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
 use p2m::{Guest, WalkError};
@@ -105,4 +107,96 @@ fn visit_below<M: FrameAccess, E: From<WalkError>>(
         }
     }
     f(table)
+}
+
+/// An entry that leads to a table.
+#[derive(Clone, Copy)]
+pub(crate) struct Link {
+    /// Level of the table that it leads to.
+    pub(crate) level: Level,
+    /// The table that it is in.
+    pub(crate) table: Pfn,
+    pub(crate) index: PageTableIndex,
+    pub(crate) pte: Pte,
+}
+
+/// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
+/// first.
+pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
+    guest: &Guest<'_, M>,
+    level: Level,
+    table: Pfn,
+    lowest: Level,
+    f: &mut impl FnMut(Link) -> Result<(), E>,
+) -> Result<(), E> {
+    let Some(below) = level.below().filter(|below| *below >= lowest) else { return Ok(()) };
+    let mut present = Present::of(level, table);
+    while let Some((index, pte)) = present.next(guest)? {
+        let Entry::Table(mfn) = pte.decode(level) else { continue };
+        if below > Level::L1 {
+            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
+            each_table(guest, below, pfn, lowest, f)?;
+        }
+        f(Link { level: below, table, index, pte })?;
+    }
+    Ok(())
+}
+
+/// Where an entry stands and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The first address that it spans.
+    pub va: u64,
+    /// Level of the table that it is in.
+    pub level: Level,
+    /// That table.
+    pub table: Pfn,
+    /// The entry.
+    pub pte: Pte,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { va, level, table, pte } = self;
+        write!(f, "{level} entry {pte} for {va:#018x} in pfn {table}")
+    }
+}
+
+/// The canonical address with these lower 48 bits.
+pub(crate) const fn sign_extended(address: u64) -> u64 {
+    if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
+}
+
+/// Whether the table behind an entry is read, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Descend {
+    Yes,
+    No,
+}
+
+/// A table, the slots of it that are read, and the first address that it spans.
+pub(crate) type Part = (Level, Pfn, core::ops::Range<u16>, u64);
+
+/// Calls `f` for every present entry of a part of a tree, upper ones first, but for Xen's own.
+pub(crate) fn each_entry<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    (level, table, mut slots, base): Part,
+    f: &mut impl FnMut(Place) -> Descend,
+) -> Result<(), WalkError> {
+    while let Some((index, pte)) = guest.machine().next_present(table, slots.clone())? {
+        let slot = u16::from(index);
+        slots.start = slot + 1;
+        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
+            continue;
+        }
+        let va = sign_extended(base + (u64::from(slot) << level.shift()));
+        let descend = f(Place { va, level, table, pte });
+        if let (Descend::Yes, Entry::Table(child), Some(below)) =
+            (descend, pte.decode(level), level.below())
+            && let Ok(child) = guest.pfn(child)
+        {
+            each_entry(guest, (below, child, 0..ENTRIES, va), f)?;
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, PAGE_SIZE, Pfn, Pte, PteFlags};
 use p2m::{Guest, TableEntry, WalkError};
 
-use crate::error::MapError;
+use crate::map_error::MapError;
 use crate::marks::{FOREIGN, MARKS, SHARED};
 use crate::pages::Pages;
 use crate::pgd::Pgd;

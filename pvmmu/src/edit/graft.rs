@@ -4,18 +4,21 @@
 use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Uncertain};
 use x86_64::structures::paging::PageTableIndex;
 
+use super::Edit;
 use super::map::mirror;
 use super::table::link_refused;
-use super::{Edit, Tools, empty_table};
 use crate::access::Access;
 use crate::doubt::Doubt;
-use crate::error::MapError;
+use crate::entries::empty_table;
 use crate::frames::SpaceFrames;
 use crate::leaf::lose;
-use crate::loose::{clear, empty, fill_run, take_table};
+use crate::map_error::MapError;
 use crate::obstacles::{Obstacles, Suspect};
 use crate::pages::Run;
 use crate::room::Room;
+use crate::store::{clear, fill_run, take_table};
+use crate::teardown::empty;
+use crate::tools::Tools;
 
 /// New tables, one for each of the levels 1 to 3 at most, lowest first.
 type Chain = [Option<Frame>; 3];

@@ -6,15 +6,16 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use super::seen::{SEEN, keeping_seen};
-use super::{Edit, PART, Tools};
+use super::{Edit, PART};
 use crate::cost::{COSTS, Way};
-use crate::error::{MapError, MapFailed, RangeError};
+use crate::entries::{SEEN, keeping_seen};
 use crate::frames::{OnePage, SpaceFrames};
+use crate::map_error::{MapError, MapFailed, RangeError};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
 use crate::path::Found;
 use crate::pgd::{Pgd, Pinned};
+use crate::tools::Tools;
 use p2m::WalkError;
 
 /// Where the frames of new mappings come from.

@@ -7,17 +7,18 @@
 use hypercall::{DomId, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
-use super::rewrite::check_present;
 use super::seen::{Shift, may_become_dirty, slots};
-use super::{Edit, PART, Presence, Tools};
+use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
-use crate::error::MapError;
+use crate::entries::{check_present, empty_table};
 use crate::flush::Flush;
 use crate::frames::SpaceFrames;
+use crate::map_error::MapError;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run};
 use crate::path::Found;
 use crate::room::Room;
+use crate::tools::{Presence, Tools};
 use p2m::WalkError;
 
 /// Bytes that an L1 table spans.
@@ -74,7 +75,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             return Ok(false);
         }
         let Found::Table(table) = self.path.seek(&guest, from)? else { return Ok(false) };
-        let mut entries = super::empty_table();
+        let mut entries = empty_table();
         guest.machine().read_entries(table, PageTableIndex::new(0), &mut entries)?;
         Ok(entries.iter().all(|pte| pte.is_present()))
     }

@@ -16,34 +16,19 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use super::rewrite::{Change, check_present};
 use super::table::va_of;
-use super::{Edit, PART, Presence, Tools};
+use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
-use crate::error::MapError;
+use crate::entries::{Change, SEEN, check_present};
 use crate::flush::Flush;
 use crate::frames::SpaceFrames;
+use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
 use crate::pages::Pages;
 use crate::path::Found;
 use crate::room::Room;
+use crate::tools::{Presence, Tools};
 use p2m::{Guest, WalkError};
-
-/// The bits that the CPU sets.
-pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
-
-/// The command that writes `new`, which has those of its bits that were read, over an entry in
-/// which the CPU may have set the others.
-#[inline]
-pub(crate) const fn command_for(new: Pte) -> u64 {
-    if new.flags().contains(SEEN) { mmu_command::NORMAL } else { mmu_command::PRESERVE_AD }
-}
-
-/// The same as an update.
-#[inline]
-pub(crate) fn keeping_seen(slot: Slot, new: Pte) -> MmuUpdate {
-    MmuUpdate::from_raw(slot.machine_address() | command_for(new), new.raw())
-}
 
 /// Nothing in their place but the bits that the CPU has set.
 struct ClearKeeping;

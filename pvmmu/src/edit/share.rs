@@ -3,10 +3,10 @@
 use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
 
 use super::Edit;
-use super::seen::keeping_seen;
 use crate::doubt::unprotected;
-use crate::error::MapError;
+use crate::entries::keeping_seen;
 use crate::frames::{Ours, SpaceFrames};
+use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::pages::check_page;
 use crate::path::Found;

@@ -11,14 +11,14 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use super::rewrite::population;
-use super::{Edit, Tools};
+use super::Edit;
 use crate::access::Access;
 use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
-use crate::error::MapError;
+use crate::entries::{Entries, empty_table, population};
 use crate::frames::SpaceFrames;
 use crate::leaf::{lose, release};
+use crate::map_error::MapError;
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
 use crate::ops::submit_ops;
@@ -27,15 +27,8 @@ use crate::path::Found;
 use crate::pgd::Roots;
 use crate::room::Room;
 use crate::tables::{Present, own_slots};
+use crate::tools::Tools;
 use p2m::Guest;
-
-/// All entries of a table.
-pub(crate) type Entries = [Pte; ENTRIES as usize];
-
-/// No entry at all.
-pub(crate) const fn empty_table() -> Entries {
-    [Pte::ABSENT; ENTRIES as usize]
-}
 
 impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.

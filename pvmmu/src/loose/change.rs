@@ -4,15 +4,15 @@
 use hypercall::{DomId, Entry, Frame, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
-use super::{PART, store};
-use crate::edit::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
-use crate::error::{MapError, RangeError};
+use crate::entries::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
 use crate::frames::SpaceFrames;
 use crate::leaf::release;
+use crate::map_error::{MapError, RangeError};
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run, check_flags, check_page, check_table};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
+use crate::store::{PART, store};
 use p2m::{Guest, WalkError};
 
 /// The entry for a page: its table, its index there, and its value.

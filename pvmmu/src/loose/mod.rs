@@ -8,28 +8,19 @@ mod change;
 
 use core::marker::PhantomData;
 
-use hypercall::{
-    ENTRIES, Entry, Frame, FrameAccess, FrameSource as _, GuestVa, Level, Machine, Pfn, Pte,
-    PteFlags, XEN_SLOTS,
-};
+use hypercall::{Frame, FrameSource as _, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::error::{MapError, MapFailed, RangeError};
 use crate::frames::{OnePage, SpaceFrames};
-use crate::leaf::release;
-use crate::marks::{MIRRORED, held};
-use crate::pages::{Pages, Run, check_flags};
+use crate::map_error::{MapError, MapFailed, RangeError};
+use crate::marks::MIRRORED;
+use crate::pages::{Pages, check_flags};
 use crate::path::{Found, Path};
 use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
-use crate::tables::{Parts, Present};
+use crate::store::{EMPTY, PART, clear, fill_run, store, take_table};
+use crate::teardown::empty;
 use p2m::{Guest, WalkError};
-
-/// Pages that are filled at a time.
-const PART: u16 = 64;
-
-/// An empty table.
-const EMPTY: [Pte; ENTRIES as usize] = [Pte::ABSENT; ENTRIES as usize];
 
 impl Pgd<Loose> {
     /// An address space whose user half is empty and whose kernel half is that of the running root.
@@ -304,89 +295,6 @@ impl Pgd<Loose> {
     }
 }
 
-/// A frame for a table, if there is one that the frame map knows: one that it does not know is no
-/// memory of the guest's, and is not even written to.
-pub(crate) fn take_table<M: Machine>(
-    guest: &Guest<'_, M>,
-    frames: &mut impl SpaceFrames,
-) -> Result<Frame, MapError> {
-    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
-    match guest.mfn(table.pfn()) {
-        Ok(_) => Ok(table),
-        Err(error) => {
-            frames.give(table);
-            Err(error.into())
-        }
-    }
-}
-
-/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
-/// were.
-pub(crate) fn fill_run<M: Machine>(
-    guest: &Guest<'_, M>,
-    table: Pfn,
-    run: Run,
-    flags: PteFlags,
-    frames: &mut impl SpaceFrames,
-) -> Result<u64, MapError> {
-    let mut buffer = [Pte::ABSENT; PART as usize];
-    let entries = &mut buffer[..usize::from(run.count.min(PART))];
-    let first = PageTableIndex::new_truncate(run.first());
-    guest.machine().read_entries(table, first, entries)?;
-    let pages = Pages { start: run.va, count: run.count.into() };
-    if let Some(at) = entries.iter().position(|pte| pte.is_present()) {
-        return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: entries[at] });
-    }
-    let mut filled = 0;
-    let mut failure = None;
-    for entry in entries.iter_mut() {
-        let Some(frame) = frames.take() else {
-            failure = Some(MapError::OutOfFrames);
-            break;
-        };
-        match guest.mfn(frame.pfn()) {
-            Ok(mfn) => *entry = Pte::new(mfn, flags),
-            Err(error) => {
-                frames.give(frame);
-                failure = Some(error.into());
-                break;
-            }
-        }
-        filled += 1;
-    }
-    if failure.is_none() {
-        // SAFETY: the table is part of a loose tree: I-4 and I-5.
-        match unsafe { guest.machine().write_entries(table, first, entries) } {
-            // INVARIANT: I-4: the frames' tokens have gone into the entries.
-            Ok(()) => return Ok(entries.len() as u64),
-            Err(error) => failure = Some(error.into()),
-        }
-    }
-    for entry in entries[..filled].iter().rev() {
-        if let Ok(pfn) = guest.pfn(entry.mfn()) {
-            // SAFETY: I-1: taken from the source above, and not stored anywhere.
-            frames.give(unsafe { Frame::claim(pfn) });
-        }
-    }
-    Err(failure.unwrap_or(MapError::OutOfFrames))
-}
-
-fn store<M: FrameAccess>(
-    guest: &Guest<'_, M>,
-    table: Pfn,
-    index: PageTableIndex,
-    pte: Pte,
-) -> Result<(), WalkError> {
-    // SAFETY: the table is part of a loose tree, or not yet part of one: I-4 and I-5.
-    Ok(unsafe { guest.machine().write_entry(table, index, pte) }?)
-}
-
-/// Clears a frame.
-pub(crate) fn clear<M: FrameAccess>(guest: &Guest<'_, M>, frame: &Frame) -> Result<(), WalkError> {
-    // SAFETY: the token says that nobody else uses the frame (I-1).
-    Ok(unsafe { guest.machine().write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
-}
-
 fn fill_root<M: Machine>(guest: &Guest<'_, M>, root: &Frame) -> Result<(), WalkError> {
     clear(guest, root)?;
     let first = XEN_SLOTS.end() + 1;
@@ -396,56 +304,4 @@ fn fill_root<M: Machine>(guest: &Guest<'_, M>, root: &Frame) -> Result<(), WalkE
     guest.machine().read_entries(guest.kernel_root(), first, kernel)?;
     // SAFETY: the root is nobody else's (I-1).
     Ok(unsafe { guest.machine().write_entries(root.pfn(), first, kernel) }?)
-}
-
-/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
-/// pinned by themselves must be empty, and go to the pool.
-pub(crate) fn empty<M: Machine>(
-    guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    pool: &mut TablePool<'_>,
-    frames: &mut impl SpaceFrames,
-) -> Result<(), WalkError> {
-    let Some(below) = level.below() else { return empty_l1(guest, table, frames) };
-    let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(guest)? {
-        let Entry::Table(mfn) = pte.decode(level) else {
-            store(guest, table, index, Pte::ABSENT)?;
-            release(guest, pte, frames);
-            continue;
-        };
-        let pfn = guest.pfn(mfn)?;
-        if held(pte).is_none() {
-            empty(guest, below, pfn, pool, frames)?;
-        }
-        store(guest, table, index, Pte::ABSENT)?;
-        // SAFETY: I-4: the entry that has just been cleared was the only owner.
-        let frame = unsafe { Frame::claim(pfn) };
-        match held(pte) {
-            Some(held) => pool.give_back(guest, held, frame, frames),
-            None => frames.give(frame),
-        }
-    }
-    Ok(())
-}
-
-/// Empties a loose L1 table, some entries at a time: this is most of what it costs to end an
-/// address space that was forked.
-fn empty_l1<M: Machine>(
-    guest: &Guest<'_, M>,
-    table: Pfn,
-    frames: &mut impl SpaceFrames,
-) -> Result<(), WalkError> {
-    const PART: usize = 64;
-    let mut part = [Pte::ABSENT; PART];
-    let mut parts = Parts::of(Level::L1, table);
-    while let Some(first) = parts.next(guest, &mut part)? {
-        // SAFETY: the table is loose, and belongs to the tree (I-4, I-5).
-        unsafe { guest.machine().write_entries(table, first, &[Pte::ABSENT; PART]) }?;
-        for pte in part.iter().filter(|pte| pte.is_present()) {
-            release(guest, *pte, frames);
-        }
-    }
-    Ok(())
 }

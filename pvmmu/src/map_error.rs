@@ -1,0 +1,218 @@
+//! What can go wrong with a mapping, with the values that matter.
+
+use core::fmt;
+
+use hypercall::{
+    AccessError, BatchError, DomId, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte,
+};
+use p2m::{P2mError, WalkError};
+
+use crate::error::{NotPutRight, in_doubt};
+use crate::obstacles::Obstacles;
+use crate::primitive::Primitive;
+use crate::room::{Room, SMALLEST_BATCH, TooSmall};
+
+/// Why a mapping could not be made, changed or removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The address is in the half that all address spaces share.
+    KernelHalf(GuestVa),
+    /// The address is not the first of a page.
+    Unaligned(GuestVa),
+    /// The flags lack PRESENT, or hold bits that this operation does not take.
+    Flags(u64),
+    /// Something is mapped there already.
+    Occupied {
+        /// Where.
+        va: GuestVa,
+        /// What.
+        pte: Pte,
+    },
+    /// Nothing is mapped there.
+    NotMapped(GuestVa),
+    /// The pages from here on are partly the ones that are to move here.
+    Overlap(GuestVa),
+    /// Frames of this domain can be mapped in a live tree only: a tree that is pinned with them is
+    /// refused, since Xen checks a table's entries as the guest's own.
+    OnlyLive(DomId),
+    /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
+    CannotShare(Pfn),
+    /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
+    Own(Pfn),
+    /// The frame was to be mapped as a foreign one in the guest's own name (`DOMID_SELF`).
+    NotForeign(Mfn),
+    /// No frame is left, for a page or for a table.
+    OutOfFrames,
+    /// The batch has less room than [`SMALLEST_BATCH`](crate::SMALLEST_BATCH): this.
+    BatchTooSmall(Room),
+    /// The tables could not be read.
+    Walk(WalkError),
+    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
+    /// them right now. Nothing else was done. The next change tries it again.
+    InDoubt(Error),
+    /// Xen refused an update; those that went out with it have been undone.
+    Refused {
+        /// Where the refused update was to take effect: the first address that the entry spans.
+        va: GuestVa,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// Xen refused to take a table; what went out with it has been undone, and what was linked
+    /// there before is so again.
+    LinkRefused {
+        /// The first address that the table spans.
+        va: GuestVa,
+        /// Level of the table at fault, as far as can be told.
+        level: Level,
+        /// The table at fault.
+        table: Pfn,
+        /// The refusal.
+        error: BatchError,
+        /// The mappings that stand in its way, in the running tree and in this one.
+        obstacles: Obstacles,
+    },
+    /// The write to the table faulted: Xen refused the entry for this page, and the table is as
+    /// before.
+    Faulted(GuestVa),
+    /// This primitive loses what must be kept, or does not reach the address space.
+    Unfit(Primitive),
+    /// Xen refused a flush or the whole multicall; what went out with it has been undone.
+    RefusedCall(BatchError),
+    /// Xen refused an update, and then refused to undo those before it. What frames and shares no
+    /// entry stands for any more went to those that keep what is uncertain; what the address space
+    /// keeps is put right before the next change of it ([`WalkError::InDoubt`]).
+    NotUndone {
+        /// Updates that are in effect all the same; none if only the flush was refused.
+        left: u32,
+        /// Why the first one stays.
+        error: Error,
+    },
+}
+
+impl From<NotPutRight> for MapError {
+    fn from(error: NotPutRight) -> Self {
+        match error {
+            NotPutRight::Walk(error) => error.into(),
+            NotPutRight::Refused(error) => Self::InDoubt(error),
+        }
+    }
+}
+
+impl From<WalkError> for MapError {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
+}
+
+impl From<AccessError> for MapError {
+    fn from(error: AccessError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl From<P2mError> for MapError {
+    fn from(error: P2mError) -> Self {
+        Self::Walk(error.into())
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KernelHalf(va) => write!(f, "{va} is in the half that all address spaces share"),
+            Self::Unaligned(va) => write!(f, "{va} is not the first address of a page"),
+            Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
+            Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
+            Self::NotMapped(va) => write!(f, "{va} is not mapped"),
+            Self::Overlap(va) => write!(f, "the pages at {va} are partly those that are to move"),
+            Self::OnlyLive(domain) => {
+                write!(f, "frames of domain {} are mapped once the tree is pinned", domain.0)
+            }
+            Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
+            Self::Own(pfn) => {
+                write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
+            }
+            Self::NotForeign(mfn) => {
+                write!(f, "mfn {mfn} is to be foreign: name the domain that has it, not DOMID_SELF")
+            }
+            Self::OutOfFrames => f.write_str("no frame is left"),
+            Self::BatchTooSmall(room) => {
+                write!(f, "the batch has room for {room}: give it {SMALLEST_BATCH}")
+            }
+            Self::Walk(error) => error.fmt(f),
+            Self::InDoubt(error) => in_doubt(error, f),
+            Self::Refused { va, error } => write!(f, "at {va}: {error}"),
+            Self::LinkRefused { va, level, table, error, obstacles } => {
+                write!(f, "{level} table pfn {table} at {va}: {error}")?;
+                obstacles.told(f)
+            }
+            Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
+            Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),
+            Self::RefusedCall(error) => error.fmt(f),
+            Self::NotUndone { left: 0, error } => {
+                write!(f, "what was undone could not be flushed: {error}")
+            }
+            Self::NotUndone { left, error } => {
+                write!(f, "{left} updates could not be undone: {error}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+impl From<TooSmall> for MapError {
+    fn from(TooSmall(room): TooSmall) -> Self {
+        Self::BatchTooSmall(room)
+    }
+}
+
+impl From<Full> for MapError {
+    fn from(_: Full) -> Self {
+        Self::BatchTooSmall(Room { updates: 0, ops: 0 })
+    }
+}
+
+/// An operation on a run of pages stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeError {
+    /// Pages, from the first on, for which the operation is in effect all the same.
+    pub done: u64,
+    /// What stopped it. The pages behind those done are as they were.
+    pub error: MapError,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)?;
+        match self.done {
+            0 => Ok(()),
+            done => write!(f, " (after {done} pages done)"),
+        }
+    }
+}
+
+impl core::error::Error for RangeError {}
+
+/// A frame that could not be mapped, given back.
+#[derive(Debug)]
+#[must_use = "the frame comes back in the error"]
+pub struct MapFailed {
+    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is
+    /// mapped all the same, or went to
+    /// [`FrameSource::give_uncertain`](crate::FrameSource::give_uncertain).
+    pub frame: Option<Frame>,
+    /// Why.
+    pub error: MapError,
+}
+
+impl fmt::Display for MapFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.frame {
+            Some(frame) => write!(f, "pfn {} not mapped: {}", frame.pfn(), self.error),
+            None => write!(f, "not mapped: {}", self.error),
+        }
+    }
+}
+
+impl core::error::Error for MapFailed {}

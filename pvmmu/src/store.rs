@@ -1,0 +1,103 @@
+//! Plain stores into tables that nobody else sees: new ones, and those of loose trees.
+#![expect(
+    unsafe_code,
+    reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
+)]
+
+use hypercall::{ENTRIES, Frame, FrameAccess, Machine, Pfn, Pte, PteFlags};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::frames::SpaceFrames;
+use crate::map_error::MapError;
+use crate::pages::{Pages, Run};
+use p2m::{Guest, WalkError};
+
+/// Pages that are filled at a time.
+pub(crate) const PART: u16 = 64;
+
+/// An empty table.
+pub(crate) const EMPTY: [Pte; ENTRIES as usize] = [Pte::ABSENT; ENTRIES as usize];
+
+/// A frame for a table, if there is one that the frame map knows: one that it does not know is no
+/// memory of the guest's, and is not even written to.
+pub(crate) fn take_table<M: Machine>(
+    guest: &Guest<'_, M>,
+    frames: &mut impl SpaceFrames,
+) -> Result<Frame, MapError> {
+    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+    match guest.mfn(table.pfn()) {
+        Ok(_) => Ok(table),
+        Err(error) => {
+            frames.give(table);
+            Err(error.into())
+        }
+    }
+}
+
+/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
+/// were.
+pub(crate) fn fill_run<M: Machine>(
+    guest: &Guest<'_, M>,
+    table: Pfn,
+    run: Run,
+    flags: PteFlags,
+    frames: &mut impl SpaceFrames,
+) -> Result<u64, MapError> {
+    let mut buffer = [Pte::ABSENT; PART as usize];
+    let entries = &mut buffer[..usize::from(run.count.min(PART))];
+    let first = PageTableIndex::new_truncate(run.first());
+    guest.machine().read_entries(table, first, entries)?;
+    let pages = Pages { start: run.va, count: run.count.into() };
+    if let Some(at) = entries.iter().position(|pte| pte.is_present()) {
+        return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: entries[at] });
+    }
+    let mut filled = 0;
+    let mut failure = None;
+    for entry in entries.iter_mut() {
+        let Some(frame) = frames.take() else {
+            failure = Some(MapError::OutOfFrames);
+            break;
+        };
+        match guest.mfn(frame.pfn()) {
+            Ok(mfn) => *entry = Pte::new(mfn, flags),
+            Err(error) => {
+                frames.give(frame);
+                failure = Some(error.into());
+                break;
+            }
+        }
+        filled += 1;
+    }
+    if failure.is_none() {
+        // SAFETY: the table is part of a loose tree: I-4 and I-5.
+        match unsafe { guest.machine().write_entries(table, first, entries) } {
+            // INVARIANT: I-4: the frames' tokens have gone into the entries.
+            Ok(()) => return Ok(entries.len() as u64),
+            Err(error) => failure = Some(error.into()),
+        }
+    }
+    for entry in entries[..filled].iter().rev() {
+        if let Ok(pfn) = guest.pfn(entry.mfn()) {
+            // SAFETY: I-1: taken from the source above, and not stored anywhere.
+            frames.give(unsafe { Frame::claim(pfn) });
+        }
+    }
+    Err(failure.unwrap_or(MapError::OutOfFrames))
+}
+
+/// Stores an entry.
+pub(crate) fn store<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    table: Pfn,
+    index: PageTableIndex,
+    pte: Pte,
+) -> Result<(), WalkError> {
+    // SAFETY: the table is part of a loose tree, or not yet part of one: I-4 and I-5.
+    Ok(unsafe { guest.machine().write_entry(table, index, pte) }?)
+}
+
+/// Clears a frame.
+pub(crate) fn clear<M: FrameAccess>(guest: &Guest<'_, M>, frame: &Frame) -> Result<(), WalkError> {
+    // SAFETY: the token says that nobody else uses the frame (I-1).
+    Ok(unsafe { guest.machine().write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
+}

@@ -1,0 +1,67 @@
+//! The end of loose tables: what they hold is handed on.
+#![expect(
+    unsafe_code,
+    reason = "claims back what cleared entries led to, and clears tables of loose trees (I-4, I-5)"
+)]
+
+use hypercall::{Entry, Frame, Level, Machine, Pfn, Pte};
+
+use crate::frames::SpaceFrames;
+use crate::leaf::release;
+use crate::marks::held;
+use crate::pool::TablePool;
+use crate::store::store;
+use crate::tables::{Parts, Present};
+use p2m::{Guest, WalkError};
+
+/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
+/// pinned by themselves must be empty, and go to the pool.
+pub(crate) fn empty<M: Machine>(
+    guest: &Guest<'_, M>,
+    level: Level,
+    table: Pfn,
+    pool: &mut TablePool<'_>,
+    frames: &mut impl SpaceFrames,
+) -> Result<(), WalkError> {
+    let Some(below) = level.below() else { return empty_l1(guest, table, frames) };
+    let mut present = Present::of(level, table);
+    while let Some((index, pte)) = present.next(guest)? {
+        let Entry::Table(mfn) = pte.decode(level) else {
+            store(guest, table, index, Pte::ABSENT)?;
+            release(guest, pte, frames);
+            continue;
+        };
+        let pfn = guest.pfn(mfn)?;
+        if held(pte).is_none() {
+            empty(guest, below, pfn, pool, frames)?;
+        }
+        store(guest, table, index, Pte::ABSENT)?;
+        // SAFETY: I-4: the entry that has just been cleared was the only owner.
+        let frame = unsafe { Frame::claim(pfn) };
+        match held(pte) {
+            Some(held) => pool.give_back(guest, held, frame, frames),
+            None => frames.give(frame),
+        }
+    }
+    Ok(())
+}
+
+/// Empties a loose L1 table, some entries at a time: this is most of what it costs to end an
+/// address space that was forked.
+fn empty_l1<M: Machine>(
+    guest: &Guest<'_, M>,
+    table: Pfn,
+    frames: &mut impl SpaceFrames,
+) -> Result<(), WalkError> {
+    const PART: usize = 64;
+    let mut part = [Pte::ABSENT; PART];
+    let mut parts = Parts::of(Level::L1, table);
+    while let Some(first) = parts.next(guest, &mut part)? {
+        // SAFETY: the table is loose, and belongs to the tree (I-4, I-5).
+        unsafe { guest.machine().write_entries(table, first, &[Pte::ABSENT; PART]) }?;
+        for pte in part.iter().filter(|pte| pte.is_present()) {
+            release(guest, *pte, frames);
+        }
+    }
+    Ok(())
+}
