@@ -300,8 +300,7 @@ impl Pgd<Loose> {
     /// let mut pgd = Pgd::new(&guest, &mut frames)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// // The VGA adapter's memory is a device's.
-    /// let registers = (vga, DomId::IO);
-    /// unsafe { pgd.map_foreign(&guest, pages, PteFlags::USER_RW, registers, &mut frames) }?;
+    /// unsafe { pgd.map_foreign(&guest, pages, PteFlags::USER_RW, vga, DomId::IO, &mut frames) }?;
     /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
