@@ -7,8 +7,8 @@ use std::error::Error;
 use std::time::Instant;
 
 use early_pgt::{
-    BootMemory, Build, BuilderList, MapPlace, Parent, Plan, Region, RegionKind, Step, Use, UseKind,
-    builder_uses, replace_tables,
+    BootMemory, Build, FrameUse, MapPlace, MemoryRegion, OldList, Plan, RegionKind, UseKind,
+    replace_tables,
 };
 use hypercall::{
     BatchStorage, BootInfo, Counting, Frames, GuestVa, Mfn, PAGE_SHIFT, Pfn, Pte, PteFlags,
@@ -48,13 +48,13 @@ fn boot() -> Result<(), Box<dyn Error>> {
         .unwrap_or(boot.pages);
     let kernel = GuestVa::new(virt_base)?;
     let place = MapPlace { kernel, kernel_pages, direct_map: GuestVa::new(0xffff_8800_0000_0000)? };
-    let regions = [Region { pfns: p2m.all(), kind: RegionKind::Ram }];
+    let regions = [MemoryRegion { pfns: p2m.all(), kind: RegionKind::Ram }];
     let at = (model.guest().start_info_address() - virt_base) >> PAGE_SHIFT;
     let mut uses = vec![
-        Use { pfns: pfns(0, image), kind: UseKind::KernelData },
-        Use { pfns: pfns(at, 1), kind: UseKind::StartInfo },
+        FrameUse { pfns: pfns(0, image), kind: UseKind::KernelData },
+        FrameUse { pfns: pfns(at, 1), kind: UseKind::StartInfo },
     ];
-    uses.extend(builder_uses(&boot, place)?.into_iter().flatten());
+    uses.extend(place.builder_uses(&boot)?.into_iter().flatten());
     let memory = BootMemory::new(&regions, &uses, place)?;
     let plan = Plan::new(&memory)?;
     println!("{PAGES} pages, of which the builder mapped {kernel_pages}");
@@ -78,7 +78,7 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let mut storage = Box::new(BatchStorage::<3000, 3>::new());
     // SAFETY: the frames exist only in the model, and this is the only claim.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    while let Some(mapped) = build.round(guest, &mut storage.batch())? {
+    while let Some(mapped) = build.round(&guest, &mut storage.batch())? {
         model.guest().set_direct_map(mapped.start, mapped.end);
     }
     let mut free: Vec<Frames> = Vec::new();
@@ -95,10 +95,10 @@ fn boot() -> Result<(), Box<dyn Error>> {
     let frames = free.pop().ok_or("no memory")?;
     let (own, rest) = frames.split(memory.own_tables()).map_err(|_| "too little memory")?;
     free.push(rest);
-    let (list, owner) = (BuilderList::Stays, |frames| free.push(frames));
+    let (list, batch) = (OldList::InUse, &mut storage.batch());
     // SAFETY: as above; nothing is executed on the model.
     let replaced =
-        unsafe { replace_tables(guest, (&memory, list), own, &mut storage.batch(), owner) }?;
+        unsafe { replace_tables(&guest, &memory, list, own, batch, |frames| free.push(frames)) }?;
     let hypercalls = machine.counts().hypercalls - hypercalls;
     let own = replaced.tables.count;
     println!(
@@ -118,12 +118,12 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
         kernel_pages: 0x800,
         direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
     };
-    let regions = [Region { pfns: pfns(0, pages), kind: RegionKind::Ram }];
+    let regions = [MemoryRegion { pfns: pfns(0, pages), kind: RegionKind::Ram }];
     let list = pages / 512;
     let uses = [
-        Use { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },
-        Use { pfns: pfns(0x700, 8), kind: UseKind::BuilderTables },
-        Use { pfns: pfns(0x800, list + list / 512 + 3), kind: UseKind::ListAndTables },
+        FrameUse { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },
+        FrameUse { pfns: pfns(0x700, 8), kind: UseKind::BuilderTables },
+        FrameUse { pfns: pfns(0x800, list + list / 512 + 3), kind: UseKind::ListAndTables },
     ];
     let begun = Instant::now();
     let memory = BootMemory::new(&regions, &uses, place)?;
@@ -133,12 +133,12 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
     // does it: the entries of the L1s themselves are 8 bytes for each page of the guest.
     let (mut count, mut links) = (0, 0);
     let mut entries = [Pte::ABSENT; 512];
-    for step in plan.steps(&memory).flatten() {
-        let Step::Table(table) = step else { continue };
-        let mfn = Mfn::new(table.frame.raw());
+    for table in plan.steps(&memory).flatten() {
+        let Some(frame) = table.frame else { continue };
+        let mfn = Mfn::new(frame.raw());
         let at = usize::try_from(table.number % 512)?;
         entries[at] = Pte::new(mfn, PteFlags::TABLE.union(PteFlags::NO_EXECUTE));
-        links += u64::from(!matches!(table.parent, Parent::Loose(_)));
+        links += u64::from(table.parent.is_none());
         count += 1;
     }
     std::hint::black_box(&entries);

@@ -3,11 +3,11 @@
 use core::fmt;
 
 use hypercall::{
-    AccessError, BatchError, Frames, Full, GuestVa, Level, NotGuestVa, Pfn, Pte, Uncertain,
+    AccessError, BatchError, Frames, Full, GuestVa, Mfn, NotGuestVa, Pfn, Pte, Uncertain,
 };
-use p2m::{P2mError, Pfns};
+use p2m::{P2mError, Pfns, WalkError};
 
-use crate::memory::Use;
+use crate::uses::{Access, FrameUse};
 
 /// Why there is no direct map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub enum EarlyError {
         /// Where the one in front of it ends.
         before: Pfn,
     },
-    /// Frames in use are no RAM.
-    OutsideRam(Use),
+    /// Frames in use are not RAM.
+    OutsideRam(FrameUse),
     /// Frames that an allocator gets when the builder's tables go are in another use as well.
     UseOverlap {
         /// The use that ends: the builder's tables, or its list.
-        used: Use,
+        used: FrameUse,
         /// The other one.
-        other: Use,
+        other: FrameUse,
     },
     /// The direct map does not begin with a root slot of the kernel's half, or reaches into the
     /// kernel's mapping.
@@ -53,14 +53,24 @@ pub enum EarlyError {
         /// Frames needed.
         needed: u64,
     },
-    /// A round of the table buffer was dropped before it was finished: which of its frames are
-    /// tables is not known any more.
+    /// Too few frames were given for the kernel's own tables.
+    TooFewFrames {
+        /// Frames given.
+        given: u64,
+        /// Frames needed.
+        needed: u64,
+    },
+    /// A round of the table buffer was dropped before it was finished, or could not be undone:
+    /// which of its frames are tables is not known any more.
     RoundUnfinished {
         /// The buffer's frames.
         buffer: Pfns,
     },
     /// The table buffer has no frame left: the plan is not of this memory.
-    BufferEmpty,
+    BufferEmpty {
+        /// The buffer's frames.
+        buffer: Pfns,
+    },
     /// The running root has something where the direct map is to be.
     RootSlotInUse {
         /// The first address that the slot spans.
@@ -68,55 +78,57 @@ pub enum EarlyError {
         /// What is there.
         pte: Pte,
     },
-    /// An address of the mapping that is there has no L1 table.
-    NotMapped(GuestVa),
     /// The frame map has something else for a pfn that a region says is the machine's own.
     NotIdentity(Pfn),
-    /// The frame map has nothing for a pfn that a region says is there.
-    P2m(P2mError),
-    /// A frame cannot be read or written.
-    Access(AccessError),
-    /// The batch cannot hold a single update.
+    /// A table cannot be read, a frame cannot be reached, or the frame map has nothing for a pfn
+    /// that a region says is there.
+    Walk(WalkError),
+    /// The batch cannot hold what has to be sent together.
     NoStorage,
-    /// Xen refused to make a frame read-only that is to be a table.
+    /// Xen refused to change the entry that maps a frame.
     Protect {
         /// The frame.
-        table: Pfn,
+        frame: Pfn,
+        /// How the entry was to show it.
+        access: Access,
         /// The refusal.
         error: BatchError,
     },
-    /// There are too few frames for the kernel's own tables.
-    TooFewFrames {
-        /// Frames given.
-        given: u64,
-        /// Frames needed.
-        needed: u64,
+    /// Xen refused to link a table, or to map a page of the machine's.
+    Link {
+        /// The frame that the entry leads to.
+        mfn: Mfn,
+        /// The same frame in the guest's terms, if it is the guest's.
+        pfn: Option<Pfn>,
+        /// The refusal.
+        error: BatchError,
     },
-    /// Xen refused to pin or load the kernel's own root, or to unpin the builder's.
+    /// Xen refused to flush the TLBs after tables were taken out again.
+    Flush(BatchError),
+    /// Xen refused to pin or load a root, or to unpin the other.
     Switch {
         /// The kernel's own root.
         root: Pfn,
         /// The refusal.
         error: BatchError,
     },
-    /// Xen refused a table, or one below it.
-    Link {
-        /// The table, or the page that was to be mapped.
-        frame: Option<Pfn>,
-        /// The refusal.
-        error: BatchError,
-    },
+}
+
+impl From<WalkError> for EarlyError {
+    fn from(error: WalkError) -> Self {
+        Self::Walk(error)
+    }
 }
 
 impl From<P2mError> for EarlyError {
     fn from(error: P2mError) -> Self {
-        Self::P2m(error)
+        Self::Walk(error.into())
     }
 }
 
 impl From<AccessError> for EarlyError {
     fn from(error: AccessError) -> Self {
-        Self::Access(error)
+        Self::Walk(error.into())
     }
 }
 
@@ -132,7 +144,7 @@ impl From<Full> for EarlyError {
     }
 }
 
-/// Prints a run as `first..end`.
+/// Prints a run as `pfns first..end`.
 struct Run(Pfns);
 
 impl fmt::Display for Run {
@@ -141,38 +153,28 @@ impl fmt::Display for Run {
     }
 }
 
+impl fmt::Display for FrameUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {}", self.kind, Run(self.pfns))
+    }
+}
+
 impl fmt::Display for EarlyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::NoMemory => f.write_str("the memory map has no RAM"),
-            Self::RegionSize(pfns) => {
-                write!(
-                    f,
-                    "the memory map has a region of {:#x} pages from {}",
-                    pfns.count, pfns.start
-                )
+            Self::RegionSize(Pfns { start, count }) => {
+                write!(f, "the memory map has a region of {count:#x} pages from pfn {start}")
             }
-            Self::RegionOverlap { pfns, before } => write!(
-                f,
-                "the memory map overlaps or is not in order: {} begin before pfn {before}",
-                Run(*pfns)
-            ),
-            Self::OutsideRam(used) => {
-                write!(f, "{:?} at {} is not all RAM of the memory map", used.kind, Run(used.pfns))
+            Self::RegionOverlap { pfns, before } => {
+                write!(f, "{} of the memory map begin before pfn {before}, where", Run(pfns))?;
+                f.write_str(" the region in front of them ends")
             }
-            Self::UseOverlap { used, other } => write!(
-                f,
-                "{:?} at {} and {:?} at {} overlap",
-                used.kind,
-                Run(used.pfns),
-                other.kind,
-                Run(other.pfns)
-            ),
-            Self::DirectMapPlace(va) => write!(
-                f,
-                "the direct map cannot be at {va}: it takes whole {} slots of its own",
-                Level::L4
-            ),
+            Self::OutsideRam(used) => write!(f, "{used} is not all RAM of the memory map"),
+            Self::UseOverlap { used, other } => write!(f, "{used} and {other} overlap"),
+            Self::DirectMapPlace(va) => {
+                write!(f, "the direct map cannot be at {va}: it takes whole L4 slots of its own")
+            }
             Self::KernelPlace(va) => {
                 write!(f, "the kernel's mapping of pfn 0, {va}, is no multiple of 2 MiB")
             }
@@ -183,47 +185,43 @@ impl fmt::Display for EarlyError {
             Self::NotInKernelMapping(va) => {
                 write!(f, "start_info has {va}, which the builder's mapping does not reach")
             }
-            Self::MappedTooLittle { free, needed } => write!(
-                f,
-                "the builder mapped too little: {free} free frames in a run, {needed} are needed"
-            ),
-            Self::RoundUnfinished { buffer } => {
-                write!(f, "a round of the table buffer, {}, was never finished", Run(*buffer))
+            Self::MappedTooLittle { free, needed } => {
+                write!(f, "the builder mapped too little: {free} free frames in a run, ")?;
+                write!(f, "{needed} are needed")
             }
-            Self::BufferEmpty => f.write_str("the table buffer is empty: plan again"),
-            Self::RootSlotInUse { va, pte } => {
-                write!(f, "the root has {pte} for {va}, where the direct map is to be")
-            }
-            Self::NotMapped(va) => write!(f, "{va} has no L1 table"),
-            Self::NotIdentity(pfn) => {
-                write!(f, "pfn {pfn} is to be the machine's, and the frame map says otherwise")
-            }
-            Self::P2m(error) => error.fmt(f),
-            Self::Access(error) => error.fmt(f),
-            Self::NoStorage => f.write_str("the batch cannot hold an update: give it storage"),
             Self::TooFewFrames { given, needed } => {
                 write!(f, "the kernel's own tables take {needed} frames in a run, not {given}")
             }
-            Self::Protect { .. } | Self::Switch { .. } | Self::Link { .. } => self.refused(f),
-        }
-    }
-}
-
-impl EarlyError {
-    /// What Xen refused.
-    fn refused(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Protect { table, error } => {
-                write!(f, "pfn {table} cannot be made read-only: {error}")
+            Self::RoundUnfinished { buffer } => {
+                write!(f, "a round of the table buffer, {}, was never finished", Run(buffer))
             }
+            Self::BufferEmpty { buffer } => {
+                write!(f, "the table buffer, {}, has no frame left: plan again", Run(buffer))
+            }
+            Self::RootSlotInUse { va, pte } => {
+                write!(f, "the root has {pte} for {va}, where the direct map is to be")
+            }
+            Self::NotIdentity(pfn) => {
+                write!(f, "pfn {pfn} is to be the machine's, and the frame map says otherwise")
+            }
+            Self::Walk(error) => error.fmt(f),
+            Self::NoStorage => f.write_str("the batch is too small: give it storage"),
+            Self::Protect { frame, access: Access::ReadOnly, error } => {
+                write!(f, "pfn {frame} cannot be made read-only: {error}")
+            }
+            Self::Protect { frame, access: Access::Writable, error } => {
+                write!(f, "pfn {frame} cannot be made writable: {error}")
+            }
+            Self::Link { mfn, pfn: Some(pfn), error } => {
+                write!(f, "pfn {pfn} (mfn {mfn}) cannot be linked: {error}")
+            }
+            Self::Link { mfn, pfn: None, error } => {
+                write!(f, "mfn {mfn} cannot be mapped: {error}")
+            }
+            Self::Flush(error) => write!(f, "the TLBs cannot be flushed: {error}"),
             Self::Switch { root, error } => {
-                write!(f, "no way from the builder's root to the one in pfn {root}: {error}")
+                write!(f, "no way between the builder's root and pfn {root}: {error}")
             }
-            Self::Link { frame: Some(frame), error } => {
-                write!(f, "the table in pfn {frame} cannot be linked: {error}")
-            }
-            Self::Link { frame: None, error } => write!(f, "a table cannot be linked: {error}"),
-            _ => Ok(()),
         }
     }
 }
@@ -236,8 +234,8 @@ impl core::error::Error for EarlyError {}
 pub struct RoundError {
     /// Why.
     pub failure: EarlyError,
-    /// Whether everything is as it was before the round. If not, some of its frames may be tables
-    /// still, so that none is anybody's, and the direct map is to be used no further than before.
+    /// Whether everything is as it was before the round. If not, some of its frames may still be
+    /// tables, so none of them is anybody's, and the direct map reaches no further than before.
     pub undo: Result<(), EarlyError>,
 }
 
@@ -249,7 +247,10 @@ impl From<EarlyError> for RoundError {
 
 impl fmt::Display for RoundError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        say(f, &self.failure, &self.undo)
+        match self.undo {
+            Ok(()) => write!(f, "{}; nothing has changed", self.failure),
+            Err(undo) => write!(f, "{}; undoing it failed: {undo}", self.failure),
+        }
     }
 }
 
@@ -271,21 +272,13 @@ pub struct ReplaceError {
 
 impl fmt::Display for ReplaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the builder's tables stay: ")?;
-        say(f, &self.failure, &self.undo)
+        let Self { failure, undo, frames } = self;
+        write!(f, "the builder's tables stay: {}", RoundError { failure: *failure, undo: *undo })?;
+        match frames {
+            Ok(_) => Ok(()),
+            Err(doubtful) => write!(f, "; {doubtful} may be in use as tables"),
+        }
     }
 }
 
 impl core::error::Error for ReplaceError {}
-
-fn say(
-    f: &mut fmt::Formatter<'_>,
-    failure: &EarlyError,
-    undo: &Result<(), EarlyError>,
-) -> fmt::Result {
-    fmt::Display::fmt(failure, f)?;
-    match undo {
-        Ok(()) => Ok(()),
-        Err(error) => write!(f, "; undoing it failed: {error}"),
-    }
-}

@@ -47,17 +47,32 @@
 //!   says.
 //!
 //! # Main types
-//! * [`BootMemory`], [`Region`], [`Use`], [`MapPlace`]: what is known at boot; [`builder_uses`]
-//!   reads it from `start_info`.
+//! * [`BootMemory`], [`MemoryRegion`], [`FrameUse`], [`MapPlace`]: what is known at boot;
+//!   [`MapPlace::builder_uses`] reads it from `start_info`.
 //! * [`mask_rw`], [`UseKind::access`]: what early mappings show read-only, and why.
-//! * [`Plan`], [`RoundPlan`], [`Step`]: what will be done.
-//! * [`Build`], [`Mapped`]: doing it.
-//! * [`replace_tables`], [`BuilderList`]: the end of what the builder made.
+//! * [`Plan`], [`RoundPlan`], [`PlannedTable`]: what will be done.
+//! * [`Build`], [`MapExtent`]: doing it.
+//! * [`replace_tables`], [`OldList`]: the end of what the builder made.
 //! * [`TableBuffer`], [`TableRound`], [`Marks`]: the bracket around a round, for a port that fills
 //!   its tables itself.
 //! * [`PastPgt`]: `mark_rw_past_pgt`, for a port that has Linux's shape and no bracket.
 //!
-//! The examples run on the model: `Guest` is a guest as its builder leaves it
+//! # Modules, from the ground up
+//! | module | what it is |
+//! |---|---|
+//! | `spans` | arithmetic on runs of pfns |
+//! | `uses` | what frames are used for, and which access that allows |
+//! | `error` | what can go wrong |
+//! | `memory` | all that is known of the memory, checked |
+//! | `tables` | the tables of a round, one after the other |
+//! | `plan` | the rounds |
+//! | `changes` | runs of changes, sent to Xen and taken back |
+//! | `buffer` | the table buffer and its bracket |
+//! | `past` | the table buffer without a bracket |
+//! | `build` | the direct map, round by round |
+//! | `replace` | the kernel's own tables instead of the builder's |
+//!
+//! The examples run on the model: `Booting` is a guest as its builder leaves it
 //! (`pv_tests::booting`).
 //!
 //! # What it assumes
@@ -71,16 +86,16 @@
 //! is `unsafe`, and hands over all that is free.
 //!
 //! ```
-//! use early_pgt::{BootMemory, MapPlace, Plan, Region, RegionKind, Use, UseKind};
+//! use early_pgt::{BootMemory, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind};
 //! use hypercall::{GuestVa, Pfn};
 //! use p2m::Pfns;
 //!
 //! let pfns = |start, count| Pfns::new(Pfn::new(start), count);
 //! // 256 MiB, of which the builder mapped 4; the kernel and the builder's tables are in there.
-//! let regions = [Region { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
+//! let regions = [MemoryRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
 //! let uses = [
-//!     Use { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData },
-//!     Use { pfns: pfns(0x300, 5), kind: UseKind::BuilderTables },
+//!     FrameUse { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData },
+//!     FrameUse { pfns: pfns(0x300, 5), kind: UseKind::BuilderTables },
 //! ];
 //! let place = MapPlace {
 //!     kernel: GuestVa::new(0xffff_ffff_8000_0000)?,
@@ -96,6 +111,7 @@
 
 mod buffer;
 mod build;
+mod changes;
 mod error;
 mod memory;
 mod past;
@@ -103,15 +119,15 @@ mod plan;
 mod replace;
 mod spans;
 mod tables;
+mod uses;
 
-pub use buffer::{Change, Direction, Marks, TableBuffer, TableRound, set_access};
-pub use build::{Build, Mapped};
+pub use buffer::{Marks, TableBuffer, TableRound};
+pub use build::{Build, MapExtent};
+pub use changes::{Change, set_access};
 pub use error::{EarlyError, ReplaceError, RoundError};
-pub use memory::{
-    Access, BootMemory, MapPlace, Region, RegionKind, Use, UseKind, access_of, builder_uses,
-    mask_rw,
-};
+pub use memory::{BootMemory, MapPlace};
 pub use past::PastPgt;
-pub use plan::{Plan, ROUNDS_MAX, RoundPlan};
-pub use replace::{BuilderList, Replaced, replace_tables};
-pub use tables::{Parent, Step, Table};
+pub use plan::Plan;
+pub use replace::{Replaced, replace_tables};
+pub use tables::{PlannedTable, RoundPlan};
+pub use uses::{Access, FrameUse, MemoryRegion, OldList, RegionKind, UseKind, mask_rw};

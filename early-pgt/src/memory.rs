@@ -4,170 +4,18 @@
 //! Numbers only. What is wrong with them is found here, while an error can still be printed and
 //! nothing has been touched.
 
-use hypercall::{BootInfo, GuestVa, Level, Module, PAGE_SHIFT, Pfn, Pte, XEN_HOLE_START};
+use hypercall::{BootInfo, GuestVa, Level, Module, PAGE_SHIFT, Pfn, XEN_HOLE_START};
 use p2m::Pfns;
 
 use crate::error::EarlyError;
-use crate::spans::{CHUNK_PFNS, LIST_WORD_BYTES, PAGE_BYTES, overlap, pages_of};
-
-/// What a run of pfns stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RegionKind {
-    /// Memory of the guest's.
-    Ram,
-    /// No memory: the machine's own at frames of the same numbers (the ISA area, holes of the e820
-    /// map), which dom0 may map. The frame map says so too, or ends before. Where the builder
-    /// mapped memory there, that mapping has been taken away.
-    Identity,
-}
-
-/// A run of pfns that the direct map is to show. What no region covers is a hole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Region {
-    /// Which.
-    pub pfns: Pfns,
-    /// What is there.
-    pub kind: RegionKind,
-}
-
-/// What frames are used for before anybody allocates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum UseKind {
-    /// Code of the kernel: all that is ever executed.
-    KernelText,
-    /// Constants of the kernel.
-    KernelConstants,
-    /// The rest of the kernel's image.
-    KernelData,
-    /// Page tables that the builder made for the kernel's mapping.
-    BuilderTables,
-    /// The builder's P2M list.
-    List,
-    /// The P2M list with the tables that map it, placed by the ELF note INIT_P2M.
-    ListAndTables,
-    /// Tables made by an earlier round.
-    EarlyTables,
-    /// A table buffer `[start, top)` of a round that is not over.
-    TableBuffer,
-    /// `start_info`.
-    StartInfo,
-    /// A page shared with another domain: the console's ring, the store's.
-    Ring,
-    /// The boot module.
-    Module,
-    /// What the kernel wants left alone.
-    Reserved,
-}
-
-/// How the direct map shows a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// Writable: Xen counts it as a writable page, which can be no table.
-    Writable,
-    /// Read-only.
-    ReadOnly,
-}
-
-impl UseKind {
-    /// How early mappings may show such frames.
-    ///
-    /// Tables and whatever will become one are read-only, or Xen refuses to take them as tables
-    /// (`get_page_type`, mm.c, 4.14 to 4.20). The list that INIT_P2M placed is in one run with the
-    /// tables that map it, and `start_info` does not say where one ends and the other begins: so
-    /// all of the run is read-only, and the list is written where the builder mapped it. Code and
-    /// constants are read-only because nothing has business writing them.
-    #[must_use]
-    pub const fn access(self) -> Access {
-        match self {
-            Self::KernelText
-            | Self::KernelConstants
-            | Self::BuilderTables
-            | Self::ListAndTables
-            | Self::EarlyTables
-            | Self::TableBuffer => Access::ReadOnly,
-            Self::KernelData
-            | Self::List
-            | Self::StartInfo
-            | Self::Ring
-            | Self::Module
-            | Self::Reserved => Access::Writable,
-        }
-    }
-}
-
-/// A run of pfns that is in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Use {
-    /// Which.
-    pub pfns: Pfns,
-    /// What for.
-    pub kind: UseKind,
-}
-
-/// The early mapping's rule: the entry for `pfn` as it may be made, given what is in use
-/// (`mask_rw_pte`, Linux 2.6.39).
-///
-/// An entry that is not present, or read-only already, stays as it is; one that is writable loses
-/// that if any use of its frame says so.
-///
-/// ```
-/// use early_pgt::{Use, UseKind, mask_rw};
-/// use hypercall::{Mfn, Pfn, Pte, PteFlags};
-/// use p2m::Pfns;
-///
-/// let tables = Use { pfns: Pfns::new(Pfn::new(0x300), 5), kind: UseKind::BuilderTables };
-/// let pte = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
-/// assert!(!mask_rw(pte, Pfn::new(0x301), &[tables]).is_writable());
-/// assert_eq!(mask_rw(pte, Pfn::new(0x305), &[tables]), pte);
-/// ```
-#[must_use]
-pub fn mask_rw(pte: Pte, pfn: Pfn, uses: &[Use]) -> Pte {
-    match access_of(pfn, uses) {
-        Access::ReadOnly if pte.is_writable() => pte.read_only(),
-        _ => pte,
-    }
-}
-
-/// How the direct map shows `pfn`.
-#[must_use]
-pub fn access_of(pfn: Pfn, uses: &[Use]) -> Access {
-    let protects = |used: &Use| {
-        used.kind.access() == Access::ReadOnly && overlap(used.pfns, Pfns::new(pfn, 1)).is_some()
-    };
-    if uses.iter().any(protects) { Access::ReadOnly } else { Access::Writable }
-}
-
-/// How `entries`, which map the pfns of `chunk`, are left writable where no use forbids it.
-pub(crate) fn mask_chunk(entries: &mut [Pte], chunk: Pfns, uses: &[Use]) {
-    for used in uses.iter().filter(|used| used.kind.access() == Access::ReadOnly) {
-        for place in places(entries, chunk, used.pfns) {
-            *place = place.read_only();
-        }
-    }
-}
-
-/// Those of `entries`, which map the pfns of `chunk`, that map `pfns`.
-pub(crate) fn places(
-    entries: &mut [Pte],
-    chunk: Pfns,
-    pfns: Pfns,
-) -> impl Iterator<Item = &mut Pte> {
-    let range = overlap(pfns, chunk).map_or(0..0, |pfns| {
-        let first = pfns.start.raw() - chunk.start.raw();
-        index(first)..index(first + pfns.count)
-    });
-    entries.get_mut(range).unwrap_or_default().iter_mut()
-}
-
-fn index(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
-}
+use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, overlap, pages_of};
+use crate::uses::{FrameUse, MemoryRegion, OldList, RegionKind, UseKind};
 
 /// The memory of a guest at boot, checked.
 #[derive(Clone, Copy, Debug)]
 pub struct BootMemory<'a> {
-    pub(crate) regions: &'a [Region],
-    pub(crate) uses: &'a [Use],
+    pub(crate) regions: &'a [MemoryRegion],
+    pub(crate) uses: &'a [FrameUse],
     pub(crate) place: MapPlace,
 }
 
@@ -192,7 +40,7 @@ impl<'a> BootMemory<'a> {
     /// None; nothing is read or changed.
     ///
     /// ```
-    /// use early_pgt::{BootMemory, EarlyError, MapPlace, Region, RegionKind, Use, UseKind};
+    /// use early_pgt::{BootMemory, EarlyError, MapPlace, MemoryRegion, RegionKind, FrameUse, UseKind};
     /// use hypercall::{GuestVa, Pfn};
     /// use p2m::Pfns;
     ///
@@ -202,9 +50,9 @@ impl<'a> BootMemory<'a> {
     ///     kernel_pages: 0x400,
     ///     direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
     /// };
-    /// let regions = [Region { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
-    /// let kernel = Use { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData };
-    /// let tables = Use { pfns: pfns(0x2ff, 5), kind: UseKind::BuilderTables };
+    /// let regions = [MemoryRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
+    /// let kernel = FrameUse { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData };
+    /// let tables = FrameUse { pfns: pfns(0x2ff, 5), kind: UseKind::BuilderTables };
     /// // A page cannot be both; whoever says so learns it before anything is touched.
     /// let both = [kernel, tables];
     /// let refused = BootMemory::new(&regions, &both, place);
@@ -212,8 +60,8 @@ impl<'a> BootMemory<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(
-        regions: &'a [Region],
-        uses: &'a [Use],
+        regions: &'a [MemoryRegion],
+        uses: &'a [FrameUse],
         place: MapPlace,
     ) -> Result<Self, EarlyError> {
         let memory = Self { regions, uses, place };
@@ -223,20 +71,20 @@ impl<'a> BootMemory<'a> {
         Ok(memory)
     }
 
-    /// The number behind the last pfn that the direct map shows.
+    /// Returns the number behind the last pfn that the direct map shows.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.regions.last().map_or(0, |region| region.pfns.end())
     }
 
-    /// Frames of RAM.
+    /// Returns how many frames of RAM there are.
     #[must_use]
     pub fn ram(&self) -> u64 {
         let ram = self.regions.iter().filter(|region| region.kind == RegionKind::Ram);
         ram.map(|region| region.pfns.count).sum()
     }
 
-    /// The frames that nobody uses, in runs, lowest first.
+    /// Returns the frames that nobody uses, in runs, lowest first.
     ///
     /// ```
     /// # use pv_tests::booting::Booting;
@@ -258,6 +106,69 @@ impl<'a> BootMemory<'a> {
         FreeRuns { regions: self.regions, uses: self.uses, taken, next: 0 }
     }
 
+    /// Returns how many tables [`replace_tables`](crate::replace_tables) makes: a root, an L3, an
+    /// L2 for each GiB of addresses that the kernel's mapping touches, an L1 for each 2 MiB.
+    ///
+    /// ```
+    /// # use pv_tests::booting::Booting;
+    /// # use xen_model::Role;
+    /// let booting = Booting::new(Role::DomU, 1 << 14);
+    /// let needed = booting.memory().own_tables(); // frames for `replace_tables`
+    /// assert!(needed <= booting.boot.table_frames + 1);
+    /// ```
+    #[must_use]
+    pub fn own_tables(&self) -> u64 {
+        2 + self.kernel_l2s() + self.shared_chunks()
+    }
+
+    /// Returns the uses that end when the builder's tables are replaced.
+    pub fn replaced_uses(&self, list: OldList) -> impl Iterator<Item = FrameUse> + Clone {
+        self.uses.iter().copied().filter(move |used| used.kind.ends(list))
+    }
+
+    /// Returns the uses that do not end then.
+    pub fn kept_uses(&self, list: OldList) -> impl Iterator<Item = FrameUse> + Clone {
+        self.uses.iter().copied().filter(move |used| !used.kind.ends(list))
+    }
+
+    /// L2 tables that the kernel's mapping takes.
+    pub(crate) fn kernel_l2s(&self) -> u64 {
+        let shift = Level::L3.shift();
+        let start = self.place.kernel.raw();
+        let last = start + ((self.shared_chunks() << CHUNK_SHIFT << PAGE_SHIFT) - 1);
+        (last >> shift) - (start >> shift) + 1
+    }
+
+    /// L1 tables of the builder's mapping: the first chunks.
+    pub(crate) const fn shared_chunks(&self) -> u64 {
+        self.place.kernel_pages.div_ceil(CHUNK_PFNS)
+    }
+
+    /// How many blocks of 2^`shift` pfns the parts of the regions inside `range` touch.
+    pub(crate) fn touched(&self, shift: u32, range: Pfns) -> u64 {
+        let mut blocks = 0;
+        let mut counted_below = 0;
+        for part in self.regions.iter().filter_map(|region| overlap(region.pfns, range)) {
+            let first = (part.start.raw() >> shift).max(counted_below);
+            let behind = ((part.end() - 1) >> shift) + 1;
+            blocks += behind.saturating_sub(first);
+            counted_below = counted_below.max(behind);
+        }
+        blocks
+    }
+
+    /// Whether block `number` of 2^`shift` pfns has a part of a region that is in one of `ranges`.
+    pub(crate) fn touches(
+        &self,
+        shift: u32,
+        number: u64,
+        ranges: impl Iterator<Item = Pfns>,
+    ) -> bool {
+        let block = Pfns::new(Pfn::new(number << shift), 1 << shift);
+        let mut inside = ranges.filter_map(|range| overlap(range, block));
+        inside.any(|part| self.regions.iter().any(|region| overlap(region.pfns, part).is_some()))
+    }
+
     fn check_regions(&self) -> Result<(), EarlyError> {
         let mut end = 0;
         for region in self.regions {
@@ -275,7 +186,7 @@ impl<'a> BootMemory<'a> {
 
     fn check_uses(&self) -> Result<(), EarlyError> {
         for used in self.uses {
-            let inside = |region: &Region| {
+            let inside = |region: &MemoryRegion| {
                 region.kind == RegionKind::Ram
                     && region.pfns.start <= used.pfns.start
                     && used.pfns.end() <= region.pfns.end()
@@ -311,7 +222,7 @@ impl<'a> BootMemory<'a> {
             return Err(EarlyError::DirectMapPlace(direct_map));
         }
         let begins =
-            |region: &Region| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
+            |region: &MemoryRegion| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
         let covered = self.regions.iter().fold(0, |end, region| match region.pfns.start.raw() {
             start if start == end => region.pfns.end(),
             _ => end,
@@ -332,47 +243,46 @@ const fn in_kernel_half(va: GuestVa) -> bool {
     va.raw() >= XEN_HOLE_START
 }
 
-/// What `start_info` says of frames in use: the list, the builder's tables and the pages around
-/// them. Each takes all the pages that a byte of it is in. Addresses are those of the mapping of
-/// pfn 0 at `place.kernel`.
-///
-/// # Errors
-/// [`EarlyError::NotInKernelMapping`] with the first address outside of that mapping.
-///
-/// ```
-/// use early_pgt::{UseKind, builder_uses};
-/// # use pv_tests::booting::Booting;
-/// # use xen_model::Role;
-/// let booting = Booting::new(Role::DomU, 1 << 14); // as its builder leaves it
-/// let [tables, list, _] = builder_uses(&booting.boot, booting.place)?;
-/// assert_eq!(list.map(|used| used.kind), Some(UseKind::List));
-/// assert_eq!(tables.map(|used| used.pfns.start), Some(booting.root));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub fn builder_uses(boot: &BootInfo, place: MapPlace) -> Result<[Option<Use>; 3], EarlyError> {
-    let tables = place.pages(boot.root, boot.table_frames.saturating_mul(PAGE_BYTES))?;
-    let list = match boot.p2m_frames {
-        Some((first, count)) => Use { pfns: Pfns::new(first, count), kind: UseKind::ListAndTables },
-        None => {
-            let pfns = place.pages(boot.p2m_list, boot.pages.saturating_mul(LIST_WORD_BYTES))?;
-            Use { pfns, kind: UseKind::List }
-        }
-    };
-    let module = match boot.module {
-        Module::None => None,
-        Module::Mapped { start, len_bytes } => Some(place.pages(start, len_bytes)?),
-        Module::Unmapped { start, len_bytes } => {
-            Some(Pfns::new(start, len_bytes.div_ceil(PAGE_BYTES)))
-        }
-    };
-    Ok([
-        Some(Use { pfns: tables, kind: UseKind::BuilderTables }),
-        Some(list),
-        module.map(|pfns| Use { pfns, kind: UseKind::Module }),
-    ])
-}
-
 impl MapPlace {
+    /// Returns what `start_info` says of frames in use: the builder's tables, its list, and the
+    /// boot module. Each takes all the pages that a byte of it is in. Addresses in `boot` are those
+    /// of the mapping of pfn 0 at `self.kernel`.
+    ///
+    /// # Errors
+    /// [`EarlyError::NotInKernelMapping`] with the first address outside of that mapping.
+    ///
+    /// ```
+    /// use early_pgt::UseKind;
+    /// # use pv_tests::booting::Booting;
+    /// # use xen_model::Role;
+    /// let booting = Booting::new(Role::DomU, 1 << 14); // as its builder leaves it
+    /// let [tables, list, _] = booting.place.builder_uses(&booting.boot)?;
+    /// assert_eq!(list.map(|used| used.kind), Some(UseKind::List));
+    /// assert_eq!(tables.map(|used| used.pfns.start), Some(booting.root));
+    /// # Ok::<(), early_pgt::EarlyError>(())
+    /// ```
+    pub fn builder_uses(self, boot: &BootInfo) -> Result<[Option<FrameUse>; 3], EarlyError> {
+        let used = |kind, pfns| Some(FrameUse { pfns, kind });
+        let table_bytes = boot.table_frames.saturating_mul(PAGE_BYTES);
+        let list_bytes = boot.pages.saturating_mul(LIST_WORD_BYTES);
+        Ok([
+            used(UseKind::BuilderTables, self.pages(boot.root, table_bytes)?),
+            match boot.p2m_frames {
+                Some((first, count)) => used(UseKind::ListAndTables, Pfns::new(first, count)),
+                None => used(UseKind::List, self.pages(boot.p2m_list, list_bytes)?),
+            },
+            match boot.module {
+                Module::None => None,
+                Module::Mapped { start, len_bytes } => {
+                    used(UseKind::Module, self.pages(start, len_bytes)?)
+                }
+                Module::Unmapped { start, len_bytes } => {
+                    used(UseKind::Module, Pfns::new(start, len_bytes.div_ceil(PAGE_BYTES)))
+                }
+            },
+        ])
+    }
+
     /// The pages that `len_bytes` bytes from an address of the kernel's mapping lie in, wherever in
     /// a page they begin and end.
     fn pages(self, start: GuestVa, len_bytes: u64) -> Result<Pfns, EarlyError> {
@@ -392,8 +302,8 @@ impl MapPlace {
 /// Runs of RAM that are in no use, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct FreeRuns<'a> {
-    regions: &'a [Region],
-    uses: &'a [Use],
+    regions: &'a [MemoryRegion],
+    uses: &'a [FrameUse],
     taken: &'a [Pfns],
     next: u64,
 }

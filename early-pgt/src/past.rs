@@ -27,7 +27,7 @@ pub struct PastPgt {
 }
 
 impl PastPgt {
-    /// Nothing was seen.
+    /// Returns a memory of no round.
     ///
     /// ```
     /// use early_pgt::{Marks, PastPgt};
@@ -48,13 +48,13 @@ impl PastPgt {
         Self { round: None, set_rw: None }
     }
 
-    /// To be called before an early entry for `pfn` is made, with the marks as they are now.
-    /// `is_reserved` tells whether the boot allocator has a frame reserved. The frames to make
-    /// writable now, with [`set_access`](crate::set_access), if a round turns out to be over.
+    /// Looks at the marks as they are `now`, before an early entry for `pfn` is made. Returns the
+    /// frames to make writable, with [`set_access`](crate::set_access), if a round turns out to be
+    /// over. `is_reserved` tells whether the boot allocator has reserved a frame.
     ///
     /// * An entry for pfn 0 is none: entries of the early fixmap are cleared with it.
     /// * The first marks that hold a table are saved.
-    /// * While `start` of the saved ones is not reserved the round goes on: `end` and `top` are
+    /// * While `start` of the saved ones is not reserved, the round goes on: `end` and `top` are
     ///   saved again, as long as they are of the same buffer.
     /// * Once it is reserved the round is over: `[end, top)` of the *saved* marks is given out,
     ///   once for each `end`, and the marks as they are now are the next round's.
@@ -68,8 +68,8 @@ impl PastPgt {
         if pfn.raw() == 0 { None } else { self.look(now, is_reserved) }
     }
 
-    /// To be called once more when the boot allocator has handed over: no entry will come that
-    /// would show the last round to be over.
+    /// Looks once more when the boot allocator has handed over: no entry will come that would show
+    /// the last round to be over. Returns what [`entry`](Self::entry) does.
     #[must_use]
     pub fn allocator_is_up(
         &mut self,

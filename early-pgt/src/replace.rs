@@ -19,31 +19,15 @@
     reason = "fills and links tables in frames that the caller gave (I-1, I-14)"
 )]
 
-use hypercall::{
-    Batch, Frames, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn, Pte,
-    PteFlags, Slot, XEN_SLOTS,
-};
+use hypercall::{Batch, Frames, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, PteFlags, XEN_SLOTS};
 use p2m::{Guest, Pfns};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::buffer::{
-    Change, Direction, apply, l1_table, link, protections, set_protected, step_down, table_above,
-    unlink,
-};
-use crate::build::{index, leads_to, leads_to_mfn};
-use crate::error::{EarlyError, ReplaceError};
-use crate::memory::{Access, BootMemory, Use, UseKind, mask_chunk, places};
-use crate::plan::shared_chunks;
-use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, pages_of};
-
-/// Where the frame map's list is when the builder's tables go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BuilderList {
-    /// Where the builder put it.
-    Stays,
-    /// In frames of the kernel's; nobody reads the builder's any more, which was at this address.
-    Moved(GuestVa),
-}
+use crate::changes::{Change, Stopped, count, entry, index, leads_to, link, protect, unlink};
+use crate::error::{EarlyError, ReplaceError, RoundError};
+use crate::memory::BootMemory;
+use crate::spans::{CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, chunk_pfns, pages_of};
+use crate::uses::{Access, FrameUse, OldList, UseKind, mask_chunk, places};
 
 /// What took the place of the builder's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,74 +39,25 @@ pub struct Replaced {
     pub tables: Pfns,
 }
 
-impl BootMemory<'_> {
-    /// How many tables [`replace_tables`] makes: a root, an L3, an L2 for each GiB of addresses
-    /// that the kernel's mapping touches, an L1 for each 2 MiB.
-    ///
-    /// ```
-    /// # use pv_tests::booting::Booting;
-    /// # use xen_model::Role;
-    /// let booting = Booting::new(Role::DomU, 1 << 14);
-    /// let needed = booting.memory().own_tables(); // frames for `replace_tables`
-    /// assert!(needed <= booting.boot.table_frames + 1);
-    /// ```
-    #[must_use]
-    pub fn own_tables(&self) -> u64 {
-        2 + self.kernel_l2s() + shared_chunks(self)
-    }
-
-    fn kernel_l2s(&self) -> u64 {
-        let shift = Level::L3.shift();
-        let start = self.place.kernel.raw();
-        let last = start + ((shared_chunks(self) << CHUNK_SHIFT << PAGE_SHIFT) - 1);
-        (last >> shift) - (start >> shift) + 1
-    }
-
-    /// The uses that end when the builder's tables are replaced.
-    pub fn replaced_uses(&self, list: BuilderList) -> impl Iterator<Item = Use> + '_ {
-        self.uses.iter().copied().filter(move |used| used.kind.ends(list))
-    }
-
-    /// The uses that do not.
-    pub fn kept_uses(&self, list: BuilderList) -> impl Iterator<Item = Use> + '_ {
-        self.uses.iter().copied().filter(move |used| !used.kind.ends(list))
-    }
-}
-
-impl UseKind {
-    /// Whether an allocator gets such frames, at the latest when the builder's list has moved.
-    pub(crate) const fn is_given(self) -> bool {
-        matches!(self, Self::BuilderTables | Self::List | Self::ListAndTables)
-    }
-
-    fn ends(self, list: BuilderList) -> bool {
-        match self {
-            Self::BuilderTables => true,
-            Self::List | Self::ListAndTables => list != BuilderList::Stays,
-            _ => false,
-        }
-    }
-}
-
-/// Puts the kernel on tables of its own, in the first of `frames`, and gives the builder's to
-/// `owner`, writable in the direct map; also the builder's list, if it has moved, and what is left
-/// of `frames`.
+/// Puts the kernel on tables of its own, made of the first of `frames`. Gives `owner` the builder's
+/// tables, the builder's list if it has moved, and what is left of `frames`: all of it writable in
+/// the direct map.
 ///
-/// In the kernel's mapping, as in the direct map, code is read-only then, constants are, and
-/// nothing but code can be executed there. The builder's mapping of a list outside of it, which
-/// [`BuilderList::Moved`] says is not needed, is gone; what else the root mapped is mapped still.
+/// In the kernel's mapping, as in the direct map, code and constants are read-only then, and only
+/// code can be executed. If the list has moved ([`OldList::LeftAt`]) and the builder had mapped it
+/// elsewhere, that mapping is gone. Whatever else the root mapped is still mapped.
 ///
 /// # Errors
 /// [`ReplaceError`], with the frames: the kernel runs on the builder's tables, as before. If not
-/// even the undo worked, the frames for the tables are in it as uncertain ones; what is left of
-/// `frames` goes to `owner`, and the builder's stay in use.
+/// even the undo worked, the error has the frames for the tables as uncertain ones, `owner` gets
+/// what is left of `frames`, and the builder's tables stay in use.
 ///
 /// # Hypercalls
 /// Three, if the batch has room for [`BootMemory::own_tables`] and as many changes again: an
 /// `mmu_update`, an `mmuext_op` of three operations, an `mmu_update`.
 ///
 /// # Safety
-/// * The direct map is built, `context.root` is the root that the only vCPU runs on, and the uses
+/// * The direct map is built, the only vCPU runs on the root of `guest`, and the uses
 ///   of `memory` are what they were.
 /// * No Rust object is in `frames`, in constants or code that anybody writes, or in memory that is
 ///   executed without being code of the kernel.
@@ -132,7 +67,7 @@ impl UseKind {
 /// # use hypercall::BatchStorage;
 /// # use pv_tests::booting::Booting;
 /// # use xen_model::Role;
-/// use early_pgt::{BuilderList, replace_tables};
+/// use early_pgt::{OldList, replace_tables};
 ///
 /// let booting = Booting::new(Role::DomU, 1 << 14);
 /// let mut free = booting.build(); // all memory is mapped
@@ -144,14 +79,15 @@ impl UseKind {
 /// let mut storage = BatchStorage::<1024, 3>::new();
 /// let mut given_back = 0;
 /// let owner = |frames: hypercall::Frames| given_back += frames.count();
-/// let list = BuilderList::Stays;
-/// unsafe { replace_tables(guest, (&memory, list), own, &mut storage.batch(), owner) }?;
+/// let list = OldList::InUse;
+/// unsafe { replace_tables(&guest, &memory, list, own, &mut storage.batch(), owner) }?;
 /// assert_eq!(given_back, booting.boot.table_frames);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub unsafe fn replace_tables<M: Machine>(
-    guest: Guest<'_, M>,
-    (memory, list): (&BootMemory<'_>, BuilderList),
+    guest: &Guest<'_, M>,
+    memory: &BootMemory<'_>,
+    list: OldList,
     frames: Frames,
     batch: &mut Batch<'_>,
     mut owner: impl FnMut(Frames),
@@ -166,7 +102,7 @@ pub unsafe fn replace_tables<M: Machine>(
     };
     let tables = Pfns::new(tables.start(), needed);
     let work = Work { guest, memory, list, tables };
-    if let Err((failure, undo)) = work.replace(batch) {
+    if let Err(RoundError { failure, undo }) = work.replace(batch) {
         if undo.is_ok() {
             // SAFETY: these are the frames that came in, and no other token of them is left (I-1).
             let frames = Ok(unsafe { Frames::claim(tables.start, given) });
@@ -190,15 +126,24 @@ pub unsafe fn replace_tables<M: Machine>(
     Ok(Replaced { root: work.root(), tables })
 }
 
-/// Why, and what came of the undo.
-type Failed = (EarlyError, Result<(), EarlyError>);
-
 struct Work<'a, M> {
-    guest: Guest<'a, M>,
+    guest: &'a Guest<'a, M>,
     memory: &'a BootMemory<'a>,
-    list: BuilderList,
+    list: OldList,
     /// Root, L3, the L2s, the L1s.
     tables: Pfns,
+}
+
+/// The frames of the two roots.
+#[derive(Clone, Copy, Debug)]
+struct Roots {
+    builders: Mfn,
+    own: Mfn,
+}
+
+/// From the root `from` to the root `to`.
+const fn switch(from: Mfn, to: Mfn) -> [MmuExtOp; 3] {
+    [MmuExtOp::pin(Level::L4, to), MmuExtOp::new_baseptr(to), MmuExtOp::unpin(from)]
 }
 
 impl<M: Machine> Work<'_, M> {
@@ -215,60 +160,62 @@ impl<M: Machine> Work<'_, M> {
         self.table(2 + self.memory.kernel_l2s() + chunk)
     }
 
-    fn replace(&self, batch: &mut Batch<'_>) -> Result<(), Failed> {
-        let untouched = |failure| (failure, Ok(()));
-        let roots = self.fill().map_err(untouched)?;
+    fn replace(&self, batch: &mut Batch<'_>) -> Result<(), RoundError> {
+        let roots = self.fill()?;
         if batch.ops_max() < 3 {
-            return Err((EarlyError::NoStorage, Ok(())));
+            return Err(EarlyError::NoStorage.into());
         }
-        let changes = |direction| self.swaps(direction);
-        link(self.guest, self.tables, &changes, batch).map_err(|(done, failure)| {
-            (failure, unlink(self.guest, (self.tables, done), &changes, batch))
+        let swaps = || self.swaps();
+        let unlink = |done, batch: &mut _| unlink(self.guest, self.tables, done, &swaps, batch);
+        link(self.guest, self.tables, &swaps, batch).map_err(|Stopped { done, failure }| {
+            RoundError { failure, undo: unlink(done, batch) }
         })?;
-        let unlink_all =
-            |batch: &mut _| unlink(self.guest, (self.tables, u64::MAX), &changes, batch);
-        self.switch(roots, batch).map_err(|(done, failure)| {
-            let back = self.switch_back(roots, done, batch);
-            (failure, back.and_then(|()| unlink_all(batch)))
-        })?;
+        self.operate(&switch(roots.builders, roots.own), batch).map_err(
+            |Stopped { done, failure }| {
+                let back = self.switch_back(roots, done, batch);
+                RoundError { failure, undo: back.and_then(|()| unlink(u64::MAX, batch)) }
+            },
+        )?;
         // SAFETY: the kernel has just been switched to it (I-18).
         let own = unsafe { self.guest.with_kernel_root(self.root()) };
-        let released = protections(own, self.released(), Access::Writable);
-        apply(own, released, None, batch).map_err(|(done, stop)| {
-            let done = usize::try_from(done).unwrap_or(usize::MAX);
-            let back = (self.released().take(done), Access::ReadOnly);
-            let back = set_protected(own, back, batch);
-            let back = back.and_then(|()| self.switch_back(roots, 3, batch));
-            (stop.linking(), back.and_then(|()| unlink_all(batch)))
-        })
+        protect(&own, self.released(), Access::Writable, batch).map_err(
+            |Stopped { done, failure }| {
+                let released = self.released().take(count(done));
+                let back = protect(&own, released, Access::ReadOnly, batch);
+                let back = back.map_err(|stopped| stopped.failure);
+                let back = back.and_then(|()| self.switch_back(roots, 3, batch));
+                RoundError { failure, undo: back.and_then(|()| unlink(u64::MAX, batch)) }
+            },
+        )
     }
 
     /// The frames that become writable.
-    fn released(&self) -> impl Iterator<Item = Pfn> {
+    fn released(&self) -> impl Iterator<Item = Pfn> + Clone {
         let uses = self.memory.replaced_uses(self.list);
         let read_only = uses.filter(|used| used.kind.access() == Access::ReadOnly);
         read_only.flat_map(|used| used.pfns.iter())
     }
 
-    /// Fills all tables; the frames of both roots, the builder's first.
-    fn fill(&self) -> Result<[Mfn; 2], EarlyError> {
-        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
+    /// Fills all tables.
+    fn fill(&self) -> Result<Roots, EarlyError> {
+        let machine = self.guest.machine();
         let root = self.guest.kernel_root();
         let kernel = self.memory.place.kernel;
-        let first = PageTableIndex::new(0);
-        let kernel_slot = Level::L4.index_of(kernel);
+        let (first, kernel_slot) = (PageTableIndex::new(0), Level::L4.index_of(kernel));
         let mut entries = [Pte::ABSENT; 512];
         machine.read_entries(root, first, &mut entries)?;
         entries[usize::from(*XEN_SLOTS.start())..=usize::from(*XEN_SLOTS.end())].fill(Pte::ABSENT);
-        let old_l3 = step_down((machine, p2m), root, (kernel, Level::L4))?;
-        if let Some(slots) = self.list_slots() {
+        let list_slots = self.list_slots();
+        if let Some(slots) = list_slots.clone() {
             entries[slots].fill(Pte::ABSENT);
         }
         entries[usize::from(kernel_slot)] = self.leads_to(self.table(1))?;
         self.write(self.root(), &entries)?;
-        machine.read_entries(old_l3, first, &mut entries)?;
-        if self.list_slots().is_some_and(|slots| slots.contains(&kernel_slot.into())) {
+        if list_slots.is_some_and(|slots| slots.contains(&kernel_slot.into())) {
             entries.fill(Pte::ABSENT);
+        } else {
+            let old_l3 = entry(self.guest, kernel, Level::L3)?.table;
+            machine.read_entries(old_l3, first, &mut entries)?;
         }
         let slot = u64::from(u16::from(Level::L3.index_of(kernel)));
         for at in 0..self.memory.kernel_l2s() {
@@ -280,22 +227,22 @@ impl<M: Machine> Work<'_, M> {
         for at in 0..self.memory.kernel_l2s() {
             for (place, number) in entries.iter_mut().zip(at * 512..) {
                 let chunk = number.checked_sub(skipped);
-                let chunk = chunk.filter(|chunk| *chunk < shared_chunks(self.memory));
+                let chunk = chunk.filter(|chunk| *chunk < self.memory.shared_chunks());
                 *place = chunk.map_or(Ok(Pte::ABSENT), |chunk| self.leads_to(self.l1(chunk)))?;
             }
             self.write(self.table(2 + at), &entries)?;
         }
-        for chunk in 0..shared_chunks(self.memory) {
+        for chunk in 0..self.memory.shared_chunks() {
             self.copy_l1(chunk, &mut entries)?;
             self.write(self.l1(chunk), &entries)?;
         }
-        Ok([p2m.mfn(root)?, p2m.mfn(self.root())?])
+        Ok(Roots { builders: self.guest.mfn(root)?, own: self.guest.mfn(self.root())? })
     }
 
     /// Root slots that only the builder's mapping of a list that has moved is in.
     fn list_slots(&self) -> Option<core::ops::RangeInclusive<usize>> {
-        let BuilderList::Moved(va) = self.list else { return None };
-        let outside = |used: &Use| used.kind == UseKind::ListAndTables;
+        let OldList::LeftAt(va) = self.list else { return None };
+        let outside = |used: &FrameUse| used.kind == UseKind::ListAndTables;
         self.memory.replaced_uses(self.list).find(outside)?;
         // One word for each page; the use has the frames of the tables above, too.
         let words = self.guest.p2m().len().saturating_mul(LIST_WORD_BYTES);
@@ -306,17 +253,16 @@ impl<M: Machine> Work<'_, M> {
 
     /// The builder's L1 table `chunk`, as it is to be.
     fn copy_l1(&self, chunk: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
-        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
-        let root = self.guest.kernel_root();
+        let machine = self.guest.machine();
         let va = self.memory.place.kernel.checked_add_pages(chunk << CHUNK_SHIFT)?;
-        let (table, _) = l1_table((machine, p2m), root, va)?;
+        let table = entry(self.guest, va, Level::L1)?.table;
         machine.read_entries(table, PageTableIndex::new(0), entries)?;
         let by_xen = PteFlags::USER.union(PteFlags::GLOBAL).union(PteFlags::GUEST_KERNEL);
         for entry in entries.iter_mut().filter(|entry| entry.is_present()) {
             let flags = entry.flags().difference(by_xen);
             *entry = entry.with_flags(machine.offered(flags.union(PteFlags::NO_EXECUTE)));
         }
-        let pfns = Pfns::new(Pfn::new(chunk << CHUNK_SHIFT), CHUNK_PFNS);
+        let pfns = chunk_pfns(chunk);
         mask_chunk(entries, pfns, self.memory.uses);
         let code = self.memory.uses.iter().filter(|used| used.kind == UseKind::KernelText);
         for code in code {
@@ -332,7 +278,7 @@ impl<M: Machine> Work<'_, M> {
 
     /// An entry of the kernel's own that leads to `table`.
     fn leads_to(&self, table: Pfn) -> Result<Pte, EarlyError> {
-        Ok(Pte::new(self.guest.p2m().mfn(table)?, PteFlags::TABLE))
+        Ok(Pte::new(self.guest.mfn(table)?, PteFlags::TABLE))
     }
 
     fn write(&self, table: Pfn, entries: &[Pte; 512]) -> Result<(), EarlyError> {
@@ -342,67 +288,42 @@ impl<M: Machine> Work<'_, M> {
     }
 
     /// The entries of the direct map that lead to the builder's L1 tables, changed to lead to the
-    /// copies; or back.
-    fn swaps(&self, direction: Direction) -> impl Iterator<Item = Change> {
-        let (machine, p2m) = (self.guest.machine(), self.guest.p2m());
-        let root = self.guest.kernel_root();
-        let l1_of = move |start: GuestVa, chunk: u64| {
-            let va = start.checked_add_pages(chunk << CHUNK_SHIFT)?;
-            Ok::<_, EarlyError>((l1_table((machine, p2m), root, va)?.1, va))
-        };
-        (0..shared_chunks(self.memory)).map(move |chunk| {
-            let (old, _) = l1_of(self.memory.place.kernel, chunk)?;
-            let va = self.memory.place.direct_map.checked_add_pages(chunk << CHUNK_SHIFT)?;
-            let l2 = table_above((machine, p2m), root, (va, Level::L1))?;
-            let slot = Slot { table: p2m.mfn(l2)?, index: index(chunk) };
-            let new = leads_to(&self.guest, self.l1(chunk))?;
-            let old = leads_to_mfn(&self.guest, old);
-            Ok(match direction {
-                Direction::Forth => (MmuUpdate::set(slot, new), old),
-                Direction::Back => (MmuUpdate::set(slot, old), new),
-            })
+    /// copies.
+    fn swaps(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
+        let place = self.memory.place;
+        (0..self.memory.shared_chunks()).map(move |chunk| {
+            let pages = chunk << CHUNK_SHIFT;
+            let old = entry(self.guest, place.kernel.checked_add_pages(pages)?, Level::L1)?;
+            let above = entry(self.guest, place.direct_map.checked_add_pages(pages)?, Level::L2)?;
+            let new = self.guest.mfn(self.l1(chunk))?;
+            let [old, new] = [old.slot.table, new].map(|mfn| leads_to(self.guest, mfn));
+            Ok(Change { slot: above.slot, old, new })
         })
     }
 
-    /// From one root to the other. How many of the three operations worked, if not all.
-    fn switch(
-        &self,
-        [from, to]: [Mfn; 2],
-        batch: &mut Batch<'_>,
-    ) -> Result<(), (usize, EarlyError)> {
-        let forth =
-            [MmuExtOp::pin(Level::L4, to), MmuExtOp::new_baseptr(to), MmuExtOp::unpin(from)];
-        self.operate(forth.into_iter(), batch)
-    }
-
-    /// Undoes the first `done` operations of a switch.
+    /// Undoes the first `done` operations of the switch to the kernel's own root.
     fn switch_back(
         &self,
-        [from, to]: [Mfn; 2],
-        done: usize,
+        roots: Roots,
+        done: u64,
         batch: &mut Batch<'_>,
     ) -> Result<(), EarlyError> {
-        let back =
-            [MmuExtOp::pin(Level::L4, from), MmuExtOp::new_baseptr(from), MmuExtOp::unpin(to)];
-        let back = back.into_iter().skip(3 - done.min(3));
-        self.operate(back, batch).map_err(|(_, failure)| failure)
+        let back = switch(roots.own, roots.builders);
+        let undone = back.len() - count(done).min(back.len());
+        self.operate(&back[undone..], batch).map_err(|stopped| stopped.failure)
     }
 
-    fn operate(
-        &self,
-        ops: impl Iterator<Item = MmuExtOp>,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), (usize, EarlyError)> {
+    fn operate(&self, ops: &[MmuExtOp], batch: &mut Batch<'_>) -> Result<(), Stopped> {
         batch.clear();
         for op in ops {
-            batch.op(op).map_err(|full| (0, full.into()))?;
+            batch.op(*op).map_err(|full| Stopped { done: 0, failure: full.into() })?;
         }
         // SAFETY: both roots map the same at every address that anybody uses: the kernel's mapping,
         // the direct map, and whatever the builder's root has besides.
         unsafe { batch.submit(self.guest.machine()) }.map_err(|error| {
-            let done = batch.applied().count();
+            let done = batch.applied().count() as u64;
             batch.clear();
-            (done, EarlyError::Switch { root: self.root(), error })
+            Stopped { done, failure: EarlyError::Switch { root: self.root(), error } }
         })
     }
 }

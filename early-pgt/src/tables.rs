@@ -1,51 +1,58 @@
-//! The tables of a round, in the order in which frames of the buffer become tables.
+//! A round's tables, in the order in which frames of its buffer become tables.
 
 use hypercall::{Level, Pfn};
+use p2m::Pfns;
 
 use crate::memory::BootMemory;
-use crate::plan::{RoundPlan, shared_chunks};
-use crate::spans::{CHUNK_SHIFT, L2_SHIFT, L3_SHIFT, touches};
+use crate::spans::{CHUNK_SHIFT, L2_SHIFT, L3_SHIFT, NO_PFNS};
 
-/// What a table hangs in.
+/// One round: tables that are filled, protected and linked together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parent {
-    /// A table of the same round, not yet live: linked by a plain store.
-    Loose(Pfn),
-    /// A live table of an earlier round, to be found in the running tree: linked by Xen.
-    Live,
-    /// The root: linked by Xen.
-    Root,
+pub struct RoundPlan {
+    /// The pfns that the direct map shows after this round and did not before.
+    pub maps: Pfns,
+    /// The table buffer, `[start, top)`: frames that are mapped already.
+    pub buffer: Pfns,
+    /// How many of them become tables: `[start, end)`.
+    pub tables: u64,
 }
 
-/// A table of a round.
+impl RoundPlan {
+    pub(crate) const NONE: Self = Self { maps: NO_PFNS, buffer: NO_PFNS, tables: 0 };
+
+    /// Returns the frames that become tables.
+    #[must_use]
+    pub const fn used(&self) -> Pfns {
+        Pfns::new(self.buffer.start, self.tables)
+    }
+}
+
+/// A table of a round: a step of making it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Table {
+pub struct PlannedTable {
     /// Its level.
     pub level: Level,
     /// Its number, counted from the direct map's first address: the pfn of its first page, by the
     /// pfns that a table of this level spans.
     pub number: u64,
-    /// The frame.
-    pub frame: Pfn,
-    /// Where it is linked.
-    pub parent: Parent,
+    /// The frame of the buffer that becomes the table. `None` if it is the L1 table of this number
+    /// in the builder's mapping, which becomes part of the direct map as it is.
+    pub frame: Option<Pfn>,
+    /// The table of the same round that it hangs in, which links it by a plain store. `None` if it
+    /// hangs in the root or in a table of an earlier round: Xen links it there.
+    pub parent: Option<Pfn>,
 }
 
-/// A step of a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A frame of the buffer becomes a table.
-    Table(Table),
-    /// L1 table `number` of the builder's becomes part of the direct map, in this L2 table.
-    Share {
-        /// Which.
-        number: u64,
-        /// The L2 table, of the same round.
-        parent: Pfn,
-    },
+/// A table that the last chunk was under.
+#[derive(Clone, Copy, Debug)]
+struct Above {
+    /// Its number.
+    number: u64,
+    /// Its frame, if it is one of this round's.
+    loose: Option<Pfn>,
 }
 
-/// The steps of a round, parents before children.
+/// The tables of a round, parents before children.
 #[derive(Clone, Debug)]
 pub(crate) struct Steps<'m> {
     memory: &'m BootMemory<'m>,
@@ -56,9 +63,8 @@ pub(crate) struct Steps<'m> {
     /// The next chunk to look at.
     chunk: u64,
     next_frame: Pfn,
-    /// The L3 and L2 table that the last chunk was under, by number.
-    l3: Option<(u64, Parent)>,
-    l2: Option<(u64, Parent)>,
+    l3: Option<Above>,
+    l2: Option<Above>,
 }
 
 impl<'m> Steps<'m> {
@@ -86,52 +92,50 @@ impl<'m> Steps<'m> {
         }
     }
 
-    /// A table of this round, which the steps behind it hang in.
-    fn take(&mut self, level: Level, number: u64, parent: Parent) -> Table {
+    /// A table in the next frame.
+    fn take(&mut self, level: Level, number: u64, parent: Option<Pfn>) -> PlannedTable {
         let frame = self.next_frame;
         self.next_frame = Pfn::new(frame.raw() + 1);
-        Table { level, number, frame, parent }
+        PlannedTable { level, number, frame: Some(frame), parent }
     }
 
     /// Whether an earlier round made the table that spans block `number`.
     fn is_live(&self, shift: u32, number: u64) -> bool {
-        let mapped = self.before.iter().map(|round| round.maps);
-        touches(self.memory.regions, mapped, (shift, number))
+        self.memory.touches(shift, number, self.before.iter().map(|round| round.maps))
     }
 }
 
 impl Iterator for Steps<'_> {
-    type Item = Step;
+    type Item = PlannedTable;
 
-    fn next(&mut self) -> Option<Step> {
+    fn next(&mut self) -> Option<PlannedTable> {
         let chunk = self.find_chunk()?;
         let (l3, l2) = (chunk >> (L3_SHIFT - CHUNK_SHIFT), chunk >> (L2_SHIFT - CHUNK_SHIFT));
         let l3_table = match self.l3 {
-            Some((number, table)) if number == l3 => table,
-            _ if self.is_live(L3_SHIFT, l3) => Parent::Live,
+            Some(Above { number, loose }) if number == l3 => loose,
+            _ if self.is_live(L3_SHIFT, l3) => None,
             _ => {
-                let table = self.take(Level::L3, l3, Parent::Root);
-                self.l3 = Some((l3, Parent::Loose(table.frame)));
-                return Some(Step::Table(table));
+                let table = self.take(Level::L3, l3, None);
+                self.l3 = Some(Above { number: l3, loose: table.frame });
+                return Some(table);
             }
         };
-        self.l3 = Some((l3, l3_table));
+        self.l3 = Some(Above { number: l3, loose: l3_table });
         let l2_table = match self.l2 {
-            Some((number, table)) if number == l2 => table,
-            _ if self.is_live(L2_SHIFT, l2) => Parent::Live,
+            Some(Above { number, loose }) if number == l2 => loose,
+            _ if self.is_live(L2_SHIFT, l2) => None,
             _ => {
                 let table = self.take(Level::L2, l2, l3_table);
-                self.l2 = Some((l2, Parent::Loose(table.frame)));
-                return Some(Step::Table(table));
+                self.l2 = Some(Above { number: l2, loose: table.frame });
+                return Some(table);
             }
         };
-        self.l2 = Some((l2, l2_table));
+        self.l2 = Some(Above { number: l2, loose: l2_table });
         self.chunk += 1;
-        match l2_table {
-            Parent::Loose(parent) if chunk < shared_chunks(self.memory) => {
-                Some(Step::Share { number: chunk, parent })
-            }
-            _ => Some(Step::Table(self.take(Level::L1, chunk, l2_table))),
+        if l2_table.is_some() && chunk < self.memory.shared_chunks() {
+            let (level, frame) = (Level::L1, None);
+            return Some(PlannedTable { level, number: chunk, frame, parent: l2_table });
         }
+        Some(self.take(Level::L1, chunk, l2_table))
     }
 }

@@ -1,30 +1,17 @@
 //! The direct map on the model: every page, every protection, every cost.
-#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-use early_pgt::{Build, Plan};
-use hypercall::{BatchStorage, Counting, FrameAccess as _, Pfn};
+use early_pgt::Plan;
+use hypercall::{BatchStorage, Counting, FrameAccess as _, Frames, Pfn};
 use p2m::Pfns;
 use pv_tests::booting::Booting;
 use xen_model::{DomainConfig, Role};
 
-type Storage = BatchStorage<6000, 1>;
-
 /// Builds the whole map and gives the number of free frames, and of hypercalls.
 fn build(booting: &Booting) -> (u64, u64) {
-    let (memory, p2m) = (booting.memory(), booting.p2m());
-    let machine = Counting::new(&booting.model);
-    let plan = Plan::new(&memory).expect("a plan");
-    let mut storage = Box::new(Storage::new());
-    let mut batch = storage.batch();
-    // SAFETY: the frames exist only in the model; nobody else claims any.
-    let mut build = unsafe { Build::begin(&memory, plan) };
-    while let Some(mapped) =
-        build.round(booting.guest(&machine, &p2m), &mut batch).expect("a round")
-    {
-        booting.model.guest().set_direct_map(mapped.start, mapped.end);
-    }
-    let mut free = 0;
-    assert_eq!(build.finish(|frames| free += frames.count()), None, "nothing was refused");
+    let (p2m, machine) = (booting.p2m(), Counting::new(&booting.model));
+    let mut storage = Box::new(BatchStorage::<6000, 1>::new());
+    let free = booting.build_on(&booting.guest(&machine, &p2m), &mut storage.batch());
+    let free = free.expect("nothing is refused").iter().map(Frames::count).sum();
     (free, machine.counts().hypercalls)
 }
 
@@ -34,16 +21,17 @@ fn every_page_is_mapped_where_it_belongs_and_every_table_read_only() {
         let booting = Booting::new(role, pages);
         let (free, hypercalls) = build(&booting);
         let tables = Plan::new(&booting.memory()).expect("a plan").tables();
-        let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
-        assert_eq!(free + used + tables, pages, "{role:?} {pages:#x}: each page is accounted for");
+        assert_eq!(
+            free + booting.used_pages() + tables,
+            pages,
+            "{role:?} {pages:#x}: each page is accounted for"
+        );
         assert!(hypercalls <= 3, "{hypercalls} hypercalls");
         for pfn in (0..pages).map(Pfn::new) {
             let va = booting.model.direct_map(pfn).expect("mapped");
             let (_, pte) = booting.model.guest().l1_slot(va.raw()).expect("has a table");
             assert_eq!(Some(pte.mfn()), booting.model.guest().built_mfn(pfn));
-            let info = booting.model.frame(pte.mfn()).expect("a frame");
-            let is_table = format!("{:?}", info.kind.kind).starts_with('L');
-            assert_eq!(pte.is_writable(), !is_table, "pfn {pfn} {pte}");
+            assert_eq!(pte.is_writable(), !booting.is_table(pfn), "pfn {pfn} {pte}");
         }
         booting.check();
     }
@@ -80,8 +68,7 @@ fn a_list_outside_of_the_kernels_mapping_stays_read_only_with_its_tables() {
     assert!(first.raw() >= booting.place.kernel_pages);
     let (free, hypercalls) = build(&booting);
     let tables = Plan::new(&booting.memory()).expect("a plan").tables();
-    let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
-    assert_eq!(free + used + tables, 0x2_0000);
+    assert_eq!(free + booting.used_pages() + tables, 0x2_0000);
     assert!(hypercalls <= 6, "{hypercalls} hypercalls");
     for pfn in Pfns::new(first, frames).iter() {
         let va = booting.model.direct_map(pfn).expect("mapped");

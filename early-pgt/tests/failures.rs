@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use early_pgt::{
-    BootMemory, Build, EarlyError, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
+    BootMemory, Build, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
 };
 use hypercall::{
     BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Module, Pfn, Refusal,
@@ -33,7 +33,7 @@ fn each_update_of_a_round_can_be_refused_and_the_round_done_again() {
             let machine = FailNth::new(&booting.model, refusal_of(request, done));
             // SAFETY: the frames exist only in the model, and the build before gave up.
             let mut build = unsafe { Build::begin(&memory, plan) };
-            let round = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
+            let round = build.round(&booting.guest(&machine, &p2m), &mut storage.batch());
             let Err(error) = round else {
                 assert!(refused > 6, "{refused} requests were refused");
                 booting.check();
@@ -72,10 +72,10 @@ fn a_second_round_that_is_refused_leaves_the_first() {
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
     let guest = booting.guest(&booting.model, &p2m);
-    let first = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
+    let first = build.round(&guest, &mut storage.batch()).expect("a round").expect("one of two");
     booting.model.guest().set_direct_map(first.start, first.end);
     let machine = FailNth::new(&booting.model, refusal_of(0, 700));
-    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
+    let refused = build.round(&booting.guest(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
     booting.check();
     // A guest that gives up here has what the first round mapped.
@@ -85,8 +85,7 @@ fn a_second_round_that_is_refused_leaves_the_first() {
         assert!(frames.start().raw() + frames.count() <= first.end);
     });
     assert_eq!(doubtful, None, "the round was undone");
-    let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
-    assert_eq!(free + used + plan.rounds()[0].tables, first.end);
+    assert_eq!(free + booting.used_pages() + plan.rounds()[0].tables, first.end);
 }
 
 #[test]
@@ -101,10 +100,10 @@ fn a_round_whose_undo_is_refused_gives_its_frames_to_nobody() {
     let mut storage = BatchStorage::<500, 1>::new();
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
+    let refused = build.round(&booting.guest(&machine, &p2m), &mut storage.batch());
     let error = refused.expect_err("refused twice");
     assert!(matches!(error.undo, Err(EarlyError::Protect { .. })), "{error}");
-    let again = build.round(booting.guest(&booting.model, &p2m), &mut storage.batch());
+    let again = build.round(&booting.guest(&booting.model, &p2m), &mut storage.batch());
     let shut = EarlyError::RoundUnfinished { buffer: round };
     assert_eq!(again.map_err(|error| error.failure), Err(shut));
     let given = |pfn: Pfn| round.start <= pfn && pfn.raw() < round.end();
@@ -127,16 +126,18 @@ fn a_batch_without_room_for_the_flush_of_an_undo_is_refused_before_anything_is_c
     let mut build = unsafe { Build::begin(&memory, plan) };
     let guest = booting.guest(&booting.model, &p2m);
     let mut storage = BatchStorage::<500, 0>::new();
-    let refused = build.round(guest, &mut storage.batch());
+    let refused = build.round(&guest, &mut storage.batch());
     assert_eq!(refused, Err(EarlyError::NoStorage.into()));
     assert!(entries(&booting) == before);
     let mut storage = BatchStorage::<500, 1>::new();
-    assert!(build.round(guest, &mut storage.batch()).is_ok(), "it can be tried again");
+    assert!(build.round(&guest, &mut storage.batch()).is_ok(), "it can be tried again");
     booting.check();
 }
 
 /// A good guest's memory, changed into what cannot be.
-fn refusal(change: impl Fn(&mut Vec<Region>, &mut Vec<Use>, &mut MapPlace)) -> EarlyError {
+fn refusal(
+    change: impl Fn(&mut Vec<MemoryRegion>, &mut Vec<FrameUse>, &mut MapPlace),
+) -> EarlyError {
     let booting = Booting::new(Role::DomU, 0x2000);
     let (mut regions, mut uses, mut place) = (booting.regions, booting.uses, booting.place);
     change(&mut regions, &mut uses, &mut place);
@@ -144,8 +145,8 @@ fn refusal(change: impl Fn(&mut Vec<Region>, &mut Vec<Use>, &mut MapPlace)) -> E
     planned.expect_err("must be refused")
 }
 
-fn ram(start: u64, count: u64) -> Region {
-    Region { pfns: Pfns::new(Pfn::new(start), count), kind: RegionKind::Ram }
+fn ram(start: u64, count: u64) -> MemoryRegion {
+    MemoryRegion { pfns: Pfns::new(Pfn::new(start), count), kind: RegionKind::Ram }
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn tables_outside_ram_or_in_something_else_are_refused() {
     assert!(matches!(outside, EarlyError::OutsideRam(_)), "{outside}");
     let overlap = refusal(|_, uses, _| {
         let tables = uses.iter().find(|used| used.kind == UseKind::BuilderTables).copied();
-        uses.push(Use { kind: UseKind::Module, ..tables.expect("there are some") });
+        uses.push(FrameUse { kind: UseKind::Module, ..tables.expect("there are some") });
     });
     assert!(matches!(overlap, EarlyError::UseOverlap { .. }), "{overlap}");
 }
@@ -183,7 +184,7 @@ fn a_builder_that_mapped_too_little_is_refused() {
     assert_eq!(none, EarlyError::KernelMapping { pages: 0 });
     let full = refusal(|_, uses, place| {
         let pfns = Pfns::new(Pfn::new(0), place.kernel_pages - 1);
-        *uses = vec![Use { pfns, kind: UseKind::Reserved }];
+        *uses = vec![FrameUse { pfns, kind: UseKind::Reserved }];
     });
     assert_eq!(full, EarlyError::MappedTooLittle { free: 1, needed: 2 });
     assert!(full.to_string().contains("mapped too little"), "{full}");
@@ -225,8 +226,8 @@ fn a_module_takes_all_the_pages_that_it_lies_in() {
         let mapped = Module::Mapped { start, len_bytes };
         let unmapped = Module::Unmapped { start: Pfn::new(7), len_bytes };
         for module in [mapped, unmapped] {
-            let uses = builder_uses(&BootInfo { module, ..booting.boot }, booting.place);
-            let module = Use { pfns: Pfns::new(Pfn::new(7), count), kind: UseKind::Module };
+            let uses = booting.place.builder_uses(&BootInfo { module, ..booting.boot });
+            let module = FrameUse { pfns: Pfns::new(Pfn::new(7), count), kind: UseKind::Module };
             assert_eq!(uses.map(|[.., last]| last), Ok(Some(module)), "{len_bytes} bytes");
         }
     }
@@ -243,7 +244,7 @@ fn start_info_that_cannot_be_is_refused_before_anything_is_changed() {
     bad.nr_pages = 0;
     assert!(BootInfo::parse(&bad).is_err());
     let boot = BootInfo { root: GuestVa::new(DIRECT_MAP).expect("the guest's"), ..booting.boot };
-    let refused = builder_uses(&boot, booting.place);
+    let refused = booting.place.builder_uses(&boot);
     assert_eq!(refused, Err(EarlyError::NotInKernelMapping(boot.root)));
     booting.check();
 }
@@ -259,11 +260,11 @@ fn a_root_slot_in_use_is_refused() {
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
     let guest = booting.guest(&booting.model, &p2m);
-    let mapped = build.round(guest, &mut storage.batch()).expect("a round");
+    let mapped = build.round(&guest, &mut storage.batch()).expect("a round");
     assert!(mapped.is_some());
     // SAFETY: nothing is done with what this claims a second time.
     let mut again = unsafe { Build::begin(&memory, plan) };
-    let refused = again.round(guest, &mut storage.batch()).map_err(|error| error.failure);
+    let refused = again.round(&guest, &mut storage.batch()).map_err(|error| error.failure);
     let Err(EarlyError::RootSlotInUse { va, pte }) = refused else { panic!("{refused:?}") };
     assert_eq!((va, pte.is_present()), (booting.place.direct_map, true));
     booting.check();

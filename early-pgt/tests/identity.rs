@@ -1,10 +1,8 @@
 //! Pfns that stand for the machine's own frames, inside the builder's mapping and behind all
 //! memory.
-#![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-use early_pgt::{Build, EarlyError, Plan, Region, RegionKind, RoundError, UseKind};
-use hypercall::{Batch, BatchStorage, Errno, FrameAccess as _, Machine, MmuUpdate, Pfn, Pte, Slot};
-use hypercall::{FailNth, Refusal};
+use early_pgt::{EarlyError, MemoryRegion, Plan, RegionKind, RoundError};
+use hypercall::{BatchStorage, Errno, FailNth, FrameAccess as _, Frames, Machine, Pfn, Refusal};
 use p2m::{P2m, Pfns};
 use pv_tests::booting::{Booting, DIRECT_MAP};
 use xen_model::{DomainConfig, Role};
@@ -12,85 +10,45 @@ use xen_model::{DomainConfig, Role};
 const ISA: Pfns = Pfns::new(Pfn::new(0xa0), 0x60);
 const FIRMWARE: Pfns = Pfns::new(Pfn::new(0xf_ffc0), 0x40);
 
-fn region(start: u64, end: u64, kind: RegionKind) -> Region {
-    Region { pfns: Pfns::new(Pfn::new(start), end - start), kind }
-}
-
-/// A guest that has no memory in its ISA area any more, and wants the machine's there.
-fn guest(role: Role) -> Booting {
-    let mut booting = Booting::of(DomainConfig::new(role, 0x2000));
-    // The image is behind the area.
-    let image = booting.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
-    image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
-    booting.regions = vec![
-        region(0, ISA.start.raw(), RegionKind::Ram),
-        region(ISA.start.raw(), ISA.end(), RegionKind::Identity),
-        region(ISA.end(), 0x2000, RegionKind::Ram),
-        region(FIRMWARE.start.raw(), FIRMWARE.end(), RegionKind::Identity),
-    ];
+/// A guest that wants the machine's frames in its ISA area, and behind all memory.
+fn with_identity(role: Role) -> Booting {
+    let mut booting = Booting::with_identity(DomainConfig::new(role, 0x2000), ISA);
+    booting.regions.push(MemoryRegion { pfns: FIRMWARE, kind: RegionKind::Identity });
     booting
 }
 
-/// Takes the area's memory out of the builder's mapping and out of the frame map.
-fn give_up(booting: &Booting, p2m: &P2m<'_>) {
-    let mut storage = BatchStorage::<200, 1>::new();
-    let mut batch: Batch<'_> = storage.batch();
-    for pfn in ISA.iter() {
-        let (slot, pte) = entry(booting, booting.place.kernel.raw(), pfn).expect("mapped");
-        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
-        // SAFETY: the guest exists only in the model.
-        unsafe { p2m.depopulate(pfn) }.expect("memory");
-    }
-    // SAFETY: nothing of this host is in the model's frames.
-    unsafe { batch.submit(&booting.model) }.expect("not refused");
-    // SAFETY: the guest exists only in the model.
-    unsafe { p2m.set_identity(ISA) }.expect("absent");
-}
-
-fn entry(booting: &Booting, start: u64, pfn: Pfn) -> Option<(Slot, Pte)> {
-    booting.model.guest().l1_slot(start + (pfn.raw() << 12))
-}
-
+/// Builds the direct map. How many pages are free, in use, or tables.
 fn build<M: Machine>(booting: &Booting, machine: &M, p2m: &P2m<'_>) -> Result<u64, RoundError> {
-    let memory = booting.memory();
-    let plan = Plan::new(&memory).expect("a plan");
     let mut storage = Box::new(BatchStorage::<1000, 1>::new());
-    // SAFETY: the frames exist only in the model; a build before this one gave up.
-    let mut build = unsafe { Build::begin(&memory, plan) };
-    let guest = booting.guest(machine, p2m);
-    while let Some(mapped) = build.round(guest, &mut storage.batch())? {
-        booting.model.guest().set_direct_map(mapped.start, mapped.end);
-    }
-    let mut free = 0;
-    assert_eq!(build.finish(|frames| free += frames.count()), None, "nothing was refused");
-    let used: u64 = booting.uses.iter().map(|used| used.pfns.count).sum();
-    Ok(free + used + plan.tables())
+    let free = booting.build_on(&booting.guest(machine, p2m), &mut storage.batch())?;
+    let tables = Plan::new(&booting.memory()).expect("a plan").tables();
+    Ok(free.iter().map(Frames::count).sum::<u64>() + booting.used_pages() + tables)
 }
 
 #[test]
 fn dom0_sees_the_machines_frames_in_both_mappings_and_owns_none_of_them() {
-    let booting = guest(Role::Dom0);
+    let booting = with_identity(Role::Dom0);
     let p2m = booting.p2m();
-    give_up(&booting, &p2m);
+    booting.give_up(&p2m, ISA);
     let pages = build(&booting, &booting.model, &p2m).expect("dom0 may");
     assert_eq!(pages, booting.memory().ram(), "each page of memory is accounted for");
     for pfn in ISA.iter().chain(FIRMWARE.iter()) {
-        let (_, pte) = entry(&booting, DIRECT_MAP, pfn).expect("has a table");
+        let (_, pte) = booting.entry(DIRECT_MAP, pfn).expect("has a table");
         assert!(pte.is_present() && pte.mfn().raw() == pfn.raw(), "pfn {pfn}: {pte}");
         assert_eq!(booting.model.machine_to_phys(pte.mfn()), None);
     }
-    let (_, pte) = entry(&booting, booting.place.kernel.raw(), ISA.start).expect("shared");
+    let (_, pte) = booting.entry(booting.place.kernel.raw(), ISA.start).expect("shared");
     assert_eq!(pte.mfn().raw(), ISA.start.raw());
-    let before = entry(&booting, DIRECT_MAP, Pfn::new(ISA.start.raw() - 1)).expect("memory").1;
+    let before = booting.entry(DIRECT_MAP, Pfn::new(ISA.start.raw() - 1)).expect("memory").1;
     assert_eq!(p2m.pfn(&booting.model, before.mfn()), Ok(Pfn::new(ISA.start.raw() - 1)));
     booting.check();
 }
 
 #[test]
 fn each_page_of_the_machines_can_be_refused_and_the_round_done_again() {
-    let booting = guest(Role::Dom0);
+    let booting = with_identity(Role::Dom0);
     let p2m = booting.p2m();
-    give_up(&booting, &p2m);
+    booting.give_up(&p2m, ISA);
     let tables = usize::try_from(Plan::new(&booting.memory()).expect("a plan").tables());
     let tables = tables.expect("few");
     for done in [tables, tables + 1, tables + 0x5f, tables + 0x60] {
@@ -102,7 +60,7 @@ fn each_page_of_the_machines_can_be_refused_and_the_round_done_again() {
         let kernel = booting.place.kernel.raw();
         assert!(
             ISA.iter().all(|pfn| {
-                entry(&booting, kernel, pfn).is_some_and(|(_, pte)| !pte.is_present())
+                booting.entry(kernel, pfn).is_some_and(|(_, pte)| !pte.is_present())
             })
         );
         booting.check();
@@ -112,9 +70,9 @@ fn each_page_of_the_machines_can_be_refused_and_the_round_done_again() {
 
 #[test]
 fn a_domu_is_refused_and_all_is_as_it_was() {
-    let booting = guest(Role::DomU);
+    let booting = with_identity(Role::DomU);
     let p2m = booting.p2m();
-    give_up(&booting, &p2m);
+    booting.give_up(&p2m, ISA);
     let error = build(&booting, &booting.model, &p2m).expect_err("a domU may not");
     assert_eq!(error.undo, Ok(()));
     let text = error.to_string();
@@ -126,7 +84,7 @@ fn a_domu_is_refused_and_all_is_as_it_was() {
 
 #[test]
 fn memory_is_never_taken_for_the_machines() {
-    let booting = guest(Role::Dom0);
+    let booting = with_identity(Role::Dom0);
     // Nothing was given up: the frame map says that there is memory.
     let error = build(&booting, &booting.model, &booting.p2m()).expect_err("memory");
     assert_eq!(error, EarlyError::NotIdentity(ISA.start).into());

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use early_pgt::{Access, Marks, PastPgt, Use, UseKind, mask_rw, set_access};
+use early_pgt::{Access, FrameUse, Marks, PastPgt, UseKind, mask_rw, set_access};
 use hypercall::{
     BatchStorage, Call, DomId, FrameAccess as _, Hypercalls as _, Level, MmuExtOp, MmuUpdate, Pfn,
     Pte, PteFlags, Request, Slot,
@@ -61,7 +61,7 @@ impl Linux<'_> {
                     Kernel::WithFix => marks.all(),
                     Kernel::WithoutFix => marks.tables(),
                 };
-                let buffer = Use { pfns: read_only, kind: UseKind::TableBuffer };
+                let buffer = FrameUse { pfns: read_only, kind: UseKind::TableBuffer };
                 let at = PageTableIndex::new_truncate((pfn.raw() % CHUNK) as u16);
                 let pte = mask_rw(pte, pfn, &[buffer]);
                 // SAFETY: frames of the model's guest.
@@ -103,9 +103,9 @@ impl Linux<'_> {
     fn pin(&self, table: Pfn) -> Result<(), String> {
         let guest = self.booting.guest(&self.booting.model, &self.p2m);
         let mut storage = BatchStorage::<1, 1>::new();
-        let change = (Pfns::new(table, 1), Access::ReadOnly);
+        let (frame, batch) = (Pfns::new(table, 1), &mut storage.batch());
         // SAFETY: frames of the model's guest.
-        unsafe { set_access(guest, change, &mut storage.batch()) }.map_err(|e| e.to_string())?;
+        unsafe { set_access(&guest, frame, Access::ReadOnly, batch) }.map_err(|e| e.to_string())?;
         let pin = [MmuExtOp::pin(Level::L1, self.p2m.mfn(table).expect("RAM"))];
         let mut calls = [Call::new(Request::MmuExt(&pin, DomId::SELF))];
         // SAFETY: as above.

@@ -3,7 +3,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 use early_pgt::{
-    BootMemory, EarlyError, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
+    BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
 };
 use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
 use p2m::Pfns;
@@ -43,7 +43,7 @@ fn a_module_that_begins_anywhere_keeps_each_page_that_a_byte_of_it_is_in() {
     let booting = Booting::new(Role::DomU, 1 << 14);
     let kept = |offset, len_bytes| {
         let module = Module::Mapped { start: byte(&booting, 0x300, offset), len_bytes };
-        let uses = builder_uses(&BootInfo { module, ..booting.boot }, booting.place);
+        let uses = booting.place.builder_uses(&BootInfo { module, ..booting.boot });
         uses.map(|[.., module]| module.map(|module| module.pfns))
     };
     assert_eq!(kept(0x800, 0x1000), Ok(Some(pfns(0x300, 2))));
@@ -58,7 +58,7 @@ fn the_last_page_of_a_module_that_begins_within_one_is_never_free() {
     let mut booting = Booting::new(Role::DomU, 1 << 14);
     let module = Module::Mapped { start: byte(&booting, 0x300, 0x800), len_bytes: 0x1000 };
     let boot = BootInfo { module, ..booting.boot };
-    let [.., module] = builder_uses(&boot, booting.place).expect("in the mapping");
+    let [.., module] = booting.place.builder_uses(&boot).expect("in the mapping");
     booting.uses.extend(module);
     for run in booting.build() {
         let run = pfns(run.start().raw(), run.count());
@@ -76,7 +76,7 @@ fn a_list_that_begins_within_a_page_is_refused_by_its_address_or_keeps_its_last_
     assert_eq!(refused, Err(BootInfoError::Unaligned("mfn_list", mfn_list)));
     // A port that finds its list elsewhere.
     let p2m_list = GuestVa::new(mfn_list).expect("the guest's");
-    let uses = builder_uses(&BootInfo { p2m_list, ..booting.boot }, booting.place);
+    let uses = booting.place.builder_uses(&BootInfo { p2m_list, ..booting.boot });
     let [_, list, _] = uses.expect("in the mapping");
     assert_eq!(list.map(|list| list.pfns.count), Some(33), "the words reach into a 33rd page");
 }
@@ -86,7 +86,7 @@ fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() 
     let booting = Booting::new(Role::DomU, 1 << 14);
     let pages = booting.place.kernel_pages;
     let behind = byte(&booting, pages, 0);
-    let refused = |boot: BootInfo| builder_uses(&boot, booting.place).map(drop);
+    let refused = |boot: BootInfo| booting.place.builder_uses(&boot).map(drop);
     let module =
         |start, len_bytes| BootInfo { module: Module::Mapped { start, len_bytes }, ..booting.boot };
     assert_eq!(refused(module(byte(&booting, pages - 1, 0xff0), 0x10)), Ok(()));
@@ -102,7 +102,11 @@ fn what_leaves_the_builders_mapping_is_refused_with_the_first_address_outside() 
 }
 
 /// What is said of these two uses.
-fn overlap(booting: &Booting, one: Use, other: Use) -> core::result::Result<(), EarlyError> {
+fn overlap(
+    booting: &Booting,
+    one: FrameUse,
+    other: FrameUse,
+) -> core::result::Result<(), EarlyError> {
     BootMemory::new(&booting.regions, &[one, other], booting.place).map(drop)
 }
 
@@ -110,10 +114,10 @@ fn overlap(booting: &Booting, one: Use, other: Use) -> core::result::Result<(), 
 fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
     let booting = Booting::new(Role::DomU, 1 << 14);
     for given in GIVEN {
-        let used = Use { pfns: pfns(0x100, 0x40), kind: given };
+        let used = FrameUse { pfns: pfns(0x100, 0x40), kind: given };
         for kind in KINDS {
             for place in [pfns(0x13f, 0x10), pfns(0xf0, 0x11), pfns(0x110, 1), used.pfns] {
-                let other = Use { pfns: place, kind };
+                let other = FrameUse { pfns: place, kind };
                 for (first, second) in [(used, other), (other, used)] {
                     match overlap(&booting, first, second) {
                         Err(EarlyError::UseOverlap { used: one, other: two }) => {
@@ -125,7 +129,7 @@ fn what_an_allocator_gets_later_is_in_no_other_use_of_any_kind() {
                 }
             }
             for beside in [pfns(0x140, 0x10), pfns(0xf0, 0x10)] {
-                assert_eq!(overlap(&booting, used, Use { pfns: beside, kind }), Ok(()));
+                assert_eq!(overlap(&booting, used, FrameUse { pfns: beside, kind }), Ok(()));
             }
         }
     }
@@ -136,14 +140,14 @@ fn what_stays_in_use_may_share_pages() {
     let booting = Booting::new(Role::DomU, 1 << 14);
     let stays = KINDS.into_iter().filter(|kind| !GIVEN.contains(kind));
     for (one, other) in stays.clone().flat_map(|one| stays.clone().map(move |two| (one, two))) {
-        let one = Use { pfns: pfns(0x100, 0x40), kind: one };
-        assert_eq!(overlap(&booting, one, Use { pfns: pfns(0x13f, 2), kind: other }), Ok(()));
+        let one = FrameUse { pfns: pfns(0x100, 0x40), kind: one };
+        assert_eq!(overlap(&booting, one, FrameUse { pfns: pfns(0x13f, 2), kind: other }), Ok(()));
     }
     // A module that shares its first page with `start_info`.
     let mut booting = booting;
     let start_info = booting.uses.iter().find(|used| used.kind == UseKind::StartInfo);
     let shared = pfns(start_info.expect("there is one").pfns.start.raw(), 1);
-    booting.uses.push(Use { pfns: shared, kind: UseKind::Module });
+    booting.uses.push(FrameUse { pfns: shared, kind: UseKind::Module });
     assert!(Plan::new(&booting.memory()).is_ok());
 }
 
@@ -189,8 +193,8 @@ fn whatever_start_info_says_it_is_refused_or_every_byte_is_in_a_page_that_is_in_
         info.first_p2m_pfn = or_odd(random, 0x400)?;
         info.nr_p2m_frames = or_odd(random, 0)?;
         let Ok(boot) = BootInfo::parse(&info) else { return Ok(()) };
-        let Ok(uses) = builder_uses(&boot, booting.place) else { return Ok(()) };
-        let uses: Vec<Use> = uses.into_iter().flatten().collect();
+        let Ok(uses) = booting.place.builder_uses(&boot) else { return Ok(()) };
+        let uses: Vec<FrameUse> = uses.into_iter().flatten().collect();
         let holds = |va: u64| {
             let pfn = (va - booting.place.kernel.raw()) >> 12;
             uses.iter().any(|used| used.pfns.start.raw() <= pfn && pfn < used.pfns.end())
@@ -206,7 +210,7 @@ fn whatever_start_info_says_it_is_refused_or_every_byte_is_in_a_page_that_is_in_
             return Ok(());
         };
         for free in memory.free() {
-            let is_used = |used: &Use| {
+            let is_used = |used: &FrameUse| {
                 free.start.raw() < used.pfns.end() && used.pfns.start.raw() < free.end()
             };
             assert!(!uses.iter().any(is_used), "{free:?} of {uses:?}");
@@ -228,11 +232,11 @@ fn a_memory_of_odd_numbers_is_refused_or_planned() {
         let mut regions = Vec::new();
         for right in [pfns(0, 0x2000), pfns(0x3000, 0x1000)] {
             let kind = *random.choose(&[RegionKind::Ram, RegionKind::Ram, RegionKind::Identity])?;
-            regions.push(Region { pfns: run(random, right)?, kind });
+            regions.push(MemoryRegion { pfns: run(random, right)?, kind });
         }
         let mut uses = Vec::new();
         for right in [pfns(0x100, 0x200), pfns(0x300, 5), pfns(0x3000, 0x40)] {
-            uses.push(Use { pfns: run(random, right)?, kind: *random.choose(&KINDS)? });
+            uses.push(FrameUse { pfns: run(random, right)?, kind: *random.choose(&KINDS)? });
         }
         let direct_map = GuestVa::new(or_odd(random, 0xffff_8800_0000_0000)?);
         let kernel = GuestVa::new(or_odd(random, 0xffff_ffff_8000_0000)?);

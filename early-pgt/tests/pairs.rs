@@ -4,20 +4,19 @@
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use early_pgt::{
-    Access, Build, BuilderList, Change, Direction, EarlyError, Plan, Region, RegionKind,
-    ReplaceError, RoundError, RoundPlan, TableBuffer, TableRound, Use, UseKind, replace_tables,
-    set_access,
+    Access, Build, Change, EarlyError, OldList, Plan, ReplaceError, RoundError, RoundPlan,
+    TableBuffer, TableRound, replace_tables, set_access,
 };
 use hypercall::{
-    Batch, BatchStorage, FrameAccess as _, Frames, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
-    Slot, Uncertain,
+    Batch, BatchStorage, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refusals, Slot,
+    Uncertain,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns, walk};
 use pv_tests::account::Account;
 use pv_tests::booting::{Booting, DIRECT_MAP};
-use pv_tests::pairs::{self, Plan as Refusals, around};
+use pv_tests::pairs::{self, around};
 use x86_64::structures::paging::PageTableIndex;
-use xen_model::{DomainConfig, Role};
+use xen_model::{DomainConfig, Model, Role};
 
 const PAGES: u64 = 0x2000;
 
@@ -33,24 +32,12 @@ fn doubtful(doubtful: &Uncertain) -> impl Iterator<Item = Pfn> {
     run(Pfns::new(doubtful.start(), doubtful.count()))
 }
 
-/// Whether Xen has the frame as a table.
-fn is_table(booting: &Booting, pfn: Pfn) -> bool {
-    let mfn = booting.model.guest().built_mfn(pfn).expect("RAM");
-    let kind = booting.model.frame(mfn).expect("a frame").kind;
-    kind.count > 0 && format!("{:?}", kind.kind).starts_with('L')
-}
-
-/// The entry for `pfn` in a mapping that begins at `start`.
-fn entry(booting: &Booting, start: u64, pfn: Pfn) -> Pte {
-    booting.model.guest().l1_slot(start + (pfn.raw() << 12)).map_or(Pte::ABSENT, |(_, pte)| pte)
-}
-
 /// Frames that somebody gets are no tables, and writable wherever they are mapped.
 fn check_free<'f>(booting: &Booting, free: impl Iterator<Item = &'f Frames>) {
     for pfn in free.flat_map(frames) {
-        assert!(!is_table(booting, pfn), "pfn {pfn} is given away and a table");
+        assert!(!booting.is_table(pfn), "pfn {pfn} is given away and a table");
         for start in [booting.place.kernel.raw(), DIRECT_MAP] {
-            let pte = entry(booting, start, pfn);
+            let pte = booting.entry(start, pfn).map_or(Pte::ABSENT, |(_, pte)| pte);
             assert!(!pte.is_present() || pte.is_writable(), "pfn {pfn} is given away: {pte}");
         }
     }
@@ -60,12 +47,11 @@ fn check_free<'f>(booting: &Booting, free: impl Iterator<Item = &'f Frames>) {
 /// it, if one did.
 fn build<M: Machine>(
     booting: &Booting,
-    (machine, p2m): (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     batch: &mut Batch<'_>,
 ) -> Option<RoundError> {
     let memory = booting.memory();
     let plan = Plan::new(&memory).expect("a plan");
-    let guest = booting.guest(machine, p2m);
     // SAFETY: the frames exist only in the model; nobody else claims any.
     let mut build = unsafe { Build::begin(&memory, plan) };
     let mut done = 0;
@@ -106,38 +92,20 @@ fn build<M: Machine>(
     account.assert_balanced();
     check_free(booting, free.iter());
     for round in &plan.rounds()[..done] {
-        assert!(run(round.used()).all(|pfn| is_table(booting, pfn)));
+        assert!(run(round.used()).all(|pfn| booting.is_table(pfn)));
     }
     booting.check();
     failed
 }
 
-/// A guest of whose mapped pages all but six are in use, so that it takes two rounds.
-fn two_rounds() -> Booting {
-    let mut booting = Booting::new(Role::DomU, PAGES);
-    let mapped = booting.place.kernel_pages;
-    let free = booting.memory().free().map(|run| (run.start.raw(), run.end().min(mapped)));
-    let free: Vec<_> = free.filter(|(start, end)| start < end).collect();
-    let largest = free.iter().copied().max_by_key(|(start, end)| end - start).expect("some");
-    let reserved = |(start, end): (u64, u64)| {
-        let end = if (start, end) == largest { end - 6 } else { end };
-        let pfns = Pfns::new(Pfn::new(start), end - start);
-        Use { pfns, kind: UseKind::Reserved }
-    };
-    let reserved: Vec<_> = free.into_iter().map(reserved).collect();
-    booting.uses.extend(reserved);
-    assert_eq!(Plan::new(&booting.memory()).expect("a plan").rounds().len(), 2);
-    booting
-}
-
 #[test]
 fn a_direct_map_of_two_rounds_is_made_whichever_two_requests_are_refused() {
     pairs::run("early-pgt", "two_rounds", |plan: &Refusals<'_>| {
-        let booting = two_rounds();
+        let booting = Booting::new(Role::DomU, PAGES).in_two_rounds();
         let (p2m, machine) = (booting.p2m(), around(&booting.model, plan));
         // Room for a part of a round, so that it takes several requests.
         let mut storage = BatchStorage::<7, 1>::new();
-        let failed = build(&booting, (&machine, &p2m), &mut storage.batch());
+        let failed = build(&booting, &booting.guest(&machine, &p2m), &mut storage.batch());
         assert!(failed.is_none() || plan.refused() == 2, "{failed:?}");
     });
 }
@@ -146,49 +114,18 @@ fn a_direct_map_of_two_rounds_is_made_whichever_two_requests_are_refused() {
 fn the_machines_own_pages_are_mapped_whichever_two_requests_are_refused() {
     pairs::run("early-pgt", "identity", |plan: &Refusals<'_>| {
         let isa = Pfns::new(Pfn::new(0xa0), 5);
-        let mut booting = Booting::of(DomainConfig::new(Role::Dom0, PAGES));
-        let image = booting.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
-        image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
-        let region = |start: u64, end: u64, kind| Region {
-            pfns: Pfns::new(Pfn::new(start), end - start),
-            kind,
-        };
-        booting.regions = vec![
-            region(0, isa.start.raw(), RegionKind::Ram),
-            region(isa.start.raw(), isa.end(), RegionKind::Identity),
-            region(isa.end(), PAGES, RegionKind::Ram),
-        ];
+        let booting = Booting::with_identity(DomainConfig::new(Role::Dom0, PAGES), isa);
         let (p2m, machine) = (booting.p2m(), around(&booting.model, plan));
+        booting.give_up(&p2m, isa);
         let mut storage = BatchStorage::<40, 1>::new();
-        let mut batch = storage.batch();
-        for pfn in isa.iter() {
-            let va = booting.place.kernel.raw() + (pfn.raw() << 12);
-            let (slot, pte) = booting.model.guest().l1_slot(va).expect("mapped");
-            batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
-            // SAFETY: only the model's memory is at stake.
-            unsafe { p2m.depopulate(pfn) }.expect("memory");
-        }
-        // SAFETY: as above.
-        unsafe { batch.submit(&booting.model) }.expect("not refused");
-        // SAFETY: as above.
-        unsafe { p2m.set_identity(isa) }.expect("absent");
-        let failed = build(&booting, (&machine, &p2m), &mut batch);
+        let failed = build(&booting, &booting.guest(&machine, &p2m), &mut storage.batch());
         assert!(failed.is_none() || plan.refused() == 2, "{failed:?}");
     });
 }
 
 /// A guest whose direct map is built, with code and constants in its image, and its free frames.
 fn built() -> (Booting, Vec<Frames>) {
-    let mut config = DomainConfig::new(Role::DomU, PAGES);
-    config.kernel_pages = 0x200;
-    let mut booting = Booting::of(config);
-    booting.uses.retain(|used| used.kind != UseKind::KernelData);
-    let used = |start, count, kind| Use { pfns: Pfns::new(Pfn::new(start), count), kind };
-    booting.uses.extend([
-        used(0x101, 9, UseKind::KernelText),
-        used(0x10a, 3, UseKind::KernelConstants),
-        used(0x10d, 0xf3, UseKind::KernelData),
-    ]);
+    let booting = Booting::with_code(Model::builder(), DomainConfig::new(Role::DomU, PAGES));
     let free = booting.build();
     (booting, free)
 }
@@ -199,7 +136,7 @@ fn the_builders_tables_are_replaced_whichever_two_requests_are_refused() {
         let (booting, mut free) = built();
         let (p2m, memory) = (booting.p2m(), booting.memory());
         let machine = around(&booting.model, plan);
-        let list = BuilderList::Moved(booting.boot.p2m_list);
+        let list = OldList::LeftAt(booting.boot.p2m_list);
         let before = booting.model.guest().kernel_root();
         let needed = memory.own_tables();
         let mut storage = BatchStorage::<9, 3>::new();
@@ -217,11 +154,11 @@ fn the_builders_tables_are_replaced_whichever_two_requests_are_refused() {
             let owner = |frames| free.push(frames);
             // SAFETY: the frames exist only in the model, and nothing is executed.
             let replaced =
-                unsafe { replace_tables(guest, (&memory, list), own, &mut storage.batch(), owner) };
+                unsafe { replace_tables(&guest, &memory, list, own, &mut storage.batch(), owner) };
             match replaced {
                 Ok(replaced) => {
                     account.found("own tables", run(replaced.tables));
-                    assert!(run(replaced.tables).all(|pfn| is_table(&booting, pfn)));
+                    assert!(run(replaced.tables).all(|pfn| booting.is_table(pfn)));
                     break;
                 }
                 Err(ReplaceError { undo: Ok(()), frames: Ok(frames), .. }) => {
@@ -249,40 +186,31 @@ fn the_builders_tables_are_replaced_whichever_two_requests_are_refused() {
 
 /// The first empty slot behind those of the direct map, in the L2 table that leads to its end.
 fn free_slot(booting: &Booting, p2m: &P2m<'_>) -> Slot {
-    let last = hypercall::GuestVa::new(DIRECT_MAP + ((PAGES - 1) << 12)).expect("the guest's");
-    let mut table = booting.root;
-    for level in [Level::L4, Level::L3] {
-        let pte = booting.model.read_entry(table, level.index_of(last)).expect("mapped");
-        table = p2m.pfn(&booting.model, pte.mfn()).expect("the guest's");
-    }
-    let index = PageTableIndex::new(u16::from(Level::L2.index_of(last)) + 1);
-    Slot { table: p2m.mfn(table).expect("RAM"), index }
+    let last = GuestVa::new(DIRECT_MAP + ((PAGES - 1) << 12)).expect("the guest's");
+    let path = walk(&booting.guest(&booting.model, p2m), booting.root, last).expect("mapped");
+    let Slot { table, index } = path.at(Level::L2).expect("mapped").slot;
+    Slot { table, index: PageTableIndex::new(u16::from(index) + 1) }
 }
 
 /// Takes two tables out of the buffer, and links the first.
 fn fill<M: Machine>(
     booting: &Booting,
-    (machine, p2m): (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     mut round: TableRound<'_>,
     batch: &mut Batch<'_>,
 ) -> Result<Pfns, RoundError> {
     let (first, second) = (round.take()?, round.take()?);
     for table in [first, second] {
         // SAFETY: the frames exist only in the model, and are loose.
-        unsafe { machine.write_entries(table, PageTableIndex::new(0), &[Pte::ABSENT; 512]) }
-            .expect("writable");
+        unsafe {
+            guest.machine().write_entries(table, PageTableIndex::new(0), &[Pte::ABSENT; 512])
+        }
+        .expect("writable");
     }
-    let link = Pte::new(p2m.mfn(first).expect("RAM"), PteFlags::TABLE);
-    let slot = free_slot(booting, p2m);
-    let links = |direction| {
-        let change: Change = Ok(match direction {
-            Direction::Forth => (MmuUpdate::set(slot, link), Pte::ABSENT),
-            Direction::Back => (MmuUpdate::set(slot, Pte::ABSENT), link),
-        });
-        [change].into_iter()
-    };
+    let new = Pte::new(guest.mfn(first).expect("RAM"), PteFlags::TABLE);
+    let change = Change { slot: free_slot(booting, guest.p2m()), old: Pte::ABSENT, new };
     // SAFETY: the frames are filled, and the slot is nobody's.
-    unsafe { round.finish(booting.guest(machine, p2m), links, batch) }
+    unsafe { round.finish(guest, || [Ok(change)].into_iter(), batch) }
 }
 
 #[test]
@@ -298,7 +226,7 @@ fn a_table_buffer_shuts_rather_than_hand_out_a_table_whichever_two_requests_are_
         loop {
             let round = buffer.begin().expect("closed");
             let batch = &mut storage.batch();
-            match fill(&booting, (&machine, &p2m), round, batch) {
+            match fill(&booting, &booting.guest(&machine, &p2m), round, batch) {
                 Ok(tables) => {
                     account.found("tables", run(tables));
                     break;
@@ -335,14 +263,15 @@ fn pages_become_read_only_and_writable_again_whichever_two_requests_are_refused(
             loop {
                 let guest = booting.guest(&machine, &p2m);
                 // SAFETY: nobody uses the pages.
-                let set = unsafe { set_access(guest, (pfns, access), &mut storage.batch()) };
+                let set = unsafe { set_access(&guest, pfns, access, &mut storage.batch()) };
                 let changed = |pfn| {
-                    entry(&booting, kernel, pfn).is_writable() == (access == Access::Writable)
+                    let (_, pte) = booting.entry(kernel, pfn).expect("mapped");
+                    pte.is_writable() == (access == Access::Writable)
                 };
                 match set {
                     Ok(()) => break assert!(pfns.iter().all(changed)),
-                    Err(EarlyError::Protect { table, .. }) => {
-                        let before = table.offset_from(pfns.start).expect("one of them");
+                    Err(EarlyError::Protect { frame, .. }) => {
+                        let before = frame.offset_from(pfns.start).expect("one of them");
                         assert!(Pfns::new(pfns.start, before).iter().all(changed));
                     }
                     Err(error) => panic!("{error}"),

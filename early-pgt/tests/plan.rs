@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use arbtest::arbitrary::{Result, Unstructured};
 use early_pgt::{
-    Access, BootMemory, MapPlace, Parent, Plan, ROUNDS_MAX, Region, RegionKind, RoundPlan, Step,
-    Use, UseKind, access_of, mask_rw,
+    Access, BootMemory, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, RoundPlan, UseKind,
+    mask_rw,
 };
 use hypercall::{GuestVa, Level, Mfn, Pfn, Pte, PteFlags};
 use p2m::Pfns;
@@ -15,7 +15,6 @@ const MIB: u64 = 256;
 const GIB: u64 = 1024 * MIB;
 const TIB: u64 = 1024 * GIB;
 
-/// A guest's memory, as numbers.
 /// Where the builder's list is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum List {
@@ -25,10 +24,11 @@ enum List {
     Outside,
 }
 
+/// A guest's memory, as numbers.
 #[derive(Debug)]
 struct Numbers {
-    regions: Vec<Region>,
-    uses: Vec<Use>,
+    regions: Vec<MemoryRegion>,
+    uses: Vec<FrameUse>,
     place: MapPlace,
 }
 
@@ -39,9 +39,10 @@ fn pfns(start: u64, count: u64) -> Pfns {
 impl Numbers {
     /// A guest of `pages` in the given runs behind the first one.
     fn new(first: u64, more: &[(u64, u64)], list_at: List) -> Self {
-        let ram = |pfns| Region { pfns, kind: RegionKind::Ram };
+        let ram = |pfns| MemoryRegion { pfns, kind: RegionKind::Ram };
         let more_regions = more.iter().map(|(start, count)| ram(pfns(*start, *count)));
-        let regions: Vec<Region> = [ram(pfns(0, first))].into_iter().chain(more_regions).collect();
+        let regions: Vec<MemoryRegion> =
+            [ram(pfns(0, first))].into_iter().chain(more_regions).collect();
         let pages: u64 = regions.iter().map(|region| region.pfns.count).sum();
         let list = pages.div_ceil(512);
         let image = 0x100 + 0x600;
@@ -51,15 +52,15 @@ impl Numbers {
         let count = 8 + tables / 512;
         let kernel_pages = (tables + count + 1 + 128).next_multiple_of(1024);
         let mut uses = vec![
-            Use { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },
-            Use { pfns: pfns(image + inside, 1), kind: UseKind::StartInfo },
-            Use { pfns: pfns(tables, count), kind: UseKind::BuilderTables },
+            FrameUse { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },
+            FrameUse { pfns: pfns(image + inside, 1), kind: UseKind::StartInfo },
+            FrameUse { pfns: pfns(tables, count), kind: UseKind::BuilderTables },
         ];
         uses.push(if list_at == List::Outside {
             let outside = list + list.div_ceil(512) + 3;
-            Use { pfns: pfns(kernel_pages, outside), kind: UseKind::ListAndTables }
+            FrameUse { pfns: pfns(kernel_pages, outside), kind: UseKind::ListAndTables }
         } else {
-            Use { pfns: pfns(image, list), kind: UseKind::List }
+            FrameUse { pfns: pfns(image, list), kind: UseKind::List }
         });
         let va = |va| GuestVa::new(va).expect("the guest's");
         let place = MapPlace {
@@ -88,34 +89,34 @@ fn check(numbers: &Numbers, plan: &Plan) {
     for (round, steps) in plan.rounds().iter().zip(plan.steps(&memory)) {
         let mut loose = BTreeSet::new();
         let mut made = BTreeSet::new();
-        for step in steps {
-            let table = match step {
-                Step::Share { number, parent } => {
-                    assert!(loose.contains(&parent) && number * 512 < numbers.place.kernel_pages);
-                    assert!(leaves.insert(number), "the builder's L1 {number} is shared once");
-                    continue;
-                }
-                Step::Table(table) => table,
+        for table in steps {
+            let Some(frame) = table.frame else {
+                let (parent, number) = (table.parent.expect("a new L2"), table.number);
+                assert!(loose.contains(&parent) && number * 512 < numbers.place.kernel_pages);
+                assert!(leaves.insert(number), "the builder's L1 {number} is shared once");
+                assert_eq!(table.level, Level::L1);
+                continue;
             };
-            assert!(seen.insert(table.frame), "{table:?}: a frame is one table");
-            let is_mapped = mapped.iter().any(|run| run.iter().any(|pfn| pfn == table.frame));
+            assert!(seen.insert(frame), "{table:?}: a frame is one table");
+            let is_mapped = mapped.iter().any(|run| run.iter().any(|pfn| pfn == frame));
             assert!(is_mapped, "{table:?}: a table is mapped before it is one");
-            assert!(is_free(table.frame), "{table:?}: nobody uses it");
-            assert!(round.used().iter().any(|pfn| pfn == table.frame), "{table:?}: of the buffer");
-            match table.parent {
-                Parent::Loose(parent) => assert!(loose.contains(&parent), "{table:?}"),
-                Parent::Live if table.level == Level::L1 => {
+            assert!(is_free(frame), "{table:?}: nobody uses it");
+            assert!(round.used().iter().any(|pfn| pfn == frame), "{table:?}: of the buffer");
+            match (table.parent, table.level) {
+                (Some(parent), _) => assert!(loose.contains(&parent), "{table:?}"),
+                (None, Level::L1) => {
                     assert!(live.contains(&(Level::L2, table.number / 512)), "{table:?}");
                 }
-                Parent::Live => {
+                (None, Level::L2) => {
                     assert!(live.contains(&(Level::L3, table.number / 512)), "{table:?}");
                 }
-                Parent::Root => assert_eq!(table.level, Level::L3),
+                // It hangs in the root.
+                (None, level) => assert_eq!(level, Level::L3),
             }
             if table.level == Level::L1 {
                 assert!(leaves.insert(table.number), "{table:?}: nothing is mapped twice");
             }
-            loose.insert(table.frame);
+            loose.insert(frame);
             assert!(made.insert((table.level, table.number)), "{table:?}");
             assert!(!live.contains(&(table.level, table.number)), "{table:?}: made once");
         }
@@ -168,7 +169,7 @@ fn any_guest_up_to_16_tib_is_planned_in_few_rounds() {
         let numbers = guest(u, 31)?;
         let memory = numbers.memory();
         let plan = Plan::new(&memory).expect("a plan");
-        assert!(plan.rounds().len() <= ROUNDS_MAX, "{plan:?}");
+        assert!(plan.rounds().len() <= Plan::ROUNDS_MAX, "{plan:?}");
         let free: u64 = memory.free().map(|run| run.count).sum();
         assert!(plan.tables() < free, "{plan:?}");
         let maps: u64 = plan.rounds().iter().map(|round| round.maps.count).sum();
@@ -223,10 +224,10 @@ fn what_is_read_only_follows_from_its_use() {
     ];
     let entry = Pte::new(Mfn::new(0x203), PteFlags::KERNEL_RW);
     for (kind, access) in table {
-        let uses = [Use { pfns: pfns(0x40, 2), kind }];
+        let uses = [FrameUse { pfns: pfns(0x40, 2), kind }];
         for (pfn, wanted) in [(0x3f, Access::Writable), (0x40, access), (0x41, access)] {
             let pfn = Pfn::new(pfn);
-            assert_eq!(access_of(pfn, &uses), wanted, "{kind:?} at {pfn}");
+            assert_eq!(Access::of(pfn, &uses), wanted, "{kind:?} at {pfn}");
             let masked = mask_rw(entry, pfn, &uses);
             assert_eq!(masked.is_writable(), wanted == Access::Writable, "{kind:?} at {pfn}");
             assert_eq!(masked.mfn(), entry.mfn());

@@ -2,22 +2,18 @@
 //! Xen refuses.
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
-use early_pgt::{
-    BuilderList, EarlyError, Plan, ReplaceError, Replaced, Use, UseKind, replace_tables,
-};
+use early_pgt::{EarlyError, OldList, Plan, ReplaceError, Replaced, replace_tables};
 use hypercall::{
     BatchStorage, Errno, FailNth, FrameAccess as _, Frames, GuestVa, Level, Machine, Pfn, Pte,
     PteFlags, Refusal,
 };
 use p2m::Pfns;
-use pv_tests::booting::{Booting, DIRECT_MAP};
+use pv_tests::booting::{Booting, CONSTANTS, DIRECT_MAP, TEXT};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 type Storage = BatchStorage<6000, 3>;
 
-const TEXT: Pfns = Pfns::new(Pfn::new(0x101), 9);
-const CONSTANTS: Pfns = Pfns::new(Pfn::new(0x10a), 3);
 const LIST_VA: u64 = 0xffff_b000_0000_0000;
 
 /// A guest whose direct map is built, with code and constants in its image, and its free frames.
@@ -25,15 +21,8 @@ fn built(config: DomainConfig) -> (Booting, Vec<Frames>) {
     built_on(Model::builder(), config)
 }
 
-fn built_on(builder: Builder, mut config: DomainConfig) -> (Booting, Vec<Frames>) {
-    config.kernel_pages = 0x200;
-    let mut booting = Booting::on(builder, config);
-    booting.uses.retain(|used| used.kind != UseKind::KernelData);
-    booting.uses.extend([
-        Use { pfns: TEXT, kind: UseKind::KernelText },
-        Use { pfns: CONSTANTS, kind: UseKind::KernelConstants },
-        Use { pfns: Pfns::new(Pfn::new(0x10d), 0xf3), kind: UseKind::KernelData },
-    ]);
+fn built_on(builder: Builder, config: DomainConfig) -> (Booting, Vec<Frames>) {
+    let booting = Booting::with_code(builder, config);
     let free = booting.build();
     (booting, free)
 }
@@ -65,7 +54,8 @@ enum Place {
 fn replace<M: Machine>(
     booting: &Booting,
     machine: &M,
-    (list, frames): (BuilderList, Frames),
+    list: OldList,
+    frames: Frames,
     owner: impl FnMut(Frames),
 ) -> Result<Replaced, ReplaceError> {
     let p2m = booting.p2m();
@@ -73,7 +63,7 @@ fn replace<M: Machine>(
     let guest = booting.guest(machine, &p2m);
     let memory = booting.memory();
     // SAFETY: the frames exist only in the model, nobody else claims any, and nothing is executed.
-    unsafe { replace_tables(guest, (&memory, list), frames, &mut storage.batch(), owner) }
+    unsafe { replace_tables(&guest, &memory, list, frames, &mut storage.batch(), owner) }
 }
 
 /// The entries on the way to `va` in the tree that the vCPU runs on.
@@ -133,9 +123,9 @@ fn only_code_is_executable_and_the_builders_pages_are_free() {
             let before: u64 = free.iter().map(Frames::count).sum();
             let (frames, rest) = frames(&booting, free, place);
             let mut given: u64 = rest.iter().map(Frames::count).sum();
-            let moved = BuilderList::Moved(booting.boot.p2m_list);
+            let moved = OldList::LeftAt(booting.boot.p2m_list);
             let owner = |frames: Frames| given += frames.count();
-            let replaced = replace(&booting, &booting.model, (moved, frames), owner);
+            let replaced = replace(&booting, &booting.model, moved, frames, owner);
             let replaced = replaced.expect("nothing is refused");
             let gone: u64 = booting.memory().replaced_uses(moved).map(|used| used.pfns.count).sum();
             assert_eq!(gone, booting.boot.table_frames + pages.div_ceil(512));
@@ -145,9 +135,7 @@ fn only_code_is_executable_and_the_builders_pages_are_free() {
             check_rights(&booting, replaced);
             for used in booting.memory().replaced_uses(moved) {
                 for pfn in used.pfns.iter() {
-                    let mfn = booting.model.guest().built_mfn(pfn).expect("a frame");
-                    let kind = booting.model.frame(mfn).expect("a frame").kind.kind;
-                    assert!(!format!("{kind:?}").starts_with('L'), "pfn {pfn} is a table");
+                    assert!(!booting.is_table(pfn), "pfn {pfn} is a table");
                 }
             }
             booting.check();
@@ -159,8 +147,8 @@ fn only_code_is_executable_and_the_builders_pages_are_free() {
 fn without_nx_all_is_executable_and_the_code_is_read_only_all_the_same() {
     let (booting, free) = built_on(Model::builder().no_nx(), DomainConfig::new(Role::DomU, 0x2000));
     let (frames, _) = frames(&booting, free, Place::High);
-    let moved = BuilderList::Moved(booting.boot.p2m_list);
-    let replaced = replace(&booting, &booting.model, (moved, frames), |_| ());
+    let moved = OldList::LeftAt(booting.boot.p2m_list);
+    let replaced = replace(&booting, &booting.model, moved, frames, |_| ());
     check_rights(&booting, replaced.expect("nothing is refused"));
     booting.check();
 }
@@ -172,13 +160,13 @@ fn a_list_in_a_root_slot_of_its_own_goes_if_it_has_moved_and_only_then() {
         config.init_p2m = Some(LIST_VA);
         let (booting, free) = built(config);
         let list = match moves {
-            true => BuilderList::Moved(booting.boot.p2m_list),
-            false => BuilderList::Stays,
+            true => OldList::LeftAt(booting.boot.p2m_list),
+            false => OldList::InUse,
         };
         let (frames, _) = frames(&booting, free, Place::High);
         let mut given = Vec::new();
         let owner = |frames: Frames| given.push((frames.start(), frames.count()));
-        let replaced = replace(&booting, &booting.model, (list, frames), owner);
+        let replaced = replace(&booting, &booting.model, list, frames, owner);
         assert!(replaced.is_ok(), "{replaced:?}");
         assert_eq!(rights(&booting, LIST_VA).is_none(), moves);
         let (first, count) = booting.boot.p2m_frames.expect("the builder says where");
@@ -211,8 +199,8 @@ fn each_element_of_each_request_can_be_refused_and_it_can_be_done_again() {
         for done in dones {
             let refusal = Refusal { request, errno: Errno::ENOMEM, done };
             let machine = FailNth::new(&booting.model, refusal);
-            let moved = BuilderList::Moved(booting.boot.p2m_list);
-            let refused = replace(&booting, &machine, (moved, frames), |_| ());
+            let moved = OldList::LeftAt(booting.boot.p2m_list);
+            let refused = replace(&booting, &machine, moved, frames, |_| ());
             let error = refused.expect_err("refused");
             assert_eq!(error.undo, Ok(()), "request {request} after {done}: {error}");
             assert!(error.to_string().contains("ENOMEM"), "{error}");
@@ -225,8 +213,8 @@ fn each_element_of_each_request_can_be_refused_and_it_can_be_done_again() {
             frames = error.frames.expect("they come back");
         }
     }
-    let moved = BuilderList::Moved(booting.boot.p2m_list);
-    let replaced = replace(&booting, &booting.model, (moved, frames), |_| ());
+    let moved = OldList::LeftAt(booting.boot.p2m_list);
+    let replaced = replace(&booting, &booting.model, moved, frames, |_| ());
     check_rights(&booting, replaced.expect("nothing is refused"));
 }
 
@@ -239,10 +227,10 @@ fn tables_whose_undo_is_refused_are_given_to_nobody_and_the_builders_stay_in_use
         let refusal = |request, done| Refusal { request, errno: Errno::ENOMEM, done };
         let undo = FailNth::new(&booting.model, refusal(request + 1, 0));
         let machine = FailNth::new(&undo, refusal(request, done));
-        let moved = BuilderList::Moved(booting.boot.p2m_list);
+        let moved = OldList::LeftAt(booting.boot.p2m_list);
         let mut given = Vec::new();
         let owner = |frames: Frames| given.push((frames.start(), frames.count()));
-        let refused = replace(&booting, &machine, (moved, frames), owner);
+        let refused = replace(&booting, &machine, moved, frames, owner);
         let error = refused.expect_err("refused twice");
         assert!(error.undo.is_err(), "{error}");
         let doubtful = error.frames.expect_err("the tables");
@@ -258,7 +246,7 @@ fn what_cannot_be_is_refused_before_anything_is_changed() {
     let before = state(&booting);
     let (frames, _) = frames(&booting, free, Place::High);
     let (few, frames) = frames.split(2).expect("more than two");
-    let refused = replace(&booting, &booting.model, (BuilderList::Stays, few), |_| ());
+    let refused = replace(&booting, &booting.model, OldList::InUse, few, |_| ());
     let error = refused.expect_err("too few");
     let needed = booting.memory().own_tables();
     assert_eq!(error.failure, EarlyError::TooFewFrames { given: 2, needed });
@@ -267,11 +255,11 @@ fn what_cannot_be_is_refused_before_anything_is_changed() {
     let guest = booting.guest(&booting.model, &p2m);
     let mut storage = Box::new(BatchStorage::<6000, 2>::new());
     let (memory, mut batch) = (booting.memory(), storage.batch());
-    let list = BuilderList::Stays;
+    let list = OldList::InUse;
     // A frame short because two were split off: the run above had one to spare.
     let few = frames.count() < needed;
     // SAFETY: as in `replace`.
-    let refused = unsafe { replace_tables(guest, (&memory, list), frames, &mut batch, |_| ()) };
+    let refused = unsafe { replace_tables(&guest, &memory, list, frames, &mut batch, |_| ()) };
     let failure = refused.map_err(|error| error.failure);
     let wanted = match few {
         true => EarlyError::TooFewFrames { given: needed - 1, needed },

@@ -4,28 +4,16 @@
 
 use std::cell::Cell;
 
-use early_pgt::{Build, BuilderList, Plan, Region, RegionKind, Use, UseKind, replace_tables};
-use hypercall::{
-    AccessError, Assist, BatchStorage, Call, Errno, Error, FailNth, FrameAccess, GuestVa,
-    Hypercalls, Machine, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, Refusal,
-};
+use early_pgt::{Build, OldList, Plan, replace_tables};
+use hypercall::{BatchStorage, Errno, FailNth, Pfn, Refusal};
 use p2m::Pfns;
 use pv_tests::booting::{Booting, DIRECT_MAP};
-use x86_64::structures::paging::PageTableIndex;
-use xen_model::{DomainConfig, Mode, Role};
+use pv_tests::meanwhile::Meanwhile;
+use xen_model::{DomainConfig, Mode, Model, Role};
 
 const PAGES: u64 = 0x2000;
 /// Pages that are looked at, all over the guest.
 const LOOKED_AT: u64 = 97;
-
-/// A machine on which a second vCPU reads at some addresses after every request.
-struct Busy<'m, M> {
-    machine: M,
-    second: &'m xen_model::Guest<'m>,
-    addresses: &'m [u64],
-    /// The most pages that it saw.
-    most: Cell<usize>,
-}
 
 /// Reads at some addresses. At how many of them there is something.
 fn look(vcpu: &xen_model::Guest<'_>, addresses: &[u64]) -> usize {
@@ -39,73 +27,11 @@ fn direct_map() -> Vec<u64> {
     pfns.map(|pfn| DIRECT_MAP + (pfn << 12)).collect()
 }
 
-// SAFETY: what the machine inside promises; looking changes nothing.
-unsafe impl<M: Machine> Hypercalls for Busy<'_, M> {
-    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
-        // SAFETY: the promise is handed on.
-        let result = unsafe { self.machine.issue(calls) };
-        self.most.set(self.most.get().max(look(self.second, self.addresses)));
-        result
-    }
-
-    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
-        // SAFETY: as above.
-        unsafe { self.machine.memory_op(op) }
-    }
-
-    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
-        self.machine.enable_assist(assist)
-    }
-}
-
-// SAFETY: what the machine inside promises.
-unsafe impl<M: Machine> FrameAccess for Busy<'_, M> {
-    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        self.machine.read_entry(table, index)
-    }
-
-    unsafe fn write_entry(
-        &self,
-        table: Pfn,
-        index: PageTableIndex,
-        pte: Pte,
-    ) -> Result<(), AccessError> {
-        // SAFETY: the promise is handed on.
-        unsafe { self.machine.write_entry(table, index, pte) }
-    }
-
-    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
-        self.machine.read_bytes(pfn, offset, into)
-    }
-
-    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
-        // SAFETY: the promise is handed on.
-        unsafe { self.machine.write_bytes(pfn, offset, from) }
-    }
-
-    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        self.machine.machine_to_phys(mfn)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
-        self.machine.direct_map(pfn)
-    }
-}
-
-/// A guest with two vCPUs, of whose mapped pages all but six are in use, so that its direct map
-/// takes two rounds.
-fn guest() -> Booting {
-    let mut config = DomainConfig::new(Role::DomU, PAGES);
+/// What a guest with two vCPUs is made like.
+fn two_vcpus(role: Role) -> DomainConfig {
+    let mut config = DomainConfig::new(role, PAGES);
     config.vcpus = 2;
-    let mut booting = Booting::of(config);
-    let (memory, mapped) = (booting.memory(), booting.place.kernel_pages);
-    let free: Vec<_> = memory.free().filter(|run| run.start.raw() < mapped).collect();
-    let (last, others) = free.split_last().expect("some are free");
-    let rest = Pfns::new(last.start, mapped - last.start.raw() - 6);
-    let reserved = others.iter().copied().chain([rest]);
-    let reserved = reserved.map(|pfns| Use { pfns, kind: UseKind::Reserved }).collect::<Vec<_>>();
-    booting.uses.extend(reserved);
-    booting
+    config
 }
 
 /// Its second vCPU, on the same tables.
@@ -118,7 +44,7 @@ fn second(booting: &Booting) -> xen_model::Guest<'_> {
 
 #[test]
 fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
-    let booting = guest();
+    let booting = Booting::of(two_vcpus(Role::DomU)).in_two_rounds();
     let (memory, p2m, second) = (booting.memory(), booting.p2m(), second(&booting));
     let plan = Plan::new(&memory).expect("a plan");
     let &[_, round] = plan.rounds() else { panic!("{plan:?}") };
@@ -126,7 +52,7 @@ fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
     let guest = booting.guest(&booting.model, &p2m);
-    let reach = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
+    let reach = build.round(&guest, &mut storage.batch()).expect("a round").expect("one of two");
     booting.model.guest().set_direct_map(reach.start, reach.end);
     let addresses = direct_map();
     let mapped = look(&second, &addresses);
@@ -134,18 +60,16 @@ fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
     // All frames are read-only and two tables are linked; the third is refused.
     let done = usize::try_from(round.tables).expect("few") + 2;
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
-    let machine = Busy {
-        machine: FailNth::new(&booting.model, refusal),
-        second: &second,
-        addresses: &addresses,
-        most: Cell::new(0),
-    };
-    let refused = build.round(booting.guest(&machine, &p2m), &mut storage.batch());
+    // The most pages that the second vCPU sees after a request, as a CPU may that guesses.
+    let most = Cell::new(0);
+    let looks = || most.set(most.get().max(look(&second, &addresses)));
+    let machine = Meanwhile::after_traps(FailNth::new(&booting.model, refusal), &looks);
+    let refused = build.round(&booting.guest(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
-    assert!(machine.most.get() > mapped, "the second vCPU saw what was linked");
+    assert!(most.get() > mapped, "the second vCPU saw what was linked");
     assert_eq!(look(&second, &addresses), mapped, "and sees it no more");
     assert_eq!(booting.model.take_violations(), Vec::<String>::new());
-    let reach = build.round(guest, &mut storage.batch()).expect("again").expect("the other");
+    let reach = build.round(&guest, &mut storage.batch()).expect("again").expect("the other");
     assert_eq!(reach.end, PAGES);
     assert_eq!(look(&second, &addresses), addresses.len());
     booting.check();
@@ -154,33 +78,10 @@ fn what_was_linked_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
 #[test]
 fn what_was_mapped_in_a_builders_table_for_a_moment_is_in_no_tlb_when_the_round_is_undone() {
     let isa = Pfns::new(Pfn::new(0xa0), 5);
-    let mut config = DomainConfig::new(Role::Dom0, PAGES);
-    config.vcpus = 2;
-    let mut booting = Booting::of(config);
-    let image = booting.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
-    image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
-    let region =
-        |start: u64, end: u64, kind| Region { pfns: Pfns::new(Pfn::new(start), end - start), kind };
-    booting.regions = vec![
-        region(0, isa.start.raw(), RegionKind::Ram),
-        region(isa.start.raw(), isa.end(), RegionKind::Identity),
-        region(isa.end(), PAGES, RegionKind::Ram),
-    ];
+    let booting = Booting::with_identity(two_vcpus(Role::Dom0), isa);
     let (p2m, second) = (booting.p2m(), second(&booting));
     let va = |pfn: Pfn| booting.place.kernel.raw() + (pfn.raw() << 12);
-    let mut storage = BatchStorage::<100, 1>::new();
-    let mut batch = storage.batch();
-    for pfn in isa.iter() {
-        let (slot, pte) = booting.model.guest().l1_slot(va(pfn)).expect("mapped");
-        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
-        // SAFETY: only the model's memory is at stake.
-        unsafe { p2m.depopulate(pfn) }.expect("memory");
-    }
-    batch.op(MmuExtOp::tlb_flush_all()).expect("room");
-    // SAFETY: as above.
-    unsafe { batch.submit(&booting.model) }.expect("not refused");
-    // SAFETY: as above.
-    unsafe { p2m.set_identity(isa) }.expect("absent");
+    booting.give_up(&p2m, isa);
 
     let memory = booting.memory();
     let plan = Plan::new(&memory).expect("a plan");
@@ -189,24 +90,23 @@ fn what_was_mapped_in_a_builders_table_for_a_moment_is_in_no_tlb_when_the_round_
     // The tables are read-only, and three pages of the machine's are mapped; the fourth is refused.
     let done = usize::try_from(plan.tables()).expect("few") + 3;
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done };
-    let machine = Busy {
-        machine: FailNth::new(&booting.model, refusal),
-        second: &second,
-        addresses: &addresses,
-        most: Cell::new(0),
-    };
+    // The most pages that the second vCPU sees after a request, as a CPU may that guesses.
+    let most = Cell::new(0);
+    let looks = || most.set(most.get().max(look(&second, &addresses)));
+    let machine = Meanwhile::after_traps(FailNth::new(&booting.model, refusal), &looks);
+    let mut storage = BatchStorage::<100, 1>::new();
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
-    let refused = build.round(booting.guest(&machine, &p2m), &mut batch);
+    let refused = build.round(&booting.guest(&machine, &p2m), &mut storage.batch());
     assert_eq!(refused.map_err(|error| error.undo), Err(Ok(())));
-    assert_eq!(machine.most.get(), 3, "the second vCPU saw them");
+    assert_eq!(most.get(), 3, "the second vCPU saw them");
     assert_eq!(look(&second, &addresses), 0, "and sees them no more");
     booting.check();
 }
 
 #[test]
 fn frames_that_become_tables_are_written_by_no_stale_translation() {
-    let booting = guest();
+    let booting = Booting::of(two_vcpus(Role::DomU)).in_two_rounds();
     let (memory, p2m, second) = (booting.memory(), booting.p2m(), second(&booting));
     let plan = Plan::new(&memory).expect("a plan");
     let tables = plan.rounds()[0].used();
@@ -219,7 +119,7 @@ fn frames_that_become_tables_are_written_by_no_stale_translation() {
     // SAFETY: the frames exist only in the model.
     let mut build = unsafe { Build::begin(&memory, plan) };
     let guest = booting.guest(&booting.model, &p2m);
-    let reach = build.round(guest, &mut storage.batch()).expect("a round").expect("one of two");
+    let reach = build.round(&guest, &mut storage.batch()).expect("a round").expect("one of two");
     assert!(reach.end < PAGES);
     assert_eq!(touch(&second), 0);
     booting.check();
@@ -229,16 +129,8 @@ fn frames_that_become_tables_are_written_by_no_stale_translation() {
 fn what_the_kernels_own_tables_forbid_is_in_no_tlb_when_they_are_loaded() {
     const LIST_VA: u64 = 0xffff_b000_0000_0000;
     let mut config = DomainConfig::new(Role::DomU, 0x2_0000);
-    config.kernel_pages = 0x200;
     config.init_p2m = Some(LIST_VA);
-    let mut booting = Booting::of(config);
-    booting.uses.retain(|used| used.kind != UseKind::KernelData);
-    let used = |start, count, kind| Use { pfns: Pfns::new(Pfn::new(start), count), kind };
-    booting.uses.extend([
-        used(0x101, 9, UseKind::KernelText),
-        used(0x10a, 3, UseKind::KernelConstants),
-        used(0x10d, 0xf3, UseKind::KernelData),
-    ]);
+    let booting = Booting::with_code(Model::builder(), config);
     let mut free = booting.build();
     let (memory, p2m) = (booting.memory(), booting.p2m());
     let kernel = booting.model.guest();
@@ -254,12 +146,12 @@ fn what_the_kernels_own_tables_forbid_is_in_no_tlb_when_they_are_loaded() {
     assert!(listed);
     let (own, rest) = free.pop().expect("memory").split(memory.own_tables()).expect("so many");
     free.push(rest);
-    let list = BuilderList::Moved(booting.boot.p2m_list);
+    let list = OldList::LeftAt(booting.boot.p2m_list);
     let guest = booting.guest(&booting.model, &p2m);
     let mut storage = BatchStorage::<2000, 3>::new();
     // SAFETY: the frames exist only in the model, and nothing is executed.
     let replaced = unsafe {
-        replace_tables(guest, (&memory, list), own, &mut storage.batch(), |run| free.push(run))
+        replace_tables(&guest, &memory, list, own, &mut storage.batch(), |run| free.push(run))
     };
     assert!(replaced.is_ok(), "{replaced:?}");
     assert_eq!(touch(), (2, false), "only the page of data is writable");

@@ -1,10 +1,10 @@
 //! Every error of the crate, as a person reads it.
 #![expect(unsafe_code, reason = "claims a frame that exists only as a number")]
 
-use early_pgt::{EarlyError, ReplaceError, RoundError, Use, UseKind};
+use early_pgt::{Access, EarlyError, FrameUse, ReplaceError, RoundError, UseKind};
 use expect_test::expect;
 use hypercall::{AccessError, Frames, Mfn, NotGuestVa, Pfn, Pte, PteFlags};
-use p2m::{P2mError, Pfns};
+use p2m::{P2mError, Pfns, WalkError};
 use pv_tests::words::{read, refusal, va};
 
 const PFN: Pfn = Pfn::new(0x12);
@@ -12,7 +12,7 @@ const PFNS: Pfns = Pfns::new(PFN, 4);
 
 #[test]
 fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
-    let used = |kind| Use { pfns: PFNS, kind };
+    let used = |kind| FrameUse { pfns: PFNS, kind };
     let (tables, other) = (used(UseKind::BuilderTables), used(UseKind::StartInfo));
     let errors = [
         EarlyError::NoMemory,
@@ -25,17 +25,17 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
         EarlyError::KernelMapping { pages: 32 },
         EarlyError::Address(NotGuestVa::NotCanonical(1 << 63)),
         EarlyError::NotInKernelMapping(va()),
-        EarlyError::NotMapped(va()),
+        EarlyError::Walk(WalkError::NotMapped(va())),
         EarlyError::NotIdentity(PFN),
-        EarlyError::P2m(P2mError::Absent(PFN)),
-        EarlyError::Access(AccessError::Unmapped(PFN)),
+        EarlyError::Walk(WalkError::P2m(P2mError::Absent(PFN))),
+        EarlyError::Walk(WalkError::Access(AccessError::Unmapped(PFN))),
     ];
     read(
         &errors,
         &expect![[r#"
             the memory map has no RAM
-            the memory map has a region of 0x0 pages from 00012
-            the memory map overlaps or is not in order: pfns 00012..00016 begin before pfn 00014
+            the memory map has a region of 0x0 pages from pfn 00012
+            pfns 00012..00016 of the memory map begin before pfn 00014, where the region in front of them ends
             BuilderTables at pfns 00012..00016 is not all RAM of the memory map
             BuilderTables at pfns 00012..00016 and StartInfo at pfns 00012..00016 overlap
             the direct map cannot be at 0x0000000000005000: it takes whole L4 slots of its own
@@ -43,7 +43,7 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
             the builder's mapping of 0x20 pages is not of the RAM from pfn 0
             the direct map does not fit: address 0x8000000000000000 is not canonical
             start_info has 0x0000000000005000, which the builder's mapping does not reach
-            0x0000000000005000 has no L1 table
+            0x0000000000005000 has no L1 entry
             pfn 00012 is to be the machine's, and the frame map says otherwise
             pfn 00012 has no memory
             pfn 00012 is not in the direct mapping"#]],
@@ -53,45 +53,54 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
 #[test]
 fn what_is_missing_or_refused() {
     let error = refusal();
-    let pte = Pte::new(Mfn::new(0x203), PteFlags::TABLE);
+    let mfn = Mfn::new(0x203);
+    let pte = Pte::new(mfn, PteFlags::TABLE);
     let errors = [
         EarlyError::MappedTooLittle { free: 2, needed: 3 },
         EarlyError::RoundUnfinished { buffer: PFNS },
-        EarlyError::BufferEmpty,
+        EarlyError::BufferEmpty { buffer: PFNS },
         EarlyError::RootSlotInUse { va: va(), pte },
         EarlyError::NoStorage,
         EarlyError::TooFewFrames { given: 2, needed: 3 },
-        EarlyError::Protect { table: PFN, error },
+        EarlyError::Protect { frame: PFN, access: Access::ReadOnly, error },
+        EarlyError::Protect { frame: PFN, access: Access::Writable, error },
         EarlyError::Switch { root: PFN, error },
-        EarlyError::Link { frame: Some(PFN), error },
-        EarlyError::Link { frame: None, error },
+        EarlyError::Link { mfn, pfn: Some(PFN), error },
+        EarlyError::Link { mfn, pfn: None, error },
+        EarlyError::Flush(error),
     ];
     read(
         &errors,
         &expect![[r#"
             the builder mapped too little: 2 free frames in a run, 3 are needed
             a round of the table buffer, pfns 00012..00016, was never finished
-            the table buffer is empty: plan again
+            the table buffer, pfns 00012..00016, has no frame left: plan again
             the root has 0000000000203067 for 0x0000000000005000, where the direct map is to be
-            the batch cannot hold an update: give it storage
+            the batch is too small: give it storage
             the kernel's own tables take 3 frames in a run, not 2
             pfn 00012 cannot be made read-only: mmu_update refused: EINVAL (-22)
-            no way from the builder's root to the one in pfn 00012: mmu_update refused: EINVAL (-22)
-            the table in pfn 00012 cannot be linked: mmu_update refused: EINVAL (-22)
-            a table cannot be linked: mmu_update refused: EINVAL (-22)"#]],
+            pfn 00012 cannot be made writable: mmu_update refused: EINVAL (-22)
+            no way between the builder's root and pfn 00012: mmu_update refused: EINVAL (-22)
+            pfn 00012 (mfn 00203) cannot be linked: mmu_update refused: EINVAL (-22)
+            mfn 00203 cannot be mapped: mmu_update refused: EINVAL (-22)
+            the TLBs cannot be flushed: mmu_update refused: EINVAL (-22)"#]],
     );
 }
 
 #[test]
 fn what_could_not_be_undone_is_said() {
-    let (failure, cause) = (EarlyError::BufferEmpty, EarlyError::NoStorage);
+    let (failure, cause) = (EarlyError::BufferEmpty { buffer: PFNS }, EarlyError::NoStorage);
     let round = |undo| RoundError { failure, undo }.to_string();
+    let replace = |undo, frames| ReplaceError { failure, undo, frames }.to_string();
     // SAFETY: no memory is behind it.
-    let frames = unsafe { Frames::claim(PFN, 1) };
-    let mut replace = ReplaceError { failure, undo: Ok(()), frames: Ok(frames) };
-    assert_eq!(round(Ok(())), failure.to_string());
-    assert_eq!(round(Err(cause)), format!("{failure}; undoing it failed: {cause}"));
-    assert_eq!(replace.to_string(), format!("the builder's tables stay: {failure}"));
-    replace.undo = Err(cause);
-    assert_eq!(replace.to_string(), format!("the builder's tables stay: {}", round(Err(cause))));
+    let frames = || unsafe { Frames::claim(PFN, 1) };
+    let whole = format!("{failure}; nothing has changed");
+    let broken = format!("{failure}; undoing it failed: {cause}");
+    assert_eq!(round(Ok(())), whole);
+    assert_eq!(round(Err(cause)), broken);
+    let replaced = replace(Ok(()), Ok(frames()));
+    assert_eq!(replaced, format!("the builder's tables stay: {whole}"));
+    let replaced = replace(Err(cause), Err(frames().into()));
+    let doubt = "pfn 00012 may be in use as tables";
+    assert_eq!(replaced, format!("the builder's tables stay: {broken}; {doubt}"));
 }

@@ -58,7 +58,7 @@ impl Pfns {
     }
 
     /// The pfns, one by one.
-    pub fn iter(self) -> impl Iterator<Item = Pfn> {
+    pub fn iter(self) -> impl Iterator<Item = Pfn> + Clone {
         (self.start.raw()..self.end()).map(Pfn::new)
     }
 }

@@ -1,14 +1,16 @@
 //! The plan of the boot mapping, for guests of any size.
 
-use early_pgt::{BootMemory, EarlyError, MapPlace, Plan, Region, RegionKind, Step, Use, UseKind};
+use early_pgt::{
+    BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
+};
 use hypercall::{GuestVa, Pfn};
 use p2m::Pfns;
 
 /// A guest's memory before anything was planned.
 #[derive(Debug)]
 pub struct Numbers {
-    regions: [Region; 1],
-    uses: [Use; 3],
+    regions: [MemoryRegion; 1],
+    uses: [FrameUse; 3],
     place: MapPlace,
 }
 
@@ -22,11 +24,14 @@ pub fn memory(pages: u64) -> Numbers {
     let va = |raw| GuestVa::new(raw).expect("an address of the kernel half");
     let list = pages.div_ceil(512);
     Numbers {
-        regions: [Region { pfns: run(0, pages), kind: RegionKind::Ram }],
+        regions: [MemoryRegion { pfns: run(0, pages), kind: RegionKind::Ram }],
         uses: [
-            Use { pfns: run(0x100, 0x600), kind: UseKind::KernelData },
-            Use { pfns: run(0x700, 8), kind: UseKind::BuilderTables },
-            Use { pfns: run(0x800, list + list.div_ceil(512) + 3), kind: UseKind::ListAndTables },
+            FrameUse { pfns: run(0x100, 0x600), kind: UseKind::KernelData },
+            FrameUse { pfns: run(0x700, 8), kind: UseKind::BuilderTables },
+            FrameUse {
+                pfns: run(0x800, list + list.div_ceil(512) + 3),
+                kind: UseKind::ListAndTables,
+            },
         ],
         place: MapPlace {
             kernel: va(0xffff_ffff_8000_0000),
@@ -52,8 +57,8 @@ pub fn plan(numbers: &Numbers) -> Result<u64, EarlyError> {
 pub fn steps(numbers: &Numbers) -> Result<u64, EarlyError> {
     let memory = BootMemory::new(&numbers.regions, &numbers.uses, numbers.place)?;
     let plan = Plan::new(&memory)?;
-    let is_table = |step: &Step| matches!(step, Step::Table(_));
-    Ok(plan.steps(&memory).map(|steps| steps.filter(is_table).count() as u64).sum())
+    let made = plan.steps(&memory).map(|steps| steps.filter(|table| table.frame.is_some()).count());
+    Ok(made.map(|count| count as u64).sum())
 }
 
 #[cfg(test)]

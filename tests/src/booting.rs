@@ -5,14 +5,22 @@
 use std::sync::atomic::AtomicU64;
 
 use early_pgt::{
-    BootMemory, Build, MapPlace, Plan, Region, RegionKind, Use, UseKind, builder_uses,
+    BootMemory, Build, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, RoundError, UseKind,
 };
-use hypercall::{BatchStorage, BootInfo, Frames, GuestVa, PAGE_SHIFT, Pfn};
+use hypercall::{
+    Batch, BatchStorage, BootInfo, Frames, GuestVa, Machine, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn,
+    Pte, Slot,
+};
 use p2m::{Guest, P2m, Pfns};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// Where tests want the direct map.
 pub const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
+
+/// The code in the image of [`Booting::with_code`].
+pub const TEXT: Pfns = Pfns::new(Pfn::new(0x101), 9);
+/// The constants in it.
+pub const CONSTANTS: Pfns = Pfns::new(Pfn::new(0x10a), 3);
 
 /// A guest on a machine of its own.
 #[derive(Debug)]
@@ -26,9 +34,9 @@ pub struct Booting {
     /// The builder's root table.
     pub root: Pfn,
     /// What there is.
-    pub regions: Vec<Region>,
+    pub regions: Vec<MemoryRegion>,
     /// What of it is in use.
-    pub uses: Vec<Use>,
+    pub uses: Vec<FrameUse>,
     /// Where it is mapped, and is to be.
     pub place: MapPlace,
 }
@@ -65,15 +73,82 @@ impl Booting {
             direct_map: GuestVa::new(DIRECT_MAP).expect("above Xen's range"),
         };
         let ram = Pfns::new(Pfn::new(0), boot.pages);
-        let image = Use { pfns: Pfns::new(Pfn::new(0), image), kind: UseKind::KernelData };
+        let image = FrameUse { pfns: Pfns::new(Pfn::new(0), image), kind: UseKind::KernelData };
         // The rings of a domU follow it.
         let pages = if boot.is_dom0 { 1 } else { 3 };
         let start_info = Pfns::new(pfn(model.guest().start_info_address()), pages);
-        let start_info = Use { pfns: start_info, kind: UseKind::StartInfo };
-        let builder = builder_uses(&boot, place).expect("where the builder put things");
+        let start_info = FrameUse { pfns: start_info, kind: UseKind::StartInfo };
+        let builder = place.builder_uses(&boot).expect("where the builder put things");
         let uses = [image, start_info].into_iter().chain(builder.into_iter().flatten()).collect();
-        let regions = vec![Region { pfns: ram, kind: RegionKind::Ram }];
+        let regions = vec![MemoryRegion { pfns: ram, kind: RegionKind::Ram }];
         Self { model, boot, list, root, regions, uses, place }
+    }
+
+    /// The same with code and constants in an image of 2 MiB.
+    #[must_use]
+    pub fn with_code(builder: Builder, mut config: DomainConfig) -> Self {
+        config.kernel_pages = 0x200;
+        let mut booting = Self::on(builder, config);
+        booting.uses.retain(|used| used.kind != UseKind::KernelData);
+        let data = Pfns::new(Pfn::new(0x10d), 0xf3);
+        booting.uses.extend([
+            FrameUse { pfns: TEXT, kind: UseKind::KernelText },
+            FrameUse { pfns: CONSTANTS, kind: UseKind::KernelConstants },
+            FrameUse { pfns: data, kind: UseKind::KernelData },
+        ]);
+        booting
+    }
+
+    /// A guest made like `config` that wants the machine's own frames at `identity`, below its
+    /// image: [`give_up`](Self::give_up) takes what it has there.
+    #[must_use]
+    pub fn with_identity(config: DomainConfig, identity: Pfns) -> Self {
+        let mut booting = Self::of(config);
+        let image = booting.uses.iter_mut().find(|used| used.kind == UseKind::KernelData);
+        image.expect("there is one").pfns = Pfns::new(Pfn::new(0x100), 1);
+        let below = Pfns::new(Pfn::new(0), identity.start.raw());
+        let above = Pfns::new(Pfn::new(identity.end()), booting.boot.pages - identity.end());
+        booting.regions = vec![
+            MemoryRegion { pfns: below, kind: RegionKind::Ram },
+            MemoryRegion { pfns: identity, kind: RegionKind::Identity },
+            MemoryRegion { pfns: above, kind: RegionKind::Ram },
+        ];
+        booting
+    }
+
+    /// Takes the memory at `pfns` out of the builder's mapping and out of the frame map.
+    pub fn give_up(&self, p2m: &P2m<'_>, pfns: Pfns) {
+        let mut storage = BatchStorage::<200, 1>::new();
+        let mut batch = storage.batch();
+        for pfn in pfns.iter() {
+            let (slot, pte) = self.entry(self.place.kernel.raw(), pfn).expect("mapped");
+            batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).expect("room");
+            // SAFETY: the guest exists only in the model.
+            unsafe { p2m.depopulate(pfn) }.expect("memory");
+        }
+        batch.op(MmuExtOp::tlb_flush_all()).expect("room");
+        // SAFETY: nothing of this host is in the model's frames.
+        unsafe { batch.submit(&self.model) }.expect("not refused");
+        // SAFETY: the guest exists only in the model.
+        unsafe { p2m.set_identity(pfns) }.expect("absent");
+    }
+
+    /// Reserves what the builder mapped and nobody uses, but for six frames, so that the direct map
+    /// takes two rounds.
+    #[must_use]
+    pub fn in_two_rounds(mut self) -> Self {
+        let mapped = self.place.kernel_pages;
+        let end = |run: Pfns| run.end().min(mapped);
+        let free = self.memory().free().filter(|run| run.start.raw() < mapped);
+        let free: Vec<Pfns> =
+            free.map(|run| Pfns::new(run.start, end(run) - run.start.raw())).collect();
+        let largest = free.iter().copied().max_by_key(|run| run.count).expect("some are free");
+        self.uses.extend(free.into_iter().map(|run| {
+            let count = if run == largest { run.count - 6 } else { run.count };
+            FrameUse { pfns: Pfns::new(run.start, count), kind: UseKind::Reserved }
+        }));
+        assert_eq!(Plan::new(&self.memory()).expect("a plan").rounds().len(), 2);
+        self
     }
 
     /// Its frame map.
@@ -89,6 +164,12 @@ impl Booting {
         BootMemory::new(&self.regions, &self.uses, self.place).expect("a good guest")
     }
 
+    /// How many pages are in use.
+    #[must_use]
+    pub fn used_pages(&self) -> u64 {
+        self.uses.iter().map(|used| used.pfns.count).sum()
+    }
+
     /// What a build on `machine` works on.
     #[must_use]
     pub const fn guest<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
@@ -99,18 +180,45 @@ impl Booting {
     /// Builds its direct map, and gives its free frames.
     #[must_use]
     pub fn build(&self) -> Vec<Frames> {
-        let (memory, p2m) = (self.memory(), self.p2m());
-        let plan = Plan::new(&memory).expect("a plan");
         let mut storage = Box::new(BatchStorage::<6000, 1>::new());
+        let p2m = self.p2m();
+        let built = self.build_on(&self.guest(&self.model, &p2m), &mut storage.batch());
+        built.expect("nothing is refused")
+    }
+
+    /// Builds it on the machine of `guest`, and gives its free frames.
+    ///
+    /// # Errors
+    /// [`RoundError`]; a build that comes after is the first again.
+    pub fn build_on<M: Machine>(
+        &self,
+        guest: &Guest<'_, M>,
+        batch: &mut Batch<'_>,
+    ) -> Result<Vec<Frames>, RoundError> {
+        let memory = self.memory();
+        let plan = Plan::new(&memory).expect("a plan");
         // SAFETY: the frames exist only in the model; nobody else claims any.
         let mut build = unsafe { Build::begin(&memory, plan) };
-        let guest = self.guest(&self.model, &p2m);
-        while let Some(mapped) = build.round(guest, &mut storage.batch()).expect("a round") {
+        while let Some(mapped) = build.round(guest, batch)? {
             self.model.guest().set_direct_map(mapped.start, mapped.end);
         }
         let mut free = Vec::new();
         assert_eq!(build.finish(|frames| free.push(frames)), None, "nothing was refused");
-        free
+        Ok(free)
+    }
+
+    /// The entry for `pfn` in a mapping that begins at `start`, if there is a table.
+    #[must_use]
+    pub fn entry(&self, start: u64, pfn: Pfn) -> Option<(Slot, Pte)> {
+        self.model.guest().l1_slot(start + (pfn.raw() << PAGE_SHIFT))
+    }
+
+    /// Whether Xen has the frame as a table.
+    #[must_use]
+    pub fn is_table(&self, pfn: Pfn) -> bool {
+        let mfn = self.model.guest().built_mfn(pfn).expect("RAM");
+        let kind = self.model.frame(mfn).expect("a frame").kind.kind;
+        format!("{kind:?}").starts_with('L')
     }
 
     /// Checks that Xen's counts add up, and that the guest did nothing that a real one could not

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use early_pgt::{
-    Access, BootMemory, Build, BuilderList, MapPlace, Mapped, Plan, Region, RegionKind, RoundPlan,
-    Use, UseKind, builder_uses, replace_tables, set_access,
+    Access, BootMemory, Build, FrameUse, MapExtent, MapPlace, MemoryRegion, OldList, Plan,
+    RegionKind, RoundPlan, UseKind, replace_tables, set_access,
 };
 use hypercall::{
     Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn,
@@ -53,11 +53,11 @@ pub(crate) struct Made {
     /// Tables of the direct mapping, and those that were made instead of the builder's.
     pub(crate) tables: Vec<Pfns>,
     /// In use before there was an allocator, and still; and the list.
-    pub(crate) uses: Vec<Use>,
+    pub(crate) uses: Vec<FrameUse>,
     /// Pages below the stacks, which nothing maps.
     pub(crate) guards: Vec<Pfn>,
     /// What the builder made and is free now.
-    pub(crate) given_back: Vec<Use>,
+    pub(crate) given_back: Vec<FrameUse>,
     /// What went to Xen for the mapping, and for the kernel's own tables.
     pub(crate) counts: [Counts; 2],
     /// Ticks that the mapping took, and those of them in Xen.
@@ -75,7 +75,7 @@ impl Made {
     }
 }
 
-fn is_list(used: &Use) -> bool {
+fn is_list(used: &FrameUse) -> bool {
     matches!(used.kind, UseKind::List | UseKind::ListAndTables)
 }
 
@@ -101,7 +101,7 @@ pub(crate) struct Image {
 /// What a kernel does in the course of it.
 pub(crate) trait Takeover<'k> {
     /// Is told after each round how far the mapping reaches.
-    fn mapped(&self, reach: Mapped);
+    fn mapped(&self, reach: MapExtent);
 
     /// Copies the list into these frames, and gives the frame map that reads it there.
     ///
@@ -137,7 +137,7 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let regions = match image.boot {
         Boot::WithIdentity => identity::regions(p2m),
         Boot::Whole | Boot::OnBuilderTables => {
-            alloc::vec![Region { pfns: p2m.all(), kind: RegionKind::Ram }]
+            alloc::vec![MemoryRegion { pfns: p2m.all(), kind: RegionKind::Ram }]
         }
     };
     let memory = BootMemory::new(&regions, &uses, place).map_err(|error| say(&error))?;
@@ -163,7 +163,7 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
         let guest = unsafe { Guest::new(machine, p2m, root) };
         for constant in [image.text, image.constants] {
             // SAFETY: nothing writes the kernel's code and constants.
-            unsafe { set_access(guest, (constant, Access::ReadOnly), &mut room.batch) }
+            unsafe { set_access(&guest, constant, Access::ReadOnly, &mut room.batch) }
                 .map_err(|error| say(&error))?;
         }
         built.made.root = Some(root);
@@ -176,7 +176,7 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let p2m = kernel.move_list(list)?;
     // SAFETY: the list has just moved; the rest is the caller's promise.
     unsafe { own_tables((machine, p2m), boot.p2m_list, &mut room, &mut built) }?;
-    built.made.uses.push(Use { pfns: list, kind: UseKind::List });
+    built.made.uses.push(FrameUse { pfns: list, kind: UseKind::List });
     Ok(built)
 }
 
@@ -197,7 +197,7 @@ unsafe fn map<'k, M: Machine + Cpu>(
     let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&room.memory, plan) };
-    while let Some(reach) = build.round(guest, &mut room.batch).map_err(|error| say(&error))? {
+    while let Some(reach) = build.round(&guest, &mut room.batch).map_err(|error| say(&error))? {
         kernel.mapped(reach);
     }
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
@@ -220,7 +220,7 @@ unsafe fn own_tables<M: Machine + Cpu>(
     room: &mut Room<'_>,
     Built { pool, made }: &mut Built,
 ) -> Result<(), String> {
-    let list = BuilderList::Moved(list);
+    let list = OldList::LeftAt(list);
     let timed = Timed::new(machine);
     let machine = Counting::new(&timed);
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
@@ -230,7 +230,7 @@ unsafe fn own_tables<M: Machine + Cpu>(
     let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;
     // SAFETY: the frames come from the pool, the list has moved; the rest is the caller's promise.
     let replaced = unsafe {
-        replace_tables(guest, (memory, list), frames, &mut room.batch, |run| pool.give_run(run))
+        replace_tables(&guest, memory, list, frames, &mut room.batch, |run| pool.give_run(run))
     };
     let replaced = replaced.map_err(|error| say(&error))?;
     made.own_ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
@@ -251,15 +251,15 @@ fn uses<M: Machine>(
     (machine, p2m): (&M, &P2m<'_>),
     (boot, image): (&BootInfo, &Image),
     place: MapPlace,
-) -> Result<Vec<Use>, early_pgt::EarlyError> {
-    let one = |pfn, kind| Use { pfns: Pfns::new(pfn, 1), kind };
+) -> Result<Vec<FrameUse>, early_pgt::EarlyError> {
+    let one = |pfn, kind| FrameUse { pfns: Pfns::new(pfn, 1), kind };
     let mut uses = alloc::vec![
-        Use { pfns: image.text, kind: UseKind::KernelText },
-        Use { pfns: image.constants, kind: UseKind::KernelConstants },
-        Use { pfns: image.data, kind: UseKind::KernelData },
+        FrameUse { pfns: image.text, kind: UseKind::KernelText },
+        FrameUse { pfns: image.constants, kind: UseKind::KernelConstants },
+        FrameUse { pfns: image.data, kind: UseKind::KernelData },
         one(image.start_info, UseKind::StartInfo),
     ];
-    uses.extend(builder_uses(boot, place)?.into_iter().flatten());
+    uses.extend(place.builder_uses(boot)?.into_iter().flatten());
     let store = boot.store.map(|(mfn, _)| mfn);
     let console = match boot.console {
         Console::Hypervisor => None,

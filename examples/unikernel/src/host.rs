@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
-use early_pgt::Mapped;
+use early_pgt::MapExtent;
 use hypercall::{
     ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
     PAGE_SHIFT, Pfn, StartInfo,
@@ -194,7 +194,7 @@ struct ModelTakeover<'k> {
 }
 
 impl<'k> Takeover<'k> for ModelTakeover<'k> {
-    fn mapped(&self, reach: Mapped) {
+    fn mapped(&self, reach: MapExtent) {
         self.guest.set_direct_map(reach.start, reach.end);
     }
 

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::string::String;
 
-use early_pgt::Mapped;
+use early_pgt::MapExtent;
 use hypercall::xen::{Xen, try_load};
 use hypercall::{
     BootInfo, Counting, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
@@ -211,7 +211,7 @@ struct Booting<'a> {
 }
 
 impl Takeover<'static> for Booting<'_> {
-    fn mapped(&self, reach: Mapped) {
+    fn mapped(&self, reach: MapExtent) {
         REACH.store(reach.end, Ordering::Release);
         // SAFETY: early-pgt has just linked the tables that map all of this (I-3).
         unsafe { self.xen.set_direct_map(reach.start, reach.end) };

@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use conformance::{Assertion, Env, Facts, Outcome, Target, assertions, run as make};
-use early_pgt::{Use, UseKind};
+use early_pgt::{FrameUse, UseKind};
 use hypercall::Machine;
 
 use super::OrSay;
@@ -41,7 +41,7 @@ pub(super) fn run<M: Machine + Target>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let root = (kernel.kernel_root, kernel.p2m.mfn(kernel.kernel_root).or_say("P2M")?);
     let mut env = Env::new(kernel.cpu, kernel.boot, root, frames)?;
     let is_constant =
-        |used: &&Use| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);
+        |used: &&FrameUse| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);
     let constant = kernel.made.uses.iter().filter(is_constant);
     for pfns in kernel.made.tables.iter().copied().chain(constant.map(|used| used.pfns)) {
         env.made_read_only(pfns.start.raw()..pfns.end());

@@ -7,7 +7,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use early_pgt::{Access, UseKind, access_of};
+use early_pgt::{Access, UseKind};
 use hypercall::{Cpu, ENTRIES, FrameAccess as _, Level, Machine, Pfn, Pte};
 use p2m::{Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;
@@ -110,7 +110,7 @@ fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
         }
         let wanted = match is_table {
             true => Access::ReadOnly,
-            false => access_of(pfn, &kernel.made.uses),
+            false => Access::of(pfn, &kernel.made.uses),
         };
         if pte.is_writable() != (wanted == Access::Writable) {
             return Err(format!("pfn {pfn} is to be {wanted:?}, and its entry is {pte}"));

@@ -1,0 +1,221 @@
+//! Changes of live tables, sent to Xen in runs: frames become read-only, entries are set, and what
+//! was done before a refusal is taken back.
+#![expect(unsafe_code, reason = "sends changes that its callers vouch for (I-1, I-13)")]
+
+use hypercall::{
+    Batch, FrameAccess, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+};
+use p2m::{DirectMap, Guest, Pfns, TableEntry, WalkError, walk};
+use x86_64::structures::paging::PageTableIndex;
+
+use crate::error::EarlyError;
+use crate::uses::Access;
+
+/// A change of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The entry.
+    pub slot: Slot,
+    /// What stands there before.
+    pub old: Pte,
+    /// What stands there afterwards.
+    pub new: Pte,
+}
+
+impl Change {
+    /// The change that takes this one back.
+    const fn back(self) -> Self {
+        Self { slot: self.slot, old: self.new, new: self.old }
+    }
+}
+
+/// What stopped a run of elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stopped {
+    /// How many took effect before it.
+    pub(crate) done: u64,
+    pub(crate) failure: EarlyError,
+}
+
+impl Stopped {
+    /// The same of a run that changes how `frames` are shown.
+    fn protecting(mut self, mut frames: impl Iterator<Item = Pfn>, access: Access) -> Self {
+        if let EarlyError::Link { error, .. } = self.failure
+            && let Some(frame) = frames.nth(count(self.done))
+        {
+            self.failure = EarlyError::Protect { frame, access, error };
+        }
+        self
+    }
+}
+
+/// Makes `tables`, which were filled, read-only, then makes `changes`, which link them.
+pub(crate) fn link<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>(
+    guest: &Guest<'_, M>,
+    tables: Pfns,
+    changes: &impl Fn() -> I,
+    batch: &mut Batch<'_>,
+) -> Result<(), Stopped> {
+    let all = protections(guest, tables.iter(), Access::ReadOnly).chain(changes());
+    apply(guest, all, None, batch)
+        .map_err(|stopped| stopped.protecting(tables.iter(), Access::ReadOnly))
+}
+
+/// Takes back the first `done` elements of a [`link`]: what was linked comes out again before its
+/// frames become writable, and before the way to their entries is looked up.
+pub(crate) fn unlink<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>(
+    guest: &Guest<'_, M>,
+    tables: Pfns,
+    done: u64,
+    changes: &impl Fn() -> I,
+    batch: &mut Batch<'_>,
+) -> Result<(), EarlyError> {
+    let linked = count(done.saturating_sub(tables.count));
+    if linked > 0 {
+        let back = changes().take(linked).map(|change| change.map(Change::back));
+        // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with
+        // a table, and nothing that an L1 maps.
+        let flush = Some(MmuExtOp::tlb_flush_all());
+        apply(guest, back, flush, batch).map_err(|stopped| stopped.failure)?;
+    }
+    let protected = Pfns::new(tables.start, done.min(tables.count));
+    protect(guest, protected.iter(), Access::Writable, batch).map_err(|stopped| stopped.failure)
+}
+
+/// Makes entries of the direct mapping read-only or writable. For what [`PastPgt`] says is to be
+/// done, and for a port that gives the builder's tables back.
+///
+/// [`PastPgt`]: crate::PastPgt
+///
+/// # Errors
+/// [`EarlyError::Protect`]; those in front of the frame it names are changed.
+///
+/// # Hypercalls
+/// ceil(N / U) `mmu_update`, for N frames and room for U updates; Linux takes N.
+///
+/// # Safety
+/// The caller owns the frames (I-1), no Rust object lives in those that become read-only, and those
+/// that become writable are no tables any more. Nothing is flushed: Xen does that when a frame that
+/// was writable becomes a table; until then a TLB may let it be written.
+///
+/// ```
+/// # use hypercall::BatchStorage;
+/// # use p2m::Pfns;
+/// # use pv_tests::booting::Booting;
+/// # use xen_model::Role;
+/// use early_pgt::{Access, set_access};
+///
+/// let booting = Booting::new(Role::DomU, 1 << 14);
+/// let p2m = booting.p2m();
+/// let guest = booting.guest(&booting.model, &p2m);
+/// let slack = Pfns::new(booting.model.guest().first_free_page(), 4);
+/// let mut storage = BatchStorage::<4, 1>::new();
+/// // Nobody writes these four pages from here on.
+/// unsafe { set_access(&guest, slack, Access::ReadOnly, &mut storage.batch()) }?;
+/// # Ok::<(), early_pgt::EarlyError>(())
+/// ```
+pub unsafe fn set_access<M: Machine>(
+    guest: &Guest<'_, M>,
+    frames: Pfns,
+    access: Access,
+    batch: &mut Batch<'_>,
+) -> Result<(), EarlyError> {
+    protect(guest, frames.iter(), access, batch).map_err(|stopped| stopped.failure)
+}
+
+/// Gives the entries of the direct mapping for `frames` this access.
+pub(crate) fn protect<M: Machine>(
+    guest: &Guest<'_, M>,
+    frames: impl Iterator<Item = Pfn> + Clone,
+    access: Access,
+    batch: &mut Batch<'_>,
+) -> Result<(), Stopped> {
+    apply(guest, protections(guest, frames.clone(), access), None, batch)
+        .map_err(|stopped| stopped.protecting(frames, access))
+}
+
+/// The changes that give the entries of the direct mapping for `frames` this access.
+fn protections<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    frames: impl Iterator<Item = Pfn>,
+    access: Access,
+) -> impl Iterator<Item = Result<Change, EarlyError>> {
+    let mut direct_map = DirectMap::default();
+    frames.map(move |pfn| {
+        let (slot, old) = direct_map.entry(guest, pfn)?;
+        Ok(Change { slot, old, new: access.on(old) })
+    })
+}
+
+/// Sends changes, as many at a time as there is storage for, and `flush` with the last of them.
+fn apply<M: Machine>(
+    guest: &Guest<'_, M>,
+    changes: impl Iterator<Item = Result<Change, EarlyError>>,
+    flush: Option<MmuExtOp>,
+    batch: &mut Batch<'_>,
+) -> Result<(), Stopped> {
+    batch.clear();
+    let mut done = 0;
+    for change in changes {
+        let Change { slot, old, new } = change.map_err(|failure| Stopped { done, failure })?;
+        if batch.room() == 0 {
+            done = send(guest, batch, done)?;
+        }
+        let pushed = batch.update(MmuUpdate::set(slot, new), old.raw());
+        pushed.map_err(|full| Stopped { done, failure: full.into() })?;
+    }
+    if let Some(flush) = flush {
+        batch.op(flush).map_err(|full| Stopped { done, failure: full.into() })?;
+    }
+    send(guest, batch, done).map(drop)
+}
+
+/// Sends the batch, behind `done` elements that took effect. How many have then.
+fn send<M: Machine>(
+    guest: &Guest<'_, M>,
+    batch: &mut Batch<'_>,
+    done: u64,
+) -> Result<u64, Stopped> {
+    let updates = batch.updates() as u64;
+    // SAFETY: each entry changed maps a frame of a buffer, which the caller owns, or is one that
+    // the caller of `finish` vouches for.
+    let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(done + updates) };
+    let done = done + batch.applied().count() as u64;
+    let failure = match batch.unapplied().next() {
+        Some((update, old)) => {
+            // What is set, or was when an entry is emptied.
+            let pte = if update.value() == 0 { old } else { update.value() };
+            let mfn = Pte::from_raw(pte).mfn();
+            EarlyError::Link { mfn, pfn: guest.pfn(mfn).ok(), error }
+        }
+        None => EarlyError::Flush(error),
+    };
+    batch.clear();
+    Err(Stopped { done, failure })
+}
+
+/// The entry for `va` in the table of `level` of the running tree.
+pub(crate) fn entry<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    va: GuestVa,
+    level: Level,
+) -> Result<TableEntry, EarlyError> {
+    let path = walk(guest, guest.kernel_root(), va)?;
+    Ok(path.at(level).ok_or(WalkError::NotMapped(va))?)
+}
+
+/// An entry that leads to a table of the direct map: nothing is ever executed through it.
+pub(crate) fn leads_to<M: FrameAccess>(guest: &Guest<'_, M>, table: Mfn) -> Pte {
+    let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
+    Pte::new(table, guest.machine().offered(flags))
+}
+
+/// The index of block `number` in the table above it.
+pub(crate) const fn index(number: u64) -> PageTableIndex {
+    PageTableIndex::new_truncate((number % 512) as u16)
+}
+
+/// A number of elements, for an iterator.
+pub(crate) fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
