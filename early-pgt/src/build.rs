@@ -101,7 +101,8 @@ impl<'m> Build<'m> {
     /// # use xen_model::Role;
     /// # use early_pgt::{Build, Plan};
     /// let booting = Booting::new(Role::DomU, 1 << 14); // 64 MiB, as its builder leaves it
-    /// let (memory, p2m, machine) = (booting.memory(), booting.p2m(), Counting::new(&booting.model));
+    /// let (memory, p2m) = (booting.memory(), booting.p2m());
+    /// let machine = Counting::new(&booting.model);
     /// let mut storage = BatchStorage::<1024, 1>::new();
     /// let mut build = unsafe { Build::begin(&memory, Plan::new(&memory)?) };
     /// let mapped = build.round(&booting.guest(&machine, &p2m), &mut storage.batch())?;

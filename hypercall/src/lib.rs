@@ -19,8 +19,8 @@
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
 //!   [`Refused`]: what was not taken, and comes back with the reason.
-//! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame; [`Uncertain`], [`Quarantine`]: what a refused
-//!   undo leaves, kept from everybody.
+//! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame; [`Uncertain`], [`Quarantine`]:
+//!   what a refused undo leaves, kept from everybody.
 //! * [`explain`]: what a refusal means, in words.
 //! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
 //!   toolstack reads.

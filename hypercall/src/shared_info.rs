@@ -121,7 +121,8 @@ impl ArchSharedInfo {
     /// # Safety
     /// What is stored is true of the guest's frame map. A toolstack that restores the guest writes
     /// `max_pfn` words into the pages to which `frame_list_list`, and `p2m_vaddr` under `p2m_cr3`,
-    /// lead (I-20). A load owes nothing. `p2m::Toolstack` stores no more than its callers vouch for.
+    /// lead (I-20). A load owes nothing. `p2m::Toolstack` stores what its callers vouch for, no
+    /// more.
     #[must_use]
     pub const unsafe fn map_words(&self) -> &MapWords {
         &self.0

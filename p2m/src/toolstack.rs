@@ -96,7 +96,7 @@ impl<'a> Toolstack<'a> {
     /// ```
     #[must_use]
     pub const fn new(arch: &'a ArchSharedInfo) -> Self {
-        // SAFETY: what leads a toolstack to a page is stored below by what is unsafe, and by nothing
+        // SAFETY: what leads a toolstack to a page is stored below by what is unsafe, and nowhere
         // else.
         Self { words: unsafe { arch.map_words() } }
     }

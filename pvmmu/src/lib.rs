@@ -13,8 +13,8 @@
 //! # Main types
 //! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
 //!   holds them valid.
-//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root, handed to every operation;
-//!   [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
+//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root, handed to every
+//!   operation; [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
 //!   [`SMALLEST_BATCH`]: the least that it must hold.
 //! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:

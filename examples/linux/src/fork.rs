@@ -11,7 +11,7 @@ const TABLES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 /// The rows of this file.
 pub(crate) fn run(rows: &mut Rows) -> Result<()> {
     let alone = measure(|| Ok(()), |()| fork_exit_wait(), Ok)?;
-    rows.print(("fork, exit and wait, a process alone", "processes"), 1, alone.0, alone.1);
+    rows.print("fork, exit and wait, a process alone", "processes", 1, alone.0, alone.1);
     for tables in TABLES {
         let pages = tables * TABLE_PAGES;
         let touched = || {
@@ -21,10 +21,10 @@ pub(crate) fn run(rows: &mut Rows) -> Result<()> {
         };
         let fork = |area| fork_exit_wait().map(|()| area);
         let (took, counted) = measure(touched, fork, Area::unmap)?;
-        rows.print(("fork, exit and wait", "pages"), pages, took, counted);
+        rows.print("fork, exit and wait", "pages", pages, took, counted);
         let again = || touched().and_then(fork);
         let (took, counted) = measure(again, fork, Area::unmap)?;
-        rows.print(("fork, exit and wait again", "pages"), pages, took, counted);
+        rows.print("fork, exit and wait again", "pages", pages, took, counted);
     }
     Ok(())
 }

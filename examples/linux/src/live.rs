@@ -25,7 +25,7 @@ fn one_size(rows: &mut Rows, pages: usize) -> Result<()> {
         Ok(area)
     };
     let (took, counted) = measure(|| Ok(()), |()| Area::map(pages, Fill::Populated), Area::unmap)?;
-    rows.print(("mmap and populate", "pages"), pages, took, counted);
+    rows.print("mmap and populate", "pages", pages, took, counted);
     let (took, counted) = measure(
         || Area::map(pages, Fill::Empty),
         |area| {
@@ -34,10 +34,10 @@ fn one_size(rows: &mut Rows, pages: usize) -> Result<()> {
         },
         Area::unmap,
     )?;
-    rows.print(("first touch", "pages"), pages, took, counted);
+    rows.print("first touch", "pages", pages, took, counted);
     let protect = |access| move |area: Area| area.protect(access).map(|()| area);
     let (took, counted) = measure(touched, protect(libc::PROT_READ), Area::unmap)?;
-    rows.print(("mprotect to read-only", "pages"), pages, took, counted);
+    rows.print("mprotect to read-only", "pages", pages, took, counted);
     let read_only = || {
         let area = touched()?;
         area.protect(libc::PROT_READ)?;
@@ -45,8 +45,8 @@ fn one_size(rows: &mut Rows, pages: usize) -> Result<()> {
     };
     let (took, counted) =
         measure(read_only, protect(libc::PROT_READ | libc::PROT_WRITE), Area::unmap)?;
-    rows.print(("mprotect to writable", "pages"), pages, took, counted);
+    rows.print("mprotect to writable", "pages", pages, took, counted);
     let (took, counted) = measure(touched, Area::unmap, Ok)?;
-    rows.print(("munmap", "pages"), pages, took, counted);
+    rows.print("munmap", "pages", pages, took, counted);
     Ok(())
 }

@@ -18,13 +18,13 @@ const PROBES: [(&str, &str); 2] = [("pin", "__xen_pgd_pin"), ("unpin", "__xen_pg
 /// The rows of this file.
 pub(crate) fn run(rows: &mut Rows) -> Result<()> {
     let probes = Trace::probing(&PROBES)?;
-    one_child(rows, &probes, ("the program's own tables", 0))?;
+    one_child(rows, &probes, "the program's own tables", 0)?;
     let area = Area::map(2048 * TABLE_PAGES, Fill::Empty)?;
     let mut touched = 0;
     for tables in TABLES {
         area.touch_some(touched..tables * TABLE_PAGES, TABLE_PAGES);
         touched = tables * TABLE_PAGES;
-        one_child(rows, &probes, ("sparse tables", tables))?;
+        one_child(rows, &probes, "sparse tables", tables)?;
     }
     area.unmap()?;
     let area = Area::map(2048 * TABLE_PAGES, Fill::Empty)?;
@@ -34,13 +34,13 @@ pub(crate) fn run(rows: &mut Rows) -> Result<()> {
     for tables in TABLES {
         area.populate_read(populated, tables * TABLE_PAGES)?;
         populated = tables * TABLE_PAGES;
-        one_child(rows, &probes, ("full tables", tables))?;
+        one_child(rows, &probes, "full tables", tables)?;
     }
     area.unmap()?;
     probes.end()
 }
 
-fn one_child(rows: &mut Rows, probes: &Trace, (name, tables): (&str, usize)) -> Result<()> {
+fn one_child(rows: &mut Rows, probes: &Trace, name: &str, tables: usize) -> Result<()> {
     probes.clear()?;
     fork_exit_wait()?;
     let (pins, unpins) = (probes.calls("pin")?, probes.calls("unpin")?);
@@ -49,7 +49,7 @@ fn one_child(rows: &mut Rows, probes: &Trace, (name, tables): (&str, usize)) -> 
     let unpin = *unpins.first().context("an unpin")?;
     for (operation, ticks) in [("pin", pin), ("unpin", unpin), ("pin and unpin", pin + unpin)] {
         let operation = format!("{operation}, {name}");
-        rows.print((&operation, "tables"), tables, ticks, Counted::default());
+        rows.print(&operation, "tables", tables, ticks, Counted::default());
     }
     Ok(())
 }

@@ -30,13 +30,14 @@ impl Rows {
 
     /// A row of something that is not counted.
     pub(crate) fn one(&mut self, operation: &str, unit: &str, size: usize, instructions: u64) {
-        self.print((operation, unit), size, instructions, Counted::default());
+        self.print(operation, unit, size, instructions, Counted::default());
     }
 
     /// A row. Linux does not tell what of it was the hypervisor's.
     pub(crate) fn print(
         &mut self,
-        (operation, unit): (&str, &str),
+        operation: &str,
+        unit: &str,
         size: usize,
         instructions: u64,
         counted: Counted,

@@ -7,9 +7,16 @@ use crate::frame::Mfn;
 use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
 use crate::op::DomId;
 
-const MAP_GRANT_REF: (u64, &str) = (0, "map_grant_ref");
-const UNMAP_GRANT_REF: (u64, &str) = (1, "unmap_grant_ref");
-const SETUP_TABLE: (u64, &str) = (2, "setup_table");
+/// An operation of `grant_table_op`.
+#[derive(Clone, Copy)]
+struct Operation {
+    number: u64,
+    name: &'static str,
+}
+
+const MAP_GRANT_REF: Operation = Operation { number: 0, name: "map_grant_ref" };
+const UNMAP_GRANT_REF: Operation = Operation { number: 1, name: "unmap_grant_ref" };
+const SETUP_TABLE: Operation = Operation { number: 2, name: "setup_table" };
 
 /// `struct gnttab_setup_table`, 24 bytes.
 #[repr(C)]
@@ -27,17 +34,17 @@ const _: () = assert!(size_of::<RawSetupTable>() == 24);
 /// # Safety
 /// The elements are what the operation expects, and what they ask for is the caller's to ask.
 unsafe fn grant_table_op<T>(
-    (operation, name): (u64, &'static str),
+    operation: Operation,
     first: *mut T,
     count: usize,
 ) -> Result<(), Error> {
     if count == 0 {
         return Ok(());
     }
-    let arguments = [operation, first as u64, count as u64, 0, 0];
+    let arguments = [operation.number, first as u64, count as u64, 0, 0];
     // SAFETY: the caller vouches for the elements.
     let rax = unsafe { hypercall(number::GRANT_TABLE_OP, arguments) };
-    let hypercall = Hypercall::GrantTableOp(name);
+    let hypercall = Hypercall::GrantTableOp(operation.name);
     Errno::check(rax).map(drop).map_err(|errno| Error { hypercall, errno, done: 0 })
 }
 
@@ -65,7 +72,7 @@ unsafe impl Grants for Xen {
         match setup.status {
             0 => Ok(()),
             _ => {
-                let hypercall = Hypercall::GrantTableOp(SETUP_TABLE.1);
+                let hypercall = Hypercall::GrantTableOp(SETUP_TABLE.name);
                 Err(Error { hypercall, errno: Errno::EINVAL, done: 0 })
             }
         }

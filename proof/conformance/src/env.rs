@@ -276,7 +276,7 @@ impl<'a, M: Target> Env<'a, M> {
     }
 
     /// Puts words into an argument page and says where they are.
-    pub(crate) fn put(&self, (page, offset): (usize, usize), words: &[u64]) -> u64 {
+    pub(crate) fn put(&self, page: usize, offset: usize, words: &[u64]) -> u64 {
         let frame = &self.arguments[page];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         // SAFETY: argument pages belong to the arena.
@@ -286,7 +286,7 @@ impl<'a, M: Target> Env<'a, M> {
     }
 
     /// Words of an argument page.
-    pub(crate) fn got(&self, (page, offset): (usize, usize), count: usize) -> Vec<u64> {
+    pub(crate) fn got(&self, page: usize, offset: usize, count: usize) -> Vec<u64> {
         let at = self.arguments[page].va.raw() + offset as u64;
         (0..count).map(|word| self.load(at + word as u64 * 8).unwrap_or(u64::MAX)).collect()
     }

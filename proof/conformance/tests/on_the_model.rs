@@ -8,7 +8,7 @@ use conformance::{Applies, Assertion, Outcome, assertions, run};
 use support::machine;
 
 /// Makes every assertion on a machine; after each the model recounts all references (number 17).
-fn all_hold_on(model: &Model, (release, role): (Release, Role)) {
+fn all_hold_on(model: &Model, release: Release, role: Role) {
     let mut env = support::env(model, model);
     for assertion in assertions() {
         let here = match assertion.applies {
@@ -28,7 +28,7 @@ fn all_hold_on(model: &Model, (release, role): (Release, Role)) {
 }
 
 fn all_hold(release: Release, role: Role) {
-    all_hold_on(&machine(release, role), (release, role));
+    all_hold_on(&machine(release, role), release, role);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn all_hold_when_hypercalls_are_interrupted() {
     for every in [2, 3, 7] {
         let model = machine(Release::V4_17, Role::DomU);
         model.preempt_every(every);
-        all_hold_on(&model, (Release::V4_17, Role::DomU));
+        all_hold_on(&model, Release::V4_17, Role::DomU);
     }
 }
 

@@ -32,7 +32,7 @@ fn decode(bytes: &[u8; LEN]) -> Step {
     let hold = if d % 2 == 0 { Hold::Released } else { Hold::Mapped };
     let (frame_number, slot) = (a, b);
     let op = match kind % 16 {
-        0..=4 => Op::Update { command: d, place: spot(place, (a, b)), value },
+        0..=4 => Op::Update { command: d, place: spot(place, a, b), value },
         5..=8 => Op::Ext { command: d % 24, first: frame(place, a), second: frame(which, c) },
         9 => Op::VaMapping { place: address(place, a), flags: value.flags, flush: flush(d) },
         10 | 11 => Op::Store { frame: frame_number, slot, value },
@@ -60,7 +60,7 @@ const fn frame(selector: u8, number: u8) -> Which {
     }
 }
 
-const fn spot(selector: u8, (frame, slot): (u8, u8)) -> Place {
+const fn spot(selector: u8, frame: u8, slot: u8) -> Place {
     match selector % 16 {
         0 => Place::OutOfRange,
         1 => Place::XenSlot,

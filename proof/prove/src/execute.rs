@@ -274,11 +274,11 @@ impl Executor {
         match op {
             Op::Store { frame, slot, value } => {
                 self.freshen(machine);
-                self.store(machine, (frame, slot), self.arena.pte(value).raw())
+                self.store(machine, frame, slot, self.arena.pte(value).raw())
             }
             Op::CompareExchange { frame, slot, expected, value } => {
                 self.freshen(machine);
-                self.compare_exchange(machine, (frame, slot), expected, value)
+                self.compare_exchange(machine, frame, slot, expected, value)
             }
             Op::Zero { frame } => {
                 self.freshen(machine);
@@ -291,7 +291,7 @@ impl Executor {
         }
     }
 
-    fn store<M: Cpu>(&self, machine: &M, (frame, slot): (u8, u8), value: u64) -> Answer {
+    fn store<M: Cpu>(&self, machine: &M, frame: u8, slot: u8, value: u64) -> Answer {
         // SAFETY: a word of a frame of the arena; if it is a live table, Xen validates what is
         // stored.
         match unsafe { machine.store(self.arena.va(frame, slot), value) } {
@@ -303,7 +303,8 @@ impl Executor {
     fn compare_exchange<M: Machine + Cpu>(
         &self,
         machine: &M,
-        (frame, slot): (u8, u8),
+        frame: u8,
+        slot: u8,
         expected: Cas,
         value: Value,
     ) -> Answer {

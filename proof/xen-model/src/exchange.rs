@@ -64,7 +64,7 @@ impl State {
             if self.preempt_check() {
                 self.interrupted();
             }
-            let answer = self.exchange_chunk(swap, chunks, chunk, (domain, limit));
+            let answer = self.exchange_chunk(swap, chunks, chunk, domain, limit);
             if answer.is_err() {
                 *done = chunk << give_chunk;
                 return answer;
@@ -80,12 +80,13 @@ impl State {
         swap: &mut Swap<'_>,
         chunks: Chunks,
         chunk: u64,
-        (domain, limit): (u16, Limit),
+        domain: u16,
+        limit: Limit,
     ) -> Answer {
         let mut stolen = Vec::new();
         let mut fresh = Vec::new();
         let answer = self
-            .steal_chunk(swap, (chunks, chunk), domain, &mut stolen)
+            .steal_chunk(swap, chunks, chunk, domain, &mut stolen)
             .and_then(|()| self.allocate_chunk(swap.take.order, chunks, limit, &mut fresh));
         if let Err(errno) = answer {
             for first in fresh {
@@ -123,7 +124,8 @@ impl State {
     fn steal_chunk(
         &mut self,
         swap: &mut Swap<'_>,
-        (chunks, chunk): (Chunks, u64),
+        chunks: Chunks,
+        chunk: u64,
         domain: u16,
         stolen: &mut Vec<Mfn>,
     ) -> Answer {

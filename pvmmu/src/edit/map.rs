@@ -72,7 +72,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
-    /// guest's own: when they are unmapped, [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told.
+    /// guest's own: when they are unmapped, [`SpaceFrames::give_foreign`] hears of it.
     ///
     /// # Errors
     /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for

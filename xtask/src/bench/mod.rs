@@ -89,7 +89,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     let mut status = ExitStatus::Pass;
     let mut all = Vec::new();
     for &release in releases {
-        let (one, rows, linux) = bench_on(&mut station, release, (arguments, &host))?;
+        let (one, rows, linux) = bench_on(&mut station, release, arguments, &host)?;
         if one == ExitStatus::Fail {
             status = one;
         }
@@ -109,7 +109,8 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
 fn bench_on(
     station: &mut Station,
     release: Release,
-    (arguments, host): (&BenchArguments, &[Row]),
+    arguments: &BenchArguments,
+    host: &[Row],
 ) -> Result<(ExitStatus, Vec<Row>, Vec<Row>)> {
     let rows = measure(station, release, Late(0))?;
     let again = measure(station, release, Late(0))?;
@@ -237,7 +238,7 @@ pub(crate) fn check_host() -> Result<String> {
     }
     let rows = host::measure()?;
     let mut wrong = baseline::worse(&row::read(&baseline::host())?, &rows);
-    for (target, judged) in targets::judge_all((&[], &rows), |_| None) {
+    for (target, judged) in targets::judge_all(&[], &rows, |_| None) {
         if let Judged::Missed(_) = judged {
             let [against, most, is, _] = text::target_words(target, judged);
             let name = target.operation;

@@ -149,7 +149,8 @@ pub(crate) const ELSEWHERE: &[Elsewhere] = &[
 /// How each target was met, by rows of a guest and of the host. `linux` is Linux's figure for a row
 /// of ours.
 pub(crate) fn judge_all(
-    (rows, host): (&[Row], &[Row]),
+    rows: &[Row],
+    host: &[Row],
     linux: impl Fn(&Row) -> Option<u64>,
 ) -> Vec<(&'static Target, Judged)> {
     let guests = TARGETS.iter().map(|target| (target, target.judge(rows, &linux)));

@@ -32,7 +32,7 @@ impl Figures<'_> {
 
     /// How each target was met.
     pub(crate) fn judged(self) -> Vec<(&'static Target, Judged)> {
-        judge_all((self.rows, self.host), |row| linux_figure(self.linux, row))
+        judge_all(self.rows, self.host, |row| linux_figure(self.linux, row))
     }
 }
 

@@ -65,13 +65,13 @@ pub(crate) fn boot(
     for (name, bytes) in files(guests)? {
         archive.file(&format!("/pvmmu/{name}"), &bytes);
     }
-    let (_folder, machine) = machine(host, linux, (archive, memory))?;
+    let (_folder, machine) = machine(host, linux, archive, memory)?;
     let limits = limits(guests, DOM0_START);
     let mut reader = Reader::default();
     let started = Instant::now();
     let ending =
         machine.boot(&log, |console| console.watch(limits, |line| reader.line(line, &mut show)))?;
-    Ok(reader.reports((guests, started), &ending, &log))
+    Ok(reader.reports(guests, started, &ending, &log))
 }
 
 /// A machine whose dom0 has more files than it always has, and room for guests of so many MiB. Its
@@ -79,7 +79,8 @@ pub(crate) fn boot(
 pub(super) fn machine<'a>(
     host: &'a Host<'_>,
     linux: &Linux,
-    (mut archive, memory_mib): (Archive, u32),
+    mut archive: Archive,
+    memory_mib: u32,
 ) -> Result<(TempDir, Machine<'a>)> {
     let folder = tempfile::tempdir()?;
     let file_system = folder.path().join("file-system");
@@ -140,7 +141,7 @@ pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
         if let Some(module) = &guest.module {
             files.push((format!("{number}.module"), read(module)?));
         }
-        let configuration = configuration((number, kernel), guest);
+        let configuration = configuration(number, kernel, guest);
         files.push((format!("{number}.template"), configuration.into_bytes()));
     }
     files.push(("jobs".to_owned(), jobs.into_bytes()));
@@ -156,7 +157,7 @@ fn kernel_of(number: usize, guests: &[Guest]) -> usize {
 
 /// The guest as xl is told about it, but for its name and its folder, which dom0's script puts in.
 /// It is kept after its end, so that its end can be looked at.
-fn configuration((number, kernel): (usize, usize), guest: &Guest) -> String {
+fn configuration(number: usize, kernel: usize, guest: &Guest) -> String {
     let Guest { memory_mib, maximum_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");
     let ramdisk = match guest.module {
@@ -283,7 +284,8 @@ impl Reader {
     /// Judges each guest.
     pub(super) fn reports(
         &self,
-        (guests, started): (&[Guest], Instant),
+        guests: &[Guest],
+        started: Instant,
         ending: &Ending,
         log: &Path,
     ) -> Vec<Report> {
@@ -439,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_command_line_cannot_break_out_of_the_configuration() {
-        let text = configuration((3, 3), &guest("say \"hi\" \\"));
+        let text = configuration(3, 3, &guest("say \"hi\" \\"));
         assert!(text.contains("extra = \"say \\\"hi\\\" \\\\\"\n"), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -81,9 +81,8 @@ impl Remote {
         let result = sent.and_then(|()| {
             let started = Instant::now();
             let mut reader = Reader::default();
-            let ending =
-                self.watch(&folder, (guests, &log), |line| reader.line(line, &mut show))?;
-            Ok(reader.reports((guests, started), &ending, &log))
+            let ending = self.watch(&folder, guests, &log, |line| reader.line(line, &mut show))?;
+            Ok(reader.reports(guests, started, &ending, &log))
         });
         let cleaned = self.ask(&format!("{}sh {folder}/host.sh clean", self.root));
         let mut reports = result?;
@@ -112,7 +111,8 @@ impl Remote {
     fn watch(
         &self,
         folder: &str,
-        (guests, log): (&[Guest], &PathBuf),
+        guests: &[Guest],
+        log: &Path,
         on_line: impl FnMut(&str) -> std::ops::ControlFlow<()>,
     ) -> Result<Ending> {
         let started = Instant::now();

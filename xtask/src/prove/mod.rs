@@ -56,7 +56,7 @@ pub(crate) fn prove(arguments: &ProveArguments) -> Result<ExitStatus> {
             total.add_transitions(&model);
             if !same {
                 diverged += 1;
-                investigate(&mut machines, &run, (&real, &model))?;
+                investigate(&mut machines, &run, &real, &model)?;
             }
         }
     }
@@ -91,11 +91,7 @@ fn report(run: &Run, real: &Record, model: &Record) -> bool {
 }
 
 /// Finds the first group that differs, cuts the sequence down and keeps it.
-fn investigate(
-    machines: &mut Machines,
-    run: &Run,
-    (real, model): (&Record, &Record),
-) -> Result<()> {
+fn investigate(machines: &mut Machines, run: &Run, real: &Record, model: &Record) -> Result<()> {
     let Some((seed, groups)) = real.first_difference(model) else {
         println!("  the digests agree, the coverage or the verdict does not");
         for line in real.other_differences(model) {

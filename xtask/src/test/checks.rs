@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::session::Session;
-use super::{claims, examples, house_rules};
+use super::{claims, examples, house_rules, shape};
 use crate::bench;
 use crate::cargo::{Package, cargo, packages};
 use crate::deep::check_named_mutants;
@@ -32,6 +32,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "format", || must(cargo().args(["fmt", "--all", "--check"])))?;
     session.step(GROUP, "house rules", house_rules::check)?;
     session.step(GROUP, "examples in the documentation", examples::check)?;
+    session.step(GROUP, "arguments are arguments", shape::tuples)?;
+    session.step(GROUP, "layers without circles", shape::circles)?;
     session.step(GROUP, "invariants are attacked, claims shown", claims::check)?;
     session.step(GROUP, "named mutants", check_named_mutants)?;
     session.step(GROUP, "lints on the host", || {

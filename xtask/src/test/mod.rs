@@ -14,6 +14,7 @@
 //! | `under_xl` | guests that xl creates, on an emulated dom0 or on a real one by ssh |
 //! | `examine` | a guest's frame map, seen by itself and by dom0 |
 //! | `endings` | that QEMU ends when the harness does, however it ends |
+//! | `shape` | no function takes a tuple, no files import each other in a circle |
 //! | `session` | keeps the score |
 
 mod checks;
@@ -27,6 +28,7 @@ mod house_rules;
 mod inventory;
 mod real_xen;
 mod session;
+mod shape;
 mod under_xl;
 
 use anyhow::Result;

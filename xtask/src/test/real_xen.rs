@@ -176,7 +176,7 @@ pub(super) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
         let lives: &[Case] = if arguments.has_lives(release) { &LIVES } else { &[] };
         setting.one_release(session, release, lives)?;
     }
-    under_xl::rehearse(session, (folder, qemu), &setting.kernel)?;
+    under_xl::rehearse(session, folder, qemu, &setting.kernel)?;
     compare_with_the_model(session, arguments)?;
     if arguments.releases().contains(&Release::Xen4_17) && arguments.kernel.is_none() {
         session.step("guide", "porting guide", || guide::follow(guide::Depth::RealXen))?;
@@ -217,20 +217,20 @@ impl Setting<'_> {
         let Some((xen, linux)) = parts else { return Ok(()) };
         let host = Host::new(self.qemu, xen, Clock::Time);
         for case in CASES {
-            self.as_dom0(session, release, (&host, case))?;
+            self.as_dom0(session, release, &host, case)?;
         }
         let crowded = Host { processors: Some(1), ..host.clone() };
-        self.as_dom0(session, release, (&crowded, TWO_VCPUS))?;
-        self.as_dom0(session, release, (&host, case("identity", 256, Expectation::Pass)))?;
+        self.as_dom0(session, release, &crowded, TWO_VCPUS)?;
+        self.as_dom0(session, release, &host, case("identity", 256, Expectation::Pass))?;
         self.with_list_outside(session, release, &host)?;
         if release == Release::Xen4_17 {
             let without = Host { cpu: Some(WITHOUT_NX.to_owned()), ..host.clone() };
             for case in ON_ANY_CPU {
-                self.as_dom0(session, release, (&without, case))?;
+                self.as_dom0(session, release, &without, case)?;
             }
         }
         let panic = case("no kernel", 256, Expectation::XenPanic);
-        self.as_dom0(session, release, (&host, panic))?;
+        self.as_dom0(session, release, &host, panic)?;
         let guest = panic.guest(&self.kernel);
         let devices = Devices { folder: self.folder, host: host.clone(), guest, release };
         devices.run(session)?;
@@ -269,7 +269,8 @@ impl Setting<'_> {
         &self,
         session: &mut Session,
         release: Release,
-        (host, case): (&Host<'_>, Case),
+        host: &Host<'_>,
+        case: Case,
     ) -> Result<()> {
         let mut name = case.name(&format!("Xen {release}"));
         if let Some(processors) = host.processors {

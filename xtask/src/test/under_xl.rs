@@ -43,7 +43,7 @@ pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
             Qemu::require(&folder)?
         };
         let kernel = guest::kernel(arguments.kernel.as_deref())?;
-        rehearse(&mut session, (&folder, &qemu), &kernel)?;
+        rehearse(&mut session, &folder, &qemu, &kernel)?;
         return Ok(session.close());
     };
     let remote = Remote::connect(&arguments.ssh, host)?;
@@ -62,7 +62,8 @@ pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
 /// A signal asked us to end.
 pub(super) fn rehearse(
     session: &mut Session,
-    (folder, qemu): (&HostFolder, &Qemu),
+    folder: &HostFolder,
+    qemu: &Qemu,
     kernel: &Path,
 ) -> Result<()> {
     let mut inner = Session::default();
@@ -142,7 +143,7 @@ impl<'a> UnderXl<'a> {
 
     /// Guests that dom0 looks at from outside, in one boot.
     fn examined(&self, session: &mut Session) -> Result<()> {
-        self.twice(session, ("examined", &EXAMINED), |_, lines| examine::compare(lines))
+        self.twice(session, "examined", &EXAMINED, |_, lines| examine::compare(lines))
     }
 
     /// Guests that live under xl. The dumps of those that are dumped are compared with what the
@@ -152,7 +153,7 @@ impl<'a> UnderXl<'a> {
     ///
     /// A signal asked us to end.
     pub(super) fn lives(&self, session: &mut Session, cases: &[Case]) -> Result<()> {
-        self.twice(session, ("lives", cases), |case, lines| match case.is_dumped() {
+        self.twice(session, "lives", cases, |case, lines| match case.is_dumped() {
             true => examine::compare_core(lines),
             false => Ok(String::new()),
         })
@@ -164,20 +165,21 @@ impl<'a> UnderXl<'a> {
     fn twice(
         &self,
         session: &mut Session,
-        (group, cases): (&str, &[Case]),
+        group: &str,
+        cases: &[Case],
         look: impl Fn(&Case, &[String]) -> Result<String>,
     ) -> Result<()> {
         if cases.is_empty() {
             return Ok(());
         }
-        for judged in self.judged((group, cases), &look)? {
+        for judged in self.judged(group, cases, &look)? {
             let name = judged.case.name(&self.xen);
             let Judged { case, time, result: Err(first), is_dom0s: true } = judged else {
                 session.record(group, &name, judged.time, judged.result)?;
                 continue;
             };
             eprintln!("{name}: once more, as a program of dom0's failed. {first:#}");
-            let again = self.judged((group, &[case]), &look)?.pop();
+            let again = self.judged(group, &[case], &look)?.pop();
             let (time, result) = again.map_or((time, Err(first)), |it| (it.time, it.result));
             let result = result.map(|words| format!("{words} (the second time)"));
             session.record(group, &name, time, result)?;
@@ -188,7 +190,8 @@ impl<'a> UnderXl<'a> {
     /// Runs guests in one boot, and looks at what each has left.
     fn judged(
         &self,
-        (what, cases): (&str, &[Case]),
+        what: &str,
+        cases: &[Case],
         look: &impl Fn(&Case, &[String]) -> Result<String>,
     ) -> Result<Vec<Judged>> {
         let guests: Vec<Guest> = cases.iter().map(|case| case.guest(self.kernel)).collect();

@@ -23,9 +23,9 @@ pub(crate) fn words(entries: &[Entry]) -> Vec<u64> {
 impl<M: Target> Env<'_, M> {
     /// A multicall: its answer, and the entries as Xen leaves them.
     pub(crate) fn multicall(&self, entries: &[Entry]) -> (i64, Vec<u64>) {
-        let list = self.put((1, 0), &words(entries));
+        let list = self.put(1, 0, &words(entries));
         let rax = self.multicall_at(list, entries.len() as u64);
-        (rax, self.got((1, 0), entries.len() * ENTRY_WORDS))
+        (rax, self.got(1, 0, entries.len() * ENTRY_WORDS))
     }
 
     /// A multicall with a list anywhere.
@@ -35,7 +35,7 @@ impl<M: Target> Env<'_, M> {
 
     /// An `mmu_update` of one element as an entry of a multicall; `place` tells several apart.
     pub(crate) fn update_entry(&self, place: usize, target: u64, value: u64) -> Entry {
-        let element = self.put((0, 2048 + place * 16), &[target, value]);
+        let element = self.put(0, 2048 + place * 16, &[target, value]);
         (number::MMU_UPDATE, [element, 1, 0, super::SELF, 0])
     }
 }

@@ -23,7 +23,8 @@ pub(crate) const APPLICATION: u64 = 8;
 pub(crate) const CONTAINS_PTE: u64 = 16;
 
 /// Where structures lie.
-const STRUCT_AT: (usize, usize) = (2, 1024);
+const STRUCT_PAGE: usize = 2;
+const STRUCT_OFFSET: usize = 1024;
 
 /// The guest's grant table, and the page of the direct mapping that shows it.
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +48,11 @@ impl<M: Target> Env<'_, M> {
     /// Sets the grant table up, with one frame, and shows it.
     pub(crate) fn grant_table(&mut self) -> Check<GrantTable> {
         let window = self.take()?;
-        let list = self.put((0, 0), &[0]);
-        let at = self.put(STRUCT_AT, &[SELF | 1 << 32, 0, list]);
+        let list = self.put(0, 0, &[0]);
+        let at = self.put(STRUCT_PAGE, STRUCT_OFFSET, &[SELF | 1 << 32, 0, list]);
         want!(self.call(number::GRANT_TABLE_OP, [SETUP_TABLE, at, 1, 0, 0]), 0);
-        same!(self.got(STRUCT_AT, 2)[1] & 0xffff, 0, "the status of setup_table");
-        let mfn = self.got((0, 0), 1)[0];
+        same!(self.got(STRUCT_PAGE, STRUCT_OFFSET, 2)[1] & 0xffff, 0, "the status of setup_table");
+        let mfn = self.got(0, 0, 1)[0];
         self.show(window, mfn << PAGE_SHIFT | super::KERNEL_RW)?;
         Ok(GrantTable { window, mfn })
     }
@@ -60,8 +61,10 @@ impl<M: Target> Env<'_, M> {
     pub(crate) fn grant(
         &self,
         table: GrantTable,
-        (reference, flags): (u64, u64),
-        (domain, mfn): (u64, u64),
+        reference: u64,
+        flags: u64,
+        domain: u64,
+        mfn: u64,
     ) -> Check {
         let word = flags | domain << 16 | mfn << 32;
         self.store(self.va(table.window) + reference * 8, word)
@@ -76,17 +79,17 @@ impl<M: Target> Env<'_, M> {
     pub(crate) fn map_grant(&self, mapping: Mapping) -> Check<(i64, u64)> {
         let Mapping { host_addr, flags, reference, domain } = mapping;
         let words = [host_addr, flags | reference << 32, domain, 0];
-        let at = self.put(STRUCT_AT, &words);
+        let at = self.put(STRUCT_PAGE, STRUCT_OFFSET, &words);
         want!(self.call(number::GRANT_TABLE_OP, [MAP, at, 1, 0, 0]), 0);
-        let word = self.got(STRUCT_AT, 3)[2];
+        let word = self.got(STRUCT_PAGE, STRUCT_OFFSET, 3)[2];
         Ok((status(word >> 16), word >> 32))
     }
 
     /// Unmaps a grant: the status.
     pub(crate) fn unmap_grant(&self, host_addr: u64, handle: u64) -> Check<i64> {
-        let at = self.put(STRUCT_AT, &[host_addr, 0, handle]);
+        let at = self.put(STRUCT_PAGE, STRUCT_OFFSET, &[host_addr, 0, handle]);
         want!(self.call(number::GRANT_TABLE_OP, [UNMAP, at, 1, 0, 0]), 0);
-        Ok(status(self.got(STRUCT_AT, 3)[2] >> 32))
+        Ok(status(self.got(STRUCT_PAGE, STRUCT_OFFSET, 3)[2] >> 32))
     }
 
     /// Maps `count` grants described anywhere.

@@ -19,7 +19,8 @@ pub(crate) mod op {
 }
 
 /// Where structures lie.
-const STRUCT_AT: (usize, usize) = (2, 256);
+const STRUCT_PAGE: usize = 2;
+const STRUCT_OFFSET: usize = 256;
 
 /// A list of extents.
 #[derive(Clone, Copy, Debug)]
@@ -40,21 +41,21 @@ impl<'a> Extents<'a> {
 impl<M: Target> Env<'_, M> {
     /// `memory_op` with a structure.
     pub(crate) fn memory_op(&self, op: u64, words: &[u64]) -> i64 {
-        let at = self.put(STRUCT_AT, words);
+        let at = self.put(STRUCT_PAGE, STRUCT_OFFSET, words);
         self.call(number::MEMORY_OP, [op, at, 0, 0, 0])
     }
 
     /// Words of the structure of the last [`memory_op`](Self::memory_op).
     pub(crate) fn structure(&self, words: usize) -> Vec<u64> {
-        self.got(STRUCT_AT, words)
+        self.got(STRUCT_PAGE, STRUCT_OFFSET, words)
     }
 
     /// An operation on extents: the answer, and the list as Xen leaves it.
     pub(crate) fn extents(&self, op: u64, extents: Extents<'_>) -> (i64, Vec<u64>) {
         let count = extents.list.len();
-        let list = self.put((0, 0), extents.list);
+        let list = self.put(0, 0, extents.list);
         let rax = self.memory_op(op, &[list, count as u64, extents.order, SELF]);
-        (rax, self.got((0, 0), count))
+        (rax, self.got(0, 0, count))
     }
 
     /// Gives frames back to Xen.
@@ -74,8 +75,8 @@ impl<M: Target> Env<'_, M> {
 
     /// Exchange: the answer, how many were exchanged, and the new frames.
     pub(crate) fn exchanges(&self, give: Extents<'_>, take: Extents<'_>) -> (i64, u64, Vec<u64>) {
-        let given = self.put((0, 0), give.list);
-        let taken = self.put((1, 0), take.list);
+        let given = self.put(0, 0, give.list);
+        let taken = self.put(1, 0, take.list);
         let words = [
             given,
             give.list.len() as u64,
@@ -89,7 +90,7 @@ impl<M: Target> Env<'_, M> {
         ];
         let rax = self.memory_op(op::EXCHANGE, &words);
         let exchanged = self.structure(9)[8];
-        (rax, exchanged, self.got((1, 0), take.list.len()))
+        (rax, exchanged, self.got(1, 0, take.list.len()))
     }
 
     /// Exchanges the frame of a page that nothing maps, and adopts the new one. Xen refuses if

@@ -14,7 +14,8 @@ use crate::check::Check;
 pub(crate) const UNTOUCHED: u64 = 0x5555;
 
 /// Where the count of done elements lies.
-const DONE_AT: (usize, usize) = (2, 0);
+const DONE_PAGE: usize = 2;
+const DONE_OFFSET: usize = 0;
 
 /// What a request for several elements answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +50,12 @@ impl Answer {
 impl<M: Target> Env<'_, M> {
     /// Where Xen writes how many it did, cleared.
     pub(crate) fn done_at(&self) -> u64 {
-        self.put(DONE_AT, &[UNTOUCHED])
+        self.put(DONE_PAGE, DONE_OFFSET, &[UNTOUCHED])
     }
 
     /// What Xen wrote there.
     pub(crate) fn done(&self, rax: i64) -> Answer {
-        match self.got(DONE_AT, 1)[0] {
+        match self.got(DONE_PAGE, DONE_OFFSET, 1)[0] {
             UNTOUCHED => Answer::untold(rax),
             done => Answer::of(rax, done),
         }
@@ -63,7 +64,7 @@ impl<M: Target> Env<'_, M> {
     /// `mmu_update` of some elements, on behalf of `domain`.
     pub(crate) fn updates(&self, elements: &[(u64, u64)], domain: u64) -> Answer {
         let words: Vec<u64> = elements.iter().flat_map(|(ptr, val)| [*ptr, *val]).collect();
-        let list = self.put((0, 0), &words);
+        let list = self.put(0, 0, &words);
         let arguments = [list, elements.len() as u64, self.done_at(), domain, 0];
         let rax = self.call(number::MMU_UPDATE, arguments);
         self.done(rax)
@@ -78,7 +79,7 @@ impl<M: Target> Env<'_, M> {
     pub(crate) fn exts(&self, elements: &[(u32, u64, u64)], domain: u64) -> Answer {
         let words: Vec<u64> =
             elements.iter().flat_map(|(op, one, two)| [u64::from(*op), *one, *two]).collect();
-        let list = self.put((0, 0), &words);
+        let list = self.put(0, 0, &words);
         let arguments = [list, elements.len() as u64, self.done_at(), domain, 0];
         let rax = self.call(number::MMUEXT_OP, arguments);
         self.done(rax)
@@ -143,7 +144,7 @@ impl<M: Target> Env<'_, M> {
 
     /// `set_gdt` with the frames given.
     pub(crate) fn set_gdt(&self, frames: &[u64], entries: u64) -> i64 {
-        let list = self.put((0, 0), frames);
+        let list = self.put(0, 0, frames);
         self.call(number::SET_GDT, [list, entries, 0, 0, 0])
     }
 

@@ -59,7 +59,7 @@ fn k104_a_live_gdt_is_changed_by_descriptor_only<M: Target>(env: &mut Env<'_, M>
     same!(env.get(page, 4)?, 0);
     want!(update_descriptor(env, env.slot(data, 4), CODE), 0, "a writable page");
     same!(env.get(data, 4)?, USER_CODE);
-    let list = env.put((0, 0), &[env.mfn(page); 15]);
+    let list = env.put(0, 0, &[env.mfn(page); 15]);
     want!(env.call(number::SET_GDT, [list, 7169, 0, 0, 0]), EINVAL, "too many");
     want!(env.call(number::SET_GDT, [list, 7168, 0, 0, 0]), 0);
     want!(env.call(number::SET_GDT, [NOWHERE, 512, 0, 0, 0]), EFAULT);

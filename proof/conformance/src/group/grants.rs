@@ -38,7 +38,7 @@ const BAD_HANDLE: i64 = -4;
 fn granted<M: Target>(env: &mut Env<'_, M>, table: GrantTable, flags: u64) -> Check<Page> {
     let page = env.take()?;
     env.hide(page)?;
-    env.grant(table, (FIRST, flags), (env.facts().domain, env.mfn(page)))?;
+    env.grant(table, FIRST, flags, env.facts().domain, env.mfn(page))?;
     Ok(page)
 }
 
@@ -126,12 +126,12 @@ fn i094_what_cannot_be_mapped_is_told_by_the_status<M: Target>(env: &mut Env<'_,
         want!(env.map_grant(mapping)?.0, status, "{what}");
         same!(env.grant_flags(table, FIRST)?, PERMIT, "{what}");
     }
-    let own = (env.facts().domain, env.mfn(page));
-    env.grant(table, (FIRST, PERMIT | READ_ONLY), own)?;
+    let (domain, mfn) = (env.facts().domain, env.mfn(page));
+    env.grant(table, FIRST, PERMIT | READ_ONLY, domain, mfn)?;
     want!(env.map_grant(good)?.0, GENERAL_ERROR, "writable of a read-only one");
-    env.grant(table, (FIRST, PERMIT), (NOBODY, own.1))?;
+    env.grant(table, FIRST, PERMIT, NOBODY, mfn)?;
     want!(env.map_grant(good)?.0, GENERAL_ERROR, "granted to another");
-    env.grant(table, (FIRST, 0), own)?;
+    env.grant(table, FIRST, 0, domain, mfn)?;
     want!(env.map_grant(good)?.0, GENERAL_ERROR, "granted to nobody");
     same!(env.get(bed, 1)?, 0);
     want!(env.exchange(page)?, 0);
@@ -182,8 +182,8 @@ fn i097_the_grant_table_has_no_pfn_and_can_be_mapped<M: Target>(env: &mut Env<'_
     let (table, bed) = (env.grant_table()?, env.bed()?);
     want!(env.m2p(table.mfn), None);
     want!(env.set(bed, 1, table.mfn << 12 | KERNEL_RW), 0);
-    env.grant(table, (FIRST, PERMIT), (NOBODY, 0))?;
+    env.grant(table, FIRST, PERMIT, NOBODY, 0)?;
     same!(env.grant_flags(table, FIRST)?, PERMIT);
-    env.grant(table, (FIRST, 0), (0, 0))?;
+    env.grant(table, FIRST, 0, 0, 0)?;
     Ok(())
 }

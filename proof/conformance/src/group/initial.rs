@@ -144,9 +144,9 @@ fn l109_features_console_and_assists_by_role<M: Target>(env: &mut Env<'_, M>) ->
     const GET_FEATURES: u64 = 6;
     const PAE_EXTENDED_CR3: u64 = 3;
     let features = |env: &Env<'_, M>, submap: u64| {
-        let at = env.put((2, 512), &[submap]);
+        let at = env.put(2, 512, &[submap]);
         let rax = env.call(number::XEN_VERSION, [GET_FEATURES, at, 0, 0, 0]);
-        (rax, env.got((2, 512), 1)[0] >> 32)
+        (rax, env.got(2, 512, 1)[0] >> 32)
     };
     let base = match env.facts().release {
         (4, ..=14) => 0x20e0,
@@ -162,7 +162,7 @@ fn l109_features_console_and_assists_by_role<M: Target>(env: &mut Env<'_, M>) ->
     let (_, seen) = features(env, 0);
     same!(seen, word | 0x10);
     want!(features(env, 1).0, EINVAL);
-    let text = env.put((2, 512), &[0]);
+    let text = env.put(2, 512, &[0]);
     let printed = env.call(number::CONSOLE_IO, [0, 0, text, 0, 0]);
     want!(printed, env.by_role(0, EPERM), "a release build, from a domU");
     for kind in [6, 31, 33, 63, 64, 1 << 20] {

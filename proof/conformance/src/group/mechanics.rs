@@ -97,7 +97,7 @@ fn f068_lists_that_cannot_be_read_are_refused_where_they_end<M: Target>(
     want!(raw(env, number::MMUEXT_OP, list, 2), Answer::of(EFAULT, 1));
     want!(env.unpin(table), 0);
     // Nobody has to ask how many were done.
-    let list = env.put((0, 0), &[env.slot(bed, 1), 0x4560]);
+    let list = env.put(0, 0, &[env.slot(bed, 1), 0x4560]);
     want!(env.call(number::MMU_UPDATE, [list, 1, 0, SELF, 0]), 0);
     same!(env.get(bed, 1)?, 0x4560);
     Ok(())

@@ -49,7 +49,7 @@ fn h091_what_is_not_for_pv_guests_is_refused<M: Target>(env: &mut Env<'_, M>) ->
     want!(env.memory_op(ADD_TO_PHYSMAP, &add), ENOSYS, "a foreign frame");
     want!(env.memory_op(REMOVE_FROM_PHYSMAP, &[SELF, pfn]), EACCES);
     for (space, refused) in [(0, EACCES), (2, EACCES), (3, EOPNOTSUPP)] {
-        let (lists, size) = (env.put((1, 0), &[mfn, pfn, 0]), 1 << 32);
+        let (lists, size) = (env.put(1, 0, &[mfn, pfn, 0]), 1 << 32);
         let batch = [SELF | space << 16 | size, lists, lists + 8, lists + 16];
         want!(env.memory_op(ADD_TO_PHYSMAP_BATCH, &batch), refused, "space {space}");
     }
@@ -68,18 +68,18 @@ fn h091_what_is_not_for_pv_guests_is_refused<M: Target>(env: &mut Env<'_, M>) ->
 }
 
 fn memory_maps<M: Target>(env: &Env<'_, M>) -> Check {
-    let buffer = env.put((1, 0), &[0; 4]);
+    let buffer = env.put(1, 0, &[0; 4]);
     want!(env.memory_op(MACHINE_MEMORY_MAP, &[100, buffer]), env.by_role(0, EPERM));
     // Unlike one's own map it is not cut to the buffer.
     want!(env.memory_op(MACHINE_MEMORY_MAP, &[0, buffer]), env.by_role(EINVAL, EPERM));
     // One region of RAM, 20 bytes.
     let (start, length) = (0, env.facts().boot.pages << 12);
-    let region = env.put((1, 0), &[start, length, 1]);
+    let region = env.put(1, 0, &[start, length, 1]);
     want!(env.memory_op(SET_MEMORY_MAP, &[SELF, 1, region]), 0);
     want!(env.memory_op(SET_MEMORY_MAP, &[SELF, 0x1_0000, region]), EINVAL);
-    let buffer = env.put((1, 0), &[0; 4]);
+    let buffer = env.put(1, 0, &[0; 4]);
     want!(env.memory_op(MEMORY_MAP, &[100, buffer]), 0);
     same!(env.structure(1)[0] & 0xffff_ffff, 1);
-    want!(env.got((1, 0), 3), [start, length, 1]);
+    want!(env.got(1, 0, 3), [start, length, 1]);
     Ok(())
 }

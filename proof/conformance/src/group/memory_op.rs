@@ -105,7 +105,7 @@ fn h082_bad_arguments_of_extents_answer_how_many_were_done<M: Target>(
     let page = env.take()?;
     env.hide(page)?;
     let mfn = env.mfn(page);
-    let list = env.put((0, 0), &[mfn]);
+    let list = env.put(0, 0, &[mfn]);
     let mut domains = alloc::vec![NOBODY];
     domains.extend((!env.facts().boot.is_dom0).then_some(0));
     for op in [op::INCREASE, op::DECREASE, op::POPULATE] {
@@ -125,7 +125,7 @@ fn h082_bad_arguments_of_extents_answer_how_many_were_done<M: Target>(
         want!(env.decrease(&[foreign]), 0);
     }
     // One's own number is as good as DOMID_SELF.
-    let list = env.put((0, 0), &[mfn]);
+    let list = env.put(0, 0, &[mfn]);
     want!(env.memory_op(op::DECREASE, &[list, 1, 0, env.facts().domain]), 1);
     env.gone(page);
     // A list that ends too early.
@@ -246,7 +246,7 @@ fn h089_exchange_checks_its_totals<M: Target>(env: &mut Env<'_, M>) -> Check {
     let page = env.take()?;
     env.hide(page)?;
     let (mfn, pfn) = (env.mfn(page), env.pfn(page));
-    let (give, take) = (env.put((0, 0), &[mfn]), env.put((1, 0), &[pfn]));
+    let (give, take) = (env.put(0, 0, &[mfn]), env.put(1, 0, &[pfn]));
     let asked = |env: &Env<'_, M>, changes: &[(usize, u64)]| {
         let mut words = [give, 1, 0, SELF, take, 1, 0, SELF, 0];
         for (at, word) in changes {

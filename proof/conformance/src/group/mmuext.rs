@@ -243,7 +243,7 @@ fn e064_a_flush_of_xens_addresses_does_nothing<M: Target>(env: &mut Env<'_, M>) 
         want!(env.ext(command, HOLE, 0), 0, "command {command}");
         want!(env.ext(command, 0x8000_0000_0000, 0), 0, "command {command}");
     }
-    let mask = env.put((2, 512), &[1, 0]);
+    let mask = env.put(2, 512, &[1, 0]);
     for command in [ext::TLB_FLUSH_MULTI, ext::INVLPG_MULTI] {
         want!(env.ext(command, NOWHERE, mask), 0, "command {command}");
         want!(env.ext(command, NOWHERE, NOWHERE), EINVAL, "command {command}");

@@ -49,7 +49,7 @@ pub(crate) fn plan(config: &DomainConfig, owner: u16, frames: Scatter) -> Result
         None => (None, config.kernel_pages, needed),
         Some(va) => {
             let first = needed;
-            let mapping = outside_list(config, (va, first, list_pages))?;
+            let mapping = outside_list(config, va, first, list_pages)?;
             (Some(mapping), first, first + list_pages + mapping.table_count())
         }
     };
@@ -77,7 +77,9 @@ const fn boot_end(role: Role, end: u64) -> u64 {
 /// The mapping of a P2M list outside the kernel's: pages `first..first + pages` at `va`.
 fn outside_list(
     config: &DomainConfig,
-    (va, first, pages): (u64, u64, u64),
+    va: u64,
+    first: u64,
+    pages: u64,
 ) -> Result<Mapping, BuildError> {
     let start = va & 0xffff_ffff_ffff;
     let end = start + (pages << PAGE_SHIFT);

@@ -1,0 +1,305 @@
+//! The shape of the code, read as a compiler would: no function takes a tuple, and no two files of
+//! a crate import each other, directly or around. What is left of either may only become less.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use syn::visit::{self, Visit};
+
+use crate::cargo::rust_files;
+use crate::paths;
+
+/// Crates with functions that still take tuples, and how many parameters these are. Where nothing
+/// is said there is none.
+const TUPLES_LEFT: [(&str, usize); 5] =
+    [("balloon", 11), ("early-pgt", 14), ("examples/unikernel", 59), ("p2m", 29), ("swiotlb", 17)];
+
+/// Crates with files that still import each other, and how many files these are.
+const CIRCLES_LEFT: [(&str, usize); 6] = [
+    ("balloon", 2),
+    ("examples/unikernel", 9),
+    ("hypercall", 4),
+    ("p2m", 2),
+    ("proof/xen-model", 14),
+    ("xtask", 10),
+];
+
+/// Checks that no function takes a tuple, in tests neither.
+///
+/// # Errors
+/// The places, if a crate has more than are left.
+pub(super) fn tuples() -> Result<String> {
+    let workspace = paths::workspace();
+    let mut found = BTreeMap::<String, Vec<String>>::new();
+    let files = rust_files()?;
+    for file in &files {
+        let name = file.strip_prefix(&workspace).unwrap_or(file);
+        let mut places = Tuples::default();
+        places.visit_file(&parse(file)?);
+        let place = |function| format!("{}: {function}", name.display());
+        found.entry(crate_of(name)).or_default().extend(places.0.into_iter().map(place));
+    }
+    judge(&found, &TUPLES_LEFT, "takes a tuple: arguments are arguments, and a pair has a name")?;
+    Ok(format!("{} files", files.len()))
+}
+
+/// Checks that each crate's files can be read from the ground up.
+///
+/// # Errors
+/// The files that import each other, if a crate has more than are left.
+pub(super) fn circles() -> Result<String> {
+    let workspace = paths::workspace();
+    let mut crates = BTreeMap::<PathBuf, Vec<PathBuf>>::new();
+    for file in rust_files()? {
+        let name = file.strip_prefix(&workspace).unwrap_or(&file);
+        let source = name.ancestors().find(|folder| folder.ends_with("src"));
+        if let Some(source) = source.filter(|_| !name.ends_with("tests.rs")) {
+            crates.entry(source.to_owned()).or_default().push(name.to_owned());
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (source, files) in &crates {
+        let mut imports = BTreeMap::new();
+        for file in files.iter().filter(|file| !is_root(file)) {
+            let of_file = imported(&workspace, source, file, files)?;
+            imports.insert(file.clone(), of_file);
+        }
+        let reached = |from: &PathBuf| reach(from, &imports);
+        let in_circle = |file: &&PathBuf| reached(file).contains(*file);
+        let files: Vec<_> = imports.keys().filter(in_circle).collect();
+        let name = crate_of(source);
+        let say = |file: &PathBuf| {
+            let others = reached(file).into_iter().filter(|other| reached(other).contains(file));
+            let others: Vec<_> = others.map(|other| other.display().to_string()).collect();
+            format!("{} (with {})", file.display(), others.join(", "))
+        };
+        found.insert(name, files.into_iter().map(say).collect());
+    }
+    judge(&found, &CIRCLES_LEFT, "is imported by what it imports: what both need goes below")?;
+    Ok(format!("{} crates", crates.len()))
+}
+
+/// Refuses crates in which more was found than is left.
+fn judge(found: &BTreeMap<String, Vec<String>>, left: &[(&str, usize)], rule: &str) -> Result<()> {
+    let allowed = |name: &str| left.iter().find(|(of, _)| *of == name).map_or(0, |(_, most)| *most);
+    let mut wrong = Vec::new();
+    for (name, places) in found.iter().filter(|(name, places)| places.len() > allowed(name)) {
+        wrong.push(format!("{name}: {} where {} are left:", places.len(), allowed(name)));
+        wrong.extend(places.iter().map(|place| format!("  {place} {rule}")));
+    }
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("\n"));
+    }
+    Ok(())
+}
+
+/// The folder of the crate that a file belongs to.
+fn crate_of(file: &Path) -> String {
+    let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
+    let inner = ["src", "tests", "examples", "benches", "fuzz_targets"];
+    // The crate of the tests is a folder of that name, and so is that of the examples.
+    let end = (1..parts.len()).find(|at| inner.contains(&&*parts[*at])).unwrap_or(1);
+    parts[..end].join("/")
+}
+
+fn parse(file: &Path) -> Result<syn::File> {
+    let text = fs::read_to_string(file)?;
+    syn::parse_file(&text).with_context(|| format!("{} is no Rust", file.display()))
+}
+
+/// The functions of a file that take a tuple, once for each.
+#[derive(Default)]
+struct Tuples(Vec<String>);
+
+impl<'ast> Visit<'ast> for Tuples {
+    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
+        let typed = signature.inputs.iter().filter_map(|input| match input {
+            syn::FnArg::Typed(typed) => Some(&*typed.ty),
+            syn::FnArg::Receiver(_) => None,
+        });
+        let tuples = typed.filter(|kind| is_tuple(kind)).count();
+        self.0.extend((0..tuples).map(|_| signature.ident.to_string()));
+        visit::visit_signature(self, signature);
+    }
+}
+
+fn is_tuple(kind: &syn::Type) -> bool {
+    match kind {
+        syn::Type::Tuple(tuple) => !tuple.elems.is_empty(),
+        syn::Type::Reference(reference) => is_tuple(&reference.elem),
+        syn::Type::Paren(inner) => is_tuple(&inner.elem),
+        _ => false,
+    }
+}
+
+fn is_root(file: &Path) -> bool {
+    file.ends_with("src/lib.rs") || file.ends_with("src/main.rs")
+}
+
+/// The module that a file is, from the crate's root.
+fn module(source: &Path, file: &Path) -> Vec<String> {
+    let inner = file.strip_prefix(source).unwrap_or(file).with_extension("");
+    let mut parts: Vec<_> = inner.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.last().is_some_and(|last| last == "mod" || last == "lib" || last == "main") {
+        parts.pop();
+    }
+    parts
+}
+
+/// The files of the crate that a file imports. A part of a module may use the module's own items.
+fn imported(
+    workspace: &Path,
+    source: &Path,
+    file: &Path,
+    files: &[PathBuf],
+) -> Result<BTreeSet<PathBuf>> {
+    let own = module(source, file);
+    let mut paths = Paths { own: own.clone(), found: Vec::new() };
+    paths.visit_file(&parse(&workspace.join(file))?);
+    let by_module: BTreeMap<_, _> = files
+        .iter()
+        .filter(|file| !is_root(file))
+        .map(|file| (module(source, file), file))
+        .collect();
+    let target = |path: &Vec<String>| {
+        let lengths = (1..=path.len()).rev();
+        lengths.map(|length| &path[..length]).find_map(|head| by_module.get(head))
+    };
+    let others = paths.found.iter().filter_map(target).filter(|other| {
+        let parent = module(source, other);
+        ***other != *file && !own.starts_with(&parent)
+    });
+    Ok(others.map(|other| (*other).clone()).collect())
+}
+
+/// The paths within the crate that a file names, outside its tests.
+struct Paths {
+    own: Vec<String>,
+    found: Vec<Vec<String>>,
+}
+
+impl Paths {
+    /// Notes a path that begins with `crate`, `super` or `self`.
+    fn note(&mut self, names: &[String]) {
+        let mut path = match names.first().map(String::as_str) {
+            Some("crate") => Vec::new(),
+            Some("super" | "self") => self.own.clone(),
+            _ => return,
+        };
+        for name in names {
+            match name.as_str() {
+                "crate" | "self" => {}
+                "super" => drop(path.pop()),
+                name => path.push(name.to_owned()),
+            }
+        }
+        self.found.push(path);
+    }
+
+    fn note_tree(&mut self, tree: &syn::UseTree, before: &mut Vec<String>) {
+        match tree {
+            syn::UseTree::Path(path) => {
+                before.push(path.ident.to_string());
+                self.note_tree(&path.tree, before);
+                before.pop();
+            }
+            syn::UseTree::Group(group) => {
+                group.items.iter().for_each(|tree| self.note_tree(tree, before));
+            }
+            syn::UseTree::Name(syn::UseName { ident })
+            | syn::UseTree::Rename(syn::UseRename { ident, .. }) => {
+                before.push(ident.to_string());
+                self.note(before);
+                before.pop();
+            }
+            syn::UseTree::Glob(_) => self.note(before),
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.note_tree(&item.tree, &mut Vec::new());
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        let is_test = |attribute: &syn::Attribute| {
+            let text = attribute.meta.require_list().map(|list| list.tokens.to_string());
+            attribute.path().is_ident("cfg") && text.is_ok_and(|text| text.contains("test"))
+        };
+        if item.attrs.iter().any(is_test) || item.content.is_none() {
+            return;
+        }
+        self.own.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.own.pop();
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<_> = path.segments.iter().map(|part| part.ident.to_string()).collect();
+        self.note(&names);
+        visit::visit_path(self, path);
+    }
+}
+
+/// The files that one imports, directly or around.
+fn reach(from: &PathBuf, imports: &BTreeMap<PathBuf, BTreeSet<PathBuf>>) -> BTreeSet<PathBuf> {
+    let mut reached = BTreeSet::new();
+    let mut left = vec![from];
+    while let Some(file) = left.pop() {
+        for other in imports.get(file).into_iter().flatten() {
+            if reached.insert(other.clone()) {
+                left.push(other);
+            }
+        }
+    }
+    reached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuples_of(code: &str) -> Vec<String> {
+        let mut tuples = Tuples::default();
+        tuples.visit_file(&syn::parse_file(code).unwrap());
+        tuples.0
+    }
+
+    #[test]
+    fn a_tuple_among_the_arguments_is_found_behind_a_reference_and_in_a_method() {
+        let code = "fn a((x, y): (u8, u8)) {} impl B { fn b(&self, pair: &(u8, u8)) {} }";
+        assert_eq!(tuples_of(code), ["a", "b"]);
+    }
+
+    #[test]
+    fn nothing_as_an_argument_and_a_closure_over_pairs_are_no_tuples() {
+        assert_eq!(tuples_of("fn a(_: (), f: impl Fn(u8) -> (u8, u8)) {}"), [""; 0]);
+        assert_eq!(tuples_of("fn a() { [(1, 2)].map(|(x, y)| x + y); }"), [""; 0]);
+    }
+
+    fn paths_of(own: &str, code: &str) -> Vec<String> {
+        let own = own.split("::").map(str::to_owned).collect();
+        let mut paths = Paths { own, found: Vec::new() };
+        paths.visit_file(&syn::parse_file(code).unwrap());
+        paths.found.into_iter().map(|path| path.join("::")).collect()
+    }
+
+    #[test]
+    fn what_a_file_imports_is_found_by_use_and_by_path_but_not_in_its_tests() {
+        let code = "use crate::a::{B, c::D}; fn e() { super::f::g(); } \
+                    #[cfg(test)] mod tests { use crate::h::I; }";
+        assert_eq!(paths_of("one::two", code), ["a::B", "a::c::D", "one::f::g"]);
+    }
+
+    #[test]
+    fn files_around_a_circle_reach_themselves() {
+        let [a, b, c] = ["a.rs", "b.rs", "c.rs"].map(PathBuf::from);
+        let one = |file: &PathBuf| BTreeSet::from([file.clone()]);
+        let imports = BTreeMap::from([(a.clone(), one(&b)), (b.clone(), one(&a)), (c, one(&a))]);
+        assert!(reach(&a, &imports).contains(&a));
+        assert!(!reach(&PathBuf::from("c.rs"), &imports).contains(Path::new("c.rs")));
+    }
+}
