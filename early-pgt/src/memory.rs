@@ -40,7 +40,8 @@ impl<'a> BootMemory<'a> {
     /// None; nothing is read or changed.
     ///
     /// ```
-    /// use early_pgt::{BootMemory, EarlyError, MapPlace, MemoryRegion, RegionKind, FrameUse, UseKind};
+    /// use early_pgt::{BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion};
+    /// use early_pgt::{RegionKind, UseKind};
     /// use hypercall::{GuestVa, Pfn};
     /// use p2m::Pfns;
     ///

@@ -13,9 +13,9 @@ pub trait SpaceFrames: FrameSource {
     /// mapped. It does not hear of a frame whose mapping was refused.
     fn give_foreign(&mut self, _: Mfn) {}
 
-    /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Xen lets the flags
-    /// of its entry change, and takes the entry back when an operation is undone, in the name of that
-    /// domain only. By default nobody knows, and neither is possible.
+    /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Xen lets the
+    /// flags of its entry change, and takes the entry back when an operation is undone, in the name
+    /// of that domain only. By default nobody knows, and neither is possible.
     fn domain_of(&self, _: Mfn) -> DomId {
         DomId::SELF
     }

@@ -20,8 +20,8 @@ impl<'a> Vcpus<'a> {
     ///
     /// # Safety
     /// Every load of an address space goes through these places, from now until the last one that
-    /// was loaded is gone. Operations with tools that are [`tracked`](crate::Tools::tracked) by them flush
-    /// only the vCPUs that they name (I-19).
+    /// was loaded is gone. Operations with tools that are [`tracked`](crate::Tools::tracked) by
+    /// them flush only the vCPUs that they name (I-19).
     ///
     /// ```
     /// use pvmmu::{Running, Vcpus};

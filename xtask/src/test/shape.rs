@@ -13,8 +13,14 @@ use crate::paths;
 
 /// Crates with functions that still take tuples, and how many parameters these are. Where nothing
 /// is said there is none.
-const TUPLES_LEFT: [(&str, usize); 5] =
-    [("balloon", 11), ("early-pgt", 14), ("examples/unikernel", 59), ("p2m", 29), ("swiotlb", 17)];
+const TUPLES_LEFT: [(&str, usize); 6] = [
+    ("balloon", 11),
+    ("examples/unikernel", 59),
+    ("p2m", 29),
+    ("proof/conformance", 1),
+    ("proof/xen-model", 2),
+    ("swiotlb", 17),
+];
 
 /// Crates with files that still import each other, and how many files these are.
 const CIRCLES_LEFT: [(&str, usize); 6] = [
