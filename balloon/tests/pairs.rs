@@ -186,5 +186,5 @@ fn whole_blocks_come_back_whichever_two_requests_are_refused() {
         scene.end(&mut Storage::new());
         tried += 1;
     }
-    println!("pairs: balloon blocks {tried}");
+    println!("pairs: balloon blocks {tried} 0");
 }

@@ -81,8 +81,8 @@ pub use grants::{
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
 pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
 pub use middleware::{
-    Asked, Counting, Counts, FailEach, FailNth, Refusal, Refusals, TRACE_HEADER, Timed, Traced,
-    trace_start, trace_sum,
+    Accessed, Asked, Counting, Counts, FailEach, FailNth, Refusal, Refusals, TRACE_HEADER, Timed,
+    Traced, trace_start, trace_sum,
 };
 pub use op::{
     DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,

@@ -112,7 +112,8 @@ pub enum Assist {
 /// # Safety
 /// The implementer reads what stands in the frame that it is asked for, writes there and nowhere
 /// else, and names frames as Xen does: a table entry that it reads decides what a token is claimed
-/// for (I-3, I-4).
+/// for (I-3, I-4). An access that fails has written nothing: a frame is one page, which can be
+/// written or not.
 pub unsafe trait FrameAccess {
     /// Reads an entry of a frame that serves as a page table.
     ///

@@ -1,5 +1,5 @@
-//! A machine that refuses several requests: each where it is told, whatever else is refused, and
-//! what it was asked is written down.
+//! A machine that refuses several requests and fails several accesses: each where it is told,
+//! whatever else is refused, and what it was asked is written down.
 #![expect(unsafe_code, reason = "asking is unsafe; the machine of these tests has no memory")]
 
 mod support;
@@ -7,11 +7,14 @@ mod support;
 use core::cell::Cell;
 
 use hypercall::{
-    Asked, Assist, Call, DomId, Domains, Errno, Error, Exchange, Extent, FailEach, GrantAccess,
-    GrantMap, GrantRef, GrantStatus, Grants as _, Hypercall, Hypercalls as _, MemoryOp, Mfn,
-    MmuExtOp, MmuUpdate, Outcome, Refusal, Refusals, Request, Reservation,
+    AccessError, Accessed, Asked, Assist, Call, DomId, Domains, Errno, Error, Exchange, Extent,
+    FailEach, FrameAccess, GrantAccess, GrantMap, GrantRef, GrantStatus, Grants as _, Hypercall,
+    Hypercalls as _, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, Refusal, Refusals,
+    Request, Reservation,
 };
 use support::{Inside, list, va};
+use x86_64::structures::paging::PageTableIndex;
+use xen_model::Model;
 
 const fn refusal(request: u64, errno: Errno, done: usize) -> Refusal {
     Refusal { request, errno, done }
@@ -94,4 +97,67 @@ fn an_exchange_is_refused_after_whole_chunks() {
         assert_eq!(machine.inner().take(), [format!("exchange x{given}")]);
         assert_eq!(asked[0].get(), Some(Asked { hypercall, elements: 2 }));
     }
+}
+
+/// Every access that can fail, once: its name, and whether it writes.
+fn accesses(machine: &impl FrameAccess) -> Vec<(&'static str, bool, Result<(), AccessError>)> {
+    let (pfn, index) = (Pfn::new(8), PageTableIndex::new(3));
+    let (mut ptes, mut bytes) = ([Pte::ABSENT; 2], [0; 2]);
+    // SAFETY: the machine has no memory, here and below.
+    let write_entry = unsafe { machine.write_entry(pfn, index, Pte::ABSENT) };
+    // SAFETY: as above.
+    let write_entries = unsafe { machine.write_entries(pfn, index, &ptes) };
+    // SAFETY: as above.
+    let write_bytes = unsafe { machine.write_bytes(pfn, 0, &bytes) };
+    // SAFETY: as above.
+    let clear_frame = unsafe { machine.clear_frame(pfn) };
+    vec![
+        ("write_entry", true, write_entry),
+        ("write_entries", true, write_entries),
+        ("write_bytes", true, write_bytes),
+        ("clear_frame", true, clear_frame),
+        ("read_entry", false, machine.read_entry(pfn, index).map(drop)),
+        ("read_entries", false, machine.read_entries(pfn, index, &mut ptes)),
+        ("next_present", false, machine.next_present(pfn, 0..2).map(drop)),
+        ("read_bytes", false, machine.read_bytes(pfn, 0, &mut bytes)),
+        ("direct_map", false, machine.direct_map(pfn).map(drop)),
+    ]
+}
+
+#[test]
+fn each_access_fails_when_its_turn_comes_with_an_error_that_it_may_have() {
+    let machine = Model::builder().build().expect("a guest");
+    for failing in 0..9 {
+        let made = [const { Cell::new(None) }; 9];
+        let number = [failing];
+        let plan = Refusals::new(&[], &[]).and_accesses(&number, &made);
+        let machine = FailEach::new(&machine, &plan);
+        for (at, (method, writes, result)) in (0..).zip(accesses(&machine)) {
+            let pfn = Pfn::new(8);
+            let expected = match writes && at % 2 == 0 {
+                true => AccessError::ReadOnly(pfn),
+                false => AccessError::Unmapped(pfn),
+            };
+            let expected = if at == failing { Err(expected) } else { Ok(()) };
+            assert_eq!(result, expected, "{method}");
+            let access = Accessed { method, pfn, requests: 0 };
+            assert_eq!(made[usize::try_from(at).expect("few")].get(), Some(access));
+        }
+        assert_eq!((plan.accessed(), plan.seen(), plan.refused()), (9, 0, 1));
+    }
+}
+
+#[test]
+fn an_access_knows_how_many_requests_came_before_it() {
+    let made = [const { Cell::new(None) }; 2];
+    let plan = Refusals::new(&[], &[]).and_accesses(&[], &made);
+    let machine = FailEach::new(Inside::default(), &plan);
+    let read = || machine.read_bytes(Pfn::new(8), 0, &mut [0]);
+    assert_eq!(read(), Ok(()));
+    assert_eq!(machine.enable_assist(Assist::M2pStrict), Ok(()));
+    assert_eq!(read(), Ok(()));
+    let before = made.each_ref().map(|access| access.get().map(|access| access.requests));
+    assert_eq!(before, [Some(0), Some(1)]);
+    let last = made[1].get().map(|access| access.to_string());
+    assert_eq!(last.as_deref(), Some("read_bytes of pfn 00008, behind 1 requests"));
 }

@@ -10,12 +10,13 @@ use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuS
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::cost::{COSTS, Population, Way};
+use crate::doubt::Doubt;
 use crate::edit::Edit;
-use crate::entries::empty_table;
+use crate::entries::{Entries, empty_table};
 use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
-use crate::marks::held;
-use crate::pgd::{Holds, Pgd, Pinned};
+use crate::marks::{Held, held};
+use crate::pgd::{Holds, Loose, Pgd, Pinned};
 use crate::pin::{UnpinError, unpin};
 use crate::room::Room;
 use crate::tables::Present;
@@ -34,8 +35,9 @@ pub enum DestroyError {
     Pinned(Pgd<Pinned>, MapError),
     /// It is pinned still, and its pages are gone from all tables that are pinned by themselves.
     NotUnpinned(UnpinError),
-    /// It is gone, and so is what could not be read of it.
-    Lost(WalkError),
+    /// It is unpinned, and a table of it could not be read or written: some of its pages and tables
+    /// are gone already. What is left is plain memory, which [`Pgd::destroy`] takes apart.
+    Loose(Pgd<Loose>, WalkError),
 }
 
 impl fmt::Display for DestroyError {
@@ -47,7 +49,7 @@ impl fmt::Display for DestroyError {
             }
             Self::Pinned(_, error) => error.fmt(f),
             Self::NotUnpinned(error) => error.fmt(f),
-            Self::Lost(error) => write!(f, "what cannot be read is lost: {error}"),
+            Self::Loose(_, error) => write!(f, "it is unpinned, but {error}"),
         }
     }
 }
@@ -55,7 +57,7 @@ impl fmt::Display for DestroyError {
 impl core::error::Error for DestroyError {}
 
 impl DestroyError {
-    /// The address space, if it is still there.
+    /// The address space, if it is pinned still.
     ///
     /// ```
     /// # use hypercall::GuestVa;
@@ -75,7 +77,7 @@ impl DestroyError {
         match self {
             Self::Running(pgd, _) | Self::Pinned(pgd, _) => Some(pgd),
             Self::NotUnpinned(error) => Some(error.pgd),
-            Self::Lost(_) => None,
+            Self::Loose(..) => None,
         }
     }
 }
@@ -85,7 +87,7 @@ impl Pgd<Pinned> {
     /// frames of the tools. No vCPU may run on it; it waits for none.
     ///
     /// # Errors
-    /// [`DestroyError`] with what is left. It can be destroyed again.
+    /// [`DestroyError`] with the address space, which can be destroyed again.
     ///
     /// # Hypercalls
     /// For n pages and H tables in tables from the pool, T other tables and a batch of B updates:
@@ -116,11 +118,11 @@ impl Pgd<Pinned> {
         }
         let holds = self.holds;
         let mut edit = Edit::begin(roots, &mut self.doubt, tools);
-        let mut entries = empty_table();
+        let mut strip = Strip { entries: empty_table(), linked: 0 };
         let root = (Level::L4, roots.kernel, End::Dropped);
         let stripped = match holds {
             Holds::Nothing => Ok(()),
-            Holds::Tables => strip(&mut edit, root, 0, &mut entries).and_then(|()| edit.submit()),
+            Holds::Tables => strip.below(&mut edit, root, 0).and_then(|()| edit.submit()),
         };
         if let Err(error) = stripped {
             edit.abandon();
@@ -135,7 +137,14 @@ impl Pgd<Pinned> {
         }
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
-        empty(guest, Level::L4, roots.kernel, tables, *frames).map_err(DestroyError::Lost)?;
+        let returned = tables.counts().returned;
+        if let Err(error) = empty(guest, Level::L4, roots.kernel, tables, *frames) {
+            tables.ended_outside(strip.linked - (tables.counts().returned - returned));
+            // INVARIANT: I-5: those that are left become plain memory before anything else.
+            Doubt::TABLES.note(&mut self.doubt);
+            self.holds = Holds::Nothing;
+            return Err(DestroyError::Loose(self.into_state(), error));
+        }
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
         Ok(())
@@ -188,45 +197,58 @@ enum End {
     Dropped,
 }
 
-/// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
-/// that are to be kept in the pool.
-fn strip<M: Machine, F: SpaceFrames>(
-    edit: &mut Edit<'_, '_, '_, '_, M, F>,
-    (level, table, end): Node,
-    base: u64,
-    entries: &mut [Pte; 512],
-) -> Result<(), MapError> {
-    let Some(below) = level.below() else { return Ok(()) };
-    let guest = edit.guest();
-    let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(&guest)? {
-        let Entry::Table(mfn) = pte.decode(level) else { continue };
-        let child = guest.pfn(mfn).map_err(WalkError::from)?;
-        let base = base + (u64::from(index) << level.shift());
-        let child_is_held = held(pte).is_some();
-        let unlinks = if below > Level::L1 {
-            let child_end = match end {
-                End::Emptied => End::Emptied,
-                End::Dropped => end_of(&guest, below, child, pte)?,
+/// What is done to a tree before it is unpinned.
+struct Strip {
+    /// Room for a table.
+    entries: Entries,
+    /// L1 tables from the pool that are empty now, and linked still.
+    linked: u64,
+}
+
+impl Strip {
+    /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
+    /// that are to be kept in the pool.
+    fn below<M: Machine, F: SpaceFrames>(
+        &mut self,
+        edit: &mut Edit<'_, '_, '_, '_, M, F>,
+        (level, table, end): Node,
+        base: u64,
+    ) -> Result<(), MapError> {
+        let Some(below) = level.below() else { return Ok(()) };
+        let guest = edit.guest();
+        let mut present = Present::of(level, table);
+        while let Some((index, pte)) = present.next(&guest)? {
+            let Entry::Table(mfn) = pte.decode(level) else { continue };
+            let child = guest.pfn(mfn).map_err(WalkError::from)?;
+            let base = base + (u64::from(index) << level.shift());
+            let child_is_held = held(pte).is_some();
+            let unlinks = if below > Level::L1 {
+                let child_end = match end {
+                    End::Emptied => End::Emptied,
+                    End::Dropped => end_of(&guest, below, child, pte)?,
+                };
+                self.below(edit, (below, child, child_end), base)?;
+                child_end == End::Emptied
+            } else if child_is_held || end == End::Emptied {
+                let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
+                let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
+                if way == Way::Table {
+                    let first = PageTableIndex::new(0);
+                    guest.machine().read_entries(child, first, &mut self.entries)?;
+                    edit.take_out(child, va, &self.entries)?;
+                } else if end == End::Dropped && matches!(held(pte), Some(Held::Pooled(_))) {
+                    self.linked += 1;
+                }
+                way == Way::Entries && end == End::Emptied
+            } else {
+                false
             };
-            strip(edit, (below, child, child_end), base, entries)?;
-            child_end == End::Emptied
-        } else if child_is_held || end == End::Emptied {
-            let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
-            let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
-            if way == Way::Table {
-                guest.machine().read_entries(child, PageTableIndex::new(0), entries)?;
-                edit.take_out(child, va, entries)?;
+            if unlinks {
+                edit.unlink(level, table, index, pte)?;
             }
-            way == Way::Entries && end == End::Emptied
-        } else {
-            false
-        };
-        if unlinks {
-            edit.unlink(level, table, index, pte)?;
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept,

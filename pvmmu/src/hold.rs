@@ -5,19 +5,16 @@
 //! together, table by table, so that every point at which Xen may refuse leaves a tree whose marks
 //! are right. When a tree ends, the pins go and the marks stay until everything else has worked:
 //! they say what an undo has to pin again, and in a loose tree they are cleared by plain stores.
-#![expect(
-    unsafe_code,
-    reason = "pins and unpins tables that belong to the tree, stores into loose ones (I-4)"
-)]
+#![expect(unsafe_code, reason = "pins and unpins tables that belong to the tree (I-4)")]
 
 use hypercall::{Batch, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
 
 use crate::doubt::Doubt;
 use crate::error::{PinFailure, Refused, UndoError};
-use crate::marks::{Held, held, held_table, not_held};
+use crate::marks::{Held, held, held_table};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::tables::{Link, each_table};
-use p2m::{Guest, WalkError};
+use p2m::Guest;
 
 impl Pgd<Pinned> {
     /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
@@ -238,19 +235,4 @@ fn submit<M: Machine>(
             Err(PinFailure::Call(refused.error))
         }
     }
-}
-
-/// Clears the marks of all tables from `lowest` up, in a tree that is loose now.
-pub(crate) fn unmark<M: Machine>(
-    guest: &Guest<'_, M>,
-    roots: Roots,
-    lowest: Level,
-) -> Result<(), WalkError> {
-    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
-        if held(link.pte).is_none() {
-            return Ok(());
-        }
-        // SAFETY: the table is writable again, and nobody else's (I-4).
-        Ok(unsafe { guest.machine().write_entry(link.table, link.index, not_held(link.pte)) }?)
-    })
 }

@@ -18,10 +18,11 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::access::{Access, Stopped, Tables, set_access, undo};
 use crate::doubt::Doubt;
 use crate::error::{PinFailure, Refused, UndoError};
-use crate::hold::{release, take_again, unmark};
+use crate::hold::{release, take_again};
 use crate::obstacles::Obstacles;
 use crate::ops::submit_ops;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
+use crate::store::unmark;
 use crate::tables::visit;
 use p2m::{Guest, WalkError};
 

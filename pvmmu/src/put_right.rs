@@ -23,6 +23,7 @@ use crate::marks::{MARKS, MIRRORED, held};
 use crate::ops::submit_ops;
 use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned, Roots};
+use crate::store::unmark;
 use crate::tables::{Link, USER_SLOTS, each_table};
 use p2m::{DirectMap, Guest, WalkError};
 
@@ -38,7 +39,7 @@ impl Pgd<Pinned> {
 }
 
 impl Pgd<Loose> {
-    /// The same: no table is pinned or read-only then.
+    /// The same: no table is pinned, marked or read-only then.
     #[inline]
     pub(crate) fn put_right<M: Machine>(
         &mut self,
@@ -183,7 +184,7 @@ fn mirror<M: Machine>(guest: &Guest<'_, M>, kernel: Pfn, user: Pfn) -> Result<()
     Ok(())
 }
 
-/// Unpins all tables and makes them writable.
+/// Unpins all tables, makes them writable, and clears the marks of pins.
 #[cold]
 fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
@@ -199,7 +200,7 @@ fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotP
     for root in both(roots) {
         allow(guest, direct_map, guest.mfn(root)?, Access::Writable)?;
     }
-    Ok(())
+    Ok(unmark(guest, roots, Level::L1)?)
 }
 
 /// The entry of `level` for `va`, if there is a table for it.

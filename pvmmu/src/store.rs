@@ -4,12 +4,15 @@
     reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
 )]
 
-use hypercall::{ENTRIES, Frame, FrameAccess, Machine, Pfn, Pte, PteFlags};
+use hypercall::{ENTRIES, Frame, FrameAccess, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
+use crate::marks::{held, not_held};
 use crate::pages::{Pages, Run};
+use crate::pgd::Roots;
+use crate::tables::each_table;
 use p2m::{Guest, WalkError};
 
 /// Pages that are filled at a time.
@@ -100,4 +103,18 @@ pub(crate) fn store<M: FrameAccess>(
 pub(crate) fn clear<M: FrameAccess>(guest: &Guest<'_, M>, frame: &Frame) -> Result<(), WalkError> {
     // SAFETY: the token says that nobody else uses the frame (I-1).
     Ok(unsafe { guest.machine().write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
+}
+
+/// Clears the marks of all tables from `lowest` up, in a tree that is loose now.
+pub(crate) fn unmark<M: Machine>(
+    guest: &Guest<'_, M>,
+    roots: Roots,
+    lowest: Level,
+) -> Result<(), WalkError> {
+    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
+        if held(link.pte).is_none() {
+            return Ok(());
+        }
+        store(guest, link.table, link.index, not_held(link.pte))
+    })
 }

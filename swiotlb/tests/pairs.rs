@@ -145,7 +145,7 @@ fn frames_that_are_gathered() {
 
 #[test]
 fn frames_that_are_gathered_in_parts_and_then_scattered_and_reinstated() {
-    pairs::run("swiotlb", "gather in parts, scatter, reinstate", |plan| {
+    pairs::run("swiotlb", "gather_in_parts_scatter_reinstate", |plan| {
         let mut scene = Scene::<16>::new();
         scene.gather::<8>(plan, 2);
         scene.scatter(plan);
@@ -156,7 +156,7 @@ fn frames_that_are_gathered_in_parts_and_then_scattered_and_reinstated() {
 
 #[test]
 fn stranded_frames_that_are_reinstated_while_that_is_refused_too() {
-    pairs::run("swiotlb", "gather, reinstate twice", |plan| {
+    pairs::run("swiotlb", "gather_reinstate_twice", |plan| {
         let mut scene = Scene::<8>::new();
         scene.gather::<64>(plan, 3);
         scene.reinstate(plan);
@@ -167,7 +167,7 @@ fn stranded_frames_that_are_reinstated_while_that_is_refused_too() {
 
 #[test]
 fn a_pool_that_grows_and_shrinks_and_whose_memory_is_scattered() {
-    pairs::run("swiotlb", "gather, grow, shrink, scatter", |plan| {
+    pairs::run("swiotlb", "gather_grow_shrink_scatter", |plan| {
         let mut scene = Scene::<{ 1 << SEGMENT_ORDER }>::new();
         scene.gather::<64>(plan, SEGMENT_ORDER);
         let places = common::Places::new(1, 1);

@@ -1,5 +1,6 @@
 //! Every pair of refusals: an operation with one of its requests refused, and with one of those
-//! refused, too, that follow, the undoing of the first included.
+//! refused, too, that follow, the undoing of the first included. An access to a frame that fails
+//! is a refusal, too.
 //!
 //! A test names its crate and itself and gives a scenario: a guest on a model, one operation on a
 //! machine around it, and then, on the model itself, everything taken apart and accounted for
@@ -8,23 +9,33 @@
 //! | variable | |
 //! |---|---|
 //! | `PVMMU_PAIRS=all` | every pair, not only a sample of them |
+//! | `PVMMU_PAIRS=accesses` | of those, every one with an access that fails |
 //! | `PVMMU_PAIRS_SEED=N` | this sample |
-//! | `PVMMU_PAIRS_ONLY=r1.d1,r2.d2` | one run: `r1` refused after `d1` elements, `r2` after `d2` |
+//! | `PVMMU_PAIRS_ONLY=r1.d1,a2` | one run: `r1` refused after `d1` elements, access `a2` failed |
 //!
-//! Each test ends with a line `pairs: CRATE NAME COUNT`, which `cargo xtask check pairs` adds up.
+//! Accesses to one frame in one way with nothing in between differ in nothing but their number. All
+//! of them are tried alone; the first and the last of them are in pairs.
+//!
+//! Each test ends with a line `pairs: CRATE NAME PAIRS ACCESSES`: pairs of refused requests, and
+//! runs with an access that failed. `cargo xtask check pairs` adds them up.
 
 use std::cell::Cell;
 use std::env;
 use std::hash::{BuildHasher as _, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use hypercall::{Asked, Errno, FailEach, Hypercall, Refusal, Refusals};
+use hypercall::{Accessed, Asked, Errno, FailEach, Hypercall, Refusal, Refusals};
 
 /// Requests that a scenario can have.
 const REQUESTS_MAX: usize = 4096;
+/// Accesses to frames that it can have.
+const ACCESSES_MAX: usize = 16384;
 /// What a sample has of first refusals, and of second ones for each of them.
-const FIRSTS: usize = 12;
-const SECONDS: usize = 5;
+const FIRSTS: usize = 8;
+const SECONDS: usize = 4;
+/// The same of accesses that fail; the seconds also of requests behind one.
+const ACCESSES: usize = 4;
+const ACCESS_SECONDS: usize = 0;
 /// Elements of a long request that a sample looks at, besides the first, second, middle and last.
 const PLACES: usize = 2;
 /// What Xen answers, in turn.
@@ -33,26 +44,32 @@ const ERRNOS: [Errno; 3] = [Errno::ENOMEM, Errno::EBUSY, Errno::EINVAL];
 /// What is refused in a run of a scenario.
 pub type Plan<'r> = Refusals<'r>;
 
-/// Where a request is refused.
+/// What is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Point {
-    request: usize,
-    done: usize,
+enum Point {
+    /// A request, after so many elements.
+    Request { number: usize, done: usize },
+    /// An access to a frame.
+    Access(usize),
 }
 
 /// How many runs there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tried {
-    /// With one refusal.
+    /// With one request refused.
     pub singles: usize,
-    /// With two.
+    /// With two requests refused.
     pub pairs: usize,
+    /// With an access that failed, alone or beside another refusal.
+    pub accesses: usize,
 }
 
 /// Which pairs are tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
     All,
+    /// All that have an access that fails.
+    Accesses,
     Sample(Random),
     Only(Vec<Point>),
 }
@@ -72,7 +89,7 @@ enum Scope {
 ///     let _ = machine.enable_assist(Assist::M2pStrict);
 ///     model.audit().expect("whatever is refused");
 /// });
-/// assert_eq!((tried.singles, tried.pairs), (2, 1));
+/// assert_eq!((tried.singles, tried.pairs, tried.accesses), (2, 1, 0));
 /// ```
 ///
 /// # Panics
@@ -83,9 +100,9 @@ pub fn run(package: &str, name: &str, scenario: impl Fn(&Plan<'_>)) -> Tried {
         Ok(scope) => scope,
         Err(wrong) => panic!("{wrong}"),
     };
-    let tried = scope.run(&format!("{package} {name}"), &scenario);
-    println!("pairs: {package} {name} {} (and {} single refusals)", tried.pairs, tried.singles);
-    tried
+    let Tried { singles, pairs, accesses } = scope.run(&format!("{package} {name}"), &scenario);
+    println!("pairs: {package} {name} {pairs} {accesses} (and {singles} single refusals)");
+    Tried { singles, pairs, accesses }
 }
 
 /// A machine around `machine` that refuses what `plan` says.
@@ -100,11 +117,12 @@ impl Scope {
             let parsed: Option<Vec<_>> = parsed.collect();
             return match parsed {
                 Some(points) if points.len() <= 2 => Ok(Self::Only(points)),
-                _ => Err(format!("PVMMU_PAIRS_ONLY={points} is not like 3.0,5.1")),
+                _ => Err(format!("PVMMU_PAIRS_ONLY={points} is not like 3.0,a5")),
             };
         }
         match variable("PVMMU_PAIRS").as_deref() {
             Some("all") => Ok(Self::All),
+            Some("accesses") => Ok(Self::Accesses),
             None | Some("" | "sample") => {
                 let seed = match variable("PVMMU_PAIRS_SEED") {
                     Some(seed) => seed.parse().map_err(|_| format!("{seed:?} is no seed"))?,
@@ -112,35 +130,57 @@ impl Scope {
                 };
                 Ok(Self::Sample(Random(seed)))
             }
-            Some(other) => Err(format!("PVMMU_PAIRS={other} is neither \"all\" nor \"sample\"")),
+            Some(other) => Err(format!("PVMMU_PAIRS={other} is not \"all\", nor \"accesses\"")),
         }
     }
 
     fn run(mut self, name: &str, scenario: &impl Fn(&Plan<'_>)) -> Tried {
+        let trial = Trial::new(name, scenario);
+        let mut tried = Tried::default();
         if let Self::Only(points) = &self {
-            let run = attempt(name, points, scenario);
-            let tried = |count| usize::from(points.len() == count && run.reached == count);
-            return Tried { singles: tried(1), pairs: tried(2) };
+            if trial.run(points).reached == points.len() {
+                tried.count(points);
+            }
+            return tried;
         }
         if let Self::Sample(Random(seed)) = &self {
             println!("PVMMU_PAIRS_SEED={seed} chooses this sample of {name}");
         }
-        let undisturbed = attempt(name, &[], scenario).asked;
-        assert!(!undisturbed.is_empty(), "{name} asks Xen for nothing");
-        let mut tried = Tried::default();
-        let firsts = points(&undisturbed, 0, &mut self);
-        for first in self.choose(firsts, FIRSTS) {
-            let single = attempt(name, &[first], scenario);
+        let undisturbed = trial.run(&[]);
+        assert!(!undisturbed.asked.is_empty(), "{name} asks Xen for nothing");
+        for first in self.firsts(&undisturbed) {
+            let single = trial.run(&[first]);
             single.assert_begins_as(&undisturbed, first, name);
-            tried.singles += 1;
-            let seconds = behind(&single.asked, first, &mut self);
-            for second in self.choose(seconds, SECONDS) {
-                let both = attempt(name, &[first, second], scenario);
-                both.assert_begins_as(&single.asked, second, name);
-                tried.pairs += 1;
+            tried.count(&[first]);
+            for second in self.seconds(&single, first) {
+                let both = trial.run(&[first, second]);
+                both.assert_begins_as(&single, second, name);
+                tried.count(&[first, second]);
             }
         }
         tried
+    }
+
+    /// What is refused first.
+    fn firsts(&mut self, run: &Run) -> Vec<Point> {
+        let requests = run.requests(0, self);
+        let accesses = (0..run.made.len()).map(Point::Access).collect();
+        let mut firsts = self.choose(requests, FIRSTS);
+        firsts.extend(self.choose(accesses, ACCESSES));
+        firsts
+    }
+
+    /// What is refused behind `first`, which was refused in `run`.
+    fn seconds(&mut self, run: &Run, first: Point) -> Vec<Point> {
+        let is_request = matches!(first, Point::Request { .. });
+        let mut seconds = Vec::new();
+        if !(*self == Self::Accesses && is_request) {
+            let requests = run.requests_behind(first, self);
+            let count = if is_request { SECONDS } else { ACCESS_SECONDS };
+            seconds = self.choose(requests, count);
+        }
+        seconds.extend(self.choose(run.accesses_behind(first), ACCESS_SECONDS));
+        seconds
     }
 
     /// All of them, or `count` chosen ones.
@@ -170,82 +210,181 @@ impl Scope {
     }
 }
 
+impl Tried {
+    /// Counts a run in which all of `points` were refused.
+    fn count(&mut self, points: &[Point]) {
+        let has_access = points.iter().any(|point| matches!(point, Point::Access(_)));
+        *match points.len() {
+            _ if has_access => &mut self.accesses,
+            1 => &mut self.singles,
+            2 => &mut self.pairs,
+            _ => return,
+        } += 1;
+    }
+}
+
 /// What a run came to.
 struct Run {
     asked: Vec<Asked>,
+    made: Vec<Accessed>,
     /// Refusals that were due.
     reached: usize,
 }
 
 impl Run {
     /// Up to the last refusal, each run with it asks what the run without it asked.
-    fn assert_begins_as(&self, without: &[Asked], last: Point, name: &str) {
-        let both = [&self.asked, without].map(|asked| asked.get(..=last.request));
-        let same = both[0].is_some() && both[0] == both[1];
+    fn assert_begins_as(&self, without: &Self, last: Point, name: &str) {
+        let same = match last {
+            Point::Request { number, .. } => {
+                let both = [self, without].map(|run| run.asked.get(..=number));
+                both[0].is_some() && both[0] == both[1]
+            }
+            Point::Access(number) => {
+                let both = [self, without].map(|run| run.made.get(..=number));
+                both[0].is_some() && both[0] == both[1]
+            }
+        };
         assert!(same, "{name} does not ask the same each time, up to {last:?}");
     }
-}
 
-/// Runs the scenario with these refusals.
-fn attempt(name: &str, points: &[Point], scenario: &impl Fn(&Plan<'_>)) -> Run {
-    let refusals: Vec<Refusal> =
-        points.iter().enumerate().map(|(at, point)| Point::refusal(at, point)).collect();
-    let asked = vec![Cell::new(None); REQUESTS_MAX];
-    let plan = Refusals::new(&refusals, &asked);
-    let outcome = catch_unwind(AssertUnwindSafe(|| scenario(&plan)));
-    let run = Run { asked: asked.iter().map_while(Cell::get).collect(), reached: plan.refused() };
-    if let Err(panic) = outcome {
-        let words: Vec<String> = points.iter().map(Point::word).collect();
-        eprintln!("{name} fails alone with PVMMU_PAIRS_ONLY=\"{}\"", words.join(","));
-        for (at, point) in points.iter().enumerate() {
-            let asked = run.asked.get(point.request);
-            let what = asked.map_or_else(|| "not asked".to_owned(), Asked::to_string);
-            let Refusal { errno, .. } = refusals[at];
-            eprintln!("  request {} ({what}): {errno} after {}", point.request, point.done);
+    /// All places of the requests from number `from` on.
+    fn requests(&self, from: usize, scope: &mut Scope) -> Vec<Point> {
+        let mut points = Vec::new();
+        for (number, asked) in self.asked.iter().enumerate().skip(from) {
+            let dones = scope.dones(asked.elements);
+            points.extend(dones.into_iter().map(|done| Point::Request { number, done }));
         }
-        resume_unwind(panic);
+        points
     }
-    assert!(run.asked.len() < REQUESTS_MAX, "{name} asks more than is written down");
-    run
+
+    /// All places of requests behind `first`. Xen stops at the first element that it refuses,
+    /// except with grants, which it answers one by one.
+    fn requests_behind(&self, first: Point, scope: &mut Scope) -> Vec<Point> {
+        let (number, first) = match first {
+            Point::Request { number, done } => (number, done),
+            Point::Access(at) => return self.requests(came_before(&self.made[at]), scope),
+        };
+        let mut behind = Vec::new();
+        let Asked { hypercall, elements } = self.asked[number];
+        if matches!(hypercall, Hypercall::GrantTableOp(_)) {
+            let dones = scope.dones(elements).into_iter().filter(|done| *done > first);
+            behind.extend(dones.map(|done| Point::Request { number, done }));
+        }
+        behind.extend(self.requests(number + 1, scope));
+        behind
+    }
+
+    /// The first and the last of accesses that do not differ, behind `first`.
+    fn accesses_behind(&self, first: Point) -> Vec<Point> {
+        let is_behind = |at: usize| match first {
+            Point::Request { number, .. } => came_before(&self.made[at]) > number,
+            Point::Access(number) => at > number,
+        };
+        let differs = |at: usize| {
+            let [before, behind] = [at.wrapping_sub(1), at + 1].map(|other| self.made.get(other));
+            let this = Some(&self.made[at]);
+            before != this || behind != this
+        };
+        let behind = (0..self.made.len()).filter(|at| is_behind(*at) && differs(*at));
+        behind.map(Point::Access).collect()
+    }
 }
 
-/// All places of the requests from number `from` on.
-fn points(asked: &[Asked], from: usize, scope: &mut Scope) -> Vec<Point> {
-    let mut points = Vec::new();
-    for (request, asked) in asked.iter().enumerate().skip(from) {
-        let dones = scope.dones(asked.elements);
-        points.extend(dones.into_iter().map(|done| Point { request, done }));
-    }
-    points
+/// A scenario, and where its runs write down what they ask.
+struct Trial<'s, S> {
+    name: &'s str,
+    scenario: &'s S,
+    asked: Vec<Cell<Option<Asked>>>,
+    made: Vec<Cell<Option<Accessed>>>,
 }
 
-/// All places behind `first`. Xen stops at the first element that it refuses, except with grants,
-/// which it answers one by one.
-fn behind(asked: &[Asked], first: Point, scope: &mut Scope) -> Vec<Point> {
-    let mut behind = Vec::new();
-    let Asked { hypercall, elements } = asked[first.request];
-    if matches!(hypercall, Hypercall::GrantTableOp(_)) {
-        let dones = scope.dones(elements).into_iter().filter(|done| *done > first.done);
-        behind.extend(dones.map(|done| Point { done, ..first }));
+impl<'s, S: Fn(&Plan<'_>)> Trial<'s, S> {
+    fn new(name: &'s str, scenario: &'s S) -> Self {
+        let asked = vec![Cell::new(None); REQUESTS_MAX];
+        Self { name, scenario, asked, made: vec![Cell::new(None); ACCESSES_MAX] }
     }
-    behind.extend(points(asked, first.request + 1, scope));
-    behind
+
+    /// Runs the scenario with these refusals.
+    fn run(&self, points: &[Point]) -> Run {
+        let refusals: Vec<_> =
+            points.iter().enumerate().filter_map(|(at, point)| point.refusal(at)).collect();
+        let failing: Vec<_> = points.iter().filter_map(Point::failing).collect();
+        let plan = Refusals::new(&refusals, &self.asked).and_accesses(&failing, &self.made);
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.scenario)(&plan)));
+        let run = Run {
+            asked: self.asked.iter().map_while(Cell::take).collect(),
+            made: self.made.iter().map_while(Cell::take).collect(),
+            reached: plan.refused(),
+        };
+        if let Err(panic) = outcome {
+            self.tell(points, &run);
+            resume_unwind(panic);
+        }
+        let fits = run.asked.len() < REQUESTS_MAX && run.made.len() < ACCESSES_MAX;
+        assert!(fits, "{} asks more than is written down", self.name);
+        run
+    }
+
+    /// Says how to make the same run again, and what was refused in it.
+    fn tell(&self, points: &[Point], run: &Run) {
+        let words: Vec<String> = points.iter().map(Point::word).collect();
+        eprintln!("{} fails alone with PVMMU_PAIRS_ONLY=\"{}\"", self.name, words.join(","));
+        let or_not = |what: Option<String>| what.unwrap_or_else(|| "not asked".to_owned());
+        for (at, point) in points.iter().enumerate() {
+            match *point {
+                Point::Request { number, done } => {
+                    let what = or_not(run.asked.get(number).map(Asked::to_string));
+                    let errno = errno(at, number, done);
+                    eprintln!("  request {number} ({what}): {errno} after {done}");
+                }
+                Point::Access(number) => {
+                    let what = or_not(run.made.get(number).map(Accessed::to_string));
+                    eprintln!("  access {number} ({what}) fails");
+                }
+            }
+        }
+    }
+}
+
+/// What Xen answers, at the point that is number `at` of its run.
+const fn errno(at: usize, number: usize, done: usize) -> Errno {
+    ERRNOS[(number + done + at) % ERRNOS.len()]
+}
+
+/// How many requests came before the access.
+fn came_before(access: &Accessed) -> usize {
+    usize::try_from(access.requests).expect("there are fewer")
 }
 
 impl Point {
     fn parse(word: &str) -> Option<Self> {
-        let (request, done) = word.trim().split_once('.')?;
-        Some(Self { request: request.parse().ok()?, done: done.parse().ok()? })
+        let word = word.trim();
+        if let Some(number) = word.strip_prefix('a') {
+            return Some(Self::Access(number.parse().ok()?));
+        }
+        let (number, done) = word.split_once('.')?;
+        Some(Self::Request { number: number.parse().ok()?, done: done.parse().ok()? })
     }
 
     fn word(&self) -> String {
-        format!("{}.{}", self.request, self.done)
+        match self {
+            Self::Request { number, done } => format!("{number}.{done}"),
+            Self::Access(number) => format!("a{number}"),
+        }
     }
 
-    /// The refusal of the point that is number `at` of its run.
-    fn refusal(at: usize, point: &Self) -> Refusal {
-        let errno = ERRNOS[(point.request + point.done + at) % ERRNOS.len()];
-        Refusal { request: point.request as u64, errno, done: point.done }
+    /// The refusal of the point that is number `at` of its run, if it is of a request.
+    fn refusal(&self, at: usize) -> Option<Refusal> {
+        let Self::Request { number, done } = *self else { return None };
+        Some(Refusal { request: number as u64, errno: errno(at, number, done), done })
+    }
+
+    /// The number of the access that fails.
+    fn failing(&self) -> Option<u64> {
+        match self {
+            Self::Request { .. } => None,
+            Self::Access(number) => Some(*number as u64),
+        }
     }
 }
 
@@ -270,9 +409,10 @@ mod tests {
     use std::cell::RefCell;
 
     use hypercall::{
-        Call, DomId, GrantAccess, GrantMap, GrantRef, Grants as _, GuestVa, Hypercalls as _,
-        MmuExtOp, Pfn, Request,
+        Assist, Call, DomId, FrameAccess as _, GrantAccess, GrantMap, GrantRef, Grants as _,
+        GuestVa, Hypercalls as _, MmuExtOp, Pfn, Request,
     };
+    use x86_64::structures::paging::PageTableIndex;
     use xen_model::Model;
 
     use super::*;
@@ -356,7 +496,7 @@ mod tests {
         for count in [1, 2, 9, 40] {
             let sound = |plan: &Plan<'_>| operation(plan, count, &Habit::Sound);
             let tried = Scope::All.run("planted", &sound);
-            assert_eq!(tried, Tried { singles: count, pairs: pairs(count) });
+            assert_eq!(tried, Tried { singles: count, pairs: pairs(count), accesses: 0 });
             let sample = Scope::Sample(Random(3)).run("planted", &sound);
             assert!(sample.singles <= FIRSTS && sample.pairs <= FIRSTS * SECONDS, "{sample:?}");
             assert!(count == 1 || sample.pairs > 0, "{sample:?}");
@@ -372,7 +512,46 @@ mod tests {
             // SAFETY: there is no such domain, so nothing is mapped.
             unsafe { around(&model, plan).grant_map(&mut maps) }.expect("looked at");
         });
-        assert_eq!(tried, Tried { singles: 4, pairs: 6 });
+        assert_eq!(tried, Tried { singles: 4, pairs: 6, accesses: 0 });
+    }
+
+    /// Reads three entries of one table, asks, and reads an entry of another one.
+    fn reader(plan: &Plan<'_>) {
+        let model = Model::builder().build().expect("a guest");
+        let machine = around(&model, plan);
+        let read = |table, index| {
+            let index = PageTableIndex::new(index);
+            let read = machine.read_entry(Pfn::new(table), index);
+            assert!(read.is_ok() || plan.refused() > 0, "{read:?}");
+        };
+        (0..3).for_each(|index| read(9, index));
+        let _ = machine.enable_assist(Assist::WritablePageTables);
+        read(10, 0);
+    }
+
+    #[test]
+    fn every_access_fails_alone_and_with_what_is_refused_behind_it() {
+        // Behind each of the first three accesses comes the request, and behind all of these the
+        // fourth; behind the first two also the third, the last of those that do not differ.
+        let (alone, pairs) = (4, 3 + 4 + 2);
+        let tried = Scope::All.run("planted", &reader);
+        assert_eq!(tried, Tried { singles: 1, pairs: 0, accesses: alone + pairs });
+        assert_eq!(Scope::Accesses.run("planted", &reader), tried);
+        let sound = |plan: &Plan<'_>| operation(plan, 4, &Habit::Sound);
+        let tried = Scope::Accesses.run("planted", &sound);
+        assert_eq!(tried, Tried { singles: 4, pairs: 0, accesses: 0 });
+    }
+
+    #[test]
+    fn an_access_that_an_operation_does_not_survive_is_found() {
+        let gives_up = |plan: &Plan<'_>| {
+            reader(plan);
+            assert!(plan.refused() == 0 || plan.seen() == 0, "it gave up");
+        };
+        for scope in [Scope::All, Scope::Accesses, Scope::Sample(Random(7))] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| scope.run("planted", &gives_up)));
+            assert!(outcome.is_err());
+        }
     }
 
     #[test]
@@ -387,12 +566,14 @@ mod tests {
             operation(plan, 4, &Habit::Sound);
         };
         let tried = only("0.3,1.2").expect("two points").run("planted", &scenario);
-        assert_eq!((tried, runs.get()), (Tried { singles: 0, pairs: 1 }, 1));
+        assert_eq!((tried, runs.get()), (Tried { pairs: 1, ..Tried::default() }, 1));
         let tried = only("0.3,9.2").expect("two points").run("planted", &scenario);
         assert_eq!((tried, runs.get()), (Tried::default(), 2), "request 9 never came");
-        for wrong in ["1", "1.2,", "x.1", "1.2,3.4,5.6"] {
-            assert_eq!(only(wrong).is_err(), wrong != "1.2,", "{wrong}");
+        for wrong in ["1", "x.1", "a", "a1.2", "1.2,3.4,a6"] {
+            assert!(only(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(only("1.2,"), Ok(Scope::Only(vec![Point::Request { number: 1, done: 2 }])));
+        assert_eq!(only(" a7"), Ok(Scope::Only(vec![Point::Access(7)])));
     }
 
     #[test]
@@ -405,6 +586,7 @@ mod tests {
             })
         };
         assert_eq!(scope("all", "7"), Ok(Scope::All));
+        assert_eq!(scope("accesses", "7"), Ok(Scope::Accesses));
         assert_eq!(scope("sample", "7"), Ok(Scope::Sample(Random(7))));
         assert!(scope("sample", "seven").is_err() && scope("some", "7").is_err());
         assert!(matches!(Scope::from_environment(|_| None), Ok(Scope::Sample(_))));

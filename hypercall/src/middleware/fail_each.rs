@@ -1,19 +1,19 @@
-//! A machine that refuses whichever requests it is told to, and records what it was asked.
+//! A machine that refuses whichever requests it is told to, and fails whichever accesses, and
+//! records what it was asked.
 
 use core::cell::Cell;
 use core::fmt;
 
+use super::accesses::{Accessed, Accesses};
 use super::fail_nth::Refusal;
-use super::{forward_cpu, forward_frame_access};
+use super::forward_cpu;
 use crate::call::{Call, Outcome, Request};
 use crate::error::{Error, Hypercall};
-use crate::frame::{Mfn, Pfn};
+use crate::frame::Mfn;
 use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
-use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
+use crate::machine::{Assist, Cpu, Fault, Hypercalls};
 use crate::memory::{Exchange, MemoryOp, Reservation};
-use crate::pte::Pte;
 use crate::va::GuestVa;
-use x86_64::structures::paging::PageTableIndex;
 
 /// A request as it went through the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +37,44 @@ pub struct Refusals<'r> {
     refusals: &'r [Refusal],
     asked: &'r [Cell<Option<Asked>>],
     seen: Cell<u64>,
+    accesses: Accesses<'r>,
 }
 
 impl<'r> Refusals<'r> {
     /// Will refuse each of `refusals`, in whatever order they are listed, and writes down in
     /// `asked` what the requests are, as far as there is room.
     pub const fn new(refusals: &'r [Refusal], asked: &'r [Cell<Option<Asked>>]) -> Self {
-        Self { refusals, asked, seen: Cell::new(0) }
+        Self { refusals, asked, seen: Cell::new(0), accesses: Accesses::new(&[], &[]) }
+    }
+
+    /// Will fail the accesses to frames whose numbers `failing` lists, too, and writes down in
+    /// `made` which accesses there are, as far as there is room. They are counted from 0, apart
+    /// from the requests.
+    ///
+    /// ```
+    /// use core::cell::Cell;
+    /// use hypercall::{AccessError, FailEach, FrameAccess, Refusals};
+    ///
+    /// let model = xen_model::Model::builder().build()?;
+    /// let made = [const { Cell::new(None) }; 4];
+    /// let plan = Refusals::new(&[], &[]).and_accesses(&[1], &made);
+    /// let machine = FailEach::new(&model, &plan);
+    /// let page = model.guest().first_free_page();
+    /// let read = || machine.read_bytes(page, 0, &mut [0]);
+    /// assert_eq!(read(), Ok(()));
+    /// assert_eq!(read(), Err(AccessError::Unmapped(page)));
+    /// assert_eq!(read(), Ok(()));
+    /// assert_eq!((plan.accessed(), plan.refused()), (3, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn and_accesses(
+        mut self,
+        failing: &'r [u64],
+        made: &'r [Cell<Option<Accessed>>],
+    ) -> Self {
+        self.accesses = Accesses::new(failing, made);
+        self
     }
 
     /// What is refused when its turn comes.
@@ -56,14 +87,25 @@ impl<'r> Refusals<'r> {
         self.seen.get()
     }
 
-    /// How many of the requests that are to be refused have come.
+    /// Accesses to frames seen so far.
+    pub const fn accessed(&self) -> u64 {
+        self.accesses.seen()
+    }
+
+    /// How many have come of the requests that are to be refused, and of the accesses that are to
+    /// fail.
     pub fn refused(&self) -> usize {
-        self.refusals.iter().filter(|refusal| refusal.request < self.seen.get()).count()
+        let requests = self.refusals.iter().filter(|it| it.request < self.seen.get());
+        requests.count() + self.accesses.failed()
+    }
+
+    pub(super) const fn accesses(&self) -> &Accesses<'r> {
+        &self.accesses
     }
 
     /// Continues to count at `seen`.
     pub(super) const fn at(refusals: &'r [Refusal], seen: u64) -> Self {
-        Self { refusals, asked: &[], seen: Cell::new(seen) }
+        Self { refusals, asked: &[], seen: Cell::new(seen), accesses: Accesses::new(&[], &[]) }
     }
 
     /// Counts a request; its number.
@@ -96,12 +138,12 @@ impl<'r> Refusals<'r> {
     }
 }
 
-/// Wraps a machine and refuses some requests; all others, also those of the same multicall behind
-/// a refused one, go through, as with Xen.
+/// Wraps a machine, refuses some requests and fails some accesses; all others, also those of the
+/// same multicall behind a refused one, go through, as with Xen.
 #[derive(Debug)]
 pub struct FailEach<'r, M> {
-    machine: M,
-    plan: &'r Refusals<'r>,
+    pub(super) machine: M,
+    pub(super) plan: &'r Refusals<'r>,
 }
 
 impl<'r, M> FailEach<'r, M> {
@@ -316,6 +358,5 @@ unsafe impl<M: Grants> Grants for FailEach<'_, M> {
     }
 }
 
-forward_frame_access!([M: FrameAccess] FailEach<'_, M>, self => self.machine);
 // What the CPU does asks Xen by a fault: it is no request.
 forward_cpu!([M: Cpu] FailEach<'_, M>, self => self.machine);

@@ -1,12 +1,15 @@
 //! Machines around machines: each implements the seam that it wraps, so it serves on real Xen as on
 //! the model.
 
+mod accesses;
 mod counting;
+mod fail_access;
 mod fail_each;
 mod fail_nth;
 mod timed;
 mod traced;
 
+pub use accesses::Accessed;
 pub use counting::{Counting, Counts};
 pub use fail_each::{Asked, FailEach, Refusals};
 pub use fail_nth::{FailNth, Refusal};

@@ -110,8 +110,13 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
             let table = take_table(guest, *frames)?;
+            // Only what is cleared goes into the chain: a frame holds the entries of whatever it
+            // was before.
+            if let Err(error) = clear(guest, &table) {
+                frames.give(table);
+                return Err(error.into());
+            }
             let table = place.insert(table);
-            clear(guest, table)?;
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
                     fill_run(guest, table.pfn(), part, flags, &mut **frames)?;

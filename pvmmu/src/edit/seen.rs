@@ -24,7 +24,7 @@ use crate::flush::Flush;
 use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
-use crate::pages::Pages;
+use crate::pages::{Pages, Run};
 use crate::path::Found;
 use crate::room::Room;
 use crate::tools::{Presence, Tools};
@@ -83,7 +83,8 @@ pub(super) fn slots<M: Machine>(
 
 impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
-    /// Xen keeps both bits in the entry that it clears, and there they are read.
+    /// Xen keeps both bits in the entry that it clears, and there they are read. Of entries that
+    /// cannot be read then it says both.
     ///
     /// # Errors
     /// As for [`Pgd::unmap`](crate::Pgd::unmap).
@@ -116,22 +117,25 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             let pages = Pages { start: part.va, count: part.count.into() };
             self.rewrite(pages, &ClearKeeping)?;
             self.submit()?;
-            let guest = self.tools.guest;
-            let Found::Table(table) = self.path.seek(&guest, part.va)? else {
-                return Err(MapError::NotMapped(part.va));
-            };
-            let mut left = [Pte::ABSENT; PART as usize];
+            // What cannot be read may have been written.
+            let mut left = [Pte::ABSENT.with_flags(SEEN); PART as usize];
             let left = &mut left[..usize::from(part.count)];
-            guest.machine().read_entries(
-                table,
-                PageTableIndex::new_truncate(part.first()),
-                left,
-            )?;
+            let _ = self.read_run(part, left);
             for (at, pte) in (0..).zip(left) {
                 told(pages.at(at)?, pte.flags() & SEEN);
             }
         }
         Ok(())
+    }
+
+    /// Reads the entries of `run`, pages of one table.
+    fn read_run(&mut self, run: Run, into: &mut [Pte]) -> Result<(), WalkError> {
+        let guest = self.tools.guest;
+        let Found::Table(table) = self.path.seek(&guest, run.va)? else {
+            return Err(WalkError::NotMapped(run.va));
+        };
+        let first = PageTableIndex::new_truncate(run.first());
+        Ok(guest.machine().read_entries(table, first, into)?)
     }
 
     /// Clears the accessed and dirty bits of `pages`, and says of each what was set up to the last
@@ -208,7 +212,9 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         if is_protected {
             self.write_protect(shift, before)?;
             let first = Level::L1.index_of(shift.from);
-            guest.machine().read_entries(shift.source, first, entries)?;
+            if let Err(error) = guest.machine().read_entries(shift.source, first, entries) {
+                return Err(self.let_write(shift, before, error.into()));
+            }
         }
         let cleared = |pte: Pte| {
             let pte = unprotected(pte).unwrap_or(pte);

@@ -30,6 +30,18 @@ use crate::tables::{Present, own_slots};
 use crate::tools::Tools;
 use p2m::Guest;
 
+/// A table that is linked nowhere, and writable; and what leads to it otherwise.
+#[derive(Clone, Copy)]
+struct Unlinked {
+    table: Pfn,
+    /// The place of the entry that led to it, and that entry.
+    slot: Slot,
+    link: Pte,
+    /// The place of its entry in the direct mapping, and that entry.
+    direct: Slot,
+    pte: Pte,
+}
+
 impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
     /// Nothing is pending. A table that is pinned by itself is so afterwards, too, unless it ends.
@@ -55,7 +67,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             batch.op(MmuExtOp::unpin(link.mfn()))?;
         }
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), link.raw())?;
-        batch.update(MmuUpdate::set(direct, Access::Writable.apply(pte)), pte.raw())?;
+        let writable = Access::Writable.apply(pte);
+        batch.update(MmuUpdate::set(direct, writable), pte.raw())?;
         // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
         if let Err(error) = unsafe { batch.submit(guest.machine()) } {
             let error = self.put_back_link(slot, link, run.va, error);
@@ -74,7 +87,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             self.tools.frames.give(unsafe { Frame::claim(table) });
             return Ok(());
         }
-        if let Err(error) = self.store_and_link(table, link, run, old, new) {
+        let unlinked = Unlinked { table, slot, link, direct, pte: writable };
+        if let Err(error) = self.store_and_link(unlinked, run, old, new) {
             self.lose_unlinked(table, link, run, old);
             return Err(error);
         }
@@ -94,7 +108,9 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn lose_unlinked(&mut self, table: Pfn, link: Pte, run: Run, old: &Entries) {
         let guest = self.tools.guest;
         self.path.forget();
-        let linked = matches!(self.path.seek(&guest, run.va), Ok(Found::Table(at)) if at == table);
+        // Of a tree that cannot be read nothing is taken for gone.
+        let Ok(found) = self.path.seek(&guest, run.va) else { return };
+        let linked = found == Found::Table(table);
         let mut now = empty_table();
         let first = PageTableIndex::new(0);
         if linked && guest.machine().read_entries(table, first, &mut now).is_err() {
@@ -235,18 +251,19 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         Err(MapError::NotUndone { left: 1, error })
     }
 
-    /// Stores the entries of `run` and puts the table back; if Xen refuses it, with its old
-    /// entries.
+    /// Stores the entries of `run` and puts the table back; if that fails, with its old entries.
     fn store_and_link(
         &mut self,
-        table: Pfn,
-        link: Pte,
+        unlinked: Unlinked,
         run: Run,
         old: &Entries,
         new: &Entries,
     ) -> Result<(), MapError> {
-        self.store(table, run, new)?;
-        let Err(error) = self.link_table(table, link, run.va)? else { return Ok(()) };
+        let Unlinked { table, link, .. } = unlinked;
+        if let Err(error) = self.store(table, run, new) {
+            return self.link_again(unlinked, error);
+        }
+        let Err(error) = self.link_table(unlinked)? else { return Ok(()) };
         let base = run.va.raw() >> Level::L2.shift() << Level::L2.shift();
         let suspect = Suspect { level: Level::L1, pfn: table, base };
         // Before the undo makes the table's own direct mapping writable.
@@ -266,9 +283,14 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         batch.invert();
         self.undo(Doubt::TABLES)?;
         self.store(table, run, old)?;
-        self.path.seek(&guest, run.va)?;
-        match self.link_table(table, link, run.va)? {
-            Ok(()) => Err(link_refused(run.va, found, error)),
+        self.link_again(unlinked, link_refused(run.va, found, error))
+    }
+
+    /// Puts a table back with its old entries after `error`.
+    #[cold]
+    fn link_again(&mut self, unlinked: Unlinked, error: MapError) -> Result<(), MapError> {
+        match self.link_table(unlinked)? {
+            Ok(()) => Err(error),
             Err(again) => {
                 self.tools.batch.clear();
                 Doubt::TABLES.note(self.doubt);
@@ -284,21 +306,15 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         Ok(unsafe { machine.write_entries(table, first, &entries[run.range()]) }?)
     }
 
-    /// Makes a table read-only and links it as `link` says, with a pin of its own if that carries
+    /// Makes a table read-only and links it as it was, with a pin of its own if its link carries
     /// the mark. The outer result: whether it could be asked for.
-    fn link_table(
-        &mut self,
-        table: Pfn,
-        link: Pte,
-        va: GuestVa,
-    ) -> Result<Result<(), BatchError>, MapError> {
+    fn link_table(&mut self, unlinked: Unlinked) -> Result<Result<(), BatchError>, MapError> {
+        let Unlinked { slot, link, direct, pte, .. } = unlinked;
         let guest = self.tools.guest;
-        let (slot, absent) = self.path.entry(&guest, Level::L2, va)?;
-        let (direct, pte) = self.direct_map.entry(&guest, table)?;
         let batch = &mut *self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
-        batch.update(MmuUpdate::set(slot, link), absent.raw())?;
+        batch.update(MmuUpdate::set(slot, link), Pte::ABSENT.raw())?;
         if let Some(held) = held(link) {
             batch.op(MmuExtOp::pin(held.level(), link.mfn()))?;
         }

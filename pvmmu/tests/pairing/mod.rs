@@ -15,8 +15,8 @@ use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::{
-    Counted, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool,
-    Tools,
+    Counted, DestroyError, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares,
+    SpaceFrames, TablePool, Tools,
 };
 use xen_model::{Mode, Model};
 
@@ -283,6 +283,10 @@ pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '
         for attempt in 1.. {
             pgd = match pgd.destroy(with) {
                 Ok(()) => break,
+                Err(DestroyError::Loose(pgd, _)) => {
+                    spaces.loose.push(pgd);
+                    break;
+                }
                 Err(error) => {
                     let reason = error.to_string();
                     assert!(attempt < 3, "it cannot be destroyed: {reason}");

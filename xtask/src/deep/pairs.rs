@@ -1,7 +1,9 @@
-//! `pairs`: every operation under every pair of refusals. Each crate has the tests in
+//! `pairs`: every operation under every pair of refusals, and with every access to a frame failing.
+//! Each crate has the tests in
 //! `tests/pairs.rs`, on the driver `pv_tests::pairs`; ordinarily they try a sample.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::Result;
 
@@ -27,12 +29,13 @@ pub(super) fn check() -> Result<bool> {
     for package in packages()?.into_iter().filter(|package| package.has(TESTS)) {
         passed &= sweep(&package, &mut sums)?;
     }
-    for (package, Sum { operations, pairs }) in &sums {
-        println!("{package}: {pairs} pairs of refusals in {operations} operations");
+    let mut all = Sum::default();
+    for (package, sum) in &sums {
+        println!("{package}: {sum}");
+        all.add(*sum);
     }
-    let all: u64 = sums.values().map(|sum| sum.pairs).sum();
-    println!("{all} pairs of refusals in all");
-    Ok(passed && all > 0)
+    println!("{all} in all");
+    Ok(passed && all.pairs > 0)
 }
 
 fn sweep(package: &Package, sums: &mut BTreeMap<String, Sum>) -> Result<bool> {
@@ -42,10 +45,8 @@ fn sweep(package: &Package, sums: &mut BTreeMap<String, Sum>) -> Result<bool> {
     cargo.args(["--test", "pairs", "--", "--nocapture"]).env("PVMMU_PAIRS", "all");
     let (status, output) = run_captured(&mut cargo, |line| {
         if let Some(line) = Line::parse(line) {
-            step.at(format!("{} {}", line.operation, line.pairs));
-            let sum = sums.entry(line.package).or_default();
-            sum.operations += 1;
-            sum.pairs += line.pairs;
+            step.at(format!("{} {}", line.operation, line.sum.pairs));
+            sums.entry(line.package).or_default().add(line.sum);
         }
     })?;
     step.end(if status.success() { "done" } else { "failed" });
@@ -60,7 +61,26 @@ fn sweep(package: &Package, sums: &mut BTreeMap<String, Sum>) -> Result<bool> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sum {
     operations: u64,
+    /// Runs with two requests refused.
     pairs: u64,
+    /// Runs with an access that failed.
+    accesses: u64,
+}
+
+impl Sum {
+    const fn add(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.pairs += other.pairs;
+        self.accesses += other.accesses;
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operations, pairs, accesses } = self;
+        write!(f, "{pairs} pairs of refusals and {accesses} failed accesses ")?;
+        write!(f, "in {operations} operations")
+    }
 }
 
 /// What a test says in the end.
@@ -68,7 +88,7 @@ struct Sum {
 struct Line {
     package: String,
     operation: String,
-    pairs: u64,
+    sum: Sum,
 }
 
 impl Line {
@@ -77,7 +97,8 @@ impl Line {
         let (_, words) = line.split_once("pairs: ")?;
         let mut words = words.split(' ');
         let (package, operation) = (words.next()?.to_owned(), words.next()?.to_owned());
-        Some(Self { package, operation, pairs: words.next()?.parse().ok()? })
+        let (pairs, accesses) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        Some(Self { package, operation, sum: Sum { operations: 1, pairs, accesses } })
     }
 }
 
@@ -87,10 +108,10 @@ mod tests {
 
     #[test]
     fn a_line_of_the_driver_is_read_wherever_it_begins() {
-        let line =
-            Line { package: "pvmmu".to_owned(), operation: "map_pages".to_owned(), pairs: 1234 };
+        let sum = Sum { operations: 1, pairs: 1234, accesses: 56 };
+        let line = Line { package: "pvmmu".to_owned(), operation: "map_pages".to_owned(), sum };
         for before in ["", "..", "test map_pages ... "] {
-            let text = format!("{before}pairs: pvmmu map_pages 1234 (and 40 single refusals)");
+            let text = format!("{before}pairs: pvmmu map_pages 1234 56 (and 40 single refusals)");
             assert_eq!(Line::parse(&text).as_ref(), Some(&line));
         }
         assert_eq!(Line::parse("12 pairs: of shoes"), None);
