@@ -62,7 +62,7 @@ fn bracket(guest: &Guest<'_, Model>, batch: &mut Batch<'_>) -> Result<(), Box<dy
     let link = Change { slot: free_l2_slot(guest)?, old: Pte::ABSENT, new };
     // SAFETY: the frame is filled, and the slot is nobody's.
     let tables = unsafe { round.finish(guest, || [Ok(link)].into_iter(), batch) }?;
-    let (_, unused) = buffer.into_parts().map_err(|(_, error)| error)?;
+    let (_, unused) = buffer.into_parts().map_err(|refused| refused.error)?;
     println!("bracket: {} table, {} frames handed on, writable", tables.count, unused.count());
     Ok(())
 }

@@ -17,7 +17,7 @@
 //! that is dropped in between leaves a buffer that refuses to hand anything out.
 #![expect(unsafe_code, reason = "links tables in frames that the buffer owns (I-1, I-13)")]
 
-use hypercall::{Batch, Frames, Machine, Pfn, Uncertain};
+use hypercall::{Batch, Frames, Machine, Pfn, Refused, Uncertain};
 use p2m::{Guest, Pfns};
 
 use crate::changes::{Change, link, unlink};
@@ -88,7 +88,7 @@ impl TableBuffer {
     /// let table = round.take()?; // to be filled by plain stores, then `finish`
     /// assert_eq!(table, Pfn::new(0x3000));
     /// round.abandon(); // or not: then it is a page as before
-    /// let (tables, unused) = buffer.into_parts().map_err(|(_, error)| error)?;
+    /// let (tables, unused) = buffer.into_parts().map_err(|refused| refused.error)?;
     /// assert_eq!((tables.count, unused.count()), (0, 8));
     /// # Ok::<(), early_pgt::EarlyError>(())
     /// ```
@@ -122,17 +122,17 @@ impl TableBuffer {
     ///
     /// # Errors
     /// [`EarlyError::RoundUnfinished`] with the buffer, if a round was dropped.
-    pub fn into_parts(self) -> Result<(Pfns, Frames), (Self, EarlyError)> {
+    pub fn into_parts(self) -> Result<(Pfns, Frames), Refused<Self, EarlyError>> {
         if let Err(error) = self.check_closed() {
-            return Err((self, error));
+            return Err(Refused { value: self, error });
         }
         let marks = self.marks();
         match self.frames.split(self.tables) {
             Ok((_, unused)) => Ok((marks.tables(), unused)),
             // There are never more tables than frames.
             Err(frames) => {
-                let shut = EarlyError::RoundUnfinished { buffer: marks.all() };
-                Err((Self { frames, ..self }, shut))
+                let error = EarlyError::RoundUnfinished { buffer: marks.all() };
+                Err(Refused { value: Self { frames, ..self }, error })
             }
         }
     }
@@ -267,9 +267,9 @@ mod tests {
         assert_eq!(taken, Ok(Pfn::new(0x40)));
         let unfinished = EarlyError::RoundUnfinished { buffer: Pfns::new(Pfn::new(0x40), 3) };
         assert_eq!(buffer.begin().map(TableRound::abandon), Err(unfinished));
-        let (buffer, refused) = buffer.into_parts().expect_err("shut");
-        assert_eq!(refused, unfinished);
-        let doubtful = buffer.into_uncertain();
+        let refused = buffer.into_parts().expect_err("shut");
+        assert_eq!(refused.error, unfinished);
+        let doubtful = refused.value.into_uncertain();
         assert_eq!((doubtful.start(), doubtful.count()), (Pfn::new(0x40), 3));
     }
 }

@@ -57,21 +57,6 @@
 //!   its tables itself.
 //! * [`PastPgt`]: `mark_rw_past_pgt`, for a port that has Linux's shape and no bracket.
 //!
-//! # Modules, from the ground up
-//! | module | what it is |
-//! |---|---|
-//! | `spans` | arithmetic on runs of pfns |
-//! | `uses` | what frames are used for, and which access that allows |
-//! | `error` | what can go wrong |
-//! | `memory` | all that is known of the memory, checked |
-//! | `tables` | the tables of a round, one after the other |
-//! | `plan` | the rounds |
-//! | `changes` | runs of changes, sent to Xen and taken back |
-//! | `buffer` | the table buffer and its bracket |
-//! | `past` | the table buffer without a bracket |
-//! | `build` | the direct map, round by round |
-//! | `replace` | the kernel's own tables instead of the builder's |
-//!
 //! The examples run on the model: `Booting` is a guest as its builder leaves it
 //! (`pv_tests::booting`).
 //!
@@ -109,17 +94,30 @@
 //! ```
 #![cfg_attr(not(test), no_std)]
 
-mod buffer;
-mod build;
-mod changes;
-mod error;
-mod memory;
-mod past;
-mod plan;
-mod replace;
+// From the ground up: a module uses those above it.
+
+// Arithmetic on runs of pfns.
 mod spans;
-mod tables;
+// What pfns stand for, what frames are used for, and which access that allows.
 mod uses;
+// What can go wrong.
+mod error;
+// What is known of the memory, checked.
+mod memory;
+// The tables of a round, one after the other.
+mod tables;
+// The rounds.
+mod plan;
+// Runs of changes, sent to Xen and taken back.
+mod changes;
+// The table buffer and its bracket.
+mod buffer;
+// The table buffer without a bracket.
+mod past;
+// The direct map, round by round.
+mod build;
+// The kernel's own tables in place of the builder's.
+mod replace;
 
 pub use buffer::{Marks, TableBuffer, TableRound};
 pub use build::{Build, MapExtent};

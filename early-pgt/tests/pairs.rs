@@ -8,8 +8,8 @@ use early_pgt::{
     TableBuffer, TableRound, replace_tables, set_access,
 };
 use hypercall::{
-    Batch, BatchStorage, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refusals, Slot,
-    Uncertain,
+    Batch, BatchStorage, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refusals, Refused,
+    Slot, Uncertain,
 };
 use p2m::{Guest, P2m, Pfns, WalkError, walk};
 use pv_tests::account::Account;
@@ -244,7 +244,7 @@ fn a_table_buffer_shuts_rather_than_hand_out_a_table_whichever_two_requests_are_
                 account.found("free", frames(&unused));
                 check_free(&booting, [&unused].into_iter());
             }
-            Err((buffer, error)) => {
+            Err(Refused { value: buffer, error }) => {
                 assert!(matches!(error, EarlyError::RoundUnfinished { .. }), "{error}");
                 account.found("in doubt", doubtful(&buffer.into_uncertain()));
             }
