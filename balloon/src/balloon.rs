@@ -3,7 +3,8 @@
 use core::fmt;
 
 use hypercall::{DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, MemoryOp, Pfn};
-use p2m::{DirectEntries, Grain, Guest, P2m, P2mEntry, P2mError};
+use p2m::runs::Grain;
+use p2m::{DirectEntries, Guest, P2m, P2mEntry, P2mError};
 
 use crate::goal::Goal;
 use crate::recover::Recovered;

@@ -6,7 +6,8 @@ mod common;
 use balloon::{Balloon, EmptyPfn, Next, NotReturned, Reserve, Wipe, WorkStorage};
 use common::{Guest, PAGES, SPAN, config, settle, words};
 use hypercall::{DomId, FrameAccess as _, GrantAccess, GrantRef, Pfn};
-use p2m::{GrantFailure, GrantMaps, MapRequest, P2mEntry, P2mError};
+use p2m::grants::{GrantError, GrantMaps, MapRequest};
+use p2m::{P2mEntry, P2mError};
 use xen_model::{DomainConfig, GrantEntry, Model, Role};
 
 /// A guest beside a dom0 that grants it a frame.
@@ -47,10 +48,10 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
     let empty = reserve.take().expect("one of 64");
     let mut places = [None; 4];
     let mut maps = GrantMaps::new(&mut places);
-    let mut results = [Err(GrantFailure::NoPlace)];
+    let mut results = [Err(GrantError::NoPlace(empty.pfn()).into())];
     let requests = [request(&guest, &empty, 8)];
     // SAFETY: the address is the reserve's, and nothing is mapped there.
-    unsafe { maps.map((&guest.model, guest.p2m), &requests, &mut results) };
+    unsafe { maps.map(&guest.around(), &requests, &mut results) };
     let mapped = results[0].expect("granted");
     assert_eq!(
         guest.p2m.entry(empty.pfn()),
@@ -72,7 +73,7 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
         other => panic!("it is mapped still: {other:?}"),
     };
     // SAFETY: nobody uses it.
-    unsafe { maps.unmap((&guest.model, guest.p2m), empty.pfn()) }.expect("mapped");
+    unsafe { maps.unmap(&guest.around(), empty.pfn()) }.expect("mapped");
     reserve.give(guest.p2m, empty).expect("empty again");
     assert_eq!(reserve.free(), 64);
     guest.check();
@@ -90,10 +91,11 @@ fn a_grant_that_is_refused_leaves_the_pfn_empty() {
     let empty = reserve.take().expect("one of 64");
     let mut places = [None; 4];
     let mut maps = GrantMaps::new(&mut places);
-    let mut results = [Err(GrantFailure::NoPlace)];
+    let mut results = [Err(GrantError::NoPlace(empty.pfn()).into())];
     // SAFETY: as above.
-    unsafe { maps.map((&guest.model, guest.p2m), &[request(&guest, &empty, 9)], &mut results) };
-    assert!(matches!(results[0], Err(GrantFailure::Refused(_))), "{results:?}");
+    unsafe { maps.map(&guest.around(), &[request(&guest, &empty, 9)], &mut results) };
+    let result = results[0].map_err(|not_mapped| not_mapped.error);
+    assert!(matches!(result, Err(GrantError::Refused { .. })), "{result:?}");
     reserve.give(guest.p2m, empty).expect("nothing was mapped");
     guest.check();
 }

@@ -5,7 +5,8 @@ mod common;
 use balloon::{Balloon, Limit, Moved, Next, Retarget, Wipe, WorkStorage};
 use common::{FREE, Guest, PAGES, SPAN, begin, settle, step, words};
 use hypercall::{Counting, Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
-use p2m::{KexecState, Pfns};
+use p2m::Pfns;
+use p2m::kexec::KexecState;
 
 type Storage = WorkStorage<600>;
 
@@ -79,7 +80,7 @@ fn whole_blocks_come_back_as_one_extent_each() {
         let took = machine.counts() - before;
         assert_eq!((took.hypercalls, took.entries), (2, 1 + 512), "one extent, 512 entries");
     }
-    let runs = guest.p2m.runs(Pfns::new(Pfn::new(512), 1536), p2m::Grain::Frames);
+    let runs = guest.p2m.runs(Pfns::new(Pfn::new(512), 1536), p2m::runs::Grain::Frames);
     assert!(runs.count() <= 3, "each block is a run of machine frames");
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
     guest.check();

@@ -194,7 +194,7 @@ causes! {
     /// P2M against M2P.
     MapsDisagree: "P2M and M2P disagree about the page, so that the guest protected or used \
         another frame than it meant",
-        "compare P2M with M2P for every pfn (p2m::Audit); a foreign or ballooned page that was \
+        "compare P2M with M2P for every pfn (p2m::audit); a foreign or ballooned page that was \
          freed to the page allocator does this";
     /// A table that still is one.
     TableNotReleased: "the page is still a table: pinned, linked in another table, or loaded by a \

@@ -4,7 +4,8 @@
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
 use hypercall::{Counting, DomId, FrameAccess as _, Mfn, Pfn};
-use p2m::{Audit, P2m, P2mError};
+use p2m::audit::Audit;
+use p2m::{Guest, P2m, P2mError};
 use xen_model::Model;
 
 fn main() {
@@ -39,7 +40,10 @@ fn main() {
 
     let mut places = [None; 4];
     let mut audit = Audit::begin(&mut places);
-    audit.run(&machine, &p2m);
+    let root = model.guest().kernel_root().expect("it runs");
+    let root = p2m.pfn(&machine, root).expect("the guest's own");
+    // SAFETY: as above.
+    audit.run(&unsafe { Guest::new(&machine, &p2m, root) });
     assert!(audit.report().is_clean());
     assert_eq!(machine.counts().hypercalls, 0, "nothing of this asks Xen");
     println!("audit of 1024 pfns: clean, {} hypercalls", machine.counts().hypercalls);

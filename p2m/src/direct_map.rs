@@ -123,8 +123,8 @@ impl<'a, M> DirectEntries<'a, M> {
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
+    /// use hypercall::FrameSource;
     /// use p2m::DirectEntries;
-    /// use pvmmu::FrameSource;
     ///
     /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
     /// let pfn = frames.take().ok_or("no memory")?.pfn();

@@ -4,69 +4,7 @@ use core::fmt::{self, Write};
 
 use crate::entry::P2mEntry;
 use crate::map::{P2m, Pfns};
-use crate::runs::{Grain, Run};
-
-/// How many pfns stand for what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    /// Memory of the guest's own.
-    pub ram: u64,
-    /// Nothing.
-    pub absent: u64,
-    /// Holes for devices.
-    pub identity: u64,
-    /// Frames of other domains.
-    pub foreign: u64,
-}
-
-impl Census {
-    /// Counts `pfns`.
-    ///
-    /// ```
-    /// # use core::sync::atomic::AtomicU64;
-    /// use p2m::{Census, P2m};
-    ///
-    /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
-    /// let p2m = unsafe { P2m::adopt(&list) }?;
-    /// let census = Census::of(&p2m, p2m.all());
-    /// assert_eq!(census.to_string(), "4 pfns: 3 ram, 1 absent, 0 identity, 0 foreign");
-    /// # Ok::<(), p2m::P2mError>(())
-    /// ```
-    #[must_use]
-    pub fn of(p2m: &P2m<'_>, pfns: Pfns) -> Self {
-        let mut census = Self::default();
-        for run in p2m.runs(pfns, Grain::Kind) {
-            census.add(run.first, run.pfns.count);
-        }
-        census
-    }
-
-    pub(crate) const fn add(&mut self, entry: P2mEntry, count: u64) {
-        match entry {
-            P2mEntry::Ram(_) => self.ram += count,
-            P2mEntry::Absent => self.absent += count,
-            P2mEntry::Identity => self.identity += count,
-            P2mEntry::Foreign { .. } => self.foreign += count,
-        }
-    }
-
-    /// All pfns counted.
-    #[must_use]
-    pub const fn total(&self) -> u64 {
-        self.ram + self.absent + self.identity + self.foreign
-    }
-}
-
-impl fmt::Display for Census {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ram, absent, identity, foreign } = self;
-        let total = self.total();
-        write!(
-            f,
-            "{total} pfns: {ram} ram, {absent} absent, {identity} identity, {foreign} foreign"
-        )
-    }
-}
+use crate::runs::{Census, Grain, Run};
 
 /// `pfn START..END  KIND  mfn START..END`: both ends in hexadecimal, the second one excluded.
 impl fmt::Display for Run {

@@ -1,8 +1,8 @@
-//! What can be wrong with a pfn, an mfn, or a change of the map.
+//! What can be wrong with a pfn, an mfn, a change of the map, or the memory that its list is in.
 
 use core::fmt;
 
-use hypercall::{Mfn, Pfn};
+use hypercall::{AccessError, BatchError, Full, GuestVa, Mfn, Pfn};
 
 use crate::entry::P2mEntry;
 
@@ -108,3 +108,101 @@ impl fmt::Display for P2mError {
 }
 
 impl core::error::Error for P2mError {}
+
+/// Why the list cannot lie in a window, grow there, or be described by a frame list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListError {
+    /// The window takes another number of frames.
+    Frames {
+        /// What it takes.
+        needed: u64,
+        /// What it was given.
+        given: u64,
+    },
+    /// The address is not the first of a root slot.
+    Unaligned(GuestVa),
+    /// There is no room for so many pfns.
+    Capacity {
+        /// How many there were to be.
+        pfns: u64,
+        /// How many there can be.
+        capacity: u64,
+    },
+    /// The frame list has no place for another page: it needs one for each GiB.
+    NoPlace {
+        /// Places there are.
+        places: usize,
+    },
+    /// The map is not the one in the window at this address.
+    OtherMap(GuestVa),
+    /// There is no frame for a table or a page that the words of this pfn need.
+    OutOfFrames(Pfn),
+    /// A frame is none of the guest's, or a pfn cannot be changed.
+    P2m(P2mError),
+    /// A table or page cannot be reached.
+    Access(AccessError),
+    /// The batch has no room.
+    Full(Full),
+    /// Xen refused to protect a table.
+    Protect {
+        /// The table.
+        table: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// Xen refused a change of the window's entries.
+    Refused {
+        /// The first pfn whose word would have been mapped otherwise.
+        pfn: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
+}
+
+impl fmt::Display for ListError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frames { needed, given } => {
+                write!(f, "the window takes {needed} frames, not {given}")
+            }
+            Self::Unaligned(va) => write!(f, "{va} is not the first address of a root slot"),
+            Self::Capacity { pfns, capacity } => {
+                write!(f, "there is room for the words of {capacity:#x} pfns, not of {pfns:#x}")
+            }
+            Self::NoPlace { places } => {
+                write!(f, "the frame list has places for {places} pages, one for each GiB")
+            }
+            Self::OtherMap(va) => write!(f, "the frame map is not the one in the window at {va}"),
+            Self::OutOfFrames(pfn) => write!(f, "no frame for the word of pfn {pfn}"),
+            Self::P2m(error) => error.fmt(f),
+            Self::Access(error) => error.fmt(f),
+            Self::Full(full) => full.fmt(f),
+            Self::Protect { table, error } => {
+                write!(f, "table pfn {table} cannot be protected: {error}")
+            }
+            Self::Refused { pfn, error } => {
+                write!(f, "the window cannot map the words from pfn {pfn} on: {error}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ListError {}
+
+impl From<P2mError> for ListError {
+    fn from(error: P2mError) -> Self {
+        Self::P2m(error)
+    }
+}
+
+impl From<AccessError> for ListError {
+    fn from(error: AccessError) -> Self {
+        Self::Access(error)
+    }
+}
+
+impl From<Full> for ListError {
+    fn from(full: Full) -> Self {
+        Self::Full(full)
+    }
+}

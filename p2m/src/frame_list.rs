@@ -10,70 +10,16 @@
 
 use hypercall::{AccessError, Frame, FrameAccess, FrameSource, Mfn, PAGE_SIZE, Pfn};
 
-use crate::error::P2mError;
+use crate::error::{ListError, P2mError};
+use crate::guest::Guest;
 use crate::leaves::Leaves;
-use crate::map::P2m;
+use crate::map::{P2m, Pfns};
 use crate::runs::LEAF_WORDS;
 
 /// Entries in a page of frames.
 const PER_PAGE: u64 = 512;
 /// Pfns that one page of frames of list pages describes: 1 GiB.
 const PFNS_PER_MIDDLE: u64 = PER_PAGE * LEAF_WORDS;
-/// Pfns that a frame list can describe.
-pub const FRAME_LIST_PFNS_MAX: u64 = PER_PAGE * PFNS_PER_MIDDLE;
-
-/// Why a frame list cannot be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameListError {
-    /// The map is longer than a frame list can describe.
-    TooLong {
-        /// Its pfns.
-        len: u64,
-    },
-    /// There is no place for another page of the list: one is needed for each GiB.
-    NoPlace {
-        /// Places there are.
-        places: usize,
-    },
-    /// No frame for another page of the list.
-    OutOfFrames,
-    /// A frame of the list is none of the guest's.
-    P2m(P2mError),
-    /// A page of the list cannot be written.
-    Access(AccessError),
-}
-
-impl From<P2mError> for FrameListError {
-    fn from(error: P2mError) -> Self {
-        Self::P2m(error)
-    }
-}
-
-impl From<AccessError> for FrameListError {
-    fn from(error: AccessError) -> Self {
-        Self::Access(error)
-    }
-}
-
-impl core::fmt::Display for FrameListError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::TooLong { len } => write!(
-                f,
-                "a map of {len:#x} pfns has no frame list: it ends at {FRAME_LIST_PFNS_MAX:#x}"
-            ),
-            Self::NoPlace { places } => {
-                write!(f, "the frame list has places for {places} pages, one for each GiB")
-            }
-            Self::OutOfFrames => f.write_str("no frame for a page of the frame list"),
-            Self::P2m(error) => write!(f, "{error}"),
-            Self::Access(error) => write!(f, "{error}"),
-        }
-    }
-}
-
-impl core::error::Error for FrameListError {}
-
 /// The pages of a frame list. Dropping it leaks them.
 #[derive(Debug)]
 pub struct FrameList<'s> {
@@ -82,6 +28,9 @@ pub struct FrameList<'s> {
 }
 
 impl<'s> FrameList<'s> {
+    /// Pfns that a frame list can describe.
+    pub const PFNS_MAX: u64 = PER_PAGE * PFNS_PER_MIDDLE;
+
     /// An empty frame list: `top` is its first page, `middles` has a place for the page of each
     /// GiB. What is in `middles` already is dropped.
     pub fn new(top: Frame, middles: &'s mut [Option<Frame>]) -> Self {
@@ -100,7 +49,7 @@ impl<'s> FrameList<'s> {
     /// Writes the whole list, for the first time or after a restore.
     ///
     /// # Errors
-    /// [`FrameListError`]; the list may be written in part and is not to be published.
+    /// [`ListError`]; the list may be written in part and is not to be published.
     ///
     /// # Hypercalls
     /// None.
@@ -108,38 +57,36 @@ impl<'s> FrameList<'s> {
     /// ```
     /// # use hypercall::{FrameAccess, PAGE_SHIFT, Pfn};
     /// # use pv_tests::guest::TestGuest;
-    /// use p2m::{BuilderList, FrameList, FrameSource};
+    /// use hypercall::FrameSource;
+    /// use p2m::{BuilderList, FrameList};
     ///
-    /// let TestGuest { model, p2m, boot, mut frames, .. } = TestGuest::new();
-    /// let first = model.test().pfn_at(boot.p2m_list).ok_or("mapped")?;
+    /// let TestGuest { model, guest, boot, mut frames, .. } = TestGuest::new();
+    /// let first = model.guest().pfn_at(boot.p2m_list).ok_or("mapped")?;
     /// let leaves = unsafe { BuilderList::new(first) };
     /// let mut middles = [const { None }; 1]; // a table for each GiB
     /// let top = FrameSource::take(&mut frames).ok_or("no memory")?;
     /// let mut list = FrameList::new(top, &mut middles);
-    /// list.build((model, p2m), &leaves, &mut frames)?;
+    /// list.build(&guest, &leaves, &mut frames)?;
     /// // What a toolstack finds for the first 512 pfns is the builder's own page.
-    /// let leaf = list.lookup(model, p2m, 0)?;
-    /// assert_eq!(leaf, Some(p2m.mfn(first)?));
+    /// let leaf = list.lookup(&guest, 0)?;
+    /// assert_eq!(leaf, Some(guest.mfn(first)?));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn build<M: FrameAccess, L: Leaves>(
         &mut self,
-        (machine, p2m): (&M, &P2m<'_>),
+        guest: &Guest<'_, M>,
         leaves: &L,
         source: &mut impl FrameSource,
-    ) -> Result<(), FrameListError> {
-        let gibs = p2m.len().div_ceil(PFNS_PER_MIDDLE);
-        if gibs > PER_PAGE {
-            return Err(FrameListError::TooLong { len: p2m.len() });
-        }
+    ) -> Result<(), ListError> {
+        let gibs = describable(guest.p2m().len())?.div_ceil(PFNS_PER_MIDDLE);
         for gib in 0..gibs {
-            self.refresh_gib((machine, p2m), leaves, gib, source)?;
+            self.refresh_gib(guest, leaves, gib, source)?;
         }
         // What nobody should read leads to a page all the same: tools check entries behind the end,
         // too.
-        let last = self.middle((machine, p2m), gibs - 1)?;
+        let last = self.middle(guest.p2m(), gibs - 1)?;
         for gib in gibs..PER_PAGE {
-            put(machine, self.top.pfn(), gib, last)?;
+            put(guest.machine(), self.top.pfn(), gib, last)?;
         }
         Ok(())
     }
@@ -154,55 +101,55 @@ impl<'s> FrameList<'s> {
     /// None.
     pub fn refresh<M: FrameAccess, L: Leaves>(
         &mut self,
-        (machine, p2m): (&M, &P2m<'_>),
+        guest: &Guest<'_, M>,
         leaves: &L,
-        pfns: crate::map::Pfns,
+        pfns: Pfns,
         source: &mut impl FrameSource,
-    ) -> Result<(), FrameListError> {
-        let end = pfns.end().min(p2m.len());
-        if end > FRAME_LIST_PFNS_MAX {
-            return Err(FrameListError::TooLong { len: p2m.len() });
-        }
+    ) -> Result<(), ListError> {
+        let end = describable(pfns.end().min(guest.p2m().len()))?;
         for gib in pfns.start.raw() / PFNS_PER_MIDDLE..end.div_ceil(PFNS_PER_MIDDLE) {
-            self.refresh_gib((machine, p2m), leaves, gib, source)?;
+            self.refresh_gib(guest, leaves, gib, source)?;
         }
         Ok(())
     }
 
     fn refresh_gib<M: FrameAccess, L: Leaves>(
         &mut self,
-        (machine, p2m): (&M, &P2m<'_>),
+        guest: &Guest<'_, M>,
         leaves: &L,
         gib: u64,
         source: &mut impl FrameSource,
-    ) -> Result<(), FrameListError> {
+    ) -> Result<(), ListError> {
         let places = self.middles.len();
         let place = index(gib).and_then(|gib| self.middles.get_mut(gib));
-        let place = place.ok_or(FrameListError::NoPlace { places })?;
+        let place = place.ok_or(ListError::NoPlace { places })?;
         let page = match place {
             Some(page) => page,
-            None => place.insert(source.take().ok_or(FrameListError::OutOfFrames)?),
+            None => {
+                let first = Pfn::new(gib * PFNS_PER_MIDDLE);
+                place.insert(source.take().ok_or(ListError::OutOfFrames(first))?)
+            }
         };
-        let pages = p2m.len().div_ceil(LEAF_WORDS);
+        let pages = guest.p2m().len().div_ceil(LEAF_WORDS);
         let first = gib * PER_PAGE;
-        let mut leaf = leaves.leaf(machine, p2m, first)?;
+        let mut leaf = leaves.leaf(guest, first)?;
         for at in 0..PER_PAGE {
             if first + at < pages {
-                leaf = leaves.leaf(machine, p2m, first + at)?;
+                leaf = leaves.leaf(guest, first + at)?;
             }
-            put(machine, page.pfn(), at, leaf)?;
+            put(guest.machine(), page.pfn(), at, leaf)?;
         }
         // The page is whole before the entry that leads to it.
-        let mfn = p2m.mfn(page.pfn())?;
-        put(machine, self.top.pfn(), gib, mfn)?;
+        let mfn = guest.mfn(page.pfn())?;
+        put(guest.machine(), self.top.pfn(), gib, mfn)?;
         Ok(())
     }
 
     /// The page of a GiB that has been written.
-    fn middle<M>(&self, (_, p2m): (&M, &P2m<'_>), gib: u64) -> Result<Mfn, FrameListError> {
+    fn middle(&self, p2m: &P2m<'_>, gib: u64) -> Result<Mfn, ListError> {
         let places = self.middles.len();
         let page = index(gib).and_then(|gib| self.middles.get(gib)).and_then(Option::as_ref);
-        Ok(p2m.mfn(page.ok_or(FrameListError::NoPlace { places })?.pfn())?)
+        Ok(p2m.mfn(page.ok_or(ListError::NoPlace { places })?.pfn())?)
     }
 
     /// What the list says of page `leaf` of the linear list, read the way a toolstack reads it:
@@ -212,15 +159,22 @@ impl<'s> FrameList<'s> {
     /// If a page cannot be read.
     pub fn lookup<M: FrameAccess>(
         &self,
-        machine: &M,
-        p2m: &P2m<'_>,
+        guest: &Guest<'_, M>,
         leaf: u64,
     ) -> Result<Option<Mfn>, AccessError> {
-        let middle = get(machine, self.top.pfn(), leaf / PER_PAGE)?;
-        match p2m.pfn(machine, middle) {
-            Ok(page) => get(machine, page, leaf % PER_PAGE).map(Some),
+        let middle = get(guest.machine(), self.top.pfn(), leaf / PER_PAGE)?;
+        match guest.pfn(middle) {
+            Ok(page) => get(guest.machine(), page, leaf % PER_PAGE).map(Some),
             Err(_) => Ok(None),
         }
+    }
+}
+
+/// Returns `pfns`, if a frame list can describe so many.
+const fn describable(pfns: u64) -> Result<u64, ListError> {
+    match pfns {
+        0..=FrameList::PFNS_MAX => Ok(pfns),
+        _ => Err(ListError::Capacity { pfns, capacity: FrameList::PFNS_MAX }),
     }
 }
 

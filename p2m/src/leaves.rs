@@ -4,7 +4,7 @@
 use hypercall::{FrameAccess, Mfn, Pfn};
 
 use crate::error::P2mError;
-use crate::map::P2m;
+use crate::guest::Guest;
 
 /// Knows in which frame each page of the linear list is.
 ///
@@ -16,8 +16,7 @@ pub unsafe trait Leaves {
     ///
     /// # Errors
     /// If the list has no such page, or the frame is none of the guest's.
-    fn leaf<M: FrameAccess>(&self, machine: &M, p2m: &P2m<'_>, index: u64)
-    -> Result<Mfn, P2mError>;
+    fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError>;
 }
 
 /// The builder's list: page after page in pfns that follow one another, from this one on. That is
@@ -75,8 +74,8 @@ impl BuilderList {
 
 // SAFETY: whoever made it says that the list is there.
 unsafe impl Leaves for BuilderList {
-    fn leaf<M: FrameAccess>(&self, _: &M, p2m: &P2m<'_>, index: u64) -> Result<Mfn, P2mError> {
-        let pfn = self.first.checked_add(index);
-        p2m.mfn(pfn.ok_or(P2mError::OutOfRange { pfn: self.first, len: p2m.len() })?)
+    fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError> {
+        let (pfn, len) = (self.first.checked_add(index), guest.p2m().len());
+        guest.mfn(pfn.ok_or(P2mError::OutOfRange { pfn: self.first, len })?)
     }
 }

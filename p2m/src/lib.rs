@@ -7,17 +7,24 @@
 //! # Main types
 //! * [`P2m`]: the map, over the list that the domain builder left in the guest's memory. Adopting
 //!   copies nothing.
-//! * [`Guest`]: the machine, the map and the kernel's root, as operations take them.
 //! * [`P2mEntry`]: what a pfn stands for: RAM, nothing, a device's frame, or another domain's.
 //! * [`P2mError`]: what is wrong with a pfn, an mfn, or a change.
-//! * [`Window`]: where the list can grow, and holes cost nothing.
-//! * [`Toolstack`], [`FrameList`]: what is published for save, restore and debugging.
-//! * [`Granted`], [`Grant`], [`GrantMaps`]: frames shared with other domains, in both directions.
-//! * [`Audit`], [`Report`]: whether all of that is true. [`KexecState`]: whether another kernel may
-//!   follow.
+//! * [`Guest`]: the machine, the map and the kernel's root, as operations take them.
 //! * [`walk()`], [`Walk`]: what the page tables say of an address. [`DirectEntries`]: those of
 //!   the direct mapping.
-//! * [`Run`], [`Census`]: the map in lines and in numbers; [`P2m::dump`], [`P2m::svg`].
+//! * [`Window`]: where the list can grow, and holes cost nothing.
+//! * [`Toolstack`], [`FrameList`]: what is published for save, restore and debugging.
+//!
+//! # Modules, from the ground up
+//! | | |
+//! |---|---|
+//! | `entry`, `list`, `map` | what a word says, the words in memory, look-ups and changes |
+//! | [`runs`], `dump` | the map in runs and numbers, as text and as a picture |
+//! | `guest`, `walk`, `direct_map` | the map with its machine, and what the page tables say |
+//! | `leaves`, [`toolstack`], `frame_list` | in which frames the list is, and who else reads it |
+//! | [`window`] | where the list grows |
+//! | [`grants`] | frames shared with other domains, in both directions |
+//! | [`audit`], [`kexec`] | whether all of that is true, and whether another kernel may follow |
 //!
 //! # One word for each pfn
 //! The list is flat, in virtual memory: a look-up is a bounds check and a load, at 64 MiB as at a
@@ -32,7 +39,7 @@
 //! is the error [`P2mError::NotReserved`], and memory is reserved beforehand, where sleeping and
 //! failing are allowed.
 //!
-//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), and
+//! The examples run on the model: `TestGuest` is a guest of 16 MiB there (`pv_tests::guest`), and
 //! `Machine` one whose map has a window (`pv_tests::window`).
 //!
 //! # What it assumes
@@ -61,39 +68,31 @@
 //! ```
 #![cfg_attr(not(any(test, loom)), no_std)]
 
-mod audit;
+pub mod audit;
 mod direct_map;
 mod dump;
 mod entry;
 mod error;
 mod frame_list;
-mod grants;
+pub mod grants;
 mod guest;
-mod hazards;
+pub mod kexec;
 mod leaves;
 mod list;
 mod map;
-mod runs;
+pub mod runs;
 mod sync;
-mod toolstack;
+pub mod toolstack;
 mod walk;
-mod window;
+pub mod window;
 
-pub use audit::{Audit, Finding, Problem, Progress, Records, Report};
 pub use direct_map::{DirectEntries, DirectMap, NoDirectEntry};
-pub use dump::Census;
 pub use entry::P2mEntry;
-pub use error::P2mError;
-pub use frame_list::{FRAME_LIST_PFNS_MAX, FrameList, FrameListError};
-pub use grants::{
-    Grant, GrantError, GrantFailure, GrantMaps, Granted, MapRequest, MappedGrant, NotEnded,
-    NotGiven, Outstanding, UnmapFailure,
-};
+pub use error::{ListError, P2mError};
+pub use frame_list::FrameList;
 pub use guest::Guest;
-pub use hazards::{Hazards, KexecPermit, KexecState};
 pub use leaves::{BuilderList, Leaves};
 pub use map::{P2m, Pfns};
-pub use runs::{Grain, Run, Runs};
-pub use toolstack::{MappingChange, Published, Toolstack, UnalignedList};
+pub use toolstack::Toolstack;
 pub use walk::{TableEntry, Walk, WalkError, walk};
-pub use window::{GrowContext, OpenError, Window, WindowError, WindowFailure, WindowPlace};
+pub use window::Window;

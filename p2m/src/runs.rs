@@ -1,6 +1,8 @@
-//! The map as runs of pfns that stand for the same kind of thing.
+//! The map as runs of pfns that stand for the same kind of thing, and in numbers.
 
-use hypercall::{DomId, Mfn, Pfn};
+use core::fmt;
+
+use hypercall::{Mfn, Pfn};
 
 use crate::entry::{P2mEntry, is_shared};
 use crate::map::{P2m, Pfns};
@@ -84,7 +86,8 @@ impl<'a> P2m<'a> {
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
-    /// use p2m::{Grain, P2m};
+    /// use p2m::P2m;
+    /// use p2m::runs::Grain;
     ///
     /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
     /// let p2m = unsafe { P2m::adopt(&list) }?;
@@ -101,28 +104,67 @@ impl<'a> P2m<'a> {
         let is_foreign = |run: &Run| matches!(run.first, P2mEntry::Foreign { .. });
         self.runs(self.all(), Grain::Kind).filter(is_foreign)
     }
+}
 
-    /// Counts the foreign frames by their owners, in `owners`, in the order in which they are met.
+/// How many pfns stand for what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Memory of the guest's own.
+    pub ram: u64,
+    /// Nothing.
+    pub absent: u64,
+    /// Holes for devices.
+    pub identity: u64,
+    /// Frames of other domains.
+    pub foreign: u64,
+}
+
+impl Census {
+    /// Counts `pfns`.
     ///
-    /// # Errors
-    /// How many frames have an owner for whom there was no place left.
-    pub fn count_foreign<'s>(
-        &self,
-        owners: &'s mut [(DomId, u64)],
-    ) -> Result<&'s [(DomId, u64)], u64> {
-        let (mut used, mut left_out) = (0, 0);
-        for run in self.foreign() {
-            let P2mEntry::Foreign { owner, .. } = run.first else { continue };
-            let at = owners[..used].iter().position(|(known, _)| *known == owner);
-            match owners.get_mut(at.unwrap_or(used)) {
-                Some((_, count)) if at.is_some() => *count += run.pfns.count,
-                Some(place) => {
-                    *place = (owner, run.pfns.count);
-                    used += 1;
-                }
-                None => left_out += run.pfns.count,
-            }
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use p2m::P2m;
+    /// use p2m::runs::Census;
+    ///
+    /// let list = [0x203, 0x204, u64::MAX, 0x999].map(AtomicU64::new);
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let census = Census::of(&p2m, p2m.all());
+    /// assert_eq!(census.to_string(), "4 pfns: 3 ram, 1 absent, 0 identity, 0 foreign");
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
+    #[must_use]
+    pub fn of(p2m: &P2m<'_>, pfns: Pfns) -> Self {
+        let mut census = Self::default();
+        for run in p2m.runs(pfns, Grain::Kind) {
+            census.add(run.first, run.pfns.count);
         }
-        if left_out == 0 { Ok(&owners[..used]) } else { Err(left_out) }
+        census
+    }
+
+    pub(crate) const fn add(&mut self, entry: P2mEntry, count: u64) {
+        match entry {
+            P2mEntry::Ram(_) => self.ram += count,
+            P2mEntry::Absent => self.absent += count,
+            P2mEntry::Identity => self.identity += count,
+            P2mEntry::Foreign { .. } => self.foreign += count,
+        }
+    }
+
+    /// All pfns counted.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.ram + self.absent + self.identity + self.foreign
+    }
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ram, absent, identity, foreign } = self;
+        let total = self.total();
+        write!(
+            f,
+            "{total} pfns: {ram} ram, {absent} absent, {identity} identity, {foreign} foreign"
+        )
     }
 }

@@ -117,13 +117,13 @@ impl fmt::Display for Walk {
 /// None.
 ///
 /// ```
-/// # use hypercall::{GuestVa, Level};
+/// # use hypercall::{FrameAccess as _, FrameSource as _, Level};
 /// # use pv_tests::guest::TestGuest;
 /// # use p2m::walk;
-/// # use pvmmu::Pages;
-/// let va = GuestVa::new(0x40_0000)?;
-/// let (pgd, tools) = TestGuest::with_pinned(Pages::one(va));
-/// let found = walk(&tools.guest, pgd.root(), va)?;
+/// let TestGuest { guest, mut frames, .. } = TestGuest::new();
+/// let pfn = frames.take().ok_or("no memory")?.pfn();
+/// let va = guest.machine().direct_map(pfn)?;
+/// let found = walk(&guest, guest.kernel_root(), va)?;
 /// assert_eq!(found.steps().count(), 4);
 /// let (slot, entry) = found.leaf().ok_or("there is a table")?;
 /// assert!(entry.is_present());

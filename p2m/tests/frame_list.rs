@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use hypercall::{AccessError, Frame, FrameAccess, FrameSource, GuestVa, Mfn, PAGE_SIZE, Pfn, Pte};
-use p2m::{FRAME_LIST_PFNS_MAX, FrameList, FrameListError, Leaves, P2m, P2mError, Pfns};
+use p2m::{FrameList, Guest, Leaves, ListError, P2m, P2mError, Pfns};
 use pv_tests::frame_map::{List, list};
 use x86_64::structures::paging::PageTableIndex;
 
@@ -66,8 +66,8 @@ impl Linear {
 
 // SAFETY: no toolstack reads the list.
 unsafe impl Leaves for Linear {
-    fn leaf<M: FrameAccess>(&self, _: &M, p2m: &P2m<'_>, index: u64) -> Result<Mfn, P2mError> {
-        assert!(index < p2m.len().div_ceil(PER_PAGE), "there is no page {index}");
+    fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError> {
+        assert!(index < guest.p2m().len().div_ceil(PER_PAGE), "there is no page {index}");
         Ok(self.frame(index))
     }
 }
@@ -89,7 +89,7 @@ impl FrameSource for Frames {
 }
 
 /// The list of a guest of so many pfns, the first of which have memory.
-fn guest(pfns: u64) -> List {
+fn words(pfns: u64) -> List {
     let list = list(usize::try_from(pfns).expect("fits"));
     for (word, mfn) in list.iter().zip(FIRST_MFN..FIRST_MFN + FRAMES) {
         word.store(mfn, Ordering::Relaxed);
@@ -97,32 +97,39 @@ fn guest(pfns: u64) -> List {
     list
 }
 
+/// That guest.
+fn guest<'a>(machine: &'a Pages, p2m: &'a P2m<'a>) -> Guest<'a, Pages> {
+    // SAFETY: the guest exists only in the test, and its root is not walked.
+    unsafe { Guest::new(machine, p2m, Pfn::new(0)) }
+}
+
 #[test]
 fn a_list_describes_every_page_up_to_512_gib() {
-    for len in [1, 512, 513, GIB - 1, GIB, GIB + 1, 3 * GIB - 511, FRAME_LIST_PFNS_MAX] {
-        let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
+    for len in [1, 512, 513, GIB - 1, GIB, GIB + 1, 3 * GIB - 511, FrameList::PFNS_MAX] {
+        let (words, machine, linear) = (words(len), Pages::default(), Linear(Cell::new(1 << 30)));
         // SAFETY: the guest exists only in the model.
         let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
+        let guest = guest(&machine, &p2m);
         let gibs = len.div_ceil(GIB);
         let mut frames = Frames(0, 1 + gibs.min(len - 1));
         let mut middles: Vec<_> = (0..gibs).map(|_| None).collect();
         let top = frames.take().expect("the first");
         let mut list = FrameList::new(top, &mut middles);
-        let built = list.build((&machine, &p2m), &linear, &mut frames);
+        let built = list.build(&guest, &linear, &mut frames);
         if len == 1 {
-            assert_eq!(built, Err(FrameListError::OutOfFrames));
+            assert_eq!(built, Err(ListError::OutOfFrames(Pfn::new(0))));
             continue;
         }
         assert_eq!(built, Ok(()));
         assert_eq!((list.top(&p2m), frames.1), (Ok(Mfn::new(FIRST_MFN)), 0));
         let last = len.div_ceil(PER_PAGE) - 1;
         for index in 0..=last {
-            let found = list.lookup(&machine, &p2m, index);
+            let found = list.lookup(&guest, index);
             assert_eq!(found, Ok(Some(linear.frame(index))), "page {index} of {len} pfns");
         }
         // What leads on behind the end leads to a page of the list all the same.
         for index in [last + 1, gibs * PER_PAGE, GIB - 1].map(|index| index.min(GIB - 1)) {
-            let found = list.lookup(&machine, &p2m, index).expect("readable").expect("its own");
+            let found = list.lookup(&guest, index).expect("readable").expect("its own");
             let pages = linear.frame(0)..=linear.frame(last);
             assert!(pages.contains(&found), "page {index} of {len} pfns is {found}");
         }
@@ -131,37 +138,39 @@ fn a_list_describes_every_page_up_to_512_gib() {
 
 #[test]
 fn a_longer_map_is_refused_and_nothing_is_written() {
-    let len = FRAME_LIST_PFNS_MAX + 1;
-    let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
+    let len = FrameList::PFNS_MAX + 1;
+    let (words, machine, linear) = (words(len), Pages::default(), Linear(Cell::new(1 << 30)));
     // SAFETY: the guest exists only in the model.
     let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
+    let guest = guest(&machine, &p2m);
     let mut frames = Frames(0, FRAMES);
     let mut middles: Vec<_> = (0..FRAMES).map(|_| None).collect();
     let top = frames.take().expect("the first");
     let mut list = FrameList::new(top, &mut middles);
-    let refused = Err(FrameListError::TooLong { len });
-    assert_eq!(list.build((&machine, &p2m), &linear, &mut frames), refused);
+    let refused = Err(ListError::Capacity { pfns: len, capacity: FrameList::PFNS_MAX });
+    assert_eq!(list.build(&guest, &linear, &mut frames), refused);
     for pfns in [p2m.all(), Pfns::new(Pfn::new(len - 1), 1)] {
-        assert_eq!(list.refresh((&machine, &p2m), &linear, pfns, &mut frames), refused);
+        assert_eq!(list.refresh(&guest, &linear, pfns, &mut frames), refused);
     }
     assert!(machine.0.borrow().is_empty());
     // What lies before the end can be written all the same.
     let pfns = Pfns::new(Pfn::new(len - 2), 1);
-    assert_eq!(list.refresh((&machine, &p2m), &linear, pfns, &mut frames), Ok(()));
+    assert_eq!(list.refresh(&guest, &linear, pfns, &mut frames), Ok(()));
     assert_eq!(frames.1, FRAMES - 2);
 }
 
 #[test]
 fn a_refresh_writes_the_gibs_that_it_is_told_and_no_other() {
     let len = 4 * GIB - 100;
-    let (words, machine, linear) = (guest(len), Pages::default(), Linear(Cell::new(1 << 30)));
+    let (words, machine, linear) = (words(len), Pages::default(), Linear(Cell::new(1 << 30)));
     // SAFETY: the guest exists only in the model.
     let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
+    let guest = guest(&machine, &p2m);
     let mut frames = Frames(0, 5);
     let mut middles = [const { None }; 4];
     let top = frames.take().expect("the first");
     let mut list = FrameList::new(top, &mut middles);
-    list.build((&machine, &p2m), &linear, &mut frames).expect("built");
+    list.build(&guest, &linear, &mut frames).expect("built");
     for (first, count, written) in [
         (0, 1, 0..1),
         (GIB - 1, 1, 0..1),
@@ -174,26 +183,27 @@ fn a_refresh_writes_the_gibs_that_it_is_told_and_no_other() {
         let old = linear.0.get();
         linear.0.set(old + (1 << 20));
         let pfns = Pfns::new(Pfn::new(first), count);
-        list.refresh((&machine, &p2m), &linear, pfns, &mut frames).expect("refreshed");
+        list.refresh(&guest, &linear, pfns, &mut frames).expect("refreshed");
         for gib in 0..4 {
             let index = gib * PER_PAGE + 3;
-            let found = list.lookup(&machine, &p2m, index).expect("readable").expect("its own");
+            let found = list.lookup(&guest, index).expect("readable").expect("its own");
             let is_new = found == linear.frame(index);
             assert_eq!(is_new, written.contains(&gib), "GiB {gib} of {count} from {first}");
         }
-        list.build((&machine, &p2m), &linear, &mut frames).expect("built");
+        list.build(&guest, &linear, &mut frames).expect("built");
     }
 }
 
 #[test]
 fn a_list_without_places_says_how_many_it_has() {
-    let (words, machine, linear) = (guest(GIB + 1), Pages::default(), Linear(Cell::new(1 << 30)));
+    let (words, machine, linear) = (words(GIB + 1), Pages::default(), Linear(Cell::new(1 << 30)));
     // SAFETY: the guest exists only in the model.
     let p2m = unsafe { P2m::adopt(&words) }.expect("not empty");
+    let guest = guest(&machine, &p2m);
     let mut frames = Frames(0, 5);
     let mut middles = [const { None }; 1];
     let top = frames.take().expect("the first");
     let mut list = FrameList::new(top, &mut middles);
-    let refused = Err(FrameListError::NoPlace { places: 1 });
-    assert_eq!(list.build((&machine, &p2m), &linear, &mut frames), refused);
+    let refused = Err(ListError::NoPlace { places: 1 });
+    assert_eq!(list.build(&guest, &linear, &mut frames), refused);
 }

@@ -6,27 +6,27 @@
 mod common;
 
 use common::{Storage, audit, opened, split};
-use hypercall::FrameSource;
 use hypercall::{
-    BatchStorage, Counting, DomId, Frame, FrameAccess as _, Mfn, Pfn, Pte, PteFlags, Uncertain,
-    VaFlush, VaMapping,
+    BatchStorage, Counting, DomId, Frame, FrameAccess as _, FrameSource, Mfn, Pfn, Pte, PteFlags,
+    Uncertain, VaFlush, VaMapping,
 };
-use p2m::{Census, Leaves as _, P2mEntry, P2mError, Pfns, WindowFailure};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, context};
+use p2m::runs::Census;
+use p2m::{Leaves as _, ListError, P2mEntry, P2mError, Pfns};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::PageType;
 
 /// What most tests begin with, under the names given: a guest of 16 MiB whose map is in its
-/// window, frames that are free, a batch, and the context of operations.
+/// window, frames that are free, a batch, and the guest.
 macro_rules! scene {
     ($seed:literal, $machine:ident, $p2m:ident, $window:ident, $pool:ident, $batch:ident,
-     $around:ident) => {
+     $guest:ident) => {
         let $machine = Machine::new($seed);
         let (frames, mut $pool) = split(&$machine);
         let ($p2m, mut $window) = opened(&$machine, frames);
         let mut storage = Storage::new();
         let mut $batch = storage.batch();
-        let $around = context(&$machine, &$p2m);
+        let $guest = $machine.guest(&$machine, &$p2m);
     };
 }
 
@@ -37,7 +37,9 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
     let (p2m, mut window) = opened(&machine, frames);
     let (free, counting) = (pool.len(), Counting::new(&machine));
     let mut storage = Storage::new();
-    window.grow(context(&counting, &p2m), CAPACITY, &mut storage.batch()).expect("grow");
+    window
+        .grow(&machine.guest(&counting, &p2m), None, CAPACITY, &mut storage.batch())
+        .expect("grow");
     assert_eq!((pool.len(), counting.counts().hypercalls), (free, 1));
     let last = Pfn::new(CAPACITY - 1);
     assert_eq!(p2m.entry(last), Ok(P2mEntry::Absent));
@@ -46,8 +48,9 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
     // SAFETY: as above.
     let foreign = unsafe { p2m.set_foreign(last, DomId(1), Mfn::new(7)) };
     assert_eq!(foreign, Err(P2mError::NotReserved(last)));
-    let error = window.grow(context(&counting, &p2m), CAPACITY + 1, &mut storage.batch());
-    let capacity = WindowFailure::Capacity { pfns: CAPACITY + 1, capacity: CAPACITY };
+    let error =
+        window.grow(&machine.guest(&counting, &p2m), None, CAPACITY + 1, &mut storage.batch());
+    let capacity = ListError::Capacity { pfns: CAPACITY + 1, capacity: CAPACITY };
     assert_eq!(error.map_err(|error| error.failure), Err(capacity));
     audit(&machine, &p2m);
     machine.check();
@@ -55,13 +58,14 @@ fn a_hole_takes_no_frame_and_one_hypercall() {
 
 #[test]
 fn identity_holes_share_their_words_whatever_their_borders() {
-    scene!(5, machine, p2m, window, pool, batch, around);
-    window.grow(around, CAPACITY, &mut batch).expect("grow");
+    scene!(5, machine, p2m, window, pool, batch, guest);
+    window.grow(&guest, None, CAPACITY, &mut batch).expect("grow");
     // From the middle of a page over a whole GiB into the middle of another.
     let devices = Pfns::new(Pfn::new(GIB - 1000), 2 * GIB - 777);
     let free = pool.len();
     // SAFETY: as above.
-    unsafe { window.reserve_identity(around, devices, &mut pool, &mut batch) }.expect("identity");
+    unsafe { window.reserve_identity(&guest, None, devices, &mut pool, &mut batch) }
+        .expect("identity");
     assert_eq!(free - pool.len(), 3, "a page at each end, and one table");
     let census = Census::of(&p2m, p2m.all());
     assert_eq!((census.ram, census.identity), (machine.boot.pages, devices.count));
@@ -74,7 +78,7 @@ fn identity_holes_share_their_words_whatever_their_borders() {
     }
     // Memory for words in the hole keeps what they mean.
     let inside = Pfns::new(Pfn::new(GIB + 5000), 3);
-    window.reserve(around, inside, &mut pool, &mut batch).expect("reserve");
+    window.reserve(&guest, None, inside, &mut pool, &mut batch).expect("reserve");
     assert_eq!(Census::of(&p2m, p2m.all()).identity, devices.count);
     // SAFETY: as above.
     unsafe { p2m.clear_identity(inside) }.expect("private words");
@@ -84,13 +88,14 @@ fn identity_holes_share_their_words_whatever_their_borders() {
 
 #[test]
 fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
-    scene!(9, machine, p2m, window, pool, batch, around);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    scene!(9, machine, p2m, window, pool, batch, guest);
+    window.grow(&guest, None, 3 * GIB, &mut batch).expect("grow");
     // As many pages in front of it as behind it.
     for (gib, margin) in [(1, 100 * LEAF), (2, LEAF)] {
         let hole = Pfns::new(Pfn::new(gib * GIB + margin), GIB - 2 * margin);
         // SAFETY: as above.
-        unsafe { window.reserve_identity(around, hole, &mut pool, &mut batch) }.expect("identity");
+        unsafe { window.reserve_identity(&guest, None, hole, &mut pool, &mut batch) }
+            .expect("identity");
         let gib = Pfns::new(Pfn::new(gib * GIB), GIB);
         let census = Census::of(&p2m, gib);
         assert_eq!((census.identity, census.absent), (hole.count, 2 * margin));
@@ -100,14 +105,15 @@ fn a_hole_in_the_middle_of_a_gib_is_no_whole_one() {
 
 #[test]
 fn words_that_have_memory_of_their_own_become_identity_too() {
-    scene!(10, machine, p2m, window, pool, batch, around);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    scene!(10, machine, p2m, window, pool, batch, guest);
+    window.grow(&guest, None, 3 * GIB, &mut batch).expect("grow");
     let own = Pfns::new(Pfn::new(2 * GIB + 4 * LEAF), 2 * LEAF);
-    window.reserve(around, own, &mut pool, &mut batch).expect("reserve");
+    window.reserve(&guest, None, own, &mut pool, &mut batch).expect("reserve");
     let free = pool.len();
     let hole = Pfns::new(Pfn::new(2 * GIB + 3 * LEAF), 4 * LEAF);
     // SAFETY: as above.
-    unsafe { window.reserve_identity(around, hole, &mut pool, &mut batch) }.expect("identity");
+    unsafe { window.reserve_identity(&guest, None, hole, &mut pool, &mut batch) }
+        .expect("identity");
     assert_eq!(pool.len(), free);
     let census = Census::of(&p2m, Pfns::new(Pfn::new(GIB), 2 * GIB));
     assert_eq!((census.identity, census.absent), (hole.count, 2 * GIB - hole.count));
@@ -118,23 +124,24 @@ fn words_that_have_memory_of_their_own_become_identity_too() {
     // SAFETY: as above.
     unsafe { p2m.set_foreign(own.start, DomId(1), Mfn::new(7)) }.expect("absent");
     // SAFETY: as above.
-    let error = unsafe { window.reserve_identity(around, own, &mut pool, &mut batch) };
+    let error = unsafe { window.reserve_identity(&guest, None, own, &mut pool, &mut batch) };
     let entry = P2mEntry::Foreign { owner: DomId(1), mfn: Mfn::new(7) };
     let occupied = P2mError::Occupied { pfn: own.start, entry };
-    assert_eq!(error.map_err(|error| error.failure), Err(WindowFailure::P2m(occupied)));
+    assert_eq!(error.map_err(|error| error.failure), Err(ListError::P2m(occupied)));
     machine.check();
 }
 
 #[test]
 fn what_a_restore_wrote_into_holes_is_mended() {
-    scene!(6, machine, p2m, window, pool, batch, around);
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    scene!(6, machine, p2m, window, pool, batch, guest);
+    window.grow(&guest, None, 3 * GIB, &mut batch).expect("grow");
     let devices = Pfns::new(Pfn::new(GIB), GIB);
     // SAFETY: as above.
-    unsafe { window.reserve_identity(around, devices, &mut pool, &mut batch) }.expect("identity");
+    unsafe { window.reserve_identity(&guest, None, devices, &mut pool, &mut batch) }
+        .expect("identity");
     // The toolstack writes absent words over every page of the list that it did not fill.
     for leaf in [GIB / LEAF, 2 * GIB / LEAF] {
-        let frame = window.leaf(&machine, &p2m, leaf).expect("a page");
+        let frame = window.leaf(&machine.guest(&machine, &p2m), leaf).expect("a page");
         (0..512).for_each(|at| machine.model.poke(frame, at, u64::MAX));
     }
     machine.show_frames();
@@ -150,7 +157,7 @@ fn what_a_restore_wrote_into_holes_is_mended() {
 
 #[test]
 fn the_table_of_holes_is_not_validated_again_for_a_gib_that_is_alone() {
-    scene!(13, machine, p2m, window, pool, batch, around);
+    scene!(13, machine, p2m, window, pool, batch, guest);
     // Frames that have been taken into use as L1 tables.
     let validated = || {
         let transitions = machine.model.statistics().transitions;
@@ -159,10 +166,10 @@ fn the_table_of_holes_is_not_validated_again_for_a_gib_that_is_alone() {
     for _ in 0..2 {
         let before = validated();
         let len = p2m.len().next_multiple_of(GIB);
-        window.grow(around, len + GIB, &mut batch).expect("grow");
+        window.grow(&guest, None, len + GIB, &mut batch).expect("grow");
         assert_eq!(validated() - before, 0, "no table becomes one when the GiB's hole is linked");
         let gib = Pfns::new(Pfn::new(len), GIB);
-        window.reserve(around, gib, &mut pool, &mut batch).expect("reserve");
+        window.reserve(&guest, None, gib, &mut pool, &mut batch).expect("reserve");
         assert_eq!(validated() - before, 1, "the table of the GiB's own does");
     }
     machine.check();
@@ -205,8 +212,8 @@ fn make_read_only(machine: &Machine, pfn: Pfn) {
 /// What becomes of frames of which one cannot be written: number `unwritable` of those taken. The
 /// first is full of entries that lead to a frame of another's.
 fn reserved_with(unwritable: usize) -> (Few, [Pfn; 3]) {
-    scene!(19, machine, p2m, window, pool, batch, around);
-    window.grow(around, 2 * GIB, &mut batch).expect("grow");
+    scene!(19, machine, p2m, window, pool, batch, guest);
+    window.grow(&guest, None, 2 * GIB, &mut batch).expect("grow");
     let frames = [(); 3].map(|()| FrameSource::take(&mut pool).expect("free"));
     let pfns = frames.each_ref().map(Frame::pfn);
     let anothers = FrameSource::take(&mut pool).expect("free");
@@ -218,8 +225,8 @@ fn reserved_with(unwritable: usize) -> (Few, [Pfn; 3]) {
     make_read_only(&machine, pfns[unwritable]);
     let mut few = Few { frames: frames.into_iter().rev().collect(), ..Few::default() };
     let wanted = Pfns::new(Pfn::new(GIB), 512 * 2);
-    let failed = window.reserve(around, wanted, &mut few, &mut batch).expect_err("read-only");
-    assert!(matches!(failed.failure, WindowFailure::Access(_)), "{failed}");
+    let failed = window.reserve(&guest, None, wanted, &mut few, &mut batch).expect_err("read-only");
+    assert!(matches!(failed.failure, ListError::Access(_)), "{failed}");
     assert_eq!(failed.undo, Ok(()));
     audit(&machine, &p2m);
     (few, pfns)

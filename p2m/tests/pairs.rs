@@ -10,17 +10,20 @@ use std::collections::BTreeSet;
 
 use common::{Storage, audit, opened, split};
 use hypercall::{BatchStorage, DomId, FailEach, FrameAccess as _, GrantAccess, GrantRef, Pfn};
-use p2m::{
-    GrantFailure, GrantMaps, MapRequest, MappedGrant, P2m, P2mEntry, Pfns, Window, WindowError,
-};
+use p2m::grants::{GrantError, GrantMaps, MapRequest, MappedGrant, NotMapped};
+use p2m::window::WindowError;
+use p2m::{Guest, P2m, P2mEntry, Pfns, Window};
 use pv_tests::account::Account;
 use pv_tests::guest::TestGuest;
 use pv_tests::pairs::{self, Plan};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, context};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool};
 use xen_model::{GrantEntry, Model};
 
 /// So few updates in a batch that what changes many pages takes several.
 type Small = BatchStorage<4, 2>;
+
+/// The guest on a machine that refuses.
+type Refusing<'a> = Guest<'a, FailEach<'a, &'a Machine>>;
 
 /// Each page is free, in the window, or in doubt; and what is free can be written to.
 fn account(machine: &Machine, p2m: &P2m<'_>, pages: &BTreeSet<Pfn>, pool: &Pool) {
@@ -45,25 +48,23 @@ fn window(
     name: &str,
     pfns: &[Pfns],
     target: P2mEntry,
-    change: impl Fn(
-        &FailEach<'_, &Machine>,
-        &P2m<'_>,
-        &mut Window,
-        (Pfns, &mut Pool),
-    ) -> Result<(), WindowError>,
+    change: impl Fn(&Refusing<'_>, &mut Window, Pfns, &mut Pool) -> Result<(), WindowError>,
 ) {
     pairs::run("p2m", name, |plan: &Plan<'_>| {
         let machine = Machine::of(1024, 21);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let mut storage = Storage::new();
-        window.grow(context(&machine, &p2m), CAPACITY, &mut storage.batch()).expect("it has room");
+        window
+            .grow(&machine.guest(&machine, &p2m), None, CAPACITY, &mut storage.batch())
+            .expect("it has room");
         let pages: BTreeSet<Pfn> = pool.iter().collect();
         let refusing = pairs::around(&machine, plan);
+        let guest = machine.guest(&refusing, &p2m);
         for attempt in 1..=3 {
             let mut done = Ok(());
             for pfns in pfns {
-                done = done.and_then(|()| change(&refusing, &p2m, &mut window, (*pfns, &mut pool)));
+                done = done.and_then(|()| change(&guest, &mut window, *pfns, &mut pool));
             }
             account(&machine, &p2m, &pages, &pool);
             // One in each page of words, and the last.
@@ -89,9 +90,9 @@ fn words_that_get_pages_of_their_own() {
     // In a GiB that has a table, in one that has none, and over their border.
     let of = |start: u64, leaves: u64| Pfns::new(Pfn::new(start), leaves * LEAF);
     let parts = [of(GIB - 9 * LEAF, 6), of(2 * GIB - LEAF, 3), of(3 * GIB, 2)];
-    window("reserve", &parts, P2mEntry::Absent, |machine, p2m, window, (pfns, pool)| {
+    window("reserve", &parts, P2mEntry::Absent, |guest, window, pfns, pool| {
         let storage = &mut Small::new();
-        window.reserve(context(machine, p2m), pfns, pool, &mut storage.batch())
+        window.reserve(guest, None, pfns, pool, &mut storage.batch())
     });
 }
 
@@ -99,21 +100,21 @@ fn words_that_get_pages_of_their_own() {
 fn holes_that_become_identity() {
     let of = |start: u64, count: u64| Pfns::new(Pfn::new(start), count);
     let parts = [of(GIB - 3 * LEAF, 3 * LEAF), of(GIB, GIB), of(3 * GIB - 7, LEAF + 11)];
-    window("identity", &parts, P2mEntry::Identity, |machine, p2m, window, (pfns, pool)| {
-        if p2m.entry(pfns.start) == Ok(P2mEntry::Identity) {
+    window("identity", &parts, P2mEntry::Identity, |guest, window, pfns, pool| {
+        if guest.p2m().entry(pfns.start) == Ok(P2mEntry::Identity) {
             // What was marked before the refusal stays marked.
-            let rest = pfns.iter().find(|pfn| p2m.entry(*pfn) == Ok(P2mEntry::Absent));
+            let rest = pfns.iter().find(|pfn| guest.p2m().entry(*pfn) == Ok(P2mEntry::Absent));
             let Some(start) = rest else { return Ok(()) };
             let rest = Pfns::new(start, pfns.end() - start.raw());
             // SAFETY: nothing will map the frames.
             return unsafe {
                 let storage = &mut Small::new();
-                window.reserve_identity(context(machine, p2m), rest, pool, &mut storage.batch())
+                window.reserve_identity(guest, None, rest, pool, &mut storage.batch())
             };
         }
         let storage = &mut Small::new();
         // SAFETY: nothing will map the frames.
-        unsafe { window.reserve_identity(context(machine, p2m), pfns, pool, &mut storage.batch()) }
+        unsafe { window.reserve_identity(guest, None, pfns, pool, &mut storage.batch()) }
     });
 }
 
@@ -127,8 +128,8 @@ fn a_map_that_grows() {
         let refusing = pairs::around(&machine, plan);
         let mut storage = BatchStorage::<1, 1>::new();
         while p2m.len() < CAPACITY {
-            let (before, around) = (plan.refused(), context(&refusing, &p2m));
-            let grown = window.grow(around, CAPACITY, &mut storage.batch());
+            let (before, guest) = (plan.refused(), machine.guest(&refusing, &p2m));
+            let grown = window.grow(&guest, None, CAPACITY, &mut storage.batch());
             account(&machine, &p2m, &pages, &pool);
             assert_eq!(grown.is_ok(), before == plan.refused(), "{grown:?}");
             assert_eq!(p2m.len(), if grown.is_ok() { CAPACITY } else { built });
@@ -234,38 +235,41 @@ impl Granting {
 /// Does `change` with what is granted under every pair of refusals, and then ends everything.
 fn grants(
     name: &str,
-    change: impl Fn(&FailEach<'_, &Model>, &Granting, &mut GrantMaps<'_>) -> Result<(), String>,
+    change: impl Fn(
+        &Guest<'_, FailEach<'_, &Model>>,
+        &Granting,
+        &mut GrantMaps<'_>,
+    ) -> Result<(), String>,
 ) {
     pairs::run("p2m", name, |plan| {
         let scene = Granting::new();
         let mut places = [None; GRANTS as usize];
         let mut maps = GrantMaps::new(&mut places);
         let machine = pairs::around(scene.guest.model, plan);
+        let guest = scene.guest.guest.with_machine(&machine);
         for attempt in 1..=3 {
-            let done = change(&machine, &scene, &mut maps);
+            let done = change(&guest, &scene, &mut maps);
             scene.check(&maps);
             if done.is_ok() {
                 break;
             }
             assert!(attempt <= plan.refused(), "{done:?}, and nothing was refused");
         }
-        // SAFETY: nobody uses the mappings.
-        let stay = unsafe {
-            maps.unmap_all((scene.guest.model, scene.guest.p2m), &mut |mapped, failure| {
-                panic!("{mapped:?} stays: {failure}");
-            })
-        };
-        assert_eq!((stay, maps.iter().count()), (0, 0));
+        for pfn in maps.iter().map(|mapped| mapped.request.pfn).collect::<Vec<_>>() {
+            // SAFETY: nobody uses the mapping.
+            unsafe { maps.unmap(&scene.guest.guest, pfn) }.expect("nothing is refused any more");
+        }
+        assert_eq!(maps.iter().count(), 0);
         scene.check(&maps);
     });
 }
 
-const NOTHING: Result<MappedGrant, GrantFailure> = Err(GrantFailure::NoPlace);
+const NOTHING: Result<MappedGrant, NotMapped> =
+    Err(NotMapped { error: GrantError::NoPlace(Pfn::new(0)), undo: Ok(()) });
 
 #[test]
 fn grants_that_are_mapped_one_by_one_and_unmapped() {
-    grants("map_and_unmap", |machine, scene, maps| {
-        let around = (machine, scene.guest.p2m);
+    grants("map_and_unmap", |guest, scene, maps| {
         let left = |maps: &GrantMaps<'_>| {
             let mapped: Vec<_> = maps.iter().map(|it| it.request).collect();
             let left = scene.requests.iter().filter(|request| !mapped.contains(request));
@@ -273,37 +277,15 @@ fn grants_that_are_mapped_one_by_one_and_unmapped() {
         };
         let mut results = [NOTHING; GRANTS as usize];
         // SAFETY: the addresses are the test's, and nothing is mapped there.
-        unsafe { maps.map(around, &left(maps), &mut results) };
+        unsafe { maps.map(guest, &left(maps), &mut results) };
         scene.check(maps);
         if maps.iter().count() < scene.requests.len() {
             return Err(format!("{results:?}"));
         }
         for request in &scene.requests {
             // SAFETY: nobody uses the mapping.
-            unsafe { maps.unmap(around, request.pfn) }.map_err(|error| error.to_string())?;
+            unsafe { maps.unmap(guest, request.pfn) }.map_err(|error| error.to_string())?;
             scene.check(maps);
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn grants_that_are_mapped_all_or_none() {
-    grants("map_all", |machine, scene, maps| {
-        let around = (machine, scene.guest.p2m);
-        let mut results = [NOTHING; GRANTS as usize];
-        // SAFETY: nobody uses what a refused undo left mapped.
-        unsafe { maps.unmap_all(around, &mut |_, _| ()) };
-        scene.check(maps);
-        // SAFETY: the addresses are the test's, and nothing is mapped there.
-        match unsafe { maps.map_all(around, &scene.requests, &mut results) } {
-            Ok(()) => assert_eq!(maps.iter().count(), scene.requests.len()),
-            Err((slot, failure)) => {
-                assert_eq!(results[slot], Err(failure));
-                let stay = |result: &&_| matches!(result, Err(GrantFailure::NotUndone(_)));
-                assert_eq!(results.iter().filter(stay).count(), maps.iter().count());
-                return Err(failure.to_string());
-            }
         }
         Ok(())
     });

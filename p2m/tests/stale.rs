@@ -8,22 +8,20 @@ mod common;
 use std::cell::Cell;
 
 use common::{Storage, opened, split};
-use hypercall::{
-    AccessError, Assist, Call, Errno, Error, FailEach, FrameAccess, GuestVa, Hypercalls, MemoryOp,
-    Mfn, PAGE_SHIFT, Pfn, Pte, Refusal,
-};
-use p2m::{P2m, Pfns, Window, WindowError};
+use hypercall::{Errno, FailEach, FrameAccess as _, PAGE_SHIFT, Pfn, Refusal};
+use p2m::window::WindowError;
+use p2m::{Guest, Pfns, Window};
+use pv_tests::meanwhile::Meanwhile;
 use pv_tests::pairs::{self, Plan};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW, context};
-use x86_64::structures::paging::PageTableIndex;
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW};
 use xen_model::Mode;
 
-/// A machine whose second vCPU loads and stores at `addresses` before anything is asked of Xen, and
-/// keeps in its TLB what it finds.
-struct Watched<'m> {
+/// A second vCPU that loads and stores at `addresses` again and again, and keeps in its TLB what it
+/// finds.
+struct Second<'m> {
     machine: &'m Machine,
     plan: &'m Plan<'m>,
-    second: xen_model::Guest<'m>,
+    vcpu: xen_model::Guest<'m>,
     addresses: Vec<u64>,
     uses: [Use; 2],
 }
@@ -36,14 +34,14 @@ enum Use {
     Store,
 }
 
-impl<'m> Watched<'m> {
+impl<'m> Second<'m> {
     fn new(
         machine: &'m Machine,
         plan: &'m Plan<'m>,
         addresses: impl IntoIterator<Item = u64>,
     ) -> Self {
         let (addresses, uses) = (addresses.into_iter().collect(), [Use::Load, Use::Store]);
-        Self { machine, plan, second: machine.second(), addresses, uses }
+        Self { machine, plan, vcpu: machine.second(), addresses, uses }
     }
 
     /// Loads what is there, and stores it again; where it may not, the page fault is the kernel's.
@@ -55,74 +53,25 @@ impl<'m> Watched<'m> {
             let mut word = model.word(pte.mfn(), at).unwrap_or_default().to_le_bytes();
             for what in self.uses {
                 let _ = match what {
-                    Use::Load => self.second.load(*va, &mut word, Mode::Kernel),
-                    Use::Store => self.second.store(*va, &word, Mode::Kernel),
+                    Use::Load => self.vcpu.load(*va, &mut word, Mode::Kernel),
+                    Use::Store => self.vcpu.store(*va, &word, Mode::Kernel),
                 };
             }
         }
     }
-}
 
-// SAFETY: the machine's, and the guest exists only in the model.
-unsafe impl Hypercalls for Watched<'_> {
-    unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
-        if !calls.is_empty() {
-            self.touch();
-        }
+    /// The same in the midst of an operation. If a request was stopped in the middle, the end of
+    /// the operation puts right what is stale there.
+    fn touch_meanwhile(&self) {
+        self.touch();
         if self.plan.refused() > 0 {
-            // A request was stopped in the middle: what is stale there, its end puts right.
             let _ = self.machine.model.take_violations();
         }
-        // SAFETY: the promise is handed on.
-        unsafe { self.machine.issue(calls) }
-    }
-
-    unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
-        // SAFETY: as above.
-        unsafe { self.machine.memory_op(op) }
-    }
-
-    fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
-        self.machine.enable_assist(assist)
     }
 }
 
-// SAFETY: as above.
-unsafe impl FrameAccess for Watched<'_> {
-    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        self.machine.read_entry(table, index)
-    }
-
-    unsafe fn write_entry(
-        &self,
-        table: Pfn,
-        index: PageTableIndex,
-        pte: Pte,
-    ) -> Result<(), AccessError> {
-        // SAFETY: as above.
-        unsafe { self.machine.write_entry(table, index, pte) }
-    }
-
-    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
-        self.machine.read_bytes(pfn, offset, into)
-    }
-
-    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
-        // SAFETY: as above.
-        unsafe { self.machine.write_bytes(pfn, offset, from) }
-    }
-
-    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        self.machine.machine_to_phys(mfn)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
-        self.machine.direct_map(pfn)
-    }
-}
-
-/// A machine that refuses, around one that is watched.
-type Refusing<'r, 'm> = FailEach<'r, &'r Watched<'m>>;
+/// The guest on a machine that refuses, around one beside which the second vCPU goes on.
+type Refusing<'r> = Guest<'r, FailEach<'r, &'r Meanwhile<'r, &'r Machine>>>;
 
 /// The addresses of the words of leaves from the one of `pfn` on, one in each.
 fn words(pfn: u64, leaves: u64) -> impl Iterator<Item = u64> {
@@ -133,21 +82,24 @@ fn words(pfn: u64, leaves: u64) -> impl Iterator<Item = u64> {
 fn nothing_is_stale(
     name: &str,
     addresses: impl Fn() -> Vec<u64>,
-    change: impl Fn(&Refusing<'_, '_>, &P2m<'_>, &mut Window, &mut Pool) -> Result<(), WindowError>,
+    change: impl Fn(&Refusing<'_>, &mut Window, &mut Pool) -> Result<(), WindowError>,
 ) {
     pairs::run("p2m", name, |plan| {
         let machine = Machine::of(1024, 11);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
-        let around = context(&machine, &p2m);
-        window.grow(around, CAPACITY, &mut Storage::new().batch()).expect("it has room");
-        let watched = Watched::new(&machine, plan, addresses());
+        let guest = machine.guest(&machine, &p2m);
+        window.grow(&guest, None, CAPACITY, &mut Storage::new().batch()).expect("it has room");
+        let second = Second::new(&machine, plan, addresses());
+        let touch = || second.touch_meanwhile();
+        let watched = Meanwhile::before_traps(&machine, &touch);
         let refusing = pairs::around(&watched, plan);
+        let guest = machine.guest(&refusing, &p2m);
         for attempt in 0..=2 {
-            let done = change(&refusing, &p2m, &mut window, &mut pool);
+            let done = change(&guest, &mut window, &mut pool);
             // After an undo that was refused too, something is stale until the next attempt.
             if done.map_or_else(|error| error.undo, Ok).is_ok() {
-                watched.touch();
+                second.touch();
             }
             machine.check();
             if done.is_ok() {
@@ -164,9 +116,9 @@ fn words_that_get_pages_of_their_own_are_stale_nowhere() {
     nothing_is_stale(
         "stale_reserve",
         || words(first, 12).collect(),
-        |machine, p2m, window, pool| {
+        |guest, window, pool| {
             let pfns = Pfns::new(Pfn::new(first), 10 * LEAF);
-            window.reserve(context(machine, p2m), pfns, pool, &mut Storage::new().batch())
+            window.reserve(guest, None, pfns, pool, &mut Storage::new().batch())
         },
     );
 }
@@ -176,9 +128,9 @@ fn words_of_a_gib_that_gets_a_table_of_its_own_are_stale_nowhere() {
     nothing_is_stale(
         "stale_split",
         || words(2 * GIB, 8).collect(),
-        |machine, p2m, window, pool| {
+        |guest, window, pool| {
             let pfns = Pfns::new(Pfn::new(2 * GIB), 4 * LEAF);
-            window.reserve(context(machine, p2m), pfns, pool, &mut Storage::new().batch())
+            window.reserve(guest, None, pfns, pool, &mut Storage::new().batch())
         },
     );
 }
@@ -188,14 +140,13 @@ fn words_of_holes_that_become_identity_are_stale_nowhere() {
     nothing_is_stale(
         "stale_identity",
         || words(GIB - 8 * LEAF, 8).chain(words(2 * GIB, 8)).chain(words(3 * GIB, 8)).collect(),
-        |machine, p2m, window, pool| {
+        |guest, window, pool| {
             // The end of one GiB, a whole one, and the beginning of another.
             let mut storage = Storage::new();
             for (start, count) in [(GIB - 4 * LEAF, 4 * LEAF), (2 * GIB, GIB + 3 * LEAF)] {
                 let pfns = Pfns::new(Pfn::new(start), count);
-                let around = context(machine, p2m);
                 // SAFETY: nothing will map the frames.
-                unsafe { window.reserve_identity(around, pfns, pool, &mut storage.batch()) }?;
+                unsafe { window.reserve_identity(guest, None, pfns, pool, &mut storage.batch()) }?;
             }
             Ok(())
         },
@@ -211,12 +162,14 @@ fn frames_that_become_tables_are_writable_nowhere() {
         let direct_map = machine.direct_map(Pfn::new(0)).expect("mapped").raw();
         let pages = run.map(|pfn| direct_map + (pfn << PAGE_SHIFT));
         let uses = [Use::Store, Use::Load];
-        let watched = Watched { uses, ..Watched::new(&machine, plan, pages) };
+        let second = Second { uses, ..Second::new(&machine, plan, pages) };
+        let touch = || second.touch_meanwhile();
+        let watched = Meanwhile::before_traps(&machine, &touch);
         let refusing = pairs::around(&watched, plan);
         let opened = machine.open(&refusing, frames, &mut Storage::new().batch());
         assert_eq!(opened.is_err(), plan.refused() > 0);
         if opened.map_or_else(|error| error.undo, |_| Ok(())).is_ok() {
-            watched.touch();
+            second.touch();
         }
         machine.check();
     });
@@ -229,20 +182,24 @@ fn a_flush_that_was_refused_with_an_undo_is_made_up_for_before_anything_succeeds
     let (frames, mut pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let mut storage = Storage::new();
-    window.grow(context(&machine, &p2m), CAPACITY, &mut storage.batch()).expect("it has room");
+    window
+        .grow(&machine.guest(&machine, &p2m), None, CAPACITY, &mut storage.batch())
+        .expect("it has room");
     // The flush behind the change, the undo, and the flush behind that.
     let refusals = [1, 2, 3].map(|request| Refusal { request, errno: Errno::EBUSY, done: 0 });
     let asked = [const { Cell::new(None) }; 8];
     let plan = Plan::new(&refusals, &asked);
-    let watched = Watched::new(&machine, &plan, words(first, 4));
+    let second = Second::new(&machine, &plan, words(first, 4));
+    let touch = || second.touch_meanwhile();
+    let watched = Meanwhile::before_traps(&machine, &touch);
     let refusing = pairs::around(&watched, &plan);
-    let (around, pfns) = (context(&refusing, &p2m), Pfns::new(Pfn::new(first), 4 * LEAF));
-    let refused = window.reserve(around, pfns, &mut pool, &mut storage.batch());
+    let (guest, pfns) = (machine.guest(&refusing, &p2m), Pfns::new(Pfn::new(first), 4 * LEAF));
+    let refused = window.reserve(&guest, None, pfns, &mut pool, &mut storage.batch());
     assert!(refused.expect_err("refused").undo.is_err());
     assert_eq!((plan.refused(), pool.uncertain.len()), (3, 4), "the pages are in doubt");
     // They stay in the window; that all vCPUs see them is made sure first.
-    window.reserve(around, pfns, &mut pool, &mut storage.batch()).expect("not refused");
-    watched.touch();
+    window.reserve(&guest, None, pfns, &mut pool, &mut storage.batch()).expect("not refused");
+    second.touch();
     machine.check();
     assert_eq!(pool.uncertain.len(), 4);
 }

@@ -5,9 +5,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::FrameSource;
-use hypercall::{ArchSharedInfo, Frame, Mfn, PAGE_SHIFT, Pfn};
-use p2m::{BuilderList, FrameList, P2m, Toolstack};
+use hypercall::{ArchSharedInfo, Frame, FrameSource, Mfn, PAGE_SHIFT, Pfn};
+use p2m::{BuilderList, FrameList, Guest, P2m, Toolstack};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Role, number};
 
 const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
@@ -26,7 +25,7 @@ const TOP: u64 = 10;
 const MIDDLE: u64 = 11;
 const CONTENT: u64 = 12;
 
-struct Guest {
+struct Suspended {
     model: Model,
     list: Vec<AtomicU64>,
     shared: ArchSharedInfo,
@@ -45,7 +44,7 @@ impl FrameSource for Pages {
     }
 }
 
-impl Guest {
+impl Suspended {
     /// The guest on a machine: just built, or restored.
     fn on(model: Model) -> Self {
         let mfn = |pfn| model.guest().built_mfn(Pfn::new(pfn)).expect("populated").raw();
@@ -100,7 +99,11 @@ impl Guest {
         let mut middles = [None];
         let mut list = FrameList::new(self.frame(TOP), &mut middles);
         let mut pages = Pages(vec![self.frame(MIDDLE)]);
-        list.build((&self.model, &p2m), &leaves, &mut pages).expect("a frame list");
+        let root = self.model.guest().kernel_root().expect("it runs");
+        let root = p2m.pfn(&self.model, root).expect("the guest's");
+        // SAFETY: the guest exists only in the model.
+        let guest = unsafe { Guest::new(&self.model, &p2m, root) };
+        list.build(&guest, &leaves, &mut pages).expect("a frame list");
         let top = list.top(&p2m).expect("RAM");
         let toolstack = Toolstack::new(&self.shared);
         // SAFETY: it was built of the guest's own list, whose pages stay where they are.
@@ -140,7 +143,7 @@ impl Guest {
 
 #[test]
 fn a_guest_that_publishes_each_time_lives_through_save_after_save() {
-    let mut guest = Guest::built();
+    let mut guest = Suspended::built();
     guest.model.poke(guest.content(), 5, 0x1234_5678);
     for seed in 2..12 {
         guest.publish();
@@ -159,7 +162,7 @@ fn a_guest_that_publishes_each_time_lives_through_save_after_save() {
 
 #[test]
 fn a_restored_guest_that_does_not_write_its_frame_list_again_cannot_be_saved() {
-    let guest = Guest::built();
+    let guest = Suspended::built();
     guest.publish();
     guest.suspend();
     let restored = guest.moved(7);
@@ -173,7 +176,7 @@ fn a_restored_guest_that_does_not_write_its_frame_list_again_cannot_be_saved() {
 
 #[test]
 fn a_suspend_that_was_in_vain_changes_nothing() {
-    let guest = Guest::built();
+    let guest = Suspended::built();
     guest.publish();
     guest.model.poke(guest.content(), 0, 77);
     let rings = RINGS.map(|word| guest.told(word));

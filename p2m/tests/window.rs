@@ -12,11 +12,11 @@ use hypercall::{
     ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Mfn,
     PAGE_SIZE, Pfn, Refusal,
 };
-use p2m::{
-    Audit, Census, FrameList, GrowContext, Leaves as _, OpenError, P2m, P2mEntry, P2mError, Pfns,
-    Toolstack, WindowFailure,
-};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW, context};
+use p2m::audit::Audit;
+use p2m::runs::Census;
+use p2m::window::OpenError;
+use p2m::{FrameList, Leaves as _, ListError, P2m, P2mEntry, P2mError, Pfns, Toolstack};
+use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW};
 
 #[test]
 fn the_builders_list_lies_in_the_window_without_a_copy() {
@@ -34,9 +34,10 @@ fn adopted_without_a_copy(machine: &Machine) {
     for pfn in p2m.all().iter() {
         assert_eq!(p2m.entry(pfn), machine.builder_map().entry(pfn));
     }
+    let guest = machine.guest(machine, &p2m);
     for leaf in 0..p2m.len() / LEAF {
-        let builder = machine.builder_list().leaf(machine, &p2m, leaf);
-        assert_eq!(window.leaf(machine, &p2m, leaf), builder, "leaf {leaf} is the same frame");
+        let builder = machine.builder_list().leaf(&guest, leaf);
+        assert_eq!(window.leaf(&guest, leaf), builder, "leaf {leaf} is the same frame");
     }
     assert!(machine.is_writable(0) && !machine.is_writable(machine.boot.pages));
     audit(machine, &p2m);
@@ -52,12 +53,12 @@ fn growth_by_a_gib_takes_at_most_five_hypercalls_wherever_it_begins() {
         let counting = Counting::new(&machine);
         let mut storage = Storage::new();
         let mut batch = storage.batch();
-        let around = context(&counting, &p2m);
-        window.grow(around, p2m.len() + begun, &mut batch).expect("grow");
+        let guest = machine.guest(&counting, &p2m);
+        window.grow(&guest, None, p2m.len() + begun, &mut batch).expect("grow");
         let before = counting.counts().hypercalls;
         let new = Pfns::new(Pfn::new(p2m.len()), GIB);
-        window.grow(around, new.end(), &mut batch).expect("grow");
-        window.reserve(around, new, &mut pool, &mut batch).expect("reserve");
+        window.grow(&guest, None, new.end(), &mut batch).expect("grow");
+        window.reserve(&guest, None, new, &mut pool, &mut batch).expect("reserve");
         let cost = counting.counts().hypercalls - before;
         assert!(cost <= 5, "{cost} hypercalls from {}", new.start);
         for pfn in new.iter().step_by(100) {
@@ -80,8 +81,8 @@ fn a_shorter_length_changes_nothing() {
     let (frames, _) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let mut storage = Storage::new();
-    window.grow(context(&machine, &p2m), 6000, &mut storage.batch()).expect("grow");
-    window.grow(context(&machine, &p2m), 5000, &mut storage.batch()).expect("grow");
+    window.grow(&machine.guest(&machine, &p2m), None, 6000, &mut storage.batch()).expect("grow");
+    window.grow(&machine.guest(&machine, &p2m), None, 5000, &mut storage.batch()).expect("grow");
     assert_eq!(p2m.len(), 6000);
 }
 
@@ -94,12 +95,12 @@ fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
     let mut named = Vec::new();
     for request in [0, 15, 16] {
         let refusal = Refusal { request, errno: Errno::EBUSY, done: 0 };
-        let around = FailNth::new(&machine, refusal);
-        let error = machine.open(&around, frames, &mut Storage::new().batch()).map(drop);
+        let refusing = FailNth::new(&machine, refusal);
+        let error = machine.open(&refusing, frames, &mut Storage::new().batch()).map(drop);
         let OpenError { frames: back, failure, undo } = error.expect_err("refused");
         let back = back.expect("all was undone");
         assert_eq!((undo, back.count()), (Ok(()), count), "{request}");
-        let WindowFailure::Protect { table, .. } = failure else { panic!("{failure}") };
+        let ListError::Protect { table, .. } = failure else { panic!("{failure}") };
         named.push(table);
         frames = back;
     }
@@ -140,28 +141,31 @@ fn live<M: hypercall::Machine>(
             return Err(say("open", &error));
         }
     };
-    let context = GrowContext { machine: around, p2m: &p2m, toolstack: Some(toolstack) };
+    let (guest, toolstack) = (machine.guest(around, &p2m), Some(&toolstack));
     let (len, free) = (p2m.len(), pool.len());
     let census = Census::of(&p2m, p2m.all());
-    if let Err(error) = window.grow(context, len + 2 * GIB, &mut batch) {
+    if let Err(error) = window.grow(&guest, toolstack, len + 2 * GIB, &mut batch) {
         assert_eq!((p2m.len(), error.undo), (len, Ok(())));
-        window.grow(context, len + 2 * GIB, &mut batch).expect("the second attempt");
+        window.grow(&guest, toolstack, len + 2 * GIB, &mut batch).expect("the second attempt");
         return Err(say("grow", &error));
     }
     // Pages in the builder's last table, and in two that have none yet.
     let wanted = Pfns::new(Pfn::new(GIB - 4 * LEAF), 8 * LEAF);
-    if let Err(error) = window.reserve(context, wanted, &mut pool, &mut batch) {
+    if let Err(error) = window.reserve(&guest, toolstack, wanted, &mut pool, &mut batch) {
         assert_eq!(error.undo, Ok(()), "{error}");
         let grown = Census::of(&p2m, p2m.all());
         assert_eq!((grown.ram, grown.foreign), (census.ram, 0), "no pfn stands for anything new");
-        window.reserve(context, wanted, &mut pool, &mut batch).expect("the second attempt");
+        window
+            .reserve(&guest, toolstack, wanted, &mut pool, &mut batch)
+            .expect("the second attempt");
         assert_eq!(free - pool.len(), 9, "eight pages and a table are in use, none is lost");
         return Err(say("reserve", &error));
     }
     assert_eq!(free - pool.len(), 9);
     let devices = Pfns::new(Pfn::new(GIB + 40 * LEAF), 20 * LEAF);
     // SAFETY: as above.
-    if let Err(error) = unsafe { window.reserve_identity(context, devices, &mut pool, &mut batch) }
+    if let Err(error) =
+        unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) }
     {
         assert_eq!(error.undo, Ok(()), "{error}");
         return Err(say("identity", &error));
@@ -209,38 +213,38 @@ fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
     let (arch, mut storage) = (ArchSharedInfo::default(), Storage::new());
     let toolstack = Toolstack::new(&arch);
     let mut batch = storage.batch();
-    let around = GrowContext { machine: &machine, p2m: &p2m, toolstack: Some(toolstack) };
+    let guest = machine.guest(&machine, &p2m);
     let mut places: Vec<_> = (0..CAPACITY / GIB).map(|_| None).collect();
     let top = hypercall::FrameSource::take(&mut pool).expect("a frame");
     let mut list = FrameList::new(top, &mut places);
-    list.build((&machine, &p2m), &window, &mut pool).expect("build");
+    list.build(&guest, &window, &mut pool).expect("build");
     // SAFETY: the guest exists only in the model.
     unsafe { toolstack.publish_frame_list(&p2m, list.top(&p2m).ok()) };
     assert_eq!(toolstack.read().max_pfn, p2m.len());
 
-    window.grow(around, 3 * GIB, &mut batch).expect("grow");
+    window.grow(&guest, Some(&toolstack), 3 * GIB, &mut batch).expect("grow");
     assert_eq!(toolstack.read().max_pfn, 3 * GIB);
     let new = Pfns::new(Pfn::new(2 * GIB + 7), 2000);
-    window.reserve(around, new, &mut pool, &mut batch).expect("reserve");
+    window.reserve(&guest, Some(&toolstack), new, &mut pool, &mut batch).expect("reserve");
     // Each page of the list is where the guest's own tables have it, and none is behind the last.
     let mapped = |index| machine.model.guest().l1_slot(WINDOW + index * PAGE_SIZE as u64);
     let pages = 3 * GIB / LEAF;
     for index in 0..pages {
-        let leaf = window.leaf(&machine, &p2m, index).ok();
+        let leaf = window.leaf(&guest, index).ok();
         assert_eq!(leaf, mapped(index).map(|(_, pte)| pte.mfn()), "page {index}");
     }
     assert_eq!(mapped(pages), None);
     let findings = |list: &FrameList<'_>| {
         let mut places = [None; 4];
         let mut audit = Audit::begin(&mut places);
-        audit.run(&machine, &p2m);
-        audit.check_frame_list((&machine, &p2m), list, &window);
+        audit.run(&guest);
+        audit.check_frame_list(&guest, list, &window);
         audit.check_toolstack(&toolstack, &p2m, None);
         audit.report().to_string()
     };
     assert!(findings(&list).contains("the frame list leads"), "{}", findings(&list));
     let all = p2m.all();
-    list.refresh((&machine, &p2m), &window, all, &mut pool).expect("refresh");
+    list.refresh(&guest, &window, all, &mut pool).expect("refresh");
     assert!(findings(&list).ends_with("nothing is wrong"), "{}", findings(&list));
 
     // After a restore every number in it is stale.
@@ -248,7 +252,7 @@ fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
     let stale = list.top(&p2m).expect("its frame");
     (0..512).for_each(|at| machine.model.poke(stale, at, 0xdead));
     assert!(findings(&list).contains("leads nowhere"), "{}", findings(&list));
-    list.build((&machine, &p2m), &window, &mut pool).expect("build");
+    list.build(&guest, &window, &mut pool).expect("build");
     assert!(findings(&list).ends_with("nothing is wrong"), "{}", findings(&list));
     assert_eq!(pool.len(), free, "rebuilding takes no frame");
     machine.check();
@@ -291,7 +295,7 @@ fn random_changes_agree_with_a_plain_map() {
         let (p2m, mut window) = opened(&machine, frames);
         let mut storage = BatchStorage::<8, 2>::new();
         let mut batch = storage.batch();
-        let around = context(&machine, &p2m);
+        let guest = machine.guest(&machine, &p2m);
         let mut plain: BTreeMap<u64, P2mEntry> = BTreeMap::new();
         let mut reserved = std::collections::BTreeSet::new();
         let built = p2m.len();
@@ -303,11 +307,11 @@ fn random_changes_agree_with_a_plain_map() {
             match u.int_in_range(0..=6)? {
                 0 => {
                     let len = u.int_in_range(built..=built + 5 * LEAF)?;
-                    window.grow(around, len, &mut batch).expect("grow");
+                    window.grow(&guest, None, len, &mut batch).expect("grow");
                 }
                 1 if pfn < p2m.len() => {
                     let pfns = Pfns::new(at, 1);
-                    window.reserve(around, pfns, &mut pool, &mut batch).expect("reserve");
+                    window.reserve(&guest, None, pfns, &mut pool, &mut batch).expect("reserve");
                     reserved.insert(leaf);
                 }
                 what => {
@@ -356,14 +360,18 @@ fn a_window_grows_no_map_but_its_own_and_none_without_end() {
     let (frames, _) = split(&other);
     let (growing, _other_window) = opened(&other, frames);
     for stranger in [machine.builder_map(), growing] {
-        let (around, len) = (context(&machine, &stranger), stranger.len());
+        let (guest, len) = (machine.guest(&machine, &stranger), stranger.len());
         let pfns = Pfns::new(Pfn::new(0), 1);
-        let grown = window.grow(around, len + LEAF, &mut batch);
-        let reserved = window.reserve(around, pfns, &mut pool, &mut batch);
+        let grown = window.grow(&guest, None, len + LEAF, &mut batch);
+        let reserved = window.reserve(&guest, None, pfns, &mut pool, &mut batch);
         // SAFETY: as above.
-        let identity = unsafe { window.reserve_identity(around, pfns, &mut pool, &mut batch) };
+        let identity =
+            unsafe { window.reserve_identity(&guest, None, pfns, &mut pool, &mut batch) };
         for refused in [grown, reserved, identity] {
-            assert_eq!(refused.map_err(|error| error.failure), Err(WindowFailure::OtherMap));
+            assert_eq!(
+                refused.map_err(|error| error.failure),
+                Err(ListError::OtherMap(window.va()))
+            );
         }
         assert_eq!(stranger.len(), len);
     }
@@ -371,6 +379,6 @@ fn a_window_grows_no_map_but_its_own_and_none_without_end() {
     endless.capacity = u64::MAX;
     let frames = endless.frames();
     let refused = endless.open(&endless, frames, &mut batch).expect_err("no window is so long");
-    assert!(matches!(refused.failure, WindowFailure::Frames { .. }), "{refused}");
+    assert!(matches!(refused.failure, ListError::Frames { .. }), "{refused}");
     machine.check();
 }

@@ -4,10 +4,10 @@
 
 use expect_test::expect;
 use hypercall::{AccessError, DomId, Frames, Full, GrantRef, GrantStatus, Mfn, Pfn};
-use p2m::{
-    FrameListError, GrantError, GrantFailure, NoDirectEntry, OpenError, Outstanding, P2mEntry,
-    P2mError, UnalignedList, UnmapFailure, WindowError, WindowFailure,
-};
+use p2m::grants::{GrantError, NotMapped, Outstanding};
+use p2m::toolstack::UnalignedList;
+use p2m::window::{OpenError, WindowError};
+use p2m::{ListError, NoDirectEntry, P2mEntry, P2mError};
 use pv_tests::words::{read, refusal, va};
 
 const PFN: Pfn = Pfn::new(0x12);
@@ -53,69 +53,52 @@ fn what_is_wrong_with_a_pfn_or_an_mfn() {
 }
 
 #[test]
-fn what_is_wrong_with_the_window() {
+fn what_is_wrong_with_the_list() {
     let failures = [
-        WindowFailure::Frames { needed: 3, given: 2 },
-        WindowFailure::Unaligned(va()),
-        WindowFailure::Capacity { pfns: 32, capacity: 16 },
-        WindowFailure::OtherMap,
-        WindowFailure::OutOfFrames,
-        WindowFailure::P2m(P2mError::Absent(PFN)),
-        WindowFailure::Access(ACCESS),
-        WindowFailure::Full(Full),
-        WindowFailure::Protect { table: PFN, error: refusal() },
-        WindowFailure::Refused(refusal()),
+        ListError::Frames { needed: 3, given: 2 },
+        ListError::Unaligned(va()),
+        ListError::Capacity { pfns: 32, capacity: 16 },
+        ListError::NoPlace { places: 2 },
+        ListError::OtherMap(va()),
+        ListError::OutOfFrames(PFN),
+        ListError::P2m(P2mError::Absent(PFN)),
+        ListError::Access(ACCESS),
+        ListError::Full(Full),
+        ListError::Protect { table: PFN, error: refusal() },
+        ListError::Refused { pfn: PFN, error: refusal() },
     ];
     read(
         &failures,
         &expect![[r#"
-            the window takes 3 frames, not 2
-            0x0000000000005000 is not the first address of a root slot
-            the map was to have 0x20 pfns and can have 0x10
-            the frame map is not the one in this window
-            no frame for the frame map
-            pfn 00012 has no memory
-            pfn 00012 is not in the direct mapping
-            the batch is full: submit it, or give it more storage
-            table pfn 00012 cannot be protected: mmu_update refused: EINVAL (-22)
-            the window's entries: mmu_update refused: EINVAL (-22)"#]],
+        the window takes 3 frames, not 2
+        0x0000000000005000 is not the first address of a root slot
+        there is room for the words of 0x10 pfns, not of 0x20
+        the frame list has places for 2 pages, one for each GiB
+        the frame map is not the one in the window at 0x0000000000005000
+        no frame for the word of pfn 00012
+        pfn 00012 has no memory
+        pfn 00012 is not in the direct mapping
+        the batch is full: submit it, or give it more storage
+        table pfn 00012 cannot be protected: mmu_update refused: EINVAL (-22)
+        the window cannot map the words from pfn 00012 on: mmu_update refused: EINVAL (-22)"#]],
     );
-    let undo = Err(WindowFailure::OutOfFrames);
-    let errors = [
-        WindowError::from(WindowFailure::OutOfFrames),
-        WindowError { failure: WindowFailure::OutOfFrames, undo },
-    ];
+    let failure = ListError::OutOfFrames(PFN);
+    let undo = Err(ListError::Access(ACCESS));
+    let errors = [WindowError::from(failure), WindowError { failure, undo }];
     read(
         &errors,
         &expect![[r#"
-            no frame for the frame map
-            no frame for the frame map; undoing it failed: no frame for the frame map"#]],
+        no frame for the word of pfn 00012
+        no frame for the word of pfn 00012; undoing it failed: pfn 00012 is not in the direct mapping"#]],
     );
     // SAFETY: no memory is behind it.
     let frames = unsafe { Frames::claim(PFN, 1) };
-    let failure = WindowFailure::OutOfFrames;
     let shut = OpenError { frames: Ok(frames), failure, undo }.to_string();
     assert_eq!(shut, format!("the window stays shut: {}", WindowError { failure, undo }));
 }
 
 #[test]
-fn what_is_wrong_with_lists_and_the_direct_mapping() {
-    let errors = [
-        FrameListError::TooLong { len: 1 << 28 },
-        FrameListError::NoPlace { places: 2 },
-        FrameListError::OutOfFrames,
-        FrameListError::P2m(P2mError::Absent(PFN)),
-        FrameListError::Access(ACCESS),
-    ];
-    read(
-        &errors,
-        &expect![[r#"
-        a map of 0x10000000 pfns has no frame list: it ends at 0x8000000
-        the frame list has places for 2 pages, one for each GiB
-        no frame for a page of the frame list
-        pfn 00012 has no memory
-        pfn 00012 is not in the direct mapping"#]],
-    );
+fn what_is_wrong_with_what_is_published_and_the_direct_mapping() {
     read(
         &[UnalignedList(va())],
         &expect!["toolstacks misread a linear list at 0x0000000000005000: it must begin at a GiB"],
@@ -135,45 +118,39 @@ fn what_is_wrong_with_a_grant() {
         GrantError::NoSuchEntry(GrantRef(600)),
         GrantError::Taken(grant(false)),
         GrantError::NotGranted(GrantRef(8)),
+        GrantError::OtherTable(GrantRef(8)),
         GrantError::StillMapped(grant(true)),
         GrantError::NoFrame(MFN),
+        GrantError::PfnTaken(PFN),
+        GrantError::AddressTaken(va()),
+        GrantError::NoPlace(PFN),
+        GrantError::NotMapped(PFN),
+        GrantError::Refused { pfn: PFN, status: GrantStatus::BAD_GRANT_REF },
+        GrantError::Call { pfn: PFN, error: refusal().error },
     ];
     read(
         &errors,
         &expect![[r#"
-            pfn 00012 has no memory
-            the grant table has no entry 600
-            the entry is taken by grant 8: mfn 00203 to domain 3
-            entry 8 does not hold the grant any more
-            grant 8: mfn 00203 to domain 3, which has it mapped: it cannot be ended
-            mfn 00203 does not fit a grant entry"#]],
+        pfn 00012 has no memory
+        the grant table has no entry 600
+        the entry is taken by grant 8: mfn 00203 to domain 3
+        entry 8 does not hold the grant any more
+        the table in which entry 8 held the grant is gone
+        grant 8: mfn 00203 to domain 3, which has it mapped: it cannot be ended
+        mfn 00203 does not fit a grant entry
+        pfn 00012 has a grant already, or twice in a request
+        the page of 0x0000000000005000 has a grant already, or twice in a request
+        the list of mappings has no place for pfn 00012
+        no grant is mapped as pfn 00012
+        the grant of pfn 00012: GNTST_bad_gntref (-3)
+        the grant of pfn 00012: mmu_update refused: EINVAL (-22)"#]],
     );
-    let failures = [
-        GrantFailure::P2m(P2mError::Absent(PFN)),
-        GrantFailure::Refused(GrantStatus::BAD_GRANT_REF),
-        GrantFailure::Call(refusal().error),
-        GrantFailure::PfnTaken(PFN),
-        GrantFailure::AddressTaken(va()),
-        GrantFailure::NoPlace,
-        GrantFailure::NoResult,
-        GrantFailure::NotUndone(UnmapFailure::NotMapped(PFN)),
-        GrantFailure::NotUndone(UnmapFailure::Mark(P2mError::Absent(PFN))),
-        GrantFailure::NotUndone(UnmapFailure::Refused(GrantStatus::BAD_HANDLE)),
-        GrantFailure::NotUndone(UnmapFailure::Call(refusal().error)),
-    ];
+    let error = GrantError::P2m(P2mError::Absent(PFN));
+    let undo = Err(GrantError::Refused { pfn: PFN, status: GrantStatus::BAD_HANDLE });
     read(
-        &failures,
+        &[NotMapped::from(error), NotMapped { error, undo }],
         &expect![[r#"
-            pfn 00012 has no memory
-            Xen refused: GNTST_bad_gntref (-3)
-            mmu_update refused: EINVAL (-22)
-            pfn 00012 has a grant already, or twice in a request
-            the page of 0x0000000000005000 has a grant already, or twice in a request
-            the list of mappings is full
-            there is no place for its result
-            the mapping cannot be undone: no grant is mapped as pfn 00012
-            the mapping cannot be undone: its mark is gone: pfn 00012 has no memory
-            the mapping cannot be undone: Xen refused: GNTST_bad_handle (-4)
-            the mapping cannot be undone: mmu_update refused: EINVAL (-22)"#]],
+        pfn 00012 has no memory
+        pfn 00012 has no memory; its mapping stays: the grant of pfn 00012: GNTST_bad_handle (-4)"#]],
     );
 }

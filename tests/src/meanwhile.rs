@@ -37,8 +37,10 @@ pub struct Meanwhile<'w, M> {
 enum When {
     /// Before and after each request.
     Requests,
+    /// Before each trap.
+    BeforeTraps,
     /// After each trap.
-    Traps,
+    AfterTraps,
 }
 
 impl<'w, M> Meanwhile<'w, M> {
@@ -47,9 +49,14 @@ impl<'w, M> Meanwhile<'w, M> {
         Self { machine, what, when: When::Requests }
     }
 
+    /// Does `what` before each trap only.
+    pub const fn before_traps(machine: M, what: &'w dyn Fn()) -> Self {
+        Self { machine, what, when: When::BeforeTraps }
+    }
+
     /// Does `what` after each trap only: when all is in effect that went to Xen together.
     pub const fn after_traps(machine: M, what: &'w dyn Fn()) -> Self {
-        Self { machine, what, when: When::Traps }
+        Self { machine, what, when: When::AfterTraps }
     }
 
     /// The machine inside.
@@ -58,11 +65,13 @@ impl<'w, M> Meanwhile<'w, M> {
     }
 
     fn around<T>(&self, ask: impl FnOnce(&M) -> T) -> T {
-        if self.when == When::Requests {
+        if self.when != When::AfterTraps {
             (self.what)();
         }
         let answer = ask(&self.machine);
-        (self.what)();
+        if self.when != When::BeforeTraps {
+            (self.what)();
+        }
         answer
     }
 }
@@ -76,7 +85,7 @@ impl<M: fmt::Debug> fmt::Debug for Meanwhile<'_, M> {
 // SAFETY: every request goes to the machine inside, whose answer is handed on.
 unsafe impl<M: Hypercalls> Hypercalls for Meanwhile<'_, M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
-        if self.when == When::Traps {
+        if self.when != When::Requests {
             // SAFETY: the caller's promise is handed on.
             return self.around(|machine| unsafe { machine.issue(calls) });
         }

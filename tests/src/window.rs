@@ -12,7 +12,8 @@ use hypercall::{
     AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, FrameSource, Frames,
     GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Uncertain,
 };
-use p2m::{BuilderList, GrowContext, OpenError, P2m, Window, WindowPlace};
+use p2m::window::{OpenError, WindowPlace};
+use p2m::{BuilderList, Guest, P2m, Window};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
@@ -86,6 +87,13 @@ impl Machine {
         unsafe { BuilderList::new(self.pfn_at(self.boot.p2m_list)) }
     }
 
+    /// The guest on `machine`, this one or something around it, with the map `p2m`.
+    #[must_use]
+    pub fn guest<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
+        // SAFETY: the guest exists only in the model.
+        unsafe { Guest::new(machine, p2m, self.root()) }
+    }
+
     /// The root that the guest runs on.
     #[must_use]
     pub fn root(&self) -> Pfn {
@@ -116,10 +124,10 @@ impl Machine {
     ) -> Result<(P2m<'_>, Window), OpenError> {
         let va = GuestVa::new(WINDOW).expect("a guest address");
         let words = NonNull::from(self.window.as_slice()).cast();
-        let place = WindowPlace { va, words, capacity: self.capacity, root: self.root() };
-        let list = self.builder_list();
+        let place = WindowPlace { va, words, capacity: self.capacity };
+        let (map, list) = (self.builder_map(), self.builder_list());
         // SAFETY: the slot is free, and the buffer shows what the window maps.
-        unsafe { Window::open((machine, &self.builder_map()), list, place, frames, batch) }
+        unsafe { Window::open(&self.guest(machine, &map), list, place, frames, batch) }
     }
 
     /// Shows what changed in the mapping of the window. A page that stays keeps what was stored.
@@ -283,10 +291,4 @@ impl FrameSource for Pool {
         let pfns = frames.start().raw()..frames.start().raw() + frames.count();
         self.uncertain.extend(pfns.map(Pfn::new));
     }
-}
-
-/// The context of an operation.
-#[must_use]
-pub const fn context<'a, M>(machine: &'a M, p2m: &'a P2m<'a>) -> GrowContext<'a, M> {
-    GrowContext { machine, p2m, toolstack: None }
 }

@@ -7,7 +7,8 @@ use hypercall::{
     BatchStorage, Frame, FrameAccess as _, FrameSource, Frames, Level, MmuUpdate, Pfn, Pte,
     PteFlags,
 };
-use p2m::{Audit, DirectEntries, FrameList, GrowContext, Guest, P2m, Pfns, Window, walk};
+use p2m::audit::Audit;
+use p2m::{DirectEntries, FrameList, Guest, P2m, Pfns, Window, walk};
 use pv_tests::window::{CAPACITY, Machine, Pool};
 
 /// Pfns at boot, and beyond them.
@@ -70,8 +71,9 @@ fn settle(guest: Guest<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut Free<
 fn audit(machine: &Machine, p2m: &P2m<'_>, list: &FrameList<'_>, window: &Window) {
     let mut places = [None; 8];
     let mut audit = Audit::begin(&mut places);
-    audit.run(machine, p2m);
-    audit.check_frame_list((machine, p2m), list, window);
+    let guest = machine.guest(machine, p2m);
+    audit.run(&guest);
+    audit.check_frame_list(&guest, list, window);
     audit.compare_reservation(machine.model.guest().total_pages());
     assert!(audit.report().is_clean(), "{}", audit.report());
     machine.check();
@@ -90,15 +92,13 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     let mut pool = Pool::new(frames);
     let mut places = [const { None }; 4];
     let mut list = FrameList::new(pool.take().expect("a frame"), &mut places);
-    list.build((&machine, &p2m), &window, &mut pool).expect("a frame list");
+    let guest = machine.guest(&machine, &p2m);
+    list.build(&guest, &window, &mut pool).expect("a frame list");
 
     let new = Pfns::new(Pfn::new(BOOT), NEW);
-    let grow = GrowContext { machine: &machine, p2m: &p2m, toolstack: None };
-    window.grow(grow, new.end(), &mut batch).expect("the map grows");
-    window.reserve(grow, new, &mut pool, &mut batch).expect("its words have memory");
-    list.refresh((&machine, &p2m), &window, new, &mut pool).expect("the frame list follows");
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(&machine, &p2m, machine.root()) };
+    window.grow(&guest, None, new.end(), &mut batch).expect("the map grows");
+    window.reserve(&guest, None, new, &mut pool, &mut batch).expect("its words have memory");
+    list.refresh(&guest, &window, new, &mut pool).expect("the frame list follows");
     extend_direct_map(guest, new, &mut pool);
     audit(&machine, &p2m, &list, &window);
 

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use balloon::{Balloon, Next, Step, Wipe, WorkStorage};
 use hypercall::{BootInfo, Frame, FrameSource, Frames, GuestVa, Machine, Pfn};
-use p2m::{Audit, P2m};
+use p2m::P2m;
+use p2m::audit::Audit;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Where the guest sees its page 0.
@@ -106,7 +107,7 @@ impl Guest {
         assert_eq!(self.model.take_violations(), Vec::<String>::new());
         let mut places = [None; 8];
         let mut audit = Audit::begin(&mut places);
-        audit.run(&self.model, self.p2m);
+        audit.run(&self.around());
         audit.compare_reservation(self.model.guest().total_pages());
         assert!(audit.report().is_clean(), "{}", audit.report());
     }

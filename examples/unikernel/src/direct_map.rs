@@ -16,8 +16,8 @@ use hypercall::{
 };
 use p2m::{Guest, P2m, Pfns};
 
-use crate::guest::Pool;
 use crate::identity;
+use crate::pool::Pool;
 
 /// Where the direct mapping begins: the first root slot behind Xen's.
 pub(crate) const DIRECT_MAP: u64 = hypercall::XEN_HOLE_END;
@@ -114,7 +114,6 @@ pub(crate) trait Takeover<'k> {
 struct Room<'a> {
     memory: BootMemory<'a>,
     batch: Batch<'a>,
-    root: Pfn,
 }
 
 /// Maps all memory of the guest, and gives all of it that is free.
@@ -126,14 +125,16 @@ struct Room<'a> {
 /// This is called once, and nobody uses a frame but those that `image` and `boot` name. Of those,
 /// nothing but code is executed, and neither code nor constants are written.
 pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
-    (machine, p2m): (&M, &P2m<'_>),
-    (boot, image): (&BootInfo, &Image),
-    kernel: &impl Takeover<'k>,
+    guest: &Guest<'_, M>,
+    boot: &BootInfo,
+    image: &Image,
+    takeover: &impl Takeover<'k>,
 ) -> Result<Built, String> {
+    let p2m = guest.p2m();
     let address = |va| GuestVa::new(va).map_err(|error| say(&error));
     let (virt_base, direct_map) = (address(VIRT_BASE)?, address(DIRECT_MAP)?);
     let place = MapPlace { kernel: virt_base, kernel_pages: image.mapped, direct_map };
-    let uses = uses((machine, p2m), (boot, image), place).map_err(|error| say(&error))?;
+    let uses = uses(guest, boot, image, place).map_err(|error| say(&error))?;
     let regions = match image.boot {
         Boot::WithIdentity => identity::regions(p2m),
         Boot::Whole | Boot::OnBuilderTables => {
@@ -146,36 +147,33 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let (mut updates, mut old) = (alloc::vec![MmuUpdate::EMPTY; room], alloc::vec![0; room]);
     let mut ops = [MmuExtOp::EMPTY; 3];
     let batch = Batch::within(&mut updates, &mut old, &mut ops);
-    let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> hypercall::PAGE_SHIFT);
-    let mut room = Room { memory, batch, root };
+    let mut room = Room { memory, batch };
     if image.boot == Boot::WithIdentity {
         if !boot.is_dom0 {
             return Err("the machine's frames are dom0's to map: run this with --as dom0".into());
         }
-        // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let guest = unsafe { Guest::new(machine, p2m, root) };
         identity::give_up(guest, virt_base, &mut room.batch)?;
     }
     // SAFETY: the caller gives all frames that nothing names.
-    let mut built = unsafe { map((machine, p2m), plan, &mut room, kernel) }?;
+    let mut built = unsafe { map(guest, plan, &mut room, takeover) }?;
     if image.boot == Boot::OnBuilderTables {
-        // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let guest = unsafe { Guest::new(machine, p2m, root) };
         for constant in [image.text, image.constants] {
             // SAFETY: nothing writes the kernel's code and constants.
-            unsafe { set_access(&guest, constant, Access::ReadOnly, &mut room.batch) }
+            unsafe { set_access(guest, constant, Access::ReadOnly, &mut room.batch) }
                 .map_err(|error| say(&error))?;
         }
-        built.made.root = Some(root);
+        built.made.root = Some(guest.kernel_root());
         built.made.uses.clone_from(&uses);
         return Ok(built);
     }
     let list =
         built.pool.take_run(p2m.len().div_ceil(PFNS_PER_PAGE)).ok_or("no room for a list")?;
     let list = Pfns::new(list.start(), list.count());
-    let p2m = kernel.move_list(list)?;
+    let p2m = takeover.move_list(list)?;
+    // SAFETY: it is the same map, in another place.
+    let guest = unsafe { Guest::new(guest.machine(), p2m, guest.kernel_root()) };
     // SAFETY: the list has just moved; the rest is the caller's promise.
-    unsafe { own_tables((machine, p2m), boot.p2m_list, &mut room, &mut built) }?;
+    unsafe { own_tables(&guest, boot.p2m_list, &mut room, &mut built) }?;
     built.made.uses.push(FrameUse { pfns: list, kind: UseKind::List });
     Ok(built)
 }
@@ -185,20 +183,19 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
 /// # Safety
 /// All frames that nothing names are given.
 unsafe fn map<'k, M: Machine + Cpu>(
-    (machine, p2m): (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     plan: Plan,
     room: &mut Room<'_>,
-    kernel: &impl Takeover<'k>,
+    takeover: &impl Takeover<'k>,
 ) -> Result<Built, String> {
-    let timed = Timed::new(machine);
+    let timed = Timed::new(guest.machine());
     let machine = Counting::new(&timed);
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(&machine, p2m, room.root) };
+    let guest = guest.with_machine(&machine);
     let begun = timed.ticks();
     // SAFETY: the caller gives all frames that nothing names.
     let mut build = unsafe { Build::begin(&room.memory, plan) };
     while let Some(reach) = build.round(&guest, &mut room.batch).map_err(|error| say(&error))? {
-        kernel.mapped(reach);
+        takeover.mapped(reach);
     }
     let ticks = [timed.ticks().wrapping_sub(begun), timed.ticks_in_requests()];
     let counts = [machine.counts(), Counts::default()];
@@ -215,16 +212,16 @@ unsafe fn map<'k, M: Machine + Cpu>(
 /// # Safety
 /// Nobody uses the builder's list, which was at `list`, any more; and as for [`build`].
 unsafe fn own_tables<M: Machine + Cpu>(
-    (machine, p2m): (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     list: GuestVa,
     room: &mut Room<'_>,
-    Built { pool, made }: &mut Built,
+    built: &mut Built,
 ) -> Result<(), String> {
+    let Built { pool, made } = built;
     let list = OldList::LeftAt(list);
-    let timed = Timed::new(machine);
+    let timed = Timed::new(guest.machine());
     let machine = Counting::new(&timed);
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(&machine, p2m, room.root) };
+    let guest = guest.with_machine(&machine);
     let memory = &room.memory;
     let begun = timed.ticks();
     let frames = pool.take_run(memory.own_tables()).ok_or("no room for tables")?;
@@ -248,8 +245,9 @@ fn say(error: &dyn Display) -> String {
 
 /// The frames in use.
 fn uses<M: Machine>(
-    (machine, p2m): (&M, &P2m<'_>),
-    (boot, image): (&BootInfo, &Image),
+    guest: &Guest<'_, M>,
+    boot: &BootInfo,
+    image: &Image,
     place: MapPlace,
 ) -> Result<Vec<FrameUse>, early_pgt::EarlyError> {
     let one = |pfn, kind| FrameUse { pfns: Pfns::new(pfn, 1), kind };
@@ -266,7 +264,7 @@ fn uses<M: Machine>(
         Console::Ring { mfn, .. } => Some(mfn),
     };
     for mfn in store.into_iter().chain(console) {
-        uses.push(one(p2m.pfn(machine, mfn)?, UseKind::Ring));
+        uses.push(one(guest.pfn(mfn)?, UseKind::Ring));
     }
     Ok(uses)
 }

@@ -13,12 +13,12 @@ use hypercall::{
     ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
     PAGE_SHIFT, Pfn, StartInfo,
 };
-use p2m::{P2m, Pfns};
+use p2m::{Guest, P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 
 use crate::direct_map::{self, Image, Takeover, VIRT_BASE};
-use crate::guest::{Kernel, Platform, Ports, Second, Work};
 use crate::life::Life;
+use crate::program::{Kernel, Platform, Ports, Second, Work};
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 
@@ -94,7 +94,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let mut console = Stdout(String::new());
     let platform = ModelPlatform::default();
-    let verdict = run(&arguments, (module.as_deref(), &platform), &mut console);
+    let verdict = run(&arguments, module.as_deref(), &platform, &mut console);
     let written = print_verdict(&mut console, &verdict);
     print!("{}", console.0);
     ExitCode::from(u8::from(verdict.is_err() || written.is_err()))
@@ -116,7 +116,8 @@ impl core::fmt::Write for Stdout {
 
 fn run(
     arguments: &Arguments,
-    (module, platform): (Option<&[u8]>, &dyn Platform),
+    module: Option<&[u8]>,
+    platform: &dyn Platform,
     console: &mut Stdout,
 ) -> Verdict {
     let say = |error: &dyn core::fmt::Display| error.to_string();
@@ -163,14 +164,19 @@ fn run(
         boot: programs::boot_of(name),
     };
     let takeover = ModelTakeover { guest: model.guest(), p2m: &p2m };
+    let root = pfn(boot.root.raw());
+    // SAFETY: the model's guest, its frame map, and the root that its builder made.
+    let guest = unsafe { Guest::new(&model, &p2m, root) };
     // SAFETY: frames of the model's guest, taken over once; no Rust object is ever in them (I-1).
-    let built = unsafe { direct_map::build((&model, &p2m), (&boot, &image), &takeover) }?;
+    let built = unsafe { direct_map::build(&guest, &boot, &image, &takeover) }?;
+    let root = built.made.root.ok_or("the kernel has no root")?;
+    let machine = Counting::new(&first);
+    // SAFETY: the same guest, on a root of its own.
+    let guest = unsafe { Guest::new(&machine, &p2m, root) };
     let mut kernel = Kernel {
-        machine: Counting::new(&first),
+        guest,
         cpu: &first,
         boot,
-        p2m: &p2m,
-        kernel_root: built.made.root.ok_or("the kernel has no root")?,
         pool: built.pool,
         made: built.made,
         arguments: &rest,
@@ -303,6 +309,6 @@ fn print_transitions(console: &mut Stdout, model: &Model) -> core::fmt::Result {
 pub(crate) fn run_under(platform: &dyn Platform, words: &[&str]) -> (Verdict, String) {
     let words = ["unikernel", "--as", "domu", "--mem", "16"].iter().chain(words);
     let mut console = Stdout(String::new());
-    let verdict = run(&Arguments::parse_from(words), (None, platform), &mut console);
+    let verdict = run(&Arguments::parse_from(words), None, platform, &mut console);
     (verdict, console.0)
 }

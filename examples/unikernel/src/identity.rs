@@ -41,7 +41,7 @@ pub(crate) fn regions(p2m: &P2m<'_>) -> Vec<MemoryRegion> {
 /// # Errors
 /// A sentence; a guest that has come so far and not further is of no use.
 pub(crate) fn give_up<M: Machine>(
-    guest: Guest<'_, M>,
+    guest: &Guest<'_, M>,
     kernel: GuestVa,
     batch: &mut Batch<'_>,
 ) -> Result<(), String> {
@@ -50,7 +50,7 @@ pub(crate) fn give_up<M: Machine>(
     batch.clear();
     for pfn in ISA.iter() {
         let va = kernel.checked_add_pages(pfn.raw()).map_err(|error| say(&error))?;
-        let path = walk(&guest, guest.kernel_root(), va).map_err(|error| say(&error))?;
+        let path = walk(guest, guest.kernel_root(), va).map_err(|error| say(&error))?;
         let step = path.at(Level::L1).ok_or("the ISA area is not mapped")?;
         let update = MmuUpdate::set(step.slot, Pte::ABSENT);
         batch.update(update, step.pte.raw()).map_err(|error| say(&error))?;

@@ -11,9 +11,10 @@
 extern crate alloc;
 
 mod direct_map;
-mod guest;
 mod identity;
 mod life;
+mod pool;
+mod program;
 mod programs;
 mod report;
 mod store;

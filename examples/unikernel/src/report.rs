@@ -5,7 +5,7 @@ use core::fmt;
 
 use hypercall::{Counts, Cpu, Machine};
 
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// How a program ended: a sentence for each case.
 pub(crate) type Verdict = Result<String, String>;
@@ -30,7 +30,7 @@ impl Steps {
     pub(crate) fn begin<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<Self, fmt::Error> {
         row!(kernel.console, "step", "hypercalls", "entries", "TSC ticks")?;
         writeln!(kernel.console, "{:-<77}", "")?;
-        let counts = kernel.machine.counts();
+        let counts = kernel.guest.machine().counts();
         Ok(Self { counts, ticks: kernel.cpu.ticks(), taken: 0, total: Counts::default() })
     }
 
@@ -41,12 +41,12 @@ impl Steps {
         step: &str,
     ) -> Result<(), fmt::Error> {
         let ticks = kernel.cpu.ticks().wrapping_sub(self.ticks);
-        let counts = kernel.machine.counts() - self.counts;
+        let counts = kernel.guest.machine().counts() - self.counts;
         row!(kernel.console, step, counts.hypercalls, counts.entries, ticks)?;
         self.taken += 1;
         self.total.hypercalls += counts.hypercalls;
         self.total.entries += counts.entries;
-        self.counts = kernel.machine.counts();
+        self.counts = kernel.guest.machine().counts();
         // Printing is not part of the next step.
         self.ticks = kernel.cpu.ticks();
         Ok(())

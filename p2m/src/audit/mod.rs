@@ -17,12 +17,12 @@ pub use report::{Finding, Problem, Records, Report};
 
 use hypercall::{DomId, FrameAccess, GuestVa, Mfn, PAGE_SHIFT, Pfn};
 
-use crate::dump::Census;
 use crate::entry::P2mEntry;
 use crate::frame_list::FrameList;
+use crate::guest::Guest;
 use crate::leaves::Leaves;
 use crate::map::{P2m, Pfns};
-use crate::runs::{LEAF_WORDS, step};
+use crate::runs::{Census, LEAF_WORDS, step};
 use crate::sync::Ordering;
 use crate::toolstack::Toolstack;
 
@@ -98,20 +98,19 @@ impl<'f> Audit<'f> {
     /// None.
     ///
     /// ```
-    /// use p2m::{Audit, P2m};
+    /// use p2m::audit::Audit;
+    /// # use pv_tests::guest::TestGuest;
     ///
-    /// let model = xen_model::Model::builder().pages(2048).build()?;
-    /// let list = model.guest().built_list();
-    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let TestGuest { model, guest, .. } = TestGuest::new();
     /// let mut places = [None; 8]; // for the first findings
     /// let mut audit = Audit::begin(&mut places);
-    /// audit.run(&model, &p2m);
+    /// audit.run(&guest);
     /// audit.compare_reservation(model.guest().total_pages());
     /// assert!(audit.report().is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run<M: FrameAccess + ?Sized>(&mut self, machine: &M, p2m: &P2m<'_>) {
-        while self.step(machine, p2m, u64::MAX) != Progress::Done {}
+    pub fn run<M: FrameAccess>(&mut self, guest: &Guest<'_, M>) {
+        while self.step(guest, u64::MAX) != Progress::Done {}
     }
 
     /// Looks at the next pfns: `words_max` of them, or shared pages of 512.
@@ -120,34 +119,28 @@ impl<'f> Audit<'f> {
     /// None.
     ///
     /// ```
-    /// use p2m::{Audit, P2m, Progress};
+    /// use p2m::audit::{Audit, Progress};
+    /// # use pv_tests::guest::TestGuest;
     ///
-    /// let model = xen_model::Model::builder().pages(2048).build()?;
-    /// let list = model.guest().built_list();
-    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let TestGuest { guest, .. } = TestGuest::new();
     /// let mut places = [None; 8];
     /// let mut audit = Audit::begin(&mut places);
     /// let mut steps = 1;
-    /// while let Progress::More(_) = audit.step(&model, &p2m, 512) {
+    /// while let Progress::More(_) = audit.step(&guest, 512) {
     ///     steps += 1; // a kernel does something else meanwhile
     /// }
-    /// assert!(steps >= 4 && audit.report().is_clean());
+    /// assert!(steps >= 8 && audit.report().is_clean());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn step<M: FrameAccess + ?Sized>(
-        &mut self,
-        machine: &M,
-        p2m: &P2m<'_>,
-        words_max: u64,
-    ) -> Progress {
-        let end = p2m.len();
+    pub fn step<M: FrameAccess>(&mut self, guest: &Guest<'_, M>, words_max: u64) -> Progress {
+        let (p2m, end) = (guest.p2m(), guest.p2m().len());
         let mut left = words_max;
         while left > 0 {
-            left -= self.look_at_ram(machine, p2m, left);
+            left -= self.look_at_ram(guest, left);
             let pfn = self.next;
             let next = step(p2m, pfn, end).filter(|_| left > 0 && pfn < end);
             let Some((entry, count)) = next else { break };
-            self.look(machine, p2m, Pfn::new(pfn), entry);
+            self.look(guest, Pfn::new(pfn), entry);
             self.census.add(entry, count);
             self.next += count;
             left -= 1;
@@ -206,13 +199,13 @@ impl<'f> Audit<'f> {
     /// None.
     pub fn check_frame_list<M: FrameAccess, L: Leaves>(
         &mut self,
-        (machine, p2m): (&M, &P2m<'_>),
+        guest: &Guest<'_, M>,
         frame_list: &FrameList<'_>,
         leaves: &L,
     ) {
-        for index in 0..p2m.len().div_ceil(LEAF_WORDS) {
-            let found = frame_list.lookup(machine, p2m, index).ok().flatten();
-            let is = leaves.leaf(machine, p2m, index).ok();
+        for index in 0..guest.p2m().len().div_ceil(LEAF_WORDS) {
+            let found = frame_list.lookup(guest, index).ok().flatten();
+            let is = leaves.leaf(guest, index).ok();
             if found != is || found.is_none() {
                 let pfns = Pfns::new(Pfn::new(index * LEAF_WORDS), LEAF_WORDS);
                 self.findings.add(Finding { pfns, problem: Problem::FrameList { found, is } });
@@ -231,12 +224,8 @@ impl<'f> Audit<'f> {
 
     /// Looks at the pfns that are RAM, up to the next that is not, and says how many. This is where
     /// an audit spends its time.
-    fn look_at_ram<M: FrameAccess + ?Sized>(
-        &mut self,
-        machine: &M,
-        p2m: &P2m<'_>,
-        max: u64,
-    ) -> u64 {
+    fn look_at_ram<M: FrameAccess>(&mut self, guest: &Guest<'_, M>, max: u64) -> u64 {
+        let (machine, p2m) = (guest.machine(), guest.p2m());
         let mut pfn = self.next;
         for word in p2m.list.words(pfn, max) {
             let word = word.load(Ordering::Relaxed);
@@ -259,29 +248,23 @@ impl<'f> Audit<'f> {
     }
 
     /// Looks at one pfn.
-    fn look<M: FrameAccess + ?Sized>(
-        &mut self,
-        machine: &M,
-        p2m: &P2m<'_>,
-        pfn: Pfn,
-        entry: P2mEntry,
-    ) {
+    fn look<M: FrameAccess>(&mut self, guest: &Guest<'_, M>, pfn: Pfn, entry: P2mEntry) {
         match entry {
             P2mEntry::Ram(mfn) => {
-                let m2p = machine.machine_to_phys(mfn);
+                let m2p = guest.machine().machine_to_phys(mfn);
                 if m2p != Some(pfn) {
-                    self.blame_ram(p2m, pfn, mfn, m2p);
+                    self.blame_ram(guest.p2m(), pfn, mfn, m2p);
                 }
             }
             P2mEntry::Absent => {}
             P2mEntry::Identity => {
                 let mfn = Mfn::new(pfn.raw());
-                if let Ok(own) = p2m.pfn(machine, mfn) {
+                if let Ok(own) = guest.pfn(mfn) {
                     self.add(pfn, Problem::IdentityIsOwn { own });
                 }
             }
             P2mEntry::Foreign { owner, mfn } => {
-                if let (Ok(own), true) = (p2m.pfn(machine, mfn), self.own != Some(owner)) {
+                if let (Ok(own), true) = (guest.pfn(mfn), self.own != Some(owner)) {
                     self.add(pfn, Problem::ForeignIsOwn { owner, mfn, own });
                 }
             }

@@ -5,8 +5,8 @@ use core::mem::discriminant;
 
 use hypercall::{DomId, Mfn, Pfn};
 
-use crate::dump::Census;
 use crate::map::Pfns;
+use crate::runs::Census;
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use expect_test::expect;
 use hypercall::ArchSharedInfo;
 
 use super::*;
-use crate::map::tests::{M2p, list, map};
+use crate::map::tests::{M2p, guest, list, map};
 
 /// pfn k has mfn k + 16, but for what the test changes.
 fn machine(pfns: u64) -> M2p {
@@ -29,14 +29,14 @@ fn a_true_map_is_clean_in_one_go_or_in_steps() {
     let p2m = map(&words);
     let mut places = [None; 4];
     let mut audit = Audit::begin(&mut places);
-    audit.run(&m2p, &p2m);
+    audit.run(&guest(&m2p, &p2m));
     let whole = audit.report().to_string();
     assert!(audit.report().is_clean(), "{whole}");
     let mut places = [None; 4];
     let mut audit = Audit::begin(&mut places);
-    assert_eq!(audit.step(&m2p, &p2m, 300), Progress::More(Pfn::new(300)));
+    assert_eq!(audit.step(&guest(&m2p, &p2m), 300), Progress::More(Pfn::new(300)));
     let mut steps = 1;
-    while audit.step(&m2p, &p2m, 300) != Progress::Done {
+    while audit.step(&guest(&m2p, &p2m), 300) != Progress::Done {
         steps += 1;
     }
     assert_eq!((steps, audit.report().to_string()), (3, whole));
@@ -58,7 +58,7 @@ fn everything_that_is_wrong_is_found_and_neighbours_are_one_finding() {
     let p2m = map(&words);
     let mut places = [None; 16];
     let mut audit = Audit::begin(&mut places);
-    audit.run(&m2p, &p2m);
+    audit.run(&guest(&m2p, &p2m));
     audit.compare_reservation(35);
     expect![[r#"
         audit of 40 pfns: 36 ram, 1 absent, 1 identity, 2 foreign
@@ -83,13 +83,13 @@ fn everything_that_is_wrong_is_found_and_neighbours_are_one_finding() {
     // A guest that maps its own grants has such frames, and knows its number.
     let mut places = [None; 16];
     let mut audit = Audit::begin(&mut places).of_domain(OWNER);
-    audit.run(&m2p, &p2m);
+    audit.run(&guest(&m2p, &p2m));
     assert_eq!(audit.report().findings().count(), 4);
 
     // What finds no place is counted.
     let mut places = [None; 2];
     let mut audit = Audit::begin(&mut places);
-    audit.run(&m2p, &p2m);
+    audit.run(&guest(&m2p, &p2m));
     assert_eq!((audit.report().findings.len(), audit.report().dropped), (2, 6));
     assert!(audit.report().to_string().ends_with("findings: 2, and 6 pfns not listed"));
 }
@@ -105,7 +105,7 @@ fn findings_are_one_if_they_are_alike_and_neighbours() {
     let p2m = map(&words);
     let mut places = [None; 8];
     let mut audit = Audit::begin(&mut places);
-    audit.run(&m2p, &p2m);
+    audit.run(&guest(&m2p, &p2m));
     // Nothing lies between these two, and neither is about a pfn.
     audit.compare_reservation(4);
     audit.compare_reservation(5);
@@ -135,7 +135,7 @@ fn what_a_toolstack_would_misread_is_found() {
     let found = |expected: Option<(GuestVa, Mfn)>| {
         let mut places = [None; 8];
         let mut audit = Audit::begin(&mut places);
-        audit.run(&m2p, &p2m);
+        audit.run(&guest(&m2p, &p2m));
         audit.check_toolstack(&toolstack, &p2m, expected);
         let text = audit.report().records().to_string();
         text.lines()
@@ -177,9 +177,9 @@ fn a_step_looks_at_no_more_words_than_it_is_told() {
         let mut places = [None; 4];
         let mut audit = Audit::begin(&mut places);
         for next in (words_max..8).step_by(usize::try_from(words_max).expect("a small number")) {
-            assert_eq!(audit.step(&m2p, &p2m, words_max), Progress::More(Pfn::new(next)));
+            assert_eq!(audit.step(&guest(&m2p, &p2m), words_max), Progress::More(Pfn::new(next)));
         }
-        assert_eq!(audit.step(&m2p, &p2m, words_max), Progress::Done);
+        assert_eq!(audit.step(&guest(&m2p, &p2m), words_max), Progress::Done);
         let header = "audit of 8 pfns: 5 ram, 2 absent, 0 identity, 1 foreign";
         assert!(audit.report().to_string().starts_with(header), "{}", audit.report());
     }
@@ -208,7 +208,7 @@ fn max_pfn_is_to_lie_behind_the_last_frame_and_within_the_map() {
             }
             let mut places = [None; 8];
             let mut audit = Audit::begin(&mut places);
-            audit.run(&machine(8), &p2m);
+            audit.run(&guest(&machine(8), &p2m));
             audit.check_toolstack(&toolstack, &p2m, None);
             let text = audit.report().records().to_string();
             let wanted = format!("kind=max_pfn published={published} needed={needed} len=4");

@@ -36,10 +36,6 @@ fn a_dump_has_a_line_for_each_run() {
         119 pfns: 66 ram, 30 absent, 20 identity, 3 foreign
     "#]]
     .assert_eq(&text);
-    let mut owners = [(DomId(0), 0); 4];
-    let owners = p2m.count_foreign(&mut owners);
-    assert_eq!(owners, Ok(&[(DomId(1), 2), (DomId(2), 1)][..]));
-    assert_eq!(p2m.count_foreign(&mut [(DomId(0), 0)]), Err(1), "one has no place");
 }
 
 #[test]

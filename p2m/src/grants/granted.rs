@@ -1,11 +1,4 @@
-//! What this guest grants to others: its own grant table, version 1.
-//!
-//! ```text
-//!   63            32 31    16 15       0
-//!   frame            domain   flags          one entry, 8 bytes
-//! ```
-//! An entry is one word to us: a single store grants, a compare-and-swap ends a grant only if
-//! nobody has the frame mapped at that moment. Xen sets the marks of those who do in the same word.
+//! What this guest grants to others.
 //!
 //! A grant consumes the token of its frame, and stands for it until it has ended: what another
 //! domain may write cannot become anybody's memory in between.
@@ -13,18 +6,12 @@
 
 use core::fmt;
 
-use hypercall::{DomId, Frame, GrantAccess, GrantRef, Mfn, Pfn};
+use hypercall::{DomId, Frame, GrantAccess, GrantRef, Pfn};
 
-use crate::error::P2mError;
+use super::entry::{IN_USE, Outstanding, PERMIT_ACCESS, READONLY};
+use super::error::GrantError;
 use crate::map::P2m;
 use crate::sync::{AtomicU64, Ordering};
-
-/// `GTF_permit_access`.
-const PERMIT_ACCESS: u64 = 1;
-/// `GTF_readonly`.
-const READONLY: u64 = 4;
-/// `GTF_reading` and `GTF_writing`: somebody has it mapped.
-const IN_USE: u64 = 8 | 16;
 
 /// The guest's grant table, in memory that it shares with Xen.
 ///
@@ -75,70 +62,6 @@ pub struct NotEnded<'a> {
     pub error: GrantError,
 }
 
-/// A frame that others may map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outstanding {
-    /// Its entry.
-    pub reference: GrantRef,
-    /// Who may map it.
-    pub domain: DomId,
-    /// The frame.
-    pub mfn: Mfn,
-    /// Whether somebody has it mapped.
-    pub is_mapped: bool,
-}
-
-/// Why a grant cannot be given or ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GrantError {
-    /// The frame is none of the guest's.
-    P2m(P2mError),
-    /// The table has no such entry.
-    NoSuchEntry(GrantRef),
-    /// The entry is in use.
-    Taken(Outstanding),
-    /// The entry does not hold the grant any more. Nobody but Xen and this code writes the table,
-    /// so the domain was restored since, with a new one.
-    NotGranted(GrantRef),
-    /// The domain was restored since, with a new table: what the entry holds, if anything, is
-    /// another grant.
-    OtherTable(GrantRef),
-    /// The other domain has the frame mapped; nothing can force it back. The grant stays.
-    StillMapped(Outstanding),
-    /// The frame's number does not fit a version 1 entry.
-    NoFrame(Mfn),
-}
-
-impl fmt::Display for Outstanding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reference, domain, mfn, is_mapped } = self;
-        let mapped = if *is_mapped { ", which has it mapped" } else { "" };
-        write!(f, "grant {}: mfn {mfn} to domain {}{mapped}", reference.0, domain.0)
-    }
-}
-
-impl fmt::Display for GrantError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::P2m(error) => write!(f, "{error}"),
-            Self::NoSuchEntry(reference) => {
-                write!(f, "the grant table has no entry {}", reference.0)
-            }
-            Self::Taken(grant) => write!(f, "the entry is taken by {grant}"),
-            Self::NotGranted(reference) => {
-                write!(f, "entry {} does not hold the grant any more", reference.0)
-            }
-            Self::OtherTable(reference) => {
-                write!(f, "the table in which entry {} held the grant is gone", reference.0)
-            }
-            Self::StillMapped(grant) => write!(f, "{grant}: it cannot be ended"),
-            Self::NoFrame(mfn) => write!(f, "mfn {mfn} does not fit a grant entry"),
-        }
-    }
-}
-
-impl core::error::Error for GrantError {}
-
 impl fmt::Display for NotGiven {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pfn {} is not granted: {}", self.frame.pfn(), self.error)
@@ -166,7 +89,7 @@ impl<'a> Granted<'a> {
     ///
     /// ```compile_fail,E0133
     /// # use core::sync::atomic::AtomicU64;
-    /// use p2m::Granted;
+    /// use p2m::grants::Granted;
     ///
     /// let table = [const { AtomicU64::new(0) }; 512];
     /// let tables = AtomicU64::new(0);
@@ -195,7 +118,7 @@ impl<'a> Granted<'a> {
     /// # use hypercall::{Frame, Pfn};
     /// use hypercall::{DomId, GrantAccess, GrantRef};
     /// # use p2m::P2m;
-    /// use p2m::Granted;
+    /// use p2m::grants::Granted;
     ///
     /// # let list = [AtomicU64::new(0x203)];
     /// # let p2m = unsafe { P2m::adopt(&list) }?;
@@ -215,7 +138,8 @@ impl<'a> Granted<'a> {
     /// The number of a frame is not enough, for somebody may own it:
     /// ```compile_fail,E0308
     /// # use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
-    /// # use p2m::{Granted, P2m};
+    /// # use p2m::P2m;
+    /// # use p2m::grants::Granted;
     /// fn share(granted: Granted<'_>, p2m: &P2m<'_>, mfn: Mfn) {
     ///     let _ = granted.grant(p2m, GrantRef(8), DomId(1), mfn, GrantAccess::ReadWrite);
     /// }
@@ -246,7 +170,7 @@ impl<'a> Granted<'a> {
         pfn: Pfn,
         access: GrantAccess,
     ) -> Result<(&'a AtomicU64, u64), GrantError> {
-        let mfn = p2m.mfn(pfn).map_err(GrantError::P2m)?;
+        let mfn = p2m.mfn(pfn)?;
         let frame = u32::try_from(mfn.raw()).map_err(|_| GrantError::NoFrame(mfn))?;
         let readonly = match access {
             GrantAccess::ReadWrite => 0,
@@ -261,7 +185,7 @@ impl<'a> Granted<'a> {
         // the word is read.
         match entry.compare_exchange(0, word, Ordering::Release, Ordering::Relaxed) {
             Ok(_) => Ok((entry, word)),
-            Err(found) => Err(GrantError::Taken(decode(reference, found))),
+            Err(found) => Err(GrantError::Taken(Outstanding::decode(reference, found))),
         }
     }
 
@@ -270,7 +194,7 @@ impl<'a> Granted<'a> {
         (0..).map(GrantRef).zip(self.entries).filter_map(|(reference, entry)| {
             // Only the word is read, and it may have changed a moment later.
             let word = entry.load(Ordering::Relaxed);
-            (word != 0).then(|| decode(reference, word))
+            (word != 0).then(|| Outstanding::decode(reference, word))
         })
     }
 
@@ -314,7 +238,7 @@ impl<'a> Grant<'a> {
         let error = match entry.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => return Ok(self.frame),
             Err(found) if found & !IN_USE == word => {
-                GrantError::StillMapped(decode(reference, found))
+                GrantError::StillMapped(Outstanding::decode(reference, found))
             }
             Err(_) => GrantError::NotGranted(reference),
         };
@@ -335,15 +259,6 @@ impl<'a> Grant<'a> {
 fn is_gone(tables: &AtomicU64, table: u64) -> bool {
     // Only the number counts: it changes while nobody grants or ends.
     tables.load(Ordering::Relaxed) != table
-}
-
-const fn decode(reference: GrantRef, word: u64) -> Outstanding {
-    Outstanding {
-        reference,
-        domain: DomId((word >> 16 & 0xffff) as u16),
-        mfn: Mfn::new(word >> 32),
-        is_mapped: word & IN_USE != 0,
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,14 @@
 //! Frames shared with other domains, in both directions, with accounts that can be listed.
+//!
+//! [`Granted`] is the guest's own grant table, a [`Grant`] a frame that it lends. [`GrantMaps`] are
+//! the grants of others that it maps.
 
+mod entry;
+mod error;
 mod granted;
 mod maps;
 
-pub use granted::{Grant, GrantError, Granted, NotEnded, NotGiven, Outstanding};
-pub use maps::{GrantFailure, GrantMaps, MapRequest, MappedGrant, UnmapFailure};
+pub use entry::Outstanding;
+pub use error::GrantError;
+pub use granted::{Grant, Granted, NotEnded, NotGiven};
+pub use maps::{GrantMaps, MapRequest, MappedGrant, NotMapped};

@@ -18,33 +18,36 @@
 //! memory yet is an error, not a fault.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
+mod change;
 mod error;
 mod grow;
 mod split;
 mod tables;
 
-pub use error::{OpenError, WindowError, WindowFailure};
+pub use error::{OpenError, WindowError};
 
 use core::ptr::NonNull;
 
 use hypercall::{
-    Batch, Element, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate,
-    Pfn, Pte, PteFlags, Slot,
+    AccessError, Batch, Element, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn,
+    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::entry::{SHARED_ABSENT, SHARED_IDENTITY};
-use crate::error::P2mError;
+use crate::error::{ListError, P2mError};
+use crate::guest::Guest;
 use crate::leaves::{BuilderList, Leaves};
 use crate::list::List;
 use crate::map::P2m;
 use crate::runs::LEAF_WORDS;
 use crate::sync::AtomicU64;
-use crate::toolstack::Toolstack;
-use tables::{Access, Stopped, fill_leaf, fill_table, protect, read, unprotect};
+use tables::{Access, Stopped, fill_leaf, fill_table, protect, unprotect};
 
 /// Entries in a table.
 const TABLE_ENTRIES: u64 = 512;
+/// The most pages that change in one hypercall.
+const LEAVES_MAX: usize = TABLE_ENTRIES as usize;
 /// Pfns whose words one L1 table maps: 1 GiB of guest memory.
 pub(crate) const PFNS_PER_L1: u64 = TABLE_ENTRIES * LEAF_WORDS;
 /// Pfns whose words one L2 table maps: 512 GiB.
@@ -62,25 +65,6 @@ mod place {
     pub(super) const L2: u64 = 5;
 }
 
-/// What an operation of the window needs to know.
-#[derive(Debug)]
-pub struct GrowContext<'a, M> {
-    /// The machine.
-    pub machine: &'a M,
-    /// The map in the window.
-    pub p2m: &'a P2m<'a>,
-    /// Who is told while the mapping changes, once the list is published.
-    pub toolstack: Option<Toolstack<'a>>,
-}
-
-impl<M> Clone for GrowContext<'_, M> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<M> Copy for GrowContext<'_, M> {}
-
 /// Where the window is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowPlace {
@@ -90,8 +74,6 @@ pub struct WindowPlace {
     pub words: NonNull<AtomicU64>,
     /// How many pfns the map may ever have.
     pub capacity: u64,
-    /// The root whose upper half all address spaces share.
-    pub root: Pfn,
 }
 
 /// The tables of the list. Dropping it leaks them, and the map can never grow again.
@@ -104,7 +86,6 @@ pub struct Window {
     va: GuestVa,
     /// Where the program sees the words.
     words: usize,
-    root: Pfn,
     capacity: u64,
     /// L3, shared leaves, shared L1 tables, L2 tables, L1 tables of the builder's list.
     frames: Frames,
@@ -140,8 +121,8 @@ impl Window {
     /// list's length.
     ///
     /// # Safety
-    /// The root slot is free in the running root and stays the window's; address spaces made later
-    /// share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
+    /// The kernel runs on the guest's kernel root, in which the root slot is free; it stays the
+    /// window's, and address spaces made later share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
     /// program sees `place.va`, for as long as the map is used.
     ///
     /// ```
@@ -162,75 +143,67 @@ impl Window {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn open<'w, M: Machine>(
-        (machine, old): (&M, &P2m<'_>),
+        guest: &Guest<'_, M>,
         list: BuilderList,
         place: WindowPlace,
         frames: Frames,
         batch: &mut Batch<'_>,
     ) -> Result<(P2m<'w>, Self), OpenError> {
-        let WindowPlace { va, root, .. } = place;
+        let len = guest.p2m().len();
         let capacity = place.capacity.min(PFNS_MAX + 1).next_multiple_of(PFNS_PER_L1);
         let words = place.words.addr().get();
-        let window = Self { va, words, root, capacity, frames, owes_flush: false };
-        let needed = Self::frames_needed(old.len(), capacity);
-        let aligned = va.raw().is_multiple_of(1 << Level::L4.shift());
-        let failure = match () {
-            () if window.frames.count() != needed => {
-                WindowFailure::Frames { needed, given: window.frames.count() }
-            }
-            () if !aligned => WindowFailure::Unaligned(va),
-            () if capacity > PFNS_MAX || old.len() > capacity => {
-                let (pfns, capacity) = (old.len().max(capacity), capacity.min(PFNS_MAX));
-                WindowFailure::Capacity { pfns, capacity }
-            }
-            () => {
-                let built = window.build(machine, old, list).map_err(WindowError::from);
-                match built.and_then(|()| window.link_root(machine, old, batch)) {
-                    Ok(()) => {
-                        // SAFETY: the caller says that the words are there; the old ones are mapped
-                        // in this place.
-                        let list = unsafe { List::growing(place.words, old.len(), capacity) };
-                        // SAFETY: the rest of the last page is mapped with it, and the caller gives
-                        // it.
-                        unsafe { list.clear_tail(LEAF_WORDS) };
-                        return Ok((P2m { list }, window));
-                    }
-                    Err(WindowError { failure, undo }) => {
-                        let frames = match undo {
-                            Ok(()) => Ok(window.frames),
-                            Err(_) => Err(window.frames.into()),
-                        };
-                        return Err(OpenError { frames, failure, undo });
-                    }
-                }
-            }
-        };
-        Err(OpenError { frames: Ok(window.frames), failure, undo: Ok(()) })
+        let window = Self { va: place.va, words, capacity, frames, owes_flush: false };
+        let checked = window.check_size(len).map_err(WindowError::from);
+        let built = checked.and_then(|()| window.build(guest, list).map_err(WindowError::from));
+        if let Err(error) = built.and_then(|()| window.link_root(guest, batch)) {
+            let WindowError { failure, undo } = error;
+            let frames = match undo {
+                Ok(()) => Ok(window.frames),
+                Err(_) => Err(window.frames.into()),
+            };
+            return Err(OpenError { frames, failure, undo });
+        }
+        // SAFETY: the caller says that the words are there; the old ones are mapped in this place.
+        let list = unsafe { List::growing(place.words, len, capacity) };
+        // SAFETY: the rest of the last page is mapped with it, and the caller gives it.
+        unsafe { list.clear_tail(LEAF_WORDS) };
+        Ok((P2m { list }, window))
+    }
+
+    /// The window has to be where a root slot begins, have the frames that a map of `len` pfns
+    /// takes, and room for it.
+    fn check_size(&self, len: u64) -> Result<(), ListError> {
+        let (needed, given) = (Self::frames_needed(len, self.capacity), self.frames.count());
+        if given != needed {
+            return Err(ListError::Frames { needed, given });
+        }
+        if !self.va.raw().is_multiple_of(1 << Level::L4.shift()) {
+            return Err(ListError::Unaligned(self.va));
+        }
+        if self.capacity > PFNS_MAX || len > self.capacity {
+            let (pfns, capacity) = (len.max(self.capacity), self.capacity.min(PFNS_MAX));
+            return Err(ListError::Capacity { pfns, capacity });
+        }
+        Ok(())
     }
 
     /// Fills every table and shared page, all of them loose.
-    fn build<M: Machine>(
-        &self,
-        machine: &M,
-        p2m: &P2m<'_>,
-        list: BuilderList,
-    ) -> Result<(), WindowFailure> {
-        fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
-        fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)?;
-        let mfn = |at| p2m.mfn(self.pfn(at));
+    fn build<M: Machine>(&self, guest: &Guest<'_, M>, list: BuilderList) -> Result<(), ListError> {
+        let (machine, len) = (guest.machine(), guest.p2m().len());
+        self.refill_holes(machine)?;
+        let mfn = |at| guest.mfn(self.pfn(at));
         let [read_only, writable] =
             [PteFlags::KERNEL_RO, PteFlags::KERNEL_RW].map(|flags| machine.offered(flags));
         let absent = Pte::new(mfn(place::ABSENT_LEAF)?, read_only);
         let identity = Pte::new(mfn(place::IDENTITY_LEAF)?, read_only);
         fill_table(machine, self.pfn(place::ABSENT_L1), |_| Ok(absent))?;
         fill_table(machine, self.pfn(place::IDENTITY_L1), |_| Ok(identity))?;
-        let leaves = p2m.len().div_ceil(LEAF_WORDS);
-        let tables = p2m.len().div_ceil(PFNS_PER_L1);
+        let (leaves, tables) = (len.div_ceil(LEAF_WORDS), len.div_ceil(PFNS_PER_L1));
         for gib in 0..tables {
             fill_table(machine, self.pfn(self.first_l1() + gib), |at| {
                 let leaf = gib * TABLE_ENTRIES + at;
                 Ok(match leaf < leaves {
-                    true => Pte::new(list.leaf(machine, p2m, leaf)?, writable),
+                    true => Pte::new(list.leaf(guest, leaf)?, writable),
                     false => absent,
                 })
             })?;
@@ -257,49 +230,44 @@ impl Window {
     /// costs a fiftieth of what it costs to have its 512 entries looked at again.
     fn link_root<M: Machine>(
         &self,
-        machine: &M,
-        p2m: &P2m<'_>,
+        guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
-        protect((machine, p2m), self.tables(), Access::ReadOnly, batch)
-            .map_err(|stopped| unprotect((machine, p2m), self.tables(), stopped, batch))?;
-        self.link_l3(machine, p2m, batch).map_err(|WindowError { failure, undo }| {
+        protect(guest, self.tables(), Access::ReadOnly, batch)
+            .map_err(|stopped| unprotect(guest, self.tables(), stopped, batch))?;
+        self.link_l3(guest, batch).map_err(|WindowError { failure, undo }| {
             if undo.is_err() {
                 return WindowError { failure, undo };
             }
             let done = self.tables().count() as u64;
-            let all = Stopped { done, failure, undo };
-            unprotect((machine, p2m), self.tables(), all, batch)
+            unprotect(guest, self.tables(), Stopped { done, failure, undo }, batch)
         })
     }
 
     fn link_l3<M: Machine>(
         &self,
-        machine: &M,
-        p2m: &P2m<'_>,
+        guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
     ) -> Result<(), WindowError> {
-        let slot = Slot { table: p2m.mfn(self.root)?, index: Level::L4.index_of(self.va) };
-        let l3 = Pte::new(p2m.mfn(self.pfn(place::L3))?, PteFlags::TABLE);
-        let absent = p2m.mfn(self.pfn(place::ABSENT_L1))?;
-        let pushed = (|| {
-            batch.clear();
-            batch.op(MmuExtOp::pin(Level::L1, absent))?;
-            batch.update(MmuUpdate::set(slot, l3), 0)
-        })();
-        pushed.map_err(WindowFailure::from)?;
+        let slot = guest.slot(guest.kernel_root(), Level::L4.index_of(self.va))?;
+        let l3 = Pte::new(guest.mfn(self.pfn(place::L3))?, PteFlags::TABLE);
+        let absent = guest.mfn(self.pfn(place::ABSENT_L1))?;
+        batch.clear();
+        batch.op(MmuExtOp::pin(Level::L1, absent)).map_err(ListError::from)?;
+        batch.update(MmuUpdate::set(slot, l3), 0).map_err(ListError::from)?;
+        let refused = |error| ListError::Refused { pfn: Pfn::new(0), error };
         // SAFETY: the slot is the window's by the caller's word, and so are the tables (I-9).
-        let Err(error) = (unsafe { batch.submit(machine) }) else { return Ok(()) };
+        let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
         // Xen goes on behind a refused pin, and a pin stays behind a refused link.
         let pinned = batch.applied().any(|element| matches!(element, Element::Op(_)));
         batch.invert();
         let unpin = match pinned {
-            true => batch.op(MmuExtOp::unpin(absent)).map_err(WindowFailure::from),
+            true => batch.op(MmuExtOp::unpin(absent)).map_err(ListError::from),
             false => Ok(()),
         };
         // SAFETY: as above.
-        let undone = unsafe { batch.submit(machine) }.map_err(WindowFailure::Refused);
-        Err(WindowError { failure: WindowFailure::Refused(error), undo: unpin.and(undone) })
+        let undone = unsafe { batch.submit(guest.machine()) }.map_err(refused);
+        Err(WindowError { failure: refused(error), undo: unpin.and(undone) })
     }
 
     /// The tables of the run.
@@ -323,7 +291,7 @@ impl Window {
     ///
     /// # Hypercalls
     /// None.
-    pub fn refill_holes<M: FrameAccess>(&self, machine: &M) -> Result<(), WindowFailure> {
+    pub fn refill_holes<M: FrameAccess>(&self, machine: &M) -> Result<(), AccessError> {
         fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
         fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)
     }
@@ -348,16 +316,12 @@ impl Window {
     }
 
     /// The L1 table of a GiB.
-    fn l1<M: FrameAccess>(
-        &self,
-        (machine, p2m): (&M, &P2m<'_>),
-        gib: u64,
-    ) -> Result<L1, WindowFailure> {
+    fn l1<M: FrameAccess>(&self, guest: &Guest<'_, M>, gib: u64) -> Result<L1, ListError> {
         let (table, at) = self.l2_entry(gib);
-        let Entry::Table(mfn) = read(machine, table, at)?.decode(Level::L2) else {
+        let Entry::Table(mfn) = guest.machine().read_entry(table, at)?.decode(Level::L2) else {
             return Ok(L1::Missing);
         };
-        let pfn = p2m.pfn(machine, mfn)?;
+        let pfn = guest.pfn(mfn)?;
         Ok(match pfn {
             _ if pfn == self.pfn(place::ABSENT_L1) => L1::Shared(Hole::Absent),
             _ if pfn == self.pfn(place::IDENTITY_L1) => L1::Shared(Hole::Identity),
@@ -399,20 +363,21 @@ fn index(number: u64) -> PageTableIndex {
 
 // SAFETY: the entries are those of the window's own tables (I-9).
 unsafe impl Leaves for Window {
-    fn leaf<M: FrameAccess>(&self, machine: &M, p2m: &P2m<'_>, leaf: u64) -> Result<Mfn, P2mError> {
-        let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf * LEAF_WORDS), len: p2m.len() };
+    fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, leaf: u64) -> Result<Mfn, P2mError> {
+        let len = guest.p2m().len();
+        let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf * LEAF_WORDS), len };
         let gib = leaf / TABLE_ENTRIES;
         if gib >= self.capacity / PFNS_PER_L1 {
             return Err(missing);
         }
-        let table = match self.l1((machine, p2m), gib) {
+        let table = match self.l1(guest, gib) {
             Ok(L1::Own(table)) => table,
             Ok(L1::Shared(Hole::Absent)) => self.pfn(place::ABSENT_L1),
             Ok(L1::Shared(Hole::Identity)) => self.pfn(place::IDENTITY_L1),
             Ok(L1::Missing) => return Err(missing),
-            Err(WindowFailure::P2m(error)) => return Err(error),
+            Err(ListError::P2m(error)) => return Err(error),
             Err(_) => return Err(missing),
         };
-        read(machine, table, index(leaf)).map(Pte::mfn).map_err(|_| missing)
+        guest.machine().read_entry(table, index(leaf)).map(Pte::mfn).map_err(|_| missing)
     }
 }

@@ -3,15 +3,13 @@
 //! What was taken from the source is kept as tokens until the table is linked: what a frame holds
 //! says nothing about whose the frames are that it names.
 
-use core::ops::Range;
+use hypercall::{Frame, FrameSource, Machine, Pfn};
 
-use hypercall::{Batch, Frame, FrameSource, Machine, Pfn, Pte, PteFlags};
-
-use super::error::{WindowError, WindowFailure};
-use super::grow::{LEAVES_MAX, Target};
-use super::tables::{Access, Stopped, fill_leaf, fill_table, protect, unprotect, write};
-use super::{GrowContext, Hole, Window};
-use crate::entry::{ABSENT, IDENTITY};
+use super::change::{Change, Part, Target};
+use super::error::WindowError;
+use super::tables::{Access, Stopped, fill_table, protect, unprotect, write};
+use super::{Hole, LEAVES_MAX};
+use crate::error::ListError;
 
 /// What has become of a table that is not to be used after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,19 +20,25 @@ enum Left {
     ReadOnly,
 }
 
-impl Window {
-    /// Puts a table of the GiB's own in the place of a shared one.
-    pub(super) fn split<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        (table, gib, hole): (Frame, u64, Hole),
-        (range, target): (Range<u64>, Target),
-        (source, batch): (&mut impl FrameSource, &mut Batch<'_>),
+/// A table that is not to be used, and why.
+type Unused = (WindowError, Left);
+
+impl<M: Machine> Change<'_, '_, '_, M> {
+    /// Puts a table of the GiB's own in the place of the shared one of `hole`, with the leaves of
+    /// `part` converted.
+    pub(super) fn split(
+        &mut self,
+        part: &Part,
+        hole: Hole,
+        target: Target,
+        source: &mut impl FrameSource,
     ) -> Result<(), WindowError> {
+        let first = part.pfns(part.leaves.start).start;
+        let table = source.take().ok_or(ListError::OutOfFrames(first))?;
         let mut taken = [const { None }; LEAVES_MAX];
         let linked = self
-            .fill_split(context, (table.pfn(), hole), (range, target), source, &mut taken)
-            .and_then(|()| self.link_split(context, table.pfn(), gib, batch));
+            .fill_split(table.pfn(), part, hole, target, source, &mut taken)
+            .and_then(|()| self.link_split(table.pfn(), part.gib));
         linked.map_err(|(error, left)| {
             // Nothing leads to the table, and so nothing to them.
             taken.into_iter().flatten().for_each(|leaf| source.give(leaf));
@@ -47,77 +51,49 @@ impl Window {
     }
 
     /// Protects a table and links it in the place of a shared one.
-    fn link_split<M: Machine>(
-        &self,
-        context: GrowContext<'_, M>,
-        table: Pfn,
-        gib: u64,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), (WindowError, Left)> {
-        let around = (context.machine, context.p2m);
+    fn link_split(&mut self, table: Pfn, gib: u64) -> Result<(), Unused> {
+        let guest = self.guest;
         let left = |error: WindowError| {
             (error, if error.undo.is_ok() { Left::Writable } else { Left::ReadOnly })
         };
         let table_alone = || core::iter::once(table);
-        protect(around, table_alone(), Access::ReadOnly, batch)
+        protect(&guest, table_alone(), Access::ReadOnly, self.batch)
             .map_err(|Stopped { failure, undo, .. }| left(WindowError { failure, undo }))?;
-        let mfn = context.p2m.mfn(table).map_err(WindowFailure::from);
-        mfn.and_then(|mfn| self.link(context, gib, mfn, batch)).map_err(|failure| {
+        let mfn = guest.mfn(table).map_err(ListError::from);
+        mfn.and_then(|mfn| self.link(gib, mfn)).map_err(|failure| {
             let all = Stopped { done: 1, failure, undo: Ok(()) };
-            left(unprotect(around, table_alone(), all, batch))
+            left(unprotect(&guest, table_alone(), all, self.batch))
         })
     }
 
-    /// Fills a loose table like the shared one of `hole`, with the leaves in `range` converted. The
+    /// Fills a loose table like the shared one of `hole`, with the leaves of `part` converted. The
     /// leaves that it takes are in `taken`.
-    fn fill_split<M: Machine>(
+    fn fill_split(
         &self,
-        context: GrowContext<'_, M>,
-        (table, hole): (Pfn, Hole),
-        (range, target): (Range<u64>, Target),
+        table: Pfn,
+        part: &Part,
+        hole: Hole,
+        target: Target,
         source: &mut impl FrameSource,
         taken: &mut [Option<Frame>; LEAVES_MAX],
-    ) -> Result<(), (WindowError, Left)> {
-        let as_it_was = |failure: WindowFailure| (failure.into(), Left::Writable);
-        let unwritten = |failure: WindowFailure| (failure.into(), Left::ReadOnly);
-        let shared = self.hole_pte(context, hole).map_err(as_it_was)?;
-        fill_table(context.machine, table, |_| Ok(shared)).map_err(unwritten)?;
-        for (at, place) in range.zip(taken) {
+    ) -> Result<(), Unused> {
+        let as_it_was = |failure: ListError| (failure.into(), Left::Writable);
+        let unwritten = |failure: ListError| (failure.into(), Left::ReadOnly);
+        let machine = self.guest.machine();
+        let shared = self.hole_pte(hole).map_err(as_it_was)?;
+        fill_table(machine, table, |_| Ok(shared)).map_err(unwritten)?;
+        for (at, place) in part.leaves.clone().zip(taken) {
             let pte = match target {
-                Target::Identity => self.hole_pte(context, Hole::Identity).map_err(as_it_was)?,
+                Target::Identity => self.hole_pte(Hole::Identity).map_err(as_it_was)?,
                 Target::Own => {
-                    let (leaf, pte) = own_leaf(context, hole, source).map_err(as_it_was)?;
+                    let leaf = self.own_leaf(part.pfns(at), hole, source);
+                    let (leaf, pte) = leaf.map_err(as_it_was)?;
                     *place = Some(leaf);
                     pte
                 }
             };
-            write(context.machine, table, at, pte).map_err(|error| unwritten(error.into()))?;
+            write(machine, table, at, pte).map_err(|error| unwritten(error.into()))?;
         }
         Ok(())
-    }
-}
-
-/// Takes a page, fills it with the words of a hole, and makes the entry that leads to it.
-pub(super) fn own_leaf<M: Machine>(
-    context: GrowContext<'_, M>,
-    hole: Hole,
-    source: &mut impl FrameSource,
-) -> Result<(Frame, Pte), WindowFailure> {
-    let leaf = source.take().ok_or(WindowFailure::OutOfFrames)?;
-    let word = match hole {
-        Hole::Absent => ABSENT,
-        Hole::Identity => IDENTITY,
-    };
-    if let Err(failure) = fill_leaf(context.machine, leaf.pfn(), word) {
-        // It is not writable, as what is given back is.
-        source.give_uncertain(leaf.into());
-        return Err(failure);
-    }
-    match context.p2m.mfn(leaf.pfn()) {
-        Ok(mfn) => Ok((leaf, Pte::new(mfn, context.machine.offered(PteFlags::KERNEL_RW)))),
-        Err(error) => {
-            source.give(leaf);
-            Err(error.into())
-        }
     }
 }

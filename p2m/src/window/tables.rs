@@ -2,14 +2,14 @@
 #![expect(unsafe_code, reason = "writes frames that belong to the window (I-1, I-9)")]
 
 use hypercall::{
-    AccessError, Batch, CALLS_MAX, FrameAccess, Machine, PAGE_SIZE, Pfn, Pte, PteFlags,
+    AccessError, Batch, CALLS_MAX, FrameAccess, Machine, PAGE_SIZE, Pfn, Pte, PteFlags, VaFlush,
+    VaMapping,
 };
-use hypercall::{VaFlush, VaMapping};
-use x86_64::structures::paging::PageTableIndex;
 
-use super::error::{WindowError, WindowFailure};
+use super::error::WindowError;
 use super::{TABLE_ENTRIES, index};
-use crate::map::P2m;
+use crate::error::ListError;
+use crate::guest::Guest;
 
 /// How a table's frame is mapped in the direct mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +39,13 @@ pub(super) fn fill_leaf<M: FrameAccess>(
     machine: &M,
     page: Pfn,
     word: u64,
-) -> Result<(), WindowFailure> {
+) -> Result<(), AccessError> {
     const CHUNK_WORDS: usize = 64;
     let chunk = [word.to_le_bytes(); CHUNK_WORDS];
     let chunk = chunk.as_flattened();
     for offset in (0..PAGE_SIZE).step_by(chunk.len()) {
-        // SAFETY: the page belongs to the window, and no table does yet lead to it, or it is one of
-        // the shared pages.
+        // SAFETY: the page belongs to the window, and no table leads to it yet, or it is one of the
+        // shared pages.
         unsafe { machine.write_bytes(page, offset, chunk) }?;
     }
     Ok(())
@@ -55,8 +55,8 @@ pub(super) fn fill_leaf<M: FrameAccess>(
 pub(super) fn fill_table<M: FrameAccess>(
     machine: &M,
     table: Pfn,
-    mut entry: impl FnMut(u64) -> Result<Pte, WindowFailure>,
-) -> Result<(), WindowFailure> {
+    mut entry: impl FnMut(u64) -> Result<Pte, ListError>,
+) -> Result<(), ListError> {
     for at in 0..TABLE_ENTRIES {
         write(machine, table, at, entry(at)?)?;
     }
@@ -74,30 +74,21 @@ pub(super) fn write<M: FrameAccess>(
     unsafe { machine.write_entry(table, index(at), pte) }
 }
 
-/// Reads an entry of a table, loose or live.
-pub(super) fn read<M: FrameAccess>(
-    machine: &M,
-    table: Pfn,
-    at: PageTableIndex,
-) -> Result<Pte, AccessError> {
-    machine.read_entry(table, at)
-}
-
 /// A [`protect`] that was refused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopped {
     /// How many tables are mapped as was asked: the first ones.
     pub(super) done: u64,
     /// Why the next is not.
-    pub(super) failure: WindowFailure,
+    pub(super) failure: ListError,
     /// Whether those behind it are as they were.
-    pub(super) undo: Result<(), WindowFailure>,
+    pub(super) undo: Result<(), ListError>,
 }
 
-/// Maps the frames of `tables` with `access` in the direct mapping. One hypercall for each 16
+/// Maps the frames of `tables` with `access` in the direct mapping, in one hypercall for each 16
 /// tables.
 pub(super) fn protect<M: Machine>(
-    (machine, p2m): (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     tables: impl Iterator<Item = Pfn>,
     access: Access,
     batch: &mut Batch<'_>,
@@ -106,62 +97,62 @@ pub(super) fn protect<M: Machine>(
     let mut done = 0;
     let mut pending = [Pfn::new(0); CALLS_MAX];
     for table in tables {
-        let mapping = (|| {
-            let mfn = p2m.mfn(table)?;
-            let va = machine.direct_map(table)?.addr();
-            let pte = Pte::new(mfn, machine.offered(access.flags()));
-            let old = Pte::new(mfn, machine.offered(access.opposite().flags()));
-            Ok((VaMapping { va, pte, flush: VaFlush::PageAll }, old))
-        })();
-        let stopped = |failure| Stopped { done, failure, undo: Ok(()) };
-        let (mapping, old) = mapping.map_err(stopped)?;
+        let stopped = |failure, done| Stopped { done, failure, undo: Ok(()) };
+        let mapped = mapping(guest, table, access).map_err(|failure| stopped(failure, done));
+        let (mapping, old) = mapped?;
         if batch.va_mapping(mapping, old).is_err() {
-            submit(machine, batch, &mut done, &pending)?;
-            batch.va_mapping(mapping, old).map_err(|full| Stopped {
-                done,
-                failure: full.into(),
-                undo: Ok(()),
-            })?;
+            done += submit(guest.machine(), batch, done, &pending)?;
+            batch.va_mapping(mapping, old).map_err(|full| stopped(full.into(), done))?;
         }
         pending[batch.requests() - 1] = table;
     }
-    submit(machine, batch, &mut done, &pending)
+    submit(guest.machine(), batch, done, &pending).map(drop)
 }
 
+/// Returns the request that maps `table` with `access`, and the entry that it replaces.
+fn mapping<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    table: Pfn,
+    access: Access,
+) -> Result<(VaMapping, Pte), ListError> {
+    let (machine, mfn) = (guest.machine(), guest.mfn(table)?);
+    let entry = |access: Access| Pte::new(mfn, machine.offered(access.flags()));
+    let va = machine.direct_map(table)?.addr();
+    let mapping = VaMapping { va, pte: entry(access), flush: VaFlush::PageAll };
+    Ok((mapping, entry(access.opposite())))
+}
+
+/// Submits the mappings of `pending` tables, behind `done` others. Returns how many those are.
 fn submit<M: Machine>(
     machine: &M,
     batch: &mut Batch<'_>,
-    done: &mut u64,
+    done: u64,
     pending: &[Pfn],
-) -> Result<(), Stopped> {
-    let requests = batch.requests();
+) -> Result<u64, Stopped> {
+    let requests = batch.requests() as u64;
     // SAFETY: the frames belong to the window (I-9); no Rust reference leads into them.
-    let Err(error) = (unsafe { batch.submit(machine) }) else {
-        *done += requests as u64;
-        return Ok(());
-    };
-    let failure = match pending.get(error.request) {
-        Some(&table) => WindowFailure::Protect { table, error },
-        None => WindowFailure::Refused(error),
-    };
+    let Err(error) = (unsafe { batch.submit(machine) }) else { return Ok(requests) };
+    let table = pending[error.request];
     // What Xen did behind the refused entry is taken back at once, so that the done ones are the
     // first ones.
     batch.invert();
+    let failure = ListError::Protect { table, error };
     // SAFETY: as above.
-    let undo = unsafe { batch.submit(machine) }.map_err(WindowFailure::Refused);
+    let undo =
+        unsafe { batch.submit(machine) }.map_err(|error| ListError::Protect { table, error });
     batch.clear();
-    Err(Stopped { done: *done, failure, undo })
+    Err(Stopped { done, failure, undo })
 }
 
 /// Undoes a [`protect`] that stopped, or that is to be undone whole.
 pub(super) fn unprotect<M: Machine>(
-    around: (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     tables: impl Iterator<Item = Pfn>,
     stopped: Stopped,
     batch: &mut Batch<'_>,
 ) -> WindowError {
     let done = usize::try_from(stopped.done).unwrap_or(usize::MAX);
-    let undone = protect(around, tables.take(done), Access::Writable, batch);
+    let undone = protect(guest, tables.take(done), Access::Writable, batch);
     let undo = stopped.undo.and(undone.map_err(|again| again.failure));
     WindowError { failure: stopped.failure, undo }
 }

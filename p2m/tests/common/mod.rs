@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use hypercall::{BatchStorage, Frames};
-use p2m::{Audit, P2m, Window};
+use p2m::audit::Audit;
+use p2m::{P2m, Window};
 use pv_tests::window::{Machine, Pool};
 
 pub(crate) type Storage = BatchStorage<512, 4>;
@@ -22,6 +23,6 @@ pub(crate) fn opened<'a>(machine: &'a Machine, frames: Frames) -> (P2m<'a>, Wind
 pub(crate) fn audit(machine: &Machine, p2m: &P2m<'_>) {
     let mut findings = [None; 4];
     let mut audit = Audit::begin(&mut findings);
-    audit.run(machine, p2m);
+    audit.run(&machine.guest(machine, p2m));
     assert!(audit.report().is_clean(), "{}", audit.report());
 }

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{ArchSharedInfo, Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
-use p2m::{BuilderList, P2m, P2mError, Pfns, Toolstack, UnalignedList, Window, WindowPlace};
+use p2m::toolstack::UnalignedList;
+use p2m::window::WindowPlace;
+use p2m::{BuilderList, Guest, P2m, P2mError, Pfns, Toolstack, Window};
 
 fn a_list_is_adopted_by_unsafe_code_alone(list: &[AtomicU64]) -> Result<P2m<'_>, P2mError> {
     owed!(P2m::adopt(list)) //~ E0133
@@ -34,14 +36,13 @@ fn a_pfn_is_called_the_machines_own_by_unsafe_code_alone(p2m: &P2m<'_>) {
 }
 
 fn a_window_is_opened_by_unsafe_code_alone(
-    machine: &impl Machine,
-    old: &P2m<'_>,
+    guest: &Guest<'_, impl Machine>,
     list: BuilderList,
     place: WindowPlace,
     frames: Frames,
     batch: &mut Batch<'_>,
 ) {
-    let _ = owed!(Window::open((machine, old), list, place, frames, batch)); //~ E0133
+    let _ = owed!(Window::open(guest, list, place, frames, batch)); //~ E0133
 }
 
 fn a_list_is_said_to_be_somewhere_by_unsafe_code_alone() -> BuilderList {

@@ -4,7 +4,8 @@
 use std::sync::atomic::AtomicU64;
 
 use hypercall::{Frame, Grants};
-use p2m::{Grant, GrantMaps, Granted, P2m};
+use p2m::Guest;
+use p2m::grants::{Grant, GrantMaps, Granted};
 
 fn a_grant_table_is_taken_by_unsafe_code_alone<'a>(
     entries: &'a [AtomicU64],
@@ -19,14 +20,14 @@ fn a_frame_that_may_be_mapped_comes_back_by_unsafe_code_alone(grant: Grant<'_>) 
 
 fn anothers_frame_is_mapped_by_unsafe_code_alone(
     maps: &mut GrantMaps<'_>,
-    machine: &impl Grants,
-    p2m: &P2m<'_>,
+    guest: &Guest<'_, impl Grants>,
 ) {
-    owed!(maps.map((machine, p2m), &[], &mut [])); //~ E0133
+    owed!(maps.map(guest, &[], &mut [])); //~ E0133
 }
 
 hidden! {
     use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    use p2m::P2m;
 
     fn a_frame_is_not_granted_by_its_number(granted: &Granted<'_>, p2m: &P2m<'_>) {
         let (entry, access) = (GrantRef(8), GrantAccess::ReadWrite);

@@ -5,7 +5,7 @@ use hypercall::{
     AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GrantMap, GrantUnmap, Grants,
     GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte,
 };
-use p2m::{Leaves, P2m, P2mError};
+use p2m::{Guest, Leaves, P2mError};
 use x86_64::structures::paging::PageTableIndex;
 
 /// A machine that says what it likes.
@@ -105,7 +105,7 @@ promised! {
 
 promised! {
     impl Leaves for Liar { //~ E0200
-        fn leaf<M: FrameAccess>(&self, _: &M, _: &P2m<'_>, _: u64) -> Result<Mfn, P2mError> {
+        fn leaf<M: FrameAccess>(&self, _: &Guest<'_, M>, _: u64) -> Result<Mfn, P2mError> {
             Ok(Mfn::new(1))
         }
     }

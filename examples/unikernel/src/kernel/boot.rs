@@ -4,7 +4,6 @@
 //! pfn, up to the 4 MiB behind its boot stack. Crate early-pgt makes the direct mapping of all
 //! memory from there.
 
-use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::string::String;
@@ -12,14 +11,13 @@ use alloc::string::String;
 use early_pgt::MapExtent;
 use hypercall::xen::{Xen, try_load};
 use hypercall::{
-    BootInfo, Counting, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
+    BootInfo, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
 };
 use p2m::{Guest, P2m, Pfns, walk};
 use spin::Once;
 use x86_64::VirtAddr;
 
 use crate::direct_map::{self, Boot, Built, DIRECT_MAP, Image, Takeover, VIRT_BASE};
-use crate::guest::{Kernel, Platform};
 
 /// Where Xen lets every guest read M2P (`HYPERVISOR_VIRT_START`, 64-bit).
 const M2P_START: u64 = 0xffff_8000_0000_0000;
@@ -66,6 +64,12 @@ impl Early {
     /// The frame map, wherever its list is now.
     pub(super) fn p2m(&self) -> &P2m<'static> {
         self.moved_p2m.get().unwrap_or(&self.built_p2m)
+    }
+
+    /// The guest as it is now, on `machine`: Xen, or something around it.
+    pub(super) fn guest<'a, M>(&'a self, machine: &'a M) -> Guest<'a, M> {
+        // SAFETY: the guest's frame map, and the root that its kernel runs on.
+        unsafe { Guest::new(machine, self.p2m(), self.root()) }
     }
 }
 
@@ -163,8 +167,7 @@ pub(super) fn machine(early: &Early) -> Xen {
 
 /// Whether the builder's tables map `pfn` at its place in the direct mapping.
 fn maps(xen: &Xen, early: &Early, pfn: Pfn) -> bool {
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(xen, early.p2m(), early.root()) };
+    let guest = early.guest(xen);
     let Ok(va) = early.direct_map.checked_add_pages(pfn.raw()) else { return false };
     let entry = walk(&guest, guest.kernel_root(), va).ok().and_then(|walk| walk.at(Level::L1));
     entry.is_some_and(|step| step.pte.is_present() && early.p2m().mfn(pfn) == Ok(step.pte.mfn()))
@@ -196,7 +199,7 @@ pub(super) fn map_memory(early: &'static Early, xen: &Xen, boot: Boot) -> Result
     // any more, no Rust object is in memory that the image does not hold (I-1), and the linker
     // script has all code in front of the constants and those in front of the rest.
     let built = unsafe {
-        direct_map::build((xen, early.p2m()), (&early.boot, &image), &Booting { early, xen })
+        direct_map::build(&early.guest(xen), &early.boot, &image, &Booting { early, xen })
     }?;
     if boot != Boot::OnBuilderTables {
         ROOT.store(built.made.root.map_or(BUILDERS, Pfn::raw), Ordering::Release);
@@ -258,32 +261,8 @@ const BUILDERS: u64 = u64::MAX;
 /// The pfn of the kernel's own root, once it runs on it.
 static ROOT: AtomicU64 = AtomicU64::new(BUILDERS);
 
-/// The guest around a program.
-pub(super) fn kernel<'a>(
-    early: &'a Early,
-    xen: &'a Xen,
-    built: Built,
-    console: &'a mut dyn fmt::Write,
-    platform: &'a dyn Platform,
-) -> Kernel<'a, Xen> {
-    Kernel {
-        machine: Counting::new(xen),
-        cpu: xen,
-        boot: early.boot,
-        p2m: early.p2m(),
-        kernel_root: early.root(),
-        pool: built.pool,
-        made: built.made,
-        arguments: "",
-        module: module(&early.boot),
-        console,
-        platform,
-        second: None,
-    }
-}
-
 /// The boot module, if it is mapped.
-fn module(boot: &BootInfo) -> Option<&'static [u8]> {
+pub(super) fn module(boot: &BootInfo) -> Option<&'static [u8]> {
     let Module::Mapped { start, len_bytes } = boot.module else { return None };
     let len = usize::try_from(len_bytes).ok()?;
     // SAFETY: the builder mapped the module there (public/xen.h), in frames that nothing else uses.

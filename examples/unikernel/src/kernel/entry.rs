@@ -8,10 +8,7 @@
 
 use core::arch::global_asm;
 
-use super::stack::Stack;
-
-/// The stack of the first vCPU, from its first instruction on.
-pub(super) static BOOT_STACK: Stack<{ 128 * 1024 }> = Stack::new();
+use super::stack;
 
 global_asm!(
     ".macro note type, value:vararg",
@@ -47,7 +44,7 @@ global_asm!(
     "    ud2",
     ".size kernel_entry, . - kernel_entry",
     ".popsection",
-    stack = sym BOOT_STACK,
-    stack_bytes = const size_of_val(&BOOT_STACK),
+    stack = sym stack::FIRST,
+    stack_bytes = const size_of_val(&stack::FIRST),
     main = sym super::kernel_main,
 );

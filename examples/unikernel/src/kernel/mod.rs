@@ -17,9 +17,10 @@ mod traps;
 mod vcpus;
 
 use hypercall::xen::Xen;
-use hypercall::{Assist, Hypercalls, StartInfo};
+use hypercall::{Assist, Counting, Hypercalls, StartInfo};
 
 use crate::direct_map::Boot;
+use crate::program::Kernel;
 use crate::programs;
 use crate::report::{Verdict, print_verdict};
 use boot::Early;
@@ -66,9 +67,19 @@ fn run(early: &'static Early, name: &str, arguments: &str) -> Verdict {
     if boot != Boot::OnBuilderTables {
         built.made.guards = stack::guard(&xen)?;
     }
-    let mut kernel = boot::kernel(early, &xen, built, &mut console, &platform);
-    kernel.arguments = arguments;
-    kernel.second = second.as_ref().map(|second| second as _);
+    let machine = Counting::new(&xen);
+    let mut kernel = Kernel {
+        guest: early.guest(&machine),
+        cpu: &xen,
+        boot: early.boot,
+        pool: built.pool,
+        made: built.made,
+        arguments,
+        module: boot::module(&early.boot),
+        console: &mut console,
+        platform: &platform,
+        second: second.as_ref().map(|second| second as _),
+    };
     kernel.say_what_is_missing()?;
     program(&mut kernel)
 }

@@ -14,8 +14,8 @@ use super::boot::{self, Early};
 use super::life::RealLife;
 use super::ports::RealPorts;
 use super::{heap, shared_page, traps};
-use crate::guest::{Platform, Ports};
 use crate::life::Life;
+use crate::program::{Platform, Ports};
 
 /// The page, which is atomic.
 struct Mapped(NonNull<SharedInfo>);

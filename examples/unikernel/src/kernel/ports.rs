@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use crate::guest::Ports;
+use crate::program::Ports;
 
 /// The ports of this vCPU, after Xen has allowed them.
 pub(super) struct RealPorts;

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use hypercall::xen::{Xen, try_load};
 use hypercall::{Call, GuestVa, Hypercalls as _, PAGE_SIZE, Pfn, Pte, Request, VaFlush, VaMapping};
 
-use super::{boot, entry, vcpus};
+use super::boot;
 
 /// A stack of so many bytes, a multiple of a page.
 #[repr(C, align(4096))]
@@ -40,10 +40,10 @@ impl<const BYTES: usize> Stack<BYTES> {
     }
 }
 
-/// The addresses of the pages below the stacks.
-fn guards() -> [u64; 2] {
-    [entry::BOOT_STACK.guard(), vcpus::STACK.guard()]
-}
+/// The stack of the first vCPU, from its first instruction on.
+pub(super) static FIRST: Stack<{ 128 * 1024 }> = Stack::new();
+/// The stack of the second one.
+pub(super) static SECOND: Stack<{ 64 * 1024 }> = Stack::new();
 
 /// Takes the pages below the stacks out of the kernel's mapping, and with it out of the direct map,
 /// which has the same entries. Their pfns.
@@ -52,7 +52,7 @@ fn guards() -> [u64; 2] {
 /// A sentence.
 pub(super) fn guard(xen: &Xen) -> Result<Vec<Pfn>, String> {
     let mut pfns = Vec::new();
-    for address in guards() {
+    for address in [FIRST.guard(), SECOND.guard()] {
         let va = GuestVa::new(address).map_err(|error| format!("a stack: {error}"))?;
         pfns.extend(boot::image_pfn(va));
         let mapping = VaMapping { va: va.addr(), pte: Pte::ABSENT, flush: VaFlush::PageAll };
@@ -72,7 +72,7 @@ pub(super) fn guard(xen: &Xen) -> Result<Vec<Pfn>, String> {
 /// Pushes a word below the end of the stack, as `fault overflow` asks. Xen pushes the exception on
 /// the same stack, fails, and ends the guest.
 pub(super) fn overflow_on_purpose() -> ! {
-    let end = entry::BOOT_STACK.guard() + PAGE_SIZE as u64;
+    let end = FIRST.guard() + PAGE_SIZE as u64;
     // SAFETY: none, on purpose: the push faults. If it does not, the stack is as it was.
     unsafe {
         asm!(

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypercall::xen::{ShutdownReason, TrapInfo, Xen, fault_fixup};
 use hypercall::{Error, GuestVa};
-use p2m::{Guest, walk};
+use p2m::walk;
 use pvmmu::mapper::flush_length;
 use x86_64::VirtAddr;
 
@@ -328,8 +328,7 @@ fn print_walk(out: &mut Console, address: u64) -> fmt::Result {
         Err(reason) => return writeln!(out, "{reason}"),
     };
     let xen = boot::machine(early);
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(&xen, early.p2m(), early.root()) };
+    let guest = early.guest(&xen);
     writeln!(out, "entries on the way in the tree that the kernel booted on:")?;
     match walk(&guest, guest.kernel_root(), va) {
         Ok(walk) => write!(out, "{walk}"),

@@ -16,14 +16,11 @@ use hypercall::xen::{VcpuContext, VcpuStart, Xen};
 use hypercall::{Errno, GuestVa};
 
 use super::boot::Early;
-use super::stack::Stack;
-use super::traps;
-use crate::guest::{Second, Work};
+use super::{stack, traps};
+use crate::program::{Second, Work};
 
 /// The number of the second vCPU.
 const SECOND: u32 = 1;
-/// Its stack.
-pub(super) static STACK: Stack<{ 64 * 1024 }> = Stack::new();
 
 /// What `gs:0` shows on the second vCPU: its number.
 static NUMBER: AtomicU64 = AtomicU64::new(SECOND as u64);
@@ -67,7 +64,7 @@ impl<'a> SecondVcpu<'a> {
 
     fn initialise(&self) -> Result<(), String> {
         let root = self.early.p2m().mfn(self.early.root());
-        let stack_top = GuestVa::new(STACK.top());
+        let stack_top = GuestVa::new(stack::SECOND.top());
         let start = VcpuStart {
             entry: second_main,
             argument: u64::from(SECOND),

@@ -89,7 +89,7 @@ does_not_survive! {
     hypercall::MmuExtOp,
     p2m::P2mEntry,
     p2m::Toolstack<'static>,
-    p2m::Published,
+    p2m::toolstack::Published,
     swiotlb::BusAddr,
     swiotlb::BusRun,
     swiotlb::Mapping<swiotlb::Both>,

@@ -15,13 +15,13 @@ use pvmmu::{Obstacle, PinFailure};
 
 use super::OrSay;
 use super::life::{build, destroy, pages};
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let all = pages(4)?;
     let pgd = build(&guest, all, pool)?;
     let path = walk(&guest, pgd.root(), all.start).or_say("walk")?;

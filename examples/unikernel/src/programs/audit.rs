@@ -5,11 +5,13 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{Cpu, DomId, GuestVa, Hypercalls as _, Machine, MemoryOp};
-use p2m::{Audit, FrameList, KexecState, Leaves, P2m, Progress, Toolstack};
+use p2m::audit::{Audit, Progress};
+use p2m::kexec::KexecState;
+use p2m::{FrameList, Leaves, Toolstack};
 
 use super::OrSay;
 use super::publish::{builder_list, places, publish};
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// Words of the map that are looked at in one go.
@@ -27,7 +29,7 @@ pub(super) struct Published<'p, L> {
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
-    let mut places = places(kernel.p2m.len());
+    let mut places = places(kernel.guest.p2m().len());
     let (toolstack, frame_list) = publish(kernel, &mut places)?;
     let published = Published {
         toolstack: &toolstack,
@@ -35,9 +37,10 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         frame_list: Some(&frame_list),
         leaves: &builder_list(kernel)?,
     };
-    let verdict = audit(kernel, kernel.p2m, &published)?;
-    let ram = [kernel.p2m.all()];
-    let state = KexecState { p2m: kernel.p2m, ram: &ram, granted: None, maps: None };
+    let verdict = audit(kernel, &published)?;
+    let p2m = kernel.guest.p2m();
+    let ram = [p2m.all()];
+    let state = KexecState { p2m, ram: &ram, granted: None, maps: None };
     match state.kexec_is_safe() {
         Ok(_) => writeln!(kernel.console, "kexec is safe"),
         Err(hazards) => writeln!(kernel.console, "{hazards}"),
@@ -49,22 +52,21 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 /// Audits the map and what is published of it, and prints the report in both forms.
 pub(super) fn audit<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
-    p2m: &P2m<'_>,
     published: &Published<'_, impl Leaves>,
 ) -> Result<String, String> {
-    let machine = &kernel.machine;
+    let (machine, p2m) = (kernel.guest.machine(), kernel.guest.p2m());
     let mut findings = [None; 32];
     let mut audit = Audit::begin(&mut findings);
     let begun = kernel.cpu.ticks();
     let mut steps = 1;
-    while audit.step(machine, p2m, STEP_WORDS) != Progress::Done {
+    while audit.step(&kernel.guest, STEP_WORDS) != Progress::Done {
         steps += 1;
     }
     let ticks = kernel.cpu.ticks().wrapping_sub(begun) / p2m.len();
-    let root = p2m.mfn(kernel.kernel_root).or_say("the root")?;
+    let root = p2m.mfn(kernel.guest.kernel_root()).or_say("the root")?;
     audit.check_toolstack(published.toolstack, p2m, published.list.map(|list| (list, root)));
     if let Some(frame_list) = published.frame_list {
-        audit.check_frame_list((machine, p2m), frame_list, published.leaves);
+        audit.check_frame_list(&kernel.guest, frame_list, published.leaves);
     }
     // SAFETY: only reports.
     let frames = unsafe { machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };

@@ -13,7 +13,7 @@ use hypercall::Machine;
 
 use super::OrSay;
 use super::prove::arena_frames;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// Frames to play with: enough for two MiB in one piece.
@@ -38,7 +38,10 @@ pub(super) fn run<M: Machine + Target>(kernel: &mut Kernel<'_, M>) -> Verdict {
         return Err(format!("no guest can assert number {number}: see docs/testing-assertions.md"));
     }
     let frames = arena_frames(kernel, FRAMES)?;
-    let root = (kernel.kernel_root, kernel.p2m.mfn(kernel.kernel_root).or_say("P2M")?);
+    let root = (
+        kernel.guest.kernel_root(),
+        kernel.guest.p2m().mfn(kernel.guest.kernel_root()).or_say("P2M")?,
+    );
     let mut env = Env::new(kernel.cpu, kernel.boot, root, frames)?;
     let is_constant =
         |used: &&FrameUse| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);

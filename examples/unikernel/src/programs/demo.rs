@@ -14,7 +14,7 @@ use pvmmu::{Loose, Pages, Pgd, Pinned, TablePool};
 
 use super::OrSay;
 use super::life::{PAGES, build, destroy, load, load_kernel, page, pages, refuse_each, tools};
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::{Steps, Verdict};
 
 /// Runs the demo.
@@ -44,7 +44,7 @@ fn introduce<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<(), String>
     let boot = kernel.boot;
     let role = if boot.is_dom0 { "dom0" } else { "domU" };
     let mib = boot.pages / 256;
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     let root = guest.machine().direct_map(guest.kernel_root()).or_say("the root")?;
     let path = walk(&guest, guest.kernel_root(), root).or_say("walk")?;
     let console = &mut kernel.console;
@@ -60,7 +60,7 @@ fn introduce<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<(), String>
 
 /// Checks that P2M and M2P agree on every pfn.
 fn compare_maps<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<u64, String> {
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     for pfn in (0..guest.p2m().len()).map(Pfn::new) {
         let mfn = guest.p2m().mfn(pfn).or_say("P2M")?;
         let back = guest.p2m().pfn(guest.machine(), mfn).or_say("M2P")?;
@@ -76,19 +76,19 @@ fn construct<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     steps: &mut Steps,
 ) -> Result<Pgd<Pinned>, String> {
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let pgd = build(&guest, pages(PAGES)?, pool)?;
     let tables = pgd.tables(&guest).or_say("tables")?;
     steps.done(kernel, &format!("build {tables} tables, map {PAGES} pages")).or_say("console")?;
 
     let mut storage = BatchStorage::<128, 8>::new();
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     let pgd = pgd.pin(&guest, &mut storage.batch()).or_say("pin")?;
     steps
         .done(kernel, &format!("make {tables} tables read-only, pin the root"))
         .or_say("console")?;
 
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     load(&guest, &pgd)?;
     steps.done(kernel, "load the root").or_say("console")?;
     Ok(pgd)
@@ -115,7 +115,7 @@ fn work<M: Machine + Cpu>(
     steps.done(kernel, &format!("write and read {PAGES} pages")).or_say("console")?;
 
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut with = tools(&guest, &mut batch, &mut tables, pool);
     pgd.protect(&mut with, all, read_only).or_say("protect")?;
     steps.done(kernel, &format!("make {PAGES} live pages read-only")).or_say("console")?;
@@ -128,18 +128,18 @@ fn work<M: Machine + Cpu>(
     check_marks(kernel)?;
     steps.done(kernel, &format!("fault {PAGES} times writing them")).or_say("console")?;
 
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut with = tools(&guest, &mut batch, &mut tables, pool);
     pgd.protect(&mut with, all, PteFlags::USER_RW).or_say("protect")?;
     steps.done(kernel, &format!("make {PAGES} live pages writable")).or_say("console")?;
 
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut with = tools(&guest, &mut batch, &mut tables, pool);
     pgd.unmap(&mut with, Pages::one(all.start)).or_say("unmap")?;
     if kernel.cpu.load(all.start).is_ok() {
         return Err(at(all.start, "is unmapped and was read"));
     }
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let frame = pool.take().ok_or("the unmapped frame is missing")?;
     let mut with = tools(&guest, &mut batch, &mut tables, pool);
     pgd.map(&mut with, all.start, PteFlags::USER_RW, frame).or_say("map")?;
@@ -154,17 +154,17 @@ fn take_apart<M: Machine + Cpu>(
     steps: &mut Steps,
     pgd: Pgd<Pinned>,
 ) -> Result<(), String> {
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     load_kernel(&guest)?;
     steps.done(kernel, "load the kernel's root again").or_say("console")?;
 
     let mut storage = BatchStorage::<128, 8>::new();
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     let pgd = pgd.unpin(&guest, &mut storage.batch()).or_say("unpin")?;
     steps.done(kernel, "unpin, make the tables writable").or_say("console")?;
 
     check_frames(kernel, &pgd)?;
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     destroy(&guest, pgd, pool)?;
     steps.done(kernel, "check the contents, take it apart").or_say("console")
 }
@@ -192,7 +192,7 @@ fn check_frames<M: Machine + Cpu>(
     pgd: &Pgd<Loose>,
 ) -> Result<(), String> {
     let all = pages(PAGES)?;
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     for index in 0..PAGES {
         let va = page(all, index)?;
         let path = walk(&guest, pgd.root(), va).or_say("walk")?;

@@ -8,7 +8,7 @@ use p2m::Toolstack;
 
 use super::OrSay;
 use super::publish::{places, publish};
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// What a guest prints when it waits.
@@ -16,7 +16,7 @@ const STAYING: &str = "PVMMU-STAY";
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
-    let p2m = kernel.p2m;
+    let p2m = kernel.guest.p2m();
     p2m.dump(kernel.console).or_say("console")?;
     let wants = |wanted| kernel.arguments.split_whitespace().any(|word| word == wanted);
     if wants("svg") {

@@ -12,7 +12,7 @@ use hypercall::{
 use p2m::{DirectEntries, Pfns, walk};
 
 use super::OrSay as _;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// Pfns that an L1 table of the direct mapping maps.
 pub(super) const TABLE_PFNS: u64 = 512;
@@ -24,7 +24,7 @@ pub(super) fn extend_direct_map<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     new: Pfns,
 ) -> Result<u64, String> {
-    let base = kernel.machine.direct_map(Pfn::new(0)).or_say("the direct mapping")?;
+    let base = kernel.guest.machine().direct_map(Pfn::new(0)).or_say("the direct mapping")?;
     let mut made = 0;
     let mut pfn = new.start.raw();
     while pfn < new.end() {
@@ -41,16 +41,16 @@ pub(super) fn extend_direct_map<M: Machine + Cpu>(
 
 /// Links an empty table in the uppermost level that has none for `va`. False if all levels have.
 fn link_next<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, va: GuestVa) -> Result<bool, String> {
-    let found = walk(&kernel.guest(), kernel.kernel_root, va).or_say("walk")?;
+    let found = walk(&kernel.guest, kernel.guest.kernel_root(), va).or_say("walk")?;
     let above = found.last().ok_or("the root is missing")?;
     if above.level == Level::L1 {
         return Ok(false);
     }
     let table = kernel.pool.take().ok_or("no frame for a table of the direct mapping")?;
     // SAFETY: the frame has just left the pool (I-1).
-    unsafe { kernel.machine.clear_frame(table.pfn()) }.or_say("clear")?;
-    let (slot, pte) = DirectEntries::new(kernel.guest()).find(table.pfn()).or_say("find")?;
-    let mfn = kernel.p2m.mfn(table.pfn()).or_say("the table")?;
+    unsafe { kernel.guest.machine().clear_frame(table.pfn()) }.or_say("clear")?;
+    let (slot, pte) = DirectEntries::new(kernel.guest).find(table.pfn()).or_say("find")?;
+    let mfn = kernel.guest.p2m().mfn(table.pfn()).or_say("the table")?;
     let link = MmuUpdate::set(above.slot, Pte::new(mfn, PteFlags::TABLE));
     let mut storage = BatchStorage::<2, 1>::new();
     let mut batch = storage.batch();
@@ -58,10 +58,10 @@ fn link_next<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, va: GuestVa) -> Resul
     batch.update(link, above.pte.raw()).or_say("batch")?;
     // SAFETY: the frame is the program's, empty, and becomes a table where there was none; Xen
     // stops if it cannot be made read-only.
-    let Err(refused) = (unsafe { batch.submit(&kernel.machine) }) else { return Ok(true) };
+    let Err(refused) = (unsafe { batch.submit(kernel.guest.machine()) }) else { return Ok(true) };
     batch.invert();
     // SAFETY: the entries become what they were.
-    let undone = unsafe { batch.submit(&kernel.machine) };
+    let undone = unsafe { batch.submit(kernel.guest.machine()) };
     let lost = match undone {
         Ok(()) => {
             kernel.pool.give(table);

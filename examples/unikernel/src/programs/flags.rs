@@ -5,14 +5,16 @@
 
 use alloc::format;
 use alloc::string::String;
+use core::fmt;
 
-use hypercall::{BatchStorage, Cpu, Errno, GuestVa, Machine, Pte, PteFlags};
+use hypercall::{BatchStorage, Console, Cpu, Errno, GuestVa, Machine, Pte, PteFlags};
 use p2m::walk;
 use pvmmu::{MapError, Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
 
 use super::OrSay;
 use super::life::{load, load_kernel, tools};
-use crate::guest::{Kernel, Platform, Pool};
+use crate::pool::Pool;
+use crate::program::{Kernel, Platform};
 use crate::report::Verdict;
 
 const EXECUTABLE: PteFlags = PteFlags::USER_RW.difference(PteFlags::NO_EXECUTE);
@@ -23,14 +25,33 @@ const REFUSED: Errno = Errno::EINVAL;
 /// `ret`, eight times.
 const RETURNS: u64 = 0xc3c3_c3c3_c3c3_c3c3;
 
+/// What Xen does with cache attributes: it keeps them in a domain that has devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attributes {
+    Kept,
+    Refused,
+}
+
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kept => f.write_str("kept"),
+            Self::Refused => f.write_str("refused"),
+        }
+    }
+}
+
 type With<'a, 'b, 't, M> = Tools<'a, 'b, 't, M, Pool>;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
-    let has_devices = kernel.boot.console == hypercall::Console::Hypervisor;
+    let attributes = match kernel.boot.console {
+        Console::Hypervisor => Attributes::Kept,
+        Console::Ring { .. } => Attributes::Refused,
+    };
     let (cpu, platform) = (kernel.cpu, kernel.platform);
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&guest, pool).or_say("new")?;
@@ -40,14 +61,14 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let mut with = tools(&guest, &mut batch, &mut tables, pool);
     let pages = Pages::one(GuestVa::new(1 << 35).or_say("address")?);
     let told = adjusted(&mut pgd, &mut with, pages)
-        .and_then(|()| cached(&mut pgd, &mut with, (pages, has_devices)))
-        .and_then(|cached| Ok((cached, executed(&mut pgd, &mut with, pages, (cpu, platform))?)));
+        .and_then(|()| cached(&mut pgd, &mut with, pages, attributes))
+        .and_then(|()| executed(&mut pgd, &mut with, pages, cpu, platform));
     load_kernel(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
-    let (cached, executed) = told?;
-    loose(kernel, (pages, has_devices))?;
+    let executed = told?;
+    loose(kernel, pages, attributes)?;
     match free - kernel.pool.len() {
-        0 => Ok(format!("cache attributes are {cached}; {executed}")),
+        0 => Ok(format!("cache attributes are {attributes}; {executed}")),
         lost => Err(format!("{lost} frames were lost")),
     }
 }
@@ -94,12 +115,13 @@ fn adjusted<M: Machine>(
 fn cached<M: Machine>(
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, M>,
-    (pages, has_devices): (Pages, bool),
-) -> Result<&'static str, String> {
+    pages: Pages,
+    attributes: Attributes,
+) -> Result<(), String> {
     for bits in CACHE {
         let mapped = pgd.map_pages(with, pages, PteFlags::USER_RW | bits);
-        agrees(mapped.map_err(|error| error.error), (has_devices, bits))?;
-        if has_devices {
+        agrees(mapped.map_err(|error| error.error), attributes, bits)?;
+        if attributes == Attributes::Kept {
             let pte = entry(pgd, with, pages)?;
             says(pte, "the attributes are not there", |pte| pte.flags().contains(bits))?;
             pgd.unmap(with, pages).or_say("unmap")?;
@@ -107,51 +129,57 @@ fn cached<M: Machine>(
         pgd.map_pages(with, pages, PteFlags::USER_RW).or_say("map")?;
         let before = entry(pgd, with, pages)?;
         let protected = pgd.protect(with, pages, PteFlags::USER_RW | bits);
-        agrees(protected.map_err(|error| error.error), (has_devices, bits))?;
+        agrees(protected.map_err(|error| error.error), attributes, bits)?;
         let pte = entry(pgd, with, pages)?;
-        let expected = if has_devices { before.flags() | bits } else { before.flags() };
+        let expected = match attributes {
+            Attributes::Kept => before.flags() | bits,
+            Attributes::Refused => before.flags(),
+        };
         says(pte, "after protect", |pte| pte.same_for_guest(before.with_flags(expected)))?;
         pgd.unmap(with, pages).or_say("unmap")?;
     }
-    Ok(if has_devices { "kept" } else { "refused" })
+    Ok(())
 }
 
 /// Whether Xen has answered as it does to a domain with devices, or without.
 fn agrees(
     result: Result<(), MapError>,
-    (has_devices, bits): (bool, PteFlags),
+    attributes: Attributes,
+    bits: PteFlags,
 ) -> Result<(), String> {
-    match result {
-        Ok(()) if has_devices => Ok(()),
-        Err(MapError::Refused { error, .. } | MapError::LinkRefused { error, .. })
-            if !has_devices && error.error.errno == REFUSED =>
-        {
-            Ok(())
-        }
-        Ok(()) => Err(format!("{bits:?} were taken")),
-        Err(error) => Err(format!("{bits:?}: {error}")),
+    match (attributes, result) {
+        (Attributes::Kept, Ok(())) => Ok(()),
+        (
+            Attributes::Refused,
+            Err(MapError::Refused { error, .. } | MapError::LinkRefused { error, .. }),
+        ) if error.error.errno == REFUSED => Ok(()),
+        (_, Ok(())) => Err(format!("{bits:?} were taken")),
+        (_, Err(error)) => Err(format!("{bits:?}: {error}")),
     }
 }
 
 /// The same when a whole tree is validated.
 fn loose<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
-    (pages, has_devices): (Pages, bool),
+    pages: Pages,
+    attributes: Attributes,
 ) -> Result<(), String> {
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     for bits in CACHE {
         let mut pgd = Pgd::new(&guest, pool).or_say("new")?;
         pgd.map_pages(&guest, pages, PteFlags::USER_RW | bits, pool).or_say("map")?;
-        let pgd = match pgd.pin(&guest, &mut batch) {
-            Ok(pgd) if has_devices => pgd.unpin(&guest, &mut batch).or_say("unpin")?,
-            Err(refused) if !has_devices => match (refused.failure, refused.undo) {
+        let pgd = match (attributes, pgd.pin(&guest, &mut batch)) {
+            (Attributes::Kept, Ok(pgd)) => pgd.unpin(&guest, &mut batch).or_say("unpin")?,
+            (Attributes::Kept, Err(refused)) => return Err(format!("{bits:?}: {refused}")),
+            (Attributes::Refused, Ok(_)) => {
+                return Err(format!("a tree with {bits:?} was pinned"));
+            }
+            (Attributes::Refused, Err(refused)) => match (refused.failure, refused.undo) {
                 (PinFailure::Table { error, .. }, Ok(())) if error.errno == REFUSED => refused.pgd,
                 _ => return Err(format!("{bits:?}: {refused}")),
             },
-            Ok(_) => return Err(format!("a tree with {bits:?} was pinned")),
-            Err(refused) => return Err(format!("{bits:?}: {refused}")),
         };
         pgd.destroy(&guest, pool).map_err(|(_, error)| format!("destroy: {error}"))?;
     }
@@ -164,7 +192,8 @@ fn executed<M: Machine>(
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, M>,
     pages: Pages,
-    (cpu, platform): (&impl Cpu, &dyn Platform),
+    cpu: &impl Cpu,
+    platform: &dyn Platform,
 ) -> Result<&'static str, String> {
     if with.guest.machine().missing_flags().contains(PteFlags::NO_EXECUTE) {
         return Ok("what NX forbids is left out, for this CPU has none");

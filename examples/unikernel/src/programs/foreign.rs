@@ -13,7 +13,8 @@ use pvmmu::{MapError, Pages, Pgd, Pinned, SpaceFrames, TablePool, Tools};
 
 use super::OrSay;
 use super::life::{load, load_kernel};
-use crate::guest::{Kernel, Pool};
+use crate::pool::Pool;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -58,7 +59,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     // SAFETY: Xen fills the list.
     let listed = unsafe { cpu.memory_op(&mut MemoryOp::MachphysMfnList(&mut m2p)) };
     let [m2p] = m2p;
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&guest, pool).or_say("new")?;
@@ -94,7 +95,8 @@ fn map<M: Machine>(
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
     flags: PteFlags,
-    (mfn, domain): (Mfn, DomId),
+    mfn: Mfn,
+    domain: DomId,
 ) -> Result<(), MapError> {
     let pages = Pages::one(page().map_err(|_| MapError::OutOfFrames)?);
     let mapped = pgd.edit(with, |edit| edit.map_foreign(pages, flags, mfn, domain));
@@ -106,14 +108,15 @@ fn refusal<M: Machine>(
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
     flags: PteFlags,
-    frame: (Mfn, DomId),
+    mfn: Mfn,
+    domain: DomId,
 ) -> Result<Errno, String> {
-    match map(pgd, with, flags, frame) {
+    match map(pgd, with, flags, mfn, domain) {
         Err(MapError::Refused { error, .. } | MapError::RefusedCall(error)) => {
             Ok(error.error.errno)
         }
-        Err(error) => Err(format!("{frame:?}: {error}")),
-        Ok(()) => Err(format!("{frame:?} was mapped")),
+        Err(error) => Err(format!("mfn {mfn} of {domain:?}: {error}")),
+        Ok(()) => Err(format!("mfn {mfn} of {domain:?} was mapped")),
     }
 }
 
@@ -124,7 +127,7 @@ fn own_is_refused<M: Machine>(
     let pfn = Pfn::new(1);
     let mfn = with.guest.p2m().mfn(pfn).or_say("P2M")?;
     for domain in [DomId::SELF, DomId::IO, DomId(0), DomId(1)] {
-        if map(pgd, with, READ_ONLY, (mfn, domain)) != Err(MapError::Own(pfn)) {
+        if map(pgd, with, READ_ONLY, mfn, domain) != Err(MapError::Own(pfn)) {
             return Err(format!("pfn {pfn} was taken for a frame of {domain:?}"));
         }
     }
@@ -139,7 +142,7 @@ fn as_dom0<M: Machine>(
     m2p: Mfn,
 ) -> Result<(String, u64), String> {
     let va = page()?;
-    map(pgd, with, READ_ONLY, (FIRMWARE, DomId::IO)).or_say("firmware")?;
+    map(pgd, with, READ_ONLY, FIRMWARE, DomId::IO).or_say("firmware")?;
     let at = va.raw() + RESET.0;
     let word = cpu.load(GuestVa::new(at).or_say("address")?).or_say("firmware")?;
     // The model has device frames, and nothing in them.
@@ -151,15 +154,15 @@ fn as_dom0<M: Machine>(
     let pfn = Pfn::new(1);
     let mfn = with.guest.p2m().mfn(pfn).or_say("P2M")?;
     let frame = m2p.checked_add(mfn.raw() / WORDS).ok_or("M2P is at the end of memory")?;
-    let to_write = refusal(pgd, with, PteFlags::USER_RW, (frame, DomId::XEN))?;
-    map(pgd, with, READ_ONLY, (frame, DomId::XEN)).or_say("M2P")?;
+    let to_write = refusal(pgd, with, PteFlags::USER_RW, frame, DomId::XEN)?;
+    map(pgd, with, READ_ONLY, frame, DomId::XEN).or_say("M2P")?;
     let at = va.raw() + mfn.raw() % WORDS * 8;
     let word = cpu.load(GuestVa::new(at).or_say("address")?).or_say("M2P")?;
     if word != pfn.raw() {
         return Err(format!("M2P of mfn {mfn} says {word:#x}, not pfn {pfn}"));
     }
     pgd.unmap(with, Pages::one(va)).or_say("unmap M2P")?;
-    let nobody = refusal(pgd, with, READ_ONLY, (frame, DomId(77)))?;
+    let nobody = refusal(pgd, with, READ_ONLY, frame, DomId(77))?;
     Ok((
         format!(
             "firmware read as DOMID_IO's, M2P as DOMID_XEN's; M2P writable: {to_write}; a domain \
@@ -173,8 +176,8 @@ fn as_domu<M: Machine>(
     pgd: &mut Pgd<Pinned>,
     with: &mut With<'_, '_, '_, '_, M>,
 ) -> Result<(String, u64), String> {
-    let io = refusal(pgd, with, READ_ONLY, (FIRMWARE, DomId::IO))?;
-    let xen = refusal(pgd, with, READ_ONLY, (FIRMWARE, DomId::XEN))?;
-    let dom0 = refusal(pgd, with, READ_ONLY, (FIRMWARE, DomId(0)))?;
+    let io = refusal(pgd, with, READ_ONLY, FIRMWARE, DomId::IO)?;
+    let xen = refusal(pgd, with, READ_ONLY, FIRMWARE, DomId::XEN)?;
+    let dom0 = refusal(pgd, with, READ_ONLY, FIRMWARE, DomId(0))?;
     Ok((format!("frames of DOMID_IO: {io}; of DOMID_XEN: {xen}; of dom0: {dom0}"), 0))
 }

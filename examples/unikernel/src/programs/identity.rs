@@ -8,11 +8,12 @@ use hypercall::{
     Cpu, DomId, FrameAccess as _, GuestVa, Hypercalls as _, Level, Machine, MemoryOp, PAGE_SIZE,
     Pfn,
 };
-use p2m::{Census, Pfns, walk};
+use p2m::runs::Census;
+use p2m::{Pfns, walk};
 
 use super::OrSay;
-use crate::guest::Kernel;
 use crate::identity::{FIRMWARE, ISA};
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// Where the CPU begins after a reset, from the end of the firmware and of the ISA area, and what
@@ -26,13 +27,14 @@ const SEARCHED: Pfns = Pfns::new(Pfn::new(0xe0), 0x20);
 /// Runs the program.
 #[expect(unsafe_code, reason = "asks Xen for a number")]
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
-    let p2m = kernel.p2m;
+    let p2m = kernel.guest.p2m();
     let census = Census::of(p2m, p2m.all());
     if (census.identity, census.ram) != (ISA.count, p2m.len() - ISA.count) {
         return Err(format!("{census}"));
     }
     // SAFETY: only reports.
-    let own = unsafe { kernel.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
+    let own =
+        unsafe { kernel.guest.machine().memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF)) };
     let own = own.or_say("current reservation")?;
     if own != census.ram {
         return Err(format!("Xen counts {own} pages, the frame map {}", census.ram));
@@ -41,7 +43,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let firmware = Some(FIRMWARE).filter(|firmware| p2m.len() <= firmware.start.raw());
     let shown = [Some(ISA), firmware];
     for pfn in shown.into_iter().flatten().flat_map(|pfns| pfns.iter()) {
-        let guest = kernel.guest();
+        let guest = kernel.guest;
         let path = walk(&guest, guest.kernel_root(), place(kernel, pfn)?).or_say("walk")?;
         let step = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?;
         if !step.pte.is_present() || step.pte.mfn().raw() != pfn.raw() {
@@ -71,7 +73,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 
 /// Where the direct mapping shows a pfn, of memory or not.
 fn place<M: Machine + Cpu>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<GuestVa, String> {
-    let start = kernel.machine.direct_map(Pfn::new(0)).or_say("direct mapping")?;
+    let start = kernel.guest.machine().direct_map(Pfn::new(0)).or_say("direct mapping")?;
     start.checked_add_pages(pfn.raw()).or_say("direct mapping")
 }
 

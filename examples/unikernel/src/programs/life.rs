@@ -13,7 +13,8 @@ use p2m::Guest;
 use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, load_root};
 
 use super::OrSay;
-use crate::guest::{Kernel, Pool};
+use crate::pool::Pool;
+use crate::program::Kernel;
 
 /// Pages of the demonstration: enough for whole runs in one batch.
 pub(super) const PAGES: u64 = 64;
@@ -86,7 +87,7 @@ pub(super) fn load_kernel<M: Machine>(guest: &Guest<'_, M>) -> Result<(), String
 /// Refuses each request of a whole life in turn, and checks each time that nothing is lost. How
 /// many there were.
 pub(super) fn refuse_each<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<u64, String> {
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let free = pool.len();
     for request in 0..1000 {
         for done in 0..2 {
@@ -128,7 +129,7 @@ fn live<M: Machine>(guest: &Guest<'_, Through<'_, M>>, pool: &mut Pool) -> Resul
             return Err(reason);
         }
     };
-    let lived = use_pinned(guest, &mut pinned, pages, (&mut batch, pool));
+    let lived = use_pinned(guest, &mut pinned, pages, &mut batch, pool);
     let away = again(|| load_kernel(guest));
     let loose = match pinned.unpin(guest, &mut batch) {
         Ok(loose) => (loose, Ok(())),
@@ -145,7 +146,8 @@ fn use_pinned<M: Machine>(
     guest: &Guest<'_, Through<'_, M>>,
     pinned: &mut Pgd<Pinned>,
     pages: Pages,
-    (batch, pool): (&mut Batch<'_>, &mut Pool),
+    batch: &mut Batch<'_>,
+    pool: &mut Pool,
 ) -> Result<(), String> {
     load(guest, pinned)?;
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);

@@ -20,7 +20,8 @@ use x86_64::{PhysAddr, VirtAddr};
 
 use super::OrSay;
 use super::life::{load, load_kernel, tools};
-use crate::guest::{Kernel, Platform, Pool};
+use crate::pool::Pool;
+use crate::program::{Kernel, Platform};
 use crate::report::Verdict;
 
 const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::NO_EXECUTE);
@@ -33,7 +34,7 @@ const APART: u64 = START + (1 << 30);
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
     let (cpu, platform) = (kernel.cpu, kernel.platform);
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pgd = Pgd::new(&guest, pool).or_say("new")?;
@@ -93,6 +94,14 @@ fn page(start: u64, number: u64) -> Page {
     Page::containing_address(VirtAddr::new(start + number * 4096))
 }
 
+/// What the CPU may do in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum May {
+    Fault,
+    Load,
+    Store,
+}
+
 /// The program, and how it is watched.
 struct Program<'p, M, T> {
     mapper: T,
@@ -104,8 +113,8 @@ struct Program<'p, M, T> {
 impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
     fn run(mut self) -> Verdict {
         for number in 0..4 {
-            self.map((START, number), (WRITABLE, WRITABLE))?;
-            self.expect((START, number), true, "a new page")?;
+            self.map(page(START, number), WRITABLE, WRITABLE)?;
+            self.expect(page(START, number), May::Store, "a new page")?;
         }
         self.protect_and_unmap()?;
         self.change_tables()?;
@@ -119,20 +128,21 @@ impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
 
     fn map(
         &mut self,
-        (start, number): (u64, u64),
-        (flags, parents): (PageTableFlags, PageTableFlags),
+        page: Page,
+        flags: PageTableFlags,
+        parents: PageTableFlags,
     ) -> Result<(), String> {
         let frame = self.frames.allocate_frame().ok_or("the pool is empty")?;
-        self.map_frame((start, number), frame, (flags, parents))
+        self.map_frame(page, frame, flags, parents)
     }
 
     fn map_frame(
         &mut self,
-        (start, number): (u64, u64),
+        page: Page,
         frame: PhysFrame,
-        (flags, parents): (PageTableFlags, PageTableFlags),
+        flags: PageTableFlags,
+        parents: PageTableFlags,
     ) -> Result<(), String> {
-        let page = page(start, number);
         // SAFETY: the frame is free.
         let mapped = unsafe {
             self.mapper.map_to_with_table_flags(page, frame, flags, parents, &mut self.frames)
@@ -144,19 +154,13 @@ impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
         }
     }
 
-    /// Whether a page is there and can be written, or not.
-    fn expect(
-        &self,
-        (start, number): (u64, u64),
-        writable: impl Into<Option<bool>>,
-        what: &str,
-    ) -> Result<(), String> {
-        let va = GuestVa::new(start + number * 4096).or_say("address")?;
+    /// Whether loads and stores in a page do what they may.
+    fn expect(&self, page: Page, may: May, what: &str) -> Result<(), String> {
+        let va = GuestVa::new(page.start_address().as_u64()).or_say("address")?;
         let loads = self.cpu.load(va).is_ok();
         // SAFETY: what the page maps is the program's own.
-        let stores = unsafe { self.cpu.store(va, number) }.is_ok();
-        let expected = writable.into();
-        if (loads, stores) == (expected.is_some(), expected == Some(true)) {
+        let stores = unsafe { self.cpu.store(va, va.raw()) }.is_ok();
+        if (loads, stores) == (may != May::Fault, may == May::Store) {
             return Ok(());
         }
         Err(format!("{what}: loads {loads}, stores {stores}"))
@@ -166,13 +170,13 @@ impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
         // SAFETY: nobody writes to the page but to try.
         let flush = unsafe { self.mapper.update_flags(page(START, 1), READ_ONLY) };
         self.flushes.page(flush.map_err(|error| format!("update_flags: {error:?}"))?);
-        self.expect((START, 1), false, "a page that was made read-only")?;
+        self.expect(page(START, 1), May::Load, "a page that was made read-only")?;
         let unmapped = self.mapper.unmap(page(START, 2));
         let (frame, flush) = unmapped.map_err(|error| format!("unmap: {error:?}"))?;
         self.flushes.page(flush);
-        self.expect((START, 2), None, "a page that was unmapped")?;
-        self.map_frame((START, 5), frame, (WRITABLE, WRITABLE))?;
-        self.expect((START, 5), true, "its frame elsewhere")
+        self.expect(page(START, 2), May::Fault, "a page that was unmapped")?;
+        self.map_frame(page(START, 5), frame, WRITABLE, WRITABLE)?;
+        self.expect(page(START, 5), May::Store, "its frame elsewhere")
     }
 
     fn change_tables(&mut self) -> Result<(), String> {
@@ -181,14 +185,15 @@ impl<M: Cpu, T: Mapper<Size4KiB> + Translate> Program<'_, M, T> {
             let flush = unsafe { self.mapper.set_flags_p2_entry(page(START, 0), flags) };
             self.flushes.all(flush.map_err(|error| format!("set_flags_p2_entry: {error:?}"))?);
             let writable = flags.contains(PageTableFlags::WRITABLE);
-            self.expect((START, 0), writable, "a table's flags")?;
+            let may = if writable { May::Store } else { May::Load };
+            self.expect(page(START, 0), may, "a table's flags")?;
         }
         // Tables that are made for a page get the flags that are asked for, and more later.
-        self.map((APART, 0), (WRITABLE, PageTableFlags::PRESENT))?;
-        self.expect((APART, 0), false, "a page under new tables that are read-only")?;
+        self.map(page(APART, 0), WRITABLE, PageTableFlags::PRESENT)?;
+        self.expect(page(APART, 0), May::Load, "a page under new tables that are read-only")?;
         let writable = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
-        self.map((APART, 1), (WRITABLE, writable))?;
-        self.expect((APART, 1), true, "a page whose tables became writable")?;
-        self.expect((APART, 0), true, "a page beside it")
+        self.map(page(APART, 1), WRITABLE, writable)?;
+        self.expect(page(APART, 1), May::Store, "a page whose tables became writable")?;
+        self.expect(page(APART, 0), May::Store, "a page beside it")
     }
 }

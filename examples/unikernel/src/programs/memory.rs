@@ -13,7 +13,7 @@ use p2m::{Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// Pfns that an L1 table maps.
@@ -24,11 +24,11 @@ const HYPERCALLS_MAX: u64 = 10;
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     super::audit::run(kernel)?;
-    if kernel.made.root != Some(kernel.kernel_root) {
-        let (root, made) = (kernel.kernel_root, kernel.made.root);
+    if kernel.made.root != Some(kernel.guest.kernel_root()) {
+        let (root, made) = (kernel.guest.kernel_root(), kernel.made.root);
         return Err(format!("the kernel takes pfn {root} for its root, which is {made:?}"));
     }
-    let pages = kernel.p2m.len();
+    let pages = kernel.guest.p2m().len();
     let read_only = count(kernel)?;
     let made = &kernel.made;
     let tables: u64 = made.tables.iter().map(|run| run.count).sum();
@@ -75,15 +75,15 @@ fn builders_stack<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<(Pfn, &'st
 fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
     let (mut read_only, mut free) = (0, 0);
     let mut entries = [Pte::ABSENT; ENTRIES as usize];
-    for pfn in kernel.p2m.all().iter() {
+    for pfn in kernel.guest.p2m().all().iter() {
         let at = usize::try_from(pfn.raw() % CHUNK).unwrap_or(0);
         if at == 0 {
-            let guest = kernel.guest();
-            let va = kernel.machine.direct_map(pfn).or_say("direct mapping")?;
+            let guest = kernel.guest;
+            let va = kernel.guest.machine().direct_map(pfn).or_say("direct mapping")?;
             let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
             let table = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?.table;
             let first = PageTableIndex::new(0);
-            kernel.machine.read_entries(table, first, &mut entries).or_say("entries")?;
+            kernel.guest.machine().read_entries(table, first, &mut entries).or_say("entries")?;
         }
         let pte = entries[at];
         if kernel.made.guards.contains(&pfn) {
@@ -93,7 +93,8 @@ fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
             }
         }
         // A page of the image lends its place to `shared_info`.
-        let right = kernel.p2m.mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == kernel.boot.shared_info;
+        let right =
+            kernel.guest.p2m().mfn(pfn) == Ok(pte.mfn()) || pte.mfn() == kernel.boot.shared_info;
         if !right || !pte.is_present() {
             return Err(format!("the direct mapping has {pte} for pfn {pfn}"));
         }
@@ -123,14 +124,14 @@ fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
 
 /// Nothing is lost: what is neither free nor known is the frame list, a page and one for each GiB.
 fn check_sum<M: Machine + Cpu>(kernel: &Kernel<'_, M>, unknown: u64) -> Result<(), String> {
-    let frame_list = 1 + kernel.p2m.len().div_ceil(CHUNK * CHUNK);
+    let frame_list = 1 + kernel.guest.p2m().len().div_ceil(CHUNK * CHUNK);
     let uses: u64 = kernel.made.uses.iter().map(|used| used.pfns.count).sum();
     let tables: u64 = kernel.made.tables.iter().map(|run| run.count).sum();
     let sum = uses + tables + unknown + kernel.pool.len() as u64;
     let back = |kind| kernel.made.given_back.iter().filter(move |used| used.kind == kind).count();
     let lists = back(UseKind::List) + back(UseKind::ListAndTables);
     let all_back = back(UseKind::BuilderTables) == 1 && lists == 1;
-    if unknown != frame_list || sum != kernel.p2m.len() || !all_back {
+    if unknown != frame_list || sum != kernel.guest.p2m().len() || !all_back {
         return Err(format!(
             "{uses} in use + {tables} tables + {} free + {unknown} published = {sum} pages",
             kernel.pool.len()

@@ -31,7 +31,7 @@ use ::conformance::Target;
 use hypercall::Machine;
 
 use crate::direct_map::Boot;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// A program, for a machine.

@@ -18,7 +18,7 @@ use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, load_root};
 
 use super::OrSay;
 use super::life::tools;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// A page that the CPU has not marked yet.
@@ -38,9 +38,9 @@ const ALL: [Primitive; 5] = [
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
     copies(kernel)?;
-    let machine = *kernel.machine.inner();
+    let machine = *kernel.guest.machine().inner();
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(machine, kernel.p2m, kernel.kernel_root) };
+    let guest = unsafe { Guest::new(machine, kernel.guest.p2m(), kernel.guest.kernel_root()) };
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
@@ -81,7 +81,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 /// two: what was there beside them stays.
 fn copies<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<(), String> {
     let frame = FrameSource::take(&mut kernel.pool).ok_or("the pool is empty")?;
-    let machine = &kernel.machine;
+    let machine = kernel.guest.machine();
     let pattern: [u8; 24] = core::array::from_fn(|at| u8::try_from(at + 1).unwrap_or(0));
     for (offset, len) in (0..9).flat_map(|offset| (0..=20).map(move |len| (offset, len))) {
         // SAFETY: the frame has just left the pool.

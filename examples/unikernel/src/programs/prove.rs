@@ -17,7 +17,7 @@ use p2m::{Pfns, walk};
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Observation, Step};
 
 use super::OrSay;
-use crate::guest::{Kernel, number};
+use crate::program::{Kernel, number};
 use crate::report::Verdict;
 
 /// Frames of the arena.
@@ -57,7 +57,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
             writeln!(kernel.console, "P seed {seed}").or_say("console")?;
             executor.restart();
             record.groups = 0;
-            generate(kernel, &mut executor, (seed, &plan), &mut record)?;
+            generate(kernel, &mut executor, seed, &plan, &mut record)?;
         }
     }
     write!(kernel.console, "{}", executor.coverage()).or_say("console")?;
@@ -72,7 +72,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 fn arena<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Result<Arena, String> {
     let all = arena_frames(kernel, FRAMES)?;
     let shared_info = kernel.boot.shared_info;
-    let (guest, _) = kernel.parts();
+    let (guest, _) = (kernel.guest, &mut kernel.pool);
     let root_va = guest.machine().direct_map(guest.kernel_root()).or_say("the root")?;
     let path = walk(&guest, guest.kernel_root(), root_va).or_say("walk")?;
     let running_l1 = path.at(Level::L1).ok_or("the root is not mapped")?.slot.table;
@@ -85,7 +85,7 @@ pub(super) fn arena_frames<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     frames: usize,
 ) -> Result<Vec<ArenaFrame>, String> {
-    let (guest, pool) = kernel.parts();
+    let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut all = Vec::new();
     // The frames are not given back: the program ends with the guest.
     let run = pool.take_run(frames as u64).ok_or("the pool has no such run")?;
@@ -119,7 +119,8 @@ impl Record {
 fn generate<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     executor: &mut Executor,
-    (seed, plan): (u64, &Plan),
+    seed: u64,
+    plan: &Plan,
     record: &mut Record,
 ) -> Result<(), String> {
     let mut generator = Generator::new(seed, FRAMES);

@@ -8,7 +8,7 @@ use hypercall::{Cpu, Frame, FrameSource as _, Machine};
 use p2m::{BuilderList, FrameList, Toolstack};
 
 use super::OrSay;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// Pfns that a page of the frame list describes.
 const PFNS_PER_PAGE: u64 = 1 << 18;
@@ -25,10 +25,10 @@ pub(super) fn publish<'a, 's, M: Machine + Cpu>(
     places: &'s mut [Option<Frame>],
 ) -> Result<(Toolstack<'a>, FrameList<'s>), String> {
     let toolstack = Toolstack::new(kernel.platform.shared_info()?);
-    let (list, p2m) = (builder_list(kernel)?, kernel.p2m);
+    let (list, p2m) = (builder_list(kernel)?, kernel.guest.p2m());
     let top = kernel.pool.take().ok_or("the pool is empty")?;
     let mut frame_list = FrameList::new(top, places);
-    frame_list.build((&kernel.machine, p2m), &list, &mut kernel.pool).or_say("frame list")?;
+    frame_list.build(&kernel.guest, &list, &mut kernel.pool).or_say("frame list")?;
     let top = frame_list.top(p2m).or_say("frame list")?;
     // SAFETY: it was built of the builder's list, which stays where it is.
     unsafe { toolstack.publish_frame_list(p2m, Some(top)) };

@@ -16,7 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
 use crate::direct_map::VIRT_BASE;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// `ret`, the one instruction that is tried.
@@ -28,10 +28,10 @@ static CONSTANT: [u8; 16] = [RETURN; 16];
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let code = place_of(kernel, UseKind::KernelText)?;
     let constants = place_of(kernel, UseKind::KernelConstants)?;
-    let guest = kernel.guest();
+    let guest = kernel.guest;
     let everything = guest.machine().missing_flags().contains(PteFlags::NO_EXECUTE);
     let mut found = Found { code, everything, executable: 0, read_only: 0, pages: 0 };
-    found.descend(&guest, (guest.kernel_root(), Level::L4), (0, Rights::ALL))?;
+    found.descend(&guest, guest.kernel_root(), Level::L4, 0, Rights::ALL)?;
     if !everything && found.executable != code.count {
         return Err(format!("{} pages of {} are executable", found.executable, code.count));
     }
@@ -89,8 +89,10 @@ impl Found {
     fn descend<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
-        (table, level): (Pfn, Level),
-        (start, rights): (u64, Rights),
+        table: Pfn,
+        level: Level,
+        start: u64,
+        rights: Rights,
     ) -> Result<(), String> {
         let mut entries = Box::new([Pte::ABSENT; ENTRIES as usize]);
         let first = PageTableIndex::new(0);
@@ -106,8 +108,8 @@ impl Found {
             match (pte.decode(level), level.below()) {
                 (Entry::Absent, _) => {}
                 (Entry::Table(mfn), Some(below)) => {
-                    let table = guest.p2m().pfn(guest.machine(), mfn).or_say("a table")?;
-                    self.descend(guest, (table, below), (at, rights))?;
+                    let table = guest.pfn(mfn).or_say("a table")?;
+                    self.descend(guest, table, below, at, rights)?;
                 }
                 _ => self.leaf(at, rights)?,
             }
@@ -157,7 +159,8 @@ fn try_to_write<M: Machine + Cpu>(
 ) -> Result<usize, String> {
     let mut faults = 0;
     for pfn in parts.into_iter().flat_map(|part| [part.start, Pfn::new(part.end() - 1)]) {
-        for va in [at_virt_base(pfn)?, kernel.machine.direct_map(pfn).or_say("direct map")?] {
+        for va in [at_virt_base(pfn)?, kernel.guest.machine().direct_map(pfn).or_say("direct map")?]
+        {
             let before = kernel.cpu.load(va).or_say("a load")?;
             // SAFETY: if this does not fault it writes what is there already.
             if unsafe { kernel.cpu.store(va, before) }.is_ok() {
@@ -173,7 +176,7 @@ fn try_to_write<M: Machine + Cpu>(
 
 /// Writes to a page that must not be written by the seam's methods: each says that it is read-only.
 fn write_through_the_seam<M: Machine>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<(), String> {
-    let machine = &kernel.machine;
+    let machine = kernel.guest.machine();
     let first = PageTableIndex::new(0);
     let before = machine.read_entry(pfn, first).or_say("a read")?;
     let bytes = before.raw().to_le_bytes();
@@ -199,9 +202,9 @@ fn try_to_execute<M: Machine + Cpu>(
     code: Pfns,
 ) -> Result<usize, String> {
     let frame = kernel.pool.take().ok_or("the pool is empty")?;
-    let direct = |pfn| kernel.machine.direct_map(pfn).or_say("direct map");
+    let direct = |pfn| kernel.guest.machine().direct_map(pfn).or_say("direct map");
     // SAFETY: the frame is this program's.
-    unsafe { kernel.machine.write_bytes(frame.pfn(), 0, &[RETURN]) }.or_say("a frame")?;
+    unsafe { kernel.guest.machine().write_bytes(frame.pfn(), 0, &[RETURN]) }.or_say("a frame")?;
     let heap = Box::new([RETURN; 16]);
     let stack = [RETURN; 16];
     let address = |bytes: &[u8; 16]| GuestVa::new(bytes.as_ptr().addr() as u64).or_say("address");
@@ -237,7 +240,7 @@ fn try_to_execute<M: Machine + Cpu>(
 /// Where in a page a byte is that can be executed as `ret`; `None` on the model, which has no code.
 fn return_in<M: Machine + Cpu>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<Option<u64>, String> {
     let mut bytes = alloc::vec![0; PAGE_SIZE];
-    kernel.machine.read_bytes(pfn, 0, &mut bytes).or_say("code")?;
+    kernel.guest.machine().read_bytes(pfn, 0, &mut bytes).or_say("code")?;
     let at = bytes.iter().position(|byte| *byte == RETURN);
     Ok(at.map(|at| at as u64))
 }

@@ -16,7 +16,8 @@ use pvmmu::{
 };
 
 use super::OrSay;
-use crate::guest::{Kernel, Pool};
+use crate::pool::Pool;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -29,9 +30,9 @@ type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
-    let machine = *kernel.machine.inner();
+    let machine = *kernel.guest.machine().inner();
     // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(machine, kernel.p2m, kernel.kernel_root) };
+    let guest = unsafe { Guest::new(machine, kernel.guest.p2m(), kernel.guest.kernel_root()) };
     let mut storage = BatchStorage::<700, 32>::new();
     let mut batch = storage.batch();
     let pfns = usize::try_from(guest.p2m().len()).or_say("pfns")?;

@@ -9,15 +9,16 @@ use alloc::string::{String, ToString as _};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{
-    Batch, BatchStorage, Counting, Cpu, Frame, GuestVa, Level, Machine, Pfn, PteFlags, VcpuSet,
+    Batch, BatchStorage, Counting, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet,
 };
-use p2m::{Guest, P2m, walk};
+use p2m::{Guest, walk};
 use pvmmu::{
     DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
 };
 
 use super::OrSay;
-use crate::guest::{Kernel, Platform, Pool, Second, Work};
+use crate::pool::Pool;
+use crate::program::{Kernel, Platform, Second, Work};
 use crate::report::Verdict;
 
 const SECOND: usize = 1;
@@ -28,8 +29,8 @@ const TURNS: u64 = 50;
 
 /// What both vCPUs know.
 pub(super) struct Scene<'a, M> {
-    pub(super) p2m: &'a P2m<'a>,
-    pub(super) kernel_root: Pfn,
+    /// The guest on no machine: each vCPU has one of its own.
+    pub(super) guest: Guest<'a, ()>,
     pub(super) vcpus: Vcpus<'a>,
     pub(super) second: &'a dyn Second<M>,
     pub(super) platform: &'a dyn Platform,
@@ -40,14 +41,6 @@ pub(super) struct Scene<'a, M> {
 type With<'a, 'b, 't, 'm, M> = Tools<'a, 'b, 't, Counting<&'m M>, Pool>;
 
 impl<'a, M: Machine + Cpu> Scene<'a, M> {
-    fn guest<'m, N>(&self, machine: &'m N) -> Guest<'m, N>
-    where
-        'a: 'm,
-    {
-        // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        unsafe { Guest::new(machine, self.p2m, self.kernel_root) }
-    }
-
     /// What the second vCPU answers to one piece of work.
     pub(super) fn ask<T: Send>(
         &self,
@@ -60,26 +53,20 @@ impl<'a, M: Machine + Cpu> Scene<'a, M> {
 
     /// Lets the second vCPU run on `pgd`.
     pub(super) fn enter(&self, pgd: &Pgd<Pinned>) -> Result<(), String> {
-        let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
-        let loaded = self.ask(|machine| {
-            // SAFETY: the guest's frame map, and the root that its kernel runs on.
-            let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
-            // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a
-            // user half; this runs on the second vCPU.
-            unsafe { vcpus.load(&guest, SECOND, pgd) }
-        })?;
+        let (vcpus, guest) = (self.vcpus, self.guest);
+        // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
+        // half; this runs on the second vCPU.
+        let load = |machine: &M| unsafe { vcpus.load(&guest.with_machine(machine), SECOND, pgd) };
+        let loaded = self.ask(load)?;
         loaded.or_say("load on the second vCPU")
     }
 
     /// Lets the second vCPU run on the kernel's own root again.
     pub(super) fn leave(&self) -> Result<(), String> {
-        let (vcpus, p2m, kernel_root) = (self.vcpus, self.p2m, self.kernel_root);
-        let left = self.ask(|machine| {
-            // SAFETY: the guest's frame map, and the root that its kernel runs on.
-            let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
-            // SAFETY: as for `enter`.
-            unsafe { vcpus.leave(&guest, SECOND) }
-        })?;
+        let (vcpus, guest) = (self.vcpus, self.guest);
+        // SAFETY: as for `enter`.
+        let leave = |machine: &M| unsafe { vcpus.leave(&guest.with_machine(machine), SECOND) };
+        let left = self.ask(leave)?;
         left.or_say("leave on the second vCPU")
     }
 
@@ -97,15 +84,14 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     second.start()?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
-        p2m: kernel.p2m,
-        kernel_root: kernel.kernel_root,
+        guest: kernel.guest.with_machine(&()),
         // SAFETY: the program loads its address spaces through these places alone.
         vcpus: unsafe { Vcpus::new(&places) },
         second,
         platform: kernel.platform,
         pages: Pages { start: GuestVa::new((1 << 30) - 8 * 4096).or_say("address")?, count: 16 },
     };
-    let guest = scene.guest(&kernel.machine);
+    let guest = kernel.guest;
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let mut places = [const { None::<Frame> }; 4];
@@ -115,7 +101,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     for (level, count) in [(Level::L1, 2), (Level::L2, 1), (Level::L3, 1)] {
         tables.fill(&guest, level, count, &mut kernel.pool, &mut batch).or_say("fill")?;
     }
-    let pgd = validated_beside_a_walk(&scene, &guest, (&mut kernel.pool, &mut batch))?;
+    let pgd = validated_beside_a_walk(&scene, &guest, &mut kernel.pool, &mut batch)?;
     let mut with = Tools::new(guest, &mut batch, &mut tables, &mut kernel.pool);
     let told = together(&scene, pgd, &mut with)?;
     for level in [Level::L1, Level::L2, Level::L3] {
@@ -137,16 +123,15 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 fn validated_beside_a_walk<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     guest: &Guest<'_, Counting<&M>>,
-    (pool, batch): (&mut Pool, &mut Batch<'_>),
+    pool: &mut Pool,
+    batch: &mut Batch<'_>,
 ) -> Result<Pgd<Pinned>, String> {
     let mut pgd = Pgd::new(guest, pool).or_say("new")?;
     pgd.map_pages(guest, scene.pages, PteFlags::USER_RW, pool).or_say("map")?;
     let (root, va) = (pgd.root(), scene.pages.start);
-    let (p2m, kernel_root) = (scene.p2m, scene.kernel_root);
+    let on_no_machine = scene.guest;
     let frame = move |machine: &M| {
-        // SAFETY: the guest's frame map, and the root that its kernel runs on.
-        let guest = unsafe { Guest::new(machine, p2m, kernel_root) };
-        let path = walk(&guest, root, va).ok()?;
+        let path = walk(&on_no_machine.with_machine(machine), root, va).ok()?;
         path.leaf().map(|(_, pte)| pte.mfn())
     };
     let first = scene.ask(frame)?.ok_or("the second vCPU sees no tree")?;

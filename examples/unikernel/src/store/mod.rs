@@ -121,7 +121,7 @@ impl Store {
         path: &str,
         value: &[u8],
     ) -> Result<(), StoreError> {
-        self.write_in(life, 0, (path, value))
+        self.write_in(life, 0, path, value)
     }
 
     /// Reads `path` and makes it `after`, so that nobody's value in between is lost. `None` if
@@ -136,7 +136,7 @@ impl Store {
         after: &[u8],
     ) -> Result<Option<Vec<u8>>, StoreError> {
         for _ in 0..ATTEMPTS {
-            let started = self.request(life, (kind::TRANSACTION_START, 0), &[b"\0"])?;
+            let started = self.request(life, kind::TRANSACTION_START, 0, &[b"\0"])?;
             let text = core::str::from_utf8(&started).unwrap_or_default();
             let Ok(transaction) = text.trim_end_matches('\0').parse() else {
                 return Err(StoreError::Unexpected(kind::TRANSACTION_START));
@@ -144,12 +144,12 @@ impl Store {
             let value = self.read_in(life, transaction, path);
             let value = value.map(|value| value.filter(|value| value != after));
             let done = match &value {
-                Ok(Some(_)) => self.write_in(life, transaction, (path, after)),
+                Ok(Some(_)) => self.write_in(life, transaction, path, after),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error.clone()),
             };
             let end: &[u8] = if done.is_ok() { b"T\0" } else { b"F\0" };
-            match self.request(life, (kind::TRANSACTION_END, transaction), &[end]) {
+            match self.request(life, kind::TRANSACTION_END, transaction, &[end]) {
                 Err(StoreError::Refused(errno)) if errno == "EAGAIN" => {}
                 Err(error) => return Err(error),
                 Ok(_) => return done.and(value),
@@ -164,7 +164,7 @@ impl Store {
     /// [`StoreError`].
     pub(crate) fn watch(&mut self, life: &dyn Life, path: &str) -> Result<(), StoreError> {
         let parts: [&[u8]; 4] = [path.as_bytes(), b"\0", path.as_bytes(), b"\0"];
-        self.request(life, (kind::WATCH, 0), &parts).map(drop)
+        self.request(life, kind::WATCH, 0, &parts).map(drop)
     }
 
     /// The next path on which something happened.
@@ -185,7 +185,7 @@ impl Store {
         transaction: u32,
         path: &str,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.request(life, (kind::READ, transaction), &[path.as_bytes(), b"\0"]) {
+        match self.request(life, kind::READ, transaction, &[path.as_bytes(), b"\0"]) {
             Ok(value) => Ok(Some(value)),
             Err(StoreError::Refused(errno)) if errno == "ENOENT" => Ok(None),
             Err(error) => Err(error),
@@ -196,17 +196,19 @@ impl Store {
         &mut self,
         life: &dyn Life,
         transaction: u32,
-        (path, value): (&str, &[u8]),
+        path: &str,
+        value: &[u8],
     ) -> Result<(), StoreError> {
         let parts = [path.as_bytes(), b"\0", value];
-        self.request(life, (kind::WRITE, transaction), &parts).map(drop)
+        self.request(life, kind::WRITE, transaction, &parts).map(drop)
     }
 
     /// Asks one thing, and waits for the answer.
     fn request(
         &mut self,
         life: &dyn Life,
-        (kind, transaction): (u32, u32),
+        kind: u32,
+        transaction: u32,
         parts: &[&[u8]],
     ) -> Result<Vec<u8>, StoreError> {
         if self.broken {

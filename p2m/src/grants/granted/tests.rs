@@ -1,6 +1,9 @@
 //! Grants given, mapped by a neighbour, and ended; in every order, too.
 
+use hypercall::Mfn;
+
 use super::*;
+use crate::error::P2mError;
 
 #[cfg(not(loom))]
 mod on_numbers {

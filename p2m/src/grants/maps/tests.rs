@@ -2,11 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 
-use hypercall::{Errno, FailNth, Hypercall, Refusal};
+use hypercall::{Errno, Error, FailNth, Hypercall, Refusal};
 
 use super::*;
 use crate::map::Pfns;
-use crate::map::tests::{list, map};
+use crate::map::tests::{guest, list, map};
 
 /// Another domain that grants references 0 to 9, frames from 0x700 on, and counts what is mapped.
 #[derive(Default)]
@@ -75,7 +75,13 @@ fn request(pfn: u64, reference: u32) -> MapRequest {
     }
 }
 
-const NOTHING: Result<MappedGrant, GrantFailure> = Err(GrantFailure::NoPlace);
+/// Xen refused the grant of this pfn.
+const fn refused(pfn: Pfn) -> GrantError {
+    GrantError::Refused { pfn, status: GrantStatus::GENERAL_ERROR }
+}
+
+const NOTHING: Result<MappedGrant, NotMapped> =
+    Err(NotMapped { error: refused(Pfn::new(u64::MAX)), undo: Ok(()) });
 
 #[test]
 fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
@@ -86,7 +92,7 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
     let requests = [request(0, 1), request(1, 2), request(0, 3), request(9, 4), request(2, 77)];
     let mut results = [NOTHING; 5];
     // SAFETY: nothing is mapped anywhere.
-    unsafe { maps.map((&neighbour, &p2m), &requests, &mut results) };
+    unsafe { maps.map(&guest(&neighbour, &p2m), &requests, &mut results) };
     let words: Vec<String> = results
         .iter()
         .map(|result| match result {
@@ -101,7 +107,7 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
             "pfn 00001 is mfn 00055 already",
             "pfn 00000 has a grant already, or twice in a request",
             "pfn 00009 is out of range: the frame map has 0x4 entries",
-            "Xen refused: GNTST_bad_gntref (-3)",
+            "the grant of pfn 00002: GNTST_bad_gntref (-3)",
         ]
     );
     let entry = P2mEntry::Foreign { owner: OWNER, mfn: Mfn::new(0x701) };
@@ -111,16 +117,16 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
 
     // Mapped already: Xen is not asked.
     // SAFETY: as above.
-    unsafe { maps.map((&neighbour, &p2m), &[request(0, 5)], &mut results) };
+    unsafe { maps.map(&guest(&neighbour, &p2m), &[request(0, 5)], &mut results) };
     let pfn = Pfn::new(0);
-    assert_eq!(results[0], Err(GrantFailure::PfnTaken(pfn)));
+    assert_eq!(results[0], Err(GrantError::PfnTaken(pfn).into()));
 
     // SAFETY: as above.
-    assert_eq!(unsafe { maps.unmap((&neighbour, &p2m), pfn) }, Ok(()));
+    assert_eq!(unsafe { maps.unmap(&guest(&neighbour, &p2m), pfn) }, Ok(()));
     assert_eq!(p2m.entry(pfn), Ok(P2mEntry::Absent));
     // SAFETY: as above.
-    let again = unsafe { maps.unmap((&neighbour, &p2m), pfn) };
-    assert_eq!(again, Err(UnmapFailure::NotMapped(pfn)));
+    let again = unsafe { maps.unmap(&guest(&neighbour, &p2m), pfn) };
+    assert_eq!(again, Err(GrantError::NotMapped(pfn)));
     assert!(neighbour.mapped.borrow().is_empty());
 }
 
@@ -133,33 +139,9 @@ fn a_full_list_maps_no_more_than_it_can_record() {
     let requests = [0, 1, 2].map(|pfn| request(u64::from(pfn), pfn));
     let mut results = [NOTHING; 3];
     // SAFETY: nothing is mapped anywhere.
-    unsafe { maps.map((&neighbour, &p2m), &requests, &mut results) };
-    assert_eq!(results[2], Err(GrantFailure::NoPlace));
+    unsafe { maps.map(&guest(&neighbour, &p2m), &requests, &mut results) };
+    assert_eq!(results[2], Err(GrantError::NoPlace(Pfn::new(2)).into()));
     assert_eq!(neighbour.mapped.borrow().len(), 2);
-}
-
-#[test]
-fn all_or_none_leaves_none_whichever_slot_fails() {
-    for bad in 0..4 {
-        let words = list(&[u64::MAX; 4]);
-        let (p2m, neighbour) = (map(&words), Neighbour::default());
-        let mut places = [None; 4];
-        let mut maps = GrantMaps::new(&mut places);
-        let refusal = Refusal { request: 0, errno: Errno::EINVAL, done: bad };
-        let machine = FailNth::new(&neighbour, refusal);
-        let requests = [0, 1, 2, 3].map(|pfn| request(u64::from(pfn), pfn));
-        let mut results = [NOTHING; 4];
-        // SAFETY: nothing is mapped anywhere.
-        let all = unsafe { maps.map_all((&machine, &p2m), &requests, &mut results) };
-        assert_eq!(all, Err((bad, GrantFailure::Refused(GrantStatus::GENERAL_ERROR))));
-        assert!(neighbour.mapped.borrow().is_empty() && maps.iter().count() == 0);
-        assert!(results.iter().all(Result::is_err));
-        assert!(p2m.foreign().next().is_none());
-        // SAFETY: as above. The second attempt finds everything as it was.
-        let all = unsafe { maps.map_all((&machine, &p2m), &requests, &mut results) };
-        assert_eq!(all, Ok(()));
-        assert_eq!(p2m.count_foreign(&mut [(DomId(0), 0)]).map(<[_]>::len), Ok(1));
-    }
 }
 
 #[test]
@@ -171,48 +153,42 @@ fn what_would_not_go_is_told_and_stays_in_the_list() {
     let requests = [0, 1, 2].map(|pfn| request(u64::from(pfn), pfn));
     let mut results = [NOTHING; 3];
     // SAFETY: nothing is mapped anywhere.
-    unsafe { maps.map((&neighbour, &p2m), &requests, &mut results) };
+    unsafe { maps.map(&guest(&neighbour, &p2m), &requests, &mut results) };
     let refusal = Refusal { request: 1, errno: Errno::EINVAL, done: 0 };
     let machine = FailNth::new(&neighbour, refusal);
-    let mut stayed = Vec::new();
-    // SAFETY: as above.
-    let count = unsafe {
-        maps.unmap_all((&machine, &p2m), &mut |mapped, failure| {
-            stayed.push((mapped.request.pfn, failure));
-        })
-    };
-    let failure = UnmapFailure::Refused(GrantStatus::GENERAL_ERROR);
-    assert_eq!((count, stayed), (1, vec![(Pfn::new(1), failure)]));
+    let unmapped = [0, 1, 2].map(|pfn| unmap(&mut maps, &guest(&machine, &p2m), pfn));
+    assert_eq!(unmapped, [Ok(()), Err(refused(Pfn::new(1))), Ok(())]);
     assert_eq!(maps.iter().count(), 1);
     assert_eq!(p2m.foreign().map(|run| run.pfns).collect::<Vec<_>>(), [Pfns::new(Pfn::new(1), 1)]);
 
     neighbour.deaf.set(true);
     // SAFETY: as above.
-    unsafe { maps.map((&neighbour, &p2m), &[request(3, 3)], &mut results) };
-    assert!(matches!(results[0], Err(GrantFailure::Call(_))), "{:?}", results[0]);
+    unsafe { maps.map(&guest(&neighbour, &p2m), &[request(3, 3)], &mut results) };
+    let whole = results[0].map_err(|not_mapped| not_mapped.error);
+    assert!(matches!(whole, Err(GrantError::Call { pfn, .. }) if pfn.raw() == 3), "{whole:?}");
     assert_eq!(p2m.entry(Pfn::new(3)), Ok(P2mEntry::Absent));
 }
 
 /// Maps one grant.
 fn map_one<M: Grants>(
     maps: &mut GrantMaps<'_>,
-    around: (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     request: MapRequest,
-) -> Result<MappedGrant, GrantFailure> {
+) -> Result<MappedGrant, NotMapped> {
     let mut results = [NOTHING];
     // SAFETY: nothing is mapped anywhere.
-    unsafe { maps.map(around, &[request], &mut results) };
+    unsafe { maps.map(guest, &[request], &mut results) };
     results[0]
 }
 
 /// Unmaps one.
 fn unmap<M: Grants>(
     maps: &mut GrantMaps<'_>,
-    around: (&M, &P2m<'_>),
+    guest: &Guest<'_, M>,
     pfn: u64,
-) -> Result<(), UnmapFailure> {
+) -> Result<(), GrantError> {
     // SAFETY: as above.
-    unsafe { maps.unmap(around, Pfn::new(pfn)) }
+    unsafe { maps.unmap(guest, Pfn::new(pfn)) }
 }
 
 #[test]
@@ -221,19 +197,19 @@ fn two_grants_in_one_page_are_refused_before_xen_is_asked() {
     let (p2m, neighbour) = (map(&words), Neighbour::default());
     let mut places = [None; 4];
     let mut maps = GrantMaps::new(&mut places);
-    let around = (&neighbour, &p2m);
+    let around = &guest(&neighbour, &p2m);
     let first = request(0, 1);
     let beside = GuestVa::new(first.va.raw() + 8).expect("the same page");
     let requests = [first, MapRequest { va: beside, ..request(1, 2) }, request(2, 3)];
     let mut results = [NOTHING; 3];
     // SAFETY: nothing is mapped anywhere.
     unsafe { maps.map(around, &requests, &mut results) };
-    assert_eq!(results[1], Err(GrantFailure::AddressTaken(beside)));
+    assert_eq!(results[1], Err(GrantError::AddressTaken(beside).into()));
     assert!(results[0].is_ok() && results[2].is_ok());
     // Beside a mapping that is there, too; and Xen is not asked.
     let asked = neighbour.asked.get();
     let again = map_one(&mut maps, around, MapRequest { va: first.va, ..request(1, 2) });
-    assert_eq!(again, Err(GrantFailure::AddressTaken(first.va)));
+    assert_eq!(again, Err(GrantError::AddressTaken(first.va).into()));
     assert_eq!((neighbour.asked.get(), p2m.entry(Pfn::new(1))), (asked + 1, Ok(P2mEntry::Absent)));
     // What was there first can be ended.
     assert_eq!((unmap(&mut maps, around, 0), unmap(&mut maps, around, 2)), (Ok(()), Ok(())));
@@ -280,16 +256,17 @@ fn a_mapping_that_cannot_be_undone_stays_in_the_list_and_can_be_unmapped_later()
     let racing = Racing { neighbour: Neighbour::default(), p2m: &p2m, unmaps: Cell::new(false) };
     let mut places = [None; 2];
     let mut maps = GrantMaps::new(&mut places);
-    let around = (&racing, &p2m);
-    let refused = UnmapFailure::Refused(GrantStatus::GENERAL_ERROR);
+    let around = &guest(&racing, &p2m);
     let mapped = map_one(&mut maps, around, request(0, 1));
-    assert_eq!(mapped, Err(GrantFailure::NotUndone(refused)));
+    let pfn = Pfn::new(0);
+    let error = P2mError::Occupied { pfn, entry: P2mEntry::Ram(Mfn::new(0x999)) }.into();
+    assert_eq!(mapped, Err(NotMapped { error, undo: Err(refused(pfn)) }));
     let listed: Vec<_> = maps.iter().map(|it| (it.request.pfn.raw(), it.is_marked)).collect();
     assert_eq!(listed, [(0, false)]);
     // Its address and its pfn are not free for another.
     let at = MapRequest { va: request(0, 1).va, ..request(1, 2) };
-    assert_eq!(map_one(&mut maps, around, at), Err(GrantFailure::AddressTaken(at.va)));
-    assert_eq!(unmap(&mut maps, around, 0), Err(refused));
+    assert_eq!(map_one(&mut maps, around, at), Err(GrantError::AddressTaken(at.va).into()));
+    assert_eq!(unmap(&mut maps, around, 0), Err(refused(pfn)));
     racing.unmaps.set(true);
     assert_eq!(unmap(&mut maps, around, 0), Ok(()));
     assert!(maps.iter().next().is_none() && racing.neighbour.mapped.borrow().is_empty());
@@ -302,7 +279,7 @@ fn a_grant_whose_mark_is_gone_is_not_unmapped() {
     let (p2m, neighbour) = (map(&words), Neighbour::default());
     let mut places = [None; 2];
     let mut maps = GrantMaps::new(&mut places);
-    let around = (&neighbour, &p2m);
+    let around = &guest(&neighbour, &p2m);
     let pfn = Pfn::new(0);
     let mapped = map_one(&mut maps, around, request(0, 1)).expect("granted");
     for wrong in [Some((OWNER, Mfn::new(0x123))), Some((DomId(9), mapped.mfn)), None] {
@@ -313,38 +290,11 @@ fn a_grant_whose_mark_is_gone_is_not_unmapped() {
             unsafe { p2m.set_foreign(pfn, owner, mfn) }.expect("absent");
         }
         let (asked, entry) = (neighbour.asked.get(), p2m.entry(pfn).expect("in the map"));
-        let gone = Err(UnmapFailure::Mark(P2mError::NotForeign { pfn, entry }));
+        let gone = Err(P2mError::NotForeign { pfn, entry }.into());
         assert_eq!(unmap(&mut maps, around, 0), gone, "marked as {wrong:?}");
         assert_eq!((neighbour.asked.get(), maps.iter().count()), (asked, 1));
     }
     // SAFETY: as above.
     unsafe { p2m.set_foreign(pfn, OWNER, mapped.mfn) }.expect("absent");
     assert_eq!(unmap(&mut maps, around, 0), Ok(()));
-}
-
-#[test]
-fn all_or_none_takes_back_only_what_it_mapped_and_says_what_stays() {
-    let words = list(&[u64::MAX; 4]);
-    let (p2m, neighbour) = (map(&words), Neighbour::default());
-    let mut places = [None; 4];
-    let mut maps = GrantMaps::new(&mut places);
-    map_one(&mut maps, (&neighbour, &p2m), request(0, 1)).expect("granted");
-    // The pfn that is mapped before is the reason of the failure; and one unmap is refused.
-    let requests = [request(1, 2), request(2, 3), request(0, 4)];
-    let mut results = [NOTHING; 3];
-    let refusal = Refusal { request: 1, errno: Errno::EINVAL, done: 0 };
-    let machine = FailNth::new(&neighbour, refusal);
-    // SAFETY: nothing is mapped anywhere.
-    let all = unsafe { maps.map_all((&machine, &p2m), &requests, &mut results) };
-    let taken = GrantFailure::PfnTaken(Pfn::new(0));
-    assert_eq!(all, Err((2, taken)));
-    let stays = GrantFailure::NotUndone(UnmapFailure::Refused(GrantStatus::GENERAL_ERROR));
-    assert_eq!(results, [Err(stays), Err(taken), Err(taken)]);
-    let listed: Vec<u64> = maps.iter().map(|it| it.request.pfn.raw()).collect();
-    assert_eq!((listed, neighbour.mapped.borrow().len()), (vec![0, 1], 2));
-    // Without a place for each result nothing is asked.
-    let asked = neighbour.asked.get();
-    // SAFETY: as above.
-    let all = unsafe { maps.map_all((&neighbour, &p2m), &requests[..2], &mut results[..1]) };
-    assert_eq!((all, neighbour.asked.get()), (Err((1, GrantFailure::NoResult)), asked));
 }

@@ -13,7 +13,7 @@ use hypercall::{
 use p2m::DirectEntries;
 
 use super::super::OrSay;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// Pages of a measurement.
 pub(in crate::programs) const PAGES: usize = 512;
@@ -65,17 +65,17 @@ pub(in crate::programs) fn measure<M: Machine + Cpu>(
     let wipe = time(kernel, |kernel| {
         frames.iter().try_for_each(|frame| {
             // SAFETY: the frame is the program's by its token (I-1).
-            unsafe { kernel.machine.clear_frame(frame.pfn()) }.or_say("wipe")
+            unsafe { kernel.guest.machine().clear_frame(frame.pfn()) }.or_say("wipe")
         })
     })?;
     let mut extents = Vec::with_capacity(PAGES);
     for frame in &frames {
         // SAFETY: the frame is the program's by its token (I-1), and goes to Xen below.
         extents.push(Extent::from_mfn(
-            unsafe { kernel.p2m.depopulate(frame.pfn()) }.or_say("depopulate")?,
+            unsafe { kernel.guest.p2m().depopulate(frame.pfn()) }.or_say("depopulate")?,
         ));
     }
-    let clear = map(kernel, &frames, (&mut storage, |_| Pte::ABSENT))?;
+    let clear = map(kernel, &frames, &mut storage, |_| Pte::ABSENT)?;
     let decrease = time(kernel, |kernel| all(kernel, MemoryOp::Decrease(list(&mut extents))))?;
     for (extent, frame) in extents.iter_mut().zip(&frames) {
         *extent = Extent::from_pfn(frame.pfn());
@@ -83,11 +83,11 @@ pub(in crate::programs) fn measure<M: Machine + Cpu>(
     let populate = time(kernel, |kernel| all(kernel, MemoryOp::Populate(list(&mut extents))))?;
     for (extent, frame) in extents.iter().zip(&frames) {
         // SAFETY: Xen has just put the frame behind the pfn, whose token is the program's.
-        unsafe { kernel.p2m.populate(frame.pfn(), extent.mfn()) }.or_say("populate")?;
+        unsafe { kernel.guest.p2m().populate(frame.pfn(), extent.mfn()) }.or_say("populate")?;
     }
-    let flags = kernel.machine.offered(PteFlags::KERNEL_RW);
+    let flags = kernel.guest.machine().offered(PteFlags::KERNEL_RW);
     let new = |at: usize| Pte::new(extents[at].mfn(), flags);
-    let fill = map(kernel, &frames, (&mut storage, new))?;
+    let fill = map(kernel, &frames, &mut storage, new)?;
     frames.into_iter().rev().for_each(|frame| kernel.pool.give(frame));
     Ok(Floors { wipe, clear, decrease, populate, fill })
 }
@@ -108,7 +108,7 @@ fn list(extents: &mut [Extent]) -> Reservation<'_> {
 
 fn all<M: Machine + Cpu>(kernel: &Kernel<'_, M>, mut op: MemoryOp<'_>) -> Result<(), String> {
     // SAFETY: the pages are the program's, and nothing maps them.
-    match unsafe { kernel.machine.memory_op(&mut op) }.or_say("memory_op")? {
+    match unsafe { kernel.guest.machine().memory_op(&mut op) }.or_say("memory_op")? {
         done if done == PAGES as u64 => Ok(()),
         done => Err(alloc::format!("{} did {done} of {PAGES}", op.name())),
     }
@@ -118,17 +118,17 @@ fn all<M: Machine + Cpu>(kernel: &Kernel<'_, M>, mut op: MemoryOp<'_>) -> Result
 fn map<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     frames: &[Frame],
-    (storage, new): (&mut BatchStorage<PAGES, 1>, impl Fn(usize) -> Pte),
+    storage: &mut BatchStorage<PAGES, 1>,
+    new: impl Fn(usize) -> Pte,
 ) -> Result<u64, String> {
     let mut batch = storage.batch();
-    let (guest, _) = kernel.parts();
-    let mut direct = DirectEntries::new(guest);
+    let mut direct = DirectEntries::new(kernel.guest);
     for (at, frame) in frames.iter().enumerate() {
         let (slot, old) = direct.find(frame.pfn()).or_say("direct mapping")?;
         batch.update(MmuUpdate::set(slot, new(at)), old.raw()).or_say("batch")?;
     }
     time(kernel, |kernel| {
         // SAFETY: entries of frames that are the program's (I-1).
-        unsafe { batch.submit(&kernel.machine) }.or_say("mapping")
+        unsafe { batch.submit(kernel.guest.machine()) }.or_say("mapping")
     })
 }

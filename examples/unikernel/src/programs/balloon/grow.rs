@@ -13,13 +13,14 @@ use hypercall::{
     BatchStorage, Cpu, DomId, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
     Machine, MemoryOp, Pfn,
 };
-use p2m::{GrowContext, Pfns};
+use p2m::Pfns;
 
 use super::super::extend::extend_direct_map;
 use super::super::{OrSay, grow};
-use super::way::{Ways, go_with};
-use super::{SPARE, Storage, audit};
-use crate::guest::{Kernel, Pool};
+use super::way::Ways;
+use super::{SPARE, audit};
+use crate::pool::Pool;
+use crate::program::Kernel;
 use crate::report::Verdict;
 
 /// The most pfns that the guest grows by.
@@ -45,10 +46,11 @@ impl FrameSource for Grown<'_> {
 }
 
 /// Runs the program.
-pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, storage: &mut Storage) -> Verdict {
+pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     // SAFETY: it only reports.
-    let most = unsafe { kernel.machine.memory_op(&mut MemoryOp::MaximumReservation(DomId::SELF)) };
-    let built = kernel.p2m.len();
+    let most =
+        unsafe { kernel.guest.machine().memory_op(&mut MemoryOp::MaximumReservation(DomId::SELF)) };
+    let built = kernel.guest.p2m().len();
     let new = most.or_say("the maximum")?.saturating_sub(built).min(GROWTH_MAX);
     if new <= RESERVED {
         return Ok(format!("Xen lets the guest have no more than its {built} pages"));
@@ -57,26 +59,22 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, storage: &mut St
     let mut batch_storage = Box::new(BatchStorage::<512, 8>::new());
     let mut batch = batch_storage.batch();
     let (p2m, mut window) = grow::open(kernel, &mut batch)?;
-    let guest = GrowContext { machine: &kernel.machine, p2m: &p2m, toolstack: None };
-    window.grow(guest, new.end(), &mut batch).or_say("grow the map")?;
-    window.reserve(guest, new, &mut kernel.pool, &mut batch).or_say("reserve words")?;
-    let mut kernel = kernel.on_map(&p2m);
-    let tables = extend_direct_map(&mut kernel, new)?;
-    let verdict = fetch(&mut kernel, new, storage)?;
+    let kernel = &mut kernel.on_map(&p2m);
+    window.grow(&kernel.guest, None, new.end(), &mut batch).or_say("grow the map")?;
+    let reserved = window.reserve(&kernel.guest, None, new, &mut kernel.pool, &mut batch);
+    reserved.or_say("reserve words")?;
+    let tables = extend_direct_map(kernel, new)?;
+    let verdict = fetch(kernel, new)?;
     Ok(format!("{verdict}; {tables} tables for the direct mapping"))
 }
 
 /// Fetches memory for the new pfns but those that are set apart, writes to all of it and reads it
 /// back, and gives it up again.
-fn fetch<M: Machine + Cpu>(
-    kernel: &mut Kernel<'_, M>,
-    new: Pfns,
-    storage: &mut Storage,
-) -> Verdict {
-    let p2m = kernel.p2m;
+fn fetch<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>, new: Pfns) -> Verdict {
+    let p2m = kernel.guest.p2m();
     let words = usize::try_from(Balloon::words_needed(p2m.len())).or_say("words")?;
     let (mut words, mut bits) = (alloc::vec![0; words], [0; 1]);
-    let begun = Balloon::new(&kernel.guest(), &mut words, SPARE, Wipe::Always);
+    let begun = Balloon::new(&kernel.guest, &mut words, SPARE, Wipe::Always);
     let (mut balloon, _) = begun.or_say("the balloon")?;
     // SAFETY: the map ended before them until now: nobody ever had them (I-1).
     let frames = unsafe { Frames::claim(new.start, new.count) };
@@ -84,11 +82,10 @@ fn fetch<M: Machine + Cpu>(
     let (reserve, _) = Reserve::new(&mut balloon, p2m, apart, &mut bits).or_say("the reserve")?;
     balloon.add_empty(p2m, rest).or_say("the balloon")?;
     let mut grown = Grown { pool: &mut Pool::empty(), built: new.start.raw(), new: Vec::new() };
-    let mut ways = Ways::default();
+    let mut ways = Ways::new();
     let (built, more) = (new.start.raw(), new.count - RESERVED);
     for (name, target, out) in [("grow", built + more, 0), ("shrink", built, more)] {
-        let step = (&mut balloon, &mut *storage, &mut grown);
-        go_with(kernel, step, target, (name, &mut ways))?;
+        ways.go(kernel, &mut balloon, &mut grown, name, target)?;
         audit(kernel, out + RESERVED)?;
         check(kernel, &grown.new)?;
     }
@@ -104,13 +101,14 @@ fn check<M: Machine + Cpu>(kernel: &Kernel<'_, M>, frames: &[Frame]) -> Result<(
         for offset in [0, 4088] {
             let value = word(frame.pfn(), offset);
             // SAFETY: the frame is the program's by its token (I-1).
-            unsafe { kernel.machine.write_bytes(frame.pfn(), offset, &value) }.or_say("store")?;
+            unsafe { kernel.guest.machine().write_bytes(frame.pfn(), offset, &value) }
+                .or_say("store")?;
         }
     }
     for frame in frames {
         for offset in [0, 4088] {
             let mut found = [0; 8];
-            kernel.machine.read_bytes(frame.pfn(), offset, &mut found).or_say("load")?;
+            kernel.guest.machine().read_bytes(frame.pfn(), offset, &mut found).or_say("load")?;
             if found != word(frame.pfn(), offset) {
                 return Err(format!("{frame:?} does not hold what was written"));
             }

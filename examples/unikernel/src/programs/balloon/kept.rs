@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use hypercall::{Cpu, Frame, FrameAccess as _, FrameSource as _, Machine, PAGE_SIZE, Pfn};
 
 use super::super::OrSay;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// Words that are written into a page, spread over it.
 const WORDS: usize = 8;
@@ -63,7 +63,11 @@ impl Kept {
         for frame in &self.frames {
             for word in 0..WORDS {
                 let mut found = [0; 8];
-                kernel.machine.read_bytes(frame.pfn(), offset(word), &mut found).or_say("load")?;
+                kernel
+                    .guest
+                    .machine()
+                    .read_bytes(frame.pfn(), offset(word), &mut found)
+                    .or_say("load")?;
                 let (found, is) = (u64::from_le_bytes(found), value(frame.pfn(), word));
                 if found != is {
                     return Err(format!("{frame:?}: word {word} is {found:#x}, was {is:#x}"));
@@ -84,7 +88,7 @@ fn fill<M: Machine + Cpu>(kernel: &Kernel<'_, M>, pfn: Pfn) -> Result<(), String
     (0..WORDS).try_for_each(|word| {
         let value = value(pfn, word).to_le_bytes();
         // SAFETY: the frame is the program's by its token (I-1).
-        unsafe { kernel.machine.write_bytes(pfn, offset(word), &value) }.or_say("store")
+        unsafe { kernel.guest.machine().write_bytes(pfn, offset(word), &value) }.or_say("store")
     })
 }
 

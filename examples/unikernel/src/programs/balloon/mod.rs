@@ -9,29 +9,25 @@ mod grow;
 mod kept;
 mod way;
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 
-use balloon::{Balloon, Wipe, WorkStorage};
+use balloon::{Balloon, Wipe};
 use hypercall::{AccessError, Cpu, Frame, FrameAccess as _, FrameSource, Machine, Pte};
-use p2m::{Audit, KexecState, P2m, Pfns};
-
+use p2m::Pfns;
+use p2m::audit::Audit;
+use p2m::kexec::KexecState;
 use x86_64::structures::paging::PageTableIndex;
 
 use super::OrSay;
-use crate::guest::{Kernel, Pool, number};
+use crate::pool::Pool;
+use crate::program::{Kernel, number};
 use crate::report::Verdict;
 use kept::Kept;
-use way::{Ways, go};
+use way::Ways;
 
-/// Frames that a step moves: the most traps for a GiB that are allowed are 1,100, the most ticks of
-/// a step a million.
-const STEP_FRAMES: usize = 512;
 /// Frames that stay in the pool, for tables and the like.
 const SPARE: u64 = 64;
-
-type Storage = WorkStorage<STEP_FRAMES>;
 
 /// The pool, as the balloon sees it.
 struct Spare<'p>(&'p mut Pool);
@@ -52,28 +48,26 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         0 => Wipe::Never,
         _ => Wipe::Always,
     };
-    let mut storage = Box::new(Storage::new());
     if kernel.arguments.split_whitespace().any(|word| word == "grow") {
-        return grow::run(kernel, &mut storage);
+        return grow::run(kernel);
     }
     let floors = floor::measure(kernel)?;
     let free = kernel.pool.len() as u64;
     let kept = Kept::spread(kernel)?;
-    let words = usize::try_from(Balloon::words_needed(kernel.p2m.len())).or_say("words")?;
+    let words = usize::try_from(Balloon::words_needed(kernel.guest.p2m().len())).or_say("words")?;
     let mut words = alloc::vec![0; words];
-    let begun = Balloon::new(&kernel.guest(), &mut words, SPARE, wipe);
+    let begun = Balloon::new(&kernel.guest, &mut words, SPARE, wipe);
     let (mut balloon, accounts) = begun.or_say("the balloon")?;
     if !accounts.is_balanced() {
         return Err(format!("before the first step: {accounts}"));
     }
-    let mut ways = Ways::default();
-    let mut around = (&mut balloon, &mut *storage, &mut ways);
+    let mut ways = Ways::new();
     let most = kernel.pool.len() as u64 - SPARE;
-    out_and_in(kernel, &mut around, ("blocks", most), &kept)?;
-    out_and_in(kernel, &mut around, ("half", most / 2), &kept)?;
+    out_and_in(kernel, &mut balloon, &mut ways, "blocks", most, &kept)?;
+    out_and_in(kernel, &mut balloon, &mut ways, "half", most / 2, &kept)?;
     let second = Kept::every_second(kernel)?;
     let most = kernel.pool.len() as u64 - SPARE;
-    out_and_in(kernel, &mut around, ("singles", most), &kept)?;
+    out_and_in(kernel, &mut balloon, &mut ways, "singles", most, &kept)?;
     second.verify(kernel)?;
     second.give_back(kernel);
     kept.give_back(kernel);
@@ -86,13 +80,19 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 /// `frames` frames go out and come back; what is kept must not change.
 fn out_and_in<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
-    (balloon, storage, ways): &mut (&mut Balloon<'_>, &mut Storage, &mut Ways),
-    (name, frames): (&str, u64),
+    balloon: &mut Balloon<'_>,
+    ways: &mut Ways,
+    name: &str,
+    frames: u64,
     kept: &Kept,
 ) -> Result<(), String> {
     let all = balloon.goal().frames;
     for (way, target, out) in [("out", all - frames, frames), ("in", all, 0)] {
-        go(kernel, (balloon, storage), target, (&format!("{name} {way}"), ways))?;
+        let mut pool = core::mem::replace(&mut kernel.pool, Pool::empty());
+        let name = format!("{name} {way}");
+        let gone = ways.go(kernel, balloon, &mut Spare(&mut pool), &name, target);
+        kernel.pool = pool;
+        gone?;
         kept.verify(kernel)?;
         if out > 0 {
             read_what_is_out(kernel)?;
@@ -104,7 +104,7 @@ fn out_and_in<M: Machine + Cpu>(
 
 /// Reads of a page that is out, which is nowhere: each says so, and nothing faults.
 fn read_what_is_out<M: Machine>(kernel: &Kernel<'_, M>) -> Result<(), String> {
-    let (machine, p2m) = (&kernel.machine, kernel.p2m);
+    let (machine, p2m) = (kernel.guest.machine(), kernel.guest.p2m());
     let gone = p2m.all().iter().find(|pfn| p2m.mfn(*pfn).is_err()).ok_or("no page is out")?;
     let last = PageTableIndex::new(511);
     let reads = [
@@ -124,10 +124,10 @@ fn read_what_is_out<M: Machine>(kernel: &Kernel<'_, M>) -> Result<(), String> {
 
 /// Whether the map says what is true, and a kexec would meet just the pages that are out.
 fn audit<M: Machine + Cpu>(kernel: &Kernel<'_, M>, out: u64) -> Result<(), String> {
-    let p2m: &P2m<'_> = kernel.p2m;
+    let p2m = kernel.guest.p2m();
     let mut findings = [None; 8];
     let mut audit = Audit::begin(&mut findings);
-    audit.run(&kernel.machine, p2m);
+    audit.run(&kernel.guest);
     let report = audit.report();
     if !report.is_clean() {
         return Err(format!("{report}").replace('\n', ";"));

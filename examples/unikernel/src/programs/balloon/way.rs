@@ -1,18 +1,21 @@
 //! A way from one size to another, step by step, and what it took.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use balloon::{Balloon, Moved, Next, Retarget};
-use hypercall::{Cpu, Machine};
+use balloon::{Balloon, Moved, Next, Retarget, WorkStorage};
+use hypercall::{Cpu, FrameSource, Machine};
 
 use super::super::OrSay;
 use super::floor::Floors;
-use super::{Spare, Storage};
-use crate::guest::{Kernel, Pool};
+use crate::program::Kernel;
 use crate::report::Verdict;
 
+/// Frames that a step moves: the most traps for a GiB that are allowed are 1,100, the most ticks of
+/// a step a million.
+const STEP_FRAMES: usize = 512;
 /// Pages in a GiB.
 const GIB: u64 = 1 << 18;
 /// The most traps for a GiB.
@@ -30,9 +33,9 @@ impl Way {
     }
 }
 
-/// What ways took.
-#[derive(Default)]
+/// Ways that were gone, and what they took.
 pub(super) struct Ways {
+    storage: Box<WorkStorage<STEP_FRAMES>>,
     ways: Vec<Way>,
 }
 
@@ -46,65 +49,54 @@ struct Way {
     longest: u64,
 }
 
-/// Goes to `target` frames with the guest's pool; every step's accounts must be right.
-pub(super) fn go<M: Machine + Cpu>(
-    kernel: &mut Kernel<'_, M>,
-    (balloon, storage): (&mut Balloon<'_>, &mut Storage),
-    target: u64,
-    way: (&str, &mut Ways),
-) -> Result<(), String> {
-    let mut pool = core::mem::replace(&mut kernel.pool, Pool::empty());
-    let result = go_with(kernel, (balloon, storage, &mut Spare(&mut pool)), target, way);
-    kernel.pool = pool;
-    result
-}
-
-/// Goes to `target` frames; every step's accounts must be right.
-pub(super) fn go_with<M: Machine + Cpu>(
-    kernel: &Kernel<'_, M>,
-    (balloon, storage, allocator): (
-        &mut Balloon<'_>,
-        &mut Storage,
-        &mut impl hypercall::FrameSource,
-    ),
-    target: u64,
-    (name, ways): (&str, &mut Ways),
-) -> Result<(), String> {
-    let from = balloon.accounts(&kernel.machine, kernel.p2m).populated;
-    if balloon.set_target(target) != Retarget::Step {
-        return Err(format!("{name}: there is nothing to do for {target} frames"));
-    }
-    let (mut steps, mut longest, mut moved) = (0, 0, 0);
-    let (begun, before) = (kernel.cpu.ticks(), kernel.machine.counts());
-    loop {
-        let start = kernel.cpu.ticks();
-        let step = storage.with(|work| balloon.step(&kernel.guest(), allocator, work));
-        longest = longest.max(kernel.cpu.ticks().wrapping_sub(start));
-        steps += 1;
-        if let Moved::Out(frames) | Moved::In(frames) = step.moved {
-            moved += frames;
-        }
-        if !step.accounts.is_balanced() {
-            return Err(format!("{name}, step {steps}: {}", step.accounts));
-        }
-        match step.next {
-            Next::Again => {}
-            Next::Idle => break,
-            Next::Wait { why, .. } => return Err(format!("{name}, step {steps}: {why}")),
-        }
-    }
-    let ticks = kernel.cpu.ticks().wrapping_sub(begun);
-    let traps = (kernel.machine.counts() - before).hypercalls;
-    if moved != from.abs_diff(target) {
-        return Err(format!("{name}: {moved} frames moved, {} should", from.abs_diff(target)));
-    }
-    let name = String::from(name);
-    let is_out = target < from;
-    ways.ways.push(Way { name, is_out, frames: moved, steps, traps, ticks, longest });
-    Ok(())
-}
-
 impl Ways {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { storage: Box::new(WorkStorage::new()), ways: Vec::new() }
+    }
+
+    /// Goes to `target` frames; every step's accounts must be right.
+    pub(super) fn go<M: Machine + Cpu>(
+        &mut self,
+        kernel: &Kernel<'_, M>,
+        balloon: &mut Balloon<'_>,
+        frames: &mut impl FrameSource,
+        name: &str,
+        target: u64,
+    ) -> Result<(), String> {
+        let from = balloon.accounts(kernel.guest.machine(), kernel.guest.p2m()).populated;
+        if balloon.set_target(target) != Retarget::Step {
+            return Err(format!("{name}: there is nothing to do for {target} frames"));
+        }
+        let (mut steps, mut longest, mut moved) = (0, 0, 0);
+        let (begun, before) = (kernel.cpu.ticks(), kernel.guest.machine().counts());
+        loop {
+            let start = kernel.cpu.ticks();
+            let step = self.storage.with(|work| balloon.step(&kernel.guest, frames, work));
+            longest = longest.max(kernel.cpu.ticks().wrapping_sub(start));
+            steps += 1;
+            if let Moved::Out(frames) | Moved::In(frames) = step.moved {
+                moved += frames;
+            }
+            if !step.accounts.is_balanced() {
+                return Err(format!("{name}, step {steps}: {}", step.accounts));
+            }
+            match step.next {
+                Next::Again => {}
+                Next::Idle => break,
+                Next::Wait { why, .. } => return Err(format!("{name}, step {steps}: {why}")),
+            }
+        }
+        let ticks = kernel.cpu.ticks().wrapping_sub(begun);
+        let traps = (kernel.guest.machine().counts() - before).hypercalls;
+        if moved != from.abs_diff(target) {
+            return Err(format!("{name}: {moved} frames moved, {} should", from.abs_diff(target)));
+        }
+        let (name, is_out) = (String::from(name), target < from);
+        self.ways.push(Way { name, is_out, frames: moved, steps, traps, ticks, longest });
+        Ok(())
+    }
+
     /// Prints the table.
     pub(super) fn print<M>(&self, kernel: &mut Kernel<'_, M>) -> Result<(), String> {
         let out = &mut *kernel.console;

@@ -69,15 +69,15 @@ impl Bare {
     }
 
     /// A table with `pages` pages, from the figures for none and for 512; without the trap.
-    const fn table(&self, (empty, full): (u64, u64), pages: u64) -> u64 {
+    const fn table(&self, empty: u64, full: u64, pages: u64) -> u64 {
         empty - self.null + (full - empty) * pages / RUN
     }
 
     /// `pages` pages side by side: so many full tables, and so many pages in one more.
-    fn tables(&self, figures: (u64, u64), pages: u64) -> u64 {
+    fn tables(&self, empty: u64, full: u64, pages: u64) -> u64 {
         let rest = pages % RUN;
-        let rest = if rest == 0 { 0 } else { self.table(figures, rest) };
-        self.table(figures, RUN) * (pages / RUN) + rest
+        let rest = if rest == 0 { 0 } else { self.table(empty, full, rest) };
+        self.table(empty, full, RUN) * (pages / RUN) + rest
     }
 
     /// A table's frame to read-only in the direct mapping; the other way costs the same within 5 %.
@@ -111,7 +111,7 @@ impl Bare {
     pub(super) fn map(&self, pages: u64) -> u64 {
         let tables = pages.div_ceil(RUN);
         let upper = UPPER * (self.access() + self.link_empty - self.null);
-        let stored = self.tables((self.link_empty, self.link_writable), pages);
+        let stored = self.tables(self.link_empty, self.link_writable, pages);
         let requested = tables * (self.link_empty - self.null) + self.fill(pages) - self.null;
         self.null + upper + tables * self.access() + stored.min(requested)
     }
@@ -120,23 +120,23 @@ impl Bare {
     pub(super) fn unmap(&self, pages: u64) -> u64 {
         let tables = (pages.div_ceil(RUN) + UPPER) * self.access();
         let upper = UPPER * (self.unlink_empty - self.null);
-        let out = self.tables((self.unlink_empty, self.unlink_writable), pages);
+        let out = self.tables(self.unlink_empty, self.unlink_writable, pages);
         self.flush + (tables + upper + out).min(self.clear(pages) - self.null)
     }
 
     /// Makes `pages` pages read-only, as whole tables or one by one.
     pub(super) fn read_only_whole(&self, pages: u64) -> u64 {
         let tables = pages.div_ceil(RUN) * 2 * self.access();
-        let out = self.tables((self.unlink_empty, self.unlink_writable), pages);
-        let back = self.tables((self.link_empty, self.link_read_only), pages);
+        let out = self.tables(self.unlink_empty, self.unlink_writable, pages);
+        let back = self.tables(self.link_empty, self.link_read_only, pages);
         self.flush + (tables + out + back).min(self.read_only_in_place(pages) - self.null)
     }
 
     /// Makes them writable again.
     pub(super) fn writable_whole(&self, pages: u64) -> u64 {
         let tables = pages.div_ceil(RUN) * 2 * self.access();
-        let out = self.tables((self.unlink_empty, self.unlink_read_only), pages);
-        let back = self.tables((self.link_empty, self.link_writable), pages);
+        let out = self.tables(self.unlink_empty, self.unlink_read_only, pages);
+        let back = self.tables(self.link_empty, self.link_writable, pages);
         self.flush + (tables + out + back).min(self.writable_in_place(pages) - self.null)
     }
 
@@ -188,7 +188,7 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
     let null = null(bench)?;
     let mut bare = Bare { null, ..Bare::default() };
     root(bench, &mut bare)?;
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let mut pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
     let pages = Pages { start: va(1, 0)?, count: RUN };
     pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut bench.memory).or_say("map")?;
@@ -203,19 +203,19 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
 }
 
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     destroy(&guest, pgd, &mut bench.memory)
 }
 
 /// Pin and unpin of a root alone.
 fn root<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, bare: &mut Bare) -> Result<(), String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
     let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let [unpin, pin] = spaces::bare(bench, &pgd)?;
-    bench.row(("bare: unpin a root", "roots"), 1, unpin, None)?;
-    bench.row(("bare: pin a root", "roots"), 1, pin, None)?;
+    bench.row("bare: unpin a root", "roots", 1, unpin, None)?;
+    bench.row("bare: pin a root", "roots", 1, pin, None)?;
     (bare.unpin_root, bare.pin_root) = (unpin.ticks, pin.ticks);
     end(bench, pgd)
 }
@@ -226,10 +226,10 @@ fn null<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
     for _ in 0..1000 {
         let mut calls = [Call::new(Request::MmuUpdate(&[], Domains::SELF))];
         // SAFETY: asks for nothing.
-        unsafe { bench.kernel.machine.issue(&mut calls) }.or_say("null")?;
+        unsafe { bench.kernel.guest.machine().issue(&mut calls) }.or_say("null")?;
     }
     let cost = bench.end(start);
-    bench.row(("null hypercall", "hypercalls"), 1000, cost, None)?;
+    bench.row("null hypercall", "hypercalls", 1000, cost, None)?;
     Ok(cost.ticks / 1000)
 }
 
@@ -249,8 +249,8 @@ fn all_entries<M: Machine + Cpu>(
     bench: &Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<Vec<Pte>, String> {
-    let (l1, ..) = full_table(&bench.kernel.guest(), pgd)?;
-    let entry = |index| bench.kernel.machine.read_entry(l1, PageTableIndex::new(index));
+    let (l1, ..) = full_table(&bench.kernel.guest, pgd)?;
+    let entry = |index| bench.kernel.guest.machine().read_entry(l1, PageTableIndex::new(index));
     (0..512u16).map(|index| entry(index).or_say("read")).collect()
 }
 
@@ -260,7 +260,7 @@ fn change_all<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     change: impl Fn(usize, Pte) -> Pte,
 ) -> Result<Cost, String> {
-    let (_, slot, _) = full_table(&bench.kernel.guest(), pgd)?;
+    let (_, slot, _) = full_table(&bench.kernel.guest, pgd)?;
     let entries = all_entries(bench, pgd)?;
     bench.send(|batch| {
         entries.into_iter().enumerate().zip(0..).try_for_each(|((at, pte), index)| {
@@ -276,7 +276,7 @@ fn entries<M: Machine + Cpu>(
     bare: &mut Bare,
 ) -> Result<(), String> {
     let row = |bench: &mut Bench<'_, '_, M>, name: &str, cost: Cost| {
-        bench.row((name, "entries"), RUN, cost, None).map(|()| cost.ticks)
+        bench.row(name, "entries", RUN, cost, None).map(|()| cost.ticks)
     };
     let cost = change_all(bench, pgd, |_, pte| pte.read_only())?;
     bare.to_read_only = row(bench, "bare: entry to read-only", cost)?;
@@ -289,7 +289,7 @@ fn entries<M: Machine + Cpu>(
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
     bare.clear = row(bench, "bare: clear entry, writable", cost)?;
     let [read_only, writable] =
-        [READ_ONLY, PteFlags::USER_RW].map(|flags| bench.kernel.machine.offered(flags));
+        [READ_ONLY, PteFlags::USER_RW].map(|flags| bench.kernel.guest.machine().offered(flags));
     let cost = change_all(bench, pgd, |at, _| kept[at].with_flags(read_only))?;
     row(bench, "bare: fill entry, read-only", cost)?;
     let cost = change_all(bench, pgd, |_, _| Pte::ABSENT)?;
@@ -324,13 +324,13 @@ fn relink<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     names: [&str; 2],
 ) -> Result<[u64; 2], String> {
-    let (_, l1, slot) = full_table(&bench.kernel.guest(), pgd)?;
+    let (_, l1, slot) = full_table(&bench.kernel.guest, pgd)?;
     let link = Pte::new(l1.table, PteFlags::TABLE);
     let mut ticks = [0; 2];
     let changes = [(Pte::ABSENT, link), (link, Pte::ABSENT)];
     for ((name, (new, old)), ticks) in names.into_iter().zip(changes).zip(&mut ticks) {
         let cost = bench.send(|batch| batch.update(MmuUpdate::set(slot, new), old.raw()))?;
-        bench.row((name, "tables"), 1, cost, None)?;
+        bench.row(name, "tables", 1, cost, None)?;
         *ticks = cost.ticks;
     }
     Ok(ticks)
@@ -343,14 +343,14 @@ fn held<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     bare: &mut Bare,
 ) -> Result<(), String> {
-    let (_, l1, _) = full_table(&bench.kernel.guest(), pgd)?;
+    let (_, l1, _) = full_table(&bench.kernel.guest, pgd)?;
     let cost = bench.send(|batch| batch.op(MmuExtOp::pin(Level::L1, l1.table)))?;
-    bench.row(("bare: pin a table that is linked", "tables"), 1, cost, None)?;
+    bench.row("bare: pin a table that is linked", "tables", 1, cost, None)?;
     let cost = bench.send(|batch| batch.op(MmuExtOp::tlb_flush_all()))?;
-    bench.row(("bare: flush of all TLBs", "flushes"), 1, cost, None)?;
+    bench.row("bare: flush of all TLBs", "flushes", 1, cost, None)?;
     bare.flush = cost.ticks;
     let names = ["bare: unlink table, pinned", "bare: link table, pinned"];
     [bare.unlink_pinned, bare.link_pinned] = relink(bench, pgd, names)?;
     let cost = bench.send(|batch| batch.op(MmuExtOp::unpin(l1.table)))?;
-    bench.row(("bare: unpin a table that is linked", "tables"), 1, cost, None)
+    bench.row("bare: unpin a table that is linked", "tables", 1, cost, None)
 }

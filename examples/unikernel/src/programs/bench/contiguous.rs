@@ -28,12 +28,12 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     for (gathering, scattering, order, count) in SHAPES {
         let frames = usize::try_from(count).or_say("frames")?;
         let frames = bench.memory.take_run(frames).ok_or("no run of frames")?;
-        let gathered = bare(bench, &frames, (0, order))?;
-        let scattered = bare(bench, &frames, (order, 0))?;
+        let gathered = bare(bench, &frames, 0, order)?;
+        let scattered = bare(bench, &frames, order, 0)?;
         let (region, cost) = exchange(bench, &mut extents, Way::Gather(frames, order))?;
-        bench.row((gathering, "frames"), count, cost, Some(gathered.ticks))?;
+        bench.row(gathering, "frames", count, cost, Some(gathered.ticks))?;
         let (region, cost) = exchange(bench, &mut extents, Way::Scatter(region))?;
-        bench.row((scattering, "frames"), count, cost, Some(scattered.ticks))?;
+        bench.row(scattering, "frames", count, cost, Some(scattered.ticks))?;
         let mut frames = region.into_frames();
         let all: Vec<Frame> = core::iter::from_fn(|| frames.take()).collect();
         all.into_iter().rev().for_each(|frame| FrameSource::give(&mut bench.memory, frame));
@@ -46,9 +46,10 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
 fn bare<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     run: &Frames,
-    (give, take): (u32, u32),
+    give: u32,
+    take: u32,
 ) -> Result<Cost, String> {
-    let p2m = bench.kernel.p2m;
+    let p2m = bench.kernel.guest.p2m();
     let firsts = |order: u32| all(run).step_by(1 << order);
     let given = firsts(give).map(|pfn| p2m.mfn(pfn).map(Extent::from_mfn));
     let mut given = given.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
@@ -59,7 +60,7 @@ fn bare<M: Machine + Cpu>(
     let lists = Exchange { give: side(&mut given, give), take: side(&mut taken, take) };
     let mut exchange = MemoryOp::Exchange(lists);
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
-    unsafe { bench.kernel.machine.memory_op(&mut exchange) }.or_say("exchange")?;
+    unsafe { bench.kernel.guest.machine().memory_op(&mut exchange) }.or_say("exchange")?;
     let exchanged = bench.end(start);
     let came =
         |at: usize| Mfn::new(taken[at >> take].mfn().raw() + (at & ((1 << take) - 1)) as u64);
@@ -67,7 +68,7 @@ fn bare<M: Machine + Cpu>(
         // SAFETY: Xen has just exchanged the frames, which are this row's own.
         unsafe { p2m.replace(pfn, came(at)) }.or_say("P2M")?;
     }
-    let flags = bench.kernel.machine.offered(PteFlags::KERNEL_RW);
+    let flags = bench.kernel.guest.machine().offered(PteFlags::KERNEL_RW);
     let filled = set_direct(bench, all(run), |_, at| Pte::new(came(at), flags), &[])?;
     Ok(cleared.and(exchanged).and(filled))
 }
@@ -84,7 +85,7 @@ fn exchange<M: Machine + Cpu>(
     way: Way,
 ) -> Result<(Region, Cost), String> {
     let start = bench.begin();
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let batch = &mut bench.storage.batch();
     let mut scratch = Scratch { batch, extents };
     let region = match way {

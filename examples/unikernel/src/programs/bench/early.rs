@@ -37,15 +37,15 @@ pub(super) fn run<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let made = &bench.kernel.made;
     let ([ticks, in_xen], [counts, own]) = (made.ticks, made.counts);
-    let pages = bench.kernel.p2m.len();
+    let pages = bench.kernel.guest.p2m().len();
     let tables = made.tables.iter().rev().skip(1).map(|run| run.count).sum::<u64>();
     let upper = pages.div_ceil(L2) + pages.div_ceil(L3);
     let floor = bare.read_only_in_place(tables) + (tables - upper) * (new - bare.null);
     let cost = Cost { ticks, in_xen, counts };
-    bench.row(("boot mapping", "pages"), pages, cost, Some(floor))?;
+    bench.row("boot mapping", "pages", pages, cost, Some(floor))?;
     let [ticks, in_xen] = made_own(bench);
     let own = Cost { ticks, in_xen, counts: own };
-    bench.row(("boot mapping, the kernel's own tables", "tables"), own_tables(bench), own, None)
+    bench.row("boot mapping, the kernel's own tables", "tables", own_tables(bench), own, None)
 }
 
 fn made_own<M: Machine + Cpu>(bench: &Bench<'_, '_, M>) -> [u64; 2] {
@@ -63,24 +63,24 @@ pub(super) fn new_pages<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Resul
     let run = bench.memory.take_run(count).ok_or("no run of frames")?;
     let table = bench.memory.take_near_run(1).ok_or("no frame for a table")?;
     renew(bench, &run)?;
-    let entries = all(&run).map(|pfn| bench.kernel.p2m.mfn(pfn));
-    let flags = bench.kernel.machine.offered(PteFlags::KERNEL_RW);
+    let entries = all(&run).map(|pfn| bench.kernel.guest.p2m().mfn(pfn));
+    let flags = bench.kernel.guest.machine().offered(PteFlags::KERNEL_RW);
     let entry = |mfn| Pte::new(mfn, flags);
     let entries = entries.map(|mfn| mfn.map(entry)).collect::<Result<Vec<_>, _>>();
     let entries = entries.or_say("P2M")?;
     let first = PageTableIndex::new(0);
     // SAFETY: the table is in a frame of this row's own, and not live.
-    unsafe { bench.kernel.machine.write_entries(table.start(), first, &entries) }
+    unsafe { bench.kernel.guest.machine().write_entries(table.start(), first, &entries) }
         .or_say("a table")?;
     set_direct(bench, [table.start()].into_iter(), |pte, _| pte.read_only(), FLUSH)?;
-    let mfn = bench.kernel.p2m.mfn(table.start()).or_say("P2M")?;
+    let mfn = bench.kernel.guest.p2m().mfn(table.start()).or_say("P2M")?;
     let pin =
         |bench: &mut Bench<'_, '_, M>| bench.send(|batch| batch.op(MmuExtOp::pin(Level::L1, mfn)));
     let new = pin(bench)?;
-    bench.row(("bare: validate a table, pages new from Xen", "pages"), TABLE, new, None)?;
+    bench.row("bare: validate a table, pages new from Xen", "pages", TABLE, new, None)?;
     bench.send(|batch| batch.op(MmuExtOp::unpin(mfn)))?;
     let again = pin(bench)?;
-    bench.row(("bare: validate a table, pages writable before", "pages"), TABLE, again, None)?;
+    bench.row("bare: validate a table, pages writable before", "pages", TABLE, again, None)?;
     bench.send(|batch| batch.op(MmuExtOp::unpin(mfn)))?;
     set_direct(bench, [table.start()].into_iter(), |pte, _| pte.writable(), FLUSH)?;
     let entries = &entries[..];
@@ -104,7 +104,7 @@ pub(super) fn set_direct<M: Machine + Cpu>(
     ops: &[MmuExtOp],
 ) -> Result<Cost, String> {
     let slots: Vec<(Slot, Pte)> = {
-        let guest = bench.kernel.guest();
+        let guest = bench.kernel.guest;
         let slot = |pfn| {
             let va = guest.machine().direct_map(pfn).or_say("direct map")?;
             let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
@@ -124,18 +124,18 @@ pub(super) fn set_direct<M: Machine + Cpu>(
 /// Gives the frames up and gets as many for the same pfns, which the direct mapping does not show.
 fn renew<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, run: &Frames) -> Result<(), String> {
     set_direct(bench, all(run), |_, _| Pte::ABSENT, FLUSH)?;
-    let p2m = bench.kernel.p2m;
+    let p2m = bench.kernel.guest.p2m();
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
     let depopulated = all(run).map(|pfn| unsafe { p2m.depopulate(pfn) }.map(Extent::from_mfn));
     let mut extents = depopulated.collect::<Result<Vec<_>, _>>().or_say("P2M")?;
     let reservation = |extents| Reservation { extents, order: 0, flags: 0, domain: DomId::SELF };
     let mut out = MemoryOp::Decrease(reservation(&mut extents));
     // SAFETY: the frames are this row's own, and mapped nowhere any more.
-    let gone = unsafe { bench.kernel.machine.memory_op(&mut out) }.or_say("decrease")?;
+    let gone = unsafe { bench.kernel.guest.machine().memory_op(&mut out) }.or_say("decrease")?;
     let mut extents: Vec<Extent> = all(run).map(Extent::from_pfn).collect();
     let mut back = MemoryOp::Populate(reservation(&mut extents));
     // SAFETY: nothing has the pfns.
-    let came = unsafe { bench.kernel.machine.memory_op(&mut back) }.or_say("populate")?;
+    let came = unsafe { bench.kernel.guest.machine().memory_op(&mut back) }.or_say("populate")?;
     if (gone, came) != (TABLE, TABLE) {
         return Err(alloc::format!("{gone} frames went, {came} came"));
     }

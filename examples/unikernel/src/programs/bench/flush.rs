@@ -14,8 +14,8 @@ use super::super::vcpus::{Scene, THE_SECOND};
 use super::live::with_tools;
 use super::primitives::{Place, places};
 use super::row::{Bench, Cost};
-use super::spaces::{build, destroy, va};
-use crate::guest::Second;
+use super::spaces::{Shape, build, destroy, va};
+use crate::program::Second;
 
 /// Flushes in a row.
 const TIMES: u64 = 100;
@@ -31,13 +31,16 @@ pub(super) fn run<M: Machine + Cpu>(
     second: &dyn Second<M>,
 ) -> Result<(), String> {
     second.start()?;
-    let guest = bench.kernel.guest();
-    let pgd = build(&guest, (1, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let guest = bench.kernel.guest;
+    let pgd = build(
+        &guest,
+        Shape { tables: 1, pages: 512, flags: PteFlags::USER_RW },
+        &mut bench.memory,
+    )?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let places = [const { Running::nowhere() }; 2];
     let scene = Scene {
-        p2m: bench.kernel.p2m,
-        kernel_root: bench.kernel.kernel_root,
+        guest: bench.kernel.guest.with_machine(&()),
         // SAFETY: the bench loads its address space through these places alone.
         vcpus: unsafe { Vcpus::new(&places) },
         second,
@@ -46,17 +49,17 @@ pub(super) fn run<M: Machine + Cpu>(
     };
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half; this runs on the first vCPU.
-    unsafe { scene.vcpus.load(&bench.kernel.guest(), 0, &pgd) }.or_say("load")?;
+    unsafe { scene.vcpus.load(&bench.kernel.guest, 0, &pgd) }.or_say("load")?;
     scene.enter(&pgd)?;
     let done = beside(bench, &scene, |bench| {
         flushes(bench, scene.pages.start)?;
         protects(bench, &mut pgd)
     });
     // SAFETY: the tree the kernel booted on; this runs on the first vCPU.
-    unsafe { scene.vcpus.leave(&bench.kernel.guest(), 0) }.or_say("leave")?;
+    unsafe { scene.vcpus.leave(&bench.kernel.guest, 0) }.or_say("leave")?;
     scene.leave()?;
     second.stop()?;
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     destroy(&guest, pgd, &mut bench.memory)?;
     done
@@ -107,7 +110,7 @@ fn flushes<M: Machine + Cpu>(
                 let mut batch = bench.storage.batch();
                 flush.push(&mut batch, reach).or_say("flush")?;
                 // SAFETY: a flush changes no entry.
-                unsafe { batch.submit(&bench.kernel.machine) }.or_say("flush")?;
+                unsafe { batch.submit(bench.kernel.guest.machine()) }.or_say("flush")?;
             }
             let cost = bench.end(start);
             let mut floor = Cost::default();
@@ -115,7 +118,7 @@ fn flushes<M: Machine + Cpu>(
                 floor = floor.and(bench.send(|batch| flush.push(batch, reach))?);
             }
             let operation = format!("flush {what} on {whom}, both loaded");
-            bench.row((&operation, "flushes"), TIMES, cost, Some(floor.ticks))?;
+            bench.row(&operation, "flushes", TIMES, cost, Some(floor.ticks))?;
         }
     }
     Ok(())
@@ -131,13 +134,13 @@ fn protects<M: Machine + Cpu>(
         for (flags, access) in [(READ_ONLY, "read-only"), (PteFlags::USER_RW, "writable")] {
             // And back, so that the library finds the entries as they were.
             let back = if flags == READ_ONLY { PteFlags::USER_RW } else { READ_ONLY };
-            let floor = bare_protect(bench, pgd, (count, flags))?;
-            bare_protect(bench, pgd, (count, back))?;
+            let floor = bare_protect(bench, pgd, count, flags)?;
+            bare_protect(bench, pgd, count, back)?;
             let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
                 pgd.protect(tools, pages, flags).or_say("protect")
             })?;
             let operation = format!("protect to {access}, in place, both loaded");
-            bench.row((&operation, "pages"), count, cost, Some(floor.ticks))?;
+            bench.row(&operation, "pages", count, cost, Some(floor.ticks))?;
         }
     }
     Ok(())
@@ -147,10 +150,11 @@ fn protects<M: Machine + Cpu>(
 fn bare_protect<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, Timed<'_, M>>,
     pgd: &Pgd<Pinned>,
-    (count, flags): (u64, PteFlags),
+    count: u64,
+    flags: PteFlags,
 ) -> Result<Cost, String> {
     let places = places(bench, pgd, 0, count)?;
-    let flags = bench.kernel.machine.offered(flags);
+    let flags = bench.kernel.guest.machine().offered(flags);
     bench.send(|batch| {
         for Place { slot, pte, .. } in places {
             batch.update(MmuUpdate::set(slot, pte.with_flags(flags)), pte.raw())?;

@@ -9,7 +9,7 @@ use pvmmu::{Counted, Pgd, Pinned, Shares, TablePool, load_root};
 use super::super::OrSay;
 use super::bare::Bare;
 use super::row::{Bench, Cost};
-use super::spaces::{build, tools};
+use super::spaces::{Shape, build, tools};
 
 /// Sizes of the parents, in full L1 tables.
 const TABLES: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
@@ -33,8 +33,12 @@ fn fork<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<(), String> {
     let pages = tables * 512;
-    let guest = bench.kernel.guest();
-    let parent = build(&guest, (tables, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let guest = bench.kernel.guest;
+    let parent = build(
+        &guest,
+        Shape { tables: tables, pages: 512, flags: PteFlags::USER_RW },
+        &mut bench.memory,
+    )?;
     let mut parent = parent.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let mut counts = alloc::vec![0u16; usize::try_from(bench.kernel.boot.pages).or_say("pages")?];
     let mut shares = Shares::new(&mut counts);
@@ -44,15 +48,15 @@ fn fork<M: Machine + Cpu>(
         ("fork again", "destroy the child again", child),
     ] {
         let (forked, cost) = fork_once(bench, &mut parent, &mut shares)?;
-        bench.row((operation, "pages"), pages, cost, Some(floor))?;
+        bench.row(operation, "pages", pages, cost, Some(floor))?;
         let ended = destroy(bench, forked, &mut shares)?;
         let gone = bare.drop_tables(tables);
-        bench.row((ending, "pages"), pages, ended, Some(gone))?;
+        bench.row(ending, "pages", pages, ended, Some(gone))?;
         let both = if operation == "fork" { "fork and destroy" } else { "fork and destroy again" };
-        bench.row((both, "pages"), pages, cost.and(ended), Some(floor + gone))?;
+        bench.row(both, "pages", pages, cost.and(ended), Some(floor + gone))?;
     }
     let cost = destroy(bench, parent, &mut shares)?;
-    bench.row(("destroy the parent", "pages"), pages, cost, Some(bare.drop_tables(tables)))
+    bench.row("destroy the parent", "pages", pages, cost, Some(bare.drop_tables(tables)))
 }
 
 fn fork_once<M: Machine + Cpu>(
@@ -63,7 +67,7 @@ fn fork_once<M: Machine + Cpu>(
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
     let mut frames = Counted { source: &mut bench.memory, shares };
-    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
     let child = parent.fork(&mut tools(guest, &mut batch, &mut pool, &mut frames));
     let child = child.or_say("fork")?;
     Ok((child, bench.end(start)))
@@ -77,29 +81,30 @@ fn destroy<M: Machine + Cpu>(
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
     let mut frames = Counted { source: &mut bench.memory, shares };
-    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
     pgd.destroy(&mut tools(guest, &mut batch, &mut pool, &mut frames)).or_say("destroy")?;
     Ok(bench.end(start))
 }
 
 /// Running on an address space, and on the kernel's own root again.
 fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let guest = bench.kernel.guest();
-    let pgd = build(&guest, (1, 1, PteFlags::USER_RW), &mut bench.memory)?;
+    let guest = bench.kernel.guest;
+    let pgd =
+        build(&guest, Shape { tables: 1, pages: 1, flags: PteFlags::USER_RW }, &mut bench.memory)?;
     let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let root = guest.p2m().mfn(guest.kernel_root()).or_say("P2M")?;
     let floor = bench.send(|batch| batch.op(MmuExtOp::new_baseptr(root)))?;
     let start = bench.begin();
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
     unsafe { pgd.load(&guest) }.or_say("load")?;
     let cost = bench.end(start);
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
-    bench.row(("load", "roots"), 1, cost, Some(floor.ticks))?;
-    let guest = bench.kernel.guest();
+    bench.row("load", "roots", 1, cost, Some(floor.ticks))?;
+    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     super::spaces::destroy(&guest, pgd, &mut bench.memory)
 }

@@ -5,7 +5,8 @@ use alloc::string::String;
 use core::hint::black_box;
 
 use hypercall::{Cpu, Frames, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte};
-use p2m::{GrowContext, P2m, Pfns, Window, WindowPlace, walk};
+use p2m::window::WindowPlace;
+use p2m::{Guest, Pfns, Window, walk};
 
 use super::super::OrSay;
 use super::super::publish::builder_list;
@@ -28,7 +29,7 @@ const RESERVED: [u64; 4] = [512, 4096, 32_768, GIB];
 
 /// Frames for the window, taken while the bench's frames still follow one another.
 pub(super) fn window_frames<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Option<Frames> {
-    let needed = Window::frames_needed(bench.kernel.p2m.len(), CAPACITY);
+    let needed = Window::frames_needed(bench.kernel.guest.p2m().len(), CAPACITY);
     bench.memory.take_near_run(usize::try_from(needed).ok()?)
 }
 
@@ -43,21 +44,23 @@ pub(super) fn run<M: Machine + Cpu>(
     // On the model no program runs on the tables it changes.
     let Some(words) = bench.kernel.platform.words(va) else { return Ok(()) };
     let frames = window.ok_or("no run of frames for the window")?;
-    let place = WindowPlace { va, words, capacity: CAPACITY, root: bench.kernel.kernel_root };
+    let place = WindowPlace { va, words, capacity: CAPACITY };
     let list = builder_list(bench.kernel)?;
     let start = bench.begin();
-    let around = (&bench.kernel.machine, bench.kernel.p2m);
+    let guest = bench.kernel.guest;
     let mut batch = bench.storage.batch();
     // SAFETY: the builder leaves this slot free, nothing else here uses it, and no address space
     // but the kernel's exists; the builder's list is followed by nothing in its last page.
-    let opened = unsafe { Window::open(around, list, place, frames, &mut batch) };
+    let opened = unsafe { Window::open(&guest, list, place, frames, &mut batch) };
     let (p2m, mut window) = opened.or_say("open")?;
     let cost = bench.end(start);
     let tables = Window::frames_needed(p2m.len(), CAPACITY);
     let floor = bare.protect(tables) + bare.link_full(0) + relink(bench, va)?.ticks;
-    bench.row(("P2M adopt, into its window", "pfns"), p2m.len(), cost, Some(floor))?;
+    bench.row("P2M adopt, into its window", "pfns", p2m.len(), cost, Some(floor))?;
+    // SAFETY: it is the same map, in the window.
+    let guest = unsafe { Guest::new(guest.machine(), &p2m, guest.kernel_root()) };
     for pfns in RESERVED {
-        grow(bench, bare, (&p2m, &mut window), pfns)?;
+        grow(bench, bare, &guest, &mut window, pfns)?;
     }
     Ok(())
 }
@@ -65,7 +68,7 @@ pub(super) fn run<M: Machine + Cpu>(
 /// Takes the window out of the root and puts it back: what Xen takes to validate its tables, but
 /// for the one that is pinned by itself.
 fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result<Cost, String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let path = walk(&guest, guest.kernel_root(), va).or_say("walk")?;
     let root = path.at(Level::L4).ok_or("no root")?;
     let (slot, pte) = (root.slot, root.pte);
@@ -77,29 +80,28 @@ fn relink<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, va: GuestVa) -> Result
 fn grow<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     bare: &Bare,
-    (p2m, window): (&P2m<'_>, &mut Window),
+    guest: &Guest<'_, impl Machine>,
+    window: &mut Window,
     pfns: u64,
 ) -> Result<(), String> {
-    let first = p2m.len().next_multiple_of(GIB);
+    let first = guest.p2m().len().next_multiple_of(GIB);
     let start = bench.begin();
-    let guest = GrowContext { machine: &bench.kernel.machine, p2m, toolstack: None };
-    window.grow(guest, first + pfns, &mut bench.storage.batch()).or_say("grow")?;
+    window.grow(guest, None, first + pfns, &mut bench.storage.batch()).or_say("grow")?;
     let grown = bench.end(start);
-    bench.row(("P2M growth", "pfns"), pfns, grown, Some(bare.link()))?;
+    bench.row("P2M growth", "pfns", pfns, grown, Some(bare.link()))?;
     let new = Pfns::new(Pfn::new(first), pfns);
     let start = bench.begin();
-    let guest = GrowContext { machine: &bench.kernel.machine, p2m, toolstack: None };
-    let mut batch = bench.storage.batch();
-    window.reserve(guest, new, &mut Near(&mut bench.memory), &mut batch).or_say("reserve")?;
+    let (frames, batch) = (&mut Near(&mut bench.memory), &mut bench.storage.batch());
+    window.reserve(guest, None, new, frames, batch).or_say("reserve")?;
     let reserved = bench.end(start);
     // A table for the GiB, full from the start: pages of words, and the page of absent ones.
     let floor = bare.link_full(pfns / PFNS_PER_LEAF);
-    bench.row(("P2M reserve", "pfns"), pfns, reserved, Some(floor))
+    bench.row("P2M reserve", "pfns", pfns, reserved, Some(floor))
 }
 
 /// Both ways, over all pfns in an order that no cache foresees.
 fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let p2m = bench.kernel.p2m;
+    let p2m = bench.kernel.guest.p2m();
     let pfn_of = |step: u64| Pfn::new(step.wrapping_mul(0x9e37_79b9_7f4a_7c15) % p2m.len());
     let start = bench.begin();
     for step in 0..LOOK_UPS {
@@ -111,13 +113,13 @@ fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String>
         black_box(p2m.mfn(pfn_of(black_box(step))).or_say("P2M")?);
     }
     let forth = bench.end(start);
-    bench.row(("P2M look-up, pfn to mfn", "look-ups"), LOOK_UPS, forth, Some(nothing))?;
+    bench.row("P2M look-up, pfn to mfn", "look-ups", LOOK_UPS, forth, Some(nothing))?;
     let start = bench.begin();
     for step in 0..LOOK_UPS {
         let mfn = p2m.mfn(pfn_of(black_box(step))).or_say("P2M")?;
-        black_box(p2m.pfn(&bench.kernel.machine, mfn).or_say("M2P")?);
+        black_box(p2m.pfn(bench.kernel.guest.machine(), mfn).or_say("M2P")?);
     }
     let both = bench.end(start);
     let operation = "P2M look-up, pfn to mfn to pfn";
-    bench.row((operation, "look-ups"), LOOK_UPS, both, Some(nothing))
+    bench.row(operation, "look-ups", LOOK_UPS, both, Some(nothing))
 }

@@ -11,7 +11,7 @@ use super::PAGES;
 use super::bare::Bare;
 use super::memory::Memory;
 use super::row::{Bench, Cost};
-use super::spaces::{build, destroy, tools, va};
+use super::spaces::{Shape, build, destroy, tools, va};
 
 /// Pages that a row works on, side by side.
 const SIZES: [u64; 9] = [1, 4, 16, 64, 256, 1024, 4096, 16_384, PAGES];
@@ -47,7 +47,7 @@ pub(super) fn with_tools<M: Machine + Cpu, T>(
 ) -> Result<(T, Cost), String> {
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
-    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
     let mut tools = tools(guest, &mut batch, &mut pool, &mut bench.memory);
     tools.presence = presence;
     let value = work(&mut tools)?;
@@ -66,7 +66,7 @@ fn one_life<M: Machine + Cpu>(
     let (_, cost) = with_tools(bench, steady, |tools| {
         pgd.map_pages(tools, pages, PteFlags::USER_RW).or_say("map")
     })?;
-    bench.row(("map, with their tables", "pages"), count, cost, Some(bare.map(count)))?;
+    bench.row("map, with their tables", "pages", count, cost, Some(bare.map(count)))?;
     let protected = [
         (READ_ONLY, "read-only", bare.read_only_in_place(count), bare.read_only_whole(count)),
         (PteFlags::USER_RW, "writable", bare.writable_in_place(count), bare.writable_whole(count)),
@@ -80,23 +80,23 @@ fn one_life<M: Machine + Cpu>(
             let in_place = in_place + bare.flush - bare.null;
             let floor = if presence == steady { in_place } else { whole };
             let operation = format!("protect to {access}, {word}");
-            bench.row((&operation, "pages"), count, cost, Some(floor))?;
+            bench.row(&operation, "pages", count, cost, Some(floor))?;
         }
     }
     let (_, cost) = with_tools(bench, steady, |tools| pgd.unmap(tools, pages).or_say("unmap"))?;
-    bench.row(("unmap", "pages"), count, cost, Some(bare.unmap(count)))?;
+    bench.row("unmap", "pages", count, cost, Some(bare.unmap(count)))?;
     end(bench, pgd)
 }
 
 /// An address space with nothing in it, live.
 fn empty<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Pgd<Pinned>, String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
     pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")
 }
 
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     destroy(&guest, pgd, &mut bench.memory)
 }
@@ -116,10 +116,10 @@ fn in_a_table<M: Machine + Cpu>(
     let (_, cost) = with_tools(bench, steady, |tools| {
         pgd.map_pages(tools, pages, PteFlags::USER_RW).or_say("map")
     })?;
-    bench.row(("map, tables there", "pages"), count, cost, Some(bare.fill(count)))?;
+    bench.row("map, tables there", "pages", count, cost, Some(bare.fill(count)))?;
     let (_, cost) = with_tools(bench, steady, |tools| pgd.unmap(tools, pages).or_say("unmap"))?;
     let floor = bare.clear(count) + bare.flush - bare.null;
-    bench.row(("unmap, tables stay", "pages"), count, cost, Some(floor))?;
+    bench.row("unmap, tables stay", "pages", count, cost, Some(floor))?;
     end(bench, pgd)
 }
 
@@ -129,8 +129,12 @@ fn unmap_part<M: Machine + Cpu>(
     bare: &Bare,
     part: u64,
 ) -> Result<(), String> {
-    let guest = bench.kernel.guest();
-    let pgd = build(&guest, (TABLES, 512, PteFlags::USER_RW), &mut bench.memory)?;
+    let guest = bench.kernel.guest;
+    let pgd = build(
+        &guest,
+        Shape { tables: TABLES, pages: 512, flags: PteFlags::USER_RW },
+        &mut bench.memory,
+    )?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
         pgd.edit(tools, |edit| (0..TABLES).try_for_each(|table| unmap_in(edit, table, part)))
@@ -139,7 +143,7 @@ fn unmap_part<M: Machine + Cpu>(
     let operation = format!("unmap {part} of 512 in each table");
     let pages = TABLES * part;
     let floor = if part == 512 { bare.unmap(pages) } else { bare.clear(pages) + bare.flush };
-    bench.row((&operation, "pages"), pages, cost, Some(floor))?;
+    bench.row(&operation, "pages", pages, cost, Some(floor))?;
     end(bench, pgd)
 }
 

@@ -6,7 +6,7 @@ use pvmmu::SpaceFrames;
 
 use hypercall::{Cpu, Frame, FrameSource, Frames, Machine, Pfn};
 
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// Frames for tables: the lowest ones.
 const NEAR_FRAMES: usize = 4096;

@@ -14,9 +14,9 @@
 //!
 //! ```text
 //! let start = bench.begin();
-//! let pgd = pgd.pin(&bench.guest.context(), &mut bench.storage.batch()).or_say("pin")?;
+//! let pgd = pgd.pin(&bench.kernel.guest, &mut bench.storage.batch()).or_say("pin")?;
 //! let cost = bench.end(start);
-//! bench.row(("pin, sparse tables", "tables"), 512, cost, Some(floor))?;
+//! bench.row("pin, sparse tables", "tables", 512, cost, Some(floor))?;
 //! ```
 //!
 //! * Operation and size together name a row: in the baseline (`tests/baselines`), among the targets
@@ -49,7 +49,8 @@ use core::hint::black_box;
 
 use hypercall::{BatchStorage, Counting, Cpu, Machine, Timed};
 
-use crate::guest::{Kernel, Pool};
+use crate::pool::Pool;
+use crate::program::Kernel;
 use crate::report::Verdict;
 use memory::Memory;
 use row::{Bench, Cost};
@@ -69,12 +70,11 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let booted = kernel.cpu.ticks();
     let second = kernel.second;
     let timed = Timed::new(kernel.cpu);
+    let machine = Counting::new(&timed);
     let mut kernel = Kernel {
-        machine: Counting::new(&timed),
+        guest: kernel.guest.with_machine(&machine),
         cpu: &timed,
         boot: kernel.boot,
-        p2m: kernel.p2m,
-        kernel_root: kernel.kernel_root,
         pool: core::mem::replace(&mut kernel.pool, Pool::empty()),
         made: core::mem::take(&mut kernel.made),
         arguments: kernel.arguments,
@@ -116,7 +116,7 @@ fn on_one_vcpu<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, booted: u64) -> R
     // From power on, which is when the clock began; what came before the kernel is Xen's.
     let entered = bench.kernel.platform.entered();
     let boot = Cost { ticks: booted, in_xen: entered, ..Cost::default() };
-    bench.row(("boot, to the first program", "boots"), 1, boot, Some(entered))?;
+    bench.row("boot, to the first program", "boots", 1, boot, Some(entered))?;
     let window = frame_map::window_frames(bench);
     let free = bench.memory.len();
     contiguous::run(bench)?;

@@ -33,15 +33,15 @@ pub(super) fn run<M: Machine + Cpu>(
     let mut pool = TablePool::new([l1, l2, l3]);
     let mut drained = 0;
     for (level, count) in LEVELS {
-        let [filled, emptied] = pin_and_unpin(bench, (level, count))?;
+        let [filled, emptied] = pin_and_unpin(bench, level, count)?;
         drained += emptied.ticks;
         let start = bench.begin();
-        let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+        let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
         let pool_filled = pool.fill(&guest, level, count, &mut bench.memory, &mut batch);
         pool_filled.or_say("fill the pool")?;
         let cost = bench.end(start);
         let operation = format!("fill the pool with {level} tables");
-        bench.row((&operation, "tables"), count as u64, cost, Some(filled.ticks))?;
+        bench.row(&operation, "tables", count as u64, cost, Some(filled.ticks))?;
     }
     for tables in TABLES.into_iter().filter(|tables| *tables <= 512) {
         one_life(bench, bare, &mut pool, tables)?;
@@ -49,11 +49,11 @@ pub(super) fn run<M: Machine + Cpu>(
     let before = pool.counts();
     let start = bench.begin();
     for (level, count) in LEVELS {
-        let guest = bench.kernel.guest();
+        let guest = bench.kernel.guest;
         pool.drain(&guest, level, count, &mut bench.memory).or_say("drain the pool")?;
     }
     let cost = bench.end(start);
-    bench.row(("drain the pool", "tables"), 520, cost, Some(drained))?;
+    bench.row("drain the pool", "tables", 520, cost, Some(drained))?;
     if before.taken != before.returned + before.not_returned || before.lost != 0 || !pool.is_empty()
     {
         return Err(format!("the pool does not add up: {before:?}"));
@@ -64,11 +64,12 @@ pub(super) fn run<M: Machine + Cpu>(
 /// Makes tables with nothing in them read-only and pins them, and back, by bare requests.
 fn pin_and_unpin<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
-    (level, count): (Level, usize),
+    level: Level,
+    count: usize,
 ) -> Result<[Cost; 2], String> {
     bench.memory.tidy();
     let run = bench.memory.take_run(count).ok_or("no run of frames")?;
-    let (p2m, machine) = (bench.kernel.p2m, &bench.kernel.machine);
+    let (p2m, machine) = (bench.kernel.guest.p2m(), bench.kernel.guest.machine());
     for pfn in all(&run) {
         // SAFETY: a frame of this row's own.
         unsafe { machine.clear_frame(pfn) }.or_say("wipe")?;
@@ -91,12 +92,12 @@ fn one_life<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<(), String> {
     let start = bench.begin();
-    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
-    let pgd = make(guest, tables, pool, (&mut bench.memory, &mut batch))?;
+    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
+    let pgd = make(guest, tables, pool, &mut bench.memory, &mut batch)?;
     let made = bench.end(start);
     let [make_floor, end_floor] = floors(bench, bare, &pgd, tables)?;
     let start = bench.begin();
-    let (guest, mut batch) = (bench.kernel.guest(), bench.storage.batch());
+    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
     let mut tools = tools(guest, &mut batch, pool, &mut bench.memory);
     pgd.destroy(&mut tools).or_say("destroy")?;
     let ended = bench.end(start);
@@ -106,7 +107,7 @@ fn one_life<M: Machine + Cpu>(
         ("destroy, pooled tables", (ended, end_floor)),
         ("make, fill and destroy, pooled tables", both),
     ] {
-        bench.row((operation, "tables"), tables, cost, Some(floor))?;
+        bench.row(operation, "tables", tables, cost, Some(floor))?;
     }
     Ok(())
 }
@@ -121,7 +122,7 @@ fn floors<M: Machine + Cpu>(
     tables: u64,
 ) -> Result<[u64; 2], String> {
     let [unpin, pin] = spaces::bare(bench, pgd)?;
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let path = walk(&guest, pgd.root(), va(0, 0)?).or_say("walk")?;
     let l3 = path.at(Level::L3).ok_or("no L3 table")?;
     let l2 = path.at(Level::L2).ok_or("no L2 table")?.slot.table;
@@ -142,7 +143,8 @@ fn make<M: Machine>(
     guest: Guest<'_, M>,
     tables: u64,
     pool: &mut TablePool<'_>,
-    (memory, batch): (&mut Memory, &mut Batch<'_>),
+    memory: &mut Memory,
+    batch: &mut Batch<'_>,
 ) -> Result<Pgd<Pinned>, String> {
     let pgd = Pgd::new(&guest, memory).or_say("new")?;
     let mut pgd = pgd.pin(&guest, batch).or_say("pin")?;

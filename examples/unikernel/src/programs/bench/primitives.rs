@@ -19,7 +19,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::super::OrSay;
 use super::bare::Bare;
 use super::row::{Bench, Cost};
-use super::spaces::{build, va};
+use super::spaces::{Shape, build, va};
 
 /// Pages that a row changes, each with a trap of its own.
 const SIZES: [u64; 5] = [1, 16, 256, 4096, super::PAGES];
@@ -39,15 +39,15 @@ pub(super) fn run<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     bare: &Bare,
 ) -> Result<(), String> {
-    let guest = bench.kernel.guest();
-    let shape = (super::PAGES / 512, 512, PteFlags::USER_RW);
+    let guest = bench.kernel.guest;
+    let shape = Shape { tables: super::PAGES / 512, pages: 512, flags: PteFlags::USER_RW };
     let pgd = build(&guest, shape, &mut bench.memory)?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
     unsafe { pgd.load(&guest) }.or_say("load")?;
     let done = by_each(bench, bare, &mut pgd).and_then(|()| bare_by_each(bench, bare, &pgd));
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
@@ -67,11 +67,11 @@ fn by_each<M: Machine + Cpu>(
                 (PteFlags::USER_RW, "writable", bare.writable_in_place(1)),
             ] {
                 let start = bench.begin();
-                set_each(bench, pgd, (pages, flags), by)?;
+                set_each(bench, pgd, pages, flags, by)?;
                 let cost = bench.end(start);
                 let operation = format!("one page to {access}, {name}");
                 let floor = pages * (floor + bare.flush - bare.null);
-                bench.row((&operation, "pages"), pages, cost, Some(floor))?;
+                bench.row(&operation, "pages", pages, cost, Some(floor))?;
             }
         }
     }
@@ -81,10 +81,11 @@ fn by_each<M: Machine + Cpu>(
 fn set_each<M: Machine + Cpu>(
     bench: &Bench<'_, '_, M>,
     pgd: &mut Pgd<Pinned>,
-    (pages, flags): (u64, PteFlags),
+    pages: u64,
+    flags: PteFlags,
     by: Primitive,
 ) -> Result<(), String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let need = if by == Primitive::PreserveAd { Need::KeepAccessedDirty } else { Need::Set };
     for page in 0..pages {
         let va = va(page / 512, page % 512)?;
@@ -118,16 +119,16 @@ fn bare_by_each<M: Machine + Cpu>(
     for (by, name) in ALL {
         for pages in SIZES {
             let mut were = Vec::with_capacity(usize::try_from(pages).or_say("pages")?);
-            let cost = put_each(bench, pgd, (pages, by), |place| {
+            let cost = put_each(bench, pgd, pages, by, |place| {
                 were.push(place.pte);
                 Pte::ABSENT
             })?;
             let operation = format!("one page unmapped, {name}");
-            bench.row((&operation, "pages"), pages, cost, Some(pages * unmap))?;
+            bench.row(&operation, "pages", pages, cost, Some(pages * unmap))?;
             let mut were = were.into_iter();
-            let cost = put_each(bench, pgd, (pages, by), |_| were.next().unwrap_or(Pte::ABSENT))?;
+            let cost = put_each(bench, pgd, pages, by, |_| were.next().unwrap_or(Pte::ABSENT))?;
             let operation = format!("one page mapped, {name}");
-            bench.row((&operation, "pages"), pages, cost, Some(pages * bare.fill(1)))?;
+            bench.row(&operation, "pages", pages, cost, Some(pages * bare.fill(1)))?;
         }
     }
     Ok(())
@@ -138,7 +139,8 @@ fn bare_by_each<M: Machine + Cpu>(
 fn put_each<M: Machine + Cpu>(
     bench: &Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
-    (pages, by): (u64, Primitive),
+    pages: u64,
+    by: Primitive,
     mut new: impl FnMut(&Place) -> Pte,
 ) -> Result<Cost, String> {
     let mut cost = Cost::default();
@@ -160,7 +162,7 @@ pub(super) fn places<M: Machine + Cpu>(
     table: u64,
     pages: u64,
 ) -> Result<Vec<Place>, String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let path = walk(&guest, pgd.root(), va(table, 0)?).or_say("walk")?;
     let l1 = path.at(Level::L1).ok_or("no L1 table")?;
     let window = guest.machine().direct_map(l1.table).or_say("the direct mapping")?.raw();
@@ -180,7 +182,7 @@ fn put<M: Machine + Cpu>(
     new: Pte,
     by: Primitive,
 ) -> Result<(), String> {
-    let (machine, old) = (&bench.kernel.machine, place.pte);
+    let (machine, old) = (bench.kernel.guest.machine(), place.pte);
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     let faulted = |_| format!("{} faulted", name_of(by));

@@ -10,7 +10,7 @@ use hypercall::{Batch, Counts, Cpu, Full, Machine};
 use super::super::OrSay as _;
 use super::Storage;
 use super::memory::Memory;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 
 /// How a line with a row begins.
 const MARK: &str = "PVMMU-BENCH";
@@ -62,13 +62,13 @@ pub(super) struct Start {
 }
 
 fn begin<M: Machine + Cpu>(kernel: &Kernel<'_, M>, in_xen: &dyn Fn() -> u64) -> Start {
-    let (counts, in_xen) = (kernel.machine.counts(), in_xen());
+    let (counts, in_xen) = (kernel.guest.machine().counts(), in_xen());
     Start { counts, in_xen, ticks: kernel.cpu.ticks() }
 }
 
 fn end<M: Machine + Cpu>(kernel: &Kernel<'_, M>, in_xen: &dyn Fn() -> u64, start: Start) -> Cost {
     let ticks = kernel.cpu.ticks().wrapping_sub(start.ticks);
-    let counts = kernel.machine.counts() - start.counts;
+    let counts = kernel.guest.machine().counts() - start.counts;
     Cost { ticks, in_xen: in_xen().wrapping_sub(start.in_xen), counts }
 }
 
@@ -93,7 +93,7 @@ impl<M: Machine + Cpu> Bench<'_, '_, M> {
         let start = begin(self.kernel, self.in_xen);
         // SAFETY: the callers change tables of address spaces that this program made, which no Rust
         // object lives in.
-        let sent = unsafe { batch.submit(&self.kernel.machine) };
+        let sent = unsafe { batch.submit(self.kernel.guest.machine()) };
         let cost = end(self.kernel, self.in_xen, start);
         sent.or_say("a bare request").map(|()| cost)
     }
@@ -102,7 +102,8 @@ impl<M: Machine + Cpu> Bench<'_, '_, M> {
     /// `floor` ticks for it.
     pub(super) fn row(
         &mut self,
-        (operation, unit): (&str, &str),
+        operation: &str,
+        unit: &str,
         size: u64,
         cost: Cost,
         floor: Option<u64>,

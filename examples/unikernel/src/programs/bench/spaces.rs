@@ -39,12 +39,24 @@ pub(super) fn tools<'a, 'b, 't, M, F>(
     tools
 }
 
-/// An address space of `tables` L1 tables with `pages` pages each.
+/// An address space to be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// L1 tables.
+    pub(super) tables: u64,
+    /// Pages in each.
+    pub(super) pages: u64,
+    /// Their flags.
+    pub(super) flags: PteFlags,
+}
+
+/// Makes an address space.
 pub(super) fn build<M: Machine>(
     guest: &Guest<'_, M>,
-    (tables, pages, flags): Shape,
+    shape: Shape,
     frames: &mut impl SpaceFrames,
 ) -> Result<Pgd<Loose>, String> {
+    let Shape { tables, pages, flags } = shape;
     let mut pgd = Pgd::new(guest, frames).or_say("new")?;
     for table in 0..tables {
         let pages = Pages { start: va(table, 0)?, count: pages };
@@ -65,29 +77,27 @@ pub(super) fn destroy<M: Machine>(
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     // Xen's first look at a frame costs more than the later ones; every frame has had it before
     // anything is measured.
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let mut batch = bench.storage.batch();
-    for shape in [(2048, 1, PteFlags::USER_RW), (OWN_TABLES_MAX, FULL, PteFlags::USER_RW)] {
-        let pgd = build(&guest, shape, &mut bench.memory)?;
+    let flags = PteFlags::USER_RW;
+    for (tables, pages) in [(2048, 1), (OWN_TABLES_MAX, FULL)] {
+        let pgd = build(&guest, Shape { tables, pages, flags }, &mut bench.memory)?;
         let pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
         let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
         destroy(&guest, pgd, &mut bench.memory)?;
     }
-    let read_only = PteFlags::USER_RW & !PteFlags::WRITABLE;
     for tables in TABLES {
-        pin_and_unpin(bench, "sparse tables", (tables, 1, PteFlags::USER_RW))?;
+        pin_and_unpin(bench, "sparse tables", Shape { tables, pages: 1, flags })?;
     }
+    let (pages, read_only) = (FULL, PteFlags::USER_RW & !PteFlags::WRITABLE);
     for tables in TABLES {
-        pin_and_unpin(bench, "full read-only tables", (tables, FULL, read_only))?;
+        pin_and_unpin(bench, "full read-only tables", Shape { tables, pages, flags: read_only })?;
     }
     for tables in TABLES.into_iter().filter(|tables| *tables <= OWN_TABLES_MAX) {
-        pin_and_unpin(bench, "full writable tables", (tables, FULL, PteFlags::USER_RW))?;
+        pin_and_unpin(bench, "full writable tables", Shape { tables, pages, flags })?;
     }
     Ok(())
 }
-
-/// What is to be pinned: tables, pages in each, their flags.
-type Shape = (u64, u64, PteFlags);
 
 /// Pin and unpin, and the same without the changes of the direct mapping: what Xen charges for the
 /// validation alone.
@@ -96,14 +106,13 @@ fn pin_and_unpin<M: Machine + Cpu>(
     name: &str,
     shape: Shape,
 ) -> Result<(), String> {
-    let (.., flags) = shape;
     let mut memory = core::mem::take(&mut bench.memory);
-    let done = if flags.contains(PteFlags::WRITABLE) {
-        pin_and_unpin_with(bench, (name, shape), &mut memory)
+    let done = if shape.flags.contains(PteFlags::WRITABLE) {
+        pin_and_unpin_with(bench, name, shape, &mut memory)
     } else {
         let run = memory.take_run(512).ok_or("no run of frames")?;
         let again = &mut Again::new(&mut memory, &run);
-        let done = pin_and_unpin_with(bench, (name, shape), again);
+        let done = pin_and_unpin_with(bench, name, shape, again);
         memory.give_run(run);
         done
     };
@@ -113,27 +122,28 @@ fn pin_and_unpin<M: Machine + Cpu>(
 
 fn pin_and_unpin_with<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
-    (name, shape): (&str, Shape),
+    name: &str,
+    shape: Shape,
     frames: &mut impl SpaceFrames,
 ) -> Result<(), String> {
-    let tables = shape.0;
+    let tables = shape.tables;
     let start = bench.begin();
-    let pgd = build(&bench.kernel.guest(), shape, frames)?;
+    let pgd = build(&bench.kernel.guest, shape, frames)?;
     let built = bench.end(start);
     let start = bench.begin();
-    let pgd = pgd.pin(&bench.kernel.guest(), &mut bench.storage.batch()).or_say("pin")?;
+    let pgd = pgd.pin(&bench.kernel.guest, &mut bench.storage.batch()).or_say("pin")?;
     let pin = bench.end(start);
     let [bare_unpin, bare_pin] = bare(bench, &pgd)?;
     let converted = bare_converted(bench, &pgd, tables)?;
     let start = bench.begin();
-    let pgd = pgd.unpin(&bench.kernel.guest(), &mut bench.storage.batch()).or_say("unpin")?;
+    let pgd = pgd.unpin(&bench.kernel.guest, &mut bench.storage.batch()).or_say("unpin")?;
     let unpin = bench.end(start);
     let start = bench.begin();
-    destroy(&bench.kernel.guest(), pgd, frames)?;
+    destroy(&bench.kernel.guest, pgd, frames)?;
     let taken = bench.end(start);
     let mut row = |operation: &str, cost: Cost, floor: Option<Cost>| {
         let operation = format!("{operation}, {name}");
-        bench.row((&operation, "tables"), tables, cost, floor.map(|floor| floor.ticks))
+        bench.row(&operation, "tables", tables, cost, floor.map(|floor| floor.ticks))
     };
     row("build", built, None)?;
     row("pin", pin, Some(bare_pin))?;
@@ -148,7 +158,7 @@ pub(super) fn bare<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     pgd: &Pgd<Pinned>,
 ) -> Result<[Cost; 2], String> {
-    let root = bench.kernel.p2m.mfn(pgd.root()).or_say("P2M")?;
+    let root = bench.kernel.guest.p2m().mfn(pgd.root()).or_say("P2M")?;
     let mut costs = [Cost::default(); 2];
     let ops = [MmuExtOp::unpin(root), MmuExtOp::pin(Level::L4, root)];
     for (op, cost) in ops.into_iter().zip(&mut costs) {
@@ -165,7 +175,7 @@ fn bare_converted<M: Machine + Cpu>(
     pgd: &Pgd<Pinned>,
     tables: u64,
 ) -> Result<Cost, String> {
-    let guest = bench.kernel.guest();
+    let guest = bench.kernel.guest;
     let mut writable = Vec::new();
     let mut read_only = Vec::new();
     for pfn in tables_of(&guest, pgd, tables)? {

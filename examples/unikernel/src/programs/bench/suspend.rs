@@ -13,15 +13,15 @@ use super::row::Bench;
 
 /// The row of this file. The pages of the list stay.
 pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let p2m = bench.kernel.p2m;
+    let p2m = bench.kernel.guest.p2m();
     let list = builder_list(bench.kernel)?;
     let mut places = places(p2m.len());
     let top = bench.memory.take_table().ok_or("no frame for the list")?;
     let mut frame_list = FrameList::new(top, &mut places);
-    let around = (&bench.kernel.machine, p2m);
-    frame_list.build(around, &list, &mut bench.memory).or_say("frame list")?;
+    let guest = bench.kernel.guest;
+    frame_list.build(&guest, &list, &mut bench.memory).or_say("frame list")?;
     let start = bench.begin();
-    frame_list.build(around, &list, &mut bench.memory).or_say("frame list again")?;
+    frame_list.build(&guest, &list, &mut bench.memory).or_say("frame list again")?;
     let cost = bench.end(start);
-    bench.row(("frame list written after a restore", "pfns"), p2m.len(), cost, None)
+    bench.row("frame list written after a restore", "pfns", p2m.len(), cost, None)
 }

@@ -11,16 +11,16 @@ use swiotlb::{BusAddr, Counters, Device, Dma, DmaMask, Path, Pool};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::pci::PciTransport;
 
-use super::memory::{Places, Room, close, give};
-use super::pci;
+use super::memory::{Places, Room, close};
+use super::pci::{self, PciId};
 use super::registers::Registers;
 use super::shared::{Current, Hal};
-use crate::guest::{Kernel, number};
+use crate::program::{Kernel, number};
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
 /// Vendor and number of a virtio 1.0 disk (virtio 1.2, 4.1.2).
-const DISK: (u16, u16) = (0x1af4, 0x1042);
+const DISK: PciId = PciId { vendor: 0x1af4, device: 0x1042 };
 /// Sectors of a request: 64 KiB, which needs a long run of slots when it is bounced.
 const AT_ONCE: usize = 128;
 
@@ -61,8 +61,8 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     }
     writeln!(kernel.console, "{:?}", pool.counters()).or_say("console")?;
     close(kernel, &mut room, pool)?;
-    let frames = registers.unmap(&kernel.machine, kernel.p2m)?;
-    give(&mut kernel.pool, frames);
+    let frames = registers.unmap(kernel.guest.machine(), kernel.guest.p2m())?;
+    kernel.pool.give_run(frames);
     steps.done(kernel, "give everything back").or_say("console")?;
     steps.end(kernel).or_say("console")?;
     Ok(steps.summary())
@@ -71,7 +71,7 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
 type Disk = VirtIOBlk<Hal, PciTransport>;
 
 fn dma<'a, 'm, M>(kernel: &'a Kernel<'_, M>, pool: &'a Pool<'m>) -> Dma<'a, 'm, Counting<&'a M>> {
-    Dma { machine: &kernel.machine, p2m: kernel.p2m, pool, vcpu: 0 }
+    Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool, vcpu: 0 }
 }
 
 /// Reads the whole disk, writes its second half, and reads that back. What is to be compared from

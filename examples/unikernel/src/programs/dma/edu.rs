@@ -14,15 +14,15 @@ use swiotlb::{
     ToDevice,
 };
 
-use super::memory::{Places, Room, close, give, out_of_reach};
-use super::pci;
+use super::memory::{Places, Room, close, out_of_reach};
+use super::pci::{self, PciId};
 use super::registers::Registers;
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
 /// Vendor and number (QEMU, docs/specs/edu.rst).
-const EDU: (u16, u16) = (0x1234, 0x11e8);
+const EDU: PciId = PciId { vendor: 0x1234, device: 0x11e8 };
 /// What its identification register says in the low bytes.
 const IDENTITY: u32 = 0xed;
 /// Where its own buffer is, for its DMA engine.
@@ -71,30 +71,33 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     let mut room = Room::new();
     let frames = out_of_reach(kernel, 3, MASK)?;
     let near = kernel.pool.take_run(64).ok_or("the frames are no run")?;
-    let near = room.gather(kernel.guest(), near, (6, MASK))?;
+    let near = room.gather(kernel.guest, near, 6, MASK)?;
     steps.done(kernel, "gather 256 KiB below 256 MiB").or_say("console")?;
     let places = Places::new(4);
     let pool = places.pool(kernel, &mut room, MASK)?;
     steps.done(kernel, "gather a pool of 1 MiB").or_say("console")?;
 
-    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
+    let dma =
+        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
     let device = Device::new(MASK);
     let mut bytes = 0;
-    for (round, shape) in SHAPES.into_iter().enumerate() {
+    for (round, (offset, len_bytes)) in SHAPES.into_iter().enumerate() {
         let trip = Trip { edu: &edu, dma, device, seed: round as u64 };
-        bytes += trip.there_and_back(frames.start(), shape, Copied::Yes)?;
+        bytes += trip.there_and_back(frames.start(), offset, len_bytes, Copied::Yes)?;
     }
     steps.done(kernel, "buffers out of reach, bounced").or_say("console")?;
-    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 1 };
-    for (round, shape) in SHAPES.into_iter().enumerate() {
+    let dma =
+        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 1 };
+    for (round, (offset, len_bytes)) in SHAPES.into_iter().enumerate() {
         let trip = Trip { edu: &edu, dma, device, seed: 100 + round as u64 };
-        bytes += trip.there_and_back(near.start(), shape, Copied::No)?;
+        bytes += trip.there_and_back(near.start(), offset, len_bytes, Copied::No)?;
         let device = Device { path: Path::Bounce, same_bits: 4095, ..device };
         let trip = Trip { device, seed: 200 + round as u64, ..trip };
-        bytes += trip.there_and_back(near.start(), shape, Copied::Yes)?;
+        bytes += trip.there_and_back(near.start(), offset, len_bytes, Copied::Yes)?;
     }
     steps.done(kernel, "contiguous memory, direct and forced").or_say("console")?;
-    let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
+    let dma =
+        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
     bytes += coherent(&edu, &dma)?;
     partly(&edu, &dma, frames.start())?;
     steps.done(kernel, "coherent memory, parts of a mapping").or_say("console")?;
@@ -104,11 +107,11 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
         return Err(format!("the pool counts failures: {counters:?}"));
     }
     close(kernel, &mut room, pool)?;
-    let near = room.scatter(kernel.guest(), near)?;
-    give(&mut kernel.pool, near);
-    give(&mut kernel.pool, frames);
-    let registers = edu.0.unmap(&kernel.machine, kernel.p2m)?;
-    give(&mut kernel.pool, registers);
+    let near = room.scatter(kernel.guest, near)?;
+    kernel.pool.give_run(near);
+    kernel.pool.give_run(frames);
+    let registers = edu.0.unmap(kernel.guest.machine(), kernel.guest.p2m())?;
+    kernel.pool.give_run(registers);
     steps.done(kernel, "give everything back").or_say("console")?;
     steps.end(kernel).or_say("console")?;
     Ok(format!("{bytes} bytes compared, {} bounced; {}", counters.taken, steps.summary()))
@@ -171,7 +174,8 @@ impl<M: Machine> Trip<'_, '_, M> {
     fn there_and_back(
         &self,
         first: Pfn,
-        (offset, len_bytes): (usize, usize),
+        offset: usize,
+        len_bytes: usize,
         copied: Copied,
     ) -> Result<usize, String> {
         let all = Place { pfn: first, offset: 0, len_bytes: 3 * PAGE_SIZE };

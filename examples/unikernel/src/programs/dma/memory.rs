@@ -4,11 +4,11 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BatchStorage, Counting, Cpu, Extent, Frame, FrameSource as _, Frames, Machine};
+use hypercall::{BatchStorage, Counting, Cpu, Extent, Frames, Machine};
 use p2m::{Guest, P2m};
 use swiotlb::{Area, DmaMask, Pool, Region, SEGMENT_ORDER, Scratch, Segment};
 
-use crate::guest::{self, Kernel};
+use crate::program::Kernel;
 use crate::programs::OrSay;
 
 /// Room to exchange 2 MiB at once.
@@ -30,7 +30,8 @@ impl Room {
         &mut self,
         guest: Guest<'_, Counting<&M>>,
         frames: Frames,
-        (order, mask): (u32, DmaMask),
+        order: u32,
+        mask: DmaMask,
     ) -> Result<Region, String> {
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
@@ -71,8 +72,8 @@ impl Places {
         let pool = Pool::new(&self.segments, &self.areas).or_say("pool")?;
         let frames = (self.segments.len() as u64) << SEGMENT_ORDER;
         let frames = kernel.pool.take_run(frames).ok_or("the frames are no run")?;
-        let region = room.gather(kernel.guest(), frames, (SEGMENT_ORDER, mask))?;
-        pool.grow(kernel.p2m, region).map_err(|(error, _)| error).or_say("grow")?;
+        let region = room.gather(kernel.guest, frames, SEGMENT_ORDER, mask)?;
+        pool.grow(kernel.guest.p2m(), region).map_err(|(error, _)| error).or_say("grow")?;
         Ok(pool)
     }
 }
@@ -86,18 +87,10 @@ pub(super) fn close<M: Machine + Cpu>(
     let mut regions = Vec::new();
     pool.close(&mut |region| regions.push(region)).map_err(|(error, _)| error).or_say("close")?;
     for region in regions {
-        let frames = room.scatter(kernel.guest(), region)?;
-        give(&mut kernel.pool, frames);
+        let frames = room.scatter(kernel.guest, region)?;
+        kernel.pool.give_run(frames);
     }
     Ok(())
-}
-
-/// Gives frames to the guest's pool.
-pub(super) fn give(pool: &mut guest::Pool, mut frames: Frames) {
-    let mut all: Vec<Frame> = core::iter::from_fn(|| frames.take()).collect();
-    while let Some(frame) = all.pop() {
-        pool.give(frame);
-    }
 }
 
 /// The first of the pool's frames whose memory `mask` does not reach, as a run of `count`: such a
@@ -112,7 +105,7 @@ pub(super) fn out_of_reach<M: Machine>(
     let is_far = |p2m: &P2m<'_>, pfn| {
         p2m.mfn(pfn).is_ok_and(|mfn| !mask.reaches(swiotlb::BusAddr::new(mfn, 0), 1))
     };
-    if is_far(kernel.p2m, frames.start()) && is_far(kernel.p2m, last) {
+    if is_far(kernel.guest.p2m(), frames.start()) && is_far(kernel.guest.p2m(), last) {
         return Ok(frames);
     }
     Err("all memory is in the device's reach: the machine needs more".into())

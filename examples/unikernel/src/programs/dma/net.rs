@@ -9,16 +9,16 @@ use swiotlb::{BusAddr, Device, Dma, DmaMask, Path};
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::pci::PciTransport;
 
-use super::memory::{Places, Room, close, give};
-use super::pci;
+use super::memory::{Places, Room, close};
+use super::pci::{self, PciId};
 use super::registers::Registers;
 use super::shared::{Current, Hal};
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::programs::OrSay;
 use crate::report::{Steps, Verdict};
 
 /// Vendor and number of a virtio 1.0 network card (virtio 1.2, 4.1.2).
-const NET: (u16, u16) = (0x1af4, 0x1041);
+const NET: PciId = PciId { vendor: 0x1af4, device: 0x1041 };
 /// Buffers in a queue.
 const QUEUE: usize = 16;
 /// QEMU's user network: this guest, and its gateway.
@@ -39,7 +39,8 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     steps.done(kernel, "find the card, gather a pool of 512 KiB").or_say("console")?;
     let mut root = found.root;
     let answer = {
-        let dma = Dma { machine: &kernel.machine, p2m: kernel.p2m, pool: &pool, vcpu: 0 };
+        let dma =
+            Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
         let operations = (dma, Device { path: Path::Bounce, ..Device::new(mask) });
         let current = Current {
             operations: &operations,
@@ -56,8 +57,8 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     steps.done(kernel, "ask for the gateway's address").or_say("console")?;
     writeln!(kernel.console, "{:?}", pool.counters()).or_say("console")?;
     close(kernel, &mut room, pool)?;
-    let frames = registers.unmap(&kernel.machine, kernel.p2m)?;
-    give(&mut kernel.pool, frames);
+    let frames = registers.unmap(kernel.guest.machine(), kernel.guest.p2m())?;
+    kernel.pool.give_run(frames);
     steps.end(kernel).or_say("console")?;
     Ok(format!("{answer}; {}", steps.summary()))
 }

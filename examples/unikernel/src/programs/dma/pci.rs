@@ -8,7 +8,7 @@ use virtio_drivers::transport::pci::bus::{
     BarInfo, Command, ConfigurationAccess, DeviceFunction, PciRoot,
 };
 
-use crate::guest::Ports;
+use crate::program::Ports;
 use crate::programs::OrSay;
 
 const ADDRESS: u16 = 0xcf8;
@@ -54,8 +54,16 @@ pub(super) struct Found<'a> {
     pub(super) len_bytes: u64,
 }
 
-/// Finds a device on bus 0 by vendor and number, and lets it do DMA.
-pub(super) fn find(ports: &dyn Ports, (vendor, device): (u16, u16)) -> Result<Found<'_>, String> {
+/// What kind of device it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PciId {
+    pub(super) vendor: u16,
+    pub(super) device: u16,
+}
+
+/// Finds a device on bus 0, and lets it do DMA.
+pub(super) fn find(ports: &dyn Ports, id: PciId) -> Result<Found<'_>, String> {
+    let PciId { vendor, device } = id;
     let mut root = PciRoot::new(PortAccess(ports));
     let is_it = |info: &virtio_drivers::transport::pci::bus::DeviceFunctionInfo| {
         (info.vendor_id, info.device_id) == (vendor, device)

@@ -13,7 +13,7 @@ use hypercall::{
 };
 use p2m::P2m;
 
-use crate::guest::Kernel;
+use crate::program::Kernel;
 use crate::programs::OrSay;
 
 /// Registers that are mapped.
@@ -36,13 +36,14 @@ impl Registers {
         let pages = len_bytes.div_ceil(PAGE_SIZE as u64);
         let frames = kernel.pool.take_run(pages).ok_or("the pool has no such run")?;
         let flags = PteFlags::KERNEL_RW | PteFlags::PCD | PteFlags::PWT;
-        let flags = kernel.machine.offered(flags);
+        let flags = kernel.guest.machine().offered(flags);
         for page in 0..pages {
             let pfn = Pfn::new(frames.start().raw() + page);
             let mfn = Mfn::new((start >> PAGE_SHIFT) + page);
-            set(&kernel.machine, pfn, Pte::new(mfn, flags))?;
+            set(kernel.guest.machine(), pfn, Pte::new(mfn, flags))?;
         }
-        let va = kernel.machine.inner().direct_map(frames.start()).or_say("direct mapping")?;
+        let va =
+            kernel.guest.machine().inner().direct_map(frames.start()).or_say("direct mapping")?;
         let address = kernel.platform.words(va).ok_or("this program does not run on its tables")?;
         let len_bytes = usize::try_from(len_bytes).or_say("registers")?;
         Ok(Self { frames, address: address.cast(), len_bytes })

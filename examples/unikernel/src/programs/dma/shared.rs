@@ -9,7 +9,7 @@ use hypercall::{PAGE_SIZE, Pfn};
 use swiotlb::{BusAddr, DmaHal, DmaOperations, HalGuest, Place};
 
 use super::registers::Registers;
-use crate::guest::Platform;
+use crate::program::Platform;
 
 /// What the drivers work with.
 pub(super) struct Current<'a> {

@@ -3,8 +3,8 @@
 use alloc::string::String;
 
 use hypercall::{Counting, Cpu, DomId, ENTRIES, Hypercalls as _, Machine, MemoryOp, PAGE_SHIFT};
-use p2m::Guest;
-use p2m::{FrameList, Leaves, P2m, Toolstack};
+use p2m::runs::Census;
+use p2m::{FrameList, Guest, Leaves, P2m, Toolstack, Window};
 use pvmmu::audit::{Finding, audit as audit_tables, audit_words};
 
 use super::super::OrSay as _;
@@ -12,10 +12,10 @@ use super::super::audit::{Published, audit};
 use super::super::publish::builder_list;
 use super::POOL_RESERVE;
 use super::hoard::Hoard;
-use super::span::Span;
 use super::workload::Workload;
-use crate::guest::{Kernel, Platform, Pool};
 use crate::life::{Life, Survives};
+use crate::pool::Pool;
+use crate::program::{Kernel, Platform};
 
 /// The heap may have one page of so many.
 const HEAP_SHARE: u64 = 8;
@@ -53,27 +53,28 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
 
     /// The machine.
     pub(super) fn machine(&self) -> &Counting<&'g M> {
-        &self.kernel.machine
+        self.kernel.guest.machine()
     }
 
     /// The frame map.
     pub(super) fn p2m(&self) -> &P2m<'_> {
-        self.kernel.p2m
+        self.kernel.guest.p2m()
     }
 
     /// Lets the heap have its share of the memory, and the workload up to `pages` more pages, but
     /// for what stays in the pool.
     pub(super) fn fill(
         &mut self,
-        (workload, hoard): (&mut Workload, &mut Hoard),
+        workload: &mut Workload,
+        hoard: &mut Hoard,
         pages: u64,
     ) -> Result<(), String> {
-        let heap = self.kernel.p2m.len() / HEAP_SHARE;
-        let Kernel { machine, pool, platform, .. } = &mut *self.kernel;
-        hoard.grow((*platform, pool), (heap, POOL_RESERVE))?;
+        let heap = self.kernel.guest.p2m().len() / HEAP_SHARE;
+        let Kernel { guest, pool, platform, .. } = &mut *self.kernel;
+        hoard.grow(*platform, pool, heap, POOL_RESERVE)?;
         let spare = (pool.len() as u64).saturating_sub(POOL_RESERVE);
         let pages = workload.len() + spare.min(pages);
-        workload.grow(&*machine, pool, pages)
+        workload.grow(guest.machine(), pool, pages)
     }
 
     /// Looks at `count` pages of the workload and writes them anew, on both vCPUs if there are two.
@@ -104,9 +105,14 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         self.kernel.pool.len() as u64
     }
 
-    /// The context of operations on memory, and the pool beside it.
-    pub(super) fn parts(&mut self) -> (Guest<'_, Counting<&M>>, &mut Pool) {
-        self.kernel.parts()
+    /// The frames that nobody uses.
+    pub(super) const fn pool(&mut self) -> &mut Pool {
+        &mut self.kernel.pool
+    }
+
+    /// The guest as operations take it, and the pool beside it.
+    pub(super) const fn parts(&mut self) -> (Guest<'_, Counting<&'g M>>, &mut Pool) {
+        (self.kernel.guest, &mut self.kernel.pool)
     }
 
     /// Prints a line.
@@ -116,24 +122,23 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
 
     /// Prints the frame map.
     pub(super) fn dump(&mut self) -> Result<(), String> {
-        self.kernel.p2m.dump(self.kernel.console).or_say("console")
+        self.kernel.guest.p2m().dump(self.kernel.console).or_say("console")
     }
 
     /// Writes the frame list and tells the toolstack where it is.
     pub(super) fn publish(
         &mut self,
         frame_list: &mut FrameList<'_>,
-        span: Option<&Span>,
+        window: Option<&Window>,
     ) -> Result<(), String> {
-        let (list, p2m) = (builder_list(self.kernel)?, self.kernel.p2m);
-        let Kernel { machine, pool, .. } = &mut *self.kernel;
-        let around = (&*machine, p2m);
-        match span {
-            None => frame_list.build(around, &list, pool),
-            Some(span) => {
+        let (list, p2m) = (builder_list(self.kernel)?, self.kernel.guest.p2m());
+        let Kernel { guest, pool, .. } = &mut *self.kernel;
+        match window {
+            None => frame_list.build(guest, &list, pool),
+            Some(window) => {
                 // After a restore its shared pages hold what the toolstack wrote.
-                span.window().refill_holes(&*machine).or_say("the window")?;
-                frame_list.build(around, span.window(), pool)
+                window.refill_holes(guest.machine()).or_say("the window")?;
+                frame_list.build(guest, window, pool)
             }
         }
         .or_say("frame list")?;
@@ -148,11 +153,11 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     pub(super) fn audit(
         &mut self,
         frame_list: &FrameList<'_>,
-        span: Option<&Span>,
+        window: Option<&Window>,
     ) -> Result<String, String> {
-        match span {
+        match window {
             None => self.audit_with(frame_list, &builder_list(self.kernel)?),
-            Some(span) => self.audit_with(frame_list, span.window()),
+            Some(window) => self.audit_with(frame_list, window),
         }
     }
 
@@ -161,10 +166,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         frame_list: &FrameList<'_>,
         leaves: &impl Leaves,
     ) -> Result<String, String> {
-        let p2m = self.kernel.p2m;
         let toolstack = &Toolstack::new(self.life.shared_info());
         let (list, frame_list) = (None, Some(frame_list));
-        audit(self.kernel, p2m, &Published { toolstack, list, frame_list, leaves })
+        audit(self.kernel, &Published { toolstack, list, frame_list, leaves })
     }
 
     /// Audits the tables that the guest runs on. The one frame in them that P2M does not know is
@@ -174,9 +178,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         // The tables of the image serve the direct mapping, too: the address says the entry alone.
         let entry = |va: u64| va >> PAGE_SHIFT & (ENTRIES as u64 - 1);
         let xens = core::ptr::from_ref(self.life.shared_info()).addr() as u64;
-        let words = usize::try_from(audit_words(kernel.p2m.len())).or_say("audit")?;
+        let words = usize::try_from(audit_words(kernel.guest.p2m().len())).or_say("audit")?;
         let (mut memory, mut first, mut unknown) = (alloc::vec![0; words], None, 0);
-        let read = audit_tables(&kernel.guest(), &[], &mut memory, &mut |finding| match finding {
+        let read = audit_tables(&kernel.guest, &[], &mut memory, &mut |finding| match finding {
             Finding::UnknownFrame(place) if unknown == 0 && entry(place.va) == entry(xens) => {
                 unknown += 1;
             }
@@ -190,8 +194,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
 
     /// Frames that are neither free nor in the workload or on the heap: those of the kernel, its
     /// tables and lists.
-    pub(super) fn apart(&self, (workload, hoard): (&Workload, &Hoard)) -> u64 {
-        let populated = p2m::Census::of(self.kernel.p2m, self.kernel.p2m.all()).ram;
+    pub(super) fn apart(&self, workload: &Workload, hoard: &Hoard) -> u64 {
+        let p2m = self.p2m();
+        let populated = Census::of(p2m, p2m.all()).ram;
         let held = workload.len() + hoard.frames();
         populated.wrapping_sub(held + self.free())
     }
@@ -200,7 +205,7 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
     pub(super) fn reservation(&self) -> Result<u64, String> {
         // SAFETY: only reports.
         let pages = unsafe {
-            self.kernel.machine.memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF))
+            self.kernel.guest.machine().memory_op(&mut MemoryOp::CurrentReservation(DomId::SELF))
         };
         pages.or_say("current reservation")
     }

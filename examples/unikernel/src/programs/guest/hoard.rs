@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 
 use hypercall::{Frames, PAGE_SIZE};
 
-use crate::guest::{Platform, Pool};
 use crate::life::survives;
+use crate::pool::Pool;
+use crate::program::Platform;
 
 /// Frames by which the heap grows and shrinks.
 const EXTENT_FRAMES: u64 = 64;
@@ -56,8 +57,10 @@ impl Hoard {
     /// of them: the rest is for what else the kernel keeps there.
     pub(super) fn grow(
         &mut self,
-        (platform, pool): (&dyn Platform, &mut Pool),
-        (pages, reserve): (u64, u64),
+        platform: &dyn Platform,
+        pool: &mut Pool,
+        pages: u64,
+        reserve: u64,
     ) -> Result<(), String> {
         while (self.extents + 1) * EXTENT_FRAMES <= pages
             && pool.len() as u64 >= EXTENT_FRAMES + reserve

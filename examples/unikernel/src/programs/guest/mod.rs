@@ -35,8 +35,8 @@ use p2m::FrameList;
 
 use super::publish::places;
 use super::{OrSay as _, grow};
-use crate::guest::Kernel;
 use crate::life::{Life, Nanoseconds, Return, Survives, SuspendError, Way, survives};
+use crate::program::Kernel;
 use crate::report::Verdict;
 use crate::store::Store;
 use epoch::Epoch;
@@ -90,29 +90,29 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let mut life = platform.life()?;
     let mut store = Store::default();
     let maximum = span::maximum(&mut store, &*life).unwrap_or(0);
-    if maximum <= kernel.p2m.len() {
-        return live(kernel, &mut *life, (store, None));
+    if maximum <= kernel.guest.p2m().len() {
+        return live(kernel, &mut *life, store, None);
     }
     let mut storage = Box::new(span::Storage::new());
     let (p2m, window) = grow::open(kernel, &mut storage.batch())?;
     let span = Span::new(window, maximum);
-    live(&mut kernel.on_map(&p2m), &mut *life, (store, Some((span, maximum))))
+    live(&mut kernel.on_map(&p2m), &mut *life, store, Some(span))
 }
 
 /// From the first turn to the last one.
 fn live<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     life: &mut dyn Life,
-    (store, span): (Store, Option<(Span, u64)>),
+    store: Store,
+    span: Option<Span>,
 ) -> Verdict {
-    let (span, maximum) = span.unzip();
-    let maximum = maximum.unwrap_or(kernel.p2m.len());
+    let maximum = span.as_ref().map_or(kernel.guest.p2m().len(), Span::maximum);
     let (mut balloon_words, mut places) = (vec![0; words(maximum)?], places(maximum));
     // Everything but what is free now is what the guest needs.
     let free = kernel.pool.len() as u64;
-    let floor = kernel.p2m.len() - free + POOL_RESERVE;
+    let floor = kernel.guest.p2m().len() - free + POOL_RESERVE;
     let (balloon, _) =
-        Balloon::new(&kernel.guest(), &mut balloon_words, floor, Wipe::Always).or_say("balloon")?;
+        Balloon::new(&kernel.guest, &mut balloon_words, floor, Wipe::Always).or_say("balloon")?;
     let top = kernel.pool.take().ok_or("the pool is empty")?;
     let mut state = State {
         store,

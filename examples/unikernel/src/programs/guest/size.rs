@@ -12,8 +12,9 @@ use super::epoch::Epoch;
 use super::hoard::Hoard;
 use super::workload::Workload;
 use super::{Nanoseconds, POOL_RESERVE};
-use crate::guest::{Platform, Pool};
 use crate::life::{Survives, survives};
+use crate::pool::Pool;
+use crate::program::Platform;
 
 /// Frames that a step moves at most.
 const STEP_FRAMES: usize = 512;
@@ -137,7 +138,8 @@ impl<'s> Size<'s> {
     pub(super) fn step<M: Machine + Cpu>(
         &mut self,
         epoch: &mut Epoch<'_, '_, M>,
-        (workload, hoard): (&mut Workload, &mut Hoard),
+        workload: &mut Workload,
+        hoard: &mut Hoard,
     ) -> Result<Option<String>, String> {
         let platform = epoch.platform();
         let (guest, pool) = epoch.parts();

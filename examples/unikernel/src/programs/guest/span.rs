@@ -6,7 +6,7 @@ use alloc::string::String;
 
 use balloon::frames_of_kib;
 use hypercall::{BatchStorage, Cpu, FrameSource as _, Frames, Machine, Pfn};
-use p2m::{FrameList, GrowContext, Pfns, Toolstack, Window};
+use p2m::{FrameList, Pfns, Toolstack, Window};
 
 use super::super::OrSay as _;
 use super::super::extend::{TABLE_PFNS, extend_direct_map};
@@ -54,6 +54,11 @@ impl Span {
         self.refused = false;
     }
 
+    /// Pfns that there will ever be.
+    pub(super) const fn maximum(&self) -> u64 {
+        self.maximum
+    }
+
     /// Where the frame map is.
     pub(super) const fn window(&self) -> &Window {
         &self.window
@@ -68,7 +73,8 @@ impl Span {
     pub(super) fn grow<M: Machine + Cpu>(
         &mut self,
         epoch: &mut Epoch<'_, '_, M>,
-        (frame_list, workload): (&mut FrameList<'_>, &mut Workload),
+        frame_list: &mut FrameList<'_>,
+        workload: &mut Workload,
         wanted: u64,
     ) -> Result<Option<Frames>, (String, u64)> {
         let len = epoch.p2m().len();
@@ -97,12 +103,12 @@ impl Span {
         let mut storage = Box::new(Storage::new());
         let mut batch = storage.batch();
         let (kernel, life) = epoch.kernel();
-        let toolstack = Some(Toolstack::new(life.shared_info()));
-        let (machine, p2m, pool) = (&kernel.machine, kernel.p2m, &mut kernel.pool);
-        let guest = GrowContext { machine, p2m, toolstack };
-        self.window.grow(guest, new.end(), &mut batch).or_say("grow the frame map")?;
-        self.window.reserve(guest, new, pool, &mut batch).or_say("words of the frame map")?;
-        frame_list.refresh((machine, p2m), &self.window, new, pool).or_say("frame list")?;
+        let toolstack = Some(&Toolstack::new(life.shared_info()));
+        let (guest, pool) = (&kernel.guest, &mut kernel.pool);
+        self.window.grow(guest, toolstack, new.end(), &mut batch).or_say("grow the frame map")?;
+        let reserved = self.window.reserve(guest, toolstack, new, pool, &mut batch);
+        reserved.or_say("words of the frame map")?;
+        frame_list.refresh(guest, &self.window, new, pool).or_say("frame list")?;
         let tables = extend_direct_map(kernel, new)?;
         kernel.pool.reach(new.end());
         let end = new.end();
@@ -120,7 +126,7 @@ fn make_room<M: Machine + Cpu>(
     while epoch.free() < needed {
         let released = workload.release(epoch.machine());
         let (frame, sound) = released.ok_or("no frames to grow with")?;
-        epoch.parts().1.give(frame);
+        epoch.pool().give(frame);
         sound?;
     }
     Ok(())

@@ -5,9 +5,9 @@ use core::sync::atomic::AtomicU64;
 
 use hypercall::{ArchSharedInfo, Frames, GuestVa, Pfn};
 
-use crate::guest::{Platform, Ports};
 use crate::host::run_under;
 use crate::life::{Life, Return, SuspendError, Way};
+use crate::program::{Platform, Ports};
 use crate::store::server::{Event, FakeLife};
 
 #[derive(Default)]

@@ -35,9 +35,9 @@ pub(super) fn begin<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<(), String> {
-    epoch.publish(&mut state.frame_list, state.span.as_ref())?;
-    epoch.fill((&mut state.workload, &mut state.hoard), u64::MAX)?;
-    state.apart = epoch.apart((&state.workload, &state.hoard));
+    epoch.publish(&mut state.frame_list, state.span.as_ref().map(Span::window))?;
+    epoch.fill(&mut state.workload, &mut state.hoard, u64::MAX)?;
+    state.apart = epoch.apart(&state.workload, &state.hoard);
     listen(epoch, state)?;
     let held = state.workload.len();
     epoch.say(&format!("PVMMU-GUEST is up and holds {held} pages"))
@@ -67,7 +67,7 @@ pub(super) fn restored<M: Machine + Cpu>(
 ) -> Result<(), String> {
     state.suspends += 1;
     state.store.reconnect(epoch.life());
-    epoch.publish(&mut state.frame_list, state.span.as_ref())?;
+    epoch.publish(&mut state.frame_list, state.span.as_ref().map(Span::window))?;
     let Away { begun, from, until } = epoch.life().away();
     let (stop, back) = (from - begun, epoch.machine().ticks().wrapping_sub(until));
     let before = state.least.unwrap_or((u64::MAX, u64::MAX));
@@ -96,10 +96,10 @@ pub(super) fn end<M: Machine + Cpu>(
     state: &mut State<'_>,
 ) -> Result<(), String> {
     while let Some(frames) = state.hoard.shrink(epoch.platform())? {
-        epoch.parts().1.give_run(frames);
+        epoch.pool().give_run(frames);
     }
     while let Some((frame, sound)) = state.workload.release(epoch.machine()) {
-        epoch.parts().1.give(frame);
+        epoch.pool().give(frame);
         sound?;
     }
     costs(epoch, state)
@@ -148,11 +148,11 @@ pub(super) fn work<M: Machine + Cpu>(
             make_pfns(epoch, state)?;
             // What the balloon brought is put to use.
             let State { workload, hoard, .. } = state;
-            epoch.fill((workload, hoard), PAGES_FILLED_PER_TURN)?;
+            epoch.fill(workload, hoard, PAGES_FILLED_PER_TURN)?;
             return Ok(Next::Pause);
         }
         let State { workload, hoard, size, .. } = &mut *state;
-        if let Some(words) = size.step(epoch, (workload, hoard))? {
+        if let Some(words) = size.step(epoch, workload, hoard)? {
             epoch.say(&words)?;
         }
     }
@@ -218,10 +218,10 @@ fn make_pfns<M: Machine + Cpu>(
         return Ok(());
     };
     let Some(wanted) = size.lacks_pfns() else { return Ok(()) };
-    let before = epoch.apart((workload, hoard));
-    let grown = span.grow(epoch, (frame_list, workload), wanted);
+    let before = epoch.apart(workload, hoard);
+    let grown = span.grow(epoch, frame_list, workload, wanted);
     // Tables and lists took frames of the pool's.
-    *apart += epoch.apart((workload, hoard)) - before;
+    *apart += epoch.apart(workload, hoard) - before;
     match grown {
         Ok(None) => Ok(()),
         Ok(Some(frames)) => {
@@ -263,9 +263,9 @@ fn health<M: Machine + Cpu>(
     epoch: &mut Epoch<'_, '_, M>,
     state: &mut State<'_>,
 ) -> Result<String, String> {
-    epoch.audit(&state.frame_list, state.span.as_ref())?;
+    epoch.audit(&state.frame_list, state.span.as_ref().map(Span::window))?;
     epoch.audit_tables()?;
-    let apart = epoch.apart((&state.workload, &state.hoard));
+    let apart = epoch.apart(&state.workload, &state.hoard);
     if apart != state.apart {
         let known = state.apart;
         return Err(format!("{apart} frames are in no use that is known, {known} should be"));
@@ -278,7 +278,7 @@ fn health<M: Machine + Cpu>(
 /// What the guest has, in words that tests read.
 fn words<M: Machine + Cpu>(epoch: &Epoch<'_, '_, M>, state: &State<'_>) -> Result<String, String> {
     let pages = epoch.reservation()?;
-    let ram = p2m::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
+    let ram = p2m::runs::Census::of(epoch.p2m(), epoch.p2m().all()).ram;
     let State { workload, hoard, size, suspends, .. } = state;
     let (held, heap, size) = (workload.len(), hoard.heap_kib(), size.account(epoch)?);
     let Workload { verified, beside, .. } = workload;

@@ -5,12 +5,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use pvmmu::SpaceFrames;
 
-use hypercall::{AccessError, Frame, FrameAccess, PAGE_SIZE, Pfn};
+use hypercall::{AccessError, Frame, FrameAccess, FrameSource, PAGE_SIZE, Pfn};
 
-use crate::guest::Second;
 use crate::life::survives;
+use crate::program::Second;
 
 /// Bytes that are compared at a time.
 const CHUNK_BYTES: usize = 512;
@@ -49,7 +48,7 @@ impl Workload {
     pub(super) fn grow<M: FrameAccess>(
         &mut self,
         machine: &M,
-        source: &mut impl SpaceFrames,
+        source: &mut impl FrameSource,
         pages: u64,
     ) -> Result<(), String> {
         while self.len() < pages
@@ -78,7 +77,7 @@ impl Workload {
     /// Looks at `count` pages and writes each of them anew.
     pub(super) fn work<M: FrameAccess>(&mut self, machine: &M, count: u64) -> Result<(), String> {
         let edition = AtomicU64::new(self.edition);
-        let worked = turn_over(machine, (&mut self.pages, &mut self.next[0]), (count, &edition));
+        let worked = turn_over(machine, &mut self.pages, &mut self.next[0], count, &edition);
         self.edition = edition.into_inner();
         self.verified += worked?;
         Ok(())
@@ -100,11 +99,11 @@ impl Workload {
         second.beside(
             &mut |machine| {
                 if let Ok(before) = theirs {
-                    let round = turn_over(machine, (&mut *back, back_next), (count, &edition));
+                    let round = turn_over(machine, back, back_next, count, &edition);
                     theirs = round.map(|pages| before + pages);
                 }
             },
-            &mut || ours = turn_over(machine, (&mut *front, front_next), (count, &edition)),
+            &mut || ours = turn_over(machine, front, front_next, count, &edition),
         );
         self.edition = edition.into_inner();
         let theirs = theirs?;
@@ -126,8 +125,10 @@ impl Workload {
 /// Looks at `count` of `pages` from `next` on, and writes each of them anew. How many there were.
 fn turn_over<M: FrameAccess>(
     machine: &M,
-    (pages, next): (&mut [Page], &mut usize),
-    (count, edition): (u64, &AtomicU64),
+    pages: &mut [Page],
+    next: &mut usize,
+    count: u64,
+    edition: &AtomicU64,
 ) -> Result<u64, String> {
     let count = count.min(pages.len() as u64);
     for _ in 0..count {

@@ -10,7 +10,8 @@ use hypercall::{Counting, Cpu, FrameAccess as _, GuestVa, Machine, PteFlags};
 use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, Tools};
 
 use super::{OrSay, READ_ONLY, Scene, TURNS, With};
-use crate::guest::{Pool, Work};
+use crate::pool::Pool;
+use crate::program::Work;
 
 /// The same with frames that can be shared.
 type Sharing<'a, 'b, 't, 'm, 'p, 's, M> = Tools<'a, 'b, 't, Counting<&'m M>, Counted<'p, 's, Pool>>;
@@ -38,7 +39,7 @@ pub(super) fn written_beside_changes<M: Machine + Cpu>(
 ) -> Result<String, String> {
     let there = Pages { start: GuestVa::new(3 << 30).or_say("address")?, ..scene.pages };
     let places = [scene.pages, there];
-    let mut counts = vec![0; usize::try_from(scene.p2m.len()).or_say("pfns")?];
+    let mut counts = vec![0; usize::try_from(scene.guest.p2m().len()).or_say("pfns")?];
     let mut shares = Shares::new(&mut counts);
     let mut frames = Counted { source: &mut *with.frames, shares: &mut shares };
     let mut sharing = Tools::new(with.guest, with.batch, with.tables, &mut frames);
