@@ -9,7 +9,7 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::cost::{COSTS, Population, Way};
+use crate::cost::{COSTS, Population, Strategy};
 use crate::edit::Edit;
 use crate::entries::empty_table;
 use crate::frames::SpaceFrames;
@@ -128,7 +128,7 @@ impl Pgd<Pinned> {
         }
         let Tools { guest, batch, tables, frames, .. } = tools;
         match unpin(guest, roots, holds, Level::L2, batch) {
-            Ok(released) => tables.ended_outside(released),
+            Ok(released) => tables.note_not_returned(released),
             Err(refused) => {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
             }
@@ -213,12 +213,12 @@ fn strip<M: Machine, F: SpaceFrames>(
             child_end == End::Emptied
         } else if child_is_held || end == End::Emptied {
             let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
-            let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
-            if way == Way::Table {
+            let way = if child_is_held { clear_l1(edit, child, va)? } else { Strategy::Table };
+            if way == Strategy::Table {
                 guest.machine().read_entries(child, PageTableIndex::new(0), entries)?;
                 edit.take_out(child, va, entries)?;
             }
-            way == Way::Entries && end == End::Emptied
+            way == Strategy::Entries && end == End::Emptied
         } else {
             false
         };
@@ -244,7 +244,7 @@ fn end_of<M: Machine>(
     let mut present = Present::of(level, table);
     while let Some((_, pte)) = present.next(guest)? {
         tables += 1;
-        if COSTS.to_end_upper(tables) == Way::Table {
+        if COSTS.to_end_upper(tables) == Strategy::Table {
             return Ok(End::Dropped);
         }
         if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
@@ -268,13 +268,15 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     table: Pfn,
     va: GuestVa,
-) -> Result<Way, MapError> {
+) -> Result<Strategy, MapError> {
     let guest = edit.guest();
     let mut few = [0u16; FEW as usize];
     let mut before = Population::default();
     let mut present = Present::of(Level::L1, table);
     while let Some((index, pte)) = present.next(&guest)? {
-        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Way::Table) };
+        let Some(place) = few.get_mut(usize::from(before.total())) else {
+            return Ok(Strategy::Table);
+        };
         *place = index.into();
         if pte.is_writable() {
             before.writable += 1;
@@ -283,7 +285,7 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
         }
     }
     let way = COSTS.to_clear(before.total(), before, Population::default());
-    if way == Way::Entries {
+    if way == Strategy::Entries {
         let mfn = guest.mfn(table)?;
         for index in &few[..usize::from(before.total())] {
             let index = PageTableIndex::new_truncate(*index);
@@ -298,5 +300,5 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
 const _: () = {
     let few = Population { writable: FEW, read_only: 0 };
     let nothing = Population { writable: 0, read_only: 0 };
-    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Way::Table));
+    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Strategy::Table));
 };
