@@ -82,7 +82,7 @@ impl Population {
 
 /// How a table is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Strategy {
     /// One request for each entry.
     Entries,
     /// Unlinked, stored into, linked again if anything is left in it.
@@ -120,60 +120,60 @@ impl Costs {
     /// How to give `changed` entries of a table with `before` other flags, so that it has `after`.
     ///
     /// ```
-    /// use pvmmu::cost::{COSTS, Population, Way};
+    /// use pvmmu::cost::{COSTS, Population, Strategy};
     ///
     /// // All of a full table becomes read-only: that is cheaper as a whole.
     /// let before = Population { writable: 512, read_only: 0 };
     /// let after = Population { writable: 0, read_only: 512 };
-    /// assert_eq!(COSTS.to_change(512, before, after), Way::Table);
+    /// assert_eq!(COSTS.to_change(512, before, after), Strategy::Table);
     /// ```
     #[must_use]
-    pub const fn to_change(&self, changed: u16, before: Population, after: Population) -> Way {
+    pub const fn to_change(&self, changed: u16, before: Population, after: Population) -> Strategy {
         if self.change * (changed as u32) <= self.as_table(changed, before, after) {
-            Way::Entries
+            Strategy::Entries
         } else {
-            Way::Table
+            Strategy::Table
         }
     }
 
     /// How to clear `changed` entries of a table with `before`, so that it has `after`.
     #[must_use]
-    pub const fn to_clear(&self, changed: u16, before: Population, after: Population) -> Way {
+    pub const fn to_clear(&self, changed: u16, before: Population, after: Population) -> Strategy {
         if self.clear * (changed as u32) <= self.as_table(changed, before, after) {
-            Way::Entries
+            Strategy::Entries
         } else {
-            Way::Table
+            Strategy::Table
         }
     }
 
     /// Whether `pages` of a missing table are better mapped through an empty one that is validated
-    /// already ([`Way::Entries`]) or through one that is filled first ([`Way::Table`]). What is
-    /// mapped is unmapped one day, so both count.
+    /// already ([`Strategy::Entries`]) or through one that is filled first ([`Strategy::Table`]).
+    /// What is mapped is unmapped one day, so both count.
     ///
     /// ```
-    /// use pvmmu::cost::{COSTS, Way};
+    /// use pvmmu::cost::{COSTS, Strategy};
     ///
-    /// assert_eq!(COSTS.to_map(1), Way::Entries);
-    /// assert_eq!(COSTS.to_map(512), Way::Table);
+    /// assert_eq!(COSTS.to_map(1), Strategy::Entries);
+    /// assert_eq!(COSTS.to_map(512), Strategy::Table);
     /// ```
     #[must_use]
-    pub const fn to_map(&self, pages: u16) -> Way {
+    pub const fn to_map(&self, pages: u16) -> Strategy {
         let full = Population { writable: pages, read_only: 0 };
         let entries = (self.fill + self.clear) * pages as u32 + 2 * self.link;
         let table = self.validate(full)
             + self.release(full)
             + 2 * (self.step + self.link + self.access)
             + self.store * pages as u32;
-        if entries <= table { Way::Entries } else { Way::Table }
+        if entries <= table { Strategy::Entries } else { Strategy::Table }
     }
 
     /// How to end an upper table with `tables` tables in it that are to stay validated: unlink each
     /// and keep it validated too, or let Xen drop it with all its references.
     #[must_use]
-    pub const fn to_end_upper(&self, tables: u16) -> Way {
+    pub const fn to_end_upper(&self, tables: u16) -> Strategy {
         let table =
             self.release + self.drop_table * tables as u32 + 2 * self.access + self.validate;
-        if self.link * (tables as u32 + 1) <= table { Way::Entries } else { Way::Table }
+        if self.link * (tables as u32 + 1) <= table { Strategy::Entries } else { Strategy::Table }
     }
 
     /// Whether clearing `changed` entries could be cheaper by taking a table out, whatever else is
@@ -182,7 +182,7 @@ impl Costs {
     pub const fn may_clear_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };
         let nothing = Population { writable: 0, read_only: 0 };
-        matches!(self.to_clear(changed, least, nothing), Way::Table)
+        matches!(self.to_clear(changed, least, nothing), Strategy::Table)
     }
 
     /// Whether changing `changed` entries could be cheaper by taking a table out, whatever else is
@@ -190,7 +190,7 @@ impl Costs {
     #[must_use]
     pub const fn may_change_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };
-        matches!(self.to_change(changed, least, least), Way::Table)
+        matches!(self.to_change(changed, least, least), Strategy::Table)
     }
 }
 
@@ -207,9 +207,9 @@ mod tests {
     }
 
     /// The first count of entries for which `way` is the table's.
-    fn crossing(way: impl Fn(u16) -> Way) -> Option<u16> {
-        let first = (0..=512).find(|count| way(*count) == Way::Table)?;
-        assert!((first..=512).all(|count| way(count) == Way::Table), "the ways cross once");
+    fn crossing(way: impl Fn(u16) -> Strategy) -> Option<u16> {
+        let first = (0..=512).find(|count| way(*count) == Strategy::Table)?;
+        assert!((first..=512).all(|count| way(count) == Strategy::Table), "the ways cross once");
         Some(first)
     }
 
@@ -251,10 +251,10 @@ mod tests {
         for n in 0..=512 {
             for others in [0, 1, 100] {
                 let (before, after) = (writable(n + others), writable(others));
-                let clears = COSTS.to_clear(n, before, after) == Way::Table;
+                let clears = COSTS.to_clear(n, before, after) == Strategy::Table;
                 assert!(!clears || COSTS.may_clear_as_table(n), "{n} of {others} more");
                 let after = Population { writable: others, read_only: n };
-                let changes = COSTS.to_change(n, before, after) == Way::Table;
+                let changes = COSTS.to_change(n, before, after) == Strategy::Table;
                 assert!(!changes || COSTS.may_change_as_table(n), "{n} of {others} more");
             }
         }

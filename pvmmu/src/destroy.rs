@@ -9,7 +9,7 @@ use core::fmt;
 use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::cost::{COSTS, Population, Way};
+use crate::cost::{COSTS, Population, Strategy};
 use crate::doubt::Doubt;
 use crate::edit::Edit;
 use crate::entries::{Entries, empty_table};
@@ -231,15 +231,15 @@ impl Strip {
                 child_end == End::Emptied
             } else if child_is_held || end == End::Emptied {
                 let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
-                let way = if child_is_held { clear_l1(edit, child, va)? } else { Way::Table };
-                if way == Way::Table {
+                let way = if child_is_held { clear_l1(edit, child, va)? } else { Strategy::Table };
+                if way == Strategy::Table {
                     let first = PageTableIndex::new(0);
                     guest.machine().read_entries(child, first, &mut self.entries)?;
                     edit.take_out(child, va, &self.entries)?;
                 } else if end == End::Dropped && matches!(held(pte), Some(Held::Pooled(_))) {
                     self.linked += 1;
                 }
-                way == Way::Entries && end == End::Emptied
+                way == Strategy::Entries && end == End::Emptied
             } else {
                 false
             };
@@ -266,7 +266,7 @@ fn end_of<M: Machine>(
     let mut present = Present::of(level, table);
     while let Some((_, pte)) = present.next(guest)? {
         tables += 1;
-        if COSTS.to_end_upper(tables) == Way::Table {
+        if COSTS.to_end_upper(tables) == Strategy::Table {
             return Ok(End::Dropped);
         }
         if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
@@ -290,13 +290,13 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
     edit: &mut Edit<'_, '_, '_, '_, M, F>,
     table: Pfn,
     va: GuestVa,
-) -> Result<Way, MapError> {
+) -> Result<Strategy, MapError> {
     let guest = edit.guest();
     let mut few = [0u16; FEW as usize];
     let mut before = Population::default();
     let mut present = Present::of(Level::L1, table);
     while let Some((index, pte)) = present.next(&guest)? {
-        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Way::Table) };
+        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Strategy::Table) };
         *place = index.into();
         if pte.is_writable() {
             before.writable += 1;
@@ -305,7 +305,7 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
         }
     }
     let way = COSTS.to_clear(before.total(), before, Population::default());
-    if way == Way::Entries {
+    if way == Strategy::Entries {
         let mfn = guest.mfn(table)?;
         for index in &few[..usize::from(before.total())] {
             let index = PageTableIndex::new_truncate(*index);
@@ -320,5 +320,5 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
 const _: () = {
     let few = Population { writable: FEW, read_only: 0 };
     let nothing = Population { writable: 0, read_only: 0 };
-    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Way::Table));
+    assert!(matches!(COSTS.to_clear(FEW, few, nothing), Strategy::Table));
 };

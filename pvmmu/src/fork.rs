@@ -41,7 +41,7 @@ impl fmt::Display for ForkFailure {
             Self::Map(error) => error.fmt(f),
             Self::Pin(failure, obstacles) => {
                 failure.fmt(f)?;
-                if obstacles.count() > 0 { obstacles.told(f) } else { Ok(()) }
+                if obstacles.count() > 0 { obstacles.describe(f) } else { Ok(()) }
             }
         }
     }

@@ -18,7 +18,7 @@ use p2m::Guest;
 
 impl Pgd<Pinned> {
     /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
-    /// validated again. How many there were that were not pinned by themselves before.
+    /// validated again. Returns the number newly pinned.
     ///
     /// # Errors
     /// What was refused; the tables before it are pinned by themselves, and every mark is right.
@@ -165,7 +165,7 @@ pub(crate) fn release<M: Machine>(
 ) -> Result<u64, Refused> {
     let mut done = 0;
     let op = |link: Link| MmuExtOp::unpin(link.pte.mfn());
-    on_held(guest, roots, lowest, u64::MAX, (&op, batch, &mut done)).map_err(|failure| {
+    on_held(guest, roots, lowest, u64::MAX, op, batch, &mut done).map_err(|failure| {
         let undone = take_again(guest, roots, lowest, done, batch);
         (failure, undone)
     })?;
@@ -186,20 +186,20 @@ pub(crate) fn take_again<M: Machine>(
     }
     let op = |link: Link| MmuExtOp::pin(link.level, link.pte.mfn());
     let mut done = 0;
-    on_held(guest, roots, lowest, count, (&op, batch, &mut done))
+    on_held(guest, roots, lowest, count, op, batch, &mut done)
         .map_err(|failure| UndoError { failure })
 }
 
-/// What is asked for each table, where it is collected, and how many Xen has done.
-type Asking<'f, 'b, 's, F> = (&'f F, &'f mut Batch<'b>, &'s mut u64);
-
-/// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark.
+/// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark, through `batch`.
+/// Adds to `done` how many Xen has done.
 fn on_held<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
     lowest: Level,
     limit: u64,
-    (op, batch, done): Asking<'_, '_, '_, impl Fn(Link) -> MmuExtOp>,
+    op: impl Fn(Link) -> MmuExtOp,
+    batch: &mut Batch<'_>,
+    done: &mut u64,
 ) -> Result<(), PinFailure> {
     let mut left = limit;
     batch.clear();

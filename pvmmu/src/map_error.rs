@@ -144,7 +144,7 @@ impl fmt::Display for MapError {
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
             Self::LinkRefused { va, level, table, error, obstacles } => {
                 write!(f, "{level} table pfn {table} at {va}: {error}")?;
-                obstacles.told(f)
+                obstacles.describe(f)
             }
             Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
             Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),

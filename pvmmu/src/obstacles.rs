@@ -157,7 +157,7 @@ impl Obstacles {
     }
 
     /// Says what was found in the way of a table, or that nothing was.
-    pub(crate) fn told(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.count {
             0 => f.write_str(
                 "; no mapping of the running tree or of this one stands in the way: look for one \

@@ -1,6 +1,6 @@
 //! The way from a root to an L1 table, remembered from one page to the next.
 
-use hypercall::{Entry, FrameAccess, GuestVa, Level, Pfn, Pte, Slot};
+use hypercall::{Entry, FrameAccess, GuestVa, Level, MmuUpdate, Pfn, Pte, Slot};
 
 use p2m::{Guest, WalkError};
 
@@ -27,6 +27,14 @@ pub(crate) enum Found {
 
 const fn at(level: Level) -> usize {
     level as usize - 1
+}
+
+/// The first address that the entry which `update` changes spans, if that entry is in the table of
+/// `level` for the address `va`.
+pub(crate) fn va_in(level: Level, va: u64, update: MmuUpdate) -> Option<GuestVa> {
+    let span = 1u64 << (level.shift() + 9);
+    let index = (update.target() & 0xfff) / size_of::<Pte>() as u64;
+    GuestVa::new((va & !(span - 1)) + (index << level.shift())).ok()
 }
 
 impl Path {
@@ -79,6 +87,14 @@ impl Path {
             }
         }
         Ok(self.table(Level::L1).map_or(Found::Missing(Level::L4), Found::Table))
+    }
+
+    /// The first address that the entry which `update` changes spans, if that entry is in `table`
+    /// and `table` is on the path.
+    pub(crate) fn va_of(&self, table: Pfn, update: MmuUpdate) -> Option<GuestVa> {
+        let mut levels = [Level::L1, Level::L2, Level::L3, Level::L4].into_iter();
+        let level = levels.find(|level| self.table(*level) == Some(table))?;
+        va_in(level, self.va, update)
     }
 
     /// The place of the entry of level `level` for the last address, and the entry.

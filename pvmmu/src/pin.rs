@@ -46,7 +46,7 @@ impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not pinned: {}", self.failure)?;
         if self.obstacles.count() > 0 || matches!(self.failure, PinFailure::Table { .. }) {
-            self.obstacles.told(f)?;
+            self.obstacles.describe(f)?;
         }
         self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
     }
@@ -191,7 +191,7 @@ impl Pgd<Pinned> {
         }
     }
 
-    /// What is told of an unpin that was refused.
+    /// The error for an unpin that was refused.
     pub(crate) fn not_unpinned<M: Machine>(
         mut self,
         guest: &Guest<'_, M>,

@@ -85,7 +85,7 @@ impl core::fmt::Display for PoolError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "after {} tables: {}", self.done, self.failure)?;
         match self.failure {
-            PinFailure::Table { .. } => self.obstacles.told(f),
+            PinFailure::Table { .. } => self.obstacles.describe(f),
             _ => Ok(()),
         }
     }
@@ -150,13 +150,18 @@ impl<'t> TablePool<'t> {
     }
 
     /// A table that was taken and not used after all.
-    pub(crate) fn untake(&mut self, level: Level, frame: Frame, frames: &mut impl SpaceFrames) {
+    pub(crate) fn return_unused(
+        &mut self,
+        level: Level,
+        frame: Frame,
+        frames: &mut impl SpaceFrames,
+    ) {
         self.counts.taken -= 1;
         self.put(level, frame, frames);
     }
 
     /// Notes tables that were taken and became plain frames with their address space.
-    pub(crate) const fn ended_outside(&mut self, count: u64) {
+    pub(crate) const fn note_not_returned(&mut self, count: u64) {
         self.counts.not_returned += count;
     }
 

@@ -22,9 +22,9 @@ pub enum Primitive {
     EmulatedCompareExchange,
 }
 
-/// What a change must not lose.
+/// How an entry is written: what the change must not lose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum WriteMode {
     /// Nothing: the flags are as given.
     Set,
     /// The accessed and dirty bits, as the CPU has set them last.
@@ -45,30 +45,30 @@ pub enum Runs {
 /// The cheapest primitive that is right.
 ///
 /// ```
-/// use pvmmu::primitive::{Need, Primitive, Runs, cheapest};
+/// use pvmmu::primitive::{WriteMode, Primitive, Runs, cheapest};
 ///
-/// assert_eq!(cheapest(Need::Set, Runs::Elsewhere), Primitive::MmuUpdate);
-/// assert_eq!(cheapest(Need::KeepAccessedDirty, Runs::Elsewhere), Primitive::PreserveAd);
+/// assert_eq!(cheapest(WriteMode::Set, Runs::Elsewhere), Primitive::MmuUpdate);
+/// assert_eq!(cheapest(WriteMode::KeepAccessedDirty, Runs::Elsewhere), Primitive::PreserveAd);
 /// ```
 #[must_use]
-pub const fn cheapest(need: Need, runs: Runs) -> Primitive {
-    match (need, runs) {
-        (Need::Set, Runs::Here) => Primitive::VaMapping,
-        (Need::Set, Runs::Elsewhere) => Primitive::MmuUpdate,
-        (Need::KeepAccessedDirty, _) => Primitive::PreserveAd,
-        (Need::IfStill(_), _) => Primitive::EmulatedCompareExchange,
+pub const fn cheapest(mode: WriteMode, runs: Runs) -> Primitive {
+    match (mode, runs) {
+        (WriteMode::Set, Runs::Here) => Primitive::VaMapping,
+        (WriteMode::Set, Runs::Elsewhere) => Primitive::MmuUpdate,
+        (WriteMode::KeepAccessedDirty, _) => Primitive::PreserveAd,
+        (WriteMode::IfStill(_), _) => Primitive::EmulatedCompareExchange,
     }
 }
 
 impl Primitive {
-    /// Whether it fulfils a need.
+    /// Whether it writes as `mode` asks.
     #[must_use]
-    pub const fn is_right(self, need: Need, runs: Runs) -> bool {
-        match (self, need) {
-            (Self::VaMapping, Need::Set) => matches!(runs, Runs::Here),
+    pub const fn is_right(self, mode: WriteMode, runs: Runs) -> bool {
+        match (self, mode) {
+            (Self::VaMapping, WriteMode::Set) => matches!(runs, Runs::Here),
             (Self::EmulatedCompareExchange, _)
-            | (Self::PreserveAd, Need::KeepAccessedDirty)
-            | (Self::MmuUpdate | Self::EmulatedStore, Need::Set) => true,
+            | (Self::PreserveAd, WriteMode::KeepAccessedDirty)
+            | (Self::MmuUpdate | Self::EmulatedStore, WriteMode::Set) => true,
             _ => false,
         }
     }
@@ -97,19 +97,20 @@ mod tests {
 
     #[test]
     fn the_cheapest_primitive_is_always_a_right_one() {
-        for need in [Need::Set, Need::KeepAccessedDirty, Need::IfStill(Pte::ABSENT)] {
+        for mode in [WriteMode::Set, WriteMode::KeepAccessedDirty, WriteMode::IfStill(Pte::ABSENT)]
+        {
             for runs in [Runs::Here, Runs::Elsewhere] {
-                assert!(cheapest(need, runs).is_right(need, runs), "{need:?} {runs:?}");
+                assert!(cheapest(mode, runs).is_right(mode, runs), "{mode:?} {runs:?}");
             }
         }
     }
 
     #[test]
     fn only_two_primitives_keep_what_the_cpu_sets_and_one_compares() {
-        let right = |need| ALL.map(|by| by.is_right(need, Runs::Here)).map(u8::from);
-        assert_eq!(right(Need::Set), [1, 0, 1, 1, 1]);
-        assert_eq!(right(Need::KeepAccessedDirty), [0, 1, 0, 0, 1]);
-        assert_eq!(right(Need::IfStill(Pte::ABSENT)), [0, 0, 0, 0, 1]);
-        assert!(!Primitive::VaMapping.is_right(Need::Set, Runs::Elsewhere));
+        let right = |mode| ALL.map(|by| by.is_right(mode, Runs::Here)).map(u8::from);
+        assert_eq!(right(WriteMode::Set), [1, 0, 1, 1, 1]);
+        assert_eq!(right(WriteMode::KeepAccessedDirty), [0, 1, 0, 0, 1]);
+        assert_eq!(right(WriteMode::IfStill(Pte::ABSENT)), [0, 0, 0, 0, 1]);
+        assert!(!Primitive::VaMapping.is_right(WriteMode::Set, Runs::Elsewhere));
     }
 }

@@ -14,7 +14,7 @@ use crate::marks::KEPT;
 use crate::pages::{check_flags, check_page};
 use crate::path::{Found, Path};
 use crate::pgd::{Pgd, Pinned};
-use crate::primitive::{Changed, Need, Primitive, Runs, cheapest};
+use crate::primitive::{Changed, Primitive, Runs, WriteMode, cheapest};
 use p2m::Guest;
 
 impl Pgd<Pinned> {
@@ -22,9 +22,9 @@ impl Pgd<Pinned> {
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
-    /// [`MapError::NotMapped`], [`MapError::Walk`]; [`MapError::Unfit`] if `by` does not fulfil
-    /// `need`. [`MapError::Refused`] or [`MapError::Faulted`] if Xen refuses the entry: it is as
-    /// before.
+    /// [`MapError::NotMapped`], [`MapError::Walk`]; [`MapError::Unfit`] if `by` cannot write as
+    /// `mode` asks. [`MapError::Refused`] or [`MapError::Faulted`] if Xen refuses the entry: it is
+    /// as before.
     ///
     /// # Hypercalls
     /// One; after an emulated write, which is a trap of its own, one `mmuext_op`, and if that is
@@ -33,13 +33,13 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::primitive::Need;
+    /// use pvmmu::primitive::WriteMode;
     /// use pvmmu::Pages;
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, tools) = TestGuest::with_pinned(page);
     /// let (va, read_only) = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = pgd.set_flags(&tools.guest, va, read_only, Need::Set, None)?;
+    /// let _ = pgd.set_flags(&tools.guest, va, read_only, WriteMode::Set, None)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_flags<M: Machine + Cpu>(
@@ -47,10 +47,10 @@ impl Pgd<Pinned> {
         guest: &Guest<'_, M>,
         va: GuestVa,
         flags: PteFlags,
-        need: Need,
+        mode: WriteMode,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(guest, va, flags, need, Runs::Elsewhere, by)
+        self.set_flags_of(guest, va, flags, mode, Runs::Elsewhere, by)
     }
 
     /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here: that may
@@ -69,14 +69,14 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::primitive::Need;
+    /// use pvmmu::primitive::WriteMode;
     /// use pvmmu::Pages;
     ///
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, tools) = TestGuest::with_pinned(page);
     /// unsafe { pgd.load(&tools.guest) }?;
     /// let (va, read_only) = (page.start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    /// let _ = unsafe { pgd.set_flags_here(&tools.guest, va, read_only, Need::Set, None) }?;
+    /// let _ = unsafe { pgd.set_flags_here(&tools.guest, va, read_only, WriteMode::Set, None) }?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn set_flags_here<M: Machine + Cpu>(
@@ -84,10 +84,10 @@ impl Pgd<Pinned> {
         guest: &Guest<'_, M>,
         va: GuestVa,
         flags: PteFlags,
-        need: Need,
+        mode: WriteMode,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
-        self.set_flags_of(guest, va, flags, need, Runs::Here, by)
+        self.set_flags_of(guest, va, flags, mode, Runs::Here, by)
     }
 
     fn set_flags_of<M: Machine + Cpu>(
@@ -95,15 +95,15 @@ impl Pgd<Pinned> {
         guest: &Guest<'_, M>,
         va: GuestVa,
         flags: PteFlags,
-        need: Need,
+        mode: WriteMode,
         runs: Runs,
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
         check_page(va)?;
         check_flags(flags)?;
         let flags = guest.machine().offered(flags);
-        let by = by.unwrap_or(cheapest(need, runs));
-        if !by.is_right(need, runs) {
+        let by = by.unwrap_or(cheapest(mode, runs));
+        if !by.is_right(mode, runs) {
             return Err(MapError::Unfit(by));
         }
         self.put_right(guest)?;
@@ -111,7 +111,7 @@ impl Pgd<Pinned> {
         let Found::Table(_) = path.seek(guest, va)? else { return Err(MapError::NotMapped(va)) };
         let (slot, old) = path.entry(guest, Level::L1, va)?;
         let Entry::Leaf(_) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
-        let old = if let Need::IfStill(old) = need { old } else { old };
+        let old = if let WriteMode::IfStill(old) = mode { old } else { old };
         let new = flags_of_shared(Pte::from_raw(old.raw() & KEPT | flags.bits()), old);
         let table = path.table(Level::L1).ok_or(MapError::NotMapped(va))?;
         let changed = match by {
@@ -126,7 +126,7 @@ impl Pgd<Pinned> {
                 let page = guest.machine().direct_map(table)?.raw();
                 let entry = GuestVa::new(page + u64::from(slot.index) * size_of::<Pte>() as u64);
                 let entry = entry.map_err(|_| MapError::NotMapped(va))?;
-                emulated(guest, va, entry, by, need, new, old)
+                emulated(guest, va, entry, by, mode, new, old)
             }
         };
         if let Err(MapError::RefusedCall(_) | MapError::NotUndone { .. }) = changed {
@@ -185,7 +185,7 @@ fn emulated<M: Machine + Cpu>(
     va: GuestVa,
     entry: GuestVa,
     by: Primitive,
-    need: Need,
+    mode: WriteMode,
     new: Pte,
     old: Pte,
 ) -> Result<Changed, MapError> {
@@ -194,7 +194,7 @@ fn emulated<M: Machine + Cpu>(
         // behind the address is a table, no Rust object.
         unsafe { guest.machine().store(entry, new.raw()) }.map(|()| Changed::From(old))
     } else {
-        exchange(guest.machine(), entry, need, new, old)
+        exchange(guest.machine(), entry, mode, new, old)
     };
     let changed = changed.map_err(|_| MapError::Faulted(va))?;
     let Changed::From(was) = changed else { return Ok(changed) };
@@ -203,7 +203,7 @@ fn emulated<M: Machine + Cpu>(
     // CPU has noted meanwhile does. Xen may have adjusted what was written.
     let undone = guest.machine().load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
-        exchange(guest.machine(), entry, Need::KeepAccessedDirty, was, now)
+        exchange(guest.machine(), entry, WriteMode::KeepAccessedDirty, was, now)
     });
     match undone {
         Ok(Changed::From(_)) => match flush_everywhere(guest, va)? {
@@ -230,15 +230,15 @@ fn flush_everywhere<M: Machine>(
 fn exchange<M: Cpu>(
     machine: &M,
     entry: GuestVa,
-    need: Need,
+    mode: WriteMode,
     new: Pte,
     old: Pte,
 ) -> Result<Changed, hypercall::Fault> {
     let ad = PteFlags::ACCESSED.union(PteFlags::DIRTY).bits();
     let mut old = old.raw();
     loop {
-        let value = match need {
-            Need::KeepAccessedDirty => new.raw() & !ad | old & ad,
+        let value = match mode {
+            WriteMode::KeepAccessedDirty => new.raw() & !ad | old & ad,
             _ => new.raw(),
         };
         // SAFETY: as in `emulated`.
@@ -246,7 +246,7 @@ fn exchange<M: Cpu>(
         if was == old {
             return Ok(Changed::From(Pte::from_raw(was)));
         }
-        if matches!(need, Need::IfStill(_)) || (was ^ old) & !ad != 0 {
+        if matches!(mode, WriteMode::IfStill(_)) || (was ^ old) & !ad != 0 {
             return Ok(Changed::Not(Pte::from_raw(was)));
         }
         old = was;
@@ -300,10 +300,10 @@ mod tests {
     }
 
     /// Exchanges `old` for `new` on a CPU whose entry becomes `then` meanwhile; what is left.
-    fn raced(need: Need, old: Pte, then: Pte, new: Pte) -> (Changed, Pte) {
+    fn raced(mode: WriteMode, old: Pte, then: Pte, new: Pte) -> (Changed, Pte) {
         let cpu = Raced { entry: Cell::new(old.raw()), then: Cell::new(Some(then.raw())) };
         let va = GuestVa::new(0).expect("the guest's");
-        let changed = exchange(&cpu, va, need, new, old).expect("no fault");
+        let changed = exchange(&cpu, va, mode, new, old).expect("no fault");
         (changed, Pte::from_raw(cpu.entry.get()))
     }
 
@@ -311,8 +311,8 @@ mod tests {
     fn an_exchange_that_did_not_happen_is_not_told_as_one() {
         let old = Pte::new(Mfn::new(7), PteFlags::USER_RW);
         let (other, new) = (Pte::new(Mfn::new(8), PteFlags::USER_RW), old.read_only());
-        for need in [Need::Set, Need::KeepAccessedDirty, Need::IfStill(old)] {
-            assert_eq!(raced(need, old, other, new), (Changed::Not(other), other), "{need:?}");
+        for mode in [WriteMode::Set, WriteMode::KeepAccessedDirty, WriteMode::IfStill(old)] {
+            assert_eq!(raced(mode, old, other, new), (Changed::Not(other), other), "{mode:?}");
         }
     }
 
@@ -320,9 +320,9 @@ mod tests {
     fn what_the_cpu_notes_meanwhile_is_kept_or_overwritten_as_asked() {
         let old = Pte::new(Mfn::new(7), PteFlags::USER_RW & !PteFlags::DIRTY);
         let (dirty, new) = (old.with_flags(old.flags() | PteFlags::DIRTY), old.read_only());
-        assert_eq!(raced(Need::Set, old, dirty, new), (Changed::From(dirty), new));
-        let kept = raced(Need::KeepAccessedDirty, old, dirty, new);
+        assert_eq!(raced(WriteMode::Set, old, dirty, new), (Changed::From(dirty), new));
+        let kept = raced(WriteMode::KeepAccessedDirty, old, dirty, new);
         assert_eq!(kept, (Changed::From(dirty), dirty.read_only()));
-        assert_eq!(raced(Need::IfStill(old), old, dirty, new), (Changed::Not(dirty), dirty));
+        assert_eq!(raced(WriteMode::IfStill(old), old, dirty, new), (Changed::Not(dirty), dirty));
     }
 }

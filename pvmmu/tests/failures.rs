@@ -18,7 +18,7 @@ use hypercall::{
 };
 use p2m::{Guest, P2m, walk};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::primitive::{Changed, Need, Primitive, Runs};
+use pvmmu::primitive::{Changed, Primitive, Runs, WriteMode};
 use pvmmu::{LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
@@ -169,7 +169,7 @@ fn flags_of_one_page_are_as_before_whatever_is_refused() {
     ];
     for by in all {
         for keeps in [false, true] {
-            let need = if keeps { Need::KeepAccessedDirty } else { Need::Set };
+            let need = if keeps { WriteMode::KeepAccessedDirty } else { WriteMode::Set };
             if !by.is_right(need, Runs::Here) {
                 continue;
             }

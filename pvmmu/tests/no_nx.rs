@@ -11,7 +11,7 @@ use hypercall::{
     Hypercalls as _, Level, Pte, PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::Guest;
-use pvmmu::primitive::Need;
+use pvmmu::primitive::WriteMode;
 use pvmmu::{Pages, Pgd, Pinned, explain};
 use xen_model::Model;
 
@@ -47,7 +47,8 @@ fn every_operation_goes_without_the_bit() {
     let mut pgd = loose.pin(&guest, &mut batch).expect("pinned");
     check(&guest, &pgd, 12);
     // Live, every way in which flags go in.
-    let _ = pgd.set_flags(&guest, page(2), PteFlags::USER_RW, Need::Set, None).expect("changed");
+    let _ =
+        pgd.set_flags(&guest, page(2), PteFlags::USER_RW, WriteMode::Set, None).expect("changed");
     let mut tools = tools(&guest, &mut batch, &mut tables, &mut pool);
     let more = Pages { start: page(12), count: 4 };
     pgd.map_pages(&mut tools, more, PteFlags::USER_RW).expect("mapped");

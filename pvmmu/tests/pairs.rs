@@ -8,7 +8,7 @@ mod pairing;
 use common::guest;
 use hypercall::{FrameSource as _, Level, PteFlags};
 use pairing::{CLEAN, Layout, READ_ONLY, Variant, end, few, many, start, sweep, va};
-use pvmmu::primitive::Need;
+use pvmmu::primitive::WriteMode;
 use pvmmu::{Pages, Tools};
 
 macro_rules! sweep {
@@ -71,7 +71,7 @@ sweep! {
         })
     };
     setting_the_flags_of_one_page, Few: |spaces, with| {
-        spaces.first().set_flags(&with.guest, few().start, READ_ONLY, Need::Set, None)
+        spaces.first().set_flags(&with.guest, few().start, READ_ONLY, WriteMode::Set, None)
     };
     holding_tables, Few: |spaces, with| {
         spaces.first().hold_l1_tables(&with.guest, with.batch)

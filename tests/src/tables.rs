@@ -1,7 +1,7 @@
 //! Batches, entries of tables, and the choice between the ways to change them.
 
 use hypercall::{BatchStorage, Entry, Level, Mfn, MmuUpdate, Pte, PteFlags, Slot};
-use pvmmu::cost::{COSTS, Population, Way};
+use pvmmu::cost::{COSTS, Population, Strategy};
 use x86_64::structures::paging::PageTableIndex;
 
 /// An update of each of the first entries of a table.
@@ -49,7 +49,7 @@ pub fn choose(pages: u16) -> usize {
     let before = Population { writable: pages, read_only: 0 };
     let after = |changed| Population { writable: pages - changed, read_only: changed };
     (0..=pages)
-        .filter(|changed| COSTS.to_change(*changed, before, after(*changed)) == Way::Table)
+        .filter(|changed| COSTS.to_change(*changed, before, after(*changed)) == Strategy::Table)
         .count()
 }
 

@@ -26,7 +26,7 @@ type Chain = [Option<Frame>; 3];
 /// Their levels.
 const LEVELS: [Level; 3] = [Level::L1, Level::L2, Level::L3];
 
-/// What is told when an undo was refused with `error`.
+/// The error to report when an undo was refused with `error`.
 const fn not_undone(error: MapError) -> MapError {
     match error {
         MapError::RefusedCall(refused) => MapError::NotUndone { left: 1, error: refused.error },

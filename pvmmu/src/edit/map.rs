@@ -7,7 +7,7 @@ use hypercall::{
 use x86_64::structures::paging::PageTableIndex;
 
 use super::{Edit, PART};
-use crate::cost::{COSTS, Way};
+use crate::cost::{COSTS, Strategy};
 use crate::entries::{SEEN, keeping_seen};
 use crate::frames::{OnePage, SpaceFrames};
 use crate::map_error::{MapError, MapFailed, RangeError};
@@ -126,7 +126,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
                 Found::Superpage => return Err(WalkError::NotMapped(run.va).into()),
                 Found::Missing(level) => {
                     let pooled = self.tools.tables.has_all_below(level);
-                    let fill_first = !pooled || COSTS.to_map(run.count) == Way::Table;
+                    let fill_first = !pooled || COSTS.to_map(run.count) == Strategy::Table;
                     if fill_first && matches!(origin, Origin::Frames) {
                         self.graft(level, run, flags)?;
                         continue;
@@ -152,7 +152,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         while let Some(below) = level.below() {
             let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
             if let Err(error) = self.link(level, va, &table) {
-                self.tools.tables.untake(below, table, self.tools.frames);
+                self.tools.tables.return_unused(below, table, self.tools.frames);
                 return Err(error);
             }
             // INVARIANT: I-4: the token has gone into the batch.

@@ -642,9 +642,10 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
 
     /// Takes back what took effect of a refused batch, and gives back what it was to map.
     fn refused(&mut self, error: BatchError) -> MapError {
+        let path = self.path;
         self.path.forget();
         let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
-        let slot = batch.refused_update();
+        let update = batch.refused_update();
         let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.invert();
@@ -662,10 +663,12 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
         batch.clear();
         match undone {
             Err(error) => error,
-            Ok(()) => match slot.and_then(|update| table::va_of(guest, self.roots, update)) {
-                Some(va) => MapError::Refused { va, error },
-                None => MapError::RefusedCall(error),
-            },
+            Ok(()) => {
+                match update.and_then(|update| table::va_of(guest, self.roots, &path, update)) {
+                    Some(va) => MapError::Refused { va, error },
+                    None => MapError::RefusedCall(error),
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use hypercall::{ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
 use x86_64::structures::paging::PageTableIndex;
 
 use super::{Edit, PART};
-use crate::cost::{COSTS, Population, Way};
+use crate::cost::{COSTS, Population, Strategy};
 use crate::entries::{
     Change, Clear, Entries, Flags, any_foreign, check_present, empty_table, keeping_seen,
     population, with_table_flags,
@@ -175,7 +175,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             COSTS.to_change(run.count, before, after)
         };
         let allowed = after.total() == 0 || self.tools.presence == Presence::MayVanish;
-        if way == Way::Entries || !allowed {
+        if way == Strategy::Entries || !allowed {
             return Ok(false);
         }
         self.submit()?;
@@ -199,7 +199,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let changed = old.iter().zip(new).filter(|(old, new)| old != new).count();
         let changed = u16::try_from(changed).unwrap_or(ENTRIES);
         let (before, after) = (population(old), population(new));
-        if COSTS.to_change(changed, before, after) == Way::Table
+        if COSTS.to_change(changed, before, after) == Strategy::Table
             && !any_foreign(old)
             && self.tools.presence == Presence::MayVanish
         {

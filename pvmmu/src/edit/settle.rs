@@ -17,6 +17,14 @@ pub(super) struct Settled<'a, 't, 'c, M, F> {
     pub(super) pages: u64,
 }
 
+/// How a table came to be in no tree.
+enum Outside {
+    /// It was unlinked.
+    Unlinked,
+    /// Its link never took effect.
+    NeverLinked,
+}
+
 /// What an entry stands for.
 enum Thing {
     Nothing,
@@ -39,15 +47,17 @@ impl Thing {
 
 impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
-    fn table(&mut self, held: Held, pte: Pte, taken_for_nothing: Option<()>) {
+    fn table(&mut self, held: Held, pte: Pte, outside: Outside) {
         let Ok(pfn) = self.guest.p2m().pfn(self.guest.machine(), pte.mfn()) else {
             return log::error!("table mfn {} has no pfn: it is lost", pte.mfn());
         };
         // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
         let frame = unsafe { Frame::claim(pfn) };
-        match taken_for_nothing {
-            Some(()) => self.tables.untake(held.level(), frame, self.frames),
-            None => self.tables.give_back(self.guest, held, frame, self.frames),
+        match outside {
+            Outside::NeverLinked => {
+                self.tables.return_unused(held.level(), frame, self.frames);
+            }
+            Outside::Unlinked => self.tables.give_back(self.guest, held, frame, self.frames),
         }
     }
 
@@ -55,7 +65,7 @@ impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
     fn lost_table(&mut self, held: Held, pte: Pte) {
         lose_leaf(self.guest, pte, self.frames);
         if let Held::Pooled(_) = held {
-            self.tables.ended_outside(1);
+            self.tables.note_not_returned(1);
         }
     }
 }
@@ -74,7 +84,9 @@ pub(super) fn settle<M: Machine, F: SpaceFrames>(
                     release(settled.guest, old, settled.frames);
                 }
             }
-            Thing::Table(held, old) if !new.is_present() => settled.table(held, old, None),
+            Thing::Table(held, old) if !new.is_present() => {
+                settled.table(held, old, Outside::Unlinked);
+            }
             Thing::Nothing if matches!(Thing::of(new), Thing::Page(_)) => settled.pages += 1,
             Thing::Table(..) | Thing::Nothing => {}
         }
@@ -99,8 +111,8 @@ pub(super) fn lose<M: Machine, F: SpaceFrames>(
     }
 }
 
-/// No pair is in effect: gives back what its new value was to stand for. Of somebody else's frame
-/// nothing was taken, so nobody is told of it.
+/// No pair is in effect: gives back what its new value was to stand for. Nothing was taken for
+/// another domain's frame, so [`SpaceFrames::give_foreign`] is not called for one.
 pub(super) fn take_back<M: Machine, F: SpaceFrames>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
@@ -112,7 +124,9 @@ pub(super) fn take_back<M: Machine, F: SpaceFrames>(
             Thing::Page(new) if !old.is_present() || new.mfn() != old.mfn() => {
                 release(settled.guest, new, settled.frames);
             }
-            Thing::Table(held, new) if !old.is_present() => settled.table(held, new, Some(())),
+            Thing::Table(held, new) if !old.is_present() => {
+                settled.table(held, new, Outside::NeverLinked);
+            }
             _ => {}
         }
     }

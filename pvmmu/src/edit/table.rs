@@ -23,10 +23,10 @@ use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
 use crate::ops::submit_ops;
 use crate::pages::{Run, check_table};
-use crate::path::Found;
+use crate::path::{Found, Path, va_in};
 use crate::pgd::Roots;
 use crate::room::Room;
-use crate::tables::{Present, own_slots};
+use crate::tables::{Descend, USER_SLOTS, each_entry};
 use crate::tools::Tools;
 use p2m::Guest;
 
@@ -80,7 +80,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             self.done += u64::from(run.count);
             release_all(&guest, old, self.tools.frames);
             if let Some(Held::Pooled(_)) = held(link) {
-                self.tools.tables.ended_outside(1);
+                self.tools.tables.note_not_returned(1);
             }
             // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
             // writable again.
@@ -124,7 +124,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         if !linked {
             lose(&guest, not_held(link), self.tools.frames);
             if let Some(Held::Pooled(_)) = held(link) {
-                self.tools.tables.ended_outside(1);
+                self.tools.tables.note_not_returned(1);
             }
         }
     }
@@ -242,7 +242,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         // SAFETY: the entry keeps its table: only the mark changes.
         if unsafe { batch.submit(guest.machine()) }.is_ok() {
             if let Held::Pooled(_) = held {
-                tables.ended_outside(1);
+                tables.note_not_returned(1);
             }
         } else {
             Doubt::TABLES.note(self.doubt);
@@ -333,7 +333,7 @@ fn release_all<M: Machine>(guest: &Guest<'_, M>, old: &Entries, frames: &mut imp
     }
 }
 
-/// What is told of a table that Xen did not take.
+/// The error for a table that Xen did not take.
 pub(super) fn link_refused(
     va: GuestVa,
     found: Option<(Suspect, Obstacles)>,
@@ -347,42 +347,30 @@ pub(super) fn link_refused(
     }
 }
 
-/// The first address that the entry behind `update` spans, if it is one of the tree's. Reads the
-/// whole tree if need be.
+/// The first address that the entry behind `update` spans, if it is one of the tree's. `path` knows
+/// the table that was looked at last. Where a batch has changes in several tables, and an earlier
+/// one is refused, the tables above it are read.
 pub(super) fn va_of<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
+    path: &Path,
     update: MmuUpdate,
 ) -> Option<GuestVa> {
     let table = guest.pfn(update.frame()).ok()?;
-    let index = (update.target() & 0xfff) >> 3;
     if roots.user == Some(table) {
-        return GuestVa::new(index << Level::L4.shift()).ok();
+        return va_in(Level::L4, 0, update);
     }
-    search(guest, Level::L4, roots.kernel, 0, table, index)
-}
-
-fn search<M: Machine>(
-    guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    base: u64,
-    wanted: Pfn,
-    index: u64,
-) -> Option<GuestVa> {
-    if table == wanted {
-        return GuestVa::new(base + (index << level.shift())).ok();
+    let mut found = path.va_of(table, update);
+    if found.is_none() {
+        // What cannot be read is not found.
+        let _ = each_entry(guest, (Level::L4, roots.kernel, USER_SLOTS, 0), &mut |place| {
+            let leads = place.pte.decode(place.level) == Entry::Table(update.frame());
+            if let (true, Some(below)) = (leads, place.level.below()) {
+                found = va_in(below, place.va, update);
+            }
+            let is_done = place.level == Level::L2 || found.is_some();
+            if is_done { Descend::No } else { Descend::Yes }
+        });
     }
-    let below = level.below()?;
-    debug_assert!(!own_slots(level).is_empty());
-    let mut present = Present::of(level, table);
-    while let Ok(Some((at, pte))) = present.next(guest) {
-        let Entry::Table(mfn) = pte.decode(level) else { continue };
-        let Ok(pfn) = guest.pfn(mfn) else { continue };
-        let base = base + (u64::from(at) << level.shift());
-        if let Some(va) = search(guest, below, pfn, base, wanted, index) {
-            return Some(va);
-        }
-    }
-    None
+    found
 }

@@ -5,7 +5,7 @@ use core::cell::Cell;
 
 use hypercall::{Errno, PteFlags, Refusal, Refusals};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::primitive::{Need, Primitive};
+use pvmmu::primitive::{Primitive, WriteMode};
 use pvmmu::{Pgd, Pinned, Tools};
 use x86_64::VirtAddr;
 use x86_64::structures::paging::mapper::Mapper as _;
@@ -21,10 +21,10 @@ const WAYS: [Primitive; 5] = [
     Primitive::EmulatedCompareExchange,
 ];
 
-const fn need(by: Primitive) -> Need {
+const fn need(by: Primitive) -> WriteMode {
     match by {
-        Primitive::PreserveAd => Need::KeepAccessedDirty,
-        _ => Need::Set,
+        Primitive::PreserveAd => WriteMode::KeepAccessedDirty,
+        _ => WriteMode::Set,
     }
 }
 

@@ -3,7 +3,7 @@
 use hypercall::{DomId, FrameSource as _, GuestVa, Pfn, PteFlags};
 use p2m::Pfns;
 use pv_tests::guest::{TestGuest, Work};
-use pvmmu::primitive::Need;
+use pvmmu::primitive::WriteMode;
 use pvmmu::{Counted, MapError, Pages, Pgd, Pinned, Shares, Tools};
 use swiotlb::{DmaMask, Region};
 
@@ -96,6 +96,6 @@ fn flags_of_an_address_space_that_does_not_run_change_there_and_nowhere_else() {
     let (in_one, in_other) = (frame_of(&one, &tools), frame_of(&other, &tools));
     owed!(other.load(&tools.guest)).expect("it is pinned"); //~ E0133
     let (va, read_only) = (page().start, PteFlags::USER_RW - PteFlags::WRITABLE);
-    let _ = one.set_flags(&tools.guest, va, read_only, Need::Set, None).expect("it is mapped");
+    let _ = one.set_flags(&tools.guest, va, read_only, WriteMode::Set, None).expect("it is mapped");
     assert_eq!([frame_of(&one, &tools), frame_of(&other, &tools)], [in_one, in_other]);
 }

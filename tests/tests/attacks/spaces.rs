@@ -4,7 +4,7 @@
 
 use hypercall::{Cpu, DomId, GuestVa, Machine, Mfn, Pfn, PteFlags};
 use p2m::{Guest, P2m};
-use pvmmu::primitive::Need;
+use pvmmu::primitive::WriteMode;
 use pvmmu::{
     FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Reach, Running, Tools, Vcpus, load_root,
 };
@@ -42,7 +42,7 @@ fn an_address_is_changed_where_it_runs_by_unsafe_code_alone(
     va: GuestVa,
     flags: PteFlags,
 ) {
-    let _ = owed!(pgd.set_flags_here(guest, va, flags, Need::Set, None)); //~ E0133
+    let _ = owed!(pgd.set_flags_here(guest, va, flags, WriteMode::Set, None)); //~ E0133
 }
 
 fn an_address_space_that_runs_ends_by_unsafe_code_alone(

@@ -13,7 +13,7 @@ use hypercall::{
     BatchStorage, Cpu, FrameAccess as _, FrameSource, GuestVa, Machine, Pte, PteFlags,
 };
 use p2m::{Guest, walk};
-use pvmmu::primitive::{Changed, Need, Primitive, Runs, cheapest};
+use pvmmu::primitive::{Changed, Primitive, Runs, WriteMode, cheapest};
 use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, load_root};
 
 use super::OrSay;
@@ -116,8 +116,8 @@ fn one_by_one<M: Machine + Cpu>(
     // SAFETY: the page is the program's own.
     let write = |value| unsafe { guest.machine().store(va, value) }.is_ok();
     for by in ALL {
-        let keeps = by.is_right(Need::KeepAccessedDirty, Runs::Here);
-        let need = if keeps { Need::KeepAccessedDirty } else { Need::Set };
+        let keeps = by.is_right(WriteMode::KeepAccessedDirty, Runs::Here);
+        let need = if keeps { WriteMode::KeepAccessedDirty } else { WriteMode::Set };
         if !write(1) {
             return Err(format!("{by:?}: the page is not writable before"));
         }
@@ -147,7 +147,7 @@ fn one_by_one<M: Machine + Cpu>(
         ));
     }
     let now = entry(guest, pgd, va);
-    let stale = Need::IfStill(now.read_only());
+    let stale = WriteMode::IfStill(now.read_only());
     let not = pgd.set_flags(guest, va, READ_ONLY, stale, None).or_say("compare")?;
     if not != Changed::Not(now) || entry(guest, pgd, va) != now {
         return Err(format!("an exchange with another value expected went through: {not:?}"));
@@ -156,7 +156,7 @@ fn one_by_one<M: Machine + Cpu>(
         guest,
         va,
         READ_ONLY,
-        Need::KeepAccessedDirty,
+        WriteMode::KeepAccessedDirty,
         Some(Primitive::EmulatedStore),
     );
     match unfit {
@@ -165,7 +165,7 @@ fn one_by_one<M: Machine + Cpu>(
     }
     lines.push(format!(
         "the cheapest for one page that runs here: {:?}",
-        cheapest(Need::Set, Runs::Here)
+        cheapest(WriteMode::Set, Runs::Here)
     ));
     Ok(())
 }
