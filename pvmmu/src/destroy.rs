@@ -130,7 +130,7 @@ impl Pgd<Pinned> {
         }
         let Tools { guest, batch, tables, frames, .. } = tools;
         match unpin(guest, roots, holds, Level::L2, batch) {
-            Ok(released) => tables.ended_outside(released),
+            Ok(released) => tables.note_not_returned(released),
             Err(refused) => {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
             }
@@ -139,7 +139,7 @@ impl Pgd<Pinned> {
         // now.
         let returned = tables.counts().returned;
         if let Err(error) = empty(guest, Level::L4, roots.kernel, tables, *frames) {
-            tables.ended_outside(strip.linked - (tables.counts().returned - returned));
+            tables.note_not_returned(strip.linked - (tables.counts().returned - returned));
             // INVARIANT: I-5: those that are left become plain memory before anything else.
             Doubt::TABLES.note(&mut self.doubt);
             self.holds = Holds::Nothing;
@@ -296,7 +296,9 @@ fn clear_l1<M: Machine, F: SpaceFrames>(
     let mut before = Population::default();
     let mut present = Present::of(Level::L1, table);
     while let Some((index, pte)) = present.next(&guest)? {
-        let Some(place) = few.get_mut(usize::from(before.total())) else { return Ok(Strategy::Table) };
+        let Some(place) = few.get_mut(usize::from(before.total())) else {
+            return Ok(Strategy::Table);
+        };
         *place = index.into();
         if pte.is_writable() {
             before.writable += 1;

@@ -16,7 +16,6 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use super::table::va_of;
 use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
 use crate::entries::{Change, SEEN, check_present};
@@ -25,7 +24,7 @@ use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
 use crate::pages::{Pages, Run};
-use crate::path::Found;
+use crate::path::{Found, va_in};
 use crate::room::Room;
 use crate::tools::{Presence, Tools};
 use p2m::{Guest, WalkError};
@@ -57,6 +56,14 @@ pub(super) struct Shift {
 }
 
 impl Shift {
+    /// The page whose entry `update` was to change.
+    fn va_of<M: Machine>(self, guest: &Guest<'_, M>, update: MmuUpdate) -> Option<GuestVa> {
+        let table = guest.pfn(update.frame()).ok()?;
+        let places = [(self.source, self.from), (self.target, self.to)];
+        let (_, va) = places.into_iter().find(|(known, _)| *known == table)?;
+        va_in(Level::L1, va.raw(), update)
+    }
+
     /// What is noted if its undo is refused, for `count` pages.
     pub(super) fn moving(self, count: usize) -> Moving {
         let Self { from, to, .. } = self;
@@ -111,7 +118,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     pub fn unmap_reading_ad(
         &mut self,
         pages: Pages,
-        told: &mut dyn FnMut(GuestVa, PteFlags),
+        report: &mut dyn FnMut(GuestVa, PteFlags),
     ) -> Result<(), MapError> {
         for part in pages.runs(PART)? {
             let pages = Pages { start: part.va, count: part.count.into() };
@@ -122,7 +129,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             let left = &mut left[..usize::from(part.count)];
             let _ = self.read_run(part, left);
             for (at, pte) in (0..).zip(left) {
-                told(pages.at(at)?, pte.flags() & SEEN);
+                report(pages.at(at)?, pte.flags() & SEEN);
             }
         }
         Ok(())
@@ -146,8 +153,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// [`Presence::Steady`].
     ///
     /// # Errors
-    /// As for [`Pgd::unmap`](crate::Pgd::unmap). Nothing was told then of the pages that follow,
-    /// and nothing of theirs is cleared.
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap). The pages that follow are not reported
+    /// then, and nothing of theirs is cleared.
     ///
     /// # Hypercalls
     /// For n pages and a batch of B updates: 2 ceil(n / min(B, 64)) multicalls of an `mmu_update`
@@ -174,7 +181,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     pub fn clear_reading_ad(
         &mut self,
         pages: Pages,
-        told: &mut dyn FnMut(GuestVa, PteFlags),
+        report: &mut dyn FnMut(GuestVa, PteFlags),
     ) -> Result<(), MapError> {
         Room::check(self.tools.batch)?;
         let most =
@@ -195,7 +202,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             self.done += u64::from(part.count);
             let pages = Pages { start: part.va, count: part.count.into() };
             for (at, pte) in (0..).zip(entries) {
-                told(pages.at(at)?, pte.flags() & SEEN);
+                report(pages.at(at)?, pte.flags() & SEEN);
             }
         }
         Ok(())
@@ -242,7 +249,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Gives write access back to what has not moved because of `error`. If that fails, too, it is
-    /// done before the next change. What is to be told.
+    /// done before the next change. Returns the error to report.
     #[cold]
     pub(super) fn let_write(&mut self, shift: Shift, entries: &[Pte], error: MapError) -> MapError {
         let Err(again) = self.try_let_write(shift, entries) else { return error };
@@ -318,7 +325,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         self.path.forget();
         // No frame came in or goes out: nothing of the batch is to be settled.
         self.undo(Doubt { moving, ..Doubt::FLUSH })?;
-        Err(match refused.and_then(|update| va_of(&guest, self.roots, update)) {
+        Err(match refused.and_then(|update| shift.va_of(&guest, update)) {
             Some(va) => MapError::Refused { va, error },
             None => MapError::RefusedCall(error),
         })

@@ -12,7 +12,7 @@ use hypercall::{
     VaFlush, VaMapping,
 };
 use p2m::walk;
-use pvmmu::primitive::{WriteMode, Primitive};
+use pvmmu::primitive::{Primitive, WriteMode};
 use pvmmu::{Flush, Pgd, Pinned, Reach, load_root};
 use x86_64::structures::paging::PageTableIndex;
 
@@ -86,7 +86,8 @@ fn set_each<M: Machine + Cpu>(
     by: Primitive,
 ) -> Result<(), String> {
     let guest = bench.kernel.guest;
-    let need = if by == Primitive::PreserveAd { WriteMode::KeepAccessedDirty } else { WriteMode::Set };
+    let need =
+        if by == Primitive::PreserveAd { WriteMode::KeepAccessedDirty } else { WriteMode::Set };
     for page in 0..pages {
         let va = va(page / 512, page % 512)?;
         // SAFETY: the bench has loaded the address space.

@@ -1,0 +1,91 @@
+//! Why a grant cannot be given, ended, mapped or unmapped.
+
+use core::fmt;
+
+use hypercall::{Error, GrantRef, GrantStatus, GuestVa, Mfn, Pfn};
+
+use super::entry::Outstanding;
+use crate::error::P2mError;
+
+/// Why a grant cannot be given, ended, mapped or unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantError {
+    /// The frame to grant is none of the guest's; or the pfn that a grant is to be mapped as cannot
+    /// be marked, or has lost the mark.
+    P2m(P2mError),
+    /// The table has no such entry.
+    NoSuchEntry(GrantRef),
+    /// The entry is in use.
+    Taken(Outstanding),
+    /// The entry does not hold the grant any more. Nobody but Xen and this code writes the table,
+    /// so the domain was restored since, with a new one.
+    NotGranted(GrantRef),
+    /// The domain was restored since, with a new table: what the entry holds, if anything, is
+    /// another grant.
+    OtherTable(GrantRef),
+    /// The other domain has the frame mapped; nothing can force it back. The grant stays.
+    StillMapped(Outstanding),
+    /// The frame's number does not fit a version 1 entry.
+    NoFrame(Mfn),
+    /// A grant is mapped for this pfn, or another of the same request is to be.
+    PfnTaken(Pfn),
+    /// A grant is mapped in the page of this address, or another of the same request is to be: Xen
+    /// would replace the one by the other, which could never be unmapped again.
+    AddressTaken(GuestVa),
+    /// The list has no place for the mapping of this pfn.
+    NoPlace(Pfn),
+    /// No grant is mapped for this pfn.
+    NotMapped(Pfn),
+    /// Xen refused to map or unmap the grant of this pfn.
+    Refused {
+        /// The pfn.
+        pfn: Pfn,
+        /// Xen's answer for its slot.
+        status: GrantStatus,
+    },
+    /// Xen refused the whole hypercall, and with it the grant of this pfn.
+    Call {
+        /// The pfn.
+        pfn: Pfn,
+        /// The refusal.
+        error: Error,
+    },
+}
+
+impl fmt::Display for GrantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::P2m(error) => error.fmt(f),
+            Self::NoSuchEntry(reference) => {
+                write!(f, "the grant table has no entry {}", reference.0)
+            }
+            Self::Taken(grant) => write!(f, "the entry is taken by {grant}"),
+            Self::NotGranted(reference) => {
+                write!(f, "entry {} does not hold the grant any more", reference.0)
+            }
+            Self::OtherTable(reference) => {
+                write!(f, "the table in which entry {} held the grant is gone", reference.0)
+            }
+            Self::StillMapped(grant) => write!(f, "{grant}: it cannot be ended"),
+            Self::NoFrame(mfn) => write!(f, "mfn {mfn} does not fit a grant entry"),
+            Self::PfnTaken(pfn) => {
+                write!(f, "pfn {pfn} has a grant already, or twice in a request")
+            }
+            Self::AddressTaken(va) => {
+                write!(f, "the page of {va} has a grant already, or twice in a request")
+            }
+            Self::NoPlace(pfn) => write!(f, "the list of mappings has no place for pfn {pfn}"),
+            Self::NotMapped(pfn) => write!(f, "no grant is mapped as pfn {pfn}"),
+            Self::Refused { pfn, status } => write!(f, "the grant of pfn {pfn}: {status}"),
+            Self::Call { pfn, error } => write!(f, "the grant of pfn {pfn}: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for GrantError {}
+
+impl From<P2mError> for GrantError {
+    fn from(error: P2mError) -> Self {
+        Self::P2m(error)
+    }
+}
