@@ -91,8 +91,8 @@ impl<'m> Build<'m> {
     /// from everybody.
     ///
     /// # Hypercalls
-    /// One `mmu_update`, if the batch has room for [`Plan::updates_max`]; otherwise one each time it
-    /// is full. Each table of the round takes an element, and so does each entry that links
+    /// One `mmu_update`, if the batch has room for [`Plan::updates_max`]; otherwise one each time
+    /// it is full. Each table of the round takes an element, and so does each entry that links
     /// one.
     ///
     /// ```

@@ -88,8 +88,8 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>
 /// [`PastPgt`]: crate::PastPgt
 ///
 /// # Errors
-/// [`EarlyError::Protect`]; those in front of the frame it names are changed. Any other, if an entry
-/// of the direct mapping cannot be found; those in front of some frame are changed.
+/// [`EarlyError::Protect`]; those in front of the frame it names are changed. Any other, if an
+/// entry of the direct mapping cannot be found; those in front of some frame are changed.
 ///
 /// # Hypercalls
 /// ceil(N / U) `mmu_update`, for N frames and room for U updates; Linux takes N.

@@ -168,7 +168,7 @@ impl fmt::Display for EarlyError {
             }
             Self::RegionOverlap { pfns, before } => {
                 write!(f, "{} of the memory map begin before pfn {before}, where", Run(pfns))?;
-                f.write_str(" the region in front of them ends")
+                f.write_str(" the one before ends")
             }
             Self::OutsideRam(used) => write!(f, "{used} is not all RAM of the memory map"),
             Self::UseOverlap { used, other } => write!(f, "{used} and {other} overlap"),

@@ -88,8 +88,8 @@ fn what_is_wrong_with_the_list() {
     read(
         &errors,
         &expect![[r#"
-        no frame for the word of pfn 00012
-        no frame for the word of pfn 00012; undoing it failed: pfn 00012 is not in the direct mapping"#]],
+no frame for the word of pfn 00012
+no frame for the word of pfn 00012; undoing it failed: pfn 00012 is not in the direct mapping"#]],
     );
     // SAFETY: no memory is behind it.
     let frames = unsafe { Frames::claim(PFN, 1) };
@@ -150,7 +150,7 @@ fn what_is_wrong_with_a_grant() {
     read(
         &[NotMapped::from(error), NotMapped { error, undo }],
         &expect![[r#"
-        pfn 00012 has no memory
-        pfn 00012 has no memory; its mapping stays: the grant of pfn 00012: GNTST_bad_handle (-4)"#]],
+pfn 00012 has no memory
+pfn 00012 has no memory; its mapping stays: the grant of pfn 00012: GNTST_bad_handle (-4)"#]],
     );
 }

@@ -206,8 +206,8 @@ struct Strip {
 }
 
 impl Strip {
-    /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from those
-    /// that are to be kept in the pool.
+    /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from
+    /// those that are to be kept in the pool.
     fn below<M: Machine, F: SpaceFrames>(
         &mut self,
         edit: &mut Edit<'_, '_, '_, '_, M, F>,

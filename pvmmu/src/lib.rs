@@ -24,7 +24,8 @@
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
 //! * [`explain`]: why Xen refused, with causes, in the words of `xen-explain`.
-//! * [`walk()`], [`Walk`]: what the tables say of an address, level by level.
+//! * [`walk()`](p2m::walk()), [`Walk`](p2m::Walk): what the tables say of an address, level by
+//!   level.
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
 //!   of which page or frame, and what is left.
 //!

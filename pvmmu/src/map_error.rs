@@ -80,7 +80,7 @@ pub enum MapError {
     RefusedCall(BatchError),
     /// Xen refused an update, and then refused to undo those before it. What frames and shares no
     /// entry stands for any more went to those that keep what is uncertain; what the address space
-    /// keeps is put right before the next change of it ([`WalkError::InDoubt`]).
+    /// keeps is put right before the next change of it ([`InDoubt`](Self::InDoubt)).
     NotUndone {
         /// Updates that are in effect all the same; none if only the flush was refused.
         left: u32,
@@ -200,7 +200,7 @@ impl core::error::Error for RangeError {}
 pub struct MapFailed {
     /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is
     /// mapped all the same, or went to
-    /// [`FrameSource::give_uncertain`](crate::FrameSource::give_uncertain).
+    /// [`FrameSource::give_uncertain`](hypercall::FrameSource::give_uncertain).
     pub frame: Option<Frame>,
     /// Why.
     pub error: MapError,

@@ -16,8 +16,8 @@ pub struct Room {
 /// The smallest batch with which every change of a live address space works, and is undone if Xen
 /// refuses a part of it: a table's entry and its copy in the user root, or the entry and the direct
 /// mapping of the table's frame; and the flush behind them. What finds less room than it needs says
-/// so ([`MapError::BatchTooSmall`]) before it has asked for anything. Entries of L1 tables are
-/// changed with one update, too.
+/// so ([`MapError::BatchTooSmall`](crate::MapError::BatchTooSmall)) before it has asked for
+/// anything. Entries of L1 tables are changed with one update, too.
 ///
 /// More room means fewer traps, and nothing else.
 pub const SMALLEST_BATCH: Room = Room { updates: 2, ops: 1 };

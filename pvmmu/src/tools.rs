@@ -13,7 +13,8 @@ pub enum Presence {
     /// They stay mapped throughout: other vCPUs, or interrupts, may use them. What the CPU notes of
     /// them meanwhile (dirty bits, and accessed bits where an entry keeps its place) is kept. Pages
     /// that can be written and are clean lose write access for a moment where their dirty bits go
-    /// elsewhere, in [`Edit::remap`] and [`Edit::clear_reading_ad`]: whoever writes one then
+    /// elsewhere, in [`Edit::remap`](crate::Edit::remap) and
+    /// [`Edit::clear_reading_ad`](crate::Edit::clear_reading_ad): whoever writes one then
     /// faults, finds it mapped, and tries again. Pages that must be written without a fault, by a
     /// handler that cannot wait, are mapped with the dirty bit set.
     Steady,

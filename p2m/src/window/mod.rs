@@ -47,7 +47,8 @@ use tables::{Access, Stopped, fill_leaf, fill_table, protect, unprotect};
 /// Entries in a table.
 const TABLE_ENTRIES: u64 = 512;
 /// The most pages that change in one hypercall.
-const LEAVES_MAX: usize = TABLE_ENTRIES as usize;
+const LEAVES_MAX: usize = 512;
+const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
 /// Pfns whose words one L1 table maps: 1 GiB of guest memory.
 pub(crate) const PFNS_PER_L1: u64 = TABLE_ENTRIES * LEAF_WORDS;
 /// Pfns whose words one L2 table maps: 512 GiB.
@@ -122,8 +123,9 @@ impl Window {
     ///
     /// # Safety
     /// The kernel runs on the guest's kernel root, in which the root slot is free; it stays the
-    /// window's, and address spaces made later share it. Nobody uses the old map's memory beyond its length. `place.words` is where the
-    /// program sees `place.va`, for as long as the map is used.
+    /// window's, and address spaces made later share it. Nobody uses the old map's memory beyond
+    /// its length. `place.words` is where the program sees `place.va`, for as long as the map is
+    /// used.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, GuestVa, Pfn};

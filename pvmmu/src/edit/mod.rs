@@ -428,7 +428,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     }
 
     /// What the tables say of `va`, with all that the section has written: see
-    /// [`walk()`](crate::walk()).
+    /// [`walk()`](p2m::walk()).
     ///
     /// # Errors
     /// [`MapError::Walk`], and as for [`submit`](Self::submit).

@@ -14,8 +14,8 @@ use crate::paths;
 const WITHOUT: [(&str, usize); 10] = [
     ("balloon", 16),
     ("early-pgt", 26),
-    ("hypercall", 138),
-    ("p2m", 45),
+    ("hypercall", 139),
+    ("p2m", 54),
     ("proof/conformance", 4),
     ("proof/prove", 19),
     ("proof/xen-model", 73),
