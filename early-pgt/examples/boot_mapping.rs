@@ -7,7 +7,7 @@ use std::error::Error;
 use std::time::Instant;
 
 use early_pgt::{
-    BootMemory, Build, FrameUse, MapPlace, MemoryRegion, OldList, Plan, RegionKind, UseKind,
+    BootMemory, BootRegion, Build, FrameUse, MapPlace, OldList, Plan, RegionKind, UseKind,
     replace_tables,
 };
 use hypercall::{
@@ -48,7 +48,7 @@ fn boot() -> Result<(), Box<dyn Error>> {
         .unwrap_or(boot.pages);
     let kernel = GuestVa::new(virt_base)?;
     let place = MapPlace { kernel, kernel_pages, direct_map: GuestVa::new(0xffff_8800_0000_0000)? };
-    let regions = [MemoryRegion { pfns: p2m.all(), kind: RegionKind::Ram }];
+    let regions = [BootRegion { pfns: p2m.all(), kind: RegionKind::Ram }];
     let at = (model.guest().start_info_address() - virt_base) >> PAGE_SHIFT;
     let mut uses = vec![
         FrameUse { pfns: pfns(0, image), kind: UseKind::KernelData },
@@ -118,7 +118,7 @@ fn plan(pages: u64) -> Result<(), Box<dyn Error>> {
         kernel_pages: 0x800,
         direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
     };
-    let regions = [MemoryRegion { pfns: pfns(0, pages), kind: RegionKind::Ram }];
+    let regions = [BootRegion { pfns: pfns(0, pages), kind: RegionKind::Ram }];
     let list = pages / 512;
     let uses = [
         FrameUse { pfns: pfns(0x100, 0x600), kind: UseKind::KernelData },

@@ -167,8 +167,8 @@ impl fmt::Display for EarlyError {
                 write!(f, "the memory map has a region of {count:#x} pages from pfn {start}")
             }
             Self::RegionOverlap { pfns, before } => {
-                write!(f, "{} of the memory map begin before pfn {before}, where", Run(pfns))?;
-                f.write_str(" the one before ends")
+                write!(f, "{} of the memory map begin before pfn {before}, ", Run(pfns))?;
+                f.write_str("where the region before ends")
             }
             Self::OutsideRam(used) => write!(f, "{used} is not all RAM of the memory map"),
             Self::UseOverlap { used, other } => write!(f, "{used} and {other} overlap"),

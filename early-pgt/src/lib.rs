@@ -47,7 +47,7 @@
 //!   says.
 //!
 //! # Main types
-//! * [`BootMemory`], [`MemoryRegion`], [`FrameUse`], [`MapPlace`]: what is known at boot;
+//! * [`BootMemory`], [`BootRegion`], [`FrameUse`], [`MapPlace`]: what is known at boot;
 //!   [`MapPlace::builder_uses`] reads it from `start_info`.
 //! * [`mask_rw`], [`UseKind::access`]: what early mappings show read-only, and why.
 //! * [`Plan`], [`RoundPlan`], [`PlannedTable`]: what will be done.
@@ -71,13 +71,13 @@
 //! is `unsafe`, and hands over all that is free.
 //!
 //! ```
-//! use early_pgt::{BootMemory, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind};
+//! use early_pgt::{BootMemory, FrameUse, MapPlace, BootRegion, Plan, RegionKind, UseKind};
 //! use hypercall::{GuestVa, Pfn};
 //! use p2m::Pfns;
 //!
 //! let pfns = |start, count| Pfns::new(Pfn::new(start), count);
 //! // 256 MiB, of which the builder mapped 4; the kernel and the builder's tables are in there.
-//! let regions = [MemoryRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
+//! let regions = [BootRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
 //! let uses = [
 //!     FrameUse { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData },
 //!     FrameUse { pfns: pfns(0x300, 5), kind: UseKind::BuilderTables },
@@ -128,4 +128,4 @@ pub use past::PastPgt;
 pub use plan::Plan;
 pub use replace::{Replaced, replace_tables};
 pub use tables::{PlannedTable, RoundPlan};
-pub use uses::{Access, FrameUse, MemoryRegion, OldList, RegionKind, UseKind, mask_rw};
+pub use uses::{Access, BootRegion, FrameUse, OldList, RegionKind, UseKind, mask_rw};

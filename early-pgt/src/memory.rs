@@ -9,12 +9,12 @@ use p2m::Pfns;
 
 use crate::error::EarlyError;
 use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, overlap, pages_of};
-use crate::uses::{FrameUse, MemoryRegion, OldList, RegionKind, UseKind};
+use crate::uses::{BootRegion, FrameUse, OldList, RegionKind, UseKind};
 
 /// The memory of a guest at boot, checked.
 #[derive(Clone, Copy, Debug)]
 pub struct BootMemory<'a> {
-    pub(crate) regions: &'a [MemoryRegion],
+    pub(crate) regions: &'a [BootRegion],
     pub(crate) uses: &'a [FrameUse],
     pub(crate) place: MapPlace,
 }
@@ -40,7 +40,7 @@ impl<'a> BootMemory<'a> {
     /// None; nothing is read or changed.
     ///
     /// ```
-    /// use early_pgt::{BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion};
+    /// use early_pgt::{BootMemory, EarlyError, FrameUse, MapPlace, BootRegion};
     /// use early_pgt::{RegionKind, UseKind};
     /// use hypercall::{GuestVa, Pfn};
     /// use p2m::Pfns;
@@ -51,7 +51,7 @@ impl<'a> BootMemory<'a> {
     ///     kernel_pages: 0x400,
     ///     direct_map: GuestVa::new(0xffff_8800_0000_0000)?,
     /// };
-    /// let regions = [MemoryRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
+    /// let regions = [BootRegion { pfns: pfns(0, 0x1_0000), kind: RegionKind::Ram }];
     /// let kernel = FrameUse { pfns: pfns(0x100, 0x200), kind: UseKind::KernelData };
     /// let tables = FrameUse { pfns: pfns(0x2ff, 5), kind: UseKind::BuilderTables };
     /// // A page cannot be both; whoever says so learns it before anything is touched.
@@ -61,7 +61,7 @@ impl<'a> BootMemory<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(
-        regions: &'a [MemoryRegion],
+        regions: &'a [BootRegion],
         uses: &'a [FrameUse],
         place: MapPlace,
     ) -> Result<Self, EarlyError> {
@@ -187,7 +187,7 @@ impl<'a> BootMemory<'a> {
 
     fn check_uses(&self) -> Result<(), EarlyError> {
         for used in self.uses {
-            let inside = |region: &MemoryRegion| {
+            let inside = |region: &BootRegion| {
                 region.kind == RegionKind::Ram
                     && region.pfns.start <= used.pfns.start
                     && used.pfns.end() <= region.pfns.end()
@@ -223,7 +223,7 @@ impl<'a> BootMemory<'a> {
             return Err(EarlyError::DirectMapPlace(direct_map));
         }
         let begins =
-            |region: &MemoryRegion| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
+            |region: &BootRegion| region.kind == RegionKind::Ram && region.pfns.start.raw() == 0;
         let covered = self.regions.iter().fold(0, |end, region| match region.pfns.start.raw() {
             start if start == end => region.pfns.end(),
             _ => end,
@@ -303,7 +303,7 @@ impl MapPlace {
 /// Runs of RAM that are in no use, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct FreeRuns<'a> {
-    regions: &'a [MemoryRegion],
+    regions: &'a [BootRegion],
     uses: &'a [FrameUse],
     taken: &'a [Pfns],
     next: u64,

@@ -18,7 +18,7 @@ pub enum RegionKind {
 
 /// A run of pfns that the direct map shows. What no region covers is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MemoryRegion {
+pub struct BootRegion {
     /// Its pfns.
     pub pfns: Pfns,
     /// What they stand for.

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use early_pgt::{
-    BootMemory, Build, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
+    BootMemory, BootRegion, Build, EarlyError, FrameUse, MapPlace, Plan, RegionKind, UseKind,
 };
 use hypercall::{
     BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Module, Pfn, Refusal,
@@ -135,9 +135,7 @@ fn a_batch_without_room_for_the_flush_of_an_undo_is_refused_before_anything_is_c
 }
 
 /// A good guest's memory, changed into what cannot be.
-fn refusal(
-    change: impl Fn(&mut Vec<MemoryRegion>, &mut Vec<FrameUse>, &mut MapPlace),
-) -> EarlyError {
+fn refusal(change: impl Fn(&mut Vec<BootRegion>, &mut Vec<FrameUse>, &mut MapPlace)) -> EarlyError {
     let booting = Booting::new(Role::DomU, 0x2000);
     let (mut regions, mut uses, mut place) = (booting.regions, booting.uses, booting.place);
     change(&mut regions, &mut uses, &mut place);
@@ -145,8 +143,8 @@ fn refusal(
     planned.expect_err("must be refused")
 }
 
-fn ram(start: u64, count: u64) -> MemoryRegion {
-    MemoryRegion { pfns: Pfns::new(Pfn::new(start), count), kind: RegionKind::Ram }
+fn ram(start: u64, count: u64) -> BootRegion {
+    BootRegion { pfns: Pfns::new(Pfn::new(start), count), kind: RegionKind::Ram }
 }
 
 #[test]

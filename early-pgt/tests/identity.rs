@@ -1,7 +1,7 @@
 //! Pfns that stand for the machine's own frames, inside the builder's mapping and behind all
 //! memory.
 
-use early_pgt::{EarlyError, MemoryRegion, Plan, RegionKind, RoundError};
+use early_pgt::{BootRegion, EarlyError, Plan, RegionKind, RoundError};
 use hypercall::{BatchStorage, Errno, FailNth, FrameAccess as _, Frames, Machine, Pfn, Refusal};
 use p2m::{P2m, Pfns};
 use pv_tests::booting::{Booting, DIRECT_MAP};
@@ -13,7 +13,7 @@ const FIRMWARE: Pfns = Pfns::new(Pfn::new(0xf_ffc0), 0x40);
 /// A guest that wants the machine's frames in its ISA area, and behind all memory.
 fn with_identity(role: Role) -> Booting {
     let mut booting = Booting::with_identity(DomainConfig::new(role, 0x2000), ISA);
-    booting.regions.push(MemoryRegion { pfns: FIRMWARE, kind: RegionKind::Identity });
+    booting.regions.push(BootRegion { pfns: FIRMWARE, kind: RegionKind::Identity });
     booting
 }
 

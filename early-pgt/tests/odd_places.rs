@@ -3,7 +3,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 use early_pgt::{
-    BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
+    BootMemory, BootRegion, EarlyError, FrameUse, MapPlace, Plan, RegionKind, UseKind,
 };
 use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
 use p2m::Pfns;
@@ -232,7 +232,7 @@ fn a_memory_of_odd_numbers_is_refused_or_planned() {
         let mut regions = Vec::new();
         for right in [pfns(0, 0x2000), pfns(0x3000, 0x1000)] {
             let kind = *random.choose(&[RegionKind::Ram, RegionKind::Ram, RegionKind::Identity])?;
-            regions.push(MemoryRegion { pfns: run(random, right)?, kind });
+            regions.push(BootRegion { pfns: run(random, right)?, kind });
         }
         let mut uses = Vec::new();
         for right in [pfns(0x100, 0x200), pfns(0x300, 5), pfns(0x3000, 0x40)] {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use arbtest::arbitrary::{Result, Unstructured};
 use early_pgt::{
-    Access, BootMemory, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, RoundPlan, UseKind,
+    Access, BootMemory, BootRegion, FrameUse, MapPlace, Plan, RegionKind, RoundPlan, UseKind,
     mask_rw,
 };
 use hypercall::{GuestVa, Level, Mfn, Pfn, Pte, PteFlags};
@@ -27,7 +27,7 @@ enum List {
 /// A guest's memory, as numbers.
 #[derive(Debug)]
 struct Numbers {
-    regions: Vec<MemoryRegion>,
+    regions: Vec<BootRegion>,
     uses: Vec<FrameUse>,
     place: MapPlace,
 }
@@ -39,9 +39,9 @@ fn pfns(start: u64, count: u64) -> Pfns {
 impl Numbers {
     /// A guest of `pages` in the given runs behind the first one.
     fn new(first: u64, more: &[(u64, u64)], list_at: List) -> Self {
-        let ram = |pfns| MemoryRegion { pfns, kind: RegionKind::Ram };
+        let ram = |pfns| BootRegion { pfns, kind: RegionKind::Ram };
         let more_regions = more.iter().map(|(start, count)| ram(pfns(*start, *count)));
-        let regions: Vec<MemoryRegion> =
+        let regions: Vec<BootRegion> =
             [ram(pfns(0, first))].into_iter().chain(more_regions).collect();
         let pages: u64 = regions.iter().map(|region| region.pfns.count).sum();
         let list = pages.div_ceil(512);

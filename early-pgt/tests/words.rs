@@ -35,7 +35,7 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
         &expect![[r#"
             the memory map has no RAM
             the memory map has a region of 0x0 pages from pfn 00012
-            pfns 00012..00016 of the memory map begin before pfn 00014, where the one before ends
+            pfns 00012..00016 of the memory map begin before pfn 00014, where the region before ends
             BuilderTables at pfns 00012..00016 is not all RAM of the memory map
             BuilderTables at pfns 00012..00016 and StartInfo at pfns 00012..00016 overlap
             the direct map cannot be at 0x0000000000005000: it takes whole L4 slots of its own

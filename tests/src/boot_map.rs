@@ -1,7 +1,7 @@
 //! The plan of the boot mapping, for guests of any size.
 
 use early_pgt::{
-    BootMemory, EarlyError, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, UseKind,
+    BootMemory, BootRegion, EarlyError, FrameUse, MapPlace, Plan, RegionKind, UseKind,
 };
 use hypercall::{GuestVa, Pfn};
 use p2m::Pfns;
@@ -9,7 +9,7 @@ use p2m::Pfns;
 /// A guest's memory before anything was planned.
 #[derive(Debug)]
 pub struct Numbers {
-    regions: [MemoryRegion; 1],
+    regions: [BootRegion; 1],
     uses: [FrameUse; 3],
     place: MapPlace,
 }
@@ -24,7 +24,7 @@ pub fn memory(pages: u64) -> Numbers {
     let va = |raw| GuestVa::new(raw).expect("an address of the kernel half");
     let list = pages.div_ceil(512);
     Numbers {
-        regions: [MemoryRegion { pfns: run(0, pages), kind: RegionKind::Ram }],
+        regions: [BootRegion { pfns: run(0, pages), kind: RegionKind::Ram }],
         uses: [
             FrameUse { pfns: run(0x100, 0x600), kind: UseKind::KernelData },
             FrameUse { pfns: run(0x700, 8), kind: UseKind::BuilderTables },

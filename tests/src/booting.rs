@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicU64;
 
 use early_pgt::{
-    BootMemory, Build, FrameUse, MapPlace, MemoryRegion, Plan, RegionKind, RoundError, UseKind,
+    BootMemory, BootRegion, Build, FrameUse, MapPlace, Plan, RegionKind, RoundError, UseKind,
 };
 use hypercall::{
     Batch, BatchStorage, BootInfo, Frames, GuestVa, Machine, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn,
@@ -34,7 +34,7 @@ pub struct Booting {
     /// The builder's root table.
     pub root: Pfn,
     /// What there is.
-    pub regions: Vec<MemoryRegion>,
+    pub regions: Vec<BootRegion>,
     /// What of it is in use.
     pub uses: Vec<FrameUse>,
     /// Where it is mapped, and is to be.
@@ -80,7 +80,7 @@ impl Booting {
         let start_info = FrameUse { pfns: start_info, kind: UseKind::StartInfo };
         let builder = place.builder_uses(&boot).expect("where the builder put things");
         let uses = [image, start_info].into_iter().chain(builder.into_iter().flatten()).collect();
-        let regions = vec![MemoryRegion { pfns: ram, kind: RegionKind::Ram }];
+        let regions = vec![BootRegion { pfns: ram, kind: RegionKind::Ram }];
         Self { model, boot, list, root, regions, uses, place }
     }
 
@@ -109,9 +109,9 @@ impl Booting {
         let below = Pfns::new(Pfn::new(0), identity.start.raw());
         let above = Pfns::new(Pfn::new(identity.end()), booting.boot.pages - identity.end());
         booting.regions = vec![
-            MemoryRegion { pfns: below, kind: RegionKind::Ram },
-            MemoryRegion { pfns: identity, kind: RegionKind::Identity },
-            MemoryRegion { pfns: above, kind: RegionKind::Ram },
+            BootRegion { pfns: below, kind: RegionKind::Ram },
+            BootRegion { pfns: identity, kind: RegionKind::Identity },
+            BootRegion { pfns: above, kind: RegionKind::Ram },
         ];
         booting
     }

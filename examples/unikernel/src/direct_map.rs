@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use early_pgt::{
-    Access, BootMemory, Build, FrameUse, MapExtent, MapPlace, MemoryRegion, OldList, Plan,
+    Access, BootMemory, BootRegion, Build, FrameUse, MapExtent, MapPlace, OldList, Plan,
     RegionKind, RoundPlan, UseKind, replace_tables, set_access,
 };
 use hypercall::{
@@ -138,7 +138,7 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let regions = match image.boot {
         Boot::WithIdentity => identity::regions(p2m),
         Boot::Whole | Boot::OnBuilderTables => {
-            alloc::vec![MemoryRegion { pfns: p2m.all(), kind: RegionKind::Ram }]
+            alloc::vec![BootRegion { pfns: p2m.all(), kind: RegionKind::Ram }]
         }
     };
     let memory = BootMemory::new(&regions, &uses, place).map_err(|error| say(&error))?;

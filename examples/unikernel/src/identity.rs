@@ -5,7 +5,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use early_pgt::{MemoryRegion, RegionKind};
+use early_pgt::{BootRegion, RegionKind};
 use hypercall::{
     Batch, DomId, Extent, GuestVa, Level, Machine, MemoryOp, MmuExtOp, MmuUpdate, Pfn, Pte,
     Reservation,
@@ -19,18 +19,18 @@ pub(crate) const FIRMWARE: Pfns = Pfns::new(Pfn::new(0xf_ffc0), 0x40);
 
 /// All memory, but for the ISA area, which is the machine's; and the firmware, if the memory ends
 /// before it.
-pub(crate) fn regions(p2m: &P2m<'_>) -> Vec<MemoryRegion> {
-    let ram = |start, end| MemoryRegion {
+pub(crate) fn regions(p2m: &P2m<'_>) -> Vec<BootRegion> {
+    let ram = |start, end| BootRegion {
         pfns: Pfns::new(Pfn::new(start), end - start),
         kind: RegionKind::Ram,
     };
     let mut regions = alloc::vec![
         ram(0, ISA.start.raw()),
-        MemoryRegion { pfns: ISA, kind: RegionKind::Identity },
+        BootRegion { pfns: ISA, kind: RegionKind::Identity },
         ram(ISA.end(), p2m.len()),
     ];
     if p2m.len() <= FIRMWARE.start.raw() {
-        regions.push(MemoryRegion { pfns: FIRMWARE, kind: RegionKind::Identity });
+        regions.push(BootRegion { pfns: FIRMWARE, kind: RegionKind::Identity });
     }
     regions
 }
