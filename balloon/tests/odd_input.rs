@@ -302,7 +302,7 @@ fn steps_of_any_size(random: &mut Unstructured<'_>) -> Result<()> {
         };
         let inner = FailNth::new(&guest.model, refusal()?);
         let machine = FailNth::new(&inner, refusal()?);
-        let aside = balloon.aside(&guest.p2m).count() as u64;
+        let aside = balloon.aside(guest.p2m).count() as u64;
         let step = step_in(sizes, guest.on(&machine), &mut balloon, &mut stack);
         let accounts = Accounts { xen: Some(guest.model.guest().total_pages()), ..step.accounts };
         assert!(accounts.is_balanced(), "{sizes:?}: {step:?}");
