@@ -163,10 +163,10 @@ fn live<M: hypercall::Machine>(
     }
     assert_eq!(free - pool.len(), 9);
     let devices = Pfns::new(Pfn::new(GIB + 40 * LEAF), 20 * LEAF);
-    // SAFETY: as above.
-    if let Err(error) =
-        unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) }
-    {
+    // SAFETY: no memory is behind those pfns.
+    let reserved =
+        unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) };
+    if let Err(error) = reserved {
         assert_eq!(error.undo, Ok(()), "{error}");
         return Err(say("identity", &error));
     }
