@@ -1,12 +1,11 @@
 //! Every error of the crate, as a person reads it.
 #![cfg(not(loom))]
-#![expect(unsafe_code, reason = "claims a frame that exists only as a number")]
 
 use expect_test::expect;
-use hypercall::{AccessError, DomId, Frames, Full, GrantRef, GrantStatus, Mfn, Pfn};
+use hypercall::{AccessError, DomId, Full, GrantRef, GrantStatus, Mfn, Pfn};
 use p2m::grants::{GrantError, NotMapped, Outstanding};
 use p2m::toolstack::UnalignedList;
-use p2m::window::{OpenError, WindowError};
+use p2m::window::WindowError;
 use p2m::{ListError, NoDirectEntry, P2mEntry, P2mError};
 use pv_tests::words::{read, refusal, va};
 
@@ -91,10 +90,6 @@ fn what_is_wrong_with_the_list() {
         no frame for the word of pfn 00012
         no frame for the word of pfn 00012; undoing it failed: pfn 00012 is not in the direct mapping"#]],
     );
-    // SAFETY: no memory is behind it.
-    let frames = unsafe { Frames::claim(PFN, 1) };
-    let shut = OpenError { frames: Ok(frames), failure, undo }.to_string();
-    assert_eq!(shut, format!("the window stays shut: {}", WindowError { failure, undo }));
 }
 
 #[test]
