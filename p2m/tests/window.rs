@@ -177,9 +177,9 @@ fn live<M: hypercall::Machine>(
     assert_eq!(free - pool.len(), 9);
     let devices = Pfns::new(Pfn::new(GIB + 40 * LEAF), 20 * LEAF);
     // SAFETY: as above.
-    if let Err(error) =
-        unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) }
-    {
+    let marked =
+        unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) };
+    if let Err(error) = marked {
         assert_eq!(error.undo, Ok(()), "{error}");
         return Err(say("identity", &error));
     }

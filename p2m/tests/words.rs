@@ -82,13 +82,13 @@ fn what_is_wrong_with_the_list() {
         the window cannot map the words from pfn 00012 on: mmu_update refused: EINVAL (-22)"#]],
     );
     let failure = ListError::OutOfFrames(PFN);
-    let undo = Err(ListError::Access(ACCESS));
+    let undo = Err(ListError::P2m(P2mError::Absent(PFN)));
     let errors = [WindowError::from(failure), WindowError { failure, undo }];
     read(
         &errors,
         &expect![[r#"
-        no frame for the word of pfn 00012
-        no frame for the word of pfn 00012; undoing it failed: pfn 00012 is not in the direct mapping"#]],
+            no frame for the word of pfn 00012
+            no frame for the word of pfn 00012; undoing it failed: pfn 00012 has no memory"#]],
     );
 }
 
@@ -141,11 +141,11 @@ fn what_is_wrong_with_a_grant() {
         the grant of pfn 00012: mmu_update refused: EINVAL (-22)"#]],
     );
     let error = GrantError::P2m(P2mError::Absent(PFN));
-    let undo = Err(GrantError::Refused { pfn: PFN, status: GrantStatus::BAD_HANDLE });
+    let undo = Err(GrantError::NotMapped(PFN));
     read(
-        &[NotMapped::from(error), NotMapped { error, undo }],
+        &[NotMapped { error, undo }, NotMapped::from(error)],
         &expect![[r#"
-        pfn 00012 has no memory
-        pfn 00012 has no memory; its mapping stays: the grant of pfn 00012: GNTST_bad_handle (-4)"#]],
+            pfn 00012 has no memory; its mapping stays: no grant is mapped as pfn 00012
+            pfn 00012 has no memory"#]],
     );
 }

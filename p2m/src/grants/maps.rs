@@ -54,8 +54,8 @@ pub struct MappedGrant {
 pub struct NotMapped {
     /// Why.
     pub error: GrantError,
-    /// Whether nothing is left of it. If not, the mapping stays in the list: it was not to stay, and
-    /// this is why it was not unmapped.
+    /// Whether nothing is left of it. If not, the mapping stays in the list, though it was not to
+    /// stay, and this is why it was not unmapped.
     pub undo: Result<(), GrantError>,
 }
 

@@ -47,7 +47,8 @@ use tables::{Access, Stopped, fill_leaf, fill_table, protect, unprotect};
 /// Entries in a table.
 const TABLE_ENTRIES: u64 = 512;
 /// The most pages that change in one hypercall.
-const LEAVES_MAX: usize = TABLE_ENTRIES as usize;
+const LEAVES_MAX: usize = 512;
+const _: () = assert!(LEAVES_MAX as u64 == TABLE_ENTRIES);
 /// Pfns whose words one L1 table maps: 1 GiB of guest memory.
 pub(crate) const PFNS_PER_L1: u64 = TABLE_ENTRIES * LEAF_WORDS;
 /// Pfns whose words one L2 table maps: 512 GiB.
@@ -113,8 +114,8 @@ impl Window {
     /// The guest's map stays usable: it is the same memory, and never grows.
     ///
     /// # Errors
-    /// [`WindowError`], and the frames: uncertain ones, if what was done could not be undone. Nothing
-    /// is mapped.
+    /// [`WindowError`], and the frames: uncertain ones, if what was done could not be undone.
+    /// Nothing is mapped.
     ///
     /// # Hypercalls
     /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one of an `mmuext_op` and

@@ -34,11 +34,8 @@ fn fork<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let pages = tables * 512;
     let guest = bench.kernel.guest;
-    let parent = build(
-        &guest,
-        Shape { tables: tables, pages: 512, flags: PteFlags::USER_RW },
-        &mut bench.memory,
-    )?;
+    let parent =
+        build(&guest, Shape { tables, pages: 512, flags: PteFlags::USER_RW }, &mut bench.memory)?;
     let mut parent = parent.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let mut counts = alloc::vec![0u16; usize::try_from(bench.kernel.boot.pages).or_say("pages")?];
     let mut shares = Shares::new(&mut counts);
