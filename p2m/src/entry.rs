@@ -53,7 +53,7 @@ pub enum P2mEntry {
 }
 
 impl P2mEntry {
-    /// What `word` says. Every word says something.
+    /// Returns what `word` says. Every word says something.
     ///
     /// ```
     /// use hypercall::Mfn;
@@ -78,7 +78,7 @@ impl P2mEntry {
         }
     }
 
-    /// The word that says this, unless the frame number is none that a machine can have.
+    /// Returns the word that says this, or `None` if no machine has a frame of that number.
     #[must_use]
     pub const fn encode(self) -> Option<u64> {
         match self {
@@ -92,7 +92,7 @@ impl P2mEntry {
         }
     }
 
-    /// The machine frame that `pfn` leads to if it stands for this, RAM or not.
+    /// Returns the machine frame that `pfn` leads to if it stands for this, whether RAM or not.
     #[must_use]
     pub const fn machine_frame(self, pfn: Pfn) -> Option<Mfn> {
         match self {

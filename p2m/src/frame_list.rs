@@ -31,14 +31,14 @@ impl<'s> FrameList<'s> {
     /// Pfns that a frame list can describe.
     pub const PFNS_MAX: u64 = PER_PAGE * PFNS_PER_MIDDLE;
 
-    /// An empty frame list: `top` is its first page, `middles` has a place for the page of each
-    /// GiB. What is in `middles` already is dropped.
+    /// Makes an empty frame list. `top` is its first page, and `middles` has a place for the page
+    /// of each GiB; what is in `middles` is dropped.
     pub fn new(top: Frame, middles: &'s mut [Option<Frame>]) -> Self {
         middles.fill_with(|| None);
         Self { top, middles }
     }
 
-    /// The frame to publish.
+    /// Returns the frame to publish.
     ///
     /// # Errors
     /// If it is none of the guest's.
@@ -91,8 +91,7 @@ impl<'s> FrameList<'s> {
         Ok(())
     }
 
-    /// Writes what changed when the words of `pfns` got another page of memory, or the map grew
-    /// over them.
+    /// Writes what changed when the words of `pfns` got other pages, or the map grew over them.
     ///
     /// # Errors
     /// As for [`build`](Self::build); what is written is right, and what is not is as it was.
@@ -152,8 +151,8 @@ impl<'s> FrameList<'s> {
         Ok(p2m.mfn(page.ok_or(ListError::NoPlace { places })?.pfn())?)
     }
 
-    /// What the list says of page `leaf` of the linear list, read the way a toolstack reads it:
-    /// frame by frame from the top. `None` if it leads to a frame that is none of the guest's.
+    /// Returns the frame of page `leaf` of the linear list, as a toolstack finds it: frame by frame
+    /// from the top. `None` if the list leads to a frame that is not the guest's.
     ///
     /// # Errors
     /// If a page cannot be read.

@@ -40,13 +40,13 @@ pub struct Hazards<'s> {
     pub mapped: u64,
 }
 
-/// Leave to start another kernel. A loader of kernels takes this, so that it cannot forget to ask.
+/// A permit to start another kernel. A loader of kernels takes it, so that it cannot forget to ask.
 #[derive(Debug, PartialEq, Eq)]
-#[must_use = "leave that is not used"]
+#[must_use = "a permit that is not used"]
 pub struct KexecPermit(());
 
 impl<'s> KexecState<'s> {
-    /// Whether another kernel may be started.
+    /// Returns a permit if another kernel may be started.
     ///
     /// # Errors
     /// What stands in the way.
@@ -79,7 +79,7 @@ impl<'s> KexecState<'s> {
         if hazards.total() == 0 { Ok(KexecPermit(())) } else { Err(hazards) }
     }
 
-    /// Runs of RAM that have no memory.
+    /// Returns the runs of RAM that have no memory.
     pub fn ballooned(self) -> impl Iterator<Item = Run> + 's {
         let runs = self.ram.iter().flat_map(move |ram| self.p2m.runs(*ram, Grain::Kind));
         runs.filter(|run| run.first == P2mEntry::Absent)
@@ -87,13 +87,13 @@ impl<'s> KexecState<'s> {
 }
 
 impl<'s> Hazards<'s> {
-    /// What the hazards were derived from, for listing them.
+    /// Returns what the hazards were derived from, for listing them.
     #[must_use]
     pub const fn state(&self) -> KexecState<'s> {
         self.state
     }
 
-    /// All of them.
+    /// Returns how many there are in all.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.ballooned + self.foreign + self.granted + self.mapped

@@ -12,7 +12,7 @@ use crate::guest::Guest;
 /// Toolstacks overwrite the frames at a restore (I-20): each holds words of the guest's list, or
 /// those that a window's holes share, and nothing else.
 pub unsafe trait Leaves {
-    /// The frame of page `index`, with the words of pfns `index * 512` on.
+    /// Returns the frame of page `index`, which holds the words of pfns `index * 512` on.
     ///
     /// # Errors
     /// If the list has no such page, or the frame is none of the guest's.
@@ -29,7 +29,7 @@ pub struct BuilderList {
 }
 
 impl BuilderList {
-    /// The list whose first page is in `first`.
+    /// Describes the list whose first page is in `first`.
     ///
     /// # Safety
     /// The builder's list is there, in as many pfns as it has pages, and nowhere else: toolstacks
@@ -57,7 +57,7 @@ impl BuilderList {
         Self { first }
     }
 
-    /// The pfn of its first page.
+    /// Returns the pfn of its first page.
     ///
     /// ```
     /// use hypercall::Pfn;

@@ -5,7 +5,7 @@
 //! concerns whoever owns the pfn, and a pfn goes from one vCPU to another in an order of its own.
 #![expect(unsafe_code, reason = "whoever says what a pfn means vouches that Xen has it so (I-15)")]
 
-use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn};
+use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn, Refused};
 
 use crate::entry::{self, P2mEntry};
 use crate::error::P2mError;
@@ -19,7 +19,7 @@ use crate::sync::{AtomicU64, Ordering};
 /// entry still is what the change supposes: of two that collide one is an error.
 ///
 /// # Invariants
-/// I-15: the map says what Xen has: each pfn that it calls RAM has that frame, which is the
+/// I-15: the map says what Xen has. Each pfn that it calls RAM has that frame, the frame is the
 /// guest's, and no other pfn has it. Whoever owns a pfn believes the map about its frame, so every
 /// change of what a pfn means is unsafe, and whoever makes one vouches for it.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Pfns {
 }
 
 impl Pfns {
-    /// `count` pfns from `start`.
+    /// Describes `count` pfns from `start`.
     ///
     /// ```
     /// use hypercall::Pfn;
@@ -51,13 +51,13 @@ impl Pfns {
         Self { start, count }
     }
 
-    /// The number behind the last pfn; numbers end at `u64::MAX`.
+    /// Returns the number behind the last pfn, at most `u64::MAX`.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.start.raw().saturating_add(self.count)
     }
 
-    /// The pfns, one by one.
+    /// Returns the pfns one by one.
     pub fn iter(self) -> impl Iterator<Item = Pfn> + Clone {
         (self.start.raw()..self.end()).map(Pfn::new)
     }
@@ -100,31 +100,31 @@ impl<'a> P2m<'a> {
         if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
     }
 
-    /// How many pfns the map covers: `0..len`. It only ever grows.
+    /// Returns how many pfns the map covers: `0..len`. It only ever grows.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.list.len()
     }
 
-    /// Whether the map covers no pfn; [`adopt`](Self::adopt) refuses such a list.
+    /// Returns whether the map covers no pfn; [`adopt`](Self::adopt) refuses such a list.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many pfns it can cover without another list.
+    /// Returns how many pfns it can cover without another list.
     #[must_use]
     pub const fn capacity(&self) -> u64 {
         self.list.capacity()
     }
 
-    /// All pfns that it covers now.
+    /// Returns all pfns that it covers now.
     #[must_use]
     pub fn all(&self) -> Pfns {
         Pfns::new(Pfn::new(0), self.len())
     }
 
-    /// What `pfn` stands for.
+    /// Returns what `pfn` stands for.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`].
@@ -144,7 +144,7 @@ impl<'a> P2m<'a> {
         self.word(pfn).map(P2mEntry::decode)
     }
 
-    /// The machine frame behind `pfn`, which is the guest's own.
+    /// Returns the machine frame behind `pfn`, which is the guest's own.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`], [`P2mError::NotRam`].
@@ -172,8 +172,8 @@ impl<'a> P2m<'a> {
         Err(self.out_of_range(pfn))
     }
 
-    /// The machine frame that `pfn` leads to, whoever's: what an entry of a page table for it
-    /// holds.
+    /// Returns the machine frame that `pfn` leads to, whoever owns it: the frame that a page table
+    /// entry for it holds.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`].
@@ -195,7 +195,8 @@ impl<'a> P2m<'a> {
         self.entry(pfn)?.machine_frame(pfn).ok_or(P2mError::Absent(pfn))
     }
 
-    /// The guest's name for `mfn`: what M2P says, if P2M agrees that it is the guest's own memory.
+    /// Returns the guest's name for `mfn`: what M2P says, if P2M agrees that it is the guest's
+    /// memory.
     ///
     /// # Errors
     /// [`P2mError::NotInM2p`], [`P2mError::Disagreement`].
@@ -231,11 +232,11 @@ impl<'a> P2m<'a> {
         P2mError::Disagreement { mfn, m2p, p2m: self.entry(m2p).ok() }
     }
 
-    /// Lets a frame pass that is the guest's own memory: the gate of every allocator of frames.
+    /// Returns `frame` if it is the guest's own memory: a check for every allocator of frames.
     ///
     /// # Errors
-    /// The frame, and what is wrong with it: a foreign, absent or identity frame is no memory to
-    /// give away.
+    /// The frame, and what is wrong with it: a foreign, absent or identity frame is not memory that
+    /// an allocator may hand out.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -248,10 +249,10 @@ impl<'a> P2m<'a> {
     /// assert!(p2m.own(memory).is_ok() && p2m.own(hole).is_err());
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    pub fn own(&self, frame: Frame) -> Result<Frame, (Frame, P2mError)> {
+    pub fn own(&self, frame: Frame) -> Result<Frame, Refused<Frame, P2mError>> {
         match self.mfn(frame.pfn()) {
             Ok(_) => Ok(frame),
-            Err(error) => Err((frame, error)),
+            Err(error) => Err(Refused { value: frame, error }),
         }
     }
 
@@ -287,7 +288,7 @@ impl<'a> P2m<'a> {
         self.fill(pfn, P2mEntry::Ram(mfn))
     }
 
-    /// Records that the memory behind `pfn` is given back to Xen, and says which frame it was.
+    /// Records that the memory behind `pfn` is given back to Xen, and returns the frame.
     ///
     /// # Errors
     /// [`P2mError::NotRam`] for a foreign or identity frame, [`P2mError::Absent`],
@@ -320,7 +321,7 @@ impl<'a> P2m<'a> {
         Ok(mfn)
     }
 
-    /// Records that Xen exchanged the frame behind `pfn`, and says which frame it was.
+    /// Records that Xen exchanged the frame behind `pfn` for `mfn`, and returns the old one.
     ///
     /// # Errors
     /// As for [`depopulate`](Self::depopulate), and [`P2mError::NoFrame`].
@@ -385,7 +386,7 @@ impl<'a> P2m<'a> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
     }
 
-    /// Takes the mark off again, and says what it was.
+    /// Takes the mark off again, and returns what it said.
     ///
     /// # Errors
     /// [`P2mError::NotForeign`], [`P2mError::OutOfRange`].
@@ -404,7 +405,7 @@ impl<'a> P2m<'a> {
     }
 
     /// Marks `pfns`, which have no memory, as identity frames: holes of the e820 map, the ISA area,
-    /// devices. Either all of them or none. For large holes `Window::reserve_identity` needs no
+    /// devices. It marks all of them or none. For large holes, `Window::reserve_identity` needs no
     /// memory.
     ///
     /// # Errors
@@ -440,7 +441,7 @@ impl<'a> P2m<'a> {
         )
     }
 
-    /// Makes identity frames absent. Either all of them or none.
+    /// Makes identity frames absent, all of them or none.
     ///
     /// # Errors
     /// [`P2mError::NotIdentity`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
@@ -472,7 +473,7 @@ impl<'a> P2m<'a> {
         self.for_all(pfns, clear, |pfn| self.fill(pfn, P2mEntry::Identity))
     }
 
-    /// Records that Xen put the frames from `mfn` on behind `pfns`. Either all of them or none.
+    /// Records that Xen put the frames from `mfn` on behind `pfns`, for all of them or none.
     ///
     /// # Errors
     /// As for [`populate`](Self::populate).
@@ -513,7 +514,7 @@ impl<'a> P2m<'a> {
         }
     }
 
-    /// Whether an absent pfn could be given something now.
+    /// Checks that a pfn stands for nothing and could be given something now.
     ///
     /// # Errors
     /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].

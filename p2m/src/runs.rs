@@ -82,7 +82,7 @@ fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> boo
 }
 
 impl<'a> P2m<'a> {
-    /// The runs of `pfns`, as far as the map goes.
+    /// Returns the runs of `pfns`, as far as the map goes.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -99,7 +99,7 @@ impl<'a> P2m<'a> {
         Runs { p2m: self, next: pfns.start.raw(), end: pfns.end().min(self.len()), grain }
     }
 
-    /// The runs of foreign frames: what other domains have lent, and where.
+    /// Returns the runs of foreign frames: what other domains have lent, and where.
     pub fn foreign(&self) -> impl Iterator<Item = Run> {
         let is_foreign = |run: &Run| matches!(run.first, P2mEntry::Foreign { .. });
         self.runs(self.all(), Grain::Kind).filter(is_foreign)
@@ -151,7 +151,7 @@ impl Census {
         }
     }
 
-    /// All pfns counted.
+    /// Returns how many pfns were counted.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.ram + self.absent + self.identity + self.foreign

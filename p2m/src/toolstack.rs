@@ -59,7 +59,7 @@ const fn ended(generation: u64) -> u64 {
     }
 }
 
-/// A change of the list's mapping that is under way; ended by dropping it.
+/// A change of the list's mapping that is under way. Dropping it ends the change.
 #[derive(Debug)]
 #[must_use = "the change ends when this is dropped"]
 pub struct MappingChange<'a> {
@@ -80,7 +80,7 @@ fn change(generation: &AtomicU64, to: fn(u64) -> u64, ordering: Ordering) {
 }
 
 impl<'a> Toolstack<'a> {
-    /// Over the words of the guest's `shared_info`.
+    /// Takes the words of the guest's `shared_info`.
     ///
     /// ```
     /// use hypercall::ArchSharedInfo;
@@ -101,8 +101,8 @@ impl<'a> Toolstack<'a> {
         Self { words: unsafe { arch.map_words() } }
     }
 
-    /// Tells where the linear list is: at `list` under the root in frame `root`. Raises `max_pfn`
-    /// to what the map has.
+    /// Publishes the linear list, which is at `list` under the root in frame `root`. Raises
+    /// `max_pfn` to the length of the map.
     ///
     /// # Errors
     /// [`UnalignedList`]: nothing is published. Toolstacks (libxenguest, 4.14 to 4.20) find the end
@@ -149,8 +149,8 @@ impl<'a> Toolstack<'a> {
         self.words.p2m_cr3.store(0, Ordering::Release);
     }
 
-    /// Tells where the top of the frame list is, or that there is none. Raises `max_pfn` to what
-    /// the map has.
+    /// Publishes the top of the frame list, or that there is none. Raises `max_pfn` to the length
+    /// of the map.
     ///
     /// # Safety
     /// `top` is that of a [`FrameList`](crate::FrameList) that was built of the pages of this map,
@@ -176,14 +176,14 @@ impl<'a> Toolstack<'a> {
         self.words.frame_list_list.store(top, Ordering::Release);
     }
 
-    /// Raises `max_pfn` to what the map has. Two vCPUs that grow it at once cannot make it go back.
+    /// Raises `max_pfn` to the length of the map. Two vCPUs that do so at once cannot lower it.
     pub fn raise_max_pfn(&self, p2m: &P2m<'_>) {
         // Whoever finds it raised finds the words of the pfns.
         self.words.max_pfn.fetch_max(p2m.len(), Ordering::Release);
     }
 
-    /// Makes the generation odd until the answer is dropped. Changes may be nested and may go on at
-    /// several vCPUs at once: it is odd while any of them does.
+    /// Makes the generation odd until the returned value is dropped. Changes may be nested, and may
+    /// go on at several vCPUs at once: the generation is odd while any of them does.
     ///
     /// ```
     /// # use hypercall::ArchSharedInfo;
@@ -204,7 +204,7 @@ impl<'a> Toolstack<'a> {
         MappingChange { generation }
     }
 
-    /// What a toolstack would read.
+    /// Returns what a toolstack would read.
     #[must_use]
     pub fn read(&self) -> Published {
         // Each word by itself, to be shown: nothing is read behind one because of what it says.

@@ -63,24 +63,24 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// The entries met, root first.
+    /// Returns the entries met, root first.
     pub fn steps(&self) -> impl Iterator<Item = TableEntry> + '_ {
         self.steps.iter().flatten().copied()
     }
 
-    /// The entry met in the table of `level`, if the walk got there.
+    /// Returns the entry met in the table of `level`, if the walk got there.
     #[must_use]
     pub fn at(&self, level: Level) -> Option<TableEntry> {
         self.steps().find(|step| step.level == level)
     }
 
-    /// The last entry met.
+    /// Returns the last entry met.
     #[must_use]
     pub fn last(&self) -> Option<TableEntry> {
         self.steps().last()
     }
 
-    /// The place and value of the L1 entry, present or not, if there is an L1 table.
+    /// Returns the place and value of the L1 entry, present or not, if there is an L1 table.
     #[must_use]
     pub fn leaf(&self) -> Option<(Slot, Pte)> {
         self.at(Level::L1).map(|step| (step.slot, step.pte))
@@ -110,7 +110,7 @@ impl fmt::Display for Walk {
 ///
 /// # Errors
 /// [`WalkError`] if a table cannot be read, or an entry points to a frame that is not the guest's.
-/// An absent entry is no error: the walk ends there. So it does at a superpage, which only the dom0
+/// An absent entry is no error: the walk ends there, as it does at a superpage, which only the dom0
 /// builder makes.
 ///
 /// # Hypercalls

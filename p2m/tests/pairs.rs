@@ -153,9 +153,10 @@ fn a_window_that_is_opened() {
                 Ok((p2m, _)) => account(&machine, &p2m, &pages, &pool),
                 Err(error) => {
                     assert!(before < plan.refused(), "{error}");
-                    assert_eq!(error.frames.is_ok(), error.undo.is_ok(), "{error}");
+                    let undone = error.error.undo.is_ok();
+                    assert_eq!(error.value.is_ok(), undone, "{error}");
                     let map = machine.builder_map();
-                    if let Ok(back) = &error.frames {
+                    if let Ok(back) = &error.value {
                         assert_eq!(machine.pages_in_window(&map), BTreeSet::new(), "{error}");
                         for pfn in run.clone().map(Pfn::new) {
                             // SAFETY: the guest exists only in the model.
@@ -168,7 +169,7 @@ fn a_window_that_is_opened() {
                         );
                     }
                     machine.check();
-                    frames = error.frames.ok();
+                    frames = error.value.ok();
                 }
             }
         }

@@ -168,7 +168,7 @@ fn frames_that_become_tables_are_writable_nowhere() {
         let refusing = pairs::around(&watched, plan);
         let opened = machine.open(&refusing, frames, &mut Storage::new().batch());
         assert_eq!(opened.is_err(), plan.refused() > 0);
-        if opened.map_or_else(|error| error.undo, |_| Ok(())).is_ok() {
+        if opened.map_or_else(|refused| refused.error.undo, |_| Ok(())).is_ok() {
             second.touch();
         }
         machine.check();

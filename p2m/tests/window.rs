@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use arbtest::arbtest;
 use common::{Storage, audit, opened, split};
 use hypercall::{
-    ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Mfn,
-    PAGE_SIZE, Pfn, Refusal,
+    ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Full, Mfn,
+    PAGE_SIZE, Pfn, Refusal, Refused,
 };
 use p2m::audit::Audit;
 use p2m::runs::Census;
-use p2m::window::OpenError;
 use p2m::{FrameList, Leaves as _, ListError, P2m, P2mEntry, P2mError, Pfns, Toolstack};
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW};
 
@@ -87,6 +86,20 @@ fn a_shorter_length_changes_nothing() {
 }
 
 #[test]
+fn a_batch_without_room_is_full_and_nothing_grows() {
+    let machine = Machine::new(4);
+    let (frames, mut pool) = split(&machine);
+    let (p2m, mut window) = opened(&machine, frames);
+    let (guest, len) = (machine.guest(&machine, &p2m), p2m.len());
+    let mut storage = BatchStorage::<0, 0>::new();
+    let grown = window.grow(&guest, None, GIB + 1, &mut storage.batch());
+    let pfns = Pfns::new(Pfn::new(0), len);
+    window.reserve(&guest, None, pfns, &mut pool, &mut storage.batch()).expect("they have words");
+    assert_eq!(grown, Err(ListError::Full(Full).into()));
+    assert_eq!(p2m.len(), len);
+}
+
+#[test]
 fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
     // With those that every window has, more tables than go out in one multicall.
     let machine = Machine::of(13 * GIB, 11);
@@ -97,10 +110,10 @@ fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
         let refusal = Refusal { request, errno: Errno::EBUSY, done: 0 };
         let refusing = FailNth::new(&machine, refusal);
         let error = machine.open(&refusing, frames, &mut Storage::new().batch()).map(drop);
-        let OpenError { frames: back, failure, undo } = error.expect_err("refused");
+        let Refused { value: back, error } = error.expect_err("refused");
         let back = back.expect("all was undone");
-        assert_eq!((undo, back.count()), (Ok(()), count), "{request}");
-        let ListError::Protect { table, .. } = failure else { panic!("{failure}") };
+        assert_eq!((error.undo, back.count()), (Ok(()), count), "{request}");
+        let ListError::Protect { table, .. } = error.failure else { panic!("{error}") };
         named.push(table);
         frames = back;
     }
@@ -131,8 +144,8 @@ fn live<M: hypercall::Machine>(
     let (p2m, mut window) = match machine.open(around, frames, &mut batch) {
         Ok(opened) => opened,
         Err(error) => {
-            assert_eq!(error.undo, Ok(()), "one refusal leaves the way back open: {error}");
-            let frames = error.frames.as_ref().expect("all was undone");
+            assert_eq!(error.error.undo, Ok(()), "one refusal leaves the way back open: {error}");
+            let frames = error.value.as_ref().expect("all was undone");
             assert_eq!(frames.count(), needed, "the frames come back");
             for frame in 0..needed {
                 let pfn = Pfn::new(frames.start().raw() + frame);
@@ -163,10 +176,10 @@ fn live<M: hypercall::Machine>(
     }
     assert_eq!(free - pool.len(), 9);
     let devices = Pfns::new(Pfn::new(GIB + 40 * LEAF), 20 * LEAF);
-    // SAFETY: no memory is behind those pfns.
-    let reserved =
+    // SAFETY: as above.
+    let marked =
         unsafe { window.reserve_identity(&guest, toolstack, devices, &mut pool, &mut batch) };
-    if let Err(error) = reserved {
+    if let Err(error) = marked {
         assert_eq!(error.undo, Ok(()), "{error}");
         return Err(say("identity", &error));
     }
@@ -379,6 +392,6 @@ fn a_window_grows_no_map_but_its_own_and_none_without_end() {
     endless.capacity = u64::MAX;
     let frames = endless.frames();
     let refused = endless.open(&endless, frames, &mut batch).expect_err("no window is so long");
-    assert!(matches!(refused.failure, ListError::Frames { .. }), "{refused}");
+    assert!(matches!(refused.error.failure, ListError::Frames { .. }), "{refused}");
     machine.check();
 }

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::{
     AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, FrameSource, Frames,
-    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Uncertain,
+    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Refused, Uncertain,
 };
-use p2m::window::{OpenError, WindowPlace};
+use p2m::window::{WindowError, WindowPlace};
 use p2m::{BuilderList, Guest, P2m, Window};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, DomainConfig, Model, Role};
@@ -121,7 +121,7 @@ impl Machine {
         machine: &M,
         frames: Frames,
         batch: &mut Batch<'_>,
-    ) -> Result<(P2m<'_>, Window), OpenError> {
+    ) -> Result<(P2m<'_>, Window), Refused<Result<Frames, Uncertain>, WindowError>> {
         let va = GuestVa::new(WINDOW).expect("a guest address");
         let words = NonNull::from(self.window.as_slice()).cast();
         let place = WindowPlace { va, words, capacity: self.capacity };

@@ -6,10 +6,10 @@
 //! the middle of a change. From Xen's side, if it is asked: the guest owns as many frames as the
 //! map has RAM.
 //!
-//! Nothing is allocated and nothing is remembered per frame: that M2P has one pfn for each frame is
-//! what finds a frame that P2M has twice. One pfn costs a few tens of instructions; pages that
-//! holes share are passed over in one step. [`Audit::step`] does a bounded part, for a guest that
-//! has other things to do.
+//! The audit allocates nothing and remembers nothing per frame. A frame that P2M has twice is found
+//! because M2P has one pfn for each frame. A pfn costs a few tens of instructions, a page that
+//! holes share no more than that. [`Audit::step`] does a bounded part, for a guest that has other
+//! things to do.
 
 mod report;
 
@@ -38,10 +38,10 @@ pub struct Audit<'f> {
     findings: Findings<'f>,
 }
 
-/// Whether an audit is through.
+/// How far an audit has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The audit goes on with this pfn.
+    /// The next step begins at this pfn.
     More(Pfn),
     /// Every pfn was looked at.
     Done,
@@ -72,7 +72,7 @@ impl Findings<'_> {
 }
 
 impl<'f> Audit<'f> {
-    /// Starts with pfn 0. Findings go to `places`; what finds no place is counted.
+    /// Starts an audit at pfn 0. Findings go to `places`; those that find no place are counted.
     pub fn begin(places: &'f mut [Option<Finding>]) -> Self {
         places.fill(None);
         Self {
@@ -84,15 +84,15 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Lets frames marked as of `domain` be the guest's own: the guest is that domain, and maps its
-    /// own grants.
+    /// Accepts frames that are marked as `domain`'s and are the guest's own: the guest is that
+    /// domain, and maps its own grants.
     #[must_use]
     pub const fn of_domain(mut self, domain: DomId) -> Self {
         self.own = Some(domain);
         self
     }
 
-    /// Looks at every pfn there is.
+    /// Looks at every pfn.
     ///
     /// # Hypercalls
     /// None.
@@ -113,7 +113,7 @@ impl<'f> Audit<'f> {
         while self.step(guest, u64::MAX) != Progress::Done {}
     }
 
-    /// Looks at the next pfns: `words_max` of them, or shared pages of 512.
+    /// Looks at the next `words_max` words. A page that holes share counts as one word.
     ///
     /// # Hypercalls
     /// None.
@@ -151,8 +151,8 @@ impl<'f> Audit<'f> {
         if self.next < end { Progress::More(Pfn::new(self.next)) } else { Progress::Done }
     }
 
-    /// Compares how much RAM the map has with what Xen says the guest has
-    /// (`XENMEM_current_reservation`), once every pfn was looked at.
+    /// Compares the RAM in the map with the `frames` that Xen counts for the guest
+    /// (`XENMEM_current_reservation`). Call it once every pfn was looked at.
     pub fn compare_reservation(&mut self, frames: u64) {
         if frames != self.census.ram {
             let problem = Problem::Reservation { map: self.census.ram, xen: frames };
@@ -160,8 +160,8 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Looks at what a toolstack reads, once every pfn was looked at. The linear list is to be at
-    /// `list` under `root`.
+    /// Checks what a toolstack reads: the linear list is expected at `list` under `root`. Call it
+    /// once every pfn was looked at.
     ///
     /// # Hypercalls
     /// None.
@@ -213,7 +213,7 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// What was found so far.
+    /// Returns what was found so far.
     #[must_use]
     pub fn report(&self) -> Report<'_> {
         let findings = &self.findings;
@@ -271,7 +271,7 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Says what is wrong with RAM that M2P has elsewhere.
+    /// Notes what is wrong with RAM that M2P has elsewhere.
     #[cold]
     fn blame_ram(&mut self, p2m: &P2m<'_>, pfn: Pfn, mfn: Mfn, m2p: Option<Pfn>) {
         let problem = match m2p {

@@ -115,18 +115,19 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Whether nothing was found.
+    /// Returns whether nothing was found.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.dropped == 0
     }
 
-    /// What is wrong.
+    /// Returns what is wrong.
     pub fn findings(&self) -> impl Iterator<Item = &'a Finding> {
         self.findings.iter().flatten()
     }
 
-    /// The report for a program: a line for each record, words `name=value`, numbers in decimal.
+    /// Returns the report for a program: a line for each record, words `name=value`, numbers in
+    /// decimal.
     #[must_use]
     pub const fn records(&self) -> Records<'_> {
         Records(self)

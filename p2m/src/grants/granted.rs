@@ -4,9 +4,7 @@
 //! domain may write cannot become anybody's memory in between.
 #![expect(unsafe_code, reason = "a table that Xen reads, and that nobody else may write (I-17)")]
 
-use core::fmt;
-
-use hypercall::{DomId, Frame, GrantAccess, GrantRef, Pfn};
+use hypercall::{DomId, Frame, GrantAccess, GrantRef, Pfn, Refused};
 
 use super::entry::{IN_USE, Outstanding, PERMIT_ACCESS, READONLY};
 use super::error::GrantError;
@@ -44,43 +42,9 @@ pub struct Grant<'a> {
     frame: Frame,
 }
 
-/// A grant that was not given.
-#[derive(Debug)]
-pub struct NotGiven {
-    /// The frame, which nobody else can map.
-    pub frame: Frame,
-    /// Why.
-    pub error: GrantError,
-}
-
-/// A grant that was not ended.
-#[derive(Debug)]
-pub struct NotEnded<'a> {
-    /// The grant, as it was.
-    pub grant: Grant<'a>,
-    /// Why.
-    pub error: GrantError,
-}
-
-impl fmt::Display for NotGiven {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pfn {} is not granted: {}", self.frame.pfn(), self.error)
-    }
-}
-
-impl core::error::Error for NotGiven {}
-
-impl fmt::Display for NotEnded<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pfn {} stays granted: {}", self.grant.pfn(), self.error)
-    }
-}
-
-impl core::error::Error for NotEnded<'_> {}
-
 impl<'a> Granted<'a> {
-    /// Over the guest's grant table, 512 entries in each of its frames. `tables` counts the tables
-    /// that the guest has had: a grant that was given in another one can no longer be ended.
+    /// Takes the guest's grant table, 512 entries in each of its frames. `tables` counts the tables
+    /// that the guest has had: a grant that was given in an earlier one can no longer be ended.
     ///
     /// # Safety
     /// Xen reads these entries as the domain's grant table, and nobody but Xen writes them except
@@ -103,12 +67,11 @@ impl<'a> Granted<'a> {
         Self { entries, tables, table }
     }
 
-    /// Lets `domain` map `frame`, which this consumes; the map says which frame of the machine that
-    /// is.
+    /// Lets `domain` map `frame`, and consumes its token. The map says which machine frame it is.
     ///
     /// # Errors
-    /// [`GrantError::P2m`], [`GrantError::Taken`], [`GrantError::NoSuchEntry`],
-    /// [`GrantError::NoFrame`], [`GrantError::OtherTable`], with the frame.
+    /// The frame, and why it is not granted: [`GrantError::P2m`], [`GrantError::Taken`],
+    /// [`GrantError::NoSuchEntry`], [`GrantError::NoFrame`], [`GrantError::OtherTable`].
     ///
     /// # Hypercalls
     /// None.
@@ -130,7 +93,7 @@ impl<'a> Granted<'a> {
     /// let grant = granted.grant(&p2m, GrantRef(8), to, frame, GrantAccess::ReadOnly)?;
     /// assert_eq!(granted.outstanding().count(), 1);
     /// // Nobody has it mapped: the frame is the guest's alone again.
-    /// let frame = grant.end().map_err(|stays| stays.error)?;
+    /// let frame = grant.end().map_err(|refused| refused.error)?;
     /// # let _ = frame;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -151,13 +114,13 @@ impl<'a> Granted<'a> {
         domain: DomId,
         frame: Frame,
         access: GrantAccess,
-    ) -> Result<Grant<'a>, NotGiven> {
+    ) -> Result<Grant<'a>, Refused<Frame, GrantError>> {
         match self.give(p2m, reference, domain, frame.pfn(), access) {
             Ok((entry, word)) => {
                 let Self { tables, table, .. } = *self;
                 Ok(Grant { entry, tables, table, word, reference, frame })
             }
-            Err(error) => Err(NotGiven { frame, error }),
+            Err(error) => Err(Refused { value: frame, error }),
         }
     }
 
@@ -189,7 +152,7 @@ impl<'a> Granted<'a> {
         }
     }
 
-    /// The grants that were given and not ended.
+    /// Returns the grants that were given and have not ended.
     pub fn outstanding(&self) -> impl Iterator<Item = Outstanding> + 'a {
         (0..).map(GrantRef).zip(self.entries).filter_map(|(reference, entry)| {
             // Only the word is read, and it may have changed a moment later.
@@ -205,14 +168,14 @@ impl<'a> Granted<'a> {
 }
 
 impl<'a> Grant<'a> {
-    /// Its entry, which the other domain is told.
+    /// Returns the entry, of which the other domain is told.
     #[must_use]
     pub const fn reference(&self) -> GrantRef {
         self.reference
     }
 
-    /// The frame. What is in it, the other domain may read at any time, and write if it was granted
-    /// for that.
+    /// Returns the frame. The other domain may read it at any time, and write it if that was
+    /// granted.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
         self.frame.pfn()
@@ -221,17 +184,17 @@ impl<'a> Grant<'a> {
     /// Ends the grant: the frame is the guest's alone again.
     ///
     /// # Errors
-    /// [`NotEnded`] with the grant: [`GrantError::StillMapped`] if the other domain has the frame
+    /// The grant, and why it stays: [`GrantError::StillMapped`] if the other domain has the frame
     /// mapped, which nothing can force it to end; [`GrantError::NotGranted`];
     /// [`GrantError::OtherTable`].
     ///
     /// # Hypercalls
     /// None.
-    pub fn end(self) -> Result<Frame, NotEnded<'a>> {
+    pub fn end(self) -> Result<Frame, Refused<Self, GrantError>> {
         let Self { entry, tables, table, word, reference, .. } = self;
         if is_gone(tables, table) {
             let error = GrantError::OtherTable(reference);
-            return Err(NotEnded { grant: self, error });
+            return Err(Refused { value: self, error });
         }
         // What the other domain stored is there for whoever gets the frame. Of a grant that stays
         // only the word is read.
@@ -242,7 +205,7 @@ impl<'a> Grant<'a> {
             }
             Err(_) => GrantError::NotGranted(reference),
         };
-        Err(NotEnded { grant: self, error })
+        Err(Refused { value: self, error })
     }
 
     /// Makes the frame's token again without ending the grant.

@@ -54,8 +54,8 @@ pub struct MappedGrant {
 pub struct NotMapped {
     /// Why.
     pub error: GrantError,
-    /// Whether nothing is left of it. If not, the mapping stays in the list: it was not to stay,
-    /// and this is why it was not unmapped.
+    /// Whether nothing is left of it. If not, the mapping stays in the list, though it was not to
+    /// stay, and this is why it was not unmapped.
     pub undo: Result<(), GrantError>,
 }
 
@@ -88,20 +88,20 @@ pub struct GrantMaps<'s> {
 const GRANT_SLOTS_MAX: usize = 32;
 
 impl<'s> GrantMaps<'s> {
-    /// An empty list. What is in `places` already is forgotten.
+    /// Makes an empty list. What is in `places` is forgotten.
     pub fn new(places: &'s mut [Option<MappedGrant>]) -> Self {
         places.fill(None);
         Self { places }
     }
 
-    /// The mappings that there are.
+    /// Returns the mappings.
     pub fn iter(&self) -> impl Iterator<Item = &MappedGrant> {
         self.places.iter().flatten()
     }
 
-    /// Maps grants; `results` gets what became of each, in order, as far as it reaches. Slots are
-    /// independent of one another, except that no two are mapped for one pfn or in one page: the
-    /// second is refused, and so is one beside a mapping that is in the list.
+    /// Maps grants, as many as `results` has places, and stores there what became of each, in
+    /// order. One that fails does not affect the others. No two are mapped as one pfn or in one
+    /// page: the second is refused, and so is one for which the list has such a mapping.
     ///
     /// # Hypercalls
     /// One `grant_table_op` for each 32 requests; one more for each slot that was mapped and cannot

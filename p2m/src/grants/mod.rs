@@ -10,5 +10,5 @@ mod maps;
 
 pub use entry::Outstanding;
 pub use error::GrantError;
-pub use granted::{Grant, Granted, NotEnded, NotGiven};
+pub use granted::{Grant, Granted};
 pub use maps::{GrantMaps, MapRequest, MappedGrant, NotMapped};

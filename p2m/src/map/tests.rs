@@ -132,7 +132,7 @@ fn a_foreign_frame_is_marked_once_cleared_once_and_never_given_away() {
     // SAFETY: no frame stands behind the number.
     #[expect(unsafe_code, reason = "a number for a frame")]
     let frame = unsafe { Frame::claim(pfn) };
-    let (frame, error) = p2m.own(frame).expect_err("no allocator may have it");
+    let Refused { value: frame, error } = p2m.own(frame).expect_err("no allocator may have it");
     assert_eq!(error, P2mError::NotRam { pfn, entry });
     // SAFETY: no memory is behind these numbers.
     assert_eq!(unsafe { p2m.clear_foreign(pfn) }, Ok((OWNER, MFN)));
@@ -142,7 +142,7 @@ fn a_foreign_frame_is_marked_once_cleared_once_and_never_given_away() {
     let entry = P2mEntry::Ram(Mfn::new(5));
     // SAFETY: no memory is behind these numbers.
     assert_eq!(unsafe { p2m.clear_foreign(ram) }, Err(P2mError::NotForeign { pfn: ram, entry }));
-    assert_eq!(p2m.own(frame).map_err(|(_, error)| error), Err(P2mError::Absent(pfn)));
+    assert_eq!(p2m.own(frame).map_err(|refused| refused.error), Err(P2mError::Absent(pfn)));
 }
 
 #[test]

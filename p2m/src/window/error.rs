@@ -1,18 +1,18 @@
-//! A window that was not opened or changed, and what is left of the attempt.
+//! A window that was not changed, and what is left of the attempt.
 
 use core::fmt;
 
-use hypercall::{AccessError, Frames, Uncertain};
+use hypercall::AccessError;
 
 use crate::error::{ListError, P2mError};
 
-/// A change of the window that failed.
+/// A window that could not be opened, or a change of it that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowError {
     /// Why.
     pub failure: ListError,
     /// Whether what was done before could be undone. If not, the frames concerned may be read-only,
-    /// or mapped in the window: the source has them as uncertain ones.
+    /// or mapped in the window: they come back as uncertain ones.
     pub undo: Result<(), ListError>,
 }
 
@@ -46,23 +46,3 @@ impl fmt::Display for WindowError {
 }
 
 impl core::error::Error for WindowError {}
-
-/// A window that could not be opened.
-#[derive(Debug, PartialEq, Eq)]
-pub struct OpenError {
-    /// The frames meant for it: uncertain ones, if what was done could not be undone.
-    pub frames: Result<Frames, Uncertain>,
-    /// Why.
-    pub failure: ListError,
-    /// Whether the frames are writable again, and in no table.
-    pub undo: Result<(), ListError>,
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { failure, undo, .. } = *self;
-        write!(f, "the window stays shut: {}", WindowError { failure, undo })
-    }
-}
-
-impl core::error::Error for OpenError {}

@@ -6,8 +6,7 @@
 //! place, which say the same as those of the new page.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
-use hypercall::{Batch, Frame, FrameSource, Machine, MmuUpdate, Pfn, Pte};
-use hypercall::{PteFlags, Slot};
+use hypercall::{Batch, Frame, FrameSource, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
 
 use super::change::{Change, Part, Target};
 use super::error::WindowError;
@@ -19,9 +18,10 @@ use crate::runs::LEAF_WORDS;
 use crate::toolstack::Toolstack;
 
 impl Window {
-    /// Lets the map reach to `len` pfns; the new ones are absent and share their memory. A smaller
-    /// `len` changes nothing. Before one of them is given anything, [`reserve`](Self::reserve) it.
-    /// The published `max_pfn` rises as well.
+    /// Grows the map to `len` pfns. The new ones are absent, and their words share memory:
+    /// [`reserve`](Self::reserve) a pfn before it is given anything. A smaller `len` changes
+    /// nothing. `toolstack`, if the list is published, is told of each change and of the new
+    /// `max_pfn`.
     ///
     /// # Errors
     /// [`WindowError`]; the length is as it was. GiB that were linked already stay so, unseen, and
@@ -29,7 +29,7 @@ impl Window {
     ///
     /// # Hypercalls
     /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the
-    /// map has begun.
+    /// map has begun. One more, a flush, after an operation whose undo was refused.
     ///
     /// ```
     /// # use hypercall::BatchStorage;
@@ -61,10 +61,12 @@ impl Window {
         let end = len.div_ceil(PFNS_PER_L1);
         let absent = guest.mfn(change.window.pfn(place::ABSENT_L1))?;
         let pte = Pte::new(absent, PteFlags::TABLE);
+        // A batch without any room is full at the first update.
+        let room = change.batch.updates_max().max(1);
         while gib < end {
             let first = Pfn::new(gib * PFNS_PER_L1);
             change.batch.clear();
-            while gib < end && change.batch.updates() < change.batch.updates_max() {
+            while gib < end && change.batch.updates() < room {
                 change.push_l2(gib, pte)?;
                 gib += 1;
             }

@@ -24,13 +24,13 @@ mod grow;
 mod split;
 mod tables;
 
-pub use error::{OpenError, WindowError};
+pub use error::WindowError;
 
 use core::ptr::NonNull;
 
 use hypercall::{
     AccessError, Batch, Element, Entry, FrameAccess, Frames, GuestVa, Level, Machine, Mfn,
-    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags,
+    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Refused, Uncertain,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -96,8 +96,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// How many frames the window of a map of `len` pfns, which may grow to `capacity`, takes at
-    /// first.
+    /// Returns how many frames a window takes at first for a map of `len` pfns that may grow to
+    /// `capacity`.
     ///
     /// ```
     /// use p2m::Window;
@@ -110,11 +110,12 @@ impl Window {
         place::L2 + capacity.div_ceil(PFNS_PER_L2) + len.div_ceil(PFNS_PER_L1)
     }
 
-    /// Maps the builder's list in a window, in which it can grow, and gives the map that is there.
-    /// The old one stays usable, is the same memory, and never grows.
+    /// Maps the builder's list in a window, where it can grow, and returns the map that is there.
+    /// The guest's map stays usable: it is the same memory, and never grows.
     ///
     /// # Errors
-    /// [`OpenError`] with the frames; nothing is mapped.
+    /// [`WindowError`], and the frames: uncertain ones, if what was done could not be undone.
+    /// Nothing is mapped.
     ///
     /// # Hypercalls
     /// For T tables: ceil(T / 16) multicalls of `update_va_mapping`, then one of an `mmuext_op` and
@@ -150,7 +151,7 @@ impl Window {
         place: WindowPlace,
         frames: Frames,
         batch: &mut Batch<'_>,
-    ) -> Result<(P2m<'w>, Self), OpenError> {
+    ) -> Result<(P2m<'w>, Self), Refused<Result<Frames, Uncertain>, WindowError>> {
         let len = guest.p2m().len();
         let capacity = place.capacity.min(PFNS_MAX + 1).next_multiple_of(PFNS_PER_L1);
         let words = place.words.addr().get();
@@ -158,12 +159,11 @@ impl Window {
         let checked = window.check_size(len).map_err(WindowError::from);
         let built = checked.and_then(|()| window.build(guest, list).map_err(WindowError::from));
         if let Err(error) = built.and_then(|()| window.link_root(guest, batch)) {
-            let WindowError { failure, undo } = error;
-            let frames = match undo {
+            let value = match error.undo {
                 Ok(()) => Ok(window.frames),
                 Err(_) => Err(window.frames.into()),
             };
-            return Err(OpenError { frames, failure, undo });
+            return Err(Refused { value, error });
         }
         // SAFETY: the caller says that the words are there; the old ones are mapped in this place.
         let list = unsafe { List::growing(place.words, len, capacity) };
@@ -278,14 +278,14 @@ impl Window {
         (0..self.frames.count()).filter(is_table).map(|at| self.pfn(at))
     }
 
-    /// Where the window is.
+    /// Returns the address of the window.
     #[must_use]
     pub const fn va(&self) -> GuestVa {
         self.va
     }
 
-    /// Fills the shared pages again after a restore: the toolstack wrote plain absent words into
-    /// them. Identity words in pages of their own are lost as well: set them again
+    /// Fills the shared pages again after a restore, in which the toolstack wrote plain absent
+    /// words into them. Identity words in pages of their own are lost as well: set them again
     /// ([`P2m::set_identity`]).
     ///
     /// # Errors

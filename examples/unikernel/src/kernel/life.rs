@@ -15,7 +15,7 @@ use p2m::P2m;
 use super::boot::{self, Early};
 use super::{console, events, shared_page, traps};
 use crate::life::{Away, Life, Nanoseconds, Return, SuspendError, Way};
-use crate::store::StoreRing;
+use crate::store::ring::StoreRing;
 
 /// Everything of a running domU that a suspend takes away.
 struct Connected {

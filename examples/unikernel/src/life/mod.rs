@@ -12,7 +12,7 @@ use hypercall::ArchSharedInfo;
 
 pub(crate) use survives::{Survives, survives};
 
-use crate::store::StoreRing;
+use crate::store::ring::StoreRing;
 
 /// Nanoseconds of Xen's clock, since it started. It is another clock after a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

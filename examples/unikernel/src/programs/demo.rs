@@ -12,8 +12,8 @@ use hypercall::{
 use p2m::walk;
 use pvmmu::{Loose, Pages, Pgd, Pinned, TablePool};
 
-use super::OrSay;
 use super::life::{PAGES, build, destroy, load, load_kernel, page, pages, refuse_each, tools};
+use super::{OrSay, all_are_back};
 use crate::program::Kernel;
 use crate::report::{Steps, Verdict};
 
@@ -29,9 +29,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let pgd = construct(kernel, &mut steps)?;
     let pgd = work(kernel, &mut steps, pgd)?;
     take_apart(kernel, &mut steps, pgd)?;
-    if kernel.pool.len() != free {
-        return Err(format!("{} frames were lost", free - kernel.pool.len()));
-    }
+    all_are_back(kernel, free)?;
 
     let refused = refuse_each(kernel)?;
     steps.done(kernel, &format!("refuse each of {refused} requests, twice")).or_say("console")?;

@@ -11,8 +11,8 @@ use hypercall::{BatchStorage, Console, Cpu, Errno, GuestVa, Machine, Pte, PteFla
 use p2m::walk;
 use pvmmu::{MapError, Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
 
-use super::OrSay;
 use super::life::{load, load_kernel, tools};
+use super::{OrSay, all_are_back};
 use crate::pool::Pool;
 use crate::program::{Kernel, Platform};
 use crate::report::Verdict;
@@ -67,10 +67,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     pgd.destroy(&mut with).or_say("destroy")?;
     let executed = told?;
     loose(kernel, pages, attributes)?;
-    match free - kernel.pool.len() {
-        0 => Ok(format!("cache attributes are {attributes}; {executed}")),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok(format!("cache attributes are {attributes}; {executed}"))
 }
 
 fn entry<M: Machine>(

@@ -11,8 +11,8 @@ use hypercall::{
 };
 use pvmmu::{MapError, Pages, Pgd, Pinned, SpaceFrames, TablePool, Tools};
 
-use super::OrSay;
 use super::life::{load, load_kernel};
+use super::{OrSay, all_are_back};
 use crate::pool::Pool;
 use crate::program::Kernel;
 use crate::report::Verdict;
@@ -81,10 +81,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         return Err(format!("{mapped} foreign frames were mapped, {} returned", frames.returned));
     }
     writeln!(kernel.console, "{told}").or_say("console")?;
-    match free - kernel.pool.len() {
-        0 => Ok(format!("{mapped} frames of others were mapped and are gone again")),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok(format!("{mapped} frames of others were mapped and are gone again"))
 }
 
 fn page() -> Result<GuestVa, String> {

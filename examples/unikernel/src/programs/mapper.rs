@@ -18,8 +18,8 @@ use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll, Tr
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
 
-use super::OrSay;
 use super::life::{load, load_kernel, tools};
+use super::{OrSay, all_are_back};
 use crate::pool::Pool;
 use crate::program::{Kernel, Platform};
 use crate::report::Verdict;
@@ -47,10 +47,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, pool)).or_say("destroy")?;
     let told = told?;
-    match free - kernel.pool.len() {
-        0 => Ok(told),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok(told)
 }
 
 /// Frames of the pool, by their pseudo-physical addresses.

@@ -95,3 +95,11 @@ impl<T, E: Display> OrSay<T> for Result<T, E> {
         self.map_err(|error| alloc::format!("{what}: {error}"))
     }
 }
+
+/// Whether the pool has as many frames as at the program's beginning, `free`.
+fn all_are_back<M>(kernel: &Kernel<'_, M>, free: usize) -> Result<(), String> {
+    match free - kernel.pool.len() {
+        0 => Ok(()),
+        lost => Err(alloc::format!("{lost} frames were lost")),
+    }
+}

@@ -16,8 +16,8 @@ use p2m::{Guest, walk};
 use pvmmu::primitive::{Changed, Primitive, Runs, WriteMode, cheapest};
 use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, load_root};
 
-use super::OrSay;
 use super::life::tools;
+use super::{OrSay, all_are_back};
 use crate::program::Kernel;
 use crate::report::Verdict;
 
@@ -38,9 +38,7 @@ const ALL: [Primitive; 5] = [
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
     copies(kernel)?;
-    let machine = *kernel.guest.machine().inner();
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(machine, kernel.guest.p2m(), kernel.guest.kernel_root()) };
+    let guest = kernel.guest.with_machine(kernel.cpu);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
@@ -56,7 +54,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&guest, &mut batch, &mut pool, &mut kernel.pool);
     let settled = tried.and_then(|()| {
-        let bits = unmap_reading(machine, &mut pgd, pages, |pgd, told| {
+        let bits = unmap_reading(guest.machine(), &mut pgd, pages, |pgd, told| {
             pgd.edit(&mut with, |edit| edit.unmap_reading_ad(pages, told)).or_say("unmap")
         })?;
         lines.push(bits);
@@ -71,10 +69,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         writeln!(kernel.console, "{line}").or_say("console")?;
     }
     settled?;
-    match free - kernel.pool.len() {
-        0 => Ok("every primitive works; an entry cleared with PRESERVE_AD keeps both bits".into()),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok("every primitive works; an entry cleared with PRESERVE_AD keeps both bits".into())
 }
 
 /// Bytes copied into a frame and out of it, from every offset in a word and of every length around

@@ -15,7 +15,7 @@ use pvmmu::{
     load_root,
 };
 
-use super::OrSay;
+use super::{OrSay, all_are_back};
 use crate::pool::Pool;
 use crate::program::Kernel;
 use crate::report::Verdict;
@@ -30,9 +30,7 @@ type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let free = kernel.pool.len();
-    let machine = *kernel.guest.machine().inner();
-    // SAFETY: the guest's frame map, and the root that its kernel runs on.
-    let guest = unsafe { Guest::new(machine, kernel.guest.p2m(), kernel.guest.kernel_root()) };
+    let guest = kernel.guest.with_machine(kernel.cpu);
     let mut storage = BatchStorage::<700, 32>::new();
     let mut batch = storage.batch();
     let pfns = usize::try_from(guest.p2m().len()).or_say("pfns")?;
@@ -63,10 +61,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     if counts.iter().any(|count| *count != 0) {
         return Err("a share was lost".into());
     }
-    match free - kernel.pool.len() {
-        0 => Ok(format!("{PAGES} pages, {read} tables audited, nothing wrong")),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok(format!("{PAGES} pages, {read} tables audited, nothing wrong"))
 }
 
 fn pages() -> Result<Pages, String> {

@@ -16,7 +16,7 @@ use pvmmu::{
     DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
 };
 
-use super::OrSay;
+use super::{OrSay, all_are_back};
 use crate::pool::Pool;
 use crate::program::{Kernel, Platform, Second, Work};
 use crate::report::Verdict;
@@ -112,10 +112,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     scene.ask(|_| ())?;
     scene.second.stop()?;
     writeln!(kernel.console, "{told}").or_say("console")?;
-    match free - kernel.pool.len() {
-        0 => Ok(format!("two vCPUs on one address space, {TURNS} changes beside each kind of use")),
-        lost => Err(format!("{lost} frames were lost")),
-    }
+    all_are_back(kernel, free)?;
+    Ok(format!("two vCPUs on one address space, {TURNS} changes beside each kind of use"))
 }
 
 /// The first vCPU pins and unpins a tree while the second one walks it, as a program would that

@@ -7,7 +7,7 @@
 //! [`Store::reconnect`].
 
 mod message;
-mod ring;
+pub(crate) mod ring;
 #[cfg(test)]
 pub(crate) mod server;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-pub(crate) use ring::{BrokenRing, StoreRing};
+use ring::BrokenRing;
 
 use crate::life::{Life, Nanoseconds, Survives};
 use message::{Assembler, Header, Message, TooLong, kind};

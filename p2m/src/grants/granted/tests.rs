@@ -1,27 +1,31 @@
 //! Grants given, mapped by a neighbour, and ended; in every order, too.
 
-use hypercall::Mfn;
-
 use super::*;
-use crate::error::P2mError;
 
 #[cfg(not(loom))]
 mod on_numbers {
+    use hypercall::Mfn;
+
     use super::*;
+    use crate::error::P2mError;
     use crate::map::tests::{list, map};
 
     const DOMAIN: DomId = DomId(3);
     const WRITE: GrantAccess = GrantAccess::ReadWrite;
 
-    /// Entries, and the number of tables.
-    fn table() -> ([AtomicU64; 4], AtomicU64) {
-        Default::default()
+    /// A table that no Xen reads, and how many the guest has had.
+    #[derive(Default)]
+    struct Table {
+        entries: [AtomicU64; 4],
+        tables: AtomicU64,
     }
 
-    /// The guest's table.
-    fn over<'a>((entries, tables): &'a ([AtomicU64; 4], AtomicU64)) -> Granted<'a> {
-        // SAFETY: no Xen reads it.
-        unsafe { Granted::new(entries, tables) }
+    impl Table {
+        /// The guest's table.
+        fn taken(&self) -> Granted<'_> {
+            // SAFETY: no Xen reads it.
+            unsafe { Granted::new(&self.entries, &self.tables) }
+        }
     }
 
     fn frame(pfn: u64) -> Frame {
@@ -31,8 +35,8 @@ mod on_numbers {
 
     #[test]
     fn a_grant_takes_the_frames_token_and_ending_it_gives_it_back_once() {
-        let (words, entries) = (list(&[0x777]), table());
-        let (p2m, granted) = (map(&words), over(&entries));
+        let (words, table) = (list(&[0x777]), Table::default());
+        let (p2m, granted) = (map(&words), table.taken());
         let grant = granted.grant(&p2m, GrantRef(2), DOMAIN, frame(0), WRITE).expect("free");
         let (reference, mfn) = (GrantRef(2), Mfn::new(0x777));
         let listed = Outstanding { reference, domain: DOMAIN, mfn, is_mapped: false };
@@ -44,28 +48,28 @@ mod on_numbers {
 
     #[test]
     fn a_frame_that_is_mapped_elsewhere_is_not_handed_out() {
-        let (words, entries) = (list(&[7]), table());
-        let (p2m, granted) = (map(&words), over(&entries));
+        let (words, table) = (list(&[7]), Table::default());
+        let (p2m, granted) = (map(&words), table.taken());
         let read = GrantAccess::ReadOnly;
         let grant = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(0), read).expect("free");
-        entries.0[1].fetch_or(8, Ordering::Relaxed);
-        let NotEnded { grant, error } = grant.end().expect_err("mapped");
+        table.entries[1].fetch_or(8, Ordering::Relaxed);
+        let Refused { value: grant, error } = grant.end().expect_err("mapped");
         assert_eq!(
             error.to_string(),
             "grant 1: mfn 00007 to domain 3, which has it mapped: it cannot be ended"
         );
         assert_eq!(granted.outstanding().count(), 1, "it stays granted");
-        entries.0[1].fetch_and(!8, Ordering::Relaxed);
+        table.entries[1].fetch_and(!8, Ordering::Relaxed);
         assert_eq!(grant.end().expect("nobody has it mapped"), frame(0));
     }
 
     #[test]
     fn what_cannot_be_granted_comes_back_with_the_reason() {
-        let (words, entries) = (list(&[7, u64::MAX, 1 << 32, 8]), table());
-        let (p2m, granted) = (map(&words), over(&entries));
+        let (words, table) = (list(&[7, u64::MAX, 1 << 32, 8]), Table::default());
+        let (p2m, granted) = (map(&words), table.taken());
         let give = |reference, pfn| {
             let given = granted.grant(&p2m, GrantRef(reference), DOMAIN, frame(pfn), WRITE);
-            let NotGiven { frame: back, error } = given.expect_err("refused");
+            let Refused { value: back, error } = given.expect_err("refused");
             assert_eq!(back, frame(pfn));
             error
         };
@@ -81,12 +85,12 @@ mod on_numbers {
 
     #[test]
     fn a_grant_of_a_table_that_was_lost_is_not_ended_by_another_of_the_new_one() {
-        let (words, entries) = (list(&[7, 8]), table());
-        let (p2m, granted) = (map(&words), over(&entries));
+        let (words, table) = (list(&[7, 8]), Table::default());
+        let (p2m, granted) = (map(&words), table.taken());
         let old = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(0), WRITE).expect("free");
-        entries.0[1].store(0, Ordering::Relaxed); // a restore: the table is another
+        table.entries[1].store(0, Ordering::Relaxed); // a restore: the table is another
         let new = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(1), WRITE).expect("free");
-        let NotEnded { grant: old, error } = old.end().expect_err("it holds another");
+        let Refused { value: old, error } = old.end().expect_err("it holds another");
         assert_eq!(error, GrantError::NotGranted(GrantRef(1)));
         assert_eq!(granted.outstanding().map(|grant| grant.mfn.raw()).collect::<Vec<_>>(), [8]);
         assert_eq!(new.end().expect("nobody has it mapped"), frame(1));
@@ -96,34 +100,34 @@ mod on_numbers {
 
     #[test]
     fn a_grant_of_before_a_restore_ends_no_grant_of_after_it() {
-        let (words, entries) = (list(&[0x777, 0x778]), table());
-        let (p2m, before) = (map(&words), over(&entries));
+        let (words, table) = (list(&[0x777, 0x778]), Table::default());
+        let (p2m, before) = (map(&words), table.taken());
         let old = before.grant(&p2m, GrantRef(1), DOMAIN, frame(0), WRITE).expect("free");
         // A restore: other frames, an empty table, and the same entry for the same frame number.
         words[0].store(0x555, Ordering::Relaxed);
         words[1].store(0x777, Ordering::Relaxed);
-        entries.0[1].store(0, Ordering::Relaxed);
-        let granted = over(&entries);
+        table.entries[1].store(0, Ordering::Relaxed);
+        let granted = table.taken();
         let new = granted.grant(&p2m, GrantRef(1), DOMAIN, frame(1), WRITE).expect("free");
-        let NotEnded { grant: old, error } = old.end().expect_err("of the table of before");
+        let Refused { value: old, error } = old.end().expect_err("of the table of before");
         assert_eq!(error, GrantError::OtherTable(GrantRef(1)));
         assert_eq!(error.to_string(), "the table in which entry 1 held the grant is gone");
         assert_eq!(granted.outstanding().count(), 1, "the new grant is given");
         assert_eq!(new.end().expect("nobody has it mapped"), frame(1));
         // SAFETY: the table of before is gone.
         let again = before.grant(&p2m, GrantRef(1), DOMAIN, unsafe { old.vouch() }, WRITE);
-        let NotGiven { frame: back, error } = again.expect_err("of the table of before");
+        let Refused { value: back, error } = again.expect_err("of the table of before");
         assert_eq!((back, error), (frame(0), GrantError::OtherTable(GrantRef(1))));
         assert_eq!(granted.outstanding().count(), 0);
     }
 
     #[test]
     fn an_entry_has_the_layout_of_the_header() {
-        let (words, entries) = (list(&[0x4567]), table());
-        let (p2m, granted) = (map(&words), over(&entries));
+        let (words, table) = (list(&[0x4567]), Table::default());
+        let (p2m, granted) = (map(&words), table.taken());
         let (to, read) = (DomId(0x123), GrantAccess::ReadOnly);
         let grant = granted.grant(&p2m, GrantRef(0), to, frame(0), read).expect("free");
-        let bytes = entries.0[0].load(Ordering::Relaxed).to_le_bytes();
+        let bytes = table.entries[0].load(Ordering::Relaxed).to_le_bytes();
         assert_eq!(bytes, [5, 0, 0x23, 0x01, 0x67, 0x45, 0, 0]);
         assert_eq!(grant.end().expect("nobody has it mapped"), frame(0));
     }
@@ -195,7 +199,7 @@ mod in_every_order {
             let frame = unsafe { Frame::claim(Pfn::new(0)) };
             let given = granted.grant(&p2m, GrantRef(0), DomId(3), frame, GrantAccess::ReadWrite);
             let mut grant = given.expect("free");
-            while let Err(NotEnded { grant: same, error }) = grant.end() {
+            while let Err(Refused { value: same, error }) = grant.end() {
                 assert!(matches!(error, GrantError::StillMapped(_)), "{error}");
                 grant = same;
                 loom::thread::yield_now();

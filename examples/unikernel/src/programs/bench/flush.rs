@@ -59,7 +59,6 @@ pub(super) fn run<M: Machine + Cpu>(
     unsafe { scene.vcpus.leave(&bench.kernel.guest, 0) }.or_say("leave")?;
     scene.leave()?;
     second.stop()?;
-    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     destroy(&guest, pgd, &mut bench.memory)?;
     done

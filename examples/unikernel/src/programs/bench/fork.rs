@@ -92,16 +92,13 @@ fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     let root = guest.p2m().mfn(guest.kernel_root()).or_say("P2M")?;
     let floor = bench.send(|batch| batch.op(MmuExtOp::new_baseptr(root)))?;
     let start = bench.begin();
-    let guest = bench.kernel.guest;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
     unsafe { pgd.load(&guest) }.or_say("load")?;
     let cost = bench.end(start);
-    let guest = bench.kernel.guest;
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     bench.row("load", "roots", 1, cost, Some(floor.ticks))?;
-    let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
     super::spaces::destroy(&guest, pgd, &mut bench.memory)
 }

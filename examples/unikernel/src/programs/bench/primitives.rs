@@ -47,7 +47,6 @@ pub(super) fn run<M: Machine + Cpu>(
     // half.
     unsafe { pgd.load(&guest) }.or_say("load")?;
     let done = by_each(bench, bare, &mut pgd).and_then(|()| bare_by_each(bench, bare, &pgd));
-    let guest = bench.kernel.guest;
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
