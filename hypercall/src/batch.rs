@@ -20,10 +20,11 @@
 use core::fmt;
 
 use crate::call::{CALLS_MAX, Call, Outcome, Request};
-use crate::error::Error;
-use crate::machine::Hypercalls;
-use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
-use crate::pte::Pte;
+use crate::error::{Errno, Error};
+use crate::machine::Machine;
+use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping, mmu_command};
+use crate::pte::{Level, Pte, PteFlags};
+use crate::refusable_flag::RefusableFlag;
 
 /// Memory for a batch of up to `UPDATES` page-table updates and `OPS` extended operations.
 #[derive(Debug)]
@@ -97,16 +98,21 @@ impl core::error::Error for Full {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchError {
     /// The first refused request, counted from 0 in the order of the batch.
-    pub request: usize,
+    pub request: u32,
     /// Requests of the batch.
-    pub requests: usize,
+    pub requests: u32,
     /// Its refusal; `error.done` is the index of the refused element in it.
     pub error: Error,
+    /// The flag of the refused entry for which Xen refuses it, if it has one.
+    pub flag: Option<RefusableFlag>,
 }
 
 impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.error)?;
+        if let Some(flag) = self.flag {
+            write!(f, ": the entry asks for {flag}")?;
+        }
         if self.requests > 1 {
             write!(f, " (request {} of {})", self.request + 1, self.requests)?;
         }
@@ -115,6 +121,12 @@ impl fmt::Display for BatchError {
 }
 
 impl core::error::Error for BatchError {}
+
+/// The refusal of a request of a batch that has `requests`.
+fn batch_error(request: usize, requests: usize, error: Error) -> BatchError {
+    let [request, requests] = [request, requests].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
+    BatchError { request, requests, error, flag: None }
+}
 
 /// No place in the storage.
 const NOWHERE: usize = usize::MAX;
@@ -539,7 +551,7 @@ impl Batch<'_> {
     /// None if empty; one otherwise.
     ///
     /// # Safety
-    /// As for [`Hypercalls::issue`].
+    /// As for [`Hypercalls::issue`](crate::Hypercalls::issue).
     ///
     /// ```
     /// use hypercall::{BatchStorage, Level, MmuExtOp};
@@ -556,7 +568,7 @@ impl Batch<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
-    pub unsafe fn submit<M: Hypercalls + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
+    pub unsafe fn submit<M: Machine + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
         // A change and its flush are the most frequent batch, and pay for no longer one.
         match self.runs_used {
             // SAFETY: the caller's promise is handed on.
@@ -568,7 +580,7 @@ impl Batch<'_> {
 
     /// The same for a batch of at most `MAX` requests.
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
-    unsafe fn submit_calls<M: Hypercalls + ?Sized, const MAX: usize>(
+    unsafe fn submit_calls<M: Machine + ?Sized, const MAX: usize>(
         &mut self,
         machine: &M,
     ) -> Result<(), BatchError> {
@@ -579,25 +591,44 @@ impl Batch<'_> {
         }
         // SAFETY: the caller's promise is the one that `issue` asks for.
         let whole = unsafe { machine.issue(&mut calls[..requests]) };
-        let first_refused = calls[..requests].iter().enumerate().find_map(|(request, call)| {
-            call.result().err().map(|error| BatchError { request, requests, error })
-        });
+        let first_refused = calls[..requests]
+            .iter()
+            .enumerate()
+            .find_map(|(request, call)| call.result().err().map(|error| (request, error)));
         let outcomes = calls.map(|call| call.outcome);
         for (run, outcome) in self.runs[..requests].iter_mut().zip(outcomes) {
             run.outcome = outcome;
         }
         if let Err(error) = whole {
-            let request = first_refused.map_or(requests, |refused| refused.request);
-            return Err(BatchError { request, requests, error });
+            let request = first_refused.map_or(requests, |(request, _)| request);
+            return Err(batch_error(request, requests, error));
         }
         match first_refused {
-            Some(error) => Err(error),
+            Some((request, error)) => Err(self.refusal(request, error, machine.missing_flags())),
             None => {
                 self.clear();
                 self.runs_sent = requests;
                 Ok(())
             }
         }
+    }
+
+    /// The refusal of a request, with the flag for which Xen refuses such an entry, if the refused
+    /// one has any.
+    #[cold]
+    fn refusal(&self, request: usize, error: Error, missing: PteFlags) -> BatchError {
+        let run = &self.runs[request];
+        let entry = match run.kind {
+            Kind::Updates(_) => self.updates[run.start..run.end]
+                .get(error.done as usize)
+                .filter(|update| update.target() & mmu_command::MASK != mmu_command::MACHPHYS)
+                .map(|update| (Pte::from_raw(update.value()), None)),
+            Kind::Va(mapping, _) => Some((mapping.pte, Some(Level::L1))),
+            Kind::Ops(_) => None,
+        };
+        let entry = entry.filter(|_| error.errno == Errno::EINVAL);
+        let flag = entry.and_then(|(pte, level)| RefusableFlag::find(pte, level, missing));
+        BatchError { flag, ..batch_error(request, self.runs_used, error) }
     }
 
     /// The elements that took effect in a refused submit, in order.

@@ -18,7 +18,8 @@
 //!   own structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
-//!   [`Refused`]: what was not taken, and comes back with the reason.
+//!   [`Refused`]: what was not taken, and comes back with the reason. [`RefusableFlag`]: the flag
+//!   for which an entry was refused.
 //! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame; [`Uncertain`], [`Quarantine`]:
 //!   what a refused undo leaves, kept from everybody.
 //! * [`explain`]: what a refusal means, in words.
@@ -62,6 +63,7 @@ mod own;
 mod pte;
 mod quarantine;
 mod raw;
+mod refusable_flag;
 mod refused;
 mod shared_info;
 mod start_info;
@@ -91,6 +93,7 @@ pub use own::{Frame, Frames};
 pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
 pub use quarantine::{Quarantine, Uncertain};
 pub use raw::{RawCpu, RawHypercalls, RawWrite};
+pub use refusable_flag::RefusableFlag;
 pub use refused::Refused;
 pub use shared_info::{ArchSharedInfo, MapWords, SHARED_VCPUS, SharedInfo, TimeInfo, VcpuInfo};
 pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};

@@ -7,11 +7,12 @@ use std::cell::RefCell;
 use arbtest::arbitrary::{Result as Drawn, Unstructured};
 use arbtest::arbtest;
 use hypercall::{
-    Assist, Batch, BatchError, BatchStorage, CALLS_MAX, Call, DomId, Domains, Element, Errno,
-    Error, Full, Hypercall, Hypercalls, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Outcome, Pte, Request,
-    VaFlush, VaMapping, VcpuSet,
+    AccessError, Assist, Batch, BatchError, BatchStorage, CALLS_MAX, Call, DomId, Domains, Element,
+    Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, MemoryOp, Mfn, MmuExtOp,
+    MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping, VcpuSet,
 };
 use x86_64::VirtAddr;
+use x86_64::structures::paging::PageTableIndex;
 
 const STORED_UPDATES: usize = 5;
 const STORED_OPS: usize = 3;
@@ -279,8 +280,8 @@ fn a_batch_tells_what_a_list_tells() {
             (None, Some(at)) => Err((at, Errno::EBUSY)),
             (None, None) => Ok(()),
         };
-        assert_eq!(result.map_err(|error| (error.request, error.error.errno)), expected);
-        assert!(result.err().is_none_or(|error| error.requests == requests));
+        assert_eq!(result.map_err(|error| (error.request as usize, error.error.errno)), expected);
+        assert!(result.err().is_none_or(|error| error.requests as usize == requests));
         let pushed: Vec<Vec<_>> =
             list.runs.iter().map(|run| run.iter().map(Pushed::element).collect()).collect();
         assert_eq!(*machine.asked.borrow(), pushed);
@@ -364,11 +365,57 @@ fn a_batch_holds_as_many_updates_as_it_can_remember_replaced_entries() {
 fn a_refusal_is_put_in_words() {
     assert_eq!(Full.to_string(), "the batch is full: submit it, or give it more storage");
     let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EBUSY, done: 2 };
-    let alone = BatchError { request: 0, requests: 1, error };
+    let alone = BatchError { request: 0, requests: 1, error, flag: None };
     assert_eq!(alone.to_string(), error.to_string());
     let error = Error { hypercall: Hypercall::MmuExtOp, errno: Errno::EINVAL, done: 0 };
     assert_eq!(
-        BatchError { request: 1, requests: 2, error }.to_string(),
+        BatchError { request: 1, requests: 2, error, flag: None }.to_string(),
         "mmuext_op refused: EINVAL (-22) (request 2 of 2)"
     );
+    let flag = Some(RefusableFlag::NoExecute);
+    assert_eq!(
+        BatchError { request: 1, requests: 2, error, flag }.to_string(),
+        "mmuext_op refused: EINVAL (-22): the entry asks for NO_EXECUTE, which this CPU does not \
+         have (request 2 of 2)"
+    );
 }
+
+/// The frames of a machine that has none.
+macro_rules! no_frames {
+    ($machine:ty) => {
+        // SAFETY: the machine has no memory that Rust knows of, and no access is made.
+        unsafe impl FrameAccess for $machine {
+            fn read_entry(&self, table: Pfn, _: PageTableIndex) -> Result<Pte, AccessError> {
+                Err(AccessError::Unmapped(table))
+            }
+
+            unsafe fn write_entry(
+                &self,
+                pfn: Pfn,
+                _: PageTableIndex,
+                _: Pte,
+            ) -> Result<(), AccessError> {
+                Err(AccessError::Unmapped(pfn))
+            }
+
+            fn read_bytes(&self, pfn: Pfn, _: usize, _: &mut [u8]) -> Result<(), AccessError> {
+                Err(AccessError::Unmapped(pfn))
+            }
+
+            unsafe fn write_bytes(&self, pfn: Pfn, _: usize, _: &[u8]) -> Result<(), AccessError> {
+                Err(AccessError::Unmapped(pfn))
+            }
+
+            fn machine_to_phys(&self, _: Mfn) -> Option<Pfn> {
+                None
+            }
+
+            fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+                Err(AccessError::Unmapped(pfn))
+            }
+        }
+    };
+}
+
+no_frames!(Scripted);
+no_frames!(Reading);

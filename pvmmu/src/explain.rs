@@ -8,7 +8,7 @@
 use core::fmt;
 
 use hypercall::explain::{Cause, Conflict, Use};
-use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte};
+use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte, RefusableFlag};
 
 use crate::audit::Tree;
 use crate::error::PinFailure;
@@ -112,6 +112,13 @@ impl PinError {
             }
             Some(Obstacle::UnknownFrame(_)) => {
                 Why { conflict: None, obstacles: self.obstacles, causes: NOT_OURS }
+            }
+            Some(Obstacle::Flag(_, flag)) => {
+                let causes = match flag {
+                    RefusableFlag::NoExecute => NO_NX,
+                    _ => &[Cause::FlagsRefused],
+                };
+                Why { conflict: None, obstacles: self.obstacles, causes }
             }
             // A link is in the way of an unpin alone.
             Some(Obstacle::Links(_)) | None => Why::UNKNOWN,

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn};
+use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn, RefusableFlag};
 
 use crate::error::PinFailure;
 use crate::marks::FOREIGN;
@@ -20,6 +20,8 @@ pub enum Obstacle {
     MapsTable(Place, Level),
     /// This entry of the refused table names a frame that the frame map does not know.
     UnknownFrame(Place),
+    /// This entry of the refused table has a flag that Xen refuses to everybody.
+    Flag(Place, RefusableFlag),
     /// This entry leads to the refused table, which is to be none any more.
     Links(Place),
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Obstacle {
                 write!(f, "its {place} maps an {level} table writable")
             }
             Self::UnknownFrame(place) => write!(f, "its {place} names a frame that P2M lacks"),
+            Self::Flag(place, flag) => write!(f, "its {place} asks for {flag}"),
             Self::Links(place) => write!(f, "{place} leads to it"),
         }
     }
@@ -189,6 +192,11 @@ impl Obstacles {
             });
         }
         let _ = each_entry(guest, (level, table, own_slots(level), base), &mut |place| {
+            let missing = guest.machine().missing_flags();
+            let flag = RefusableFlag::find(place.pte, Some(level), missing);
+            if let Some(flag) = flag.filter(|flag| flag.is_refused_to_all(level)) {
+                self.add(Obstacle::Flag(place, flag));
+            }
             let known = guest.pfn(place.pte.mfn()).is_ok();
             let is_foreign = level == Level::L1 && place.pte.flags().contains(FOREIGN);
             if !known && !is_foreign {

@@ -8,11 +8,11 @@ mod common;
 use common::{TestGuest, build, destroy, no_pool, page, pages, tools};
 use hypercall::{
     BatchStorage, Call, Errno, Error, FrameAccess as _, FrameSource as _, Hypercall,
-    Hypercalls as _, Level, Pte, PteFlags, Request, VaFlush, VaMapping,
+    Hypercalls as _, Level, MmuUpdate, Pte, PteFlags, RefusableFlag, Request, VaFlush, VaMapping,
 };
 use p2m::Guest;
 use pvmmu::primitive::WriteMode;
-use pvmmu::{Pages, Pgd, Pinned, explain};
+use pvmmu::{Obstacle, Pages, Pgd, Pinned, explain};
 use xen_model::Model;
 
 /// No entry on the way to any of the pages has the bit, and all are mapped.
@@ -86,4 +86,75 @@ fn an_entry_with_the_bit_is_refused_and_the_reason_names_it() {
     let why = explain::mapping_refused(&guest, &[], pte, error).to_string();
     let reason = "the entry has NO_EXECUTE (bit 63), which this CPU does not offer";
     assert!(why.contains(reason), "{why}");
+}
+
+#[test]
+fn a_refused_update_says_which_flag_the_cpu_lacks() {
+    let test = TestGuest::no_nx();
+    let mut pool = test.pool();
+    let frame = pool.take().expect("a frame");
+    let va = test.model.direct_map(frame.pfn()).expect("mapped");
+    let (slot, old) = test.model.guest().l1_slot(va.raw()).expect("mapped");
+    let with_nx = old.with_flags(PteFlags::KERNEL_RO);
+    let mut storage = BatchStorage::<2, 1>::new();
+    let mut batch = storage.batch();
+    batch.update(MmuUpdate::set(slot, old.read_only()), old.raw()).expect("room");
+    batch.update(MmuUpdate::set(slot, with_nx), old.raw()).expect("room");
+    // SAFETY: the frame exists only in the model, and the token is this test's.
+    let error = unsafe { batch.submit(&test.model) }.expect_err("refused");
+    assert_eq!((error.flag, error.error.done), (Some(RefusableFlag::NoExecute), 1));
+    assert_eq!(
+        error.to_string(),
+        "mmu_update refused: EINVAL (-22) after 1 done: the entry asks for NO_EXECUTE, which this \
+         CPU does not have"
+    );
+    batch.clear();
+    let mapping = VaMapping { va: va.addr(), pte: with_nx, flush: VaFlush::PageAll };
+    batch.va_mapping(mapping, old).expect("room");
+    // SAFETY: as above.
+    let error = unsafe { batch.submit(&test.model) }.expect_err("refused");
+    assert_eq!(error.flag, Some(RefusableFlag::NoExecute), "{error}");
+    // What is refused for another reason has no flag that is to blame.
+    batch.clear();
+    let mapping = VaMapping { pte: old, va: page(0).addr(), ..mapping };
+    batch.va_mapping(mapping, old).expect("room");
+    // SAFETY: as above.
+    let error = unsafe { batch.submit(&test.model) }.expect_err("refused");
+    assert_eq!(error.flag, None, "{error}");
+}
+
+#[test]
+fn a_refused_pin_names_the_entry_and_the_flag() {
+    let test = TestGuest::no_nx();
+    let p2m = test.p2m();
+    let guest = common::guest(&test, &test.model, &p2m);
+    let mut pool = test.pool();
+    let mut storage = BatchStorage::<600, 8>::new();
+    let mut batch = storage.batch();
+    let mut loose = build(&guest, 4, &mut pool);
+    for (level, flag, words) in [
+        (Level::L1, RefusableFlag::NoExecute, "asks for NO_EXECUTE, which this CPU does not have"),
+        (Level::L2, RefusableFlag::Global, "asks for GLOBAL, which only L1 entries may have"),
+    ] {
+        let walk = p2m::walk(&guest, loose.root(), page(2)).expect("readable");
+        let step = walk.at(level).expect("mapped");
+        let table = guest.pfn(step.slot.table).expect("a table");
+        let write = |pte| {
+            // SAFETY: the tree is loose, and exists only in the model.
+            unsafe { test.model.write_entry(table, step.slot.index, pte) }.expect("writable");
+        };
+        write(step.pte.with_flags(step.pte.flags() | flag.flag()));
+        let error = loose.pin(&guest, &mut batch).expect_err("refused");
+        let first = error.obstacles.first().next();
+        let Some(Obstacle::Flag(place, named)) = first else { panic!("{error}") };
+        assert_eq!((place.level, place.table, named), (level, table, flag), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(error.why().to_string().contains(words), "{}", error.why());
+        loose = error.pgd;
+        write(step.pte);
+    }
+    let pgd = loose.pin(&guest, &mut batch).expect("no flag is in the way");
+    let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
+    destroy(&guest, loose, &mut pool);
+    test.check();
 }

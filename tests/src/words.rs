@@ -15,7 +15,7 @@ pub fn va() -> GuestVa {
 #[must_use]
 pub const fn refusal() -> BatchError {
     let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EINVAL, done: 0 };
-    BatchError { request: 0, requests: 1, error }
+    BatchError { request: 0, requests: 1, error, flag: None }
 }
 
 /// Holds errors, a line each, against the words for them.

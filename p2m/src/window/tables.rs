@@ -132,7 +132,7 @@ fn submit<M: Machine>(
     let requests = batch.requests() as u64;
     // SAFETY: the frames belong to the window (I-9); no Rust reference leads into them.
     let Err(error) = (unsafe { batch.submit(machine) }) else { return Ok(requests) };
-    let table = pending[error.request];
+    let table = pending[error.request as usize];
     // What Xen did behind the refused entry is taken back at once, so that the done ones are the
     // first ones.
     batch.invert();

@@ -2,8 +2,8 @@
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
 use hypercall::{
-    Batch, BatchError, Call, Cpu, FrameAccess, GrantMap, Grants, GuestVa, Hypercalls, MemoryOp,
-    Pfn, Pte,
+    Batch, BatchError, Call, Cpu, FrameAccess, GrantMap, Grants, GuestVa, Hypercalls, Machine,
+    MemoryOp, Pfn, Pte,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -16,7 +16,7 @@ fn memory_changes_hands_by_unsafe_code_alone(machine: &impl Hypercalls, op: &mut
 }
 
 fn a_batch_is_submitted_by_unsafe_code_alone(
-    machine: &impl Hypercalls,
+    machine: &impl Machine,
     batch: &mut Batch<'_>,
 ) -> Result<(), BatchError> {
     owed!(batch.submit(machine)) //~ E0133

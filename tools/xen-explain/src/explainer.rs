@@ -1,6 +1,7 @@
 //! Takes a log line by line, and explains it when all of it was read.
 
 mod finish;
+mod flags;
 
 use std::io::{self, Read};
 

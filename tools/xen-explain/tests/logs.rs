@@ -271,3 +271,41 @@ fn garbage_between_and_within_known_lines_breaks_nothing() {
     })
     .budget_ms(500);
 }
+
+#[test]
+fn refused_flags_have_names_and_the_reason() {
+    let nx = "NO_EXECUTE, which this CPU does not have";
+    let devices = "which only L1 entries of guests with devices may have";
+    for (line, words, causes) in [
+        ("Bad L1 flags 800000", format!("(flags 0x800000: {nx})"), vec!["NoExecuteMissing"]),
+        ("Bad L2 flags 8000000000000000", format!(": {nx})"), vec!["NoExecuteMissing"]),
+        (
+            "Bad L1 flags 0x18",
+            format!("(flags 0x18: PWT, {devices}; PCD, {devices})"),
+            vec!["FlagsRefused"],
+        ),
+        (
+            "Bad L4 flags 800100",
+            format!("(flags 0x800100: {nx}; GLOBAL, which only L1 entries may have)"),
+            vec!["NoExecuteMissing", "FlagsRefused"],
+        ),
+        ("Bad L3 flags 4", "(flags 0x4)".to_owned(), vec!["FlagsRefused"]),
+    ] {
+        let explanation = explain(format!("(XEN) arch/x86/mm.c:1:d1v0 {line}\n").as_bytes());
+        let problem = &explanation.problems[0];
+        assert!(problem.what[0].ends_with(&words), "{line}: {:?}", problem.what);
+        let names: Vec<_> = problem.causes.iter().map(|cause| cause.name).collect();
+        assert_eq!(names, causes, "{line}");
+    }
+}
+
+#[test]
+fn the_flags_of_a_refused_entry_have_names() {
+    let line = "Error getting mfn 12345 (pfn 00abc) from L1 entry 8010000012345063 for l1e_owner \
+                d1, pg_owner d1";
+    let explanation = explain(format!("(XEN) arch/x86/mm.c:1:d1v0 {line}\n").as_bytes());
+    let what = &explanation.problems[0].what[0];
+    let words = "(entry 8010000012345063: PRESENT, WRITABLE, ACCESSED, DIRTY, GUEST_KERNEL, \
+                 NO_EXECUTE)";
+    assert!(what.ends_with(words), "{what}");
+}

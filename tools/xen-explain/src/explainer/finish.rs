@@ -3,7 +3,7 @@
 use hypercall::explain::{Cause as Reason, Conflict, Use};
 use hypercall::{Level, Mfn, Pfn};
 
-use super::{Explainer, of_line};
+use super::{Explainer, flags, of_line};
 use crate::chain::{Event, Failed};
 use crate::incident::Incident as Gathered;
 use crate::messages::Role;
@@ -23,6 +23,8 @@ const NOTICED_WITHIN: u64 = 10_000_000;
 const NOTICED_LINES: u64 = 50;
 /// A domain ends within so many lines of what ended it.
 const ENDED_LINES: u64 = 100;
+/// The message that says which flags were refused.
+const BAD_FLAGS: &str = "bad-flags";
 /// Frames that are named as recurring.
 const RECURRING_MAX: usize = 32;
 
@@ -99,7 +101,10 @@ fn describe(found: &Found, log: Option<Span>, booting: Option<u64>) -> Problem {
         [(_, conflict), ..] => conflict.causes(),
         [] => primary.message.causes,
     };
-    let mut causes: Vec<Reason> = reasons.to_vec();
+    let mut causes: Vec<Reason> = match fields.get(Field::Flags) {
+        Some(printed) if primary.message.name == BAD_FLAGS => flags::causes(printed),
+        _ => reasons.to_vec(),
+    };
     let starting = booting.is_some_and(|line| line.abs_diff(primary.number) <= NOTICED_LINES);
     if starting && let Some(at) = causes.iter().position(|cause| *cause == Reason::EarlyBuffer) {
         causes[..=at].rotate_right(1);
@@ -184,11 +189,13 @@ fn sentence(line: &Line) -> String {
         text += ": ";
     }
     text += line.message.meaning;
-    if let Some(flags) = get(Field::Flags) {
-        text += &format!(" (flags {flags:#x})");
+    match get(Field::Flags) {
+        Some(printed) if line.message.name == BAD_FLAGS => text += &flags::refused(printed),
+        Some(printed) => text += &format!(" (flags {printed:#x})"),
+        None => {}
     }
     if let Some(pte) = get(Field::Pte) {
-        text += &format!(" (entry {pte:016x})");
+        text += &flags::entry(pte);
     }
     if let Some(owner) = get(Field::Owner)
         && matches!(line.message.name, "not-owner" | "other-owner" | "bad-steal" | "unpin-foreign")
