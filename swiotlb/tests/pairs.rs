@@ -10,7 +10,9 @@ use hypercall::{FrameAccess as _, Frames, Pfn, Quarantine};
 use p2m::DirectEntries;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan};
-use swiotlb::{Both, Device, Dma, DmaMask, Path, Region, RegionError, SEGMENT_ORDER, Stranded};
+use swiotlb::{
+    Both, Device, Dma, DmaMask, Path, Pool, Region, RegionError, SEGMENT_ORDER, Stranded,
+};
 use xen_model::Mode;
 
 /// What an operation leaves, whichever way it went.
@@ -165,6 +167,30 @@ fn stranded_frames_that_are_reinstated_while_that_is_refused_too() {
     });
 }
 
+/// A mapping through slots, copied both ways, and coherent pages; whatever access fails, no slot
+/// stays taken.
+fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Plan<'_>) {
+    let machine = pairs::around(&guest.model, plan);
+    let dma = Dma { machine: &machine, p2m: guest.p2m, pool, vcpu: 0 };
+    let device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
+    let before = plan.refused();
+    if let Ok(mut mapping) = dma.map::<Both>(&device, guest.buffer(1 << SEGMENT_ORDER, 0, 5000)) {
+        while let Err((error, back)) = dma.unmap(mapping) {
+            assert!(before < plan.refused(), "{error}");
+            mapping = back;
+        }
+    } else {
+        assert!(before < plan.refused(), "an access has failed");
+    }
+    let before = plan.refused();
+    match dma.coherent(3, DmaMask::ALL) {
+        Ok(pages) => {
+            dma.free_coherent(pages).map_err(|(error, _)| error).expect("they are the pool's");
+        }
+        Err(error) => assert!(before < plan.refused(), "{error}"),
+    }
+}
+
 #[test]
 fn a_pool_that_grows_and_shrinks_and_whose_memory_is_scattered() {
     pairs::run("swiotlb", "gather_grow_shrink_scatter", |plan| {
@@ -174,12 +200,7 @@ fn a_pool_that_grows_and_shrinks_and_whose_memory_is_scattered() {
         let pool = places.pool();
         for region in std::mem::take(&mut scene.left.regions) {
             pool.grow(scene.guest.p2m, region).expect("there is a place");
-            let dma =
-                Dma { machine: &scene.guest.model, p2m: scene.guest.p2m, pool: &pool, vcpu: 0 };
-            let device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
-            let buffer = scene.guest.buffer(1 << SEGMENT_ORDER, 0, 5000);
-            let mapping = dma.map::<Both>(&device, buffer).expect("mapped");
-            dma.unmap(mapping).expect("unmapped");
+            bounce(&scene.guest, &pool, plan);
         }
         pool.close(&mut |region| scene.left.regions.push(region)).expect("nothing is taken");
         scene.scatter(plan);
