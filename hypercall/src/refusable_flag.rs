@@ -28,6 +28,12 @@ impl RefusableFlag {
         [Self::NoExecute, Self::PatOrPse, Self::Pwt, Self::Pcd, Self::Global, Self::Grant];
 
     /// The bit.
+    ///
+    /// ```
+    /// use hypercall::{PteFlags, RefusableFlag};
+    ///
+    /// assert_eq!(RefusableFlag::Pcd.flag(), PteFlags::PCD);
+    /// ```
     #[must_use]
     pub const fn flag(self) -> PteFlags {
         match self {
@@ -68,6 +74,14 @@ impl RefusableFlag {
 
     /// Whether every Xen refuses the flag in entries of `level` whoever asks, where
     /// [`find`](Self::find) found it.
+    ///
+    /// ```
+    /// use hypercall::{Level, RefusableFlag};
+    ///
+    /// // A guest with devices may switch the cache off for a page, nobody for a table.
+    /// assert!(!RefusableFlag::Pcd.is_refused_to_all(Level::L1));
+    /// assert!(RefusableFlag::Pcd.is_refused_to_all(Level::L2));
+    /// ```
     #[must_use]
     pub fn is_refused_to_all(self, level: Level) -> bool {
         match self {
