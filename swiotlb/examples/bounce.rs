@@ -6,9 +6,9 @@ use std::error::Error;
 
 use hypercall::{BatchStorage, Counting, Extent, Mfn, Pfn};
 use p2m::P2m;
-use swiotlb::{
-    Area, Both, Device, Dma, DmaMask, Place, Pool, SEGMENT_ORDER, Scratch, Segment, gather,
-};
+use swiotlb::direction::Bidirectional;
+use swiotlb::region::{Scratch, gather};
+use swiotlb::{Area, Device, Dma, DmaMask, GuestBytes, Pool, Segment};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -23,24 +23,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut storage = BatchStorage::<512, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    let region = gather(&guest.on(&machine), frames, SEGMENT_ORDER, DmaMask::ALL, &mut scratch)?;
+    let region = gather(&guest.on(&machine), frames, Segment::ORDER, DmaMask::ALL, &mut scratch)?;
     println!("and {:?} after {}", mfns(guest.p2m, region.start()), machine.counts().hypercalls);
 
     // 2. A pool, in places that this program owns.
     let segments = [Segment::new(), Segment::new()];
     let areas = [Area::new()];
     let pool = Pool::new(&segments, &areas)?;
-    pool.grow(guest.p2m, region).map_err(|(error, _)| error)?;
+    pool.grow(guest.p2m, region)?;
 
     // 3. A buffer over two frames, which are no neighbours: the device gets slots.
-    let dma = Dma { machine: &machine, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    let place = Place { pfn: Pfn::new(common::ARENA), offset: 4000, len_bytes: 200 };
+    let dma = Dma { guest: guest.on(&machine), pool: &pool, vcpu: 0 };
+    let place = GuestBytes { pfn: Pfn::new(common::ARENA), offset: 4000, len_bytes: 200 };
     guest.write(place, &[1; 200]);
     let device = Device::new(DmaMask::ALL);
-    let mapping = dma.map::<Both>(&device, guest.buffer(0, 4000, 200)).map_err(|(e, _)| e)?;
+    let mapping = dma.map::<Bidirectional>(&device, guest.buffer(0, 4000, 200))?;
     println!("the device gets {} (bounced: {})", mapping.bus(), mapping.is_bounced());
     guest.device_writes(mapping.bus(), &[2; 150]);
-    dma.unmap(mapping).map_err(|(error, _)| error)?;
+    dma.unmap(mapping)?;
     let bytes = guest.read(place);
     println!("150 bytes are the device's, the rest is as it was: {:?}", &bytes[148..152]);
     println!("{:?}", pool.counters());

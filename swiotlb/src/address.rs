@@ -53,6 +53,23 @@ impl BusAddr {
         (self.0 & (PAGE_SIZE as u64 - 1)) as usize
     }
 
+    /// Whether the address is a multiple of 2^`order` pages, as 0 is of any number.
+    ///
+    /// ```
+    /// use swiotlb::BusAddr;
+    ///
+    /// assert!(BusAddr::from_raw(0x20_0000).is_aligned(9));
+    /// assert!(!BusAddr::from_raw(0x20_1000).is_aligned(9));
+    /// ```
+    #[must_use]
+    pub const fn is_aligned(self, order: u32) -> bool {
+        // From 2^64 bytes on, for which no bit is left, 0 is the only one.
+        match (PAGE_SIZE as u64).checked_shl(order) {
+            Some(bytes) => self.0.is_multiple_of(bytes),
+            None => self.0 == 0,
+        }
+    }
+
     /// How many bytes `self` lies beyond `start`, if it does not lie before it.
     #[must_use]
     pub const fn offset_from(self, start: Self) -> Option<u64> {
@@ -128,6 +145,12 @@ impl DmaMask {
     }
 }
 
+impl fmt::Display for DmaMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "below 2^{}", self.bits)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +171,17 @@ mod tests {
     fn a_bus_address_is_that_of_the_frame() {
         assert_eq!(BusAddr::new(Mfn::new(0x203), 0x10).raw(), 0x20_3010);
         assert_eq!(BusAddr::from_raw(5).offset_from(BusAddr::from_raw(6)), None);
+    }
+
+    #[test]
+    fn only_address_0_is_a_multiple_of_what_no_word_holds() {
+        let at = BusAddr::from_raw;
+        assert!(at(1 << 63).is_aligned(51) && !at(1 << 62).is_aligned(51));
+        for order in [52, 63, 64, 65, u32::MAX] {
+            assert!(at(0).is_aligned(order), "order {order}");
+            for address in [1, 0x1000, 1 << 63, u64::MAX] {
+                assert!(!at(address).is_aligned(order), "{address:#x}, order {order}");
+            }
+        }
     }
 }

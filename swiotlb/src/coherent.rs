@@ -7,14 +7,13 @@
 //! More than a segment (64 pages) at once is a region of its own: `gather`.
 #![expect(unsafe_code, reason = "writes pages that it has just taken (I-1)")]
 
-use hypercall::{FrameAccess, PAGE_SIZE, Pfn};
+use hypercall::{FrameAccess, PAGE_SIZE, Pfn, Refused};
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::is_aligned;
 use crate::copy::zero;
-use crate::error::Error;
-use crate::pool::{Held, Need};
-use crate::segment::{Purpose, SEGMENT_BYTES, SLOT_BYTES, Use};
+use crate::error::DmaError;
+use crate::pool::{Held, SlotRequest};
+use crate::segment::{Purpose, Segment, SlotUse};
 use crate::stream::Dma;
 
 /// Pages that are contiguous for a device.
@@ -56,7 +55,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// Takes pages that `mask` reaches, filled with zeroes.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] above a segment; otherwise as for [`map`](Self::map).
+    /// [`DmaError::TooLarge`] above a segment; otherwise as for [`map`](Self::map).
     ///
     /// # Hypercalls
     /// None.
@@ -66,32 +65,33 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// use swiotlb::{Dma, DmaMask};
     ///
     /// let (guest, pool, _) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
     /// let rings = dma.coherent(2, DmaMask::bits(64))?; // two pages in a row, zeroed
     /// println!("the device finds them at {:#x}", rings.bus().raw());
-    /// dma.free_coherent(rings).map_err(|(error, _)| error)?;
-    /// # Ok::<(), swiotlb::Error>(())
+    /// dma.free_coherent(rings)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn coherent(&self, pages: usize, mask: DmaMask) -> Result<Coherent, Error> {
+    pub fn coherent(&self, pages: usize, mask: DmaMask) -> Result<Coherent, DmaError> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
         let stride = match len_bytes {
-            0..=SEGMENT_BYTES => pages.next_power_of_two() * (PAGE_SIZE / SLOT_BYTES),
+            0..=Segment::BYTES => pages.next_power_of_two() * (PAGE_SIZE / Segment::SLOT_BYTES),
             _ => 1,
         };
-        let what = Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes };
-        let (held, bus) = self.pool.take(self.p2m, self.vcpu, Need { what, stride, mask })?;
+        let what = SlotUse::whole(Purpose::Coherent, len_bytes);
+        let (held, bus) =
+            self.pool.take(self.guest.p2m(), self.vcpu, SlotRequest { what, stride, mask })?;
         let place = self.pool.place(&held, 0, len_bytes);
         let order = pages.next_power_of_two().trailing_zeros();
         // SAFETY: pages that were just taken (I-1).
-        let wiped = unsafe { zero(self.machine, place.pfn, place.offset, len_bytes) };
-        let right = match is_aligned(bus, order) {
-            true => wiped.map_err(Error::from),
-            false => Err(Error::OutOfReach { mask }),
+        let wiped = unsafe { zero(self.guest.machine(), place.pfn, place.offset, len_bytes) };
+        let right = match bus.is_aligned(order) {
+            true => wiped.map_err(DmaError::from),
+            false => Err(DmaError::OutOfReach { mask }),
         };
         match right {
             Ok(()) => Ok(Coherent { held, bus, pfn: place.byte(0).0, pages }),
             Err(error) => {
-                self.give_back(held, bus).map_err(|(error, _)| error)?;
+                self.give_back(held, bus).map_err(|refused| refused.error)?;
                 Err(error)
             }
         }
@@ -105,9 +105,12 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Hypercalls
     /// None.
-    pub fn free_coherent(&self, pages: Coherent) -> Result<(), (Error, Coherent)> {
+    pub fn free_coherent(&self, pages: Coherent) -> Result<(), Refused<Coherent, DmaError>> {
         let Coherent { held, bus, .. } = pages;
-        self.give_back(held, bus).map_err(|(error, held)| (error, Coherent { held, ..pages }))
+        self.give_back(held, bus).map_err(|Refused { value, error }| Refused {
+            value: Coherent { held: value, ..pages },
+            error,
+        })
     }
 
     /// Gives pages back of which only the device's address is known.
@@ -128,31 +131,31 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// use swiotlb::{Dma, DmaMask};
     ///
     /// let (guest, pool, _) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
     /// // A driver that keeps nothing but the address.
     /// let bus = dma.coherent(2, DmaMask::bits(64))?.into_bus();
     /// unsafe { dma.free_coherent_at(bus, 2) }?;
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// Safe code does not end what somebody else has a token of:
     /// ```compile_fail,E0133
-    /// # use swiotlb::{Coherent, Dma, Error};
+    /// # use swiotlb::{Coherent, Dma, DmaError};
     /// # use hypercall::FrameAccess;
-    /// fn steal<M: FrameAccess>(dma: &Dma<M>, pages: &Coherent) -> Result<(), Error> {
+    /// fn steal<M: FrameAccess>(dma: &Dma<M>, pages: &Coherent) -> Result<(), DmaError> {
     ///     dma.free_coherent_at(pages.bus(), pages.pages())
     /// }
     /// ```
-    pub unsafe fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), Error> {
+    pub unsafe fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), DmaError> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
         let pfn = self.pfn_in_pool(bus).ok_or_else(|| self.pool.stranger(bus))?;
-        let held = self.pool.find(pfn, bus, (Purpose::Coherent, len_bytes))?;
-        self.give_back(held, bus).map_err(|(error, _)| error)
+        let held = self.pool.find(pfn, bus, SlotUse::whole(Purpose::Coherent, len_bytes))?;
+        self.give_back(held, bus).map_err(|refused| refused.error)
     }
 
-    fn give_back(&self, held: Held, bus: BusAddr) -> Result<(), (Error, Held)> {
+    fn give_back(&self, held: Held, bus: BusAddr) -> Result<(), Refused<Held, DmaError>> {
         if let Err(error) = self.pool.enter(&held, bus) {
-            return Err((error, held));
+            return Err(Refused { value: held, error });
         }
         let slots = held.what().slots();
         self.pool.close_run(held, slots);

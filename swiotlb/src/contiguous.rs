@@ -1,19 +1,19 @@
-//! Two different questions about memory, for two different callers.
+//! Whether the machine frames of a buffer follow one another.
 //!
-//! *Contiguous*: do the machine frames of a buffer follow one another? A streaming mapping asks
-//! nothing else. *Aligned*: is an address a multiple of a size? Only coherent memory promises that.
-//! Linux once asked both in the streaming path, and ordinary buffers, which are aligned to nothing,
-//! went through the bounce pool until it was full.
+//! A streaming mapping asks nothing else. Whether an address is a multiple of a size is another
+//! question ([`BusAddr::is_aligned`]): only coherent memory promises that. Linux once asked both in
+//! the streaming path, and ordinary buffers, which are aligned to nothing, went through the bounce
+//! pool until it was full.
 
 use hypercall::{PAGE_SIZE, Pfn};
 use p2m::{P2m, P2mError};
 
 use crate::address::BusAddr;
 
-/// A place in the guest's memory: bytes from `offset` in the frame of `pfn` on, through the frames
+/// Bytes in the guest's memory: from `offset` in the frame of `pfn` on, through the frames
 /// of the pfns that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct GuestBytes {
     /// The first frame.
     pub pfn: Pfn,
     /// Where in it; from 4096 on, in one that follows.
@@ -22,7 +22,7 @@ pub struct Place {
     pub len_bytes: usize,
 }
 
-impl Place {
+impl GuestBytes {
     /// The pfn and offset of byte `at`.
     #[inline]
     pub(crate) const fn byte(&self, at: usize) -> (Pfn, usize) {
@@ -38,61 +38,43 @@ impl Place {
         let pfn = Pfn::new(self.pfn.raw().saturating_add(frames));
         Self { pfn, offset: self.offset % PAGE_SIZE, ..self }
     }
-}
 
-/// Where the device sees `place`, and how many of its bytes from the beginning lie together there.
-///
-/// # Errors
-/// The first frame is not the guest's own memory, or one of those that would follow is not.
-///
-/// # Hypercalls
-/// None: one look-up for each frame.
-///
-/// ```
-/// # use core::sync::atomic::AtomicU64;
-/// use hypercall::Pfn;
-/// use p2m::P2m;
-/// use swiotlb::{Place, contiguous};
-///
-/// let list = [0x203, 0x204, 0x777].map(AtomicU64::new);
-/// let p2m = unsafe { P2m::adopt(&list) }?;
-/// let place = Place { pfn: Pfn::new(0), offset: 0x800, len_bytes: 3 * 4096 - 0x800 };
-/// let (bus, len_bytes) = contiguous(&p2m, place)?;
-/// assert_eq!((bus.raw(), len_bytes), (0x20_3800, 2 * 4096 - 0x800));
-/// # Ok::<(), p2m::P2mError>(())
-/// ```
-#[inline]
-pub fn contiguous(p2m: &P2m<'_>, place: Place) -> Result<(BusAddr, usize), P2mError> {
-    let place = if place.offset < PAGE_SIZE { place } else { place.within_a_frame() };
-    let first = p2m.mfn(place.pfn)?;
-    let start = BusAddr::new(first, place.offset);
-    let mut together = PAGE_SIZE - place.offset;
-    let mut frames = 1;
-    while together < place.len_bytes {
-        let pfn = Pfn::new(place.pfn.raw() + frames);
-        if p2m.mfn(pfn)?.offset_from(first) != Some(frames) {
-            break;
+    /// Returns where a device sees the first byte, and how many from there on lie together.
+    ///
+    /// # Errors
+    /// The first frame is not the guest's own memory, or one of those that would follow is not.
+    ///
+    /// # Hypercalls
+    /// None: one look-up for each frame.
+    ///
+    /// ```
+    /// # use core::sync::atomic::AtomicU64;
+    /// use hypercall::Pfn;
+    /// use p2m::P2m;
+    /// use swiotlb::GuestBytes;
+    ///
+    /// let list = [0x203, 0x204, 0x777].map(AtomicU64::new);
+    /// let p2m = unsafe { P2m::adopt(&list) }?;
+    /// let bytes = GuestBytes { pfn: Pfn::new(0), offset: 0x800, len_bytes: 3 * 4096 - 0x800 };
+    /// let (bus, len_bytes) = bytes.contiguous(&p2m)?;
+    /// assert_eq!((bus.raw(), len_bytes), (0x20_3800, 2 * 4096 - 0x800));
+    /// # Ok::<(), p2m::P2mError>(())
+    /// ```
+    #[inline]
+    pub fn contiguous(self, p2m: &P2m<'_>) -> Result<(BusAddr, usize), P2mError> {
+        let Self { pfn, offset, len_bytes } =
+            if self.offset < PAGE_SIZE { self } else { self.within_a_frame() };
+        let first = p2m.mfn(pfn)?;
+        let mut together = PAGE_SIZE - offset;
+        let mut frames = 1;
+        while together < len_bytes {
+            if p2m.mfn(Pfn::new(pfn.raw() + frames))?.offset_from(first) != Some(frames) {
+                break;
+            }
+            frames += 1;
+            together += PAGE_SIZE;
         }
-        frames += 1;
-        together += PAGE_SIZE;
-    }
-    Ok((start, together.min(place.len_bytes)))
-}
-
-/// Whether an address is a multiple of 2^`order` pages, as 0 is of any number.
-///
-/// ```
-/// use swiotlb::{BusAddr, is_aligned};
-///
-/// assert!(is_aligned(BusAddr::from_raw(0x20_0000), 9));
-/// assert!(!is_aligned(BusAddr::from_raw(0x20_1000), 9));
-/// ```
-#[must_use]
-pub const fn is_aligned(start: BusAddr, order: u32) -> bool {
-    // From 2^64 bytes on, for which no bit is left, 0 is the only one.
-    match (PAGE_SIZE as u64).checked_shl(order) {
-        Some(bytes) => start.raw().is_multiple_of(bytes),
-        None => start.raw() == 0,
+        Ok((BusAddr::new(first, offset), together.min(len_bytes)))
     }
 }
 
@@ -108,12 +90,12 @@ mod tests {
         let list = [0x700, 0x701, 0x703, 0x704].map(AtomicU64::new);
         // SAFETY: no memory is behind these numbers.
         let p2m = unsafe { P2m::adopt(&list) }.expect("a list");
-        let at = |pfn, offset, len_bytes| Place { pfn: Pfn::new(pfn), offset, len_bytes };
+        let at = |pfn, offset, len_bytes| GuestBytes { pfn: Pfn::new(pfn), offset, len_bytes };
         let start = BusAddr::from_raw(0x70_0010);
-        assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff0)), Ok((start, 0x1ff0)));
-        assert_eq!(contiguous(&p2m, at(0, 0x10, 0x1ff1)), Ok((start, 0x1ff0)));
-        assert_eq!(contiguous(&p2m, at(2, 0, 0x2000)).map(|found| found.1), Ok(0x2000));
-        assert!(contiguous(&p2m, at(3, 1, 0x1000)).is_err(), "it leaves the map");
+        assert_eq!(at(0, 0x10, 0x1ff0).contiguous(&p2m), Ok((start, 0x1ff0)));
+        assert_eq!(at(0, 0x10, 0x1ff1).contiguous(&p2m), Ok((start, 0x1ff0)));
+        assert_eq!(at(2, 0, 0x2000).contiguous(&p2m).map(|found| found.1), Ok(0x2000));
+        assert!(at(3, 1, 0x1000).contiguous(&p2m).is_err(), "it leaves the map");
     }
 
     #[test]
@@ -121,27 +103,15 @@ mod tests {
         let list = [0x700, 0x703, 0x704].map(AtomicU64::new);
         // SAFETY: no memory is behind these numbers.
         let p2m = unsafe { P2m::adopt(&list) }.expect("a list");
-        let at = |pfn, offset, len_bytes| Place { pfn: Pfn::new(pfn), offset, len_bytes };
+        let at = |pfn, offset, len_bytes| GuestBytes { pfn: Pfn::new(pfn), offset, len_bytes };
         for (offset, start) in [(0x1000, 0x70_3000), (0x1388, 0x70_3388), (0x2fff, 0x70_4fff)] {
-            let found = contiguous(&p2m, at(0, offset, 1));
+            let found = at(0, offset, 1).contiguous(&p2m);
             assert_eq!(found, Ok((BusAddr::from_raw(start), 1)), "offset {offset:#x}");
         }
-        let found = contiguous(&p2m, at(0, 0x1010, 0x1800));
+        let found = at(0, 0x1010, 0x1800).contiguous(&p2m);
         assert_eq!(found, Ok((BusAddr::from_raw(0x70_3010), 0x1800)), "across two frames");
         for (pfn, offset) in [(0, 0x3000), (0, usize::MAX), (2, 0x1000), (u64::MAX, usize::MAX)] {
-            assert!(contiguous(&p2m, at(pfn, offset, 1)).is_err(), "it is behind the map");
-        }
-    }
-
-    #[test]
-    fn only_address_0_is_a_multiple_of_what_no_word_holds() {
-        let at = BusAddr::from_raw;
-        assert!(is_aligned(at(1 << 63), 51) && !is_aligned(at(1 << 62), 51));
-        for order in [52, 63, 64, 65, u32::MAX] {
-            assert!(is_aligned(at(0), order), "order {order}");
-            for address in [1, 0x1000, 1 << 63, u64::MAX] {
-                assert!(!is_aligned(at(address), order), "{address:#x}, order {order}");
-            }
+            assert!(at(pfn, offset, 1).contiguous(&p2m).is_err(), "it is behind the map");
         }
     }
 
@@ -159,7 +129,8 @@ mod tests {
             let pfn = u.int_in_range(0..=11u64)?;
             let offset = u.int_in_range(0..=4095usize)?;
             let room = (12 - usize::try_from(pfn).expect("small")) * PAGE_SIZE - offset;
-            let place = Place { pfn: Pfn::new(pfn), offset, len_bytes: u.int_in_range(1..=room)? };
+            let place =
+                GuestBytes { pfn: Pfn::new(pfn), offset, len_bytes: u.int_in_range(1..=room)? };
             let bus = |at: usize| {
                 let (pfn, offset) = place.byte(at);
                 p2m.mfn(pfn).map(|mfn| BusAddr::new(mfn, offset).raw())
@@ -168,7 +139,7 @@ mod tests {
             let together =
                 (0..place.len_bytes).take_while(|at| bus(*at) == Ok(start + *at as u64)).count();
             // Alignment has no part in it: any offset will do.
-            assert_eq!(contiguous(&p2m, place), Ok((BusAddr::from_raw(start), together)));
+            assert_eq!(place.contiguous(&p2m), Ok((BusAddr::from_raw(start), together)));
             Ok(())
         })
         .budget_ms(500);

@@ -4,7 +4,7 @@
 
 use hypercall::{AccessError, FrameAccess, PAGE_SIZE, Pfn};
 
-use crate::contiguous::Place;
+use crate::contiguous::GuestBytes;
 
 /// Bytes that are on the stack at once.
 const CHUNK: usize = 512;
@@ -18,8 +18,8 @@ const CHUNK: usize = 512;
 /// The caller owns the bytes written (I-1).
 pub(crate) unsafe fn copy<M: FrameAccess + ?Sized>(
     machine: &M,
-    from: Place,
-    to: Place,
+    from: GuestBytes,
+    to: GuestBytes,
 ) -> Result<(), AccessError> {
     let mut chunk = [0; CHUNK];
     let len_bytes = from.len_bytes.min(to.len_bytes);
@@ -51,7 +51,7 @@ pub(crate) unsafe fn zero<M: FrameAccess + ?Sized>(
     len_bytes: usize,
 ) -> Result<(), AccessError> {
     const ZEROES: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-    let place = Place { pfn, offset, len_bytes };
+    let place = GuestBytes { pfn, offset, len_bytes };
     let mut done = 0;
     while done < len_bytes {
         let (pfn, offset) = place.byte(done);

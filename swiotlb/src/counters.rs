@@ -1,7 +1,5 @@
 //! What a pool counts, area by area, so that vCPUs do not meet at a counter.
 
-use core::ops::Add;
-
 use crate::direct::Records;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -13,104 +11,70 @@ pub struct Area {
     /// Which of the area's segments last had free slots, counted from 0. Whatever it says, a search
     /// looks at each of them once.
     pub(crate) hint: AtomicU64,
-    used: AtomicU64,
-    high: AtomicU64,
-    taken: AtomicU64,
-    given: AtomicU64,
-    bytes_to: AtomicU64,
-    bytes_from: AtomicU64,
-    direct_maps: AtomicU64,
-    direct_unmaps: AtomicU64,
-    failures: [AtomicU64; 4],
+    counts: [AtomicU64; COUNTS],
     /// Buffers that devices have as they are, if they end by their address.
     pub(crate) direct: Records,
 }
 
-/// Why something was refused, as far as it is counted.
+/// What an area counts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Failure {
+pub(crate) enum Count {
+    SlotsUsed,
+    SlotsUsedMost,
+    Taken,
+    Given,
+    BytesToDevice,
+    BytesFromDevice,
+    DirectMaps,
+    DirectUnmaps,
     TooLarge,
     OutOfReach,
     Full,
     Misuse,
 }
 
+const COUNTS: usize = Count::Misuse as usize + 1;
+
 impl Area {
-    /// An area in which nothing happened.
+    /// Makes an area in which nothing happened.
     #[must_use]
     pub fn new() -> Self {
-        let zero = || AtomicU64::new(0);
         Self {
             hint: AtomicU64::new(0),
-            used: zero(),
-            high: zero(),
-            taken: zero(),
-            given: zero(),
-            bytes_to: zero(),
-            bytes_from: zero(),
-            direct_maps: zero(),
-            direct_unmaps: zero(),
-            failures: core::array::from_fn(|_| zero()),
+            counts: core::array::from_fn(|_| AtomicU64::new(0)),
             direct: Records::new(),
         }
     }
 
     #[inline]
+    const fn counter(&self, count: Count) -> &AtomicU64 {
+        &self.counts[count as usize]
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, count: Count, more: usize) {
+        self.counter(count).fetch_add(more as u64, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn add_one(&self, count: Count) {
+        self.add(count, 1);
+    }
+
+    #[inline]
     pub(crate) fn took(&self, slots: u64) {
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        let used = self.used.fetch_add(slots, Ordering::Relaxed) + slots;
-        if used > self.high.load(Ordering::Relaxed) {
-            self.high.fetch_max(used, Ordering::Relaxed);
+        self.add_one(Count::Taken);
+        let used = self.counter(Count::SlotsUsed).fetch_add(slots, Ordering::Relaxed) + slots;
+        let most = self.counter(Count::SlotsUsedMost);
+        if used > most.load(Ordering::Relaxed) {
+            most.fetch_max(used, Ordering::Relaxed);
         }
     }
 
     #[inline]
     pub(crate) fn gave(&self, slots: u64) {
-        self.given.fetch_add(1, Ordering::Relaxed);
-        self.used.fetch_sub(slots, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn copied_to_device(&self, bytes: usize) {
-        self.bytes_to.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn copied_from_device(&self, bytes: usize) {
-        self.bytes_from.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn mapped_directly(&self) {
-        self.direct_maps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn unmapped_directly(&self) {
-        self.direct_unmaps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn failed(&self, failure: Failure) {
-        self.failures[failure as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn counters(&self) -> Counters {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let failed = |failure: Failure| read(&self.failures[failure as usize]);
-        Counters {
-            taken: read(&self.taken),
-            given: read(&self.given),
-            direct_maps: read(&self.direct_maps),
-            direct_unmaps: read(&self.direct_unmaps),
-            bytes_to_device: read(&self.bytes_to),
-            bytes_from_device: read(&self.bytes_from),
-            slots_used: read(&self.used),
-            slots_used_most: read(&self.high),
-            too_large: failed(Failure::TooLarge),
-            out_of_reach: failed(Failure::OutOfReach),
-            full: failed(Failure::Full),
-            misuse: failed(Failure::Misuse),
-        }
+        self.add_one(Count::Given);
+        self.counter(Count::SlotsUsed).fetch_sub(slots, Ordering::Relaxed);
     }
 }
 
@@ -151,30 +115,30 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Buffers that are mapped as they are now.
+    /// The sums over some areas.
+    pub(crate) fn of(areas: &[Area]) -> Self {
+        let sum = |count| {
+            areas.iter().map(|area| area.counter(count).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        Self {
+            taken: sum(Count::Taken),
+            given: sum(Count::Given),
+            direct_maps: sum(Count::DirectMaps),
+            direct_unmaps: sum(Count::DirectUnmaps),
+            bytes_to_device: sum(Count::BytesToDevice),
+            bytes_from_device: sum(Count::BytesFromDevice),
+            slots_used: sum(Count::SlotsUsed),
+            slots_used_most: sum(Count::SlotsUsedMost),
+            too_large: sum(Count::TooLarge),
+            out_of_reach: sum(Count::OutOfReach),
+            full: sum(Count::Full),
+            misuse: sum(Count::Misuse),
+        }
+    }
+
+    /// Returns how many buffers are mapped as they are now.
     #[must_use]
     pub const fn direct_now(&self) -> u64 {
         self.direct_maps.saturating_sub(self.direct_unmaps)
-    }
-}
-
-impl Add for Counters {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            taken: self.taken + other.taken,
-            given: self.given + other.given,
-            direct_maps: self.direct_maps + other.direct_maps,
-            direct_unmaps: self.direct_unmaps + other.direct_unmaps,
-            bytes_to_device: self.bytes_to_device + other.bytes_to_device,
-            bytes_from_device: self.bytes_from_device + other.bytes_from_device,
-            slots_used: self.slots_used + other.slots_used,
-            slots_used_most: self.slots_used_most + other.slots_used_most,
-            too_large: self.too_large + other.too_large,
-            out_of_reach: self.out_of_reach + other.out_of_reach,
-            full: self.full + other.full,
-            misuse: self.misuse + other.misuse,
-        }
     }
 }

@@ -8,8 +8,8 @@
 //! nanosecond.
 
 use crate::address::BusAddr;
-use crate::error::Error;
-use crate::segment::{Purpose, Use};
+use crate::error::DmaError;
+use crate::segment::{Purpose, SlotUse};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Records of an area.
@@ -39,7 +39,7 @@ struct Record {
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Ended,
-    Otherwise(Use),
+    Otherwise(SlotUse),
     Nothing,
 }
 
@@ -51,11 +51,11 @@ impl Records {
     }
 
     /// Remembers a buffer of so many bytes at `address`. False if there is no place for it.
-    pub(crate) fn add(&self, address: BusAddr, what: (Purpose, usize)) -> bool {
+    pub(crate) fn add(&self, address: BusAddr, what: SlotUse) -> bool {
         self.0.iter().any(|record| record.take(address, what))
     }
 
-    fn end(&self, address: BusAddr, what: (Purpose, usize)) -> Found {
+    fn end(&self, address: BusAddr, what: SlotUse) -> Found {
         let mut found = Found::Nothing;
         for record in &self.0 {
             match record.end(address, what) {
@@ -69,25 +69,27 @@ impl Records {
 }
 
 impl Record {
-    fn take(&self, address: BusAddr, (purpose, len_bytes): (Purpose, usize)) -> bool {
+    fn take(&self, address: BusAddr, what: SlotUse) -> bool {
         let old = self.mark.load(Ordering::Relaxed);
         if old & WRITTEN != 0 {
             return false;
         }
         // INVARIANT: I-11: from here on until the last store the record is this caller's.
         // Acquire: who ended the last mapping looked at the words before they change.
-        let order = (Ordering::Acquire, Ordering::Relaxed);
-        if self.mark.compare_exchange(old, old | WRITTEN, order.0, order.1).is_err() {
+        let written = old | WRITTEN;
+        let acquired =
+            self.mark.compare_exchange(old, written, Ordering::Acquire, Ordering::Relaxed);
+        if acquired.is_err() {
             return false;
         }
         self.address.store(address.raw(), Ordering::Relaxed);
-        self.len_bytes.store(len_bytes as u64, Ordering::Relaxed);
+        self.len_bytes.store(what.len_bytes as u64, Ordering::Relaxed);
         // Release: who sees this mark sees these words, or later ones.
-        self.mark.store(old.wrapping_add(NUMBER_ONE) | purpose as u64, Ordering::Release);
+        self.mark.store(old.wrapping_add(NUMBER_ONE) | what.purpose as u64, Ordering::Release);
         true
     }
 
-    fn end(&self, address: BusAddr, what: (Purpose, usize)) -> Found {
+    fn end(&self, address: BusAddr, what: SlotUse) -> Found {
         match self.look(address, what) {
             Ok(mark) if self.clear(mark) => Found::Ended,
             // Somebody else has ended it.
@@ -97,7 +99,7 @@ impl Record {
     }
 
     /// The mark of a mapping that is as asked for.
-    fn look(&self, address: BusAddr, what: (Purpose, usize)) -> Result<u64, Found> {
+    fn look(&self, address: BusAddr, what: SlotUse) -> Result<u64, Found> {
         // Acquire: the words are no older than the mark.
         let mark = self.mark.load(Ordering::Acquire);
         let purpose = purpose(mark).ok_or(Found::Nothing)?;
@@ -107,8 +109,9 @@ impl Record {
         // A length that was a usize when it was put in.
         let len_bytes =
             usize::try_from(self.len_bytes.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-        if (purpose, len_bytes) != what {
-            return Err(Found::Otherwise(Use { purpose, head_bytes: 0, len_bytes }));
+        let taken = SlotUse::whole(purpose, len_bytes);
+        if taken != what {
+            return Err(Found::Otherwise(taken));
         }
         Ok(mark)
     }
@@ -116,8 +119,8 @@ impl Record {
     /// Ends the mapping that has this mark, if it still has it: then the words were its own.
     fn clear(&self, mark: u64) -> bool {
         // Release: we looked at the words before who takes the record next changes them.
-        let order = (Ordering::Release, Ordering::Relaxed);
-        self.mark.compare_exchange(mark, mark & !WRITTEN, order.0, order.1).is_ok()
+        let ended = mark & !WRITTEN;
+        self.mark.compare_exchange(mark, ended, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -125,7 +128,7 @@ const fn purpose(mark: u64) -> Option<Purpose> {
     match mark & WRITTEN {
         1 => Some(Purpose::ToDevice),
         2 => Some(Purpose::FromDevice),
-        3 => Some(Purpose::Both),
+        3 => Some(Purpose::Bidirectional),
         _ => None,
     }
 }
@@ -133,20 +136,19 @@ const fn purpose(mark: u64) -> Option<Purpose> {
 /// Ends the mapping of a buffer at its own address, in whichever of `areas` it is remembered.
 ///
 /// # Errors
-/// [`Error::NotTaken`], [`Error::TakenOtherwise`].
+/// [`DmaError::NotTaken`], [`DmaError::TakenOtherwise`].
 pub(crate) fn end<'r>(
     areas: impl Iterator<Item = &'r Records>,
     address: BusAddr,
-    what: (Purpose, usize),
-) -> Result<(), Error> {
-    let mut error = Error::NotTaken { address };
+    what: SlotUse,
+) -> Result<(), DmaError> {
+    let mut error = DmaError::NotTaken { address };
     for records in areas {
         match records.end(address, what) {
             Found::Ended => return Ok(()),
             Found::Nothing => {}
             Found::Otherwise(taken) => {
-                let given = Use { purpose: what.0, head_bytes: 0, len_bytes: what.1 };
-                error = Error::TakenOtherwise { address, taken, given };
+                error = DmaError::TakenOtherwise { address, taken, given: what };
             }
         }
     }
@@ -161,14 +163,14 @@ mod tests {
     fn a_record_ends_once_and_only_as_what_it_was() {
         let records = Records::new();
         let at = BusAddr::from_raw;
-        let to = |len_bytes| (Purpose::ToDevice, len_bytes);
+        let to = |len_bytes| SlotUse::whole(Purpose::ToDevice, len_bytes);
         for frame in 0..RECORDS as u64 {
             assert!(records.add(at(frame << 12), to(9)), "record {frame}");
         }
         assert!(!records.add(at(0x99_0000), to(9)), "there is no place for one more");
-        let taken = Use { purpose: Purpose::ToDevice, head_bytes: 0, len_bytes: 9 };
-        assert_eq!(records.end(at(0x1000), to(8)), Found::Otherwise(taken));
-        assert_eq!(records.end(at(0x1000), (Purpose::Both, 9)), Found::Otherwise(taken));
+        let both = SlotUse::whole(Purpose::Bidirectional, 9);
+        assert_eq!(records.end(at(0x1000), to(8)), Found::Otherwise(to(9)));
+        assert_eq!(records.end(at(0x1000), both), Found::Otherwise(to(9)));
         assert_eq!(records.end(at(0x1001), to(9)), Found::Nothing);
         assert_eq!(records.end(at(0x1000), to(9)), Found::Ended);
         assert_eq!(records.end(at(0x1000), to(9)), Found::Nothing);
@@ -183,7 +185,7 @@ mod tests {
         // As often as sixteen bits count, and more.
         const TIMES: u32 = 0x1_0002;
         let (records, at) = (Records::new(), BusAddr::from_raw(0x1000));
-        let (record, what) = (&records.0[0], (Purpose::Both, usize::MAX));
+        let (record, what) = (&records.0[0], SlotUse::whole(Purpose::Bidirectional, usize::MAX));
         assert!(records.add(at, what));
         // Whoever does this is descheduled here, and somebody else ends the mapping.
         let late = record.look(at, what).expect("it is mapped so");

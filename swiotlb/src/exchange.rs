@@ -7,14 +7,14 @@
 #![expect(unsafe_code, reason = "takes frames out of the direct mapping that it owns (I-1, I-2)")]
 
 use hypercall::{
-    Batch, DomId, Errno, Error as CallError, Exchange, Extent, FrameAccess, Machine, MemoryOp, Mfn,
-    MmuExtOp, MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
+    Batch, DomId, Errno, Error as CallError, Exchange, Extent, FrameAccess, Full, Machine,
+    MemoryOp, Mfn, MmuExtOp, MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
 };
 use p2m::{DirectEntries, P2m, Pfns};
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::{Place, contiguous, is_aligned};
-use crate::error::Error;
+use crate::contiguous::GuestBytes;
+use crate::exchange_error::ExchangeError;
 
 /// Memory to work with, from the caller: as it is large, operations need fewer traps.
 #[derive(Debug)]
@@ -32,48 +32,28 @@ impl Scratch<'_, '_> {
     }
 }
 
-/// What is given for what.
+/// What is given for what: frames in runs of one order, for as many in runs of another.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
-    /// Single frames for runs of 2^order that `mask` reaches.
-    Gather(u32, DmaMask),
-    /// Runs of 2^order for single frames.
-    Scatter(u32),
+pub(crate) struct Orders {
+    pub(crate) given: u32,
+    pub(crate) taken: u32,
+    /// Where those that are taken have to lie.
+    pub(crate) mask: DmaMask,
 }
 
-impl Way {
-    pub(crate) const fn order(self) -> u32 {
-        match self {
-            Self::Gather(order, _) | Self::Scatter(order) => order,
-        }
-    }
-
-    /// The order of the runs that come of it.
-    pub(crate) const fn made(self) -> u32 {
-        match self {
-            Self::Gather(order, _) => order,
-            Self::Scatter(_) => 0,
-        }
+impl Orders {
+    /// Frames are exchanged in whole runs of this order.
+    pub(crate) fn larger(self) -> u32 {
+        self.given.max(self.taken)
     }
 
     /// Why no exchange can give what is asked for: the mask reaches no run of this length, wherever
     /// it lies. Xen is not asked for those: it takes a mask of 0 bits for any address.
-    pub(crate) const fn impossible(self) -> Option<Error> {
-        match self {
-            Self::Gather(order, mask)
-                if !mask.reaches(BusAddr::from_raw(0), (PAGE_SIZE as u64) << order) =>
-            {
-                Some(Error::NoRun { order, mask })
-            }
-            Self::Gather(..) | Self::Scatter(_) => None,
-        }
-    }
-
-    /// The orders of what is given and of what is taken.
-    const fn orders(self) -> (u32, u32) {
-        match self {
-            Self::Gather(order, _) => (0, order),
-            Self::Scatter(order) => (order, 0),
+    pub(crate) const fn impossible(self) -> Option<ExchangeError> {
+        let Self { taken, mask, .. } = self;
+        match mask.reaches(BusAddr::from_raw(0), (PAGE_SIZE as u64) << taken) {
+            true => None,
+            false => Some(ExchangeError::NoRun { order: taken, mask }),
         }
     }
 }
@@ -85,17 +65,17 @@ pub(crate) struct Part {
     pub(crate) made: u64,
     /// Whether all are in the direct mapping, and what came is filled with zeroes.
     pub(crate) is_usable: bool,
-    pub(crate) result: Result<(), Error>,
+    pub(crate) result: Result<(), ExchangeError>,
 }
 
 /// Exchanges `pfns`, for which the scratch has room, and which are the caller's by its token.
 pub(crate) fn exchange<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
-    way: Way,
+    orders: Orders,
     scratch: &mut Scratch<'_, '_>,
 ) -> Part {
-    let given = check_given(direct.guest().p2m(), pfns, way);
+    let given = check_given(direct.guest().p2m(), pfns, orders);
     if let Err(error) = given.and_then(|()| plan_unmapping(direct, pfns, scratch.batch)) {
         scratch.batch.clear();
         return Part { made: 0, is_usable: true, result: Err(error) };
@@ -109,8 +89,8 @@ pub(crate) fn exchange<M: Machine>(
         scratch.batch.clear();
         return Part { made: 0, is_usable: undone.is_ok(), result: Err(refused.into()) };
     }
-    let (done, refusal) = ask(direct, pfns, way, scratch.extents);
-    let recorded = record(direct, Pfns::new(pfns.start, done), way, scratch.extents);
+    let (done, refusal) = ask(direct, pfns, orders, scratch.extents);
+    let recorded = record(direct, Pfns::new(pfns.start, done), orders, scratch.extents);
     let mapped = map(direct, pfns, scratch.batch);
     let is_mapped = mapped.is_ok() || map(direct, pfns, scratch.batch).is_ok();
     let wiped = match is_mapped {
@@ -124,14 +104,16 @@ pub(crate) fn exchange<M: Machine>(
 }
 
 /// Whether the runs that are given are runs: Xen takes all frames behind the first one of each.
-fn check_given(p2m: &P2m<'_>, pfns: Pfns, way: Way) -> Result<(), Error> {
-    let Way::Scatter(order) = way else { return Ok(()) };
-    let len_bytes = PAGE_SIZE << order;
-    for run in 0..pfns.count >> order {
-        let pfn = Pfn::new(pfns.start.raw() + (run << order));
-        let (_, together) = contiguous(p2m, Place { pfn, offset: 0, len_bytes })?;
+fn check_given(p2m: &P2m<'_>, pfns: Pfns, orders: Orders) -> Result<(), ExchangeError> {
+    if orders.given == 0 {
+        return Ok(());
+    }
+    let len_bytes = PAGE_SIZE << orders.given;
+    for run in 0..pfns.count >> orders.given {
+        let pfn = Pfn::new(pfns.start.raw() + (run << orders.given));
+        let (_, together) = GuestBytes { pfn, offset: 0, len_bytes }.contiguous(p2m)?;
         if together < len_bytes {
-            return Err(Error::Scattered { pfn });
+            return Err(ExchangeError::Scattered { pfn });
         }
     }
     Ok(())
@@ -142,24 +124,25 @@ fn plan_unmapping<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
     batch: &mut Batch<'_>,
-) -> Result<(), Error> {
+) -> Result<(), ExchangeError> {
     batch.clear();
+    let no_room = |Full| ExchangeError::Scratch { frames: pfns.count };
     for pfn in pfns.iter() {
         let (slot, pte) = find_mapped(direct, pfn)?;
-        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw())?;
+        batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw()).map_err(no_room)?;
     }
-    Ok(batch.op(MmuExtOp::tlb_flush_all())?)
+    batch.op(MmuExtOp::tlb_flush_all()).map_err(no_room)
 }
 
 /// Where the direct mapping has the frame, which has to be the one that P2M names, and writable.
 fn find_mapped<M: FrameAccess>(
     direct: &mut DirectEntries<'_, M>,
     pfn: Pfn,
-) -> Result<(Slot, Pte), Error> {
+) -> Result<(Slot, Pte), ExchangeError> {
     let (slot, pte) = direct.find(pfn)?;
     let mfn = direct.guest().p2m().mfn(pfn)?;
     if !pte.is_writable() || pte.mfn() != mfn {
-        return Err(Error::NotMapped { pfn, mfn, pte });
+        return Err(ExchangeError::NotMapped { pfn, mfn, pte });
     }
     Ok((slot, pte))
 }
@@ -168,21 +151,17 @@ fn find_mapped<M: FrameAccess>(
 fn ask<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfns: Pfns,
-    way: Way,
+    orders: Orders,
     extents: &mut [Extent],
-) -> (u64, Option<Error>) {
-    let (give_order, take_order) = way.orders();
-    let (given, taken) = match lists(direct.guest().p2m(), pfns, way, extents) {
+) -> (u64, Option<ExchangeError>) {
+    let (given, taken) = match lists(direct.guest().p2m(), pfns, orders, extents) {
         Ok(lists) => lists,
         Err(error) => return (0, Some(error)),
     };
     let domain = DomId::SELF;
-    let flags = match way {
-        Way::Gather(_, mask) => mask.reservation_flags(),
-        Way::Scatter(_) => 0,
-    };
-    let give = Reservation { extents: given, order: give_order, flags: 0, domain };
-    let take = Reservation { extents: taken, order: take_order, flags, domain };
+    let flags = orders.mask.reservation_flags();
+    let give = Reservation { extents: given, order: orders.given, flags: 0, domain };
+    let take = Reservation { extents: taken, order: orders.taken, flags, domain };
     // SAFETY: the frames are the caller's token's, and nothing maps them any more.
     let answer = unsafe {
         direct.guest().machine().memory_op(&mut MemoryOp::Exchange(Exchange { give, take }))
@@ -192,11 +171,11 @@ fn ask<M: Machine>(
         Err(error) => u64::from(error.done),
     };
     // Xen goes in chunks of the larger order, and so do we.
-    let frames = (done << give_order).min(pfns.count) >> way.order() << way.order();
+    let frames = (done << orders.given).min(pfns.count) >> orders.larger() << orders.larger();
     let refusal = match answer {
         Ok(_) if frames == pfns.count => None,
-        Ok(_) => Some(Error::Short { asked: pfns.count, done: frames }),
-        Err(error) => Some(refusal(error, way, Pfn::new(pfns.start.raw() + frames))),
+        Ok(_) => Some(ExchangeError::Short { asked: pfns.count, done: frames }),
+        Err(error) => Some(refusal(error, orders, Pfn::new(pfns.start.raw() + frames))),
     };
     (frames, refusal)
 }
@@ -205,20 +184,19 @@ fn ask<M: Machine>(
 fn lists<'e>(
     p2m: &P2m<'_>,
     pfns: Pfns,
-    way: Way,
+    orders: Orders,
     extents: &'e mut [Extent],
-) -> Result<(&'e mut [Extent], &'e mut [Extent]), Error> {
-    let (give_order, take_order) = way.orders();
+) -> Result<(&'e mut [Extent], &'e mut [Extent]), ExchangeError> {
     let half = extents.len() / 2;
     let (given, taken) = extents.split_at_mut(half);
     let mut give = 0;
     let mut take = 0;
     for (at, pfn) in (0u64..).zip(pfns.iter()) {
-        if at.is_multiple_of(1 << give_order) {
+        if at.is_multiple_of(1 << orders.given) {
             given[give] = Extent::from_mfn(p2m.mfn(pfn)?);
             give += 1;
         }
-        if at.is_multiple_of(1 << take_order) {
+        if at.is_multiple_of(1 << orders.taken) {
             taken[take] = Extent::from_pfn(pfn);
             take += 1;
         }
@@ -228,13 +206,12 @@ fn lists<'e>(
 
 /// Which limit an errno of `XENMEM_exchange` stands for; `pfn` begins the chunk that it did not
 /// do.
-fn refusal(error: CallError, way: Way, pfn: Pfn) -> Error {
-    match (error.errno, way) {
-        (Errno::EPERM, _) => Error::OrderLimit { order: way.order() },
-        (Errno::ENOMEM, Way::Gather(order, mask)) => Error::NoRun { order, mask },
-        (Errno::ENOMEM, Way::Scatter(_)) => Error::NoRun { order: 0, mask: DmaMask::ALL },
-        (Errno::EINVAL, _) => Error::InUse { pfn },
-        _ => Error::Call(error),
+fn refusal(error: CallError, orders: Orders, pfn: Pfn) -> ExchangeError {
+    match error.errno {
+        Errno::EPERM => ExchangeError::OrderLimit { order: orders.larger() },
+        Errno::ENOMEM => ExchangeError::NoRun { order: orders.taken, mask: orders.mask },
+        Errno::EINVAL => ExchangeError::InUse { pfn },
+        _ => ExchangeError::Call(error),
     }
 }
 
@@ -243,22 +220,22 @@ fn refusal(error: CallError, way: Way, pfn: Pfn) -> Error {
 fn record<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfns: Pfns,
-    way: Way,
+    orders: Orders,
     extents: &[Extent],
-) -> Result<(), Error> {
-    let (_, take_order) = way.orders();
+) -> Result<(), ExchangeError> {
     let taken = &extents[extents.len() / 2..];
     let mut result = Ok(());
     for (at, pfn) in (0u64..).zip(pfns.iter()) {
-        let run = usize::try_from(at >> take_order).unwrap_or(usize::MAX);
-        let within = at & ((1 << take_order) - 1);
+        let run = usize::try_from(at >> orders.taken).unwrap_or(usize::MAX);
+        let within = at & ((1 << orders.taken) - 1);
         // All are recorded, whatever is wrong with one: they are what the guest has now.
         let first = taken.get(run).map_or(Mfn::new(u64::MAX), |extent| extent.mfn());
         let mfn = Mfn::new(first.raw().saturating_add(within));
         // SAFETY: Xen says that it exchanged the frame of the pfn, which a token stands for (I-1).
-        let recorded =
-            unsafe { direct.guest().p2m().replace(pfn, mfn) }.map(drop).map_err(Error::from);
-        let right = recorded.and_then(|()| check(direct, (pfn, mfn), first, way));
+        let recorded = unsafe { direct.guest().p2m().replace(pfn, mfn) }
+            .map(drop)
+            .map_err(ExchangeError::from);
+        let right = recorded.and_then(|()| check(direct, pfn, mfn, first, orders));
         result = result.and(right);
     }
     result
@@ -267,23 +244,19 @@ fn record<M: Machine>(
 /// Whether a frame that came is as asked.
 fn check<M: Machine>(
     direct: &DirectEntries<'_, M>,
-    (pfn, mfn): (Pfn, Mfn),
+    pfn: Pfn,
+    mfn: Mfn,
     first: Mfn,
-    way: Way,
-) -> Result<(), Error> {
+    orders: Orders,
+) -> Result<(), ExchangeError> {
     let found = direct.guest().machine().machine_to_phys(mfn);
     if found != Some(pfn) {
-        return Err(Error::M2p { pfn, mfn, found });
+        return Err(ExchangeError::M2p { pfn, mfn, found });
     }
-    match way {
-        Way::Gather(order, mask)
-            if !is_aligned(BusAddr::new(first, 0), order)
-                || !mask.reaches(BusAddr::new(mfn, 0), PAGE_SIZE as u64) =>
-        {
-            Err(Error::WrongFrame { pfn, mfn, order, mask })
-        }
-        _ => Ok(()),
-    }
+    let Orders { taken: order, mask, .. } = orders;
+    let right = BusAddr::new(first, 0).is_aligned(order)
+        && mask.reaches(BusAddr::new(mfn, 0), PAGE_SIZE as u64);
+    if right { Ok(()) } else { Err(ExchangeError::WrongFrame { pfn, mfn, order, mask }) }
 }
 
 /// Maps those of `pfns` that are not in the direct mapping, as P2M says; then reads back that all
@@ -295,14 +268,15 @@ pub(crate) fn map<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
     batch: &mut Batch<'_>,
-) -> Result<(), Error> {
+) -> Result<(), ExchangeError> {
     batch.clear();
+    let no_room = |Full| ExchangeError::Scratch { frames: pfns.count };
     for pfn in pfns.iter() {
         let (slot, pte) = direct.find(pfn)?;
         if !pte.is_present() {
             let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
             let new = Pte::new(direct.guest().p2m().mfn(pfn)?, flags);
-            batch.update(MmuUpdate::set(slot, new), pte.raw())?;
+            batch.update(MmuUpdate::set(slot, new), pte.raw()).map_err(no_room)?;
         }
     }
     // SAFETY: frames of the caller's token at their own places (I-2, I-3).
@@ -317,7 +291,10 @@ pub(crate) fn map<M: Machine>(
 }
 
 /// Fills frames with zeroes: what Xen gives out holds what its last owner left there.
-pub(crate) fn wipe<M: Machine>(direct: &DirectEntries<'_, M>, pfns: Pfns) -> Result<(), Error> {
+pub(crate) fn wipe<M: Machine>(
+    direct: &DirectEntries<'_, M>,
+    pfns: Pfns,
+) -> Result<(), ExchangeError> {
     for pfn in pfns.iter() {
         // SAFETY: a frame of the caller's token, and mapped (I-1).
         unsafe { direct.guest().machine().clear_frame(pfn) }?;

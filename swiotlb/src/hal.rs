@@ -14,8 +14,8 @@ use hypercall::FrameAccess;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
 use crate::address::BusAddr;
-use crate::contiguous::Place;
-use crate::error::Error;
+use crate::contiguous::GuestBytes;
+use crate::error::DmaError;
 use crate::segment::Purpose;
 use crate::stream::{Device, Dma};
 
@@ -29,13 +29,13 @@ pub unsafe trait HalGuest {
     fn with<T>(work: impl FnOnce(&dyn DmaOperations) -> T) -> T;
 
     /// The frames behind a driver's buffer: one run of pfns.
-    fn place(buffer: NonNull<[u8]>) -> Option<Place>;
+    fn place(buffer: NonNull<[u8]>) -> Option<GuestBytes>;
 
     /// Where the registers at a bus address are mapped.
     fn device_registers(start: BusAddr, len_bytes: usize) -> Option<NonNull<u8>>;
 }
 
-/// What the drivers need, for any machine: [`Dma`] together with its device.
+/// What the drivers need, for any machine: [`DeviceDma`].
 ///
 /// # Safety
 /// Pages that were taken are nobody else's until they are given back (I-1), and lie where the two
@@ -46,7 +46,7 @@ pub unsafe trait DmaOperations {
     ///
     /// # Errors
     /// As there.
-    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), Error>;
+    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), DmaError>;
 
     /// [`Dma::free_coherent_at`].
     ///
@@ -55,7 +55,7 @@ pub unsafe trait DmaOperations {
     ///
     /// # Safety
     /// As there.
-    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error>;
+    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), DmaError>;
 
     /// [`Dma::map_at`].
     ///
@@ -64,7 +64,11 @@ pub unsafe trait DmaOperations {
     ///
     /// # Safety
     /// As for [`Buffer::claim`](crate::Buffer::claim), until [`unshare`](Self::unshare).
-    unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error>;
+    unsafe fn share(
+        &self,
+        place: GuestBytes,
+        direction: BufferDirection,
+    ) -> Result<BusAddr, DmaError>;
 
     /// [`Dma::unmap_at`].
     ///
@@ -76,47 +80,60 @@ pub unsafe trait DmaOperations {
     unsafe fn unshare(
         &self,
         start: BusAddr,
-        place: Place,
+        place: GuestBytes,
         direction: BufferDirection,
-    ) -> Result<(), Error>;
+    ) -> Result<(), DmaError>;
+}
+
+/// DMA for one device.
+#[derive(Debug)]
+pub struct DeviceDma<'a, 'm, M> {
+    /// The guest and its pool.
+    pub dma: Dma<'a, 'm, M>,
+    /// The device.
+    pub device: Device,
 }
 
 // SAFETY: pages and slots come from the pool, which gives them to one owner at a time; their
 // addresses from P2M and from the machine.
-unsafe impl<M: FrameAccess> DmaOperations for (Dma<'_, '_, M>, Device) {
-    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), Error> {
-        let (dma, device) = self;
+unsafe impl<M: FrameAccess> DmaOperations for DeviceDma<'_, '_, M> {
+    fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), DmaError> {
+        let Self { dma, device } = self;
         let memory = dma.coherent(pages, device.mask)?;
-        let address = dma.machine.direct_map(memory.pfn());
+        let address = dma.guest.machine().direct_map(memory.pfn());
         let address = address.ok().and_then(|va| NonNull::new(va.addr().as_mut_ptr()));
         match address {
             Some(address) => Ok((memory.into_bus(), address)),
             None => {
                 let unmapped = hypercall::AccessError::Unmapped(memory.pfn());
-                dma.free_coherent(memory).map_err(|(error, _)| error)?;
+                dma.free_coherent(memory).map_err(|refused| refused.error)?;
                 Err(unmapped.into())
             }
         }
     }
 
-    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), Error> {
+    unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), DmaError> {
         // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.free_coherent_at(start, pages) }
+        unsafe { self.dma.free_coherent_at(start, pages) }
     }
 
-    unsafe fn share(&self, place: Place, direction: BufferDirection) -> Result<BusAddr, Error> {
-        let (dma, device) = self;
+    unsafe fn share(
+        &self,
+        place: GuestBytes,
+        direction: BufferDirection,
+    ) -> Result<BusAddr, DmaError> {
+        let Self { dma, device } = self;
         dma.map_as(purpose(direction), device, place)
     }
 
     unsafe fn unshare(
         &self,
         start: BusAddr,
-        place: Place,
+        place: GuestBytes,
         direction: BufferDirection,
-    ) -> Result<(), Error> {
+    ) -> Result<(), DmaError> {
         // SAFETY: the caller's promise is handed on.
-        unsafe { self.0.unmap_as(purpose(direction), start, place) }
+        unsafe { self.dma.unmap_as(purpose(direction), start, place) }
     }
 }
 
@@ -124,7 +141,7 @@ const fn purpose(direction: BufferDirection) -> Purpose {
     match direction {
         BufferDirection::DriverToDevice => Purpose::ToDevice,
         BufferDirection::DeviceToDriver => Purpose::FromDevice,
-        BufferDirection::Both => Purpose::Both,
+        BufferDirection::Both => Purpose::Bidirectional,
     }
 }
 
@@ -143,7 +160,7 @@ fn give_up(what: &str, why: &dyn fmt::Display) -> ! {
     panic!("{what}: {why}")
 }
 
-fn place<G: HalGuest>(buffer: NonNull<[u8]>) -> Place {
+fn place<G: HalGuest>(buffer: NonNull<[u8]>) -> GuestBytes {
     match G::place(buffer) {
         Some(place) => place,
         None => give_up("a driver's buffer", &"it is not in the guest's memory"),

@@ -7,16 +7,16 @@
 //! buffers to it: as they are where that is possible, through slots of a pool where it is not.
 //!
 //! # Main types
-//! * [`gather`], [`scatter`]: frames against machine-contiguous runs at Xen, and back: [`Region`].
+//! * [`region`]: frames against machine-contiguous runs at Xen, and back.
 //! * [`Pool`]: slots of 2 KiB in segments of 256 KiB, lock-free, growing and shrinking; [`Area`]s
 //!   keep vCPUs apart; [`Counters`] say what happened.
 //! * [`Dma`]: what a driver calls. [`Dma::map`] gives a [`Buffer`] to a [`Device`] and makes a
-//!   [`Mapping`], with the direction as a type; [`Dma::map_list`] does it for a scatter list;
-//!   [`Dma::coherent`] gives whole pages.
+//!   [`DmaMapping`], whose [`direction`] is a type; [`Dma::map_list`] does it for a
+//!   [`scatter_list`]; [`Dma::coherent`] gives whole pages.
 //! * [`BusAddr`], [`DmaMask`]: what a device calls a byte, and how far it reaches.
-//! * [`contiguous`], [`is_aligned`]: two questions about memory, each with one caller.
-//! * `DmaHal` (feature `virtio`): the `Hal` of crate `virtio-drivers`.
-//! * [`Error`]: everything that can go wrong, with the values to say so.
+//! * `hal` (feature `virtio`): the `Hal` of crate `virtio-drivers`.
+//! * [`DmaError`]: why a pool refused. It comes in a [`Refused`](hypercall::Refused) with the
+//!   value.
 //!
 //! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), and
 //! `a_guest_and_its_pool` one with a pool of 256 KiB.
@@ -39,11 +39,10 @@
 //! ```
 //! # #![allow(unsafe_code, reason = "frames of a guest that exists only in the model")]
 //! use hypercall::{Frames, Pfn};
-//! use p2m::P2m;
-//! use swiotlb::{
-//!     Area, Buffer, Device, Dma, DmaMask, FromDevice, Path, Place, Pool, Region, SEGMENT_ORDER,
-//!     Segment,
-//! };
+//! use p2m::{Guest, P2m};
+//! use swiotlb::direction::FromDevice;
+//! use swiotlb::region::Region;
+//! use swiotlb::{Area, Bounce, Buffer, Device, Dma, DmaMask, GuestBytes, Pool, Segment};
 //! # use std::sync::atomic::AtomicU64;
 //! # let mut config = xen_model::DomainConfig::new(xen_model::Role::Dom0, 4096);
 //! # config.placement = xen_model::Placement::Contiguous;
@@ -55,20 +54,22 @@
 //! # let free = (0..512).map(Pfn::new).find(|pfn| mfn(pfn.raw()) % 64 == 0).ok_or("none")?;
 //! // This dom0 has its memory in one run, so nothing needs to be exchanged for a pool.
 //! let frames = unsafe { Frames::claim(free, 64) };
-//! let region = Region::adopt(&p2m, frames, SEGMENT_ORDER, DmaMask::ALL).map_err(|_| "scattered")?;
+//! let region = Region::adopt(&p2m, frames, Segment::ORDER, DmaMask::ALL)?;
 //! let (segments, areas) = ([Segment::new()], [Area::new()]);
 //! let pool = Pool::new(&segments, &areas)?;
-//! pool.grow(&p2m, region).map_err(|(error, _)| error)?;
+//! pool.grow(&p2m, region)?;
 //!
-//! let dma = Dma { machine: &model, p2m: &p2m, pool: &pool, vcpu: 0 };
-//! let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
-//! let place = Place { pfn: Pfn::new(600), offset: 100, len_bytes: 1500 };
+//! # let kernel_root = Pfn::new(0); // not used here
+//! let guest = unsafe { Guest::new(&model, &p2m, kernel_root) };
+//! let dma = Dma { guest, pool: &pool, vcpu: 0 };
+//! let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::bits(32)) };
+//! let place = GuestBytes { pfn: Pfn::new(600), offset: 100, len_bytes: 1500 };
 //! let buffer = unsafe { Buffer::claim(place) };
-//! let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+//! let mapping = dma.map::<FromDevice>(&device, buffer)?;
 //! let address = mapping.bus().raw();
 //! // ... the device writes 1500 bytes at `address` ...
 //! # assert!(mapping.is_bounced() && address > 0);
-//! let buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+//! let buffer = dma.unmap(mapping)?;
 //! assert_eq!(pool.counters().bytes_from_device, 1500);
 //! # assert_eq!(buffer.place(), place);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -76,17 +77,17 @@
 //!
 //! What a device only reads has no bytes for the CPU to fetch:
 //! ```compile_fail
-//! # use swiotlb::{Dma, Error, Mapping, ToDevice};
+//! # use swiotlb::{Dma, DmaMapping, direction::ToDevice};
 //! # use hypercall::FrameAccess;
-//! fn fetch<M: FrameAccess>(dma: &Dma<M>, mapping: &mut Mapping<ToDevice>) -> Result<(), Error> {
-//!     dma.sync_for_cpu(mapping, (0, 1))
+//! fn fetch<M: FrameAccess>(dma: &Dma<M>, mapping: &mut DmaMapping<ToDevice>) {
+//!     let _ = dma.sync_for_cpu(mapping, 0..1);
 //! }
 //! ```
 //! A mapping ends once:
 //! ```compile_fail
-//! # use swiotlb::{Dma, Both, Mapping};
+//! # use swiotlb::{Dma, DmaMapping, direction::Bidirectional};
 //! # use hypercall::FrameAccess;
-//! fn twice<M: FrameAccess>(dma: &Dma<M>, mapping: Mapping<Both>) {
+//! fn twice<M: FrameAccess>(dma: &Dma<M>, mapping: DmaMapping<Bidirectional>) {
 //!     let _ = dma.unmap(mapping);
 //!     let _ = dma.unmap(mapping);
 //! }
@@ -100,30 +101,24 @@ mod contiguous;
 mod copy;
 mod counters;
 mod direct;
+pub mod direction;
 mod error;
 mod exchange;
+mod exchange_error;
 #[cfg(feature = "virtio")]
-mod hal;
+pub mod hal;
 mod pool;
-mod region;
-mod scatter_list;
+pub mod region;
+pub mod scatter_list;
 mod segment;
 mod stream;
 mod sync;
 
 pub use address::{BusAddr, DmaMask};
 pub use coherent::Coherent;
-pub use contiguous::{Place, contiguous, is_aligned};
+pub use contiguous::GuestBytes;
 pub use counters::{Area, Counters};
-pub use error::Error;
-pub use exchange::Scratch;
-#[cfg(feature = "virtio")]
-pub use hal::{DmaHal, DmaOperations, HalGuest};
+pub use error::DmaError;
 pub use pool::Pool;
-pub use region::{Region, RegionError, Stranded, gather, reinstate, scatter};
-pub use scatter_list::{BusRun, Item};
-pub use segment::{Purpose, SEGMENT_BYTES, SEGMENT_ORDER, SLOT_BYTES, SLOTS, Segment, Use};
-pub use stream::{
-    Both, Buffer, Device, DeviceReads, DeviceWrites, Direction, Dma, FromDevice, Mapping, Path,
-    ToDevice,
-};
+pub use segment::{Purpose, Segment, SlotUse};
+pub use stream::{Bounce, Buffer, Device, Dma, DmaMapping};

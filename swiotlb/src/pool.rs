@@ -5,25 +5,23 @@
 //!
 //! A pool keeps no bus address: where a run lies for the device is looked up in P2M when it is
 //! taken. After a restore, when every pfn has another frame, runs of one page are as good as
-//! before. Longer ones are refused ([`Error::Scattered`]) until the memory has been gathered again:
-//! `close`, `gather`, `grow`.
+//! before. Longer ones are refused ([`DmaError::Scattered`]) until the memory has been gathered
+//! again: `close`, `gather`, `grow`.
 #![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
 
 use core::num::NonZeroU32;
 use core::sync::atomic::AtomicU32 as Number;
 
-use hypercall::{Frames, PAGE_SIZE, Pfn};
+use hypercall::{Frames, PAGE_SIZE, Pfn, Refused};
 use p2m::P2m;
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::{Place, contiguous};
-use crate::counters::{Area, Counters, Failure};
+use crate::contiguous::GuestBytes;
+use crate::counters::{Area, Count, Counters};
 use crate::direct;
-use crate::error::Error;
+use crate::error::DmaError;
 use crate::region::Region;
-use crate::segment::{
-    Purpose, SEGMENT_BYTES, SEGMENT_ORDER, SLOT_BYTES, SLOTS, Segment, State, Use,
-};
+use crate::segment::{Purpose, Segment, SlotUse, State};
 use crate::sync::Ordering;
 
 /// Memory that a device reaches, in slots of 2 KiB: in places of the caller's, who says by their
@@ -54,10 +52,10 @@ pub(crate) struct Held {
 impl Held {
     /// As what it is taken.
     #[inline]
-    pub(crate) const fn what(&self) -> Use {
+    pub(crate) const fn what(&self) -> SlotUse {
         match self.state.what() {
             Some(what) => what,
-            None => Use { purpose: Purpose::Coherent, head_bytes: 0, len_bytes: 0 },
+            None => SlotUse::whole(Purpose::Coherent, 0),
         }
     }
 
@@ -69,8 +67,8 @@ impl Held {
 
 /// What to take.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Need {
-    pub(crate) what: Use,
+pub(crate) struct SlotRequest {
+    pub(crate) what: SlotUse,
     /// The first slot is a multiple of this many.
     pub(crate) stride: usize,
     pub(crate) mask: DmaMask,
@@ -81,8 +79,8 @@ impl<'m> Pool<'m> {
     /// as vCPUs should rarely meet.
     ///
     /// # Errors
-    /// [`Error::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB);
-    /// [`Error::NoNumber`] after 2^32 pools.
+    /// [`DmaError::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB);
+    /// [`DmaError::NoNumber`] after 2^32 pools.
     ///
     /// # Hypercalls
     /// None.
@@ -93,25 +91,25 @@ impl<'m> Pool<'m> {
     /// let (segments, areas) = ([Segment::new()], [Area::new(), Area::new()]);
     /// let pool = Pool::new(&segments, &areas)?; // room for 256 KiB, and none yet
     /// assert_eq!((pool.segments(), pool.free()), (0, 0));
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), swiotlb::DmaError>(())
     /// ```
-    pub fn new(segments: &'m [Segment], areas: &'m [Area]) -> Result<Self, Error> {
+    pub fn new(segments: &'m [Segment], areas: &'m [Area]) -> Result<Self, DmaError> {
         if segments.is_empty() || areas.is_empty() {
-            return Err(Error::AtLimit { segments: 0 });
+            return Err(DmaError::AtLimit { segments: 0 });
         }
         if segments.len() > usize::from(u16::MAX) {
-            return Err(Error::AtLimit { segments: usize::from(u16::MAX) });
+            return Err(DmaError::AtLimit { segments: usize::from(u16::MAX) });
         }
-        let number = next_number(&POOLS).ok_or(Error::NoNumber)?;
+        let number = next_number(&POOLS).ok_or(DmaError::NoNumber)?;
         Ok(Self { segments, areas, number })
     }
 
     /// Adds memory: one segment for each 64 frames.
     ///
     /// # Errors
-    /// What did not find a place, with [`Error::AtLimit`], or does not lie together (any more,
-    /// since it was gathered before a restore), with [`Error::Scattered`]; with
-    /// [`Error::RunTooShort`] all of it.
+    /// What did not find a place, with [`DmaError::AtLimit`], or does not lie together (any more,
+    /// since it was gathered before a restore), with [`DmaError::Scattered`]; with
+    /// [`DmaError::RunTooShort`] all of it.
     ///
     /// # Hypercalls
     /// None.
@@ -121,21 +119,27 @@ impl<'m> Pool<'m> {
     /// let (_, pool, _) = dma::a_guest_and_its_pool(); // `Pool::grow`, once
     /// assert_eq!((pool.segments(), pool.free()), (1, 128));
     /// ```
-    pub fn grow(&self, p2m: &P2m<'_>, region: Region) -> Result<(), (Error, Region)> {
-        if region.order() < SEGMENT_ORDER {
-            return Err((Error::RunTooShort { order: region.order() }, region));
+    pub fn grow(&self, p2m: &P2m<'_>, region: Region) -> Result<(), Refused<Region, DmaError>> {
+        if region.order() < Segment::ORDER {
+            let error = DmaError::RunTooShort { order: region.order() };
+            return Err(Refused { value: region, error });
         }
-        let mut rest = region.with_order(SEGMENT_ORDER);
+        let mut rest = region.with_order(Segment::ORDER);
         for _ in 0..rest.runs() {
-            match together(p2m, segment_at(rest.start())) {
-                Ok(Some(_)) => {}
-                Ok(None) => return Err((Error::Scattered { pfn: rest.start() }, rest)),
-                Err(error) => return Err((error, rest)),
-            }
-            let Some(place) = self.segments.iter().find(|segment| segment.reserve()) else {
-                return Err((Error::AtLimit { segments: self.segments.len() }, rest));
+            let pfn = rest.start();
+            let lies = match together(p2m, segment_at(pfn)) {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(DmaError::Scattered { pfn }),
+                Err(error) => Err(error),
             };
-            place.fill(rest.start());
+            let place = lies.and_then(|()| {
+                let place = self.segments.iter().find(|segment| segment.reserve());
+                place.ok_or(DmaError::AtLimit { segments: self.segments.len() })
+            });
+            match place {
+                Ok(place) => place.fill(pfn),
+                Err(error) => return Err(Refused { value: rest, error }),
+            }
             match rest.split(1) {
                 Ok((_, after)) => rest = after,
                 Err(_) => break,
@@ -160,34 +164,34 @@ impl<'m> Pool<'m> {
         let pfn = self.segments.iter().rev().find_map(Segment::empty)?;
         // SAFETY: the frames came in a region that `grow` took apart, and no slot of them is taken;
         // they have just left the pool (I-1).
-        let frames = unsafe { Frames::claim(pfn, 1 << SEGMENT_ORDER) };
-        Some(Region::of(frames, SEGMENT_ORDER))
+        let frames = unsafe { Frames::claim(pfn, 1 << Segment::ORDER) };
+        Some(Region::of(frames, Segment::ORDER))
     }
 
     /// Ends the pool: every segment goes to `give`.
     ///
     /// # Errors
-    /// [`Error::StillTaken`] with the pool if anything is taken: a leak. Segments without a taken
-    /// slot have left all the same.
+    /// [`DmaError::StillTaken`] with the pool if anything is taken: a leak. Segments without a
+    /// taken slot have left all the same.
     ///
     /// ```
     /// # use pv_tests::dma;
     /// let (_, pool, _) = dma::a_guest_and_its_pool();
     /// let mut regions = Vec::new();
-    /// pool.close(&mut |region| regions.push(region)).map_err(|(error, _)| error)?;
+    /// pool.close(&mut |region| regions.push(region)).map_err(|refused| refused.error)?;
     /// assert_eq!(regions.len(), 1);
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), swiotlb::DmaError>(())
     /// ```
-    pub fn close(self, give: &mut impl FnMut(Region)) -> Result<(), (Error, Self)> {
+    pub fn close(self, give: &mut impl FnMut(Region)) -> Result<(), Refused<Self, DmaError>> {
         while let Some(region) = self.shrink() {
             give(region);
         }
         let slots = self.segments.iter().filter(|segment| segment.start().is_some());
-        let slots = slots.map(|segment| SLOTS - segment.free()).sum();
+        let slots = slots.map(|segment| Segment::SLOTS - segment.free()).sum();
         let direct = self.counters().direct_now();
         match (slots, direct) {
             (0, 0) => Ok(()),
-            _ => Err((Error::StillTaken { slots, direct }, self)),
+            _ => Err(Refused { value: self, error: DmaError::StillTaken { slots, direct } }),
         }
     }
 
@@ -206,7 +210,7 @@ impl<'m> Pool<'m> {
     /// What happened so far, summed over the areas.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.areas.iter().map(Area::counters).fold(Counters::default(), |sum, area| sum + area)
+        Counters::of(self.areas)
     }
 
     /// What tells this pool from others.
@@ -217,7 +221,7 @@ impl<'m> Pool<'m> {
 
     /// Remembers that a device has bytes as they are, for [`forget`](Self::forget). False if there
     /// is no place for it.
-    pub(crate) fn remember(&self, vcpu: usize, address: BusAddr, what: (Purpose, usize)) -> bool {
+    pub(crate) fn remember(&self, vcpu: usize, address: BusAddr, what: SlotUse) -> bool {
         self.area(vcpu).direct.add(address, what)
     }
 
@@ -229,13 +233,13 @@ impl<'m> Pool<'m> {
         &self,
         vcpu: usize,
         address: BusAddr,
-        what: (Purpose, usize),
-    ) -> Result<(), Error> {
+        what: SlotUse,
+    ) -> Result<(), DmaError> {
         let areas = self.areas.len();
         let from_home = (0..areas).map(|step| &self.area(vcpu % areas + step).direct);
         let ended = direct::end(from_home, address, what);
         if ended.is_err() {
-            self.area(vcpu).failed(Failure::Misuse);
+            self.area(vcpu).add_one(Count::Misuse);
         }
         ended
     }
@@ -253,20 +257,23 @@ impl<'m> Pool<'m> {
         &self,
         p2m: &P2m<'_>,
         vcpu: usize,
-        need: Need,
-    ) -> Result<(Held, BusAddr), Error> {
-        let slots = need.what.slots();
-        if need.what.len_bytes == 0 {
-            return Err(Error::Empty);
+        request: SlotRequest,
+    ) -> Result<(Held, BusAddr), DmaError> {
+        let slots = request.what.slots();
+        if request.what.len_bytes == 0 {
+            return Err(DmaError::Empty);
         }
-        if need.what.len_bytes > SEGMENT_BYTES || slots > SLOTS || need.stride > SLOTS {
-            return Err(self.never(vcpu, need));
+        if request.what.len_bytes > Segment::BYTES
+            || slots > Segment::SLOTS
+            || request.stride > Segment::SLOTS
+        {
+            return Err(self.never(vcpu, request));
         }
         let home = vcpu % self.areas.len();
-        if let Some(taken) = self.take_in(p2m, home, need, slots) {
+        if let Some(taken) = self.take_in(p2m, home, request, slots) {
             return Ok(taken);
         }
-        self.take_elsewhere(p2m, home, need, slots)
+        self.take_elsewhere(p2m, home, request, slots)
     }
 
     #[cold]
@@ -274,40 +281,40 @@ impl<'m> Pool<'m> {
         &self,
         p2m: &P2m<'_>,
         home: usize,
-        need: Need,
+        request: SlotRequest,
         slots: usize,
-    ) -> Result<(Held, BusAddr), Error> {
+    ) -> Result<(Held, BusAddr), DmaError> {
         let areas = self.areas.len();
         let mut elsewhere = (1..areas).map(|step| (home + step) % areas);
-        let taken = elsewhere.find_map(|area| self.take_in(p2m, area, need, slots));
-        taken.ok_or_else(|| self.nothing(p2m, home, need, slots))
+        let taken = elsewhere.find_map(|area| self.take_in(p2m, area, request, slots));
+        taken.ok_or_else(|| self.nothing(p2m, home, request, slots))
     }
 
     /// Why there are no slots to take.
-    fn nothing(&self, p2m: &P2m<'_>, home: usize, need: Need, slots: usize) -> Error {
+    fn nothing(&self, p2m: &P2m<'_>, home: usize, request: SlotRequest, slots: usize) -> DmaError {
         let mut scattered = None;
         for start in self.segments.iter().filter_map(Segment::start) {
             match together(p2m, segment_at(start)) {
-                Ok(Some(bus)) if need.mask.reaches(bus, SEGMENT_BYTES as u64) => {
-                    self.areas[home].failed(Failure::Full);
-                    return Error::PoolFull { slots, free: self.free() };
+                Ok(Some(bus)) if request.mask.reaches(bus, Segment::BYTES as u64) => {
+                    self.areas[home].add_one(Count::Full);
+                    return DmaError::PoolFull { slots, free: self.free() };
                 }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => scattered = scattered.or(Some(start)),
             }
         }
-        self.areas[home].failed(Failure::OutOfReach);
+        self.areas[home].add_one(Count::OutOfReach);
         match scattered {
-            Some(pfn) => Error::Scattered { pfn },
-            None => Error::OutOfReach { mask: need.mask },
+            Some(pfn) => DmaError::Scattered { pfn },
+            None => DmaError::OutOfReach { mask: request.mask },
         }
     }
 
     #[cold]
-    fn never(&self, vcpu: usize, need: Need) -> Error {
-        self.area(vcpu).failed(Failure::TooLarge);
-        let Use { len_bytes, head_bytes, .. } = need.what;
-        Error::TooLarge { len_bytes, head_bytes, max_bytes: SEGMENT_BYTES }
+    fn never(&self, vcpu: usize, request: SlotRequest) -> DmaError {
+        self.area(vcpu).add_one(Count::TooLarge);
+        let SlotUse { len_bytes, head_bytes, .. } = request.what;
+        DmaError::TooLarge { len_bytes, head_bytes }
     }
 
     /// Takes slots of one area, from where it last found some.
@@ -316,7 +323,7 @@ impl<'m> Pool<'m> {
         &self,
         p2m: &P2m<'_>,
         area: usize,
-        need: Need,
+        request: SlotRequest,
         slots: usize,
     ) -> Option<(Held, BusAddr)> {
         // Each `areas`-th segment is of this area, whatever pool the hint is from: it counts those.
@@ -324,9 +331,9 @@ impl<'m> Pool<'m> {
         let hint = usize::try_from(self.areas[area].hint.load(Ordering::Relaxed)).unwrap_or(0);
         let last = hint * areas + area;
         let first = if last < self.segments.len() { last } else { area };
-        let taken = match self.take_of(p2m, first, need, slots) {
+        let taken = match self.take_of(p2m, first, request, slots) {
             Some(taken) => taken,
-            None => self.take_behind(p2m, area, need, first)?,
+            None => self.take_behind(p2m, area, request, first)?,
         };
         self.areas[area].took(slots as u64);
         Some(taken)
@@ -338,13 +345,13 @@ impl<'m> Pool<'m> {
         &self,
         p2m: &P2m<'_>,
         area: usize,
-        need: Need,
+        request: SlotRequest,
         first: usize,
     ) -> Option<(Held, BusAddr)> {
         let areas = self.areas.len();
         let behind = (first..self.segments.len()).step_by(areas).skip(1);
         let mut order = behind.chain((area..first).step_by(areas));
-        let take = |at| Some((at, self.take_of(p2m, at, need, need.what.slots())?));
+        let take = |at| Some((at, self.take_of(p2m, at, request, request.what.slots())?));
         let (at, taken) = order.find_map(take)?;
         self.areas[area].hint.store((at / areas) as u64, Ordering::Relaxed);
         Some(taken)
@@ -356,18 +363,18 @@ impl<'m> Pool<'m> {
         &self,
         p2m: &P2m<'_>,
         at: usize,
-        need: Need,
+        request: SlotRequest,
         slots: usize,
     ) -> Option<(Held, BusAddr)> {
         let segment = self.segments.get(at)?;
-        let slot = segment.take(slots, need.stride)?;
+        let slot = segment.take(slots, request.stride)?;
         // The memory of a segment does not change while a slot is taken.
-        let Use { head_bytes, len_bytes, .. } = need.what;
+        let SlotUse { head_bytes, len_bytes, .. } = request.what;
         let place = place_in(segment.pfn(), slot, head_bytes, len_bytes);
         match find_together(p2m, place) {
-            Some(bus) if need.mask.reaches(bus, len_bytes as u64) => {
-                let state = segment.open(slot, need.what);
-                Some((self.held((at, slot), state)?, bus))
+            Some(bus) if request.mask.reaches(bus, len_bytes as u64) => {
+                let state = segment.open(slot, request.what);
+                Some((self.held(at, slot, state)?, bus))
             }
             _ => {
                 segment.give(slot, slots);
@@ -378,7 +385,7 @@ impl<'m> Pool<'m> {
 
     /// The name of a run; both numbers are small.
     #[inline]
-    fn held(&self, (segment, slot): (usize, usize), state: State) -> Option<Held> {
+    fn held(&self, segment: usize, slot: usize, state: State) -> Option<Held> {
         let (segment, slot) = (u16::try_from(segment).ok()?, u16::try_from(slot).ok()?);
         Some(Held { pool: self.number, segment, slot, state })
     }
@@ -391,7 +398,7 @@ impl<'m> Pool<'m> {
 
     /// Byte `at` of the run's slots on, for `len_bytes` bytes.
     #[inline]
-    pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> Place {
+    pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> GuestBytes {
         let pfn = self.segment_of(held).map_or(Pfn::new(u64::MAX), Segment::pfn);
         place_in(pfn, held.slot(), at, len_bytes)
     }
@@ -401,7 +408,7 @@ impl<'m> Pool<'m> {
     /// # Errors
     /// What is wrong with the run; `address` is where it was.
     #[inline]
-    pub(crate) fn enter(&self, held: &Held, address: BusAddr) -> Result<(), Error> {
+    pub(crate) fn enter(&self, held: &Held, address: BusAddr) -> Result<(), DmaError> {
         let Some(segment) = self.segment_of(held) else {
             return Err(self.stranger(address));
         };
@@ -413,20 +420,20 @@ impl<'m> Pool<'m> {
 
     /// The refusal of what is not of this pool.
     #[cold]
-    pub(crate) fn stranger(&self, address: BusAddr) -> Error {
-        self.areas[0].failed(Failure::Misuse);
-        Error::NotOfThisPool { address }
+    pub(crate) fn stranger(&self, address: BusAddr) -> DmaError {
+        self.areas[0].add_one(Count::Misuse);
+        DmaError::NotOfThisPool { address }
     }
 
     #[cold]
-    fn misuse(&self, held: &Held, found: State, address: BusAddr) -> Error {
-        self.areas[usize::from(held.segment) % self.areas.len()].failed(Failure::Misuse);
+    fn misuse(&self, held: &Held, found: State, address: BusAddr) -> DmaError {
+        self.areas[usize::from(held.segment) % self.areas.len()].add_one(Count::Misuse);
         match (found.what(), held.state.what()) {
-            (None, _) => Error::NotTaken { address },
-            _ if !found.same_taking(held.state) => Error::Stale { address },
-            _ if found.is_busy() => Error::Busy { address },
-            (Some(taken), Some(given)) => Error::TakenOtherwise { address, taken, given },
-            _ => Error::NotTaken { address },
+            (None, _) => DmaError::NotTaken { address },
+            _ if !found.same_taking(held.state) => DmaError::Stale { address },
+            _ if found.is_busy() => DmaError::Busy { address },
+            (Some(taken), Some(given)) => DmaError::TakenOtherwise { address, taken, given },
+            _ => DmaError::NotTaken { address },
         }
     }
 
@@ -452,45 +459,39 @@ impl<'m> Pool<'m> {
     ///
     /// # Errors
     /// What is wrong with the address or with `what`.
-    pub(crate) fn find(
-        &self,
-        pfn: Pfn,
-        address: BusAddr,
-        what: (Purpose, usize),
-    ) -> Result<Held, Error> {
+    pub(crate) fn find(&self, pfn: Pfn, address: BusAddr, what: SlotUse) -> Result<Held, DmaError> {
         let Some((at, pages)) = self.segment_with(pfn) else {
             return Err(self.stranger(address));
         };
         let (segment, area) = (&self.segments[at], &self.areas[at % self.areas.len()]);
         let offset = pages * PAGE_SIZE + address.offset_in_frame();
         // The first slot lies up to a head before the address.
-        let last = offset / SLOT_BYTES;
+        let last = offset / Segment::SLOT_BYTES;
         let taken = (last.saturating_sub(1)..=last).rev().find_map(|slot| {
             let state = segment.state(slot);
             let what = state.what()?;
-            (slot * SLOT_BYTES + what.head_bytes == offset).then_some((slot, state, what))
+            (slot * Segment::SLOT_BYTES + what.head_bytes == offset).then_some((slot, state, what))
         });
         let Some((slot, state, taken)) = taken else {
-            area.failed(Failure::Misuse);
-            return Err(Error::NotTaken { address });
+            area.add_one(Count::Misuse);
+            return Err(DmaError::NotTaken { address });
         };
-        if (taken.purpose, taken.len_bytes) != what {
-            area.failed(Failure::Misuse);
-            let given = Use { purpose: what.0, len_bytes: what.1, ..taken };
-            return Err(Error::TakenOtherwise { address, taken, given });
+        if (taken.purpose, taken.len_bytes) != (what.purpose, what.len_bytes) {
+            area.add_one(Count::Misuse);
+            return Err(DmaError::TakenOtherwise { address, taken, given: what });
         }
         if state.is_busy() {
-            area.failed(Failure::Misuse);
-            return Err(Error::Busy { address });
+            area.add_one(Count::Misuse);
+            return Err(DmaError::Busy { address });
         }
-        self.held((at, slot), state).ok_or(Error::NotTaken { address })
+        self.held(at, slot, state).ok_or(DmaError::NotTaken { address })
     }
 
     /// Which segment the frame is in, and how many pages behind its first one.
     fn segment_with(&self, pfn: Pfn) -> Option<(usize, usize)> {
         self.segments.iter().enumerate().find_map(|(at, segment)| {
             let pages = pfn.raw().checked_sub(segment.start()?.raw())?;
-            let pages = usize::try_from(pages).ok().filter(|pages| *pages < 1 << SEGMENT_ORDER)?;
+            let pages = usize::try_from(pages).ok().filter(|pages| *pages < 1 << Segment::ORDER)?;
             Some((at, pages))
         })
     }
@@ -509,24 +510,24 @@ fn next_number(numbers: &Number) -> Option<PoolNumber> {
 }
 
 /// All bytes of the segment that begins at `pfn`.
-const fn segment_at(pfn: Pfn) -> Place {
-    Place { pfn, offset: 0, len_bytes: SEGMENT_BYTES }
+const fn segment_at(pfn: Pfn) -> GuestBytes {
+    GuestBytes { pfn, offset: 0, len_bytes: Segment::BYTES }
 }
 
 /// Bytes from `at` on behind the first one of a slot, in the segment that begins at `pfn`.
 #[inline]
-const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> Place {
-    Place { pfn, offset: slot * SLOT_BYTES + at, len_bytes }
+const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> GuestBytes {
+    GuestBytes { pfn, offset: slot * Segment::SLOT_BYTES + at, len_bytes }
 }
 
 /// Where the device sees the first byte, if it sees all of them together.
 #[inline]
-fn find_together(p2m: &P2m<'_>, place: Place) -> Option<BusAddr> {
+fn find_together(p2m: &P2m<'_>, place: GuestBytes) -> Option<BusAddr> {
     let (pfn, offset) = place.byte(0);
     if offset + place.len_bytes <= PAGE_SIZE {
         return Some(BusAddr::new(p2m.mfn(pfn).ok()?, offset));
     }
-    together(p2m, Place { pfn, offset, ..place }).ok().flatten()
+    together(p2m, GuestBytes { pfn, offset, ..place }).ok().flatten()
 }
 
 /// The same, of any number of pages.
@@ -534,8 +535,8 @@ fn find_together(p2m: &P2m<'_>, place: Place) -> Option<BusAddr> {
 /// # Errors
 /// A frame is not the guest's own memory.
 #[inline(never)]
-fn together(p2m: &P2m<'_>, place: Place) -> Result<Option<BusAddr>, Error> {
-    let (bus, together) = contiguous(p2m, place)?;
+fn together(p2m: &P2m<'_>, place: GuestBytes) -> Result<Option<BusAddr>, DmaError> {
+    let (bus, together) = place.contiguous(p2m)?;
     Ok((together == place.len_bytes).then_some(bus))
 }
 

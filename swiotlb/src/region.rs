@@ -18,13 +18,15 @@
 
 use core::fmt;
 
-use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn, Uncertain};
+use hypercall::{Frames, Machine, Mfn, PAGE_SIZE, Pfn, Refused, Uncertain};
 use p2m::{DirectEntries, Guest, P2m, Pfns};
 
 use crate::address::DmaMask;
-use crate::contiguous::{Place, contiguous, is_aligned};
-use crate::error::Error;
-use crate::exchange::{self, Part, Scratch, Way};
+use crate::contiguous::GuestBytes;
+use crate::exchange::{self, Orders, Part};
+
+pub use crate::exchange::Scratch;
+pub use crate::exchange_error::ExchangeError;
 
 /// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
 ///
@@ -45,7 +47,7 @@ pub struct Region {
 #[derive(Debug)]
 pub struct RegionError {
     /// Why.
-    pub error: Error,
+    pub error: ExchangeError,
     /// Runs that had been exchanged before, and stay so: of order 0 if they were to be scattered.
     pub made: Option<Region>,
     /// Frames that have memory, and perhaps no place in the direct mapping.
@@ -60,7 +62,7 @@ pub struct RegionError {
 ///
 /// ```compile_fail,E0308
 /// # use hypercall::Frames;
-/// # use swiotlb::RegionError;
+/// # use swiotlb::region::RegionError;
 /// fn as_if_nothing_had_happened(error: RegionError) -> Option<Frames> {
 ///     error.stranded
 /// }
@@ -107,7 +109,8 @@ impl Region {
     /// Takes frames that lie right already, as those of a dom0 often do.
     ///
     /// # Errors
-    /// The frames, if they do not, or if there are none.
+    /// The frames, with [`ExchangeError::Scattered`] or [`ExchangeError::WrongFrame`] if they do
+    /// not, and as for [`gather`] if they are no whole runs.
     ///
     /// # Hypercalls
     /// None.
@@ -116,29 +119,32 @@ impl Region {
     /// # use core::sync::atomic::AtomicU64;
     /// use hypercall::{Frames, Pfn};
     /// use p2m::P2m;
-    /// use swiotlb::{DmaMask, Region};
+    /// use swiotlb::DmaMask;
+    /// use swiotlb::region::Region;
     ///
     /// let list: Vec<AtomicU64> = (0x1000..0x1040).map(AtomicU64::new).collect();
     /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// let frames = unsafe { Frames::claim(Pfn::new(0), 64) }; // a dom0's lie in a row already
-    /// let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL).map_err(|_| "they do not")?;
+    /// let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL)?;
     /// assert_eq!((region.runs(), region.frames()), (1, 64));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn adopt(p2m: &P2m<'_>, frames: Frames, order: u32, mask: DmaMask) -> Result<Self, Frames> {
-        let run_bytes = PAGE_SIZE << order.min(Self::ORDER_MAX);
-        let runs = frames.count() >> order.min(Self::ORDER_MAX);
-        let is_right = |run: u64| {
-            let pfn = Pfn::new(frames.start().raw() + (run << order));
-            let place = Place { pfn, offset: 0, len_bytes: run_bytes };
-            contiguous(p2m, place).is_ok_and(|(start, together)| {
-                let reached = mask.reaches(start, run_bytes as u64);
-                together == run_bytes && is_aligned(start, order) && reached
-            })
-        };
-        let whole = order <= Self::ORDER_MAX && runs > 0 && runs << order == frames.count();
-        // INVARIANT: I-10: just seen.
-        if whole && (0..runs).all(is_right) { Ok(Self { frames, order }) } else { Err(frames) }
+    pub fn adopt(
+        p2m: &P2m<'_>,
+        frames: Frames,
+        order: u32,
+        mask: DmaMask,
+    ) -> Result<Self, Refused<Frames, ExchangeError>> {
+        let lies = check_whole(&frames, order).and_then(|()| {
+            let mut starts = (0..frames.count() >> order).map(|run| run << order);
+            starts
+                .try_for_each(|at| check_run(p2m, Pfn::new(frames.start().raw() + at), order, mask))
+        });
+        match lies {
+            // INVARIANT: I-10: just seen.
+            Ok(()) => Ok(Self { frames, order }),
+            Err(error) => Err(Refused { value: frames, error }),
+        }
     }
 
     /// The largest order that Xen exchanges for anybody (`MAX_ORDER`); a domU may have 9, a domain
@@ -172,11 +178,11 @@ impl Region {
     /// The frame that run `run` begins with.
     ///
     /// # Errors
-    /// [`Error::NoSuchRun`]; [`Error::P2m`], if `p2m` does not have the frame.
-    pub fn mfn(&self, p2m: &P2m<'_>, run: u64) -> Result<Mfn, Error> {
+    /// [`ExchangeError::NoSuchRun`]; [`ExchangeError::P2m`], if `p2m` does not have the frame.
+    pub fn mfn(&self, p2m: &P2m<'_>, run: u64) -> Result<Mfn, ExchangeError> {
         let runs = self.runs();
         if run >= runs {
-            return Err(Error::NoSuchRun { run, runs });
+            return Err(ExchangeError::NoSuchRun { run, runs });
         }
         Ok(p2m.mfn(Pfn::new(self.frames.start().raw() + (run << self.order)))?)
     }
@@ -222,10 +228,10 @@ impl Region {
 /// the direct mapping at the places of their pfns.
 ///
 /// # Errors
-/// [`RegionError`], with every frame. Limits are told apart: [`Error::OrderLimit`] (Xen does not
-/// let this domain), [`Error::NoRun`] (Xen has none, or `mask` is too narrow for any),
-/// [`Error::InUse`] (something else maps a frame), [`Error::NoFrames`], [`Error::NotWhole`],
-/// [`Error::Scratch`].
+/// [`RegionError`], with every frame. Limits are told apart: [`ExchangeError::OrderLimit`] (Xen
+/// does not let this domain), [`ExchangeError::NoRun`] (Xen has none, or `mask` is too narrow for
+/// any), [`ExchangeError::InUse`] (something else maps a frame), [`ExchangeError::NoFrames`],
+/// [`ExchangeError::NotWhole`], [`ExchangeError::Scratch`].
 ///
 /// # Hypercalls
 /// Three for each time the scratch is full: `ceil(count / frames)`, with `frames` the largest
@@ -235,13 +241,14 @@ impl Region {
 /// ```
 /// # use hypercall::{BatchStorage, Extent};
 /// # use pv_tests::guest::TestGuest;
-/// use swiotlb::{DmaMask, SEGMENT_ORDER, Scratch, gather, scatter};
+/// use swiotlb::region::{Scratch, gather, scatter};
+/// use swiotlb::{DmaMask, Segment};
 ///
 /// let mut test = TestGuest::new();
 /// let frames = test.frames.take_run(64); // pages in a row, scattered in the machine
 /// let (mut storage, mut extents) = (BatchStorage::<64, 1>::new(), [Extent::default(); 128]);
 /// let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-/// let region = gather(&test.guest, frames, SEGMENT_ORDER, DmaMask::bits(32), &mut scratch)?;
+/// let region = gather(&test.guest, frames, Segment::ORDER, DmaMask::bits(32), &mut scratch)?;
 /// let (first, last) = (region.start(), region.frames() - 1);
 /// let last = first.checked_add(last).ok_or("too many")?;
 /// let machine_frames = test.p2m.mfn(last)?.offset_from(test.p2m.mfn(first)?);
@@ -257,14 +264,14 @@ pub fn gather<M: Machine>(
     mask: DmaMask,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Region, RegionError> {
-    go(guest, frames, Way::Gather(order, mask), scratch)
+    go(guest, frames, Orders { given: 0, taken: order, mask }, scratch)
 }
 
 /// Exchanges the runs of a region for single frames from anywhere: the way back.
 ///
 /// # Errors
-/// As for [`gather`]; [`Error::Scattered`] if a run does not lie together any more, as after a
-/// restore.
+/// As for [`gather`]; [`ExchangeError::Scattered`] if a run does not lie together any more, as
+/// after a restore.
 ///
 /// # Hypercalls
 /// As for [`gather`].
@@ -272,7 +279,7 @@ pub fn gather<M: Machine>(
 /// ```
 /// # use hypercall::Extent;
 /// # use pv_tests::dma;
-/// use swiotlb::{Scratch, scatter};
+/// use swiotlb::region::{Scratch, scatter};
 ///
 /// let (guest, pool, _) = dma::a_guest_and_its_pool();
 /// let mut extents = [Extent::default(); 128];
@@ -287,8 +294,8 @@ pub fn scatter<M: Machine>(
     region: Region,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Frames, RegionError> {
-    let order = region.order;
-    go(guest, region.frames, Way::Scatter(order), scratch).map(Region::into_frames)
+    let orders = Orders { given: region.order, taken: 0, mask: DmaMask::ALL };
+    go(guest, region.frames, orders, scratch).map(Region::into_frames)
 }
 
 /// Maps stranded frames again, with as much scratch memory as they were stranded with, and fills
@@ -303,7 +310,8 @@ pub fn scatter<M: Machine>(
 /// ```
 /// # use hypercall::{BatchStorage, Errno, Extent, FailNth, Refusal};
 /// # use pv_tests::guest::TestGuest;
-/// use swiotlb::{DmaMask, Scratch, gather, reinstate};
+/// use swiotlb::DmaMask;
+/// use swiotlb::region::{Scratch, gather, reinstate};
 ///
 /// let mut test = TestGuest::new();
 /// let frames = test.frames.take_run(8);
@@ -324,7 +332,7 @@ pub fn reinstate<M: Machine>(
     guest: &Guest<'_, M>,
     stranded: Stranded,
     scratch: &mut Scratch<'_, '_>,
-) -> Result<Frames, RegionError> {
+) -> Result<Frames, Refused<Stranded, ExchangeError>> {
     let direct = &mut DirectEntries::new(*guest);
     let pfns = Pfns::new(stranded.start(), stranded.count());
     let mapped = exchange::map(direct, pfns, scratch.batch);
@@ -333,14 +341,14 @@ pub fn reinstate<M: Machine>(
         // got them: the direct mapping alone may have missed some. Now each was seen there, as P2M
         // says, and written (I-1, I-16).
         Ok(()) => Ok(unsafe { stranded.0.vouch() }),
-        Err(error) => Err(RegionError { error, made: None, stranded: Some(stranded), rest: None }),
+        Err(error) => Err(Refused { value: stranded, error }),
     }
 }
 
 fn go<M: Machine>(
     guest: &Guest<'_, M>,
     frames: Frames,
-    way: Way,
+    orders: Orders,
     scratch: &mut Scratch<'_, '_>,
 ) -> Result<Region, RegionError> {
     let total = frames.count();
@@ -348,22 +356,16 @@ fn go<M: Machine>(
         let (rest, _) = cut(frames, total);
         Err(RegionError { error, made: None, stranded: None, rest })
     };
-    let order = way.order();
-    if order > Region::ORDER_MAX {
-        return refuse(Error::OrderLimit { order }, frames);
+    let order = orders.larger();
+    if let Err(error) = check_whole(&frames, order) {
+        return refuse(error, frames);
     }
-    if total == 0 {
-        return refuse(Error::NoFrames, frames);
-    }
-    if !total.is_multiple_of(1 << order) {
-        return refuse(Error::NotWhole { frames: total, order }, frames);
-    }
-    if let Some(error) = way.impossible() {
+    if let Some(error) = orders.impossible() {
         return refuse(error, frames);
     }
     let at_once = scratch.frames_max() >> order << order;
     if at_once == 0 || scratch.batch.ops_max() == 0 {
-        return refuse(Error::Scratch { frames: 1 << order }, frames);
+        return refuse(ExchangeError::Scratch { frames: 1 << order }, frames);
     }
     let start = frames.start();
     let direct = &mut DirectEntries::new(*guest);
@@ -371,21 +373,49 @@ fn go<M: Machine>(
     while done < total {
         let count = at_once.min(total - done);
         let part = Pfns::new(Pfn::new(start.raw() + done), count);
-        let Part { made, is_usable, result } = exchange::exchange(direct, part, way, scratch);
+        let Part { made, is_usable, result } = exchange::exchange(direct, part, orders, scratch);
         if let Err(error) = result {
             let (head, tail) = cut(frames, done + made);
             let (stranded, rest) = match is_usable {
                 true => (None, tail),
                 false => tail.map_or((None, None), |tail| cut(tail, count - made)),
             };
-            let made = head.map(|frames| Region { frames, order: way.made() });
+            let made = head.map(|frames| Region { frames, order: orders.taken });
             let stranded = stranded.map(|frames| Stranded(frames.into()));
             return Err(RegionError { error, made, stranded, rest });
         }
         done += count;
     }
     // INVARIANT: I-10: there are frames, and Xen's answer was checked, run by run.
-    Ok(Region { frames, order: way.made() })
+    Ok(Region { frames, order: orders.taken })
+}
+
+/// Checks that frames are whole runs, and at least one.
+fn check_whole(frames: &Frames, order: u32) -> Result<(), ExchangeError> {
+    let total = frames.count();
+    if order > Region::ORDER_MAX {
+        return Err(ExchangeError::OrderLimit { order });
+    }
+    if total == 0 {
+        return Err(ExchangeError::NoFrames);
+    }
+    if !total.is_multiple_of(1 << order) {
+        return Err(ExchangeError::NotWhole { frames: total, order });
+    }
+    Ok(())
+}
+
+/// Checks that a run lies together, aligned to its size, where `mask` reaches.
+fn check_run(p2m: &P2m<'_>, pfn: Pfn, order: u32, mask: DmaMask) -> Result<(), ExchangeError> {
+    let len_bytes = PAGE_SIZE << order;
+    let (start, together) = GuestBytes { pfn, offset: 0, len_bytes }.contiguous(p2m)?;
+    if together < len_bytes || !start.is_aligned(order) {
+        return Err(ExchangeError::Scattered { pfn });
+    }
+    if !mask.reaches(start, len_bytes as u64) {
+        return Err(ExchangeError::WrongFrame { pfn, mfn: start.mfn(), order, mask });
+    }
+    Ok(())
 }
 
 /// The first `count` frames, and the others; nothing in place of none.

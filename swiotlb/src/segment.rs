@@ -30,17 +30,6 @@ use hypercall::{PAGE_SIZE, Pfn};
 use crate::bits;
 use crate::sync::{AtomicU64, Ordering};
 
-/// Bytes of a slot.
-pub const SLOT_BYTES: usize = 2048;
-/// Slots of a segment.
-pub const SLOTS: usize = 128;
-/// log2 of the frames of a segment.
-pub const SEGMENT_ORDER: u32 = 6;
-/// Bytes of a segment: the most that a pool gives at once.
-pub const SEGMENT_BYTES: usize = SLOTS * SLOT_BYTES;
-
-const _: () = assert!(SEGMENT_BYTES == PAGE_SIZE << SEGMENT_ORDER);
-
 const WORD: usize = 64;
 const FULL: u64 = u64::MAX;
 
@@ -58,14 +47,16 @@ pub enum Purpose {
     /// A streaming mapping that the device writes.
     FromDevice = 2,
     /// A streaming mapping that the device reads and writes.
-    Both = 3,
+    Bidirectional = 3,
     /// Coherent memory.
     Coherent = 4,
 }
 
+const _: () = assert!(Segment::BYTES == PAGE_SIZE << Segment::ORDER);
+
 /// How a run of slots is taken: for what, and for how many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Use {
+pub struct SlotUse {
     /// What for.
     pub purpose: Purpose,
     /// Bytes before the first one used, which keep the low bits of an address.
@@ -74,23 +65,28 @@ pub struct Use {
     pub len_bytes: usize,
 }
 
-impl fmt::Display for Use {
+impl fmt::Display for SlotUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let purpose = match self.purpose {
             Purpose::ToDevice => "to the device",
             Purpose::FromDevice => "from the device",
-            Purpose::Both => "to and from the device",
+            Purpose::Bidirectional => "to and from the device",
             Purpose::Coherent => "of coherent memory",
         };
         write!(f, "{} bytes {purpose}", self.len_bytes)
     }
 }
 
-impl Use {
+impl SlotUse {
+    /// So many bytes from the first slot's first byte on.
+    pub(crate) const fn whole(purpose: Purpose, len_bytes: usize) -> Self {
+        Self { purpose, head_bytes: 0, len_bytes }
+    }
+
     /// Slots that it takes.
     #[inline]
     pub(crate) const fn slots(self) -> usize {
-        (self.head_bytes + self.len_bytes).div_ceil(SLOT_BYTES)
+        (self.head_bytes + self.len_bytes).div_ceil(Segment::SLOT_BYTES)
     }
 }
 
@@ -116,24 +112,24 @@ impl State {
 
     /// As `free` says, and taken again.
     #[inline]
-    const fn taken(free: u64, what: Use) -> Self {
+    const fn taken(free: u64, what: SlotUse) -> Self {
         let words = what.purpose as u64 | (what.len_bytes as u64) << 4;
         let head = (what.head_bytes as u64) << 24;
         Self((free & !(Self::COUNT - 1)).wrapping_add(Self::COUNT) | words | head)
     }
 
     /// As what it is taken, if it is.
-    pub(crate) const fn what(self) -> Option<Use> {
+    pub(crate) const fn what(self) -> Option<SlotUse> {
         let purpose = match self.0 & 7 {
             1 => Purpose::ToDevice,
             2 => Purpose::FromDevice,
-            3 => Purpose::Both,
+            3 => Purpose::Bidirectional,
             4 => Purpose::Coherent,
             _ => return None,
         };
         let len_bytes = (self.0 >> 4 & 0xf_ffff) as usize;
         let head_bytes = (self.0 >> 24 & 0xfff) as usize;
-        Some(Use { purpose, head_bytes, len_bytes })
+        Some(SlotUse { purpose, head_bytes, len_bytes })
     }
 
     /// Whether both are of the same taking.
@@ -146,13 +142,22 @@ impl State {
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Segment {
-    taken: [AtomicU64; SLOTS / WORD],
+    taken: [AtomicU64; Segment::SLOTS / WORD],
     /// The pfn of slot 0, or [`NOTHING`] or [`CHANGING`].
     pfn: AtomicU64,
-    states: [AtomicU64; SLOTS],
+    states: [AtomicU64; Segment::SLOTS],
 }
 
 impl Segment {
+    /// Bytes of a slot.
+    pub const SLOT_BYTES: usize = 2048;
+    /// Slots of a segment.
+    pub const SLOTS: usize = 128;
+    /// log2 of the frames of a segment.
+    pub const ORDER: u32 = 6;
+    /// Bytes of a segment: the most that a pool gives at once.
+    pub const BYTES: usize = Self::SLOTS * Self::SLOT_BYTES;
+
     /// A place without memory.
     #[must_use]
     pub fn new() -> Self {
@@ -198,7 +203,7 @@ impl Segment {
         let first = slots.min(WORD);
         self.take_in(0, first, WORD)?;
         if slots > WORD && self.take_in(1, slots - WORD, WORD).is_none() {
-            self.give_bits(0, first);
+            self.give(0, first);
             return None;
         }
         Some(0)
@@ -206,7 +211,7 @@ impl Segment {
 
     /// Gives slots back that were taken.
     #[inline]
-    fn give_bits(&self, slot: usize, slots: usize) {
+    pub(crate) fn give(&self, slot: usize, slots: usize) {
         let (word, at) = (slot / WORD, slot % WORD);
         let here = slots.min(WORD - at);
         self.clear(word, at, here);
@@ -225,7 +230,7 @@ impl Segment {
 
     /// Writes down as what a run is taken, which has just been taken.
     #[inline]
-    pub(crate) fn open(&self, slot: usize, what: Use) -> State {
+    pub(crate) fn open(&self, slot: usize, what: SlotUse) -> State {
         let state = &self.states[slot];
         // Nobody else writes the state of a slot that is free; the bits' acquire came after what
         // its last owner wrote.
@@ -260,12 +265,7 @@ impl Segment {
         // Relaxed: the next owner of the slot sees this word because it sees the bits, which are
         // released behind it; an old name is compared with this word alone.
         self.states[slot].store(state.free().0, Ordering::Relaxed);
-        self.give_bits(slot, slots);
-    }
-
-    /// Gives slots back that were taken and never written down.
-    pub(crate) fn give(&self, slot: usize, slots: usize) {
-        self.give_bits(slot, slots);
+        self.give(slot, slots);
     }
 
     /// The state of a slot.
@@ -297,10 +297,8 @@ impl Segment {
 
     /// Claims a place without memory, to put some there.
     pub(crate) fn reserve(&self) -> bool {
-        let claim = (NOTHING, CHANGING);
         // Acquire: that all slots were taken, when the last memory left, comes before `fill`.
-        let order = (Ordering::Acquire, Ordering::Relaxed);
-        self.pfn.compare_exchange(claim.0, claim.1, order.0, order.1).is_ok()
+        self.pfn.compare_exchange(NOTHING, CHANGING, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Puts memory into a place that was reserved.
@@ -314,7 +312,7 @@ impl Segment {
     /// Takes the memory out, if no slot is taken; where it begins.
     pub(crate) fn empty(&self) -> Option<Pfn> {
         self.start()?;
-        self.take_both(SLOTS)?;
+        self.take_both(Segment::SLOTS)?;
         let pfn = self.pfn();
         // Release: see `reserve`.
         self.pfn.store(NOTHING, Ordering::Release);
@@ -346,7 +344,7 @@ mod tests {
         assert_eq!(segment.take(65, 1), None);
         assert_eq!(segment.free(), 63);
         segment.give(0, 65);
-        assert_eq!(segment.free(), SLOTS);
+        assert_eq!(segment.free(), Segment::SLOTS);
         let last = segment.take(1, 1).expect("free");
         assert_eq!(segment.take(64, 64), Some(64), "the other word");
         assert_eq!(segment.take(65, 1), None);
@@ -370,9 +368,11 @@ mod tests {
 
     #[test]
     fn a_state_says_what_it_was_made_of() {
-        for purpose in [Purpose::ToDevice, Purpose::FromDevice, Purpose::Both, Purpose::Coherent] {
-            for (head_bytes, len_bytes) in [(0, 1), (4095, SEGMENT_BYTES), (7, 100)] {
-                let what = Use { purpose, head_bytes, len_bytes };
+        for purpose in
+            [Purpose::ToDevice, Purpose::FromDevice, Purpose::Bidirectional, Purpose::Coherent]
+        {
+            for (head_bytes, len_bytes) in [(0, 1), (4095, Segment::BYTES), (7, 100)] {
+                let what = SlotUse { purpose, head_bytes, len_bytes };
                 let state = State::taken(5 * State::COUNT, what);
                 assert_eq!(state.what(), Some(what));
                 assert_eq!(state.free().what(), None);

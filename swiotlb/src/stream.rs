@@ -9,19 +9,21 @@
 //! No hypercall is made here.
 #![expect(unsafe_code, reason = "writes slots and buffers that the mapping owns (I-1, I-11)")]
 
-use core::fmt;
 use core::marker::PhantomData;
 use core::num::NonZeroU64;
+use core::ops::Range;
 
-use hypercall::{FrameAccess, PAGE_SIZE, Pfn};
-use p2m::P2m;
+use hypercall::{AccessError, FrameAccess, PAGE_SIZE, Pfn, Refused};
+use p2m::Guest;
 
 use crate::address::{BusAddr, DmaMask};
-use crate::contiguous::{Place, contiguous};
+use crate::contiguous::GuestBytes;
 use crate::copy::{copy, zero};
-use crate::error::Error;
-use crate::pool::{Held, Need, Pool, PoolNumber};
-use crate::segment::{Purpose, SLOT_BYTES, Use};
+use crate::counters::Count;
+use crate::direction::{DeviceReads, DeviceWrites, Direction};
+use crate::error::DmaError;
+use crate::pool::{Held, Pool, PoolNumber, SlotRequest};
+use crate::segment::{Purpose, Segment, SlotUse};
 
 /// What a device can do, and what is to be done for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,23 +37,23 @@ pub struct Device {
     /// The longest run of bytes that it takes as one element of a list, if there is a limit.
     pub run_bytes_max: Option<NonZeroU64>,
     /// Whether buffers are given to it as they are.
-    pub path: Path,
+    pub bounce: Bounce,
 }
 
 /// When a buffer is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum Bounce {
     /// If it must be.
-    Shortest,
+    IfNeeded,
     /// Always: for a device that is not trusted with the rest of the buffer's pages, and for tests.
-    Bounce,
+    Always,
 }
 
 impl Device {
     /// A device with this mask and no other wishes.
     #[must_use]
     pub const fn new(mask: DmaMask) -> Self {
-        Self { mask, same_bits: 0, run_bytes_max: None, path: Path::Shortest }
+        Self { mask, same_bits: 0, run_bytes_max: None, bounce: Bounce::IfNeeded }
     }
 
     /// The bits as a mask, and the slots between two places where they are zero.
@@ -61,58 +63,8 @@ impl Device {
             bits if bits >= PAGE_SIZE => PAGE_SIZE - 1,
             bits => (bits + 1).next_power_of_two() - 1,
         };
-        (bits, (bits + 1).div_ceil(SLOT_BYTES))
+        (bits, (bits + 1).div_ceil(Segment::SLOT_BYTES))
     }
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-/// Which way the data goes. The three are [`ToDevice`], [`FromDevice`] and [`Both`].
-pub trait Direction: sealed::Sealed + fmt::Debug {
-    /// What slots are taken for.
-    const PURPOSE: Purpose;
-}
-
-/// Directions in which the device reads.
-pub trait DeviceReads: Direction {}
-
-/// Directions in which the device writes.
-pub trait DeviceWrites: Direction {}
-
-macro_rules! direction {
-    ($(#[$doc:meta])* $name:ident $(: $what:ident)+) => {
-        $(#[$doc])*
-        #[derive(Debug)]
-        pub enum $name {}
-
-        impl sealed::Sealed for $name {}
-
-        impl Direction for $name {
-            const PURPOSE: Purpose = Purpose::$name;
-        }
-
-        $(impl $what for $name {})+
-    };
-}
-
-direction! {
-    /// The device reads the buffer.
-    ToDevice: DeviceReads
-}
-direction! {
-    /// The device writes the buffer.
-    FromDevice: DeviceWrites
-}
-direction! {
-    /// The device reads and writes the buffer.
-    Both: DeviceReads : DeviceWrites
-}
-
-/// Whether the device writes in this direction: then what it wrote is copied back.
-const fn is_written(purpose: Purpose) -> bool {
-    matches!(purpose, Purpose::FromDevice | Purpose::Both)
 }
 
 /// Bytes that a device is to have: a token, which moves into the mapping and comes out again when
@@ -122,7 +74,7 @@ const fn is_written(purpose: Purpose) -> bool {
 /// I-11: until it ends nobody reads or writes the bytes through a Rust reference, and no other
 /// `Buffer` has them.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Buffer(Place);
+pub struct Buffer(GuestBytes);
 
 impl Buffer {
     /// Makes the token; an offset of a page or more counts on into the frames that follow.
@@ -130,15 +82,15 @@ impl Buffer {
     /// # Safety
     /// The bytes are in frames of the guest's own, and nobody else uses them for as long as the
     /// token exists (I-11).
-    pub const unsafe fn claim(place: Place) -> Self {
-        let Place { pfn, offset, len_bytes } = place;
+    pub const unsafe fn claim(place: GuestBytes) -> Self {
+        let GuestBytes { pfn, offset, len_bytes } = place;
         let pfn = Pfn::new(pfn.raw() + (offset / PAGE_SIZE) as u64);
-        Self(Place { pfn, offset: offset % PAGE_SIZE, len_bytes })
+        Self(GuestBytes { pfn, offset: offset % PAGE_SIZE, len_bytes })
     }
 
     /// Where the bytes are.
     #[must_use]
-    pub const fn place(&self) -> Place {
+    pub const fn place(&self) -> GuestBytes {
         self.0
     }
 }
@@ -146,7 +98,7 @@ impl Buffer {
 /// A buffer that a device has.
 #[must_use = "a mapping that is dropped keeps its slots and its buffer"]
 #[derive(Debug)]
-pub struct Mapping<D> {
+pub struct DmaMapping<D> {
     buffer: Buffer,
     bus: BusAddr,
     seat: Seat,
@@ -162,7 +114,7 @@ enum Seat {
     Direct(PoolNumber),
 }
 
-impl<D> Mapping<D> {
+impl<D> DmaMapping<D> {
     /// What the device is told.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
@@ -182,13 +134,11 @@ impl<D> Mapping<D> {
     }
 }
 
-/// The guest around DMA: a bundle of borrows, handed on by value.
+/// A guest, its pool and a vCPU: what a driver calls. A bundle of borrows, handed on by value.
 #[derive(Debug)]
 pub struct Dma<'a, 'm, M> {
-    /// The machine.
-    pub machine: &'a M,
-    /// The frame map.
-    pub p2m: &'a P2m<'a>,
+    /// The guest whose buffers devices get.
+    pub guest: Guest<'a, M>,
     /// Where bounced buffers go.
     pub pool: &'a Pool<'m>,
     /// The number of the vCPU that this runs on; any other one costs only time.
@@ -207,47 +157,48 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// Gives a buffer to a device.
     ///
     /// # Errors
-    /// The buffer, with [`Error::TooLarge`] if no pool can ever serve it, [`Error::PoolFull`] if
-    /// this one cannot now, [`Error::OutOfReach`] if the device reaches no part of it; and with
-    /// what is wrong with the buffer.
+    /// The buffer, with [`DmaError::TooLarge`] if no pool can ever serve it, [`DmaError::PoolFull`]
+    /// if this one cannot now, [`DmaError::OutOfReach`] if the device reaches no part of it; and
+    /// with what is wrong with the buffer.
     ///
     /// # Hypercalls
     /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// use swiotlb::{Buffer, Device, Dma, DmaMask, Place, ToDevice};
+    /// use swiotlb::direction::ToDevice;
+    /// use swiotlb::{Buffer, Device, Dma, DmaMask, GuestBytes};
     ///
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
     /// // Nobody touches the bytes until the buffer is back.
     /// let buffer = unsafe { Buffer::claim(place) };
     /// let device = Device::new(DmaMask::bits(64));
-    /// let mapping = dma.map::<ToDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// let mapping = dma.map::<ToDevice>(&device, buffer)?;
     /// assert!(!mapping.is_bounced()); // within a page, and the device reaches it
     /// println!("the device reads 512 bytes at {:#x}", mapping.bus().raw());
-    /// let buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
+    /// let buffer = dma.unmap(mapping)?;
     /// assert_eq!(buffer.place(), place);
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
     pub fn map<D: Direction>(
         &self,
         device: &Device,
         buffer: Buffer,
-    ) -> Result<Mapping<D>, (Error, Buffer)> {
+    ) -> Result<DmaMapping<D>, Refused<Buffer, DmaError>> {
         let seat = match self.find_direct(device, buffer.0) {
             Ok(Some(bus)) => {
-                self.pool.area(self.vcpu).mapped_directly();
+                self.pool.area(self.vcpu).add_one(Count::DirectMaps);
                 Ok((bus, Seat::Direct(self.pool.number())))
             }
             Ok(None) => self.bounce(device, buffer.0, D::PURPOSE),
             Err(error) => Err(error),
         };
         match seat {
-            Ok((bus, seat)) => Ok(Mapping { buffer, bus, seat, direction: PhantomData }),
-            Err(error) => Err((error, buffer)),
+            Ok((bus, seat)) => Ok(DmaMapping { buffer, bus, seat, direction: PhantomData }),
+            Err(error) => Err(Refused { value: buffer, error }),
         }
     }
 
@@ -263,26 +214,28 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Place};
+    /// use swiotlb::direction::FromDevice;
+    /// use swiotlb::{Buffer, Device, Dma, DmaMask, GuestBytes};
     ///
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
     /// let device = Device::new(DmaMask::bits(64));
     /// let buffer = unsafe { Buffer::claim(place) };
     /// // A driver that keeps nothing but the address.
-    /// let bus = dma.map_at::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// let bus = dma.map_at::<FromDevice>(&device, buffer)?;
     /// unsafe { dma.unmap_at::<FromDevice>(bus, place) }?;
     /// let again = unsafe { dma.unmap_at::<FromDevice>(bus, place) };
     /// assert!(again.is_err()); // a second end is noticed
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn map_at<D: Direction>(
         &self,
         device: &Device,
         buffer: Buffer,
-    ) -> Result<BusAddr, (Error, Buffer)> {
-        self.map_as(D::PURPOSE, device, buffer.0).map_err(|error| (error, buffer))
+    ) -> Result<BusAddr, Refused<Buffer, DmaError>> {
+        let mapped = self.map_as(D::PURPOSE, device, buffer.0);
+        mapped.map_err(|error| Refused { value: buffer, error })
     }
 
     /// [`map_at`](Self::map_at), with the direction as a value and the token left with the caller.
@@ -290,12 +243,12 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         &self,
         purpose: Purpose,
         device: &Device,
-        place: Place,
-    ) -> Result<BusAddr, Error> {
+        place: GuestBytes,
+    ) -> Result<BusAddr, DmaError> {
         if let Some(bus) = self.find_direct(device, place)?
-            && self.pool.remember(self.vcpu, bus, (purpose, place.len_bytes))
+            && self.pool.remember(self.vcpu, bus, SlotUse::whole(purpose, place.len_bytes))
         {
-            self.pool.area(self.vcpu).mapped_directly();
+            self.pool.area(self.vcpu).add_one(Count::DirectMaps);
             return Ok(bus);
         }
         // The slots come back by their address.
@@ -304,13 +257,13 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
 
     /// Where the device sees the bytes themselves, if they lie so that it can have them.
     #[inline]
-    fn find_direct(&self, device: &Device, place: Place) -> Result<Option<BusAddr>, Error> {
+    fn find_direct(&self, device: &Device, place: GuestBytes) -> Result<Option<BusAddr>, DmaError> {
         if place.len_bytes == 0 {
-            return Err(Error::Empty);
+            return Err(DmaError::Empty);
         }
-        let (bus, together) = contiguous(self.p2m, place)?;
+        let (bus, together) = place.contiguous(self.guest.p2m())?;
         let reached = device.mask.reaches(bus, place.len_bytes as u64);
-        let right = together == place.len_bytes && reached && device.path == Path::Shortest;
+        let right = together == place.len_bytes && reached && device.bounce == Bounce::IfNeeded;
         Ok(right.then_some(bus))
     }
 
@@ -319,14 +272,14 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     fn bounce(
         &self,
         device: &Device,
-        place: Place,
+        place: GuestBytes,
         purpose: Purpose,
-    ) -> Result<(BusAddr, Seat), Error> {
+    ) -> Result<(BusAddr, Seat), DmaError> {
         let (bits, stride) = device.bits();
         let head_bytes = place.offset & bits;
-        let what = Use { purpose, head_bytes, len_bytes: place.len_bytes };
-        let need = Need { what, stride, mask: device.mask };
-        let (held, bus) = self.pool.take(self.p2m, self.vcpu, need)?;
+        let what = SlotUse { purpose, head_bytes, len_bytes: place.len_bytes };
+        let request = SlotRequest { what, stride, mask: device.mask };
+        let (held, bus) = self.pool.take(self.guest.p2m(), self.vcpu, request)?;
         match self.fill(&held, place, what) {
             Ok(()) => Ok((bus, Seat::Slots(held))),
             Err(error) => {
@@ -339,20 +292,20 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
 
     /// Makes slots a copy of the buffer, with zeroes around it.
     #[inline]
-    fn fill(&self, held: &Held, place: Place, what: Use) -> Result<(), Error> {
-        let Use { head_bytes, len_bytes, .. } = what;
+    fn fill(&self, held: &Held, place: GuestBytes, what: SlotUse) -> Result<(), DmaError> {
+        let SlotUse { head_bytes, len_bytes, .. } = what;
         let end = head_bytes + len_bytes;
-        let direct = [(0, head_bytes), (end, what.slots() * SLOT_BYTES - end)];
-        for (at, count) in direct {
+        let gaps = [(0, head_bytes), (end, what.slots() * Segment::SLOT_BYTES - end)];
+        for (at, count) in gaps {
             if count > 0 {
                 let gap = self.pool.place(held, at, count);
                 // SAFETY: bytes of slots that were just taken (I-1).
-                unsafe { zero(self.machine, gap.pfn, gap.offset, count) }?;
+                unsafe { zero(self.guest.machine(), gap.pfn, gap.offset, count) }?;
             }
         }
         // SAFETY: as above.
-        unsafe { copy(self.machine, place, self.pool.place(held, head_bytes, len_bytes)) }?;
-        self.pool.area(self.vcpu).copied_to_device(len_bytes);
+        unsafe { copy(self.guest.machine(), place, self.pool.place(held, head_bytes, len_bytes)) }?;
+        self.pool.area(self.vcpu).add(Count::BytesToDevice, len_bytes);
         Ok(())
     }
 
@@ -367,19 +320,23 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    /// # use swiotlb::direction::FromDevice;
+    /// # use swiotlb::{Bounce, Buffer, Device, Dma, DmaMask, GuestBytes};
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
-    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
-    /// let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
-    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?; // the bytes are in it now
+    /// let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::bits(32)) };
+    /// let mapping = dma.map::<FromDevice>(&device, buffer)?;
+    /// let _buffer = dma.unmap(mapping)?; // the bytes are in it now
     /// assert_eq!(pool.counters().bytes_from_device, 512);
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn unmap<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
+    pub fn unmap<D: Direction>(
+        &self,
+        mapping: DmaMapping<D>,
+    ) -> Result<Buffer, Refused<DmaMapping<D>, DmaError>> {
         self.end_mapping(mapping, D::PURPOSE)
     }
 
@@ -394,19 +351,23 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    /// use swiotlb::direction::FromDevice;
+    /// use swiotlb::{Bounce, Buffer, Device, Dma, DmaMask, GuestBytes};
     ///
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
-    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(64)) };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
+    /// let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::bits(64)) };
     /// let buffer = unsafe { Buffer::claim(place) };
-    /// let mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
-    /// dma.cancel(mapping).map_err(|(error, _)| error)?; // the device was never told
+    /// let mapping = dma.map::<FromDevice>(&device, buffer)?;
+    /// dma.cancel(mapping)?; // the device was never told
     /// assert_eq!(pool.counters().bytes_from_device, 0);
-    /// # Ok::<(), swiotlb::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cancel<D: Direction>(&self, mapping: Mapping<D>) -> Result<Buffer, (Error, Mapping<D>)> {
+    pub fn cancel<D: Direction>(
+        &self,
+        mapping: DmaMapping<D>,
+    ) -> Result<Buffer, Refused<DmaMapping<D>, DmaError>> {
         // As if the device had written nothing: no byte of the slots is copied.
         self.end_mapping(mapping, Purpose::ToDevice)
     }
@@ -415,22 +376,22 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     #[inline]
     fn end_mapping<D>(
         &self,
-        mapping: Mapping<D>,
+        mapping: DmaMapping<D>,
         purpose: Purpose,
-    ) -> Result<Buffer, (Error, Mapping<D>)> {
-        let Mapping { buffer, bus, seat, direction } = mapping;
+    ) -> Result<Buffer, Refused<DmaMapping<D>, DmaError>> {
+        let DmaMapping { buffer, bus, seat, direction } = mapping;
         let (error, seat) = match seat {
             Seat::Direct(pool) if pool == self.pool.number() => {
-                self.pool.area(self.vcpu).unmapped_directly();
+                self.pool.area(self.vcpu).add_one(Count::DirectUnmaps);
                 return Ok(buffer);
             }
             Seat::Direct(_) => (self.pool.stranger(bus), seat),
-            Seat::Slots(held) => match self.end(held, (bus, buffer.0), purpose) {
+            Seat::Slots(held) => match self.end(held, bus, buffer.0, purpose) {
                 Ok(()) => return Ok(buffer),
-                Err((error, held)) => (error, Seat::Slots(held)),
+                Err(Refused { value, error }) => (error, Seat::Slots(value)),
             },
         };
-        Err((error, Mapping { buffer, bus, seat, direction }))
+        Err(Refused { value: DmaMapping { buffer, bus, seat, direction }, error })
     }
 
     /// Copies back what is to be copied, and gives the slots back.
@@ -438,109 +399,114 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     fn end(
         &self,
         held: Held,
-        (bus, place): (BusAddr, Place),
+        bus: BusAddr,
+        place: GuestBytes,
         purpose: Purpose,
-    ) -> Result<(), (Error, Held)> {
+    ) -> Result<(), Refused<Held, DmaError>> {
         if let Err(error) = self.pool.enter(&held, bus) {
-            return Err((error, held));
+            return Err(Refused { value: held, error });
         }
         let what = held.what();
-        if is_written(purpose) {
+        if matches!(purpose, Purpose::FromDevice | Purpose::Bidirectional) {
             let from = self.pool.place(&held, what.head_bytes, what.len_bytes);
             // SAFETY: the buffer is the mapping's (I-11).
-            if let Err(error) = unsafe { copy(self.machine, from, place) } {
+            if let Err(error) = unsafe { copy(self.guest.machine(), from, place) } {
                 self.pool.leave(&held);
-                return Err((error.into(), held));
+                return Err(Refused { value: held, error: error.into() });
             }
-            self.pool.area(self.vcpu).copied_from_device(what.len_bytes);
+            self.pool.area(self.vcpu).add(Count::BytesFromDevice, what.len_bytes);
         }
         self.pool.close_run(held, what.slots());
         Ok(())
     }
 
-    /// Shows the device what the buffer holds now, from `offset` on.
+    /// Shows the device what `range` of the buffer's bytes holds now.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`], and as for [`unmap`](Self::unmap).
+    /// [`DmaError::OutsideMapping`], and as for [`unmap`](Self::unmap).
     ///
     /// # Hypercalls
     /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, Path, Place, ToDevice};
+    /// # use swiotlb::direction::ToDevice;
+    /// # use swiotlb::{Bounce, Buffer, Device, Dma, DmaMask, GuestBytes};
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
-    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
-    /// let mut mapping = dma.map::<ToDevice>(&device, buffer).map_err(|(error, _)| error)?;
+    /// let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::bits(32)) };
+    /// let mapping = dma.map::<ToDevice>(&device, buffer)?;
     /// // ... the driver writes the first 64 bytes of its buffer ...
-    /// dma.sync_for_device(&mut mapping, (0, 64))?;
-    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
-    /// # Ok::<(), swiotlb::Error>(())
+    /// dma.sync_for_device(&mapping, 0..64)?;
+    /// let _buffer = dma.unmap(mapping)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn sync_for_device<D: DeviceReads>(
         &self,
-        mapping: &Mapping<D>,
-        (offset, len_bytes): (usize, usize),
-    ) -> Result<(), Error> {
-        self.sync(mapping, (offset, len_bytes), |buffer, slots| {
-            self.pool.area(self.vcpu).copied_to_device(len_bytes);
+        mapping: &DmaMapping<D>,
+        range: Range<usize>,
+    ) -> Result<(), DmaError> {
+        self.sync(mapping, range, |buffer, slots| {
+            self.pool.area(self.vcpu).add(Count::BytesToDevice, buffer.len_bytes);
             // SAFETY: bytes of slots that are taken, by nobody else while they are busy (I-1).
-            unsafe { copy(self.machine, buffer, slots) }
+            unsafe { copy(self.guest.machine(), buffer, slots) }
         })
     }
 
-    /// Brings into the buffer what the device has written by now, from `offset` on.
+    /// Brings into `range` of the buffer's bytes what the device has written there by now.
     ///
     /// # Errors
-    /// [`Error::OutsideMapping`], and as for [`unmap`](Self::unmap).
+    /// [`DmaError::OutsideMapping`], and as for [`unmap`](Self::unmap).
     ///
     /// # Hypercalls
     /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
-    /// # use swiotlb::{Buffer, Device, Dma, DmaMask, FromDevice, Path, Place};
+    /// # use swiotlb::direction::FromDevice;
+    /// # use swiotlb::{Bounce, Buffer, Device, Dma, DmaMask, GuestBytes};
     /// let (guest, pool, page) = dma::a_guest_and_its_pool();
-    /// let dma = Dma { machine: guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
-    /// let place = Place { pfn: page, offset: 0, len_bytes: 512 };
+    /// let dma = Dma { guest: guest.guest, pool: &pool, vcpu: 0 };
+    /// let place = GuestBytes { pfn: page, offset: 0, len_bytes: 512 };
     /// let buffer = unsafe { Buffer::claim(place) };
-    /// let device = Device { path: Path::Bounce, ..Device::new(DmaMask::bits(32)) };
-    /// let mut mapping = dma.map::<FromDevice>(&device, buffer).map_err(|(error, _)| error)?;
-    /// dma.sync_for_cpu(&mut mapping, (0, 64))?; // a header that the device has written
-    /// let _buffer = dma.unmap(mapping).map_err(|(error, _)| error)?;
-    /// # Ok::<(), swiotlb::Error>(())
+    /// let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::bits(32)) };
+    /// let mut mapping = dma.map::<FromDevice>(&device, buffer)?;
+    /// dma.sync_for_cpu(&mut mapping, 0..64)?; // a header that the device has written
+    /// let _buffer = dma.unmap(mapping)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn sync_for_cpu<D: DeviceWrites>(
         &self,
-        mapping: &mut Mapping<D>,
-        (offset, len_bytes): (usize, usize),
-    ) -> Result<(), Error> {
-        self.sync(mapping, (offset, len_bytes), |buffer, slots| {
-            self.pool.area(self.vcpu).copied_from_device(len_bytes);
+        mapping: &mut DmaMapping<D>,
+        range: Range<usize>,
+    ) -> Result<(), DmaError> {
+        self.sync(mapping, range, |buffer, slots| {
+            self.pool.area(self.vcpu).add(Count::BytesFromDevice, buffer.len_bytes);
             // SAFETY: the buffer is the mapping's (I-11).
-            unsafe { copy(self.machine, slots, buffer) }
+            unsafe { copy(self.guest.machine(), slots, buffer) }
         })
     }
 
     /// Copies a part of a mapping one way, if it is bounced.
     fn sync<D>(
         &self,
-        mapping: &Mapping<D>,
-        (offset, len_bytes): (usize, usize),
-        copy: impl Fn(Place, Place) -> Result<(), hypercall::AccessError>,
-    ) -> Result<(), Error> {
+        mapping: &DmaMapping<D>,
+        range: Range<usize>,
+        copy: impl Fn(GuestBytes, GuestBytes) -> Result<(), AccessError>,
+    ) -> Result<(), DmaError> {
         let mapped_bytes = mapping.len_bytes();
-        if offset.checked_add(len_bytes).is_none_or(|end| end > mapped_bytes) {
-            return Err(Error::OutsideMapping { offset, len_bytes, mapped_bytes });
+        let Range { start, end } = range;
+        if start > end || end > mapped_bytes {
+            return Err(DmaError::OutsideMapping { start, end, mapped_bytes });
         }
+        let len_bytes = end - start;
         let Seat::Slots(held) = &mapping.seat else { return Ok(()) };
         self.pool.enter(held, mapping.bus)?;
-        let (pfn, at) = mapping.buffer.0.byte(offset);
-        let buffer = Place { pfn, offset: at, len_bytes };
-        let at = held.what().head_bytes + offset;
+        let (pfn, at) = mapping.buffer.0.byte(start);
+        let buffer = GuestBytes { pfn, offset: at, len_bytes };
+        let at = held.what().head_bytes + start;
         let result = copy(buffer, self.pool.place(held, at, len_bytes));
         self.pool.leave(held);
         Ok(result?)
@@ -550,20 +516,24 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// have it: `buffer` is what was mapped there.
     ///
     /// # Errors
-    /// [`Error::NotTaken`] if it was ended before, [`Error::TakenOtherwise`] if another length or
-    /// direction was mapped, [`Error::NotOfThisPool`] if the address is neither in the pool nor the
-    /// buffer's own.
+    /// [`DmaError::NotTaken`] if it was ended before, [`DmaError::TakenOtherwise`] if another
+    /// length or direction was mapped, [`DmaError::NotOfThisPool`] if the address is neither in the
+    /// pool nor the buffer's own.
     ///
     /// # Hypercalls
     /// None.
     ///
     /// # Safety
     /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended,
-    /// and the guest has not been restored since. No [`Mapping`] has it. A caller who is wrong is
-    /// told so where the pool can see it, but it cannot see everything: the slots may be somebody
-    /// else's by now, in the same direction and of the same length. The bytes of `buffer` are those
-    /// of the buffer that was mapped (I-11).
-    pub unsafe fn unmap_at<D: Direction>(&self, bus: BusAddr, buffer: Place) -> Result<(), Error> {
+    /// and the guest has not been restored since. No [`DmaMapping`] has it. A caller who is wrong
+    /// is told so where the pool can see it, but it cannot see everything: the slots may be
+    /// somebody else's by now, in the same direction and of the same length. The bytes of `buffer`
+    /// are those of the buffer that was mapped (I-11).
+    pub unsafe fn unmap_at<D: Direction>(
+        &self,
+        bus: BusAddr,
+        buffer: GuestBytes,
+    ) -> Result<(), DmaError> {
         // SAFETY: the caller's promise is handed on.
         unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
     }
@@ -576,23 +546,24 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         &self,
         purpose: Purpose,
         bus: BusAddr,
-        buffer: Place,
-    ) -> Result<(), Error> {
+        buffer: GuestBytes,
+    ) -> Result<(), DmaError> {
+        let what = SlotUse::whole(purpose, buffer.len_bytes);
         if let Some(pfn) = self.pfn_in_pool(bus) {
-            let held = self.pool.find(pfn, bus, (purpose, buffer.len_bytes))?;
-            return self.end(held, (bus, buffer), purpose).map_err(|(error, _)| error);
+            let held = self.pool.find(pfn, bus, what)?;
+            return self.end(held, bus, buffer, purpose).map_err(|refused| refused.error);
         }
-        if contiguous(self.p2m, buffer)? != (bus, buffer.len_bytes) {
+        if buffer.contiguous(self.guest.p2m())? != (bus, buffer.len_bytes) {
             return Err(self.pool.stranger(bus));
         }
-        self.pool.forget(self.vcpu, bus, (purpose, buffer.len_bytes))?;
-        self.pool.area(self.vcpu).unmapped_directly();
+        self.pool.forget(self.vcpu, bus, what)?;
+        self.pool.area(self.vcpu).add_one(Count::DirectUnmaps);
         Ok(())
     }
 
     /// The guest's name for the frame of an address, if it is one of the pool's.
     pub(crate) fn pfn_in_pool(&self, bus: BusAddr) -> Option<Pfn> {
-        let pfn = self.p2m.pfn(self.machine, bus.mfn()).ok()?;
+        let pfn = self.guest.pfn(bus.mfn()).ok()?;
         self.pool.contains(pfn).then_some(pfn)
     }
 }

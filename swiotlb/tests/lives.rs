@@ -8,10 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use common::{ARENA, Guest, Places, gather_on, grow};
-use hypercall::{Frames, PAGE_SIZE, Pfn};
-use swiotlb::{Area, Both, Device, Dma, DmaMask, Error, Path, Pool, SEGMENT_BYTES, SLOTS, Segment};
+use hypercall::{Frames, PAGE_SIZE, Pfn, Refused};
+use swiotlb::direction::Bidirectional;
+use swiotlb::{Area, Bounce, Device, Dma, DmaError, DmaMask, Pool, Segment};
 
-const BOUNCE: Device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
+const BOUNCE: Device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::ALL) };
 
 /// Gives `count` pfns of the arena other frames, with nothing in them, as a restore gives every pfn
 /// another one: none of them lie together. The pool that has them is not asked.
@@ -20,7 +21,7 @@ fn move_frames(guest: &Guest, first: u64, count: u64) {
     let before: Vec<_> = mfns().collect();
     // SAFETY: the frames exist only in the model. The pool has them, as it would at a restore.
     let frames = unsafe { Frames::claim(Pfn::new(ARENA + first), count) };
-    let moved = gather_on(guest, &guest.model, frames, (0, DmaMask::ALL)).expect("exchanged");
+    let moved = gather_on(guest, &guest.model, frames, 0, DmaMask::ALL).expect("exchanged");
     assert_eq!(moved.frames(), count);
     assert!(mfns().zip(before).all(|(now, before)| now != before), "each is another");
 }
@@ -30,15 +31,15 @@ fn a_pool_tells_devices_where_its_memory_is_now_and_not_where_it_was() {
     let (guest, places) = (Guest::new(), Places::new(2, 1));
     let pool = places.pool();
     grow(&guest, &pool, 512, 2);
-    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { guest: guest.on(&guest.model), pool: &pool, vcpu: 0 };
     move_frames(&guest, 512, 128);
 
     // All that is there, a page or less at a time.
-    for slot in 0..2 * SLOTS {
+    for slot in 0..2 * Segment::SLOTS {
         let (frame, bytes) = (slot as u64 % 64, [slot.to_le_bytes()[0]; 9]);
-        let place = swiotlb::Place { pfn: Pfn::new(ARENA + frame), offset: 7, len_bytes: 9 };
+        let place = swiotlb::GuestBytes { pfn: Pfn::new(ARENA + frame), offset: 7, len_bytes: 9 };
         guest.write(place, &bytes);
-        let mapping = dma.map::<Both>(&BOUNCE, guest.buffer(frame, 7, 9)).expect("mapped");
+        let mapping = dma.map::<Bidirectional>(&BOUNCE, guest.buffer(frame, 7, 9)).expect("mapped");
         assert_eq!(guest.device_reads(mapping.bus(), 9), bytes, "slot {slot}");
         guest.device_writes(mapping.bus(), &[!bytes[0]; 9]);
         let all = dma.unmap(mapping).expect("unmapped");
@@ -52,15 +53,15 @@ fn a_pool_tells_devices_where_its_memory_is_now_and_not_where_it_was() {
         })
         .collect();
     for (at, page) in (0..).zip(pages) {
-        let place = swiotlb::Place { pfn: page.pfn(), offset: 0, len_bytes: PAGE_SIZE };
+        let place = swiotlb::GuestBytes { pfn: page.pfn(), offset: 0, len_bytes: PAGE_SIZE };
         assert_eq!(guest.read(place), [at; PAGE_SIZE], "page {at}");
         dma.free_coherent(page).expect("given back");
     }
 
     // What would not lie together is not given.
-    let mapped = dma.map::<Both>(&BOUNCE, guest.buffer(0, 0, 2 * PAGE_SIZE));
-    let scattered = Error::Scattered { pfn: Pfn::new(ARENA + 512) };
-    assert_eq!(mapped.expect_err("scattered").0, scattered);
+    let mapped = dma.map::<Bidirectional>(&BOUNCE, guest.buffer(0, 0, 2 * PAGE_SIZE));
+    let scattered = DmaError::Scattered { pfn: Pfn::new(ARENA + 512) };
+    assert_eq!(mapped.expect_err("scattered").error, scattered);
     assert_eq!(dma.coherent(2, DmaMask::ALL).expect_err("scattered"), scattered);
     assert_eq!(pool.counters().slots_used, 0);
 
@@ -69,14 +70,14 @@ fn a_pool_tells_devices_where_its_memory_is_now_and_not_where_it_was() {
     pool.close(&mut |region| frames.push(region.into_frames())).expect("nothing is taken");
     let pool = places.pool();
     for frames in frames {
-        let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+        let region = gather_on(&guest, &guest.model, frames, 6, DmaMask::ALL).expect("made");
         pool.grow(guest.p2m, region).expect("there are places");
     }
-    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { guest: guest.on(&guest.model), pool: &pool, vcpu: 0 };
     let memory = dma.coherent(64, DmaMask::ALL).expect("it lies together");
-    guest.device_writes(memory.bus(), &vec![0x55; SEGMENT_BYTES]);
-    let place = swiotlb::Place { pfn: memory.pfn(), offset: 0, len_bytes: SEGMENT_BYTES };
-    assert_eq!(guest.read(place), vec![0x55; SEGMENT_BYTES]);
+    guest.device_writes(memory.bus(), &vec![0x55; Segment::BYTES]);
+    let place = swiotlb::GuestBytes { pfn: memory.pfn(), offset: 0, len_bytes: Segment::BYTES };
+    assert_eq!(guest.read(place), vec![0x55; Segment::BYTES]);
     dma.free_coherent(memory).expect("given back");
     guest.check();
 }
@@ -86,13 +87,13 @@ fn what_was_mapped_when_the_frames_moved_ends_in_the_slots_that_it_has() {
     let (guest, places) = (Guest::new(), Places::new(1, 1));
     let pool = places.pool();
     grow(&guest, &pool, 512, 1);
-    let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 };
+    let dma = Dma { guest: guest.on(&guest.model), pool: &pool, vcpu: 0 };
     let buffer = guest.buffer(0, 0, 100);
-    let mapping = dma.map::<Both>(&BOUNCE, buffer).expect("mapped");
+    let mapping = dma.map::<Bidirectional>(&BOUNCE, buffer).expect("mapped");
     let (old, memory) = (mapping.bus(), dma.coherent(1, DmaMask::ALL).expect("there is room"));
     move_frames(&guest, 512, 64);
     // What the toolstack brought along, and what somebody else has where the slots were.
-    let slots = swiotlb::Place { pfn: Pfn::new(ARENA + 512), offset: 0, len_bytes: 100 };
+    let slots = swiotlb::GuestBytes { pfn: Pfn::new(ARENA + 512), offset: 0, len_bytes: 100 };
     guest.write(slots, &[4; 100]);
     guest.device_writes(old, &[9; 100]);
     let buffer = dma.unmap(mapping).expect("unmapped");
@@ -107,10 +108,11 @@ fn a_region_that_does_not_lie_together_any_more_does_not_get_into_a_pool() {
     let (guest, places) = (Guest::new(), Places::new(2, 1));
     let pool = places.pool();
     let frames = guest.frames(512, 128);
-    let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+    let region = gather_on(&guest, &guest.model, frames, 6, DmaMask::ALL).expect("made");
     move_frames(&guest, 512 + 64, 64);
-    let (error, rest) = pool.grow(guest.p2m, region).expect_err("the second run is scattered");
-    assert_eq!(error, Error::Scattered { pfn: Pfn::new(ARENA + 576) });
+    let Refused { value: rest, error } =
+        pool.grow(guest.p2m, region).expect_err("the second run is scattered");
+    assert_eq!(error, DmaError::Scattered { pfn: Pfn::new(ARENA + 576) });
     assert_eq!((pool.segments(), rest.start()), (1, Pfn::new(ARENA + 576)));
     guest.check();
 }
@@ -122,7 +124,7 @@ fn ask(segments: &'static [Segment], areas: &'static [Area], vcpu: usize) -> Opt
     thread::spawn(move || {
         let guest = Guest::new();
         let pool = Pool::new(segments, areas).expect("it has places");
-        let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu };
+        let dma = Dma { guest: guest.on(&guest.model), pool: &pool, vcpu };
         let nothing = dma.coherent(1, DmaMask::ALL).is_err();
         grow(&guest, &pool, 512, 1);
         // Wherever the segment went, each vCPU finds it.
@@ -144,7 +146,7 @@ fn a_search_ends_whatever_pool_had_the_areas_before_and_with_how_many() {
         grow(&guest, &pool, 512, 4);
         // Each vCPU takes segments until there are none: the hints end at the last ones.
         for vcpu in 0..before {
-            let dma = Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu };
+            let dma = Dma { guest: guest.on(&guest.model), pool: &pool, vcpu };
             let all: Vec<_> = (0..4).map_while(|_| dma.coherent(64, DmaMask::ALL).ok()).collect();
             assert_eq!(all.len(), 4);
             for pages in all {

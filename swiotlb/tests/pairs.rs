@@ -10,9 +10,9 @@ use hypercall::{FrameAccess as _, Frames, Pfn, Quarantine};
 use p2m::DirectEntries;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan};
-use swiotlb::{
-    Both, Device, Dma, DmaMask, Path, Pool, Region, RegionError, SEGMENT_ORDER, Stranded,
-};
+use swiotlb::direction::Bidirectional;
+use swiotlb::region::{Region, RegionError, Stranded};
+use swiotlb::{Bounce, Device, Dma, DmaMask, Pool, Segment};
 use xen_model::Mode;
 
 /// What an operation leaves, whichever way it went.
@@ -66,8 +66,8 @@ impl<const FRAMES: u64> Scene<FRAMES> {
     /// Gathers all frames in runs of 2^`order`, with scratch memory for `N` at once.
     fn gather<const N: usize>(&mut self, plan: &Plan<'_>, order: u32) {
         let machine = pairs::around(&self.guest.model, plan);
-        let (frames, shape) = (self.guest.frames(0, FRAMES), (order, DmaMask::ALL));
-        match gather_with::<_, N>(&self.guest, &machine, frames, shape) {
+        let frames = self.guest.frames(0, FRAMES);
+        match gather_with::<_, N>(&self.guest, &machine, frames, order, DmaMask::ALL) {
             Ok(region) => self.left.regions.push(region),
             Err(error) => self.left.refused(error),
         }
@@ -92,7 +92,7 @@ impl<const FRAMES: u64> Scene<FRAMES> {
         for stranded in std::mem::take(&mut self.left.stranded) {
             match reinstate_on(&self.guest, &machine, stranded) {
                 Ok(frames) => self.left.free.push(frames),
-                Err(error) => self.left.refused(error),
+                Err(refused) => self.left.stranded.push(refused.value),
             }
             self.touch();
         }
@@ -171,13 +171,15 @@ fn stranded_frames_that_are_reinstated_while_that_is_refused_too() {
 /// stays taken.
 fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Plan<'_>) {
     let machine = pairs::around(&guest.model, plan);
-    let dma = Dma { machine: &machine, p2m: guest.p2m, pool, vcpu: 0 };
-    let device = Device { path: Path::Bounce, ..Device::new(DmaMask::ALL) };
+    let dma = Dma { guest: guest.on(&machine), pool, vcpu: 0 };
+    let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::ALL) };
     let before = plan.refused();
-    if let Ok(mut mapping) = dma.map::<Both>(&device, guest.buffer(1 << SEGMENT_ORDER, 0, 5000)) {
-        while let Err((error, back)) = dma.unmap(mapping) {
-            assert!(before < plan.refused(), "{error}");
-            mapping = back;
+    if let Ok(mut mapping) =
+        dma.map::<Bidirectional>(&device, guest.buffer(1 << Segment::ORDER, 0, 5000))
+    {
+        while let Err(refused) = dma.unmap(mapping) {
+            assert!(before < plan.refused(), "{refused}");
+            mapping = refused.value;
         }
     } else {
         assert!(before < plan.refused(), "an access has failed");
@@ -185,7 +187,7 @@ fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Plan<'_>) {
     let before = plan.refused();
     match dma.coherent(3, DmaMask::ALL) {
         Ok(pages) => {
-            dma.free_coherent(pages).map_err(|(error, _)| error).expect("they are the pool's");
+            dma.free_coherent(pages).expect("they are the pool's");
         }
         Err(error) => assert!(before < plan.refused(), "{error}"),
     }
@@ -194,8 +196,8 @@ fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Plan<'_>) {
 #[test]
 fn a_pool_that_grows_and_shrinks_and_whose_memory_is_scattered() {
     pairs::run("swiotlb", "gather_grow_shrink_scatter", |plan| {
-        let mut scene = Scene::<{ 1 << SEGMENT_ORDER }>::new();
-        scene.gather::<64>(plan, SEGMENT_ORDER);
+        let mut scene = Scene::<{ 1 << Segment::ORDER }>::new();
+        scene.gather::<64>(plan, Segment::ORDER);
         let places = common::Places::new(1, 1);
         let pool = places.pool();
         for region in std::mem::take(&mut scene.left.regions) {

@@ -7,12 +7,14 @@ use common::odd::Odd;
 use common::{ARENA, Guest, gather_on, scatter_on};
 use hypercall::{
     BatchStorage, Counting, Errno, Extent, FailNth, FrameAccess, Frames, PAGE_SIZE, Pfn, Refusal,
+    Refused,
 };
-use swiotlb::{DmaMask, Error, Place, Region, RegionError, Scratch, Stranded, gather};
+use swiotlb::region::{ExchangeError, Region, RegionError, Scratch, Stranded, gather};
+use swiotlb::{DmaMask, GuestBytes};
 use xen_model::{Role, for_each_failure};
 
-fn place(frame: u64) -> Place {
-    Place { pfn: Pfn::new(ARENA + frame), offset: 0, len_bytes: PAGE_SIZE }
+fn place(frame: u64) -> GuestBytes {
+    GuestBytes { pfn: Pfn::new(ARENA + frame), offset: 0, len_bytes: PAGE_SIZE }
 }
 
 fn is_run(guest: &Guest, first: u64, order: u32) -> bool {
@@ -27,8 +29,8 @@ fn order_9_takes_three_traps_and_so_does_order_6() {
         let guest = Guest::new();
         let counting = Counting::new(&guest.model);
         guest.write(place(3), &[7; PAGE_SIZE]);
-        let shape = (order, DmaMask::ALL);
-        let region = gather_on(&guest, &counting, guest.frames(0, frames), shape).expect("made");
+        let region = gather_on(&guest, &counting, guest.frames(0, frames), order, DmaMask::ALL)
+            .expect("made");
         assert_eq!(counting.counts().hypercalls, 3, "order {order}");
         for run in 0..region.runs() {
             assert!(is_run(&guest, run << order, order), "run {run} of order {order}");
@@ -49,8 +51,7 @@ fn order_9_takes_three_traps_and_so_does_order_6() {
 fn each_2_mib_takes_three_traps_whatever_the_order_of_its_runs() {
     let guest = Guest::new();
     let counting = Counting::new(&guest.model);
-    let shape = (6, DmaMask::ALL);
-    let region = gather_on(&guest, &counting, guest.frames(0, 768), shape).expect("made");
+    let region = gather_on(&guest, &counting, guest.frames(0, 768), 6, DmaMask::ALL).expect("made");
     assert_eq!((region.runs(), counting.counts().hypercalls), (12, 6));
     guest.check();
 }
@@ -61,7 +62,7 @@ fn a_mask_is_kept() {
     // The guest was built from high memory; what is below this is Xen's.
     let bits = u8::try_from(guest.model.ram_end().raw().ilog2() + 12).expect("small");
     let mask = DmaMask::bits(bits);
-    let region = gather_on(&guest, &guest.model, guest.frames(0, 128), (6, mask)).expect("made");
+    let region = gather_on(&guest, &guest.model, guest.frames(0, 128), 6, mask).expect("made");
     for run in 0..2 {
         let mfn = region.mfn(guest.p2m, run).expect("it has it");
         assert!(mask.reaches(swiotlb::BusAddr::new(mfn, 0), 64 << 12), "{mfn}");
@@ -72,23 +73,23 @@ fn a_mask_is_kept() {
 #[test]
 fn each_limit_has_its_error() {
     let guest = Guest::new();
-    let try_it = |frames, shape| {
-        let error = gather_on(&guest, &guest.model, frames, shape).expect_err("refused");
+    let try_it = |frames, order, mask| {
+        let error = gather_on(&guest, &guest.model, frames, order, mask).expect_err("refused");
         assert!(error.made.is_none() && error.stranded.is_none(), "{error}");
         (error.error, error.rest.expect("all frames come back"))
     };
     let frames = guest.frames(0, 512);
     let mask = DmaMask::bits(21); // the first run of memory alone, which Xen has for nobody
-    let (error, frames) = try_it(frames, (9, mask));
-    assert_eq!(error, Error::NoRun { order: 9, mask });
+    let (error, frames) = try_it(frames, 9, mask);
+    assert_eq!(error, ExchangeError::NoRun { order: 9, mask });
     guest.check();
-    let (error, frames) = try_it(frames, (19, DmaMask::ALL));
-    assert_eq!(error, Error::OrderLimit { order: 19 });
-    let (error, frames) = try_it(frames, (10, DmaMask::ALL));
-    assert_eq!(error, Error::NotWhole { frames: 512, order: 10 });
+    let (error, frames) = try_it(frames, 19, DmaMask::ALL);
+    assert_eq!(error, ExchangeError::OrderLimit { order: 19 });
+    let (error, frames) = try_it(frames, 10, DmaMask::ALL);
+    assert_eq!(error, ExchangeError::NotWhole { frames: 512, order: 10 });
     assert_eq!(frames.count(), 512);
-    let (error, frames) = try_it(guest.frames(512, 1024), (10, DmaMask::ALL));
-    assert_eq!(error, Error::Scratch { frames: 1024 });
+    let (error, frames) = try_it(guest.frames(512, 1024), 10, DmaMask::ALL);
+    assert_eq!(error, ExchangeError::Scratch { frames: 1024 });
     assert_eq!(frames.count(), 1024);
     guest.check();
 }
@@ -102,7 +103,7 @@ fn xen_limits_the_order_of_a_dom_u() {
     let frames = guest.frames(0, 1024);
     let error = gather(&guest.on(&guest.model), frames, 10, DmaMask::ALL, &mut scratch)
         .expect_err("refused");
-    assert_eq!(error.error, Error::OrderLimit { order: 10 });
+    assert_eq!(error.error, ExchangeError::OrderLimit { order: 10 });
     assert_eq!(error.rest.map(|rest| rest.count()), Some(1024));
     guest.check();
 }
@@ -113,9 +114,9 @@ fn when_xen_runs_out_in_the_middle_what_was_made_stays_and_the_rest_is_as_it_was
     let guest = Guest::with_spare(Role::DomU, 600);
     guest.write(place(1535), &[9; PAGE_SIZE]);
     let before = guest.p2m.mfn(Pfn::new(ARENA + 1535));
-    let shape = (8, DmaMask::ALL);
-    let error = gather_on(&guest, &guest.model, guest.frames(0, 1536), shape).expect_err("too few");
-    assert!(matches!(error.error, Error::NoRun { order: 8, .. }), "{error}");
+    let error = gather_on(&guest, &guest.model, guest.frames(0, 1536), 8, DmaMask::ALL)
+        .expect_err("too few");
+    assert!(matches!(error.error, ExchangeError::NoRun { order: 8, .. }), "{error}");
     let made = error.made.expect("some were made");
     let rest = error.rest.expect("some were not");
     assert!(made.runs() >= 1 && error.stranded.is_none());
@@ -157,15 +158,17 @@ enum Scenario {
 
 impl Scenario {
     fn run(self, guest: &Guest, machine: &xen_model::Failing<'_>) -> Result<Region, RegionError> {
-        let (frames, shape) = (guest.frames(0, 128), (6, DmaMask::ALL));
+        let frames = guest.frames(0, 128);
         match self {
-            Self::Gather => gather_on(guest, machine, frames, shape),
+            Self::Gather => gather_on(guest, machine, frames, 6, DmaMask::ALL),
             Self::Scatter => {
-                let region = gather_on(guest, machine, frames, shape)?;
+                let region = gather_on(guest, machine, frames, 6, DmaMask::ALL)?;
                 let frames = scatter_on(guest, machine, region)?;
                 Ok(Region::adopt(guest.p2m, frames, 0, DmaMask::ALL).expect("single frames"))
             }
-            Self::GatherInParts => common::gather_with::<_, 64>(guest, machine, frames, shape),
+            Self::GatherInParts => {
+                common::gather_with::<_, 64>(guest, machine, frames, 6, DmaMask::ALL)
+            }
         }
     }
 
@@ -216,9 +219,9 @@ fn a_frame_that_something_else_maps_is_named_by_its_run() {
     // Another page of the direct mapping shows frame 70, read-only.
     let mfn = guest.p2m.mfn(Pfn::new(ARENA + 70)).expect("memory");
     common::alias(&guest, Pfn::new(ARENA + 1000), mfn);
-    let shape = (6, DmaMask::ALL);
-    let error = gather_on(&guest, &guest.model, guest.frames(0, 192), shape).expect_err("mapped");
-    assert_eq!(error.error, Error::InUse { pfn: Pfn::new(ARENA + 64) });
+    let error =
+        gather_on(&guest, &guest.model, guest.frames(0, 192), 6, DmaMask::ALL).expect_err("mapped");
+    assert_eq!(error.error, ExchangeError::InUse { pfn: Pfn::new(ARENA + 64) });
     let parts = (error.made.map(|made| made.frames()), error.rest.map(|rest| rest.count()));
     assert_eq!(parts, (Some(64), Some(128)));
     let own = guest.p2m.mfn(Pfn::new(ARENA + 1000)).expect("memory");
@@ -230,12 +233,13 @@ fn a_frame_that_something_else_maps_is_named_by_its_run() {
 fn memory_that_lies_right_is_taken_as_it_is() {
     let guest = Guest::new();
     let frames = guest.frames(0, 128);
-    let frames = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL).expect_err("scattered");
-    let region = gather_on(&guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+    let frames = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL).expect_err("scattered").value;
+    let region = gather_on(&guest, &guest.model, frames, 6, DmaMask::ALL).expect("made");
     let frames = region.into_frames();
     let region = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL).expect("it lies right");
-    let frames =
-        Region::adopt(guest.p2m, region.into_frames(), 6, DmaMask::bits(13)).expect_err("far");
+    let far = Region::adopt(guest.p2m, region.into_frames(), 6, DmaMask::bits(13));
+    let Refused { value: frames, error } = far.expect_err("far");
+    assert!(matches!(error, ExchangeError::WrongFrame { .. }), "{error}");
     assert_eq!(frames.count(), 128);
     guest.check();
 }
@@ -246,11 +250,11 @@ fn a_pool_of_64_mib_takes_96_traps() {
     let counting = Counting::new(&guest.model);
     // SAFETY: the frames exist only in the model, and are claimed once.
     let frames = unsafe { Frames::claim(Pfn::new(ARENA), 16_384) };
-    let region = gather_on(&guest, &counting, frames, (6, DmaMask::ALL)).expect("made");
+    let region = gather_on(&guest, &counting, frames, 6, DmaMask::ALL).expect("made");
     let places = common::Places::new(256, 2);
     let pool = places.pool();
     pool.grow(guest.p2m, region).expect("there are places");
-    let bytes = pool.free() * swiotlb::SLOT_BYTES;
+    let bytes = pool.free() * swiotlb::Segment::SLOT_BYTES;
     assert_eq!((bytes, counting.counts().hypercalls), (64 << 20, 96), "Linux takes about 1,350");
     guest.check();
 }
@@ -278,9 +282,9 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
     for (what, first, then) in cases {
         let guest = Guest::new();
         let machine = twice(&guest.model, first, then);
-        let shape = (6, DmaMask::ALL);
-        let error = gather_on(&guest, &machine, guest.frames(0, 128), shape).expect_err(what);
-        assert!(matches!(error.error, Error::Refused(_)), "{what}: {error}");
+        let error =
+            gather_on(&guest, &machine, guest.frames(0, 128), 6, DmaMask::ALL).expect_err(what);
+        assert!(matches!(error.error, ExchangeError::Refused(_)), "{what}: {error}");
         assert!(error.made.is_none() && error.rest.is_none(), "{what}: {error}");
         let stranded = error.stranded.expect(what);
         assert_eq!(stranded.count(), 128, "{what}");
@@ -305,11 +309,10 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
 fn an_m2p_that_disagrees_is_an_error_that_names_it_and_loses_nothing() {
     let guest = Guest::new();
     let machine = Odd { forgets: Some(Pfn::new(ARENA + 5)), ..Odd::new(&guest.model) };
-    let shape = (6, DmaMask::ALL);
-    let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("checked");
-    let named =
-        matches!(error.error, Error::M2p { pfn, found: None, .. } if pfn.raw() == ARENA + 5);
-    assert!(named, "{error}");
+    let error =
+        gather_on(&guest, &machine, guest.frames(0, 64), 6, DmaMask::ALL).expect_err("checked");
+    let ExchangeError::M2p { pfn, found: None, .. } = error.error else { panic!("{error}") };
+    assert_eq!(pfn, Pfn::new(ARENA + 5));
     assert_eq!(error.rest.map(|rest| rest.count()), Some(64));
     guest.check();
 }
@@ -318,12 +321,12 @@ fn an_m2p_that_disagrees_is_an_error_that_names_it_and_loses_nothing() {
 fn frames_that_cannot_be_filled_with_zeroes_are_stranded_with_what_was_left_in_them() {
     let guest = Guest::new();
     let machine = Odd { spares: Some(Pfn::new(ARENA + 5)), ..Odd::new(&guest.model) };
-    let shape = (6, DmaMask::ALL);
-    let error = gather_on(&guest, &machine, guest.frames(0, 64), shape).expect_err("unwritable");
+    let error =
+        gather_on(&guest, &machine, guest.frames(0, 64), 6, DmaMask::ALL).expect_err("unwritable");
     assert!(error.made.is_none() && error.rest.is_none(), "nobody has them: {error}");
     let stranded = error.stranded.expect("all");
     let again = common::reinstate_on(&guest, &machine, stranded).expect_err("unwritable");
-    let stranded = again.stranded.expect("all");
+    let stranded = again.value;
     assert_eq!((stranded.start(), stranded.count()), (Pfn::new(ARENA), 64));
     let frames = common::reinstate_on(&guest, &guest.model, stranded).expect("written");
     assert_eq!(guest.read(place(5)), [0; PAGE_SIZE]);

@@ -6,7 +6,8 @@ mod common;
 use common::odd::Odd;
 use common::{ARENA, Guest, gather_on, scatter_on};
 use hypercall::{FrameAccess as _, Pfn};
-use swiotlb::{DmaMask, Region};
+use swiotlb::DmaMask;
+use swiotlb::region::Region;
 use xen_model::Mode;
 
 /// How many frames are exchanged.
@@ -50,7 +51,7 @@ fn beside<R>(both: &TwoVcpus, work: impl FnOnce(&Odd<'_>) -> R) -> R {
 
 fn gathered(both: &TwoVcpus, order: u32) -> Region {
     let frames = both.0.frames(0, FRAMES);
-    let gather = |odd: &Odd<'_>| gather_on(&both.0, odd, frames, (order, DmaMask::ALL));
+    let gather = |odd: &Odd<'_>| gather_on(&both.0, odd, frames, order, DmaMask::ALL);
     beside(both, gather).expect("made")
 }
 

@@ -13,7 +13,7 @@ use pv_tests::frame_map::{List, identity, list};
 use pv_tests::logs::log;
 use pv_tests::tables::{table, updates};
 use pv_tests::{boot_map, dma, frame_map, logs, tables};
-use swiotlb::Path;
+use swiotlb::Bounce;
 
 #[library_benchmark]
 #[benches::pfns(args = [16384, 262144, 16777216, 268435456], setup = list)]
@@ -65,13 +65,13 @@ fn boot_map_plan_and_steps(memory: Numbers) -> u64 {
 #[library_benchmark]
 #[benches::mappings(args = [1, 1000], setup = ready)]
 fn dma_map_and_unmap_as_it_is(ready: Ready) -> u64 {
-    black_box(dma::maps(black_box(&ready), Path::Shortest))
+    black_box(dma::maps(black_box(&ready), Bounce::IfNeeded))
 }
 
 #[library_benchmark]
 #[benches::mappings(args = [1, 1000], setup = ready)]
 fn dma_map_and_unmap_bounced(ready: Ready) -> u64 {
-    black_box(dma::maps(black_box(&ready), Path::Bounce))
+    black_box(dma::maps(black_box(&ready), Bounce::Always))
 }
 
 #[library_benchmark]

@@ -3,14 +3,14 @@
 
 use std::hint::black_box;
 
-use pv_tests::dma::{Nothing, maps, ready};
-use swiotlb::{Dma, Path};
+use pv_tests::dma::{Nothing, Ready, maps, ready};
+use swiotlb::{Bounce, Dma};
 
 fn main() {
     // Cargo's tests run this as well: then a few are enough to see that it works.
     let words: Vec<String> = std::env::args().skip(1).collect();
     let times = words.first().and_then(|word| word.parse().ok()).unwrap_or(10_000);
-    let (dma, times) = ready(times);
+    let Ready { dma, times } = ready(times);
     threads(dma, times);
 }
 
@@ -35,7 +35,7 @@ fn threads(dma: Dma<'static, 'static, Nothing>, times: u64) {
 /// Mappings in a second that this thread was on a CPU.
 fn one_thread(dma: Dma<'static, 'static, Nothing>, times: u64) -> f64 {
     let before = on_cpu();
-    black_box(maps(&(dma, times), Path::Bounce));
+    black_box(maps(&Ready { dma, times }, Bounce::Always));
     let microseconds = u32::try_from(((on_cpu() - before) / 1000).max(1)).unwrap_or(u32::MAX);
     f64::from(u32::try_from(times).unwrap_or(u32::MAX)) * 1e6 / f64::from(microseconds)
 }

@@ -6,11 +6,10 @@ use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
 
 use hypercall::{AccessError, Extent, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
-use p2m::P2m;
-use swiotlb::{
-    Area, Buffer, Device, Dma, DmaMask, Path, Place, Pool, Region, SEGMENT_ORDER, Scratch, Segment,
-    ToDevice, gather,
-};
+use p2m::{Guest, P2m};
+use swiotlb::direction::ToDevice;
+use swiotlb::region::{Region, Scratch, gather};
+use swiotlb::{Area, Bounce, Buffer, Device, Dma, DmaMask, GuestBytes, Pool, Segment};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::guest::TestGuest;
@@ -58,10 +57,10 @@ unsafe impl FrameAccess for Nothing {
 #[must_use]
 pub fn a_guest_and_its_pool() -> (TestGuest, Pool<'static>, Pfn) {
     let mut guest = TestGuest::new();
-    let frames = guest.frames.take_run(1 << SEGMENT_ORDER);
-    let mut extents = [Extent::default(); 2 << SEGMENT_ORDER];
+    let frames = guest.frames.take_run(1 << Segment::ORDER);
+    let mut extents = [Extent::default(); 2 << Segment::ORDER];
     let mut scratch = Scratch { batch: guest.batch(), extents: &mut extents };
-    let region = gather(&guest.guest, frames, SEGMENT_ORDER, DmaMask::ALL, &mut scratch);
+    let region = gather(&guest.guest, frames, Segment::ORDER, DmaMask::ALL, &mut scratch);
     let segments: &[Segment] = Box::leak(Box::new([Segment::new()]));
     let pool = Pool::new(segments, Box::leak(Box::new([Area::new()]))).expect("it has places");
     pool.grow(guest.p2m, region.expect("Xen has memory")).expect("there is a place");
@@ -70,7 +69,13 @@ pub fn a_guest_and_its_pool() -> (TestGuest, Pool<'static>, Pfn) {
 }
 
 /// What maps, for as long as the program runs, and how often it is to map.
-pub type Ready = (Dma<'static, 'static, Nothing>, u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// What maps.
+    pub dma: Dma<'static, 'static, Nothing>,
+    /// How often.
+    pub times: u64,
+}
 
 /// A guest whose frames follow one another, with a pool of 64 MiB in two areas.
 ///
@@ -87,9 +92,11 @@ pub fn ready(times: u64) -> Ready {
     let pool = Box::leak(Box::new(Pool::new(segments.leak(), areas).expect("it has places")));
     // SAFETY: no frame stands behind the numbers.
     let frames = unsafe { Frames::claim(Pfn::new(64), SEGMENTS * 64) };
-    let region = Region::adopt(p2m, frames, SEGMENT_ORDER, DmaMask::ALL).expect("contiguous");
+    let region = Region::adopt(p2m, frames, Segment::ORDER, DmaMask::ALL).expect("contiguous");
     pool.grow(p2m, region).expect("there are places");
-    (Dma { machine: &Nothing, p2m, pool, vcpu: 0 }, times)
+    // SAFETY: the guest exists only as numbers, and no table of it is read.
+    let guest = unsafe { Guest::new(&Nothing, p2m, Pfn::new(0)) };
+    Ready { dma: Dma { guest, pool, vcpu: 0 }, times }
 }
 
 /// Maps 2 KiB and unmaps them, so often: as they are, or through the pool. The sum of what the
@@ -98,16 +105,16 @@ pub fn ready(times: u64) -> Ready {
 /// # Panics
 /// Never: the pool is large enough.
 #[must_use]
-pub fn maps((dma, times): &Ready, path: Path) -> u64 {
-    let device = black_box(Device { path, ..Device::new(DmaMask::ALL) });
+pub fn maps(ready: &Ready, bounce: Bounce) -> u64 {
+    let device = black_box(Device { bounce, ..Device::new(DmaMask::ALL) });
     let mut sum = 0u64;
-    for at in 0..*times {
-        let place = Place { pfn: Pfn::new(at % 64), offset: 0, len_bytes: 2048 };
+    for at in 0..ready.times {
+        let place = GuestBytes { pfn: Pfn::new(at % 64), offset: 0, len_bytes: 2048 };
         // SAFETY: no frame stands behind the number.
         let buffer = unsafe { Buffer::claim(black_box(place)) };
-        let mapping = dma.map::<ToDevice>(&device, buffer).expect("mapped");
+        let mapping = ready.dma.map::<ToDevice>(&device, buffer).expect("mapped");
         sum = sum.wrapping_add(black_box(mapping.bus()).raw());
-        black_box(dma.unmap(mapping).expect("unmapped"));
+        black_box(ready.dma.unmap(mapping).expect("unmapped"));
     }
     sum
 }
@@ -119,7 +126,7 @@ mod tests {
     #[test]
     fn the_shortest_path_tells_the_device_where_the_buffer_is_and_the_other_does_not() {
         let first = FIRST_MFN << hypercall::PAGE_SHIFT;
-        assert_eq!(maps(&ready(1), Path::Shortest), first);
-        assert!(maps(&ready(1), Path::Bounce) >= first + (64 << hypercall::PAGE_SHIFT));
+        assert_eq!(maps(&ready(1), Bounce::IfNeeded), first);
+        assert!(maps(&ready(1), Bounce::Always) >= first + (64 << hypercall::PAGE_SHIFT));
     }
 }

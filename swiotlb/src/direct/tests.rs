@@ -5,7 +5,7 @@ use loom::sync::Arc;
 
 use super::*;
 
-const WHAT: (Purpose, usize) = (Purpose::ToDevice, 64);
+const WHAT: SlotUse = SlotUse::whole(Purpose::ToDevice, 64);
 
 #[test]
 fn two_ends_of_one_mapping_are_one_end_and_one_error() {
@@ -45,7 +45,7 @@ fn an_end_takes_no_mapping_of_another_length() {
     loom::model(|| {
         let records = Arc::new(Records::new());
         let at = BusAddr::from_raw(0x1000);
-        let (short, long) = ((Purpose::ToDevice, 64), (Purpose::ToDevice, 128));
+        let (short, long) = (WHAT, SlotUse::whole(Purpose::ToDevice, 128));
         assert!(records.add(at, short));
         let other = Arc::clone(&records);
         let late = loom::thread::spawn(move || other.end(at, short) == Found::Ended);

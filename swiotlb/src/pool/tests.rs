@@ -6,9 +6,8 @@ use std::sync::Arc;
 use super::*;
 
 const FIRST_MFN: u64 = 0x1000;
-const WHAT: (Purpose, usize) = (Purpose::Both, 2048);
-const USE: Use = Use { purpose: WHAT.0, head_bytes: 0, len_bytes: WHAT.1 };
-const NEED: Need = Need { what: USE, stride: 1, mask: DmaMask::ALL };
+const WHAT: SlotUse = SlotUse::whole(Purpose::Bidirectional, 2048);
+const REQUEST: SlotRequest = SlotRequest { what: WHAT, stride: 1, mask: DmaMask::ALL };
 
 /// A pool, and a map of 128 pfns that lie together.
 #[derive(Clone)]
@@ -34,15 +33,15 @@ impl Guest {
     fn grow(&self, pfn: u64) -> bool {
         // SAFETY: the frames are numbers only, claimed once at a time.
         let frames = unsafe { Frames::claim(Pfn::new(pfn), 64) };
-        self.pool.grow(&self.p2m, Region::of(frames, SEGMENT_ORDER)).is_ok()
+        self.pool.grow(&self.p2m, Region::of(frames, Segment::ORDER)).is_ok()
     }
 
     fn take(&self, vcpu: usize) -> Option<(Held, BusAddr)> {
-        self.pool.take(&self.p2m, vcpu, NEED).ok()
+        self.pool.take(&self.p2m, vcpu, REQUEST).ok()
     }
 
     /// Ends what is taken at an address, as whoever knows nothing else.
-    fn end_at(&self, address: BusAddr) -> Result<(), Error> {
+    fn end_at(&self, address: BusAddr) -> Result<(), DmaError> {
         let pfn = Pfn::new(address.mfn().raw() - FIRST_MFN);
         let held = self.pool.find(pfn, address, WHAT)?;
         self.pool.enter(&held, address)?;
@@ -71,7 +70,7 @@ fn each_of_two_finds_its_own_run_by_its_address() {
         });
         assert_eq!(guest.end_at(mine), Ok(()));
         assert_eq!(other.join().expect("no panic"), Ok(()));
-        assert_eq!(guest.pool.free(), SLOTS);
+        assert_eq!(guest.pool.free(), Segment::SLOTS);
     });
 }
 
@@ -84,7 +83,7 @@ fn of_two_that_find_one_run_by_its_address_one_ends_it() {
         let other = guest.beside(move |guest| guest.end_at(address).is_ok());
         let mine = guest.end_at(address).is_ok();
         assert!(mine ^ other.join().expect("no panic"));
-        assert_eq!(guest.pool.free(), SLOTS);
+        assert_eq!(guest.pool.free(), Segment::SLOTS);
     });
 }
 
@@ -123,7 +122,7 @@ fn two_that_grow_a_pool_at_once_fill_two_places() {
         let other = guest.beside(|guest| guest.grow(64));
         assert!(guest.grow(0));
         assert!(other.join().expect("no panic"));
-        assert_eq!((guest.pool.segments(), guest.pool.free()), (2, 2 * SLOTS));
+        assert_eq!((guest.pool.segments(), guest.pool.free()), (2, 2 * Segment::SLOTS));
         assert!(guest.pool.contains(Pfn::new(63)) && guest.pool.contains(Pfn::new(64)));
     });
 }
@@ -138,7 +137,7 @@ fn of_two_that_shrink_a_pool_one_gets_its_only_segment() {
         let regions = regions.iter().flatten().count();
         // Both may fail, when each sees the other one at work; both never succeed.
         assert!(regions <= 1, "one segment left twice");
-        assert_eq!(guest.pool.free(), if regions == 1 { 0 } else { SLOTS });
+        assert_eq!(guest.pool.free(), if regions == 1 { 0 } else { Segment::SLOTS });
     });
 }
 
@@ -161,6 +160,6 @@ fn a_run_lies_in_the_memory_of_its_pool_while_that_shrinks_and_grows() {
         }
         let grown = other.join().expect("no panic");
         assert!(guest.pool.contains(Pfn::new(if grown { 64 } else { 0 })));
-        assert_eq!(guest.pool.free(), SLOTS);
+        assert_eq!(guest.pool.free(), Segment::SLOTS);
     });
 }

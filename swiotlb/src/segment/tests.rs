@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 
-const WHAT: Use = Use { purpose: Purpose::Both, head_bytes: 0, len_bytes: 2048 };
+const WHAT: SlotUse = SlotUse::whole(Purpose::Bidirectional, 2048);
 
 fn segment() -> Arc<Segment> {
     let segment = Segment::new();
@@ -30,7 +30,7 @@ fn two_that_take_never_get_the_same_slot() {
         let one = segment.take(2, 1).expect("there is room for both");
         let other = other.join().expect("no panic").expect("there is room for both");
         assert!(one + 2 <= other || other + 3 <= one, "{one} and {other}");
-        assert_eq!(segment.free(), SLOTS - 5);
+        assert_eq!(segment.free(), Segment::SLOTS - 5);
     });
 }
 
@@ -51,7 +51,7 @@ fn of_two_that_give_the_same_run_back_one_fails() {
         let one = give(&segment);
         let other = other.join().expect("no panic");
         assert!(one.is_ok() != other.is_ok(), "{one:?} and {other:?}");
-        assert_eq!(segment.free(), SLOTS, "the slot is free once");
+        assert_eq!(segment.free(), Segment::SLOTS, "the slot is free once");
     });
 }
 
@@ -109,7 +109,7 @@ fn memory_leaves_only_when_nobody_takes_a_slot_of_it() {
         let left = other.join().expect("no panic");
         // Both may fail, when each sees the other one at work; both never succeed.
         assert!(one.is_none() || left.is_none(), "a slot of memory that left");
-        let free = if left.is_some() { 0 } else { SLOTS - usize::from(one.is_some()) };
+        let free = if left.is_some() { 0 } else { Segment::SLOTS - usize::from(one.is_some()) };
         assert_eq!(segment.free(), free);
     });
 }

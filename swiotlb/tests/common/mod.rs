@@ -7,13 +7,11 @@ pub mod odd;
 
 use hypercall::{
     BatchStorage, BootInfo, Call, Domains, Extent, FrameAccess, Frames, Hypercalls, Machine, Mfn,
-    MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
+    MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Refused, Request,
 };
 use p2m::{DirectEntries, P2m};
-use swiotlb::{
-    Area, Buffer, Dma, DmaMask, Place, Pool, Region, RegionError, Scratch, Segment, Stranded,
-    gather,
-};
+use swiotlb::region::{ExchangeError, Region, RegionError, Scratch, Stranded, gather};
+use swiotlb::{Area, Buffer, Dma, DmaMask, GuestBytes, Pool, Segment};
 use xen_model::{DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
@@ -80,13 +78,13 @@ impl Guest {
 
     /// A buffer in the arena.
     pub fn buffer(&self, frame: u64, offset: usize, len_bytes: usize) -> Buffer {
-        let place = Place { pfn: Pfn::new(ARENA + frame), offset, len_bytes };
+        let place = GuestBytes { pfn: Pfn::new(ARENA + frame), offset, len_bytes };
         // SAFETY: as above.
         unsafe { Buffer::claim(place) }
     }
 
     /// Writes bytes through the direct mapping.
-    pub fn write(&self, place: Place, bytes: &[u8]) {
+    pub fn write(&self, place: GuestBytes, bytes: &[u8]) {
         for (at, byte) in bytes.iter().enumerate() {
             let offset = place.offset + at;
             let pfn = Pfn::new(place.pfn.raw() + (offset / PAGE_SIZE) as u64);
@@ -96,7 +94,7 @@ impl Guest {
     }
 
     /// Reads bytes through the direct mapping.
-    pub fn read(&self, place: Place) -> Vec<u8> {
+    pub fn read(&self, place: GuestBytes) -> Vec<u8> {
         let byte = |at: usize| {
             let offset = place.offset + at;
             let pfn = Pfn::new(place.pfn.raw() + (offset / PAGE_SIZE) as u64);
@@ -170,9 +168,10 @@ pub fn gather_on<M: Machine>(
     guest: &Guest,
     machine: &M,
     frames: Frames,
-    shape: (u32, DmaMask),
+    order: u32,
+    mask: DmaMask,
 ) -> Result<Region, RegionError> {
-    gather_with::<M, 512>(guest, machine, frames, shape)
+    gather_with::<M, 512>(guest, machine, frames, order, mask)
 }
 
 /// Gathers `frames` with scratch memory for `N` at once.
@@ -180,12 +179,13 @@ pub fn gather_with<M: Machine, const N: usize>(
     guest: &Guest,
     machine: &M,
     frames: Frames,
-    shape: (u32, DmaMask),
+    order: u32,
+    mask: DmaMask,
 ) -> Result<Region, RegionError> {
     let mut storage = BatchStorage::<N, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    gather(&guest.on(machine), frames, shape.0, shape.1, &mut scratch)
+    gather(&guest.on(machine), frames, order, mask, &mut scratch)
 }
 
 /// Scatters a region with scratch memory for 512 at once.
@@ -197,7 +197,7 @@ pub fn scatter_on<M: Machine>(
     let mut storage = BatchStorage::<512, 1>::new();
     let mut extents = [Extent::default(); 1024];
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut extents };
-    swiotlb::scatter(&guest.on(machine), region, &mut scratch)
+    swiotlb::region::scatter(&guest.on(machine), region, &mut scratch)
 }
 
 /// Maps stranded frames again.
@@ -205,10 +205,10 @@ pub fn reinstate_on<M: Machine>(
     guest: &Guest,
     machine: &M,
     stranded: Stranded,
-) -> Result<Frames, RegionError> {
+) -> Result<Frames, Refused<Stranded, ExchangeError>> {
     let mut storage = BatchStorage::<512, 1>::new();
     let mut scratch = Scratch { batch: &mut storage.batch(), extents: &mut [] };
-    swiotlb::reinstate(&guest.on(machine), stranded, &mut scratch)
+    swiotlb::region::reinstate(&guest.on(machine), stranded, &mut scratch)
 }
 
 /// Places for a pool.
@@ -233,7 +233,7 @@ impl Places {
 /// Adds `segments` segments to a pool, from the end of the arena.
 pub fn grow(guest: &Guest, pool: &Pool<'_>, first: u64, segments: u64) {
     let frames = guest.frames(first, segments * 64);
-    let region = gather_on(guest, &guest.model, frames, (6, DmaMask::ALL)).expect("made");
+    let region = gather_on(guest, &guest.model, frames, 6, DmaMask::ALL).expect("made");
     pool.grow(guest.p2m, region).expect("there are places");
 }
 
@@ -242,7 +242,7 @@ pub fn with_pool(work: impl FnOnce(&Guest, Dma<'_, '_, Model>)) {
     let (guest, places) = (Guest::new(), Places::new(4, 2));
     let pool = places.pool();
     grow(&guest, &pool, 512, 2);
-    work(&guest, Dma { machine: &guest.model, p2m: guest.p2m, pool: &pool, vcpu: 0 });
+    work(&guest, Dma { guest: guest.on(&guest.model), pool: &pool, vcpu: 0 });
     let mut segments = 0;
     let counters = pool.counters();
     assert_eq!((counters.slots_used, counters.taken), (0, counters.given), "{counters:?}");

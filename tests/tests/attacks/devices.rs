@@ -2,16 +2,17 @@
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
 use hypercall::FrameAccess;
-use swiotlb::{Buffer, BusAddr, Coherent, Dma, Place, ToDevice};
+use swiotlb::direction::ToDevice;
+use swiotlb::{Buffer, BusAddr, Coherent, Dma, GuestBytes};
 
-fn a_buffer_is_claimed_by_unsafe_code_alone(place: Place) -> Buffer {
+fn a_buffer_is_claimed_by_unsafe_code_alone(place: GuestBytes) -> Buffer {
     owed!(Buffer::claim(place)) //~ E0133
 }
 
 fn a_mapping_without_its_value_ends_by_unsafe_code_alone<M: FrameAccess>(
     dma: &Dma<'_, '_, M>,
     bus: BusAddr,
-    place: Place,
+    place: GuestBytes,
 ) {
     let _ = owed!(dma.unmap_at::<ToDevice>(bus, place)); //~ E0133
 }
@@ -25,7 +26,7 @@ fn coherent_pages_without_their_value_end_by_unsafe_code_alone<M: FrameAccess>(
 
 hidden! {
     use hypercall::{Frames, Uncertain};
-    use swiotlb::{Region, RegionError, Stranded};
+    use swiotlb::region::{Region, RegionError, Stranded};
 
     fn frames_that_are_perhaps_not_mapped_are_no_frames(error: RegionError) -> Option<Frames> {
         error.stranded //~ E0308
@@ -35,7 +36,7 @@ hidden! {
         Stranded(frames) //~ E0423
     }
 
-    fn a_buffer_is_not_made_of_a_place(place: Place) -> Buffer {
+    fn a_buffer_is_not_made_of_a_place(place: GuestBytes) -> Buffer {
         Buffer(place) //~ E0423
     }
 

@@ -5,7 +5,8 @@ use p2m::Pfns;
 use pv_tests::guest::{TestGuest, Work};
 use pvmmu::primitive::WriteMode;
 use pvmmu::{Counted, MapError, Pages, Pgd, Pinned, Shares, Tools};
-use swiotlb::{DmaMask, Region};
+use swiotlb::DmaMask;
+use swiotlb::region::Region;
 
 /// The page that these tests map.
 fn page() -> Pages {
@@ -28,7 +29,7 @@ fn frames_that_do_not_lie_together_are_no_region() {
     let first = mfns.next().expect("some");
     assert!(mfns.zip(first + 1..).any(|(mfn, next)| mfn != next), "they lie in no order");
     let refused = Region::adopt(guest.p2m, frames, 6, DmaMask::ALL);
-    assert!(refused.is_err_and(|frames| frames.count() == 64), "they come back");
+    assert!(refused.is_err_and(|refused| refused.value.count() == 64), "they come back");
 }
 
 /// I-4.

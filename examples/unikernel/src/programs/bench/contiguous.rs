@@ -9,7 +9,8 @@ use hypercall::{
     Cpu, DomId, Exchange, Extent, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
     Machine, MemoryOp, Mfn, Pte, PteFlags, Reservation,
 };
-use swiotlb::{DmaMask, Region, Scratch, gather, scatter};
+use swiotlb::DmaMask;
+use swiotlb::region::{Region, Scratch, gather, scatter};
 
 use super::super::OrSay as _;
 use super::early::{FLUSH, all, set_direct};

@@ -7,7 +7,8 @@ use alloc::string::String;
 use alloc::vec;
 
 use hypercall::{Counting, Cpu, Machine};
-use swiotlb::{BusAddr, Counters, Device, Dma, DmaMask, Path, Pool};
+use swiotlb::hal::DeviceDma;
+use swiotlb::{Bounce, BusAddr, Counters, Device, Dma, DmaMask, Pool};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::pci::PciTransport;
 
@@ -37,11 +38,11 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
 
     let mut root = found.root;
     let start = BusAddr::from_raw(found.start);
-    for (path, what) in [(Path::Shortest, "directly"), (Path::Bounce, "bounced")] {
+    for (bounce, what) in [(Bounce::IfNeeded, "directly"), (Bounce::Always, "bounced")] {
         let before = pool.counters();
-        let device = Device { path, ..Device::new(DmaMask::bits(32)) };
+        let device = Device { bounce, ..Device::new(DmaMask::bits(32)) };
         let lines = {
-            let operations = (dma(kernel, &pool), device);
+            let operations = DeviceDma { dma: dma(kernel, &pool), device };
             let current = Current {
                 operations: &operations,
                 platform: kernel.platform,
@@ -51,11 +52,11 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
             current.at(|| {
                 let transport = PciTransport::new::<Hal, _>(&mut root, found.function);
                 let mut disk = Disk::new(transport.or_say("transport")?).or_say("disk")?;
-                work(&mut disk, seed + u64::from(path == Path::Bounce))
+                work(&mut disk, seed + u64::from(bounce == Bounce::Always))
             })?
         };
         writeln!(kernel.console, "{lines}").or_say("console")?;
-        check(path, before, pool.counters())?;
+        check(bounce, before, pool.counters())?;
         let step = format!("read all, write half, read again: {what}");
         steps.done(kernel, &step).or_say("console")?;
     }
@@ -71,7 +72,7 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
 type Disk = VirtIOBlk<Hal, PciTransport>;
 
 fn dma<'a, 'm, M>(kernel: &'a Kernel<'_, M>, pool: &'a Pool<'m>) -> Dma<'a, 'm, Counting<&'a M>> {
-    Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool, vcpu: 0 }
+    Dma { guest: kernel.guest, pool, vcpu: 0 }
 }
 
 /// Reads the whole disk, writes its second half, and reads that back. What is to be compared from
@@ -113,12 +114,12 @@ fn checksum(disk: &mut Disk, range: core::ops::Range<usize>) -> Result<u32, Stri
 }
 
 /// The pool saw what it should have seen, and nothing is left.
-fn check(path: Path, before: Counters, after: Counters) -> Result<(), String> {
+fn check(bounce: Bounce, before: Counters, after: Counters) -> Result<(), String> {
     let direct = after.direct_maps - before.direct_maps;
     let bounced = after.bytes_to_device - before.bytes_to_device;
-    let right = match path {
-        Path::Shortest => direct > 0,
-        Path::Bounce => direct == 0 && bounced > 0,
+    let right = match bounce {
+        Bounce::IfNeeded => direct > 0,
+        Bounce::Always => direct == 0 && bounced > 0,
     };
     match right && after.slots_used == 0 && after.direct_now() == 0 && after.misuse == 0 {
         true => Ok(()),

@@ -9,10 +9,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use hypercall::{Counting, Cpu, FrameAccess, Machine, PAGE_SIZE, Pfn};
-use swiotlb::{
-    Both, Buffer, BusAddr, Device, Direction, Dma, DmaMask, FromDevice, Mapping, Path, Place,
-    ToDevice,
-};
+use swiotlb::direction::{Bidirectional, Direction, FromDevice, ToDevice};
+use swiotlb::{Bounce, Buffer, BusAddr, Device, Dma, DmaMapping, DmaMask, GuestBytes};
 
 use super::memory::{Places, Room, close, out_of_reach};
 use super::pci::{self, PciId};
@@ -77,8 +75,7 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     let pool = places.pool(kernel, &mut room, MASK)?;
     steps.done(kernel, "gather a pool of 1 MiB").or_say("console")?;
 
-    let dma =
-        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
+    let dma = Dma { guest: kernel.guest, pool: &pool, vcpu: 0 };
     let device = Device::new(MASK);
     let mut bytes = 0;
     for (round, (offset, len_bytes)) in SHAPES.into_iter().enumerate() {
@@ -86,18 +83,16 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
         bytes += trip.there_and_back(frames.start(), offset, len_bytes, Copied::Yes)?;
     }
     steps.done(kernel, "buffers out of reach, bounced").or_say("console")?;
-    let dma =
-        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 1 };
+    let dma = Dma { guest: kernel.guest, pool: &pool, vcpu: 1 };
     for (round, (offset, len_bytes)) in SHAPES.into_iter().enumerate() {
         let trip = Trip { edu: &edu, dma, device, seed: 100 + round as u64 };
         bytes += trip.there_and_back(near.start(), offset, len_bytes, Copied::No)?;
-        let device = Device { path: Path::Bounce, same_bits: 4095, ..device };
+        let device = Device { bounce: Bounce::Always, same_bits: 4095, ..device };
         let trip = Trip { device, seed: 200 + round as u64, ..trip };
         bytes += trip.there_and_back(near.start(), offset, len_bytes, Copied::Yes)?;
     }
     steps.done(kernel, "contiguous memory, direct and forced").or_say("console")?;
-    let dma =
-        Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
+    let dma = Dma { guest: kernel.guest, pool: &pool, vcpu: 0 };
     bytes += coherent(&edu, &dma)?;
     partly(&edu, &dma, frames.start())?;
     steps.done(kernel, "coherent memory, parts of a mapping").or_say("console")?;
@@ -178,18 +173,18 @@ impl<M: Machine> Trip<'_, '_, M> {
         len_bytes: usize,
         copied: Copied,
     ) -> Result<usize, String> {
-        let all = Place { pfn: first, offset: 0, len_bytes: 3 * PAGE_SIZE };
-        let place = Place { pfn: first, offset, len_bytes };
+        let all = GuestBytes { pfn: first, offset: 0, len_bytes: 3 * PAGE_SIZE };
+        let place = GuestBytes { pfn: first, offset, len_bytes };
         let sent = pattern(self.seed, all.len_bytes);
-        write(self.dma.machine, all, &sent)?;
-        let mapping: Mapping<ToDevice> = self.map(place, copied)?;
+        write(self.dma.guest.machine(), all, &sent)?;
+        let mapping: DmaMapping<ToDevice> = self.map(place, copied)?;
         self.edu.read_memory(mapping.bus(), len_bytes)?;
         self.unmap(mapping)?;
         self.compare(all, &sent, "the device only reads")?;
 
         let mut expected = pattern(!self.seed, all.len_bytes);
-        write(self.dma.machine, all, &expected)?;
-        let mapping: Mapping<FromDevice> = self.map(place, copied)?;
+        write(self.dma.guest.machine(), all, &expected)?;
+        let mapping: DmaMapping<FromDevice> = self.map(place, copied)?;
         self.edu.write_memory(mapping.bus(), len_bytes)?;
         self.unmap(mapping)?;
         expected[offset..offset + len_bytes].copy_from_slice(&sent[offset..offset + len_bytes]);
@@ -197,11 +192,14 @@ impl<M: Machine> Trip<'_, '_, M> {
         Ok(2 * all.len_bytes)
     }
 
-    fn map<D: Direction>(&self, place: Place, copied: Copied) -> Result<Mapping<D>, String> {
+    fn map<D: Direction>(
+        &self,
+        place: GuestBytes,
+        copied: Copied,
+    ) -> Result<DmaMapping<D>, String> {
         // SAFETY: frames of the program's pool, which it touches by copies alone (I-11).
         let buffer = unsafe { Buffer::claim(place) };
-        let mapping = self.dma.map::<D>(&self.device, buffer).map_err(|(error, _)| error);
-        let mapping = mapping.or_say("map")?;
+        let mapping = self.dma.map::<D>(&self.device, buffer).or_say("map")?;
         let found = if mapping.is_bounced() { Copied::Yes } else { Copied::No };
         let reached = self.device.mask.reaches(mapping.bus(), place.len_bytes as u64);
         let bits = self.device.same_bits as u64;
@@ -212,57 +210,57 @@ impl<M: Machine> Trip<'_, '_, M> {
         }
     }
 
-    fn unmap<D: Direction>(&self, mapping: Mapping<D>) -> Result<(), String> {
-        self.dma.unmap(mapping).map(drop).map_err(|(error, _)| error).or_say("unmap")
+    fn unmap<D: Direction>(&self, mapping: DmaMapping<D>) -> Result<(), String> {
+        self.dma.unmap(mapping).map(drop).or_say("unmap")
     }
 
-    fn compare(&self, place: Place, expected: &[u8], what: &str) -> Result<(), String> {
-        same(&read(self.dma.machine, place)?, expected).or_say(what)
+    fn compare(&self, place: GuestBytes, expected: &[u8], what: &str) -> Result<(), String> {
+        same(&read(self.dma.guest.machine(), place)?, expected).or_say(what)
     }
 }
 
 /// The device works on coherent memory: it reads what is written without any call.
 fn coherent<M: Machine>(edu: &Edu, dma: &Around<'_, '_, M>) -> Result<usize, String> {
     let memory = dma.coherent(3, MASK).or_say("coherent memory")?;
-    let all = Place { pfn: memory.pfn(), offset: 0, len_bytes: 3 * PAGE_SIZE };
-    same(&read(dma.machine, all)?, &vec![0; all.len_bytes]).or_say("coherent memory is zeroes")?;
+    let all = GuestBytes { pfn: memory.pfn(), offset: 0, len_bytes: 3 * PAGE_SIZE };
+    same(&read(dma.guest.machine(), all)?, &vec![0; all.len_bytes])
+        .or_say("coherent memory is zeroes")?;
     let mut sent = pattern(77, all.len_bytes);
-    write(dma.machine, all, &sent)?;
+    write(dma.guest.machine(), all, &sent)?;
     edu.read_memory(memory.bus(), BUFFER_BYTES)?;
     let last = BusAddr::from_raw(memory.bus().raw() + 2 * PAGE_SIZE as u64);
     edu.write_memory(last, BUFFER_BYTES)?;
     let (first, rest) = sent.split_at_mut(2 * PAGE_SIZE);
     rest.copy_from_slice(&first[..PAGE_SIZE]);
-    same(&read(dma.machine, all)?, &sent).or_say("coherent memory")?;
-    dma.free_coherent(memory).map_err(|(error, _)| error).or_say("free")?;
+    same(&read(dma.guest.machine(), all)?, &sent).or_say("coherent memory")?;
+    dma.free_coherent(memory).or_say("free")?;
     Ok(2 * all.len_bytes)
 }
 
 /// A mapping in both directions, of which parts are shown and fetched while it lasts.
 fn partly<M: Machine>(edu: &Edu, dma: &Around<'_, '_, M>, first: Pfn) -> Result<(), String> {
-    let place = Place { pfn: first, offset: 40, len_bytes: 4000 };
+    let place = GuestBytes { pfn: first, offset: 40, len_bytes: 4000 };
     let mut expected = pattern(5, 4000);
-    write(dma.machine, place, &expected)?;
+    write(dma.guest.machine(), place, &expected)?;
     // SAFETY: as in `Trip::map`.
     let buffer = unsafe { Buffer::claim(place) };
     let device = Device::new(MASK);
-    let mapped = dma.map::<Both>(&device, buffer).map_err(|(error, _)| error);
-    let mut mapping = mapped.or_say("map")?;
+    let mut mapping = dma.map::<Bidirectional>(&device, buffer).or_say("map")?;
     edu.read_memory(mapping.bus(), 4000)?;
     // The CPU changes all of it, and shows the device only the middle.
     let changed = pattern(6, 4000);
-    write(dma.machine, place, &changed)?;
-    dma.sync_for_device(&mapping, (1000, 2000)).or_say("sync for the device")?;
+    write(dma.guest.machine(), place, &changed)?;
+    dma.sync_for_device(&mapping, 1000..3000).or_say("sync for the device")?;
     edu.read_memory(mapping.bus(), 4000)?;
     expected[1000..3000].copy_from_slice(&changed[1000..3000]);
     edu.write_memory(mapping.bus(), 4000)?;
     // Of what the device wrote the CPU first fetches the last quarter.
-    dma.sync_for_cpu(&mut mapping, (3000, 1000)).or_say("sync for the CPU")?;
+    dma.sync_for_cpu(&mut mapping, 3000..4000).or_say("sync for the CPU")?;
     let mut partly = changed;
     partly[3000..].copy_from_slice(&expected[3000..]);
-    same(&read(dma.machine, place)?, &partly).or_say("a part of a mapping")?;
-    dma.unmap(mapping).map(drop).map_err(|(error, _)| error).or_say("unmap")?;
-    same(&read(dma.machine, place)?, &expected).or_say("the whole mapping")
+    same(&read(dma.guest.machine(), place)?, &partly).or_say("a part of a mapping")?;
+    dma.unmap(mapping).map(drop).or_say("unmap")?;
+    same(&read(dma.guest.machine(), place)?, &expected).or_say("the whole mapping")
 }
 
 /// Fills bytes with what no other seed makes.
@@ -283,7 +281,7 @@ fn pattern(seed: u64, len_bytes: usize) -> Vec<u8> {
 }
 
 /// The pieces of a place that lie in one frame each: pfn, offset, and where in the bytes.
-fn pieces(place: Place) -> impl Iterator<Item = (Pfn, usize, core::ops::Range<usize>)> {
+fn pieces(place: GuestBytes) -> impl Iterator<Item = (Pfn, usize, core::ops::Range<usize>)> {
     let mut done = 0;
     core::iter::from_fn(move || {
         let at = place.offset + done;
@@ -294,7 +292,7 @@ fn pieces(place: Place) -> impl Iterator<Item = (Pfn, usize, core::ops::Range<us
     })
 }
 
-fn write<M: FrameAccess>(machine: &M, place: Place, bytes: &[u8]) -> Result<(), String> {
+fn write<M: FrameAccess>(machine: &M, place: GuestBytes, bytes: &[u8]) -> Result<(), String> {
     for (pfn, offset, range) in pieces(place) {
         // SAFETY: frames of the program's own (I-1).
         unsafe { machine.write_bytes(pfn, offset, &bytes[range]) }.or_say("write")?;
@@ -302,7 +300,7 @@ fn write<M: FrameAccess>(machine: &M, place: Place, bytes: &[u8]) -> Result<(), 
     Ok(())
 }
 
-fn read<M: FrameAccess>(machine: &M, place: Place) -> Result<Vec<u8>, String> {
+fn read<M: FrameAccess>(machine: &M, place: GuestBytes) -> Result<Vec<u8>, String> {
     let mut bytes = vec![0; place.len_bytes];
     for (pfn, offset, range) in pieces(place) {
         machine.read_bytes(pfn, offset, &mut bytes[range]).or_say("read")?;

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 
 use hypercall::{BatchStorage, Counting, Cpu, Extent, Frames, Machine};
 use p2m::{Guest, P2m};
-use swiotlb::{Area, DmaMask, Pool, Region, SEGMENT_ORDER, Scratch, Segment};
+use swiotlb::region::{Region, Scratch, gather, scatter};
+use swiotlb::{Area, BusAddr, DmaMask, Pool, Segment};
 
 use crate::program::Kernel;
 use crate::programs::OrSay;
@@ -35,7 +36,7 @@ impl Room {
     ) -> Result<Region, String> {
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
-        swiotlb::gather(&guest, frames, order, mask, &mut scratch).or_say("gather")
+        gather(&guest, frames, order, mask, &mut scratch).or_say("gather")
     }
 
     /// Exchanges them back.
@@ -46,7 +47,7 @@ impl Room {
     ) -> Result<Frames, String> {
         let batch = &mut self.storage.batch();
         let mut scratch = Scratch { batch, extents: &mut self.extents };
-        swiotlb::scatter(&guest, region, &mut scratch).or_say("scatter")
+        scatter(&guest, region, &mut scratch).or_say("scatter")
     }
 }
 
@@ -70,10 +71,10 @@ impl Places {
         mask: DmaMask,
     ) -> Result<Pool<'_>, String> {
         let pool = Pool::new(&self.segments, &self.areas).or_say("pool")?;
-        let frames = (self.segments.len() as u64) << SEGMENT_ORDER;
+        let frames = (self.segments.len() as u64) << Segment::ORDER;
         let frames = kernel.pool.take_run(frames).ok_or("the frames are no run")?;
-        let region = room.gather(kernel.guest, frames, SEGMENT_ORDER, mask)?;
-        pool.grow(kernel.guest.p2m(), region).map_err(|(error, _)| error).or_say("grow")?;
+        let region = room.gather(kernel.guest, frames, Segment::ORDER, mask)?;
+        pool.grow(kernel.guest.p2m(), region).or_say("grow")?;
         Ok(pool)
     }
 }
@@ -85,7 +86,7 @@ pub(super) fn close<M: Machine + Cpu>(
     pool: Pool<'_>,
 ) -> Result<(), String> {
     let mut regions = Vec::new();
-    pool.close(&mut |region| regions.push(region)).map_err(|(error, _)| error).or_say("close")?;
+    pool.close(&mut |region| regions.push(region)).or_say("close")?;
     for region in regions {
         let frames = room.scatter(kernel.guest, region)?;
         kernel.pool.give_run(frames);
@@ -102,9 +103,8 @@ pub(super) fn out_of_reach<M: Machine>(
 ) -> Result<Frames, String> {
     let frames = kernel.pool.take_run(count).ok_or("the frames are no run")?;
     let last = hypercall::Pfn::new(frames.start().raw() + count - 1);
-    let is_far = |p2m: &P2m<'_>, pfn| {
-        p2m.mfn(pfn).is_ok_and(|mfn| !mask.reaches(swiotlb::BusAddr::new(mfn, 0), 1))
-    };
+    let is_far =
+        |p2m: &P2m<'_>, pfn| p2m.mfn(pfn).is_ok_and(|mfn| !mask.reaches(BusAddr::new(mfn, 0), 1));
     if is_far(kernel.guest.p2m(), frames.start()) && is_far(kernel.guest.p2m(), last) {
         return Ok(frames);
     }

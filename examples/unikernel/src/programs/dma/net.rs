@@ -5,7 +5,8 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{Cpu, Machine};
-use swiotlb::{BusAddr, Device, Dma, DmaMask, Path};
+use swiotlb::hal::DeviceDma;
+use swiotlb::{Bounce, BusAddr, Device, Dma, DmaMask};
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::pci::PciTransport;
 
@@ -39,9 +40,9 @@ pub(in crate::programs) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> 
     steps.done(kernel, "find the card, gather a pool of 512 KiB").or_say("console")?;
     let mut root = found.root;
     let answer = {
-        let dma =
-            Dma { machine: kernel.guest.machine(), p2m: kernel.guest.p2m(), pool: &pool, vcpu: 0 };
-        let operations = (dma, Device { path: Path::Bounce, ..Device::new(mask) });
+        let dma = Dma { guest: kernel.guest, pool: &pool, vcpu: 0 };
+        let device = Device { bounce: Bounce::Always, ..Device::new(mask) };
+        let operations = DeviceDma { dma, device };
         let current = Current {
             operations: &operations,
             platform: kernel.platform,

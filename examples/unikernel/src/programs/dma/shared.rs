@@ -6,7 +6,8 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use hypercall::{PAGE_SIZE, Pfn};
-use swiotlb::{BusAddr, DmaHal, DmaOperations, HalGuest, Place};
+use swiotlb::hal::{DmaHal, DmaOperations, HalGuest};
+use swiotlb::{BusAddr, GuestBytes};
 
 use super::registers::Registers;
 use crate::program::Platform;
@@ -59,7 +60,7 @@ unsafe impl HalGuest for Kernel {
         current(|current| work(current.operations))
     }
 
-    fn place(buffer: NonNull<[u8]>) -> Option<Place> {
+    fn place(buffer: NonNull<[u8]>) -> Option<GuestBytes> {
         let start = buffer.cast::<u8>().addr().get();
         let len_bytes = buffer.len();
         let frame = |address| current(|current| current.platform.pfn_at(address));
@@ -67,7 +68,7 @@ unsafe impl HalGuest for Kernel {
         let offset = start % PAGE_SIZE;
         let frames = (offset + len_bytes).div_ceil(PAGE_SIZE) as u64;
         let is_run = last == Pfn::new(first.raw() + frames - 1);
-        is_run.then_some(Place { pfn: first, offset, len_bytes })
+        is_run.then_some(GuestBytes { pfn: first, offset, len_bytes })
     }
 
     fn device_registers(start: BusAddr, len_bytes: usize) -> Option<NonNull<u8>> {
