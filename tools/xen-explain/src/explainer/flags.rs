@@ -3,8 +3,8 @@
 use hypercall::explain::Cause;
 use hypercall::{Pte, PteFlags, RefusableFlag};
 
-/// The flags that Xen printed: in its own form of 24 bits, where bits 63:52 of the entry stand above
-/// bits 11:0, or as a whole entry.
+/// The flags that Xen printed: in its own form of 24 bits, where bits 63:52 of the entry stand
+/// above bits 11:0, or as a whole entry.
 const fn flags(printed: u64) -> PteFlags {
     let word = match printed {
         0..=0xff_ffff => printed & 0xfff | printed >> 12 << 52,
