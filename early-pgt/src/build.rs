@@ -181,7 +181,7 @@ impl<'m> Build<'m> {
         in_doubt.map(|doubt| unsafe { Frames::claim(doubt.start, doubt.count) }.into())
     }
 
-    /// Nothing is where the direct map is to be.
+    /// Returns nothing is where the direct map is to be.
     fn check_root<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<(), EarlyError> {
         let start = self.memory.place.direct_map;
         let slot_shift = Level::L4.shift() - PAGE_SHIFT;
@@ -235,7 +235,7 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// The entries of L1 table `number`.
+    /// Returns the entries of L1 table `number`.
     fn entries(&self, number: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
         let chunk = chunk_pfns(number);
         let flags = self.guest.machine().offered(PteFlags::KERNEL_RW);
@@ -260,7 +260,7 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// The machine's frame of the same number, for which a pfn stands.
+    /// Returns the machine's frame of the same number, for which a pfn stands.
     fn identity(&self, pfn: Pfn) -> Result<Mfn, EarlyError> {
         match self.guest.p2m().entry(pfn) {
             Ok(P2mEntry::Identity) | Err(P2mError::OutOfRange { .. }) => Ok(Mfn::new(pfn.raw())),
@@ -269,9 +269,9 @@ impl<M: Machine> Work<'_, M> {
         }
     }
 
-    /// The entries that are missing in the builder's L1 tables: what stands for the machine's own
-    /// frames; and all behind its mapping, if that ends in the middle of a table. The first round
-    /// sets them.
+    /// Returns the entries that are missing in the builder's L1 tables: what stands for the
+    /// machine's own frames; and all behind its mapping, if that ends in the middle of a table. The
+    /// first round sets them.
     fn gaps(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let is_first = self.round.maps.start.raw() == 0;
         let regions = if is_first { self.memory.regions } else { &[] };
@@ -295,7 +295,7 @@ impl<M: Machine> Work<'_, M> {
         })
     }
 
-    /// The entries that link the round's tables where that takes Xen.
+    /// Returns the entries that link the round's tables where that takes Xen.
     fn links(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let live = self.steps.clone().filter(|table| table.parent.is_none());
         live.filter_map(|PlannedTable { level, number, frame, .. }| {
@@ -303,7 +303,7 @@ impl<M: Machine> Work<'_, M> {
         })
     }
 
-    /// The entry that links the table in `frame` into the running tree.
+    /// Returns the entry that links the table in `frame` into the running tree.
     fn link(&self, level: Level, number: u64, frame: Pfn) -> Result<Change, EarlyError> {
         // A table spans what an entry of the next level does.
         let pages = number << (level.shift() + CHUNK_SHIFT - PAGE_SHIFT);

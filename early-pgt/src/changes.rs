@@ -23,7 +23,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// The change that takes this one back.
+    /// Returns the change that takes this one back.
     const fn back(self) -> Self {
         Self { slot: self.slot, old: self.new, new: self.old }
     }
@@ -38,7 +38,7 @@ pub(crate) struct Stopped {
 }
 
 impl Stopped {
-    /// The same of a run that changes how `frames` are shown.
+    /// Returns the same of a run that changes how `frames` are shown.
     fn protecting(mut self, mut frames: impl Iterator<Item = Pfn>, access: Access) -> Self {
         if let EarlyError::Link { error, .. } = self.failure
             && let Some(frame) = frames.nth(count(self.done))
@@ -135,7 +135,7 @@ pub(crate) fn protect<M: Machine>(
         .map_err(|stopped| stopped.protecting(frames, access))
 }
 
-/// The changes that give the entries of the direct mapping for `frames` this access.
+/// Returns the changes that give the entries of the direct mapping for `frames` this access.
 fn protections<M: FrameAccess>(
     guest: &Guest<'_, M>,
     frames: impl Iterator<Item = Pfn>,
@@ -195,7 +195,7 @@ fn send<M: Machine>(
     Err(Stopped { done, failure })
 }
 
-/// The entry for `va` in the table of `level` of the running tree.
+/// Returns the entry for `va` in the table of `level` of the running tree.
 pub(crate) fn entry<M: FrameAccess>(
     guest: &Guest<'_, M>,
     va: GuestVa,
@@ -205,18 +205,18 @@ pub(crate) fn entry<M: FrameAccess>(
     Ok(path.at(level).ok_or(WalkError::NotMapped(va))?)
 }
 
-/// An entry that leads to a table of the direct map: nothing is ever executed through it.
+/// Returns an entry that leads to a table of the direct map: nothing is ever executed through it.
 pub(crate) fn leads_to<M: FrameAccess>(guest: &Guest<'_, M>, table: Mfn) -> Pte {
     let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
     Pte::new(table, guest.machine().offered(flags))
 }
 
-/// The index of block `number` in the table above it.
+/// Returns the index of block `number` in the table above it.
 pub(crate) const fn index(number: u64) -> PageTableIndex {
     PageTableIndex::new_truncate((number % 512) as u16)
 }
 
-/// A number of elements, for an iterator.
+/// Returns a number of elements, for an iterator.
 pub(crate) fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

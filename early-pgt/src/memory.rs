@@ -99,7 +99,7 @@ impl<'a> BootMemory<'a> {
         FreeRuns { regions: self.regions, uses: self.uses, taken: &[], next: 0 }
     }
 
-    /// The frames that nobody uses and that are not in `taken` either.
+    /// Returns the frames that nobody uses and that are not in `taken` either.
     pub(crate) const fn free_but<'t>(&self, taken: &'t [Pfns]) -> FreeRuns<'t>
     where
         'a: 't,
@@ -145,7 +145,7 @@ impl<'a> BootMemory<'a> {
         self.place.kernel_pages.div_ceil(CHUNK_PFNS)
     }
 
-    /// How many blocks of 2^`shift` pfns the parts of the regions inside `range` touch.
+    /// Returns how many blocks of 2^`shift` pfns the parts of the regions inside `range` touch.
     pub(crate) fn touched(&self, shift: u32, range: Pfns) -> u64 {
         let mut blocks = 0;
         let mut counted_below = 0;
@@ -158,7 +158,8 @@ impl<'a> BootMemory<'a> {
         blocks
     }
 
-    /// Whether block `number` of 2^`shift` pfns has a part of a region that is in one of `ranges`.
+    /// Returns whether block `number` of 2^`shift` pfns has a part of a region that is in one of
+    /// `ranges`.
     pub(crate) fn touches(
         &self,
         shift: u32,
@@ -284,8 +285,8 @@ impl MapPlace {
         ])
     }
 
-    /// The pages that `len_bytes` bytes from an address of the kernel's mapping lie in, wherever in
-    /// a page they begin and end.
+    /// Returns the pages that `len_bytes` bytes from an address of the kernel's mapping lie in,
+    /// wherever in a page they begin and end.
     fn pages(self, start: GuestVa, len_bytes: u64) -> Result<Pfns, EarlyError> {
         let pfns = pages_of(start.raw().wrapping_sub(self.kernel.raw()), len_bytes);
         if start < self.kernel || pfns.start.raw() >= self.kernel_pages {

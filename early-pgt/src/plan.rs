@@ -86,8 +86,8 @@ impl Plan {
         Ok(())
     }
 
-    /// How much of `part`, from its start on, `frames` tables map: up to the highest border of an
-    /// L1 table.
+    /// Returns how much of `part`, from its start on, `frames` tables map: up to the highest border
+    /// of an L1 table.
     fn reach(&self, memory: &BootMemory<'_>, part: Pfns, frames: u64) -> Pfns {
         let (from, limit) = (part.start.raw(), part.end());
         let up_to = |chunk: u64| run(from, (chunk << CHUNK_SHIFT).clamp(from, limit));
@@ -151,7 +151,7 @@ impl Plan {
         (0..self.count).map(move |at| self.steps_of(memory, at))
     }
 
-    /// The steps of round `at`.
+    /// Returns the steps of round `at`.
     pub(crate) fn steps_of<'m>(&'m self, memory: &'m BootMemory<'m>, at: usize) -> Steps<'m> {
         Steps::new(memory, self.rounds[at], &self.rounds[..at])
     }
@@ -174,7 +174,7 @@ impl Plan {
 /// root, and the missing entries of a builder's L1.
 const LINKS_MAX: u64 = 4 * 512;
 
-/// The largest run of L1 tables' worth of frames in one use that is not the kernel's.
+/// Returns the largest run of L1 tables' worth of frames in one use that is not the kernel's.
 fn largest_use(memory: &BootMemory<'_>) -> Option<Pfns> {
     let behind = |used: &&FrameUse| used.pfns.start.raw() >= memory.place.kernel_pages;
     let used = memory.uses.iter().filter(behind).max_by_key(|used| used.pfns.count)?;
@@ -183,8 +183,8 @@ fn largest_use(memory: &BootMemory<'_>) -> Option<Pfns> {
     (start < end).then(|| run(start, end))
 }
 
-/// The largest run of free frames that the builder or one of `rounds` mapped, of several the
-/// lowest. Pfn 0 is never a table: to ports of Linux's shape it says "no frame".
+/// Returns the largest run of free frames that the builder or one of `rounds` mapped, of several
+/// the lowest. Pfn 0 is never a table: to ports of Linux's shape it says "no frame".
 fn largest_free(memory: &BootMemory<'_>, rounds: &[RoundPlan], taken: &[Pfns]) -> Pfns {
     let mut largest = NO_PFNS;
     for run in memory.free_but(taken) {
@@ -200,7 +200,7 @@ fn largest_free(memory: &BootMemory<'_>, rounds: &[RoundPlan], taken: &[Pfns]) -
     largest
 }
 
-/// What is mapped, in runs of which no two touch.
+/// Returns what is mapped, in runs of which no two touch.
 pub(crate) fn mapped_runs(
     memory: &BootMemory<'_>,
     rounds: &[RoundPlan],

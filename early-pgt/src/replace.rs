@@ -155,7 +155,7 @@ impl<M: Machine> Work<'_, M> {
         self.table(0)
     }
 
-    /// The copy of L1 table `chunk`.
+    /// Returns the copy of L1 table `chunk`.
     fn l1(&self, chunk: u64) -> Pfn {
         self.table(2 + self.memory.kernel_l2s() + chunk)
     }
@@ -189,7 +189,7 @@ impl<M: Machine> Work<'_, M> {
         )
     }
 
-    /// The frames that become writable.
+    /// Returns the frames that become writable.
     fn released(&self) -> impl Iterator<Item = Pfn> + Clone {
         let uses = self.memory.replaced_uses(self.list);
         let read_only = uses.filter(|used| used.kind.access() == Access::ReadOnly);
@@ -251,7 +251,7 @@ impl<M: Machine> Work<'_, M> {
         Some(usize::from(Level::L4.index_of(va))..=usize::from(Level::L4.index_of(last)))
     }
 
-    /// The builder's L1 table `chunk`, as it is to be.
+    /// Returns the builder's L1 table `chunk`, as it is to be.
     fn copy_l1(&self, chunk: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
         let machine = self.guest.machine();
         let va = self.memory.place.kernel.checked_add_pages(chunk << CHUNK_SHIFT)?;
@@ -276,7 +276,7 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// An entry of the kernel's own that leads to `table`.
+    /// Returns an entry of the kernel's own that leads to `table`.
     fn leads_to(&self, table: Pfn) -> Result<Pte, EarlyError> {
         Ok(Pte::new(self.guest.mfn(table)?, PteFlags::TABLE))
     }
@@ -287,8 +287,8 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// The entries of the direct map that lead to the builder's L1 tables, changed to lead to the
-    /// copies.
+    /// Returns the entries of the direct map that lead to the builder's L1 tables, changed to lead
+    /// to the copies.
     fn swaps(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let place = self.memory.place;
         (0..self.memory.shared_chunks()).map(move |chunk| {

@@ -20,18 +20,18 @@ pub(crate) const LIST_WORD_BYTES: u64 = 8;
 /// No pfns.
 pub(crate) const NO_PFNS: Pfns = Pfns::new(Pfn::new(0), 0);
 
-/// The pfns from `start` up to the number `end`, which is not below it.
+/// Returns the pfns from `start` up to the number `end`, which is not below it.
 pub(crate) const fn run(start: u64, end: u64) -> Pfns {
     Pfns::new(Pfn::new(start), end - start)
 }
 
-/// The pfns of L1 table `chunk`.
+/// Returns the pfns of L1 table `chunk`.
 pub(crate) const fn chunk_pfns(chunk: u64) -> Pfns {
     Pfns::new(Pfn::new(chunk << CHUNK_SHIFT), CHUNK_PFNS)
 }
 
-/// The pages that `len_bytes` bytes from `offset` on are in, counted from where offsets begin: all
-/// of them, wherever in a page the bytes begin and end.
+/// Returns the pages that `len_bytes` bytes from `offset` on are in, counted from where offsets
+/// begin: all of them, wherever in a page the bytes begin and end.
 pub(crate) const fn pages_of(offset: u64, len_bytes: u64) -> Pfns {
     let first = offset >> PAGE_SHIFT;
     if len_bytes == 0 {
@@ -41,7 +41,7 @@ pub(crate) const fn pages_of(offset: u64, len_bytes: u64) -> Pfns {
     run(first, last + 1)
 }
 
-/// The pfns in both runs, if there are any.
+/// Returns the pfns in both runs, if there are any.
 pub(crate) fn overlap(one: Pfns, other: Pfns) -> Option<Pfns> {
     let start = one.start.max(other.start).raw();
     let end = one.end().min(other.end());

@@ -78,7 +78,7 @@ impl<'m> Steps<'m> {
         Self { memory, round, before, region: 0, chunk, next_frame, l3: None, l2: None }
     }
 
-    /// The next chunk of the round in which there is something to map.
+    /// Returns the next chunk of the round in which there is something to map.
     fn find_chunk(&mut self) -> Option<u64> {
         loop {
             let region = self.memory.regions.get(self.region)?;
@@ -92,14 +92,14 @@ impl<'m> Steps<'m> {
         }
     }
 
-    /// A table in the next frame.
+    /// Returns a table in the next frame.
     fn take(&mut self, level: Level, number: u64, parent: Option<Pfn>) -> PlannedTable {
         let frame = self.next_frame;
         self.next_frame = Pfn::new(frame.raw() + 1);
         PlannedTable { level, number, frame: Some(frame), parent }
     }
 
-    /// Whether an earlier round made the table that spans block `number`.
+    /// Returns whether an earlier round made the table that spans block `number`.
     fn is_live(&self, shift: u32, number: u64) -> bool {
         self.memory.touches(shift, number, self.before.iter().map(|round| round.maps))
     }

@@ -80,12 +80,13 @@ impl UseKind {
         }
     }
 
-    /// Whether an allocator gets such frames, at the latest when the builder's list has moved.
+    /// Returns whether an allocator gets such frames, at the latest when the builder's list has
+    /// moved.
     pub(crate) const fn is_given(self) -> bool {
         matches!(self, Self::BuilderTables | Self::List | Self::ListAndTables)
     }
 
-    /// Whether the use ends when the builder's tables are replaced.
+    /// Returns whether the use ends when the builder's tables are replaced.
     pub(crate) fn ends(self, list: OldList) -> bool {
         match self {
             Self::BuilderTables => true,
@@ -143,7 +144,7 @@ impl Access {
         if uses.iter().any(protects) { Self::ReadOnly } else { Self::Writable }
     }
 
-    /// The same entry with this access.
+    /// Returns the same entry with this access.
     pub(crate) const fn on(self, pte: Pte) -> Pte {
         match self {
             Self::Writable => pte.writable(),
@@ -185,7 +186,7 @@ pub(crate) fn mask_chunk(entries: &mut [Pte], chunk: Pfns, uses: &[FrameUse]) {
     }
 }
 
-/// Those of `entries`, which map the pfns of `chunk`, that map `pfns`.
+/// Returns those of `entries`, which map the pfns of `chunk`, that map `pfns`.
 pub(crate) fn places(
     entries: &mut [Pte],
     chunk: Pfns,

@@ -1,8 +1,9 @@
-//! Where our types meet Xen's: the only file that names `xen_sys`.
+//! Checks our types against Xen's at compile time.
 //!
-//! Every structure that crosses into Xen is ours, and is held against the bindings here, at compile
-//! time. What `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is held against the offsets
-//! of Xen's public headers as docs/abi.md lists them. Nothing here exists at run time.
+//! Every structure that crosses into Xen is defined in this crate and checked here against the
+//! bindings of `xen-sys`. What `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is checked
+//! against the offsets of Xen's public headers, as docs/abi.md lists them. Nothing here exists at
+//! run time.
 
 use core::mem::{align_of, offset_of, size_of};
 
@@ -73,12 +74,12 @@ same_numbers! {
     ext_command::UNMARK_SUPER => MMUEXT_UNMARK_SUPER,
 }
 
-// memory.h is not in the bindings: sizes and offsets from the header itself.
+// memory.h is not in the bindings: sizes and offsets are from the header itself.
 const _: () = assert!(size_of::<MemoryRegion>() == 20);
 const _: () = assert!(offset_of!(MemoryRegion, kind) == 16);
 const _: () = assert!(size_of::<MachphysMapping>() == 24);
 
-// grant_table.h neither.
+// grant_table.h is not in the bindings either.
 const _: () = assert!(size_of::<GrantMap>() == 32);
 const _: () = assert!(offset_of!(GrantMap, host_addr) == 0);
 const _: () = assert!(offset_of!(GrantMap, flags) == 8);
@@ -97,7 +98,7 @@ const _: () = assert!(
         && grant_flags::CONTAINS_PTE == 16
 );
 
-// shared_info is.
+// shared_info is in the bindings.
 same_layout!(SharedInfo, xen_sys::shared_info);
 same_layout!(VcpuInfo, xen_sys::vcpu_info);
 same_layout!(TimeInfo, xen_sys::vcpu_time_info);

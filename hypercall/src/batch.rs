@@ -1,7 +1,8 @@
-//! Batches: MMU work collected in memory of the caller's and sent to Xen in one trap.
+//! Batches: MMU work collected in the caller's memory and sent to Xen in one trap.
 //!
-//! Neighbours of one kind form a run, and a run is one request however long it is: 500 page-table
-//! updates are one `mmu_update`. One run goes out as a direct hypercall, several as a multicall.
+//! Neighbouring elements of one kind form a run. A run is one request, however long it is: 500
+//! page-table updates are one `mmu_update`. One run goes out as a direct hypercall, several as a
+//! multicall.
 //!
 //! ```
 //! use hypercall::{BatchStorage, Level, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
@@ -35,7 +36,7 @@ pub struct BatchStorage<const UPDATES: usize, const OPS: usize> {
 }
 
 impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
-    /// Fresh storage.
+    /// Creates empty storage.
     ///
     /// ```
     /// use hypercall::BatchStorage;
@@ -54,13 +55,13 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
         }
     }
 
-    /// An empty batch in this storage.
+    /// Makes an empty batch in this storage.
     pub const fn batch(&mut self) -> Batch<'_> {
         self.batch_of(UPDATES, OPS)
     }
 
-    /// An empty batch in a part of this storage: `updates` updates and `ops` extended operations,
-    /// or as many as there are places. What a trap may take is then decided at run time.
+    /// Makes an empty batch in part of this storage: `updates` updates and `ops` extended
+    /// operations, or as many as fit. This decides at run time how much a trap may carry.
     ///
     /// ```
     /// # use hypercall::BatchStorage;
@@ -82,7 +83,7 @@ impl<const UPDATES: usize, const OPS: usize> Default for BatchStorage<UPDATES, O
     }
 }
 
-/// The batch has no room for another element, or no request left for it. Nothing was added.
+/// The batch has no room for another element or request. Nothing was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -94,14 +95,14 @@ impl fmt::Display for Full {
 
 impl core::error::Error for Full {}
 
-/// A batch of which a request was refused.
+/// A batch with a refused request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchError {
     /// The first refused request, counted from 0 in the order of the batch.
     pub request: u32,
-    /// Requests of the batch.
+    /// Number of requests in the batch.
     pub requests: u32,
-    /// Its refusal; `error.done` is the index of the refused element in it.
+    /// Why it was refused; `error.done` is the index of the refused element in it.
     pub error: Error,
     /// The flag of the refused entry for which Xen refuses it, if it has one.
     pub flag: Option<RefusableFlag>,
@@ -122,13 +123,13 @@ impl fmt::Display for BatchError {
 
 impl core::error::Error for BatchError {}
 
-/// The refusal of a request of a batch that has `requests`.
+/// Returns the refusal of a request of a batch that has `requests`.
 fn batch_error(request: usize, requests: usize, error: Error) -> BatchError {
     let [request, requests] = [request, requests].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
     BatchError { request, requests, error, flag: None }
 }
 
-/// No place in the storage.
+/// Marks that no run can be extended.
 const NOWHERE: usize = usize::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +147,7 @@ struct Run {
     outcome: Outcome,
 }
 
-/// One element of a batch, as it was pushed.
+/// One element of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// A page-table or M2P update.
@@ -160,12 +161,12 @@ pub enum Element {
 /// Elements collected for one trip to Xen.
 ///
 /// After a successful [`submit`](Self::submit) the batch is empty again. After a refused one it
-/// keeps its elements and their outcomes, so that [`applied`](Self::applied) can tell what has to
-/// be undone, until [`clear`](Self::clear).
+/// keeps its elements and their outcomes until [`clear`](Self::clear), so that
+/// [`applied`](Self::applied) can tell what has to be undone.
 #[must_use = "a batch does nothing until it is submitted"]
 pub struct Batch<'s> {
     updates: &'s mut [MmuUpdate],
-    /// What stands where each update will write.
+    /// The old value of each entry.
     old: &'s mut [u64],
     updates_used: usize,
     /// Where an update of own tables for own frames extends the last run; [`NOWHERE`] if it needs a
@@ -175,7 +176,7 @@ pub struct Batch<'s> {
     ops_used: usize,
     runs: [Run; CALLS_MAX],
     runs_used: usize,
-    /// Runs of the last submit, if that worked and nothing was pushed since.
+    /// The runs of the last submit, if it succeeded and nothing has been pushed since.
     runs_sent: usize,
 }
 
@@ -183,8 +184,8 @@ impl Batch<'_> {
     const NO_RUN: Run =
         Run { kind: Kind::Ops(DomId::SELF), start: 0, end: 0, outcome: Outcome::NotIssued };
 
-    /// An empty batch in memory of any size: as many updates as both of the first two slices have
-    /// places.
+    /// Makes an empty batch in memory of any size, with room for as many updates as both of the
+    /// first two slices hold.
     ///
     /// ```
     /// use hypercall::{Batch, MmuExtOp, MmuUpdate};
@@ -213,19 +214,19 @@ impl Batch<'_> {
         }
     }
 
-    /// Page-table updates the storage can hold in all.
+    /// Returns how many page-table updates the storage can hold.
     #[must_use]
     pub const fn updates_max(&self) -> usize {
         self.updates.len()
     }
 
-    /// Extended operations the storage can hold in all.
+    /// Returns how many extended operations the storage can hold.
     #[must_use]
     pub const fn ops_max(&self) -> usize {
         self.ops.len()
     }
 
-    /// Page-table updates in the batch.
+    /// Returns the number of page-table updates in the batch.
     #[must_use]
     pub fn updates(&self) -> usize {
         let runs = self.runs[..self.runs_used].iter();
@@ -233,7 +234,7 @@ impl Batch<'_> {
         updates.map(|run| run.end - run.start).sum()
     }
 
-    /// The update that Xen refused, if the first refused request is a run of updates.
+    /// Returns the update that Xen refused, if the first refused request is a run of updates.
     #[must_use]
     pub fn refused_update(&self) -> Option<MmuUpdate> {
         self.runs[..self.runs_used].iter().find_map(|run| match (run.kind, run.outcome) {
@@ -244,19 +245,19 @@ impl Batch<'_> {
         })
     }
 
-    /// Whether nothing was pushed.
+    /// Returns whether the batch is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.runs_used == 0
     }
 
-    /// How many requests the batch would send.
+    /// Returns how many requests the batch would send.
     #[must_use]
     pub const fn requests(&self) -> usize {
         self.runs_used
     }
 
-    /// Adds an update of own tables for own frames. `old` is what stands there now, for
+    /// Adds an update of own tables for own frames. `old` is the value that it replaces, for
     /// [`invert`](Self::invert).
     ///
     /// # Errors
@@ -332,11 +333,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Adds updates of own tables for own frames, each with what stands there now, as many as there
-    /// is room for. How many it took.
+    /// Adds updates of own tables for own frames, each with the value that it replaces, as many as
+    /// there is room for. Returns how many it added.
     ///
     /// # Errors
-    /// [`Full`] if it took none although there was one.
+    /// [`Full`] if there was an update and it added none.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, MmuUpdate, Pfn};
@@ -399,7 +400,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Adds an `update_va_mapping`, a request of its own. `old` is the entry that stands there now.
+    /// Adds an `update_va_mapping`, a request of its own. `old` is the entry that it replaces.
     ///
     /// # Errors
     /// [`Full`].
@@ -423,8 +424,8 @@ impl Batch<'_> {
     }
 
     /// Turns a refused batch into the one that undoes it: the updates and va mappings that took
-    /// effect, last one first, each with the value that stood there before. Extended operations
-    /// are left out: what a pin or a flush needs for its undo, the caller knows and can add.
+    /// effect, in reverse, each with the value that stood there before. Extended operations are
+    /// left out. The caller knows what undoes a pin or a flush, and can add it.
     ///
     /// ```
     /// use hypercall::{BatchStorage, FrameAccess, Mfn, MmuUpdate, Pte, PteFlags};
@@ -467,21 +468,21 @@ impl Batch<'_> {
         }
         self.runs[..kept].reverse();
         self.runs_used = kept;
-        // What was refused has not been sent, even if nothing is left to undo.
+        // What was refused has not been sent, even if there is nothing left to undo.
         self.runs_sent = 0;
         self.ops_used = 0;
         self.extends_at = NOWHERE;
     }
 
-    /// The updates of the last successful [`submit`](Self::submit), each with what it replaced,
-    /// until something is pushed.
+    /// Returns the updates of the last successful [`submit`](Self::submit), each with the value
+    /// that it replaced, until something is pushed.
     pub fn sent(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let runs = if self.runs_used == 0 { self.runs_sent } else { 0 };
         self.runs[..runs].iter().flat_map(|run| self.pairs(run, 0))
     }
 
-    /// The updates that have not taken effect: those not submitted, or refused, or behind a refused
-    /// one.
+    /// Returns the updates that have not taken effect: not submitted, refused, or after a refused
+    /// one in the same run.
     pub fn unapplied(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         self.runs[..self.runs_used].iter().flat_map(|run| {
             let done = Call { request: self.request(run), outcome: run.outcome }.done();
@@ -489,7 +490,8 @@ impl Batch<'_> {
         })
     }
 
-    /// The updates that have taken effect in a refused submit, each with what it replaced.
+    /// Returns the updates that took effect in a refused submit, each with the value that it
+    /// replaced.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Errno, FailNth, Mfn, MmuUpdate, Pfn, Refusal};
@@ -510,7 +512,7 @@ impl Batch<'_> {
         })
     }
 
-    /// The updates of a run behind the first `done`, each with its old value.
+    /// Returns the updates of a run after the first `done`, each with its old value.
     fn pairs(&self, run: &Run, done: usize) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let range = match run.kind {
             Kind::Updates(_) => run.start + done..run.end,
@@ -520,19 +522,19 @@ impl Batch<'_> {
         self.updates[range].iter().copied().zip(old)
     }
 
-    /// Updates that the storage has still room for.
+    /// Returns how many more updates fit.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.updates.len() - self.updates_used
     }
 
-    /// Extended operations that the storage has still room for.
+    /// Returns how many more extended operations fit.
     #[must_use]
     pub const fn ops_room(&self) -> usize {
         self.ops.len() - self.ops_used
     }
 
-    /// Empties the batch, issued or not.
+    /// Empties the batch, submitted or not.
     pub const fn clear(&mut self) {
         self.runs_sent = 0;
         self.updates_used = 0;
@@ -544,8 +546,8 @@ impl Batch<'_> {
     /// Sends everything to Xen in one trap.
     ///
     /// # Errors
-    /// [`BatchError`] with the first request that was refused. Requests behind it may have taken
-    /// effect all the same: see [`applied`](Self::applied).
+    /// [`BatchError`] with the first request that was refused. Requests after it may still have
+    /// taken effect: see [`applied`](Self::applied).
     ///
     /// # Hypercalls
     /// None if empty; one otherwise.
@@ -569,7 +571,7 @@ impl Batch<'_> {
     /// ```
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
     pub unsafe fn submit<M: Machine + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
-        // A change and its flush are the most frequent batch, and pay for no longer one.
+        // A change and its flush are the most frequent batch, and should not pay for a longer one.
         match self.runs_used {
             // SAFETY: the caller's promise is handed on.
             0..=2 => unsafe { self.submit_calls::<M, 2>(machine) },
@@ -578,7 +580,7 @@ impl Batch<'_> {
         }
     }
 
-    /// The same for a batch of at most `MAX` requests.
+    /// Does the same for a batch of at most `MAX` requests.
     #[expect(unsafe_code, reason = "the funnel through which all MMU work is submitted")]
     unsafe fn submit_calls<M: Machine + ?Sized, const MAX: usize>(
         &mut self,
@@ -613,8 +615,8 @@ impl Batch<'_> {
         }
     }
 
-    /// The refusal of a request, with the flag for which Xen refuses such an entry, if the refused
-    /// one has any.
+    /// Returns the refusal of a request, with the flag for which Xen refuses such an entry, if the
+    /// refused one has any.
     #[cold]
     fn refusal(&self, request: usize, error: Error, missing: PteFlags) -> BatchError {
         let run = &self.runs[request];
@@ -631,7 +633,7 @@ impl Batch<'_> {
         BatchError { flag, ..batch_error(request, self.runs_used, error) }
     }
 
-    /// The elements that took effect in a refused submit, in order.
+    /// Returns the elements that took effect in a refused submit, in order.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};

@@ -1,26 +1,26 @@
-//! A request to Xen and what became of it.
+//! A request to Xen, and its outcome.
 
 use crate::error::{Errno, Error, Hypercall};
 use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
 
 /// The most requests that go to Xen in one multicall. A request is a run of elements of any length,
-/// so that real work needs few of them; the limit bounds the stack that the 64-byte multicall
-/// entries take.
+/// so real work needs few of them. The limit bounds the stack space for the multicall entries, 64
+/// bytes each.
 pub const CALLS_MAX: usize = 16;
 
-/// What Xen is asked: one hypercall, or one entry of a multicall.
+/// A request to Xen: one hypercall, or one entry of a multicall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// `mmu_update`: a run of any length; Xen stops at the first one it refuses.
+    /// `mmu_update`: a run of any length; Xen stops at the first element it refuses.
     MmuUpdate(&'a [MmuUpdate], Domains),
-    /// `mmuext_op`: a run of any length; Xen stops at the first one it refuses.
+    /// `mmuext_op`: a run of any length; Xen stops at the first element it refuses.
     MmuExt(&'a [MmuExtOp], DomId),
     /// `update_va_mapping`.
     VaMapping(VaMapping),
 }
 
 impl Request<'_> {
-    /// Which hypercall carries the request.
+    /// Returns which hypercall carries the request.
     #[must_use]
     pub const fn hypercall(&self) -> Hypercall {
         match self {
@@ -30,7 +30,7 @@ impl Request<'_> {
         }
     }
 
-    /// How many elements it has.
+    /// Returns the number of elements.
     #[must_use]
     pub const fn len(&self) -> usize {
         match self {
@@ -40,21 +40,22 @@ impl Request<'_> {
         }
     }
 
-    /// Whether it has no element.
+    /// Returns whether there are no elements.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Xen has not seen it.
     NotIssued,
     /// Every element took effect.
     Done,
-    /// The first `done` elements took effect; the next one was refused; the rest was not looked at.
+    /// The first `done` elements took effect, the next was refused, and Xen did not look at the
+    /// rest.
     Refused {
         /// Why.
         errno: Errno,
@@ -68,12 +69,12 @@ pub enum Outcome {
 pub struct Call<'a> {
     /// What to ask.
     pub request: Request<'a>,
-    /// What came of it, set by the machine.
+    /// The outcome, set by the machine.
     pub outcome: Outcome,
 }
 
 impl<'a> Call<'a> {
-    /// A request not yet issued.
+    /// Creates a request that has not been issued.
     ///
     /// ```
     /// use hypercall::{Call, DomId, Hypercalls, MmuExtOp, Request};
@@ -90,7 +91,7 @@ impl<'a> Call<'a> {
         Self { request, outcome: Outcome::NotIssued }
     }
 
-    /// How many elements of the request took effect.
+    /// Returns how many elements of the request took effect.
     #[must_use]
     pub const fn done(&self) -> usize {
         match self.outcome {
@@ -100,7 +101,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The outcome as a result.
+    /// Returns the outcome as a result.
     ///
     /// # Errors
     /// The refusal; a request that was never issued counts as refused with `EINTR`.

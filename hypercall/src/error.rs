@@ -1,18 +1,18 @@
-//! What Xen answers when it refuses: which hypercall, which errno, and how much was done before it.
+//! What Xen answers when it refuses: which hypercall, which errno, and how much took effect before.
 
 use core::fmt;
 
 macro_rules! errnos {
     ($($name:ident = $value:literal, $meaning:literal;)*) => {
-        /// Xen's error number, positive. An open enum: every value can be held, the known ones have
-        /// names.
+        /// Xen's error number, positive. The enum is open: it can hold every value, and the known
+        /// ones have names.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct Errno(u32);
 
         impl Errno {
             $(#[doc = $meaning] pub const $name: Self = Self($value);)*
 
-            /// The C name, if the number is one of Xen's.
+            /// Returns the C name, if the number is one of Xen's.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
@@ -48,7 +48,7 @@ errnos! {
 }
 
 impl Errno {
-    /// The errno with this number, known or not.
+    /// Makes the errno with this number, known or not.
     ///
     /// ```
     /// use hypercall::Errno;
@@ -62,13 +62,13 @@ impl Errno {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn raw(self) -> u32 {
         self.0
     }
 
-    /// Splits what a hypercall left in `rax`: a value, or the errno that a negative number stands
+    /// Splits what a hypercall left in `rax` into a value or, if negative, the errno that it stands
     /// for.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Errno {
     /// assert_eq!(Errno::check(-22), Err(Errno::EINVAL));
     /// ```
     pub fn check(rax: i64) -> Result<u64, Self> {
-        // Xen's errnos are small; anything else is not one, and stays recognisable as such.
+        // Xen's errnos are small. Anything else is not one, and stays recognisable.
         u64::try_from(rax).map_err(|_| Self(u32::try_from(rax.unsigned_abs()).unwrap_or(u32::MAX)))
     }
 }
@@ -140,11 +140,11 @@ impl fmt::Display for Hypercall {
 /// A refused hypercall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// Which one.
+    /// Which hypercall.
     pub hypercall: Hypercall,
-    /// Why, as far as Xen says.
+    /// Why, in Xen's terms.
     pub errno: Errno,
-    /// How many of its entries took effect before the refused one, and stay in effect.
+    /// How many of its elements took effect before the refused one, and remain in effect.
     pub done: u32,
 }
 

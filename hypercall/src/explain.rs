@@ -1,17 +1,16 @@
-//! What a refusal means, in words: which frame, what it was, what it was to become, what leads to
-//! that and what to check.
+//! What a refusal means, in words: which frame, its old and its new use, the likely causes and what
+//! to check.
 //!
-//! Two readers share these words, so that they live here: `xen-explain` has the lines of a
-//! debug Xen and no guest, and `pvmmu::explain` has the guest and, of a release Xen, nothing but an
-//! errno.
+//! Two readers share these words. `xen-explain` has the log lines of a debug Xen, but no guest.
+//! `pvmmu::explain` has the guest, but nothing from a release Xen except an errno.
 
 use core::fmt;
 
 use crate::frame::{Mfn, Pfn};
 use crate::pte::Level;
 
-/// What a frame is used as (`PGT_*` in Xen's `asm-x86/mm.h`). It has one use at a time; only when
-/// nothing uses it any more may it get another.
+/// What a frame is used as (`PGT_*` in Xen's `asm-x86/mm.h`). A frame has one use at a time, and
+/// may get another only when nothing uses it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Use {
     /// Nothing yet (`PGT_none`).
@@ -20,13 +19,13 @@ pub enum Use {
     Table(Level),
     /// Part of a GDT or LDT (`PGT_seg_desc_page`).
     Descriptors,
-    /// Memory that somebody may write (`PGT_writable_page`).
+    /// Memory that someone may write (`PGT_writable_page`).
     Writable,
     /// A page that domains share copy-on-write (`PGT_shared_page`), never a PV guest's.
     Shared,
 }
 
-/// As what something is used, with its article.
+/// Names the use, with its article.
 impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -39,23 +38,23 @@ impl fmt::Display for Use {
     }
 }
 
-/// A frame that was to get a use while it had another: what Xen calls a bad type.
+/// A frame that was to get a new use while it still had another: what Xen calls a bad type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Conflict {
     /// The frame, in the machine's terms.
     pub mfn: Mfn,
-    /// The frame, in the guest's terms, if that is known. In a line of Xen's it is what M2P said.
+    /// The frame, in the guest's terms, if known. In one of Xen's log lines it is what M2P said.
     pub pfn: Option<Pfn>,
-    /// What it was used as.
+    /// Its old use.
     pub had: Use,
-    /// How often, if that is known.
+    /// How many references keep that use, if known.
     pub uses: Option<u64>,
-    /// What it was to be used as.
+    /// Its new use.
     pub wanted: Use,
 }
 
 impl Conflict {
-    /// What leads to such a conflict, the likeliest first.
+    /// Returns the likely causes of such a conflict, the likeliest first.
     ///
     /// ```
     /// use hypercall::Mfn;
@@ -121,17 +120,17 @@ impl fmt::Display for Conflict {
 
 macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident: $what:literal, $check:literal;)*) => {
-        /// What in a guest leads to a refusal.
+        /// What a guest does that leads to a refusal.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Cause {
             $($(#[$doc])* $name,)*
         }
 
         impl Cause {
-            /// All of them.
+            /// All causes.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// A word for programs.
+            /// Returns its name, for programs.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -139,7 +138,7 @@ macro_rules! causes {
                 }
             }
 
-            /// The sentence for people.
+            /// Returns the sentence that says what happened, for people.
             #[must_use]
             pub const fn what(self) -> &'static str {
                 match self {
@@ -147,7 +146,7 @@ macro_rules! causes {
                 }
             }
 
-            /// What to look at to make sure, and what mends it.
+            /// Returns what to check, and how to fix it.
             #[must_use]
             pub const fn check(self) -> &'static str {
                 match self {
@@ -171,7 +170,7 @@ causes! {
         "find every entry that maps the frame (pvmmu::audit::writable_mappings, or xen-mfndump in \
          dom0) and make it read-only in a request that goes out before the pin; in Linux, look for \
          a vunmap whose lazy flush is still to come";
-    /// A refusal that nobody looked at.
+    /// A refusal that was ignored.
     EarlierRefusal: "the request that was to make it read-only was refused itself, and the guest \
         went on as if it had worked",
         "look for the first refusal in this log, not the last: in Linux the first WARNING of \
@@ -196,7 +195,7 @@ causes! {
         another frame than it meant",
         "compare P2M with M2P for every pfn (p2m::audit); a foreign or ballooned page that was \
          freed to the page allocator does this";
-    /// A table that still is one.
+    /// A page that is still a table.
     TableNotReleased: "the page is still a table: pinned, linked in another table, or loaded by a \
         vCPU",
         "unlink it or unpin its root, look at the result, and load another root on every vCPU \
@@ -214,7 +213,7 @@ causes! {
         while it is mapped writable",
         "make the page read-only before set_gdt or SET_LDT, and load another table, or none, \
          before it is used as memory again";
-    /// The balloon, or a number kept too long.
+    /// The balloon, or a frame number kept too long.
     FrameGone: "the frame is not the guest's any more: given back to Xen by the balloon, \
         exchanged, or its number kept across a save and restore",
         "look the pfn up in P2M again instead of keeping an mfn; a ballooned pfn has none";
@@ -222,7 +221,7 @@ causes! {
     NotConverted: "the number is no frame of the guest's: a pfn was used where an mfn belongs, or \
         the entry was built from an address",
         "every frame number that goes into an entry or a request comes from P2M";
-    /// Somebody else's.
+    /// Another domain's frame.
     ForeignFrame: "the frame belongs to another domain, and the request does not say whose, or the \
         guest may not",
         "map it through a grant, or with the owner's domid as foreign domain if the guest is \
@@ -240,10 +239,10 @@ causes! {
     NoExecuteMissing: "the entry has NO_EXECUTE (bit 63), which this CPU does not offer",
         "leave the bit out where the CPU lacks it (FrameAccess::offered); if it should not lack \
          it: the firmware may have turned it off";
-    /// Xen's slots.
+    /// Xen's root slots.
     XenSlots: "the guest wrote to slots 256 to 271 of a root, which are Xen's",
         "copy only slots 0 to 255 and 272 to 511 from one root to another";
-    /// Twice.
+    /// Done twice.
     DoneTwice: "the guest pins what is pinned or unpins what is not: its own record does not match \
         Xen's, usually after a refusal it ignored",
         "change the record only after the request has succeeded";

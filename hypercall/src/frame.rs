@@ -1,9 +1,9 @@
-//! Frame numbers: what the guest calls a page, and what Xen and the CPU call it.
+//! Frame numbers: the guest's name for a page, and Xen's and the CPU's.
 //!
 //! Under PV every page of RAM has two numbers. The guest counts its own pages from zero (`Pfn`);
-//! page tables hold the machine's numbers (`Mfn`). The only way from one to the other is the frame
-//! map (crate `p2m`) and Xen's M2P; no arithmetic and no `From` leads across. Xen's interface also
-//! says "gmfn" and "gfn": for a PV guest that is the mfn, so there is no third type.
+//! page tables hold the machine's numbers (`Mfn`). Only the frame map (crate `p2m`) and Xen's M2P
+//! convert between them: there is no arithmetic and no `From`. Xen's interface also says "gmfn" and
+//! "gfn". For a PV guest both are the mfn, so there is no third type.
 
 use core::fmt;
 
@@ -24,19 +24,19 @@ macro_rules! frame_number {
         pub struct $name(u64);
 
         impl $name {
-            /// The frame with this number.
+            /// Makes the frame number `number`.
             #[must_use]
             pub const fn new(number: u64) -> Self {
                 Self(number)
             }
 
-            /// The number itself.
+            /// Returns the number itself.
             #[must_use]
             pub const fn raw(self) -> u64 {
                 self.0
             }
 
-            /// The frame `count` frames further on, if that number exists.
+            /// Returns the frame `count` frames further on, if that number exists.
             ///
             /// ```
             /// use hypercall::Mfn;
@@ -51,7 +51,7 @@ macro_rules! frame_number {
                 }
             }
 
-            /// How many frames `self` lies beyond `start`, if it does not lie before it.
+            /// Returns how many frames `self` lies after `start`, unless it lies before it.
             ///
             /// ```
             /// use hypercall::Pfn;
@@ -65,7 +65,7 @@ macro_rules! frame_number {
             }
         }
 
-        /// Bare hexadecimal of at least five digits, as in Xen's log lines.
+        /// Prints bare hexadecimal of at least five digits, as in Xen's log lines.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{:05x}", self.0)

@@ -1,8 +1,8 @@
-//! Grants: frames that one domain lets another map, as the ABI's own structures
+//! Grants: frames that one domain lets another map, in the ABI's own structures
 //! (public/grant_table.h).
 //!
-//! A trait of its own beside [`Hypercalls`](crate::Hypercalls): most machines, and most crates, do
-//! without.
+//! Grants have a trait of their own beside [`Hypercalls`](crate::Hypercalls), because most machines
+//! and most crates do without them.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
@@ -17,7 +17,7 @@ use crate::va::GuestVa;
 #[repr(transparent)]
 pub struct GrantRef(pub u32);
 
-/// What Xen calls a grant that is mapped (`grant_handle_t`), for the unmapping.
+/// Xen's name for a mapped grant (`grant_handle_t`), needed to unmap it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct GrantHandle(pub u32);
@@ -45,7 +45,7 @@ pub mod grant_flags {
     pub const CONTAINS_PTE: u32 = 16;
 }
 
-/// What became of one element (`GNTST_*`): zero, or a negative number. An open enum.
+/// The status of one element (`GNTST_*`): zero, or a negative number. The enum is open.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct GrantStatus(pub i16);
@@ -53,7 +53,7 @@ pub struct GrantStatus(pub i16);
 impl GrantStatus {
     /// Done.
     pub const OKAY: Self = Self(0);
-    /// Refused, for a reason that has no number of its own.
+    /// Refused, for a reason without a number of its own.
     pub const GENERAL_ERROR: Self = Self(-1);
     /// No such domain.
     pub const BAD_DOMAIN: Self = Self(-2);
@@ -61,14 +61,14 @@ impl GrantStatus {
     pub const BAD_GRANT_REF: Self = Self(-3);
     /// No such mapping.
     pub const BAD_HANDLE: Self = Self(-4);
-    /// Address that cannot be mapped at.
+    /// Xen cannot map at this address.
     pub const BAD_VIRTUAL_ADDRESS: Self = Self(-5);
     /// The granting domain does not own the frame.
     pub const BAD_PAGE: Self = Self(-9);
-    /// Not yet looked at: what a request holds before Xen has seen it. Xen never answers it.
+    /// Not yet looked at: the status of a request that Xen has not seen. Xen never answers it.
     pub const NOT_ISSUED: Self = Self(i16::MIN);
 
-    /// The C name, if it is one of Xen's.
+    /// Returns the C name, if it is one of Xen's.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
         Some(match self.0 {
@@ -122,7 +122,7 @@ pub struct GrantMap {
 }
 
 impl GrantMap {
-    /// Room for an element, to build storage with: Xen refuses it.
+    /// A placeholder to build storage with; Xen refuses it.
     pub const EMPTY: Self = Self {
         host_addr: 0,
         flags: 0,
@@ -133,8 +133,8 @@ impl GrantMap {
         dev_bus_addr: 0,
     };
 
-    /// Maps what `domain` grants as `reference` for the kernel at `va`, in place of what is mapped
-    /// there.
+    /// Makes a request that maps what `domain` grants as `reference` for the kernel at `va`, in
+    /// place of the present mapping.
     ///
     /// ```
     /// use hypercall::{DomId, GrantAccess, GrantMap, GrantRef, GuestVa};
@@ -164,13 +164,13 @@ impl GrantMap {
         }
     }
 
-    /// What Xen answered.
+    /// Returns Xen's answer.
     #[must_use]
     pub const fn status(&self) -> GrantStatus {
         GrantStatus(self.status)
     }
 
-    /// The frame that Xen mapped, if it did.
+    /// Returns the frame that Xen mapped, if it did.
     #[must_use]
     pub const fn mfn(&self) -> Option<Mfn> {
         match self.status {
@@ -192,63 +192,61 @@ pub struct GrantUnmap {
 }
 
 impl GrantUnmap {
-    /// Room for an element, to build storage with: Xen refuses it.
+    /// A placeholder to build storage with; Xen refuses it.
     pub const EMPTY: Self =
         Self { host_addr: 0, dev_bus_addr: 0, handle: u32::MAX, status: GrantStatus::NOT_ISSUED.0 };
 
-    /// Unmaps what was mapped at `va`; nothing is mapped there then.
+    /// Makes a request that unmaps the grant at `va`, and leaves nothing mapped there.
     #[must_use]
     pub const fn kernel(va: GuestVa, handle: GrantHandle) -> Self {
         Self { host_addr: va.raw(), handle: handle.0, ..Self::EMPTY }
     }
 
-    /// What Xen answered.
+    /// Returns Xen's answer.
     #[must_use]
     pub const fn status(&self) -> GrantStatus {
         GrantStatus(self.status)
     }
 }
 
-/// Something that maps other domains' frames, and tells the guest where its own grant table is.
+/// Maps other domains' frames, and finds the guest's own grant table.
 ///
 /// # Safety
-/// The implementer puts what it is asked to the Xen that the guest runs on, or to something that
-/// behaves as Xen does, and writes the answers where Xen would: a status of success says that the
-/// mapping is made, or is gone (I-2).
+/// The implementer puts requests to the Xen that the guest runs on, or to something that behaves as
+/// Xen does, and writes the answers where Xen would. A status of success means that the mapping is
+/// made, or is gone (I-2).
 pub unsafe trait Grants {
-    /// Puts map requests to Xen; each element's `status` says what became of it
-    /// (`GNTTABOP_map_grant_ref`).
+    /// Maps grants (`GNTTABOP_map_grant_ref`). Each element's `status` holds its outcome.
     ///
     /// # Errors
-    /// Only if the hypercall as a whole was refused; elements that were not looked at keep
+    /// Only if the hypercall as a whole was refused. Elements that Xen did not look at keep
     /// [`GrantStatus::NOT_ISSUED`].
     ///
     /// # Hypercalls
-    /// One `grant_table_op`; none for no element.
+    /// One `grant_table_op`; none if there are no elements.
     ///
     /// # Safety
     /// The caller owns each page at whose address a frame is mapped, and no Rust object lives there
     /// (I-2).
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error>;
 
-    /// Puts unmap requests to Xen; each element's `status` says what became of it
-    /// (`GNTTABOP_unmap_grant_ref`).
+    /// Unmaps grants (`GNTTABOP_unmap_grant_ref`). Each element's `status` holds its outcome.
     ///
     /// # Errors
     /// As for [`grant_map`](Self::grant_map).
     ///
     /// # Hypercalls
-    /// One `grant_table_op`; none for no element.
+    /// One `grant_table_op`; none if there are no elements.
     ///
     /// # Safety
     /// Nobody uses the mappings any more.
     unsafe fn grant_unmap(&self, unmaps: &mut [GrantUnmap]) -> Result<(), Error>;
 
-    /// Asks for a grant table of `frames.len()` frames and where they are (`GNTTABOP_setup_table`,
-    /// version 1).
+    /// Requests a grant table of `frames.len()` frames, and stores their numbers in `frames`
+    /// (`GNTTABOP_setup_table`, version 1).
     ///
     /// # Errors
-    /// The hypercall's errno, or what its status comes to: `EINVAL`.
+    /// The hypercall's errno, or `EINVAL` for a status that is not success.
     ///
     /// # Hypercalls
     /// One `grant_table_op`.

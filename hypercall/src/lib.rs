@@ -1,41 +1,41 @@
 //! The seam between an x86-64 Xen PV guest and Xen.
 //!
-//! Everything a guest's memory management has to say to the machine goes through two traits:
+//! A guest's memory management talks to the machine through two traits only:
 //!
 //! * [`Hypercalls`] puts MMU requests, `memory_op` and assists to Xen;
 //! * [`FrameAccess`] reads and writes the guest's own frames, and reads M2P.
 //!
-//! Both take `&self`, neither passes a pointer, so that the same lines of code run on real Xen
+//! Both take `&self`, and neither passes a pointer. So the same lines of code run on real Xen
 //! (`xen::Xen`, on bare metal targets) and on a model of it, and a middleware ([`Counting`],
-//! [`FailNth`]) fits around either.
+//! [`FailNth`]) can wrap either.
 //!
 //! # Main types
 //! * [`Pfn`], [`Mfn`]: a page in the guest's numbering, a frame in the machine's. Nothing here
 //!   converts them.
-//! * [`GuestVa`]: an address that is the guest's to use. [`Level`], [`Pte`], [`Entry`], [`Slot`]:
-//!   page tables.
-//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: what Xen can be asked, as the ABI's
-//!   own structures.
+//! * [`GuestVa`]: an address that the guest may use. [`Level`], [`Pte`], [`Entry`], [`Slot`]: page
+//!   tables.
+//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: requests to Xen, as the ABI's own
+//!   structures.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
-//!   [`Refused`]: what was not taken, and comes back with the reason. [`RefusableFlag`]: the flag
-//!   for which an entry was refused.
-//! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame; [`Uncertain`], [`Quarantine`]:
-//!   what a refused undo leaves, kept from everybody.
+//!   [`Refused`]: a value that an operation did not take, and the reason. [`RefusableFlag`]: the
+//!   flag for which Xen refused an entry.
+//! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame. [`Uncertain`], [`Quarantine`]:
+//!   what a refused undo leaves, kept from everyone.
 //! * [`explain`]: what a refusal means, in words.
-//! * [`Grants`]: the trait of those who share frames with other domains. [`ArchSharedInfo`]: what a
-//!   toolstack reads.
+//! * [`Grants`]: the trait for guests that share frames with other domains. [`ArchSharedInfo`]:
+//!   what a toolstack reads.
 //! * [`BootInfo`]: what the domain builder left in `start_info`.
 //!
 //! # What it assumes
 //! A 64-bit guest without auto-translation on Xen 4.14 to 4.20. Frames, addresses and entries are
-//! numbers to it: it knows no frame map, allocates nothing and decides nothing.
+//! only numbers here: the crate has no frame map, allocates nothing and decides nothing.
 //!
-//! # What it prevents, and what not
-//! A pfn is never taken for an mfn; an address in Xen's range cannot be built as a [`GuestVa`]; a
-//! refusal cannot be overlooked (`must_use` results), and a partial one keeps its count. It does
-//! not prevent a request that breaks the guest: submitting is `unsafe`, and docs/soundness.md says
-//! what the caller owes.
+//! # What it prevents, and what it does not
+//! A pfn cannot pass for an mfn. An address in Xen's range cannot become a [`GuestVa`]. A refusal
+//! cannot be overlooked (`must_use` results), and a partial one keeps its count. It does not
+//! prevent a request that breaks the guest: submitting is `unsafe`, and docs/soundness.md says what
+//! the caller owes.
 //!
 //! ```
 //! use hypercall::{Level, Mfn, Pte, PteFlags, Entry};

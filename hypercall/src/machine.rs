@@ -1,9 +1,9 @@
 //! The seam: the two traits through which everything above reaches the machine.
 //!
 //! Real Xen (`hypercall::xen::Xen`, on bare metal targets), the model (crate `xen-model`) and the
-//! middlewares in this crate implement them. Machines are handed to operations as arguments; no
-//! data structure holds one. All methods take `&self`: a hypercall has no exclusive access to
-//! anything but Xen.
+//! middlewares of this crate implement them. Operations take a machine as an argument; no data
+//! structure holds one. All methods take `&self`, because a hypercall has exclusive access to
+//! nothing but Xen.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe ownership")]
 
 use core::fmt;
@@ -19,27 +19,27 @@ use crate::op::DomId;
 use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
-/// Something that answers hypercalls.
+/// Answers hypercalls.
 ///
 /// # Safety
-/// The implementer puts what it is asked to the Xen that the guest runs on, or to something that
-/// behaves as Xen does, and answers with the outcome: what it calls done is done, what it calls
-/// refused has changed nothing but the elements that it calls done. Whoever owns frames believes
-/// that, and claims them back on the strength of it (I-1, I-4).
+/// The implementer puts requests to the Xen that the guest runs on, or to something that behaves as
+/// Xen does, and reports the outcome truthfully. A request that it reports as done is done. One
+/// that it reports as refused has changed nothing except the elements reported as done. Owners of
+/// frames believe this, and claim frames back because of it (I-1, I-4).
 pub unsafe trait Hypercalls {
-    /// Puts `calls` to Xen in order: none for none, a direct hypercall for one, one multicall for
-    /// several. Each call's outcome says what became of it.
+    /// Puts `calls` to Xen in order: nothing for no call, a direct hypercall for one, one multicall
+    /// for several. Stores the outcome in each call.
     ///
-    /// A multicall is not atomic and goes on after a refused entry; a call that needs an earlier
-    /// one to have worked belongs into a later `issue`.
+    /// A multicall is not atomic and goes on after a refused entry. A call that needs an earlier
+    /// one to have worked belongs in a later `issue`.
     ///
     /// # Errors
     /// Only if the multicall as a whole was refused: more than [`CALLS_MAX`](crate::CALLS_MAX)
-    /// calls (`E2BIG`, nothing issued), or entries that Xen could not read. Calls whose outcome
-    /// is still `NotIssued` were not run. Refusals of single calls are in their outcomes.
+    /// calls (`E2BIG`, nothing issued), or entries that Xen could not read. Calls whose outcome is
+    /// still `NotIssued` did not run. Refusals of single calls are in their outcomes.
     ///
     /// # Hypercalls
-    /// One for any number of calls from 1 to `CALLS_MAX`.
+    /// One for 1 to `CALLS_MAX` calls.
     ///
     /// # Safety
     /// The requests change what virtual addresses mean and which frames are tables. The caller must
@@ -47,31 +47,31 @@ pub unsafe trait Hypercalls {
     /// docs/soundness.md (I-1, I-2).
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error>;
 
-    /// Puts a `memory_op` to Xen and returns what the operation answers (see [`MemoryOp`]).
+    /// Puts a `memory_op` to Xen and returns its answer (see [`MemoryOp`]).
     ///
-    /// Operations on extents answer how many were done, which may be fewer than asked, without an
-    /// error.
+    /// Operations on extents answer how many extents they completed. That may be fewer than
+    /// requested, without an error.
     ///
     /// # Errors
-    /// Xen's errno; for an exchange `done` is the number of given extents that were exchanged all
-    /// the same.
+    /// Xen's errno. After a refused exchange, `done` is the number of given extents that were
+    /// exchanged nevertheless.
     ///
     /// # Hypercalls
     /// One `memory_op`.
     ///
     /// # Safety
-    /// As for [`issue`](Self::issue): the caller owns the frames given up, and no Rust object lives
-    /// in them.
+    /// As for [`issue`](Self::issue): the caller owns the frames that it gives up, and no Rust
+    /// object lives in them.
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error>;
 
-    /// Puts a `memory_op` to Xen and asks in the same trap how many frames the guest has then
-    /// (`XENMEM_current_reservation`). What becomes of the one does not hinder the other.
+    /// Puts a `memory_op` to Xen, and asks in the same trap how many frames the guest then has
+    /// (`XENMEM_current_reservation`). Each part takes place whatever becomes of the other.
     ///
     /// # Errors
     /// Each part as for [`memory_op`](Self::memory_op).
     ///
     /// # Hypercalls
-    /// One multicall on real Xen; here, one hypercall for each part.
+    /// One multicall on real Xen; by default one hypercall for each part.
     ///
     /// # Safety
     /// As for [`memory_op`](Self::memory_op).
@@ -96,24 +96,24 @@ pub unsafe trait Hypercalls {
     fn enable_assist(&self, assist: Assist) -> Result<(), Error>;
 }
 
-/// An assist of Xen (`VMASST_TYPE_*`).
+/// One of Xen's assists (`VMASST_TYPE_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assist {
-    /// Plain writes to live L1 tables are emulated.
+    /// Xen emulates plain writes to live L1 tables.
     WritablePageTables = 2,
-    /// The whole of cr3 is used on 32-bit; changes nothing on 64-bit but a feature bit.
+    /// Xen uses all of cr3 on 32-bit; on 64-bit it changes nothing but a feature bit.
     PaeExtendedCr3 = 3,
-    /// M2P is not readable from user mode.
+    /// User mode cannot read M2P.
     M2pStrict = 32,
 }
 
-/// Access to the guest's own frames, by the names the guest has for them.
+/// Gives access to the guest's own frames, by pfn.
 ///
 /// # Safety
-/// The implementer reads what stands in the frame that it is asked for, writes there and nowhere
-/// else, and names frames as Xen does: a table entry that it reads decides what a token is claimed
-/// for (I-3, I-4). An access that fails has written nothing: a frame is one page, which can be
-/// written or not.
+/// The implementer reads what is in the requested frame, writes there and nowhere else, and names
+/// frames as Xen does: tokens are claimed on the strength of the table entries that it reads (I-3,
+/// I-4). An access that fails has written nothing: a frame is one page, which is writable or is
+/// not.
 pub unsafe trait FrameAccess {
     /// Reads an entry of a frame that serves as a page table.
     ///
@@ -124,7 +124,7 @@ pub unsafe trait FrameAccess {
     /// Writes an entry by a plain store.
     ///
     /// # Errors
-    /// [`AccessError`] if the frame cannot be reached, or is read-only as every live table is.
+    /// [`AccessError`] if the frame cannot be reached, or is read-only, as every live table is.
     ///
     /// # Safety
     /// The caller owns the frame, and it is not part of a live tree (I-1).
@@ -135,7 +135,7 @@ pub unsafe trait FrameAccess {
         pte: Pte,
     ) -> Result<(), AccessError>;
 
-    /// Reads the entries of a table from `first` on, as many as `into` has places.
+    /// Reads entries of a table from `first` on, as many as fit in `into`.
     ///
     /// # Errors
     /// As for [`read_entry`](Self::read_entry), and [`AccessError::OutsideFrame`] if they pass the
@@ -152,7 +152,7 @@ pub unsafe trait FrameAccess {
         Ok(())
     }
 
-    /// The first present entry of a table among `slots`, and its index.
+    /// Returns the first present entry of a table among `slots`, with its index.
     ///
     /// # Errors
     /// As for [`read_entry`](Self::read_entry).
@@ -219,29 +219,29 @@ pub unsafe trait FrameAccess {
         unsafe { self.write_bytes(pfn, 0, &[0; PAGE_SIZE]) }
     }
 
-    /// The flags that no entry may have on this machine, as its CPU lacks them: NO_EXECUTE, or
-    /// none. Xen refuses an entry that has one (`EINVAL`).
+    /// Returns the flags that entries may not have on this machine because its CPU lacks them:
+    /// NO_EXECUTE, or none. Xen refuses an entry that has one (`EINVAL`).
     fn missing_flags(&self) -> PteFlags {
         PteFlags::empty()
     }
 
-    /// Those of `flags` that an entry may have: what makes an entry asks here, so that it goes
-    /// without those that are [missing](Self::missing_flags).
+    /// Returns those of `flags` that an entry may have. Code that makes entries asks here, and so
+    /// leaves out those that are [missing](Self::missing_flags).
     fn offered(&self, flags: PteFlags) -> PteFlags {
         flags.difference(self.missing_flags())
     }
 
-    /// What M2P says of `mfn`: a guess, which only the frame map can confirm.
+    /// Returns what M2P says of `mfn`: a guess, which only the frame map can confirm.
     fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn>;
 
-    /// Where the kernel sees the frame: the address of its direct mapping.
+    /// Returns the kernel's address of the frame, in the direct mapping.
     ///
     /// # Errors
-    /// [`AccessError::Unmapped`] if the frame has none.
+    /// [`AccessError::Unmapped`] if the direct mapping does not have the frame.
     fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError>;
 }
 
-/// The indices of `count` entries of `table` from `first` on.
+/// Returns the indices of `count` entries of `table` from `first` on.
 fn indices(
     table: Pfn,
     first: PageTableIndex,
@@ -251,7 +251,7 @@ fn indices(
     Ok((u16::from(first)..ENTRIES).map(PageTableIndex::new_truncate).take(count))
 }
 
-/// Checks that `count` entries from `first` on are all in the table.
+/// Checks that the `count` entries from `first` on are all in the table.
 pub(crate) fn check_run(
     table: Pfn,
     first: PageTableIndex,
@@ -265,13 +265,12 @@ pub(crate) fn check_run(
     Ok(())
 }
 
-/// Loads and stores of the running CPU, which may fault: through the tables that are loaded, with
-/// Xen's emulation of writes to live L1 tables. Tests and demonstrations use it; the crates above
-/// do not.
+/// Loads and stores of the running CPU. They go through the loaded tables and may fault, and Xen
+/// emulates writes to live L1 tables. Tests and demonstrations use them; the crates above do not.
 ///
 /// # Safety
-/// The implementer makes the access that it is asked for, once and nowhere else, and says whether
-/// it took place.
+/// The implementer makes the requested access, once and nowhere else, and says whether it took
+/// place.
 pub unsafe trait Cpu {
     /// Reads a word.
     ///
@@ -285,16 +284,16 @@ pub unsafe trait Cpu {
     /// [`Fault`]; nothing was written.
     ///
     /// # Hypercalls
-    /// None, but if the page is a live L1 table mapped read-only Xen is asked by the fault and
-    /// emulates the write.
+    /// None. But a write to a live L1 table, which is mapped read-only, faults into Xen, which
+    /// emulates it.
     ///
     /// # Safety
-    /// If the write succeeds, the memory behind the address is the caller's (I-1), and no Rust
+    /// If the write succeeds, the memory at the address is the caller's (I-1), and not a Rust
     /// object.
     unsafe fn store(&self, va: GuestVa, value: u64) -> Result<(), Fault>;
 
-    /// Writes `new` if the word is `current`, in one step (`lock cmpxchg`), and returns the word
-    /// that was there.
+    /// Writes `new` if the word is `current`, in one step (`lock cmpxchg`), and returns the old
+    /// word.
     ///
     /// # Errors
     /// [`Fault`]; nothing was written.
@@ -306,12 +305,12 @@ pub unsafe trait Cpu {
     /// As for [`store`](Self::store).
     unsafe fn compare_exchange(&self, va: GuestVa, current: u64, new: u64) -> Result<u64, Fault>;
 
-    /// The time-stamp counter.
+    /// Reads the time-stamp counter.
     fn ticks(&self) -> u64;
 }
 
-/// An access faulted: nothing is mapped there, or not so, or Xen refused the entry that was
-/// written.
+/// An access faulted: the address is not mapped, the mapping does not allow the access, or Xen
+/// refused the entry that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault(pub GuestVa);
 

@@ -1,18 +1,18 @@
-//! The operations of `memory_op`: how much memory the guest has, and which frames.
+//! The operations of `memory_op`, which ask how much memory the guest has and change its frames.
 
 use core::fmt;
 
 use crate::frame::{Mfn, Pfn};
 use crate::op::DomId;
 
-/// One word of an extent list: on the way in a pfn (`populate_physmap`, the new side of an
-/// exchange) or an mfn, on the way out an mfn.
+/// One word of an extent list. Into Xen it is a pfn (`populate_physmap`, the new side of an
+/// exchange) or an mfn; out of Xen it is an mfn.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct Extent(u64);
 
 impl Extent {
-    /// An extent that begins at `pfn`.
+    /// Makes an extent that begins at `pfn`.
     ///
     /// ```
     /// use hypercall::{DomId, Extent, Hypercalls, MemoryOp, Pfn, Reservation};
@@ -31,19 +31,19 @@ impl Extent {
         Self(pfn.raw())
     }
 
-    /// An extent that begins at `mfn`.
+    /// Makes an extent that begins at `mfn`.
     #[must_use]
     pub const fn from_mfn(mfn: Mfn) -> Self {
         Self(mfn.raw())
     }
 
-    /// The frame that Xen put there.
+    /// Returns the frame that Xen stored there.
     #[must_use]
     pub const fn mfn(self) -> Mfn {
         Mfn::new(self.0)
     }
 
-    /// The word itself.
+    /// Returns the word itself.
     #[must_use]
     pub const fn raw(self) -> u64 {
         self.0
@@ -61,20 +61,20 @@ impl fmt::Debug for Extent {
 pub struct Reservation<'a> {
     /// One word for each extent.
     pub extents: &'a mut [Extent],
-    /// log2 of the frames in an extent; Xen allows a domU 9.
+    /// log2 of the frames in an extent; Xen allows a domU at most 9.
     pub order: u32,
-    /// `XENMEMF_*`: the low eight bits limit the address width of new frames, 0 for any.
+    /// `XENMEMF_*`: the low eight bits limit the address width of new frames; 0 is no limit.
     pub flags: u32,
     /// Whose memory.
     pub domain: DomId,
 }
 
-/// A swap of frames against as many others (`struct xen_memory_exchange`).
+/// An exchange of frames for as many others (`struct xen_memory_exchange`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Exchange<'a> {
-    /// What is given: mfns that nothing maps any more.
+    /// The frames to give: mfns that nothing maps any more.
     pub give: Reservation<'a>,
-    /// What is wanted: pfns going in, mfns coming out.
+    /// The frames to take: pfns going in, mfns coming out.
     pub take: Reservation<'a>,
 }
 
@@ -101,21 +101,22 @@ impl MemoryRegion {
 pub struct MachphysMapping {
     /// First address of the table, 8 bytes for each mfn.
     pub start: u64,
-    /// First address behind it.
+    /// First address after it.
     pub end: u64,
-    /// The last mfn it may describe.
+    /// The highest mfn it may describe.
     pub max_mfn: u64,
 }
 
-/// A `memory_op`. What it answers on success is in the doc of each variant.
+/// A `memory_op`. Each variant says what it answers on success.
 #[derive(Debug, PartialEq, Eq)]
 pub enum MemoryOp<'a> {
-    /// `XENMEM_increase_reservation`: new frames, M2P not set. Answers extents done.
+    /// `XENMEM_increase_reservation`: new frames, M2P not set. Answers the extents completed.
     Increase(Reservation<'a>),
-    /// `XENMEM_decrease_reservation`: gives back the mfns listed. Answers extents done; a frame
-    /// that is still mapped counts as done but stays.
+    /// `XENMEM_decrease_reservation`: gives back the listed mfns. Answers the extents completed; a
+    /// frame that is still mapped counts, but stays.
     Decrease(Reservation<'a>),
-    /// `XENMEM_populate_physmap`: new frames for the pfns listed, M2P set. Answers extents done.
+    /// `XENMEM_populate_physmap`: new frames for the listed pfns, M2P set. Answers the extents
+    /// completed.
     Populate(Reservation<'a>),
     /// `XENMEM_exchange`. Answers the given extents that were exchanged.
     Exchange(Exchange<'a>),
@@ -125,21 +126,21 @@ pub enum MemoryOp<'a> {
     CurrentReservation(DomId),
     /// `XENMEM_maximum_reservation`: frames the domain may have.
     MaximumReservation(DomId),
-    /// `XENMEM_maximum_gpfn`: the last pfn the domain has published.
+    /// `XENMEM_maximum_gpfn`: the last pfn that the domain has published.
     MaximumGpfn(DomId),
-    /// `XENMEM_machphys_mapping`: fills the mapping in. Answers 0.
+    /// `XENMEM_machphys_mapping`: fills in the mapping. Answers 0.
     MachphysMapping(&'a mut MachphysMapping),
-    /// `XENMEM_machphys_mfn_list`: one mfn for each 2 MiB of M2P, a hole repeats the one before it.
-    /// Answers entries filled.
+    /// `XENMEM_machphys_mfn_list`: one mfn for each 2 MiB of M2P; a hole repeats the one before it.
+    /// Answers the entries filled.
     MachphysMfnList(&'a mut [Extent]),
-    /// `XENMEM_memory_map`: the guest's own map. Answers entries filled.
+    /// `XENMEM_memory_map`: the guest's own map. Answers the entries filled.
     MemoryMap(&'a mut [MemoryRegion]),
-    /// `XENMEM_machine_memory_map`: the machine's map, for dom0. Answers entries filled.
+    /// `XENMEM_machine_memory_map`: the machine's map, for dom0. Answers the entries filled.
     MachineMemoryMap(&'a mut [MemoryRegion]),
 }
 
 impl MemoryOp<'_> {
-    /// The name in Xen's header, without its prefix.
+    /// Returns the name in Xen's header, without its prefix.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -158,7 +159,7 @@ impl MemoryOp<'_> {
         }
     }
 
-    /// The number in Xen's header (`XENMEM_*`, public/memory.h).
+    /// Returns the number in Xen's header (`XENMEM_*`, public/memory.h).
     #[must_use]
     pub const fn number(&self) -> u32 {
         match self {
@@ -177,7 +178,7 @@ impl MemoryOp<'_> {
         }
     }
 
-    /// How many extents it lists.
+    /// Returns how many extents it lists.
     #[must_use]
     pub const fn extents(&self) -> usize {
         match self {

@@ -1,5 +1,5 @@
-//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so
-//! that a run of them goes to Xen as it lies in memory.
+//! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so a
+//! run of them goes to Xen as it lies in memory.
 
 use core::fmt;
 
@@ -22,8 +22,8 @@ impl DomId {
     pub const XEN: Self = Self(0x7ff2);
 }
 
-/// The two domains that an `mmu_update` names: whose frames the new entries may map, and whose
-/// tables they are in. Both are the caller for all but a toolstack.
+/// The two domains that an `mmu_update` names: the owner of the frames that new entries may map,
+/// and the owner of the tables. Only a toolstack names any but itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Domains {
     /// Owner of the frames mapped (`foreigndom`, low half).
@@ -36,7 +36,7 @@ impl Domains {
     /// Own frames in own tables.
     pub const SELF: Self = Self { frames: DomId::SELF, tables: None };
 
-    /// The frames of `domain` in own tables.
+    /// Returns the pair for frames of `domain` in own tables.
     ///
     /// ```
     /// use hypercall::{DomId, Domains};
@@ -48,7 +48,7 @@ impl Domains {
         Self { frames: domain, tables: None }
     }
 
-    /// The argument as Xen wants it.
+    /// Returns the argument as Xen wants it.
     #[must_use]
     pub const fn raw(self) -> u32 {
         let tables = match self.tables {
@@ -85,11 +85,11 @@ pub mod mmu_command {
 }
 
 impl MmuUpdate {
-    /// Room for an element, to build storage with: a valid request to clear slot 0 of frame 0,
-    /// which Xen refuses.
+    /// A placeholder to build storage with: a valid request to clear slot 0 of frame 0, which Xen
+    /// refuses.
     pub const EMPTY: Self = Self { target: 0, value: 0 };
 
-    /// Sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
+    /// Makes an update that sets the entry at `slot` (`MMU_NORMAL_PT_UPDATE`).
     ///
     /// ```
     /// use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot};
@@ -104,7 +104,8 @@ impl MmuUpdate {
         Self { target: slot.machine_address() | mmu_command::NORMAL, value: pte.raw() }
     }
 
-    /// Sets the entry at `slot`, keeping its accessed and dirty bits (`MMU_PT_UPDATE_PRESERVE_AD`).
+    /// Makes an update that sets the entry at `slot` and keeps its accessed and dirty bits
+    /// (`MMU_PT_UPDATE_PRESERVE_AD`).
     ///
     /// ```
     /// # use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot, mmu_command};
@@ -118,7 +119,8 @@ impl MmuUpdate {
         Self { target: slot.machine_address() | mmu_command::PRESERVE_AD, value: pte.raw() }
     }
 
-    /// Sets M2P: `mfn` is to be known as `pfn` (`MMU_MACHPHYS_UPDATE`). Xen believes any value.
+    /// Makes an update that sets the pfn of `mfn` in M2P (`MMU_MACHPHYS_UPDATE`). Xen believes any
+    /// value.
     ///
     /// ```
     /// use hypercall::{Mfn, MmuUpdate, Pfn};
@@ -131,25 +133,25 @@ impl MmuUpdate {
         Self { target: mfn.raw() << PAGE_SHIFT | mmu_command::MACHPHYS, value: pfn.raw() }
     }
 
-    /// An element with exactly these words, sensible or not.
+    /// Makes an element of exactly these words, sensible or not.
     #[must_use]
     pub const fn from_raw(target: u64, value: u64) -> Self {
         Self { target, value }
     }
 
-    /// Machine address and command.
+    /// Returns the machine address and command.
     #[must_use]
     pub const fn target(self) -> u64 {
         self.target
     }
 
-    /// The new entry, or the new M2P value.
+    /// Returns the new entry, or the new M2P value.
     #[must_use]
     pub const fn value(self) -> u64 {
         self.value
     }
 
-    /// The frame that the target lies in.
+    /// Returns the frame that the target lies in.
     #[must_use]
     pub const fn frame(self) -> Mfn {
         Mfn::new(self.target >> PAGE_SHIFT)
@@ -209,8 +211,7 @@ pub mod ext_command {
     pub const UNMARK_SUPER: u32 = 20;
 }
 
-/// A set of vCPUs, by their numbers below 32: as many as a PV guest has without further
-/// arrangements.
+/// A set of vCPUs with numbers below 32: as many as a PV guest has without further arrangements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct VcpuSet(pub u32);
@@ -219,19 +220,19 @@ impl VcpuSet {
     /// No vCPU.
     pub const NONE: Self = Self(0);
 
-    /// vCPU `number` alone; none if the number is too high.
+    /// Returns the set of vCPU `number` alone, or the empty set if the number is too high.
     #[must_use]
     pub const fn one(number: u32) -> Self {
         Self(if number < 32 { 1 << number } else { 0 })
     }
 
-    /// Both sets together.
+    /// Returns the union of both sets.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether nothing is in it.
+    /// Returns whether the set is empty.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -253,8 +254,7 @@ impl fmt::Display for VcpuSet {
 ///
 /// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs.
 /// They lie in the four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch)
-/// points Xen there: so no pointer is in the hands of anyone above, and nothing needs to outlive
-/// the element.
+/// points Xen there. So nobody above handles a pointer, and nothing needs to outlive the element.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct MmuExtOp {
@@ -265,11 +265,11 @@ pub struct MmuExtOp {
 }
 
 impl MmuExtOp {
-    /// Room for an element, to build storage with.
+    /// A placeholder to build storage with.
     pub const EMPTY: Self = Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0);
 
-    /// Validates `table` as a table of `level` and keeps it so (`MMUEXT_PIN_L1_TABLE` to
-    /// `_L4_TABLE`).
+    /// Makes an operation that validates `table` as a table of `level` and keeps it so
+    /// (`MMUEXT_PIN_L1_TABLE` to `_L4_TABLE`).
     ///
     /// ```
     /// use hypercall::{Level, Mfn, MmuExtOp, ext_command};
@@ -282,19 +282,19 @@ impl MmuExtOp {
         Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
     }
 
-    /// Undoes a pin (`MMUEXT_UNPIN_TABLE`).
+    /// Makes an operation that undoes a pin (`MMUEXT_UNPIN_TABLE`).
     #[must_use]
     pub const fn unpin(table: Mfn) -> Self {
         Self::from_raw(ext_command::UNPIN_TABLE, table.raw(), 0)
     }
 
-    /// Loads the root of the kernel (`MMUEXT_NEW_BASEPTR`).
+    /// Makes an operation that loads the kernel's root (`MMUEXT_NEW_BASEPTR`).
     #[must_use]
     pub const fn new_baseptr(root: Mfn) -> Self {
         Self::from_raw(ext_command::NEW_BASEPTR, root.raw(), 0)
     }
 
-    /// Sets the root for user mode, or none (`MMUEXT_NEW_USER_BASEPTR`).
+    /// Makes an operation that sets the root for user mode, or none (`MMUEXT_NEW_USER_BASEPTR`).
     #[must_use]
     pub const fn new_user_baseptr(root: Option<Mfn>) -> Self {
         let mfn = match root {
@@ -304,31 +304,32 @@ impl MmuExtOp {
         Self::from_raw(ext_command::NEW_USER_BASEPTR, mfn, 0)
     }
 
-    /// Flushes this vCPU's TLB (`MMUEXT_TLB_FLUSH_LOCAL`).
+    /// Makes an operation that flushes this vCPU's TLB (`MMUEXT_TLB_FLUSH_LOCAL`).
     #[must_use]
     pub const fn tlb_flush_local() -> Self {
         Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0)
     }
 
-    /// Flushes every vCPU's TLB (`MMUEXT_TLB_FLUSH_ALL`).
+    /// Makes an operation that flushes every vCPU's TLB (`MMUEXT_TLB_FLUSH_ALL`).
     #[must_use]
     pub const fn tlb_flush_all() -> Self {
         Self::from_raw(ext_command::TLB_FLUSH_ALL, 0, 0)
     }
 
-    /// Flushes one page from this vCPU's TLB (`MMUEXT_INVLPG_LOCAL`).
+    /// Makes an operation that flushes one page from this vCPU's TLB (`MMUEXT_INVLPG_LOCAL`).
     #[must_use]
     pub const fn invlpg_local(va: VirtAddr) -> Self {
         Self::from_raw(ext_command::INVLPG_LOCAL, va.as_u64(), 0)
     }
 
-    /// Flushes one page from every vCPU's TLB (`MMUEXT_INVLPG_ALL`).
+    /// Makes an operation that flushes one page from every vCPU's TLB (`MMUEXT_INVLPG_ALL`).
     #[must_use]
     pub const fn invlpg_all(va: VirtAddr) -> Self {
         Self::from_raw(ext_command::INVLPG_ALL, va.as_u64(), 0)
     }
 
-    /// Flushes the TLBs of some vCPUs (`MMUEXT_TLB_FLUSH_MULTI`), in a batch.
+    /// Makes an operation that flushes the TLBs of some vCPUs (`MMUEXT_TLB_FLUSH_MULTI`), in a
+    /// batch.
     ///
     /// ```
     /// use hypercall::{MmuExtOp, VcpuSet};
@@ -341,57 +342,58 @@ impl MmuExtOp {
         Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::TLB_FLUSH_MULTI, 0, 0) }
     }
 
-    /// Flushes one page from the TLBs of some vCPUs (`MMUEXT_INVLPG_MULTI`), in a batch.
+    /// Makes an operation that flushes one page from the TLBs of some vCPUs
+    /// (`MMUEXT_INVLPG_MULTI`), in a batch.
     #[must_use]
     pub const fn invlpg_vcpus(va: VirtAddr, vcpus: VcpuSet) -> Self {
         Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::INVLPG_MULTI, va.as_u64(), 0) }
     }
 
-    /// The vCPUs of a `*_MULTI` flush.
+    /// Returns the vCPUs of a `*_MULTI` flush.
     #[must_use]
     pub const fn vcpus(self) -> VcpuSet {
         VcpuSet(self.vcpus)
     }
 
-    /// Makes a `*_MULTI` flush refer to its own vCPUs. It has to stay where it is until Xen has
-    /// read it.
+    /// Makes a `*_MULTI` flush refer to its own vCPUs. It must stay where it is until Xen has read
+    /// it.
     pub(crate) fn point_at_vcpus(&mut self) {
         if matches!(self.command, ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI) {
             self.argument2 = (&raw const self.vcpus) as u64;
         }
     }
 
-    /// Fills a frame with zeroes (`MMUEXT_CLEAR_PAGE`).
+    /// Makes an operation that fills a frame with zeroes (`MMUEXT_CLEAR_PAGE`).
     #[must_use]
     pub const fn clear_page(mfn: Mfn) -> Self {
         Self::from_raw(ext_command::CLEAR_PAGE, mfn.raw(), 0)
     }
 
-    /// Copies a frame (`MMUEXT_COPY_PAGE`).
+    /// Makes an operation that copies a frame (`MMUEXT_COPY_PAGE`).
     #[must_use]
     pub const fn copy_page(to: Mfn, from: Mfn) -> Self {
         Self::from_raw(ext_command::COPY_PAGE, to.raw(), from.raw())
     }
 
-    /// An element with exactly these words, sensible or not.
+    /// Makes an element of exactly these words, sensible or not.
     #[must_use]
     pub const fn from_raw(command: u32, argument1: u64, argument2: u64) -> Self {
         Self { command, vcpus: 0, argument1, argument2 }
     }
 
-    /// Which operation.
+    /// Returns the command.
     #[must_use]
     pub const fn command(self) -> u32 {
         self.command
     }
 
-    /// Frame or address.
+    /// Returns the frame or address.
     #[must_use]
     pub const fn argument1(self) -> u64 {
         self.argument1
     }
 
-    /// Count, mask address or source frame.
+    /// Returns the count, mask address or source frame.
     #[must_use]
     pub const fn argument2(self) -> u64 {
         self.argument2
@@ -425,7 +427,7 @@ pub enum VaFlush {
 }
 
 impl VaFlush {
-    /// The argument as Xen wants it.
+    /// Returns the argument as Xen wants it.
     #[must_use]
     pub const fn raw(self) -> u64 {
         match self {

@@ -1,8 +1,8 @@
 //! Ownership of frames, as tokens that move.
 //!
-//! Whoever changes a page table can pull the memory from under any Rust reference in the program.
-//! What keeps safe code safe is that every frame has one owner: unsafe code claims the free frames
-//! once, at boot; from there on the tokens are split, moved and joined, never copied.
+//! Whoever changes a page table can pull the memory out from under any Rust reference in the
+//! program. Safe code stays safe because every frame has one owner. Unsafe code claims the free
+//! frames once, at boot. From then on the tokens are split, moved and joined, never copied.
 
 use core::fmt;
 
@@ -34,7 +34,7 @@ impl Frame {
         Self(pfn)
     }
 
-    /// The frame's number.
+    /// Returns the frame's number.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
         self.0
@@ -81,13 +81,13 @@ impl Frames {
         Self { start, count }
     }
 
-    /// First frame of the run.
+    /// Returns the first frame of the run.
     #[must_use]
     pub const fn start(&self) -> Pfn {
         self.start
     }
 
-    /// Frames in the run.
+    /// Returns the number of frames in the run.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
@@ -105,7 +105,7 @@ impl Frames {
         Some(Frame(first))
     }
 
-    /// Cuts the first `count` frames off, or gives the run back whole if it is shorter.
+    /// Splits the first `count` frames off, or gives the whole run back if it is shorter.
     ///
     /// # Errors
     /// The run itself.

@@ -1,6 +1,6 @@
-//! Page-table entries, levels, and the place of an entry.
+//! Page-table entries, levels, and where an entry is.
 //!
-//! `Pte` keeps every bit of the word: it can hold nonsense, because a guest can write nonsense and
+//! `Pte` keeps every bit of the word. It can hold nonsense, because a guest can write nonsense and
 //! Xen has an answer to it. Code that acts on entries matches on [`Entry`], the decoded form.
 
 use core::fmt;
@@ -20,7 +20,7 @@ bitflags! {
         const PRESENT = 1;
         /// Writable.
         const WRITABLE = 1 << 1;
-        /// User. Xen sets it on every present entry, since the PV kernel runs in ring 3 too.
+        /// User. Xen sets it on every present entry, because the PV kernel runs in ring 3 too.
         const USER = 1 << 2;
         /// Page-level write-through.
         const PWT = 1 << 3;
@@ -32,7 +32,8 @@ bitflags! {
         const DIRTY = 1 << 6;
         /// PAT in an L1 entry, page size (PSE) in higher ones, where Xen refuses it.
         const PAT_OR_PSE = 1 << 7;
-        /// Global. Xen sets it on user mappings, so that they survive the switch of roots.
+        /// Global. Xen sets it on user mappings, so that they survive a switch between the two
+        /// roots.
         const GLOBAL = 1 << 8;
         /// The three low bits left to software.
         const AVAILABLE = 7 << 9;
@@ -51,30 +52,31 @@ bitflags! {
 pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 impl PteFlags {
-    /// A kernel page: present, writable, and already accessed and dirty so that the CPU never has
-    /// to write the entry.
+    /// A writable kernel page, already accessed and dirty so that the CPU never has to write the
+    /// entry.
     pub const KERNEL_RW: Self = Self::PRESENT
         .union(Self::WRITABLE)
         .union(Self::ACCESSED)
         .union(Self::DIRTY)
         .union(Self::NO_EXECUTE);
 
-    /// A kernel page that may be read only, as page tables are mapped.
+    /// A read-only kernel page, as page tables are mapped.
     pub const KERNEL_RO: Self = Self::PRESENT.union(Self::ACCESSED).union(Self::NO_EXECUTE);
 
     /// A user page.
     pub const USER_RW: Self = Self::KERNEL_RW.union(Self::USER);
 
-    /// An entry of level 2, 3 or 4 that points to a table: permissive, leaves decide.
+    /// An entry of level 2, 3 or 4 that points to a table. It permits everything; the leaves
+    /// decide.
     pub const TABLE: Self = Self::PRESENT
         .union(Self::WRITABLE)
         .union(Self::USER)
         .union(Self::ACCESSED)
         .union(Self::DIRTY);
 
-    /// What Xen, or the CPU, may change in an entry behind the guest's back: a comparison of a
-    /// written entry with a read one must leave these out (`adjust_guest_l1e`, Xen 4.14 to
-    /// 4.20).
+    /// The bits that Xen or the CPU may change in an entry behind the guest's back
+    /// (`adjust_guest_l1e`, Xen 4.14 to 4.20). A comparison of a written entry with a read one must
+    /// leave them out.
     pub const ADJUSTED_BY_XEN: Self = Self::USER
         .union(Self::GLOBAL)
         .union(Self::GUEST_KERNEL)
@@ -82,16 +84,16 @@ impl PteFlags {
         .union(Self::DIRTY);
 }
 
-/// A page-table entry, any bits.
+/// A page-table entry with any bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
 pub struct Pte(u64);
 
 impl Pte {
-    /// The entry that maps nothing and keeps nothing.
+    /// The entry that maps nothing, all bits clear.
     pub const ABSENT: Self = Self(0);
 
-    /// An entry for `mfn` with `flags`. Frame bits above 40 do not fit and are cut off.
+    /// Makes an entry for `mfn` with `flags`. Frame bits above 40 do not fit and are cut off.
     ///
     /// ```
     /// use hypercall::{Mfn, Pte, PteFlags};
@@ -105,61 +107,62 @@ impl Pte {
         Self((mfn.raw() << PAGE_SHIFT) & ADDRESS_MASK | flags.bits())
     }
 
-    /// The entry with exactly these bits.
+    /// Makes the entry with exactly these bits.
     #[must_use]
     pub const fn from_raw(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// All bits.
+    /// Returns all bits.
     #[must_use]
     pub const fn raw(self) -> u64 {
         self.0
     }
 
-    /// The frame bits, whether or not the entry is present.
+    /// Returns the frame bits, whether or not the entry is present.
     #[must_use]
     pub const fn mfn(self) -> Mfn {
         Mfn::new((self.0 & ADDRESS_MASK) >> PAGE_SHIFT)
     }
 
-    /// All bits but the frame.
+    /// Returns all bits except the frame's.
     #[must_use]
     pub const fn flags(self) -> PteFlags {
         PteFlags::from_bits_retain(self.0 & !ADDRESS_MASK)
     }
 
-    /// Whether the entry maps something.
+    /// Returns whether the entry maps something.
     #[must_use]
     pub const fn is_present(self) -> bool {
         self.flags().contains(PteFlags::PRESENT)
     }
 
-    /// Whether the entry is present and writable.
+    /// Returns whether the entry is present and writable.
     #[must_use]
     pub const fn is_writable(self) -> bool {
         self.flags().contains(PteFlags::PRESENT.union(PteFlags::WRITABLE))
     }
 
-    /// The same frame with other flags.
+    /// Returns an entry for the same frame with other flags.
     #[must_use]
     pub const fn with_flags(self, flags: PteFlags) -> Self {
         Self(self.0 & ADDRESS_MASK | flags.bits())
     }
 
-    /// The entry with WRITABLE set.
+    /// Returns the entry with WRITABLE set.
     #[must_use]
     pub const fn writable(self) -> Self {
         Self(self.0 | PteFlags::WRITABLE.bits())
     }
 
-    /// The entry with WRITABLE clear.
+    /// Returns the entry with WRITABLE clear.
     #[must_use]
     pub const fn read_only(self) -> Self {
         Self(self.0 & !PteFlags::WRITABLE.bits())
     }
 
-    /// Whether `self` and `other` say the same to a guest, leaving out what Xen and the CPU adjust.
+    /// Returns whether `self` and `other` mean the same to a guest, apart from what Xen and the CPU
+    /// adjust.
     ///
     /// ```
     /// use hypercall::{Mfn, Pte, PteFlags};
@@ -174,7 +177,7 @@ impl Pte {
         self.0 & mask == other.0 & mask
     }
 
-    /// What the entry means in a table of `level`.
+    /// Returns what the entry means in a table of `level`.
     ///
     /// ```
     /// use hypercall::{Entry, Level, Mfn, Pte, PteFlags};
@@ -216,8 +219,8 @@ pub enum Entry {
     Absent,
     /// Points to a table of the level below.
     Table(Mfn),
-    /// Maps memory: a page in an L1 table; a superpage, which only Xen's dom0 builder makes, above
-    /// it.
+    /// Maps memory: a page in an L1 table, or above it a superpage, which only Xen's dom0 builder
+    /// makes.
     Leaf(Mfn),
 }
 
@@ -235,10 +238,10 @@ pub enum Level {
 }
 
 impl Level {
-    /// From the root down.
+    /// All levels from the root down.
     pub const TOP_DOWN: [Self; 4] = [Self::L4, Self::L3, Self::L2, Self::L1];
 
-    /// The level of the tables that entries of this level point to.
+    /// Returns the level of the tables that entries of this level point to.
     #[must_use]
     pub const fn below(self) -> Option<Self> {
         match self {
@@ -249,13 +252,13 @@ impl Level {
         }
     }
 
-    /// log2 of the bytes that one entry of this level spans.
+    /// Returns log2 of the bytes that one entry of this level spans.
     #[must_use]
     pub const fn shift(self) -> u32 {
         PAGE_SHIFT + 9 * (self as u32 - 1)
     }
 
-    /// The entry of a table of this level that `va` goes through.
+    /// Returns the index of the entry that `va` goes through in a table of this level.
     ///
     /// ```
     /// use hypercall::{GuestVa, Level};
@@ -277,7 +280,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// The place of an entry: a table and an index in it.
+/// Where an entry is: a table and an index in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// The frame that is the table.
@@ -287,7 +290,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The machine address of the entry, as `mmu_update` wants it.
+    /// Returns the machine address of the entry, as `mmu_update` wants it.
     #[must_use]
     pub fn machine_address(self) -> u64 {
         (self.table.raw() << PAGE_SHIFT) | (u64::from(self.index) * 8)

@@ -1,7 +1,7 @@
-//! Frames of which nobody knows any more who owns them, and where they wait.
+//! Frames of which nobody knows any more who owns them.
 //!
 //! When Xen refuses a request and then its undo, a frame may still be mapped where it should not
-//! be. Such a frame is kept from everybody: it is no [`Frame`] any more, so no allocator and no
+//! be. Such a frame is kept from everyone. It is no longer a [`Frame`], so no allocator and no
 //! table can take it. A [`Quarantine`] counts and lists it.
 
 use core::fmt;
@@ -21,28 +21,28 @@ pub struct Uncertain {
 }
 
 impl Uncertain {
-    /// First frame of the run.
+    /// Returns the first frame of the run.
     #[must_use]
     pub const fn start(&self) -> Pfn {
         self.start
     }
 
-    /// Frames in the run.
+    /// Returns the number of frames in the run.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The number behind the last frame.
+    /// Returns the number after the last frame.
     const fn end(&self) -> u64 {
         self.start.raw() + self.count
     }
 
-    /// Makes frames of it again.
+    /// Turns the run into usable frames again.
     ///
     /// # Safety
     /// The caller has found out that at most the direct mapping maps any of the frames, that no TLB
-    /// knows them from anywhere else, and that Xen has no other use for them (I-1).
+    /// has them from anywhere else, and that Xen has no other use for them (I-1).
     ///
     /// ```
     /// use hypercall::{Frame, Pfn, Uncertain};
@@ -58,7 +58,7 @@ impl Uncertain {
         unsafe { Frames::claim(self.start, self.count) }
     }
 
-    /// Adds `other`, if it lies directly before or behind.
+    /// Joins `other` to the run, if it lies directly before or after.
     fn join(&mut self, other: Self) -> Option<Self> {
         if other.count == 0 || self.end() == other.start.raw() {
             self.count += other.count;
@@ -99,8 +99,8 @@ impl fmt::Display for Uncertain {
     }
 }
 
-/// Where uncertain frames wait, in the caller's memory. All are counted; those that find a place
-/// are listed, too. None is ever handed out.
+/// Keeps uncertain frames, in the caller's memory. It counts all of them, lists those that find a
+/// place, and never hands one out.
 #[derive(Debug)]
 pub struct Quarantine<'q> {
     places: &'q mut [Option<Uncertain>],
@@ -109,8 +109,8 @@ pub struct Quarantine<'q> {
 }
 
 impl<'q> Quarantine<'q> {
-    /// An empty quarantine that lists as many runs as `places` has room for. What is in them
-    /// already is dropped.
+    /// Makes an empty quarantine that lists as many runs as `places` has room for. Their present
+    /// contents are dropped.
     ///
     /// ```
     /// use hypercall::{Frames, Pfn, Quarantine};
@@ -128,7 +128,7 @@ impl<'q> Quarantine<'q> {
         Self { places, pages: 0, unlisted: 0 }
     }
 
-    /// Keeps frames from everybody. Runs that lie side by side take one place.
+    /// Takes frames in for good. Runs that touch share one place.
     pub fn put(&mut self, frames: Uncertain) {
         self.pages += frames.count;
         let mut left = Some(frames);
@@ -142,19 +142,19 @@ impl<'q> Quarantine<'q> {
         }
     }
 
-    /// How many frames are kept, those that found no place in the list included.
+    /// Returns how many frames are kept, including those that found no place in the list.
     #[must_use]
     pub const fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// How many of them found no place in the list.
+    /// Returns how many of them found no place in the list.
     #[must_use]
     pub const fn unlisted(&self) -> u64 {
         self.unlisted
     }
 
-    /// The runs that are listed.
+    /// Returns the listed runs.
     pub fn iter(&self) -> impl Iterator<Item = &Uncertain> {
         self.places.iter().flatten()
     }

@@ -1,19 +1,18 @@
-//! Hypercalls and accesses as numbers, with nothing in between: for those who must be able to be
-//! wrong.
+//! Hypercalls and accesses as bare numbers, for tests that must be able to be wrong.
 //!
 //! The typed traits cannot express a list that lies in Xen's range, an unknown hypercall or a store
-//! of two bytes. A test of what Xen answers to such things needs them. All addresses are guest
-//! virtual addresses, and what they point to must be in frames that the machine knows as the
-//! guest's: on a model, Rust's own memory is not.
+//! of two bytes. A test of Xen's answer to such things needs them. All addresses are guest virtual
+//! addresses. What they point to must be in frames that the machine knows as the guest's: on a
+//! model, Rust's own memory is not.
 #![expect(unsafe_code, reason = "declares the methods whose callers owe everything")]
 
 /// Hypercalls by number.
 pub trait RawHypercalls {
-    /// Calls hypercall `number` and returns what it leaves in `rax`.
+    /// Makes hypercall `number` and returns what it leaves in `rax`.
     ///
     /// # Safety
-    /// Whatever the hypercall does to memory and to the meaning of addresses must be allowed by its
-    /// caller's ownership (I-1, I-2).
+    /// The caller's ownership must allow everything that the hypercall does to memory and to the
+    /// meaning of addresses (I-1, I-2).
     unsafe fn raw(&self, number: u32, arguments: [u64; 5]) -> i64;
 }
 
@@ -36,18 +35,19 @@ pub enum RawWrite {
     CompareExchange16,
 }
 
-/// What the running CPU can do besides words.
+/// What the running CPU can do besides reading and writing words.
 pub trait RawCpu {
-    /// Writes `value` at `address` in the way that `how` says. Returns the word that was there if
-    /// the instruction gives it, and 0 if not; `None` if it faulted, and then nothing was written.
+    /// Writes `value` at `address` as `how` says. Returns the old word if the instruction gives it,
+    /// and 0 if not; `None` if it faulted, and then nothing was written.
     ///
     /// # Safety
     /// As for [`Cpu::store`](crate::Cpu::store).
     unsafe fn write(&self, address: u64, how: RawWrite, value: u64) -> Option<u64>;
 
-    /// Loads `selector` into a data segment register that nothing uses; false if that faulted.
+    /// Loads `selector` into a data segment register that nothing uses. Returns false if that
+    /// faulted.
     ///
     /// # Safety
-    /// The descriptor that the selector names, if it can be loaded, is one of a data segment.
+    /// If the selector's descriptor can be loaded, it is that of a data segment.
     unsafe fn load_selector(&self, selector: u16) -> bool;
 }

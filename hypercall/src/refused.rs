@@ -1,8 +1,8 @@
-//! What an operation that was refused gives back.
+//! What a refused operation gives back.
 
 use core::fmt;
 
-/// A value that an operation did not take, and why. The value is as it was.
+/// A value that an operation did not take, and why. The value is unchanged.
 ///
 /// ```
 /// # use hypercall::Refused;
@@ -12,7 +12,7 @@ use core::fmt;
 #[must_use = "the value is in here"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused<T, E> {
-    /// The value, which is the caller's again.
+    /// The value; the caller owns it again.
     pub value: T,
     /// Why.
     pub error: E,

@@ -1,15 +1,15 @@
-//! `shared_info`: the page in which Xen raises events and tells the time, and a guest tells a
-//! toolstack where its frame map is.
+//! `shared_info`: the page where Xen raises events and tells the time, and where a guest tells the
+//! toolstack about its frame map.
 //!
-//! The page belongs to Xen and is shared with the toolstack; both read and write it at any time. So
-//! it is never more to Rust than atomic words.
+//! The page belongs to Xen and is shared with the toolstack. Both read and write it at any time, so
+//! Rust sees it only as atomic words.
 #![expect(unsafe_code, reason = "toolstacks overwrite the pages that the words lead to (I-20)")]
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::version::unchanged;
 
-/// vCPUs that have a place in `shared_info` (`XEN_LEGACY_MAX_VCPUS`).
+/// The number of vCPUs that have a place in `shared_info` (`XEN_LEGACY_MAX_VCPUS`).
 pub const SHARED_VCPUS: usize = 32;
 
 /// `struct shared_info` of a 64-bit guest (public/xen.h).
@@ -18,9 +18,9 @@ pub const SHARED_VCPUS: usize = 32;
 pub struct SharedInfo {
     /// A part for each of the first vCPUs.
     pub vcpus: [VcpuInfo; SHARED_VCPUS],
-    /// A bit for each event channel on which something happened.
+    /// A bit for each event channel with a pending event.
     pub pending: [AtomicU64; 64],
-    /// A bit for each event channel that shall not disturb.
+    /// A bit for each event channel that is masked.
     pub mask: [AtomicU64; 64],
     /// The time of day when Xen started.
     pub wall_clock: [AtomicU32; 4],
@@ -36,11 +36,11 @@ pub struct VcpuInfo {
     pub upcall_pending: AtomicU8,
     /// Not 0: Xen does not interrupt this vCPU for events.
     pub upcall_mask: AtomicU8,
-    /// A bit for each word of [`SharedInfo::pending`] in which something happened.
+    /// A bit for each word of [`SharedInfo::pending`] with a pending event.
     pub pending_words: AtomicU64,
     /// The address of the last page fault, and a word of padding.
     pub arch: [AtomicU64; 2],
-    /// How to read the clock.
+    /// What is needed to read the clock.
     pub time: TimeInfo,
 }
 
@@ -67,12 +67,12 @@ pub struct ArchSharedInfo(MapWords);
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct MapWords {
-    /// How many pfns the frame map has for the toolstack.
+    /// How many pfns of the frame map the toolstack may read.
     pub max_pfn: AtomicU64,
     /// mfn of the top of the three-level frame list (`pfn_to_mfn_frame_list_list`); 0 or all ones
     /// if there is none.
     pub frame_list_list: AtomicU64,
-    /// Xen's.
+    /// For Xen.
     pub nmi_reason: AtomicU64,
     /// A root, as cr3, under which `p2m_vaddr` is mapped; 0 if the linear list is not to be used.
     pub p2m_cr3: AtomicU64,
@@ -83,9 +83,10 @@ pub struct MapWords {
 }
 
 impl TimeInfo {
-    /// Nanoseconds since Xen started, when the time-stamp counter of this vCPU was `ticks()`.
+    /// Returns the nanoseconds since Xen started, when this vCPU's time-stamp counter was
+    /// `ticks()`.
     ///
-    /// `None` if Xen changes the numbers faster than they can be read, which no Xen does.
+    /// Returns `None` if Xen changes the numbers faster than they can be read, which no Xen does.
     pub fn nanoseconds(&self, ticks: impl Fn() -> u64) -> Option<u64> {
         (0..1000).find_map(|_| {
             // Relaxed: `unchanged` says whether they belong together.
@@ -102,7 +103,7 @@ impl TimeInfo {
     }
 }
 
-/// `ticks`, shifted, times a fraction of 2^32.
+/// Returns `ticks`, shifted, times a fraction of 2^32.
 fn scaled(ticks: u64, shift: i8, scale: u32) -> u64 {
     let distance = u32::from(shift.unsigned_abs()).min(64);
     let ticks = u128::from(ticks);
@@ -113,16 +114,16 @@ fn scaled(ticks: u64, shift: i8, scale: u32) -> u64 {
 }
 
 impl ArchSharedInfo {
-    /// Where in the `shared_info` page it begins.
+    /// Its offset in the `shared_info` page.
     pub const OFFSET_BYTES: usize = 3088;
 
-    /// Returns the words, to be loaded and stored.
+    /// Returns the words, for loads and stores.
     ///
     /// # Safety
-    /// What is stored is true of the guest's frame map. A toolstack that restores the guest writes
-    /// `max_pfn` words into the pages to which `frame_list_list`, and `p2m_vaddr` under `p2m_cr3`,
-    /// lead (I-20). A load owes nothing. `p2m::Toolstack` stores what its callers vouch for, no
-    /// more.
+    /// Whatever the caller stores is true of the guest's frame map. A toolstack that restores the
+    /// guest writes `max_pfn` words into the pages to which `frame_list_list`, and `p2m_vaddr`
+    /// under `p2m_cr3`, lead (I-20). Loads need no promise. `p2m::Toolstack` stores only what its
+    /// callers vouch for.
     #[must_use]
     pub const unsafe fn map_words(&self) -> &MapWords {
         &self.0

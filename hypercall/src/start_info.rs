@@ -1,7 +1,7 @@
 //! `start_info`: the page in which the domain builder tells a PV guest what it was given.
 //!
-//! [`StartInfo`] is the structure as it lies in memory; [`BootInfo::parse`] checks it once, so that
-//! everything later works with values that make sense.
+//! [`StartInfo`] is the structure in memory. [`BootInfo::parse`] checks it once, so that everything
+//! later works with values that make sense.
 
 use core::fmt;
 
@@ -39,7 +39,7 @@ const INITDOMAIN: u32 = 2;
 /// `SIF_MOD_START_PFN`: `mod_start` is a pfn.
 const MOD_START_PFN: u32 = 8;
 
-/// What every magic begins with. Xen up to 4.17 appends a `p` for some dom0 kernels.
+/// The beginning of every magic. Xen up to 4.17 appends a `p` for some dom0 kernels.
 const MAGIC: &[u8] = b"xen-3.0-x86_64";
 
 /// How the guest prints.
@@ -96,7 +96,7 @@ pub struct BootInfo {
     pub root: GuestVa,
     /// Frames of the builder's page tables, which begin at `root`.
     pub table_frames: u64,
-    /// The builder's P2M list, 8 bytes for each pfn; it begins with a page.
+    /// The builder's P2M list, 8 bytes for each pfn; page-aligned.
     pub p2m_list: GuestVa,
     /// First pfn and count of the frames of the P2M list and its tables, if the list was placed
     /// outside the kernel mapping (ELF note `INIT_P2M`).
@@ -114,23 +114,23 @@ pub enum BootInfoError {
     NoPages,
     /// More pages than any machine has frames.
     TooManyPages(u64),
-    /// A field that holds an address does not hold one of the guest's.
+    /// A field that should hold a guest address does not.
     Address(&'static str, NotGuestVa),
     /// An address is not aligned as it must be.
     Unaligned(&'static str, u64),
-    /// What begins at an address passes the end of what the guest may use.
+    /// Something extends past the end of what the guest may use.
     TooLong {
         /// The field with the address, or the pfn.
         field: &'static str,
         /// The address or pfn.
         start: u64,
-        /// How long it is said to be, in bytes.
+        /// Its stated length in bytes.
         len_bytes: u64,
     },
-    /// The builder's tables are none, or more than the guest has frames.
+    /// There are no builder's tables, or more than the guest has frames.
     TableFrames(u64),
-    /// The frames of a P2M list outside of the kernel's mapping are too few for a list of this
-    /// guest, or pass the end of the number space.
+    /// The frames of a P2M list outside the kernel's mapping are too few for this guest's list, or
+    /// pass the end of the number space.
     ListFrames {
         /// The first.
         first: Pfn,
@@ -201,7 +201,8 @@ impl BootInfo {
         }
         let is_dom0 = info.flags & INITDOMAIN != 0;
         let shared_info = aligned("shared_info", info.shared_info, PAGE_SIZE)?;
-        // Pages of the list are read, moved and given away as pages: it begins with one.
+        // The list's pages are read, moved and given away as pages, so it must begin on a page
+        // boundary.
         let list_bytes = info.nr_pages * size_of::<u64>() as u64;
         Ok(Self {
             pages: info.nr_pages,
@@ -224,7 +225,8 @@ impl BootInfo {
 }
 
 impl StartInfo {
-    /// The guest's command line, up to its first zero byte or the first byte that is not text.
+    /// Returns the guest's command line, up to its first zero byte or the first byte that is not
+    /// text.
     #[must_use]
     pub fn command_line(&self) -> &str {
         let end = self.cmd_line.iter().position(|byte| *byte == 0);
@@ -244,17 +246,17 @@ fn aligned(field: &'static str, value: u64, alignment: usize) -> Result<u64, Boo
     }
 }
 
-/// The address of something of so many bytes that begins with a page.
+/// Checks the address of something of `len_bytes` bytes that begins on a page boundary.
 fn pages(field: &'static str, value: u64, len_bytes: u64) -> Result<GuestVa, BootInfoError> {
     bytes(field, aligned(field, value, PAGE_SIZE)?, len_bytes)
 }
 
-/// The address of something of so many bytes, all of which are the guest's.
+/// Checks the address of something of `len_bytes` bytes, all of which are the guest's.
 fn bytes(field: &'static str, start: u64, len_bytes: u64) -> Result<GuestVa, BootInfoError> {
     let first = GuestVa::new(start).map_err(|reason| BootInfoError::Address(field, reason))?;
     let last = start.checked_add(len_bytes.saturating_sub(1));
     let last = last.filter(|last| {
-        // No address between them is Xen's, or none at all.
+        // No address in between is Xen's or non-canonical.
         let one_half = start >> 63 == last >> 63;
         let below_xen = start < XEN_HOLE_START && XEN_HOLE_END <= *last;
         GuestVa::new(*last).is_ok() && one_half && !below_xen
@@ -277,7 +279,7 @@ fn list_frames(info: &StartInfo, list_bytes: u64) -> Result<Option<(Pfn, u64)>, 
     Ok(Some((first, count)))
 }
 
-/// The module, which may begin and end anywhere in a page.
+/// Returns the module, which may begin and end anywhere in a page.
 fn module(info: &StartInfo) -> Result<Module, BootInfoError> {
     let (field, start, len_bytes) = ("mod_start", info.mod_start, info.mod_len);
     if len_bytes == 0 {

@@ -8,7 +8,7 @@ use crate::frame::PAGE_SIZE;
 /// First address of the range Xen keeps for itself in every address space (L4 slot 256).
 pub const XEN_HOLE_START: u64 = 0xffff_8000_0000_0000;
 
-/// First address behind Xen's range (L4 slot 272).
+/// First address after Xen's range (L4 slot 272).
 pub const XEN_HOLE_END: u64 = 0xffff_8800_0000_0000;
 
 /// First and last L4 slot of Xen's range.
@@ -46,7 +46,7 @@ impl fmt::Display for NotGuestVa {
 impl core::error::Error for NotGuestVa {}
 
 impl GuestVa {
-    /// Checks that `va` is the guest's to use.
+    /// Checks that the guest may use `va`.
     ///
     /// # Errors
     /// [`NotGuestVa`] if it is not canonical or lies in Xen's range.
@@ -68,22 +68,22 @@ impl GuestVa {
         Ok(Self(addr))
     }
 
-    /// The address as a number.
+    /// Returns the address as a number.
     #[must_use]
     pub const fn raw(self) -> u64 {
         self.0.as_u64()
     }
 
-    /// The address in the vocabulary of the `x86_64` crate.
+    /// Returns the address as the `x86_64` crate's type.
     #[must_use]
     pub const fn addr(self) -> VirtAddr {
         self.0
     }
 
-    /// The address `pages` pages further on.
+    /// Returns the address `pages` pages further on.
     ///
     /// # Errors
-    /// [`NotGuestVa`] if that leaves the half of the address space or enters Xen's range.
+    /// [`NotGuestVa`] if that leaves this half of the address space or enters Xen's range.
     ///
     /// ```
     /// use hypercall::GuestVa;
@@ -102,14 +102,14 @@ impl GuestVa {
         }
     }
 
-    /// The first address of the page that holds this one.
+    /// Returns the first address of the page that holds this one.
     #[must_use]
     pub const fn page_start(self) -> Self {
-        // INVARIANT: both borders of Xen's range are page aligned.
+        // INVARIANT: both ends of Xen's range are page aligned.
         Self(VirtAddr::new_truncate(self.raw() & !(PAGE_SIZE as u64 - 1)))
     }
 
-    /// Whether the address is the first of a page.
+    /// Returns whether the address is the first of a page.
     #[must_use]
     pub const fn is_page_aligned(self) -> bool {
         self.raw().is_multiple_of(PAGE_SIZE as u64)

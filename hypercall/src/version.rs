@@ -1,14 +1,14 @@
-//! Numbers that somebody else may change while they are read: a version tells.
+//! Numbers that someone else may change while they are read: a version tells.
 
 #[cfg(not(loom))]
 use core::sync::atomic::{Ordering, fence};
 #[cfg(loom)]
 use loom::sync::atomic::{Ordering, fence};
 
-/// What `read` sees, if nobody has changed it meanwhile. Whoever changes it makes the version odd
-/// first and even in the end, with barriers between these and the change.
+/// Returns what `read` sees, if nobody has changed it meanwhile. Whoever changes it makes the
+/// version odd before and even after, with barriers in between.
 ///
-/// `version` is the version, loaded in the order that it is given.
+/// `version` loads the version with the ordering that it is given.
 pub(crate) fn unchanged<T>(
     version: impl Fn(Ordering) -> u32,
     read: impl FnOnce() -> T,
@@ -39,7 +39,7 @@ mod loom_tests {
     }
 
     impl Clock {
-        /// As Xen does it (`__update_vcpu_system_time`).
+        /// Changes the clock as Xen does (`__update_vcpu_system_time`).
         fn change(&self) {
             self.version.store(1, Ordering::Relaxed);
             fence(Ordering::Release);

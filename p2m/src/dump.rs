@@ -132,7 +132,7 @@ fn legend(out: &mut (impl Write + ?Sized), census: &Census) -> fmt::Result {
     Ok(())
 }
 
-/// Where `pfn` lies in a strip of a million thousandths.
+/// Returns where `pfn` lies in a strip of a million thousandths.
 fn place(pfn: u64, all: Pfns) -> u64 {
     let place = u128::from(pfn) * 1_000_000 / u128::from(all.count.max(1));
     u64::try_from(place).unwrap_or(1_000_000)

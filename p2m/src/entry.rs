@@ -103,7 +103,7 @@ impl P2mEntry {
     }
 }
 
-/// Whether a word lies in a page that many holes share, and which is read-only.
+/// Returns whether a word lies in a page that many holes share, and which is read-only.
 pub(crate) const fn is_shared(word: u64) -> bool {
     word == SHARED_ABSENT || word == SHARED_IDENTITY
 }

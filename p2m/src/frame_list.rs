@@ -144,7 +144,7 @@ impl<'s> FrameList<'s> {
         Ok(())
     }
 
-    /// The page of a GiB that has been written.
+    /// Returns the page of a GiB that has been written.
     fn middle(&self, p2m: &P2m<'_>, gib: u64) -> Result<Mfn, ListError> {
         let places = self.middles.len();
         let page = index(gib).and_then(|gib| self.middles.get(gib)).and_then(Option::as_ref);

@@ -31,7 +31,7 @@ unsafe impl Send for List<'_> {}
 unsafe impl Sync for List<'_> {}
 
 impl<'a> List<'a> {
-    /// The words of a slice; there will never be more.
+    /// Returns the words of a slice; there will never be more.
     pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
         let len = words.len() as u64;
         // INVARIANT: I-8: a slice is all there.
@@ -44,7 +44,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// A list of `len` words now and up to `capacity` later.
+    /// Returns a list of `len` words now and up to `capacity` later.
     ///
     /// # Safety
     /// I-8 holds for `len`, and the caller keeps to it when it raises the length.
@@ -53,29 +53,29 @@ impl<'a> List<'a> {
         Self { words, len, capacity, not_ram: NOT_RAM, memory: PhantomData }
     }
 
-    /// How many words there are.
+    /// Returns how many words there are.
     #[inline]
     pub(crate) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
     }
 
-    /// How many there can be.
+    /// Returns how many there can be.
     pub(crate) const fn capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// Where it begins.
+    /// Returns where it begins.
     pub(crate) fn addr(&self) -> usize {
         self.words.addr().get()
     }
 
-    /// Whether a word is RAM.
+    /// Returns whether a word is RAM.
     #[inline]
     pub(crate) const fn is_ram(&self, word: u64) -> bool {
         word < self.not_ram
     }
 
-    /// The words from `first` on, as many as there are, but no more than `max`.
+    /// Returns the words from `first` on, as many as there are, but no more than `max`.
     pub(crate) fn words(&self, first: u64, max: u64) -> &'a [AtomicU64] {
         let count = self.len().saturating_sub(first).min(max);
         let (Ok(first), Ok(count)) = (usize::try_from(first), usize::try_from(count)) else {
@@ -99,7 +99,7 @@ impl<'a> List<'a> {
         self.len.fetch_max(len, Ordering::Release);
     }
 
-    /// The word of `index`, if there is one.
+    /// Returns the word of `index`, if there is one.
     #[inline]
     pub(crate) fn get(&self, index: u64) -> Option<&'a AtomicU64> {
         if index >= self.len() {
@@ -121,7 +121,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// The word of `index`.
+    /// Returns the word of `index`.
     ///
     /// # Safety
     /// It is mapped.
@@ -154,7 +154,7 @@ mod tests {
         )
     }
 
-    /// A list of two words that can grow to four.
+    /// Returns a list of two words that can grow to four.
     fn list(memory: &[AtomicU64]) -> List<'_> {
         // SAFETY: two words are there and hold what they should; the tests keep to it.
         unsafe { List::growing(NonNull::from(memory).cast(), 2, 4) }

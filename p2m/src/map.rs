@@ -506,7 +506,7 @@ impl<'a> P2m<'a> {
         )
     }
 
-    /// The word of `pfn`.
+    /// Returns the word of `pfn`.
     pub(crate) fn word(&self, pfn: Pfn) -> Result<u64, P2mError> {
         match self.list.get(pfn.raw()) {
             Some(word) => Ok(word.load(Ordering::Relaxed)),

@@ -68,7 +68,7 @@ impl Iterator for Runs<'_, '_> {
     }
 }
 
-/// Whether `entry`, `offset` pfns behind the first of a run, belongs to it.
+/// Returns whether `entry`, `offset` pfns behind the first of a run, belongs to it.
 fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> bool {
     let follows = |a: Mfn, b: Mfn| grain == Grain::Kind || a.checked_add(offset) == Some(b);
     match (first, entry) {

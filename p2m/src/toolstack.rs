@@ -41,7 +41,7 @@ const UNDER_WAY_MAX: u64 = u64::MAX >> UNDER_WAY_SHIFT;
 /// What is left to the number itself.
 const NUMBER: u64 = (1 << UNDER_WAY_SHIFT) - 1;
 
-/// The generation when one more change is under way: odd, whatever it was.
+/// Returns the generation when one more change is under way: odd, whatever it was.
 const fn begun(generation: u64) -> u64 {
     match generation >> UNDER_WAY_SHIFT {
         UNDER_WAY_MAX => generation | 1,
@@ -49,8 +49,8 @@ const fn begun(generation: u64) -> u64 {
     }
 }
 
-/// The generation when a change has ended: another one, and even if it was the last. More changes
-/// than can be counted never end.
+/// Returns the generation when a change has ended: another one, and even if it was the last. More
+/// changes than can be counted never end.
 const fn ended(generation: u64) -> u64 {
     match generation >> UNDER_WAY_SHIFT {
         UNDER_WAY_MAX => generation,

@@ -1,18 +1,18 @@
-//! Accesses to frames that fail: which ones, and what was accessed so far.
+//! Accesses to frames that fail: which fail, and which were made so far.
 
 use core::cell::Cell;
 use core::fmt;
 
 use crate::frame::Pfn;
 
-/// An access to a frame as it went through the seam.
+/// An access to a frame, as it passed through the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accessed {
     /// The method of [`FrameAccess`](crate::FrameAccess).
     pub method: &'static str,
     /// The frame.
     pub pfn: Pfn,
-    /// How many requests came before it.
+    /// How many requests preceded it.
     pub requests: u64,
 }
 
@@ -22,7 +22,7 @@ impl fmt::Display for Accessed {
     }
 }
 
-/// Which accesses fail, and what was accessed.
+/// Which accesses fail, and which were made.
 #[derive(Debug)]
 pub(super) struct Accesses<'r> {
     failing: &'r [u64],
@@ -39,12 +39,12 @@ impl<'r> Accesses<'r> {
         self.seen.get()
     }
 
-    /// How many of those that are to fail have been tried.
+    /// Returns how many of the accesses that are to fail were tried.
     pub(super) fn failed(&self) -> usize {
         self.failing.iter().filter(|number| **number < self.seen.get()).count()
     }
 
-    /// Counts an access. `Err` with its number if it fails.
+    /// Counts an access. Returns its number as an error if it is to fail.
     pub(super) fn count(&self, access: Accessed) -> Result<(), u64> {
         let number = self.seen.get();
         self.seen.set(number + 1);

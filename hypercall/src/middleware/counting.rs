@@ -17,9 +17,9 @@ use x86_64::structures::paging::PageTableIndex;
 /// What passed through the seam.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Traps into Xen: hypercalls issued, a multicall counting once.
+    /// Traps into Xen: hypercalls issued; a multicall counts once.
     pub hypercalls: u64,
-    /// Elements asked for: page-table updates, extended operations, va mappings, extents.
+    /// Elements requested: page-table updates, extended operations, va mappings, extents.
     pub entries: u64,
     /// Requests that Xen refused.
     pub refused: u64,
@@ -28,7 +28,7 @@ pub struct Counts {
 impl Sub for Counts {
     type Output = Self;
 
-    /// What was counted between two snapshots.
+    /// Returns what was counted between two snapshots.
     fn sub(self, earlier: Self) -> Self {
         Self {
             hypercalls: self.hypercalls - earlier.hypercalls,
@@ -46,7 +46,7 @@ pub struct Counting<M> {
 }
 
 impl<M> Counting<M> {
-    /// Starts from zero.
+    /// Wraps `machine`, and starts from zero.
     ///
     /// ```
     /// use hypercall::{Assist, Counting, Hypercalls};
@@ -62,12 +62,12 @@ impl<M> Counting<M> {
         Self { machine, counts }
     }
 
-    /// What was counted so far.
+    /// Returns what was counted so far.
     pub const fn counts(&self) -> Counts {
         self.counts.get()
     }
 
-    /// The machine inside.
+    /// Returns the machine inside.
     pub const fn inner(&self) -> &M {
         &self.machine
     }

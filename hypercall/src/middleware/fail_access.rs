@@ -18,7 +18,7 @@ impl<M> FailEach<'_, M> {
         self.plan.accesses().count(access).map_err(|_| AccessError::Unmapped(pfn))
     }
 
-    /// Counts a write. One that fails finds the frame unmapped or read-only, in turn.
+    /// Counts a write. A write that fails finds the frame unmapped or read-only, in turn.
     fn write(&self, method: &'static str, pfn: Pfn) -> Result<(), AccessError> {
         let access = Accessed { method, pfn, requests: self.plan.seen() };
         self.plan.accesses().count(access).map_err(|number| match number % 2 {
@@ -29,8 +29,8 @@ impl<M> FailEach<'_, M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-// SAFETY: every call goes to the machine inside, whose answer is handed on, or is not made and said
-// to have failed.
+// SAFETY: every call goes to the machine inside, whose answer is handed on, or is not made and is
+// reported as failed.
 unsafe impl<M: FrameAccess> FrameAccess for FailEach<'_, M> {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.reach("read_entry", table)?;

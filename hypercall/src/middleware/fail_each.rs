@@ -1,5 +1,4 @@
-//! A machine that refuses whichever requests it is told to, and fails whichever accesses, and
-//! records what it was asked.
+//! A machine that refuses chosen requests, fails chosen accesses, and records what it was asked.
 
 use core::cell::Cell;
 use core::fmt;
@@ -15,7 +14,7 @@ use crate::machine::{Assist, Cpu, Fault, Hypercalls};
 use crate::memory::{Exchange, MemoryOp, Reservation};
 use crate::va::GuestVa;
 
-/// A request as it went through the seam.
+/// A request, as it passed through the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// Which hypercall.
@@ -30,8 +29,8 @@ impl fmt::Display for Asked {
     }
 }
 
-/// Which requests are refused, and what has been asked so far: one count for all machines that
-/// [`FailEach`] makes of it.
+/// Which requests are refused, and which were made so far. All machines that [`FailEach`] makes of
+/// one plan share its count.
 #[derive(Debug)]
 pub struct Refusals<'r> {
     refusals: &'r [Refusal],
@@ -41,15 +40,15 @@ pub struct Refusals<'r> {
 }
 
 impl<'r> Refusals<'r> {
-    /// Will refuse each of `refusals`, in whatever order they are listed, and writes down in
-    /// `asked` what the requests are, as far as there is room.
+    /// Plans to refuse each of `refusals`, in any order, and to record the requests in `asked`, as
+    /// far as there is room.
     pub const fn new(refusals: &'r [Refusal], asked: &'r [Cell<Option<Asked>>]) -> Self {
         Self { refusals, asked, seen: Cell::new(0), accesses: Accesses::new(&[], &[]) }
     }
 
-    /// Will fail the accesses to frames whose numbers `failing` lists, too, and writes down in
-    /// `made` which accesses there are, as far as there is room. They are counted from 0, apart
-    /// from the requests.
+    /// Also plans to fail the accesses to frames whose numbers `failing` lists, and to record the
+    /// accesses in `made`, as far as there is room. Accesses are counted from 0, apart from
+    /// requests.
     ///
     /// ```
     /// use core::cell::Cell;
@@ -77,23 +76,22 @@ impl<'r> Refusals<'r> {
         self
     }
 
-    /// What is refused when its turn comes.
+    /// Returns the refusals that are planned.
     pub const fn refusals(&self) -> &'r [Refusal] {
         self.refusals
     }
 
-    /// Requests seen so far.
+    /// Returns the number of requests so far.
     pub const fn seen(&self) -> u64 {
         self.seen.get()
     }
 
-    /// Accesses to frames seen so far.
+    /// Returns the number of accesses to frames so far.
     pub const fn accessed(&self) -> u64 {
         self.accesses.seen()
     }
 
-    /// How many have come of the requests that are to be refused, and of the accesses that are to
-    /// fail.
+    /// Returns how many of the planned refusals and failures have come.
     pub fn refused(&self) -> usize {
         let requests = self.refusals.iter().filter(|it| it.request < self.seen.get());
         requests.count() + self.accesses.failed()
@@ -103,12 +101,12 @@ impl<'r> Refusals<'r> {
         &self.accesses
     }
 
-    /// Continues to count at `seen`.
+    /// Makes a plan that continues to count at `seen`.
     pub(super) const fn at(refusals: &'r [Refusal], seen: u64) -> Self {
         Self { refusals, asked: &[], seen: Cell::new(seen), accesses: Accesses::new(&[], &[]) }
     }
 
-    /// Counts a request; its number.
+    /// Counts a request, and returns its number.
     fn count(&self, hypercall: Hypercall, elements: usize) -> u64 {
         let number = self.seen.get();
         self.seen.set(number + 1);
@@ -119,27 +117,28 @@ impl<'r> Refusals<'r> {
         number
     }
 
-    /// How request `number` is refused. If it is listed more than once, the first element counts.
+    /// Returns how request `number` is refused. If it is listed more than once, the first element
+    /// counts.
     fn of(&self, number: u64) -> Option<Refusal> {
         let of_it = self.refusals.iter().filter(|refusal| refusal.request == number);
         of_it.min_by_key(|refusal| refusal.done).copied()
     }
 
-    /// Counts a request on one thing or none; its errno if it is refused.
+    /// Counts a request on one thing or none. Returns its errno if it is refused.
     fn count_whole(&self, hypercall: Hypercall) -> Result<(), Error> {
         let number = self.count(hypercall, 1);
         self.of(number).map_or(Ok(()), |it| Err(Error { hypercall, errno: it.errno, done: 0 }))
     }
 
-    /// Of `elements` answered one by one, from `from` on: the next one that is refused.
+    /// Returns the next refused one of `elements`, which are answered one by one, from `from` on.
     fn next_of(&self, number: u64, from: usize, elements: usize) -> Option<usize> {
         let of_it = self.refusals.iter().filter(|refusal| refusal.request == number);
         of_it.map(|it| it.done.min(elements - 1)).filter(|at| *at >= from).min()
     }
 }
 
-/// Wraps a machine, refuses some requests and fails some accesses; all others, also those of the
-/// same multicall behind a refused one, go through, as with Xen.
+/// Wraps a machine, refuses some requests and fails some accesses. All others go through as on Xen,
+/// also those after a refused one in a multicall.
 #[derive(Debug)]
 pub struct FailEach<'r, M> {
     pub(super) machine: M,
@@ -147,7 +146,7 @@ pub struct FailEach<'r, M> {
 }
 
 impl<'r, M> FailEach<'r, M> {
-    /// Will refuse what `plan` says.
+    /// Wraps `machine`, and refuses what `plan` says.
     ///
     /// ```
     /// use core::cell::Cell;
@@ -171,13 +170,13 @@ impl<'r, M> FailEach<'r, M> {
         Self { machine, plan }
     }
 
-    /// The machine inside.
+    /// Returns the machine inside.
     pub const fn inner(&self) -> &M {
         &self.machine
     }
 }
 
-/// The first `count` elements of a request.
+/// Returns the first `count` elements of a request.
 fn prefix<'a>(request: Request<'a>, count: usize) -> Request<'a> {
     match request {
         Request::MmuUpdate(updates, domains) => Request::MmuUpdate(&updates[..count], domains),
@@ -186,13 +185,13 @@ fn prefix<'a>(request: Request<'a>, count: usize) -> Request<'a> {
     }
 }
 
-/// What an exchange swaps as one: given extents and taken ones.
+/// Returns how many extents an exchange swaps as a unit: given and taken ones.
 fn chunk(exchange: &Exchange<'_>) -> (usize, usize) {
     let (give, take) = (exchange.give.order, exchange.take.order);
     (1 << take.saturating_sub(give), 1 << give.saturating_sub(take))
 }
 
-/// In how many places Xen can stop.
+/// Returns in how many places Xen can stop.
 fn elements(op: &MemoryOp<'_>) -> usize {
     match op {
         MemoryOp::Exchange(exchange) => op.extents() / chunk(exchange).0,
@@ -200,14 +199,14 @@ fn elements(op: &MemoryOp<'_>) -> usize {
     }
 }
 
-/// The first `count` extents of a list.
+/// Returns the first `count` extents of a list.
 fn part<'p>(list: &'p mut Reservation<'_>, count: usize) -> Reservation<'p> {
     Reservation { extents: &mut list.extents[..count], ..*list }
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
 impl<M: Hypercalls> FailEach<'_, M> {
-    /// Runs the part of `call` that is to take effect and marks it refused.
+    /// Runs the part of `call` that is to take effect, and marks the call as refused.
     ///
     /// # Safety
     /// As for [`Hypercalls::issue`].
@@ -229,7 +228,7 @@ impl<M: Hypercalls> FailEach<'_, M> {
         Ok(())
     }
 
-    /// Exchanges the chunks that are to be exchanged and refuses the next.
+    /// Exchanges the chunks that are to be exchanged, and refuses the next.
     ///
     /// # Safety
     /// As for [`Hypercalls::memory_op`].
@@ -255,7 +254,7 @@ impl<M: Hypercalls> FailEach<'_, M> {
 }
 
 #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
-// SAFETY: every call goes to the machine inside, in parts perhaps, whose answer is handed on; what
+// SAFETY: every call goes to the machine inside, perhaps in parts, whose answer is handed on; what
 // is refused here was not asked.
 unsafe impl<M: Hypercalls> Hypercalls for FailEach<'_, M> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
@@ -299,7 +298,7 @@ unsafe impl<M: Hypercalls> Hypercalls for FailEach<'_, M> {
             MemoryOp::Exchange(it) => return unsafe { self.refuse_exchange(it, refusal) },
             _ => return Err(Error { hypercall, errno: refusal.errno, done: 0 }),
         };
-        // Operations on extents are never refused with an errno: they come up short.
+        // Operations on extents are never refused with an errno: they complete fewer.
         if done == 0 {
             return Ok(0);
         }
@@ -358,5 +357,5 @@ unsafe impl<M: Grants> Grants for FailEach<'_, M> {
     }
 }
 
-// What the CPU does asks Xen by a fault: it is no request.
+// The CPU's accesses reach Xen by a fault; they are not requests.
 forward_cpu!([M: Cpu] FailEach<'_, M>, self => self.machine);

@@ -1,4 +1,4 @@
-//! A machine that refuses one request, to show what the code above makes of it.
+//! A machine that refuses one request, to show how the code above copes.
 
 use core::cell::Cell;
 use core::slice;
@@ -18,17 +18,17 @@ use x86_64::structures::paging::PageTableIndex;
 /// Which request is refused, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Counted from 0 over everything issued: each request of a multicall counts, each `memory_op`
-    /// counts.
+    /// Its number, from 0, over everything issued: each request of a multicall counts, each
+    /// `memory_op` counts.
     pub request: u64,
     /// The errno.
     pub errno: Errno,
-    /// How many elements of it take effect before the refusal (fewer if it has not that many).
+    /// How many of its elements take effect before the refusal (fewer if it has fewer).
     pub done: usize,
 }
 
-/// Wraps a machine and refuses one request; all others, also those of the same multicall behind it,
-/// go through, as with Xen.
+/// Wraps a machine and refuses one request. All others go through as on Xen, also those after it in
+/// a multicall.
 #[derive(Debug)]
 pub struct FailNth<M> {
     machine: M,
@@ -37,7 +37,7 @@ pub struct FailNth<M> {
 }
 
 impl<M> FailNth<M> {
-    /// Will refuse what `refusal` says.
+    /// Wraps `machine`, and refuses what `refusal` says.
     ///
     /// ```
     /// use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};
@@ -56,22 +56,23 @@ impl<M> FailNth<M> {
         Self { machine, refusal, seen: Cell::new(0) }
     }
 
-    /// Requests seen so far. If the count stays at or below `refusal.request`, nothing was refused.
+    /// Returns the number of requests so far. If it stays at or below `refusal.request`, nothing
+    /// was refused.
     pub const fn seen(&self) -> u64 {
         self.seen.get()
     }
 
-    /// Whether the request has been refused.
+    /// Returns whether the request has been refused.
     pub const fn has_refused(&self) -> bool {
         self.seen.get() > self.refusal.request
     }
 
-    /// The machine inside.
+    /// Returns the machine inside.
     pub const fn inner(&self) -> &M {
         &self.machine
     }
 
-    /// Lets `ask` ask the machine, with what is still to be refused between them.
+    /// Lets `ask` ask the machine, with the pending refusal between them.
     fn ask<T>(&self, ask: impl FnOnce(&FailEach<'_, &M>) -> T) -> T {
         let plan = Refusals::at(slice::from_ref(&self.refusal), self.seen.get());
         let answer = ask(&FailEach::new(&self.machine, &plan));
@@ -119,5 +120,5 @@ unsafe impl<M: Grants> Grants for FailNth<M> {
 }
 
 forward_frame_access!([M: FrameAccess] FailNth<M>, self => self.machine);
-// What the CPU does asks Xen by a fault: it is no request.
+// The CPU's accesses reach Xen by a fault; they are not requests.
 forward_cpu!([M: Cpu] FailNth<M>, self => self.machine);

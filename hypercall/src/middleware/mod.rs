@@ -1,5 +1,5 @@
-//! Machines around machines: each implements the seam that it wraps, so it serves on real Xen as on
-//! the model.
+//! Machines around machines. Each implements the traits that it wraps, so it works on real Xen and
+//! on the model.
 
 mod accesses;
 mod counting;
@@ -32,7 +32,7 @@ macro_rules! forward_frame_access {
         #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
         // SAFETY: every call goes to the machine inside, whose answer is handed on.
         unsafe impl<$($generics)*> FrameAccess for $wrapper {
-            // The walks' loops: a call would cost more than the read.
+            // The inner loops of walks: a call would cost more than the read.
             #[inline(always)]
             fn read_entry(
                 &$self,

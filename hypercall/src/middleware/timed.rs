@@ -1,4 +1,4 @@
-//! A machine that says how long requests took.
+//! A machine that measures how long requests take.
 
 use core::cell::Cell;
 
@@ -12,9 +12,9 @@ use crate::pte::Pte;
 use crate::va::GuestVa;
 use x86_64::structures::paging::PageTableIndex;
 
-/// Wraps a machine and adds up the ticks that pass inside its requests, and inside the stores of
-/// [`Cpu`], which Xen emulates if they go to a table: the hypervisor's share of an operation, with
-/// the few instructions that load its registers. A fault elsewhere is not in it.
+/// Wraps a machine and adds up the ticks spent inside its requests and inside the stores of
+/// [`Cpu`], which Xen emulates if they go to a table. That is the hypervisor's share of an
+/// operation, with the few instructions that load its registers. Faults elsewhere are not counted.
 #[derive(Debug)]
 pub struct Timed<'a, M> {
     machine: &'a M,
@@ -22,7 +22,7 @@ pub struct Timed<'a, M> {
 }
 
 impl<'a, M: Cpu> Timed<'a, M> {
-    /// Starts from zero.
+    /// Wraps `machine`, and starts from zero.
     ///
     /// ```
     /// use hypercall::{Assist, Hypercalls, Timed};
@@ -37,7 +37,7 @@ impl<'a, M: Cpu> Timed<'a, M> {
         Self { machine, ticks: Cell::new(0) }
     }
 
-    /// Ticks of the clock inside requests so far.
+    /// Returns the ticks spent inside requests so far.
     pub const fn ticks_in_requests(&self) -> u64 {
         self.ticks.get()
     }

@@ -1,9 +1,9 @@
-//! A machine that writes down what passes through it.
+//! A machine that writes a trace of what passes through it.
 //!
-//! A trace is text, one line for each thing asked or touched, in the guest's own page numbers as
+//! A trace is text, one line for each request or access. It uses the guest's own page numbers as
 //! far as M2P knows them, so that a model with other frames can repeat it (`xen_model::replay`).
-//! Each line ends with a checksum over all lines so far: a line that was changed, lost or added
-//! shows at once.
+//! Each line ends with a checksum over all lines so far, which shows at once if a line was changed,
+//! lost or added.
 
 use core::cell::{Cell, RefCell};
 use core::fmt::{self, Write};
@@ -36,7 +36,7 @@ pub const fn trace_sum(sum: u32, text: &[u8]) -> u32 {
     sum
 }
 
-/// The checksum that a trace begins with.
+/// Returns the checksum that a trace begins with.
 #[must_use]
 pub const fn trace_start() -> u32 {
     SUM_START
@@ -52,7 +52,7 @@ pub struct Traced<M, W> {
     failed: Cell<bool>,
 }
 
-/// A sink with a checksum.
+/// A sink with a running checksum.
 struct Summed<'s, W> {
     sink: &'s mut W,
     sum: u32,
@@ -65,7 +65,7 @@ impl<W: Write> Write for Summed<'_, W> {
     }
 }
 
-/// A frame: its page if M2P knows one, else its number.
+/// A frame, printed as its page if M2P knows one, else by its number.
 struct Name<'m, M>(&'m M, Mfn);
 
 impl<M: FrameAccess> fmt::Display for Name<'_, M> {
@@ -78,7 +78,7 @@ impl<M: FrameAccess> fmt::Display for Name<'_, M> {
 }
 
 impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
-    /// Starts a trace.
+    /// Starts a trace with its header.
     ///
     /// ```
     /// use hypercall::{BatchStorage, MmuExtOp, Traced};
@@ -105,19 +105,19 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         traced
     }
 
-    /// The machine inside.
+    /// Returns the machine inside.
     pub const fn inner(&self) -> &M {
         &self.machine
     }
 
-    /// Ends the trace and gives the sink back; `None` if it could not take all of it.
+    /// Ends the trace and returns the sink, or `None` if it could not take all of it.
     pub fn finish(self) -> Option<W> {
         let lines = self.lines.get();
         self.line(|out| write!(out, "end {lines}"));
         (!self.failed.get()).then(|| self.sink.into_inner())
     }
 
-    /// Writes a line and its checksum. A machine goes on if its trace cannot.
+    /// Writes a line and its checksum. The machine goes on if its trace cannot.
     fn line(&self, write: impl FnOnce(&mut dyn Write) -> fmt::Result) {
         let Ok(mut sink) = self.sink.try_borrow_mut() else {
             self.failed.set(true);
@@ -137,7 +137,7 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         Name(&self.machine, mfn)
     }
 
-    /// An entry: its flags, and its frame if it is present.
+    /// Writes an entry: its flags, and its frame if it is present.
     fn entry(&self, out: &mut dyn Write, pte: Pte) -> fmt::Result {
         if pte.is_present() {
             write!(out, " {}|{:x}", self.name(pte.mfn()), pte.flags().bits())
@@ -174,7 +174,7 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         }
     }
 
-    /// What is asked, before it is: names are those of that moment.
+    /// Writes what is asked, before it is: names are those of that moment.
     fn ask(&self, request: &Request<'_>) {
         self.line(|out| match *request {
             Request::MmuUpdate(updates, domains) => {
@@ -213,8 +213,8 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         })
     }
 
-    /// Whether an operation changes anything; the others are not traced, since they report what is
-    /// this machine's.
+    /// Writes what is asked. Returns whether the operation changes anything: the others are not
+    /// traced, since they report what belongs to this machine.
     fn ask_memory(&self, op: &MemoryOp<'_>) -> bool {
         match op {
             MemoryOp::Increase(list) | MemoryOp::Populate(list) => self.line(|out| {

@@ -1,4 +1,4 @@
-//! Events, the timer that raises one, and the long sleep: `event_channel_op`, `sched_op`,
+//! Events, the timer that raises one, and suspending: `event_channel_op`, `sched_op`,
 //! `set_timer_op`.
 //!
 //! As in `platform`, nothing here crosses the seam.
@@ -42,9 +42,9 @@ const _: () = assert!(size_of::<SchedPoll>() == size_of::<xen_sys::sched_poll>()
 /// How the guest came back from a suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resumed {
-    /// In a domain made anew: every frame, port and clock is another one.
+    /// In a new domain: every frame, port and clock is another one.
     Restored,
-    /// Where it was: the save was given up, or was only a checkpoint.
+    /// In the same place: the save was given up, or was only a checkpoint.
     Cancelled,
 }
 
@@ -53,10 +53,10 @@ impl Xen {
     /// not masked (`CALLBACKOP_register`). Every vCPU registers its own.
     ///
     /// # Errors
-    /// `EFAULT` if the address is none of the guest's.
+    /// `EFAULT` if the address is not one the guest may use.
     ///
     /// # Safety
-    /// The handler can take an upcall as Xen delivers it, on the stack that is interrupted.
+    /// The handler can take an upcall as Xen delivers it, on the interrupted stack.
     pub unsafe fn set_event_callback(handler: u64) -> Result<(), Error> {
         let register = CallbackRegister { kind: CALLBACKTYPE_EVENT, flags: 0, address: handler };
         let arguments = [CALLBACKOP_REGISTER, &raw const register as u64, 0, 0, 0];
@@ -68,13 +68,12 @@ impl Xen {
     /// Wakes the other side of an event channel (`EVTCHNOP_send`).
     ///
     /// # Errors
-    /// `EINVAL` if the port is none of the guest's.
+    /// `EINVAL` if the guest has no such port.
     pub fn notify(port: u32) -> Result<(), Error> {
         Self::event_channel_op(EVTCHNOP_SEND, &mut [port]).map(drop)
     }
 
-    /// Lets events of `port` disturb again, and raises the one that came meanwhile
-    /// (`EVTCHNOP_unmask`).
+    /// Unmasks `port`, and raises the event that came meanwhile (`EVTCHNOP_unmask`).
     ///
     /// # Errors
     /// `EINVAL` if there is no such port.
@@ -82,15 +81,15 @@ impl Xen {
         Self::event_channel_op(EVTCHNOP_UNMASK, &mut [port]).map(drop)
     }
 
-    /// Gives a port up (`EVTCHNOP_close`).
+    /// Closes a port (`EVTCHNOP_close`).
     ///
     /// # Errors
-    /// `EINVAL` if the port is none of the guest's.
+    /// `EINVAL` if the guest has no such port.
     pub fn close_port(port: u32) -> Result<(), Error> {
         Self::event_channel_op(EVTCHNOP_CLOSE, &mut [port]).map(drop)
     }
 
-    /// The port on which vCPU 0's timer raises its events (`EVTCHNOP_bind_virq`).
+    /// Returns the port on which vCPU 0's timer raises its events (`EVTCHNOP_bind_virq`).
     ///
     /// # Errors
     /// `EEXIST` if it has one already, `ENOSPC` if there is no port left.
@@ -108,7 +107,7 @@ impl Xen {
         result(number::EVENT_CHANNEL_OP, rax).map(|_| *words)
     }
 
-    /// Has the timer raise an event at `deadline`, in nanoseconds of Xen's clock; 0 stops it
+    /// Makes the timer raise an event at `deadline`, in nanoseconds of Xen's clock; 0 stops it
     /// (`set_timer_op`).
     ///
     /// # Errors
@@ -119,8 +118,8 @@ impl Xen {
         result(number::SET_TIMER_OP, rax).map(drop)
     }
 
-    /// Stops the timer that raises events of vCPU 0 a hundred times a second, as every vCPU begins
-    /// with one (`VCPUOP_stop_periodic_timer`).
+    /// Stops vCPU 0's periodic timer, a hundred events a second, with which every vCPU begins
+    /// (`VCPUOP_stop_periodic_timer`).
     ///
     /// # Errors
     /// As Xen says; no release refuses it.
@@ -137,7 +136,7 @@ impl Xen {
     }
 
     /// Sleeps until an event of `port` is pending, masked or not, or until `deadline` in
-    /// nanoseconds of Xen's clock; 0 is no deadline (`SCHEDOP_poll`).
+    /// nanoseconds of Xen's clock; 0 means no deadline (`SCHEDOP_poll`).
     ///
     /// # Errors
     /// `EINVAL` if there is no such port.
@@ -149,14 +148,15 @@ impl Xen {
         result(number::SCHED_OP, rax).map(drop)
     }
 
-    /// Stops the guest until a toolstack lets it go on, here or in another domain
-    /// (`SCHEDOP_shutdown`, `SHUTDOWN_suspend`). `start_info` is the frame of that page.
+    /// Stops the guest until a toolstack resumes it, here or in another domain (`SCHEDOP_shutdown`,
+    /// `SHUTDOWN_suspend`). `start_info` is the frame of that page.
     ///
     /// # Errors
-    /// As Xen says: then the guest never stopped.
+    /// As Xen says; then the guest never stopped.
     ///
     /// # Safety
-    /// Nothing the guest does afterwards relies on a frame number, a port or a time from before.
+    /// Nothing that the guest does afterwards relies on a frame number, a port or a time from
+    /// before.
     pub unsafe fn suspend(start_info: Mfn) -> Result<Resumed, Error> {
         let reason = SHUTDOWN_SUSPEND;
         let arguments = [SCHEDOP_SHUTDOWN, &raw const reason as u64, start_info.raw(), 0, 0];

@@ -32,7 +32,7 @@ const _: () = assert!(size_of::<RawSetupTable>() == 24);
 /// Puts `count` elements from `first` on to Xen.
 ///
 /// # Safety
-/// The elements are what the operation expects, and what they ask for is the caller's to ask.
+/// The elements are what the operation expects, and the caller may ask for what they ask for.
 unsafe fn grant_table_op<T>(
     operation: Operation,
     first: *mut T,

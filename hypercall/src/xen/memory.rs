@@ -1,5 +1,5 @@
 //! The guest's frames through its direct mapping, and M2P. All accesses are volatile: Xen, the CPU
-//! or another domain may change what is there, or take it away.
+//! or another domain may change the memory or take it away.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::machine::{AccessError, Cpu, Fault, FrameAccess, check_run};
 use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
-/// Entries of M2P from here up stand for no pfn: invalid, or shared.
+/// Entries of M2P from here up mean no pfn: invalid, or shared.
 const M2P_NO_PFN: u64 = u64::MAX - 1;
 
 impl Xen {
@@ -33,7 +33,7 @@ impl Xen {
         if table.raw() >= self.mapped_frames() {
             return Err(AccessError::Unmapped(table));
         }
-        // I-3: the frame has its page there, so the sum does not overflow; each access to a table
+        // I-3: the frame has its page there, so the sum does not overflow. Each access to a table
         // comes through here.
         let page = self.direct_map.load(Ordering::Relaxed);
         let page = page.wrapping_add(table.raw() << PAGE_SHIFT);
@@ -84,7 +84,7 @@ unsafe impl FrameAccess for Xen {
         let mut at = slots.start;
         while at < end {
             let index = usize::from(at);
-            // Eight at a time, where that is possible: tables are mostly empty, or full.
+            // Eight at a time where possible: tables are mostly empty, or full.
             if at.is_multiple_of(8) && at + 8 <= end {
                 let any = words::any_of_eight(start, index);
                 if !Pte::from_raw(any).is_present() {
@@ -152,7 +152,7 @@ unsafe impl FrameAccess for Xen {
         if mfn.raw() >= self.m2p_entries.load(Ordering::Relaxed) {
             return None;
         }
-        // A hole in the table reads as what stands there for no pfn.
+        // A hole in the table reads as "no pfn".
         let pfn = load_or(self.m2p_start + mfn.raw() * 8, u64::MAX);
         (pfn < M2P_NO_PFN).then_some(Pfn::new(pfn))
     }
@@ -168,7 +168,7 @@ unsafe impl FrameAccess for Xen {
     }
 }
 
-/// Why a write to `pfn` at `at` faulted: whether it can be read tells.
+/// Returns why a write to `pfn` at `at` faulted, by trying to read it.
 #[cold]
 #[inline(never)]
 fn refused(pfn: Pfn, at: *const u8) -> AccessError {
@@ -178,7 +178,7 @@ fn refused(pfn: Pfn, at: *const u8) -> AccessError {
     }
 }
 
-/// How many of `len` bytes at `start` come before the first whole word.
+/// Returns how many of `len` bytes at `start` come before the first whole word.
 fn bytes_to_word(start: *const u8, len: usize) -> usize {
     (start.addr().wrapping_neg() % 8).min(len)
 }

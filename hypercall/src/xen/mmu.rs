@@ -1,4 +1,4 @@
-//! Lowering requests to Xen's words.
+//! Lowers requests to Xen's words.
 
 use core::mem::offset_of;
 
@@ -29,7 +29,7 @@ impl MulticallEntry {
 /// `VMASST_CMD_enable`.
 const ASSIST_ENABLE: u64 = 0;
 
-/// The hypercall number and arguments of a request; Xen writes how much it did to `done`.
+/// Returns the hypercall number and arguments of a request; Xen writes how much it did to `done`.
 fn lower(request: &Request<'_>, done: *mut u32) -> (u32, [u64; 5]) {
     match request {
         Request::MmuUpdate(updates, domains) => (
@@ -75,7 +75,7 @@ unsafe fn multicall<const MAX: usize>(calls: &mut [Call<'_>]) -> Result<(), Erro
         let (op, arguments) = lower(&call.request, &raw mut done[k]);
         entries[k].op = u64::from(op);
         entries[k].arguments[..5].copy_from_slice(&arguments);
-        // Should Xen not get to this entry, what it finds here is no success.
+        // If Xen does not get to this entry, it must not look like a success.
         entries[k].result = i64::MIN;
     }
     let arguments = [entries.as_mut_ptr() as u64, calls.len() as u64, 0, 0, 0];
@@ -140,7 +140,7 @@ unsafe impl Hypercalls for Xen {
         let entry = |command: u32, argument: u64| {
             let op = u64::from(number::MEMORY_OP);
             let arguments = [u64::from(command), argument, 0, 0, 0, 0];
-            // Should Xen not get to this entry, what it finds here is no success.
+            // If Xen does not get to this entry, it must not look like a success.
             MulticallEntry { op, result: i64::MIN, arguments }
         };
         let mut entries = [
@@ -228,7 +228,7 @@ fn raw(list: &mut Reservation<'_>) -> RawReservation {
     }
 }
 
-/// The length of a buffer of the caller's, as Xen counts it.
+/// Returns the length of the caller's buffer, as Xen counts it.
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
@@ -238,7 +238,10 @@ fn count(len: usize) -> u32 {
 /// # Safety
 /// As for [`Hypercalls::memory_op`].
 unsafe fn lower_memory(op: &mut MemoryOp<'_>, command: u32, done: &mut u32) -> Result<u64, Errno> {
+    /// Makes the call.
+    ///
     /// # Safety
+    ///
     /// `argument` is what `command` expects.
     unsafe fn call<T>(command: u32, argument: &mut T) -> Result<u64, Errno> {
         let arguments = [u64::from(command), core::ptr::from_mut(argument) as u64, 0, 0, 0];

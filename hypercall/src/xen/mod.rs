@@ -64,8 +64,9 @@ pub struct Xen {
 }
 
 impl Xen {
-    /// The machine of a guest whose pfn 0 is mapped at `direct_map`, with `mapped_frames` frames
-    /// behind it. A CPU without NX is noted ([`missing_flags`](crate::FrameAccess::missing_flags)).
+    /// Creates the machine of a guest whose pfn 0 is mapped at `direct_map`, followed by the other
+    /// `mapped_frames` frames in order. Records a CPU without NX
+    /// ([`missing_flags`](crate::FrameAccess::missing_flags)).
     ///
     /// # Errors
     /// If Xen does not say where M2P is.
@@ -74,9 +75,9 @@ impl Xen {
     /// Two `memory_op`.
     ///
     /// # Safety
-    /// The mapping is as described and stays so, but that a page there may be taken out (I-3). The
-    /// guest has a page-fault handler that asks [`fault_fixup`], or names only frames that are in
-    /// the mapping, writable where it writes, and reads M2P only for frames of its own.
+    /// The mapping is as described and stays so, except that a page there may be taken out (I-3).
+    /// The guest has a page-fault handler that asks [`fault_fixup`]; or it names only frames that
+    /// are in the mapping, writable where it writes, and reads M2P only for its own frames.
     pub unsafe fn new(direct_map: GuestVa, mapped_frames: u64) -> Result<Self, Error> {
         let direct_map = AtomicU64::new(direct_map.raw());
         let mapped_frames = AtomicU64::new(mapped_frames);
@@ -91,7 +92,7 @@ impl Xen {
     /// another one. Every Xen shows M2P at the same address.
     ///
     /// # Errors
-    /// If Xen does not say; nothing has changed then.
+    /// If Xen does not say; then nothing has changed.
     ///
     /// # Hypercalls
     /// Two `memory_op`.
@@ -99,7 +100,7 @@ impl Xen {
         self.measure().map(drop)
     }
 
-    /// Notes the length of M2P and what the CPU lacks, and returns the address of M2P.
+    /// Records the length of M2P and what the CPU lacks, and returns the address of M2P.
     fn measure(&self) -> Result<u64, Error> {
         let mut mapping = MachphysMapping::default();
         // SAFETY: both operations only report.
@@ -107,14 +108,14 @@ impl Xen {
         // SAFETY: as above.
         let ram_end = unsafe { self.memory_op(&mut MemoryOp::MaximumRamPage) }?;
         let entries = ram_end.min(mapping.end.saturating_sub(mapping.start) / 8);
-        // Relaxed, each by itself: a number that is asked for, not what makes others visible.
+        // Relaxed, each by itself: these are plain numbers, which make nothing else visible.
         self.m2p_entries.store(entries, Ordering::Relaxed);
         let missing = if has_nx() { PteFlags::empty() } else { PteFlags::NO_EXECUTE };
         self.missing_flags.store(missing.bits(), Ordering::Relaxed);
         Ok(mapping.start)
     }
 
-    /// Tells that the direct mapping has grown to `frames` frames.
+    /// Records that the direct mapping has grown to `frames` frames.
     ///
     /// # Safety
     /// It has (I-3).
@@ -124,25 +125,25 @@ impl Xen {
         self.mapped_frames.store(frames, Ordering::Relaxed);
     }
 
-    /// Tells that the direct mapping is elsewhere now: pfn 0 at `start`, with `frames` frames
-    /// behind it. What is mapped at the old place stays there.
+    /// Records that the direct mapping has moved: pfn 0 is at `start`, followed by the other
+    /// `frames` frames. What is mapped at the old place stays there.
     ///
     /// # Safety
-    /// It is (I-3), for all frames that are memory. No other vCPU uses this machine meanwhile: it
-    /// could take the start of one mapping and the length of the other.
+    /// It has (I-3), for all frames that are memory. No other vCPU uses this machine meanwhile: it
+    /// could combine the start of one mapping with the length of the other.
     pub unsafe fn set_direct_map(&self, start: GuestVa, frames: u64) {
-        // Relaxed: nobody looks between the two, and who looks later was told by other means.
+        // Relaxed: nobody looks between the two, and later readers were told by other means.
         self.direct_map.store(start.raw(), Ordering::Relaxed);
         self.mapped_frames.store(frames, Ordering::Relaxed);
     }
 
-    /// Frames in the direct mapping.
+    /// Returns the number of frames in the direct mapping.
     pub fn mapped_frames(&self) -> u64 {
         // Relaxed: see `set_mapped_frames`.
         self.mapped_frames.load(Ordering::Relaxed)
     }
 
-    /// The frame that the direct mapping shows at `va`.
+    /// Returns the frame that the direct mapping shows at `va`.
     #[must_use]
     pub fn pfn_at(&self, va: GuestVa) -> Option<Pfn> {
         let offset = va.raw().checked_sub(self.direct_map.load(Ordering::Relaxed))?;
@@ -151,8 +152,8 @@ impl Xen {
     }
 }
 
-/// Whether entries may have NO_EXECUTE: bit 20 of `edx` in leaf 0x80000001 of what Xen says of the
-/// CPU. The instruction is one that Xen emulates in every PV guest (`ud2`, "xen", `cpuid`).
+/// Returns whether entries may have NO_EXECUTE: bit 20 of `edx` in leaf 0x80000001 of what Xen says
+/// of the CPU. Xen emulates this form of the instruction in every PV guest (`ud2`, "xen", `cpuid`).
 fn has_nx() -> bool {
     const FEATURES: u32 = 0x8000_0001;
     const NX: u32 = 1 << 20;

@@ -1,6 +1,6 @@
-//! What a guest needs from Xen besides memory: a voice, faults, events, an end.
+//! What a guest needs from Xen besides memory: output, faults, events, an end.
 //!
-//! Nothing here crosses the seam: the crates above do not use it, the unikernel does.
+//! Nothing here crosses the seam. The crates above do not use it; the unikernel does.
 
 use super::trap::hypercall;
 use super::{Xen, number};
@@ -9,9 +9,9 @@ use crate::error::{Errno, Error, Hypercall};
 /// Release of the running Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// 4 of 4.17.
+    /// 4, in 4.17.
     pub major: u16,
-    /// 17 of 4.17.
+    /// 17, in 4.17.
     pub minor: u16,
 }
 
@@ -26,11 +26,12 @@ pub enum ShutdownReason {
     Poweroff = 0,
     /// Reboot.
     Reboot = 1,
-    /// Crash, for the toolstack to keep a dump of.
+    /// Crash; the toolstack keeps a dump.
     Crash = 3,
 }
 
-/// A handler for an exception (`struct trap_info`). A table of them ends with [`TrapInfo::END`].
+/// A handler for an exception (`struct trap_info`). A table of handlers ends with
+/// [`TrapInfo::END`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct TrapInfo {
@@ -49,7 +50,7 @@ impl TrapInfo {
     /// The end of a table.
     pub const END: Self = Self { vector: 0, flags: 0, cs: 0, address: 0 };
 
-    /// Exception `vector` goes to `handler`; user code may not raise it by itself.
+    /// Sends exception `vector` to `handler`. User code may not raise it itself.
     #[must_use]
     pub const fn new(vector: u8, handler: u64) -> Self {
         Self { vector, flags: 0, cs: KERNEL_CS, address: handler }
@@ -72,14 +73,15 @@ const SCHEDOP_YIELD: u64 = 0;
 pub(super) const SCHEDOP_SHUTDOWN: u64 = 2;
 const PHYSDEVOP_SET_IOPL: u64 = 6;
 
-/// What `rax` says of hypercall `number`.
+/// Turns the `rax` of hypercall `number` into a result.
 pub(super) fn result(number: u32, rax: i64) -> Result<u64, Error> {
     let hypercall = Hypercall::Other(number);
     Errno::check(rax).map_err(|errno| Error { hypercall, errno, done: 0 })
 }
 
 impl Xen {
-    /// Prints on Xen's own console (`console_io`). Needs no machine: the panic handler calls it.
+    /// Prints on Xen's own console (`console_io`). It needs no machine, so that the panic handler
+    /// can call it.
     ///
     /// # Errors
     /// `EPERM` for a domU, unless Xen is a debug build.
@@ -90,8 +92,8 @@ impl Xen {
         result(number::CONSOLE_IO, rax).map(drop)
     }
 
-    /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields for
-    /// ever.
+    /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields
+    /// forever.
     pub fn shutdown(reason: ShutdownReason) -> ! {
         let argument = reason as u32;
         let arguments = [SCHEDOP_SHUTDOWN, &raw const argument as u64, 0, 0, 0];
@@ -108,8 +110,8 @@ impl Xen {
         let _ = unsafe { hypercall(number::SCHED_OP, [SCHEDOP_YIELD, 0, 0, 0, 0]) };
     }
 
-    /// Lets the guest's kernel use I/O ports on this vCPU (`PHYSDEVOP_set_iopl`): Xen carries the
-    /// instructions out for it, as far as the domain has the ports.
+    /// Lets the guest's kernel use I/O ports on this vCPU (`PHYSDEVOP_set_iopl`). Xen carries the
+    /// instructions out, for the ports that the domain has.
     ///
     /// # Errors
     /// `EINVAL` for a level above 3; no release refuses this one.
@@ -121,7 +123,7 @@ impl Xen {
         result(number::PHYSDEV_OP, rax).map(drop)
     }
 
-    /// The running release (`XENVER_version`).
+    /// Returns the running release (`XENVER_version`).
     #[must_use]
     pub fn version() -> Version {
         // SAFETY: only reports.
@@ -133,8 +135,8 @@ impl Xen {
         }
     }
 
-    /// What follows major and minor in the release's name (`XENVER_extraversion`): zero-terminated
-    /// text.
+    /// Returns what follows major and minor in the release's name (`XENVER_extraversion`), as
+    /// zero-terminated text.
     ///
     /// # Errors
     /// As Xen says; no release refuses it.
@@ -146,7 +148,7 @@ impl Xen {
         result(number::XEN_VERSION, rax).map(|_| text)
     }
 
-    /// What this Xen offers this guest (`XENVER_get_features`, submap 0).
+    /// Returns what this Xen offers this guest (`XENVER_get_features`, submap 0).
     ///
     /// # Errors
     /// As Xen says; no release refuses it.

@@ -6,8 +6,8 @@ use super::Xen;
 use super::trap::{Tried, hypercall};
 use crate::raw::{RawCpu, RawHypercalls, RawWrite};
 
-// Each of these may fault at the label `..._at`; the guest's page-fault handler then goes on at the
-// failure exit.
+// Each of these may fault at the label `..._at`; the guest's page-fault handler then continues at
+// the failure exit.
 global_asm!(
     ".global hypercall_raw_store1, hypercall_raw_store2, hypercall_raw_store4",
     ".global hypercall_raw_store8",
@@ -77,7 +77,7 @@ unsafe extern "C" {
 
 type Writer = unsafe extern "C" fn(u64, u64) -> Tried;
 
-/// Where to go on after a page fault at `rip`, if it is one of the instructions above.
+/// Returns where to continue after a page fault at `rip`, if it is one of the instructions above.
 pub(super) fn fixup(rip: u64) -> Option<u64> {
     let plain: [Writer; 5] = [
         hypercall_raw_store1,

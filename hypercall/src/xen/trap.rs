@@ -1,21 +1,21 @@
-//! The trampolines: how a number and up to five words get into Xen.
+//! The trampolines, which carry a number and up to five words into Xen.
 //!
 //! A 64-bit PV guest calls Xen with a bare `syscall`: number in `rax`, arguments in `rdi`, `rsi`,
-//! `rdx`, `r10` and `r8`, result in `rax`; `rcx` and `r11` are lost to the instruction
-//! (public/arch-x86/xen-x86_64.h). A hypercall page holds nothing else, so there is none. A debug
-//! build of Xen overwrites the argument registers, so each counts as lost. An interrupted hypercall
-//! is run again from its `syscall`, in between the guest may take an event upcall on its own stack:
-//! hence no `nostack`.
+//! `rdx`, `r10` and `r8`, result in `rax`; the instruction clobbers `rcx` and `r11`
+//! (public/arch-x86/xen-x86_64.h). A hypercall page holds nothing else, so none is used. A debug
+//! build of Xen overwrites the argument registers, so all are clobbered. Xen restarts an
+//! interrupted hypercall from its `syscall`. In between the guest may take an event upcall on its
+//! own stack: hence no `nostack`.
 
 use core::arch::{asm, global_asm};
 
 use x86_64::VirtAddr;
 
-/// Calls hypercall `number` with five arguments.
+/// Makes hypercall `number` with five arguments.
 ///
 /// # Safety
-/// Whatever the hypercall does to memory must be allowed by its caller's ownership, and every
-/// argument that is an address must point to what this hypercall expects there.
+/// The caller's ownership must allow whatever the hypercall does to memory, and every argument that
+/// is an address must point to what this hypercall expects there.
 #[inline]
 pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     let [a1, a2, a3, a4, a5] = arguments;
@@ -37,9 +37,9 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
     result
 }
 
-/// Notes, in a section of its own, where instructions are that may fault, and where to go on then:
-/// the first of them, the first behind them, and the way on. They are words, aligned as
-/// [`fault_fixup`] reads them; kernel.ld of the unikernel asserts that.
+/// Records, in a section of its own, instructions that may fault and where to continue then: the
+/// first of them, the first after them, and the continuation. These are words, aligned as
+/// [`fault_fixup`] reads them; the unikernel's kernel.ld asserts that.
 macro_rules! fixup {
     ($first:literal, $end:literal, $go_on:literal) => {
         concat!(
@@ -58,7 +58,7 @@ macro_rules! fixup {
 }
 pub(super) use fixup;
 
-// A store and an exchange that may fault. What is inlined and may fault notes its `fixup!`.
+// A store and an exchange that may fault. Inlined code that may fault records its own `fixup!`.
 global_asm!(
     ".global hypercall_try_store, hypercall_try_exchange",
     ".global hypercall_try_cmpxchg, hypercall_try_failed",
@@ -88,8 +88,8 @@ pub(super) struct Tried {
     pub(super) failed: u64,
 }
 
-// Defined above; they follow the C calling convention and return their pair in rax:rdx. The last
-// two are the linker's: the bounds of the section that `fixup!` fills.
+// Defined above; they follow the C calling convention and return their pair in rax:rdx. The linker
+// defines the last two: the bounds of the section that `fixup!` fills.
 unsafe extern "C" {
     fn hypercall_try_store(address: u64, value: u64) -> Tried;
     fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
@@ -101,8 +101,8 @@ unsafe extern "C" {
     static FIXUPS_END: [u64; 3];
 }
 
-/// Reads 8 bytes that may not be mapped; `otherwise` if the read faulted and the guest's page-fault
-/// handler consulted [`fault_fixup`].
+/// Reads 8 bytes that may not be mapped. Returns `otherwise` if the read faulted and the guest's
+/// page-fault handler consulted [`fault_fixup`].
 #[inline]
 #[must_use]
 pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
@@ -122,8 +122,8 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
     value
 }
 
-/// Reads 8 bytes that may not be mapped; `None` if the read faulted and the guest's page-fault
-/// handler consulted [`fault_fixup`].
+/// Reads 8 bytes that may not be mapped. Returns `None` if the read faulted and the guest's
+/// page-fault handler consulted [`fault_fixup`].
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
     let value: u64;
@@ -146,12 +146,12 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
     (loaded == 1).then_some(value)
 }
 
-/// Writes 8 bytes where that may not be allowed; false if the write faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`]. A write to a live L1 table is emulated by Xen, and
-/// faults if Xen refuses the entry.
+/// Writes 8 bytes where that may not be allowed. Returns false if the write faulted and the guest's
+/// page-fault handler consulted [`fault_fixup`]. Xen emulates a write to a live L1 table, and lets
+/// it fault if it refuses the entry.
 ///
 /// # Safety
-/// If the address is mapped writable, the memory behind it is the caller's, and no Rust object.
+/// If the address is mapped writable, the memory there is the caller's, and not a Rust object.
 #[must_use]
 pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
     // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
@@ -159,7 +159,7 @@ pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
     tried.failed == 0
 }
 
-/// Compares and exchanges 8 bytes as [`try_store`] writes them; `None` if it faulted.
+/// Compares and exchanges 8 bytes as [`try_store`] writes them. Returns `None` if it faulted.
 ///
 /// # Safety
 /// As for [`try_store`].
@@ -170,8 +170,8 @@ pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Opti
     (tried.failed == 0).then_some(tried.value)
 }
 
-/// Where to go on after a page fault at `rip`, if the fault was to be expected there. A guest's
-/// page-fault handler must ask before it reports the fault.
+/// Returns where to continue after a page fault at `rip`, if a fault is to be expected there. A
+/// guest's page-fault handler must ask before it reports the fault.
 #[must_use]
 pub fn fault_fixup(rip: u64) -> Option<u64> {
     let store = hypercall_try_store as *const () as u64;

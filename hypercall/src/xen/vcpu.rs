@@ -1,4 +1,4 @@
-//! Further vCPUs: what one starts with, and its way up and down (`vcpu_op`).
+//! Further vCPUs: how one starts, and how it goes up and down (`vcpu_op`).
 
 use super::platform::{KERNEL_CS, TrapInfo, result};
 use super::trap::hypercall;
@@ -30,7 +30,7 @@ mod register {
     pub(super) const COUNT: usize = 25;
 }
 
-/// Exceptions that a vCPU has handlers for, at most.
+/// The most exceptions that a vCPU has handlers for.
 const VECTORS: usize = 256;
 /// cr3 among the control registers.
 const CR3: usize = 3;
@@ -39,8 +39,8 @@ const CR3: usize = 3;
 const FCW: ([u8; 2], usize) = (0x037f_u16.to_le_bytes(), 0);
 const MXCSR: ([u8; 4], usize) = (0x1f80_u32.to_le_bytes(), 24);
 
-/// What a vCPU starts with (`struct vcpu_guest_context`): Xen's flat segments, no GDT or LDT of its
-/// own, no callbacks, events masked.
+/// The initial state of a vCPU (`struct vcpu_guest_context`): Xen's flat segments, no GDT or LDT of
+/// its own, no callbacks, events masked.
 #[derive(Debug)]
 #[repr(C)]
 pub struct VcpuContext {
@@ -85,9 +85,9 @@ same_places!(
 /// Where a vCPU begins.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuStart {
-    /// What it runs.
+    /// The function that it runs.
     pub entry: extern "C" fn(argument: u64) -> !,
-    /// What that is called with.
+    /// The argument of that function.
     pub argument: u64,
     /// The end of its stack, a multiple of 16.
     pub stack_top: GuestVa,
@@ -98,7 +98,7 @@ pub struct VcpuStart {
 }
 
 impl VcpuContext {
-    /// The state in which a vCPU begins, with these exception handlers; [`TrapInfo::END`] among
+    /// Makes the initial state of a vCPU with these exception handlers. [`TrapInfo::END`] among
     /// them is left out.
     #[must_use]
     pub fn new(start: VcpuStart, traps: &[TrapInfo]) -> Self {
@@ -131,27 +131,27 @@ impl VcpuContext {
         registers[register::RIP] = start.entry as *const () as u64;
         registers[register::CS] = u64::from(KERNEL_CS);
         registers[register::RFLAGS] = RFLAGS;
-        // As after a call: the place of a return address.
+        // As after a call: room for a return address.
         registers[register::RSP] = start.stack_top.raw() - 8;
         registers[register::SS] = KERNEL_SS;
-        // `xen_pfn_to_cr3`: the bits that do not fit above bit 12 come round to the bottom.
+        // `xen_pfn_to_cr3`: the bits that do not fit above bit 12 wrap round to the bottom.
         context.control[CR3] = start.root.raw().rotate_left(12);
         context
     }
 }
 
 impl Xen {
-    /// Gives vCPU `vcpu` its beginning (`VCPUOP_initialise`). It does not run yet.
+    /// Initialises vCPU `vcpu` (`VCPUOP_initialise`). It does not run yet.
     ///
     /// # Errors
-    /// `ENOENT` if the guest has no such vCPU, `EEXIST` if it was initialised before, `EINVAL` or
-    /// what the validation answers if the root is none.
+    /// `ENOENT` if the guest has no such vCPU, `EEXIST` if it was initialised before; `EINVAL`, or
+    /// what validation answers, if the root is not a valid one.
     ///
     /// # Hypercalls
     /// One `vcpu_op`.
     ///
     /// # Safety
-    /// The stack is nobody else's and mapped by the root, as the entry and all it uses are; each
+    /// Nobody else uses the stack. The root maps it, the entry function and all that it uses. Each
     /// handler can take its exception as Xen delivers it.
     pub unsafe fn initialise_vcpu(vcpu: u32, context: &VcpuContext) -> Result<(), Error> {
         let arguments = [VCPUOP_INITIALISE, u64::from(vcpu), context as *const _ as u64, 0, 0];
@@ -160,7 +160,7 @@ impl Xen {
         result(number::VCPU_OP, rax).map(drop)
     }
 
-    /// Lets vCPU `vcpu` run (`VCPUOP_up`): from its beginning, or from where it went down.
+    /// Lets vCPU `vcpu` run (`VCPUOP_up`), from its initial state or from where it went down.
     ///
     /// # Errors
     /// `ENOENT` if there is no such vCPU, `EINVAL` if it was never initialised.
@@ -171,8 +171,8 @@ impl Xen {
         vcpu_op(VCPUOP_UP, vcpu).map(drop)
     }
 
-    /// Stops vCPU `vcpu` (`VCPUOP_down`). A vCPU that stops itself goes on behind this once it is
-    /// let up again.
+    /// Stops vCPU `vcpu` (`VCPUOP_down`). A vCPU that stops itself continues after this call once
+    /// it is up again.
     ///
     /// # Errors
     /// `ENOENT` if there is no such vCPU; `EINVAL` if no other one is up.
@@ -183,7 +183,7 @@ impl Xen {
         vcpu_op(VCPUOP_DOWN, vcpu).map(drop)
     }
 
-    /// Whether vCPU `vcpu` is up (`VCPUOP_is_up`).
+    /// Returns whether vCPU `vcpu` is up (`VCPUOP_is_up`).
     ///
     /// # Errors
     /// `ENOENT` if there is no such vCPU.

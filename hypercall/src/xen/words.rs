@@ -1,8 +1,8 @@
-//! Reads and writes of memory that may not be there: a frame of the guest's has no memory while a
-//! balloon has it, and a page of the direct mapping is read-only while it is a table.
+//! Reads and writes of memory that may be missing: one of the guest's frames has no memory while
+//! the balloon has it, and a page of the direct mapping is read-only while it is a table.
 //!
-//! Each instruction that may fault notes where to go on then (`fixup!`), so nothing is spent on it
-//! as long as nothing faults. All accesses are volatile.
+//! Each instruction that may fault records where to continue (`fixup!`), so it costs nothing unless
+//! it faults. All accesses are volatile.
 
 use core::arch::asm;
 
@@ -12,11 +12,10 @@ use super::trap::{fixup, try_load};
 use crate::frame::PAGE_SIZE;
 use crate::pte::Pte;
 
-/// What a read that faulted leaves, and a word of memory hardly ever is. As an entry it is not
-/// present.
+/// What a read that faulted returns, and memory hardly ever holds. As an entry it is not present.
 pub(super) const NOTHING: u64 = u64::MAX - 1;
 
-/// Reads word `index` from an aligned address on; `None` if there is none.
+/// Reads the word at `index` from an aligned address. Returns `None` if there is no memory.
 #[inline(always)]
 pub(super) fn read(start: *const u64, index: usize) -> Option<u64> {
     match read_or_nothing(start, index) {
@@ -25,15 +24,15 @@ pub(super) fn read(start: *const u64, index: usize) -> Option<u64> {
     }
 }
 
-/// Reads a word that may be [`NOTHING`] for once.
+/// Reads again a word that may really hold [`NOTHING`].
 #[cold]
 #[inline(never)]
 pub(super) fn read_again(start: *const u64, index: usize) -> Option<u64> {
     try_load(VirtAddr::from_ptr(start.wrapping_add(index)))
 }
 
-/// Reads word `index` from an aligned address on: [`NOTHING`] if there is none, and perhaps if
-/// there is one.
+/// Reads the word at `index` from an aligned address. Returns [`NOTHING`] if there is no memory,
+/// and perhaps if there is.
 #[inline(always)]
 pub(super) fn read_or_nothing(start: *const u64, index: usize) -> u64 {
     let value: u64;
@@ -58,8 +57,8 @@ pub(super) fn read_or_nothing(start: *const u64, index: usize) -> u64 {
     value
 }
 
-/// All bits that are set in any of eight words, from word `index` on; all, if one of them is not
-/// there.
+/// Returns all bits that are set in any of eight words from `index` on; all bits, if one of the
+/// words is missing.
 #[inline(always)]
 pub(super) fn any_of_eight(start: *const u64, index: usize) -> u64 {
     let any: u64;
@@ -91,7 +90,7 @@ pub(super) fn any_of_eight(start: *const u64, index: usize) -> u64 {
     any
 }
 
-/// Reads entries that follow one another; false if one of them is not there.
+/// Reads consecutive entries. Returns false if one of them is missing.
 pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
     let (eights, rest) = into.as_chunks_mut::<8>();
     let read = eights.as_flattened().len();
@@ -151,7 +150,7 @@ pub(super) fn read_entries(from: *const u64, into: &mut [Pte]) -> bool {
     })
 }
 
-/// Writes word `index` from an aligned address on; false if that is not allowed.
+/// Writes the word at `index` from an aligned address. Returns false if that is not allowed.
 ///
 /// # Safety
 /// What is written there is the caller's (I-1), if it can be written.
@@ -174,9 +173,9 @@ pub(super) unsafe fn write(start: *mut u64, index: usize, value: u64) -> bool {
     true
 }
 
-/// Copies `head` bytes, then whole words, then the bytes that remain of `len`; false if one of them
-/// is not there or may not be written. Where `head` leads to a multiple of eight, each word is
-/// moved at once: one instruction, and a step for a word.
+/// Copies `head` bytes, then whole words, then the rest of `len` bytes. Returns false if one of
+/// them is missing or may not be written. Where `head` leads to a multiple of eight, each word is
+/// moved at once: one instruction, and one step for each word.
 ///
 /// # Safety
 /// What is written is the caller's (I-1), if it can be written.
@@ -206,7 +205,7 @@ pub(super) unsafe fn copy(into: *mut u8, from: *const u8, len: usize, head: usiz
     left == 0
 }
 
-/// Fills a page with zeroes; false if that is not allowed.
+/// Fills a page with zeroes. Returns false if that is not allowed.
 ///
 /// # Safety
 /// As for [`write`].

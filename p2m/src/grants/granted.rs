@@ -218,7 +218,7 @@ impl<'a> Grant<'a> {
     }
 }
 
-/// Whether the guest has another table than number `table`.
+/// Returns whether the guest has another table than number `table`.
 fn is_gone(tables: &AtomicU64, table: u64) -> bool {
     // Only the number counts: it changes while nobody grants or ends.
     tables.load(Ordering::Relaxed) != table

@@ -60,7 +60,7 @@ pub struct NotMapped {
 }
 
 impl From<GrantError> for NotMapped {
-    /// Nothing had been done yet.
+    /// Returns nothing had been done yet.
     fn from(error: GrantError) -> Self {
         Self { error, undo: Ok(()) }
     }
@@ -273,8 +273,8 @@ impl<'s> GrantMaps<'s> {
     }
 }
 
-/// What to ask of Xen for a request, unless the map, or one of the `others` that are or will be
-/// mapped, says already that it cannot be.
+/// Returns what to ask of Xen for a request, unless the map, or one of the `others` that are or
+/// will be mapped, says already that it cannot be.
 fn plan<'r>(
     p2m: &P2m<'_>,
     request: &MapRequest,

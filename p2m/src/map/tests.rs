@@ -52,18 +52,18 @@ unsafe impl FrameAccess for M2p {
     }
 }
 
-/// A list of words.
+/// Returns a list of words.
 pub(crate) fn list(words: &[u64]) -> Vec<AtomicU64> {
     words.iter().copied().map(AtomicU64::new).collect()
 }
 
-/// A map over them; no memory is behind the numbers.
+/// Returns a map over them; no memory is behind the numbers.
 pub(crate) fn map(words: &[AtomicU64]) -> P2m<'_> {
     // SAFETY: nothing of this host is in these frames.
     unsafe { P2m::adopt(words) }.expect("not empty")
 }
 
-/// A guest of both, with a root that nobody walks.
+/// Returns a guest of both, with a root that nobody walks.
 pub(crate) fn guest<'a, M>(machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
     // SAFETY: nothing of this host is in these frames.
     unsafe { Guest::new(machine, p2m, Pfn::new(0)) }

@@ -49,7 +49,7 @@ impl Part {
         })
     }
 
-    /// The pfns of the leaf at this place.
+    /// Returns the pfns of the leaf at this place.
     pub(super) const fn pfns(&self, at: u64) -> Pfns {
         Pfns::new(Pfn::new(self.gib * PFNS_PER_L1 + at * LEAF_WORDS), LEAF_WORDS)
     }

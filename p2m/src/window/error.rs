@@ -17,7 +17,7 @@ pub struct WindowError {
 }
 
 impl From<ListError> for WindowError {
-    /// Nothing had been done yet.
+    /// Returns nothing had been done yet.
     fn from(failure: ListError) -> Self {
         Self { failure, undo: Ok(()) }
     }

@@ -174,7 +174,7 @@ impl Window {
     }
 }
 
-/// The map has to have these pfns.
+/// Returns the map has to have these pfns.
 fn check_range(p2m: &P2m<'_>, pfns: Pfns) -> Result<(), ListError> {
     if pfns.end() > p2m.len() {
         return Err(ListError::Capacity { pfns: pfns.end(), capacity: p2m.len() });

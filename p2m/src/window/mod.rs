@@ -172,8 +172,8 @@ impl Window {
         Ok((P2m { list }, window))
     }
 
-    /// The window has to be where a root slot begins, have the frames that a map of `len` pfns
-    /// takes, and room for it.
+    /// Returns the window has to be where a root slot begins, have the frames that a map of `len`
+    /// pfns takes, and room for it.
     fn check_size(&self, len: u64) -> Result<(), ListError> {
         let (needed, given) = (Self::frames_needed(len, self.capacity), self.frames.count());
         if given != needed {
@@ -272,7 +272,7 @@ impl Window {
         Err(WindowError { failure: refused(error), undo: unpin.and(undone) })
     }
 
-    /// The tables of the run.
+    /// Returns the tables of the run.
     fn tables(&self) -> impl Iterator<Item = Pfn> {
         let is_table = |at: &u64| !matches!(*at, place::ABSENT_LEAF | place::IDENTITY_LEAF);
         (0..self.frames.count()).filter(is_table).map(|at| self.pfn(at))
@@ -298,7 +298,7 @@ impl Window {
         fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)
     }
 
-    /// The frame at this place of the run.
+    /// Returns the frame at this place of the run.
     const fn pfn(&self, at: u64) -> Pfn {
         Pfn::new(self.frames.start().raw() + at)
     }
@@ -307,17 +307,17 @@ impl Window {
         self.capacity.div_ceil(PFNS_PER_L2)
     }
 
-    /// The place of the builder's first L1 table.
+    /// Returns the place of the builder's first L1 table.
     const fn first_l1(&self) -> u64 {
         place::L2 + self.l2_tables()
     }
 
-    /// The L2 entry for a GiB: table and index.
+    /// Returns the L2 entry for a GiB: table and index.
     fn l2_entry(&self, gib: u64) -> (Pfn, PageTableIndex) {
         (self.pfn(place::L2 + gib / TABLE_ENTRIES), index(gib))
     }
 
-    /// The L1 table of a GiB.
+    /// Returns the L1 table of a GiB.
     fn l1<M: FrameAccess>(&self, guest: &Guest<'_, M>, gib: u64) -> Result<L1, ListError> {
         let (table, at) = self.l2_entry(gib);
         let Entry::Table(mfn) = guest.machine().read_entry(table, at)?.decode(Level::L2) else {
@@ -331,7 +331,7 @@ impl Window {
         })
     }
 
-    /// What kind of shared leaf an L1 entry leads to, if it does.
+    /// Returns what kind of shared leaf an L1 entry leads to, if it does.
     fn hole(&self, p2m: &P2m<'_>, pte: Pte) -> Result<Option<Hole>, P2mError> {
         Ok(match pte.mfn() {
             mfn if mfn == p2m.mfn(self.pfn(place::ABSENT_LEAF))? => Some(Hole::Absent),

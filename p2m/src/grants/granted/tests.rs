@@ -21,7 +21,7 @@ mod on_numbers {
     }
 
     impl Table {
-        /// The guest's table.
+        /// Returns the guest's table.
         fn taken(&self) -> Granted<'_> {
             // SAFETY: no Xen reads it.
             unsafe { Granted::new(&self.entries, &self.tables) }
