@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use balloon::{Moved, Next, Wipe, WorkStorage, frames_of_kib};
+use balloon::{Moved, Next, StepStorage, Wipe, frames_of_kib};
 use hypercall::Counting;
 
 #[path = "../tests/common/mod.rs"]
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A bit for each pfn there may ever be, and memory for the requests of a step: its size is what
     // bounds a step.
     let mut words = common::words();
-    let mut storage = WorkStorage::<512>::new();
+    let mut storage = StepStorage::<512>::new();
     let mut balloon = common::begin(&guest, &mut words, Wipe::Always);
     let around = guest.on(&machine);
 

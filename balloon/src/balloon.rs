@@ -2,15 +2,16 @@
 
 use core::fmt;
 
-use hypercall::{DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, MemoryOp, Pfn};
+use hypercall::{
+    DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, MemoryOp, Pfn, Refused,
+};
 use p2m::runs::Grain;
 use p2m::{DirectEntries, Guest, P2m, P2mEntry, P2mError};
 
 use crate::goal::Goal;
-use crate::recover::Recovered;
 use crate::set::{LARGE_FRAMES, PfnSet};
-use crate::step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
-use crate::work::Work;
+use crate::step::{Accounts, BalloonObstacle, BalloonStep, Moved, Next, PAUSE_MAX};
+use crate::work::StepMemory;
 
 /// The size of the guest.
 ///
@@ -71,7 +72,7 @@ pub enum Retarget {
     KeepWaiting,
 }
 
-/// Why a balloon cannot begin.
+/// Why pfns are not the balloon's or its reserve's to take, or a balloon cannot begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonError {
     /// Too little memory for the set of pfns.
@@ -83,6 +84,10 @@ pub enum BalloonError {
     },
     /// Xen would not say how much memory the guest has.
     Refused(Error),
+    /// A pfn has something, has no memory for its word in the map, or no bit in the set.
+    NotEmpty(P2mError),
+    /// The pfn is of another reserve: this one never had it, or has it.
+    OtherReserve(Pfn),
 }
 
 impl fmt::Display for BalloonError {
@@ -92,28 +97,13 @@ impl fmt::Display for BalloonError {
                 write!(f, "{words} words are given for the set of pfns, {needed} are needed")
             }
             Self::Refused(error) => write!(f, "the size of the guest is not known: {error}"),
+            Self::NotEmpty(error) => write!(f, "the balloon takes empty pfns: {error}"),
+            Self::OtherReserve(pfn) => write!(f, "pfn {pfn} is of another reserve"),
         }
     }
 }
 
 impl core::error::Error for BalloonError {}
-
-/// Why pfns cannot be the balloon's. They are in the error.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NotEmpty {
-    /// The pfns.
-    pub frames: Frames,
-    /// What is wrong with one of them, or with the whole run.
-    pub error: P2mError,
-}
-
-impl fmt::Display for NotEmpty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} cannot be the balloon's: {}", self.frames, self.error)
-    }
-}
-
-impl core::error::Error for NotEmpty {}
 
 impl<'s> Balloon<'s> {
     /// How many words the set takes for a guest of up to `pfns` pfns.
@@ -183,8 +173,7 @@ impl<'s> Balloon<'s> {
     /// maximum, after the map and the direct mapping have grown over them.
     ///
     /// # Errors
-    /// [`NotEmpty`] if one of them has something, has no memory for its word in the map, or no bit
-    /// in the set. Nothing was taken over.
+    /// The pfns, with [`BalloonError::NotEmpty`]. None was taken over.
     ///
     /// # Hypercalls
     /// None.
@@ -208,15 +197,19 @@ impl<'s> Balloon<'s> {
     /// assert_eq!(balloon.ballooned(), 64); // what the guest can grow by
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn add_empty(&mut self, p2m: &P2m<'_>, frames: Frames) -> Result<(), NotEmpty> {
+    pub fn add_empty(
+        &mut self,
+        p2m: &P2m<'_>,
+        frames: Frames,
+    ) -> Result<(), Refused<Frames, BalloonError>> {
         let pfns = frames.start().raw()..frames.start().raw() + frames.count();
-        if pfns.end > self.held.end() {
-            let pfn = Pfn::new(pfns.end - 1);
-            let error = P2mError::OutOfRange { pfn, len: self.held.end() };
-            return Err(NotEmpty { frames, error });
-        }
-        if let Err(error) = check_all_empty(p2m, &frames) {
-            return Err(NotEmpty { frames, error });
+        let end = self.held.end();
+        let fits = match pfns.end > end {
+            true => Err(P2mError::OutOfRange { pfn: Pfn::new(pfns.end - 1), len: end }),
+            false => check_all_empty(p2m, &frames),
+        };
+        if let Err(error) = fits {
+            return Err(Refused { value: frames, error: BalloonError::NotEmpty(error) });
         }
         for pfn in pfns.map(Pfn::new) {
             // INVARIANT: I-12: the token is consumed, and none of them has memory.
@@ -307,13 +300,10 @@ impl<'s> Balloon<'s> {
         self.accounts_with(p2m, current_reservation(machine).ok())
     }
 
-    const fn accounts_with_span(&self, span: u64, xen: Option<u64>) -> Accounts {
-        let Self { populated, reserved, set_aside, stray, .. } = *self;
-        Accounts { span, populated, ballooned: self.ballooned(), reserved, set_aside, stray, xen }
-    }
-
     fn accounts_with(&self, p2m: &P2m<'_>, xen: Option<u64>) -> Accounts {
-        self.accounts_with_span(p2m.len(), xen)
+        let (span, ballooned) = (p2m.len(), self.ballooned());
+        let Self { populated, reserved, set_aside, stray, .. } = *self;
+        Accounts { span, populated, ballooned, reserved, set_aside, stray, xen }
     }
 
     /// One step towards the goal, of at most as many frames as `work` has room for.
@@ -327,13 +317,13 @@ impl<'s> Balloon<'s> {
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
-    /// use balloon::{Balloon, Next, Wipe, WorkStorage};
+    /// use balloon::{Balloon, Next, Wipe, StepStorage};
     ///
     /// let mut test = TestGuest::new(); // 4096 pages
     /// let mut words = vec![0; Balloon::words_needed(test.p2m.len()) as usize];
     /// let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Always)?;
     /// balloon.set_target(3000);
-    /// let mut storage = WorkStorage::<256>::new();
+    /// let mut storage = StepStorage::<256>::new();
     /// let step = loop {
     ///     let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
     ///     if step.next != Next::Again {
@@ -348,27 +338,25 @@ impl<'s> Balloon<'s> {
         &mut self,
         guest: &Guest<'_, M>,
         allocator: &mut impl FrameSource,
-        work: &mut Work<'_, '_>,
-    ) -> Step {
+        work: &mut StepMemory<'_, '_>,
+    ) -> BalloonStep {
         let direct = &mut DirectEntries::new(*guest);
         self.xen = None;
         let (moved, next) = if let Some(obstacle) = self.why_no_room(work) {
             (Moved::Nothing, self.next(0, Some(obstacle)))
         } else if self.set_aside > 0 {
-            match self.recover(direct, allocator, work) {
-                Recovered::Frames(progress) => (Moved::Nothing, self.next(progress, None)),
-                Recovered::NoneYet => (Moved::Nothing, Next::Again),
-            }
+            let recovered = self.recover(direct, allocator, work);
+            (Moved::Nothing, recovered.map_or(Next::Again, |frames| self.next(frames, None)))
         } else {
             let (progress, moved, obstacle) = self.towards_goal(direct, allocator, work);
             (moved, self.next(progress, obstacle))
         };
         let xen = self.xen.or_else(|| current_reservation(guest.machine()).ok());
-        Step { moved, next, accounts: self.accounts_with(guest.p2m(), xen) }
+        BalloonStep { moved, next, accounts: self.accounts_with(guest.p2m(), xen) }
     }
 
     /// Whether `work` has too little room for what is to be done. Nothing has been changed.
-    fn why_no_room(&self, work: &Work<'_, '_>) -> Option<Obstacle> {
+    fn why_no_room(&self, work: &StepMemory<'_, '_>) -> Option<BalloonObstacle> {
         let frames = work.frames_max();
         let fits = match self.direction() {
             _ if self.set_aside > 0 => frames > 0,
@@ -383,8 +371,8 @@ impl<'s> Balloon<'s> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        work: &mut Work<'_, '_>,
-    ) -> (u64, Moved, Option<Obstacle>) {
+        work: &mut StepMemory<'_, '_>,
+    ) -> (u64, Moved, Option<BalloonObstacle>) {
         let count = self.goal().frames.abs_diff(self.populated).min(work.frames_max() as u64);
         let out_max = work.out_max;
         // A count of what fits in memory.
@@ -392,12 +380,11 @@ impl<'s> Balloon<'s> {
         match self.direction() {
             None => (0, Moved::Nothing, None),
             Some(Direction::Out) => {
-                let (frames, obstacle) =
-                    self.inflate(direct, allocator, (work, count.min(out_max)));
+                let (frames, obstacle) = self.inflate(direct, allocator, work, count.min(out_max));
                 (frames, Moved::out(frames), obstacle)
             }
             Some(Direction::In) => {
-                let (frames, obstacle) = self.deflate(direct, allocator, (work, count));
+                let (frames, obstacle) = self.deflate(direct, allocator, work, count);
                 (frames, Moved::in_(frames), obstacle)
             }
         }
@@ -420,13 +407,13 @@ impl<'s> Balloon<'s> {
     }
 
     /// What comes next after a step that brought `progress` frames to where they belong.
-    fn next(&mut self, progress: u64, obstacle: Option<Obstacle>) -> Next {
+    fn next(&mut self, progress: u64, obstacle: Option<BalloonObstacle>) -> Next {
         if progress > 0 {
             self.pause = 0;
             self.stuck = None;
         }
         let is_stuck = self.set_aside > 0 && progress == 0;
-        let aside = is_stuck.then_some(Obstacle::SetAside(self.set_aside));
+        let aside = is_stuck.then_some(BalloonObstacle::SetAside(self.set_aside));
         match obstacle.or(aside) {
             Some(why) => {
                 self.pause = (self.pause * 2).clamp(1, PAUSE_MAX);
@@ -439,15 +426,18 @@ impl<'s> Balloon<'s> {
     }
 
     /// Makes a pfn the balloon's, or gives the frame back and says why it cannot be.
-    pub(crate) fn hold(&mut self, frame: Frame) -> Result<Pfn, (Frame, Obstacle)> {
+    pub(crate) fn hold(&mut self, frame: Frame) -> Result<Pfn, Refused<Frame, BalloonObstacle>> {
         let pfn = frame.pfn();
         if self.held.insert(pfn) {
             // INVARIANT: I-12: the token is consumed here.
             return Ok(pfn);
         }
         let end = Pfn::new(self.held.end());
-        let beyond = Obstacle::BeyondSet { pfn, end };
-        Err((frame, if pfn < end { Obstacle::Held(pfn) } else { beyond }))
+        let error = match pfn < end {
+            true => BalloonObstacle::Held(pfn),
+            false => BalloonObstacle::BeyondSet { pfn, end },
+        };
+        Err(Refused { value: frame, error })
     }
 
     /// Gives a pfn that has memory and is mapped back to the allocator.

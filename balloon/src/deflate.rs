@@ -10,8 +10,8 @@ use p2m::{DirectEntries, Pfns};
 use crate::balloon::{Balloon, Direction};
 use crate::moves::map;
 use crate::set::{LARGE, LARGE_FRAMES, LARGE_ORDER};
-use crate::step::Obstacle;
-use crate::work::Work;
+use crate::step::BalloonObstacle;
+use crate::work::StepMemory;
 
 /// Steps in which Xen is not asked for large extents after it had none.
 const LARGE_PAUSE: u32 = 64;
@@ -22,12 +22,13 @@ impl Balloon<'_> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        (work, count): (&mut Work<'_, '_>, usize),
-    ) -> (u64, Option<Obstacle>) {
-        let (came, obstacle) = match self.populate_large(direct, (work, count)) {
+        work: &mut StepMemory<'_, '_>,
+        count: usize,
+    ) -> (u64, Option<BalloonObstacle>) {
+        let (came, obstacle) = match self.populate_large(direct, work, count) {
             (0, unrecorded) => {
                 let count = count.min(work.in_max);
-                let (came, obstacle) = self.populate_single(direct, (work, count));
+                let (came, obstacle) = self.populate_single(direct, work, count);
                 (came, obstacle.or(unrecorded))
             }
             large => large,
@@ -52,8 +53,9 @@ impl Balloon<'_> {
     fn populate_large<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
-        (work, count): (&mut Work<'_, '_>, usize),
-    ) -> (usize, Option<Obstacle>) {
+        work: &mut StepMemory<'_, '_>,
+        count: usize,
+    ) -> (usize, Option<BalloonObstacle>) {
         if self.large_refused > 0 || count < LARGE_FRAMES {
             self.large_refused = self.large_refused.saturating_sub(1);
             return (0, None);
@@ -75,13 +77,12 @@ impl Balloon<'_> {
         }
         self.held.no_block_below(work.pfns[0].raw());
         let extents = &mut work.extents[..blocks];
-        let came =
-            self.move_extents(direct.guest().machine(), extents, (Direction::In, LARGE_ORDER));
+        let came = self.move_extents(direct.guest().machine(), extents, Direction::In, LARGE_ORDER);
         let came = came.unwrap_or(0);
         if came < blocks {
             self.large_refused = LARGE_PAUSE;
         }
-        let (came, unrecorded) = self.record(direct, work, (came, LARGE_ORDER));
+        let (came, unrecorded) = self.record(direct, work, came, LARGE_ORDER);
         // The first pfn of each block becomes all of its pfns, from the last block on.
         for block in (0..came).rev() {
             let first = work.pfns[block].raw();
@@ -97,8 +98,9 @@ impl Balloon<'_> {
     fn populate_single<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
-        (work, count): (&mut Work<'_, '_>, usize),
-    ) -> (usize, Option<Obstacle>) {
+        work: &mut StepMemory<'_, '_>,
+        count: usize,
+    ) -> (usize, Option<BalloonObstacle>) {
         // Whether the map can take a frame, it says itself when the frame is there, and whether the
         // direct mapping can, its entry. What cannot be put anywhere goes back to Xen. So it is
         // enough to look once for each table, unless something was in the way a moment ago.
@@ -121,12 +123,12 @@ impl Balloon<'_> {
             return (0, Some(obstacle.unwrap_or_else(|| work.no_room())));
         }
         let extents = &mut work.extents[..asked];
-        let came = match self.move_extents(direct.guest().machine(), extents, (Direction::In, 0)) {
+        let came = match self.move_extents(direct.guest().machine(), extents, Direction::In, 0) {
             Ok(came) => came,
-            Err(error) => return (0, Some(Obstacle::Refused(error))),
+            Err(error) => return (0, Some(BalloonObstacle::Refused(error))),
         };
-        let short = (came < asked).then(|| self.why_short(direct, (asked, came)));
-        let (came, unrecorded) = self.record(direct, work, (came, 0));
+        let short = (came < asked).then(|| self.why_short(direct, asked, came));
+        let (came, unrecorded) = self.record(direct, work, came, 0);
         (came, unrecorded.or(short))
     }
 
@@ -135,13 +137,16 @@ impl Balloon<'_> {
     fn why_short<M: Hypercalls>(
         &self,
         direct: &DirectEntries<'_, M>,
-        (asked, came): (usize, usize),
-    ) -> Obstacle {
+        asked: usize,
+        came: usize,
+    ) -> BalloonObstacle {
         let mut maximum = MemoryOp::MaximumReservation(DomId::SELF);
         // SAFETY: it only reports.
         match unsafe { direct.guest().machine().memory_op(&mut maximum) } {
-            Ok(frames) if self.populated + came as u64 >= frames => Obstacle::Maximum { frames },
-            _ => Obstacle::XenHasNoMore { asked: asked as u64, came: came as u64 },
+            Ok(frames) if self.populated + came as u64 >= frames => {
+                BalloonObstacle::Maximum { frames }
+            }
+            _ => BalloonObstacle::XenHasNoMore { asked: asked as u64, came: came as u64 },
         }
     }
 
@@ -151,9 +156,10 @@ impl Balloon<'_> {
     fn record<M: Hypercalls>(
         &mut self,
         direct: &DirectEntries<'_, M>,
-        work: &mut Work<'_, '_>,
-        (came, order): (usize, u32),
-    ) -> (usize, Option<Obstacle>) {
+        work: &mut StepMemory<'_, '_>,
+        came: usize,
+        order: u32,
+    ) -> (usize, Option<BalloonObstacle>) {
         let mut recorded = 0;
         let mut obstacle = None;
         for at in 0..came {
@@ -170,13 +176,10 @@ impl Balloon<'_> {
                     recorded += 1;
                 }
                 Err(error) => {
-                    obstacle = Some(Obstacle::NoPlace(error));
+                    obstacle = Some(BalloonObstacle::NoPlace(error));
                     let extent = &mut work.extents[at..=at];
-                    let back = self.move_extents(
-                        direct.guest().machine(),
-                        extent,
-                        (Direction::Out, order),
-                    );
+                    let back =
+                        self.move_extents(direct.guest().machine(), extent, Direction::Out, order);
                     if back != Ok(1) {
                         self.stray = self.stray.saturating_add(1 << order);
                     }
@@ -193,13 +196,13 @@ fn can_get_memory<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -
     why_not(direct, pfn).is_none()
 }
 
-fn why_not<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> Option<Obstacle> {
+fn why_not<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> Option<BalloonObstacle> {
     if let Err(error) = direct.guest().p2m().check_can_fill(pfn) {
-        return Some(Obstacle::NoPlace(error));
+        return Some(BalloonObstacle::NoPlace(error));
     }
     match direct.find(pfn) {
-        Err(error) => Some(Obstacle::NoDirectEntry(error)),
-        Ok((_, pte)) if pte.is_present() => Some(Obstacle::Occupied { pfn, pte }),
+        Err(error) => Some(BalloonObstacle::NoDirectEntry(error)),
+        Ok((_, pte)) if pte.is_present() => Some(BalloonObstacle::Occupied { pfn, pte }),
         Ok(_) => None,
     }
 }

@@ -63,8 +63,6 @@ pub enum TargetError {
     Empty,
     /// There is something else than decimal digits in it, at this byte.
     NotANumber(usize),
-    /// It begins with a minus.
-    Negative,
     /// The number is more than any machine has.
     TooLarge,
 }
@@ -74,7 +72,6 @@ impl fmt::Display for TargetError {
         match self {
             Self::Empty => f.write_str("the target is empty: keep the size and wait for one"),
             Self::NotANumber(at) => write!(f, "byte {at} of the target is no decimal digit"),
-            Self::Negative => f.write_str("the target is negative"),
             Self::TooLarge => f.write_str("the target is more than any machine has"),
         }
     }
@@ -100,9 +97,6 @@ pub fn frames_of_kib(text: &[u8]) -> Result<u64, TargetError> {
     let digits = text.trim_ascii();
     if digits.is_empty() {
         return Err(TargetError::Empty);
-    }
-    if digits[0] == b'-' {
-        return Err(TargetError::Negative);
     }
     let mut kib = 0u64;
     for (at, byte) in digits.iter().enumerate() {
@@ -145,7 +139,7 @@ mod tests {
     fn what_is_no_target_is_refused_by_its_name() {
         assert_eq!(frames_of_kib(b""), Err(TargetError::Empty));
         assert_eq!(frames_of_kib(b" \n"), Err(TargetError::Empty));
-        assert_eq!(frames_of_kib(b"-4"), Err(TargetError::Negative));
+        assert_eq!(frames_of_kib(b"-4"), Err(TargetError::NotANumber(0)));
         assert_eq!(frames_of_kib(b" 12x"), Err(TargetError::NotANumber(3)));
         assert_eq!(frames_of_kib(b"0x1000"), Err(TargetError::NotANumber(1)));
         assert_eq!(frames_of_kib(b"99999999999999999999"), Err(TargetError::TooLarge));

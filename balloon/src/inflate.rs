@@ -8,13 +8,13 @@
 
 use core::ops::Range;
 
-use hypercall::{FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Pte};
+use hypercall::{FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Pte, Refused};
 use p2m::DirectEntries;
 
 use crate::balloon::Balloon;
 use crate::moves::{Released, map};
-use crate::step::Obstacle;
-use crate::work::Work;
+use crate::step::BalloonObstacle;
+use crate::work::StepMemory;
 
 impl Balloon<'_> {
     /// Gives up to `count` frames back. How many Xen has taken, and what was in the way.
@@ -22,14 +22,15 @@ impl Balloon<'_> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        (work, count): (&mut Work<'_, '_>, usize),
-    ) -> (u64, Option<Obstacle>) {
-        let (taken, obstacle) = self.take_out(direct, allocator, (work, count));
+        work: &mut StepMemory<'_, '_>,
+        count: usize,
+    ) -> (u64, Option<BalloonObstacle>) {
+        let (taken, obstacle) = self.take_out(direct, allocator, work, count);
         if taken == 0 {
             work.batch.clear();
             return (0, obstacle);
         }
-        if let Err(obstacle) = self.unmap(direct, allocator, (work, taken)) {
+        if let Err(obstacle) = self.unmap(direct, allocator, work, taken) {
             return (0, Some(obstacle));
         }
         let Released { given, kept, obstacle: refused } = self.release(direct, work, 0..taken);
@@ -47,18 +48,19 @@ impl Balloon<'_> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        (work, count): (&mut Work<'_, '_>, usize),
-    ) -> (usize, Option<Obstacle>) {
+        work: &mut StepMemory<'_, '_>,
+        count: usize,
+    ) -> (usize, Option<BalloonObstacle>) {
         work.batch.clear();
         for at in 0..count {
             let Some(frame) = allocator.take() else {
-                return (at, Some(Obstacle::NothingToSpare));
+                return (at, Some(BalloonObstacle::NothingToSpare));
             };
             let pfn = match self.hold(frame) {
                 Ok(pfn) => pfn,
-                Err((frame, obstacle)) => {
-                    allocator.give(frame);
-                    return (at, Some(obstacle));
+                Err(Refused { value, error }) => {
+                    allocator.give(value);
+                    return (at, Some(error));
                 }
             };
             if let Err(obstacle) = self.plan_unmapping(direct, pfn, work) {
@@ -74,16 +76,17 @@ impl Balloon<'_> {
         &self,
         direct: &mut DirectEntries<'_, M>,
         pfn: Pfn,
-        work: &mut Work<'_, '_>,
-    ) -> Result<(), Obstacle> {
-        let mfn = direct.guest().p2m().mfn(pfn).map_err(Obstacle::NoMemory)?;
-        let (slot, pte) = direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+        work: &mut StepMemory<'_, '_>,
+    ) -> Result<(), BalloonObstacle> {
+        let mfn = direct.guest().p2m().mfn(pfn).map_err(BalloonObstacle::NoMemory)?;
+        let (slot, pte) = direct.find(pfn).map_err(BalloonObstacle::NoDirectEntry)?;
         if !pte.is_writable() || pte.mfn() != mfn {
-            return Err(Obstacle::InUse { pfn, pte });
+            return Err(BalloonObstacle::InUse { pfn, pte });
         }
         if self.wipes() {
             // SAFETY: the balloon owns the frame (I-12).
-            unsafe { direct.guest().machine().clear_frame(pfn) }.map_err(Obstacle::NotWiped)?;
+            unsafe { direct.guest().machine().clear_frame(pfn) }
+                .map_err(BalloonObstacle::NotWiped)?;
         }
         let planned = work.batch.update(MmuUpdate::set(slot, Pte::ABSENT), pte.raw());
         planned.map_err(|_| work.no_room())
@@ -94,8 +97,9 @@ impl Balloon<'_> {
         &mut self,
         direct: &DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        (work, taken): (&mut Work<'_, '_>, usize),
-    ) -> Result<(), Obstacle> {
+        work: &mut StepMemory<'_, '_>,
+        taken: usize,
+    ) -> Result<(), BalloonObstacle> {
         if work.batch.op(MmuExtOp::tlb_flush_all()).is_err() {
             // Without the flush nothing leaves.
             work.batch.clear();
@@ -116,11 +120,16 @@ impl Balloon<'_> {
         } else {
             self.set_aside += taken as u64;
         }
-        Err(Obstacle::Mapping(refused))
+        Err(BalloonObstacle::Mapping(refused))
     }
 
     /// Gives the first `count` pfns at hand, which are mapped, back to the allocator.
-    fn let_all_go(&mut self, work: &Work<'_, '_>, count: usize, allocator: &mut impl FrameSource) {
+    fn let_all_go(
+        &mut self,
+        work: &StepMemory<'_, '_>,
+        count: usize,
+        allocator: &mut impl FrameSource,
+    ) {
         for at in (0..count).rev() {
             self.let_go(work.pfns[at], allocator);
         }
@@ -132,7 +141,7 @@ impl Balloon<'_> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        work: &mut Work<'_, '_>,
+        work: &mut StepMemory<'_, '_>,
         range: Range<usize>,
     ) -> usize {
         let (mapped, _) = map(direct, work, range.clone());

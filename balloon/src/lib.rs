@@ -8,11 +8,11 @@
 //!
 //! # Main types
 //! * [`Balloon`]: how large the guest is and is to be, and which pfns have no memory meanwhile.
-//! * [`Step`]: what a step did ([`Moved`]), what comes next ([`Next`], [`Obstacle`]), and where
-//!   every pfn is ([`Accounts`]).
+//! * [`BalloonStep`]: what a step did ([`Moved`]), what comes next ([`Next`], [`BalloonObstacle`]),
+//!   and where every pfn is ([`Accounts`]).
 //! * [`Goal`]: the size asked for, apart from the size aimed at. [`frames_of_kib`] reads a
 //!   toolstack's target.
-//! * [`Work`], [`WorkStorage`]: what a step works with.
+//! * [`StepMemory`], [`StepStorage`]: what a step works with.
 //! * [`Reserve`], [`EmptyPfn`]: pfns that never have memory, for grants and other domains' frames.
 //!
 //! # How to use it
@@ -42,12 +42,12 @@
 //!
 //! ```
 //! # use pv_tests::guest::TestGuest;
-//! use balloon::{Balloon, Moved, Next, Wipe, WorkStorage};
+//! use balloon::{Balloon, Moved, Next, Wipe, StepStorage};
 //!
 //! let mut test = TestGuest::new(); // 4096 pages; those that nobody uses are in `test.frames`
 //! let mut words = vec![0; 4096 / 64];
 //! let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Always)?;
-//! let mut storage = WorkStorage::<256>::new();
+//! let mut storage = StepStorage::<256>::new();
 //!
 //! balloon.set_target(3950);
 //! let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
@@ -69,8 +69,8 @@ mod set;
 mod step;
 mod work;
 
-pub use balloon::{Balloon, BalloonError, NotEmpty, Retarget, Wipe};
+pub use balloon::{Balloon, BalloonError, Retarget, Wipe};
 pub use goal::{Goal, Limit, TargetError, frames_of_kib};
-pub use reserve::{EmptyPfn, NotReturned, Reserve};
-pub use step::{Accounts, Moved, Next, Obstacle, PAUSE_MAX, Step};
-pub use work::{Work, WorkStorage};
+pub use reserve::{EmptyPfn, Reserve};
+pub use step::{Accounts, BalloonObstacle, BalloonStep, Moved, Next, PAUSE_MAX};
+pub use work::{StepMemory, StepStorage};

@@ -10,8 +10,8 @@ use hypercall::{
 use p2m::DirectEntries;
 
 use crate::balloon::{Balloon, Direction};
-use crate::step::Obstacle;
-use crate::work::Work;
+use crate::step::BalloonObstacle;
+use crate::work::StepMemory;
 
 /// What became of frames that were offered to Xen.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(crate) struct Released {
     /// So many behind them have their memory as before.
     pub(crate) kept: usize,
     /// What was in the way.
-    pub(crate) obstacle: Option<Obstacle>,
+    pub(crate) obstacle: Option<BalloonObstacle>,
 }
 
 impl Balloon<'_> {
@@ -34,7 +34,7 @@ impl Balloon<'_> {
     pub(crate) fn release<M: Hypercalls>(
         &mut self,
         direct: &DirectEntries<'_, M>,
-        work: &mut Work<'_, '_>,
+        work: &mut StepMemory<'_, '_>,
         range: Range<usize>,
     ) -> Released {
         let start = range.start;
@@ -51,12 +51,12 @@ impl Balloon<'_> {
                 Err(error) => {
                     // The map had memory for it when it was looked at, and has none now.
                     self.populated = self.populated.saturating_sub(1);
-                    obstacle = Some(Obstacle::NoMemory(error));
+                    obstacle = Some(BalloonObstacle::NoMemory(error));
                 }
             }
         }
         let extents = &mut work.extents[..offered];
-        let answer = self.move_extents(direct.guest().machine(), extents, (Direction::Out, 0));
+        let answer = self.move_extents(direct.guest().machine(), extents, Direction::Out, 0);
         let given = *answer.as_ref().unwrap_or(&0);
         self.populated = self.populated.saturating_sub(given as u64);
         let mut kept = 0;
@@ -71,13 +71,13 @@ impl Balloon<'_> {
                 Err(error) => {
                     self.populated = self.populated.saturating_sub(1);
                     self.stray = self.stray.saturating_add(1);
-                    obstacle = Some(Obstacle::NoPlace(error));
+                    obstacle = Some(BalloonObstacle::NoPlace(error));
                 }
             }
         }
-        let short = Obstacle::XenTookFewer { offered: offered as u64, taken: given as u64 };
+        let short = BalloonObstacle::XenTookFewer { offered: offered as u64, taken: given as u64 };
         let obstacle = match answer {
-            Err(error) => Some(Obstacle::Refused(error)),
+            Err(error) => Some(BalloonObstacle::Refused(error)),
             Ok(_) => obstacle.or((given < offered).then_some(short)),
         };
         Released { given, kept, obstacle }
@@ -92,7 +92,8 @@ impl Balloon<'_> {
         &mut self,
         machine: &M,
         extents: &mut [Extent],
-        (direction, order): (Direction, u32),
+        direction: Direction,
+        order: u32,
     ) -> Result<usize, Error> {
         let count = extents.len();
         if count == 0 {
@@ -118,9 +119,9 @@ impl Balloon<'_> {
 /// One `mmu_update`.
 pub(crate) fn map<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
-    work: &mut Work<'_, '_>,
+    work: &mut StepMemory<'_, '_>,
     range: Range<usize>,
-) -> (usize, Option<Obstacle>) {
+) -> (usize, Option<BalloonObstacle>) {
     work.batch.clear();
     let mut obstacle = None;
     let mut planned = 0;
@@ -139,7 +140,7 @@ pub(crate) fn map<M: Machine>(
     let result = unsafe { work.batch.submit(direct.guest().machine()) };
     if let Err(refused) = result {
         planned = work.batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
-        obstacle = Some(Obstacle::Mapping(refused));
+        obstacle = Some(BalloonObstacle::Mapping(refused));
     }
     work.batch.clear();
     (planned, obstacle)
@@ -148,11 +149,11 @@ pub(crate) fn map<M: Machine>(
 fn plan_mapping<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfn: hypercall::Pfn,
-) -> Result<(MmuUpdate, Pte), Obstacle> {
-    let mfn = direct.guest().p2m().mfn(pfn).map_err(Obstacle::NoMemory)?;
-    let (slot, pte) = direct.find(pfn).map_err(Obstacle::NoDirectEntry)?;
+) -> Result<(MmuUpdate, Pte), BalloonObstacle> {
+    let mfn = direct.guest().p2m().mfn(pfn).map_err(BalloonObstacle::NoMemory)?;
+    let (slot, pte) = direct.find(pfn).map_err(BalloonObstacle::NoDirectEntry)?;
     if pte.is_present() && pte.mfn() != mfn {
-        return Err(Obstacle::Occupied { pfn, pte });
+        return Err(BalloonObstacle::Occupied { pfn, pte });
     }
     let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
     Ok((MmuUpdate::set(slot, Pte::new(mfn, flags)), pte))

@@ -6,21 +6,15 @@ use hypercall::{FrameAccess, FrameSource, Machine, MmuExtOp, Pfn};
 use p2m::DirectEntries;
 
 use crate::balloon::{Balloon, current_reservation};
-use crate::work::Work;
+use crate::work::StepMemory;
 
 /// The most pfns of the balloon's that a step looks at.
 const SCAN_MAX: usize = 1024;
 
-/// What a look for frames set aside came to.
-pub(crate) enum Recovered {
-    /// So many are no longer set aside.
-    Frames(u64),
-    /// None was among the pfns looked at; the next step looks at those behind them.
-    NoneYet,
-}
-
 impl Balloon<'_> {
-    /// Tries to map frames that are set aside, and the allocator has them.
+    /// Tries to map frames that are set aside, and the allocator has them. How many are no longer
+    /// set aside; nothing if none was among the pfns looked at, and the next step looks at those
+    /// behind them.
     ///
     /// # Hypercalls
     /// Up to three: an `mmu_update`; the count and a flush if it is refused.
@@ -28,17 +22,17 @@ impl Balloon<'_> {
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         allocator: &mut impl FrameSource,
-        work: &mut Work<'_, '_>,
-    ) -> Recovered {
+        work: &mut StepMemory<'_, '_>,
+    ) -> Option<u64> {
         let (count, looked) = self.collect_aside(direct, work);
         if count == 0 {
             self.aside_looked += looked as u64;
             if self.aside_looked < self.held.count() {
-                return Recovered::NoneYet;
+                return None;
             }
             // All were looked at: the map in this step is not the one that has them.
             self.aside_looked = 0;
-            return Recovered::Frames(0);
+            return Some(0);
         }
         self.aside_looked = 0;
         let before = self.set_aside;
@@ -49,7 +43,7 @@ impl Balloon<'_> {
             self.aside_from = Pfn::new(refused.raw() + 1);
             self.write_off(direct, work, refused);
         }
-        Recovered::Frames(before - self.set_aside)
+        Some(before - self.set_aside)
     }
 
     /// The next pfns that are set aside: how many, and how many of the balloon's were looked at.
@@ -57,7 +51,7 @@ impl Balloon<'_> {
     fn collect_aside<M: FrameAccess>(
         &mut self,
         direct: &DirectEntries<'_, M>,
-        work: &mut Work<'_, '_>,
+        work: &mut StepMemory<'_, '_>,
     ) -> (usize, usize) {
         // Of those with memory as many as are set aside: more is another map's.
         let aside = usize::try_from(self.set_aside).unwrap_or(usize::MAX);
@@ -86,7 +80,7 @@ impl Balloon<'_> {
     fn write_off<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
-        work: &mut Work<'_, '_>,
+        work: &mut StepMemory<'_, '_>,
         pfn: Pfn,
     ) {
         let Ok(xen) = current_reservation(direct.guest().machine()) else { return };

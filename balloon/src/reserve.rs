@@ -5,12 +5,10 @@
 //! (XSA-300), and a balloon whose accounts depend on what backends do. So these pfns are set apart
 //! once, behind the memory: as many as there are, no more.
 
-use core::fmt;
-
-use hypercall::{Frame, Frames, Pfn};
+use hypercall::{Frame, Frames, Pfn, Refused};
 use p2m::{P2m, P2mError};
 
-use crate::balloon::{Balloon, NotEmpty, check_all_empty};
+use crate::balloon::{Balloon, BalloonError, check_all_empty};
 use crate::set::PfnSet;
 
 /// A pfn without memory that nobody else uses.
@@ -25,26 +23,6 @@ impl EmptyPfn {
         self.0.pfn()
     }
 }
-
-/// A pfn that cannot come back to its reserve; it is in the error.
-#[derive(Debug, PartialEq, Eq)]
-pub enum NotReturned {
-    /// It is foreign still, or has something else: unmap it first.
-    Used(EmptyPfn, P2mError),
-    /// It is of another reserve: this one never had it, or has it.
-    Stranger(EmptyPfn),
-}
-
-impl fmt::Display for NotReturned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Used(_, error) => write!(f, "a pfn of the reserve is still used: {error}"),
-            Self::Stranger(pfn) => write!(f, "pfn {} is of another reserve", pfn.pfn()),
-        }
-    }
-}
-
-impl core::error::Error for NotReturned {}
 
 /// Pfns for grants and foreign frames. Dropping it loses them.
 ///
@@ -70,7 +48,7 @@ impl<'s> Reserve<'s> {
     /// counts them. The rest of the run comes back.
     ///
     /// # Errors
-    /// [`NotEmpty`] if one of them has something, or no memory for its word in the map.
+    /// The frames, with [`BalloonError::NotEmpty`].
     ///
     /// # Hypercalls
     /// None.
@@ -101,9 +79,10 @@ impl<'s> Reserve<'s> {
         p2m: &P2m<'_>,
         frames: Frames,
         words: &'s mut [u64],
-    ) -> Result<(Self, Frames), NotEmpty> {
+    ) -> Result<(Self, Frames), Refused<Frames, BalloonError>> {
+        let refused = |value, error| Refused { value, error: BalloonError::NotEmpty(error) };
         if let Err(error) = check_all_empty(p2m, &frames) {
-            return Err(NotEmpty { frames, error });
+            return Err(refused(frames, error));
         }
         let mut free = PfnSet::empty(words);
         let (start, count) = (frames.start(), frames.count().min(free.end()));
@@ -112,7 +91,7 @@ impl<'s> Reserve<'s> {
             // There are at least so many.
             Err(frames) => {
                 let error = P2mError::OutOfRange { pfn: start, len: count };
-                return Err(NotEmpty { frames, error });
+                return Err(refused(frames, error));
             }
         };
         while let Some(frame) = reserved.take() {
@@ -136,15 +115,26 @@ impl<'s> Reserve<'s> {
     /// Takes a pfn back, of which the map says that it has nothing again.
     ///
     /// # Errors
-    /// [`NotReturned`] with the pfn.
-    pub fn give(&mut self, p2m: &P2m<'_>, empty: EmptyPfn) -> Result<(), NotReturned> {
-        let offset = empty.pfn().offset_from(self.start).filter(|offset| *offset < self.count);
-        let Some(offset) = offset else { return Err(NotReturned::Stranger(empty)) };
-        if let Err(error) = p2m.check_can_fill(empty.pfn()) {
-            return Err(NotReturned::Used(empty, error));
+    /// The pfn, with [`BalloonError::NotEmpty`] if it is foreign still or has something else, or
+    /// [`BalloonError::OtherReserve`].
+    pub fn give(
+        &mut self,
+        p2m: &P2m<'_>,
+        empty: EmptyPfn,
+    ) -> Result<(), Refused<EmptyPfn, BalloonError>> {
+        let pfn = empty.pfn();
+        let offset = pfn.offset_from(self.start).filter(|offset| *offset < self.count);
+        let Some(offset) = offset else {
+            return Err(Refused { value: empty, error: BalloonError::OtherReserve(pfn) });
+        };
+        if let Err(error) = p2m.check_can_fill(pfn) {
+            return Err(Refused { value: empty, error: BalloonError::NotEmpty(error) });
         }
         // INVARIANT: I-12: the token is consumed.
-        if self.free.insert(Pfn::new(offset)) { Ok(()) } else { Err(NotReturned::Stranger(empty)) }
+        match self.free.insert(Pfn::new(offset)) {
+            true => Ok(()),
+            false => Err(Refused { value: empty, error: BalloonError::OtherReserve(pfn) }),
+        }
     }
 
     /// How many pfns are free.

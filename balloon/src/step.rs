@@ -8,7 +8,7 @@ use p2m::{NoDirectEntry, P2mError};
 /// What a step of the balloon did.
 #[must_use = "a step may say that it cannot go on"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct BalloonStep {
     /// The frames that went to Xen or came from it.
     pub moved: Moved,
     /// What comes next.
@@ -49,7 +49,7 @@ pub enum Next {
     /// to ask at once.
     Wait {
         /// What.
-        why: Obstacle,
+        why: BalloonObstacle,
         /// How long: 1, then 2, 4, ... up to [`PAUSE_MAX`] of the caller's units of time, of which
         /// a second is a good one. Frames that move make it 1 again.
         pause: u32,
@@ -61,7 +61,7 @@ pub const PAUSE_MAX: u32 = 32;
 
 /// What keeps the balloon from its goal for now. Whatever it is, nothing was lost by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum BalloonObstacle {
     /// The allocator has no frame to spare.
     NothingToSpare,
     /// Xen gave fewer frames than asked for, because this is the most the guest may have
@@ -136,7 +136,7 @@ pub enum Obstacle {
     SetAside(u64),
 }
 
-impl fmt::Display for Obstacle {
+impl fmt::Display for BalloonObstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NothingToSpare => f.write_str("the guest has no frame to spare"),
@@ -179,7 +179,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-impl core::error::Error for Obstacle {}
+impl core::error::Error for BalloonObstacle {}
 
 /// Where all the guest's pfns are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +192,7 @@ pub struct Accounts {
     pub ballooned: u64,
     /// Those that will never have memory: kept for grants and other domains' frames, and holes.
     pub reserved: u64,
-    /// Populated ones that the balloon keeps aside ([`Obstacle::SetAside`]).
+    /// Populated ones that the balloon keeps aside ([`BalloonObstacle::SetAside`]).
     pub set_aside: u64,
     /// Frames, at most, that no pfn could take and that Xen would not have back. They are in no map
     /// and used by nobody, and Xen counts them ([`surplus`](Self::surplus)).

@@ -2,12 +2,12 @@
 
 use hypercall::{Batch, BatchStorage, Extent, Pfn};
 
-use crate::step::Obstacle;
+use crate::step::BalloonObstacle;
 
 /// Memory for the requests of a step, from the caller: its size bounds what a step does, and so how
 /// long it takes.
 #[derive(Debug)]
-pub struct Work<'w, 'b> {
+pub struct StepMemory<'w, 'b> {
     /// One update for each frame, and one extended operation.
     pub batch: &'w mut Batch<'b>,
     /// One word for each frame.
@@ -21,7 +21,7 @@ pub struct Work<'w, 'b> {
     pub in_max: usize,
 }
 
-impl Work<'_, '_> {
+impl StepMemory<'_, '_> {
     /// How many frames a step can move in 2 MiB extents.
     #[must_use]
     pub fn frames_max(&self) -> usize {
@@ -29,8 +29,8 @@ impl Work<'_, '_> {
     }
 
     /// What is in the way if there is too little of this.
-    pub(crate) fn no_room(&self) -> Obstacle {
-        Obstacle::NoRoom { frames: self.frames_max(), flushes: self.batch.ops_max() }
+    pub(crate) fn no_room(&self) -> BalloonObstacle {
+        BalloonObstacle::NoRoom { frames: self.frames_max(), flushes: self.batch.ops_max() }
     }
 }
 
@@ -40,13 +40,13 @@ impl Work<'_, '_> {
 /// With 512 a step is two traps and about a million instructions, Xen's included, and a GiB takes
 /// fewer than 1,100 traps (docs/performance.md).
 #[derive(Debug)]
-pub struct WorkStorage<const FRAMES: usize> {
+pub struct StepStorage<const FRAMES: usize> {
     batch: BatchStorage<FRAMES, 1>,
     extents: [Extent; FRAMES],
     pfns: [Pfn; FRAMES],
 }
 
-impl<const FRAMES: usize> WorkStorage<FRAMES> {
+impl<const FRAMES: usize> StepStorage<FRAMES> {
     /// Fresh storage.
     #[must_use]
     pub const fn new() -> Self {
@@ -61,26 +61,26 @@ impl<const FRAMES: usize> WorkStorage<FRAMES> {
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
-    /// use balloon::{Balloon, Moved, Wipe, WorkStorage};
+    /// use balloon::{Balloon, Moved, Wipe, StepStorage};
     ///
     /// let mut test = TestGuest::new(); // 4096 pages
     /// let mut words = [0; 64];
     /// let (mut balloon, _) = Balloon::new(&test.guest, &mut words, 512, Wipe::Never)?;
     /// balloon.set_target(4000);
-    /// let mut storage = WorkStorage::<32>::new(); // a step moves 32 frames at most
+    /// let mut storage = StepStorage::<32>::new(); // a step moves 32 frames at most
     /// let step = storage.with(|work| balloon.step(&test.guest, &mut test.frames, work));
     /// assert!(matches!(step.moved, Moved::Out(1..=32)));
     /// # Ok::<(), balloon::BalloonError>(())
     /// ```
-    pub fn with<T>(&mut self, step: impl FnOnce(&mut Work<'_, '_>) -> T) -> T {
+    pub fn with<T>(&mut self, step: impl FnOnce(&mut StepMemory<'_, '_>) -> T) -> T {
         let mut batch = self.batch.batch();
         let Self { extents, pfns, .. } = self;
         let (out_max, in_max) = (FRAMES - FRAMES / 16, FRAMES - FRAMES * 2 / 15);
-        step(&mut Work { batch: &mut batch, extents, pfns, out_max, in_max })
+        step(&mut StepMemory { batch: &mut batch, extents, pfns, out_max, in_max })
     }
 }
 
-impl<const FRAMES: usize> Default for WorkStorage<FRAMES> {
+impl<const FRAMES: usize> Default for StepStorage<FRAMES> {
     fn default() -> Self {
         Self::new()
     }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use balloon::{Balloon, Moved, Next, Obstacle, PAUSE_MAX, Retarget, Wipe, WorkStorage};
+use balloon::{Balloon, BalloonObstacle, Moved, Next, PAUSE_MAX, Retarget, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, Stack, begin, config, settle, step, words};
 use hypercall::{
     BatchStorage, DomId, Extent, Hypercalls as _, MemoryOp, MmuUpdate, Pfn, Pte, PteFlags,
@@ -12,10 +12,10 @@ use hypercall::{
 use p2m::DirectEntries;
 use xen_model::{DomainConfig, Model, Role};
 
-type Storage = WorkStorage<600>;
+type Storage = StepStorage<600>;
 
 /// What the balloon waits for, and how long.
-fn waits(next: Next) -> (Obstacle, u32) {
+fn waits(next: Next) -> (BalloonObstacle, u32) {
     match next {
         Next::Wait { why, pause } => (why, pause),
         next => panic!("it does not wait: {next:?}"),
@@ -53,7 +53,7 @@ fn a_maximum_that_a_toolstack_lowers_is_named_and_waited_for() {
     // No extent of 2 MiB fits below the maximum; 50 frames do.
     let first = step(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(first.moved, Moved::In(50));
-    assert_eq!(waits(first.next), (Obstacle::Maximum { frames: PAGES - 650 }, 1));
+    assert_eq!(waits(first.next), (BalloonObstacle::Maximum { frames: PAGES - 650 }, 1));
     for pause in [2, 4, 8, 16, PAUSE_MAX, PAUSE_MAX] {
         let step = step(around, &mut balloon, &mut stack, &mut storage);
         assert_eq!(step.moved, Moved::Nothing);
@@ -83,9 +83,9 @@ fn a_xen_without_memory_is_asked_again_later() {
     let mut storage = Storage::new();
     let first = settle(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(first.moved, Moved::In(120));
-    assert_eq!(waits(first.next), (Obstacle::XenHasNoMore { asked: 300, came: 120 }, 1));
+    assert_eq!(waits(first.next), (BalloonObstacle::XenHasNoMore { asked: 300, came: 120 }, 1));
     let again = step(around, &mut balloon, &mut stack, &mut storage);
-    assert_eq!(waits(again.next), (Obstacle::XenHasNoMore { asked: 180, came: 0 }, 2));
+    assert_eq!(waits(again.next), (BalloonObstacle::XenHasNoMore { asked: 180, came: 0 }, 2));
     assert!(again.accounts.is_balanced(), "{}", again.accounts);
     guest.check();
     guest.model.leave_free(500);
@@ -103,9 +103,12 @@ fn a_guest_that_has_nothing_to_spare_keeps_what_it_has() {
     let around = guest.around();
     let mut storage = Storage::new();
     let first = step(around, &mut balloon, &mut few, &mut storage);
-    assert_eq!((first.moved, waits(first.next)), (Moved::Out(5), (Obstacle::NothingToSpare, 1)));
+    assert_eq!(
+        (first.moved, waits(first.next)),
+        (Moved::Out(5), (BalloonObstacle::NothingToSpare, 1))
+    );
     let second = step(around, &mut balloon, &mut few, &mut storage);
-    assert_eq!(waits(second.next).0, Obstacle::NothingToSpare);
+    assert_eq!(waits(second.next).0, BalloonObstacle::NothingToSpare);
     guest.check();
 }
 
@@ -120,7 +123,7 @@ fn a_frame_that_serves_as_something_else_does_not_leave() {
     balloon.set_target(PAGES - 10);
     let around = guest.around();
     let step = step(around, &mut balloon, &mut stack, &mut Storage::new());
-    assert!(matches!(waits(step.next).0, Obstacle::InUse { pfn: used, .. } if used == pfn));
+    assert!(matches!(waits(step.next).0, BalloonObstacle::InUse { pfn: used, .. } if used == pfn));
     assert_eq!((step.moved, stack.0.len() as u64), (Moved::Nothing, FREE));
     guest.check();
 }
@@ -166,7 +169,9 @@ fn a_place_in_the_direct_mapping_that_is_taken_is_named_and_what_came_for_it_goe
         assert!(step.accounts.is_balanced(), "{}", step.accounts);
         let came = if moved == 0 { Moved::Nothing } else { Moved::In(moved) };
         assert_eq!(step.moved, came);
-        assert!(matches!(waits(step.next).0, Obstacle::Occupied { pfn, .. } if pfn == taken));
+        assert!(
+            matches!(waits(step.next).0, BalloonObstacle::Occupied { pfn, .. } if pfn == taken)
+        );
     }
     set_entry(&guest, taken, Pte::ABSENT);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
@@ -200,7 +205,7 @@ fn lose_a_frame_to_the_toolstack(before: u64) {
     balloon.set_target(PAGES - before - 10);
     let first = step(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(first.moved, Moved::Out(2));
-    assert_eq!(waits(first.next).0, Obstacle::XenTookFewer { offered: 10, taken: 2 });
+    assert_eq!(waits(first.next).0, BalloonObstacle::XenTookFewer { offered: 10, taken: 2 });
     assert_eq!((first.accounts.set_aside, first.accounts.surplus()), (1, -1));
     let last = settle(around, &mut balloon, &mut stack, &mut storage);
     assert_eq!(last.next, Next::Idle);

@@ -7,7 +7,10 @@ mod common;
 use std::sync::atomic::AtomicU64;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use balloon::{Accounts, Balloon, Moved, Next, Obstacle, Retarget, Step, Wipe, Work, WorkStorage};
+use balloon::{
+    Accounts, Balloon, BalloonObstacle, BalloonStep, Moved, Next, Retarget, StepMemory,
+    StepStorage, Wipe,
+};
 use common::{FREE, Guest, PAGES, Stack, begin, settle, step, words};
 use hypercall::{
     Batch, Errno, Extent, FailNth, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Refusal,
@@ -35,7 +38,7 @@ fn short_balloon<'w>(guest: &Guest, list: &[AtomicU64], words: &'w mut [u64]) ->
 }
 
 /// What the balloon waits for.
-fn obstacle(step: Step) -> Obstacle {
+fn obstacle(step: BalloonStep) -> BalloonObstacle {
     match step.next {
         Next::Wait { why, .. } => why,
         next => panic!("it does not wait: {next:?}"),
@@ -50,11 +53,11 @@ fn a_frame_that_has_no_bit_in_the_set_goes_back_to_the_allocator_and_is_named() 
     let mut stack = guest.stack();
     let top = stack.0.last().expect("one").pfn();
     let around = guest.around();
-    let first = step(around, &mut balloon, &mut stack, &mut WorkStorage::<16>::new());
+    let first = step(around, &mut balloon, &mut stack, &mut StepStorage::<16>::new());
     let end = Pfn::new(SHORT);
     assert_eq!(
         (first.moved, obstacle(first)),
-        (Moved::Nothing, Obstacle::BeyondSet { pfn: top, end })
+        (Moved::Nothing, BalloonObstacle::BeyondSet { pfn: top, end })
     );
     assert!(obstacle(first).to_string().contains(&format!("{top}")), "{:?}", first.next);
     assert_eq!((stack.0.len() as u64, balloon.ballooned()), (FREE, 0));
@@ -77,7 +80,7 @@ fn frames_in_front_of_one_without_a_bit_leave_or_come_back_whatever_is_refused()
         stack.0.insert(at - 1, frame);
         let inner = FailNth::new(&guest.model, refuse(unmapping));
         let machine = FailNth::new(&inner, refuse(undo));
-        let mut storage = WorkStorage::<16>::new();
+        let mut storage = StepStorage::<16>::new();
         let first = step(guest.on(&machine), &mut balloon, &mut stack, &mut storage);
         let held = balloon.ballooned() + first.accounts.set_aside;
         assert_eq!(stack.0.len() as u64 + held, FREE, "{first:?}");
@@ -86,7 +89,7 @@ fn frames_in_front_of_one_without_a_bit_leave_or_come_back_whatever_is_refused()
         assert!(aside.iter().all(|pfn| balloon.holds(*pfn) && pfn.raw() < SHORT), "{aside:?}");
         assert_eq!(first.accounts.set_aside > 0, undo == 2, "{first:?}");
         let last = settle(guest.around(), &mut balloon, &mut stack, &mut storage);
-        assert!(matches!(obstacle(last), Obstacle::BeyondSet { .. }), "{last:?}");
+        assert!(matches!(obstacle(last), BalloonObstacle::BeyondSet { .. }), "{last:?}");
         assert_eq!(stack.0.len() as u64 + balloon.ballooned(), FREE, "{last:?}");
         guest.check();
     }
@@ -116,8 +119,8 @@ fn a_frame_that_the_balloon_holds_already_is_named() {
     balloon.set_target(PAGES - 10);
     let mut careless = Careless(stack);
     let around = guest.around();
-    let first = step(around, &mut balloon, &mut careless, &mut WorkStorage::<16>::new());
-    assert_eq!((first.moved, obstacle(first)), (Moved::Out(1), Obstacle::Held(top)));
+    let first = step(around, &mut balloon, &mut careless, &mut StepStorage::<16>::new());
+    assert_eq!((first.moved, obstacle(first)), (Moved::Out(1), BalloonObstacle::Held(top)));
     assert_eq!((careless.0.0.len() as u64, balloon.ballooned()), (FREE, 1));
     assert!(first.accounts.is_balanced(), "{}", first.accounts);
     guest.check();
@@ -141,7 +144,7 @@ fn step_in<M: Machine>(
     guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
     stack: &mut Stack,
-) -> Step {
+) -> BalloonStep {
     let (mut updates, mut old) = (vec![MmuUpdate::EMPTY; sizes.updates], vec![0; sizes.updates]);
     let mut ops = vec![MmuExtOp::EMPTY; sizes.flushes];
     let mut batch = Batch::within(&mut updates, &mut old, &mut ops);
@@ -149,7 +152,7 @@ fn step_in<M: Machine>(
     let mut pfns = vec![Pfn::new(0); sizes.pfns];
     let Sizes { out_max, in_max, .. } = sizes;
     let mut work =
-        Work { batch: &mut batch, extents: &mut extents, pfns: &mut pfns, out_max, in_max };
+        StepMemory { batch: &mut batch, extents: &mut extents, pfns: &mut pfns, out_max, in_max };
     balloon.step(&guest, stack, &mut work)
 }
 
@@ -164,7 +167,7 @@ fn a_batch_without_room_for_the_flush_is_refused_before_anything_is_changed() {
     let sizes = Sizes { flushes: 0, ..PLENTY };
     let first = step_in(sizes, guest.around(), &mut balloon, &mut stack);
     assert_eq!(first.moved, Moved::Nothing);
-    assert_eq!(obstacle(first), Obstacle::NoRoom { frames: 8, flushes: 0 });
+    assert_eq!(obstacle(first), BalloonObstacle::NoRoom { frames: 8, flushes: 0 });
     assert_eq!((stack.0.len() as u64, balloon.ballooned()), (FREE, 0));
     assert_eq!(guest.model.word(top, 5), Some(0x77), "no frame was wiped");
     guest.check();
@@ -188,7 +191,7 @@ fn a_step_that_can_never_move_anything_waits() {
         let mut balloon = begin(&guest, &mut words, Wipe::Never);
         balloon.set_target(PAGES - 8);
         let out = step_in(sizes, guest.around(), &mut balloon, &mut stack);
-        assert!(matches!(obstacle(out), Obstacle::NoRoom { .. }), "{sizes:?}: {out:?}");
+        assert!(matches!(obstacle(out), BalloonObstacle::NoRoom { .. }), "{sizes:?}: {out:?}");
         // Set aside: the unmapping is refused, and its undo.
         let refusal = |request| Refusal { request, errno: Errno::EINVAL, done: 3 };
         let inner = FailNth::new(&guest.model, refusal(0));
@@ -198,13 +201,13 @@ fn a_step_that_can_never_move_anything_waits() {
         let back = step_in(sizes, guest.around(), &mut balloon, &mut stack);
         let has_room = sizes.updates.min(sizes.extents).min(sizes.pfns) > 0;
         assert_eq!(back.accounts.set_aside == 0, has_room, "{sizes:?}: {back:?}");
-        assert!(has_room || matches!(obstacle(back), Obstacle::NoRoom { .. }), "{back:?}");
+        assert!(has_room || matches!(obstacle(back), BalloonObstacle::NoRoom { .. }), "{back:?}");
         let _ = step_in(PLENTY, guest.around(), &mut balloon, &mut stack);
         let out = step_in(PLENTY, guest.around(), &mut balloon, &mut stack);
         assert_eq!((out.accounts.set_aside, balloon.ballooned()), (0, 8), "{out:?}");
         balloon.set_target(PAGES);
         let back = step_in(sizes, guest.around(), &mut balloon, &mut stack);
-        assert!(matches!(obstacle(back), Obstacle::NoRoom { .. }), "{sizes:?}: {back:?}");
+        assert!(matches!(obstacle(back), BalloonObstacle::NoRoom { .. }), "{sizes:?}: {back:?}");
         guest.check();
     }
     let guest = Guest::new();
@@ -212,8 +215,8 @@ fn a_step_that_can_never_move_anything_waits() {
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
     balloon.set_target(2000);
     let around = guest.around();
-    let none = step(around, &mut balloon, &mut stack, &mut WorkStorage::<0>::new());
-    assert_eq!(obstacle(none), Obstacle::NoRoom { frames: 0, flushes: 1 });
+    let none = step(around, &mut balloon, &mut stack, &mut StepStorage::<0>::new());
+    assert_eq!(obstacle(none), BalloonObstacle::NoRoom { frames: 0, flushes: 1 });
 }
 
 #[test]
@@ -233,7 +236,7 @@ fn whole_blocks_come_without_room_for_single_frames() {
     assert_eq!((first.moved, first.next), (Moved::In(512), Next::Again));
     let last = (0..3).map(|_| step_in(large, guest.around(), &mut balloon, &mut stack));
     let last = last.last().expect("three");
-    assert!(matches!(obstacle(last), Obstacle::NoRoom { .. }), "{last:?}");
+    assert!(matches!(obstacle(last), BalloonObstacle::NoRoom { .. }), "{last:?}");
     guest.check();
 }
 
@@ -242,7 +245,7 @@ fn a_map_that_does_not_know_what_is_set_aside_ends_no_step_in_a_panic_or_an_endl
     let guest = Guest::new();
     let (mut words, mut stack) = (words(), guest.stack());
     let mut balloon = begin(&guest, &mut words, Wipe::Never);
-    let mut storage = WorkStorage::<600>::new();
+    let mut storage = StepStorage::<600>::new();
     let around = guest.around();
     balloon.set_target(PAGES - 1500);
     assert_eq!(settle(around, &mut balloon, &mut stack, &mut storage).next, Next::Idle);
@@ -259,7 +262,7 @@ fn a_map_that_does_not_know_what_is_set_aside_ends_no_step_in_a_panic_or_an_endl
         let other = unsafe { P2m::adopt(&list) }.expect("pages");
         let around = guest.with_map(&other);
         let last = settle(around, &mut balloon, &mut stack, &mut storage);
-        assert_eq!(obstacle(last), Obstacle::SetAside(8), "{last:?}");
+        assert_eq!(obstacle(last), BalloonObstacle::SetAside(8), "{last:?}");
         let _ = (balloon.ballooned(), balloon.goal());
     }
     let last = settle(around, &mut balloon, &mut stack, &mut storage);
@@ -276,7 +279,7 @@ fn more_pfns_left_out_than_there_are_numbers_are_no_panic() {
     balloon.leave_out(u64::MAX);
     assert_eq!(balloon.set_target(PAGES), Retarget::Idle);
     let around = guest.around();
-    let idle = step(around, &mut balloon, &mut stack, &mut WorkStorage::<16>::new());
+    let idle = step(around, &mut balloon, &mut stack, &mut StepStorage::<16>::new());
     assert!(!idle.accounts.is_balanced() && idle.accounts.to_string().contains("!="));
 }
 

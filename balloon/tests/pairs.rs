@@ -6,7 +6,7 @@ mod common;
 
 use std::env;
 
-use balloon::{Accounts, Balloon, BalloonError, Next, Reserve, Step, Wipe, WorkStorage};
+use balloon::{Accounts, Balloon, BalloonError, BalloonStep, Next, Reserve, StepStorage, Wipe};
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, config, step, words};
 use hypercall::{DomId, Extent, Hypercalls as _, Machine, MemoryOp, Pfn, Reservation};
 use hypercall::{Errno, FailNth, Refusal};
@@ -15,7 +15,7 @@ use pv_tests::pairs::{self, Plan, around};
 use xen_model::{DomainConfig, Model, Role};
 
 /// Room for so many frames, of which 8 go out at once and 7 come in.
-type Storage = WorkStorage<8>;
+type Storage = StepStorage<8>;
 
 /// Steps after which there is an end, whatever is refused twice.
 const STEPS_MAX: usize = 60;
@@ -59,7 +59,7 @@ impl<'g, M: Machine> Scene<'g, M> {
     }
 
     /// A step; what it says of the accounts is so.
-    fn step<const N: usize>(&mut self, storage: &mut WorkStorage<N>) -> Step {
+    fn step<const N: usize>(&mut self, storage: &mut StepStorage<N>) -> BalloonStep {
         let around = self.guest.on(self.machine);
         let step = step(around, &mut self.balloon, &mut self.stack, storage);
         let xen = Some(self.guest.model.guest().total_pages());
@@ -72,7 +72,7 @@ impl<'g, M: Machine> Scene<'g, M> {
     }
 
     /// Steps until the size is right, whatever is refused on the way.
-    fn go<const N: usize>(&mut self, target: u64, storage: &mut WorkStorage<N>) {
+    fn go<const N: usize>(&mut self, target: u64, storage: &mut StepStorage<N>) {
         self.balloon.set_target(target);
         for _ in 0..STEPS_MAX {
             let step = self.step(storage);
@@ -180,7 +180,7 @@ fn whole_blocks_come_back_whichever_two_requests_are_refused() {
         let machine = FailNth::new(&inner, first);
         let mut words = words();
         let mut scene = Scene::begin(&guest, &machine, &mut words).expect("answered");
-        let mut storage = Box::new(WorkStorage::<800>::new());
+        let mut storage = Box::new(StepStorage::<800>::new());
         scene.go(PAGES - 740, &mut storage);
         scene.go(PAGES, &mut storage);
         scene.end(&mut Storage::new());

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use balloon::{Accounts, Balloon, Next, Wipe, WorkStorage};
+use balloon::{Accounts, Balloon, Next, StepStorage, Wipe};
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, settle, step, words};
 use hypercall::{Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
 
@@ -15,7 +15,7 @@ use hypercall::{Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
 const EVENTS: usize = 60;
 
 /// Room for a block of 2 MiB and some.
-type Storage = WorkStorage<560>;
+type Storage = StepStorage<560>;
 
 /// Frames that the guest uses, each with its number in it.
 #[derive(Default)]
@@ -46,10 +46,10 @@ impl InUse {
 }
 
 /// Each pfn that may be the balloon's is in one place, and the map says the same of it.
-fn compare(guest: &Guest, balloon: &Balloon<'_>, parts: (&Stack, &InUse)) {
-    let free = parts.0.0.iter().chain(&parts.1.0).map(|frame| frame.pfn().raw());
+fn compare(guest: &Guest, balloon: &Balloon<'_>, stack: &Stack, in_use: &InUse) {
+    let free = stack.0.iter().chain(&in_use.0).map(|frame| frame.pfn().raw());
     let free: BTreeSet<u64> = free.collect();
-    assert_eq!(free.len(), parts.0.0.len() + parts.1.0.len(), "a frame is twice with the guest");
+    assert_eq!(free.len(), stack.0.len() + in_use.0.len(), "a frame is twice with the guest");
     let mut aside = 0;
     for pfn in (FREE_FROM..FREE_FROM + FREE).chain(PAGES..SPAN) {
         let (held, populated) =
@@ -68,7 +68,9 @@ fn event(
     random: &mut Unstructured<'_>,
     guest: &Guest,
     balloon: &mut Balloon<'_>,
-    (stack, in_use, storage): (&mut Stack, &mut InUse, &mut Storage),
+    stack: &mut Stack,
+    in_use: &mut InUse,
+    storage: &mut Storage,
 ) -> Result<()> {
     match random.int_in_range(0..=9)? {
         0 => {
@@ -107,9 +109,8 @@ fn live(random: &mut Unstructured<'_>) -> Result<()> {
     let (mut in_use, mut storage) = (InUse::default(), Storage::new());
     in_use.change(&guest, &mut stack, 100);
     for _ in 0..EVENTS {
-        let parts = (&mut stack, &mut in_use, &mut storage);
-        event(random, &guest, &mut balloon, parts)?;
-        compare(&guest, &balloon, (&stack, &in_use));
+        event(random, &guest, &mut balloon, &mut stack, &mut in_use, &mut storage)?;
+        compare(&guest, &balloon, &stack, &in_use);
     }
     in_use.verify(&guest);
     // Nothing is in the way any more.

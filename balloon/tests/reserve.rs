@@ -3,7 +3,7 @@
 
 mod common;
 
-use balloon::{Balloon, EmptyPfn, Next, NotReturned, Reserve, Wipe, WorkStorage};
+use balloon::{Balloon, BalloonError, EmptyPfn, Next, Reserve, StepStorage, Wipe};
 use common::{Guest, PAGES, SPAN, config, settle, words};
 use hypercall::{DomId, FrameAccess as _, GrantAccess, GrantRef, Pfn};
 use p2m::grants::{GrantError, GrantMaps, MapRequest};
@@ -62,16 +62,15 @@ fn a_grant_is_mapped_and_unmapped_while_ram_goes_out_and_in() {
     let around = guest.around();
     for target in [PAGES - 400, SPAN] {
         balloon.set_target(target);
-        let last = settle(around, &mut balloon, &mut stack, &mut WorkStorage::<600>::new());
+        let last = settle(around, &mut balloon, &mut stack, &mut StepStorage::<600>::new());
         assert_eq!(last.next, Next::Idle);
         assert!(last.accounts.is_balanced(), "{}", last.accounts);
     }
     assert_eq!(balloon.goal().frames, SPAN - 64, "the reserve never gets memory");
 
-    let empty = match reserve.give(guest.p2m, empty) {
-        Err(NotReturned::Used(empty, P2mError::Occupied { .. })) => empty,
-        other => panic!("it is mapped still: {other:?}"),
-    };
+    let refused = reserve.give(guest.p2m, empty).expect_err("it is mapped still");
+    assert!(matches!(refused.error, BalloonError::NotEmpty(P2mError::Occupied { .. })));
+    let empty = refused.value;
     // SAFETY: nobody uses it.
     unsafe { maps.unmap(&guest.around(), empty.pfn()) }.expect("mapped");
     reserve.give(guest.p2m, empty).expect("empty again");
@@ -118,7 +117,9 @@ fn the_reserve_ends() {
     assert_eq!(taken.len(), 64, "each pfn once");
     // One of another reserve is told apart.
     let stranger = other.take().expect("8 of them");
-    assert!(matches!(reserve.give(guest.p2m, stranger), Err(NotReturned::Stranger(_))));
+    let pfn = stranger.pfn();
+    let refused = reserve.give(guest.p2m, stranger).expect_err("it is the other's");
+    assert_eq!(refused.error, BalloonError::OtherReserve(pfn));
     for empty in taken {
         reserve.give(guest.p2m, empty).expect("empty");
     }
@@ -135,5 +136,5 @@ fn what_has_memory_is_no_reserve() {
     let ram = unsafe { hypercall::Frames::claim(Pfn::new(PAGES - 1), 2) };
     let refused =
         Reserve::new(&mut balloon, guest.p2m, ram, &mut []).expect_err("the first is RAM");
-    assert_eq!((refused.frames.count(), refused.error.to_string().contains("already")), (2, true));
+    assert_eq!((refused.value.count(), refused.error.to_string().contains("already")), (2, true));
 }

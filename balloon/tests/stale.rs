@@ -3,14 +3,14 @@
 
 mod common;
 
-use balloon::{Moved, Next, Wipe, WorkStorage};
+use balloon::{Moved, Next, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, Stack, VIRT_BASE, begin, config, settle, step, words};
 use hypercall::{
     DomId, Errno, Extent, FailNth, Hypercalls as _, MemoryOp, PAGE_SHIFT, Pfn, Refusal, Reservation,
 };
 use xen_model::{DomainConfig, Mode, Model, Role};
 
-type Storage = WorkStorage<64>;
+type Storage = StepStorage<64>;
 
 /// A guest of two vCPUs beside a dom0.
 fn guest() -> Guest {

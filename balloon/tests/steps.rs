@@ -2,13 +2,13 @@
 
 mod common;
 
-use balloon::{Balloon, Limit, Moved, Next, Retarget, Wipe, WorkStorage};
+use balloon::{Balloon, Limit, Moved, Next, Retarget, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, SPAN, begin, settle, step, words};
 use hypercall::{Counting, Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
 use p2m::Pfns;
 use p2m::kexec::KexecState;
 
-type Storage = WorkStorage<600>;
+type Storage = StepStorage<600>;
 
 #[test]
 fn frames_go_out_and_come_back() {

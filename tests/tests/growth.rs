@@ -2,7 +2,7 @@
 //! frame map in its window, the direct mapping and the balloon together, on the model.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
-use balloon::{Balloon, Limit, Moved, Next, Obstacle, Step, Wipe, WorkStorage};
+use balloon::{Balloon, BalloonObstacle, BalloonStep, Limit, Moved, Next, StepStorage, Wipe};
 use hypercall::{
     BatchStorage, Frame, FrameAccess as _, FrameSource, Frames, Level, MmuUpdate, Pfn, Pte,
     PteFlags,
@@ -56,8 +56,12 @@ fn extend_direct_map(guest: Guest<'_, Machine>, new: Pfns, pool: &mut Pool) {
 }
 
 /// Steps until the balloon has nothing more to do, or has to wait.
-fn settle(guest: Guest<'_, Machine>, balloon: &mut Balloon<'_>, free: &mut Free<'_>) -> Step {
-    let mut storage = WorkStorage::<600>::new();
+fn settle(
+    guest: Guest<'_, Machine>,
+    balloon: &mut Balloon<'_>,
+    free: &mut Free<'_>,
+) -> BalloonStep {
+    let mut storage = StepStorage::<600>::new();
     loop {
         let step = storage.with(|work| balloon.step(&guest, free, work));
         assert!(step.accounts.is_balanced(), "{}", step.accounts);
@@ -118,7 +122,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
         let last = settle(guest, &mut balloon, &mut free);
         assert_eq!(last.accounts.xen, Some(maximum), "{last:?}");
         match last.next {
-            Next::Wait { why, .. } => assert_eq!(why, Obstacle::Maximum { frames: maximum }),
+            Next::Wait { why, .. } => assert_eq!(why, BalloonObstacle::Maximum { frames: maximum }),
             next => assert_eq!((next, maximum), (Next::Idle, new.end())),
         }
         audit(&machine, &p2m, &list, &window);

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use balloon::{Balloon, Next, Step, Wipe, WorkStorage};
+use balloon::{Balloon, BalloonStep, Next, StepStorage, Wipe};
 use hypercall::{BootInfo, Frame, FrameSource, Frames, GuestVa, Machine, Pfn};
 use p2m::P2m;
 use p2m::audit::Audit;
@@ -135,8 +135,8 @@ pub fn step<M: Machine, const N: usize>(
     guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
     frames: &mut impl FrameSource,
-    storage: &mut WorkStorage<N>,
-) -> Step {
+    storage: &mut StepStorage<N>,
+) -> BalloonStep {
     storage.with(|work| balloon.step(&guest, frames, work))
 }
 
@@ -145,8 +145,8 @@ pub fn settle<M: Machine, const N: usize>(
     guest: p2m::Guest<'_, M>,
     balloon: &mut Balloon<'_>,
     frames: &mut impl FrameSource,
-    storage: &mut WorkStorage<N>,
-) -> Step {
+    storage: &mut StepStorage<N>,
+) -> BalloonStep {
     for _ in 0..1000 {
         let step = step(guest, balloon, frames, storage);
         if step.next != Next::Again {

@@ -1,8 +1,8 @@
 //! I-12: what the balloon or a reserve holds is in no other hands.
 
 hidden! {
-    use balloon::{Balloon, EmptyPfn, NotEmpty, Reserve};
-    use hypercall::{Frame, Frames, Pfn};
+    use balloon::{Balloon, BalloonError, EmptyPfn, Reserve};
+    use hypercall::{Frame, Frames, Pfn, Refused};
     use p2m::P2m;
 
     fn an_empty_pfn_is_not_made_of_a_frame(frame: Frame) -> EmptyPfn {
@@ -21,7 +21,7 @@ hidden! {
         balloon: &mut Balloon<'_>,
         p2m: &P2m<'_>,
         frames: Frames,
-    ) -> Result<Frames, NotEmpty> {
+    ) -> Result<Frames, Refused<Frames, BalloonError>> {
         balloon.add_empty(p2m, frames)?;
         Ok(frames) //~ E0382
     }

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use balloon::{Balloon, Moved, Next, Retarget, WorkStorage};
+use balloon::{Balloon, Moved, Next, Retarget, StepStorage};
 use hypercall::{Cpu, FrameSource, Machine};
 
 use super::super::OrSay;
@@ -35,7 +35,7 @@ impl Way {
 
 /// Ways that were gone, and what they took.
 pub(super) struct Ways {
-    storage: Box<WorkStorage<STEP_FRAMES>>,
+    storage: Box<StepStorage<STEP_FRAMES>>,
     ways: Vec<Way>,
 }
 
@@ -52,7 +52,7 @@ struct Way {
 impl Ways {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self { storage: Box::new(WorkStorage::new()), ways: Vec::new() }
+        Self { storage: Box::new(StepStorage::new()), ways: Vec::new() }
     }
 
     /// Goes to `target` frames; every step's accounts must be right.

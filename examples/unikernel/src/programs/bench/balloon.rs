@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use balloon::{Balloon, Next, Retarget, Wipe, WorkStorage};
+use balloon::{Balloon, Next, Retarget, StepStorage, Wipe};
 use hypercall::{Cpu, Machine};
 
 use super::super::OrSay as _;
@@ -30,8 +30,8 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     let (mut balloon, accounts) =
         Balloon::new(&guest, &mut words, 0, Wipe::Always).or_say("balloon")?;
     let all = accounts.populated;
-    let mut blocks = Box::new(WorkStorage::<STEP_FRAMES>::new());
-    let mut singles = Box::new(WorkStorage::<SINGLE_FRAMES>::new());
+    let mut blocks = Box::new(StepStorage::<STEP_FRAMES>::new());
+    let mut singles = Box::new(StepStorage::<SINGLE_FRAMES>::new());
     let mut longest = [Cost::default(); 3];
     for size in SIZES {
         bench.memory.tidy();
@@ -70,7 +70,7 @@ fn floors<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Floors, Stri
 fn reach<M: Machine + Cpu, const FRAMES: usize>(
     bench: &mut Bench<'_, '_, M>,
     balloon: &mut Balloon<'_>,
-    storage: &mut WorkStorage<FRAMES>,
+    storage: &mut StepStorage<FRAMES>,
     target: u64,
 ) -> Result<(Cost, Cost), String> {
     let mut longest = Cost::default();

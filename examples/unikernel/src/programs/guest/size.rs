@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use balloon::{Balloon, Goal, Limit, Moved, Next, Step, WorkStorage};
+use balloon::{Balloon, BalloonStep, Goal, Limit, Moved, Next, StepStorage};
 use hypercall::{Cpu, Frame, FrameAccess, FrameSource, Frames, Machine};
 use p2m::P2m;
 
@@ -145,13 +145,13 @@ impl<'s> Size<'s> {
         let (guest, pool) = epoch.parts();
         let mut spare =
             Spare { machine: guest.machine(), platform, pool, workload, hoard, sound: Ok(()) };
-        let mut storage = WorkStorage::<STEP_FRAMES>::new();
+        let mut storage = StepStorage::<STEP_FRAMES>::new();
         let step = storage.with(|work| self.balloon.step(&guest, &mut spare, work));
         spare.sound?;
         Ok(self.take_note(step))
     }
 
-    fn take_note(&mut self, step: Step) -> Option<String> {
+    fn take_note(&mut self, step: BalloonStep) -> Option<String> {
         if step.moved != Moved::Nothing {
             self.said.clear();
         }
