@@ -35,3 +35,8 @@ pub mod pairs;
 pub mod tables;
 pub mod window;
 pub mod words;
+
+/// The worked example of docs/architecture.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/architecture.md")]
+mod architecture {}
