@@ -1,7 +1,6 @@
-//! Group A of the specification's checklist: page state.
+//! Group A: what Xen writes into a frame's words and into its log.
 
-use crate::support::{Bench, EBUSY, EINVAL, P, PIN_L1, RW, SELF, UNPIN};
-use hypercall::Mfn;
+use crate::support::{Bench, EBUSY, EINVAL, P, PIN_L1, RW, UNPIN};
 use xen_model::{Release, Statistics};
 
 /// A bench with a live L1 table in page 0.
@@ -19,128 +18,50 @@ fn fresh(bench: &Bench) -> u64 {
 }
 
 #[test]
-fn a001_populate_gives_an_untyped_frame() {
-    let bench = Bench::new();
-    let mfn = bench.populate(&[0x1234])[0];
+fn a001_a003_a004_words_follow_the_mappings_of_a_frame() {
+    let bench = with_table();
+    let mfn = fresh(&bench);
     assert_eq!(bench.words(mfn), (0x8000_0000_0000_0001, 0));
-    assert_eq!(bench.m2p(mfn), 0x1234);
-}
-
-#[test]
-fn a002_increase_leaves_m2p_unset() {
-    let bench = Bench::new();
-    let (result, list) = bench.reserve(0, &[0], 0, SELF);
-    assert_eq!(result, 1);
-    assert_eq!(bench.m2p(list[0]), u64::MAX);
-}
-
-#[test]
-fn a003_each_writable_mapping_counts_once() {
-    let bench = with_table();
-    let mfn = fresh(&bench);
-    assert_eq!(bench.set(0, 0, mfn << 12 | RW), 0);
-    assert_eq!(bench.words(mfn), (0x8000_0000_0000_0002, 0xe400_0000_0000_0001));
-    assert_eq!(bench.set(0, 1, mfn << 12 | RW), 0);
-    assert_eq!(bench.words(mfn), (0x8000_0000_0000_0003, 0xe400_0000_0000_0002));
-}
-
-#[test]
-fn a004_type_and_validated_stay_when_the_last_mapping_goes() {
-    let bench = with_table();
-    let mfn = fresh(&bench);
-    assert_eq!(bench.set(0, 0, mfn << 12 | RW), 0);
-    assert_eq!(bench.set(0, 0, 0), 0);
+    for (slot, flags, words) in [
+        (0, RW, (0x8000_0000_0000_0002, 0xe400_0000_0000_0001)),
+        (1, RW, (0x8000_0000_0000_0003, 0xe400_0000_0000_0002)),
+        (0, P, (0x8000_0000_0000_0003, 0xe400_0000_0000_0001)),
+        (1, P, (0x8000_0000_0000_0003, 0xe400_0000_0000_0000)),
+    ] {
+        assert_eq!(bench.set(0, slot, mfn << 12 | flags), 0);
+        assert_eq!(bench.words(mfn), words);
+    }
+    assert_eq!(bench.mmu(&[(bench.at(0, 0), 0), (bench.at(0, 1), 0)]), (0, 2));
     assert_eq!(bench.words(mfn), (0x8000_0000_0000_0001, 0xe400_0000_0000_0000));
 }
 
 #[test]
-fn a005_a_read_only_mapping_takes_no_use_whatever_the_type() {
-    let bench = with_table();
-    let root = bench.guest().kernel_root().expect("root").raw();
-    bench.contents(1, &[]);
-    bench.put(bench.scratch(0), &[bench.mfn(1)]);
-    assert_eq!(bench.call(2, [bench.scratch(0), 1, 0, 0, 0]), 0, "a GDT");
-    for mfn in [root, bench.mfn(0), bench.mfn(1), bench.mfn(2), fresh(&bench)] {
-        let (caf, taf) = bench.words(mfn);
-        assert_eq!(bench.set(0, 7, mfn << 12 | P), 0);
-        let own = u64::from(mfn == bench.mfn(0));
-        assert_eq!(bench.words(mfn), (caf + 1, taf), "mfn {mfn:x} {own}");
-        assert_eq!(bench.set(0, 7, 0), 0);
-    }
-}
-
-#[test]
-fn a006_going_read_only_drops_the_use_and_keeps_the_reference() {
-    let bench = with_table();
-    let mfn = fresh(&bench);
-    assert_eq!(bench.set(0, 0, mfn << 12 | RW), 0);
-    assert_eq!(bench.set(0, 0, mfn << 12 | P), 0);
-    assert_eq!(bench.words(mfn), (0x8000_0000_0000_0002, 0xe400_0000_0000_0000));
-}
-
-#[test]
-fn a007_a_zeroed_read_only_page_can_be_pinned() {
+fn a007_a011_a012_type_words_follow_pins_and_plain_stores() {
     let bench = Bench::new();
     bench.read_only(0);
     assert_eq!(bench.taf(0), 0xe400_0000_0000_0000);
     assert_eq!(bench.ext(PIN_L1, bench.mfn(0)), 0);
     assert_eq!(bench.taf(0), 0x2c00_0000_0000_0001);
-}
-
-#[test]
-fn a008_a_writable_alias_refuses_the_pin() {
-    let bench = Bench::new();
-    let mfn = bench.mfn(0);
-    bench.clear_log();
-    assert_eq!(bench.ext_for(&[(PIN_L1, mfn, 0)], SELF), (EINVAL, 0));
-    let bad = bench.bad_type(0xe400_0000_0000_0001, 0x2000_0000_0000_0000, mfn);
-    assert_eq!(bench.log(), [bad, format!("Error -22 while pinning mfn {mfn:05x}")]);
-}
-
-#[test]
-fn a009_the_same_in_the_old_layout() {
-    let bench = Bench::on(Release::V4_9);
-    let mfn = bench.mfn(0);
-    bench.clear_log();
-    assert_eq!(bench.ext(PIN_L1, mfn), EINVAL);
-    let bad = bench.bad_type(0x7400_0000_0000_0001, 0x1000_0000_0000_0000, mfn);
-    assert_eq!(bench.log()[0], bad);
-}
-
-#[test]
-fn a010_a_pinned_table_refuses_a_writable_alias() {
-    let bench = with_table();
-    bench.pinned(1, 1, &[]);
-    assert_eq!(bench.set(0, 0, bench.to(1, RW)), EBUSY);
-    let bad = bench.bad_type(0x2c00_0000_0000_0001, 0xe000_0000_0000_0000, bench.mfn(1));
-    assert_eq!(bench.log()[0], bad);
-}
-
-#[test]
-fn a011_unpinning_leaves_type_and_adjusted_entries() {
-    let bench = Bench::new();
-    bench.pinned(0, 1, &[(0, bench.to(1, 0x63))]);
     assert_eq!(bench.ext(UNPIN, bench.mfn(0)), 0);
     assert_eq!(bench.taf(0), 0x2000_0000_0000_0000);
-    assert_eq!(bench.entry(0, 0), bench.to(1, 0x0010_0000_0000_0067));
+    assert_eq!(bench.set(0, 1, 0xffff_ffff_ffff_f0ff), 0);
+    assert_eq!(bench.taf(0), 0xe400_0000_0000_0000);
 }
 
 #[test]
-fn a012_mmu_update_writes_anything_into_an_unused_frame() {
-    for type_before in [0, 0x2000_0000_0000_0000] {
-        let bench = Bench::new();
-        let mfn = fresh(&bench);
-        if type_before != 0 {
-            for k in 0..512 {
-                bench.model.poke(Mfn::new(mfn), k, 0);
-            }
-            assert_eq!(bench.ext(PIN_L1, mfn), 0);
-            assert_eq!(bench.ext(UNPIN, mfn), 0);
-        }
-        assert_eq!(bench.words(mfn).1, type_before);
-        assert_eq!(bench.mmu(&[(mfn << 12 | 8, 0xffff_ffff_ffff_f0ff)]).0, 0);
-        assert_eq!(bench.model.word(Mfn::new(mfn), 1), Some(0xffff_ffff_ffff_f0ff));
-        assert_eq!(bench.words(mfn).1, 0xe400_0000_0000_0000);
+fn a008_a009_a_refused_pin_shows_the_type_in_the_layout_of_its_release() {
+    for (release, saw, expected) in [
+        (Release::V4_9, 0x7400_0000_0000_0001, 0x1000_0000_0000_0000),
+        (Release::V4_14, 0xe400_0000_0000_0001, 0x2000_0000_0000_0000),
+        (Release::V4_17, 0xe400_0000_0000_0001, 0x2000_0000_0000_0000),
+    ] {
+        let bench = Bench::on(release);
+        let mfn = bench.mfn(0);
+        bench.clear_log();
+        assert_eq!(bench.ext(PIN_L1, mfn), EINVAL);
+        let [bad, pinning] = &bench.log()[..] else { panic!("two lines") };
+        assert_eq!(*bad, bench.bad_type(saw, expected, mfn));
+        assert_eq!(*pinning, format!("Error -22 while pinning mfn {mfn:05x}"));
     }
 }
 

@@ -1,108 +1,23 @@
-//! Group F: what hypercalls have in common.
+//! Groups F and G: what hypercalls have in common, and multicalls.
 
 use xen_model::{BootMapping, DomainConfig, Model, Role, number};
 
-use crate::support::{Bench, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, IO, P, RW, UNPIN, UNTOUCHED};
-
-const HOLE: u64 = 0xffff_8100_0000_0000;
-/// An address that nothing maps.
-const NOWHERE: u64 = 0x1000_0000;
+use crate::support::{Bench, EINVAL, ESRCH, P, RW, UNPIN};
 
 #[test]
-fn f066_a_caller_may_not_name_itself() {
+fn f066_f067_callers_that_may_not_are_told_why() {
     let bench = Bench::new();
-    assert_eq!(bench.mmu_for(&[(bench.slot(0), 0)], 1), (ESRCH, 0));
+    assert_eq!(bench.mmu_for(&[(bench.slot(0), 0)], 1).0, ESRCH);
     assert_eq!(bench.log(), ["Cannot specify itself as foreign domain"]);
-    assert_eq!(bench.ext_for(&[(UNPIN, 0, 0)], 1), (ESRCH, UNTOUCHED));
-}
-
-#[test]
-fn f067_others_domains_need_rights() {
-    let bench = Bench::new();
-    assert_eq!(bench.mmu_for(&[(bench.slot(0), 0)], 0), (EPERM, 0));
-    assert_eq!(bench.ext_for(&[(UNPIN, 0, 0)], 0), (EPERM, UNTOUCHED));
-    let arguments = [bench.va(0), 0, 0, 0, 0];
-    assert_eq!(bench.call(number::UPDATE_VA_MAPPING_OTHERDOMAIN, arguments), EPERM);
     assert_eq!(bench.mmu_for(&[(bench.slot(0), 0)], 77).0, ESRCH);
     assert_eq!(bench.log(), ["Unknown domain d77"]);
 }
 
 #[test]
-fn f068_lists_that_cannot_be_read() {
+fn f071_an_m2p_entry_of_a_frame_of_others_is_named() {
     let bench = Bench::new();
-    for (number, size) in [(number::MMU_UPDATE, 16), (number::MMUEXT_OP, 24)] {
-        let done = bench.scratch(2);
-        let call = |list, count, done_at| {
-            bench.put(done, &[u64::from(UNTOUCHED)]);
-            let result = bench.call(number, [list, count, done_at, 0x7ff0, 0]);
-            (result, (bench.word_at(done) & 0xffff_ffff) as u32)
-        };
-        assert_eq!(call(HOLE, 1, done), (EFAULT, UNTOUCHED));
-        assert_eq!(call(NOWHERE, 1, done), (EFAULT, 0));
-        // The second entry lies on a page that is not mapped.
-        bench.unmap(1);
-        let last = bench.va(1) - size;
-        let entry = if size == 16 { vec![bench.slot(2), 0] } else { vec![6, 0, 0] };
-        bench.put(last, &entry);
-        assert_eq!(call(last, 2, done), (EFAULT, 1));
-        assert_eq!(call(NOWHERE, 0, done), (0, 0));
-        assert_eq!(call(last, 1, 0), (0, UNTOUCHED));
-    }
-    assert_eq!(bench.guest().l1_slot(bench.va(2)).map(|(_, entry)| entry.raw()), Some(0));
-}
-
-#[test]
-fn f069_three_bits_are_the_command() {
-    let bench = Bench::new();
-    for command in 4..8 {
-        assert_eq!(bench.mmu(&[(bench.slot(0) | command, 0)]), (ENOSYS, 0));
-    }
-}
-
-#[test]
-fn f070_entries_before_a_refusal_stay() {
-    let bench = Bench::new();
-    bench.pinned(0, 1, &[]);
-    let page = |index, value| (bench.at(0, index), value);
-    let list = [page(0, bench.to(1, P)), page(1, 0x83 | bench.to(1, P)), page(2, bench.to(1, P))];
-    assert_eq!(bench.mmu(&list), (EINVAL, 1));
-    assert_ne!(bench.entry(0, 0), 0);
-    assert_eq!((bench.entry(0, 1), bench.entry(0, 2)), (0, 0));
-}
-
-#[test]
-fn f071_m2p_takes_any_value() {
-    let bench = Bench::new();
-    assert_eq!(bench.mmu(&[(bench.mfn(0) << 12 | 1, 0x777)]).0, 0);
-    assert_eq!(bench.m2p(bench.mfn(0)), 0x777);
-    for bad in [bench.foreign(), 0xfe000] {
-        assert_eq!(bench.mmu(&[(bad << 12 | 1, 0)]).0, EINVAL);
-        let last = bench.log().pop();
-        assert_eq!(last.as_deref(), Some("Could not get page for mach->phys update"));
-    }
-}
-
-#[test]
-fn f072_update_va_mapping_makes_no_tables() {
-    let bench = Bench::new();
-    let call = |va, entry, flush| bench.call(number::UPDATE_VA_MAPPING, [va, entry, flush, 0, 0]);
-    bench.clear_log();
-    assert_eq!(call(NOWHERE, bench.to(0, P), 0), EINVAL);
-    assert_eq!(call(HOLE, bench.to(0, P), 0), EINVAL);
-    assert_eq!(bench.log(), [""; 0]);
-    let entry = bench.to(0, 0x0010_0000_0000_0005);
-    assert_eq!(call(bench.va(0), entry, NOWHERE | 1), EFAULT);
-    let (_, now) = bench.guest().l1_slot(bench.va(0)).expect("mapped");
-    assert_eq!(now.raw(), entry, "changed all the same");
-}
-
-#[test]
-fn f073_domid_io_by_address_is_dom0s() {
-    let otherdomain = number::UPDATE_VA_MAPPING_OTHERDOMAIN;
-    let bench = Bench::new();
-    assert_eq!(bench.call(otherdomain, [bench.va(0), 0, 0, IO, 0]), EPERM);
-    let dom0 = Bench::dom0();
-    assert_eq!(dom0.call(otherdomain, [dom0.va(0), 0, 0, IO, 0]), 0);
+    assert_eq!(bench.mmu(&[(bench.foreign() << 12 | 1, 0)]).0, EINVAL);
+    assert_eq!(bench.log().pop().as_deref(), Some("Could not get page for mach->phys update"));
 }
 
 /// Builds, links, breaks and releases trees; answers everything a guest can see.
@@ -152,12 +67,10 @@ fn f074_interruptions_change_nothing() {
 }
 
 #[test]
-fn f075_unknown_numbers_and_clobbered_registers() {
+fn f075_debug_builds_clobber_the_registers_of_arguments() {
     for (bench, first) in
         [(Bench::new(), 0xdead_beef_dead_f00d), (Bench::release_build(), bench_list())]
     {
-        assert_eq!(bench.call(99, [0; 5]), ENOSYS);
-        assert_eq!(bench.call(u64::MAX, [0; 5]), ENOSYS);
         let mut registers = [bench_list(), 0, 0, 0x7ff0, 5];
         assert_eq!(bench.guest().hypercall_with(number::MMU_UPDATE, &mut registers), 0);
         assert_eq!(registers[0], first);
@@ -168,6 +81,26 @@ fn f075_unknown_numbers_and_clobbered_registers() {
 /// An address for an empty list.
 const fn bench_list() -> u64 {
     0x1000
+}
+
+#[test]
+fn g076_g077_debug_builds_overwrite_entries_and_speak_of_multicalls_inside() {
+    let aa = 0xaaaa_aaaa_aaaa_aaaa;
+    for (bench, op, rest) in
+        [(Bench::new(), aa, aa), (Bench::release_build(), number::XEN_VERSION, 0)]
+    {
+        let list = bench.scratch(5);
+        let nested = [number::MULTICALL, 0, list, 1, 0, 0, 0, 0];
+        bench.put(list, &[number::XEN_VERSION, 0, 0, 0, 0, 0, 0, 0]);
+        bench.put(list + 64, &nested);
+        assert_eq!(bench.call(number::MULTICALL, [list, 2, 0, 0, 0]), 0);
+        let entry: [u64; 8] = core::array::from_fn(|k| bench.word_at(list + k as u64 * 8));
+        assert_eq!(entry, [op, 0x4_0011, rest, rest, rest, rest, rest, rest]);
+        assert_eq!(bench.word_at(list + 64 + 8).cast_signed(), EINVAL);
+        let lines = bench.log();
+        let nested = lines.last().is_some_and(|line| line == "Multicall reentry is disallowed.");
+        assert_eq!(nested, op == aa, "{lines:?}");
+    }
 }
 
 #[test]

@@ -1,19 +1,17 @@
-//! The numbered assertions of the specification (section 8), each one test that carries its number
-//! in its name.
+//! What only the model can show of the numbered assertions of docs/testing-assertions.md: words of
+//! frames, lines of the log, what other domains and debug builds see, save and restore.
 //!
-//! ASSERTIONS.md lists them.
+//! What a guest can observe is asserted in the `conformance` crate, on the model and on real Xen.
+//! A test's name begins with the numbers that it shows a part of.
 
 mod a_page_state;
 mod b_l1_entries;
 mod c_upper_levels;
-mod d_linear;
 mod e_mmuext;
 mod f_calls;
-mod g_multicall;
 mod h_memory_op;
 mod i_grants;
 mod j_emulated_writes;
-mod k_descriptors;
 mod l_initial_state;
 mod m_save;
 mod n_logs;

@@ -16,12 +16,8 @@ pub(crate) const UNTOUCHED: u32 = 0x5555_5555;
 
 pub(crate) const EPERM: i64 = -1;
 pub(crate) const ESRCH: i64 = -3;
-pub(crate) const EACCES: i64 = -13;
-pub(crate) const EFAULT: i64 = -14;
 pub(crate) const EBUSY: i64 = -16;
 pub(crate) const EINVAL: i64 = -22;
-pub(crate) const ENOSYS: i64 = -38;
-pub(crate) const EOPNOTSUPP: i64 = -95;
 
 pub(crate) const PIN_L1: u64 = 0;
 pub(crate) const PIN_L4: u64 = 3;
@@ -158,11 +154,6 @@ impl Bench {
         let result = self.mmu(&[(self.slot(k), entry)]).0;
         self.ext(10, 0);
         result
-    }
-
-    /// Clears the entry at the address of page `k`, whatever it maps.
-    pub(crate) fn unmap_foreign(&self, k: u64) -> i64 {
-        self.mmu(&[(self.slot(k), 0)]).0
     }
 
     pub(crate) fn read_only(&self, k: u64) {
