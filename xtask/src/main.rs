@@ -32,6 +32,7 @@ mod process;
 mod progress;
 mod prove;
 mod provision;
+mod release;
 mod run;
 mod station;
 mod test;

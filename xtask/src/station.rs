@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result};
 
 use crate::boot::outcome::Report;
 use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
-use crate::cli::{Release, Role};
+use crate::cli::Role;
 use crate::guest;
 use crate::paths::HostFolder;
 use crate::provision::linux::{self, Linux};
 use crate::provision::qemu::Qemu;
 use crate::provision::xen;
+use crate::release::Release;
 
 /// A guest to boot, and on what.
 #[derive(Clone, Debug)]

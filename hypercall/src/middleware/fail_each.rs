@@ -4,15 +4,26 @@ use core::cell::Cell;
 use core::fmt;
 
 use super::accesses::{Accessed, Accesses};
-use super::fail_nth::Refusal;
 use super::forward_cpu;
 use crate::call::{Call, Outcome, Request};
-use crate::error::{Error, Hypercall};
+use crate::error::{Errno, Error, Hypercall};
 use crate::frame::Mfn;
 use crate::grants::{GrantMap, GrantStatus, GrantUnmap, Grants};
 use crate::machine::{Assist, Cpu, Fault, Hypercalls};
 use crate::memory::{Exchange, MemoryOp, Reservation};
 use crate::va::GuestVa;
+
+/// Which request is refused, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its number, from 0, over everything issued: each request of a multicall counts, each
+    /// `memory_op` counts.
+    pub request: u64,
+    /// The errno.
+    pub errno: Errno,
+    /// How many of its elements take effect before the refusal (fewer if it has fewer).
+    pub done: usize,
+}
 
 /// A request, as it passed through the seam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 use core::cell::Cell;
 use core::slice;
 
-use super::fail_each::{FailEach, Refusals};
+use super::fail_each::{FailEach, Refusal, Refusals};
 use super::{forward_cpu, forward_frame_access};
 use crate::call::Call;
-use crate::error::{Errno, Error};
+use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
 use crate::grants::{GrantMap, GrantUnmap, Grants};
 use crate::machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls};
@@ -14,18 +14,6 @@ use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
 use x86_64::structures::paging::PageTableIndex;
-
-/// Which request is refused, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its number, from 0, over everything issued: each request of a multicall counts, each
-    /// `memory_op` counts.
-    pub request: u64,
-    /// The errno.
-    pub errno: Errno,
-    /// How many of its elements take effect before the refusal (fewer if it has fewer).
-    pub done: usize,
-}
 
 /// Wraps a machine and refuses one request. All others go through as on Xen, also those after it in
 /// a multicall.

@@ -11,8 +11,8 @@ mod traced;
 
 pub use accesses::Accessed;
 pub use counting::{Counting, Counts};
-pub use fail_each::{Asked, FailEach, Refusals};
-pub use fail_nth::{FailNth, Refusal};
+pub use fail_each::{Asked, FailEach, Refusal, Refusals};
+pub use fail_nth::FailNth;
 pub use timed::Timed;
 pub use traced::{TRACE_HEADER, Traced, trace_start, trace_sum};
 

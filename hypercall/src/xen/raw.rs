@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 
 use super::Xen;
-use super::trap::{Tried, hypercall};
+use super::trap::{Tried, fixup_at, hypercall};
 use crate::raw::{RawCpu, RawHypercalls, RawWrite};
 
 // Each of these may fault at the label `..._at`; the guest's page-fault handler then continues at
@@ -77,8 +77,15 @@ unsafe extern "C" {
 
 type Writer = unsafe extern "C" fn(u64, u64) -> Tried;
 
+/// Returns where to continue after a page fault at `rip`, if a fault is to be expected there. A
+/// guest's page-fault handler must ask before it reports the fault.
+#[must_use]
+pub fn fault_fixup(rip: u64) -> Option<u64> {
+    fixup_at(rip).or_else(|| fixup(rip))
+}
+
 /// Returns where to continue after a page fault at `rip`, if it is one of the instructions above.
-pub(super) fn fixup(rip: u64) -> Option<u64> {
+fn fixup(rip: u64) -> Option<u64> {
     let plain: [Writer; 5] = [
         hypercall_raw_store1,
         hypercall_raw_store2,

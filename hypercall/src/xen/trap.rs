@@ -39,7 +39,7 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
 
 /// Records, in a section of its own, instructions that may fault and where to continue then: the
 /// first of them, the first after them, and the continuation. These are words, aligned as
-/// [`fault_fixup`] reads them; the unikernel's kernel.ld asserts that.
+/// [`fault_fixup`](super::fault_fixup) reads them; the unikernel's kernel.ld asserts that.
 macro_rules! fixup {
     ($first:literal, $end:literal, $go_on:literal) => {
         concat!(
@@ -102,7 +102,7 @@ unsafe extern "C" {
 }
 
 /// Reads 8 bytes that may not be mapped. Returns `otherwise` if the read faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`].
+/// page-fault handler consulted [`fault_fixup`](super::fault_fixup).
 #[inline]
 #[must_use]
 pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
@@ -123,7 +123,7 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
 }
 
 /// Reads 8 bytes that may not be mapped. Returns `None` if the read faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`].
+/// page-fault handler consulted [`fault_fixup`](super::fault_fixup).
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
     let value: u64;
@@ -147,7 +147,7 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
 }
 
 /// Writes 8 bytes where that may not be allowed. Returns false if the write faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`]. Xen emulates a write to a live L1 table, and lets
+/// page-fault handler consulted [`fault_fixup`](super::fault_fixup). Xen emulates a write to a live L1 table, and lets
 /// it fault if it refuses the entry.
 ///
 /// # Safety
@@ -170,10 +170,9 @@ pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Opti
     (tried.failed == 0).then_some(tried.value)
 }
 
-/// Returns where to continue after a page fault at `rip`, if a fault is to be expected there. A
-/// guest's page-fault handler must ask before it reports the fault.
-#[must_use]
-pub fn fault_fixup(rip: u64) -> Option<u64> {
+/// Returns where to continue after a page fault at `rip`, if it is in this file or where a `fixup!`
+/// says so.
+pub(super) fn fixup_at(rip: u64) -> Option<u64> {
     let store = hypercall_try_store as *const () as u64;
     let exchange = &raw const hypercall_try_cmpxchg as u64;
     if [store, exchange].contains(&rip) {
@@ -185,5 +184,5 @@ pub fn fault_fixup(rip: u64) -> Option<u64> {
     // never changes.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
     let found = fixups.iter().find(|[first, end, _]| (*first..*end).contains(&rip));
-    found.map(|[_, _, go_on]| *go_on).or_else(|| super::raw::fixup(rip))
+    found.map(|[_, _, go_on]| *go_on)
 }

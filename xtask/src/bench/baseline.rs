@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::row::{Row, find};
-use crate::cli::Release;
 use crate::paths;
+use crate::release::Release;
 
 /// Hundredths of a figure that it may grow by.
 const GROWTH_MAX: u64 = 2;

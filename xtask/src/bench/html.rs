@@ -9,9 +9,10 @@ use plotters::style::RGBColor;
 
 use super::pairs::{Pair, Work, linux_figure, pair_of};
 use super::plot::{Curves, FLOOR, GRID, LINUX, OURS};
+use super::row::Figures;
 use super::row::Row;
 use super::targets::{ELSEWHERE, Judged};
-use super::text::{self, FURTHEST_WORDS, Figures, by_operation};
+use super::text::{self, FURTHEST_WORDS, by_operation};
 
 /// The page's style: one set of colours on white, and one on black for those who prefer that.
 const STYLE: &str = include_str!("page.css");

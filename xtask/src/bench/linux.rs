@@ -12,13 +12,13 @@ use super::row::{self, Row};
 use crate::boot::outcome::Report;
 use crate::boot::{Clock, Guest, Host, Line, dom0, domu};
 use crate::cargo::cargo;
-use crate::cli::Release;
 use crate::initramfs::cpio::Archive;
 use crate::paths::{self, HostFolder};
 use crate::process::run_captured;
 use crate::progress::Step;
 use crate::provision::qemu::Qemu;
 use crate::provision::{linux, xen};
+use crate::release::Release;
 
 /// Linux's only program.
 const PACKAGE: &str = "linux-bench";

@@ -26,13 +26,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use self::row::Figures;
 use self::row::Row;
 use self::targets::Judged;
-use self::text::Figures;
 use crate::ExitStatus;
 use crate::boot::Clock;
-use crate::cli::{BenchArguments, Release, Releases, Rival, Role};
+use crate::cli::{BenchArguments, Rival, Role};
 use crate::progress::Step;
+use crate::release::{Release, Releases};
 use crate::station::{Boot, Station};
 
 /// A boot of the guest, in which it measures a part of the rows.

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::text::Figures;
 use crate::progress::Step;
 
 /// How a line of the guest's with a row begins.
@@ -126,6 +125,17 @@ pub(crate) fn write(file: &Path, rows: &[Row]) -> Result<()> {
     let lines = rows.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
     let text = format!("[\n{}\n]\n", lines.join(",\n"));
     fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+/// Everything that a report is made of.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Figures<'a> {
+    /// Ours.
+    pub(crate) rows: &'a [Row],
+    /// Linux's.
+    pub(crate) linux: &'a [Row],
+    /// Those of the pure parts.
+    pub(crate) host: &'a [Row],
 }
 
 /// Writes everything that a report is made of, as one JSON object.

@@ -2,27 +2,15 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
 
 use super::pairs::{Work, linux_figure, pair_of};
-use super::row::Row;
+use super::row::{Figures, Row};
 use super::targets::{Against, ELSEWHERE, Judged, TARGETS, Target, judge_all};
-use crate::cli::Release;
+use crate::release::Release;
 
 /// How many operations are named as the furthest from their floors, and under which words.
 const FURTHEST: usize = 10;
 pub(crate) const FURTHEST_WORDS: [&str; 3] = ["furthest from the floor", "of floor", "in Xen"];
-
-/// Everything that a report is made of.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Figures<'a> {
-    /// Ours.
-    pub(crate) rows: &'a [Row],
-    /// Linux's.
-    pub(crate) linux: &'a [Row],
-    /// Those of the pure parts.
-    pub(crate) host: &'a [Row],
-}
 
 impl Figures<'_> {
     /// How a target for our rows was met.

@@ -12,8 +12,9 @@ use tempfile::TempDir;
 use super::record::Record;
 use crate::boot::Clock;
 use crate::boot::outcome::{Outcome, Report};
-use crate::cli::{Release, Role};
+use crate::cli::Role;
 use crate::progress::Step;
+use crate::release::Release;
 use crate::station::{Boot, Station, model_program};
 
 /// Memory of the guest, on either side.

@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result};
 
 use super::apt::{self, Apt};
 use super::{missing, xen};
-use crate::cli::Release;
 use crate::initramfs::cpio::Archive;
 use crate::initramfs::libraries::{self, LOADER};
 use crate::paths::{HostFolder, make_folder};
 use crate::progress::{Step, step};
+use crate::release::Release;
 
 /// Release of Debian whose kernel is dom0, whatever the release of Xen.
 const KERNEL_SUITE: &str = "bookworm";

@@ -10,9 +10,9 @@ use flate2::read::GzDecoder;
 
 use super::apt::{self, Apt};
 use super::missing;
-use crate::cli::Release;
 use crate::paths::HostFolder;
 use crate::progress::step;
+use crate::release::Release;
 
 /// The release of Debian that has this release of Xen.
 pub(crate) fn suite(release: Release) -> &'static str {

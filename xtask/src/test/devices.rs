@@ -10,8 +10,8 @@ use crc32fast::Hasher;
 use super::session::Session;
 use crate::boot::outcome::Report;
 use crate::boot::{Device, Guest, Host, Line, dom0};
-use crate::cli::Release;
 use crate::paths::HostFolder;
+use crate::release::Release;
 
 /// Bytes of the disk.
 const DISK_BYTES: usize = 3 << 20;

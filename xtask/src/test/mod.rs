@@ -17,6 +17,7 @@
 //! | `shape` | no function takes a tuple, no files import each other in a circle |
 //! | `session` | keeps the score |
 
+mod cases;
 mod checks;
 mod claims;
 mod devices;

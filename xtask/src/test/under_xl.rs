@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::cases::{CASES, Case, EXAMINED, LIVES};
 use super::examine;
-use super::real_xen::{CASES, Case, EXAMINED, LIVES};
 use super::session::{Passed, Session};
 use crate::boot::outcome::Outcome;
 use crate::boot::remote::Remote;
 use crate::boot::verdict::Verdict;
 use crate::boot::{Clock, Dom0, Guest, Host, Line, rehearsal};
-use crate::cli::{HostArguments, Release};
+use crate::cli::HostArguments;
 use crate::paths::HostFolder;
 use crate::provision::qemu::Qemu;
 use crate::provision::{linux, xen};
+use crate::release::Release;
 use crate::{ExitStatus, guest, process};
 
 /// A dom0, and the guests for it.
