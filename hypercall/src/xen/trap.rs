@@ -147,8 +147,8 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
 }
 
 /// Writes 8 bytes where that may not be allowed. Returns false if the write faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`](super::fault_fixup). Xen emulates a write to a live L1 table, and lets
-/// it fault if it refuses the entry.
+/// page-fault handler consulted [`fault_fixup`](super::fault_fixup). Xen emulates a write to a live
+/// L1 table, and lets it fault if it refuses the entry.
 ///
 /// # Safety
 /// If the address is mapped writable, the memory there is the caller's, and not a Rust object.

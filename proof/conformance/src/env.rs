@@ -92,16 +92,17 @@ pub struct Env<'a, M> {
 }
 
 impl<'a, M: Target> Env<'a, M> {
-    /// An environment on `machine`, which booted with `boot` and runs on `root`, with the frames of
-    /// an arena (at least 600 are needed): each zero, mapped writable in the direct mapping and
-    /// nowhere else, and used by nobody.
+    /// An environment on `machine`, which booted with `boot` and runs on `root`, the frame
+    /// `root_mfn`, with the frames of an arena (at least 600 are needed): each zero, mapped
+    /// writable in the direct mapping and nowhere else, and used by nobody.
     ///
     /// # Errors
     /// A sentence, if there are too few frames or Xen does not answer the first questions.
     pub fn new(
         machine: &'a M,
         boot: BootInfo,
-        root: (Pfn, Mfn),
+        root: Pfn,
+        root_mfn: Mfn,
         mut frames: Vec<ArenaFrame>,
     ) -> Check<Self> {
         if frames.len() < 600 {
@@ -109,7 +110,8 @@ impl<'a, M: Target> Env<'a, M> {
         }
         let arguments = frames.drain(..ARGUMENT_PAGES).collect::<Vec<_>>();
         let arguments = arguments.try_into().map_err(|_| String::from("no argument pages"))?;
-        let facts = Facts { boot, root, release: (0, 0), domain: 0, foreign: None };
+        let facts =
+            Facts { boot, root: (root, root_mfn), release: (0, 0), domain: 0, foreign: None };
         let gone = Vec::new();
         let mut env = Self {
             machine,

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-
 use super::pairs::{Work, linux_figure, pair_of};
 use super::row::{Figures, Row};
 use super::targets::{Against, ELSEWHERE, Judged, TARGETS, Target, judge_all};

@@ -38,11 +38,9 @@ pub(super) fn run<M: Machine + Target>(kernel: &mut Kernel<'_, M>) -> Verdict {
         return Err(format!("no guest can assert number {number}: see docs/testing-assertions.md"));
     }
     let frames = arena_frames(kernel, FRAMES)?;
-    let root = (
-        kernel.guest.kernel_root(),
-        kernel.guest.p2m().mfn(kernel.guest.kernel_root()).or_say("P2M")?,
-    );
-    let mut env = Env::new(kernel.cpu, kernel.boot, root, frames)?;
+    let root = kernel.guest.kernel_root();
+    let root_mfn = kernel.guest.mfn(root).or_say("P2M")?;
+    let mut env = Env::new(kernel.cpu, kernel.boot, root, root_mfn, frames)?;
     let is_constant =
         |used: &&FrameUse| matches!(used.kind, UseKind::KernelText | UseKind::KernelConstants);
     let constant = kernel.made.uses.iter().filter(is_constant);

@@ -47,5 +47,5 @@ pub(crate) fn env<'a, M: Target>(machine: &'a M, model: &Model) -> Env<'a, M> {
     let root = Pfn::new((boot.root.raw() - VIRT_BASE) >> PAGE_SHIFT);
     let frames = ARENA.map(|pfn| arena_frame(model, root, Pfn::new(pfn))).collect();
     let mfn = model.guest().built_mfn(root).expect("a root");
-    Env::new(machine, boot, (root, mfn), frames).expect("an environment")
+    Env::new(machine, boot, root, mfn, frames).expect("an environment")
 }
