@@ -3,7 +3,7 @@
 //! Every structure that crosses into Xen is defined in this crate and checked here against the
 //! bindings of `xen-sys`. What `xen-sys` lacks (`XENMEM_*`, the structures of memory.h) is checked
 //! against the offsets of Xen's public headers, as docs/abi.md lists them. Nothing here exists at
-//! run time.
+//! run time. The files of `xen/` check their private structures themselves.
 
 use core::mem::{align_of, offset_of, size_of};
 
