@@ -106,15 +106,15 @@ impl fmt::Display for BalloonError {
 impl core::error::Error for BalloonError {}
 
 impl<'s> Balloon<'s> {
-    /// How many words the set takes for a guest of up to `pfns` pfns.
+    /// Returns how many words the set takes for a guest of up to `pfns` pfns.
     #[must_use]
     pub const fn words_needed(pfns: u64) -> u64 {
         PfnSet::words_needed(pfns)
     }
 
-    /// An empty balloon in a guest as it is now; its size is its goal. `words` is memory for the
-    /// set of pfns, enough for as far as the guest will ever grow. The guest never gets smaller
-    /// than `floor` frames.
+    /// Creates an empty balloon in a guest as it is now; its size is its goal. `words` is memory
+    /// for the set of pfns, enough for as far as the guest will ever grow. The guest never gets
+    /// smaller than `floor` frames.
     ///
     /// # Errors
     /// [`BalloonError::TooFewWords`] for the map as it is; [`BalloonError::Refused`].
@@ -251,12 +251,12 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Whether the last step was in vain.
+    /// Returns whether the last step was in vain.
     pub(crate) const fn is_stuck(&self) -> bool {
         self.stuck.is_some()
     }
 
-    /// What the balloon aims at, and why that is not what was asked for if it is not.
+    /// Returns what the balloon aims at, and why that is not what was asked for if it is not.
     #[must_use]
     pub const fn goal(&self) -> Goal {
         Goal::new(self.wanted, self.floor, self.populated + self.ballooned())
@@ -268,14 +268,14 @@ impl<'s> Balloon<'s> {
         self.held.count() - self.set_aside
     }
 
-    /// Whether the balloon holds this pfn.
+    /// Returns whether the balloon holds this pfn.
     #[must_use]
     pub fn holds(&self, pfn: Pfn) -> bool {
         self.held.contains(pfn)
     }
 
-    /// The pfns that are set aside ([`Accounts::set_aside`]), lowest first: those that it holds
-    /// and that have memory. Nobody gets one before Xen has mapped it anew at its place.
+    /// Returns the pfns that are set aside ([`Accounts::set_aside`]), lowest first: those that it
+    /// holds and that have memory. Nobody gets one before Xen has mapped it anew at its place.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -292,7 +292,7 @@ impl<'s> Balloon<'s> {
         held.into_iter().flatten().filter(|pfn| p2m.mfn(*pfn).is_ok())
     }
 
-    /// Where all pfns are, with Xen asked.
+    /// Returns where all pfns are, with Xen asked.
     ///
     /// # Hypercalls
     /// One `memory_op` (`XENMEM_current_reservation`).
@@ -355,7 +355,7 @@ impl<'s> Balloon<'s> {
         BalloonStep { moved, next, accounts: self.accounts_with(guest.p2m(), xen) }
     }
 
-    /// Whether `work` has too little room for what is to be done. Nothing has been changed.
+    /// Returns whether `work` has too little room for what is to be done. Nothing has been changed.
     fn why_no_room(&self, work: &StepMemory<'_, '_>) -> Option<BalloonObstacle> {
         let frames = work.frames_max();
         let fits = match self.direction() {
@@ -390,7 +390,7 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Which way the goal is.
+    /// Returns which way the goal is.
     pub(crate) const fn direction(&self) -> Option<Direction> {
         let frames = self.goal().frames;
         if self.populated > frames {
@@ -406,7 +406,7 @@ impl<'s> Balloon<'s> {
         matches!(self.wipe, Wipe::Always)
     }
 
-    /// What comes next after a step that brought `progress` frames to where they belong.
+    /// Returns what comes next after a step that brought `progress` frames to where they belong.
     fn next(&mut self, progress: u64, obstacle: Option<BalloonObstacle>) -> Next {
         if progress > 0 {
             self.pause = 0;
@@ -450,13 +450,13 @@ impl<'s> Balloon<'s> {
     }
 }
 
-/// Whether all of `frames` have nothing, and memory for their words in the map.
+/// Returns whether all of `frames` have nothing, and memory for their words in the map.
 pub(crate) fn check_all_empty(p2m: &P2m<'_>, frames: &Frames) -> Result<(), P2mError> {
     let pfns = frames.start().raw()..frames.start().raw() + frames.count();
     pfns.map(Pfn::new).try_for_each(|pfn| p2m.check_can_fill(pfn))
 }
 
-/// How many frames Xen says the guest has.
+/// Returns how many frames Xen says the guest has.
 #[expect(unsafe_code, reason = "asks Xen for a number")]
 pub(crate) fn current_reservation<M: Hypercalls + ?Sized>(machine: &M) -> Result<u64, Error> {
     // SAFETY: it only reports.

@@ -132,7 +132,7 @@ impl Balloon<'_> {
         (came, unrecorded.or(short))
     }
 
-    /// Why Xen gave fewer frames than asked for.
+    /// Returns why Xen gave fewer frames than asked for.
     #[expect(unsafe_code, reason = "asks Xen for a number")]
     fn why_short<M: Hypercalls>(
         &self,
@@ -190,8 +190,8 @@ impl Balloon<'_> {
     }
 }
 
-/// Whether a pfn of the balloon's can be given memory: the map has a word for it, and the direct
-/// mapping an entry, both empty.
+/// Returns whether a pfn of the balloon's can be given memory: the map has a word for it, and the
+/// direct mapping an entry, both empty.
 fn can_get_memory<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> bool {
     why_not(direct, pfn).is_none()
 }

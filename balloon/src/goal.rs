@@ -31,7 +31,7 @@ pub enum Limit {
 }
 
 impl Goal {
-    /// `wanted`, between the floor and what there are pfns for. The floor wins.
+    /// Returns `wanted`, between the floor and what there are pfns for. The floor wins.
     pub(crate) const fn new(wanted: u64, floor: u64, pfns: u64) -> Self {
         if wanted < floor {
             return Self { wanted, frames: floor, limit: Some(Limit::Floor(floor)) };

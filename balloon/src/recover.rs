@@ -46,8 +46,8 @@ impl Balloon<'_> {
         Some(before - self.set_aside)
     }
 
-    /// The next pfns that are set aside: how many, and how many of the balloon's were looked at.
-    /// Behind the last pfn the first ones follow, so that none is passed over for good.
+    /// Returns the next pfns that are set aside: how many, and how many of the balloon's were
+    /// looked at. Behind the last pfn the first ones follow, so that none is passed over for good.
     fn collect_aside<M: FrameAccess>(
         &mut self,
         direct: &DirectEntries<'_, M>,

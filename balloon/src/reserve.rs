@@ -17,7 +17,7 @@ use crate::set::PfnSet;
 pub struct EmptyPfn(Frame);
 
 impl EmptyPfn {
-    /// Its number.
+    /// Returns its number.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
         self.0.pfn()
@@ -38,7 +38,7 @@ pub struct Reserve<'s> {
 }
 
 impl<'s> Reserve<'s> {
-    /// How many words a reserve of `pfns` pfns takes.
+    /// Returns how many words a reserve of `pfns` pfns takes.
     #[must_use]
     pub const fn words_needed(pfns: u64) -> u64 {
         PfnSet::words_needed(pfns)
@@ -102,7 +102,7 @@ impl<'s> Reserve<'s> {
         Ok((Self { start, count, free }, rest))
     }
 
-    /// A pfn, if one is free.
+    /// Returns a pfn, if one is free.
     #[expect(unsafe_code, reason = "makes the token again that `new` or `give` consumed")]
     pub fn take(&mut self) -> Option<EmptyPfn> {
         let offset = self.free.lowest().next()?;
@@ -137,13 +137,13 @@ impl<'s> Reserve<'s> {
         }
     }
 
-    /// How many pfns are free.
+    /// Returns how many pfns are free.
     #[must_use]
     pub const fn free(&self) -> u64 {
         self.free.count()
     }
 
-    /// How many there are in all.
+    /// Returns how many there are in all.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count

@@ -26,14 +26,14 @@ pub(crate) struct PfnSet<'s> {
     low_block: u64,
 }
 
-/// Where a pfn's bit is.
+/// Returns where a pfn's bit is.
 fn place(pfn: Pfn) -> (usize, u64) {
     // A word that no address space can hold is behind the end of every set.
     (usize::try_from(pfn.raw() / WORD).unwrap_or(usize::MAX), 1 << (pfn.raw() % WORD))
 }
 
 impl<'s> PfnSet<'s> {
-    /// How many words a set of the pfns below `end` takes.
+    /// Returns how many words a set of the pfns below `end` takes.
     pub(crate) const fn words_needed(end: u64) -> u64 {
         end.div_ceil(WORD)
     }
@@ -44,17 +44,17 @@ impl<'s> PfnSet<'s> {
         Self { low_word: words.len(), words, count: 0, low_block: u64::MAX }
     }
 
-    /// How many pfns are in it.
+    /// Returns how many pfns are in it.
     pub(crate) const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The first pfn that the set has no room for.
+    /// Returns the first pfn that the set has no room for.
     pub(crate) const fn end(&self) -> u64 {
         self.words.len() as u64 * WORD
     }
 
-    /// Whether the pfn is in it.
+    /// Returns whether the pfn is in it.
     pub(crate) fn contains(&self, pfn: Pfn) -> bool {
         let (word, bit) = place(pfn);
         self.words.get(word).is_some_and(|bits| bits & bit != 0)
@@ -83,7 +83,7 @@ impl<'s> PfnSet<'s> {
         was_there
     }
 
-    /// The members from `start` on, in order.
+    /// Returns the members from `start` on, in order.
     pub(crate) fn iter_from(&self, start: Pfn) -> impl Iterator<Item = Pfn> + '_ {
         let (first, bit) = place(start);
         let words = self.words.iter().enumerate().skip(first.max(self.low_word));
@@ -93,14 +93,14 @@ impl<'s> PfnSet<'s> {
         })
     }
 
-    /// The lowest members, in order.
+    /// Returns the lowest members, in order.
     pub(crate) fn lowest(&mut self) -> impl Iterator<Item = Pfn> + '_ {
         let empty = self.words[self.low_word..].iter().take_while(|bits| **bits == 0).count();
         self.low_word += empty;
         self.iter_from(Pfn::new(0))
     }
 
-    /// The lowest aligned block of [`LARGE`] members, from `start` on.
+    /// Returns the lowest aligned block of [`LARGE`] members, from `start` on.
     pub(crate) fn next_block(&self, start: u64) -> Option<Pfn> {
         let first = usize::try_from(start.max(self.low_block) / LARGE).ok()?;
         let (blocks, _) = self.words.as_chunks::<BLOCK_WORDS>();

@@ -202,9 +202,9 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// How many frames Xen counts beyond those that the map has. Above zero: frames that were given
-    /// back while somebody still used them, in a mapping or a grant; they go with the last use.
-    /// Below zero: frames that somebody else took away.
+    /// Returns how many frames Xen counts beyond those that the map has. Above zero: frames that
+    /// were given back while somebody still used them, in a mapping or a grant; they go with the
+    /// last use. Below zero: frames that somebody else took away.
     #[must_use]
     pub const fn surplus(&self) -> i64 {
         match self.xen {
@@ -213,7 +213,7 @@ impl Accounts {
         }
     }
 
-    /// Whether every pfn is accounted for and Xen agrees.
+    /// Returns whether every pfn is accounted for and Xen agrees.
     #[must_use]
     pub const fn is_balanced(&self) -> bool {
         self.pfns() == self.span && self.surplus() == 0 && self.xen.is_some()

@@ -22,13 +22,13 @@ pub struct StepMemory<'w, 'b> {
 }
 
 impl StepMemory<'_, '_> {
-    /// How many frames a step can move in 2 MiB extents.
+    /// Returns how many frames a step can move in 2 MiB extents.
     #[must_use]
     pub fn frames_max(&self) -> usize {
         self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
     }
 
-    /// What is in the way if there is too little of this.
+    /// Returns what is in the way if there is too little of this.
     pub(crate) fn no_room(&self) -> BalloonObstacle {
         BalloonObstacle::NoRoom { frames: self.frames_max(), flushes: self.batch.ops_max() }
     }

@@ -19,19 +19,19 @@ impl BusAddr {
         Self(mfn.raw() << PAGE_SHIFT | (offset & (PAGE_SIZE - 1)) as u64)
     }
 
-    /// The address that a device or a driver reports. Nothing is known of it yet.
+    /// Returns the address that a device or a driver reports. Nothing is known of it yet.
     #[must_use]
     pub const fn from_raw(address: u64) -> Self {
         Self(address)
     }
 
-    /// The address as a number, which a driver hands to its device.
+    /// Returns the address as a number, which a driver hands to its device.
     #[must_use]
     pub const fn raw(self) -> u64 {
         self.0
     }
 
-    /// The address `bytes` further on, if that number exists.
+    /// Returns the address `bytes` further on, if that number exists.
     #[must_use]
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {
         match self.0.checked_add(bytes) {
@@ -40,20 +40,20 @@ impl BusAddr {
         }
     }
 
-    /// The frame that it is in.
+    /// Returns the frame that it is in.
     #[must_use]
     pub(crate) const fn mfn(self) -> Mfn {
         Mfn::new(self.0 >> PAGE_SHIFT)
     }
 
-    /// Where in the frame.
+    /// Returns where in the frame.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
     pub(crate) const fn offset_in_frame(self) -> usize {
         (self.0 & (PAGE_SIZE as u64 - 1)) as usize
     }
 
-    /// Whether the address is a multiple of 2^`order` pages, as 0 is of any number.
+    /// Returns whether the address is a multiple of 2^`order` pages, as 0 is of any number.
     ///
     /// ```
     /// use swiotlb::BusAddr;
@@ -70,7 +70,7 @@ impl BusAddr {
         }
     }
 
-    /// How many bytes `self` lies beyond `start`, if it does not lie before it.
+    /// Returns how many bytes `self` lies beyond `start`, if it does not lie before it.
     #[must_use]
     pub const fn offset_from(self, start: Self) -> Option<u64> {
         self.0.checked_sub(start.0)
@@ -99,7 +99,7 @@ impl DmaMask {
     /// A device that reaches everything.
     pub const ALL: Self = Self { bits: 64 };
 
-    /// A device with `bits` address bits; more than 64 are 64.
+    /// Returns a device with `bits` address bits; more than 64 are 64.
     ///
     /// ```
     /// use hypercall::Mfn;
@@ -114,13 +114,13 @@ impl DmaMask {
         Self { bits: if bits > 64 { 64 } else { bits } }
     }
 
-    /// How many address bits.
+    /// Returns how many address bits.
     #[must_use]
     pub const fn address_bits(self) -> u8 {
         self.bits
     }
 
-    /// The last address that the device can name.
+    /// Returns the last address that the device can name.
     #[must_use]
     pub const fn last(self) -> u64 {
         match self.bits {
@@ -129,7 +129,7 @@ impl DmaMask {
         }
     }
 
-    /// Whether the device reaches all of `len_bytes` bytes from `start`.
+    /// Returns whether the device reaches all of `len_bytes` bytes from `start`.
     #[must_use]
     #[inline]
     pub const fn reaches(self, start: BusAddr, len_bytes: u64) -> bool {
@@ -139,7 +139,8 @@ impl DmaMask {
         }
     }
 
-    /// What `XENMEM_exchange` is told of the addresses wanted (`XENMEMF_address_bits`): 0 for any.
+    /// Returns what `XENMEM_exchange` is told of the addresses wanted (`XENMEMF_address_bits`): 0
+    /// for any.
     pub(crate) const fn reservation_flags(self) -> u32 {
         if self.bits < 64 { self.bits as u32 } else { 0 }
     }

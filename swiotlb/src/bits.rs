@@ -1,6 +1,7 @@
 //! Runs of free slots in a word: a set bit is a slot that is taken.
 
-/// The lowest place of `count` clear bits, 1 to 64, that is a multiple of `stride`, a power of two.
+/// Returns the lowest place of `count` clear bits, 1 to 64, that is a multiple of `stride`, a power
+/// of two.
 #[inline]
 pub(crate) const fn find(word: u64, count: u32, stride: u32) -> Option<u32> {
     // After each step the bits of `starts` are those with `have` clear bits from there on.
@@ -15,7 +16,7 @@ pub(crate) const fn find(word: u64, count: u32, stride: u32) -> Option<u32> {
     if starts == 0 { None } else { Some(starts.trailing_zeros()) }
 }
 
-/// The lowest `count` bits, 1 to 64.
+/// Returns the lowest `count` bits, 1 to 64.
 #[inline]
 pub(crate) const fn low(count: u32) -> u64 {
     u64::MAX >> (64 - count)

@@ -27,25 +27,25 @@ pub struct Coherent {
 }
 
 impl Coherent {
-    /// What the device is told: aligned to the size, rounded up to a power of two.
+    /// Returns what the device is told: aligned to the size, rounded up to a power of two.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
         self.bus
     }
 
-    /// The first page; the direct mapping shows the others behind it.
+    /// Returns the first page; the direct mapping shows the others behind it.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
         self.pfn
     }
 
-    /// How many pages.
+    /// Returns how many pages.
     #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
-    /// The bus address alone: the pages are then given back by [`Dma::free_coherent_at`].
+    /// Returns the bus address alone: the pages are then given back by [`Dma::free_coherent_at`].
     pub fn into_bus(self) -> BusAddr {
         self.bus
     }

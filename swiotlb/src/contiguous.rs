@@ -23,14 +23,14 @@ pub struct GuestBytes {
 }
 
 impl GuestBytes {
-    /// The pfn and offset of byte `at`.
+    /// Returns the pfn and offset of byte `at`.
     #[inline]
     pub(crate) const fn byte(&self, at: usize) -> (Pfn, usize) {
         let offset = self.offset + at;
         (Pfn::new(self.pfn.raw() + (offset / PAGE_SIZE) as u64), offset % PAGE_SIZE)
     }
 
-    /// The same place, by the frame that its first byte is in.
+    /// Returns the same place, by the frame that its first byte is in.
     #[cold]
     const fn within_a_frame(self) -> Self {
         let frames = (self.offset / PAGE_SIZE) as u64;

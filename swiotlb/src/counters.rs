@@ -115,7 +115,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The sums over some areas.
+    /// Returns the sums over some areas.
     pub(crate) fn of(areas: &[Area]) -> Self {
         let sum = |count| {
             areas.iter().map(|area| area.counter(count).load(Ordering::Relaxed)).sum::<u64>()

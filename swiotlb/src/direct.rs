@@ -98,7 +98,7 @@ impl Record {
         }
     }
 
-    /// The mark of a mapping that is as asked for.
+    /// Returns the mark of a mapping that is as asked for.
     fn look(&self, address: BusAddr, what: SlotUse) -> Result<u64, Found> {
         // Acquire: the words are no older than the mark.
         let mark = self.mark.load(Ordering::Acquire);

@@ -26,7 +26,7 @@ pub struct Scratch<'a, 'b> {
 }
 
 impl Scratch<'_, '_> {
-    /// How many frames can be exchanged at once.
+    /// Returns how many frames can be exchanged at once.
     pub(crate) fn frames_max(&self) -> u64 {
         self.batch.updates_max().min(self.extents.len() / 2) as u64
     }
@@ -47,8 +47,8 @@ impl Orders {
         self.given.max(self.taken)
     }
 
-    /// Why no exchange can give what is asked for: the mask reaches no run of this length, wherever
-    /// it lies. Xen is not asked for those: it takes a mask of 0 bits for any address.
+    /// Returns why no exchange can give what is asked for: the mask reaches no run of this length,
+    /// wherever it lies. Xen is not asked for those: it takes a mask of 0 bits for any address.
     pub(crate) const fn impossible(self) -> Option<ExchangeError> {
         let Self { taken, mask, .. } = self;
         match mask.reaches(BusAddr::from_raw(0), (PAGE_SIZE as u64) << taken) {
@@ -103,7 +103,8 @@ pub(crate) fn exchange<M: Machine>(
     Part { made, is_usable, result: right.and(refusal.map_or(Ok(()), Err)) }
 }
 
-/// Whether the runs that are given are runs: Xen takes all frames behind the first one of each.
+/// Returns whether the runs that are given are runs: Xen takes all frames behind the first one of
+/// each.
 fn check_given(p2m: &P2m<'_>, pfns: Pfns, orders: Orders) -> Result<(), ExchangeError> {
     if orders.given == 0 {
         return Ok(());
@@ -134,7 +135,8 @@ fn plan_unmapping<M: Machine>(
     batch.op(MmuExtOp::tlb_flush_all()).map_err(no_room)
 }
 
-/// Where the direct mapping has the frame, which has to be the one that P2M names, and writable.
+/// Returns where the direct mapping has the frame, which has to be the one that P2M names, and
+/// writable.
 fn find_mapped<M: FrameAccess>(
     direct: &mut DirectEntries<'_, M>,
     pfn: Pfn,
@@ -180,7 +182,7 @@ fn ask<M: Machine>(
     (frames, refusal)
 }
 
-/// The two lists of an exchange: mfns that are given, pfns that frames are taken for.
+/// Returns the two lists of an exchange: mfns that are given, pfns that frames are taken for.
 fn lists<'e>(
     p2m: &P2m<'_>,
     pfns: Pfns,
@@ -204,8 +206,8 @@ fn lists<'e>(
     Ok((&mut given[..give], &mut taken[..take]))
 }
 
-/// Which limit an errno of `XENMEM_exchange` stands for; `pfn` begins the chunk that it did not
-/// do.
+/// Returns which limit an errno of `XENMEM_exchange` stands for; `pfn` begins the chunk that it did
+/// not do.
 fn refusal(error: CallError, orders: Orders, pfn: Pfn) -> ExchangeError {
     match error.errno {
         Errno::EPERM => ExchangeError::OrderLimit { order: orders.larger() },
@@ -241,7 +243,7 @@ fn record<M: Machine>(
     result
 }
 
-/// Whether a frame that came is as asked.
+/// Returns whether a frame that came is as asked.
 fn check<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfn: Pfn,

@@ -28,10 +28,10 @@ pub unsafe trait HalGuest {
     /// Does `work` with the guest's DMA.
     fn with<T>(work: impl FnOnce(&dyn DmaOperations) -> T) -> T;
 
-    /// The frames behind a driver's buffer: one run of pfns.
+    /// Returns the frames behind a driver's buffer: one run of pfns.
     fn place(buffer: NonNull<[u8]>) -> Option<GuestBytes>;
 
-    /// Where the registers at a bus address are mapped.
+    /// Returns where the registers at a bus address are mapped.
     fn device_registers(start: BusAddr, len_bytes: usize) -> Option<NonNull<u8>>;
 }
 

@@ -75,8 +75,8 @@ pub(crate) struct SlotRequest {
 }
 
 impl<'m> Pool<'m> {
-    /// A pool without memory, with places for `segments.len()` times 256 KiB. Its areas are as many
-    /// as vCPUs should rarely meet.
+    /// Creates a pool without memory, with places for `segments.len()` times 256 KiB. Its areas are
+    /// as many as vCPUs should rarely meet.
     ///
     /// # Errors
     /// [`DmaError::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB);
@@ -207,13 +207,13 @@ impl<'m> Pool<'m> {
         self.segments.iter().map(Segment::free).sum()
     }
 
-    /// What happened so far, summed over the areas.
+    /// Returns what happened so far, summed over the areas.
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters::of(self.areas)
     }
 
-    /// What tells this pool from others.
+    /// Returns what tells this pool from others.
     #[inline]
     pub(crate) const fn number(&self) -> PoolNumber {
         self.number
@@ -244,7 +244,7 @@ impl<'m> Pool<'m> {
         ended
     }
 
-    /// The area of a vCPU.
+    /// Returns the area of a vCPU.
     #[inline]
     pub(crate) fn area(&self, vcpu: usize) -> &'m Area {
         &self.areas[vcpu % self.areas.len()]
@@ -290,7 +290,7 @@ impl<'m> Pool<'m> {
         taken.ok_or_else(|| self.nothing(p2m, home, request, slots))
     }
 
-    /// Why there are no slots to take.
+    /// Returns why there are no slots to take.
     fn nothing(&self, p2m: &P2m<'_>, home: usize, request: SlotRequest, slots: usize) -> DmaError {
         let mut scattered = None;
         for start in self.segments.iter().filter_map(Segment::start) {
@@ -383,14 +383,14 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// The name of a run; both numbers are small.
+    /// Returns the name of a run; both numbers are small.
     #[inline]
     fn held(&self, segment: usize, slot: usize, state: State) -> Option<Held> {
         let (segment, slot) = (u16::try_from(segment).ok()?, u16::try_from(slot).ok()?);
         Some(Held { pool: self.number, segment, slot, state })
     }
 
-    /// The segment of a run of this pool's.
+    /// Returns the segment of a run of this pool's.
     #[inline]
     fn segment_of(&self, held: &Held) -> Option<&'m Segment> {
         self.segments.get(usize::from(held.segment)).filter(|_| held.pool == self.number)
@@ -418,7 +418,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// The refusal of what is not of this pool.
+    /// Returns the refusal of what is not of this pool.
     #[cold]
     pub(crate) fn stranger(&self, address: BusAddr) -> DmaError {
         self.areas[0].add_one(Count::Misuse);
@@ -455,7 +455,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// The run that is taken at an address in the frame of `pfn`, as `what`.
+    /// Returns the run that is taken at an address in the frame of `pfn`, as `what`.
     ///
     /// # Errors
     /// What is wrong with the address or with `what`.
@@ -487,7 +487,7 @@ impl<'m> Pool<'m> {
         self.held(at, slot, state).ok_or(DmaError::NotTaken { address })
     }
 
-    /// Which segment the frame is in, and how many pages behind its first one.
+    /// Returns which segment the frame is in, and how many pages behind its first one.
     fn segment_with(&self, pfn: Pfn) -> Option<(usize, usize)> {
         self.segments.iter().enumerate().find_map(|(at, segment)| {
             let pages = pfn.raw().checked_sub(segment.start()?.raw())?;
@@ -496,7 +496,7 @@ impl<'m> Pool<'m> {
         })
     }
 
-    /// Whether the frame is in one of the segments.
+    /// Returns whether the frame is in one of the segments.
     pub(crate) fn contains(&self, pfn: Pfn) -> bool {
         self.segment_with(pfn).is_some()
     }
@@ -520,7 +520,7 @@ const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> GuestBy
     GuestBytes { pfn, offset: slot * Segment::SLOT_BYTES + at, len_bytes }
 }
 
-/// Where the device sees the first byte, if it sees all of them together.
+/// Returns where the device sees the first byte, if it sees all of them together.
 #[inline]
 fn find_together(p2m: &P2m<'_>, place: GuestBytes) -> Option<BusAddr> {
     let (pfn, offset) = place.byte(0);
@@ -530,7 +530,7 @@ fn find_together(p2m: &P2m<'_>, place: GuestBytes) -> Option<BusAddr> {
     together(p2m, GuestBytes { pfn, offset, ..place }).ok().flatten()
 }
 
-/// The same, of any number of pages.
+/// Returns the same, of any number of pages.
 ///
 /// # Errors
 /// A frame is not the guest's own memory.

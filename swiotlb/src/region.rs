@@ -72,7 +72,7 @@ pub struct RegionError {
 pub struct Stranded(Uncertain);
 
 impl Stranded {
-    /// The pfn of the first frame.
+    /// Returns the pfn of the first frame.
     #[must_use]
     pub const fn start(&self) -> Pfn {
         self.0.start()
@@ -163,19 +163,19 @@ impl Region {
         self.frames.count()
     }
 
-    /// How many runs.
+    /// Returns how many runs.
     #[must_use]
     pub const fn runs(&self) -> u64 {
         self.frames.count() >> self.order
     }
 
-    /// The pfn of the first frame.
+    /// Returns the pfn of the first frame.
     #[must_use]
     pub const fn start(&self) -> Pfn {
         self.frames.start()
     }
 
-    /// The frame that run `run` begins with.
+    /// Returns the frame that run `run` begins with.
     ///
     /// # Errors
     /// [`ExchangeError::NoSuchRun`]; [`ExchangeError::P2m`], if `p2m` does not have the frame.
@@ -187,7 +187,7 @@ impl Region {
         Ok(p2m.mfn(Pfn::new(self.frames.start().raw() + (run << self.order)))?)
     }
 
-    /// The same memory in smaller runs; a larger order changes nothing.
+    /// Returns the same memory in smaller runs; a larger order changes nothing.
     pub fn with_order(self, order: u32) -> Self {
         // INVARIANT: I-10: the parts of an aligned run are runs, and aligned.
         Self { order: order.min(self.order), ..self }
@@ -217,8 +217,8 @@ impl Region {
         Self { frames, order }
     }
 
-    /// The frames, as ordinary memory: it serves as such wherever it lies. To give the good frames
-    /// back to Xen, [`scatter`] them.
+    /// Returns the frames, as ordinary memory: it serves as such wherever it lies. To give the good
+    /// frames back to Xen, [`scatter`] them.
     pub fn into_frames(self) -> Frames {
         self.frames
     }
@@ -418,7 +418,7 @@ fn check_run(p2m: &P2m<'_>, pfn: Pfn, order: u32, mask: DmaMask) -> Result<(), E
     Ok(())
 }
 
-/// The first `count` frames, and the others; nothing in place of none.
+/// Returns the first `count` frames, and the others; nothing in place of none.
 fn cut(frames: Frames, count: u64) -> (Option<Frames>, Option<Frames>) {
     let some = |frames: Frames| (frames.count() > 0).then_some(frames);
     match frames.split(count) {

@@ -132,7 +132,7 @@ impl State {
         Some(SlotUse { purpose, head_bytes, len_bytes })
     }
 
-    /// Whether both are of the same taking.
+    /// Returns whether both are of the same taking.
     pub(crate) const fn same_taking(self, other: Self) -> bool {
         self.0 >> 36 == other.0 >> 36
     }
@@ -158,7 +158,7 @@ impl Segment {
     /// Bytes of a segment: the most that a pool gives at once.
     pub const BYTES: usize = Self::SLOTS * Self::SLOT_BYTES;
 
-    /// A place without memory.
+    /// Creates a place without memory.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -268,20 +268,21 @@ impl Segment {
         self.give(slot, slots);
     }
 
-    /// The state of a slot.
+    /// Returns the state of a slot.
     pub(crate) fn state(&self, slot: usize) -> State {
         // Relaxed: whoever acts on it presents it to `enter`, which compares it again.
         State(self.states[slot].load(Ordering::Relaxed))
     }
 
-    /// The pfn of slot 0, for who has a slot of the segment: then there is memory, and it stays.
+    /// Returns the pfn of slot 0, for who has a slot of the segment: then there is memory, and it
+    /// stays.
     #[inline]
     pub(crate) fn pfn(&self) -> Pfn {
         // Relaxed: who has a slot acquired its bits, which `fill` released behind this word.
         Pfn::new(self.pfn.load(Ordering::Relaxed))
     }
 
-    /// The pfn of slot 0, if there is memory now.
+    /// Returns the pfn of slot 0, if there is memory now.
     pub(crate) fn start(&self) -> Option<Pfn> {
         // Relaxed: the number is only compared, and who acts on it looks at bits or states.
         match self.pfn.load(Ordering::Relaxed) {
@@ -290,7 +291,7 @@ impl Segment {
         }
     }
 
-    /// How many slots are free.
+    /// Returns how many slots are free.
     pub(crate) fn free(&self) -> usize {
         self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_zeros() as usize).sum()
     }

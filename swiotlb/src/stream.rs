@@ -50,13 +50,13 @@ pub enum Bounce {
 }
 
 impl Device {
-    /// A device with this mask and no other wishes.
+    /// Creates a device with this mask and no other wishes.
     #[must_use]
     pub const fn new(mask: DmaMask) -> Self {
         Self { mask, same_bits: 0, run_bytes_max: None, bounce: Bounce::IfNeeded }
     }
 
-    /// The bits as a mask, and the slots between two places where they are zero.
+    /// Returns the bits as a mask, and the slots between two places where they are zero.
     const fn bits(&self) -> (usize, usize) {
         let bits = match self.same_bits {
             0 => 0,
@@ -88,7 +88,7 @@ impl Buffer {
         Self(GuestBytes { pfn, offset: offset % PAGE_SIZE, len_bytes })
     }
 
-    /// Where the bytes are.
+    /// Returns where the bytes are.
     #[must_use]
     pub const fn place(&self) -> GuestBytes {
         self.0
@@ -115,19 +115,19 @@ enum Seat {
 }
 
 impl<D> DmaMapping<D> {
-    /// What the device is told.
+    /// Returns what the device is told.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
         self.bus
     }
 
-    /// How many bytes the device has.
+    /// Returns how many bytes the device has.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.buffer.0.len_bytes
     }
 
-    /// Whether the device works on a copy.
+    /// Returns whether the device works on a copy.
     #[must_use]
     pub const fn is_bounced(&self) -> bool {
         matches!(self.seat, Seat::Slots(_))
@@ -255,7 +255,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         self.bounce(device, place, purpose).map(|(bus, _)| bus)
     }
 
-    /// Where the device sees the bytes themselves, if they lie so that it can have them.
+    /// Returns where the device sees the bytes themselves, if they lie so that it can have them.
     #[inline]
     fn find_direct(&self, device: &Device, place: GuestBytes) -> Result<Option<BusAddr>, DmaError> {
         if place.len_bytes == 0 {
@@ -561,7 +561,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(())
     }
 
-    /// The guest's name for the frame of an address, if it is one of the pool's.
+    /// Returns the guest's name for the frame of an address, if it is one of the pool's.
     pub(crate) fn pfn_in_pool(&self, bus: BusAddr) -> Option<Pfn> {
         let pfn = self.guest.pfn(bus.mfn()).ok()?;
         self.pool.contains(pfn).then_some(pfn)

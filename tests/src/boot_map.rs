@@ -14,7 +14,7 @@ pub struct Numbers {
     place: MapPlace,
 }
 
-/// A guest of so many pages, whose list the builder put outside of the kernel's mapping.
+/// Returns a guest of so many pages, whose list the builder put outside of the kernel's mapping.
 ///
 /// # Panics
 /// Never: the addresses are constants.

@@ -42,19 +42,19 @@ pub struct Booting {
 }
 
 impl Booting {
-    /// A guest of `pages` pages on Xen 4.17.
+    /// Creates a guest of `pages` pages on Xen 4.17.
     #[must_use]
     pub fn new(role: Role, pages: u64) -> Self {
         Self::of(DomainConfig::new(role, pages))
     }
 
-    /// A guest made like `config`.
+    /// Returns a guest made like `config`.
     #[must_use]
     pub fn of(config: DomainConfig) -> Self {
         Self::on(Model::builder(), config)
     }
 
-    /// The same on the machine that `builder` describes.
+    /// Returns the same on the machine that `builder` describes.
     #[must_use]
     pub fn on(builder: Builder, config: DomainConfig) -> Self {
         let (virt_base, image) = (config.virt_base, config.kernel_pages);
@@ -84,7 +84,7 @@ impl Booting {
         Self { model, boot, list, root, regions, uses, place }
     }
 
-    /// The same with code and constants in an image of 2 MiB.
+    /// Returns the same with code and constants in an image of 2 MiB.
     #[must_use]
     pub fn with_code(builder: Builder, mut config: DomainConfig) -> Self {
         config.kernel_pages = 0x200;
@@ -99,8 +99,8 @@ impl Booting {
         booting
     }
 
-    /// A guest made like `config` that wants the machine's own frames at `identity`, below its
-    /// image: [`give_up`](Self::give_up) takes what it has there.
+    /// Returns a guest made like `config` that wants the machine's own frames at `identity`, below
+    /// its image: [`give_up`](Self::give_up) takes what it has there.
     #[must_use]
     pub fn with_identity(config: DomainConfig, identity: Pfns) -> Self {
         let mut booting = Self::of(config);
@@ -151,26 +151,26 @@ impl Booting {
         self
     }
 
-    /// Its frame map.
+    /// Returns its frame map.
     #[must_use]
     pub fn p2m(&self) -> P2m<'_> {
         // SAFETY: the guest exists only in the model.
         unsafe { P2m::adopt(&self.list) }.expect("the guest has pages")
     }
 
-    /// What is known of its memory.
+    /// Returns what is known of its memory.
     #[must_use]
     pub fn memory(&self) -> BootMemory<'_> {
         BootMemory::new(&self.regions, &self.uses, self.place).expect("a good guest")
     }
 
-    /// How many pages are in use.
+    /// Returns how many pages are in use.
     #[must_use]
     pub fn used_pages(&self) -> u64 {
         self.uses.iter().map(|used| used.pfns.count).sum()
     }
 
-    /// What a build on `machine` works on.
+    /// Returns what a build on `machine` works on.
     #[must_use]
     pub const fn guest<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
         // SAFETY: the guest's frame map, and the root that its kernel runs on.
@@ -207,13 +207,13 @@ impl Booting {
         Ok(free)
     }
 
-    /// The entry for `pfn` in a mapping that begins at `start`, if there is a table.
+    /// Returns the entry for `pfn` in a mapping that begins at `start`, if there is a table.
     #[must_use]
     pub fn entry(&self, start: u64, pfn: Pfn) -> Option<(Slot, Pte)> {
         self.model.guest().l1_slot(start + (pfn.raw() << PAGE_SHIFT))
     }
 
-    /// Whether Xen has the frame as a table.
+    /// Returns whether Xen has the frame as a table.
     #[must_use]
     pub fn is_table(&self, pfn: Pfn) -> bool {
         let mfn = self.model.guest().built_mfn(pfn).expect("RAM");

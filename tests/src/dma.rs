@@ -50,7 +50,7 @@ unsafe impl FrameAccess for Nothing {
     }
 }
 
-/// A guest on the model, a pool of 256 KiB in its memory, and the first of four free pages.
+/// Returns a guest on the model, a pool of 256 KiB in its memory, and the first of four free pages.
 ///
 /// # Panics
 /// Never: the guest is large enough.
@@ -77,7 +77,7 @@ pub struct Ready {
     pub times: u64,
 }
 
-/// A guest whose frames follow one another, with a pool of 64 MiB in two areas.
+/// Returns a guest whose frames follow one another, with a pool of 64 MiB in two areas.
 ///
 /// # Panics
 /// Never: the pool has places for what it is given.

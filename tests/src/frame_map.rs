@@ -15,8 +15,8 @@ pub type List = Box<[AtomicU64]>;
 /// Look-ups and changes that a function makes.
 pub const TIMES: u64 = 1000;
 
-/// The list of a guest with so many pfns, all of whose words are zero: 1 TiB needs 2 GiB of them,
-/// which no host has to touch.
+/// Returns the list of a guest with so many pfns, all of whose words are zero: 1 TiB needs 2 GiB of
+/// them, which no host has to touch.
 #[must_use]
 pub fn list(pfns: usize) -> List {
     let list = Box::<[AtomicU64]>::new_zeroed_slice(pfns);
@@ -38,7 +38,7 @@ pub fn adopt(list: &[AtomicU64]) -> Result<u64, P2mError> {
     unsafe { P2m::adopt(list) }.map(|p2m| p2m.len())
 }
 
-/// What a look-up is held against: an index into a slice, with its bounds check.
+/// Returns what a look-up is held against: an index into a slice, with its bounds check.
 #[must_use]
 pub fn index(list: &[AtomicU64]) -> u64 {
     let len = list.len() as u64;
@@ -72,7 +72,7 @@ pub fn replace(list: &[AtomicU64]) -> Result<(), P2mError> {
     Ok(())
 }
 
-/// The list of a guest with so many pfns, each of which has the frame of its own number.
+/// Returns the list of a guest with so many pfns, each of which has the frame of its own number.
 #[must_use]
 pub fn identity(pfns: usize) -> List {
     (0..pfns as u64).map(AtomicU64::new).collect()

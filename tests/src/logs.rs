@@ -8,7 +8,7 @@ const OTHERS: &str = "Apr  6 02:50:04 localhost kernel: [ 3107.388125] eth0: lin
                       Apr  6 02:50:04 localhost systemd[1]: Started Session 17 of user root.\n\
                       (XEN) [ 3107.388125] CPU 3: no messages about memory in this line\n";
 
-/// The log of a host whose guest was refused a root again and again, of so many bytes.
+/// Returns the log of a host whose guest was refused a root again and again, of so many bytes.
 #[must_use]
 pub fn log(bytes: usize) -> Vec<u8> {
     let crash = include_str!("../../tools/xen-explain/tests/data/host-crash-pinning.log");

@@ -59,7 +59,7 @@ impl<'w, M> Meanwhile<'w, M> {
         Self { machine, what, when: When::AfterTraps }
     }
 
-    /// The machine inside.
+    /// Returns the machine inside.
     pub const fn inner(&self) -> &M {
         &self.machine
     }

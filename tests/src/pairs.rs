@@ -105,7 +105,7 @@ pub fn run(package: &str, name: &str, scenario: impl Fn(&Plan<'_>)) -> Tried {
     Tried { singles, pairs, accesses }
 }
 
-/// A machine around `machine` that refuses what `plan` says.
+/// Returns a machine around `machine` that refuses what `plan` says.
 pub const fn around<'r, M>(machine: M, plan: &'r Plan<'r>) -> FailEach<'r, M> {
     FailEach::new(machine, plan)
 }
@@ -161,7 +161,7 @@ impl Scope {
         tried
     }
 
-    /// What is refused first.
+    /// Returns what is refused first.
     fn firsts(&mut self, run: &Run) -> Vec<Point> {
         let requests = run.requests(0, self);
         let accesses = (0..run.made.len()).map(Point::Access).collect();
@@ -170,7 +170,7 @@ impl Scope {
         firsts
     }
 
-    /// What is refused behind `first`, which was refused in `run`.
+    /// Returns what is refused behind `first`, which was refused in `run`.
     fn seconds(&mut self, run: &Run, first: Point) -> Vec<Point> {
         let is_request = matches!(first, Point::Request { .. });
         let mut seconds = Vec::new();
@@ -274,7 +274,7 @@ impl Run {
         behind
     }
 
-    /// The first and the last of accesses that do not differ, behind `first`.
+    /// Returns the first and the last of accesses that do not differ, behind `first`.
     fn accesses_behind(&self, first: Point) -> Vec<Point> {
         let is_behind = |at: usize| match first {
             Point::Request { number, .. } => came_before(&self.made[at]) > number,
@@ -346,12 +346,12 @@ impl<'s, S: Fn(&Plan<'_>)> Trial<'s, S> {
     }
 }
 
-/// What Xen answers, at the point that is number `at` of its run.
+/// Returns what Xen answers, at the point that is number `at` of its run.
 const fn errno(at: usize, number: usize, done: usize) -> Errno {
     ERRNOS[(number + done + at) % ERRNOS.len()]
 }
 
-/// How many requests came before the access.
+/// Returns how many requests came before the access.
 fn came_before(access: &Accessed) -> usize {
     usize::try_from(access.requests).expect("there are fewer")
 }
@@ -373,13 +373,13 @@ impl Point {
         }
     }
 
-    /// The refusal of the point that is number `at` of its run, if it is of a request.
+    /// Returns the refusal of the point that is number `at` of its run, if it is of a request.
     fn refusal(&self, at: usize) -> Option<Refusal> {
         let Self::Request { number, done } = *self else { return None };
         Some(Refusal { request: number as u64, errno: errno(at, number, done), done })
     }
 
-    /// The number of the access that fails.
+    /// Returns the number of the access that fails.
     fn failing(&self) -> Option<u64> {
         match self {
             Self::Request { .. } => None,
@@ -457,7 +457,7 @@ mod tests {
         account.assert_balanced();
     }
 
-    /// What a run panics with, and the points of the run.
+    /// Returns what a run panics with, and the points of the run.
     fn failure(scope: Scope, habit: &Habit) -> (String, Vec<u64>) {
         let last = RefCell::new(Vec::new());
         let outcome = catch_unwind(AssertUnwindSafe(|| {

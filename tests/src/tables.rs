@@ -4,7 +4,7 @@ use hypercall::{BatchStorage, Entry, Level, Mfn, MmuUpdate, Pte, PteFlags, Slot}
 use pvmmu::cost::{COSTS, Population, Strategy};
 use x86_64::structures::paging::PageTableIndex;
 
-/// An update of each of the first entries of a table.
+/// Returns an update of each of the first entries of a table.
 #[must_use]
 pub fn updates(count: u16) -> Vec<(MmuUpdate, u64)> {
     let update = |index| {
@@ -27,7 +27,7 @@ pub fn fill_batch(updates: &[(MmuUpdate, u64)]) -> usize {
     filled
 }
 
-/// A table's entries: pages, but for each fourth, which is empty.
+/// Returns a table's entries: pages, but for each fourth, which is empty.
 #[must_use]
 pub fn table(entries: u16) -> Vec<Pte> {
     let entry = |index: u16| match index % 4 {
@@ -37,7 +37,7 @@ pub fn table(entries: u16) -> Vec<Pte> {
     (0..entries).map(entry).collect()
 }
 
-/// How many entries map a page.
+/// Returns how many entries map a page.
 #[must_use]
 pub fn decode(table: &[Pte]) -> usize {
     table.iter().filter(|pte| matches!(pte.decode(Level::L1), Entry::Leaf(_))).count()

@@ -43,12 +43,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A domU of 16 MiB, all of it in the direct mapping.
+    /// Creates a domU of 16 MiB, all of it in the direct mapping.
     pub fn new(seed: u64) -> Self {
         Self::of(4096, seed)
     }
 
-    /// The same with so many pages.
+    /// Returns the same with so many pages.
     pub fn of(pages: u64, seed: u64) -> Self {
         let mut config = DomainConfig::new(Role::DomU, pages);
         config.boot_mapping = BootMapping::AllPages;
@@ -64,7 +64,7 @@ impl Machine {
         Self { model, boot, capacity, list, window, mapped: RefCell::new(vec![None; pages]) }
     }
 
-    /// Its second vCPU, which runs on the same root.
+    /// Returns its second vCPU, which runs on the same root.
     #[must_use]
     pub fn second(&self) -> xen_model::Guest<'_> {
         let first = self.model.guest();
@@ -73,28 +73,28 @@ impl Machine {
         second
     }
 
-    /// The builder's map.
+    /// Returns the builder's map.
     #[must_use]
     pub fn builder_map(&self) -> P2m<'_> {
         // SAFETY: the guest exists only in the model.
         unsafe { P2m::adopt(&self.list) }.expect("not empty")
     }
 
-    /// Where the builder put its list.
+    /// Returns where the builder put its list.
     #[must_use]
     pub fn builder_list(&self) -> BuilderList {
         // SAFETY: the builder put it there.
         unsafe { BuilderList::new(self.pfn_at(self.boot.p2m_list)) }
     }
 
-    /// The guest on `machine`, this one or something around it, with the map `p2m`.
+    /// Returns the guest on `machine`, this one or something around it, with the map `p2m`.
     #[must_use]
     pub fn guest<'a, M>(&self, machine: &'a M, p2m: &'a P2m<'a>) -> Guest<'a, M> {
         // SAFETY: the guest exists only in the model.
         unsafe { Guest::new(machine, p2m, self.root()) }
     }
 
-    /// The root that the guest runs on.
+    /// Returns the root that the guest runs on.
     #[must_use]
     pub fn root(&self) -> Pfn {
         self.pfn_at(self.boot.root)
@@ -146,13 +146,14 @@ impl Machine {
         }
     }
 
-    /// The table that maps the words of a GiB.
+    /// Returns the table that maps the words of a GiB.
     fn l1_table(&self, gib: u64) -> Option<Mfn> {
         let va = WINDOW + (gib << (PAGE_SHIFT + 9));
         self.model.guest().l1_slot(va).map(|(slot, _)| slot.table)
     }
 
-    /// The pages that the window's entries lead to: its tables of L1 and the pages of the list.
+    /// Returns the pages that the window's entries lead to: its tables of L1 and the pages of the
+    /// list.
     #[must_use]
     pub fn pages_in_window(&self, p2m: &P2m<'_>) -> BTreeSet<Pfn> {
         let mapped = self.mapped.borrow();
@@ -176,7 +177,7 @@ impl Machine {
         }
     }
 
-    /// Whether the window maps the word of `pfn` writable.
+    /// Returns whether the window maps the word of `pfn` writable.
     #[must_use]
     pub fn is_writable(&self, pfn: u64) -> bool {
         let page = usize::try_from(pfn / LEAF).expect("small");
@@ -259,13 +260,13 @@ impl Pool {
         Self { frames, uncertain: Vec::new() }
     }
 
-    /// How many there are.
+    /// Returns how many there are.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.frames.is_empty()

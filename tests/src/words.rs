@@ -6,12 +6,12 @@ use std::fmt::Display;
 use expect_test::Expect;
 use hypercall::{BatchError, Errno, Error, GuestVa, Hypercall};
 
-/// An address to be named in an error.
+/// Returns an address to be named in an error.
 pub fn va() -> GuestVa {
     GuestVa::new(0x5000).expect("user half")
 }
 
-/// A refusal to be named in an error.
+/// Returns a refusal to be named in an error.
 #[must_use]
 pub const fn refusal() -> BatchError {
     let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EINVAL, done: 0 };

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::paths;
 use crate::process::run_captured;
 
-/// The cargo that runs us, in the workspace, with colours if a person watches.
+/// Returns the cargo that runs us, in the workspace, with colours if a person watches.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::workspace());
@@ -20,7 +20,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The cargo of the nightly toolchain, with these components of it.
+/// Returns the cargo of the nightly toolchain, with these components of it.
 ///
 /// # Errors
 ///
@@ -60,28 +60,28 @@ pub(crate) struct Package {
 }
 
 impl Package {
-    /// Whether it has this file.
+    /// Returns whether it has this file.
     pub(crate) fn has(&self, file: &str) -> bool {
         self.folder.join(file).is_file()
     }
 
-    /// Whether others can depend on it.
+    /// Returns whether others can depend on it.
     pub(crate) fn is_library(&self) -> bool {
         self.library
     }
 
-    /// Whether it is meant for others.
+    /// Returns whether it is meant for others.
     pub(crate) fn is_published(&self) -> bool {
         self.published
     }
 
-    /// Whether it is also built for Xen, where there is no standard library.
+    /// Returns whether it is also built for Xen, where there is no standard library.
     pub(crate) fn is_for_bare_metal(&self) -> bool {
         self.root.lines().any(|line| line.starts_with("#![") && line.contains("no_std"))
     }
 }
 
-/// The packages of the workspace.
+/// Returns the packages of the workspace.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ pub(crate) fn packages() -> Result<Vec<Package>> {
         .collect()
 }
 
-/// The quoted words of `members = [...]`.
+/// Returns the quoted words of `members = [...]`.
 fn members(manifest: &str) -> impl Iterator<Item = &str> {
     let list = manifest.split_once("\nmembers = [").and_then(|(_, rest)| rest.split_once(']'));
     let list = list.map_or("", |(list, _)| list);

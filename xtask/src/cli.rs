@@ -97,7 +97,7 @@ pub(crate) struct RunArguments {
 }
 
 impl RunArguments {
-    /// The devices of the machine.
+    /// Returns the devices of the machine.
     pub(crate) fn devices(&self) -> Vec<Device> {
         let named = self.device.iter().map(|name| match name {
             DeviceName::Edu => Device::Edu,
@@ -106,19 +106,20 @@ impl RunArguments {
         named.chain(self.disk.clone().map(Device::Disk)).collect()
     }
 
-    /// Whether the CPU that is asked for has no NX.
+    /// Returns whether the CPU that is asked for has no NX.
     pub(crate) fn lacks_nx(&self) -> bool {
         let features = self.cpu.as_deref().into_iter().flat_map(|cpu| cpu.split(',').skip(1));
         features.into_iter().any(|feature| matches!(feature, "-nx" | "nx=off"))
     }
 
-    /// What is run: the program, of our unikernel or of a kernel of somebody's, by its file's name.
+    /// Returns what is run: the program, of our unikernel or of a kernel of somebody's, by its
+    /// file's name.
     pub(crate) fn what(&self) -> String {
         let kernel = self.kernel.as_ref().and_then(|kernel| kernel.file_name());
         kernel.map_or_else(|| self.program.join(" "), |name| name.display().to_string())
     }
 
-    /// How long the guest may take, once it is started.
+    /// Returns how long the guest may take, once it is started.
     pub(crate) fn time_limit(&self) -> Duration {
         Duration::from_secs(self.timeout.unwrap_or(300))
     }
@@ -191,12 +192,12 @@ pub(crate) struct TestArguments {
 }
 
 impl TestArguments {
-    /// The releases to test.
+    /// Returns the releases to test.
     pub(crate) fn releases(&self) -> &[Release] {
         self.xen.as_ref().map_or(Release::value_variants(), |named| &named.0)
     }
 
-    /// Whether the whole life of a guest is tested on a release of them.
+    /// Returns whether the whole life of a guest is tested on a release of them.
     pub(crate) fn has_lives(&self, release: Release) -> bool {
         self.xen.is_some() || release == Release::Xen4_17
     }
@@ -240,7 +241,7 @@ pub(crate) struct CheckArguments {
 }
 
 impl CheckArguments {
-    /// What the names of mutants have to contain, if only those with a name are tried.
+    /// Returns what the names of mutants have to contain, if only those with a name are tried.
     pub(crate) fn named(&self) -> Option<&str> {
         self.name.as_deref().or_else(|| self.named.then_some(""))
     }
@@ -286,7 +287,7 @@ pub(crate) struct HostArguments {
     pub(crate) kernel: Option<PathBuf>,
 }
 
-/// A word that ssh takes as a host, and not as an option.
+/// Returns a word that ssh takes as a host, and not as an option.
 fn host(word: &str) -> Result<String, String> {
     let is_host = !word.is_empty() && !word.starts_with('-') && !word.contains(char::is_whitespace);
     is_host.then(|| word.to_owned()).ok_or_else(|| "this is no host: USER@DOM0".to_owned())

@@ -81,7 +81,7 @@ fn package() -> Result<bool> {
     passes(command.args(published()?))
 }
 
-/// The packages that are meant for others, as arguments.
+/// Returns the packages that are meant for others, as arguments.
 fn published() -> Result<Vec<String>> {
     let packages = packages()?;
     let published = packages.into_iter().filter(Package::is_published);
@@ -164,12 +164,12 @@ fn passes(command: &mut Command) -> Result<bool> {
     Ok(run_visibly(command)?.success())
 }
 
-/// The folder of tools that this project installs for itself.
+/// Returns the folder of tools that this project installs for itself.
 fn tools() -> Result<PathBuf> {
     Ok(paths::target()?.join("tools"))
 }
 
-/// A tool of cargo's, installed if it is not there.
+/// Returns a tool of cargo's, installed if it is not there.
 fn tool(name: &str) -> Result<()> {
     let root = tools()?;
     if root.join("bin").join(name).is_file() || paths::find_program(name).is_some() {
@@ -184,7 +184,7 @@ fn tool(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A command that finds the tools.
+/// Returns a command that finds the tools.
 fn with_tools(mut command: Command) -> Result<Command> {
     let mut path = tools()?.join("bin").into_os_string();
     if let Some(rest) = std::env::var_os("PATH") {

@@ -32,7 +32,7 @@ const NOTE_GUEST_OS: u32 = 6;
 /// `XEN_ELFNOTE_LOADER`.
 const NOTE_LOADER: u32 = 8;
 
-/// The kernel to boot: the given one, or the unikernel, built if need be. Xen can load it.
+/// Returns the kernel to boot: the given one, or the unikernel, built if need be. Xen can load it.
 ///
 /// # Errors
 ///
@@ -65,7 +65,8 @@ fn build() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("release").join(UNIKERNEL))
 }
 
-/// A copy of the unikernel whose note INIT_P2M is Xen's: the builder maps the list elsewhere.
+/// Returns a copy of the unikernel whose note INIT_P2M is Xen's: the builder maps the list
+/// elsewhere.
 ///
 /// # Errors
 ///

@@ -15,7 +15,7 @@ const LOGS_MAX: usize = 60;
 /// How the names of temporary folders begin.
 const WORK: &str = "work-";
 
-/// The folder of the workspace.
+/// Returns the folder of the workspace.
 pub(crate) fn workspace() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -56,12 +56,12 @@ impl HostFolder {
         Ok(Self(folder))
     }
 
-    /// A path inside.
+    /// Returns a path inside.
     pub(crate) fn join(&self, path: impl AsRef<Path>) -> PathBuf {
         self.0.join(path)
     }
 
-    /// A new empty folder inside, removed when the returned guard is dropped.
+    /// Returns a new empty folder inside, removed when the returned guard is dropped.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl HostFolder {
         Ok(file)
     }
 
-    /// A file for the console log of one boot. Removes the oldest logs if there are many.
+    /// Returns a file for the console log of one boot. Removes the oldest logs if there are many.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ pub(crate) fn make_folder(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("making the folder {}", folder.display()))
 }
 
-/// The program of this name in `PATH`.
+/// Returns the program of this name in `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let folders = env::var_os("PATH")?;
     env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())

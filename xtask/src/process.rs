@@ -24,7 +24,7 @@ pub(crate) fn handle_signals() -> Result<()> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst)).context("handling Ctrl-C")
 }
 
-/// Whether a signal asked us to end.
+/// Returns whether a signal asked us to end.
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }

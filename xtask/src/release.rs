@@ -38,7 +38,7 @@ impl FromStr for Releases {
     }
 }
 
-/// What to say of a release that is none of ours.
+/// Returns what to say of a release that is none of ours.
 fn unknown(word: &str) -> String {
     let known: Vec<_> = Release::value_variants().iter().map(Release::to_string).collect();
     format!("{word:?} is none of {}, nor \"all\"", known.join(", "))

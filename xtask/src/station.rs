@@ -49,7 +49,7 @@ pub(crate) struct Station {
 }
 
 impl Station {
-    /// A place with QEMU and our kernel, freshly built.
+    /// Returns a place with QEMU and our kernel, freshly built.
     ///
     /// # Errors
     ///
@@ -120,7 +120,7 @@ impl Station {
     }
 }
 
-/// The program that runs the guest's programs on the model, freshly built.
+/// Returns the program that runs the guest's programs on the model, freshly built.
 ///
 /// # Errors
 ///

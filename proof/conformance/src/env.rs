@@ -92,7 +92,7 @@ pub struct Env<'a, M> {
 }
 
 impl<'a, M: Target> Env<'a, M> {
-    /// An environment on `machine`, which booted with `boot` and runs on `root`, the frame
+    /// Creates an environment on `machine`, which booted with `boot` and runs on `root`, the frame
     /// `root_mfn`, with the frames of an arena (at least 600 are needed): each zero, mapped
     /// writable in the direct mapping and nowhere else, and used by nobody.
     ///
@@ -133,23 +133,23 @@ impl<'a, M: Target> Env<'a, M> {
         Ok(env)
     }
 
-    /// What is known of the guest and of Xen.
+    /// Returns what is known of the guest and of Xen.
     #[must_use]
     pub const fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// The answer for dom0, or the one for a domU.
+    /// Returns the answer for dom0, or the one for a domU.
     pub(crate) fn by_role<T>(&self, dom0: T, domu: T) -> T {
         if self.facts.boot.is_dom0 { dom0 } else { domu }
     }
 
-    /// The answer up to 4.17, or the one from 4.20 on.
+    /// Returns the answer up to 4.17, or the one from 4.20 on.
     pub(crate) fn by_release<T>(&self, before: T, since_4_20: T) -> T {
         if self.facts.release >= (4, 20) { since_4_20 } else { before }
     }
 
-    /// A clean frame: zero, and mapped writable in the direct mapping.
+    /// Returns a clean frame: zero, and mapped writable in the direct mapping.
     pub(crate) fn take(&mut self) -> Check<Page> {
         if self.used == self.frames.len() {
             return Err("the arena is used up".into());
@@ -170,17 +170,17 @@ impl<'a, M: Target> Env<'a, M> {
         }
     }
 
-    /// The machine frame of a page.
+    /// Returns the machine frame of a page.
     pub(crate) fn mfn(&self, page: Page) -> u64 {
         self.frames[page.0].mfn.raw()
     }
 
-    /// The pfn of a page.
+    /// Returns the pfn of a page.
     pub(crate) fn pfn(&self, page: Page) -> u64 {
         self.frames[page.0].pfn.raw()
     }
 
-    /// The address of a page in the direct mapping.
+    /// Returns the address of a page in the direct mapping.
     pub(crate) fn va(&self, page: Page) -> u64 {
         self.frames[page.0].va.raw()
     }
@@ -196,12 +196,12 @@ impl<'a, M: Target> Env<'a, M> {
         self.gone.push(page);
     }
 
-    /// What M2P says.
+    /// Returns what M2P says.
     pub(crate) fn m2p(&self, mfn: u64) -> Option<u64> {
         self.machine.machine_to_phys(Mfn::new(mfn)).map(Pfn::raw)
     }
 
-    /// What the builder's P2M list says.
+    /// Returns what the builder's P2M list says.
     pub(crate) fn p2m(&self, pfn: u64) -> Option<u64> {
         let inside = pfn < self.facts.boot.pages;
         inside.then(|| self.load(self.facts.boot.p2m_list.raw() + pfn * 8).ok())?
@@ -213,23 +213,24 @@ impl<'a, M: Target> Env<'a, M> {
         self.made.push(pfns);
     }
 
-    /// Whether a pfn is one of the arena's, which have other frames than the builder gave them.
+    /// Returns whether a pfn is one of the arena's, which have other frames than the builder gave
+    /// them.
     pub(crate) fn is_arena(&self, pfn: u64) -> bool {
         let frames = self.arguments.iter().chain(&self.frames);
         frames.into_iter().any(|frame| frame.pfn.raw() == pfn)
     }
 
-    /// Whether a pfn is not as the builder left it: of the arena, or read-only now.
+    /// Returns whether a pfn is not as the builder left it: of the arena, or read-only now.
     pub(crate) fn is_changed(&self, pfn: u64) -> bool {
         self.is_arena(pfn) || self.made.iter().any(|made| made.contains(&pfn))
     }
 
-    /// Where the builder mapped pfn 0.
+    /// Returns where the builder mapped pfn 0.
     pub(crate) const fn kernel_va(&self) -> u64 {
         self.facts.boot.root.raw() - (self.facts.root.0.raw() << hypercall::PAGE_SHIFT)
     }
 
-    /// Where the direct mapping shows a pfn.
+    /// Returns where the direct mapping shows a pfn.
     pub(crate) fn direct_va(&self, pfn: u64) -> Check<u64> {
         let va = self.machine.direct_map(Pfn::new(pfn));
         va.map(GuestVa::raw).map_err(|error| format!("{error}"))
@@ -270,7 +271,7 @@ impl<'a, M: Target> Env<'a, M> {
             .map_err(|fault| format!("{fault}"))
     }
 
-    /// Whether a data segment register can be loaded with `selector`.
+    /// Returns whether a data segment register can be loaded with `selector`.
     pub(crate) fn load_selector(&self, selector: u16) -> Check {
         // SAFETY: assertions put descriptors of data segments where they want them loaded.
         let loaded = unsafe { self.machine.load_selector(selector) };
@@ -328,7 +329,7 @@ impl<'a, M: Target> Env<'a, M> {
         if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
     }
 
-    /// A fresh frame for a page that nothing maps; then zero, and mapped writable.
+    /// Returns a fresh frame for a page that nothing maps; then zero, and mapped writable.
     fn renew(&mut self, page: Page) -> Check {
         if self.gone.contains(&page) {
             self.populate(page)?;

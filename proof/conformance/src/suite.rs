@@ -63,7 +63,7 @@ const GROUPS: [(char, u16); 14] = [
 ];
 
 impl<M> Assertion<M> {
-    /// The assertion of a function, whose name is a letter, three digits and words.
+    /// Returns the assertion of a function, whose name is a letter, three digits and words.
     pub(crate) fn new(
         name: &'static str,
         applies: Applies,

@@ -53,33 +53,33 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena of up to 256 frames, each mapped writable in the direct mapping and nowhere else,
-    /// and used by nobody.
+    /// Creates an arena of up to 256 frames, each mapped writable in the direct mapping and nowhere
+    /// else, and used by nobody.
     #[must_use]
     pub fn new(mut frames: Vec<ArenaFrame>, landmarks: Landmarks) -> Self {
         frames.truncate(256);
         Self { frames, landmarks }
     }
 
-    /// How many frames there are.
+    /// Returns how many frames there are.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
-    /// The frames, with the machine frames that they have now.
+    /// Returns the frames, with the machine frames that they have now.
     #[must_use]
     pub fn frames(&self) -> &[ArenaFrame] {
         &self.frames
     }
 
-    /// The frame that a number names; numbers wrap, so that any step fits any arena.
+    /// Returns the frame that a number names; numbers wrap, so that any step fits any arena.
     pub(crate) fn frame(&self, number: u8) -> &ArenaFrame {
         &self.frames[usize::from(number) % self.frames.len()]
     }
@@ -89,7 +89,7 @@ impl Arena {
         &mut self.frames[usize::from(number) % len]
     }
 
-    /// The machine frame that `which` names.
+    /// Returns the machine frame that `which` names.
     pub(crate) fn mfn(&self, which: Which) -> Mfn {
         match which {
             Which::Zero => Mfn::new(0),
@@ -102,24 +102,24 @@ impl Arena {
         }
     }
 
-    /// The entry that `value` stands for.
+    /// Returns the entry that `value` stands for.
     pub(crate) fn pte(&self, value: Value) -> Pte {
         Pte::new(self.mfn(value.which), PteFlags::from_bits_retain(value.flags))
     }
 
-    /// The place of a word of the arena.
+    /// Returns the place of a word of the arena.
     pub(crate) fn slot(&self, frame: u8, slot: u8) -> Slot {
         Slot { table: self.frame(frame).mfn, index: index(slot) }
     }
 
-    /// The address of a word of the arena in the direct mapping.
+    /// Returns the address of a word of the arena in the direct mapping.
     pub(crate) fn va(&self, frame: u8, slot: u8) -> GuestVa {
         let page = self.frame(frame).va.raw();
         // Inside a page that is the guest's.
         GuestVa::new(page + u64::from(index(slot)) * 8).unwrap_or(self.frame(frame).va)
     }
 
-    /// An entry in terms that do not depend on which machine frames the guest has.
+    /// Returns an entry in terms that do not depend on which machine frames the guest has.
     pub(crate) fn normal(&self, pte: Pte) -> u64 {
         let mfn = pte.mfn();
         let known =
@@ -135,7 +135,7 @@ impl Arena {
     }
 }
 
-/// The word that a slot number names; numbers wrap.
+/// Returns the word that a slot number names; numbers wrap.
 pub(crate) fn index(slot: u8) -> PageTableIndex {
     PageTableIndex::new_truncate(SLOTS[usize::from(slot) % SLOTS.len()])
 }

@@ -8,7 +8,7 @@ use crate::op::{Cas, Hold, Link, Op, Place, Step, VaPlace, Value, Which};
 const LEN: usize = 16;
 
 impl Step {
-    /// The steps that `bytes` stand for, sixteen bytes each.
+    /// Returns the steps that `bytes` stand for, sixteen bytes each.
     ///
     /// ```
     /// use prove::Step;

@@ -16,7 +16,7 @@ pub(crate) const STORES: [&str; 4] = ["store L1", "store L2", "store L3", "store
 /// Compare-and-exchange on pinned tables, by level.
 pub(crate) const EXCHANGES: [&str; 4] = ["cas L1", "cas L2", "cas L3", "cas L4"];
 
-/// The names of `mmuext_op` commands.
+/// Returns the names of `mmuext_op` commands.
 pub(crate) const fn ext_name(command: u8) -> &'static str {
     match command {
         0 => "pin L1",
@@ -72,7 +72,7 @@ impl Coverage {
         operations().filter(move |name| !happened(name))
     }
 
-    /// The rows: operation, errno (0 for success), how often.
+    /// Returns the rows: operation, errno (0 for success), how often.
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, u32, u64)> + '_ {
         self.counts.iter().map(|((operation, errno), count)| (*operation, *errno, *count))
     }

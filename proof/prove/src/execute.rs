@@ -74,7 +74,7 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// An executor over `arena`.
+    /// Creates an executor over `arena`.
     #[must_use]
     pub fn new(arena: Arena) -> Self {
         let frames = arena.len();
@@ -92,19 +92,19 @@ impl Executor {
         }
     }
 
-    /// The arena as it is now.
+    /// Returns the arena as it is now.
     #[must_use]
     pub const fn arena(&self) -> &Arena {
         &self.arena
     }
 
-    /// What was covered so far.
+    /// Returns what was covered so far.
     #[must_use]
     pub const fn coverage(&self) -> &Coverage {
         &self.coverage
     }
 
-    /// How many steps of `steps` form the next group: those that travel together.
+    /// Returns how many steps of `steps` form the next group: those that travel together.
     #[must_use]
     pub fn group_len(steps: &[Step]) -> usize {
         let together = |step: &&Step| step.link != Link::Alone && step.op.is_mmu();
@@ -151,7 +151,7 @@ impl Executor {
         self.start_reservation = None;
     }
 
-    /// Whether every [`Op::CleanUp`] so far put everything back.
+    /// Returns whether every [`Op::CleanUp`] so far put everything back.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.clean
@@ -213,7 +213,7 @@ impl Executor {
         self.pinned[at(number)].is_some() || self.user_base.map(at) == Some(at(number))
     }
 
-    /// The level at which a frame is pinned, from 0.
+    /// Returns the level at which a frame is pinned, from 0.
     fn level(&self, number: u8) -> Option<usize> {
         self.pinned[usize::from(number) % self.arena.len()].map(usize::from)
     }
@@ -222,7 +222,7 @@ impl Executor {
         self.dead[usize::from(number) % self.arena.len()]
     }
 
-    /// The frames that a group names, each once, in order; of the whole arena now and then.
+    /// Returns the frames that a group names, each once, in order; of the whole arena now and then.
     fn touched(&self, group: &[Step]) -> Vec<u8> {
         let mut frames: Vec<u8> = Vec::new();
         if self.groups.is_multiple_of(GROUPS_PER_SWEEP) {
@@ -332,7 +332,7 @@ impl Executor {
         issue_one(machine, Request::MmuExt(&ops, DomId::SELF))
     }
 
-    /// What coverage calls the operation.
+    /// Returns what coverage calls the operation.
     fn name(&self, op: Op) -> &'static str {
         match op {
             Op::Update { command: 1, .. } => "update m2p",
@@ -375,13 +375,14 @@ fn issue_one<M: Machine>(machine: &M, request: Request<'_>) -> Answer {
 }
 
 impl Op {
-    /// Whether the operation is an MMU request, which can travel with others.
+    /// Returns whether the operation is an MMU request, which can travel with others.
     #[must_use]
     pub const fn is_mmu(&self) -> bool {
         matches!(self, Self::Update { .. } | Self::Ext { .. } | Self::VaMapping { .. })
     }
 
-    /// The frames of the arena that the operation names: the one it acts on, and one it points to.
+    /// Returns the frames of the arena that the operation names: the one it acts on, and one it
+    /// points to.
     pub(crate) const fn frames(&self) -> [Option<u8>; 2] {
         const fn of(which: Which) -> Option<u8> {
             match which {

@@ -81,7 +81,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// A generator for an arena of `frames` frames, 1 to 256.
+    /// Creates a generator for an arena of `frames` frames, 1 to 256.
     ///
     /// ```
     /// use prove::Generator;
@@ -110,7 +110,7 @@ impl Generator {
         }
     }
 
-    /// The step that ends a sequence: everything is put back.
+    /// Returns the step that ends a sequence: everything is put back.
     #[must_use]
     pub fn last(&mut self) -> Vec<Step> {
         self.beliefs.fill(Belief::default());
@@ -185,7 +185,7 @@ impl Generator {
         u8::try_from(self.random.below(self.beliefs.len())).unwrap_or(0)
     }
 
-    /// A frame believed pinned at `level`, or any.
+    /// Returns a frame believed pinned at `level`, or any.
     fn table(&mut self, level: u8) -> u8 {
         let start = self.random.below(self.beliefs.len());
         let len = self.beliefs.len();
@@ -195,13 +195,13 @@ impl Generator {
         u8::try_from(found.unwrap_or(start)).unwrap_or(0)
     }
 
-    /// An index into `SLOTS` that may be written: mostly one that is observed.
+    /// Returns an index into `SLOTS` that may be written: mostly one that is observed.
     fn slot(&mut self) -> u8 {
         let end = if self.random.chance(95) { crate::arena::OBSERVED } else { crate::SLOTS.len() };
         u8::try_from(self.random.below(end)).unwrap_or(0)
     }
 
-    /// A plausible entry for a table of `level`.
+    /// Returns a plausible entry for a table of `level`.
     fn good_value(&mut self, level: u8) -> Value {
         if level <= 1 {
             let which = match self.random.below(40) {

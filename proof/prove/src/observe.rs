@@ -11,7 +11,7 @@ pub struct Observation {
 }
 
 impl Observation {
-    /// The words, in order.
+    /// Returns the words, in order.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
@@ -38,7 +38,7 @@ impl Digest {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn value(self) -> u64 {
         self.0

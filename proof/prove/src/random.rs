@@ -14,7 +14,7 @@ impl Random {
         mix(self.0)
     }
 
-    /// A number below `end`, which is not zero.
+    /// Returns a number below `end`, which is not zero.
     pub(crate) const fn below(&mut self, end: usize) -> usize {
         // The ends here are small: the bias of the remainder is of no consequence.
         (self.word() >> 16) as usize % end

@@ -24,7 +24,7 @@ const CALL_GATE: u64 = 0xc << 40;
 /// Selectors from here up are Xen's own (`FIRST_RESERVED_GDT_BYTE`).
 const FIRST_RESERVED_SELECTOR: u64 = 0xe000;
 
-/// What Xen makes of a descriptor; `None` if it refuses it (`check_descriptor`).
+/// Returns what Xen makes of a descriptor; `None` if it refuses it (`check_descriptor`).
 pub(crate) const fn check_descriptor(descriptor: u64) -> Option<u64> {
     if descriptor & PRESENT == 0 {
         return Some(descriptor);
@@ -58,7 +58,7 @@ impl State {
         Ok(())
     }
 
-    /// `set_gdt` (2): installs the frames of a GDT (`pv_set_gdt`).
+    /// Carries out `set_gdt` (2): installs the frames of a GDT (`pv_set_gdt`).
     pub(crate) fn set_gdt(&mut self, frames: &[Mfn], entries: u64) -> Answer {
         if entries > GDT_ENTRIES_MAX {
             return Err(Errno::EINVAL);
@@ -87,7 +87,7 @@ impl State {
         Ok(())
     }
 
-    /// `update_descriptor` (10) (`do_update_descriptor`).
+    /// Carries out `update_descriptor` (10) (`do_update_descriptor`).
     pub(crate) fn update_descriptor(&mut self, address: u64, descriptor: u64) -> Answer {
         let checked = check_descriptor(descriptor).ok_or(Errno::EINVAL)?;
         let mfn = Mfn::new(address >> hypercall::PAGE_SHIFT);

@@ -33,7 +33,7 @@ struct Chunks {
 }
 
 impl State {
-    /// `memory_exchange`. `done` counts given extents, also on failure.
+    /// Carries out `memory_exchange`. `done` counts given extents, also on failure.
     pub(crate) fn exchange(&mut self, swap: &mut Swap<'_>, done: &mut u64) -> Answer {
         let (give, take) = (swap.give, swap.take);
         if give.order.max(take.order) > self.order_max() {

@@ -50,7 +50,7 @@ impl Heap {
         })
     }
 
-    /// How many frames are free.
+    /// Returns how many frames are free.
     pub(crate) fn len(&self) -> u64 {
         let blocks = self.blocks.iter().enumerate();
         let in_blocks: usize = blocks.map(|(order, blocks)| blocks.len() << order).sum();

@@ -120,7 +120,7 @@ fn examine(model: &Model) -> Result<(), String> {
     }
 }
 
-/// What Xen can answer when it refuses.
+/// Returns what Xen can answer when it refuses.
 const fn errnos(hypercall: Hypercall) -> &'static [Errno] {
     match hypercall {
         Hypercall::MmuUpdate | Hypercall::UpdateVaMapping => {

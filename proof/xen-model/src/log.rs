@@ -161,7 +161,7 @@ impl fmt::Display for Pd {
     }
 }
 
-/// The text of a line behind its prefix `(XEN) file:line:dNvM `.
+/// Returns the text of a line behind its prefix `(XEN) file:line:dNvM `.
 #[must_use]
 pub fn text_of(line: &str) -> &str {
     let line = line.strip_prefix("(XEN) ").unwrap_or(line);

@@ -27,7 +27,7 @@ pub(crate) enum About {
 }
 
 impl State {
-    /// `XENMEM_current_reservation`, `_maximum_reservation`, `_maximum_gpfn`.
+    /// Carries out `XENMEM_current_reservation`, `_maximum_reservation`, `_maximum_gpfn`.
     pub(crate) fn about_domain(&self, what: About, id: u16) -> Answer<u64> {
         let id = self.any_domain(id)?;
         if !self.may_act_for(id) {
@@ -41,7 +41,7 @@ impl State {
         })
     }
 
-    /// `XENMEM_machphys_mapping`.
+    /// Carries out `XENMEM_machphys_mapping`.
     pub(crate) fn machphys_mapping(&self) -> MachphysMapping {
         let max_mfn = match self.domain().role {
             Role::DomU => MFN_MAX,
@@ -50,19 +50,20 @@ impl State {
         MachphysMapping { start: M2P_START, end: M2P_END, max_mfn }
     }
 
-    /// `XENMEM_machphys_mfn_list`: the frames of M2P, one for each 2 MiB of it.
+    /// Carries out `XENMEM_machphys_mfn_list`: the frames of M2P, one for each 2 MiB of it.
     pub(crate) fn machphys_frames(&self) -> impl Iterator<Item = Mfn> + use<> {
         let first = self.m2p_frames;
         let pieces = self.frames.end().div_ceil(1 << M2P_CHUNK);
         (0..pieces).map(move |k| Mfn::new(first.raw() + k * 512))
     }
 
-    /// `XENMEM_memory_map`: the map that the toolstack gave the domain.
+    /// Carries out `XENMEM_memory_map`: the map that the toolstack gave the domain.
     pub(crate) fn memory_map(&self) -> Answer<Vec<MemoryRegion>> {
         self.domain().memory_map.clone().ok_or(Errno::ENOSYS)
     }
 
-    /// `XENMEM_machine_memory_map`, for dom0: all of it, or `EINVAL` if there is no room for that.
+    /// Carries out `XENMEM_machine_memory_map`, for dom0: all of it, or `EINVAL` if there is no
+    /// room for that.
     pub(crate) fn machine_memory_map(&self, room: usize) -> Answer<Vec<MemoryRegion>> {
         if !self.domain().is_privileged() {
             return Err(Errno::EPERM);

@@ -30,7 +30,7 @@ pub(crate) trait Extents {
     fn get(&mut self, state: &mut State, index: u64) -> Answer<u64>;
     /// Writes a word.
     fn set(&mut self, state: &mut State, index: u64, word: u64) -> Answer;
-    /// Whether there is a list at all.
+    /// Returns whether there is a list at all.
     fn exists(&self) -> bool {
         true
     }
@@ -76,8 +76,8 @@ impl Limit {
 }
 
 impl State {
-    /// The domain that a `memory_op` names (`rcu_lock_domain_by_any_id`): a caller may give its own
-    /// number.
+    /// Returns the domain that a `memory_op` names (`rcu_lock_domain_by_any_id`): a caller may give
+    /// its own number.
     pub(crate) fn any_domain(&self, id: u16) -> Answer<u16> {
         if id == DOMID_SELF {
             return Ok(self.caller());
@@ -90,8 +90,8 @@ impl State {
         if self.domain().is_privileged() { ORDER_DOM0 } else { ORDER_DOMU }
     }
 
-    /// `XENMEM_increase_reservation`, `_decrease_` and `XENMEM_populate_physmap`. Answers extents
-    /// done.
+    /// Carries out `XENMEM_increase_reservation`, `_decrease_` and `XENMEM_populate_physmap`.
+    /// Answers extents done.
     pub(crate) fn move_memory(&mut self, what: Move, shape: Shape, list: &mut dyn Extents) -> u64 {
         let Some(limit) = Limit::of(shape.flags) else { return shape.start };
         let Ok(domain) = self.any_domain(shape.domain) else { return shape.start };

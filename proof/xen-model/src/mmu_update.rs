@@ -34,8 +34,8 @@ struct Parties {
 }
 
 impl State {
-    /// The domain that an MMU hypercall names (`get_pg_owner`). A caller may not give its own
-    /// number.
+    /// Returns the domain that an MMU hypercall names (`get_pg_owner`). A caller may not give its
+    /// own number.
     pub(crate) fn page_owner(&mut self, id: u16) -> Answer<u16> {
         let caller = self.caller();
         match id {
@@ -57,12 +57,12 @@ impl State {
         }
     }
 
-    /// Whether the caller may act for `target` (`XSM_TARGET` without a policy).
+    /// Returns whether the caller may act for `target` (`XSM_TARGET` without a policy).
     pub(crate) fn may_act_for(&self, target: u16) -> bool {
         self.caller() == target || self.domain().is_privileged()
     }
 
-    /// `do_mmu_update`. `read` fetches a request, which may fault.
+    /// Carries out `do_mmu_update`. `read` fetches a request, which may fault.
     pub(crate) fn mmu_update(
         &mut self,
         count: usize,

@@ -19,8 +19,8 @@ const LDT_ENTRIES_MAX: u64 = 8192;
 pub(crate) type ReadMask<'f> = &'f mut dyn FnMut(&mut State, u64) -> Answer<u64>;
 
 impl State {
-    /// `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address; both may
-    /// fault.
+    /// Carries out `do_mmuext_op`. `read` fetches an operation, `mask` the vCPU mask at an address;
+    /// both may fault.
     pub(crate) fn mmuext_op(
         &mut self,
         count: usize,
@@ -78,7 +78,7 @@ impl State {
         }
     }
 
-    /// `MMUEXT_PIN_L1_TABLE` to `MMUEXT_PIN_L4_TABLE`.
+    /// Carries out `MMUEXT_PIN_L1_TABLE` to `MMUEXT_PIN_L4_TABLE`.
     pub(crate) fn pin(&mut self, level: Level, mfn: Mfn, owner: u16) -> Answer {
         if !self.get_page_from_gfn(mfn, owner) {
             return Err(Errno::EINVAL);
@@ -114,7 +114,7 @@ impl State {
         }
     }
 
-    /// `MMUEXT_UNPIN_TABLE`.
+    /// Carries out `MMUEXT_UNPIN_TABLE`.
     fn unpin(&mut self, mfn: Mfn, owner: u16) -> Answer {
         let old_text = self.release.before(Release::V4_9);
         let number = self.number(mfn);
@@ -139,8 +139,8 @@ impl State {
         Ok(())
     }
 
-    /// `MMUEXT_NEW_BASEPTR` (`new_guest_cr3`). Xen turns global translations off while it loads cr3
-    /// (`switch_cr3_cr4`), so the TLB keeps none.
+    /// Carries out `MMUEXT_NEW_BASEPTR` (`new_guest_cr3`). Xen turns global translations off while
+    /// it loads cr3 (`switch_cr3_cr4`), so the TLB keeps none.
     fn new_kernel_root(&mut self, mfn: Mfn) -> Answer {
         let old = self.vcpu().kernel_root;
         if old == Some(mfn) {
@@ -167,7 +167,7 @@ impl State {
         Ok(())
     }
 
-    /// `MMUEXT_NEW_USER_BASEPTR`.
+    /// Carries out `MMUEXT_NEW_USER_BASEPTR`.
     fn new_user_root(&mut self, mfn: Mfn) -> Answer {
         let old = self.vcpu().user_root;
         let new = (mfn.raw() != 0).then_some(mfn);
@@ -204,7 +204,8 @@ impl State {
         }
     }
 
-    /// `MMUEXT_FLUSH_CACHE` and `MMUEXT_FLUSH_CACHE_GLOBAL`, for those who may map devices.
+    /// Carries out `MMUEXT_FLUSH_CACHE` and `MMUEXT_FLUSH_CACHE_GLOBAL`, for those who may map
+    /// devices.
     fn flush_cache(&self, command: u32) -> Answer {
         if self.domain().is_privileged() {
             Ok(())
@@ -215,7 +216,7 @@ impl State {
         }
     }
 
-    /// The six TLB flushes.
+    /// Returns the six TLB flushes.
     fn flush_tlb(&mut self, op: MmuExtOp, mask: ReadMask<'_>) -> Answer {
         let vcpus = self.domain().vcpus.len();
         let everyone = u64::MAX;
@@ -257,7 +258,8 @@ impl State {
         }
     }
 
-    /// `MMUEXT_SET_LDT`: notes where the LDT is; its pages are looked at when they are used.
+    /// Carries out `MMUEXT_SET_LDT`: notes where the LDT is; its pages are looked at when they are
+    /// used.
     fn set_ldt(&mut self, base: u64, entries: u64) -> Answer {
         let entries = entries & 0xffff_ffff;
         let aligned = base.is_multiple_of(hypercall::PAGE_SIZE as u64);
@@ -274,7 +276,7 @@ impl State {
         Ok(())
     }
 
-    /// `MMUEXT_CLEAR_PAGE`.
+    /// Carries out `MMUEXT_CLEAR_PAGE`.
     fn clear_page(&mut self, mfn: Mfn, owner: u16) -> Answer {
         let got = self.get_page_from_gfn(mfn, owner);
         if !got || self.get_page_type(mfn, PageType::Writable).is_err() {
@@ -290,7 +292,7 @@ impl State {
         Ok(())
     }
 
-    /// `MMUEXT_COPY_PAGE`.
+    /// Carries out `MMUEXT_COPY_PAGE`.
     fn copy_page(&mut self, to: Mfn, from: Mfn, owner: u16) -> Answer {
         if !self.get_page_from_gfn(from, owner) {
             let number = self.number(from);
@@ -316,7 +318,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether a domain keeps M2P from its user mode.
+    /// Returns whether a domain keeps M2P from its user mode.
     pub(crate) fn has_strict_m2p(&self, owner: u16) -> bool {
         self.find(owner).is_some_and(|domain: &Domain| domain.has_assist(ASSIST_M2P_STRICT))
     }

@@ -21,7 +21,7 @@ const FEATURE_DOM0: u32 = 0x800;
 const DENIED: &[u8] = b"<denied>\0";
 
 impl State {
-    /// `vm_assist` (21).
+    /// Carries out `vm_assist` (21).
     pub(crate) fn vm_assist(&mut self, command: u64, kind: u64) -> Answer {
         if kind >= 64 || ASSISTS & 1 << kind == 0 {
             return Err(Errno::EINVAL);
@@ -50,7 +50,7 @@ impl State {
         self.vcpu().general_protection = true;
     }
 
-    /// `xen_version` (17) (`do_xen_version`).
+    /// Carries out `xen_version` (17) (`do_xen_version`).
     pub(crate) fn xen_version(&mut self, command: u32, argument: u64) -> Answer<u64> {
         let version = self.release.version();
         let dom0 = self.domain().is_privileged();
@@ -97,7 +97,7 @@ impl State {
         Ok(0)
     }
 
-    /// `console_io` (18) (`do_console_io`).
+    /// Carries out `console_io` (18) (`do_console_io`).
     pub(crate) fn console_io(&mut self, command: u32, count: u64, buffer: u64) -> Answer<u64> {
         let may_write = command == 0 && self.is_debug();
         if !self.domain().is_privileged() && !may_write {
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// `sched_op` (29): nothing is ever waited for here, so only an end has an effect.
+    /// Carries out `sched_op` (29): nothing is ever waited for here, so only an end has an effect.
     pub(crate) fn sched_op(&mut self, command: u32, argument: u64, rdx: u64) -> Answer<u64> {
         match command {
             0 | 1 | 6 => Ok(0),
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// `grant_table_op` (20), on structures in guest memory (`do_grant_table_op`).
+    /// Carries out `grant_table_op` (20), on structures in guest memory (`do_grant_table_op`).
     pub(crate) fn grant_table_op(&mut self, command: u32, list: u64, count: u32) -> Answer<u64> {
         if count.cast_signed() < 0 {
             return Err(Errno::EINVAL);

@@ -35,7 +35,7 @@ impl Extents for List {
     }
 }
 
-/// `struct xen_memory_reservation`.
+/// Reads a `struct xen_memory_reservation`.
 const fn reservation([list, extents, order_flags, domain]: [u64; 4]) -> (Shape, List) {
     let (order, flags) = (low(order_flags), low(order_flags >> 32));
     (Shape { extents, start: 0, order, flags, domain: low16(domain) }, List(list))
@@ -164,7 +164,7 @@ impl State {
         Ok(0)
     }
 
-    /// `XENMEM_add_to_physmap`, which no PV domain may have done to it.
+    /// Carries out `XENMEM_add_to_physmap`, which no PV domain may have done to it.
     fn raw_add_to_physmap(&mut self, argument: u64) -> Answer<u64> {
         let [head, _, _] = self.words_in(argument)?;
         if head >> 32 == SPACE_FOREIGN {
@@ -173,7 +173,7 @@ impl State {
         self.refuse_physmap(low16(head))
     }
 
-    /// `XENMEM_add_to_physmap_batch`.
+    /// Carries out `XENMEM_add_to_physmap_batch`.
     fn raw_add_batch(&mut self, argument: u64) -> Answer<u64> {
         let [head, ..] = self.words_in::<4>(argument)?;
         if u64::from(low16(head >> 16)) == SPACE_RANGE {

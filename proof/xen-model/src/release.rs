@@ -75,7 +75,7 @@ impl Release {
         4 << 16 | minor
     }
 
-    /// Whether this release comes before `other`.
+    /// Returns whether this release comes before `other`.
     pub(crate) fn before(self, other: Self) -> bool {
         self < other
     }

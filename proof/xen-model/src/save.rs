@@ -196,7 +196,7 @@ impl State {
         (!entries.is_empty()).then_some(P2m { entries, frames })
     }
 
-    /// The pfn of a frame, if P2M and M2P agree on it (`mfn_in_pseudophysmap`).
+    /// Returns the pfn of a frame, if P2M and M2P agree on it (`mfn_in_pseudophysmap`).
     fn pfn_in(&self, p2m: &P2m, mfn: Mfn) -> Option<u64> {
         let pfn = self.m2p(mfn);
         let back = p2m.entries.get(usize::try_from(pfn).ok()?)?;

@@ -44,7 +44,7 @@ impl Scatter {
     }
 }
 
-/// `a * b % modulus`, for a modulus below 2^40.
+/// Returns `a * b % modulus`, for a modulus below 2^40.
 #[expect(clippy::cast_possible_truncation, reason = "a remainder of a 64-bit modulus")]
 const fn multiply(a: u64, b: u64, modulus: u64) -> u64 {
     match a.checked_mul(b) {
@@ -53,7 +53,7 @@ const fn multiply(a: u64, b: u64, modulus: u64) -> u64 {
     }
 }
 
-/// The inverse of `a` modulo `modulus`, if they have no common divisor.
+/// Returns the inverse of `a` modulo `modulus`, if they have no common divisor.
 fn inverse_modulo(a: u64, modulus: u64) -> Option<u64> {
     let (mut r0, mut r1) = (i128::from(modulus), i128::from(a));
     let (mut t0, mut t1) = (0, 1);

@@ -19,7 +19,7 @@ impl State {
 }
 
 impl Model {
-    /// How many frames Xen has free.
+    /// Returns how many frames Xen has free.
     #[must_use]
     pub fn free_frames(&self) -> u64 {
         self.state().heap.len()

@@ -36,7 +36,7 @@ impl PageType {
     pub const ALL: [Self; 7] =
         [Self::None, Self::L1, Self::L2, Self::L3, Self::L4, Self::SegDesc, Self::Writable];
 
-    /// A word for tables.
+    /// Returns a word for tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,7 +52,7 @@ impl PageType {
 }
 
 impl PageType {
-    /// The type of tables of `level`.
+    /// Returns the type of tables of `level`.
     #[must_use]
     pub const fn table(level: Level) -> Self {
         match level {
@@ -63,7 +63,7 @@ impl PageType {
         }
     }
 
-    /// The level, if the type is that of a table.
+    /// Returns the level, if the type is that of a table.
     #[must_use]
     pub const fn level(self) -> Option<Level> {
         match self {
@@ -75,7 +75,7 @@ impl PageType {
         }
     }
 
-    /// The bare type value in `layout`.
+    /// Returns the bare type value in `layout`.
     #[must_use]
     pub const fn word(self, layout: Layout) -> u64 {
         let number = match (self, layout) {
@@ -123,7 +123,7 @@ pub struct TypeInfo {
 }
 
 impl TypeInfo {
-    /// A type in good use.
+    /// Returns a type in good use.
     #[must_use]
     pub const fn validated(kind: PageType, count: u32) -> Self {
         Self { kind, flags: TypeFlags::VALIDATED, count }
@@ -135,13 +135,13 @@ impl TypeInfo {
         Self { kind, flags: TypeFlags::VALIDATED.union(TypeFlags::PINNED), count }
     }
 
-    /// Whether the contents were found good.
+    /// Returns whether the contents were found good.
     #[must_use]
     pub const fn is_validated(self) -> bool {
         self.flags.contains(TypeFlags::VALIDATED)
     }
 
-    /// Whether the frame is a table that is in use as one.
+    /// Returns whether the frame is a table that is in use as one.
     #[must_use]
     pub const fn live_level(self) -> Option<Level> {
         if self.is_validated() && self.count > 0 { self.kind.level() } else { None }
@@ -196,7 +196,7 @@ pub struct CountInfo {
 }
 
 impl CountInfo {
-    /// A frame that belongs to a domain and has `refs` references in all.
+    /// Returns a frame that belongs to a domain and has `refs` references in all.
     #[must_use]
     pub const fn allocated(refs: u32) -> Self {
         Self { flags: CountFlags::ALLOCATED, refs }

@@ -14,7 +14,8 @@ use crate::xen_slots;
 /// Flags that no link may have (`BASE_DISALLOW_MASK`): PWT, PCD, PSE, GLOBAL.
 const REFUSED: u64 = 0x198;
 
-/// What Xen makes of a present link before it stores it (`adjust_guest_l2e` to `adjust_guest_l4e`).
+/// Returns what Xen makes of a present link before it stores it (`adjust_guest_l2e` to
+/// `adjust_guest_l4e`).
 pub(crate) const fn adjust_link(level: Level, entry: u64) -> u64 {
     match level {
         _ if entry & PRESENT == 0 => entry,
@@ -24,7 +25,7 @@ pub(crate) const fn adjust_link(level: Level, entry: u64) -> u64 {
 }
 
 impl State {
-    /// The flags of a link that it may not have.
+    /// Returns the flags of a link that it may not have.
     fn bad_link_flags(&self, entry: u64) -> u64 {
         flags24(entry & (REFUSED | self.no_execute.refused()))
     }
@@ -115,8 +116,8 @@ impl State {
     }
 }
 
-/// The table that a link holds references to: none if it is not present or leads to its own table.
-/// The builder's superpages for dom0's P2M list hold none either.
+/// Returns the table that a link holds references to: none if it is not present or leads to its own
+/// table. The builder's superpages for dom0's P2M list hold none either.
 pub(crate) fn held_by_link(entry: u64, container: Mfn) -> Option<Mfn> {
     let superpage = entry & 0x80 != 0;
     (entry & PRESENT != 0 && !superpage && frame_of(entry) != container).then_some(frame_of(entry))

@@ -23,7 +23,7 @@ pub(crate) struct VaChange {
 }
 
 impl State {
-    /// The index in a table of `level` that an address goes through.
+    /// Returns the index in a table of `level` that an address goes through.
     pub(crate) const fn index_of(level: Level, va: u64) -> usize {
         ((va >> level.shift()) & 0x1ff) as usize
     }
@@ -44,8 +44,8 @@ impl State {
         Some(table)
     }
 
-    /// The L1 entry of the running kernel tables that maps an address, if its table can be edited
-    /// (`map_guest_l1e`). The table is referenced and locked.
+    /// Returns the L1 entry of the running kernel tables that maps an address, if its table can be
+    /// edited (`map_guest_l1e`). The table is referenced and locked.
     pub(crate) fn lock_l1_of(&mut self, va: u64, owner: u16) -> Option<(Mfn, usize)> {
         if !xen_slots::address_ok(va) {
             return None;
@@ -76,7 +76,7 @@ impl State {
         self.put_page(table);
     }
 
-    /// `do_update_va_mapping_otherdomain`.
+    /// Carries out `do_update_va_mapping_otherdomain`.
     pub(crate) fn update_va_mapping_of(
         &mut self,
         change: VaChange,
@@ -87,7 +87,8 @@ impl State {
         self.update_va_mapping(change, owner, mask)
     }
 
-    /// `do_update_va_mapping`. `mask` reads the vCPU mask at an address, which may fault.
+    /// Carries out `do_update_va_mapping`. `mask` reads the vCPU mask at an address, which may
+    /// fault.
     pub(crate) fn update_va_mapping(
         &mut self,
         change: VaChange,

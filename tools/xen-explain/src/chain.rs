@@ -63,14 +63,15 @@ impl Event {
         }
     }
 
-    /// The line that the refusal is about: a bad type, or else the first that says anything.
+    /// Returns the line that the refusal is about: a bad type, or else the first that says
+    /// anything.
     pub(crate) fn primary(&self) -> Option<&Line> {
         let bad_type = self.causes.iter().find(|line| line.message.role == Role::BadType);
         let cause = self.causes.iter().find(|line| line.message.role == Role::Cause);
         bad_type.or(cause).or(self.request.as_ref()).or(self.causes.first())
     }
 
-    /// Whether `line` goes on with this refusal.
+    /// Returns whether `line` goes on with this refusal.
     fn takes(&self, line: &Line) -> bool {
         if apart(self.latest, line.prefix.stamp).is_some_and(|gap| gap > GAP_MAX) {
             return false;
@@ -86,7 +87,7 @@ impl Event {
         }
     }
 
-    /// Whether the request in `line` can be the outer end.
+    /// Returns whether the request in `line` can be the outer end.
     fn leads_to(&self, line: &Line) -> bool {
         let Some(mfn) = line.fields.get(Field::Mfn) else { return self.tables.is_empty() };
         match self.tables.last() {
@@ -96,7 +97,7 @@ impl Event {
         }
     }
 
-    /// Whether a line of that kind is here already, about another frame.
+    /// Returns whether a line of that kind is here already, about another frame.
     fn has_such(&self, line: &Line) -> bool {
         let twice = |known: &&Line| known.message.name == line.message.name;
         self.causes.iter().find(twice).is_some_and(|known| {
@@ -131,7 +132,7 @@ impl Event {
     }
 }
 
-/// How far two lines are apart, in microseconds, if both say when they were printed.
+/// Returns how far two lines are apart, in microseconds, if both say when they were printed.
 pub(crate) fn apart(one: Stamp, other: Stamp) -> Option<u64> {
     let gap = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.abs_diff(b));
     gap(one.uptime, other.uptime).or_else(|| gap(one.of_year, other.of_year))

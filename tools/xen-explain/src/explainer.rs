@@ -196,7 +196,7 @@ impl Explainer {
     }
 }
 
-/// The releases that print a line so.
+/// Returns the releases that print a line so.
 fn of_line(line: &Line) -> Span {
     let version = |minor| Version::new(4, minor);
     let style = match line.prefix.style {

@@ -101,13 +101,13 @@ const FUNCTIONS: [(&str, &str); 20] = [
 ];
 
 impl Incident {
-    /// What the guest was doing, if the trace says.
+    /// Returns what the guest was doing, if the trace says.
     pub(crate) fn doing(&self) -> Option<&'static str> {
         let has = |name: &str| self.trace.iter().any(|function| function == name);
         FUNCTIONS.iter().find(|(name, _)| has(name)).map(|(_, doing)| *doing)
     }
 
-    /// Whether it went through the batches of the paravirtualized MMU.
+    /// Returns whether it went through the batches of the paravirtualized MMU.
     pub(crate) fn is_multicall(&self) -> bool {
         let names = |text: &String| text.contains("multicall") || text.contains("xen_mc_");
         self.says.iter().chain(&self.trace).any(names)

@@ -87,7 +87,7 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// The value of `field`, if the wording has it.
+    /// Returns the value of `field`, if the wording has it.
     pub(crate) fn get(&self, field: Field) -> Option<u64> {
         self.values.iter().flatten().find(|(found, _)| *found == field).map(|(_, value)| *value)
     }
@@ -141,7 +141,7 @@ impl Pattern {
         Self { pieces, anchor }
     }
 
-    /// Its longest piece of plain text.
+    /// Returns its longest piece of plain text.
     pub(crate) fn anchor(&self) -> &'static str {
         match self.pieces.get(self.anchor) {
             Some(Piece::Plain(text)) => text,
@@ -194,7 +194,7 @@ impl Format {
         }
     }
 
-    /// The value, negative numbers without their sign.
+    /// Returns the value, negative numbers without their sign.
     fn read(self, bytes: &[u8]) -> Option<u64> {
         let text = std::str::from_utf8(bytes).ok()?;
         match self {
@@ -217,7 +217,7 @@ impl Format {
     }
 }
 
-/// A number in hexadecimal, with or without `0x`.
+/// Returns a number in hexadecimal, with or without `0x`.
 pub(crate) fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
 }

@@ -79,7 +79,7 @@ pub(crate) fn read(before: &[u8]) -> Prefix {
     prefix
 }
 
-/// `d7` or `d7v3`.
+/// Returns `d7` or `d7v3`.
 fn speaker(token: &str) -> Option<Speaker> {
     let rest = token.strip_prefix('d')?;
     let (domain, vcpu) = match rest.split_once('v') {
@@ -149,7 +149,7 @@ fn of_year(month: usize, day: &str, time: &str) -> Option<u64> {
     Some((days * 86_400 + hours * 3600 + minutes * 60) * 1_000_000 + micros)
 }
 
-/// `3105.715355` in microseconds.
+/// Returns `3105.715355` in microseconds.
 fn seconds(text: &str) -> Option<u64> {
     let (whole, fraction) = text.split_once('.')?;
     let whole: u64 = whole.parse().ok().filter(|whole| *whole < 1 << 40)?;

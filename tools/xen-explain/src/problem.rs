@@ -175,7 +175,7 @@ impl Problem {
         }
     }
 
-    /// Whether the frame could not be had as one type because it was in use as another.
+    /// Returns whether the frame could not be had as one type because it was in use as another.
     pub(crate) fn is_bad_type(&self) -> bool {
         self.primary.message.role == Role::BadType
     }

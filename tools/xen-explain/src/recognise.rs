@@ -65,7 +65,7 @@ impl Recogniser {
         Self { anchors, wordings }
     }
 
-    /// What a line says, if it is anything known.
+    /// Returns what a line says, if it is anything known.
     pub(crate) fn recognise(&self, number: u64, line: &[u8]) -> Option<Line> {
         for hit in self.anchors.find_iter(line) {
             for known in &self.wordings[hit.pattern().as_usize()] {
@@ -81,7 +81,7 @@ impl Recogniser {
     }
 }
 
-/// The words of a line that are worth keeping, made harmless for a terminal.
+/// Returns the words of a line that are worth keeping, made harmless for a terminal.
 fn text(message: &Message, line: &[u8], start: usize, prefix: &Prefix) -> String {
     use messages::Role;
     match message.role {
@@ -98,7 +98,7 @@ fn text(message: &Message, line: &[u8], start: usize, prefix: &Prefix) -> String
 /// Characters of a line that are shown.
 const SHOWN_MAX: usize = 160;
 
-/// A line as text that a terminal takes for text: nothing below a blank, not too long.
+/// Returns a line as text that a terminal takes for text: nothing below a blank, not too long.
 pub(crate) fn harmless(line: &[u8]) -> String {
     let line = &line[..line.len().min(SHOWN_MAX)];
     let text = String::from_utf8_lossy(line);

@@ -43,13 +43,13 @@ impl Span {
     /// Nothing is known.
     pub const ALL: Self = Self { since: Version::FIRST, until: Version::LAST };
 
-    /// Whether `version` is one of them.
+    /// Returns whether `version` is one of them.
     #[must_use]
     pub fn contains(self, version: Version) -> bool {
         (self.since..=self.until).contains(&version)
     }
 
-    /// The releases in both, if there are any.
+    /// Returns the releases in both, if there are any.
     #[must_use]
     pub fn meet(self, other: Self) -> Option<Self> {
         let since = self.since.max(other.since);

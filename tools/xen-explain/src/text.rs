@@ -263,7 +263,7 @@ fn seen(problem: &Problem) -> String {
     format!("{times}, {lines}, by {speakers}{at}")
 }
 
-/// A chain, from the frame out to the request.
+/// Returns a chain, from the frame out to the request.
 fn chain(problem: &Problem, stopped: &Stopped) -> Vec<String> {
     let mut parts = Vec::new();
     let lines = match (stopped.first_line, stopped.last_line) {

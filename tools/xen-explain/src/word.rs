@@ -72,7 +72,7 @@ impl Era {
     /// All of them, oldest first.
     pub const ALL: [Self; 4] = [Self::Bits31, Self::Bits63Of34, Self::FourBits, Self::ThreeBits];
 
-    /// The releases that have it.
+    /// Returns the releases that have it.
     #[must_use]
     pub const fn releases(self) -> Span {
         let (since, until) = match self {
@@ -118,7 +118,7 @@ impl Era {
         Some(Word { used, flags: flags.collect(), count })
     }
 
-    /// The use for which a bare type stands, as Xen prints what it expected.
+    /// Returns the use for which a bare type stands, as Xen prints what it expected.
     #[must_use]
     pub fn bare(self, word: u64) -> Option<Use> {
         let read = self.read(word)?;
@@ -126,7 +126,7 @@ impl Era {
         bare.then_some(read.used)
     }
 
-    /// A word that a frame in use can have; nonsense is none.
+    /// Returns a word that a frame in use can have; nonsense is none.
     #[must_use]
     pub fn in_use(self, word: u64) -> Option<Word> {
         let read = self.read(word)?;
@@ -200,8 +200,8 @@ impl fmt::Display for Word {
     }
 }
 
-/// The layouts in which a frame can have had the word `saw` and can have been wanted as `exp`,
-/// among the releases of `span`.
+/// Returns the layouts in which a frame can have had the word `saw` and can have been wanted as
+/// `exp`, among the releases of `span`.
 #[must_use]
 pub(crate) fn eras(saw: Option<u64>, exp: Option<u64>, span: Span) -> Vec<Era> {
     let fits = |era: &Era| {

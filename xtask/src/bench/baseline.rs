@@ -9,17 +9,17 @@ use crate::release::Release;
 /// Hundredths of a figure that it may grow by.
 const GROWTH_MAX: u64 = 2;
 
-/// The file with our figures on a release of Xen.
+/// Returns the file with our figures on a release of Xen.
 pub(crate) fn ours(release: Release) -> PathBuf {
     folder().join(format!("xen-{release}.json"))
 }
 
-/// The file with Linux's figures on a release of Xen.
+/// Returns the file with Linux's figures on a release of Xen.
 pub(crate) fn linux(release: Release) -> PathBuf {
     folder().join(format!("linux-xen-{release}.json"))
 }
 
-/// The file with the figures of the pure parts.
+/// Returns the file with the figures of the pure parts.
 pub(crate) fn host() -> PathBuf {
     folder().join("host.json")
 }
@@ -28,7 +28,8 @@ fn folder() -> PathBuf {
     paths::workspace().join("tests/baselines")
 }
 
-/// A sentence for every figure that is worse by more than it may, and for every row that is gone.
+/// Returns a sentence for every figure that is worse by more than it may, and for every row that is
+/// gone.
 pub(crate) fn worse(baseline: &[Row], rows: &[Row]) -> Vec<String> {
     baseline.iter().flat_map(|before| worse_than(before, rows)).collect()
 }

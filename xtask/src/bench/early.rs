@@ -19,7 +19,7 @@ const PAGES: u64 = 256;
 /// What Linux 6.1 says in front of the mapping, and behind it.
 const MARKS: [&str; 2] = ["last_pfn = ", "ACPI: Early table checksum"];
 
-/// The row.
+/// Returns the row.
 ///
 /// # Errors
 ///
@@ -85,7 +85,7 @@ impl Stamps {
     }
 }
 
-/// `seconds.microseconds`.
+/// Returns `seconds.microseconds`.
 fn nanoseconds(stamp: &str) -> Option<u64> {
     let (seconds, micros) = stamp.split_once('.')?;
     let micros: u64 = micros.parse().ok()?;

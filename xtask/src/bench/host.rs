@@ -54,7 +54,7 @@ pub(super) fn measure() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Whether this machine can count.
+/// Returns whether this machine can count.
 pub(super) fn can_count() -> bool {
     find_program("valgrind").is_some()
 }

@@ -53,7 +53,7 @@ fn page(title: &str, figures: Figures<'_>) -> Result<String> {
     ))
 }
 
-/// The colours of the pictures by name, and rules that put the page's in their places.
+/// Returns the colours of the pictures by name, and rules that put the page's in their places.
 fn colours() -> String {
     let mut css = String::new();
     let all = [("ours", OURS), ("linux", LINUX), ("floor", FLOOR), ("grid", GRID)];
@@ -110,14 +110,14 @@ fn furthest(figures: Figures<'_>) -> String {
     html + "</table>\n"
 }
 
-/// A number with its digits in threes.
+/// Returns a number with its digits in threes.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     groups.join(",")
 }
 
-/// A picture for each operation in more than one size.
+/// Returns a picture for each operation in more than one size.
 fn plots(figures: Figures<'_>) -> Result<String> {
     let rows = by_operation(figures.rows);
     let mut html = String::new();
@@ -139,7 +139,7 @@ fn plots(figures: Figures<'_>) -> Result<String> {
     Ok(html)
 }
 
-/// The names of the curves, in their colours, with what we are of each in the largest size.
+/// Returns the names of the curves, in their colours, with what we are of each in the largest size.
 fn key(last: &Row, linux: &[Row]) -> String {
     let share = |of: u64| format!("{:.3}", last.instructions as f64 / of.max(1) as f64);
     let mut html = "<p class=\"key\"><span class=\"ours\">pvmmu</span>".to_owned();
@@ -153,7 +153,7 @@ fn key(last: &Row, linux: &[Row]) -> String {
     html + "</p>"
 }
 
-/// How far it is the same work as Linux's.
+/// Returns how far it is the same work as Linux's.
 fn beside(operation: &str, curves: &Curves) -> String {
     match pair_of(operation).filter(|_| !curves.linux.is_empty()) {
         None => String::new(),

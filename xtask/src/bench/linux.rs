@@ -33,7 +33,7 @@ const AS_DOMU: &str = "sized-by-xl";
 /// How long it may take, on a machine that others use too.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// The rows of one boot.
+/// Returns the rows of one boot.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub(super) fn measure(release: Release) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The rows of one boot.
+/// Returns the rows of one boot.
 fn boot(
     name: &str,
     boot: impl FnOnce(&mut dyn FnMut(Line<'_>)) -> Result<Report>,
@@ -92,7 +92,7 @@ fn boot(
     rows.end()
 }
 
-/// A file system with one program.
+/// Returns a file system with one program.
 fn archive() -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["/dev", "/proc", "/sys", "/trace"] {

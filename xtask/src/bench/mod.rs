@@ -106,7 +106,7 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
     Ok(status)
 }
 
-/// The same on one release: whether it is as good as it was, our rows and Linux's.
+/// Returns the same on one release: whether it is as good as it was, our rows and Linux's.
 fn bench_on(
     station: &mut Station,
     release: Release,
@@ -138,7 +138,7 @@ fn bench_on(
     Ok((status, rows, linux))
 }
 
-/// What is worse than the baseline, whenever it is measured.
+/// Returns what is worse than the baseline, whenever it is measured.
 fn worse(station: &mut Station, release: Release, rows: &[Row]) -> Result<Vec<String>> {
     let before = row::read(&baseline::ours(release))?;
     let mut rows = rows.to_vec();
@@ -174,8 +174,8 @@ fn compare(rows: &[Row], again: &[Row]) -> Result<String> {
     })
 }
 
-/// The same for the pure parts, on this host, where no two runs are needed: nothing else runs in
-/// valgrind.
+/// Returns the same for the pure parts, on this host, where no two runs are needed: nothing else
+/// runs in valgrind.
 fn bench_host(arguments: &BenchArguments) -> Result<ExitStatus> {
     let rows = host::measure()?;
     print!("{}", text::rows(Figures { rows: &rows, linux: &[], host: &[] }));
@@ -265,7 +265,7 @@ fn report_worse(worse: &[String]) -> ExitStatus {
     }
 }
 
-/// The rows of one boot for each part.
+/// Returns the rows of one boot for each part.
 fn measure(station: &mut Station, release: Release, Late(late): Late) -> Result<Vec<Row>> {
     let step = Step::begin(&format!("bench on Xen {release}"));
     let mut rows = row::Reader::default();

@@ -104,7 +104,7 @@ pub(crate) fn pairs() -> impl Iterator<Item = Pair> {
     PAIRS.iter().flat_map(move |(work, pairs)| pairs.iter().map(pair(*work)))
 }
 
-/// The pair that an operation of ours is in.
+/// Returns the pair that an operation of ours is in.
 pub(crate) fn pair_of(operation: &str) -> Option<Pair> {
     pairs().find(|pair| pair.ours == operation)
 }

@@ -97,12 +97,12 @@ fn range(values: impl Iterator<Item = u64>) -> (f64, f64) {
     (low.min(high).max(1) as f64, high as f64)
 }
 
-/// The whole decades that a range lies in, with some air where it touches one.
+/// Returns the whole decades that a range lies in, with some air where it touches one.
 fn decades(low: f64, high: f64) -> std::ops::Range<f64> {
     10f64.powf((low / 1.2).log10().floor())..10f64.powf((high * 1.2).log10().ceil())
 }
 
-/// A number as short as a scale wants it.
+/// Returns a number as short as a scale wants it.
 fn short(value: f64) -> String {
     let scaled = |divisor: f64, letter: &str| {
         let text = format!("{:.1}", value / divisor);

@@ -43,7 +43,7 @@ impl Row {
         serde_json::from_str(text).map(Some).with_context(|| format!("reading the row {text}"))
     }
 
-    /// Whether it is this one that is meant.
+    /// Returns whether it is this one that is meant.
     pub(crate) fn is(&self, operation: &str, size: u64) -> bool {
         self.operation == operation && self.size == size
     }
@@ -78,7 +78,7 @@ impl Reader {
     }
 }
 
-/// The row of an operation on so many things.
+/// Returns the row of an operation on so many things.
 pub(crate) fn find<'r>(rows: &'r [Row], operation: &str, size: u64) -> Option<&'r Row> {
     rows.iter().find(|row| row.is(operation, size))
 }

@@ -23,7 +23,7 @@ impl Figures<'_> {
     }
 }
 
-/// A line for each row, under a head for each operation.
+/// Returns a line for each row, under a head for each operation.
 pub(crate) fn rows(figures: Figures<'_>) -> String {
     let mut text = format!(
         "{:>10} {:>13} {:>9} {:>6} {:>6} {:>8} {:>9} {:>9}\n",
@@ -46,8 +46,8 @@ pub(crate) fn rows(figures: Figures<'_>) -> String {
     text
 }
 
-/// What a report says of a row behind its size and its instructions: instructions for each, the
-/// part in Xen, traps, entries, the share of the floor and of Linux.
+/// Returns what a report says of a row behind its size and its instructions: instructions for each,
+/// the part in Xen, traps, entries, the share of the floor and of Linux.
 pub(crate) fn row_words(row: &Row, linux: &[Row]) -> [String; 6] {
     let nothing = || "-".to_owned();
     let share = |figure: u64| format!("{:.3}", row.instructions as f64 / figure.max(1) as f64);
@@ -62,8 +62,8 @@ pub(crate) fn row_words(row: &Row, linux: &[Row]) -> [String; 6] {
     ]
 }
 
-/// What a report says of a target: whose figure, how much of it at most, how much it is, and a word
-/// on that.
+/// Returns what a report says of a target: whose figure, how much of it at most, how much it is,
+/// and a word on that.
 pub(crate) fn target_words(target: &Target, judged: Judged) -> [String; 4] {
     let share = target.most as f64 / 100.0;
     let (against, most) = match target.against {
@@ -86,7 +86,8 @@ pub(crate) fn target_words(target: &Target, judged: Judged) -> [String; 4] {
     [against.to_owned(), most, is, word.to_owned()]
 }
 
-/// The rows, those of one operation together, otherwise in the order in which they were measured.
+/// Returns the rows, those of one operation together, otherwise in the order in which they were
+/// measured.
 pub(crate) fn by_operation(rows: &[Row]) -> Vec<&Row> {
     let first = |row: &Row| rows.iter().position(|other| other.operation == row.operation);
     let mut sorted: Vec<&Row> = rows.iter().collect();
@@ -94,7 +95,7 @@ pub(crate) fn by_operation(rows: &[Row]) -> Vec<&Row> {
     sorted
 }
 
-/// A line for each target, how many are met, and where the others are judged.
+/// Returns a line for each target, how many are met, and where the others are judged.
 pub(crate) fn targets(figures: Figures<'_>) -> String {
     let mut text =
         format!("{:<42} {:>9}  {:<9} {:>8} {:>8}\n", "target", "size", "against", "at most", "is");
@@ -114,7 +115,7 @@ pub(crate) fn targets(figures: Figures<'_>) -> String {
     text
 }
 
-/// The targets on several releases, as a table that a document can have.
+/// Returns the targets on several releases, as a table that a document can have.
 pub(crate) fn side_by_side(releases: &[(Release, Figures<'_>)]) -> String {
     let mut text = "| target | size | against | at most |".to_owned();
     for (release, _) in releases {
@@ -138,7 +139,7 @@ pub(crate) fn side_by_side(releases: &[(Release, Figures<'_>)]) -> String {
     text
 }
 
-/// A line for each of the operations that are furthest from their floors.
+/// Returns a line for each of the operations that are furthest from their floors.
 pub(crate) fn furthest(figures: Figures<'_>) -> String {
     let [head, of_floor, in_xen] = FURTHEST_WORDS;
     let mut text = format!("{head:<44} {:>9} {of_floor:>9} {in_xen:>9}\n", "size");
@@ -170,7 +171,7 @@ pub(crate) fn furthest_rows(rows: &[Row]) -> Vec<(&Row, [String; 2])> {
     worst.into_iter().take(FURTHEST).map(|row| (row, words(row))).collect()
 }
 
-/// What stands beside what, and how far it is the same work.
+/// Returns what stands beside what, and how far it is the same work.
 pub(crate) fn pairs(figures: Figures<'_>) -> String {
     let mut text = "beside Linux:\n".to_owned();
     let mut before = "";

@@ -57,7 +57,7 @@ impl Tail {
         self.0.push_back(line.to_owned());
     }
 
-    /// The lines, oldest first.
+    /// Returns the lines, oldest first.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.0.iter().cloned().collect()
     }
@@ -138,7 +138,7 @@ impl Console {
         }
     }
 
-    /// The last lines.
+    /// Returns the last lines.
     pub(crate) fn tail(&self) -> Vec<String> {
         self.tail.lines()
     }
@@ -156,14 +156,14 @@ impl Console {
     }
 }
 
-/// Whether a line is a part of one of Xen's stack dumps with nothing but zeros. Dozens of these end
-/// a crash and would push out all that matters.
+/// Returns whether a line is a part of one of Xen's stack dumps with nothing but zeros. Dozens of
+/// these end a crash and would push out all that matters.
 fn is_empty_dump(line: &str) -> bool {
     let words = line.strip_prefix("(XEN)").map(str::trim).unwrap_or_default();
     words.starts_with('0') && words.chars().all(|character| matches!(character, '0' | ' '))
 }
 
-/// A line without what would disturb a terminal: control characters and escape sequences.
+/// Returns a line without what would disturb a terminal: control characters and escape sequences.
 fn printable(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut characters = line.trim_end_matches('\r').chars();

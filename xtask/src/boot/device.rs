@@ -16,7 +16,7 @@ pub(crate) enum Device {
 }
 
 impl Device {
-    /// What QEMU is told. Files are named in full: QEMU runs in a folder of its own.
+    /// Returns what QEMU is told. Files are named in full: QEMU runs in a folder of its own.
     ///
     /// # Errors
     ///

@@ -74,8 +74,8 @@ pub(crate) fn boot(
     Ok(reader.reports(guests, started, &ending, &log))
 }
 
-/// A machine whose dom0 has more files than it always has, and room for guests of so many MiB. Its
-/// own files are in the folder.
+/// Returns a machine whose dom0 has more files than it always has, and room for guests of so many
+/// MiB. Its own files are in the folder.
 pub(super) fn machine<'a>(
     host: &'a Host<'_>,
     linux: &Linux,
@@ -112,7 +112,7 @@ pub(super) fn machine<'a>(
     Ok((folder, machine))
 }
 
-/// How long the guests may take, after what dom0 needs to start.
+/// Returns how long the guests may take, after what dom0 needs to start.
 pub(super) fn limits(guests: &[Guest], start: Duration) -> Limits {
     let guest_time: Duration = guests.iter().map(|guest| guest.limit + TOOLSTACK).sum();
     let longest = guests.iter().map(|guest| guest.limit).max().unwrap_or_default();
@@ -126,7 +126,7 @@ pub(super) const SCRIPTS: [(&str, &str); 3] = [
     ("session.sh", include_str!("dom0_session.sh")),
 ];
 
-/// The guests, as files beside the scripts.
+/// Returns the guests, as files beside the scripts.
 pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
     let read = |file: &Path| fs::read(file).with_context(|| format!("reading {}", file.display()));
     let mut jobs = String::new();
@@ -148,15 +148,15 @@ pub(super) fn files(guests: &[Guest]) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(files)
 }
 
-/// The first guest with the kernel of guest `number`: its file serves all of them, as dom0's memory
-/// holds every file.
+/// Returns the first guest with the kernel of guest `number`: its file serves all of them, as
+/// dom0's memory holds every file.
 fn kernel_of(number: usize, guests: &[Guest]) -> usize {
     let same = |guest: &Guest| guests.get(number).is_some_and(|of| of.kernel == guest.kernel);
     guests.iter().position(same).unwrap_or(number)
 }
 
-/// The guest as xl is told about it, but for its name and its folder, which dom0's script puts in.
-/// It is kept after its end, so that its end can be looked at.
+/// Returns the guest as xl is told about it, but for its name and its folder, which dom0's script
+/// puts in. It is kept after its end, so that its end can be looked at.
 fn configuration(number: usize, kernel: usize, guest: &Guest) -> String {
     let Guest { memory_mib, maximum_mib, vcpus, .. } = guest;
     let arguments = guest.arguments.replace('\\', "\\\\").replace('"', "\\\"");

@@ -168,7 +168,7 @@ impl Machine<'_> {
     }
 }
 
-/// A network card behind which there is nothing but this host, and that lets only ssh in.
+/// Returns a network card behind which there is nothing but this host, and that lets only ssh in.
 fn network(port: u16) -> [String; 4] {
     let user = format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22");
     ["-netdev".to_owned(), user, "-device".to_owned(), "e1000,netdev=net,romfile=".to_owned()]

@@ -57,7 +57,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// The usual machine.
+    /// Returns the usual machine.
     pub(crate) const fn new(qemu: &'a Qemu, xen: PathBuf, clock: Clock) -> Self {
         Self { qemu, xen, clock, cpu: None, processors: None, devices: Vec::new() }
     }
@@ -111,8 +111,8 @@ impl Dom0<'_> {
 }
 
 impl Guest {
-    /// Whether it lives under the toolstack until that ends it: the words behind its program say
-    /// what the toolstack does to it (`dom0_session.sh`).
+    /// Returns whether it lives under the toolstack until that ends it: the words behind its
+    /// program say what the toolstack does to it (`dom0_session.sh`).
     pub(crate) fn lives_on(&self) -> bool {
         self.arguments.split_whitespace().next() == Some("guest")
     }

@@ -40,12 +40,12 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the guest passed.
+    /// Returns whether the guest passed.
     pub(crate) fn passed(&self) -> bool {
         matches!(self, Self::Verdict(Verdict::Pass(_)))
     }
 
-    /// What the shell is told.
+    /// Returns what the shell is told.
     pub(crate) fn status(&self) -> ExitStatus {
         match self {
             Self::Verdict(Verdict::Pass(_)) => ExitStatus::Pass,

@@ -22,7 +22,7 @@ impl PanicReader {
         None
     }
 
-    /// What is to be said of a panic whose last line never came.
+    /// Returns what is to be said of a panic whose last line never came.
     pub(crate) fn unfinished(&self) -> Option<Outcome> {
         self.0.as_ref().map(|words| Outcome::XenPanicked(words.join(" ")))
     }

@@ -96,7 +96,7 @@ impl Remote {
         Ok(reports)
     }
 
-    /// What there still is of guests and folders of ours.
+    /// Returns what there still is of guests and folders of ours.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Remote {
         Ok(())
     }
 
-    /// What a command there says.
+    /// Returns what a command there says.
     fn ask(&self, words: &str) -> Result<String> {
         let (status, output) = run_captured(&mut self.command(words), |_| {})?;
         if !status.success() {

@@ -128,7 +128,7 @@ pub(super) fn check(pattern: &str) -> Result<bool> {
     Ok(survived + other + broken == 0)
 }
 
-/// Whether every mutant can still be applied.
+/// Returns whether every mutant can still be applied.
 ///
 /// # Errors
 ///
@@ -158,7 +158,7 @@ fn read_lists(folder: &Path) -> Result<Vec<Mutant>> {
     Ok(mutants)
 }
 
-/// What is wrong with the lists, mutant by mutant.
+/// Returns what is wrong with the lists, mutant by mutant.
 fn faults(mutants: &[Mutant], workspace: &Path) -> Vec<String> {
     let packages = packages().unwrap_or_default();
     let mut names = BTreeSet::new();
@@ -190,7 +190,7 @@ fn faults(mutants: &[Mutant], workspace: &Path) -> Vec<String> {
 }
 
 impl Mutant {
-    /// What cargo is given, and what decides how it is built.
+    /// Returns what cargo is given, and what decides how it is built.
     fn command_words(&self) -> Vec<String> {
         let mut words = vec!["--package", &self.package];
         match self.test.as_str() {

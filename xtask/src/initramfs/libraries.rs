@@ -21,7 +21,7 @@ const UNNAMED: &str = "libgcc_s.so.1";
 const FOLDERS: [&str; 4] =
     ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib64", "lib64"];
 
-/// The libraries that these programs need, by name, the loader among them.
+/// Returns the libraries that these programs need, by name, the loader among them.
 ///
 /// # Errors
 ///

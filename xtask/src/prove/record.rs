@@ -23,7 +23,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Whether the group puts everything back.
+    /// Returns whether the group puts everything back.
     pub(super) fn is_clean_up(&self) -> bool {
         self.steps == ["= clean"]
     }
@@ -86,12 +86,12 @@ impl Record {
         }
     }
 
-    /// Whether the run came to its end.
+    /// Returns whether the run came to its end.
     pub(super) fn has_verdict(&self) -> bool {
         self.verdict.is_some()
     }
 
-    /// How many operations were done, in the program's words.
+    /// Returns how many operations were done, in the program's words.
     pub(super) fn operations(&self) -> u64 {
         match &self.verdict {
             Some(Verdict::Pass(words)) => {
@@ -101,12 +101,12 @@ impl Record {
         }
     }
 
-    /// The groups shown in full.
+    /// Returns the groups shown in full.
     pub(super) fn groups(&self) -> &[Group] {
         &self.groups
     }
 
-    /// Whether both runs saw the same.
+    /// Returns whether both runs saw the same.
     pub(super) fn same_as(&self, other: &Self) -> bool {
         self.digests == other.digests
             && self.groups == other.groups
@@ -114,7 +114,7 @@ impl Record {
             && self.verdict == other.verdict
     }
 
-    /// The seed whose digests differ first, and between which groups.
+    /// Returns the seed whose digests differ first, and between which groups.
     pub(super) fn first_difference(&self, other: &Self) -> Option<(u64, Range<u64>)> {
         let pairs = self.digests.iter().zip(&other.digests);
         let at = pairs.clone().position(|(mine, theirs)| mine != theirs)?;
@@ -124,7 +124,7 @@ impl Record {
         Some((*seed, start..groups.max(&other.digests[at].1) + 1))
     }
 
-    /// What differs although the digests do not.
+    /// Returns what differs although the digests do not.
     pub(super) fn other_differences(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.verdict != other.verdict {
@@ -153,8 +153,8 @@ impl Record {
         }
     }
 
-    /// The coverage: a row for each operation, its answers in columns. Operations that never
-    /// happened are named.
+    /// Returns the coverage: a row for each operation, its answers in columns. Operations that
+    /// never happened are named.
     pub(super) fn coverage_table(&self) -> String {
         let mut operations: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
         for ((operation, errno), count) in &self.coverage {
@@ -184,7 +184,7 @@ impl Record {
         text
     }
 
-    /// How often frames went from one type to another; what never happened is named.
+    /// Returns how often frames went from one type to another; what never happened is named.
     pub(super) fn transition_table(&self) -> String {
         let mut text = "frames taken into use as (what they were last: how often)\n".to_owned();
         let mut missing = Vec::new();
@@ -209,7 +209,7 @@ impl Record {
         text
     }
 
-    /// The groups as a file keeps them.
+    /// Returns the groups as a file keeps them.
     pub(super) fn transcript(&self) -> String {
         let mut text = String::new();
         for group in &self.groups {
@@ -218,7 +218,7 @@ impl Record {
         text
     }
 
-    /// The steps in a file written by [`Record::transcript`].
+    /// Returns the steps in a file written by [`Record::transcript`].
     pub(super) fn steps_of(text: &str) -> Vec<String> {
         let steps = text.lines().filter(|line| line.starts_with(['=', '+', '*']));
         steps.map(str::to_owned).collect()

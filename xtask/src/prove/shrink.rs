@@ -8,7 +8,7 @@ use super::record::Group;
 /// A try is a boot of real Xen: so many are worth a short sequence.
 const TRIES_MAX: usize = 150;
 
-/// The shortest sub-sequence found that `differs`; `None` if not even the whole one does.
+/// Returns the shortest sub-sequence found that `differs`; `None` if not even the whole one does.
 ///
 /// # Errors
 ///

@@ -86,7 +86,7 @@ impl Apt {
         found.pop().with_context(|| format!("apt downloaded no {package}"))
     }
 
-    /// The first package that a package depends on.
+    /// Returns the first package that a package depends on.
     ///
     /// # Errors
     ///

@@ -49,7 +49,7 @@ pub(crate) struct Linux {
     pub(crate) file_system: PathBuf,
 }
 
-/// The parts for one release of Xen, fetched if they are not there yet.
+/// Returns the parts for one release of Xen, fetched if they are not there yet.
 ///
 /// # Errors
 ///
@@ -130,12 +130,12 @@ fn fetch_kernel(host: &HostFolder, folder: &Path, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// The last part of a path in the kernel's tree.
+/// Returns the last part of a path in the kernel's tree.
 fn file_name(driver: &str) -> &str {
     driver.rsplit('/').next().unwrap_or(driver)
 }
 
-/// The archive with everything but `/init`.
+/// Returns the archive with everything but `/init`.
 fn file_system_of(root: &Path, release: Release, linux: &Path) -> Result<Vec<u8>> {
     let read =
         |file: PathBuf| fs::read(&file).with_context(|| format!("reading {}", file.display()));

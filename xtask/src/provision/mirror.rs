@@ -60,7 +60,7 @@ impl Mirror {
         }
     }
 
-    /// The text of a `sources.list` for one release of Debian.
+    /// Returns the text of a `sources.list` for one release of Debian.
     pub(crate) fn sources_list(&self, suite: &str) -> String {
         let security = self.security.as_ref().map(|source| (source, format!("{suite}-security")));
         [(&self.main, suite.to_owned())]
@@ -108,7 +108,7 @@ fn configured_entries(folder: &Path) -> Vec<Entry> {
         .collect()
 }
 
-/// `deb [option=value ...] URI SUITE COMPONENT...`
+/// Returns `deb [option=value ...] URI SUITE COMPONENT...`
 fn one_line(line: &str) -> Option<Entry> {
     let mut rest = line.split('#').next()?.trim().strip_prefix("deb")?;
     if !rest.starts_with([' ', '\t', '[']) {

@@ -64,7 +64,7 @@ impl Qemu {
         &self.version
     }
 
-    /// A command that starts QEMU, to which the machine's description is added.
+    /// Returns a command that starts QEMU, to which the machine's description is added.
     pub(crate) fn command(&self) -> Command {
         let mut words = Vec::new();
         if let Some(setpriv) = find_program("setpriv") {
@@ -84,7 +84,7 @@ impl Qemu {
         command
     }
 
-    /// The most complete CPU that this QEMU emulates without breaking PV guests.
+    /// Returns the most complete CPU that this QEMU emulates without breaking PV guests.
     pub(crate) fn cpu_model(&self) -> &'static str {
         if self.major() >= MAJOR_GOOD { "max" } else { "qemu64" }
     }

@@ -14,7 +14,7 @@ use crate::paths::HostFolder;
 use crate::progress::step;
 use crate::release::Release;
 
-/// The release of Debian that has this release of Xen.
+/// Returns the release of Debian that has this release of Xen.
 pub(crate) fn suite(release: Release) -> &'static str {
     match release {
         Release::Xen4_14 => "bullseye",
@@ -23,7 +23,7 @@ pub(crate) fn suite(release: Release) -> &'static str {
     }
 }
 
-/// The hypervisor's file, fetched if it is not there yet.
+/// Returns the hypervisor's file, fetched if it is not there yet.
 ///
 /// # Errors
 ///

@@ -73,8 +73,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 /// Packages with tests of lock-free code.
 const EVERY_ORDER: [&str; 4] = ["hypercall", "p2m", "pvmmu", "swiotlb"];
 
-/// The tests of lock-free code, which loom runs in every order that the memory model allows. They
-/// are compiled with other atomics, so in a folder of their own.
+/// Returns the tests of lock-free code, which loom runs in every order that the memory model
+/// allows. They are compiled with other atomics, so in a folder of their own.
 fn every_order() -> Result<String> {
     let folder = paths::target()?.join("loom");
     let mut cargo = cargo();
@@ -102,7 +102,7 @@ const ON_THE_MODEL: [&str; 14] = [
     "conformance",
 ];
 
-/// The guest's programs on the model of each release, in both roles.
+/// Returns the guest's programs on the model of each release, in both roles.
 fn on_the_model() -> Result<String> {
     let program = model_program()?;
     let mut runs = 0;

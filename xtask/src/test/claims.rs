@@ -64,7 +64,7 @@ pub(super) fn check() -> Result<String> {
     Ok(format!("{} invariants attacked, {} claims shown", attacks.len(), claims.len()))
 }
 
-/// The cells of each row of the table under a heading, without its head.
+/// Returns the cells of each row of the table under a heading, without its head.
 fn rows<'t>(text: &'t str, heading: &str) -> Result<Vec<Vec<&'t str>>> {
     let (_, part) = text.split_once(heading).with_context(|| format!("{LIST} lacks {heading}"))?;
     let part = part.split("\n## ").next().unwrap_or_default();
@@ -79,13 +79,13 @@ fn unattacked(invariants: &[Vec<&str>], attacks: &[Vec<&str>]) -> Vec<String> {
     missing.map(|name| format!("nothing attacks {name}")).collect()
 }
 
-/// What the last cell of a row names.
+/// Returns what the last cell of a row names.
 fn named<'t>(row: &[&'t str]) -> Vec<&'t str> {
     row.last().map_or_else(Vec::new, |cell| cell.split('`').skip(1).step_by(2).collect())
 }
 
-/// The functions that are tests, or attempts: those in files of tests, and those behind
-/// the line at which a file's tests begin.
+/// Returns the functions that are tests, or attempts: those in files of tests, and those behind the
+/// line at which a file's tests begin.
 fn tests_of(name: &Path, text: &str) -> Vec<String> {
     let is_of_tests = name.iter().skip(1).any(|part| part == "tests" || part == "tests.rs");
     let tests = text.lines().skip_while(|line| !is_of_tests && !begins_tests(line));

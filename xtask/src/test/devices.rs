@@ -62,7 +62,7 @@ impl Devices<'_> {
         Ok(lines)
     }
 
-    /// What the guest read is what the file held, and what it wrote is what the file holds.
+    /// Returns what the guest read is what the file held, and what it wrote is what the file holds.
     fn disk(&mut self) -> Result<String> {
         let image = tempfile::NamedTempFile::new()?;
         let before: Vec<u8> =

@@ -69,7 +69,7 @@ fn end_by(signal: &str, kernel: &Path) -> Result<String> {
     Ok(String::new())
 }
 
-/// Whether a process is an emulated machine: nothing else has a serial port.
+/// Returns whether a process is an emulated machine: nothing else has a serial port.
 fn is_a_boot(process: u32) -> bool {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     // Before that, a helper of this name sees to it that QEMU ends with us.
@@ -85,7 +85,7 @@ fn children_of(parent: u32) -> Result<Vec<u32>> {
     Ok(numbers.filter(|number| status(*number).is_some_and(|(_, up)| up == parent)).collect())
 }
 
-/// A process that ended but was not yet waited for does not run.
+/// Returns a process that ended but was not yet waited for does not run.
 fn is_running(process: u32) -> bool {
     status(process).is_some_and(|(state, _)| state != "Z")
 }

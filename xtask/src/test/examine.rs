@@ -16,7 +16,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What the word of a frame map says (`p2m`, module `entry`).
+    /// Returns what the word of a frame map says (`p2m`, module `entry`).
     const fn of_word(word: u64) -> Self {
         const SHARED: u64 = 1 << 61;
         match word {
@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    /// What the pfn `count` further on stands for, in a run.
+    /// Returns what the pfn `count` further on stands for, in a run.
     const fn further(self, count: u64) -> Self {
         match self {
             Self::Ram(mfn) => Self::Ram(mfn + count),
@@ -76,8 +76,8 @@ impl Map {
     }
 }
 
-/// Whether dom0 saw fewer pfns than the guest has: lines of its dump are missing. A map that is
-/// wrong has as many.
+/// Returns whether dom0 saw fewer pfns than the guest has: lines of its dump are missing. A map
+/// that is wrong has as many.
 pub(super) fn misses_lines(lines: &[String]) -> bool {
     let seen = both(lines, "PVMMU-SEEN ");
     seen.is_ok_and(|(inside, outside)| outside.pfns() < inside.pfns())
@@ -104,7 +104,7 @@ pub(super) fn compare_core(lines: &[String]) -> Result<String> {
     same(&inside, &outside)
 }
 
-/// The guest's dump, and the lines of dom0's that begin with `mark`.
+/// Returns the guest's dump, and the lines of dom0's that begin with `mark`.
 fn both(lines: &[String], mark: &str) -> Result<(Map, Map)> {
     let (mut inside, mut outside) = (Map::default(), Map::default());
     for line in lines {
@@ -132,7 +132,7 @@ fn same(inside: &Map, outside: &Map) -> Result<String> {
     Ok(format!("({} pfns in {} runs)", inside.pfns(), inside.0.len()))
 }
 
-/// `PFN COUNT MFN` or `PFN COUNT 0xWORD`.
+/// Returns `PFN COUNT MFN` or `PFN COUNT 0xWORD`.
 fn seen(words: &str) -> Result<Run> {
     let [start, count, first] = words.split(' ').collect::<Vec<_>>()[..] else {
         bail!("not three words");
@@ -144,7 +144,8 @@ fn seen(words: &str) -> Result<Run> {
     Ok(Run { start: start.parse()?, count: count.parse()?, first: Kind::of_word(word) })
 }
 
-/// `pfn START..END  KIND  mfn START..END of domain OWNER`, all but the owner in hexadecimal.
+/// Returns `pfn START..END  KIND  mfn START..END of domain OWNER`, all but the owner in
+/// hexadecimal.
 fn dumped(line: &str) -> Result<Run> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let bounds = |at: usize| -> Result<(u64, u64)> {

@@ -104,7 +104,8 @@ fn run(line: &str, prints: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Whether `line` is what the guide shows, where `...` at the beginning stands for anything.
+/// Returns whether `line` is what the guide shows, where `...` at the beginning stands for
+/// anything.
 fn shows(line: &str, wanted: &str) -> bool {
     match wanted.strip_prefix("...") {
         Some(end) => line.ends_with(end),
@@ -112,7 +113,7 @@ fn shows(line: &str, wanted: &str) -> bool {
     }
 }
 
-/// The blocks of a guide: those with a file name, and consoles.
+/// Returns the blocks of a guide: those with a file name, and consoles.
 fn blocks(text: &str) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();

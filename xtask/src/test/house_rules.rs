@@ -58,7 +58,7 @@ pub(crate) fn check() -> Result<String> {
     Ok(format!("{} files", files.len()))
 }
 
-/// What people read: the documents at the top and those of `docs`.
+/// Returns what people read: the documents at the top and those of `docs`.
 fn documents(workspace: &Path) -> Result<Vec<PathBuf>> {
     let mut documents = Vec::new();
     for folder in [workspace.to_owned(), workspace.join("docs")] {

@@ -66,7 +66,7 @@ fn differences(listed: &[String], found: &BTreeSet<String>) -> Vec<String> {
     missing.chain(stale.map(|path| format!("{path} has no unsafe code"))).collect()
 }
 
-/// Whether code before the tests has unsafe parts; comments and texts do not count.
+/// Returns whether code before the tests has unsafe parts; comments and texts do not count.
 fn has_unsafe(text: &str) -> bool {
     let lines = text.lines().map(str::trim_start).take_while(|line| !begins_tests(line));
     let code = lines.filter(|line| !line.starts_with("//"));
@@ -74,8 +74,8 @@ fn has_unsafe(text: &str) -> bool {
     code.into_iter().any(is_unsafe)
 }
 
-/// The paths of the list. The first of a row is from the workspace's root, the others of the row
-/// are from the same folder or from the same `src`.
+/// Returns the paths of the list. The first of a row is from the workspace's root, the others of
+/// the row are from the same folder or from the same `src`.
 fn listed(text: &str, exists: &dyn Fn(&Path) -> bool) -> Result<Vec<String>> {
     let (_, list) = text.split_once(HEADING).with_context(|| format!("{LIST} lacks {HEADING}"))?;
     let list = list.split("\n## ").next().unwrap_or_default();

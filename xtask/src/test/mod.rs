@@ -40,7 +40,7 @@ pub(crate) use self::under_xl::on_host;
 use crate::ExitStatus;
 use crate::cli::TestArguments;
 
-/// Whether the tests of a file begin at this line.
+/// Returns whether the tests of a file begin at this line.
 fn begins_tests(line: &str) -> bool {
     matches!(line.trim(), "#[cfg(test)]" | "#[cfg(all(test, not(loom)))]")
 }

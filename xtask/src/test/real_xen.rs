@@ -186,17 +186,17 @@ impl Setting<'_> {
 }
 
 impl Case {
-    /// What it is called, on `xen`.
+    /// Returns what it is called, on `xen`.
     pub(super) fn name(&self, xen: &str) -> String {
         format!("{xen}, {:>4} MiB: {}", self.memory_mib, self.program)
     }
 
-    /// Whether its toolstack dumps its core.
+    /// Returns whether its toolstack dumps its core.
     pub(super) fn is_dumped(&self) -> bool {
         self.program.contains("dump-core")
     }
 
-    /// The guest to boot.
+    /// Returns the guest to boot.
     pub(super) fn guest(&self, kernel: &Path) -> Guest {
         Guest {
             kernel: kernel.to_owned(),

@@ -90,7 +90,7 @@ impl Session {
         }
     }
 
-    /// Whether every step went as it should, and there was one.
+    /// Returns whether every step went as it should, and there was one.
     pub(crate) fn all_passed(&self) -> Passed {
         let all = self.done.iter().all(|done| done.passed == Passed::Yes);
         if all && !self.done.is_empty() { Passed::Yes } else { Passed::No }

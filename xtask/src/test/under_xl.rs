@@ -30,7 +30,7 @@ pub(super) struct UnderXl<'a> {
     pub(super) memory_mib: u32,
 }
 
-/// `cargo xtask host`: all of this on a real dom0.
+/// Does `cargo xtask host`: runs all of this on a real dom0.
 ///
 /// # Errors
 ///
@@ -54,9 +54,9 @@ pub(crate) fn on_host(arguments: &HostArguments) -> Result<ExitStatus> {
     Ok(session.close())
 }
 
-/// The same on a machine that is emulated and reached by ssh: what `cargo xtask host` needs of a
-/// real one, and that it leaves nothing behind. Few guests do: which ones makes no difference to
-/// ssh.
+/// Returns the same on a machine that is emulated and reached by ssh: what `cargo xtask host` needs
+/// of a real one, and that it leaves nothing behind. Few guests do: which ones makes no difference
+/// to ssh.
 ///
 /// # Errors
 ///
@@ -226,15 +226,15 @@ struct Judged {
     is_dom0s: bool,
 }
 
-/// Whether a line of dom0's, its shell's or `toolstack`'s in `dom0_session.sh`, says that a program
-/// crashed.
+/// Returns whether a line of dom0's, its shell's or `toolstack`'s in `dom0_session.sh`, says that a
+/// program crashed.
 fn tells_of_a_crash(line: &str) -> bool {
     let words = ["Segmentation fault", "Aborted", "Bus error", "Illegal instruction", " crashed: "];
     words.iter().any(|word| line.contains(word))
 }
 
-/// The lines of each guest: the verdict is the last one. Guests without a verdict leave no lines to
-/// those behind them, and none is forgotten.
+/// Returns the lines of each guest: the verdict is the last one. Guests without a verdict leave no
+/// lines to those behind them, and none is forgotten.
 fn of_each(lines: &[String]) -> impl Iterator<Item = &[String]> {
     let ended = lines.split(|line| Verdict::parse(line).is_some());
     ended.chain(std::iter::repeat(&[][..]))

@@ -14,26 +14,27 @@ pub(crate) const ENTRY_WORDS: usize = 8;
 /// A result that no call gives.
 const NO_RESULT: u64 = 0x7777;
 
-/// The words of entries.
+/// Returns the words of entries.
 pub(crate) fn words(entries: &[Entry]) -> Vec<u64> {
     let one = |(op, [a, b, c, d, e]): &Entry| [u64::from(*op), NO_RESULT, *a, *b, *c, *d, *e, 0];
     entries.iter().flat_map(one).collect()
 }
 
 impl<M: Target> Env<'_, M> {
-    /// A multicall: its answer, and the entries as Xen leaves them.
+    /// Returns a multicall: its answer, and the entries as Xen leaves them.
     pub(crate) fn multicall(&self, entries: &[Entry]) -> (i64, Vec<u64>) {
         let list = self.put(1, 0, &words(entries));
         let rax = self.multicall_at(list, entries.len() as u64);
         (rax, self.got(1, 0, entries.len() * ENTRY_WORDS))
     }
 
-    /// A multicall with a list anywhere.
+    /// Returns a multicall with a list anywhere.
     pub(crate) fn multicall_at(&self, list: u64, count: u64) -> i64 {
         self.call(number::MULTICALL, [list, count, 0, 0, 0])
     }
 
-    /// An `mmu_update` of one element as an entry of a multicall; `place` tells several apart.
+    /// Returns an `mmu_update` of one element as an entry of a multicall; `place` tells several
+    /// apart.
     pub(crate) fn update_entry(&self, place: usize, target: u64, value: u64) -> Entry {
         let element = self.put(0, 2048 + place * 16, &[target, value]);
         (number::MMU_UPDATE, [element, 1, 0, super::SELF, 0])

@@ -98,7 +98,7 @@ impl<M: Target> Env<'_, M> {
     }
 }
 
-/// A status in the low 16 bits.
+/// Returns a status in the low 16 bits.
 fn status(word: u64) -> i64 {
     let [low, high, ..] = word.to_le_bytes();
     i64::from(i16::from_le_bytes([low, high]))

@@ -39,7 +39,7 @@ impl<'a> Extents<'a> {
 }
 
 impl<M: Target> Env<'_, M> {
-    /// `memory_op` with a structure.
+    /// Issues `memory_op` with a structure.
     pub(crate) fn memory_op(&self, op: u64, words: &[u64]) -> i64 {
         let at = self.put(STRUCT_PAGE, STRUCT_OFFSET, words);
         self.call(number::MEMORY_OP, [op, at, 0, 0, 0])
@@ -50,7 +50,7 @@ impl<M: Target> Env<'_, M> {
         self.got(STRUCT_PAGE, STRUCT_OFFSET, words)
     }
 
-    /// An operation on extents: the answer, and the list as Xen leaves it.
+    /// Returns an operation on extents: the answer, and the list as Xen leaves it.
     pub(crate) fn extents(&self, op: u64, extents: Extents<'_>) -> (i64, Vec<u64>) {
         let count = extents.list.len();
         let list = self.put(0, 0, extents.list);
@@ -63,7 +63,7 @@ impl<M: Target> Env<'_, M> {
         self.extents(op::DECREASE, Extents::single(mfns)).0
     }
 
-    /// A new frame for a page that has none.
+    /// Returns a new frame for a page that has none.
     pub(crate) fn populate(&mut self, page: Page) -> Check<u64> {
         let (rax, list) = self.extents(op::POPULATE, Extents::single(&[self.pfn(page)]));
         if rax != 1 {
@@ -106,12 +106,12 @@ impl<M: Target> Env<'_, M> {
         Ok(rax)
     }
 
-    /// How many frames a domain has.
+    /// Returns how many frames a domain has.
     pub(crate) fn current_reservation(&self, domain: u64) -> i64 {
         self.memory_op(op::CURRENT_RESERVATION, &[domain])
     }
 
-    /// The guest's own number: the one that it may ask about.
+    /// Returns the guest's own number: the one that it may ask about.
     pub(super) fn find_own_domain(&self) -> Check<u64> {
         if self.facts.boot.is_dom0 {
             return Ok(0);
@@ -122,8 +122,8 @@ impl<M: Target> Env<'_, M> {
             .ok_or_else(|| "the guest's number is not to be found".into())
     }
 
-    /// A frame of another domain, by M2P: one that is known there by a pfn that is another frame's
-    /// here.
+    /// Returns a frame of another domain, by M2P: one that is known there by a pfn that is another
+    /// frame's here.
     pub(super) fn find_foreign(&self) -> Option<u64> {
         let end = u64::try_from(self.memory_op(op::MAXIMUM_RAM_PAGE, &[])).ok()?;
         (0x100..end).find(|mfn| {

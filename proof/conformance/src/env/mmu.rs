@@ -27,12 +27,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// `rax`, and how many were done.
+    /// Returns `rax`, and how many were done.
     pub(crate) const fn of(rax: i64, done: u64) -> Self {
         Self { rax, done: Some(done) }
     }
 
-    /// `rax`, and no word on how many were done.
+    /// Returns `rax`, and no word on how many were done.
     pub(crate) const fn untold(rax: i64) -> Self {
         Self { rax, done: None }
     }
@@ -48,12 +48,12 @@ impl Answer {
 }
 
 impl<M: Target> Env<'_, M> {
-    /// Where Xen writes how many it did, cleared.
+    /// Returns where Xen writes how many it did, cleared.
     pub(crate) fn done_at(&self) -> u64 {
         self.put(DONE_PAGE, DONE_OFFSET, &[UNTOUCHED])
     }
 
-    /// What Xen wrote there.
+    /// Returns what Xen wrote there.
     pub(crate) fn done(&self, rax: i64) -> Answer {
         match self.got(DONE_PAGE, DONE_OFFSET, 1)[0] {
             UNTOUCHED => Answer::untold(rax),
@@ -61,7 +61,7 @@ impl<M: Target> Env<'_, M> {
         }
     }
 
-    /// `mmu_update` of some elements, on behalf of `domain`.
+    /// Issues `mmu_update` of some elements, on behalf of `domain`.
     pub(crate) fn updates(&self, elements: &[(u64, u64)], domain: u64) -> Answer {
         let words: Vec<u64> = elements.iter().flat_map(|(ptr, val)| [*ptr, *val]).collect();
         let list = self.put(0, 0, &words);
@@ -70,12 +70,12 @@ impl<M: Target> Env<'_, M> {
         self.done(rax)
     }
 
-    /// `mmu_update` of one element.
+    /// Issues `mmu_update` of one element.
     pub(crate) fn update(&self, target: u64, value: u64) -> i64 {
         self.updates(&[(target, value)], SELF).single()
     }
 
-    /// `mmuext_op` of some elements, on behalf of `domain`.
+    /// Issues `mmuext_op` of some elements, on behalf of `domain`.
     pub(crate) fn exts(&self, elements: &[(u32, u64, u64)], domain: u64) -> Answer {
         let words: Vec<u64> =
             elements.iter().flat_map(|(op, one, two)| [u64::from(*op), *one, *two]).collect();
@@ -85,17 +85,17 @@ impl<M: Target> Env<'_, M> {
         self.done(rax)
     }
 
-    /// `mmuext_op` of one element.
+    /// Issues `mmuext_op` of one element.
     pub(crate) fn ext(&self, command: u32, one: u64, two: u64) -> i64 {
         self.exts(&[(command, one, two)], SELF).single()
     }
 
-    /// `update_va_mapping` without a flush.
+    /// Issues `update_va_mapping` without a flush.
     pub(crate) fn va_mapping(&self, va: u64, value: u64) -> i64 {
         self.call(number::UPDATE_VA_MAPPING, [va, value, 0, 0, 0])
     }
 
-    /// The machine address of an entry of a page.
+    /// Returns the machine address of an entry of a page.
     pub(crate) fn slot(&self, page: Page, index: u64) -> u64 {
         (self.mfn(page) << 12) + index * 8
     }
@@ -137,12 +137,12 @@ impl<M: Target> Env<'_, M> {
         let _ = self.ext(ext::TLB_FLUSH_LOCAL, 0, 0);
     }
 
-    /// `vm_assist`: command 0 enables, 1 disables.
+    /// Issues `vm_assist`: command 0 enables, 1 disables.
     pub(crate) fn assist(&self, command: u64, kind: u64) -> i64 {
         self.call(number::VM_ASSIST, [command, kind, 0, 0, 0])
     }
 
-    /// `set_gdt` with the frames given.
+    /// Issues `set_gdt` with the frames given.
     pub(crate) fn set_gdt(&self, frames: &[u64], entries: u64) -> i64 {
         let list = self.put(0, 0, frames);
         self.call(number::SET_GDT, [list, entries, 0, 0, 0])
@@ -154,7 +154,7 @@ impl<M: Target> Env<'_, M> {
         if rax == 0 { Ok(()) } else { Err(format!("its direct mapping was refused: {rax}")) }
     }
 
-    /// The entry that maps the page in the direct mapping.
+    /// Returns the entry that maps the page in the direct mapping.
     pub(crate) fn direct(&self, page: Page) -> Check<u64> {
         let slot = self.frames[page.0].direct;
         let table = self.machine.machine_to_phys(slot.table).ok_or("the table has no pfn")?;
@@ -184,7 +184,7 @@ impl<M: Target> Env<'_, M> {
         self.show(page, 0)
     }
 
-    /// An entry for the page.
+    /// Returns an entry for the page.
     pub(crate) fn entry(&self, page: Page, flags: u64) -> u64 {
         self.mfn(page) << 12 | flags
     }

@@ -32,7 +32,7 @@ impl<M: Target> Env<'_, M> {
         NO_EXECUTE & !self.machine.missing_flags().bits()
     }
 
-    /// A page with these entries, mapped read-only, no table yet.
+    /// Returns a page with these entries, mapped read-only, no table yet.
     pub(crate) fn loose(&mut self, entries: &[(u64, u64)]) -> Check<Page> {
         let page = self.take()?;
         for (index, value) in entries {
@@ -42,14 +42,14 @@ impl<M: Target> Env<'_, M> {
         Ok(page)
     }
 
-    /// A pinned table with these entries.
+    /// Returns a pinned table with these entries.
     pub(crate) fn table(&mut self, level: Level, entries: &[(u64, u64)]) -> Check<Page> {
         let page = self.loose(entries)?;
         want!(self.pin(level, page), 0, "for a table of {level}");
         Ok(page)
     }
 
-    /// The pinned L1 table in whose entries an assertion maps what it wants to.
+    /// Returns the pinned L1 table in whose entries an assertion maps what it wants to.
     pub(crate) fn bed(&mut self) -> Check<Page> {
         if let Some(bed) = self.bed {
             return Ok(bed);
@@ -59,8 +59,8 @@ impl<M: Target> Env<'_, M> {
         Ok(bed)
     }
 
-    /// What Xen answers to a writable mapping of the page, which is taken away again: 0 if its
-    /// frame is no table.
+    /// Returns what Xen answers to a writable mapping of the page, which is taken away again: 0 if
+    /// its frame is no table.
     pub(crate) fn try_rw(&mut self, page: Page) -> Check<i64> {
         let bed = self.bed()?;
         let rax = self.set(bed, 500, self.entry(page, KERNEL_RW));
@@ -68,14 +68,14 @@ impl<M: Target> Env<'_, M> {
         Ok(rax)
     }
 
-    /// Whether nothing holds the page but its allocation: takes its direct mapping away and
+    /// Returns whether nothing holds the page but its allocation: takes its direct mapping away and
     /// exchanges its frame.
     pub(crate) fn try_exchange(&mut self, page: Page) -> Check<i64> {
         self.hide(page)?;
         self.exchange(page)
     }
 
-    /// A root on which the guest can run: a copy of its own, not pinned.
+    /// Returns a root on which the guest can run: a copy of its own, not pinned.
     pub(crate) fn root_copy(&mut self) -> Check<Page> {
         let (pfn, _) = self.facts.root;
         let va = self.machine.direct_map(pfn).map_err(|error| alloc::format!("{error}"))?;

@@ -23,7 +23,7 @@ const CODE: u64 = 0x00af_9b00_0000_ffff;
 const USER_CODE: u64 = 0x00af_fb00_0000_ffff;
 const TSS: u64 = 0x0000_8900_0000_0067;
 
-/// `update_descriptor`.
+/// Issues `update_descriptor`.
 fn update_descriptor<M: Target>(env: &Env<'_, M>, address: u64, descriptor: u64) -> i64 {
     env.call(number::UPDATE_DESCRIPTOR, [address, descriptor, 0, 0, 0])
 }

@@ -34,7 +34,7 @@ const BAD_DOMAIN: i64 = -2;
 const BAD_REFERENCE: i64 = -3;
 const BAD_HANDLE: i64 = -4;
 
-/// A page granted to the guest itself, mapped nowhere.
+/// Returns a page granted to the guest itself, mapped nowhere.
 fn granted<M: Target>(env: &mut Env<'_, M>, table: GrantTable, flags: u64) -> Check<Page> {
     let page = env.take()?;
     env.hide(page)?;
@@ -42,7 +42,7 @@ fn granted<M: Target>(env: &mut Env<'_, M>, table: GrantTable, flags: u64) -> Ch
     Ok(page)
 }
 
-/// The mapping of that grant in an entry.
+/// Returns the mapping of that grant in an entry.
 fn into<M: Target>(env: &Env<'_, M>, bed: Page, index: u64, flags: u64) -> Mapping {
     let flags = HOST | CONTAINS_PTE | flags;
     Mapping { host_addr: env.slot(bed, index), flags, reference: FIRST, domain: env.facts().domain }

@@ -43,7 +43,7 @@ fn entries<M: Target>(env: &Env<'_, M>, va: u64) -> Check<Vec<(Level, u64)>> {
     Ok(found)
 }
 
-/// The entry of an L1 table that maps an address; 0 if none does.
+/// Returns the entry of an L1 table that maps an address; 0 if none does.
 fn leaf<M: Target>(env: &Env<'_, M>, va: u64) -> Check<u64> {
     match entries(env, va)?.last() {
         Some((L1, entry)) => Ok(*entry),
@@ -51,7 +51,7 @@ fn leaf<M: Target>(env: &Env<'_, M>, va: u64) -> Check<u64> {
     }
 }
 
-/// The pfns of the builder's tables.
+/// Returns the pfns of the builder's tables.
 fn table_pfns<M: Target>(env: &Env<'_, M>) -> core::ops::Range<u64> {
     let first = env.facts().root.0.raw();
     first..first + env.facts().boot.table_frames

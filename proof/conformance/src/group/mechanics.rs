@@ -28,12 +28,12 @@ pub(super) fn all<M: Target>() -> Vec<Assertion<M>> {
     ]
 }
 
-/// `update_va_mapping_otherdomain` without a flush.
+/// Issues `update_va_mapping_otherdomain` without a flush.
 fn otherdomain<M: Target>(env: &Env<'_, M>, va: u64, value: u64, domain: u64) -> i64 {
     env.call(number::UPDATE_VA_MAPPING_OTHERDOMAIN, [va, value, 0, domain, 0])
 }
 
-/// What the three calls that name a domain answer for `domain`.
+/// Returns what the three calls that name a domain answer for `domain`.
 fn answers<M: Target>(env: &mut Env<'_, M>, domain: u64) -> Check<(Answer, Answer, i64)> {
     let (bed, window) = (env.bed()?, env.take()?);
     let update = env.updates(&[(env.slot(bed, 1), 0)], domain);

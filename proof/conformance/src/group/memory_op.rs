@@ -61,7 +61,7 @@ fn h080_a_live_table_given_up_stays_a_table<M: Target>(env: &mut Env<'_, M>) -> 
     Ok(())
 }
 
-/// As many pages as an extent has, their frames in one piece; nothing maps them.
+/// Returns as many pages as an extent has, their frames in one piece; nothing maps them.
 fn contiguous<M: Target>(env: &mut Env<'_, M>, order: u64) -> Check<Vec<Page>> {
     let mut pages = Vec::new();
     while pages.len() < 1 << order {

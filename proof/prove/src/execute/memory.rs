@@ -11,7 +11,7 @@ use crate::op::Hold;
 const NONE: PteFlags = PteFlags::empty();
 
 impl Executor {
-    /// `XENMEM_exchange` of one frame.
+    /// Issues `XENMEM_exchange` of one frame.
     pub(super) fn exchange<M: Machine>(&mut self, machine: &M, number: u8, hold: Hold) -> Answer {
         if self.is_named(machine, number) {
             return Answer::Skipped;
@@ -39,7 +39,8 @@ impl Executor {
         answer
     }
 
-    /// `XENMEM_decrease_reservation` of one frame, then `XENMEM_populate_physmap` in its place.
+    /// Issues `XENMEM_decrease_reservation` of one frame, then `XENMEM_populate_physmap` in its
+    /// place.
     pub(super) fn balloon<M: Machine>(&mut self, machine: &M, number: u8, hold: Hold) -> Answer {
         if self.is_named(machine, number) || self.is_held(number) {
             return Answer::Skipped;
@@ -88,8 +89,8 @@ impl Executor {
         self.observation.push(u64::from(cleared.is_ok()));
     }
 
-    /// Whether a word of another frame, present or not, names the frame: its number would change
-    /// its meaning.
+    /// Returns whether a word of another frame, present or not, names the frame: its number would
+    /// change its meaning.
     fn is_named<M: Machine>(&self, machine: &M, number: u8) -> bool {
         let mfn = self.arena.frame(number).mfn;
         let own = self.arena.frame(number).pfn;

@@ -83,7 +83,8 @@ impl Executor {
         calls.iter().flat_map(answers).collect()
     }
 
-    /// The element that a step stands for, made harmless where it could cost the guest its life.
+    /// Returns the element that a step stands for, made harmless where it could cost the guest its
+    /// life.
     fn element(&self, op: Op) -> Element {
         match op {
             Op::Update { command, place, value } => {
@@ -164,13 +165,14 @@ impl Executor {
         MmuExtOp::from_raw(command, self.arena.mfn(first).raw(), argument.raw())
     }
 
-    /// An entry that maps a frame of the arena at its place in the direct mapping.
+    /// Returns an entry that maps a frame of the arena at its place in the direct mapping.
     fn direct_entry(&self, number: u8, flags: u64) -> Pte {
         let flags = PteFlags::from_bits_retain(flags & DIRECT_FLAGS.bits());
         Pte::new(self.arena.frame(number).mfn, flags | PteFlags::PRESENT)
     }
 
-    /// The entry that maps a frame in the direct mapping, by a walk that the arena has done before.
+    /// Returns the entry that maps a frame in the direct mapping, by a walk that the arena has done
+    /// before.
     pub(super) fn read_direct<M: Machine>(&self, machine: &M, number: u8) -> Pte {
         let slot = self.arena.frame(number).direct;
         let table = machine.machine_to_phys(slot.table);
@@ -223,7 +225,7 @@ impl Executor {
     }
 }
 
-/// What became of each element of a call.
+/// Returns what became of each element of a call.
 fn answers(call: &Call<'_>) -> Vec<Answer> {
     let done = call.done();
     let refused = match call.outcome {

@@ -57,17 +57,17 @@ impl Mapping {
         self.roots + TABLE_LEVELS.iter().map(|level| self.count(*level)).sum::<u64>()
     }
 
-    /// Whether `pfn` is one of the tables.
+    /// Returns whether `pfn` is one of the tables.
     pub(crate) fn has_table(&self, pfn: u64) -> bool {
         pfn >= self.tables && pfn - self.tables < self.table_count()
     }
 
-    /// Whether `pfn` is mapped.
+    /// Returns whether `pfn` is mapped.
     pub(crate) const fn maps(&self, pfn: u64) -> bool {
         pfn >= self.first && pfn - self.first < self.pages
     }
 
-    /// The page that is table `k` of `level`.
+    /// Returns the page that is table `k` of `level`.
     pub(crate) fn table_page(&self, level: Level, k: u64) -> u64 {
         let place = match (self.order, level) {
             (_, Level::L4) => 0,
@@ -82,7 +82,7 @@ impl Mapping {
         self.tables + place
     }
 
-    /// The first L1 under table `k` of `level`.
+    /// Returns the first L1 under table `k` of `level`.
     fn first_l1(&self, level: Level, k: u64) -> u64 {
         let first = (self.first_of(level) + k) << (span(level) - span(Level::L1));
         first.saturating_sub(self.first_of(Level::L1))
@@ -99,7 +99,7 @@ impl Mapping {
         self.roots + k + opened(Level::L2) + opened(Level::L3)
     }
 
-    /// Which table a page is.
+    /// Returns which table a page is.
     pub(crate) fn table_at(&self, pfn: u64) -> Option<(Level, u64)> {
         if !self.has_table(pfn) {
             return None;
@@ -137,7 +137,7 @@ impl Mapping {
         }
     }
 
-    /// The page that entry `index` of table `k` of `level` leads to.
+    /// Returns the page that entry `index` of table `k` of `level` leads to.
     pub(crate) fn target(&self, level: Level, k: u64, index: u64) -> Option<u64> {
         let number = match level {
             Level::L4 => index,

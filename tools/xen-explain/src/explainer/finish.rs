@@ -177,7 +177,7 @@ fn words(line: &Line, readings: &[(Era, Conflict)]) -> Vec<String> {
     }
 }
 
-/// What a line says, for messages about anything but types.
+/// Returns what a line says, for messages about anything but types.
 fn sentence(line: &Line) -> String {
     let get = |field| line.fields.get(field);
     let mut text = String::new();
@@ -240,7 +240,7 @@ fn describe_stopped(event: &Event, times: u64, era: Option<Era>, span: Span) -> 
     }
 }
 
-/// The level of a table type.
+/// Returns the level of a table type.
 fn level_of(kind: u64, era: Option<Era>, span: Span) -> Option<u64> {
     let read = |era: Era| match era.bare(kind) {
         Some(Use::Table(level)) => Some(level as u64),
@@ -253,7 +253,7 @@ fn level_of(kind: u64, era: Option<Era>, span: Span) -> Option<u64> {
     }
 }
 
-/// The request at the outer end, in words.
+/// Returns the request at the outer end, in words.
 fn request(event: &Event, tables: &[Table], era: Option<Era>) -> String {
     if let Some(line) = &event.request {
         let (Role::Request(name) | Role::Refusal(name)) = line.message.role else {
@@ -290,7 +290,7 @@ fn request(event: &Event, tables: &[Table], era: Option<Era>) -> String {
     }
 }
 
-/// The addresses for which the innermost failing entry stands.
+/// Returns the addresses for which the innermost failing entry stands.
 fn address(tables: &[Table]) -> Option<String> {
     let slot = |level: u64| {
         tables.iter().find(|table| table.level == Some(level)).and_then(|table| table.slot)
@@ -321,8 +321,8 @@ fn incident(gathered: &Gathered) -> Incident {
     }
 }
 
-/// The problem that a guest noticed: the latest before it by the clock, or, without clocks that can
-/// be compared, the nearest in the log.
+/// Returns the problem that a guest noticed: the latest before it by the clock, or, without clocks
+/// that can be compared, the nearest in the log.
 fn noticed(incident: &Gathered, problems: &[Found]) -> Option<(usize, String)> {
     let seen = || {
         let numbered = problems.iter().enumerate();

@@ -77,12 +77,12 @@ pub(crate) struct Wording {
     pub(crate) span: Span,
 }
 
-/// A wording of the releases `since` to `until`, both as `major * 100 + minor`.
+/// Returns a wording of the releases `since` to `until`, both as `major * 100 + minor`.
 const fn row(since: u16, until: u16, text: &'static str) -> Wording {
     Wording { text, span: Span { since: version(since), until: version(until) } }
 }
 
-/// A wording that says nothing about the release of Xen.
+/// Returns a wording that says nothing about the release of Xen.
 const fn any(text: &'static str) -> Wording {
     Wording { text, span: Span::ALL }
 }
