@@ -98,7 +98,8 @@ impl core::error::Error for Full {}
 /// A batch with a refused request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchError {
-    /// The first refused request, counted from 0 in the order of the batch.
+    /// The first refused request, counted from 0 in the order of the batch. The last one, if the
+    /// machine refuses the batch as a whole and calls every request of it done.
     pub request: u32,
     /// Number of requests in the batch.
     pub requests: u32,
@@ -602,7 +603,8 @@ impl Batch<'_> {
             run.outcome = outcome;
         }
         if let Err(error) = whole {
-            let request = first_refused.map_or(requests, |(request, _)| request);
+            let last = requests.saturating_sub(1);
+            let request = first_refused.map_or(last, |(request, _)| request);
             return Err(batch_error(request, requests, error));
         }
         match first_refused {

@@ -91,13 +91,15 @@ impl<'a> Call<'a> {
         Self { request, outcome: Outcome::NotIssued }
     }
 
-    /// Returns how many elements of the request took effect.
+    /// Returns how many elements of the request took effect: never more than it has, whatever the
+    /// machine says.
     #[must_use]
     pub const fn done(&self) -> usize {
+        let len = self.request.len();
         match self.outcome {
             Outcome::NotIssued => 0,
-            Outcome::Done => self.request.len(),
-            Outcome::Refused { done, .. } => done as usize,
+            Outcome::Refused { done, .. } if (done as usize) < len => done as usize,
+            Outcome::Done | Outcome::Refused { .. } => len,
         }
     }
 

@@ -203,6 +203,8 @@ fn draw_answers(u: &mut Unstructured<'_>, list: &List) -> Drawn<Vec<Outcome>> {
             0 => {
                 let done = u.int_in_range(0..=run.len() - 1)?;
                 let done = u32::try_from(done).expect("a short run");
+                // A machine may claim more than it was asked for.
+                let done = if u.ratio(1, 8)? { u32::MAX - done } else { done };
                 Outcome::Refused { errno: Errno::EBUSY, done }
             }
             1 => Outcome::NotIssued,
@@ -217,7 +219,7 @@ fn parts(run: &[Pushed], answer: Outcome) -> (&[Pushed], &[Pushed]) {
     run.split_at(match answer {
         Outcome::Done => run.len(),
         Outcome::NotIssued => 0,
-        Outcome::Refused { done, .. } => done as usize,
+        Outcome::Refused { done, .. } => run.len().min(done as usize),
     })
 }
 
@@ -234,7 +236,7 @@ fn refused(batch: &mut Batch<'_>, list: &List, answers: &[Outcome]) {
     let unapplied: Vec<_> = split().flat_map(|(_, rest)| rest).filter_map(Pushed::update).collect();
     assert_eq!(batch.unapplied().collect::<Vec<_>>(), unapplied);
     let update_refused = list.runs.iter().zip(answers).find_map(|(run, answer)| match answer {
-        Outcome::Refused { done, .. } => run[*done as usize].update(),
+        Outcome::Refused { done, .. } => run.get(*done as usize)?.update(),
         _ => None,
     });
     assert_eq!(batch.refused_update(), update_refused.map(|(update, _)| update));
@@ -273,7 +275,7 @@ fn a_batch_tells_what_a_list_tells() {
         let first = machine.answers.iter().position(|answer| *answer != Outcome::Done);
         let requests = list.runs.len();
         let expected = match (whole, first) {
-            (Some(error), at) => Err((at.unwrap_or(requests), error.errno)),
+            (Some(error), at) => Err((at.unwrap_or(requests.saturating_sub(1)), error.errno)),
             (None, Some(at)) if machine.answers[at] == Outcome::NotIssued => {
                 Err((at, Errno::EINTR))
             }

@@ -15,6 +15,7 @@ use hypercall::{
 use p2m::audit::Audit;
 use p2m::runs::Census;
 use p2m::{FrameList, Leaves as _, ListError, P2m, P2mEntry, P2mError, Pfns, Toolstack};
+use pv_tests::contrary::Contrary;
 use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW};
 
 #[test]
@@ -121,6 +122,13 @@ fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
     let [first, fifteenth, sixteenth] = named[..] else { panic!("{named:?}") };
     assert!(first < fifteenth);
     assert_eq!(fifteenth.checked_add(1), Some(sixteenth));
+    // The first 16, though each of them is done.
+    let contrary = Contrary::new(&machine, 0);
+    let error = machine.open(&contrary, frames, &mut Storage::new().batch()).map(drop);
+    let Refused { value: frames, error } = error.expect_err("refused");
+    let ListError::Protect { table, .. } = error.failure else { panic!("{error}") };
+    assert_eq!((error.undo, table), (Ok(()), fifteenth), "the last of them");
+    let frames = frames.expect("all was undone");
     // All of them are as they were: the window opens once nothing is refused.
     let (p2m, _) = opened(&machine, frames);
     audit(&machine, &p2m);
@@ -216,6 +224,24 @@ fn every_refusal_is_undone_and_the_generation_is_even_again() {
         }
     }
     assert_eq!(refused, REFUSALS, "a life of another length: is every request still refused?");
+}
+
+#[test]
+fn what_is_refused_as_a_whole_and_done_nevertheless_is_undone() {
+    let mut refused: u64 = 0;
+    for trap in 0.. {
+        let machine = Machine::new(trap);
+        let arch = ArchSharedInfo::default();
+        let around = Contrary::new(&machine, trap);
+        let lived = live(&machine, &around, Toolstack::new(&arch));
+        machine.check();
+        assert_eq!(lived.is_err(), around.has_refused(), "trap {trap}: {lived:?}");
+        if lived.is_ok() {
+            break;
+        }
+        refused += 1;
+    }
+    assert!(refused > 10, "{refused}");
 }
 
 #[test]

@@ -9,8 +9,8 @@
 //! | [`window`] | whose frame map has a window |
 //!
 //! [`words`] reads the errors of a crate, [`pairs`] runs an operation under every pair of refusals,
-//! [`account`] says in the end whether every page has one owner, and with [`meanwhile`] something
-//! else goes on between any two requests.
+//! [`account`] says in the end whether every page has one owner, with [`meanwhile`] something else
+//! goes on between any two requests, and [`contrary`] is a machine that contradicts itself.
 //!
 //! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
 //! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
@@ -26,6 +26,7 @@
 pub mod account;
 pub mod boot_map;
 pub mod booting;
+pub mod contrary;
 pub mod dma;
 pub mod frame_map;
 pub mod guest;

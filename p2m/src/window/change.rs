@@ -132,10 +132,23 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
 
     /// Links a table for a GiB, by one entry: if Xen refuses it, nothing has changed. Xen itself
     /// flushes every TLB when an entry above L1 changes.
-    pub(super) fn link(&mut self, gib: u64, table: Mfn) -> Result<(), ListError> {
+    pub(super) fn link(&mut self, gib: u64, table: Mfn) -> Result<(), WindowError> {
+        let first = Pfn::new(gib * PFNS_PER_L1);
         self.batch.clear();
         self.push_l2(gib, Pte::new(table, PteFlags::TABLE))?;
-        self.submit(Pfn::new(gib * PFNS_PER_L1))
+        self.submit(first).map_err(|failure| match self.batch.in_effect().count() {
+            0 => failure.into(),
+            // A machine that refuses a request as a whole may have done what is in it.
+            _ => WindowError { failure, undo: self.take_back(first) },
+        })
+    }
+
+    /// Takes back what is in effect of a refused batch, and flushes: some vCPU may have used an
+    /// entry meanwhile.
+    fn take_back(&mut self, first: Pfn) -> Result<(), ListError> {
+        self.batch.invert();
+        self.batch.op(MmuExtOp::tlb_flush_all())?;
+        self.submit(first)
     }
 
     /// Adds the change of a GiB's L2 entry.
@@ -153,13 +166,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
             return Ok(());
         }
         self.batch.op(MmuExtOp::tlb_flush_all()).map_err(ListError::from)?;
-        self.submit(pfn).map_err(|failure| {
-            self.batch.invert();
-            // Some vCPU may have used an entry meanwhile.
-            let flush = self.batch.op(MmuExtOp::tlb_flush_all()).map_err(ListError::from);
-            let undo = flush.and_then(|()| self.submit(pfn));
-            WindowError { failure, undo }
-        })
+        self.submit(pfn).map_err(|failure| WindowError { failure, undo: self.take_back(pfn) })
     }
 
     /// Sends changes of the window's entries, with the generation odd meanwhile. The first is for

@@ -18,6 +18,8 @@ enum Left {
     Writable,
     /// No table leads to it, but it may be read-only.
     ReadOnly,
+    /// The window may still lead to it.
+    Linked,
 }
 
 /// A table that is not to be used, and why.
@@ -40,11 +42,16 @@ impl<M: Machine> Change<'_, '_, '_, M> {
             .fill_split(table.pfn(), part, hole, target, source, &mut taken)
             .and_then(|()| self.link_split(table.pfn(), part.gib));
         linked.map_err(|(error, left)| {
-            // Nothing leads to the table, and so nothing to them.
-            taken.into_iter().flatten().for_each(|leaf| source.give(leaf));
+            for leaf in taken.into_iter().flatten() {
+                match left {
+                    // Nothing leads to the table, and so nothing to them.
+                    Left::Writable | Left::ReadOnly => source.give(leaf),
+                    Left::Linked => source.give_uncertain(leaf.into()),
+                }
+            }
             match left {
                 Left::Writable => source.give(table),
-                Left::ReadOnly => source.give_uncertain(table.into()),
+                Left::ReadOnly | Left::Linked => source.give_uncertain(table.into()),
             }
             error
         })
@@ -59,8 +66,11 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         let table_alone = || core::iter::once(table);
         protect(&guest, table_alone(), Access::ReadOnly, self.batch)
             .map_err(|Stopped { failure, undo, .. }| left(WindowError { failure, undo }))?;
-        let mfn = guest.mfn(table).map_err(ListError::from);
-        mfn.and_then(|mfn| self.link(gib, mfn)).map_err(|failure| {
+        let mfn = guest.mfn(table).map_err(WindowError::from);
+        mfn.and_then(|mfn| self.link(gib, mfn)).map_err(|error| {
+            let WindowError { failure, undo: Ok(()) } = error else {
+                return (error, Left::Linked);
+            };
             let all = Stopped { done: 1, failure, undo: Ok(()) };
             left(unprotect(&guest, table_alone(), all, self.batch))
         })
