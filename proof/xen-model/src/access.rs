@@ -5,7 +5,7 @@ use hypercall::{Level, Mfn, PAGE_SHIFT};
 use crate::l1e::{ACCESSED, DIRTY, GLOBAL, PRESENT, RW, frame_of};
 use crate::page::INVALID_M2P;
 use crate::state::State;
-use crate::tlb::{Scope, Translation, Writable};
+use crate::tlb::{Mode, Scope, Translation, Writable};
 use crate::xen_slots::{self, M2P_END, M2P_SLOT, M2P_START};
 
 /// A page fault as the guest would get it.
@@ -22,15 +22,6 @@ pub struct PageFault {
 pub(crate) enum Access {
     Read,
     Write,
-}
-
-/// In which mode of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The guest's kernel.
-    Kernel,
-    /// The guest's user mode, in the tables of the user root.
-    User,
 }
 
 /// What stands behind an address.
@@ -206,7 +197,7 @@ impl State {
     pub(crate) fn write_target(&mut self, target: Target, from: &[u8]) {
         match target {
             Target::Frame(mfn, offset) if self.frames.is_ram(mfn) => {
-                crate::build::write(self, mfn, offset, from);
+                self.store_bytes(mfn, offset, from);
             }
             Target::Frame(..) | Target::M2p(..) => {}
         }

@@ -3,9 +3,9 @@
 
 use hypercall::{Cpu, Fault, GuestVa};
 
-use crate::access::Mode;
 use crate::emulate::low_word;
 use crate::model::{Guest, Model};
+use crate::tlb::Mode;
 
 /// Bytes of a word.
 const WORD_BYTES: usize = 8;

@@ -2,7 +2,6 @@
 
 use hypercall::{MemoryRegion, Mfn, StartInfo};
 
-use crate::grant::Mapped;
 use crate::release::Role;
 use crate::tlb::Tlb;
 
@@ -89,4 +88,14 @@ pub(crate) struct Vcpu {
     pub(crate) suspend_argument: u64,
     /// Whether Xen has raised #GP that the guest has not taken yet.
     pub(crate) general_protection: bool,
+}
+
+/// A mapping that a domain has made (`struct grant_mapping`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mapped {
+    pub(crate) granter: u16,
+    pub(crate) reference: u32,
+    /// Flags of what is left of it: none if it is closed.
+    pub(crate) flags: u32,
+    pub(crate) frame: Mfn,
 }

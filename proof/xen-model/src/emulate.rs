@@ -5,12 +5,13 @@
 
 use hypercall::{Level, Mfn};
 
-use crate::access::{Access, Mode, PageFault};
+use crate::access::{Access, PageFault};
 use crate::domain::ASSIST_WRITABLE_TABLES;
 use crate::l1e::{Owners, PRESENT, RW, frame_of};
 use crate::log::File;
 use crate::release::Release;
 use crate::state::State;
+use crate::tlb::Mode;
 
 /// What an instruction does to memory.
 #[derive(Debug, Clone, Copy)]

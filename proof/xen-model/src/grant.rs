@@ -5,6 +5,7 @@
 
 use hypercall::{Errno, Mfn, PAGE_SHIFT};
 
+use crate::domain::Mapped;
 use crate::page::WORDS;
 
 use crate::l1e::{ACCESSED, DIRTY, GRANT, PRESENT, RW, USER, flags24, frame_of};
@@ -42,16 +43,6 @@ const WRITING: u64 = 16;
 /// Most frames of a grant table.
 const FRAMES_MAX: usize = 32;
 const NO_EXECUTE: u64 = 1 << 63;
-
-/// A mapping that a domain has made (`struct grant_mapping`).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Mapped {
-    granter: u16,
-    reference: u32,
-    /// Flags of what is left of it: none if it is closed.
-    flags: u32,
-    frame: Mfn,
-}
 
 impl Mapped {
     const fn is_writable(&self) -> bool {
@@ -345,7 +336,7 @@ impl State {
         let Some(domain) = self.find(id) else { return };
         let first = domain.shared_info.raw() + 1;
         for k in domain.grant_frames.len()..frames.min(FRAMES_MAX) {
-            let mfn = crate::build::share(self, first + k as u64, id);
+            let mfn = self.share_heap_frame(first + k as u64, id);
             if let Some(domain) = self.find_mut(id) {
                 domain.grant_frames.push(mfn);
             }

@@ -5,10 +5,11 @@
 
 use hypercall::{ADDRESS_MASK, Errno, Level, Mfn, PAGE_SHIFT, Pte, PteFlags};
 
+use crate::cpu_features::SelfSnoop;
 use crate::log::File;
 use crate::page::{DOM_IO, NOBODY};
 use crate::release::{Flavour, Release};
-use crate::state::{Answer, SelfSnoop, State};
+use crate::state::{Answer, State};
 use crate::types::{CountFlags, PageType, TypeFlags};
 
 pub(crate) const PRESENT: u64 = PteFlags::PRESENT.bits();

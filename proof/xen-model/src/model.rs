@@ -5,13 +5,13 @@ use core::sync::atomic::AtomicU64;
 
 use hypercall::{Asked, Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
 
-use crate::access::{Mode, PageFault};
+use crate::access::PageFault;
 use crate::audit::AuditError;
-use crate::build::Builder;
 use crate::emulate::Store;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
 use crate::state::{Current, State, Statistics};
+use crate::tlb::Mode;
 use crate::types::{CountInfo, TypeInfo};
 
 /// A machine with Xen and its domains.
@@ -47,19 +47,6 @@ impl FrameInfo {
 }
 
 impl Model {
-    /// Starts with the usual settings: a domU of 2048 pages on a debug build of Xen 4.17.
-    ///
-    /// ```
-    /// use xen_model::{Model, Release};
-    ///
-    /// let model = Model::builder().release(Release::V4_14).pages(2048).build()?;
-    /// assert_eq!(model.guest().total_pages(), 2048);
-    /// # Ok::<(), xen_model::BuildError>(())
-    /// ```
-    pub const fn builder() -> Builder {
-        Builder::new()
-    }
-
     pub(crate) const fn new(state: State) -> Self {
         Self { state: RefCell::new(state) }
     }

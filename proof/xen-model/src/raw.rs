@@ -7,12 +7,12 @@
 
 use hypercall::{Errno, Mfn, MmuExtOp, MmuUpdate};
 
-use crate::access::Mode;
 use crate::log::File;
 use crate::mmu_update::BatchAnswer;
 use crate::model::Guest;
 use crate::release::Release;
 use crate::state::{Answer, State};
+use crate::tlb::Mode;
 use crate::va_mapping::VaChange;
 use crate::xen_slots::address_ok;
 

@@ -3,9 +3,9 @@
 
 use hypercall::{RawCpu, RawHypercalls, RawWrite};
 
-use crate::access::Mode;
 use crate::emulate::low_word;
 use crate::model::{Guest, Model};
+use crate::tlb::Mode;
 
 /// A selector's table bit: the LDT.
 const OF_LDT: u16 = 4;

@@ -12,11 +12,11 @@ use hypercall::{
     PteFlags, Reservation, TRACE_HEADER, trace_start, trace_sum,
 };
 
-use crate::access::Mode;
 use crate::mmu_update::BatchAnswer;
 use crate::model::Guest;
 use crate::seam::memory_op;
 use crate::state::{Answer, State};
+use crate::tlb::Mode;
 use crate::va_mapping::VaChange;
 
 /// Why a trace could not be repeated.

@@ -9,7 +9,6 @@ use hypercall::{ADDRESS_MASK, Level, Mfn, PAGE_SHIFT, Pfn};
 
 use crate::page::WORDS;
 
-use crate::build::write;
 use crate::l1e::PRESENT;
 use crate::model::Model;
 use crate::save::{FRAME_LISTS, Image, MAX_PFN, P2M_CR3, P2M_GENERATION, P2M_VADDR};
@@ -142,7 +141,7 @@ impl Image {
         let words = state.frames.words(frame);
         words[NR_PAGES] = self.entries;
         words[SHARED_INFO] = shared.raw() << PAGE_SHIFT;
-        write(state, frame, FLAGS * 8, &[0; 4]);
+        state.store_bytes(frame, FLAGS * 8, &[0; 4]);
         state.vcpu().suspend_argument = frame.raw();
         let words = state.frames.words(shared);
         let kept = [MAX_PFN, P2M_CR3, P2M_VADDR, P2M_GENERATION];

@@ -12,13 +12,14 @@ use hypercall::{
 };
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::access::{Access, Mode};
+use crate::access::Access;
 use crate::exchange::Swap;
 use crate::memory_info::About;
 use crate::memory_op::{Extents, Move, Shape};
 use crate::mmu_update::BatchAnswer;
 use crate::model::{Guest, Model};
 use crate::state::{Answer, State};
+use crate::tlb::Mode;
 use crate::va_mapping::VaChange;
 
 /// A list in the caller's memory.

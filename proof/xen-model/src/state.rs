@@ -4,12 +4,14 @@ use core::fmt;
 
 use hypercall::{Asked, Errno, Mfn};
 
-use crate::build::Builder;
+use crate::build::config::Builder;
+use crate::cpu_features::{NoExecute, SelfSnoop};
 use crate::domain::{Domain, Parked, Vcpu};
+use crate::frames::Frames;
 use crate::heap::Heap;
 use crate::log::{File, Log, Number, Speaker};
-use crate::page::Frames;
 use crate::release::{Flavour, Release};
+use crate::types::{CountFlags, CountInfo, PageType, TypeInfo};
 
 /// What a step of Xen's answers.
 pub(crate) type Answer<T = ()> = Result<T, Errno>;
@@ -77,38 +79,31 @@ pub(crate) struct State {
     pub(crate) console: Vec<String>,
 }
 
-/// Whether the CPU has the bit of an entry that forbids execution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoExecute {
-    /// As nearly all have.
-    Offered,
-    /// It has not, or the firmware has turned it off: Xen refuses entries that have it.
-    Missing,
-}
-
-impl NoExecute {
-    /// The bit, if an entry must not have it.
-    pub(crate) const fn refused(self) -> u64 {
-        match self {
-            Self::Offered => 0,
-            Self::Missing => hypercall::PteFlags::NO_EXECUTE.bits(),
-        }
-    }
-}
-
-/// A property of the CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SelfSnoop {
-    /// The CPU snoops its own caches, as all recent ones do.
-    Present,
-    /// It does not: Xen notes frames mapped write-combining.
-    Absent,
-}
-
 /// Violations kept.
 const VIOLATIONS_MAX: usize = 1000;
 
 impl State {
+    /// Stores bytes in a frame of RAM.
+    pub(crate) fn store_bytes(&mut self, mfn: Mfn, offset: usize, bytes: &[u8]) {
+        let words = self.frames.words(mfn);
+        for (k, byte) in bytes.iter().enumerate() {
+            let at = offset + k;
+            let Some(word) = words.get_mut(at / 8) else { return };
+            let shift = at % 8 * 8;
+            *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
+        }
+    }
+
+    /// Makes a frame of Xen's heap known to a domain (`share_xen_page_with_guest`).
+    pub(crate) fn share_heap_frame(&mut self, mfn: u64, owner: u16) -> Mfn {
+        let mfn = Mfn::new(mfn);
+        let page = self.frames.page(mfn);
+        page.owner = owner;
+        page.count = CountInfo { flags: CountFlags::XEN_HEAP | CountFlags::ALLOCATED, refs: 1 };
+        page.kind = TypeInfo::validated(PageType::Writable, 1);
+        mfn
+    }
+
     pub(crate) fn is_debug(&self) -> bool {
         self.flavour == Flavour::Debug
     }

@@ -6,34 +6,19 @@
 
 use std::collections::HashMap;
 
-use hypercall::{Mfn, PAGE_SHIFT};
-
-use crate::model::Guest;
-
-impl Guest<'_> {
-    /// Whether this vCPU's TLB holds a translation for the page at `va`: it has used it, and
-    /// nothing has flushed it since.
-    ///
-    /// ```
-    /// use xen_model::{Mode, Model};
-    ///
-    /// let model = Model::builder().build()?;
-    /// let (guest, va) = (model.guest(), model.guest().start_info_address());
-    /// assert!(!guest.holds_translation(va));
-    /// guest.load(va, &mut [0], Mode::Kernel).map_err(|_| "not mapped")?;
-    /// assert!(guest.holds_translation(va));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn holds_translation(&self, va: u64) -> bool {
-        self.run().vcpu().tlb.get(va >> PAGE_SHIFT).is_some()
-    }
-}
-
-use crate::access::Mode;
+use hypercall::Mfn;
 
 /// Translations kept; beyond it old ones fall out, as on a machine.
 const ENTRIES_MAX: usize = 1536;
+
+/// In which mode of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The guest's kernel.
+    Kernel,
+    /// The guest's user mode, in the tables of the user root.
+    User,
+}
 
 /// A translation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

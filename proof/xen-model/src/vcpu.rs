@@ -3,7 +3,7 @@
 //! Section 6.4 of the specification, as far as memory goes (`arch_set_info_guest`,
 //! arch/x86/domain.c).
 
-use hypercall::{Errno, Mfn};
+use hypercall::{Errno, Mfn, PAGE_SHIFT};
 
 use crate::domain::{ASSIST_M2P_STRICT, Holds, Parked};
 use crate::model::Guest;
@@ -19,6 +19,24 @@ impl Guest<'_> {
     /// `EEXIST` if it runs already; `EINVAL`, or what the validation of the root answers.
     pub fn initialise(&self, root: Mfn, user_root: Option<Mfn>) -> Result<(), Errno> {
         self.run().initialise(root, user_root)
+    }
+
+    /// Whether this vCPU's TLB holds a translation for the page at `va`: it has used it, and
+    /// nothing has flushed it since.
+    ///
+    /// ```
+    /// use xen_model::{Mode, Model};
+    ///
+    /// let model = Model::builder().build()?;
+    /// let (guest, va) = (model.guest(), model.guest().start_info_address());
+    /// assert!(!guest.holds_translation(va));
+    /// guest.load(va, &mut [0], Mode::Kernel).map_err(|_| "not mapped")?;
+    /// assert!(guest.holds_translation(va));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn holds_translation(&self, va: u64) -> bool {
+        self.run().vcpu().tlb.get(va >> PAGE_SHIFT).is_some()
     }
 }
 

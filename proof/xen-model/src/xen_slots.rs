@@ -6,7 +6,7 @@
 
 use hypercall::{Mfn, PAGE_SHIFT};
 
-use crate::state::NoExecute;
+use crate::cpu_features::NoExecute;
 
 /// First slot of Xen's range.
 pub(crate) const FIRST: usize = 256;

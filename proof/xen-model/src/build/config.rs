@@ -2,7 +2,34 @@
 
 use core::fmt;
 
-use crate::release::Role;
+use crate::cpu_features::{NoExecute, SelfSnoop};
+use crate::log::Verbosity;
+use crate::release::{Flavour, Release, Role};
+
+/// Settings for a machine. The domain it is about is a domU of 2048 pages unless told otherwise.
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct Builder {
+    pub(super) release: Release,
+    pub(super) flavour: Flavour,
+    pub(super) verbosity: Verbosity,
+    pub(super) self_snoop: SelfSnoop,
+    pub(super) no_execute: NoExecute,
+    pub(super) seed: u64,
+    pub(super) spare_pages: Option<u64>,
+    pub(super) guest: DomainConfig,
+    pub(super) others: Vec<DomainConfig>,
+    pub(super) start: Start,
+}
+
+/// How the guest's frames begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// As its builder leaves them.
+    Built,
+    /// Empty, unmapped, and without a running root: to be filled from an image.
+    Blank,
+}
 
 /// How far the mapping reaches that a domain starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

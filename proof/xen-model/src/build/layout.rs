@@ -6,9 +6,9 @@ use super::Start;
 use super::config::{BootMapping, BuildError, DomainConfig};
 use super::mapping::{Mapping, TableOrder};
 use super::plan::{Pieces, Plan};
+use crate::cpu_features::NoExecute;
 use crate::release::Role;
 use crate::scatter::Scatter;
-use crate::state::NoExecute;
 
 /// The builders keep so many pages mapped behind the last piece.
 const TAIL_PAGES: u64 = 128;

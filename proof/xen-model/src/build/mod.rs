@@ -1,27 +1,27 @@
 //! Making a machine: its RAM, its domains, and what their builders leave behind.
 
-mod config;
+pub(crate) mod config;
 mod layout;
 mod mapping;
-mod plan;
+pub(crate) mod plan;
 mod start_info;
 
-pub use config::{BootMapping, BuildError, DomainConfig, Placement};
-pub(crate) use plan::Plan;
-pub(crate) use start_info::write;
+pub(crate) use config::Start;
+pub use config::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 
 use hypercall::{MemoryRegion, Mfn, PAGE_SHIFT};
 
+use crate::cpu_features::{NoExecute, SelfSnoop};
 use crate::domain::{Domain, Vcpu};
+use crate::frames::{Frames, Region};
 use crate::heap::Heap;
 use crate::log::{Log, Verbosity};
 use crate::model::Model;
-use crate::page::{Frames, POISON, Region};
+use crate::page::POISON;
 use crate::random::Random;
 use crate::release::{Flavour, Release, Role};
 use crate::scatter::Scatter;
-use crate::state::{Current, NoExecute, Preemption, SelfSnoop, State, Statistics};
-use crate::types::{CountFlags, CountInfo, PageType, TypeInfo};
+use crate::state::{Current, Preemption, State, Statistics};
 use layout::plan;
 
 /// Frames of the first megabyte.
@@ -40,29 +40,19 @@ const SLACK_PAGES: u64 = 256;
 /// Most pages a domain can have here: 4 TiB.
 const PAGES_MAX: u64 = 1 << 30;
 
-/// Settings for a machine. The domain it is about is a domU of 2048 pages unless told otherwise.
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until it builds"]
-pub struct Builder {
-    release: Release,
-    flavour: Flavour,
-    verbosity: Verbosity,
-    self_snoop: SelfSnoop,
-    no_execute: NoExecute,
-    seed: u64,
-    spare_pages: Option<u64>,
-    guest: DomainConfig,
-    others: Vec<DomainConfig>,
-    start: Start,
-}
-
-/// How the guest's frames begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    /// As its builder leaves them.
-    Built,
-    /// Empty, unmapped, and without a running root: to be filled from an image.
-    Blank,
+impl Model {
+    /// Starts with the usual settings: a domU of 2048 pages on a debug build of Xen 4.17.
+    ///
+    /// ```
+    /// use xen_model::{Model, Release};
+    ///
+    /// let model = Model::builder().release(Release::V4_14).pages(2048).build()?;
+    /// assert_eq!(model.guest().total_pages(), 2048);
+    /// # Ok::<(), xen_model::BuildError>(())
+    /// ```
+    pub const fn builder() -> Builder {
+        Builder::new()
+    }
 }
 
 impl Builder {
@@ -316,7 +306,7 @@ fn found(state: &mut State, config: &DomainConfig, k: usize) -> Domain {
         let len_bytes = max_pages << PAGE_SHIFT;
         vec![MemoryRegion { start: 0, len_bytes, kind: MemoryRegion::RAM }]
     });
-    let shared_info = share(state, XEN_HEAP_START + 64 * k as u64, id);
+    let shared_info = state.share_heap_frame(XEN_HEAP_START + 64 * k as u64, id);
     Domain {
         id,
         role: config.role,
@@ -335,14 +325,4 @@ fn found(state: &mut State, config: &DomainConfig, k: usize) -> Domain {
         direct_map: config.virt_base,
         mapped_frames,
     }
-}
-
-/// Makes a frame of Xen's heap known to a domain (`share_xen_page_with_guest`).
-pub(crate) fn share(state: &mut State, mfn: u64, owner: u16) -> Mfn {
-    let mfn = Mfn::new(mfn);
-    let page = state.frames.page(mfn);
-    page.owner = owner;
-    page.count = CountInfo { flags: CountFlags::XEN_HEAP | CountFlags::ALLOCATED, refs: 1 };
-    page.kind = TypeInfo::validated(PageType::Writable, 1);
-    mfn
 }

@@ -7,9 +7,9 @@ use hypercall::{Level, Mfn, PAGE_SHIFT};
 
 use super::Start;
 use super::mapping::Mapping;
+use crate::cpu_features::NoExecute;
 use crate::page::{ALL_ENTRIES, Contents, Page, WORDS};
 use crate::scatter::Scatter;
-use crate::state::NoExecute;
 use crate::types::{CountInfo, PageType, TypeInfo};
 use crate::xen_slots::xen_slot;
 

@@ -95,7 +95,7 @@ pub(crate) fn fill(state: &mut State, k: usize, config: &DomainConfig) {
     let info = describe(state, k, config);
     let plan = &state.frames.plans()[k];
     let (page, rings) = (plan.mfn(plan.pieces.start_info), plan.pieces.rings);
-    write(state, page, 0, &bytes_of(&info));
+    state.store_bytes(page, 0, &bytes_of(&info));
     state.domains[k].start_info = Some(info);
     mask_events(state, state.domains[k].shared_info);
     let id = state.domains[k].id;
@@ -104,7 +104,7 @@ pub(crate) fn fill(state: &mut State, k: usize, config: &DomainConfig) {
         // References 0 and 1 are the rings, granted to dom0.
         for (reference, page) in [first + 1, first].into_iter().enumerate() {
             let frame = state.frames.plans()[k].mfn(page).raw();
-            write(state, table, reference * 8, &(frame << 32 | 1).to_le_bytes());
+            state.store_bytes(table, reference * 8, &(frame << 32 | 1).to_le_bytes());
         }
     }
 }
@@ -112,17 +112,6 @@ pub(crate) fn fill(state: &mut State, k: usize, config: &DomainConfig) {
 /// No vCPU wants event upcalls yet.
 pub(crate) fn mask_events(state: &mut State, shared_info: Mfn) {
     for vcpu in 0..VCPUS {
-        write(state, shared_info, vcpu * VCPU_INFO + UPCALL_MASK, &[1]);
-    }
-}
-
-/// Stores bytes in a frame of RAM.
-pub(crate) fn write(state: &mut State, mfn: Mfn, offset: usize, bytes: &[u8]) {
-    let words = state.frames.words(mfn);
-    for (k, byte) in bytes.iter().enumerate() {
-        let at = offset + k;
-        let Some(word) = words.get_mut(at / 8) else { return };
-        let shift = at % 8 * 8;
-        *word = *word & !(0xff << shift) | u64::from(*byte) << shift;
+        state.store_bytes(shared_info, vcpu * VCPU_INFO + UPCALL_MASK, &[1]);
     }
 }
