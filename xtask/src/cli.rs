@@ -258,6 +258,8 @@ pub(crate) enum What {
     Semver,
     /// Every operation under every pair of refusals
     Pairs,
+    /// Properties of random input, half a minute each
+    Properties,
     /// Code that may be wrong without a test that fails: changes made at random in hypercall, p2m
     /// and early-pgt, and those in tests/mutants
     Mutants,

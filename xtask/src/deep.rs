@@ -6,6 +6,7 @@
 //! | `package` | is each crate complete without its neighbours' folders? |
 //! | `licences` | does a dependency bring a licence, a source or a duplicate that is not wanted? |
 //! | `semver` | does the version number say what changed since the last release? |
+//! | `properties` | does any random input break a property, given more time? |
 //! | `pairs` | has every page one owner, whichever two requests are refused? |
 //! | `mutants` | is there code that may be wrong without a test that fails? |
 //! | `miri` | does code that can run under an interpreter break a rule of the language? |
@@ -34,6 +35,20 @@ const MUTATED: [&str; 3] = ["hypercall", "p2m", "early-pgt"];
 const INTERPRETED: [&str; 2] = ["hypercall", "p2m"];
 /// Packages whose tests run with AddressSanitizer.
 const SANITIZED: [&str; 5] = ["hypercall", "p2m", "pvmmu", "xen-explain", "xen-model"];
+/// Packages with properties of random input.
+const WITH_PROPERTIES: [&str; 9] = [
+    "early-pgt",
+    "hypercall",
+    "p2m",
+    "pvmmu",
+    "swiotlb",
+    "unikernel",
+    "xen-balloon",
+    "xen-explain",
+    "xen-model",
+];
+/// What says how many milliseconds each of these properties is tried.
+pub(crate) const TIME_OF_A_PROPERTY: &str = "ARBTEST_BUDGET_MS";
 /// The package of fuzz targets.
 const FUZZ: &str = "proof/fuzz";
 /// Inputs that each fuzz target is tried with.
@@ -56,6 +71,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
             What::Licences => licences()?,
             What::Semver => semver(arguments.since.as_deref())?,
             What::Pairs => pairs::check()?,
+            What::Properties => properties()?,
             What::Mutants => match arguments.named() {
                 Some(pattern) => named::check(pattern)?,
                 None => mutants(arguments.shard.as_deref())? & named::check("")?,
@@ -70,6 +86,15 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
         }
     }
     Ok(status)
+}
+
+/// Tries each property of random input for half a minute, in optimised code.
+fn properties() -> Result<bool> {
+    let mut command = cargo();
+    command.args(["test", "--profile", "pairs", "--lib", "--tests", "--no-fail-fast"]);
+    command.args(WITH_PROPERTIES.iter().flat_map(|name| ["--package", name]));
+    command.env(TIME_OF_A_PROPERTY, "30000");
+    Ok(run_visibly(&mut command)?.success())
 }
 
 /// Packs the crates that are meant for others, and builds each from its package, with the packages

@@ -94,5 +94,5 @@ fn check_lines(log: &[String], release: Release) {
 
 #[test]
 fn arbitrary_calls_are_answered_and_counts_add_up() {
-    arbtest::arbtest(check).budget_ms(4000);
+    arbtest::arbtest(check);
 }

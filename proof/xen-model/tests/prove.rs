@@ -108,8 +108,7 @@ fn steps_chosen_byte_by_byte_leave_counts_that_add_up() {
         }
         check(&model, &"bytes");
         Ok(())
-    })
-    .budget_ms(2_000);
+    });
 }
 
 /// Replays a kept divergence: steps, and after `O` the words that real Xen answered.

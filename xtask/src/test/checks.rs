@@ -2,6 +2,8 @@
 //! integration and documentation tests, documentation without warnings, house rules.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use anyhow::{Result, bail};
 
@@ -9,7 +11,7 @@ use super::session::Session;
 use super::{claims, examples, house_rules, shape};
 use crate::bench;
 use crate::cargo::{Package, cargo, packages};
-use crate::deep::check_named_mutants;
+use crate::deep::{TIME_OF_A_PROPERTY, check_named_mutants};
 use crate::paths;
 use crate::process::run_captured;
 use crate::provision::rust_target::{self, TARGET};
@@ -105,19 +107,26 @@ const ON_THE_MODEL: [&str; 14] = [
 /// Returns the guest's programs on the model of each release, in both roles.
 fn on_the_model() -> Result<String> {
     let program = model_program()?;
-    let mut runs = 0;
-    for release in ["4.14", "4.17", "4.20"] {
-        for role in ["dom0", "domu"] {
-            for name in ON_THE_MODEL {
-                let mut model = Command::new(&program);
-                must(model.args(["--xen", release, "--as", role, "--vcpus", "2", name]))?;
-                runs += 1;
-            }
+    let places = ["4.14", "4.17", "4.20"].map(|xen| [(xen, "dom0"), (xen, "domu")]);
+    let runs = places.as_flattened().iter().flat_map(|&(xen, role)| {
+        let of_dom0 = (role == "dom0").then_some("identity");
+        ON_THE_MODEL.into_iter().chain(of_dom0).map(move |name| (xen, role, name))
+    });
+    let runs: Vec<_> = runs.collect();
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some((xen, role, name)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut model = Command::new(&program);
+            must(model.args(["--xen", xen, "--as", role, "--vcpus", "2", name]))?;
         }
-        must(Command::new(&program).args(["--xen", release, "--as", "dom0", "identity"]))?;
-        runs += 1;
-    }
-    Ok(format!("{runs} passed"))
+        Ok(())
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker ends"))
+    })?;
+    Ok(format!("{} passed", runs.len()))
 }
 
 /// Host programs that each teach one crate: package and name.
@@ -139,13 +148,18 @@ fn must(command: &mut Command) -> Result<String> {
     Ok(output)
 }
 
+/// Milliseconds that ordinarily go to each property of random input;
+/// `cargo xtask check properties` gives them more.
+const ENOUGH_TIME: &str = "500";
+
 fn unit_tests() -> Result<String> {
     let nextest = run_captured(cargo().args(["nextest", "--version"]), |_| {});
-    let output = if nextest.is_ok_and(|(status, _)| status.success()) {
-        must(cargo().args(["nextest", "run", "--workspace", "--status-level", "fail"]))?
+    let arguments = if nextest.is_ok_and(|(status, _)| status.success()) {
+        &["nextest", "run", "--workspace", "--status-level", "fail"][..]
     } else {
-        must(cargo().args(["test", "--workspace", "--lib", "--bins", "--tests", "--examples"]))?
+        &["test", "--workspace", "--lib", "--bins", "--tests", "--examples"]
     };
+    let output = must(cargo().args(arguments).env(TIME_OF_A_PROPERTY, ENOUGH_TIME))?;
     match count_passed(&output) {
         0 => bail!("no test ran:\n{output}"),
         passed => Ok(format!("{passed} passed")),
