@@ -21,7 +21,7 @@ fn guest() -> Guest {
 }
 
 /// The second vCPU, which runs on the same tables as the first.
-fn second(guest: &Guest) -> xen_model::Guest<'_> {
+fn second(guest: &Guest) -> xen_model::Vcpu<'_> {
     let first = guest.model.guest();
     let second = guest.model.vcpu(first.domain(), 1).expect("two vCPUs");
     second.initialise(first.kernel_root().expect("a root"), None).expect("not running yet");
@@ -30,7 +30,7 @@ fn second(guest: &Guest) -> xen_model::Guest<'_> {
 
 /// Reads and writes pages through the direct mapping, as a stray pointer would. How many of them
 /// are there.
-fn touch(vcpu: &xen_model::Guest<'_>, pfns: &[Pfn]) -> usize {
+fn touch(vcpu: &xen_model::Vcpu<'_>, pfns: &[Pfn]) -> usize {
     let touched = pfns.iter().map(|pfn| VIRT_BASE + (pfn.raw() << PAGE_SHIFT));
     let touched = touched.filter(|va| {
         let read = vcpu.load(*va, &mut [0; 8], Mode::Kernel);

@@ -16,7 +16,7 @@ const PAGES: u64 = 0x2000;
 const LOOKED_AT: u64 = 97;
 
 /// Reads at some addresses. At how many of them there is something.
-fn look(vcpu: &xen_model::Guest<'_>, addresses: &[u64]) -> usize {
+fn look(vcpu: &xen_model::Vcpu<'_>, addresses: &[u64]) -> usize {
     let found = addresses.iter().filter(|va| vcpu.load(**va, &mut [0; 8], Mode::Kernel).is_ok());
     found.count()
 }
@@ -35,7 +35,7 @@ fn two_vcpus(role: Role) -> DomainConfig {
 }
 
 /// Its second vCPU, on the same tables.
-fn second(booting: &Booting) -> xen_model::Guest<'_> {
+fn second(booting: &Booting) -> xen_model::Vcpu<'_> {
     let first = booting.model.guest();
     let second = booting.model.vcpu(first.domain(), 1).expect("two vCPUs");
     second.initialise(first.kernel_root().expect("a root"), None).expect("not running yet");
@@ -110,7 +110,7 @@ fn frames_that_become_tables_are_written_by_no_stale_translation() {
     let (memory, p2m, second) = (booting.memory(), booting.p2m(), second(&booting));
     let plan = Plan::new(&memory).expect("a plan");
     let tables = plan.rounds()[0].used();
-    let touch = |vcpu: &xen_model::Guest<'_>| {
+    let touch = |vcpu: &xen_model::Vcpu<'_>| {
         let addresses = tables.iter().map(|pfn| booting.place.kernel.raw() + (pfn.raw() << 12));
         addresses.filter(|va| vcpu.store(*va, &[0], Mode::Kernel).is_ok()).count() as u64
     };

@@ -21,7 +21,7 @@ use xen_model::Mode;
 struct Second<'m> {
     machine: &'m Machine,
     plan: &'m Plan<'m>,
-    vcpu: xen_model::Guest<'m>,
+    vcpu: xen_model::Vcpu<'m>,
     addresses: Vec<u64>,
     uses: [Use; 2],
 }

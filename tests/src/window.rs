@@ -66,7 +66,7 @@ impl Machine {
 
     /// Returns its second vCPU, which runs on the same root.
     #[must_use]
-    pub fn second(&self) -> xen_model::Guest<'_> {
+    pub fn second(&self) -> xen_model::Vcpu<'_> {
         let first = self.model.guest();
         let second = self.model.vcpu(first.domain(), 1).expect("it was built with two");
         second.initialise(first.kernel_root().expect("it runs"), None).expect("a root");

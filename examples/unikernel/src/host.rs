@@ -122,7 +122,7 @@ fn run(
 ) -> Verdict {
     let say = |error: &dyn core::fmt::Display| error.to_string();
     let name = arguments.program.first().map_or("demo", String::as_str);
-    let program = programs::named::<xen_model::Guest<'_>>(name)?;
+    let program = programs::named::<xen_model::Vcpu<'_>>(name)?;
     let rest = arguments.program.get(1..).unwrap_or_default().join(" ");
 
     let mut config = DomainConfig::new(arguments.role, u64::from(arguments.mem) * 256);
@@ -195,7 +195,7 @@ fn run(
 
 /// The model's guest as it takes over its memory. Its list is the host's, and stays there.
 struct ModelTakeover<'k> {
-    guest: xen_model::Guest<'k>,
+    guest: xen_model::Vcpu<'k>,
     p2m: &'k P2m<'k>,
 }
 
@@ -255,16 +255,16 @@ impl Platform for ModelPlatform {
 
 /// The model's second vCPU. There is one thread: what goes on side by side takes turns.
 struct ModelSecond<'m> {
-    first: xen_model::Guest<'m>,
+    first: xen_model::Vcpu<'m>,
 }
 
 impl<'m> ModelSecond<'m> {
-    fn vcpu(&self) -> Option<xen_model::Guest<'m>> {
+    fn vcpu(&self) -> Option<xen_model::Vcpu<'m>> {
         self.first.model().vcpu(self.first.domain(), 1)
     }
 }
 
-impl<'m> Second<xen_model::Guest<'m>> for ModelSecond<'m> {
+impl<'m> Second<xen_model::Vcpu<'m>> for ModelSecond<'m> {
     fn start(&self) -> Result<(), String> {
         let vcpu = self.vcpu().ok_or("the model has no vCPU 1")?;
         let root = self.first.kernel_root().ok_or("the first vCPU has no root")?;
@@ -278,11 +278,11 @@ impl<'m> Second<xen_model::Guest<'m>> for ModelSecond<'m> {
         Ok(())
     }
 
-    fn once(&self, work: &mut Work<'_, xen_model::Guest<'m>>) {
+    fn once(&self, work: &mut Work<'_, xen_model::Vcpu<'m>>) {
         self.vcpu().iter().for_each(work);
     }
 
-    fn beside(&self, work: &mut Work<'_, xen_model::Guest<'m>>, meanwhile: &mut dyn FnMut()) {
+    fn beside(&self, work: &mut Work<'_, xen_model::Vcpu<'m>>, meanwhile: &mut dyn FnMut()) {
         self.once(work);
         meanwhile();
         self.once(work);

@@ -4,14 +4,14 @@
 use hypercall::{Cpu, Fault, GuestVa};
 
 use crate::emulate::low_word;
-use crate::model::{Guest, Model};
+use crate::model::{Model, Vcpu};
 use crate::tlb::Mode;
 
 /// Bytes of a word.
 const WORD_BYTES: usize = 8;
 
 // SAFETY: the model answers for its own memory alone, as Xen would.
-unsafe impl Cpu for Guest<'_> {
+unsafe impl Cpu for Vcpu<'_> {
     fn load(&self, va: GuestVa) -> Result<u64, Fault> {
         let mut bytes = [0; WORD_BYTES];
         self.load(va.raw(), &mut bytes, Mode::Kernel).map_err(|_| Fault(va))?;

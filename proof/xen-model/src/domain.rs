@@ -22,7 +22,7 @@ pub(crate) struct Domain {
     pub(crate) assists: u64,
     pub(crate) shared_info: Mfn,
     pub(crate) memory_map: Option<Vec<MemoryRegion>>,
-    pub(crate) vcpus: Vec<Vcpu>,
+    pub(crate) vcpus: Vec<VcpuState>,
     /// Frames of its grant table.
     pub(crate) grant_frames: Vec<Mfn>,
     /// Grants of others that it has mapped, by handle.
@@ -71,7 +71,7 @@ pub(crate) enum Holds {
 
 /// A virtual CPU (`struct vcpu`).
 #[derive(Debug, Default)]
-pub(crate) struct Vcpu {
+pub(crate) struct VcpuState {
     /// Root of the kernel; none before the vCPU is initialised.
     pub(crate) kernel_root: Option<Mfn>,
     /// Root of user mode.

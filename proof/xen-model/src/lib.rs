@@ -7,7 +7,7 @@
 //!
 //! # Main types
 //! * [`Model`]: a machine with Xen and its domains, made by a [`Builder`].
-//! * [`Guest`]: one vCPU of one domain, which calls Xen and touches memory.
+//! * [`Vcpu`]: one vCPU of one domain, which calls Xen and touches memory.
 //! * [`FrameInfo`], [`TypeInfo`], [`CountInfo`]: what Xen knows of a frame.
 //! * [`Release`], [`Flavour`], [`Layout`]: which Xen.
 //! * [`for_each_failure`]: a scenario, with each of its requests refused in turn.
@@ -93,7 +93,7 @@ pub use cpu_features::SelfSnoop;
 pub use hypercall::Asked;
 pub use inject::{Failing, Failure, Sweep, SweepError, for_each_failure};
 pub use log::{Verbosity, text_of};
-pub use model::{FrameInfo, GrantEntry, Guest, Model};
+pub use model::{FrameInfo, GrantEntry, Model, Vcpu};
 pub use raw::number;
 pub use release::{Flavour, Layout, Release, Role};
 pub use replay::{ReplayError, ReplayFault, replay};

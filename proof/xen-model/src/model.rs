@@ -1,4 +1,4 @@
-//! The machine as a test sees it: [`Model`], and [`Guest`], one vCPU of one of its domains.
+//! The machine as a test sees it: [`Model`], and [`Vcpu`], one vCPU of one of its domains.
 
 use core::cell::{Ref, RefCell, RefMut};
 use core::sync::atomic::AtomicU64;
@@ -61,8 +61,8 @@ impl Model {
 
     /// The first vCPU of the guest that was built first.
     #[must_use]
-    pub const fn guest(&self) -> Guest<'_> {
-        Guest { model: self, current: Current { domain: 0, vcpu: 0 } }
+    pub const fn guest(&self) -> Vcpu<'_> {
+        Vcpu { model: self, current: Current { domain: 0, vcpu: 0 } }
     }
 
     /// A vCPU of the domain with number `domain`, if there is such a one.
@@ -77,11 +77,11 @@ impl Model {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn vcpu(&self, domain: u16, vcpu: usize) -> Option<Guest<'_>> {
+    pub fn vcpu(&self, domain: u16, vcpu: usize) -> Option<Vcpu<'_>> {
         let state = self.state();
         let index = state.domains.iter().position(|candidate| candidate.id == domain)?;
         let current = Current { domain: index, vcpu };
-        (vcpu < state.domains[index].vcpus.len()).then_some(Guest { model: self, current })
+        (vcpu < state.domains[index].vcpus.len()).then_some(Vcpu { model: self, current })
     }
 
     /// Which Xen this is.
@@ -198,12 +198,12 @@ impl Model {
 
 /// One vCPU of one domain: a place to make hypercalls and touch memory from.
 #[derive(Clone, Copy, Debug)]
-pub struct Guest<'m> {
+pub struct Vcpu<'m> {
     model: &'m Model,
     current: Current,
 }
 
-impl<'m> Guest<'m> {
+impl<'m> Vcpu<'m> {
     /// The machine.
     #[must_use]
     pub const fn model(&self) -> &'m Model {

@@ -9,7 +9,7 @@ use hypercall::{Errno, Mfn, MmuExtOp, MmuUpdate};
 
 use crate::log::File;
 use crate::mmu_update::BatchAnswer;
-use crate::model::Guest;
+use crate::model::Vcpu;
 use crate::release::Release;
 use crate::state::{Answer, State};
 use crate::tlb::Mode;
@@ -57,7 +57,7 @@ const RESULT: u64 = 8;
 /// Marks a continued batch (`MMU_UPDATE_PREEMPTED`).
 const PREEMPTED: u32 = 1 << 31;
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     /// Makes a hypercall and answers what it leaves in `rax`.
     #[must_use]
     pub fn hypercall(&self, number: u64, arguments: [u64; 5]) -> i64 {

@@ -4,19 +4,19 @@
 use hypercall::{RawCpu, RawHypercalls, RawWrite};
 
 use crate::emulate::low_word;
-use crate::model::{Guest, Model};
+use crate::model::{Model, Vcpu};
 use crate::tlb::Mode;
 
 /// A selector's table bit: the LDT.
 const OF_LDT: u16 = 4;
 
-impl RawHypercalls for Guest<'_> {
+impl RawHypercalls for Vcpu<'_> {
     unsafe fn raw(&self, number: u32, arguments: [u64; 5]) -> i64 {
         self.hypercall(u64::from(number), arguments)
     }
 }
 
-impl RawCpu for Guest<'_> {
+impl RawCpu for Vcpu<'_> {
     unsafe fn write(&self, address: u64, how: RawWrite, value: u64) -> Option<u64> {
         let bytes = value.to_le_bytes();
         let store = |len: usize| self.store(address, &bytes[..len], Mode::Kernel).ok().map(|()| 0);
@@ -41,7 +41,7 @@ impl RawCpu for Guest<'_> {
 }
 
 /// Replaces the word at `address` in one step; nothing else runs in between.
-fn locked(guest: &Guest<'_>, address: u64, change: impl Fn(u64) -> u64) -> Option<u64> {
+fn locked(guest: &Vcpu<'_>, address: u64, change: impl Fn(u64) -> u64) -> Option<u64> {
     let mut bytes = [0; 8];
     guest.load(address, &mut bytes, Mode::Kernel).ok()?;
     let seen = u64::from_le_bytes(bytes);

@@ -13,7 +13,7 @@ use hypercall::{
 };
 
 use crate::mmu_update::BatchAnswer;
-use crate::model::Guest;
+use crate::model::Vcpu;
 use crate::seam::memory_op;
 use crate::state::{Answer, State};
 use crate::tlb::Mode;
@@ -73,7 +73,7 @@ impl core::error::Error for ReplayError {}
 ///
 /// # Errors
 /// [`ReplayError`] with the first line that is no trace's or is answered differently.
-pub fn replay(guest: &Guest<'_>, trace: &str) -> Result<usize, ReplayError> {
+pub fn replay(guest: &Vcpu<'_>, trace: &str) -> Result<usize, ReplayError> {
     let mut lines = Lines { rest: trace.lines(), number: 0, sum: trace_start() };
     let header = lines.next()?;
     if header != TRACE_HEADER {
@@ -132,7 +132,7 @@ fn small<T: TryFrom<u64>>(word: Option<&str>) -> Played<T> {
 
 /// Carries lines out.
 struct Player<'p, 'm> {
-    guest: &'p Guest<'m>,
+    guest: &'p Vcpu<'m>,
     /// Frames that pages have got since the start.
     pages: HashMap<u64, Mfn>,
     compared: usize,

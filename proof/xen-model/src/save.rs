@@ -13,7 +13,7 @@ use crate::page::WORDS;
 
 use crate::build::Builder;
 use crate::l1e::{PRESENT, frame_of};
-use crate::model::Guest;
+use crate::model::Vcpu;
 use crate::state::State;
 use crate::types::TypeFlags;
 use crate::xen_slots;
@@ -121,7 +121,7 @@ impl Image {
     }
 }
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     /// Lets a suspended guest go on in place, as `xl save -c` does: its call answers 1, nothing
     /// else has changed.
     pub fn resume(&self) {

@@ -1,7 +1,7 @@
 //! The seam: the model as a machine that the guest-side crates run on.
 //!
 //! Requests come as slices and are answered by the same functions that serve the raw hypercalls of
-//! [`Guest::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine,
+//! [`Vcpu::hypercall`]; no pointer is ever followed. Frames are reached as on a real machine,
 //! through the kernel's direct mapping, whatever it maps at that moment.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
@@ -17,7 +17,7 @@ use crate::exchange::Swap;
 use crate::memory_info::About;
 use crate::memory_op::{Extents, Move, Shape};
 use crate::mmu_update::BatchAnswer;
-use crate::model::{Guest, Model};
+use crate::model::{Model, Vcpu};
 use crate::state::{Answer, State};
 use crate::tlb::Mode;
 use crate::va_mapping::VaChange;
@@ -143,7 +143,7 @@ fn copy<T>(items: impl Iterator<Item = T>, into: &mut [T]) -> u64 {
 }
 
 /// A `memory_op` of a guest.
-pub(crate) fn memory_op(guest: &Guest<'_>, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
+pub(crate) fn memory_op(guest: &Vcpu<'_>, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
     let mut done = 0;
     let hypercall = Hypercall::MemoryOp(op.name());
     let mut state = guest.run();
@@ -155,7 +155,7 @@ pub(crate) fn memory_op(guest: &Guest<'_>, op: &mut MemoryOp<'_>) -> Result<u64,
 }
 
 // SAFETY: the model answers for its own memory alone, as Xen would.
-unsafe impl Hypercalls for Guest<'_> {
+unsafe impl Hypercalls for Vcpu<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         if calls.len() > CALLS_MAX {
             let hypercall = Hypercall::Multicall;
@@ -185,7 +185,7 @@ unsafe impl Hypercalls for Guest<'_> {
     }
 }
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     fn inside(pfn: Pfn, offset: usize, len_bytes: usize) -> Result<(), AccessError> {
         match offset.checked_add(len_bytes) {
             Some(end) if end <= PAGE_SIZE => Ok(()),
@@ -221,7 +221,7 @@ impl Guest<'_> {
 }
 
 // SAFETY: the model answers for its own memory alone, as Xen would.
-unsafe impl FrameAccess for Guest<'_> {
+unsafe impl FrameAccess for Vcpu<'_> {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         let mut bytes = [0; 8];
         self.read(table, usize::from(index) * 8, &mut bytes)?;

@@ -4,11 +4,11 @@
 use hypercall::{Errno, Error, GrantMap, GrantUnmap, Grants, Hypercall, Mfn, PAGE_SHIFT};
 
 use crate::grant::MapGrant;
-use crate::model::{Guest, Model};
+use crate::model::{Model, Vcpu};
 
 const DOMID_SELF: u16 = 0x7ff0;
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     /// Keeps a request in mind for a sweep of failures, unless it asks for nothing.
     fn note_grants(&self, name: &'static str, elements: usize) -> Hypercall {
         let hypercall = Hypercall::GrantTableOp(name);
@@ -20,7 +20,7 @@ impl Guest<'_> {
 }
 
 // SAFETY: the model answers for its own memory alone, as Xen would.
-unsafe impl Grants for Guest<'_> {
+unsafe impl Grants for Vcpu<'_> {
     unsafe fn grant_map(&self, maps: &mut [GrantMap]) -> Result<(), Error> {
         self.note_grants("map_grant_ref", maps.len());
         let mut state = self.run();

@@ -6,7 +6,7 @@ use hypercall::{Asked, Errno, Mfn};
 
 use crate::build::config::Builder;
 use crate::cpu_features::{NoExecute, SelfSnoop};
-use crate::domain::{Domain, Parked, Vcpu};
+use crate::domain::{Domain, Parked, VcpuState};
 use crate::frames::Frames;
 use crate::heap::Heap;
 use crate::log::{File, Log, Number, Speaker};
@@ -114,7 +114,7 @@ impl State {
     }
 
     /// The running vCPU.
-    pub(crate) fn vcpu(&mut self) -> &mut Vcpu {
+    pub(crate) fn vcpu(&mut self) -> &mut VcpuState {
         let Current { domain, vcpu } = self.current;
         &mut self.domains[domain].vcpus[vcpu]
     }

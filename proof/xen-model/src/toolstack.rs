@@ -1,7 +1,7 @@
 //! What others do to a guest's memory while it runs: a toolstack that moves its limit, domains that
 //! take what Xen has free. Not the guest's hypercalls, so not on the seam.
 
-use crate::model::{Guest, Model};
+use crate::model::{Model, Vcpu};
 use crate::state::State;
 
 impl State {
@@ -32,7 +32,7 @@ impl Model {
     }
 }
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     /// A toolstack sets the most pages that the domain may have (`XEN_DOMCTL_max_mem`): as in Xen,
     /// it may be fewer than it has.
     pub fn set_maximum(&self, pages: u64) {

@@ -6,12 +6,12 @@
 use hypercall::{Errno, Mfn, PAGE_SHIFT};
 
 use crate::domain::{ASSIST_M2P_STRICT, Holds, Parked};
-use crate::model::Guest;
+use crate::model::Vcpu;
 use crate::state::{Answer, State};
 use crate::types::PageType;
 use crate::xen_slots;
 
-impl Guest<'_> {
+impl Vcpu<'_> {
     /// Starts this vCPU on a root of its own, or on one that others run on too
     /// (`VCPUOP_initialise`).
     ///

@@ -1,6 +1,6 @@
 //! The model of the TLBs: what a guest may count on, and what it must not.
 
-use xen_model::{BootMapping, Guest, Mode, Model, number};
+use xen_model::{BootMapping, Mode, Model, Vcpu, number};
 
 const BASE: u64 = 0xffff_ffff_8000_0000;
 
@@ -10,7 +10,7 @@ fn machine() -> Model {
 }
 
 /// Changes the entry for `va` with `flush` (`UVMF_*`).
-fn change(guest: &Guest<'_>, va: u64, entry: u64, flush: u64) {
+fn change(guest: &Vcpu<'_>, va: u64, entry: u64, flush: u64) {
     let arguments = [va, entry, flush, 0, 0];
     assert_eq!(guest.hypercall(number::UPDATE_VA_MAPPING, arguments), 0);
 }
@@ -94,12 +94,12 @@ const USER_PAGE: u64 = 7;
 const DOMID_SELF: u64 = 0x7ff0;
 
 /// The address of a page that is nothing yet.
-fn free(guest: &Guest<'_>, number: u64) -> u64 {
+fn free(guest: &Vcpu<'_>, number: u64) -> u64 {
     BASE + ((guest.first_free_page().raw() + number) << 12)
 }
 
 /// Puts one `mmuext_op` to Xen, from memory of the guest's.
-fn extended(guest: &Guest<'_>, command: u64, argument: u64) {
+fn extended(guest: &Vcpu<'_>, command: u64, argument: u64) {
     let at = free(guest, 0);
     for (offset, word) in [(0, command), (8, argument), (16, 0)] {
         guest.store(at + offset, &word.to_le_bytes(), Mode::Kernel).expect("writable");

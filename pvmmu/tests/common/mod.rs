@@ -91,7 +91,7 @@ impl TestGuest {
     }
 
     /// Its second vCPU, which runs on nothing yet.
-    pub fn second(&self) -> xen_model::Guest<'_> {
+    pub fn second(&self) -> xen_model::Vcpu<'_> {
         self.model.vcpu(self.model.guest().domain(), 1).expect("it was built with two")
     }
 

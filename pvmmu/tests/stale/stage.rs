@@ -87,7 +87,7 @@ fn watched() -> impl Iterator<Item = u64> {
 /// The second vCPU.
 pub(crate) struct Second<'g> {
     model: &'g Model,
-    vcpu: xen_model::Guest<'g>,
+    vcpu: xen_model::Vcpu<'g>,
 }
 
 impl Second<'_> {

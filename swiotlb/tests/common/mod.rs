@@ -47,7 +47,7 @@ impl Guest {
     }
 
     /// The vCPU that does not run yet.
-    pub fn second(&self) -> xen_model::Guest<'_> {
+    pub fn second(&self) -> xen_model::Vcpu<'_> {
         self.model.vcpu(self.model.guest().domain(), 1).expect("it has two")
     }
 

@@ -12,7 +12,7 @@ pub use config::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 use hypercall::{MemoryRegion, Mfn, PAGE_SHIFT};
 
 use crate::cpu_features::{NoExecute, SelfSnoop};
-use crate::domain::{Domain, Vcpu};
+use crate::domain::{Domain, VcpuState};
 use crate::frames::{Frames, Region};
 use crate::heap::Heap;
 use crate::log::{Log, Verbosity};
@@ -300,7 +300,7 @@ fn found(state: &mut State, config: &DomainConfig, k: usize) -> Domain {
         Role::DomU => config.pages + SLACK_PAGES,
         Role::Dom0 => config.pages,
     };
-    let mut vcpus: Vec<Vcpu> = (0..config.vcpus).map(|_| Vcpu::default()).collect();
+    let mut vcpus: Vec<VcpuState> = (0..config.vcpus).map(|_| VcpuState::default()).collect();
     vcpus[0].kernel_root = Some(root);
     let memory_map = (config.role == Role::DomU).then(|| {
         let len_bytes = max_pages << PAGE_SHIFT;

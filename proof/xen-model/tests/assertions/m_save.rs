@@ -1,7 +1,7 @@
 //! Group M: suspend, save and restore.
 
 use hypercall::{Mfn, Pfn};
-use xen_model::{Guest, Model, SaveError, number};
+use xen_model::{Model, SaveError, Vcpu, number};
 
 use crate::support::{Bench, P, RW};
 
@@ -19,7 +19,7 @@ fn shared(model: &Model, word: usize) -> u64 {
     model.word(Mfn::new(info >> 12), word).expect("RAM")
 }
 
-fn info_frame(guest: &Guest<'_>) -> Mfn {
+fn info_frame(guest: &Vcpu<'_>) -> Mfn {
     guest.built_mfn(Pfn::new((guest.start_info_address() - VIRT_BASE) >> 12)).expect("a page")
 }
 

@@ -2,7 +2,7 @@
 
 use hypercall::{Mfn, Pfn};
 use xen_model::{
-    BootMapping, Builder, DomainConfig, Flavour, Guest, Mode, Model, Release, Role, number, text_of,
+    BootMapping, Builder, DomainConfig, Flavour, Mode, Model, Release, Role, Vcpu, number, text_of,
 };
 
 /// Pages set aside for lists, counts and structures.
@@ -63,7 +63,7 @@ impl Bench {
         Model::builder().pages(2048).role(Role::Dom0).boot_mapping(all).seed(7).other(domu)
     }
 
-    pub(crate) fn guest(&self) -> Guest<'_> {
+    pub(crate) fn guest(&self) -> Vcpu<'_> {
         self.model.guest()
     }
 
