@@ -1,4 +1,4 @@
-//! Out: frames of the guest's are given back to Xen.
+//! Out: the guest's frames are given back to Xen.
 //!
 //! Wiped while they are mapped; out of the direct mapping and every TLB; out of the map; given up.
 //! A frame that is still mapped when it is given up would count as done and stay the guest's, so

@@ -37,7 +37,7 @@
 //! No failure loses a frame: whatever Xen refuses, each pfn is with the allocator, or held with its
 //! memory at Xen, or (if an undo is refused too) set aside until it can be mapped again. Xen's
 //! count is asked for after every step and compared ([`Accounts::is_balanced`]). What it cannot
-//! prevent it reports: a frame that somebody still uses when it is given up stays the guest's until
+//! prevent it reports: a frame that someone still uses when it is given up stays the guest's until
 //! that use ends ([`Accounts::surplus`]).
 //!
 //! ```

@@ -1,4 +1,4 @@
-//! A set of pfns, one bit each, in memory of the caller's.
+//! A set of pfns, one bit each, in the caller's memory.
 
 use hypercall::Pfn;
 
@@ -28,7 +28,7 @@ pub(crate) struct PfnSet<'s> {
 
 /// Returns where a pfn's bit is.
 fn place(pfn: Pfn) -> (usize, u64) {
-    // A word that no address space can hold is behind the end of every set.
+    // A word that no address space can hold is past the end of every set.
     (usize::try_from(pfn.raw() / WORD).unwrap_or(usize::MAX), 1 << (pfn.raw() % WORD))
 }
 

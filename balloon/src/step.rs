@@ -109,7 +109,7 @@ pub enum BalloonObstacle {
     /// allocator has it again.
     Held(Pfn),
     /// The allocator gave a frame that the direct mapping does not map writable at its place: it is
-    /// somebody's table, or protected.
+    /// someone's table, or protected.
     InUse {
         /// The frame.
         pfn: Pfn,
@@ -203,8 +203,8 @@ pub struct Accounts {
 
 impl Accounts {
     /// Returns how many frames Xen counts beyond those that the map has. Above zero: frames that
-    /// were given back while somebody still used them, in a mapping or a grant; they go with the
-    /// last use. Below zero: frames that somebody else took away.
+    /// were given back while someone still used them, in a mapping or a grant; they go with the
+    /// last use. Below zero: frames that someone else took away.
     #[must_use]
     pub const fn surplus(&self) -> i64 {
         match self.xen {
@@ -276,7 +276,7 @@ mod tests {
                     3 kept aside, 2 without a pfn";
         assert_eq!(fewer.to_string(), line);
         assert!(!Accounts { xen: None, ..accounts }.is_balanced());
-        // A number that somebody left out by mistake.
+        // A number that someone left out by mistake.
         assert!(!Accounts { reserved: u64::MAX, ..accounts }.is_balanced());
     }
 }

@@ -9,7 +9,7 @@
 //! A round moves `end`. The frames in front of it are filled by plain stores, which needs them
 //! writable, and then become read-only *and* tables in one request: before Xen first takes a frame
 //! as a table it is read-only, and a frame that is not taken never loses its writable entry. There
-//! is no third state to repair afterwards, and so no window in which somebody could be handed a
+//! is no third state to repair afterwards, and so no window in which someone could be handed a
 //! frame that is still read-only: what the reviewers of the 2011 patch asked for.
 //!
 //! The bracket is one value: [`TableBuffer::begin`] borrows the buffer, which owns its frames, and
@@ -30,7 +30,7 @@ pub struct Marks {
     pub start: Pfn,
     /// First frame that is no table yet.
     pub end: Pfn,
-    /// First frame behind the buffer.
+    /// First frame after the buffer.
     pub top: Pfn,
 }
 

@@ -88,7 +88,7 @@ impl<'m> Build<'m> {
     /// [`RoundError`]; the direct map is as before, and the round can be tried again. If not even
     /// the undo worked ([`RoundError::undo`]) there is no further round
     /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) keeps the round's frames
-    /// from everybody.
+    /// from everyone.
     ///
     /// # Hypercalls
     /// One `mmu_update`, if the batch has room for [`Plan::updates_max`]; otherwise one each time

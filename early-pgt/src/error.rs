@@ -176,7 +176,7 @@ impl fmt::Display for EarlyError {
                 write!(f, "the direct map cannot be at {va}: it takes whole L4 slots of its own")
             }
             Self::KernelPlace(va) => {
-                write!(f, "the kernel's mapping of pfn 0, {va}, is no multiple of 2 MiB")
+                write!(f, "the kernel's mapping of pfn 0, {va}, is not a multiple of 2 MiB")
             }
             Self::KernelMapping { pages } => {
                 write!(f, "the builder's mapping of {pages:#x} pages is not of the RAM from pfn 0")
@@ -220,7 +220,7 @@ impl fmt::Display for EarlyError {
             }
             Self::Flush(error) => write!(f, "the TLBs cannot be flushed: {error}"),
             Self::Switch { root, error } => {
-                write!(f, "no way between the builder's root and pfn {root}: {error}")
+                write!(f, "cannot switch between the builder's root and pfn {root}: {error}")
             }
         }
     }
@@ -235,7 +235,7 @@ pub struct RoundError {
     /// Why.
     pub failure: EarlyError,
     /// Whether everything is as it was before the round. If not, some of its frames may still be
-    /// tables, so none of them is anybody's, and the direct map reaches no further than before.
+    /// tables, so none of them is anyone's, and the direct map reaches no further than before.
     pub undo: Result<(), EarlyError>,
 }
 

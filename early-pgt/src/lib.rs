@@ -38,7 +38,7 @@
 //! * *Whole trees are linked, not tables.* A new L3 goes in with everything below it by one update
 //!   of the root. Validating the L1s is what Xen takes time for, and that is done once in any case.
 //! * *Rounds go up from pfn 0*, each as far as its buffer reaches: two for up to 125 GiB. If all
-//!   that a round would map is in use (the list of a larger guest, right behind the builder's
+//!   that a round would map is in use (the list of a larger guest, directly after the builder's
 //!   mapping), that run is left to the end.
 //! * *Tables need no tables of their own*: they lie in memory that is mapped before the round
 //!   begins, so what has to be solved is only the order.

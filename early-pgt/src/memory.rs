@@ -72,7 +72,7 @@ impl<'a> BootMemory<'a> {
         Ok(memory)
     }
 
-    /// Returns the number behind the last pfn that the direct map shows.
+    /// Returns the number after the last pfn that the direct map shows.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.regions.last().map_or(0, |region| region.pfns.end())
@@ -293,7 +293,7 @@ impl MapPlace {
             return Err(EarlyError::NotInKernelMapping(start));
         }
         if pfns.end() > self.kernel_pages {
-            // The first address behind the mapping.
+            // The first address after the mapping.
             let behind = self.kernel.checked_add_pages(self.kernel_pages)?;
             return Err(EarlyError::NotInKernelMapping(behind));
         }

@@ -59,7 +59,7 @@ pub struct Replaced {
 /// # Safety
 /// * The direct map is built, the only vCPU runs on the root of `guest`, and the uses
 ///   of `memory` are what they were.
-/// * No Rust object is in `frames`, in constants or code that anybody writes, or in memory that is
+/// * No Rust object is in `frames`, in constants or code that anyone writes, or in memory that is
 ///   executed without being code of the kernel.
 /// * If the list has moved, nobody uses the builder's.
 ///
@@ -318,7 +318,7 @@ impl<M: Machine> Work<'_, M> {
         for op in ops {
             batch.op(*op).map_err(|full| Stopped { done: 0, failure: full.into() })?;
         }
-        // SAFETY: both roots map the same at every address that anybody uses: the kernel's mapping,
+        // SAFETY: both roots map the same at every address that anyone uses: the kernel's mapping,
         // the direct map, and whatever the builder's root has besides.
         unsafe { batch.submit(self.guest.machine()) }.map_err(|error| {
             let done = batch.applied().count() as u64;

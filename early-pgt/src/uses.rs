@@ -8,7 +8,7 @@ use crate::spans::overlap;
 /// What a run of pfns stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegionKind {
-    /// Memory of the guest's.
+    /// The guest's memory.
     Ram,
     /// No memory of the guest's: the machine's frames of the same numbers (the ISA area, holes of
     /// the e820 map), which dom0 may map. The frame map says so too, or ends before them. What the
@@ -25,7 +25,7 @@ pub struct BootRegion {
     pub kind: RegionKind,
 }
 
-/// What frames are used for before anybody allocates.
+/// What frames are used for before anyone allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UseKind {
     /// Code of the kernel: all that is ever executed.

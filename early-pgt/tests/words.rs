@@ -39,7 +39,7 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
             BuilderTables at pfns 00012..00016 is not all RAM of the memory map
             BuilderTables at pfns 00012..00016 and StartInfo at pfns 00012..00016 overlap
             the direct map cannot be at 0x0000000000005000: it takes whole L4 slots of its own
-            the kernel's mapping of pfn 0, 0x0000000000005000, is no multiple of 2 MiB
+            the kernel's mapping of pfn 0, 0x0000000000005000, is not a multiple of 2 MiB
             the builder's mapping of 0x20 pages is not of the RAM from pfn 0
             the direct map does not fit: address 0x8000000000000000 is not canonical
             start_info has 0x0000000000005000, which the builder's mapping does not reach
@@ -80,7 +80,7 @@ fn what_is_missing_or_refused() {
             the kernel's own tables take 3 frames in a run, not 2
             pfn 00012 cannot be made read-only: mmu_update refused: EINVAL (-22)
             pfn 00012 cannot be made writable: mmu_update refused: EINVAL (-22)
-            no way between the builder's root and pfn 00012: mmu_update refused: EINVAL (-22)
+            cannot switch between the builder's root and pfn 00012: mmu_update refused: EINVAL (-22)
             pfn 00012 (mfn 00203) cannot be linked: mmu_update refused: EINVAL (-22)
             mfn 00203 cannot be mapped: mmu_update refused: EINVAL (-22)
             the TLBs cannot be flushed: mmu_update refused: EINVAL (-22)"#]],

@@ -1,4 +1,4 @@
-//! Frames of which nobody knows any more who owns them.
+//! Frames whose state nobody knows any more who owns them.
 //!
 //! When Xen refuses a request and then its undo, a frame may still be mapped where it should not
 //! be. Such a frame is kept from everyone. It is no longer a [`Frame`], so no allocator and no

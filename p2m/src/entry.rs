@@ -37,13 +37,13 @@ const MFN_MASK: u64 = (1 << OWNER_SHIFT) - 1;
 /// What a pfn stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum P2mEntry {
-    /// Memory of the guest's own.
+    /// The guest's own memory.
     Ram(Mfn),
     /// Nothing: never populated, or given back to Xen.
     Absent,
     /// No RAM: whatever the machine has at the frame of the same number, for devices.
     Identity,
-    /// A frame of another domain's, mapped by grant or by privilege.
+    /// Another domain's frame, mapped by grant or by privilege.
     Foreign {
         /// Whose it is.
         owner: DomId,

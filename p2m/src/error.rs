@@ -6,12 +6,12 @@ use hypercall::{AccessError, BatchError, Full, GuestVa, Mfn, Pfn};
 
 use crate::entry::P2mEntry;
 
-/// What a look-up or a change can meet. Nothing was changed.
+/// Why a look-up or a change failed. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum P2mError {
     /// The list has no word at all.
     Empty,
-    /// The pfn lies behind the end of the map.
+    /// The pfn lies past the end of the map.
     OutOfRange {
         /// The pfn.
         pfn: Pfn,
@@ -20,7 +20,7 @@ pub enum P2mError {
     },
     /// There is no memory behind the pfn.
     Absent(Pfn),
-    /// What is behind the pfn is not the guest's own memory: a device's, or another domain's.
+    /// The pfn stands for memory that is not the guest's own: a device's, or another domain's.
     NotRam {
         /// The pfn.
         pfn: Pfn,
@@ -87,14 +87,14 @@ impl fmt::Display for P2mError {
                 write!(f, "pfn {pfn} is out of range: the frame map has {len:#x} entries")
             }
             Self::Absent(pfn) => write!(f, "pfn {pfn} has no memory"),
-            Self::NotRam { pfn, entry } => write!(f, "pfn {pfn} {entry}, not RAM of the guest's"),
+            Self::NotRam { pfn, entry } => write!(f, "pfn {pfn} {entry}, not the guest's RAM"),
             Self::Occupied { pfn, entry } => write!(f, "pfn {pfn} {entry} already"),
             Self::NotForeign { pfn, entry } => write!(f, "pfn {pfn} {entry}, not a foreign frame"),
             Self::NotIdentity { pfn, entry } => write!(f, "pfn {pfn} {entry}, not an identity"),
             Self::NotReserved(pfn) => {
-                write!(f, "pfn {pfn} lies in a hole: reserve it before it is given anything")
+                write!(f, "pfn {pfn} lies in a hole: reserve it before use")
             }
-            Self::NoFrame(mfn) => write!(f, "mfn {mfn} is no frame of any machine"),
+            Self::NoFrame(mfn) => write!(f, "no machine has a frame mfn {mfn}"),
             Self::NotInM2p(mfn) => write!(f, "mfn {mfn} has no pfn in M2P: it is not this guest's"),
             Self::Disagreement { mfn, m2p, p2m } => {
                 write!(f, "M2P says that mfn {mfn} is pfn {m2p}, P2M says that this pfn ")?;
@@ -137,7 +137,7 @@ pub enum ListError {
     OtherMap(GuestVa),
     /// There is no frame for a table or a page that the words of this pfn need.
     OutOfFrames(Pfn),
-    /// A frame is none of the guest's, or a pfn cannot be changed.
+    /// A frame is not the guest's, or a pfn cannot be changed.
     P2m(P2mError),
     /// A table or page cannot be reached.
     Access(AccessError),

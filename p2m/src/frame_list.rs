@@ -41,7 +41,7 @@ impl<'s> FrameList<'s> {
     /// Returns the frame to publish.
     ///
     /// # Errors
-    /// If it is none of the guest's.
+    /// If it is not the guest's.
     pub fn top(&self, p2m: &P2m<'_>) -> Result<Mfn, P2mError> {
         p2m.mfn(self.top.pfn())
     }
@@ -82,7 +82,7 @@ impl<'s> FrameList<'s> {
         for gib in 0..gibs {
             self.refresh_gib(guest, leaves, gib, source)?;
         }
-        // What nobody should read leads to a page all the same: tools check entries behind the end,
+        // What nobody should read leads to a page all the same: tools check entries past the end,
         // too.
         let last = self.middle(guest.p2m(), gibs - 1)?;
         for gib in gibs..PER_PAGE {

@@ -34,7 +34,7 @@ pub struct Hazards<'s> {
     pub ballooned: u64,
     /// Pages that are frames of other domains.
     pub foreign: u64,
-    /// Frames of the guest's that others may map.
+    /// The guest's frames that others may map.
     pub granted: u64,
     /// Others' grants that are mapped, with a handle that only this kernel knows.
     pub mapped: u64,

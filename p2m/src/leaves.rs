@@ -15,7 +15,7 @@ pub unsafe trait Leaves {
     /// Returns the frame of page `index`, which holds the words of pfns `index * 512` on.
     ///
     /// # Errors
-    /// If the list has no such page, or the frame is none of the guest's.
+    /// If the list has no such page, or the frame is not the guest's.
     fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError>;
 }
 

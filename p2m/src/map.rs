@@ -51,7 +51,7 @@ impl Pfns {
         Self { start, count }
     }
 
-    /// Returns the number behind the last pfn, at most `u64::MAX`.
+    /// Returns the number after the last pfn, at most `u64::MAX`.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.start.raw().saturating_add(self.count)
@@ -89,7 +89,7 @@ impl<'a> P2m<'a> {
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
     ///
-    /// Safe code cannot make a map that gives a pfn somebody else's frame:
+    /// Safe code cannot make a map that gives a pfn someone else's frame:
     /// ```compile_fail,E0133
     /// # use core::sync::atomic::AtomicU64;
     /// # use p2m::P2m;
@@ -412,7 +412,7 @@ impl<'a> P2m<'a> {
     /// As for [`populate`](Self::populate).
     ///
     /// # Safety
-    /// The pfns are the caller's, and the machine's frames of these numbers are none of the guest's
+    /// The pfns are the caller's, and the machine's frames of these numbers are not the guest's
     /// RAM.
     ///
     /// ```

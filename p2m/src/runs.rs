@@ -68,7 +68,7 @@ impl Iterator for Runs<'_, '_> {
     }
 }
 
-/// Returns whether `entry`, `offset` pfns behind the first of a run, belongs to it.
+/// Returns whether `entry`, `offset` pfns after the first of a run, belongs to it.
 fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> bool {
     let follows = |a: Mfn, b: Mfn| grain == Grain::Kind || a.checked_add(offset) == Some(b);
     match (first, entry) {
@@ -109,7 +109,7 @@ impl<'a> P2m<'a> {
 /// How many pfns stand for what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Memory of the guest's own.
+    /// The guest's own memory.
     pub ram: u64,
     /// Nothing.
     pub absent: u64,

@@ -38,13 +38,13 @@ fn what_is_wrong_with_a_pfn_or_an_mfn() {
         the frame list is empty
         pfn 00012 is out of range: the frame map has 0x10 entries
         pfn 00012 has no memory
-        pfn 00012 is mfn 00203 of domain 3, not RAM of the guest's
+        pfn 00012 is mfn 00203 of domain 3, not the guest's RAM
         pfn 00012 is mfn 00203 already
         pfn 00012 has no memory, not a foreign frame
         pfn 00012 is mfn 00203, not an identity
         pfn 00012 is an identity frame already
-        pfn 00012 lies in a hole: reserve it before it is given anything
-        mfn 00203 is no frame of any machine
+        pfn 00012 lies in a hole: reserve it before use
+        no machine has a frame mfn 00203
         mfn 00203 has no pfn in M2P: it is not this guest's
         M2P says that mfn 00203 is pfn 00012, P2M says that this pfn is mfn 00203 of domain 3
         M2P says that mfn 00203 is pfn 00012, P2M says that this pfn is out of range"#]],

@@ -37,7 +37,7 @@ pub enum MapError {
     OnlyLive(DomId),
     /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
     CannotShare(Pfn),
-    /// The frame is the guest's own: it is mapped with its token, never as somebody else's.
+    /// The frame is the guest's own: it is mapped with its token, never as someone else's.
     Own(Pfn),
     /// The frame was to be mapped as a foreign one in the guest's own name (`DOMID_SELF`).
     NotForeign(Mfn),

@@ -20,7 +20,7 @@ pub enum Obstacle {
     MapsTable(Place, Level),
     /// This entry of the refused table names a frame that the frame map does not know.
     UnknownFrame(Place),
-    /// This entry of the refused table has a flag that Xen refuses to everybody.
+    /// This entry of the refused table has a flag that Xen refuses to everyone.
     Flag(Place, RefusableFlag),
     /// This entry leads to the refused table, which is to be none any more.
     Links(Place),

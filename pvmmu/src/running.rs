@@ -111,7 +111,7 @@ mod loom_tests {
     const C: Pfn = Pfn::new(0xc);
 
     /// A vCPU that runs on A, as whoever ends A knows, writes to its memory and does `then`; the
-    /// other one ends A if nobody runs on it, and the memory is somebody else's.
+    /// other one ends A if nobody runs on it, and the memory is someone else's.
     fn end_while(enter: fn(&Running), then: fn(&Running)) {
         loom::model(move || {
             let scene = Scene { running: Running::nowhere(), memory: UnsafeCell::new(0) };

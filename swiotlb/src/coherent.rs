@@ -100,7 +100,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// Gives pages back, whatever they are filled with.
     ///
     /// # Errors
-    /// The pages, if they are not of this pool or somebody else has given them back
+    /// The pages, if they are not of this pool or someone else has given them back
     /// ([`free_coherent_at`](Self::free_coherent_at)).
     ///
     /// # Hypercalls
@@ -138,7 +138,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Safe code does not end what somebody else has a token of:
+    /// Safe code does not end what someone else has a token of:
     /// ```compile_fail,E0133
     /// # use swiotlb::{Coherent, Dma, DmaError};
     /// # use hypercall::FrameAccess;

@@ -92,7 +92,7 @@ impl Record {
     fn end(&self, address: BusAddr, what: SlotUse) -> Found {
         match self.look(address, what) {
             Ok(mark) if self.clear(mark) => Found::Ended,
-            // Somebody else has ended it.
+            // Someone else has ended it.
             Ok(_) => Found::Nothing,
             Err(found) => found,
         }
@@ -187,7 +187,7 @@ mod tests {
         let (records, at) = (Records::new(), BusAddr::from_raw(0x1000));
         let (record, what) = (&records.0[0], SlotUse::whole(Purpose::Bidirectional, usize::MAX));
         assert!(records.add(at, what));
-        // Whoever does this is descheduled here, and somebody else ends the mapping.
+        // Whoever does this is descheduled here, and someone else ends the mapping.
         let late = record.look(at, what).expect("it is mapped so");
         assert_eq!(records.end(at, what), Found::Ended);
         for time in 0..TIMES {

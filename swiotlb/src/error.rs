@@ -75,12 +75,12 @@ pub enum DmaError {
         /// The address.
         address: BusAddr,
     },
-    /// It was given back, and the slot is somebody else's now.
+    /// It was given back, and the slot is someone else's now.
     Stale {
         /// The address.
         address: BusAddr,
     },
-    /// Somebody else is about to give it back or to copy it at this moment.
+    /// Someone else is about to give it back or to copy it at this moment.
     Busy {
         /// The address.
         address: BusAddr,
@@ -98,7 +98,7 @@ pub enum DmaError {
     OutsideMapping {
         /// First byte.
         start: usize,
-        /// The byte behind the last.
+        /// The byte after the last.
         end: usize,
         /// Bytes of the mapping.
         mapped_bytes: usize,
@@ -158,10 +158,10 @@ impl fmt::Display for DmaError {
                 write!(f, "nothing is taken at {address}: it was given back before, or never taken")
             }
             Self::Stale { address } => {
-                write!(f, "what was taken at {address} was given back; it is somebody else's now")
+                write!(f, "what was taken at {address} was given back; it is someone else's now")
             }
             Self::Busy { address } => {
-                write!(f, "somebody else is giving {address} back, or copies it")
+                write!(f, "someone else is freeing or copying {address}")
             }
             Self::TakenOtherwise { address, taken, given } => {
                 write!(f, "{address} was taken as {taken} and should be given back as {given}")

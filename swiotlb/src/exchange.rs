@@ -103,7 +103,7 @@ pub(crate) fn exchange<M: Machine>(
     Part { made, is_usable, result: right.and(refusal.map_or(Ok(()), Err)) }
 }
 
-/// Returns whether the runs that are given are runs: Xen takes all frames behind the first one of
+/// Returns whether the runs that are given are runs: Xen takes all frames after the first one of
 /// each.
 fn check_given(p2m: &P2m<'_>, pfns: Pfns, orders: Orders) -> Result<(), ExchangeError> {
     if orders.given == 0 {

@@ -25,7 +25,7 @@ pub enum ExchangeError {
         /// The entry of the direct mapping.
         pte: Pte,
     },
-    /// The frames are no multiple of a run.
+    /// The frames are not a multiple of a run.
     NotWhole {
         /// How many there are.
         frames: u64,
@@ -113,7 +113,7 @@ impl fmt::Display for ExchangeError {
                  memory that is mapped there, writable, can be exchanged"
             ),
             Self::NotWhole { frames, order } => {
-                write!(f, "{frames} frames are no multiple of 2^{order}")
+                write!(f, "{frames} frames are not a multiple of 2^{order}")
             }
             Self::NoFrames => f.write_str("there are no frames: a region has at least one run"),
             Self::NoSuchRun { run, runs } => {

@@ -2,7 +2,7 @@
 //!
 //! That crate's interface is made of functions without `self`, so a guest says by a type where its
 //! DMA is: [`HalGuest`]. Allocation can fail in that interface, and does; `share` and `unshare`
-//! cannot, and an address made up would let the device write to the memory of somebody else: they
+//! cannot, and an address made up would let the device write to the memory of someone else: they
 //! panic with the reason. A pool with room for the queue of every driver never comes to that.
 #![expect(unsafe_code, reason = "implements a trait whose implementers make promises")]
 

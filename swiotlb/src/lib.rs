@@ -30,7 +30,7 @@
 //! A device is never given an address that it does not reach, that is not the guest's, or that is
 //! older than the last restore. It never sees bytes of an earlier mapping, and none of these come
 //! back. What is given back twice, with
-//! another size, in another direction, to another pool or after somebody else took it, is refused
+//! another size, in another direction, to another pool or after someone else took it, is refused
 //! at that moment, on whichever vCPU. A refused exchange loses no frame. It does not prevent a
 //! device from writing where it was not told to, nor a driver from forgetting that a device still
 //! works on a buffer it takes back.

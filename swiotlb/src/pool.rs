@@ -487,7 +487,7 @@ impl<'m> Pool<'m> {
         self.held(at, slot, state).ok_or(DmaError::NotTaken { address })
     }
 
-    /// Returns which segment the frame is in, and how many pages behind its first one.
+    /// Returns which segment the frame is in, and how many pages after its first one.
     fn segment_with(&self, pfn: Pfn) -> Option<(usize, usize)> {
         self.segments.iter().enumerate().find_map(|(at, segment)| {
             let pages = pfn.raw().checked_sub(segment.start()?.raw())?;
@@ -514,7 +514,7 @@ const fn segment_at(pfn: Pfn) -> GuestBytes {
     GuestBytes { pfn, offset: 0, len_bytes: Segment::BYTES }
 }
 
-/// Bytes from `at` on behind the first one of a slot, in the segment that begins at `pfn`.
+/// Bytes from `at` on after the first one of a slot, in the segment that begins at `pfn`.
 #[inline]
 const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> GuestBytes {
     GuestBytes { pfn, offset: slot * Segment::SLOT_BYTES + at, len_bytes }

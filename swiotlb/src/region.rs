@@ -147,7 +147,7 @@ impl Region {
         }
     }
 
-    /// The largest order that Xen exchanges for anybody (`MAX_ORDER`); a domU may have 9, a domain
+    /// The largest order that Xen exchanges for anyone (`MAX_ORDER`); a domU may have 9, a domain
     /// with a device 12 (`memop-max-order`).
     pub const ORDER_MAX: u32 = 18;
 

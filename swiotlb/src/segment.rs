@@ -13,7 +13,7 @@
 //! the state that it was taken with; a compare-and-exchange marks it busy. So of two that give the
 //! same run back, one fails at that moment, whichever vCPUs they are on; and an old name of a slot
 //! fails because the count has moved on. Safe code has no old names: they are left over when unsafe
-//! code ends by its address what somebody else has a token of. 2^28 takings of the slot later the
+//! code ends by its address what someone else has a token of. 2^28 takings of the slot later the
 //! count comes again, and such a name is no longer told from a new one.
 //!
 //! What orders the accesses of two owners of a slot is the word of bits: given back with a release,
@@ -35,7 +35,7 @@ const FULL: u64 = u64::MAX;
 
 /// No memory, and nobody about to put some there.
 const NOTHING: u64 = u64::MAX;
-/// Somebody is putting memory there, or taking it out.
+/// Someone is putting memory there, or taking it out.
 const CHANGING: u64 = u64::MAX - 1;
 
 /// What a run of slots is taken for.
@@ -274,7 +274,7 @@ impl Segment {
         State(self.states[slot].load(Ordering::Relaxed))
     }
 
-    /// Returns the pfn of slot 0, for who has a slot of the segment: then there is memory, and it
+    /// Returns the pfn of slot 0. The caller has a slot of the segment, so there is memory, and it
     /// stays.
     #[inline]
     pub(crate) fn pfn(&self) -> Pfn {

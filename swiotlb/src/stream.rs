@@ -312,7 +312,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// Takes the buffer back: what the device wrote is in it.
     ///
     /// # Errors
-    /// The mapping, if it is not of this pool or somebody else has ended it
+    /// The mapping, if it is not of this pool or someone else has ended it
     /// ([`Dma::unmap_at`]).
     ///
     /// # Hypercalls
@@ -527,7 +527,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended,
     /// and the guest has not been restored since. No [`DmaMapping`] has it. A caller who is wrong
     /// is told so where the pool can see it, but it cannot see everything: the slots may be
-    /// somebody else's by now, in the same direction and of the same length. The bytes of `buffer`
+    /// someone else's by now, in the same direction and of the same length. The bytes of `buffer`
     /// are those of the buffer that was mapped (I-11).
     pub unsafe fn unmap_at<D: Direction>(
         &self,

@@ -15,11 +15,11 @@ pub struct Account {
 /// What is wrong with an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unbalanced {
-    /// Pages that somebody has a second time, with all who have them.
+    /// Pages that someone has a second time, with all who have them.
     pub twice: Vec<(Pfn, Vec<&'static str>)>,
     /// Pages that nobody has.
     pub missing: Vec<Pfn>,
-    /// Pages that somebody has and that are none of those to be found.
+    /// Pages that someone has and that are none of those to be found.
     pub strangers: Vec<(Pfn, &'static str)>,
 }
 

@@ -532,7 +532,7 @@ mod tests {
     #[test]
     fn every_access_fails_alone_and_with_what_is_refused_behind_it() {
         // Behind each of the first three accesses comes the request, and behind all of these the
-        // fourth; behind the first two also the third, the last of those that do not differ.
+        // fourth; after the first two also the third, the last of those that do not differ.
         let (alone, pairs) = (4, 3 + 4 + 2);
         let tried = Scope::All.run("planted", &reader);
         assert_eq!(tried, Tried { singles: 1, pairs: 0, accesses: alone + pairs });

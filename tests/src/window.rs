@@ -248,7 +248,7 @@ unsafe impl FrameAccess for Machine {
 #[derive(Debug, Default)]
 pub struct Pool {
     frames: Vec<Frame>,
-    /// Pages that are kept from everybody.
+    /// Pages that are kept from everyone.
     pub uncertain: Vec<Pfn>,
 }
 

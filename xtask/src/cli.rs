@@ -62,8 +62,8 @@ pub(crate) struct RunArguments {
     /// Processors of the machine [default: as many as dom0 needs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) processors: Option<u32>,
-    /// Model of the machine's CPU, as QEMU's -cpu takes it; on the model of Xen, where there is no
-    /// CPU, one with ",-nx" is one without NX [default: the most complete one]
+    /// Model of the machine's CPU, as for QEMU's -cpu; on the model of Xen, only ",-nx" matters: no
+    /// NX [default: the most complete one]
     #[arg(long, value_name = "MODEL")]
     pub(crate) cpu: Option<String>,
     /// Let the clock count instructions, guest's and Xen's together: the same on every run
@@ -72,8 +72,8 @@ pub(crate) struct RunArguments {
     /// Ask the builder to map the P2M list outside of the kernel's mapping (ELF note INIT_P2M)
     #[arg(long)]
     pub(crate) init_p2m: bool,
-    /// How long the guest may take, which is half as long without a line as dom0; it is there to
-    /// end one that hangs, and a slow or busy machine may need more [default: 300]
+    /// How long the guest may take before it counts as hung; as dom0, half as long without a line.
+    /// A slow or busy machine may need more [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Show the whole console, with the lines of Xen and of a Linux dom0
@@ -82,13 +82,13 @@ pub(crate) struct RunArguments {
     /// Boot this ELF instead of the project's unikernel
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
-    /// A file that the guest gets as boot module
+    /// File to give the guest as boot module
     #[arg(long, value_name = "FILE")]
     pub(crate) module: Option<PathBuf>,
-    /// Devices of the machine besides those that every one has
+    /// Additional devices of the machine
     #[arg(long, value_enum, value_name = "DEVICES", value_delimiter = ',')]
     pub(crate) device: Vec<DeviceName>,
-    /// A virtio disk with this file as image, which the guest may change
+    /// Image file of a virtio disk; the guest may change it
     #[arg(long, value_name = "FILE")]
     pub(crate) disk: Option<PathBuf>,
     /// Program of the guest, and its arguments
@@ -112,7 +112,7 @@ impl RunArguments {
         features.into_iter().any(|feature| matches!(feature, "-nx" | "nx=off"))
     }
 
-    /// Returns what is run: the program, of our unikernel or of a kernel of somebody's, by its
+    /// Returns what is run: the program, of our unikernel or of a kernel of someone's, by its
     /// file's name.
     pub(crate) fn what(&self) -> String {
         let kernel = self.kernel.as_ref().and_then(|kernel| kernel.file_name());
@@ -156,10 +156,10 @@ pub(crate) struct BenchArguments {
     /// Releases of Xen, or all
     #[arg(long, value_name = "RELEASES", default_value = "4.17")]
     pub(crate) xen: Releases,
-    /// Count the pure parts on this host instead, under valgrind
+    /// Count the pure parts on this host under valgrind instead
     #[arg(long, conflicts_with_all = ["vs", "html"])]
     pub(crate) host: bool,
-    /// Measure this system too, on the same Xen, and compare
+    /// Also measure this system on the same Xen, and compare
     #[arg(long, value_enum)]
     pub(crate) vs: Option<Rival>,
     /// Fail if a count is more than 2 % above the baseline in the repository
@@ -171,7 +171,7 @@ pub(crate) struct BenchArguments {
     /// Write everything to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write a page for a browser, with plots, to this file
+    /// Write an HTML page with plots to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 }
@@ -182,7 +182,7 @@ pub(crate) struct TestArguments {
     /// Stop before real Xen
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Releases of Xen, or "all". Their toolstacks lead guests through their whole lives, which
+    /// Releases of Xen, or "all", whose toolstacks lead guests through their whole lives;
     /// takes minutes for each [default: all, with the lives on 4.17 alone]
     #[arg(long, value_name = "RELEASES")]
     xen: Option<Releases>,
@@ -228,14 +228,14 @@ pub(crate) struct CheckArguments {
     /// Only this part of the mutants: k/n, k from 0
     #[arg(long, value_name = "K/N")]
     pub(crate) shard: Option<String>,
-    /// Of the mutants, only those in tests/mutants
+    /// Only the mutants in tests/mutants
     #[arg(long, conflicts_with = "shard")]
     named: bool,
-    /// Of the mutants, only those in tests/mutants with one of these words in their name, or of a
-    /// package so named
+    /// Only the mutants in tests/mutants with one of these words in their name or as their
+    /// package
     #[arg(long, value_name = "WORDS", conflicts_with = "shard")]
     name: Option<String>,
-    /// Compare the interfaces with those of this revision [default: the last tag]
+    /// Compare the interfaces with this revision's [default: the last tag]
     #[arg(long, value_name = "REVISION")]
     pub(crate) since: Option<String>,
 }
@@ -260,10 +260,10 @@ pub(crate) enum What {
     Pairs,
     /// Properties of random input, half a minute each
     Properties,
-    /// Code that may be wrong without a test that fails: changes made at random in hypercall, p2m
-    /// and early-pgt, and those in tests/mutants
+    /// Whether tests notice wrong code: random changes in hypercall, p2m and early-pgt, and
+    /// those in tests/mutants
     Mutants,
-    /// Unit tests in an interpreter that knows the rules of the language
+    /// Unit tests in an interpreter that checks the language's rules
     Miri,
     /// Tests with AddressSanitizer
     Asan,
@@ -278,7 +278,7 @@ pub(crate) struct HostArguments {
     #[arg(long, value_name = "USER@DOM0", value_parser = host,
           required_unless_present = "rehearse")]
     pub(crate) host: Option<String>,
-    /// Try it with an emulated machine instead, over loopback
+    /// Use an emulated machine instead, over loopback
     #[arg(long, conflicts_with_all = ["host", "ssh"])]
     pub(crate) rehearse: bool,
     /// The ssh to use, with its options
@@ -292,7 +292,7 @@ pub(crate) struct HostArguments {
 /// Returns a word that ssh takes as a host, and not as an option.
 fn host(word: &str) -> Result<String, String> {
     let is_host = !word.is_empty() && !word.starts_with('-') && !word.contains(char::is_whitespace);
-    is_host.then(|| word.to_owned()).ok_or_else(|| "this is no host: USER@DOM0".to_owned())
+    is_host.then(|| word.to_owned()).ok_or_else(|| "not a host: expected USER@DOM0".to_owned())
 }
 
 /// What the guest runs on.

@@ -98,7 +98,7 @@ fn properties() -> Result<bool> {
 }
 
 /// Packs the crates that are meant for others, and builds each from its package, with the packages
-/// of the others in the place of a registry.
+/// of the others in place of a registry.
 fn package() -> Result<bool> {
     let mut command = cargo();
     command.args(["package", "--allow-dirty", "--quiet", "--target-dir"]);

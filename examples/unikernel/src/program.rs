@@ -136,7 +136,7 @@ pub(crate) trait Second<M> {
     /// Lets it do `work` once, and waits for that.
     fn once(&self, work: &mut Work<'_, M>);
 
-    /// Lets it do `work` over and over, beside `meanwhile`, which begins behind the first time and
+    /// Lets it do `work` over and over, beside `meanwhile`, which begins after the first time and
     /// ends before the last.
     fn beside(&self, work: &mut Work<'_, M>, meanwhile: &mut dyn FnMut());
 }

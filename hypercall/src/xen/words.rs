@@ -182,7 +182,7 @@ pub(super) unsafe fn write(start: *mut u64, index: usize, value: u64) -> bool {
 pub(super) unsafe fn copy(into: *mut u8, from: *const u8, len: usize, head: usize) -> bool {
     let rest = len - head;
     let mut left = head;
-    // SAFETY: the caller's promise; a fault goes on behind the last copy, with what is left of the
+    // SAFETY: the caller's promise; a fault goes on after the last copy, with what is left of the
     // one that faulted.
     unsafe {
         asm!(

@@ -31,7 +31,7 @@ use crate::toolstack::Toolstack;
 pub struct Audit<'f> {
     next: u64,
     census: Census,
-    /// Pfns behind the last one that stands for something.
+    /// Pfns after the last one that stands for something.
     populated_end: u64,
     /// The guest's own domain, if known: what it maps from itself is its own and foreign at once.
     own: Option<DomId>,
@@ -47,7 +47,7 @@ pub enum Progress {
     Done,
 }
 
-/// Findings in memory of the caller's.
+/// Findings in the caller's memory.
 #[derive(Debug)]
 struct Findings<'f> {
     places: &'f mut [Option<Finding>],

@@ -90,7 +90,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Takes `next` into this one, if it is of the same kind and right behind.
+    /// Takes `next` into this one, if it is of the same kind and directly after.
     pub(super) fn extend(&mut self, next: &Self) -> bool {
         let same = discriminant(&self.problem) == discriminant(&next.problem);
         let behind = self.pfns.count > 0 && self.pfns.end() == next.pfns.start.raw();

@@ -15,7 +15,7 @@ use hypercall::{DomId, GrantRef, Mfn};
 pub(super) const PERMIT_ACCESS: u64 = 1;
 /// `GTF_readonly`.
 pub(super) const READONLY: u64 = 4;
-/// `GTF_reading` and `GTF_writing`: somebody has it mapped.
+/// `GTF_reading` and `GTF_writing`: someone has it mapped.
 pub(super) const IN_USE: u64 = 8 | 16;
 
 /// A frame that others may map.
@@ -27,7 +27,7 @@ pub struct Outstanding {
     pub domain: DomId,
     /// The frame.
     pub mfn: Mfn,
-    /// Whether somebody has it mapped.
+    /// Whether someone has it mapped.
     pub is_mapped: bool,
 }
 

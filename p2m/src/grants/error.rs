@@ -10,7 +10,7 @@ use crate::error::P2mError;
 /// Why a grant cannot be given, ended, mapped or unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantError {
-    /// The frame to grant is none of the guest's; or the pfn that a grant is to be mapped as cannot
+    /// The frame to grant is not the guest's; or the pfn that a grant is to be mapped as cannot
     /// be marked, or has lost the mark.
     P2m(P2mError),
     /// The table has no such entry.

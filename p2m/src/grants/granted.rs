@@ -1,7 +1,7 @@
 //! What this guest grants to others.
 //!
 //! A grant consumes the token of its frame, and stands for it until it has ended: what another
-//! domain may write cannot become anybody's memory in between.
+//! domain may write cannot become anyone's memory in between.
 #![expect(unsafe_code, reason = "a table that Xen reads, and that nobody else may write (I-17)")]
 
 use hypercall::{DomId, Frame, GrantAccess, GrantRef, Pfn, Refused};
@@ -98,7 +98,7 @@ impl<'a> Granted<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// The number of a frame is not enough, for somebody may own it:
+    /// The number of a frame is not enough, for someone may own it:
     /// ```compile_fail,E0308
     /// # use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
     /// # use p2m::P2m;

@@ -78,7 +78,7 @@ impl fmt::Display for NotMapped {
 
 impl core::error::Error for NotMapped {}
 
-/// The mappings of others' grants, in memory of the caller's.
+/// The mappings of others' grants, in the caller's memory.
 #[derive(Debug)]
 pub struct GrantMaps<'s> {
     places: &'s mut [Option<MappedGrant>],

@@ -8,7 +8,7 @@
 //!                       └─► the L1 of identity pages, for each whole GiB of device space
 //! ```
 //!
-//! The tables are the window's own, so that it need not walk anybody else's; new ones are filled by
+//! The tables are the window's own, so that it need not walk anyone else's; new ones are filled by
 //! plain stores while they are loose, protected, and linked by one entry. The builder's list is not
 //! copied: its pages are mapped here a second time. A hole costs nothing but the entry that leads
 //! to shared memory.

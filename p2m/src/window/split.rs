@@ -26,7 +26,7 @@ enum Left {
 type Unused = (WindowError, Left);
 
 impl<M: Machine> Change<'_, '_, '_, M> {
-    /// Puts a table of the GiB's own in the place of the shared one of `hole`, with the leaves of
+    /// Puts a table of the GiB's own in place of the shared one of `hole`, with the leaves of
     /// `part` converted.
     pub(super) fn split(
         &mut self,
@@ -57,7 +57,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         })
     }
 
-    /// Protects a table and links it in the place of a shared one.
+    /// Protects a table and links it in place of a shared one.
     fn link_split(&mut self, table: Pfn, gib: u64) -> Result<(), Unused> {
         let guest = self.guest;
         let left = |error: WindowError| {

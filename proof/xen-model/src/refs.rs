@@ -117,7 +117,7 @@ impl State {
                 return Ok(());
             }
             if !now.flags.contains(TypeFlags::PARTIAL) {
-                // Somebody is validating it right now. Xen would wait for another CPU; here there
+                // Someone is validating it right now. Xen would wait for another CPU; here there
                 // is none.
                 return Err(Errno::EINVAL);
             }

@@ -27,7 +27,7 @@ pub enum PageType {
     L4,
     /// Segment descriptors: part of a GDT or LDT (`PGT_seg_desc_page`).
     SegDesc,
-    /// Memory that somebody may write (`PGT_writable_page`).
+    /// Memory that someone may write (`PGT_writable_page`).
     Writable,
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Event {
     pub(crate) request: Option<Line>,
     /// Misleading lines.
     pub(crate) follow_ups: u64,
-    /// Messages that Xen left out right behind the last line of it.
+    /// Messages that Xen left out directly after the last line of it.
     pub(crate) lost: u64,
     latest: Stamp,
 }

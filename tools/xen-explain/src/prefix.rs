@@ -108,7 +108,7 @@ fn stamp(before: &[u8]) -> Stamp {
     let mut stamp = Stamp::default();
     let (mut first, mut second) = ("", "");
     let words = text.split([' ', '[', ']', 'T']).filter(|word| !word.is_empty());
-    // Two empty words behind the last let every word be the first of three.
+    // Two empty words after the last let every word be the first of three.
     for third in words.chain([""; 2]) {
         if let Some(month) = MONTHS.iter().position(|name| *name == first) {
             stamp.of_year = of_year(month, second, third).or(stamp.of_year);

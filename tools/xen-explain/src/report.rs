@@ -110,7 +110,7 @@ pub struct Stopped {
     pub request: String,
     /// The errno, if a line says it.
     pub errno: Option<u64>,
-    /// Messages lost right behind.
+    /// Messages lost directly after.
     pub lost: u64,
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn with_remote(
     archive.file("/pvmmu/key", &fs::read(key.with_extension("pub"))?);
     archive.file("/pvmmu/network.sh", include_bytes!("dom0_network.sh"));
     let (_folder, mut machine) = domu::machine(host, linux, archive, GUESTS_MIB)?;
-    // A port that is free now; that somebody takes it in the next moment is unlikely.
+    // A port that is free now; that someone takes it in the next moment is unlikely.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     machine.ssh_port = Some(port);
     let mut work = Some(work);

@@ -37,8 +37,8 @@ pub(super) const fn case(program: &'static str, memory_mib: u32, expectation: Ex
 /// Two vCPUs, which share one processor or have one each.
 pub(super) const TWO_VCPUS: Case = Case { vcpus: 2, ..case("vcpus", 256, Expectation::Pass) };
 
-/// Sizes that catch mistakes: 33 MiB is no multiple of 2 MiB, 2 GiB needs more than one L3 entry,
-/// with 1216 MiB the direct mapping takes two rounds and the first one ends within a GiB.
+/// Sizes that catch mistakes: 33 MiB is not a multiple of 2 MiB, 2 GiB needs more than one L3
+/// entry, with 1216 MiB the direct mapping takes two rounds and the first one ends within a GiB.
 pub(super) const CASES: [Case; 30] = [
     case("demo", 256, Expectation::Pass),
     case("demo", 33, Expectation::Pass),
@@ -103,7 +103,7 @@ pub(super) const LIVES: [Case; 4] = [
     Case { seconds: 900, ..under_xl("guest mem-set*50") },
 ];
 
-/// What takes all memory of the machine, so that it is nothing for a machine of somebody's.
+/// What takes all memory of the machine, so that it is nothing for a machine of someone's.
 pub(super) const ALONE: [Case; 1] = [Case { seconds: 300, ..under_xl("guest starved") }];
 
 const fn under_xl(program: &'static str) -> Case {

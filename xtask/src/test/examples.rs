@@ -1,5 +1,5 @@
 //! Examples in the documentation: how many public functions of each library have none. What is
-//! called on the way to something else needs none; what somebody calls first does.
+//! called on the way to something else needs none; what someone calls first does.
 
 use std::fs;
 use std::path::Path;

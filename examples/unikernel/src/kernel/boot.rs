@@ -244,11 +244,11 @@ impl Takeover<'static> for Booting<'_> {
 unsafe extern "C" {
     /// First byte of the image (linker script).
     static kernel_start: u8;
-    /// First byte behind its code.
+    /// First byte after its code.
     static kernel_rodata_start: u8;
     /// First byte of it that may be written.
     static kernel_data_start: u8;
-    /// First byte behind it.
+    /// First byte after it.
     static kernel_end: u8;
 }
 

@@ -13,7 +13,7 @@ static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(ptr::null_mut());
 /// What [`wait_for`] waits at most, in nanoseconds: an event may have been cleared by the upcall.
 const POLL_MAX: u64 = 10_000_000;
 
-/// An event came since somebody last began to wait.
+/// An event came since someone last began to wait.
 static HAPPENED: AtomicBool = AtomicBool::new(false);
 
 fn shared() -> Option<&'static SharedInfo> {

@@ -1,5 +1,5 @@
 //! Stacks, each above a page that nothing maps once [`guard`] has run: what overflows one faults,
-//! and changes nothing of anybody's. Exceptions come on the stack that they interrupt, for this
+//! and changes nothing of anyone's. Exceptions come on the stack that they interrupt, for this
 //! kernel has no user mode.
 
 use core::arch::asm;
@@ -29,7 +29,7 @@ impl<const BYTES: usize> Stack<BYTES> {
         Self { guard: [0; PAGE_SIZE], bytes: UnsafeCell::new([0; BYTES]) }
     }
 
-    /// The first byte behind it, where it begins.
+    /// The first byte after it, where it begins.
     pub(super) fn top(&self) -> u64 {
         self.bytes.get().addr() as u64 + BYTES as u64
     }

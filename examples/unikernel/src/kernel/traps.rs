@@ -268,7 +268,7 @@ extern "C" fn handle(frame: &mut Frame) {
 fn instruction(rip: u64) -> impl Iterator<Item = u8> {
     (0..15).map_while(move |offset| {
         let address = usize::try_from(rip.checked_add(offset)?).ok()?;
-        // SAFETY: the kernel's code; no byte behind the end of the instruction is asked for.
+        // SAFETY: the kernel's code; no byte past the end of the instruction is asked for.
         Some(unsafe { core::ptr::with_exposed_provenance::<u8>(address).read() })
     })
 }

@@ -1,5 +1,5 @@
 //! `dump`: the frame map as text, and with `svg` as a picture. With `stay` the guest then waits to
-//! be examined from outside: it publishes the map, says so, and runs until somebody ends it.
+//! be examined from outside: it publishes the map, says so, and runs until someone ends it.
 
 use alloc::format;
 
@@ -30,7 +30,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     Ok(format!("{} pfns", p2m.len()))
 }
 
-/// Says that the map is published, and runs until somebody ends the guest.
+/// Says that the map is published, and runs until someone ends the guest.
 pub(super) fn wait_to_be_examined<M: Machine + Cpu>(
     kernel: &mut Kernel<'_, M>,
     toolstack: &Toolstack<'_>,

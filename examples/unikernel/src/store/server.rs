@@ -32,7 +32,7 @@ pub(crate) struct FakeLife {
     outgoing: RefCell<Vec<u8>>,
     /// Transactions that are still to be refused as collided.
     pub(crate) collisions: Cell<u32>,
-    /// Whether anybody reads the ring.
+    /// Whether anyone reads the ring.
     pub(crate) deaf: Cell<bool>,
     /// What happens in each sleep, first one first.
     pub(crate) events: RefCell<Vec<Event>>,
@@ -43,7 +43,7 @@ pub(crate) struct FakeLife {
 }
 
 impl FakeLife {
-    /// Somebody else writes a value.
+    /// Someone else writes a value.
     pub(crate) fn put(&self, path: &str, value: &[u8]) {
         self.values.borrow_mut().insert(path.into(), value.into());
         let watched = self.watches.borrow().iter().any(|watch| path.starts_with(watch.as_str()));
@@ -52,7 +52,7 @@ impl FakeLife {
         }
     }
 
-    /// Somebody else removes a value.
+    /// Someone else removes a value.
     pub(crate) fn remove(&self, path: &str) {
         self.values.borrow_mut().remove(path);
         self.tell(path);

@@ -33,7 +33,7 @@ fn h090_where_m2p_is_and_where_ram_ends<M: Target>(env: &mut Env<'_, M>) -> Chec
     let mapping = env.structure(3);
     same!(mapping[0], 0xffff_8000_0000_0000);
     same!(mapping[1], 0xffff_8040_0000_0000);
-    // dom0 is told the real end, everybody else one that fits every machine.
+    // dom0 is told the real end, everyone else one that fits every machine.
     same!(mapping[2], env.by_role(end - 1, 0x7_ffff_ffff));
     Ok(())
 }
