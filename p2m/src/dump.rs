@@ -2,6 +2,8 @@
 
 use core::fmt::{self, Write};
 
+use hypercall::Mfn;
+
 use crate::entry::P2mEntry;
 use crate::map::{P2m, Pfns};
 use crate::runs::{Census, Grain, Run};
@@ -17,10 +19,11 @@ impl fmt::Display for Run {
             P2mEntry::Foreign { .. } => "foreign",
         };
         write!(f, "pfn {}..{:05x}  {kind}", pfns.start, pfns.end())?;
+        let end = |mfn: &Mfn| mfn.raw().saturating_add(pfns.count);
         match first {
-            P2mEntry::Ram(mfn) => write!(f, "  mfn {mfn}..{:05x}", mfn.raw() + pfns.count),
+            P2mEntry::Ram(mfn) => write!(f, "  mfn {mfn}..{:05x}", end(mfn)),
             P2mEntry::Foreign { owner, mfn } => {
-                write!(f, "  mfn {mfn}..{:05x} of domain {}", mfn.raw() + pfns.count, owner.0)
+                write!(f, "  mfn {mfn}..{:05x} of domain {}", end(mfn), owner.0)
             }
             P2mEntry::Absent | P2mEntry::Identity => Ok(()),
         }

@@ -259,14 +259,14 @@ impl<'m> Pool<'m> {
         vcpu: usize,
         request: SlotRequest,
     ) -> Result<(Held, BusAddr), DmaError> {
-        let slots = request.what.slots();
         if request.what.len_bytes == 0 {
             return Err(DmaError::Empty);
         }
-        if request.what.len_bytes > Segment::BYTES
-            || slots > Segment::SLOTS
-            || request.stride > Segment::SLOTS
-        {
+        if request.what.len_bytes > Segment::BYTES || request.stride > Segment::SLOTS {
+            return Err(self.never(vcpu, request));
+        }
+        let slots = request.what.slots();
+        if slots > Segment::SLOTS {
             return Err(self.never(vcpu, request));
         }
         let home = vcpu % self.areas.len();

@@ -134,6 +134,10 @@ fn what_can_never_be_served_is_told_apart_from_what_is_only_full_now() {
             .expect_err("head")
             .error;
         assert!(matches!(error, DmaError::TooLarge { head_bytes: 8, .. }), "{error}");
+        // Nor does a length with which the sum passes the end of all numbers.
+        let endless = guest.buffer(0, 8, usize::MAX);
+        let error = dma.map::<ToDevice>(&aligned, endless).expect_err("endless").error;
+        assert_eq!(error, DmaError::TooLarge { len_bytes: usize::MAX, head_bytes: 8 });
         let error = dma.map::<ToDevice>(&BOUNCE, guest.buffer(0, 0, 0)).expect_err("empty").error;
         assert_eq!(error, DmaError::Empty);
 
@@ -148,7 +152,7 @@ fn what_can_never_be_served_is_told_apart_from_what_is_only_full_now() {
         dma.unmap(two).expect("unmapped");
         dma.unmap(three).expect("unmapped");
         let counters = dma.pool.counters();
-        assert_eq!((counters.too_large, counters.full, counters.slots_used_most), (2, 1, 256));
+        assert_eq!((counters.too_large, counters.full, counters.slots_used_most), (3, 1, 256));
     });
 }
 

@@ -367,7 +367,7 @@ fn index(number: u64) -> PageTableIndex {
 unsafe impl Leaves for Window {
     fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, leaf: u64) -> Result<Mfn, P2mError> {
         let len = guest.p2m().len();
-        let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf * LEAF_WORDS), len };
+        let missing = P2mError::OutOfRange { pfn: Pfn::new(leaf.saturating_mul(LEAF_WORDS)), len };
         let gib = leaf / TABLE_ENTRIES;
         if gib >= self.capacity / PFNS_PER_L1 {
             return Err(missing);
