@@ -10,7 +10,8 @@
 //!
 //! [`words`] reads the errors of a crate, [`pairs`] runs an operation under every pair of refusals,
 //! [`account`] says in the end whether every page has one owner, with [`meanwhile`] something else
-//! goes on between any two requests, and [`contrary`] is a machine that contradicts itself.
+//! goes on between any two requests, and [`contrary`] is a machine that contradicts itself,
+//! and [`nonsense`] one that says anything.
 //!
 //! The benches of this package (`cargo xtask bench --host`) call the functions of the others under
 //! valgrind. Each takes what was made ready for it, so that only the work itself is counted.
@@ -32,6 +33,7 @@ pub mod frame_map;
 pub mod guest;
 pub mod logs;
 pub mod meanwhile;
+pub mod nonsense;
 pub mod pairs;
 pub mod tables;
 pub mod window;
