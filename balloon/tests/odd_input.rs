@@ -13,7 +13,8 @@ use balloon::{
 };
 use common::{FREE, Guest, PAGES, Stack, begin, settle, step, words};
 use hypercall::{
-    Batch, Errno, Extent, FailNth, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn, Refusal,
+    Batch, BatchRuns, Errno, Extent, FailNth, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate,
+    Pfn, Refusal,
 };
 use p2m::P2m;
 
@@ -146,8 +147,8 @@ fn step_in<M: Machine>(
     stack: &mut Stack,
 ) -> BalloonStep {
     let (mut updates, mut old) = (vec![MmuUpdate::EMPTY; sizes.updates], vec![0; sizes.updates]);
-    let mut ops = vec![MmuExtOp::EMPTY; sizes.flushes];
-    let mut batch = Batch::within(&mut updates, &mut old, &mut ops);
+    let (mut ops, mut runs) = (vec![MmuExtOp::EMPTY; sizes.flushes], BatchRuns::new());
+    let mut batch = Batch::within(&mut updates, &mut old, &mut ops, &mut runs);
     let mut extents = vec![Extent::default(); sizes.extents];
     let mut pfns = vec![Pfn::new(0); sizes.pfns];
     let Sizes { out_max, in_max, .. } = sizes;

@@ -20,6 +20,8 @@
 
 use core::fmt;
 
+use crate::batch_error::{BatchError, Full};
+use crate::batch_runs::{BatchRuns, Kind, Run};
 use crate::call::{CALLS_MAX, Call, Outcome, Request};
 use crate::error::{Errno, Error};
 use crate::machine::Machine;
@@ -33,6 +35,7 @@ pub struct BatchStorage<const UPDATES: usize, const OPS: usize> {
     updates: [MmuUpdate; UPDATES],
     old: [u64; UPDATES],
     ops: [MmuExtOp; OPS],
+    runs: BatchRuns,
 }
 
 impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
@@ -52,6 +55,7 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
             updates: [MmuUpdate::EMPTY; UPDATES],
             old: [0; UPDATES],
             ops: [MmuExtOp::EMPTY; OPS],
+            runs: BatchRuns::new(),
         }
     }
 
@@ -73,7 +77,7 @@ impl<const UPDATES: usize, const OPS: usize> BatchStorage<UPDATES, OPS> {
         let updates = if updates < UPDATES { updates } else { UPDATES };
         let (updates, _) = self.updates.split_at_mut(updates);
         let (ops, _) = self.ops.split_at_mut(if ops < OPS { ops } else { OPS });
-        Batch::within(updates, &mut self.old, ops)
+        Batch::within(updates, &mut self.old, ops, &mut self.runs)
     }
 }
 
@@ -83,70 +87,8 @@ impl<const UPDATES: usize, const OPS: usize> Default for BatchStorage<UPDATES, O
     }
 }
 
-/// The batch has no room for another element or request. Nothing was added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full;
-
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the batch is full: submit it, or give it more storage")
-    }
-}
-
-impl core::error::Error for Full {}
-
-/// A batch with a refused request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchError {
-    /// The first refused request, counted from 0 in the order of the batch. The last one, if the
-    /// machine refuses the batch as a whole and calls every request of it done.
-    pub request: u32,
-    /// Number of requests in the batch.
-    pub requests: u32,
-    /// Why it was refused; `error.done` is the index of the refused element in it.
-    pub error: Error,
-    /// The flag of the refused entry for which Xen refuses it, if it has one.
-    pub flag: Option<RefusableFlag>,
-}
-
-impl fmt::Display for BatchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error)?;
-        if let Some(flag) = self.flag {
-            write!(f, ": the entry asks for {flag}")?;
-        }
-        if self.requests > 1 {
-            write!(f, " (request {} of {})", self.request + 1, self.requests)?;
-        }
-        Ok(())
-    }
-}
-
-impl core::error::Error for BatchError {}
-
-/// Returns the refusal of a request of a batch that has `requests`.
-fn batch_error(request: usize, requests: usize, error: Error) -> BatchError {
-    let [request, requests] = [request, requests].map(|it| u32::try_from(it).unwrap_or(u32::MAX));
-    BatchError { request, requests, error, flag: None }
-}
-
 /// Marks that no run can be extended.
 const NOWHERE: usize = usize::MAX;
-
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Updates(Domains),
-    Ops(DomId),
-    Va(VaMapping, Pte),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    kind: Kind,
-    start: usize,
-    end: usize,
-    outcome: Outcome,
-}
 
 /// One element of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,31 +117,29 @@ pub struct Batch<'s> {
     extends_at: usize,
     ops: &'s mut [MmuExtOp],
     ops_used: usize,
-    runs: [Run; CALLS_MAX],
+    runs: &'s mut [Run],
     runs_used: usize,
     /// The runs of the last submit, if it succeeded and nothing has been pushed since.
     runs_sent: usize,
 }
 
 impl Batch<'_> {
-    const NO_RUN: Run =
-        Run { kind: Kind::Ops(DomId::SELF), start: 0, end: 0, outcome: Outcome::NotIssued };
-
     /// Makes an empty batch in memory of any size, with room for as many updates as both of the
     /// first two slices hold.
     ///
     /// ```
-    /// use hypercall::{Batch, MmuExtOp, MmuUpdate};
+    /// use hypercall::{Batch, BatchRuns, MmuExtOp, MmuUpdate};
     ///
     /// let (mut updates, mut old) = (vec![MmuUpdate::EMPTY; 64], vec![0; 64]);
-    /// let mut ops = [MmuExtOp::EMPTY];
-    /// let batch = Batch::within(&mut updates, &mut old, &mut ops);
+    /// let (mut ops, mut runs) = ([MmuExtOp::EMPTY], BatchRuns::new());
+    /// let batch = Batch::within(&mut updates, &mut old, &mut ops, &mut runs);
     /// assert_eq!(batch.updates_max(), 64);
     /// ```
     pub const fn within<'m>(
         updates: &'m mut [MmuUpdate],
         old: &'m mut [u64],
         ops: &'m mut [MmuExtOp],
+        runs: &'m mut BatchRuns,
     ) -> Batch<'m> {
         let room = if updates.len() < old.len() { updates.len() } else { old.len() };
         Batch {
@@ -209,7 +149,53 @@ impl Batch<'_> {
             extends_at: NOWHERE,
             ops,
             ops_used: 0,
-            runs: [Batch::NO_RUN; CALLS_MAX],
+            runs: &mut runs.0,
+            runs_used: 0,
+            runs_sent: 0,
+        }
+    }
+
+    /// Lends the memory of this batch, which is empty from then on.
+    ///
+    /// ```
+    /// use hypercall::BatchStorage;
+    ///
+    /// let mut storage = BatchStorage::<8, 2>::new();
+    /// let mut batch = storage.batch();
+    /// assert_eq!(batch.lend().room(), 8); // for one operation
+    /// assert!(batch.is_empty());
+    /// ```
+    pub const fn lend(&mut self) -> Batch<'_> {
+        self.clear();
+        Batch {
+            updates: self.updates,
+            old: self.old,
+            updates_used: 0,
+            extends_at: NOWHERE,
+            ops: self.ops,
+            ops_used: 0,
+            runs: self.runs,
+            runs_used: 0,
+            runs_sent: 0,
+        }
+    }
+
+    /// Returns a batch that holds nothing, in no memory: every push is refused.
+    ///
+    /// ```
+    /// use hypercall::{Batch, MmuUpdate};
+    ///
+    /// assert!(Batch::none().update(MmuUpdate::EMPTY, 0).is_err());
+    /// ```
+    pub const fn none() -> Self {
+        Batch {
+            updates: &mut [],
+            old: &mut [],
+            updates_used: 0,
+            extends_at: NOWHERE,
+            ops: &mut [],
+            ops_used: 0,
+            runs: &mut [],
             runs_used: 0,
             runs_sent: 0,
         }
@@ -605,7 +591,7 @@ impl Batch<'_> {
         if let Err(error) = whole {
             let last = requests.saturating_sub(1);
             let request = first_refused.map_or(last, |(request, _)| request);
-            return Err(batch_error(request, requests, error));
+            return Err(BatchError::of(request, requests, error));
         }
         match first_refused {
             Some((request, error)) => Err(self.refusal(request, error, machine.missing_flags())),
@@ -632,7 +618,7 @@ impl Batch<'_> {
         };
         let entry = entry.filter(|_| error.errno == Errno::EINVAL);
         let flag = entry.and_then(|(pte, level)| RefusableFlag::find(pte, level, missing));
-        BatchError { flag, ..batch_error(request, self.runs_used, error) }
+        BatchError { flag, ..BatchError::of(request, self.runs_used, error) }
     }
 
     /// Returns the elements that took effect in a refused submit, in order.

@@ -49,6 +49,8 @@
 
 mod abi;
 mod batch;
+mod batch_error;
+mod batch_runs;
 mod call;
 mod error;
 pub mod explain;
@@ -72,7 +74,9 @@ mod version;
 #[cfg(target_os = "none")]
 pub mod xen;
 
-pub use batch::{Batch, BatchError, BatchStorage, Element, Full};
+pub use batch::{Batch, BatchStorage, Element};
+pub use batch_error::{BatchError, Full};
+pub use batch_runs::BatchRuns;
 pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};

@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use arbtest::arbitrary::{Result as Drawn, Unstructured};
 use arbtest::arbtest;
 use hypercall::{
-    AccessError, Assist, Batch, BatchError, BatchStorage, CALLS_MAX, Call, DomId, Domains, Element,
-    Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, MemoryOp, Mfn, MmuExtOp,
-    MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping, VcpuSet,
+    AccessError, Assist, Batch, BatchError, BatchRuns, BatchStorage, CALLS_MAX, Call, DomId,
+    Domains, Element, Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, MemoryOp,
+    Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping,
+    VcpuSet,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -355,8 +356,8 @@ fn a_flush_carries_its_vcpus_with_it() -> Result<(), Full> {
 fn a_batch_holds_as_many_updates_as_it_can_remember_replaced_entries() {
     for (places, old) in [(3, 2), (2, 3), (2, 2), (0, 1)] {
         let (mut updates, mut replaced) = (vec![MmuUpdate::EMPTY; places], vec![0; old]);
-        let mut ops = [MmuExtOp::EMPTY; 1];
-        let mut batch = Batch::within(&mut updates, &mut replaced, &mut ops);
+        let (mut ops, mut runs) = ([MmuExtOp::EMPTY; 1], BatchRuns::new());
+        let mut batch = Batch::within(&mut updates, &mut replaced, &mut ops, &mut runs);
         assert_eq!(batch.updates_max(), places.min(old));
         let pushed = (0..9).take_while(|&n| batch.update(MmuUpdate::EMPTY, n).is_ok());
         assert_eq!(pushed.count(), places.min(old));

@@ -8,7 +8,7 @@ mod common;
 
 use common::{TestGuest, guest, page, tools};
 use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal};
-use pvmmu::{Pages, Pgd, TablePool};
+use pvmmu::{Pages, Pgd, TablePool, Tools};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
@@ -23,8 +23,9 @@ fn main() {
     let pages = Pages { start: page(0), count: 40 };
 
     // While it is loose, an address space is plain memory, and Xen knows nothing of it.
-    let mut loose = Pgd::new(&guest, &mut frames).expect("a frame for the root");
-    loose.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames).expect("frames enough");
+    let mut loose = Pgd::new(&mut Tools::new(guest, &mut frames)).expect("a frame for the root");
+    let mapped = loose.map_pages(&mut Tools::new(guest, &mut frames), pages, PteFlags::USER_RW);
+    mapped.expect("frames enough");
     assert_eq!(machine.counts().hypercalls, 0);
 
     // A refusal gives the address space back, as it was, and says what stood in the way.

@@ -13,8 +13,8 @@ mod common;
 
 use common::{Pool, TestGuest};
 use hypercall::{BatchStorage, FrameSource as _};
-use pvmmu::Pgd;
 use pvmmu::mapper::LiveMapper;
+use pvmmu::{Pgd, Tools};
 use x86_64::structures::paging::mapper::{MapToError, MapperAllSizes, Translate};
 use x86_64::structures::paging::{
     FrameAllocator, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size2MiB, Size4KiB,
@@ -70,7 +70,7 @@ fn main() {
     let guest = common::guest(&test, &test.model, &p2m);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
 
     // Before: let mut mapper = unsafe { OffsetPageTable::new(table, offset) };

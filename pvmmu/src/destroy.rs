@@ -6,18 +6,18 @@
 
 use core::fmt;
 
-use hypercall::{Entry, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
+use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, Slot, VcpuSet};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::cost::{COSTS, Population, Strategy};
 use crate::doubt::Doubt;
 use crate::edit::Edit;
 use crate::entries::{Entries, empty_table};
-use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::{Held, held};
 use crate::pgd::{Holds, Loose, Pgd, Pinned};
 use crate::pin::{UnpinError, unpin};
+use crate::pool::TablePool;
 use crate::room::Room;
 use crate::tables::Present;
 use crate::teardown::empty;
@@ -105,12 +105,12 @@ impl Pgd<Pinned> {
     /// assert_eq!(tools.frames.source.count(), before + 8 + 4); // pages, and tables
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn destroy<M: Machine, F: SpaceFrames>(
+    pub fn destroy<M: Machine, F: FrameSource>(
         mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<(), DestroyError> {
         let roots = self.roots();
-        let ready = Room::check(tools.batch)
+        let ready = Room::check(&tools.batch)
             .map_err(MapError::from)
             .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from));
         if let Err(error) = ready {
@@ -128,23 +128,26 @@ impl Pgd<Pinned> {
             edit.abandon();
             return Err(DestroyError::Pinned(self, error));
         }
-        let Tools { guest, batch, tables, frames, .. } = tools;
+        let mut none = TablePool::none();
+        let Tools { guest, batch, pool, frames, .. } = tools;
+        let pool = pool.as_deref_mut().unwrap_or(&mut none);
         match unpin(guest, roots, holds, Level::L2, batch) {
-            Ok(released) => tables.note_not_returned(released),
+            Ok(released) => pool.note_not_returned(released),
             Err(refused) => {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
             }
         }
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
-        let returned = tables.counts().returned;
-        if let Err(error) = empty(guest, Level::L4, roots.kernel, tables, *frames) {
-            tables.note_not_returned(strip.linked - (tables.counts().returned - returned));
+        let returned = pool.counts().returned;
+        if let Err(error) = empty(guest, Level::L4, roots.kernel, pool, frames) {
+            pool.note_not_returned(strip.linked - (pool.counts().returned - returned));
             // INVARIANT: I-5: those that are left become plain memory before anything else.
             Doubt::TABLES.note(&mut self.doubt);
             self.holds = Holds::Nothing;
             return Err(DestroyError::Loose(self.into_state(), error));
         }
+        let frames = frames.of_tables();
         frames.give(self.root);
         self.user_root.into_iter().for_each(|root| frames.give(root));
         Ok(())
@@ -171,10 +174,10 @@ impl Vcpus<'_> {
     /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn destroy<M: Machine, F: SpaceFrames>(
+    pub fn destroy<M: Machine, F: FrameSource>(
         self,
         pgd: Pgd<Pinned>,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<(), DestroyError> {
         let running = self.on(&pgd);
         if !running.is_empty() {
@@ -208,9 +211,9 @@ struct Strip {
 impl Strip {
     /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from
     /// those that are to be kept in the pool.
-    fn below<M: Machine, F: SpaceFrames>(
+    fn below<M: Machine, F: FrameSource>(
         &mut self,
-        edit: &mut Edit<'_, '_, '_, '_, M, F>,
+        edit: &mut Edit<'_, '_, '_, M, F>,
         (level, table, end): Node,
         base: u64,
     ) -> Result<(), MapError> {
@@ -286,8 +289,8 @@ const FEW: u16 = 96;
 
 /// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end
 /// it, and says which way that is.
-fn clear_l1<M: Machine, F: SpaceFrames>(
-    edit: &mut Edit<'_, '_, '_, '_, M, F>,
+fn clear_l1<M: Machine, F: FrameSource>(
+    edit: &mut Edit<'_, '_, '_, M, F>,
     table: Pfn,
     va: GuestVa,
 ) -> Result<Strategy, MapError> {

@@ -76,17 +76,17 @@ impl PinError {
     /// # use hypercall::{Errno, FailNth, Refusal};
     /// # use pv_tests::guest::TestGuest;
     /// use p2m::Guest;
-    /// use pvmmu::Pgd;
+    /// use pvmmu::{Pgd, Tools};
     ///
     /// let mut test = TestGuest::new();
-    /// let pgd = Pgd::new(&test.guest, &mut test.frames)?;
+    /// let pgd = Pgd::new(&mut Tools::new(test.guest, &mut test.frames))?;
     /// // A machine that refuses the second request: the pin.
     /// let refusal = Refusal { request: 1, done: 0, errno: Errno::EINVAL };
     /// let machine = FailNth::new(test.model, refusal);
     /// let guest = test.guest.with_machine(&machine);
     /// let error = pgd.pin(&guest, test.batch()).unwrap_err();
     /// println!("{error}\n{}", error.why());
-    /// error.pgd.destroy(&guest, &mut test.frames).map_err(|(_, error)| error)?;
+    /// error.pgd.destroy(&mut Tools::new(guest, &mut test.frames)).map_err(|(_, error)| error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

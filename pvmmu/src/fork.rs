@@ -8,13 +8,13 @@
 
 use core::fmt;
 
-use hypercall::{Entry, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
+use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::edit::Edit;
 use crate::entries::{Entries, TABLE_FLAGS, empty_table, with_table_flags};
 use crate::error::PinFailure;
-use crate::frames::{CannotShare, Marked, Ours, SharedFrame, SpaceFrames, give_shared};
+use crate::frames::{CannotShare, Marked, SharedFrame, SpaceFrames, give_shared};
 use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::obstacles::Obstacles;
@@ -74,7 +74,7 @@ impl core::error::Error for ForkError {}
 impl Pgd<Pinned> {
     /// Makes a second address space that maps the same frames, pinned: writable pages are
     /// write-protected in both until [`Edit::make_own`]. Foreign frames are not inherited. The
-    /// frames of the tools must count sharers ([`Counted`](crate::Counted)). What is written until
+    /// tools must count sharers ([`Tools::with_shares`]). What is written until
     /// the parent's pages are write-protected is marked dirty on both sides.
     ///
     /// # Errors
@@ -100,17 +100,17 @@ impl Pgd<Pinned> {
     /// assert!(matches!(page.frame, Mapped::Own(_)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn fork<M: Machine, F: SpaceFrames>(
+    pub fn fork<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<Self, ForkError> {
         let refused = |error| ForkError { failure: ForkFailure::Map(error), left: None };
         let (guest, roots) = (tools.guest, self.roots());
-        Room::check(tools.batch).map_err(|error| refused(error.into()))?;
+        Room::check(&tools.batch).map_err(|error| refused(error.into()))?;
         self.put_right(&guest).map_err(|error| refused(error.into()))?;
         let mut child = match roots.user {
-            Some(_) => Pgd::with_user_root(&guest, tools.frames),
-            None => Pgd::new(&guest, tools.frames),
+            Some(_) => Pgd::with_user_root(tools),
+            None => Pgd::new(tools),
         }
         .map_err(refused)?;
         let mut edit = Edit::begin(roots, &mut self.doubt, tools);
@@ -125,7 +125,7 @@ impl Pgd<Pinned> {
             Unseen::Writes => inherit_dirty(&guest, roots.kernel, &child),
         });
         let failure = match copied {
-            Ok(()) => match child.pin(&guest, tools.batch) {
+            Ok(()) => match child.pin(&guest, &mut tools.batch) {
                 Ok(child) => return Ok(child),
                 Err(PinError { pgd, failure, obstacles, .. }) => {
                     child = pgd;
@@ -143,7 +143,7 @@ impl Pgd<Pinned> {
         match put_back(self, &child, tools) {
             Ok(()) => {
                 // What the child maps is the parent's alone: only its tables are left.
-                let left = child.destroy(&guest, tools.frames).err();
+                let left = child.destroy(tools).err();
                 Err(ForkError { failure, left })
             }
             Err(error) => Err(ForkError { failure, left: Some((child, error)) }),
@@ -225,8 +225,8 @@ const fn join(parents: Pte) -> Pte {
 
 /// Copies a table into the child, and protects the parent's.
 #[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
-fn copy_table<M: Machine, F: SpaceFrames>(
-    edit: &mut Edit<'_, '_, '_, '_, M, F>,
+fn copy_table<M: Machine, F: FrameSource>(
+    edit: &mut Edit<'_, '_, '_, M, F>,
     child: &mut Pgd<Loose>,
     path: &mut Path,
     L1Table { pfn: table, va, unusual }: L1Table,
@@ -272,7 +272,7 @@ fn inherit<M: Machine>(
     for step in walk(guest, root, va)?.steps().filter(|step| step.level > Level::L1) {
         let usual = with_table_flags(step.level, va, step.pte, PteFlags::TABLE)?;
         if usual != step.pte {
-            child.set_table_flags(guest, step.level, va, step.pte.flags())?;
+            child.give_table_flags(guest, step.level, va, step.pte.flags())?;
         }
     }
     Ok(())
@@ -283,9 +283,9 @@ fn share_all<M: Machine>(
     guest: &Guest<'_, M>,
     parents: &Entries,
     childs: &mut Entries,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), MapError> {
-    let mut shares = frames.shares(Ours);
+    let mut shares = frames.shares();
     for (parents, childs) in parents.iter().zip(childs) {
         let Some((_, child)) = split(*parents) else { continue };
         let pfn = guest.pfn(child.mfn())?;
@@ -334,10 +334,10 @@ fn inherit_dirty<M: Machine>(
 
 /// Puts the parent back to how it was before the child was made, and takes back the child's shares.
 /// What could not be put back of the parent the child shares still.
-fn put_back<M: Machine, F: SpaceFrames>(
+fn put_back<M: Machine, F: FrameSource>(
     parent: &mut Pgd<Pinned>,
     child: &Pgd<Loose>,
-    tools: &mut Tools<'_, '_, '_, M, F>,
+    tools: &mut Tools<'_, '_, M, F>,
 ) -> Result<(), MapError> {
     let (guest, roots) = (tools.guest, parent.roots());
     let mut path = Path::new(roots.kernel);
@@ -363,7 +363,7 @@ fn put_back<M: Machine, F: SpaceFrames>(
     if restored.is_err() {
         edit.abandon();
     }
-    let withdrawn = withdraw(&guest, roots.kernel, child, tools.frames);
+    let withdrawn = withdraw(&guest, roots.kernel, child, &mut tools.frames);
     restored.and(withdrawn)
 }
 
@@ -374,7 +374,7 @@ fn withdraw<M: Machine>(
     guest: &Guest<'_, M>,
     parents_root: Pfn,
     child: &Pgd<Loose>,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
     let mut path = Path::new(parents_root);
@@ -397,10 +397,14 @@ fn withdraw<M: Machine>(
 }
 
 /// Takes back what [`share_all`] has counted for the child's entry.
-fn take_back_share<M: Machine>(guest: &Guest<'_, M>, child: Pte, frames: &mut impl SpaceFrames) {
+fn take_back_share<M: Machine>(
+    guest: &Guest<'_, M>,
+    child: Pte,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+) {
     match guest.pfn(child.mfn()) {
         Ok(pfn) if child.flags().contains(FORKED) => {
-            if let Some(mut shares) = frames.shares(Ours) {
+            if let Some(shares) = frames.shares() {
                 shares.unshare(pfn);
             }
         }

@@ -1,48 +1,144 @@
 //! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
 
+use core::fmt;
+
 use hypercall::{DomId, Frame, FrameSource, Mfn, Pfn, Uncertain};
 
-/// The frames of address spaces: where they come from, and what else a tree may map.
-pub trait SpaceFrames: FrameSource {
-    /// Hands out a frame for a table, if there is one: any frame, unless this says otherwise.
-    fn take_table(&mut self) -> Option<Frame> {
-        self.take()
-    }
-
-    /// Hears that a frame which is not the guest's own, or which P2M does not confirm, is no longer
+/// Pages of address spaces that are not the guest's own memory: another domain's, or a device's.
+pub trait ForeignFrames {
+    /// Hears that `mfn`, which is not the guest's own, or which P2M does not confirm, is no longer
     /// mapped. It does not hear of a frame whose mapping was refused.
-    fn give_foreign(&mut self, _: Mfn) {}
+    fn give_foreign(&mut self, mfn: Mfn);
 
     /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Xen lets the
     /// flags of its entry change, and takes the entry back when an operation is undone, in the name
-    /// of that domain only. By default nobody knows, and neither is possible.
-    fn domain_of(&self, _: Mfn) -> DomId {
-        DomId::SELF
-    }
+    /// of that domain only.
+    fn domain_of(&self, mfn: Mfn) -> DomId;
+}
 
-    /// Who counts the address spaces that share a frame. Only [`Counted`] has counts: any other
-    /// source shares nothing. No other crate can override this, so the counts stay the same
-    /// throughout an operation.
-    #[doc(hidden)]
-    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
-        None
+/// The frames of address spaces: where they come from and go to, and who else has a part in them.
+pub struct SpaceFrames<'a, F> {
+    /// Where the frames come from and go to.
+    pub source: &'a mut F,
+    /// Where those of tables come from and go to, if not to `source`.
+    tables: Option<&'a mut dyn FrameSource>,
+    /// Who shares what.
+    shares: Option<Shares<'a>>,
+    /// Who knows of frames that are not the guest's own.
+    foreign: Option<&'a mut dyn ForeignFrames>,
+}
+
+impl<F: fmt::Debug> fmt::Debug for SpaceFrames<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut frames = f.debug_struct("SpaceFrames");
+        frames.field("source", &self.source).field("shares", &self.shares);
+        frames.finish_non_exhaustive()
     }
 }
 
-mod ours {
-    /// An argument that only this crate can name: no other crate can write a method that takes it.
-    #[derive(Clone, Copy, Debug)]
-    pub struct Ours;
+impl<'a, F> SpaceFrames<'a, F> {
+    /// All frames come from `source`. None is shared, and nobody knows of foreign ones.
+    pub(crate) const fn new(source: &'a mut F) -> Self {
+        Self { source, tables: None, shares: None, foreign: None }
+    }
+
+    pub(crate) fn take_tables_from(&mut self, tables: &'a mut dyn FrameSource) {
+        self.tables = Some(tables);
+    }
+
+    pub(crate) const fn count_in(&mut self, shares: Shares<'a>) {
+        self.shares = Some(shares);
+    }
+
+    pub(crate) fn tell_foreign(&mut self, foreign: &'a mut dyn ForeignFrames) {
+        self.foreign = Some(foreign);
+    }
+
+    /// Who counts the address spaces that share a frame.
+    #[inline]
+    pub(crate) const fn shares(&mut self) -> Option<&mut Shares<'a>> {
+        self.shares.as_mut()
+    }
+
+    /// The same frames, for one operation.
+    pub(crate) fn lend(&mut self) -> SpaceFrames<'_, F> {
+        SpaceFrames {
+            source: self.source,
+            tables: match &mut self.tables {
+                Some(tables) => Some(*tables),
+                None => None,
+            },
+            shares: self.shares.as_mut().map(Shares::reborrow),
+            foreign: match &mut self.foreign {
+                Some(foreign) => Some(*foreign),
+                None => None,
+            },
+        }
+    }
+
+    pub(crate) fn give_foreign(&mut self, mfn: Mfn) {
+        if let Some(foreign) = &mut self.foreign {
+            foreign.give_foreign(mfn);
+        }
+    }
+
+    /// Returns the domain that has `mfn`: the guest's own, if nobody knows.
+    pub(crate) fn domain_of(&self, mfn: Mfn) -> DomId {
+        self.foreign.as_ref().map_or(DomId::SELF, |foreign| foreign.domain_of(mfn))
+    }
 }
-pub(crate) use ours::Ours;
+
+impl<F: FrameSource> SpaceFrames<'_, F> {
+    /// Where the frames of tables come from and go to.
+    #[inline]
+    pub(crate) fn of_tables(&mut self) -> &mut dyn FrameSource {
+        match &mut self.tables {
+            Some(tables) => *tables,
+            None => self.source,
+        }
+    }
+
+    /// The same frames, but pages come from `source`, and go there.
+    pub(crate) fn with_source<'b, G>(&'b mut self, source: &'b mut G) -> SpaceFrames<'b, G> {
+        let tables: &mut dyn FrameSource = match &mut self.tables {
+            Some(tables) => *tables,
+            None => self.source,
+        };
+        SpaceFrames {
+            source,
+            tables: Some(tables),
+            shares: self.shares.as_mut().map(Shares::reborrow),
+            foreign: match &mut self.foreign {
+                Some(foreign) => Some(*foreign),
+                None => None,
+            },
+        }
+    }
+}
+
+impl<F: FrameSource> FrameSource for SpaceFrames<'_, F> {
+    #[inline]
+    fn take(&mut self) -> Option<Frame> {
+        self.source.take()
+    }
+
+    #[inline]
+    fn give(&mut self, frame: Frame) {
+        self.source.give(frame);
+    }
+
+    fn give_uncertain(&mut self, frames: Uncertain) {
+        self.source.give_uncertain(frames);
+    }
+}
 
 /// Takes back one share. The last one gives the frame to `frames`. A share that nobody counts is
 /// lost, and the frame with it.
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
 #[inline(always)]
-pub(crate) fn give_shared(frames: &mut impl SpaceFrames, share: SharedFrame) {
+pub(crate) fn give_shared(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedFrame) {
     let pfn = share.0;
-    let Some(mut shares) = frames.shares(Ours) else {
+    let Some(shares) = frames.shares() else {
         return log::error!("nobody counts who shares pfn {pfn}: it is lost");
     };
     match shares.release(share) {
@@ -54,8 +150,11 @@ pub(crate) fn give_shared(frames: &mut impl SpaceFrames, share: SharedFrame) {
 
 /// The same for a share whose frame is in doubt: the last one gives it as an uncertain one.
 #[cold]
-pub(crate) fn give_uncertain_share(frames: &mut impl SpaceFrames, share: SharedFrame) {
-    let released = frames.shares(Ours).map(|mut shares| shares.release_in_doubt(share));
+pub(crate) fn give_uncertain_share(
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+    share: SharedFrame,
+) {
+    let released = frames.shares().map(|shares| shares.release_in_doubt(share));
     match released {
         Some(Released::Frame(frame)) => frames.give_uncertain(frame.into()),
         Some(Released::Uncertain(frame)) => frames.give_uncertain(frame),
@@ -166,7 +265,7 @@ impl<'s> Shares<'s> {
     }
 
     /// The same counts, for one call.
-    fn reborrow(&mut self) -> Shares<'_> {
+    pub(crate) fn reborrow(&mut self) -> Shares<'_> {
         Shares { counts: self.counts }
     }
 
@@ -224,94 +323,36 @@ impl<'s> Shares<'s> {
     }
 }
 
-/// A source of frames together with the counts of those that are shared.
-#[derive(Debug)]
-pub struct Counted<'a, 's, F> {
-    /// Where the frames come from and go to.
-    pub source: &'a mut F,
-    /// Who shares what.
-    pub shares: &'a mut Shares<'s>,
-}
-
-impl<F: FrameSource> FrameSource for Counted<'_, '_, F> {
-    fn take(&mut self) -> Option<Frame> {
-        self.source.take()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.source.give(frame);
-    }
-
-    fn give_uncertain(&mut self, frames: Uncertain) {
-        self.source.give_uncertain(frames);
-    }
-}
-
-impl<F: SpaceFrames> SpaceFrames for Counted<'_, '_, F> {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.source.take_table()
-    }
-
-    fn give_foreign(&mut self, mfn: Mfn) {
-        self.source.give_foreign(mfn);
-    }
-
-    fn domain_of(&self, mfn: Mfn) -> DomId {
-        self.source.domain_of(mfn)
-    }
-
-    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
-        Some(self.shares.reborrow())
-    }
-}
-
-/// A source of frames of which this one is for the page, and comes back here.
-#[derive(Debug)]
-pub(crate) struct OnePage<'a, F> {
-    pfn: Pfn,
+/// The one frame that is to be mapped, which comes back here.
+#[derive(Debug, Default)]
+pub(crate) struct OnePage {
     frame: Option<Frame>,
-    others: &'a mut F,
+    uncertain: Option<Uncertain>,
 }
 
-impl<'a, F> OnePage<'a, F> {
-    pub(crate) const fn new(frame: Frame, others: &'a mut F) -> Self {
-        Self { pfn: frame.pfn(), frame: Some(frame), others }
+impl OnePage {
+    pub(crate) const fn new(frame: Frame) -> Self {
+        Self { frame: Some(frame), uncertain: None }
+    }
+
+    /// Ends the mapping of the frame: what is in doubt goes to `frames`.
+    pub(crate) fn end(self, frames: &mut impl FrameSource) -> Option<Frame> {
+        self.uncertain.into_iter().for_each(|frame| frames.give_uncertain(frame));
+        self.frame
     }
 }
 
-impl<F: FrameSource> FrameSource for OnePage<'_, F> {
+impl FrameSource for OnePage {
     fn take(&mut self) -> Option<Frame> {
         self.frame.take()
     }
 
     fn give(&mut self, frame: Frame) {
-        if frame.pfn() == self.pfn {
-            self.frame = Some(frame);
-        } else {
-            self.others.give(frame);
-        }
+        self.frame = Some(frame);
     }
 
-    fn give_uncertain(&mut self, frames: Uncertain) {
-        self.others.give_uncertain(frames);
-    }
-}
-
-impl<F: SpaceFrames> SpaceFrames for OnePage<'_, F> {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.others.take_table()
-    }
-
-    fn give_foreign(&mut self, mfn: Mfn) {
-        self.others.give_foreign(mfn);
-    }
-
-    fn domain_of(&self, mfn: Mfn) -> DomId {
-        self.others.domain_of(mfn)
-    }
-
-    fn shares(&mut self, _: Ours) -> Option<Shares<'_>> {
-        self.others.shares(Ours)
+    fn give_uncertain(&mut self, frame: Uncertain) {
+        self.uncertain = Some(frame);
     }
 }
 
@@ -416,8 +457,6 @@ impl FrameSource for FrameStack<'_> {
         }
     }
 }
-
-impl SpaceFrames for FrameStack<'_> {}
 
 #[cfg(test)]
 #[expect(unsafe_code, reason = "the frames of these tests exist only as numbers")]

@@ -32,8 +32,9 @@ impl Pgd<Pinned> {
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// let (mut pgd, tools) = TestGuest::with_pinned(pages); // two tables of level 1
-    /// let held = pgd.hold_l1_tables(&tools.guest, tools.batch).map_err(|(failure, _)| failure)?;
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages); // two tables of level 1
+    /// let held = pgd.hold_l1_tables(&tools.guest, &mut tools.batch);
+    /// let held = held.map_err(|(failure, _)| failure)?;
     /// assert_eq!(held, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

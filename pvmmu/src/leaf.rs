@@ -1,7 +1,7 @@
 //! What a page's entry stood for, once it is gone.
 #![expect(unsafe_code, reason = "claims back the frames of entries that are gone (I-4)")]
 
-use hypercall::{Frame, Machine, Pte, Uncertain};
+use hypercall::{Frame, FrameSource, Machine, Pte, Uncertain};
 
 use crate::frames::{SharedFrame, SpaceFrames, give_shared, give_uncertain_share};
 use crate::marks::{FOREIGN, SHARED};
@@ -12,7 +12,11 @@ use p2m::Guest;
 /// else's: it is never handed out.
 #[expect(clippy::inline_always, reason = "a call is a third of what ending a shared page costs")]
 #[inline(always)]
-pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl SpaceFrames) {
+pub(crate) fn release<M: Machine>(
+    guest: &Guest<'_, M>,
+    pte: Pte,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+) {
     if !pte.flags().contains(FOREIGN)
         && let Ok(pfn) = guest.pfn(pte.mfn())
     {
@@ -30,7 +34,11 @@ pub(crate) fn release<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut i
 /// The same for a leaf that no table holds any more, or should not hold, while a TLB may: it is
 /// handed to nobody.
 #[cold]
-pub(crate) fn lose<M: Machine>(guest: &Guest<'_, M>, pte: Pte, frames: &mut impl SpaceFrames) {
+pub(crate) fn lose<M: Machine>(
+    guest: &Guest<'_, M>,
+    pte: Pte,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+) {
     match guest.pfn(pte.mfn()) {
         Ok(pfn) if !pte.flags().contains(FOREIGN) => {
             if pte.flags().contains(SHARED) {

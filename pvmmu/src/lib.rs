@@ -13,12 +13,13 @@
 //! # Main types
 //! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
 //!   holds them valid.
-//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root, handed to every
-//!   operation; [`Tools`] adds the batch, a pool of tables and frames, for changes of a live tree.
+//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root. [`Tools`]: what
+//!   operations work with; beside the guest the frames and, for changes of a live tree, a batch
+//!   and a pool of tables.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
 //!   [`SMALLEST_BATCH`]: the least that it must hold.
-//! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Counted`], [`Shares`]:
-//!   who shares them after a fork.
+//! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Shares`]: who shares them
+//!   after a fork; [`ForeignFrames`]: who has those that are not the guest's own.
 //! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
 //! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
@@ -95,16 +96,16 @@ mod pin;
 mod pool;
 // The end of loose tables.
 mod teardown;
-// Address spaces under construction.
-mod loose;
 // Which root a vCPU runs on.
 mod running;
 // Which vCPU runs on which address space.
 mod vcpus;
 // Running on an address space.
 mod load;
-// What operations on a pinned address space work with.
+// What operations on an address space work with.
 mod tools;
+// Address spaces under construction.
+mod loose;
 // Changes of a live address space.
 mod edit;
 // The flags of one live page, at once.
@@ -127,7 +128,7 @@ pub use edit::Edit;
 pub use error::{PinFailure, UndoError};
 pub use flush::{Flush, PAGES_SINGLY, Reach};
 pub use fork::{ForkError, ForkFailure};
-pub use frames::{Counted, FrameStack, Shares, SpaceFrames};
+pub use frames::{ForeignFrames, FrameStack, Shares, SpaceFrames};
 pub use load::{LoadError, load_root};
 pub use map_error::{MapError, MapFailed, RangeError};
 pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};

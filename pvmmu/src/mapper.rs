@@ -35,11 +35,9 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::entries::TABLE_FLAGS;
-use crate::frames::SpaceFrames;
 use crate::map_error::{MapError, MapFailed};
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
-use crate::pool::TablePool;
 use crate::tools::Tools;
 use crate::walk::{Mapped, Mapping};
 use p2m::{Guest, walk};
@@ -70,8 +68,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// use pvmmu::{Pages, mapper::LiveMapper};
     /// use x86_64::{VirtAddr, structures::paging::Translate};
     ///
-    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, &mut tools.batch);
     /// assert!(mapper.translate_addr(VirtAddr::new(0x40_0123)).is_some());
     /// assert!(mapper.refusal().is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -100,8 +98,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
-    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, &mut tools.batch);
     /// assert!(!mapper.has_lost_frame());
     /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -120,8 +118,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
-    /// let (mut pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, tools.batch);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let mapper = LiveMapper::new(tools.guest, &mut pgd, &mut tools.batch);
     /// assert_eq!(mapper.uncertain(), 0); // nothing was refused
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -133,15 +131,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// Runs an operation with tables and frames from `frames`, and keeps its error.
     fn with<F, T, O>(&mut self, frames: &mut F, operation: O) -> Result<T, MapError>
     where
-        F: SpaceFrames,
-        O: FnOnce(
-            &mut Pgd<Pinned>,
-            &mut Tools<'_, 'b, '_, M, Noting<'_, F>>,
-        ) -> Result<T, MapError>,
+        F: FrameSource,
+        O: FnOnce(&mut Pgd<Pinned>, &mut Tools<'_, '_, M, Noting<'_, F>>) -> Result<T, MapError>,
     {
-        let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
         let mut frames = Noting { frames, uncertain: &mut self.uncertain };
-        let mut tools = Tools::new(self.guest, &mut *self.batch, &mut pool, &mut frames);
+        let mut tools = Tools::new(self.guest, &mut frames).with_batch(self.batch.lend());
         let result = operation(self.pgd, &mut tools);
         self.refusal = result.as_ref().err().copied();
         self.has_lost_frame = false;
@@ -182,7 +176,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
                 return Ok(());
             }
             // Before the page is mapped: there is no frame to be taken back if Xen refuses it.
-            let prepare = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
+            let prepare = |edit: &mut crate::Edit<'_, '_, '_, M, _>| {
                 edit.make_l1_table(va)?;
                 for level in UPPER.into_iter().filter(|level| !is_right(*level)) {
                     edit.set_table_flags(level, va, flags(level))?;
@@ -221,7 +215,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     ) -> Result<MapperFlushAll, FlagUpdateError> {
         let set = self.with(&mut Nothing, |pgd, tools| {
             let va = guest_va(page)?;
-            let set = |edit: &mut crate::Edit<'_, '_, '_, '_, M, _>| {
+            let set = |edit: &mut crate::Edit<'_, '_, '_, M, _>| {
                 edit.set_table_flags(level, va, pte_flags(flags))
             };
             pgd.edit(tools, set).map_err(|refused| refused.error)
@@ -278,8 +272,6 @@ impl<A: FrameAllocator<Size4KiB> + ?Sized> FrameSource for Allocator<'_, A> {
         log::warn!("{frame:?} was taken for a table that Xen refused: it is lost");
     }
 }
-
-impl<A: FrameAllocator<Size4KiB> + ?Sized> SpaceFrames for Allocator<'_, A> {}
 
 /// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
 /// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped

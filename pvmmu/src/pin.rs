@@ -103,9 +103,9 @@ impl Pgd<Loose> {
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pgd;
+    /// # use pvmmu::{Pgd, Tools};
     /// let mut test = TestGuest::new();
-    /// let pgd = Pgd::new(&test.guest, &mut test.frames)?;
+    /// let pgd = Pgd::new(&mut Tools::new(test.guest, &mut test.frames))?;
     /// match pgd.pin(&test.guest, test.batch()) {
     ///     Ok(pgd) => assert!(pgd.user_root().is_none()),
     ///     // The tree is loose again, and `why` says what stood in the way.
@@ -167,10 +167,10 @@ impl Pgd<Pinned> {
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (pgd, tools) = TestGuest::with_pinned(pages); // eight pages, pinned
-    /// let pgd = pgd.unpin(&tools.guest, tools.batch)?;
+    /// let (pgd, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
+    /// let pgd = pgd.unpin(&tools.guest, &mut tools.batch)?;
     /// // Its tables are plain memory again.
-    /// pgd.destroy(&tools.guest, tools.frames).map_err(|(_, error)| error)?;
+    /// pgd.destroy(&mut tools).map_err(|(_, error)| error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unpin<M: Machine>(

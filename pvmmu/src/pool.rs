@@ -8,14 +8,14 @@
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
 use hypercall::{
-    Batch, BatchStorage, Element, Frame, FrameSource as _, Level, Machine, MmuExtOp, MmuUpdate,
-    Pte, Uncertain,
+    Batch, BatchStorage, Element, Frame, FrameSource, Level, Machine, MmuExtOp, MmuUpdate, Pte,
+    Uncertain,
 };
 
 use crate::access::Access;
 use crate::error::Refused;
 use crate::error::{PinFailure, UndoError};
-use crate::frames::{FrameStack, SpaceFrames};
+use crate::frames::FrameStack;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
 use crate::pgd::Roots;
@@ -115,6 +115,11 @@ impl<'t> TablePool<'t> {
         Self { stacks: places.map(FrameStack::new), counts: PoolCounts::default() }
     }
 
+    /// A pool that holds no table and takes none.
+    pub(crate) fn none() -> Self {
+        Self::new([&mut [], &mut [], &mut []])
+    }
+
     fn stack(&mut self, level: Level) -> Option<&mut FrameStack<'t>> {
         self.stacks.get_mut(level as usize - 1)
     }
@@ -154,7 +159,7 @@ impl<'t> TablePool<'t> {
         &mut self,
         level: Level,
         frame: Frame,
-        frames: &mut impl SpaceFrames,
+        frames: &mut (impl FrameSource + ?Sized),
     ) {
         self.counts.taken -= 1;
         self.put(level, frame, frames);
@@ -165,7 +170,7 @@ impl<'t> TablePool<'t> {
         self.counts.not_returned += count;
     }
 
-    fn put(&mut self, level: Level, frame: Frame, frames: &mut impl SpaceFrames) {
+    fn put(&mut self, level: Level, frame: Frame, frames: &mut (impl FrameSource + ?Sized)) {
         if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(frame)) {
             log::error!("no place for table {lost:?} in its pool: it is lost");
             self.lose(lost, frames);
@@ -173,7 +178,7 @@ impl<'t> TablePool<'t> {
     }
 
     /// A table that is no plain frame, and of the pool no more.
-    fn lose(&mut self, table: Frame, frames: &mut impl SpaceFrames) {
+    fn lose(&mut self, table: Frame, frames: &mut (impl FrameSource + ?Sized)) {
         self.counts.lost += 1;
         frames.give_uncertain(Uncertain::from(table));
     }
@@ -185,7 +190,7 @@ impl<'t> TablePool<'t> {
         guest: &Guest<'_, M>,
         held: Held,
         frame: Frame,
-        frames: &mut impl SpaceFrames,
+        frames: &mut (impl FrameSource + ?Sized),
     ) {
         let level = held.level();
         match held {
@@ -221,11 +226,14 @@ impl<'t> TablePool<'t> {
     /// ```
     /// # use hypercall::Level;
     /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Tools;
-    /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
-    /// let made = tables.fill(&guest, Level::L1, 4, frames, batch)?;
-    /// assert_eq!((made, tables.len(Level::L1)), (4, 4));
-    /// assert_eq!(tables.counts().inside(), 4);
+    /// # use pvmmu::TablePool;
+    /// let mut test = TestGuest::new();
+    /// let mut places = [const { None }; 8];
+    /// let mut pool = TablePool::new([&mut places, &mut [], &mut []]);
+    /// let batch = test.batch();
+    /// let made = pool.fill(&test.guest, Level::L1, 4, &mut test.frames, batch)?;
+    /// assert_eq!((made, pool.len(Level::L1)), (4, 4));
+    /// assert_eq!(pool.counts().inside(), 4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn fill<M: Machine>(
@@ -233,7 +241,7 @@ impl<'t> TablePool<'t> {
         guest: &Guest<'_, M>,
         level: Level,
         count: usize,
-        frames: &mut impl SpaceFrames,
+        frames: &mut (impl FrameSource + ?Sized),
         batch: &mut Batch<'_>,
     ) -> Result<u64, PoolError> {
         let mut made = 0;
@@ -266,7 +274,7 @@ impl<'t> TablePool<'t> {
         guest: &Guest<'_, M>,
         level: Level,
         count: usize,
-        frames: &mut impl SpaceFrames,
+        frames: &mut (impl FrameSource + ?Sized),
         batch: &mut Batch<'_>,
     ) -> Result<usize, PoolError> {
         batch.clear();
@@ -318,11 +326,14 @@ impl<'t> TablePool<'t> {
     /// ```
     /// # use hypercall::Level;
     /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Tools;
-    /// let Tools { guest, batch, tables, frames, .. } = TestGuest::new().tools();
-    /// tables.fill(&guest, Level::L1, 4, frames, batch)?;
-    /// assert_eq!(tables.drain(&guest, Level::L1, 3, frames)?, 3);
-    /// assert_eq!(tables.len(Level::L1), 1);
+    /// # use pvmmu::TablePool;
+    /// let mut test = TestGuest::new();
+    /// let mut places = [const { None }; 8];
+    /// let mut pool = TablePool::new([&mut places, &mut [], &mut []]);
+    /// let batch = test.batch();
+    /// pool.fill(&test.guest, Level::L1, 4, &mut test.frames, batch)?;
+    /// assert_eq!(pool.drain(&test.guest, Level::L1, 3, &mut test.frames)?, 3);
+    /// assert_eq!(pool.len(Level::L1), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn drain<M: Machine>(
@@ -330,7 +341,7 @@ impl<'t> TablePool<'t> {
         guest: &Guest<'_, M>,
         level: Level,
         count: usize,
-        frames: &mut impl SpaceFrames,
+        frames: &mut (impl FrameSource + ?Sized),
     ) -> Result<u64, PoolError> {
         let mut done = 0;
         while done < count as u64 {
@@ -358,12 +369,12 @@ fn plan_fill<M: Machine>(
     stack: &mut FrameStack<'_>,
     count: usize,
     pushed: &mut usize,
-    frames: &mut impl SpaceFrames,
+    frames: &mut (impl FrameSource + ?Sized),
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
     let mut direct_map = DirectMap::default();
     while *pushed < count {
-        let Some(frame) = frames.take_table() else { break };
+        let Some(frame) = frames.take() else { break };
         let known =
             guest.mfn(frame.pfn()).map_err(WalkError::from).and_then(|_| clear(guest, &frame));
         let planned = known.and_then(|()| direct_map.entry(guest, frame.pfn()));

@@ -4,7 +4,7 @@
     reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
 )]
 
-use hypercall::{ENTRIES, Frame, FrameAccess, Level, Machine, Pfn, Pte, PteFlags};
+use hypercall::{ENTRIES, Frame, FrameAccess, FrameSource, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::frames::SpaceFrames;
@@ -25,13 +25,13 @@ pub(crate) const EMPTY: [Pte; ENTRIES as usize] = [Pte::ABSENT; ENTRIES as usize
 /// memory of the guest's, and is not even written to.
 pub(crate) fn take_table<M: Machine>(
     guest: &Guest<'_, M>,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<Frame, MapError> {
-    let table = frames.take_table().ok_or(MapError::OutOfFrames)?;
+    let table = frames.of_tables().take().ok_or(MapError::OutOfFrames)?;
     match guest.mfn(table.pfn()) {
         Ok(_) => Ok(table),
         Err(error) => {
-            frames.give(table);
+            frames.of_tables().give(table);
             Err(error.into())
         }
     }
@@ -44,7 +44,7 @@ pub(crate) fn fill_run<M: Machine>(
     table: Pfn,
     run: Run,
     flags: PteFlags,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<u64, MapError> {
     let mut buffer = [Pte::ABSENT; PART as usize];
     let entries = &mut buffer[..usize::from(run.count.min(PART))];

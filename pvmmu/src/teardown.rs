@@ -4,7 +4,7 @@
     reason = "claims back what cleared entries led to, and clears tables of loose trees (I-4, I-5)"
 )]
 
-use hypercall::{Entry, Frame, Level, Machine, Pfn, Pte};
+use hypercall::{Entry, Frame, FrameSource, Level, Machine, Pfn, Pte};
 
 use crate::frames::SpaceFrames;
 use crate::leaf::release;
@@ -21,7 +21,7 @@ pub(crate) fn empty<M: Machine>(
     level: Level,
     table: Pfn,
     pool: &mut TablePool<'_>,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), WalkError> {
     let Some(below) = level.below() else { return empty_l1(guest, table, frames) };
     let mut present = Present::of(level, table);
@@ -39,8 +39,8 @@ pub(crate) fn empty<M: Machine>(
         // SAFETY: I-4: the entry that has just been cleared was the only owner.
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
-            Some(held) => pool.give_back(guest, held, frame, frames),
-            None => frames.give(frame),
+            Some(held) => pool.give_back(guest, held, frame, frames.of_tables()),
+            None => frames.of_tables().give(frame),
         }
     }
     Ok(())
@@ -51,7 +51,7 @@ pub(crate) fn empty<M: Machine>(
 fn empty_l1<M: Machine>(
     guest: &Guest<'_, M>,
     table: Pfn,
-    frames: &mut impl SpaceFrames,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), WalkError> {
     const PART: usize = 64;
     let mut part = [Pte::ABSENT; PART];

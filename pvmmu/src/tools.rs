@@ -1,9 +1,10 @@
 //! What operations on a pinned address space work with.
 
-use hypercall::{Batch, Pfn};
+use hypercall::{Batch, FrameSource, Level, Machine, Pfn};
 
 use crate::flush::Reach;
-use crate::pool::TablePool;
+use crate::frames::{ForeignFrames, Shares, SpaceFrames};
+use crate::pool::{PoolError, TablePool};
 use crate::vcpus::Vcpus;
 use p2m::Guest;
 
@@ -23,50 +24,157 @@ pub enum Presence {
     MayVanish,
 }
 
-/// What operations on a pinned address space work with.
+/// What operations on an address space work with.
 ///
 /// # Invariants
 /// I-19: the flushes of an operation reach every vCPU whose TLB may know the address space.
 #[derive(Debug)]
-pub struct Tools<'a, 'b, 't, M, F> {
+pub struct Tools<'a, 't, M, F> {
     /// The guest.
     pub guest: Guest<'a, M>,
-    /// Where changes are collected. It bounds how much goes to Xen in one trap.
-    pub batch: &'a mut Batch<'b>,
-    /// Empty validated tables.
-    pub tables: &'a mut TablePool<'t>,
+    /// Where changes of a pinned address space are collected. It bounds how much goes to Xen in one
+    /// trap.
+    pub batch: Batch<'a>,
     /// Frames, for pages and for tables.
-    pub frames: &'a mut F,
+    pub frames: SpaceFrames<'a, F>,
     /// Whether pages may be missing meanwhile.
     pub presence: Presence,
+    /// Empty validated tables, if there are any.
+    pub pool: Option<&'a mut TablePool<'t>>,
     /// Whose TLBs may know of the address space.
     pub(crate) reach: Reach,
     /// Where the vCPUs run, if that is tracked: `reach` then follows from it.
     pub(crate) vcpus: Option<Vcpus<'a>>,
 }
 
-impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
-    /// Makes tools that keep pages present throughout and flush every vCPU: right for any address
-    /// space.
+impl<'a, 't, M, F> Tools<'a, 't, M, F> {
+    /// Makes tools that take frames from `frames`. Loose address spaces need no more; changes of a
+    /// pinned one need a batch, too. They keep pages present throughout and flush every vCPU: right
+    /// for any address space.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{Presence, TablePool, Tools};
+    /// use hypercall::BatchStorage;
+    /// use pvmmu::{Presence, Tools};
     ///
     /// # let mut test = TestGuest::new();
-    /// # let (guest, batch) = (test.guest, test.batch());
-    /// let mut pool = TablePool::new([&mut [], &mut [], &mut []]); // no tables wait in it
-    /// let mut tools = Tools::new(guest, batch, &mut pool, &mut test.frames);
+    /// # let guest = test.guest;
+    /// let mut storage = BatchStorage::<512, 16>::new();
+    /// let mut tools = Tools::new(guest, &mut test.frames).with_batch(storage.batch());
     /// tools.presence = Presence::MayVanish; // nobody runs on what is changed
     /// ```
-    pub fn new(
-        guest: Guest<'a, M>,
-        batch: &'a mut Batch<'b>,
-        tables: &'a mut TablePool<'t>,
-        frames: &'a mut F,
-    ) -> Self {
+    pub const fn new(guest: Guest<'a, M>, frames: &'a mut F) -> Self {
         let (presence, reach) = (Presence::Steady, Reach::Everywhere);
-        Self { guest, batch, tables, frames, presence, reach, vcpus: None }
+        let (batch, frames) = (Batch::none(), SpaceFrames::new(frames));
+        Self { guest, batch, frames, presence, pool: None, reach, vcpus: None }
+    }
+
+    /// Collects changes of pinned address spaces in `batch`.
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// use hypercall::BatchStorage;
+    /// use pvmmu::Tools;
+    ///
+    /// # let mut test = TestGuest::new();
+    /// let mut storage = BatchStorage::<64, 4>::new(); // 64 changes in one trap
+    /// let tools = Tools::new(test.guest, &mut test.frames).with_batch(storage.batch());
+    /// assert_eq!(tools.batch.room(), 64);
+    /// ```
+    #[must_use]
+    pub fn with_batch(mut self, batch: Batch<'a>) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Takes tables that are validated already from `pool`, and gives those that become empty back
+    /// to it.
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// use pvmmu::{TablePool, Tools};
+    ///
+    /// # let mut test = TestGuest::new();
+    /// let (mut l1, mut l2) = ([const { None }; 16], [const { None }; 2]);
+    /// let mut pool = TablePool::new([&mut l1, &mut l2, &mut []]);
+    /// let tools = Tools::new(test.guest, &mut test.frames).with_pool(&mut pool);
+    /// assert!(tools.pool.is_some_and(|pool| pool.is_empty()));
+    /// ```
+    #[must_use]
+    pub fn with_pool(mut self, pool: &'a mut TablePool<'t>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Takes frames for tables from `frames`, and gives them back there: a kernel may want its
+    /// tables apart from its pages.
+    ///
+    /// ```
+    /// # use hypercall::{FrameSource, GuestVa, PteFlags};
+    /// # use pv_tests::guest::TestGuest;
+    /// use pvmmu::{FrameStack, Pgd, Tools};
+    ///
+    /// # let mut test = TestGuest::new();
+    /// let mut slots = [const { None }; 8];
+    /// let mut tables = FrameStack::new(&mut slots);
+    /// (0..8).filter_map(|_| test.frames.take()).for_each(|frame| tables.give(frame));
+    /// let mut tools = Tools::new(test.guest, &mut test.frames).with_table_frames(&mut tables);
+    /// let pgd = Pgd::new(&mut tools)?;
+    /// assert_eq!(tables.len(), 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_table_frames(mut self, frames: &'a mut dyn FrameSource) -> Self {
+        self.frames.take_tables_from(frames);
+        self
+    }
+
+    /// Counts in `shares` who shares a frame: [`Pgd::fork`](crate::Pgd::fork) needs it, and so does
+    /// whatever changes an address space that was forked.
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// use pvmmu::{Shares, Tools};
+    ///
+    /// # let mut test = TestGuest::new();
+    /// let mut counts = vec![0; test.p2m.len() as usize]; // one place for each pfn
+    /// let mut shares = Shares::new(&mut counts);
+    /// let tools = Tools::new(test.guest, &mut test.frames).with_shares(&mut shares);
+    /// # let _ = tools;
+    /// ```
+    #[must_use]
+    pub fn with_shares(mut self, shares: &'a mut Shares<'_>) -> Self {
+        self.frames.count_in(shares.reborrow());
+        self
+    }
+
+    /// Asks `foreign` who has a frame that is not the guest's own, and tells it when one is no
+    /// longer mapped.
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// use hypercall::{DomId, Mfn};
+    /// use pvmmu::{ForeignFrames, Tools};
+    ///
+    /// struct Devices;
+    ///
+    /// impl ForeignFrames for Devices {
+    ///     fn give_foreign(&mut self, _: Mfn) {}
+    ///
+    ///     fn domain_of(&self, _: Mfn) -> DomId {
+    ///         DomId::IO
+    ///     }
+    /// }
+    ///
+    /// # let mut test = TestGuest::new();
+    /// let mut devices = Devices;
+    /// let tools = Tools::new(test.guest, &mut test.frames).with_foreign(&mut devices);
+    /// # let _ = tools;
+    /// ```
+    #[must_use]
+    pub fn with_foreign(mut self, foreign: &'a mut dyn ForeignFrames) -> Self {
+        self.frames.tell_foreign(foreign);
+        self
     }
 
     /// Has operations flush only the vCPUs that, as `vcpus` knows, run on the address space they
@@ -99,6 +207,107 @@ impl<'a, 'b, 't, M, F> Tools<'a, 'b, 't, M, F> {
     #[expect(unsafe_code, reason = "believes what the caller says of TLBs (I-19)")]
     pub unsafe fn set_reach(&mut self, reach: Reach) {
         (self.reach, self.vcpus) = (reach, None);
+    }
+
+    /// Lends these tools for operations on another machine: a middleware around the guest's own.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::TestGuest;
+    /// # use pvmmu::Pages;
+    /// use hypercall::Counting;
+    ///
+    /// let pages = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
+    /// let counting = Counting::new(tools.guest.machine());
+    /// pgd.unmap(&mut tools.on_machine(&counting), pages)?;
+    /// assert_eq!(counting.counts().hypercalls, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_machine<'b, N>(&'b mut self, machine: &'b N) -> Tools<'b, 't, N, F> {
+        Tools {
+            guest: self.guest.with_machine(machine),
+            batch: self.batch.lend(),
+            frames: self.frames.lend(),
+            presence: self.presence,
+            pool: self.pool.as_deref_mut(),
+            reach: self.reach,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// Whether the pool has a table for each level below `level`.
+    pub(crate) fn has_tables_below(&self, level: Level) -> bool {
+        self.pool.as_ref().is_some_and(|pool| pool.has_all_below(level))
+    }
+
+    /// The same tools, for one operation, with pages from `source`.
+    pub(crate) fn with_source<'b, G>(&'b mut self, source: &'b mut G) -> Tools<'b, 't, M, G>
+    where
+        F: FrameSource,
+    {
+        Tools {
+            guest: self.guest,
+            batch: self.batch.lend(),
+            frames: self.frames.with_source(source),
+            presence: self.presence,
+            pool: self.pool.as_deref_mut(),
+            reach: self.reach,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// Fills the pool with `count` tables of `level`, as [`TablePool::fill`] does. Returns how many
+    /// were made: none without a pool.
+    ///
+    /// # Errors
+    /// As for [`TablePool::fill`].
+    ///
+    /// # Hypercalls
+    /// As for [`TablePool::fill`].
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// use hypercall::Level;
+    ///
+    /// let mut tools = TestGuest::new().tools(); // its pool has 8 places for each level
+    /// assert_eq!(tools.fill_pool(Level::L1, 5)?, 5);
+    /// assert_eq!(tools.drain_pool(Level::L1, 9)?, 5);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn fill_pool(&mut self, level: Level, count: usize) -> Result<u64, PoolError>
+    where
+        M: Machine,
+        F: FrameSource,
+    {
+        let Self { guest, batch, frames, pool: Some(pool), .. } = self else { return Ok(0) };
+        pool.fill(guest, level, count, frames.of_tables(), batch)
+    }
+
+    /// Ends up to `count` tables of `level` in the pool, as [`TablePool::drain`] does: their frames
+    /// are free. Returns how many there were.
+    ///
+    /// # Errors
+    /// As for [`TablePool::drain`].
+    ///
+    /// # Hypercalls
+    /// As for [`TablePool::drain`].
+    ///
+    /// ```
+    /// # use pv_tests::guest::TestGuest;
+    /// # use hypercall::Level;
+    /// let mut tools = TestGuest::new().tools();
+    /// tools.fill_pool(Level::L2, 1)?;
+    /// assert_eq!(tools.drain_pool(Level::L2, 1)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn drain_pool(&mut self, level: Level, count: usize) -> Result<u64, PoolError>
+    where
+        M: Machine,
+        F: FrameSource,
+    {
+        let Self { guest, frames, pool: Some(pool), .. } = self else { return Ok(0) };
+        pool.drain(guest, level, count, frames.of_tables())
     }
 
     /// Notes whose TLBs know of the address space under `root`, which is about to be changed.

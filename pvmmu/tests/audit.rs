@@ -11,7 +11,7 @@ use hypercall::{
 };
 use p2m::{Guest, walk};
 use pvmmu::audit::{AuditError, Finding, Place, Tree, audit, audit_words, writable_mappings};
-use pvmmu::{Pages, Pgd, TablePool};
+use pvmmu::{Pages, Pgd, TablePool, Tools};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
@@ -37,9 +37,9 @@ fn nothing_is_wrong_with_tables_that_this_crate_made() {
     scene!(test, guest, pool);
     let mut storage = BatchStorage::<700, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
     let pages = Pages { start: page(0), count: 600 };
-    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(guest, &mut pool), pages, PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
@@ -106,9 +106,9 @@ fn plant(guest: &Guest<'_, Model>, table: Pfn, index: u16, pte: Pte) {
 #[test]
 fn an_entry_of_only_one_root_is_found_and_what_xen_adds_to_either_is_none() {
     scene!(test, guest, pool);
-    let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
     let pages = Pages { start: page(0), count: 9 };
-    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(guest, &mut pool), pages, PteFlags::USER_RW).expect("mapped");
     let user = pgd.user_root().expect("it has one");
     let of_roots = |found: &[Finding]| {
         let differ = |finding: &&Finding| matches!(finding, Finding::RootsDiffer { .. });
@@ -143,8 +143,16 @@ fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
     let registers = Mfn::new(test.model.ram_end().raw() + 0x100);
     let behind = Pages { start: page(20), count: 1 };
     // SAFETY: no memory stands behind the frames.
-    unsafe { pgd.map_foreign(&guest, behind, PteFlags::USER_RW, registers, DomId::IO, &mut pool) }
-        .expect("mapped");
+    unsafe {
+        pgd.map_foreign(
+            &mut Tools::new(guest, &mut pool),
+            behind,
+            PteFlags::USER_RW,
+            registers,
+            DomId::IO,
+        )
+    }
+    .expect("mapped");
     let unknown = |found: Vec<Finding>| {
         let of = |finding: Finding| match finding {
             Finding::UnknownFrame(place) => Some((place, finding)),

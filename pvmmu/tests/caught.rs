@@ -10,7 +10,9 @@ use hypercall::{
     BatchStorage, DomId, Errno, FailNth, Frame, FrameSource, GuestVa, Level, Mfn, PteFlags, Refusal,
 };
 use pv_tests::account::Account;
-use pvmmu::{Edit, MapError, Mapping, Pages, Pgd, Presence, RangeError, SpaceFrames, TablePool};
+use pvmmu::{
+    Edit, ForeignFrames, MapError, Mapping, Pages, Pgd, Presence, RangeError, TablePool, Tools,
+};
 use xen_model::Model;
 
 /// What operations get from outside of their section.
@@ -29,7 +31,7 @@ impl Hand {
 
 /// The frames of a pool, until they run out.
 struct Scarce<'p> {
-    pool: &'p mut Pool,
+    pool: &'p RefCell<Pool>,
     hand: &'p Hand,
 }
 
@@ -37,27 +39,41 @@ impl FrameSource for Scarce<'_> {
     fn take(&mut self) -> Option<Frame> {
         let left = self.hand.left.get();
         self.hand.left.set(left.and_then(|left| left.checked_sub(1)));
-        if left == Some(0) { None } else { self.pool.take() }
+        if left == Some(0) { None } else { self.pool.borrow_mut().take() }
     }
 
     fn give(&mut self, frame: Frame) {
-        self.pool.give(frame);
+        self.pool.borrow_mut().give(frame);
     }
 }
 
-impl SpaceFrames for Scarce<'_> {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.pool.take()
+/// The same frames, for tables: they do not run out.
+struct Plenty<'p>(&'p RefCell<Pool>);
+
+impl FrameSource for Plenty<'_> {
+    fn take(&mut self) -> Option<Frame> {
+        self.0.borrow_mut().take()
     }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.borrow_mut().give(frame);
+    }
+}
+
+/// Knows that whatever is not the guest's is a device's.
+struct Devices;
+
+impl ForeignFrames for Devices {
+    fn give_foreign(&mut self, _: Mfn) {}
 
     fn domain_of(&self, _: Mfn) -> DomId {
         DomId::IO
     }
 }
 
-type Section<'e, 'a, 'b, 't, 'p> = Edit<'e, 'a, 'b, 't, Model, Scarce<'p>>;
+type Section<'e, 'a, 't, 'p> = Edit<'e, 'a, 't, Model, Scarce<'p>>;
 type Done = Result<(), MapError>;
-type Operation = (&'static str, fn(&mut Section<'_, '_, '_, '_, '_>, &Hand) -> Done);
+type Operation = (&'static str, fn(&mut Section<'_, '_, '_, '_>, &Hand) -> Done);
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// Of a page that can be written and is clean.
@@ -184,15 +200,18 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
             tables.fill(&guest, level, 2, &mut pool, &mut batch).expect("filled");
         }
     }
-    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     for pages in [full(0, 66), free(66, 1)] {
-        pgd.map_pages(&guest, pages, CLEAN, &mut pool).expect("mapped");
+        pgd.map_pages(&mut Tools::new(guest, &mut pool), pages, CLEAN).expect("mapped");
     }
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let spare = (0..2).filter_map(|_| pool.take()).collect();
     let hand = Hand { left: Cell::new(None), spare: RefCell::new(spare) };
-    let mut frames = Scarce { pool: &mut pool, hand: &hand };
-    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+    let pool = RefCell::new(pool);
+    let (mut plenty, mut devices) = (Plenty(&pool), Devices);
+    let mut frames = Scarce { pool: &pool, hand: &hand };
+    let with = tools(&guest, &mut batch, &mut tables, &mut frames);
+    let mut with = with.with_table_frames(&mut plenty).with_foreign(&mut devices);
     with.presence = presence;
     if has_foreign {
         let page = full(100, 1);
@@ -220,8 +239,9 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
     let mapped = seen.map(|pages| pages.iter().map(Option::is_some).collect());
     pgd.destroy(&mut with).expect("destroyed");
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&guest, level, 2, &mut pool).expect("drained");
+        with.drain_pool(level, 2).expect("drained");
     }
+    let mut pool = pool.into_inner();
     hand.spare.into_inner().into_iter().for_each(|frame| pool.give(frame));
     account.found("free", pool.pfns());
     account.assert_balanced();
@@ -301,8 +321,8 @@ fn a_section_whose_submit_was_refused_fails_even_if_it_catches_the_error() {
     let plain = guest(&test, &test.model, &p2m);
     let mut storage = BatchStorage::<200, 12>::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
-    pgd.map_pages(&plain, full(0, 2), CLEAN, &mut pool).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), full(0, 2), CLEAN).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let refusal = Refusal { request: 0, errno: Errno::ENOMEM, done: 1 };
     let machine = FailNth::new(&test.model, refusal);

@@ -13,7 +13,7 @@ use hypercall::{
     FrameSource as _, GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
 };
 use p2m::walk;
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
 
@@ -80,8 +80,8 @@ unsafe impl FrameAccess for Meanwhile<'_> {
     }
 }
 
-type Frames<'p, 's> = Counted<'p, 's, Pool>;
-type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+type Frames<'p, 's> = Pool;
+type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 't, M, Frames<'p, 's>>;
 
 const COUNT: u64 = 12;
 
@@ -123,15 +123,14 @@ fn live<T>(
     let plain = guest(&test, model, &p2m);
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, pages(), CLEAN, &mut frames).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), pages(), CLEAN).expect("mapped");
     // So that there is a table for them: what is asked for first is asked of the pages.
     let near = Pages::one(elsewhere().at(COUNT).expect("user half"));
-    pgd.map_pages(&plain, near, CLEAN, &mut frames).expect("mapped");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), near, CLEAN).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let places = (0..COUNT).map(|at| {
         let va = pages().at(at).expect("user half");
@@ -168,7 +167,7 @@ fn live<T>(
     };
     let machine = Meanwhile { model, happens: &write };
     let around = guest(&test, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     with.presence = Presence::Steady;
     let done = operation(&mut pgd, &mut with);
     // Between the last request and now it does not write, so that what is seen is what was kept.
@@ -179,7 +178,7 @@ fn live<T>(
     assert_eq!(model.take_violations(), Vec::<String>::new(), "no stale translation was used");
     // SAFETY: as above.
     unsafe { pvmmu::load_root(&guest(&test, &second, &p2m), test.root) }.expect("left");
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     end(done, &mut with);
     pgd.destroy(&mut with).expect("nobody runs on it");
     test.check();
@@ -280,7 +279,7 @@ fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
                 second.expect("two").load(va.raw(), &mut byte, Mode::Kernel).expect("mapped");
             }
             let mut told = BTreeSet::new();
-            let clear = |edit: &mut pvmmu::Edit<'_, '_, '_, '_, _, _>| {
+            let clear = |edit: &mut pvmmu::Edit<'_, '_, '_, _, _>| {
                 edit.clear_reading_ad(pages(), &mut |va, flags| {
                     if flags.contains(PteFlags::DIRTY) {
                         told.insert((va.raw() - pages().start.raw()) / 4096);
@@ -313,12 +312,11 @@ fn poked(
     let plain = guest(&test, model, &p2m);
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, pages(), CLEAN, &mut frames).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), pages(), CLEAN).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let leaf = walk(&plain, pgd.root(), pages().start).expect("readable").leaf();
     let (slot, _) = leaf.expect("it is mapped");
@@ -339,12 +337,14 @@ fn poked(
     };
     let machine = Meanwhile { model, happens: &poke };
     let around = guest(&test, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let with = tools(&around, &mut batch, &mut tables, &mut pool);
+    let mut with = with.with_shares(&mut shares);
     with.presence = Presence::Steady;
     operation(&mut pgd, &mut with);
     assert!(!is_due.get(), "its entry was changed");
     assert!(flags(&plain, &pgd, at).contains(PteFlags::DIRTY), "it was written, and is clean");
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    let mut with = with.with_shares(&mut shares);
     pgd.destroy(&mut with).expect("nobody runs on it");
     test.check();
 }
@@ -374,9 +374,9 @@ fn cost(flags: PteFlags, presence: Presence) -> Counts {
     let mut storage = BatchStorage::<64, 8>::new();
     let mut batch = storage.batch();
     let (from, to) = (address(0x40_0000), address(0x40_8000));
-    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let pages = Pages { start: from, count: 8 };
-    pgd.map_pages(&guest, pages, flags, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(guest, &mut pool), pages, flags).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let before = counting.counts();
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);

@@ -19,7 +19,7 @@ use hypercall::{
 use p2m::{Guest, P2m, walk};
 use pvmmu::mapper::LiveMapper;
 use pvmmu::primitive::{Changed, Primitive, Runs, WriteMode};
-use pvmmu::{LoadError, MapError, Pages, Pgd, Pinned, Running, Vcpus, load_root};
+use pvmmu::{LoadError, MapError, Pages, Pgd, Pinned, Running, Tools, Vcpus, load_root};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
@@ -49,9 +49,9 @@ impl Scene {
         let mut pool = test.pool();
         let p2m = test.p2m();
         let guest = common::guest(&test, &test.model, &p2m);
-        let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
+        let mut pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
         let pages = Pages { start: page(0), count: ALL };
-        pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
+        pgd.map_pages(&mut Tools::new(guest, &mut pool), pages, PteFlags::USER_RW).expect("mapped");
         let pgd = pgd.pin(&guest, &mut Storage::new().batch()).expect("pinned");
         let before = mapped(&guest, &pgd);
         let TestGuest { model, list, root } = test;
@@ -195,9 +195,9 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
     let sweep = sweep(|guest, pgd, pool| {
         let plain = plain(guest);
         let machine = plain.machine().guest();
-        let mut other = Pgd::with_user_root(&plain, pool).expect("two roots");
+        let mut other = Pgd::with_user_root(&mut Tools::new(plain, pool)).expect("two roots");
         let pages = Pages::one(page(0));
-        other.map_pages(&plain, pages, PteFlags::USER_RW, pool).expect("mapped");
+        other.map_pages(&mut Tools::new(plain, pool), pages, PteFlags::USER_RW).expect("mapped");
         let other = other.pin(&plain, &mut Storage::new().batch()).expect("pinned");
         let places = [const { Running::nowhere() }; 1];
         // SAFETY: every load of the test goes through these places.

@@ -3,15 +3,15 @@
 #[macro_use]
 mod common;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, build, guest, page, tools};
 use hypercall::{
-    BatchStorage, DomId, Errno, FailNth, Frame, FrameSource, GuestVa, Machine, Mfn, PteFlags,
-    Refusal,
+    BatchStorage, DomId, Errno, FailNth, FrameSource, GuestVa, Machine, Mfn, PteFlags, Refusal,
 };
 use p2m::{Guest, walk};
-use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError, SpaceFrames, TablePool, Tools};
+use pvmmu::{ForeignFrames, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools};
 use xen_model::Model;
 
 const NEIGHBOUR: DomId = DomId(1);
@@ -19,25 +19,12 @@ const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// Behind what `build` maps, so that tables are missing.
 const FAR: u64 = 5000;
 
-/// Free frames, and a note of what came back that was never free.
-struct Noting {
-    pool: Pool,
-    foreign: Vec<Mfn>,
-}
+/// A note of the neighbour's frames that are no longer mapped.
+struct Neighbours<'n>(&'n RefCell<Vec<Mfn>>);
 
-impl FrameSource for Noting {
-    fn take(&mut self) -> Option<Frame> {
-        self.pool.take()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.pool.give(frame);
-    }
-}
-
-impl SpaceFrames for Noting {
+impl ForeignFrames for Neighbours<'_> {
     fn give_foreign(&mut self, mfn: Mfn) {
-        self.foreign.push(mfn);
+        self.0.borrow_mut().push(mfn);
     }
 
     fn domain_of(&self, _: Mfn) -> DomId {
@@ -57,9 +44,9 @@ fn run_of_the_neighbour(test: &TestGuest) -> (Mfn, u64) {
     (Mfn::new(*first), run(first).min(12))
 }
 
-fn map<M: Machine, F: SpaceFrames>(
+fn map<M: Machine, F: FrameSource>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut Tools<'_, '_, '_, M, F>,
+    with: &mut Tools<'_, '_, M, F>,
     at: u64,
     count: u64,
     first: Mfn,
@@ -74,35 +61,38 @@ fn leaf<M: Machine>(guest: &Guest<'_, M>, pgd: &Pgd<Pinned>, at: u64) -> Option<
     leaf.1.is_present().then(|| leaf.1.mfn())
 }
 
+type With<'a, 't> = Tools<'a, 't, Model, Pool>;
+
 /// dom0, with `count` pages of its own in an address space. Behind `work` that is taken apart, and
 /// every frame is back. The frames of others that are told of then.
 fn in_dom0<const UPDATES: usize>(
     count: u64,
-    work: impl FnOnce(&TestGuest, &mut Pgd<Pinned>, &mut Tools<'_, '_, '_, Model, Noting>),
+    work: impl FnOnce(&TestGuest, &mut Pgd<Pinned>, &mut With<'_, '_>, &RefCell<Vec<Mfn>>),
 ) -> Vec<Mfn> {
     let test = TestGuest::dom0();
     let p2m = test.p2m();
     let guest = guest(&test, &test.model, &p2m);
-    let mut frames = Noting { pool: test.pool(), foreign: Vec::new() };
-    let free = frames.pool.len();
+    let (mut pool, told) = (test.pool(), RefCell::new(Vec::new()));
+    let (free, mut neighbours) = (pool.len(), Neighbours(&told));
     let mut storage = BatchStorage::<UPDATES, 8>::new();
     let mut batch = storage.batch();
-    let pgd = build(&guest, count, &mut frames.pool);
+    let pgd = build(&guest, count, &mut pool);
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
-    work(&test, &mut pgd, &mut with);
-    with.frames.foreign.clear();
+    let with = tools(&guest, &mut batch, &mut tables, &mut pool);
+    let mut with = with.with_foreign(&mut neighbours);
+    work(&test, &mut pgd, &mut with, &told);
+    told.borrow_mut().clear();
     pgd.destroy(&mut with).expect("destroyed");
-    assert_eq!(frames.pool.len(), free, "every frame is back");
+    assert_eq!(pool.len(), free, "every frame is back");
     test.check();
-    frames.foreign
+    told.into_inner()
 }
 
 #[test]
 fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
     let mut left = 0;
-    let told = in_dom0::<40>(4, |test, pgd, with| {
+    let told = in_dom0::<40>(4, |test, pgd, with, told| {
         let (first, count) = run_of_the_neighbour(test);
         assert!(count > 1, "frames that follow one another");
         for at in [6, FAR] {
@@ -113,8 +103,8 @@ fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
             test.check();
             let half = Pages { start: page(at), count: count / 2 };
             pgd.unmap(with, half).expect("unmapped");
-            assert_eq!(with.frames.foreign.len() as u64, count / 2);
-            with.frames.foreign.clear();
+            assert_eq!(told.borrow().len() as u64, count / 2);
+            told.borrow_mut().clear();
             test.check();
             left += count - count / 2;
         }
@@ -126,15 +116,14 @@ fn dom0_maps_a_neighbours_frames_and_is_told_when_they_go() {
 fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() {
     let mut refusals = 0;
     for (request, done) in (0..6).flat_map(|request| [0, 1, 5].map(|done| (request, done))) {
-        in_dom0::<40>(4, |test, pgd, with| {
+        in_dom0::<40>(4, |test, pgd, with, _| {
             let (first, count) = run_of_the_neighbour(test);
             map(pgd, with, 4, count, first, NEIGHBOUR).expect("dom0 may");
             let before: Vec<_> = (0..4 + count).map(|at| leaf(&with.guest, pgd, at)).collect();
             let machine =
                 FailNth::new(&test.model, Refusal { request, errno: Errno::ENOMEM, done });
-            let around = guest(test, &machine, with.guest.p2m());
-            let Tools { batch, tables, frames, .. } = with;
-            let mut refusing = tools(&around, batch, tables, *frames);
+            let _around = guest(test, &machine, with.guest.p2m());
+            let mut refusing = with.on_machine(&machine);
             let all = Pages { start: page(0), count: 4 + count };
             let protected = pgd.protect(&mut refusing, all, READ_ONLY);
             let unmapped = protected.and_then(|()| pgd.unmap(&mut refusing, all));
@@ -157,7 +146,7 @@ fn a_neighbours_pages_are_protected_in_its_name_and_stay_when_that_is_refused() 
 /// Xen would not take the table back: it checks its entries as the test's own.
 #[test]
 fn a_table_with_a_neighbours_frame_in_it_is_never_taken_out() {
-    in_dom0::<700>(0, |test, pgd, with| {
+    in_dom0::<700>(0, |test, pgd, with, _| {
         let table = Pages { start: GuestVa::new(1 << 30).expect("user half"), count: 512 };
         let (first, _) = run_of_the_neighbour(test);
         let own = Pages { start: table.start, count: 511 };
@@ -255,13 +244,12 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
         for done in [0, 1, 3] {
             let refusal = Refusal { request, errno: Errno::ENOMEM, done };
             let mut expected = 0;
-            let told = in_dom0::<6>(4, |test, pgd, with| {
+            let told = in_dom0::<6>(4, |test, pgd, with, _| {
                 let plain = with.guest;
                 let (first, count) = run_of_the_neighbour(test);
                 let machine = FailNth::new(&test.model, refusal);
-                let around = guest(test, &machine, plain.p2m());
-                let Tools { batch, tables, frames, .. } = with;
-                let mut refusing = tools(&around, batch, tables, *frames);
+                let _around = guest(test, &machine, plain.p2m());
+                let mut refusing = with.on_machine(&machine);
                 for at in [6, FAR] {
                     let mapped = map(pgd, &mut refusing, at, count, first, NEIGHBOUR);
                     expected += mapped.map_or_else(|error| error.done, |()| count);
@@ -287,7 +275,7 @@ fn whichever_request_is_refused_no_foreign_frame_stays_mapped_untold() {
 #[test]
 fn own_and_foreign_pages_change_in_turn_in_one_section() {
     let mut last = None;
-    let told = in_dom0::<80>(40, |test, pgd, with| {
+    let told = in_dom0::<80>(40, |test, pgd, with, _| {
         let (first, _) = run_of_the_neighbour(test);
         last = Some(first);
         for at in 0..20 {

@@ -8,7 +8,7 @@ use core::cell::RefCell;
 use common::{TestGuest, build, guest, page, tools};
 use hypercall::{BatchStorage, Errno, FailNth, Refusal, VcpuSet};
 use pv_tests::meanwhile::Meanwhile;
-use pvmmu::{Pages, Pgd, Running, TablePool, Vcpus};
+use pvmmu::{Pages, Pgd, Running, TablePool, Tools, Vcpus};
 use xen_model::Mode;
 
 const fn refuse(request: u64, done: usize) -> Refusal {
@@ -25,8 +25,14 @@ fn a_vcpu_counts_for_the_root_it_runs_on_until_another_load_is_answered() {
     let on_second = guest(&test, &second, &p2m);
     let mut storage = BatchStorage::<40, 8>::new();
     let mut batch = storage.batch();
-    let c = Pgd::new(&plain, &mut pool).expect("a root").pin(&plain, &mut batch).expect("pinned");
-    let a = Pgd::new(&plain, &mut pool).expect("a root").pin(&plain, &mut batch).expect("pinned");
+    let c = Pgd::new(&mut Tools::new(plain, &mut pool))
+        .expect("a root")
+        .pin(&plain, &mut batch)
+        .expect("pinned");
+    let a = Pgd::new(&mut Tools::new(plain, &mut pool))
+        .expect("a root")
+        .pin(&plain, &mut batch)
+        .expect("pinned");
     let b = build(&plain, 4, &mut pool).pin(&plain, &mut batch).expect("pinned");
     let places = [const { Running::nowhere() }; 2];
     // SAFETY: every load of the test goes through these places.
@@ -56,7 +62,7 @@ fn a_vcpu_counts_for_the_root_it_runs_on_until_another_load_is_answered() {
         let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
         let mut with = tools(&plain, batch, &mut tables, pool).tracked(vcpus);
         b.borrow_mut().unmap(&mut with, Pages::one(page(0))).expect("unmapped");
-        assert_eq!(with.frames.len(), free + 1, "its frame is free");
+        assert_eq!(with.frames.source.len(), free + 1, "its frame is free");
     };
     let machine = FailNth::new(&second, refuse(0, 0));
     let machine = Meanwhile::new(&machine, &what);

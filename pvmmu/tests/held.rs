@@ -4,10 +4,12 @@
 mod common;
 
 use common::tables::{check_counts, check_marks, pooled, tables};
-use common::{Pool, TestGuest, guest, tools};
+use common::{Pool, TestGuest, guest, table_pool, tools};
 use hypercall::{BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal};
 use p2m::Guest;
-use pvmmu::{DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool};
+use pvmmu::{
+    DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool, Tools,
+};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// More L1 tables than change together.
@@ -27,11 +29,11 @@ fn refusal(request: u64, done: usize) -> Refusal {
 
 /// A pinned tree of `count` L1 tables, the first of which is full.
 fn sparse<M: Machine>(guest: &Guest<'_, M>, count: u64, pool: &mut Pool) -> Pgd<Pinned> {
-    let mut pgd = Pgd::with_user_root(guest, pool).expect("two roots");
-    pgd.map_pages(guest, whole_table(), PteFlags::USER_RW, pool).expect("mapped");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(*guest, pool)).expect("two roots");
+    pgd.map_pages(&mut Tools::new(*guest, pool), whole_table(), PteFlags::USER_RW).expect("mapped");
     for number in 1..count {
         let pages = Pages::one(table(number));
-        pgd.map_pages(guest, pages, PteFlags::USER_RW, pool).expect("mapped");
+        pgd.map_pages(&mut Tools::new(*guest, pool), pages, PteFlags::USER_RW).expect("mapped");
     }
     pgd.pin(guest, &mut BatchStorage::<64, 1>::new().batch()).expect("pinned")
 }
@@ -193,7 +195,7 @@ fn each_refusal_leaves_the_pins(
     assert!(refused >= least, "{refused} refusals");
 }
 
-type Work<'a, 'b, 't, 'm> = pvmmu::Tools<'a, 'b, 't, FailNth<&'m xen_model::Model>, Pool>;
+type Work<'a, 'b, 't, 'm> = Tools<'a, 't, FailNth<&'m xen_model::Model>, Pool>;
 
 #[test]
 fn a_refused_protection_of_a_whole_table_leaves_its_pin_and_counts_no_page() {
@@ -227,18 +229,18 @@ fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
     for number in 10..13 {
         pgd.map_pages(&mut with, Pages::one(table(number)), PteFlags::USER_RW).expect("mapped");
     }
-    let counts = with.tables.counts();
+    let counts = table_pool(&mut with).counts();
     assert_eq!((counts.made, counts.taken, counts.out(), counts.inside()), (3, 3, 3, 0));
     // One is filled and unmapped whole: it ends as a plain frame.
     let rest = Pages { start: table(10).checked_add_pages(1).expect("user half"), count: 511 };
     pgd.map_pages(&mut with, rest, PteFlags::USER_RW).expect("mapped");
     pgd.unmap(&mut with, Pages { start: table(10), count: 512 }).expect("unmapped");
-    let counts = with.tables.counts();
+    let counts = table_pool(&mut with).counts();
     assert_eq!((counts.returned, counts.not_returned, counts.out()), (0, 1, 2));
-    check_counts(with.tables, pooled(&test, pgd.root()));
+    check_counts(table_pool(&mut with), pooled(&test, pgd.root()));
     // The four that the tree was made with join the pool when it ends; the full one is taken out.
-    assert_eq!(pgd.hold_l1_tables(&guest, with.batch).map_err(|_| ()), Ok(4));
-    check_counts(with.tables, pooled(&test, pgd.root()));
+    assert_eq!(pgd.hold_l1_tables(&guest, &mut with.batch).map_err(|_| ()), Ok(4));
+    check_counts(table_pool(&mut with), pooled(&test, pgd.root()));
     pgd.destroy(&mut with).expect("destroyed");
     let counts = tables.counts();
     assert_eq!((counts.returned, counts.adopted, counts.out()), (2, 3, 0), "{counts:?}");

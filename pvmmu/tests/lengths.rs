@@ -6,9 +6,9 @@ mod common;
 
 use common::tables::check_marks;
 use common::{Pool, build, no_pool, page, pages, tools};
-use hypercall::{BatchStorage, Frame, GuestVa, Level, Machine, Pfn, PteFlags};
+use hypercall::{BatchStorage, Frame, FrameSource, GuestVa, Level, Machine, Pfn, PteFlags};
 use p2m::{Guest, walk};
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 
 /// Pages in the tree from the start: under two L1 tables.
 const ALL: u64 = 24;
@@ -31,7 +31,7 @@ fn pinned<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
     build(guest, ALL, pool).pin(guest, &mut Storage::new().batch()).expect("pinned")
 }
 
-fn end<M: Machine, F: SpaceFrames>(pgd: Pgd<Pinned>, with: &mut Tools<'_, '_, '_, M, F>) {
+fn end<M: Machine, F: FrameSource>(pgd: Pgd<Pinned>, with: &mut Tools<'_, '_, M, F>) {
     pgd.destroy(with).expect("destroyed");
 }
 
@@ -70,11 +70,10 @@ fn an_address_space_is_forked_in_batches_of_every_length() {
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
     let mut parent = pinned(&guest, &mut pool);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let (mut storage, mut tables) = (Storage::new(), no_pool());
     for length in LENGTHS.skip(1) {
         let mut batch = storage.batch_of(length, 1);
-        let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+        let mut with = tools(&guest, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
         with.presence = Presence::Steady;
         let before = machine.counts();
         let child = parent.fork(&mut with).expect("forked");
@@ -94,7 +93,7 @@ fn an_address_space_is_forked_in_batches_of_every_length() {
         (0..ALL).try_for_each(own).expect("the last who shares them");
     }
     let mut batch = storage.batch();
-    end(parent, &mut tools(&guest, &mut batch, &mut tables, &mut frames));
+    end(parent, &mut tools(&guest, &mut batch, &mut tables, &mut pool).with_shares(&mut shares));
     assert_eq!((pool.len(), counts.iter().any(|count| *count > 0)), (free, false));
     test.check();
 }

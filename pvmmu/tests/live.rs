@@ -9,7 +9,7 @@ use hypercall::{
     PteFlags, Refusal,
 };
 use p2m::{Guest, walk};
-use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError};
+use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError, Tools};
 use xen_model::PageType;
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -28,8 +28,9 @@ fn pinned<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
 
 /// Maps the pages around a table while the tree is loose, and pins it.
 fn full<M: Machine>(guest: &Guest<'_, M>, pool: &mut Pool) -> Pgd<Pinned> {
-    let mut pgd = Pgd::new(guest, pool).expect("a root");
-    pgd.map_pages(guest, around_a_table(), PteFlags::USER_RW, pool).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).expect("a root");
+    pgd.map_pages(&mut Tools::new(*guest, pool), around_a_table(), PteFlags::USER_RW)
+        .expect("mapped");
     pgd.pin(guest, &mut Storage::new().batch()).expect("pinned")
 }
 
@@ -311,8 +312,9 @@ fn a_section_that_gives_up_changes_nothing_and_loses_nothing() {
 fn a_user_root_sees_what_the_kernel_root_sees_below_and_nothing_above() {
     scene!(test, guest, pool);
     let free = pool.len();
-    let mut pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
-    pgd.map_pages(&guest, pages(ALL), PteFlags::USER_RW, &mut pool).expect("mapped");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
+    pgd.map_pages(&mut Tools::new(guest, &mut pool), pages(ALL), PteFlags::USER_RW)
+        .expect("mapped");
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let mut pgd = pgd.pin(&guest, &mut batch).expect("both pinned");

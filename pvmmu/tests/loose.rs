@@ -6,7 +6,7 @@ mod common;
 use common::{build, destroy, page};
 use hypercall::{FrameSource as _, GuestVa, Level, PteFlags};
 use p2m::walk;
-use pvmmu::{MapError, Pgd};
+use pvmmu::{MapError, Pgd, Tools};
 
 #[test]
 fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
@@ -29,7 +29,7 @@ fn a_mapped_page_is_found_by_a_walk_and_costs_no_hypercall() {
 #[test]
 fn a_new_root_shares_the_kernel_half_and_nothing_else() {
     scene!(test, guest, pool);
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     for (va, is_shared) in [(0x1000, false), (0xffff_ffff_8000_0000, true)] {
         let va = GuestVa::new(va).expect("the test's");
         let at =
@@ -50,7 +50,8 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
     let mut refuse = |va, flags| {
         let frame = pool.take().expect("a frame");
         let pfn = frame.pfn();
-        let failed = pgd.map(&guest, va, flags, frame, &mut pool).expect_err("must fail");
+        let failed =
+            pgd.map(&mut Tools::new(guest, &mut pool), va, flags, frame).expect_err("must fail");
         let frame = failed.frame.expect("the frame comes back");
         assert_eq!(frame.pfn(), pfn);
         pool.give(frame);
@@ -69,19 +70,19 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
 #[test]
 fn running_out_of_tables_in_the_middle_loses_nothing() {
     scene!(test, guest, pool);
-    let mut pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     for left in 1..4 {
         let aside = pool.keep(left);
         let frame = pool.take().expect("a frame");
         let failed = pgd
-            .map(&guest, page(0), PteFlags::USER_RW, frame, &mut pool)
+            .map(&mut Tools::new(guest, &mut pool), page(0), PteFlags::USER_RW, frame)
             .expect_err("three tables are needed");
         assert_eq!(failed.error, MapError::OutOfFrames);
         pool.give(failed.frame.expect("the frame comes back"));
         let tables = pgd.tables(&guest).expect("readable");
         assert_eq!(pool.len() as u64 + tables, left as u64 + 1, "what was taken is in the tree");
         destroy(&guest, pgd, &mut pool);
-        pgd = Pgd::new(&guest, &mut pool).expect("a root");
+        pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
         aside.into_iter().for_each(|frame| pool.give(frame));
     }
     destroy(&guest, pgd, &mut pool);

@@ -12,7 +12,7 @@ use common::{Pool, TestGuest, build, destroy, guest, page, tools};
 use hypercall::{BatchStorage, Errno, FailNth, FrameSource as _, GuestVa, Machine, Refusal};
 use p2m::{Guest, walk};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{Counted, MapError, Pgd, Pinned, Shares, TablePool};
+use pvmmu::{MapError, Pgd, Pinned, Shares, TablePool, Tools};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, Mapper, MapperAllSizes, Translate, TranslateError, UnmapError,
 };
@@ -90,7 +90,7 @@ fn a_program_for_offset_page_table_sees_the_same_on_xen() {
     scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 64);
     // The one line that changes.
@@ -108,7 +108,7 @@ fn a_huge_page_gets_the_traits_own_errors() {
     scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let page = Page::<Size2MiB>::containing_address(VirtAddr::new(0x4444_4440_0000));
@@ -129,7 +129,7 @@ fn what_the_traits_errors_cannot_say_is_kept() {
     scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut mapper = LiveMapper::new(guest, &mut pgd, &mut batch);
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(0x4444_4444_0000));
@@ -190,7 +190,7 @@ fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
     scene!(test, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::with_user_root(&guest, &mut pool).expect("two roots");
+    let pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 30);
     const AT: u64 = 0x4444_4000_0000;
@@ -224,7 +224,7 @@ fn a_page_whose_tables_cannot_get_their_flags_is_not_mapped() {
         let mut pool = test.pool();
         let mut storage = BatchStorage::<16, 4>::new();
         let mut batch = storage.batch();
-        let pgd = Pgd::new(&plain, &mut pool).expect("a root");
+        let pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
         let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
         let mut frames = frames_of(&mut pool, 10);
         let refusal = Refusal { request, errno: Errno::ENOMEM, done: 0 };
@@ -255,8 +255,7 @@ fn a_frame_that_others_map_too_is_not_handed_out() {
     let mut batch = storage.batch();
     let mut pgd = build(&guest, 1, &mut pool).pin(&guest, &mut batch).expect("pinned");
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
-    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     let child = pgd.fork(&mut with).expect("forked");
     let mut storage = BatchStorage::<16, 4>::new();
     let mut own_batch = storage.batch();
@@ -287,7 +286,7 @@ fn a_frame_that_could_not_be_mapped_is_mapped_nowhere_or_said_to_be_lost() {
             let mut pool = test.pool();
             let mut storage = BatchStorage::<16, 4>::new();
             let mut batch = storage.batch();
-            let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+            let pgd = Pgd::with_user_root(&mut Tools::new(plain, &mut pool)).expect("two roots");
             let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
             let mut frames = frames_of(&mut pool, 20);
             if beside {
@@ -326,7 +325,7 @@ fn a_page_under_tables_with_the_usual_flags_takes_one_request() {
     scene!(test, machine, guest, pool);
     let mut storage = BatchStorage::<16, 4>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut frames = frames_of(&mut pool, 20);
     for address in [0x4444_4000_0000, 0x4444_4000_1000] {

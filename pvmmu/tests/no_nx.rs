@@ -12,7 +12,7 @@ use hypercall::{
 };
 use p2m::Guest;
 use pvmmu::primitive::WriteMode;
-use pvmmu::{Obstacle, Pages, Pgd, Pinned, explain};
+use pvmmu::{Obstacle, Pages, Pgd, Pinned, Tools, explain};
 use xen_model::Model;
 
 /// No entry on the way to any of the pages has the bit, and all are mapped.
@@ -39,11 +39,15 @@ fn every_operation_goes_without_the_bit() {
     // Loose.
     let mut loose = build(&guest, 12, &mut pool);
     let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    loose.protect(&guest, pages(4), read_only).expect("protected");
+    loose.protect(&mut Tools::new(guest, &mut pool), pages(4), read_only).expect("protected");
     let table_flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    loose.set_table_flags(&guest, Level::L2, page(0), table_flags).expect("changed");
+    loose
+        .set_table_flags(&mut Tools::new(guest, &mut pool), Level::L2, page(0), table_flags)
+        .expect("changed");
     let frame = pool.take().expect("a frame");
-    loose.replace(&guest, page(1), PteFlags::USER_RW, frame, &mut pool).expect("replaced");
+    loose
+        .replace(&mut Tools::new(guest, &mut pool), page(1), PteFlags::USER_RW, frame)
+        .expect("replaced");
     let mut pgd = loose.pin(&guest, &mut batch).expect("pinned");
     check(&guest, &pgd, 12);
     // Live, every way in which flags go in.
@@ -61,7 +65,7 @@ fn every_operation_goes_without_the_bit() {
     let replaced = pgd.edit(&mut tools, |edit| edit.replace(page(3), PteFlags::USER_RW, frame));
     assert!(replaced.is_ok());
     check(&guest, &pgd, 16);
-    let loose = pgd.unpin(&guest, tools.batch).expect("unpinned");
+    let loose = pgd.unpin(&guest, &mut tools.batch).expect("unpinned");
     destroy(&guest, loose, &mut pool);
     assert_eq!(pool.len(), free);
     test.check();

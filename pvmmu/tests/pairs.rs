@@ -8,8 +8,8 @@ mod pairing;
 use common::guest;
 use hypercall::{FrameSource as _, Level, PteFlags};
 use pairing::{CLEAN, Layout, READ_ONLY, Variant, end, few, many, start, sweep, va};
+use pvmmu::Pages;
 use pvmmu::primitive::WriteMode;
-use pvmmu::{Pages, Tools};
 
 macro_rules! sweep {
     ($($name:ident, $layout:ident: |$spaces:ident, $with:ident| $work:expr;)*) => { $(
@@ -74,18 +74,18 @@ sweep! {
         spaces.first().set_flags(&with.guest, few().start, READ_ONLY, WriteMode::Set, None)
     };
     holding_tables, Few: |spaces, with| {
-        spaces.first().hold_l1_tables(&with.guest, with.batch)
+        spaces.first().hold_l1_tables(&with.guest, &mut with.batch)
     };
     holding_a_table_and_unmapping_it, Many: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, &mut with.batch);
         spaces.first().unmap(with, many())
     };
     holding_a_table_and_protecting_it, Many: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, &mut with.batch);
         spaces.first().protect(with, many(), READ_ONLY)
     };
     holding_tables_and_ending, Few: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
+        let _ = spaces.first().hold_l1_tables(&with.guest, &mut with.batch);
         spaces.leave();
         end(spaces, with);
     };
@@ -93,19 +93,19 @@ sweep! {
         let presence = with.presence;
         let variant = Variant { pooled: false, roots: 2, presence };
         let plain = guest(spaces.test, &spaces.test.model, with.guest.p2m());
-        let loose = start(&plain, Layout::Few, variant, with.frames);
-        match loose.pin(&with.guest, with.batch) {
+        let loose = start(&mut with.on_machine(plain.machine()), Layout::Few, variant);
+        match loose.pin(&with.guest, &mut with.batch) {
             Ok(pgd) => spaces.pinned.push(pgd),
             Err(error) => spaces.loose.push(error.pgd),
         }
     };
-    unpinning, Few: |spaces, with| match spaces.take().unpin(&with.guest, with.batch) {
+    unpinning, Few: |spaces, with| match spaces.take().unpin(&with.guest, &mut with.batch) {
         Ok(pgd) => spaces.loose.push(pgd),
         Err(error) => spaces.pinned.push(error.pgd),
     };
     holding_and_unpinning, Few: |spaces, with| {
-        let _ = spaces.first().hold_l1_tables(&with.guest, with.batch);
-        match spaces.take().unpin(&with.guest, with.batch) {
+        let _ = spaces.first().hold_l1_tables(&with.guest, &mut with.batch);
+        match spaces.take().unpin(&with.guest, &mut with.batch) {
             Ok(pgd) => spaces.loose.push(pgd),
             Err(error) => spaces.pinned.push(error.pgd),
         }
@@ -137,9 +137,8 @@ sweep! {
         Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
     };
     filling_and_draining_a_pool, Few: |_spaces, with| {
-        let Tools { guest, batch, tables, frames, .. } = with;
-        let _ = tables.fill(guest, Level::L1, 3, *frames, batch);
-        tables.drain(guest, Level::L1, 3, *frames)
+        let _ = with.fill_pool(Level::L1, 3);
+        with.drain_pool(Level::L1, 3)
     };
     many_changes_in_a_section, Few: |spaces, with| spaces.first().edit(with, |edit| {
         // What one of them meets, the next ones meet, too.

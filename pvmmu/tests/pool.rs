@@ -8,7 +8,7 @@ use common::tables::check_counts;
 use common::{Pool, tools};
 use hypercall::{Batch, BatchStorage, Frame, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
-use pvmmu::{Pages, Pgd, PinFailure, Pinned, TablePool};
+use pvmmu::{Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
 use xen_model::{Model, PageType};
 
 /// L1 tables of one page each, under one L2 table.
@@ -36,9 +36,10 @@ fn filled_first<M: Machine>(
     guest: &Guest<'_, M>,
     (_, pool, batch): With<'_, '_, '_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::new(guest, pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).expect("a root");
     for number in 0..TABLES {
-        pgd.map_pages(guest, page(number), PteFlags::USER_RW, pool).expect("mapped");
+        pgd.map_pages(&mut Tools::new(*guest, pool), page(number), PteFlags::USER_RW)
+            .expect("mapped");
     }
     pgd.pin(guest, batch).expect("pinned")
 }
@@ -47,7 +48,8 @@ fn out_of_the_pool<M: Machine>(
     guest: &Guest<'_, M>,
     (tables, pool, batch): With<'_, '_, '_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::new(guest, pool).expect("a root").pin(guest, batch).expect("pinned");
+    let mut pgd =
+        Pgd::new(&mut Tools::new(*guest, pool)).expect("a root").pin(guest, batch).expect("pinned");
     let mut with = tools(guest, batch, tables, pool);
     pgd.edit(&mut with, |edit| {
         (0..TABLES).try_for_each(|number| edit.map_pages(page(number), PteFlags::USER_RW))

@@ -11,7 +11,7 @@ use hypercall::{
 };
 use p2m::Guest;
 use pvmmu::{
-    Counted, Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError, Shares, TablePool,
+    Loose, MapError, Mapped, Mapping, Pages, Pgd, Pinned, RangeError, Shares, TablePool, Tools,
 };
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -51,9 +51,11 @@ impl<'g, M: Machine> Scene<'g, M> {
     /// Two spaces with the same pages, one in each state.
     fn both(&mut self) -> [Space; 2] {
         let [loose, pinned] = [(); 2].map(|()| {
-            let mut pgd = Pgd::with_user_root(&self.guest, &mut self.pool).expect("two roots");
+            let mut pgd = Pgd::with_user_root(&mut Tools::new(self.guest, &mut self.pool))
+                .expect("two roots");
             let pages = pages(START, COUNT);
-            pgd.map_pages(&self.guest, pages, PteFlags::USER_RW, &mut self.pool).expect("mapped");
+            pgd.map_pages(&mut Tools::new(self.guest, &mut self.pool), pages, PteFlags::USER_RW)
+                .expect("mapped");
             pgd
         });
         let pinned = pinned.pin(&self.guest, &mut self.storage.batch()).expect("pinned");
@@ -62,7 +64,7 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn unmap(&mut self, space: &mut Space, pages: Pages) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.unmap(&self.guest, pages, &mut self.pool),
+            Space::Loose(pgd) => pgd.unmap(&mut Tools::new(self.guest, &mut self.pool), pages),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 pgd.unmap(&mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool), pages)
@@ -72,7 +74,9 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn protect(&mut self, space: &mut Space, pages: Pages) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.protect(&self.guest, pages, READ_ONLY),
+            Space::Loose(pgd) => {
+                pgd.protect(&mut Tools::new(self.guest, &mut self.pool), pages, READ_ONLY)
+            }
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -83,7 +87,7 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn remap(&mut self, space: &mut Space, pages: Pages, to: GuestVa) -> Result<(), RangeError> {
         match space {
-            Space::Loose(pgd) => pgd.remap(&self.guest, pages, to, &mut self.pool),
+            Space::Loose(pgd) => pgd.remap(&mut Tools::new(self.guest, &mut self.pool), pages, to),
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -94,7 +98,9 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn move_table(&mut self, space: &mut Space, from: u64, to: u64) -> Result<(), MapError> {
         match space {
-            Space::Loose(pgd) => pgd.move_table(&self.guest, va(from), va(to), &mut self.pool),
+            Space::Loose(pgd) => {
+                pgd.move_table(&mut Tools::new(self.guest, &mut self.pool), va(from), va(to))
+            }
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -105,7 +111,9 @@ impl<'g, M: Machine> Scene<'g, M> {
 
     fn replace(&mut self, space: &mut Space, at: u64, frame: Frame) -> Result<(), MapError> {
         match space {
-            Space::Loose(pgd) => pgd.replace(&self.guest, va(at), READ_ONLY, frame, &mut self.pool),
+            Space::Loose(pgd) => {
+                pgd.replace(&mut Tools::new(self.guest, &mut self.pool), va(at), READ_ONLY, frame)
+            }
             Space::Pinned(pgd) => {
                 let (mut batch, mut tables) = (self.storage.batch(), no_tables());
                 let with = &mut tools(&self.guest, &mut batch, &mut tables, &mut self.pool);
@@ -324,14 +332,22 @@ fn a_loose_tree_takes_registers_of_devices_and_no_frame_of_a_domain() {
     let p2m = test.p2m();
     let mut scene = Scene::new(&test, guest(&test, &test.model, &p2m));
     let free = scene.pool.len();
-    let mut pgd = Pgd::new(&scene.guest, &mut scene.pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(scene.guest, &mut scene.pool)).expect("a root");
     let registers = Mfn::new(test.model.ram_end().raw() + 0x100);
     let own = p2m.mfn(hypercall::Pfn::new(9)).expect("RAM");
     let mut map = |frame, domain| {
         let (pages, flags) = (pages(START, 5), PteFlags::USER_RW);
         // SAFETY: no Rust object lives in the model's test.
-        unsafe { pgd.map_foreign(&scene.guest, pages, flags, frame, domain, &mut scene.pool) }
-            .map_err(|it| it.error)
+        unsafe {
+            pgd.map_foreign(
+                &mut Tools::new(scene.guest, &mut scene.pool),
+                pages,
+                flags,
+                frame,
+                domain,
+            )
+        }
+        .map_err(|it| it.error)
     };
     assert_eq!(map(registers, DomId(1)), Err(MapError::OnlyLive(DomId(1))));
     assert_eq!(map(own, DomId::IO), Err(MapError::Own(hypercall::Pfn::new(9))));
@@ -357,7 +373,12 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
         for level in [Level::L2, Level::L3, Level::L4] {
             let (at, flags) = (va(1 << 30), PteFlags::PRESENT);
             match space {
-                Space::Loose(pgd) => pgd.set_table_flags(&scene.guest, level, at, flags),
+                Space::Loose(pgd) => pgd.set_table_flags(
+                    &mut Tools::new(scene.guest, &mut scene.pool),
+                    level,
+                    at,
+                    flags,
+                ),
                 Space::Pinned(pgd) => {
                     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
                     let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool);
@@ -378,9 +399,10 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
         }
     }
     let Space::Loose(loose) = &mut spaces[0] else { panic!("loose") };
-    let absent = loose.set_table_flags(&scene.guest, Level::L3, va(1 << 39), PteFlags::TABLE);
+    let mut with = Tools::new(scene.guest, &mut scene.pool);
+    let absent = loose.set_table_flags(&mut with, Level::L3, va(1 << 39), PteFlags::TABLE);
     assert_eq!(absent, Err(MapError::NotMapped(va(1 << 39))));
-    let empty = loose.set_table_flags(&scene.guest, Level::L3, va(0), PteFlags::empty());
+    let empty = loose.set_table_flags(&mut with, Level::L3, va(0), PteFlags::empty());
     assert_eq!(empty, Err(MapError::Flags(0)));
     scene.end(spaces);
     test.check();
@@ -395,9 +417,9 @@ fn a_child_inherits_what_its_parents_tables_forbid() {
     let mut shares = Shares::new(&mut counts);
     let [loose, mut space] = scene.both();
     let Space::Pinned(pgd) = &mut space else { panic!("pinned") };
-    let mut frames = Counted { source: &mut scene.pool, shares: &mut shares };
     let (mut batch, mut tables) = (scene.storage.batch(), no_tables());
-    let with = &mut tools(&scene.guest, &mut batch, &mut tables, &mut frames);
+    let with =
+        &mut tools(&scene.guest, &mut batch, &mut tables, &mut scene.pool).with_shares(&mut shares);
     let forbidden = PteFlags::PRESENT | PteFlags::NO_EXECUTE;
     pgd.edit(with, |edit| edit.set_table_flags(Level::L2, va(1 << 30), forbidden)).expect("set");
     let child = pgd.fork(with).expect("forked");

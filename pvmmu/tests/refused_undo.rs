@@ -13,13 +13,13 @@ use hypercall::{
     Uncertain,
 };
 use p2m::WalkError;
-use pvmmu::{Counted, Edit, MapError, Pages, Pgd, Presence, Shares, SpaceFrames, TablePool};
+use pvmmu::{Edit, MapError, Pages, Pgd, Presence, Shares, TablePool, Tools};
 use xen_model::Model;
 
 type Storage = BatchStorage<40, 12>;
 /// A machine that refuses two requests.
 type Twice<'m> = FailNth<&'m FailNth<&'m Model>>;
-type Section<'e, 'a, 'b, 't, 'm> = Edit<'e, 'a, 'b, 't, Twice<'m>, Pool>;
+type Section<'e, 'a, 'b, 't, 'm> = Edit<'e, 'a, 't, Twice<'m>, Pool>;
 
 const fn refuse(request: u64, done: usize) -> Refusal {
     Refusal { request, errno: Errno::ENOMEM, done }
@@ -39,11 +39,11 @@ fn moved_and_ended(pages: Pages, to: GuestVa, refusals: [Refusal; 2], unmaps: [O
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
-    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), pages, PteFlags::USER_RW).expect("mapped");
     // There is a table for `to`, or one above it, already.
     let near = Pages::one(if pages.count == 512 { va(0xa0_0000) } else { va(0x80_1000) });
-    pgd.map_pages(&plain, near, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), near, PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
 
     let inner = FailNth::new(&test.model, refusals[1]);
@@ -94,11 +94,11 @@ fn an_operation_that_finds_a_page_at_two_places_does_nothing_until_that_is_put_r
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let (page, to) = (Pages::one(va(0x40_0000)), va(0x80_0000));
-    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
     let both = Pages { start: page.start, count: 1 };
-    pgd.map_pages(&plain, both, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), both, PteFlags::USER_RW).expect("mapped");
     let near = Pages::one(va(0x80_1000));
-    pgd.map_pages(&plain, near, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), near, PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refuse(2, 0));
     let machine = FailNth::new(&inner, refuse(0, 1));
@@ -149,16 +149,16 @@ fn refused_twice_and_destroyed(what: What, refusals: [Refusal; 2]) {
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
     let pages = Pages { start: va(0x3f_f000), count: 40 };
-    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut pool).expect("mapped");
+    pgd.map_pages(&mut Tools::new(plain, &mut pool), pages, PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refusals[1]);
     let machine = FailNth::new(&inner, refusals[0]);
     let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
     let left = if what == What::PinningItsTables {
-        let _ = pgd.hold_l1_tables(&with.guest, with.batch);
+        let _ = pgd.hold_l1_tables(&with.guest, &mut with.batch);
         Some(pgd)
     } else {
         pgd.destroy(&mut with).err().map(|error| error.into_pgd().expect("it is there"))
@@ -216,8 +216,6 @@ impl FrameSource for Kept {
     }
 }
 
-impl SpaceFrames for Kept {}
-
 /// Unmapping is refused behind its flush, and so is the flush of the undo: the pages are mapped
 /// again. Mapping is: they are mapped nowhere, but a TLB may know them.
 #[test]
@@ -230,24 +228,23 @@ fn frames_that_were_mapped_for_a_moment_and_could_not_be_flushed_are_in_doubt() 
     let plain = guest(&test, &test.model, &p2m);
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut kept, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
     let pages = Pages { start: va(0x40_0000), count: 2 };
-    let mut pgd = Pgd::new(&plain, &mut frames).expect("a root");
-    pgd.map_pages(&plain, pages, PteFlags::USER_RW, &mut frames).expect("mapped");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut kept)).expect("a root");
+    pgd.map_pages(&mut Tools::new(plain, &mut kept), pages, PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     // Three more, of which Xen takes two; then of their undo the updates, not the flush.
     let more = Pages { start: va(0x40_2000), count: 3 };
     let inner = FailNth::new(&test.model, refuse(2, 0));
     let machine = FailNth::new(&inner, refuse(0, 2));
     let around = guest(&test, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut kept).with_shares(&mut shares);
     let refused = pgd.map_pages(&mut with, more, PteFlags::USER_RW).expect_err("refused");
     assert!(matches!(refused.error, MapError::NotUndone { left: 0, .. }), "{refused}");
     assert!(refused.to_string().contains("could not be flushed"), "{refused}");
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut kept).with_shares(&mut shares);
     pgd.destroy(&mut with).expect("nobody runs on it");
     assert_eq!(kept.doubtful.iter().map(Uncertain::count).sum::<u64>(), 2);
     assert_eq!(kept.free.len(), free - 2, "those two are handed out to nobody");
@@ -268,18 +265,21 @@ fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
     // SAFETY: nothing of the model's test uses the frame.
     unsafe { p2m.depopulate(unknown) }.expect("it was known");
     kept.free = vec![stranger];
-    let refused = Pgd::new(&plain, &mut kept).expect_err("no memory of the test's");
+    let refused = Pgd::new(&mut Tools::new(plain, &mut kept)).expect_err("no memory of the test's");
     assert!(matches!(refused, MapError::Walk(WalkError::P2m(_))), "{refused}");
     assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
     kept.free.push(root);
-    let refused = Pgd::with_user_root(&plain, &mut kept).expect_err("only one is known");
+    let refused =
+        Pgd::with_user_root(&mut Tools::new(plain, &mut kept)).expect_err("only one is known");
     assert!(matches!(refused, MapError::Walk(WalkError::P2m(_))), "{refused}");
     assert_eq!(kept.free.len(), 2);
     kept.free.reverse();
     kept.free.sort_by_key(|frame| frame.pfn() != unknown);
-    let mut pgd = Pgd::new(&plain, &mut kept).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut kept)).expect("a root");
     let page = Pages::one(va(0x40_0000));
-    let refused = pgd.map_pages(&plain, page, PteFlags::USER_RW, &mut kept).expect_err("a table");
+    let refused = pgd
+        .map_pages(&mut Tools::new(plain, &mut kept), page, PteFlags::USER_RW)
+        .expect_err("a table");
     assert!(matches!(refused.error, MapError::Walk(WalkError::P2m(_))), "{refused}");
     assert_eq!(kept.free.iter().map(Frame::pfn).collect::<Vec<_>>(), [unknown], "it came back");
     let mut storage = Storage::new();
@@ -288,7 +288,7 @@ fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     tables.fill(&plain, Level::L1, 1, &mut kept, &mut batch).expect_err("a table");
     assert_eq!((kept.free.len(), tables.is_empty()), (1, true));
-    pgd.destroy(&plain, &mut kept).expect("readable");
+    pgd.destroy(&mut Tools::new(plain, &mut kept)).expect("readable");
     test.check();
 }
 
@@ -306,11 +306,11 @@ fn write_protected(
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
     let flags = PteFlags::USER_RW - PteFlags::DIRTY;
     let (pages, near) = (Pages { start: va(0x40_0000), count: 4 }, Pages::one(va(0x80_8000)));
     for pages in [pages, near] {
-        pgd.map_pages(&plain, pages, flags, &mut pool).expect("mapped");
+        pgd.map_pages(&mut Tools::new(plain, &mut pool), pages, flags).expect("mapped");
     }
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let inner = FailNth::new(&test.model, refusals[1]);

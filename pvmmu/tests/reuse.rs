@@ -4,7 +4,7 @@
 
 use hypercall::{Cpu as _, FrameSource as _, GuestVa, PteFlags};
 use pv_tests::guest::{TestGuest, Work};
-use pvmmu::{Pages, Pgd, Pinned, load_root};
+use pvmmu::{Pages, Pgd, Pinned, Tools, load_root};
 
 /// Uses a page of an address space, leaves it, lets `end` take the page out, and uses the page at
 /// the same address in another space. What the vCPU's TLB still had of the first one.
@@ -12,8 +12,8 @@ fn stale_after(end: impl FnOnce(Pgd<Pinned>, &mut Work)) -> Vec<String> {
     let page = Pages::one(GuestVa::new(0x40_0000).expect("canonical"));
     let (first, mut tools) = TestGuest::with_pinned(page);
     let guest = tools.guest;
-    let second = Pgd::new(&guest, tools.frames).expect("frames");
-    let mut second = second.pin(&guest, tools.batch).expect("pinned");
+    let second = Pgd::new(&mut Tools::new(guest, tools.frames.source)).expect("frames");
+    let mut second = second.pin(&guest, &mut tools.batch).expect("pinned");
     second.map_pages(&mut tools, page, PteFlags::USER_RW).expect("mapped");
     // SAFETY: no Rust object lives in the user half of the model's test.
     unsafe { first.load(&guest) }.expect("loaded");
@@ -40,8 +40,8 @@ fn nothing_is_stale_after_the_space_is_destroyed() {
 fn nothing_is_stale_after_a_page_is_taken_out_of_the_unpinned_space() {
     let stale = stale_after(|pgd, tools| {
         let page = Pages::one(GuestVa::new(0x40_0000).expect("canonical"));
-        let mut loose = pgd.unpin(&tools.guest, tools.batch).expect("unpinned");
-        loose.unmap(&tools.guest, page, tools.frames).expect("unmapped");
+        let mut loose = pgd.unpin(&tools.guest, &mut tools.batch).expect("unpinned");
+        loose.unmap(tools, page).expect("unmapped");
     });
     assert_eq!(stale, [""; 0]);
 }
@@ -49,8 +49,8 @@ fn nothing_is_stale_after_a_page_is_taken_out_of_the_unpinned_space() {
 #[test]
 fn nothing_is_stale_after_the_unpinned_space_is_destroyed() {
     let stale = stale_after(|pgd, tools| {
-        let loose = pgd.unpin(&tools.guest, tools.batch).expect("unpinned");
-        assert!(loose.destroy(&tools.guest, tools.frames).is_ok());
+        let loose = pgd.unpin(&tools.guest, &mut tools.batch).expect("unpinned");
+        assert!(loose.destroy(tools).is_ok());
     });
     assert_eq!(stale, [""; 0]);
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{build, page, tools};
 use hypercall::{BatchStorage, Frame, GuestVa, Level, PteFlags};
-use pvmmu::{Edit, MapError, Pages, Pgd, TablePool};
+use pvmmu::{Edit, MapError, Pages, Pgd, TablePool, Tools};
 
 #[test]
 fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
@@ -20,7 +20,7 @@ fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     for level in [Level::L1, Level::L2, Level::L3] {
         tables.fill(&guest, level, 2, &mut pool, &mut batch).expect("filled");
     }
-    let pgd = Pgd::new(&guest, &mut pool).expect("a root");
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
     let far = Pages::one(GuestVa::new(5 << 39).expect("user half"));
@@ -57,7 +57,7 @@ fn a_section_that_walks_sees_what_it_has_written() {
     let asked = || machine.counts().hypercalls;
     let before = asked();
     pgd.edit(&mut with, |edit| {
-        let is_mapped = |edit: &mut Edit<'_, '_, '_, '_, _, _>, at| {
+        let is_mapped = |edit: &mut Edit<'_, '_, '_, _, _>, at| {
             let leaf = edit.walk(page(at))?.leaf();
             Ok::<_, MapError>(leaf.is_some_and(|(_, pte)| pte.is_present()))
         };

@@ -9,8 +9,7 @@ mod sweeping;
 use common::tools;
 use hypercall::{FrameSource as _, Level, PteFlags};
 use pvmmu::{
-    Counted, MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH, Shares, TablePool,
-    Tools,
+    MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH, Shares, TablePool, Tools,
 };
 use sweeping::{READ_ONLY, Storage, full, sparse, va};
 
@@ -23,17 +22,14 @@ sweep! {
         pgd.protect(with, sparse(), READ_ONLY)
     };
     mapping_under_a_root_without_tables_of_a_pool: |pgd, with| {
-        let tables = &mut TablePool::new([&mut [], &mut [], &mut []]);
-        let Tools { guest, batch, frames, presence, .. } = &mut *with;
-        let (guest, presence) = (*guest, *presence);
-        let with = &mut Tools::new(guest, batch, tables, &mut **frames);
-        with.presence = presence;
-        pgd.map_pages(with, Pages { start: va(800, 1, 250), count: 9 }, PteFlags::USER_RW)
+        let machine = with.guest.machine();
+        let mut with = with.on_machine(machine);
+        with.pool = None;
+        pgd.map_pages(&mut with, Pages { start: va(800, 1, 250), count: 9 }, PteFlags::USER_RW)
     };
     filling_and_draining_a_pool: |_pgd, with| {
-        let Tools { guest, batch, tables, frames, .. } = with;
-        let filled = tables.fill(guest, Level::L1, 5, *frames, batch);
-        filled.and_then(|_| tables.drain(guest, Level::L1, 9, *frames)).map(drop)
+        let filled = with.fill_pool(Level::L1, 5);
+        filled.and_then(|_| with.drain_pool(Level::L1, 9)).map(drop)
     };
     making_a_table_read_only_for_all_its_pages: |pgd, with| {
         let flags = PteFlags::PRESENT | PteFlags::USER;
@@ -47,17 +43,16 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
     scene!(test, machine, guest, pool);
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
     let mut storage = Storage::new();
-    let mut pgd = Pgd::with_user_root(&guest, &mut frames).expect("two roots");
-    pgd.map_pages(&guest, full(), PteFlags::USER_RW, &mut frames).expect("mapped");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut pool)).expect("two roots");
+    pgd.map_pages(&mut Tools::new(guest, &mut pool), full(), PteFlags::USER_RW).expect("mapped");
     let mut pgd = pgd.pin(&guest, &mut storage.batch()).expect("pinned");
     for (updates, ops) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)] {
         let room = Room { updates, ops };
         let too_small = RangeError { done: 0, error: MapError::BatchTooSmall(room) };
         let mut batch = storage.batch_of(updates, ops);
-        let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+        let mut with = tools(&guest, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
         let before = machine.counts();
         let far = Pages { start: va(700, 0, 0), count: 3 };
         let [here, there] = [full().start, va(1000, 0, 0)];
@@ -80,7 +75,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
         assert_eq!(machine.counts(), before, "Xen was not asked");
     }
     let mut batch = storage.batch();
-    let mut with = tools(&guest, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&guest, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     pgd.destroy(&mut with).expect("destroyed");
     test.check();
 }

@@ -9,9 +9,7 @@ mod sweeping;
 use common::{TestGuest, guest, tools};
 use hypercall::{Errno, FailNth, FrameSource as _, Level, Machine, PteFlags, Refusal};
 use p2m::walk;
-use pvmmu::{
-    Counted, Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool, Tools, Vcpus,
-};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool, Tools, Vcpus};
 use sweeping::{
     Operation, READ_ONLY, Storage, Work, destroy, full, refuse_each, sparse, start, va,
 };
@@ -35,9 +33,8 @@ sweep! {
         edit.map_pages(Pages::one(va(900, 0, 0)), PteFlags::USER_RW)
     });
     filling_and_draining_a_pool: |_pgd, with| {
-        let Tools { guest, batch, tables, frames, .. } = with;
-        let filled = tables.fill(guest, Level::L1, 9, *frames, batch);
-        filled.and_then(|_| tables.drain(guest, Level::L1, 9, *frames)).map(drop)
+        let filled = with.fill_pool(Level::L1, 9);
+        filled.and_then(|_| with.drain_pool(Level::L1, 9)).map(drop)
     };
     writing_to_a_forked_page: |pgd, with| {
         let plain = pgd.fork(with).map_err(|error| error.to_string());
@@ -79,12 +76,12 @@ fn ending_an_address_space_with_tables_from_a_pool() {
             _: &mut Pgd<Pinned>,
             with: &mut Work<'_, '_, '_, '_, '_, M>,
         ) -> Result<(), String> {
-            let loose = Pgd::new(&with.guest, with.frames).map_err(|error| error.to_string())?;
-            let mut pgd = match loose.pin(&with.guest, with.batch) {
+            let loose = Pgd::new(with).map_err(|error| error.to_string())?;
+            let mut pgd = match loose.pin(&with.guest, &mut with.batch) {
                 Ok(pgd) => pgd,
                 Err(error) => {
                     let reason = error.to_string();
-                    error.pgd.destroy(&with.guest, with.frames).expect("loose");
+                    error.pgd.destroy(with).expect("loose");
                     return Err(reason);
                 }
             };
@@ -111,7 +108,7 @@ fn the_vcpus_that_run_on_an_address_space_are_known() {
     let mut pool = test.pool();
     let mut storage = Storage::new();
     let mut batch = storage.batch();
-    let one = Pgd::new(&guest, &mut pool).expect("a root");
+    let one = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
     let one = one.pin(&guest, &mut batch).expect("pinned");
     let places = [Running::nowhere(), Running::nowhere()];
     // SAFETY: every load of the test goes through these places.
@@ -142,11 +139,10 @@ fn a_parent_is_as_it_was_when_a_fork_is_refused() {
         let mut pool = test.pool();
         let mut counts = vec![0; test.list.len()];
         let mut shares = Shares::new(&mut counts);
-        let mut frames = Counted { source: &mut pool, shares: &mut shares };
         let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
         let mut storage = Storage::new();
         let mut batch = storage.batch();
-        let mut pgd = start(&plain, &mut frames, &mut batch);
+        let mut pgd = start(&plain, &mut pool, &mut batch);
         let entries = |pgd: &Pgd<Pinned>| {
             let all =
                 (0..full().count).map(|at| full().at(at)).chain((0..20).map(|at| sparse().at(at)));
@@ -157,7 +153,7 @@ fn a_parent_is_as_it_was_when_a_fork_is_refused() {
         let refusal = Refusal { request, errno: Errno::ENOMEM, done: 3 };
         let machine = FailNth::new(&test.model, refusal);
         let around = guest(&test, &machine, &p2m);
-        let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+        let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
         match pgd.fork(&mut with) {
             Ok(child) => {
                 assert!(!machine.has_refused());
@@ -168,7 +164,7 @@ fn a_parent_is_as_it_was_when_a_fork_is_refused() {
                 assert_eq!(entries(&pgd), before, "{error}");
             }
         }
-        let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+        let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
         destroy(pgd, &mut with);
         test.check();
     }

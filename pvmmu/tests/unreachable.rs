@@ -16,7 +16,7 @@ use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
 type Machine<'r, 'm> = FailEach<'r, &'m Model>;
-type Work<'a, 'b, 't, 'r, 'm> = Tools<'a, 'b, 't, Machine<'r, 'm>, Pool>;
+type Work<'a, 'b, 't, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Pool>;
 type Plain<'a> = Guest<'a, Model>;
 
 /// Clean, so that what the CPU notes there can be lost.
@@ -54,8 +54,8 @@ fn each_access(
         let mut tables = TablePool::new([l1, l2, l3]);
         let mut storage = BatchStorage::<256, 12>::new();
         let mut batch = storage.batch();
-        let mut pgd = Pgd::new(&plain, &mut pool).expect("a root");
-        pgd.map_pages(&plain, pages, CLEAN, &mut pool).expect("mapped");
+        let mut pgd = Pgd::new(&mut Tools::new(plain, &mut pool)).expect("a root");
+        pgd.map_pages(&mut Tools::new(plain, &mut pool), pages, CLEAN).expect("mapped");
         let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
 
         let failing = [number];
@@ -116,18 +116,17 @@ fn an_address_space_of_which_a_table_cannot_be_read_comes_back_and_is_destroyed(
     let mut loose = 0;
     each_access(pages(3), Presence::Steady, |mut pgd, with, plain| {
         // One table is the pool's, and one has got a pin of its own.
-        let Tools { tables, frames, batch, .. } = &mut *with;
+        let mut well = with.on_machine(plain.machine());
         for level in [Level::L1, Level::L2, Level::L3] {
-            tables.fill(plain, level, 2, *frames, batch).expect("filled");
+            well.fill_pool(level, 2).expect("filled");
         }
-        let mut well = tools(plain, &mut *with.batch, &mut *with.tables, &mut *with.frames);
         let more = Pages { start: va(0x4000_0000), count: 3 };
         pgd.map_pages(&mut well, more, CLEAN).expect("mapped");
-        pgd.hold_l1_tables(plain, well.batch).expect("held");
+        pgd.hold_l1_tables(plain, &mut well.batch).expect("held");
         let error = pgd.destroy(with).err()?;
         if let DestroyError::Loose(pgd, _) = error {
             loose += 1;
-            pgd.destroy(plain, with.frames).expect("all can be reached");
+            pgd.destroy(&mut Tools::new(*plain, with.frames.source)).expect("all can be reached");
             return None;
         }
         error.into_pgd()

@@ -7,7 +7,8 @@ use common::tables::check_marks;
 use common::{TestGuest, build, guest, page, tools};
 use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal, VcpuSet};
 use pvmmu::{
-    DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Vcpus, load_root,
+    DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
+    load_root,
 };
 use xen_model::Mode;
 
@@ -87,7 +88,7 @@ fn a_vcpu_that_got_only_a_kernel_root_counts_for_the_user_roots_address_space_to
     let mut storage = BatchStorage::<40, 8>::new();
     let mut batch = storage.batch();
     let [one, other] = [(); 2].map(|()| {
-        let pgd = Pgd::with_user_root(&plain, &mut pool).expect("two roots");
+        let pgd = Pgd::with_user_root(&mut Tools::new(plain, &mut pool)).expect("two roots");
         pgd.pin(&plain, &mut batch).expect("pinned")
     });
     let places = [Running::nowhere()];

@@ -8,7 +8,7 @@ use hypercall::{
     Batch, BatchStorage, BootInfo, Frame, FrameSource, Frames, GuestVa, Pfn, PteFlags,
 };
 use p2m::{Guest, P2m};
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, SpaceFrames, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Pages of the guest: 16 MiB.
@@ -36,7 +36,7 @@ pub struct TestGuest {
 pub struct Free(Vec<Frame>);
 
 /// What operations on a live address space take, with frames that can be shared.
-pub type Work = Tools<'static, 'static, 'static, Model, Counted<'static, 'static, Free>>;
+pub type Work = Tools<'static, 'static, Model, Free>;
 
 impl TestGuest {
     /// A domU of 16 MiB on Xen 4.17, which has mapped all of it.
@@ -93,10 +93,10 @@ impl TestGuest {
         let places = || (0..8).map(|_| None).collect::<Vec<Option<Frame>>>().leak();
         let shares = Shares::new(vec![0; self.p2m.all().iter().count()].leak());
         let (guest, batch) = (self.guest, self.batch());
-        let tables = Box::leak(Box::new(TablePool::new([places(), places(), places()])));
-        let source = Box::leak(Box::new(self.frames));
-        let frames = Box::leak(Box::new(Counted { source, shares: Box::leak(Box::new(shares)) }));
-        let mut tools = Tools::new(guest, batch, tables, frames);
+        let pool = Box::leak(Box::new(TablePool::new([places(), places(), places()])));
+        let (frames, shares) = (Box::leak(Box::new(self.frames)), Box::leak(Box::new(shares)));
+        let tools = Tools::new(guest, frames).with_batch(batch.lend());
+        let mut tools = tools.with_pool(pool).with_shares(shares);
         tools.presence = Presence::MayVanish;
         tools
     }
@@ -107,10 +107,9 @@ impl TestGuest {
     /// If `pages` are more than the guest has, or not of the user half.
     pub fn with_pinned(pages: Pages) -> (Pgd<Pinned>, Work) {
         let mut tools = Self::new().tools();
-        let Tools { guest, batch, frames, .. } = &mut tools;
-        let mut pgd = Pgd::new(guest, *frames).expect("a root");
-        pgd.map_pages(guest, pages, PteFlags::USER_RW, *frames).expect("mapped");
-        let pgd = pgd.pin(guest, batch).expect("pinned");
+        let mut pgd = Pgd::new(&mut tools).expect("a root");
+        pgd.map_pages(&mut tools, pages, PteFlags::USER_RW).expect("mapped");
+        let pgd = pgd.pin(&tools.guest, &mut tools.batch).expect("pinned");
         (pgd, tools)
     }
 }
@@ -150,5 +149,3 @@ impl FrameSource for Free {
         self.0.push(frame);
     }
 }
-
-impl SpaceFrames for Free {}

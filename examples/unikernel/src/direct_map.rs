@@ -11,8 +11,8 @@ use early_pgt::{
     RegionKind, RoundPlan, UseKind, replace_tables, set_access,
 };
 use hypercall::{
-    Batch, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn,
-    Timed,
+    Batch, BatchRuns, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp,
+    MmuUpdate, Pfn, Timed,
 };
 use p2m::{Guest, P2m, Pfns};
 
@@ -145,8 +145,8 @@ pub(crate) unsafe fn build<'k, M: Machine + Cpu>(
     let plan = Plan::new(&memory).map_err(|error| say(&error))?;
     let room = usize::try_from(plan.updates_max()).unwrap_or(UPDATES_MAX).min(UPDATES_MAX);
     let (mut updates, mut old) = (alloc::vec![MmuUpdate::EMPTY; room], alloc::vec![0; room]);
-    let mut ops = [MmuExtOp::EMPTY; 3];
-    let batch = Batch::within(&mut updates, &mut old, &mut ops);
+    let (mut ops, mut runs) = ([MmuExtOp::EMPTY; 3], BatchRuns::new());
+    let batch = Batch::within(&mut updates, &mut old, &mut ops, &mut runs);
     let mut room = Room { memory, batch };
     if image.boot == Boot::WithIdentity {
         if !boot.is_dom0 {

@@ -4,7 +4,6 @@
 use alloc::vec::Vec;
 
 use hypercall::{Frame, FrameSource, Frames, Pfn};
-use pvmmu::SpaceFrames;
 
 /// Free frames: a bit for each pfn, on the heap.
 pub(crate) struct Pool {
@@ -103,5 +102,3 @@ impl FrameSource for Pool {
         self.lowest = self.lowest.min(word);
     }
 }
-
-impl SpaceFrames for Pool {}

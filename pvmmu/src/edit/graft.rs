@@ -1,7 +1,7 @@
 //! Tables that are filled by plain stores first, and validated when they are linked into a live
 //! tree.
 
-use hypercall::{Frame, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Uncertain};
+use hypercall::{Frame, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Uncertain};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::Edit;
@@ -10,11 +10,11 @@ use super::table::link_refused;
 use crate::access::Access;
 use crate::doubt::Doubt;
 use crate::entries::empty_table;
-use crate::frames::SpaceFrames;
 use crate::leaf::lose;
 use crate::map_error::MapError;
 use crate::obstacles::{Obstacles, Suspect};
 use crate::pages::Run;
+use crate::pool::TablePool;
 use crate::room::Room;
 use crate::store::{clear, fill_run, take_table};
 use crate::teardown::empty;
@@ -34,7 +34,7 @@ const fn not_undone(error: MapError) -> MapError {
     }
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
     /// `run`, and links the chain. On failure nothing has changed.
     ///
@@ -66,7 +66,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         run: Run,
         flags: PteFlags,
     ) -> Result<(), MapError> {
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         self.submit()?;
         let mut chain = Chain::default();
         let built = self.build(&mut chain, lowest, level, run, flags);
@@ -109,17 +109,17 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
-            let table = take_table(guest, *frames)?;
+            let table = take_table(guest, frames)?;
             // Only what is cleared goes into the chain: a frame holds the entries of whatever it
             // was before.
             if let Err(error) = clear(guest, &table) {
-                frames.give(table);
+                frames.of_tables().give(table);
                 return Err(error.into());
             }
             let table = place.insert(table);
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
-                    fill_run(guest, table.pfn(), part, flags, &mut **frames)?;
+                    fill_run(guest, table.pfn(), part, flags, frames)?;
                 }
             } else if top.is_present() {
                 // SAFETY: the token says that nobody else uses the frame (I-1).
@@ -168,7 +168,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), (usize, MapError)> {
         let guest = self.tools.guest;
         for (done, table) in chain.iter().flatten().take(count).enumerate() {
-            let batch = &mut *self.tools.batch;
+            let batch = &mut self.tools.batch;
             batch.clear();
             let planned = self.direct_map.entry(&guest, table.pfn());
             let planned = planned.map_err(MapError::from).and_then(|(direct, pte)| {
@@ -194,7 +194,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), (MapError, bool)> {
         self.plan_link(chain, level, va, top, ahead).map_err(|error| (error, true))?;
         let (guest, roots) = (self.tools.guest, self.roots);
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
         // (I-4).
         let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
@@ -221,7 +221,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     ) -> Result<(), MapError> {
         let guest = self.tools.guest;
         let (slot, absent) = self.path.entry(&guest, level, va)?;
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         batch.clear();
         for table in chain.iter().flatten().skip(ahead) {
             let (direct, pte) = self.direct_map.entry(&guest, table.pfn())?;
@@ -256,28 +256,29 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             let first = PageTableIndex::new(0);
             if guest.machine().read_entries(table.pfn(), first, &mut entries).is_ok() {
                 let pages = entries.iter().filter(|pte| pte.is_present());
-                pages.for_each(|pte| lose(&guest, *pte, self.tools.frames));
+                pages.for_each(|pte| lose(&guest, *pte, &mut self.tools.frames));
             }
         }
         for table in chain.into_iter().flatten() {
-            self.tools.frames.give_uncertain(Uncertain::from(table));
+            self.tools.frames.of_tables().give_uncertain(Uncertain::from(table));
         }
     }
 
     /// Gives back what was taken for a chain that is linked nowhere.
     fn take_apart(&mut self, chain: Chain) {
-        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
+        let Tools { guest, batch, frames, .. } = &mut *self.tools;
+        let mut pool = TablePool::none();
         batch.clear();
         for (table, level) in chain.into_iter().zip(LEVELS) {
             let Some(table) = table else { continue };
             // Upper tables hold one entry, for the table that has just been given back: only pages
             // are released.
             if level == Level::L1
-                && let Err(error) = empty(guest, level, table.pfn(), tables, *frames)
+                && let Err(error) = empty(guest, level, table.pfn(), &mut pool, frames)
             {
                 log::error!("what pfn {} maps is lost: {error}", table.pfn());
             }
-            frames.give(table);
+            frames.of_tables().give(table);
         }
     }
 }

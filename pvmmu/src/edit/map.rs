@@ -1,7 +1,7 @@
 //! Mapping pages of a live tree.
 
 use hypercall::{
-    DomId, Domains, Frame, FrameSource as _, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte,
+    DomId, Domains, Frame, FrameSource, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte,
     PteFlags, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
@@ -9,7 +9,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{Edit, PART};
 use crate::cost::{COSTS, Strategy};
 use crate::entries::{SEEN, keeping_seen};
-use crate::frames::{OnePage, SpaceFrames};
+use crate::frames::OnePage;
 use crate::map_error::{MapError, MapFailed, RangeError};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_flags};
@@ -27,28 +27,20 @@ enum Origin {
 }
 
 /// Maps one frame: [`Pgd::map`].
-pub(super) fn one<M: Machine, F: SpaceFrames>(
+pub(super) fn one<M: Machine, F: FrameSource>(
     pgd: &mut Pgd<Pinned>,
-    tools: &mut Tools<'_, '_, '_, M, F>,
+    tools: &mut Tools<'_, '_, M, F>,
     va: GuestVa,
     flags: PteFlags,
     frame: Frame,
 ) -> Result<(), MapFailed> {
-    let mut page = OnePage::new(frame, &mut *tools.frames);
-    let mut tools = Tools {
-        guest: tools.guest,
-        batch: &mut *tools.batch,
-        tables: &mut *tools.tables,
-        frames: &mut page,
-        presence: tools.presence,
-        reach: tools.reach,
-        vcpus: tools.vcpus,
-    };
-    let mapped = pgd.map_pages(&mut tools, Pages::one(va), flags);
-    mapped.map_err(|RangeError { error, .. }| MapFailed { frame: page.take(), error })
+    let mut page = OnePage::new(frame);
+    let mapped = pgd.map_pages(&mut tools.with_source(&mut page), Pages::one(va), flags);
+    let frame = page.end(&mut tools.frames);
+    mapped.map_err(|RangeError { error, .. }| MapFailed { frame, error })
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Maps a frame at each page of `pages`: see [`Pgd::map_pages`].
     ///
     /// # Errors
@@ -72,7 +64,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     }
 
     /// Maps `pages` to frames of `domain` from `first` on, one after the other. They are not the
-    /// guest's own: when they are unmapped, [`SpaceFrames::give_foreign`] hears of it.
+    /// guest's own: when they are unmapped,
+    /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) hears of it.
     ///
     /// # Errors
     /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
@@ -86,8 +79,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Mapped, Pages, Pgd};
     /// let mut tools = TestGuest::dom0().tools();
-    /// let pgd = Pgd::new(&tools.guest, tools.frames)?;
-    /// let mut pgd = pgd.pin(&tools.guest, tools.batch)?;
+    /// let pgd = Pgd::new(&mut tools)?;
+    /// let mut pgd = pgd.pin(&tools.guest, &mut tools.batch)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// pgd.edit(&mut tools, |edit| {
     ///     edit.map_foreign(pages, PteFlags::USER_RW, vga, DomId::IO)
@@ -125,7 +118,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
                 Found::Table(table) => table,
                 Found::Superpage => return Err(WalkError::NotMapped(run.va).into()),
                 Found::Missing(level) => {
-                    let pooled = self.tools.tables.has_all_below(level);
+                    let pooled = self.tools.has_tables_below(level);
                     let fill_first = !pooled || COSTS.to_map(run.count) == Strategy::Table;
                     if fill_first && matches!(origin, Origin::Frames) {
                         self.graft(level, run, flags)?;
@@ -150,9 +143,10 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// L1 table.
     pub(super) fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
         while let Some(below) = level.below() {
-            let table = self.tools.tables.take(below).ok_or(MapError::OutOfFrames)?;
+            let pool = self.tools.pool.as_deref_mut().ok_or(MapError::OutOfFrames)?;
+            let table = pool.take(below).ok_or(MapError::OutOfFrames)?;
             if let Err(error) = self.link(level, va, &table) {
-                self.tools.tables.return_unused(below, table, self.tools.frames);
+                self.return_unused(below, table);
                 return Err(error);
             }
             // INVARIANT: I-4: the token has gone into the batch.
@@ -160,6 +154,15 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
             level = below;
         }
         Ok(())
+    }
+
+    /// Gives a table back to the pool, which it was linked from nowhere.
+    #[cold]
+    fn return_unused(&mut self, level: Level, table: Frame) {
+        let Tools { pool, frames, .. } = &mut *self.tools;
+        if let Some(pool) = pool {
+            pool.return_unused(level, table, frames.of_tables());
+        }
     }
 
     fn link(&mut self, level: Level, va: GuestVa, table: &Frame) -> Result<(), MapError> {

@@ -24,8 +24,8 @@ mod share;
 mod table;
 
 use hypercall::{
-    BatchError, CALLS_MAX, Domains, ENTRIES, Element, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte,
-    PteFlags,
+    BatchError, CALLS_MAX, Domains, ENTRIES, Element, FrameSource, GuestVa, Level, Machine,
+    MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -80,8 +80,8 @@ const PART: u16 = 64;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "what is pending is lost unless the section is finished"]
-pub struct Edit<'e, 'a, 'b, 't, M, F> {
-    tools: &'e mut Tools<'a, 'b, 't, M, F>,
+pub struct Edit<'e, 'a, 't, M, F> {
+    tools: &'e mut Tools<'a, 't, M, F>,
     roots: Roots,
     /// What an undo that was refused has left of the address space.
     doubt: &'e mut Option<Doubt>,
@@ -108,10 +108,11 @@ impl Pgd<Pinned> {
     /// ```
     /// # use hypercall::{GuestVa, Machine};
     /// # use p2m::walk;
-    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, SpaceFrames, Tools};
-    /// fn section<M: Machine, F: SpaceFrames>(
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
+    /// fn section<M: Machine, F: FrameSource>(
     ///     pgd: &mut Pgd<Pinned>,
-    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     tools: &mut Tools<'_, '_, M, F>,
     ///     va: GuestVa,
     /// ) -> Result<(), RangeError> {
     ///     pgd.edit(tools, |edit| {
@@ -130,9 +131,9 @@ impl Pgd<Pinned> {
     /// # use p2m::walk;
     /// use hypercall::FrameSource;
     /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn section<M: Machine, F: SpaceFrames>(
+    /// fn section<M: Machine, F: FrameSource>(
     ///     pgd: &mut Pgd<Pinned>,
-    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     tools: &mut Tools<'_, '_, M, F>,
     ///     va: GuestVa,
     /// ) -> Result<(), RangeError> {
     ///     let guest = tools.guest;
@@ -150,9 +151,9 @@ impl Pgd<Pinned> {
     /// # use hypercall::{GuestVa, Machine};
     /// # use hypercall::FrameSource;
     /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: SpaceFrames>(
+    /// fn nested<M: Machine, F: FrameSource>(
     ///     pgd: &mut Pgd<Pinned>,
-    ///     [one, other]: [&mut Tools<'_, '_, '_, M, F>; 2],
+    ///     [one, other]: [&mut Tools<'_, '_, M, F>; 2],
     ///     va: GuestVa,
     /// ) -> Result<(), RangeError> {
     ///     pgd.edit(one, |_| {
@@ -167,9 +168,9 @@ impl Pgd<Pinned> {
     /// # use hypercall::{GuestVa, Machine};
     /// # use hypercall::FrameSource;
     /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: SpaceFrames>(
+    /// fn nested<M: Machine, F: FrameSource>(
     ///     [one, other]: [&mut Pgd<Pinned>; 2],
-    ///     tools: &mut Tools<'_, '_, '_, M, F>,
+    ///     tools: &mut Tools<'_, '_, M, F>,
     ///     va: GuestVa,
     /// ) -> Result<(), RangeError> {
     ///     one.edit(tools, |_| {
@@ -188,14 +189,14 @@ impl Pgd<Pinned> {
     /// # Hypercalls
     /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
     /// and the flush; and those that [`Edit`]'s methods name for whole tables.
-    pub fn edit<'a, 'b, 't, M: Machine, F: SpaceFrames>(
+    pub fn edit<'a, 't, M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'a, 'b, 't, M, F>,
-        section: impl FnOnce(&mut Edit<'_, 'a, 'b, 't, M, F>) -> Result<(), MapError>,
+        tools: &mut Tools<'a, 't, M, F>,
+        section: impl FnOnce(&mut Edit<'_, 'a, 't, M, F>) -> Result<(), MapError>,
     ) -> Result<(), RangeError> {
-        Room::check_entries(tools.batch)
+        Room::check_entries(&tools.batch)
             .map_err(|error| RangeError { done: 0, error: error.into() })?;
-        if !tools.tables.is_empty() {
+        if tools.pool.as_ref().is_some_and(|pool| !pool.is_empty()) {
             self.holds = Holds::Tables;
         }
         let mut edit = Edit::begin(self.roots(), &mut self.doubt, tools);
@@ -233,9 +234,9 @@ impl Pgd<Pinned> {
     /// assert!(pgd.translate(&tools.guest, GuestVa::new(0x46_4000)?)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map_pages<M: Machine, F: SpaceFrames>(
+    pub fn map_pages<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
     ) -> Result<(), RangeError> {
@@ -264,9 +265,9 @@ impl Pgd<Pinned> {
     /// refused.map_err(|failed| failed.error)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map<M: Machine, F: SpaceFrames>(
+    pub fn map<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
         va: GuestVa,
         flags: PteFlags,
         frame: hypercall::Frame,
@@ -302,9 +303,9 @@ impl Pgd<Pinned> {
     /// assert!(pgd.translate(&tools.guest, to)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn remap<M: Machine, F: SpaceFrames>(
+    pub fn remap<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         to: GuestVa,
     ) -> Result<(), RangeError> {
@@ -333,9 +334,9 @@ impl Pgd<Pinned> {
     /// assert_eq!((refused.done, refused.error), (0, pvmmu::MapError::NotMapped(pages.start)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unmap<M: Machine, F: SpaceFrames>(
+    pub fn unmap<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
     ) -> Result<(), RangeError> {
         self.edit(tools, |edit| edit.unmap(pages))
@@ -363,9 +364,9 @@ impl Pgd<Pinned> {
     /// assert!(!page.flags.contains(PteFlags::WRITABLE));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn protect<M: Machine, F: SpaceFrames>(
+    pub fn protect<M: Machine, F: FrameSource>(
         &mut self,
-        tools: &mut Tools<'_, '_, '_, M, F>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
     ) -> Result<(), RangeError> {
@@ -373,11 +374,11 @@ impl Pgd<Pinned> {
     }
 }
 
-impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
+impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     pub(crate) fn begin(
         roots: Roots,
         doubt: &'e mut Option<Doubt>,
-        tools: &'e mut Tools<'a, 'b, 't, M, F>,
+        tools: &'e mut Tools<'a, 't, M, F>,
     ) -> Self {
         tools.batch.clear();
         tools.begin(roots.kernel);
@@ -493,8 +494,8 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     }
 
     /// The frames of the tools.
-    pub(crate) const fn frames(&mut self) -> &mut F {
-        self.tools.frames
+    pub(crate) const fn frames(&mut self) -> &mut SpaceFrames<'a, F> {
+        &mut self.tools.frames
     }
 
     /// Clears an entry that maps a page in the table for `va`.
@@ -548,7 +549,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
 
     /// Makes room for two updates that belong together.
     fn make_room_for_two(&mut self) -> Result<(), MapError> {
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         if self.tools.batch.room() < 2 { self.submit() } else { Ok(()) }
     }
 
@@ -609,7 +610,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);
         let flags_only = core::mem::take(&mut self.flags_only);
         self.put_right()?;
-        let Tools { guest, batch, tables, frames, reach, .. } = &mut *self.tools;
+        let Tools { guest, batch, pool, frames, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
             return Ok(());
         }
@@ -627,7 +628,7 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
                     self.done += updates as u64;
                     return Ok(());
                 }
-                let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
+                let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
                 settle(batch.sent(), &mut settled);
                 self.done += settled.pages;
                 Ok(())
@@ -644,14 +645,14 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
     fn refused(&mut self, error: BatchError) -> MapError {
         let path = self.path;
         self.path.forget();
-        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
+        let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
         let update = batch.refused_update();
-        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
+        let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.invert();
         let undone = self.ask_to_undo(Doubt::FLUSH);
-        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
-        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
+        let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
         if undone.is_ok() {
             take_back(swapped(batch.sent()), &mut settled);
         } else {
@@ -678,14 +679,14 @@ impl<'e, 'a, 'b, 't, M: Machine, F: SpaceFrames> Edit<'e, 'a, 'b, 't, M, F> {
         self.next = 0;
         self.flags_only = 0;
         self.flush = Flush::NONE;
-        let Tools { guest, batch, tables, frames, .. } = &mut *self.tools;
-        let mut settled = Settled { guest, tables, frames: &mut **frames, pages: 0 };
+        let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
+        let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
         take_back(batch.unapplied(), &mut settled);
         batch.clear();
     }
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Submits an inverted batch, with a flush of all that may have been seen of what it takes
     /// back. If that is refused, notes `left`.
     fn ask_to_undo(&mut self, left: Doubt) -> Result<(), MapError> {
@@ -719,7 +720,7 @@ fn swapped(
     pairs.map(|(update, old)| (MmuUpdate::from_raw(update.target(), old), update.value()))
 }
 
-impl<M, F> core::fmt::Debug for Edit<'_, '_, '_, '_, M, F> {
+impl<M, F> core::fmt::Debug for Edit<'_, '_, '_, M, F> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let Self { roots, next, flush, done, .. } = self;
         f.debug_struct("Edit")

@@ -4,7 +4,9 @@
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
 )]
 
-use hypercall::{DomId, Domains, ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags};
+use hypercall::{
+    DomId, Domains, ENTRIES, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::seen::{Shift, may_become_dirty, slots};
@@ -12,7 +14,6 @@ use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
 use crate::entries::{check_present, empty_table};
 use crate::flush::Flush;
-use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run};
@@ -24,7 +25,7 @@ use p2m::WalkError;
 /// Bytes that an L1 table spans.
 const TABLE: u64 = 1 << Level::L2.shift();
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
     /// mapped: see [`Pgd::remap`](crate::Pgd::remap).
     ///
@@ -84,7 +85,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// both places; how many. Each is mapped at its new place before it goes from the old one.
     fn remap_some(&mut self, from: GuestVa, to: GuestVa, left: u64) -> Result<u64, MapError> {
         let guest = self.tools.guest;
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         let room = self.tools.batch.updates_max() / 2;
         let rest = |va| ENTRIES - u16::from(Level::L1.index_of(va));
         let most = rest(from).min(rest(to)).min(PART).min(u16::try_from(room).unwrap_or(PART));
@@ -194,7 +195,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         match self.path.seek(&guest, va)? {
             Found::Table(table) => return Ok(table),
             Found::Superpage => return Err(WalkError::NotMapped(va).into()),
-            Found::Missing(level) if self.tools.tables.has_all_below(level) => {
+            Found::Missing(level) if self.tools.has_tables_below(level) => {
                 self.link_empty(level, va)?;
                 self.submit()?;
             }

@@ -1,6 +1,8 @@
 //! Changing and clearing entries of a live tree.
 
-use hypercall::{ENTRIES, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
+use hypercall::{
+    ENTRIES, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::{Edit, PART};
@@ -10,7 +12,6 @@ use crate::entries::{
     population, with_table_flags,
 };
 use crate::flush::Flush;
-use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, Run, check_flags};
@@ -18,7 +19,7 @@ use crate::path::Found;
 use crate::room::Room;
 use crate::tools::Presence;
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Unmaps `pages`: see [`Pgd::unmap`](crate::Pgd::unmap).
     ///
     /// # Errors
@@ -184,7 +185,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     }
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the
     /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
     pub(crate) fn change_entries(
@@ -225,7 +226,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     }
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
     /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something. Xen flushes all TLBs.
     ///
@@ -251,7 +252,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         flags: PteFlags,
     ) -> Result<(), MapError> {
         crate::pages::check_page(va)?;
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         self.submit()?;
         self.whole(|edit| edit.change_table(level, va, flags))
     }

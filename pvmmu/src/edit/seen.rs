@@ -12,7 +12,8 @@
 )]
 
 use hypercall::{
-    BatchError, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot, mmu_command,
+    BatchError, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
+    mmu_command,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -20,7 +21,6 @@ use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
 use crate::entries::{Change, SEEN, check_present};
 use crate::flush::Flush;
-use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN};
 use crate::pages::{Pages, Run};
@@ -88,7 +88,7 @@ pub(super) fn slots<M: Machine>(
     Ok((first..).map(move |index| Slot { table, index: PageTableIndex::new_truncate(index) }))
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
     /// Xen keeps both bits in the entry that it clears, and there they are read. Of entries that
     /// cannot be read then it says both.
@@ -183,7 +183,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         pages: Pages,
         report: &mut dyn FnMut(GuestVa, PteFlags),
     ) -> Result<(), MapError> {
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         let most =
             u16::try_from(self.tools.batch.updates_max()).map_or(PART, |room| room.min(PART));
         for part in pages.runs(most)? {

@@ -1,6 +1,6 @@
 //! What becomes of the things that entries stood for, once a batch has come through, or has not.
 
-use hypercall::{Frame, Machine, MmuUpdate, Pte};
+use hypercall::{Frame, FrameSource, Machine, MmuUpdate, Pte};
 
 use crate::frames::SpaceFrames;
 use crate::leaf::{lose as lose_leaf, release};
@@ -9,10 +9,10 @@ use crate::pool::TablePool;
 use p2m::Guest;
 
 /// Where things go.
-pub(super) struct Settled<'a, 't, 'c, M, F> {
-    pub(super) guest: &'a Guest<'c, M>,
-    pub(super) tables: &'a mut TablePool<'t>,
-    pub(super) frames: &'a mut F,
+pub(super) struct Settled<'s, 'a, 't, M, F> {
+    pub(super) guest: &'s Guest<'a, M>,
+    pub(super) pool: Option<&'s mut TablePool<'t>>,
+    pub(super) frames: &'s mut SpaceFrames<'a, F>,
     /// Pages whose entries changed.
     pub(super) pages: u64,
 }
@@ -45,7 +45,7 @@ impl Thing {
     }
 }
 
-impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
     #[expect(unsafe_code, reason = "claims back tables that are linked no more (I-4)")]
     fn table(&mut self, held: Held, pte: Pte, outside: Outside) {
         let Ok(pfn) = self.guest.p2m().pfn(self.guest.machine(), pte.mfn()) else {
@@ -53,25 +53,25 @@ impl<M: Machine, F: SpaceFrames> Settled<'_, '_, '_, M, F> {
         };
         // SAFETY: I-4: the entry was the table's only owner, and it is gone, or was never written.
         let frame = unsafe { Frame::claim(pfn) };
+        let (frames, mut none) = (self.frames.of_tables(), TablePool::none());
+        let pool = self.pool.as_deref_mut().unwrap_or(&mut none);
         match outside {
-            Outside::NeverLinked => {
-                self.tables.return_unused(held.level(), frame, self.frames);
-            }
-            Outside::Unlinked => self.tables.give_back(self.guest, held, frame, self.frames),
+            Outside::NeverLinked => pool.return_unused(held.level(), frame, frames),
+            Outside::Unlinked => pool.give_back(self.guest, held, frame, frames),
         }
     }
 
     /// A table that is linked no more, or should not be: what is in it is not known.
     fn lost_table(&mut self, held: Held, pte: Pte) {
         lose_leaf(self.guest, pte, self.frames);
-        if let Held::Pooled(_) = held {
-            self.tables.note_not_returned(1);
+        if let (Held::Pooled(_), Some(pool)) = (held, &mut self.pool) {
+            pool.note_not_returned(1);
         }
     }
 }
 
 /// Each pair has taken effect: hands on what its old value stood for.
-pub(super) fn settle<M: Machine, F: SpaceFrames>(
+pub(super) fn settle<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {
@@ -95,7 +95,7 @@ pub(super) fn settle<M: Machine, F: SpaceFrames>(
 
 /// A pair is in effect or not, but what TLBs know of it is uncertain: what its new value stands for
 /// and its old one does not is given to nobody. With a pair turned round, what went.
-pub(super) fn lose<M: Machine, F: SpaceFrames>(
+pub(super) fn lose<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {
@@ -112,8 +112,8 @@ pub(super) fn lose<M: Machine, F: SpaceFrames>(
 }
 
 /// No pair is in effect: gives back what its new value was to stand for. Nothing was taken for
-/// another domain's frame, so [`SpaceFrames::give_foreign`] is not called for one.
-pub(super) fn take_back<M: Machine, F: SpaceFrames>(
+/// another domain's frame, so `ForeignFrames::give_foreign` is not called for one.
+pub(super) fn take_back<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
 ) {

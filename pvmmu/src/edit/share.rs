@@ -1,18 +1,17 @@
 //! A page that is shared gets written to: it becomes the address space's own.
 
-use hypercall::{Entry, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
+use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
 
 use super::Edit;
 use crate::doubt::unprotected;
 use crate::entries::keeping_seen;
-use crate::frames::{Ours, SpaceFrames};
 use crate::map_error::MapError;
 use crate::marks::{COPY_ON_WRITE, FOREIGN, FORKED, SHARED};
 use crate::pages::check_page;
 use crate::path::Found;
 use p2m::WalkError;
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
     /// shares the frame gets it, any other one gets a copy.
     ///
@@ -57,14 +56,14 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         }
         let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
         let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
-        let is_last = self.tools.frames.shares(Ours).is_some_and(|shares| shares.is_last(pfn));
+        let is_last = self.tools.frames.shares().is_some_and(|shares| shares.is_last(pfn));
         if is_last {
             self.push(keeping_seen(slot, old.with_flags(flags)), old.raw())?;
             self.flush.add(va, 1);
             let owned = self.submit();
             // If an undo was refused, too, the entry itself says whose the frame is.
             let is_own = owned.is_ok() || !self.is_shared(va);
-            if is_own && let Some(mut shares) = self.tools.frames.shares(Ours) {
+            if is_own && let Some(shares) = self.tools.frames.shares() {
                 // INVARIANT: I-4: the entry is the frame's one owner now, and says so.
                 shares.unshare(pfn);
             }
@@ -94,7 +93,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let guest = self.tools.guest;
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
         let copied = guest.mfn(frame.pfn()).map_err(MapError::from).and_then(|mfn| {
-            let batch = &mut *self.tools.batch;
+            let batch = &mut self.tools.batch;
             batch.clear();
             batch.op(MmuExtOp::copy_page(mfn, old.mfn()))?;
             // SAFETY: the token says that nobody else uses the frame (I-1).

@@ -6,8 +6,8 @@
 //! L1 changes.
 
 use hypercall::{
-    BatchError, ENTRIES, Element, Entry, Frame, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pfn,
-    Pte, Slot,
+    BatchError, ENTRIES, Element, Entry, Frame, FrameSource, GuestVa, Level, Machine, MmuExtOp,
+    MmuUpdate, Pfn, Pte, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -42,7 +42,7 @@ struct Unlinked {
     pte: Pte,
 }
 
-impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
+impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
     /// Nothing is pending. A table that is pinned by itself is so afterwards, too, unless it ends.
     ///
@@ -57,11 +57,11 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         old: &Entries,
         new: &Entries,
     ) -> Result<(), MapError> {
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         let guest = self.tools.guest;
         let (slot, link) = self.path.entry(&guest, Level::L2, run.va)?;
         let (direct, pte) = self.direct_map.entry(&guest, table)?;
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         batch.clear();
         if held(link).is_some() {
             batch.op(MmuExtOp::unpin(link.mfn()))?;
@@ -78,13 +78,11 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         self.path.set(Level::L1, None);
         if after.total() == 0 {
             self.done += u64::from(run.count);
-            release_all(&guest, old, self.tools.frames);
-            if let Some(Held::Pooled(_)) = held(link) {
-                self.tools.tables.note_not_returned(1);
-            }
+            release_all(&guest, old, &mut self.tools.frames);
+            self.note_not_returned(link);
             // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
             // writable again.
-            self.tools.frames.give(unsafe { Frame::claim(table) });
+            self.tools.frames.of_tables().give(unsafe { Frame::claim(table) });
             return Ok(());
         }
         let unlinked = Unlinked { table, slot, link, direct, pte: writable };
@@ -96,7 +94,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         self.path.set(Level::L1, Some(table));
         for (old, new) in old[run.range()].iter().zip(&new[run.range()]) {
             if old.is_present() && !new.is_present() {
-                release(&guest, *old, self.tools.frames);
+                release(&guest, *old, &mut self.tools.frames);
             }
         }
         Ok(())
@@ -118,14 +116,19 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         }
         for (old, now) in old.iter().zip(&now) {
             if old.is_present() && (!now.is_present() || now.mfn() != old.mfn()) {
-                lose(&guest, *old, self.tools.frames);
+                lose(&guest, *old, &mut self.tools.frames);
             }
         }
         if !linked {
-            lose(&guest, not_held(link), self.tools.frames);
-            if let Some(Held::Pooled(_)) = held(link) {
-                self.tools.tables.note_not_returned(1);
-            }
+            lose(&guest, not_held(link), &mut self.tools.frames);
+            self.note_not_returned(link);
+        }
+    }
+
+    /// The table behind `link` does not go back to the pool that it may be from.
+    fn note_not_returned(&mut self, link: Pte) {
+        if let (Some(Held::Pooled(_)), Some(pool)) = (held(link), &mut self.tools.pool) {
+            pool.note_not_returned(1);
         }
     }
 
@@ -175,7 +178,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     pub fn move_table(&mut self, from: GuestVa, to: GuestVa) -> Result<(), MapError> {
         check_table(from)?;
         check_table(to)?;
-        Room::check(self.tools.batch)?;
+        Room::check(&self.tools.batch)?;
         self.submit()?;
         let guest = self.tools.guest;
         let Found::Table(_) = self.path.seek(&guest, from)? else {
@@ -190,7 +193,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         self.path.seek(&guest, from)?;
         let (old_slot, link) = self.path.entry(&guest, Level::L2, from)?;
         self.path.forget();
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(new_slot, link), absent.raw())?;
         batch.update(MmuUpdate::set(old_slot, Pte::ABSENT), link.raw())?;
@@ -215,7 +218,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// the table's own pin, so that the undo needs no more room than what it undoes.
     fn put_back_link(&mut self, slot: Slot, link: Pte, va: GuestVa, error: BatchError) -> MapError {
         self.path.forget();
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         let was_unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
         batch.invert();
         if let Err(error) = self.undo(Doubt::TABLES) {
@@ -233,7 +236,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     /// Pins the table behind `link`, which the tree holds, by itself again. If Xen does not take
     /// it, the mark goes, too: a mark without a pin could never be let go of.
     fn pin_again(&mut self, slot: Slot, link: Pte, held: Held) -> Result<(), MapError> {
-        let Tools { guest, batch, tables, .. } = &mut *self.tools;
+        let Tools { guest, batch, pool, .. } = &mut *self.tools;
         let pin = MmuExtOp::pin(held.level(), link.mfn());
         // SAFETY: the table is part of the user half (I-4), and is validated and linked.
         let Err(error) = (unsafe { submit_ops(guest.machine(), &[pin]) }) else { return Ok(()) };
@@ -241,8 +244,8 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(slot, not_held(link)), link.raw())?;
         // SAFETY: the entry keeps its table: only the mark changes.
         if unsafe { batch.submit(guest.machine()) }.is_ok() {
-            if let Held::Pooled(_) = held {
-                tables.note_not_returned(1);
+            if let (Held::Pooled(_), Some(pool)) = (held, pool) {
+                pool.note_not_returned(1);
             }
         } else {
             Doubt::TABLES.note(self.doubt);
@@ -270,7 +273,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
         let guest = self.tools.guest;
         let found = Obstacles::of_tables(&guest, self.roots, [suspect].into_iter());
         self.path.forget();
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         if batch.applied().any(|done| matches!(done, Element::Op(_))) {
             // SAFETY: the table is nobody else's (I-4); the pin has just been made.
             let unpinned = unsafe { submit_ops(guest.machine(), &[MmuExtOp::unpin(link.mfn())]) };
@@ -311,7 +314,7 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
     fn link_table(&mut self, unlinked: Unlinked) -> Result<Result<(), BatchError>, MapError> {
         let Unlinked { slot, link, direct, pte, .. } = unlinked;
         let guest = self.tools.guest;
-        let batch = &mut *self.tools.batch;
+        let batch = &mut self.tools.batch;
         batch.clear();
         batch.update(MmuUpdate::set(direct, Access::ReadOnly.apply(pte)), pte.raw())?;
         batch.update(MmuUpdate::set(slot, link), Pte::ABSENT.raw())?;
@@ -327,7 +330,11 @@ impl<M: Machine, F: SpaceFrames> Edit<'_, '_, '_, '_, M, F> {
 /// Hands on every page of a table that is gone. Not inlined: among the rest of what replaces a
 /// table its loop takes ten instructions more for each page.
 #[inline(never)]
-fn release_all<M: Machine>(guest: &Guest<'_, M>, old: &Entries, frames: &mut impl SpaceFrames) {
+fn release_all<M: Machine>(
+    guest: &Guest<'_, M>,
+    old: &Entries,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+) {
     for old in old.iter().filter(|old| old.is_present()) {
         release(guest, *old, frames);
     }

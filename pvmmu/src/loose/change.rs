@@ -1,11 +1,12 @@
 //! Changes of an address space under construction: the vocabulary of a live one, by plain stores.
 #![expect(unsafe_code, reason = "stores into tables of a loose tree (I-4, I-5)")]
 
-use hypercall::{DomId, Entry, Frame, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags};
+use hypercall::{
+    DomId, Entry, Frame, FrameSource, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::entries::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
-use crate::frames::SpaceFrames;
 use crate::leaf::release;
 use crate::map_error::{MapError, RangeError};
 use crate::marks::FOREIGN;
@@ -13,6 +14,7 @@ use crate::pages::{Pages, Run, check_flags, check_page, check_table};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
 use crate::store::{PART, store};
+use crate::tools::Tools;
 use p2m::{Guest, WalkError};
 
 /// The entry for a page: its table, its index there, and its value.
@@ -33,20 +35,20 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
-    /// pgd.unmap(&guest, pages, &mut frames)?;
-    /// assert_eq!(pgd.translate(&guest, pages.start)?, None);
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
+    /// pgd.unmap(&mut tools, pages)?;
+    /// assert_eq!(pgd.translate(&tools.guest, pages.start)?, None);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn unmap<M: Machine>(
+    pub fn unmap<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
+        let Tools { guest, frames, .. } = tools;
         self.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
     }
 
@@ -63,22 +65,23 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
     /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    /// pgd.protect(&guest, pages, read_only)?;
-    /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
+    /// pgd.protect(&mut tools, pages, read_only)?;
+    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.flags, read_only);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn protect<M: Machine>(
+    pub fn protect<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
     ) -> Result<(), RangeError> {
+        let guest = &tools.guest;
         check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
         let flags = guest.machine().offered(flags);
         let change = &Flags::of(flags);
@@ -132,23 +135,23 @@ impl Pgd<Loose> {
     /// # use pv_tests::guest::TestGuest;
     /// # use hypercall::FrameSource;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&guest, Pages::one(va), PteFlags::USER_RW, &mut frames)?;
-    /// let (free, frame) = (frames.count(), frames.take().ok_or("no memory")?);
-    /// pgd.replace(&guest, va, PteFlags::USER_RW, frame, &mut frames)?;
-    /// assert_eq!(frames.count(), free); // the one that was mapped came back
+    /// pgd.map_pages(&mut tools, Pages::one(va), PteFlags::USER_RW)?;
+    /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
+    /// pgd.replace(&mut tools, va, PteFlags::USER_RW, frame)?;
+    /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn replace<M: Machine>(
+    pub fn replace<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         va: GuestVa,
         flags: PteFlags,
         frame: Frame,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
+        let Tools { guest, frames, .. } = tools;
         let mut replace = || -> Result<Pte, MapError> {
             check_flags(flags)?;
             let flags = guest.machine().offered(flags);
@@ -188,22 +191,22 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let (pages, to) = (Pages::one(GuestVa::new(0x40_0000)?), GuestVa::new(0x80_0000)?);
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
-    /// let before = pgd.translate(&guest, pages.start)?.map(|page| page.frame);
-    /// pgd.remap(&guest, pages, to, &mut frames)?;
-    /// assert_eq!(pgd.translate(&guest, to)?.map(|page| page.frame), before);
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
+    /// let before = pgd.translate(&tools.guest, pages.start)?.map(|page| page.frame);
+    /// pgd.remap(&mut tools, pages, to)?;
+    /// assert_eq!(pgd.translate(&tools.guest, to)?.map(|page| page.frame), before);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn remap<M: Machine>(
+    pub fn remap<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         to: GuestVa,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
+        let Tools { guest, frames, .. } = tools;
         let mut done = 0;
         let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
         let mut remap = || -> Result<(), MapError> {
@@ -240,22 +243,23 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let (from, to) = (GuestVa::new(0x40_0000)?, GuestVa::new(0x80_0000)?);
     /// let pages = Pages { start: from, count: 512 };
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
-    /// pgd.move_table(&guest, from, to, &mut frames)?;
-    /// assert!(pgd.translate(&guest, to)?.is_some() && pgd.translate(&guest, from)?.is_none());
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
+    /// pgd.move_table(&mut tools, from, to)?;
+    /// assert!(pgd.translate(&tools.guest, to)?.is_some());
+    /// assert!(pgd.translate(&tools.guest, from)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn move_table<M: Machine>(
+    pub fn move_table<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         from: GuestVa,
         to: GuestVa,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapError> {
+        let Tools { guest, frames, .. } = tools;
         check_table(from)?;
         check_table(to)?;
         self.put_right(guest)?;
@@ -276,8 +280,8 @@ impl Pgd<Loose> {
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
     /// devices. When they are unmapped,
-    /// [`SpaceFrames::give_foreign`](crate::SpaceFrames::give_foreign) is told. Frames of a domain
-    /// are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
+    /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) is told. Frames of a
+    /// domain are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
     ///
     /// # Errors
     /// As for [`map_pages`](Self::map_pages); [`MapError::Own`] for a frame of the guest's,
@@ -296,25 +300,25 @@ impl Pgd<Loose> {
     /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Mapped, Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::dom0();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::dom0().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
     /// // The VGA adapter's memory is a device's.
-    /// unsafe { pgd.map_foreign(&guest, pages, PteFlags::USER_RW, vga, DomId::IO, &mut frames) }?;
-    /// let page = pgd.translate(&guest, pages.start)?.ok_or("it is mapped")?;
+    /// unsafe { pgd.map_foreign(&mut tools, pages, PteFlags::USER_RW, vga, DomId::IO) }?;
+    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
     /// assert_eq!(page.frame, Mapped::Foreign(vga));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[expect(unsafe_code, reason = "believes that the frames are a device's")]
-    pub unsafe fn map_foreign<M: Machine>(
+    pub unsafe fn map_foreign<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
         first: Mfn,
         domain: DomId,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
+        let Tools { guest, frames, .. } = tools;
         let mut done = 0;
         let mut path = Path::new(self.root());
         let mut fill = || -> Result<(), MapError> {
@@ -356,16 +360,26 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, Level, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&guest, Pages::one(va), PteFlags::USER_RW, &mut frames)?;
+    /// pgd.map_pages(&mut tools, Pages::one(va), PteFlags::USER_RW)?;
     /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
     /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.set_table_flags(&guest, Level::L2, va, flags)?;
+    /// pgd.set_table_flags(&mut tools, Level::L2, va, flags)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn set_table_flags<M: Machine>(
+    pub fn set_table_flags<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, M, F>,
+        level: Level,
+        va: GuestVa,
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        self.give_table_flags(&tools.guest, level, va, flags)
+    }
+
+    pub(crate) fn give_table_flags<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
         level: Level,

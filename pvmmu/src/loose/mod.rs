@@ -8,7 +8,7 @@ mod change;
 
 use core::marker::PhantomData;
 
-use hypercall::{Frame, FrameSource as _, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS};
+use hypercall::{Frame, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::frames::{OnePage, SpaceFrames};
@@ -20,6 +20,7 @@ use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
 use crate::store::{EMPTY, PART, clear, fill_run, store, take_table};
 use crate::teardown::empty;
+use crate::tools::Tools;
 use p2m::{Guest, WalkError};
 
 impl Pgd<Loose> {
@@ -36,15 +37,15 @@ impl Pgd<Loose> {
     /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::Pgd;
     ///
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let pgd = Pgd::new(&guest, &mut frames)?;
-    /// assert_eq!(pgd.tables(&guest)?, 1);
+    /// let mut tools = TestGuest::new().tools();
+    /// let pgd = Pgd::new(&mut tools)?;
+    /// assert_eq!(pgd.tables(&tools.guest)?, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn new<M: Machine>(
-        guest: &Guest<'_, M>,
-        frames: &mut impl SpaceFrames,
+    pub fn new<M: Machine, F: FrameSource>(
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<Self, MapError> {
+        let Tools { guest, frames, .. } = tools;
         let root = take_table(guest, frames)?;
         match fill_root(guest, &root) {
             // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
@@ -53,7 +54,7 @@ impl Pgd<Loose> {
                 Ok(Self { root, user_root, holds, doubt, state: PhantomData })
             }
             Err(error) => {
-                frames.give(root);
+                frames.of_tables().give(root);
                 Err(error.into())
             }
         }
@@ -71,21 +72,21 @@ impl Pgd<Loose> {
     /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::Pgd;
     ///
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let pgd = Pgd::with_user_root(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let pgd = Pgd::with_user_root(&mut tools)?;
     /// assert_ne!(pgd.user_root(), Some(pgd.root()));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn with_user_root<M: Machine>(
-        guest: &Guest<'_, M>,
-        frames: &mut impl SpaceFrames,
+    pub fn with_user_root<M: Machine, F: FrameSource>(
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<Self, MapError> {
-        let mut pgd = Self::new(guest, frames)?;
+        let mut pgd = Self::new(tools)?;
+        let Tools { guest, frames, .. } = tools;
         let user_root = take_table(guest, frames);
         let cleared = user_root.and_then(|root| match clear(guest, &root) {
             Ok(()) => Ok(root),
             Err(error) => {
-                frames.give(root);
+                frames.of_tables().give(root);
                 Err(error.into())
             }
         });
@@ -96,7 +97,7 @@ impl Pgd<Loose> {
                 Ok(pgd)
             }
             Err(error) => {
-                frames.give(pgd.root);
+                frames.of_tables().give(pgd.root);
                 Err(error)
             }
         }
@@ -119,26 +120,28 @@ impl Pgd<Loose> {
     /// use hypercall::FrameSource;
     /// use pvmmu::{Pgd};
     ///
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
-    /// let (va, frame) = (GuestVa::new(0x40_0000)?, frames.take().ok_or("no memory")?);
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
+    /// let (va, frame) = (GuestVa::new(0x40_0000)?, tools.frames.take().ok_or("no memory")?);
     /// let pfn = frame.pfn();
-    /// pgd.map(&guest, va, PteFlags::USER_RW, frame, &mut frames)?;
-    /// let mapped = pgd.translate(&guest, va)?.and_then(|page| page.frame.pfn());
+    /// pgd.map(&mut tools, va, PteFlags::USER_RW, frame)?;
+    /// let mapped = pgd.translate(&tools.guest, va)?.and_then(|page| page.frame.pfn());
     /// assert_eq!(mapped, Some(pfn));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map<M: Machine>(
+    pub fn map<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         va: GuestVa,
         flags: PteFlags,
         frame: Frame,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), MapFailed> {
-        let mut one = OnePage::new(frame, frames);
+        let Tools { guest, frames, .. } = tools;
+        let mut page = OnePage::new(frame);
+        let mut one = frames.with_source(&mut page);
         let filled = self.fill(guest, Pages::one(va), flags, &mut one);
-        filled.map_err(|RangeError { error, .. }| MapFailed { frame: one.take(), error })
+        let frame = page.end(frames);
+        filled.map_err(|RangeError { error, .. }| MapFailed { frame, error })
     }
 
     /// Maps a frame at each page of `pages`; frames and tables come from `frames`.
@@ -155,21 +158,21 @@ impl Pgd<Loose> {
     /// # use pv_tests::guest::TestGuest;
     /// use pvmmu::{Pages, Pgd};
     ///
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
     /// // The root, a table of levels 3 and 2, two of level 1.
-    /// assert_eq!(pgd.tables(&guest)?, 5);
+    /// assert_eq!(pgd.tables(&tools.guest)?, 5);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn map_pages<M: Machine>(
+    pub fn map_pages<M: Machine, F: FrameSource>(
         &mut self,
-        guest: &Guest<'_, M>,
+        tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
-        frames: &mut impl SpaceFrames,
     ) -> Result<(), RangeError> {
+        let Tools { guest, frames, .. } = tools;
         self.fill(guest, pages, flags, frames)
     }
 
@@ -178,7 +181,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         pages: Pages,
         flags: PteFlags,
-        frames: &mut impl SpaceFrames,
+        frames: &mut SpaceFrames<'_, impl FrameSource>,
     ) -> Result<(), RangeError> {
         let mut done = 0;
         let mut fill = || -> Result<(), MapError> {
@@ -201,7 +204,7 @@ impl Pgd<Loose> {
         guest: &Guest<'_, M>,
         path: &mut Path,
         va: GuestVa,
-        frames: &mut impl SpaceFrames,
+        frames: &mut SpaceFrames<'_, impl FrameSource>,
     ) -> Result<Pfn, MapError> {
         self.table(guest, path, Level::L1, va, frames)
     }
@@ -213,7 +216,7 @@ impl Pgd<Loose> {
         path: &mut Path,
         lowest: Level,
         va: GuestVa,
-        frames: &mut impl SpaceFrames,
+        frames: &mut SpaceFrames<'_, impl FrameSource>,
     ) -> Result<Pfn, MapError> {
         loop {
             let found = path.seek(guest, va)?;
@@ -227,7 +230,7 @@ impl Pgd<Loose> {
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
             let table = take_table(guest, frames)?;
             if let Err(error) = self.link(guest, level, parent, va, &table) {
-                frames.give(table);
+                frames.of_tables().give(table);
                 return Err(error.into());
             }
             // INVARIANT: I-4: the token has gone into the entry.
@@ -265,27 +268,28 @@ impl Pgd<Loose> {
     /// # use hypercall::{GuestVa, PteFlags};
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::{Pages, Pgd};
-    /// let TestGuest { guest, mut frames, .. } = TestGuest::new();
-    /// let free = frames.count();
-    /// let mut pgd = Pgd::new(&guest, &mut frames)?;
+    /// let mut tools = TestGuest::new().tools();
+    /// let free = tools.frames.source.count();
+    /// let mut pgd = Pgd::new(&mut tools)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut frames)?;
-    /// pgd.destroy(&guest, &mut frames).map_err(|(_, error)| error)?;
-    /// assert_eq!(frames.count(), free);
+    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
+    /// pgd.destroy(&mut tools).map_err(|(_, error)| error)?;
+    /// assert_eq!(tools.frames.source.count(), free);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn destroy<M: Machine>(
+    pub fn destroy<M: Machine, F: FrameSource>(
         mut self,
-        guest: &Guest<'_, M>,
-        frames: &mut impl SpaceFrames,
+        tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<(), (Self, MapError)> {
+        let Tools { guest, frames, .. } = tools;
         if let Err(error) = self.put_right(guest) {
             return Err((self, error.into()));
         }
-        let pool = &mut TablePool::new([&mut [], &mut [], &mut []]);
+        let pool = &mut TablePool::none();
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
         match empty(guest, Level::L4, self.root(), pool, frames) {
             Ok(()) => {
+                let frames = frames.of_tables();
                 frames.give(self.root);
                 self.user_root.into_iter().for_each(|root| frames.give(root));
                 Ok(())

@@ -1,8 +1,6 @@
 //! What the operations behind a mapper take frames from and give them to.
 
-use hypercall::{DomId, Frame, FrameSource, Mfn, Uncertain};
-
-use crate::frames::{Ours, Shares, SpaceFrames};
+use hypercall::{Frame, FrameSource, Uncertain};
 
 /// Frames, and how many of them are in doubt.
 pub(super) struct Noting<'f, F> {
@@ -10,7 +8,7 @@ pub(super) struct Noting<'f, F> {
     pub(super) uncertain: &'f mut u64,
 }
 
-impl<F: SpaceFrames> FrameSource for Noting<'_, F> {
+impl<F: FrameSource> FrameSource for Noting<'_, F> {
     fn take(&mut self) -> Option<Frame> {
         self.frames.take()
     }
@@ -22,24 +20,6 @@ impl<F: SpaceFrames> FrameSource for Noting<'_, F> {
     fn give_uncertain(&mut self, frames: Uncertain) {
         *self.uncertain += frames.count();
         self.frames.give_uncertain(frames);
-    }
-}
-
-impl<F: SpaceFrames> SpaceFrames for Noting<'_, F> {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.frames.take_table()
-    }
-
-    fn give_foreign(&mut self, mfn: Mfn) {
-        self.frames.give_foreign(mfn);
-    }
-
-    fn domain_of(&self, mfn: Mfn) -> DomId {
-        self.frames.domain_of(mfn)
-    }
-
-    fn shares(&mut self, ours: Ours) -> Option<Shares<'_>> {
-        self.frames.shares(ours)
     }
 }
 
@@ -56,8 +36,6 @@ impl FrameSource for One {
     }
 }
 
-impl SpaceFrames for One {}
-
 /// No frames.
 pub(super) struct Nothing;
 
@@ -70,5 +48,3 @@ impl FrameSource for Nothing {
         log::error!("{frame:?} came back from an operation that frees none: it is lost");
     }
 }
-
-impl SpaceFrames for Nothing {}

@@ -15,7 +15,7 @@ use hypercall::{
     Request, VaFlush, VaMapping,
 };
 use p2m::{Guest, P2m};
-use pvmmu::{Loose, Pages, Pgd, Presence, SpaceFrames, TablePool, Tools};
+use pvmmu::{Loose, Pages, Pgd, Presence, TablePool, Tools};
 use xen_model::{Builder, DomainConfig, Model, Role};
 
 /// The first page of the frames that tests use: in the kernel image, which nothing else uses.
@@ -166,8 +166,6 @@ impl FrameSource for Pool {
     }
 }
 
-impl SpaceFrames for Pool {}
-
 /// Page `index` of a range that crosses the border of an L1, an L2 table and one GiB.
 pub fn page(index: u64) -> GuestVa {
     let start = (1 << 30) - 8 * PAGE_SIZE as u64;
@@ -190,17 +188,23 @@ pub fn build<M: hypercall::Machine>(
     count: u64,
     pool: &mut Pool,
 ) -> Pgd<Loose> {
-    let mut pgd = Pgd::new(guest, pool).expect("a root");
+    let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).expect("a root");
     for index in 0..count {
         let frame = pool.take().expect("a frame");
-        pgd.map(guest, page(index), PteFlags::USER_RW, frame, pool).expect("mapped");
+        pgd.map(&mut Tools::new(*guest, pool), page(index), PteFlags::USER_RW, frame)
+            .expect("mapped");
     }
     pgd
 }
 
 /// Takes an address space apart, everything back into the pool.
 pub fn destroy<M: hypercall::Machine>(guest: &Guest<'_, M>, pgd: Pgd<Loose>, pool: &mut Pool) {
-    pgd.destroy(guest, pool).expect("taken apart");
+    pgd.destroy(&mut Tools::new(*guest, pool)).expect("taken apart");
+}
+
+/// The pool of `with`.
+pub fn table_pool<'w, 't, M, F>(with: &'w mut Tools<'_, 't, M, F>) -> &'w mut TablePool<'t> {
+    with.pool.as_deref_mut().expect("a pool")
 }
 
 /// What operations on a live address space work with.
@@ -209,8 +213,8 @@ pub fn tools<'a, 'b, 't, M, F>(
     batch: &'a mut Batch<'b>,
     tables: &'a mut TablePool<'t>,
     frames: &'a mut F,
-) -> Tools<'a, 'b, 't, M, F> {
-    let mut tools = Tools::new(*guest, batch, tables, frames);
+) -> Tools<'a, 't, M, F> {
+    let mut tools = Tools::new(*guest, frames).with_batch(batch.lend()).with_pool(tables);
     tools.presence = Presence::MayVanish;
     tools
 }

@@ -15,8 +15,7 @@ use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::{
-    Counted, DestroyError, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares,
-    SpaceFrames, TablePool, Tools,
+    DestroyError, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools,
 };
 use xen_model::{Mode, Model};
 
@@ -45,11 +44,8 @@ impl FrameSource for Kept {
     }
 }
 
-impl SpaceFrames for Kept {}
-
 pub(crate) type Machine<'r, 'm> = FailEach<'r, &'m Model>;
-pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> =
-    Tools<'a, 'b, 't, Machine<'r, 'm>, Counted<'p, 's, Kept>>;
+pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Kept>;
 
 /// The address spaces that there are, and the test that they are in.
 pub(crate) struct Spaces<'g> {
@@ -177,7 +173,7 @@ pub(crate) fn check_flags(
 ) {
     // No other refusal is to come: what is in doubt can be put right without one that it missed.
     if plan.refused() == 2 {
-        let mut with = tools(plain, with.batch, with.tables, with.frames);
+        let mut with = with.on_machine(plain.machine());
         for pgd in &mut spaces.pinned {
             pgd.edit(&mut with, |edit| edit.submit()).expect("put right");
         }
@@ -211,7 +207,6 @@ pub(crate) fn live(
     let mut account = Account::of(kept.pool.pfns());
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut kept, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 12];
     let (l1, rest) = places.split_at_mut(6);
     let (l2, l3) = rest.split_at_mut(3);
@@ -220,10 +215,10 @@ pub(crate) fn live(
     let mut batch = storage.batch();
     if variant.pooled {
         for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
-            tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
+            tables.fill(&plain, level, count, &mut kept, &mut batch).expect("filled");
         }
     }
-    let pgd = start(&plain, layout, variant, &mut frames);
+    let pgd = start(&mut Tools::new(plain, &mut kept), layout, variant);
     let pgd = pgd.pin(&plain, &mut batch).expect("pinned");
     let second = test.second();
     second.initialise(test.model.guest().kernel_root().expect("it runs"), None).expect("started");
@@ -233,7 +228,7 @@ pub(crate) fn live(
 
     let machine = around(&test.model, plan);
     let refusing = guest(&test, &machine, &p2m);
-    let mut with = tools(&refusing, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&refusing, &mut batch, &mut tables, &mut kept).with_shares(&mut shares);
     with.presence = variant.presence;
     let mut spaces = Spaces { test: &test, pinned: vec![pgd], loose: Vec::new() };
     let before = flags_of(&spaces, &plain);
@@ -244,8 +239,8 @@ pub(crate) fn live(
     end(&mut spaces, &mut with);
     for level in [Level::L1, Level::L2, Level::L3] {
         // A table that Xen has not let go of stays in the pool, or is in doubt.
-        let _ = with.tables.drain(&refusing, level, 99, with.frames);
-        with.tables.drain(&plain, level, 99, with.frames).expect("drained");
+        let _ = with.drain_pool(level, 99);
+        with.on_machine(&test.model).drain_pool(level, 99).expect("drained");
     }
     check_counts(&tables, 0);
     account.found("free", kept.pool.pfns());
@@ -260,19 +255,18 @@ pub(crate) fn live(
 }
 
 pub(crate) fn start(
-    guest: &Guest<'_, Model>,
+    with: &mut Tools<'_, '_, Model, impl FrameSource>,
     layout: Layout,
     variant: Variant,
-    frames: &mut impl SpaceFrames,
 ) -> Pgd<Loose> {
     let pgd = match variant.roots {
-        1 => Pgd::new(guest, frames),
-        _ => Pgd::with_user_root(guest, frames),
+        1 => Pgd::new(with),
+        _ => Pgd::with_user_root(with),
     };
     let mut pgd = pgd.expect("roots");
-    pgd.map_pages(guest, few(), CLEAN, frames).expect("mapped");
+    pgd.map_pages(with, few(), CLEAN).expect("mapped");
     if layout == Layout::Many {
-        pgd.map_pages(guest, many(), PteFlags::USER_RW, frames).expect("mapped");
+        pgd.map_pages(with, many(), PteFlags::USER_RW).expect("mapped");
     }
     pgd
 }
@@ -297,7 +291,7 @@ pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '
     }
     for mut pgd in spaces.loose.drain(..) {
         for attempt in 1.. {
-            pgd = match pgd.destroy(&with.guest, with.frames) {
+            pgd = match pgd.destroy(with) {
                 Ok(()) => break,
                 Err((pgd, error)) => {
                     assert!(attempt < 3, "it cannot be destroyed: {error}");

@@ -9,7 +9,7 @@ use pvmmu::{Edit, MapError, Pages, RangeError};
 
 use crate::moves::{move_table, remap};
 use crate::operations::{Excuse, Input, REPLACE, TABLES, check_told};
-use crate::world::{Frames, Hindrance, Life, Page, Refusing, Space, Whose, World, visible};
+use crate::world::{Hindrance, Life, Page, Refusing, Scarce, Space, Whose, World, visible};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// Regions in which pages are mapped: neighbours under one L1 table, under one L2 table, and apart.
@@ -72,7 +72,7 @@ fn map(
     let few_frames = world.lacks(pages.count + TABLES, by);
     let occupied = numbers(pages).find(|page| space.known.contains_key(page));
     let (mapped, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.map_pages(&with.guest, pages, flags, with.frames),
+        Life::Loose(pgd) => pgd.map_pages(with, pages, flags),
         Life::Pinned(pgd) => pgd.map_pages(with, pages, flags),
     });
     let excuse = Excuse { refused, few_frames };
@@ -148,7 +148,7 @@ fn unmap(
             pgd.edit(with, |edit| edit.unmap_reading_ad(pages, &mut |_, _| {}))
         }
         Life::Pinned(pgd) => pgd.unmap(with, pages),
-        Life::Loose(pgd) => pgd.unmap(&with.guest, pages, with.frames),
+        Life::Loose(pgd) => pgd.unmap(with, pages),
     });
     let done = done_of(world, space, pages, answer, Excuse { refused, few_frames: false });
     check_told(world, done.iter().filter_map(|page| space.known.get(page)));
@@ -166,7 +166,7 @@ fn protect(
     world.story.push(format!("protect {pages:x?} {flags:?}"));
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         Life::Pinned(pgd) => pgd.protect(with, pages, flags),
-        Life::Loose(pgd) => pgd.protect(&with.guest, pages, flags),
+        Life::Loose(pgd) => pgd.protect(with, pages, flags),
     });
     for page in done_of(world, space, pages, answer, Excuse { refused, few_frames: false }) {
         space.known.entry(page).and_modify(|page| page.flags = flags);
@@ -224,7 +224,7 @@ fn replace(
         let frame = with.frames.take()?;
         let mfn = with.guest.p2m().mfn(frame.pfn()).expect("RAM");
         let replaced = match &mut space.pgd {
-            Life::Loose(pgd) => pgd.replace(&with.guest, va, flags, frame, with.frames),
+            Life::Loose(pgd) => pgd.replace(with, va, flags, frame),
             Life::Pinned(pgd) => {
                 pgd.edit(with, |edit| edit.replace(va, flags, frame)).map_err(|error| error.error)
             }
@@ -274,9 +274,7 @@ fn map_foreign(
     let registers = Mfn::new(world.test.model.ram_end().raw() + 0x100);
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
         // SAFETY: no memory stands behind the frames.
-        Life::Loose(pgd) => unsafe {
-            pgd.map_foreign(&with.guest, pages, flags, registers, DomId::IO, with.frames)
-        },
+        Life::Loose(pgd) => unsafe { pgd.map_foreign(with, pages, flags, registers, DomId::IO) },
         Life::Pinned(pgd) => pgd.edit(with, |edit| edit.map_foreign(pages, flags, first, DomId(1))),
     });
     let excuse = Excuse { refused, few_frames };
@@ -291,7 +289,7 @@ fn map_foreign(
 type Change = (u64, Option<PteFlags>);
 
 fn one_of_section(
-    edit: &mut Edit<'_, '_, '_, '_, Refusing<'_>, Frames<'_, '_>>,
+    edit: &mut Edit<'_, '_, '_, Refusing<'_>, Scarce>,
     is_mapped: &mut BTreeSet<u64>,
     (page, flags): Change,
 ) -> std::result::Result<(), MapError> {

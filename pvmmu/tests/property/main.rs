@@ -41,7 +41,8 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
         p2m: &p2m,
         batch,
         tables: TablePool::new([l1, l2, l3]),
-        frames: world::Noting::new(&test),
+        frames: world::Scarce::new(&test),
+        neighbours: world::Neighbours::new(&test),
         shares: Shares::new(&mut counts),
         spaces: Vec::new(),
         vcpus: world::vcpus(&running),
@@ -52,7 +53,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     for level in [Level::L1, Level::L2, Level::L3] {
         let count = input.int_in_range(0..=4)?;
         world.quietly(|with| {
-            let filled = with.tables.fill(&with.guest, level, count, with.frames, with.batch);
+            let filled = with.fill_pool(level, count);
             filled.expect("filled");
         });
     }

@@ -22,7 +22,7 @@ pub(crate) fn move_table(
     world.story.push(format!("move table {from:#x} to {to:#x}"));
     let few_frames = world.lacks(TABLES, by);
     let moved = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.move_table(&with.guest, address(from), address(to), with.frames),
+        Life::Loose(pgd) => pgd.move_table(with, address(from), address(to)),
         Life::Pinned(pgd) => {
             let moved = pgd.edit(with, |edit| edit.move_table(address(from), address(to)));
             moved.map_err(|error| error.error)
@@ -63,7 +63,7 @@ pub(crate) fn remap(
     world.story.push(format!("remap {pages:x?} to {to:x?}"));
     let few_frames = world.lacks(TABLES, by);
     let (answer, refused) = world.run(by, |with| match &mut space.pgd {
-        Life::Loose(pgd) => pgd.remap(&with.guest, pages, to, with.frames),
+        Life::Loose(pgd) => pgd.remap(with, pages, to),
         Life::Pinned(pgd) => pgd.remap(with, pages, to),
     });
     let there = Pages { start: to, ..pages };

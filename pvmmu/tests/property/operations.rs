@@ -79,13 +79,11 @@ pub(crate) fn step(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> R
 fn create(input: Input<'_, '_>, world: &mut World<'_, '_, '_, '_>) -> Result<()> {
     world.story.push("create".to_owned());
     let has_user_root = input.ratio(1, 2)?;
-    let pgd = world.quietly(|with| {
-        if has_user_root {
-            Pgd::with_user_root(&with.guest, with.frames)
-        } else {
-            Pgd::new(&with.guest, with.frames)
-        }
-    });
+    let pgd = world.quietly(
+        |with| {
+            if has_user_root { Pgd::with_user_root(with) } else { Pgd::new(with) }
+        },
+    );
     if let Ok(pgd) = pgd {
         world.spaces.push(Space { pgd: Life::Loose(pgd), known: Known::new() });
     }
@@ -96,7 +94,7 @@ fn pin(world: &mut World<'_, '_, '_, '_>, pgd: Pgd<Loose>, known: Known, by: Hin
     let has_foreign = known.values().any(|page| page.whose == Whose::Foreign);
     // Xen may refuse it anyway: a second refusal would be that of the undo.
     let by = if has_foreign { Hindrance::none() } else { by };
-    let (pinned, refused) = world.run(by, |with| pgd.pin(&with.guest, with.batch));
+    let (pinned, refused) = world.run(by, |with| pgd.pin(&with.guest, &mut with.batch));
     let pgd = match pinned {
         Ok(pgd) => Life::Pinned(pgd),
         Err(error) => {
@@ -122,7 +120,7 @@ fn unpin(
     // Xen refuses part of it anyway: a second refusal would be that of the undo.
     let by = if loaded { Hindrance::none() } else { by };
     let of_pool = pooled(world.test, pgd.root());
-    let (unpinned, refused) = world.run(by, |with| pgd.unpin(&with.guest, with.batch));
+    let (unpinned, refused) = world.run(by, |with| pgd.unpin(&with.guest, &mut with.batch));
     let pgd = match unpinned {
         Ok(pgd) => {
             world.plain += of_pool;
@@ -142,7 +140,7 @@ fn destroy(world: &mut World<'_, '_, '_, '_>, space: Space, by: Hindrance) -> Op
     let Space { pgd, mut known } = space;
     let pgd = match pgd {
         Life::Loose(pgd) => {
-            let ended = world.quietly(|with| pgd.destroy(&with.guest, with.frames));
+            let ended = world.quietly(|with| pgd.destroy(with));
             ended.expect("readable");
             None
         }
@@ -233,7 +231,7 @@ fn fork(world: &mut World<'_, '_, '_, '_>, space: &mut Space, by: Hindrance) {
 fn hold(world: &mut World<'_, '_, '_, '_>, space: &mut Space, by: Hindrance) {
     world.story.push("hold".to_owned());
     let Life::Pinned(pgd) = &mut space.pgd else { return };
-    let (held, refused) = world.run(by, |with| pgd.hold_l1_tables(&with.guest, with.batch));
+    let (held, refused) = world.run(by, |with| pgd.hold_l1_tables(&with.guest, &mut with.batch));
     if let Err((failure, undo)) = held {
         assert!(refused, "{failure}: {:#?}", world.story);
         assert_eq!(undo, Ok(()));

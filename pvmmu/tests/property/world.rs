@@ -9,7 +9,7 @@ use hypercall::{
 use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
 use p2m::{Guest, P2m};
 use pvmmu::{
-    Counted, Loose, Pgd, Pinned, Presence, Running, Shares, SpaceFrames, TablePool, Tools, Vcpus,
+    ForeignFrames, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools, Vcpus,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
@@ -82,18 +82,27 @@ pub(crate) struct Space {
     pub(crate) known: Known,
 }
 
-/// Free frames, and a note of those that came back and were never free.
-pub(crate) struct Noting {
+/// Free frames, of which some are put aside.
+pub(crate) struct Scarce {
     pool: Pool,
     aside: Vec<Frame>,
-    foreign: Vec<Mfn>,
+}
+
+/// A note of frames that came back and were never free.
+pub(crate) struct Neighbours {
+    told: Vec<Mfn>,
     ram_end: Mfn,
 }
 
-impl Noting {
+impl Neighbours {
     pub(crate) fn new(test: &TestGuest) -> Self {
-        let (pool, ram_end) = (test.pool(), test.model.ram_end());
-        Self { pool, aside: Vec::new(), foreign: Vec::new(), ram_end }
+        Self { told: Vec::new(), ram_end: test.model.ram_end() }
+    }
+}
+
+impl Scarce {
+    pub(crate) fn new(test: &TestGuest) -> Self {
+        Self { pool: test.pool(), aside: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -107,7 +116,7 @@ impl Noting {
     }
 }
 
-impl FrameSource for Noting {
+impl FrameSource for Scarce {
     fn take(&mut self) -> Option<Frame> {
         self.pool.take()
     }
@@ -118,9 +127,9 @@ impl FrameSource for Noting {
     }
 }
 
-impl SpaceFrames for Noting {
+impl ForeignFrames for Neighbours {
     fn give_foreign(&mut self, mfn: Mfn) {
-        self.foreign.push(mfn);
+        self.told.push(mfn);
     }
 
     fn domain_of(&self, mfn: Mfn) -> DomId {
@@ -130,8 +139,7 @@ impl SpaceFrames for Noting {
 
 /// A machine that refuses one request.
 pub(crate) type Refusing<'m> = FailNth<&'m Model>;
-pub(crate) type Frames<'p, 's> = Counted<'p, 's, Noting>;
-pub(crate) type Work<'a, 'b, 't, 'm, 'p, 's> = Tools<'a, 'b, 't, Refusing<'m>, Frames<'p, 's>>;
+pub(crate) type Work<'a, 'b, 't, 'm, 'p, 's> = Tools<'a, 't, Refusing<'m>, Scarce>;
 
 /// How an operation is hindered.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +165,8 @@ pub(crate) struct World<'w, 'b, 't, 's> {
     pub p2m: &'w P2m<'w>,
     pub(crate) batch: &'w mut Batch<'b>,
     pub(crate) tables: TablePool<'t>,
-    pub(crate) frames: Noting,
+    pub(crate) frames: Scarce,
+    pub(crate) neighbours: Neighbours,
     pub(crate) shares: Shares<'s>,
     pub(crate) spaces: Vec<Space>,
     pub(crate) vcpus: Vcpus<'w>,
@@ -182,8 +191,9 @@ impl World<'_, '_, '_, '_> {
         self.frames.keep(by.frames);
         let machine = FailNth::new(&self.test.model, by.refusal);
         let guest = guest(self.test, &machine, self.p2m);
-        let mut frames = Counted { source: &mut self.frames, shares: &mut self.shares };
-        let mut with = tools(&guest, self.batch, &mut self.tables, &mut frames);
+        let mut with = tools(&guest, self.batch, &mut self.tables, &mut self.frames)
+            .with_shares(&mut self.shares)
+            .with_foreign(&mut self.neighbours);
         with.presence = by.presence;
         let result = operation(&mut with);
         self.frames.keep(usize::MAX);
@@ -227,7 +237,7 @@ impl World<'_, '_, '_, '_> {
 
     /// The frames of others that were given back since the last call.
     pub(crate) fn told_of(&mut self) -> Vec<Mfn> {
-        std::mem::take(&mut self.frames.foreign)
+        std::mem::take(&mut self.neighbours.told)
     }
 
     /// Compares everything with what it should be.
@@ -276,13 +286,13 @@ impl World<'_, '_, '_, '_> {
         self.quietly(|with| unsafe { vcpus.leave(&with.guest, 0) }).expect("left");
         while let Some(space) = self.spaces.pop() {
             self.quietly(|with| match space.pgd {
-                Life::Loose(pgd) => pgd.destroy(&with.guest, with.frames).expect("destroyed"),
+                Life::Loose(pgd) => pgd.destroy(with).expect("destroyed"),
                 Life::Pinned(pgd) => pgd.destroy(with).expect("destroyed"),
             });
         }
         for level in [Level::L1, Level::L2, Level::L3] {
             self.quietly(|with| {
-                with.tables.drain(&with.guest, level, 99, with.frames).expect("drained");
+                with.drain_pool(level, 99).expect("drained");
             });
         }
     }

@@ -1,7 +1,7 @@
 //! Spaces that end, tables that come and go.
 
 use hypercall::{Level, Refusals};
-use pvmmu::{Pages, Tools};
+use pvmmu::Pages;
 
 use crate::stage::{ELSEWHERE, From, MAPPED, Setup, in_every_way, play};
 
@@ -15,9 +15,10 @@ fn pages_of_a_space_that_ends_while_a_vcpu_runs_on_it() {
             // Few are left, so that they go one by one.
             let rest = Pages { count: 512, start: MAPPED.at(4).expect("mapped") };
             pgd.unmap(with, rest).map_err(|error| error.to_string())?;
-            let roots = pvmmu::Pgd::with_user_root(&with.guest, with.frames);
+            let roots = pvmmu::Pgd::with_user_root(with);
             let other = roots.map_err(|error| error.to_string())?;
-            let other = other.pin(&with.guest, with.batch).map_err(|error| error.to_string())?;
+            let other =
+                other.pin(&with.guest, &mut with.batch).map_err(|error| error.to_string())?;
             second.use_pages();
             let running = core::mem::replace(pgd, other);
             let error = running.destroy(with).expect_err("a vCPU runs on it");
@@ -33,10 +34,9 @@ fn pages_of_a_space_that_ends_while_a_vcpu_runs_on_it() {
 fn tables_that_go_to_the_pool_and_come_from_it() {
     in_every_way(&|pgd, with| {
         pgd.unmap(with, MAPPED).map_err(|error| error.to_string())?;
-        let Tools { guest, batch, tables, frames, .. } = &mut *with;
-        let drained = tables.drain(guest, Level::L1, 8, *frames);
+        let drained = with.drain_pool(Level::L1, 8);
         drained.map_err(|error| error.to_string())?;
-        let filled = tables.fill(guest, Level::L1, 3, *frames, batch);
+        let filled = with.fill_pool(Level::L1, 3);
         filled.map_err(|error| error.to_string())?;
         let pages = Pages { start: ELSEWHERE, count: 20 };
         let mapped = pgd.map_pages(with, pages, hypercall::PteFlags::USER_RW);

@@ -8,7 +8,7 @@ use hypercall::{
 use hypercall::{Refusal, Refusals};
 use p2m::Guest;
 use pv_tests::meanwhile::Meanwhile;
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
 use xen_model::{Mode, Model};
 
 use crate::common::{Pool, TestGuest, guest, tools};
@@ -17,7 +17,7 @@ use crate::common::{Pool, TestGuest, guest, tools};
 /// pages between any two requests.
 pub(crate) type Outer<'m> = Meanwhile<'m, FailEach<'m, &'m Model>>;
 /// What an operation works with.
-pub(crate) type With<'a, 'b, 't, 'p, 's> = Tools<'a, 'b, 't, Outer<'a>, Counted<'p, 's, Pool>>;
+pub(crate) type With<'a, 'b, 't, 'p, 's> = Tools<'a, 't, Outer<'a>, Pool>;
 /// An operation; an error is told in words.
 pub(crate) type Operation<'o> =
     &'o dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_, '_, '_, '_>) -> Result<(), String>;
@@ -186,7 +186,6 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
     let mut pool = test.pool();
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 24];
     let (l1, rest) = places.split_at_mut(12);
     let (l2, l3) = rest.split_at_mut(6);
@@ -199,11 +198,11 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
         From::Pool => [8, 4, 4],
     };
     for (level, count) in [Level::L1, Level::L2, Level::L3].into_iter().zip(counts) {
-        tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
+        tables.fill(&plain, level, count, &mut pool, &mut batch).expect("filled");
     }
-    let pgd = Pgd::with_user_root(&plain, &mut frames).expect("two roots");
+    let pgd = Pgd::with_user_root(&mut Tools::new(plain, &mut pool)).expect("two roots");
     let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     let clean = PteFlags::USER_RW - PteFlags::DIRTY;
     pgd.map_pages(&mut with, MAPPED, clean).expect("mapped");
 
@@ -226,7 +225,7 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
         Uses::AfterTraps => Meanwhile::after_traps(refusing, &uses),
     };
     let around = guest(&test, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     with.presence = setup.presence;
     let outcome = act(&mut pgd, &mut with, &second);
     assert_eq!(outcome, Ok(()), "{setup:?}");

@@ -6,18 +6,18 @@ use hypercall::{
     Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
 };
 use p2m::Guest;
-use pvmmu::{Counted, Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
 use xen_model::Model;
 
 use crate::common::tables::{check_counts, check_marks, pooled};
-use crate::common::{Pool, TestGuest, guest, tools};
+use crate::common::{Pool, TestGuest, guest, table_pool, tools};
 
 pub const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 /// Memory for the largest batch that is swept.
 pub type Storage = BatchStorage<40, 12>;
-pub type Frames<'p, 's> = Counted<'p, 's, Pool>;
-pub type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+pub type Frames<'p, 's> = Pool;
+pub type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 't, M, Frames<'p, 's>>;
 
 /// What is swept: an operation on an address space that is given.
 pub trait Operation {
@@ -61,7 +61,6 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     let free = pool.len();
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 24];
     let (l1, rest) = places.split_at_mut(16);
     let (l2, l3) = rest.split_at_mut(4);
@@ -69,23 +68,23 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     let mut storage = Storage::new();
     let mut batch = storage.batch_of(room.updates, room.ops);
     for (level, count) in [(Level::L1, 3), (Level::L2, 2), (Level::L3, 1)] {
-        tables.fill(&plain, level, count, &mut frames, &mut batch).expect("filled");
+        tables.fill(&plain, level, count, &mut pool, &mut batch).expect("filled");
     }
-    let mut pgd = start(&plain, &mut frames, &mut batch);
+    let mut pgd = start(&plain, &mut pool, &mut batch);
 
     let machine = FailNth::new(&test.model, refusal);
     let around = guest(&test, &machine, &p2m);
-    let mut with = tools(&around, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     let result = operation.run(&mut pgd, &mut with);
     assert_eq!(result.is_err(), machine.has_refused(), "{refusal:?}: {result:?}");
     test.model.audit().unwrap_or_else(|error| panic!("{refusal:?}: {result:?}: {error}"));
     check_marks(&test, pgd.root());
-    check_counts(with.tables, pooled(&test, pgd.root()));
+    check_counts(table_pool(&mut with), pooled(&test, pgd.root()));
 
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut frames);
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     destroy(pgd, &mut with);
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&plain, level, 99, &mut frames).expect("drained");
+        tables.drain(&plain, level, 99, &mut pool).expect("drained");
     }
     assert_eq!(tables.counts().lost, 0);
     check_counts(&tables, 0);
@@ -101,9 +100,9 @@ pub fn start(
     frames: &mut Frames<'_, '_>,
     batch: &mut Batch<'_>,
 ) -> Pgd<Pinned> {
-    let mut pgd = Pgd::with_user_root(guest, frames).expect("two roots");
+    let mut pgd = Pgd::with_user_root(&mut Tools::new(*guest, frames)).expect("two roots");
     for pages in [full(), sparse()] {
-        pgd.map_pages(guest, pages, PteFlags::USER_RW, frames).expect("mapped");
+        pgd.map_pages(&mut Tools::new(*guest, frames), pages, PteFlags::USER_RW).expect("mapped");
     }
     pgd.pin(guest, batch).expect("pinned")
 }

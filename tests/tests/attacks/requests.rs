@@ -4,7 +4,7 @@ use hypercall::{DomId, FrameSource as _, GuestVa, Pfn, PteFlags};
 use p2m::Pfns;
 use pv_tests::guest::{TestGuest, Work};
 use pvmmu::primitive::WriteMode;
-use pvmmu::{Counted, MapError, Pages, Pgd, Pinned, Shares, Tools};
+use pvmmu::{MapError, Pages, Pgd, Pinned, Shares};
 use swiotlb::DmaMask;
 use swiotlb::region::Region;
 
@@ -38,8 +38,8 @@ fn own_frames_without_a_pfn_are_not_mapped_as_anothers() {
     let guest = TestGuest::new();
     let shared_info = guest.boot.shared_info;
     let mut tools = guest.tools();
-    let pgd = Pgd::new(&tools.guest, tools.frames).expect("a root");
-    let mut pgd = pgd.pin(&tools.guest, tools.batch).expect("pinned");
+    let pgd = Pgd::new(&mut tools).expect("a root");
+    let mut pgd = pgd.pin(&tools.guest, &mut tools.batch).expect("pinned");
     for domain in [DomId::SELF, DomId(1)] {
         let refused = pgd.edit(&mut tools, |edit| {
             edit.map_foreign(page(), PteFlags::USER_RW, shared_info, domain)
@@ -56,11 +56,11 @@ fn other_counts_of_shares_make_no_second_owner() {
     let (mut parent, mut tools) = TestGuest::with_pinned(page());
     let mut child = parent.fork(&mut tools).expect("two share the page");
     let shared = frame_of(&parent, &tools);
-    let Tools { guest, batch, tables, frames, .. } = tools;
+    let guest = tools.guest;
     // Of these counts the page has one owner, or nobody counts it.
     let mut counts = vec![0; 4096];
-    let mut other = Counted { source: &mut *frames.source, shares: &mut Shares::new(&mut counts) };
-    let mut lying = Tools::new(guest, batch, tables, &mut other);
+    let mut other = Shares::new(&mut counts);
+    let mut lying = tools.on_machine(guest.machine()).with_shares(&mut other);
     for pgd in [&mut parent, &mut child] {
         let _ = pgd.edit(&mut lying, |edit| edit.make_own(page().start));
     }
@@ -81,9 +81,8 @@ fn a_page_that_is_shared_is_not_shared_again_where_nobody_counts_it() {
     let (mut parent, mut tools) = TestGuest::with_pinned(page());
     let _child = parent.fork(&mut tools).expect("two share the page");
     let mut counts = vec![0; 4096];
-    let mut other =
-        Counted { source: &mut *tools.frames.source, shares: &mut Shares::new(&mut counts) };
-    let mut lying = Tools::new(tools.guest, tools.batch, tools.tables, &mut other);
+    let (machine, mut other) = (tools.guest.machine(), Shares::new(&mut counts));
+    let mut lying = tools.on_machine(machine).with_shares(&mut other);
     let _ = parent.fork(&mut lying).expect_err("its entry says that it is counted elsewhere");
 }
 
@@ -91,8 +90,8 @@ fn a_page_that_is_shared_is_not_shared_again_where_nobody_counts_it() {
 #[test]
 fn flags_of_an_address_space_that_does_not_run_change_there_and_nowhere_else() {
     let (mut one, mut tools) = TestGuest::with_pinned(page());
-    let other = Pgd::new(&tools.guest, tools.frames).expect("a root");
-    let mut other = other.pin(&tools.guest, tools.batch).expect("pinned");
+    let other = Pgd::new(&mut tools).expect("a root");
+    let mut other = other.pin(&tools.guest, &mut tools.batch).expect("pinned");
     other.map_pages(&mut tools, page(), PteFlags::USER_RW).expect("mapped");
     let (in_one, in_other) = (frame_of(&one, &tools), frame_of(&other, &tools));
     owed!(other.load(&tools.guest)).expect("it is pinned"); //~ E0133

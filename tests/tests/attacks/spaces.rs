@@ -32,7 +32,7 @@ fn whoever_runs_is_known_by_unsafe_code_alone(running: &[Running]) -> Vcpus<'_> 
     owed!(Vcpus::new(running)) //~ E0133
 }
 
-fn flushes_are_left_out_by_unsafe_code_alone<M, F>(tools: &mut Tools<'_, '_, '_, M, F>) {
+fn flushes_are_left_out_by_unsafe_code_alone<M, F>(tools: &mut Tools<'_, '_, M, F>) {
     owed!(tools.set_reach(Reach::Everywhere)); //~ E0133
 }
 
@@ -53,18 +53,17 @@ fn an_address_space_that_runs_ends_by_unsafe_code_alone(
 }
 
 fn anothers_frame_in_a_loose_tree_is_mapped_by_unsafe_code_alone(
-    guest: &Guest<'_, impl Machine>,
+    tools: &mut Tools<'_, '_, impl Machine, FrameStack<'_>>,
     pgd: &mut Pgd<Loose>,
     pages: Pages,
-    frames: &mut FrameStack<'_>,
 ) {
     let (flags, mfn) = (PteFlags::USER_RW, Mfn::new(1));
-    let _ = owed!(pgd.map_foreign(guest, pages, flags, mfn, DomId::IO, frames)); //~ E0133
+    let _ = owed!(pgd.map_foreign(tools, pages, flags, mfn, DomId::IO)); //~ E0133
 }
 
 hidden! {
-    use hypercall::{Batch, Frame, FrameSource, Level};
-    use pvmmu::{Shares, SpaceFrames, TablePool};
+    use hypercall::{Batch, Frame, Level};
+    use pvmmu::{Shares, TablePool};
 
     fn another_root_is_not_the_kernels<M>(guest: &mut Guest<'_, M>) {
         guest.kernel_root = Pfn::new(1); //~ E0616
@@ -74,7 +73,7 @@ hidden! {
         guest.p2m = other; //~ E0616
     }
 
-    fn nobodys_tlb_is_forgotten<M, F>(tools: &mut Tools<'_, '_, '_, M, F>) {
+    fn nobodys_tlb_is_forgotten<M, F>(tools: &mut Tools<'_, '_, M, F>) {
         tools.reach = Reach::Everywhere; //~ E0616
     }
 
@@ -90,21 +89,8 @@ hidden! {
         shares.counts[1] = 1; //~ E0616
     }
 
-    /// A source of frames that counts as it likes.
-    struct Miscounts;
-
-    impl FrameSource for Miscounts {
-        fn take(&mut self) -> Option<Frame> {
-            None
-        }
-
-        fn give(&mut self, _: Frame) {}
-    }
-
-    impl SpaceFrames for Miscounts {
-        fn sharers(&self, _: Pfn) -> u16 { //~ E0407
-            1
-        }
+    fn other_counts_do_not_take_their_place<M, F>(tools: &mut Tools<'_, '_, M, F>) {
+        tools.frames.shares = None; //~ E0616
     }
 
     fn a_pinned_tree_is_not_loose(pgd: Pgd<Pinned>) -> Pgd<Loose> {

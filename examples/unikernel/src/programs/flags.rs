@@ -41,7 +41,7 @@ impl fmt::Display for Attributes {
     }
 }
 
-type With<'a, 'b, 't, M> = Tools<'a, 'b, 't, M, Pool>;
+type With<'a, 'b, 't, M> = Tools<'a, 't, M, Pool>;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
@@ -54,7 +54,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let pgd = Pgd::new(&mut Tools::new(guest, pool)).or_say("new")?;
     let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     load(&guest, &pgd)?;
     let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
@@ -166,8 +166,9 @@ fn loose<M: Machine + Cpu>(
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     for bits in CACHE {
-        let mut pgd = Pgd::new(&guest, pool).or_say("new")?;
-        pgd.map_pages(&guest, pages, PteFlags::USER_RW | bits, pool).or_say("map")?;
+        let mut pgd = Pgd::new(&mut Tools::new(guest, pool)).or_say("new")?;
+        pgd.map_pages(&mut Tools::new(guest, pool), pages, PteFlags::USER_RW | bits)
+            .or_say("map")?;
         let pgd = match (attributes, pgd.pin(&guest, &mut batch)) {
             (Attributes::Kept, Ok(pgd)) => pgd.unpin(&guest, &mut batch).or_say("unpin")?,
             (Attributes::Kept, Err(refused)) => return Err(format!("{bits:?}: {refused}")),
@@ -179,7 +180,8 @@ fn loose<M: Machine + Cpu>(
                 _ => return Err(format!("{bits:?}: {refused}")),
             },
         };
-        pgd.destroy(&guest, pool).map_err(|(_, error)| format!("destroy: {error}"))?;
+        pgd.destroy(&mut Tools::new(guest, pool))
+            .map_err(|(_, error)| format!("destroy: {error}"))?;
     }
     Ok(())
 }

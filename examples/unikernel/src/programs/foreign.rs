@@ -6,10 +6,10 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{
-    BatchStorage, Console, Cpu, DomId, Errno, Extent, Frame, FrameSource, GuestVa, Machine,
-    MemoryOp, Mfn, PAGE_SIZE, Pfn, PteFlags,
+    BatchStorage, Console, Cpu, DomId, Errno, Extent, GuestVa, Machine, MemoryOp, Mfn, PAGE_SIZE,
+    Pfn, PteFlags,
 };
-use pvmmu::{MapError, Pages, Pgd, Pinned, SpaceFrames, TablePool, Tools};
+use pvmmu::{ForeignFrames, MapError, Pages, Pgd, Pinned, Tools};
 
 use super::life::{load, load_kernel};
 use super::{OrSay, all_are_back};
@@ -25,29 +25,21 @@ const FIRMWARE: Mfn = Mfn::new(0xff);
 /// Where in that page the CPU begins after a reset: a far jump.
 const RESET: (u64, u64) = (0xff0, 0xea);
 
-/// Frames of the pool, and how many of others have come back.
-struct Noting<'a> {
-    pool: &'a mut Pool,
-    returned: u64,
-}
+/// How many frames of others are gone again.
+struct Gone(u64);
 
-impl FrameSource for Noting<'_> {
-    fn take(&mut self) -> Option<Frame> {
-        self.pool.take()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.pool.give(frame);
-    }
-}
-
-impl SpaceFrames for Noting<'_> {
+impl ForeignFrames for Gone {
     fn give_foreign(&mut self, _: Mfn) {
-        self.returned += 1;
+        self.0 += 1;
+    }
+
+    /// No flags of theirs are changed here.
+    fn domain_of(&self, _: Mfn) -> DomId {
+        DomId::SELF
     }
 }
 
-type With<'a, 'b, 't, 'p, M> = Tools<'a, 'b, 't, M, Noting<'p>>;
+type With<'a, M> = Tools<'a, 'a, M, Pool>;
 
 /// Runs the program.
 #[expect(unsafe_code, reason = "asks Xen where M2P is, which changes nothing")]
@@ -62,12 +54,11 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let pgd = Pgd::new(&mut Tools::new(guest, pool)).or_say("new")?;
     let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     load(&guest, &pgd)?;
-    let mut frames = Noting { pool, returned: 0 };
-    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut frames);
+    let mut gone = Gone(0);
+    let mut with = Tools::new(guest, pool).with_batch(batch.lend()).with_foreign(&mut gone);
     let own = own_is_refused(&mut pgd, &mut with);
     let lived = own.and_then(|()| match (is_dom0, listed) {
         (true, Ok(_)) => as_dom0(cpu, &mut pgd, &mut with, m2p.mfn()),
@@ -77,8 +68,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     load_kernel(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
     let (told, mapped) = lived?;
-    if frames.returned != mapped {
-        return Err(format!("{mapped} foreign frames were mapped, {} returned", frames.returned));
+    if gone.0 != mapped {
+        return Err(format!("{mapped} foreign frames were mapped, {} returned", gone.0));
     }
     writeln!(kernel.console, "{told}").or_say("console")?;
     all_are_back(kernel, free)?;
@@ -91,7 +82,7 @@ fn page() -> Result<GuestVa, String> {
 
 fn map<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, M>,
     flags: PteFlags,
     mfn: Mfn,
     domain: DomId,
@@ -104,7 +95,7 @@ fn map<M: Machine>(
 /// The errno with which Xen refuses a mapping.
 fn refusal<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, M>,
     flags: PteFlags,
     mfn: Mfn,
     domain: DomId,
@@ -118,10 +109,7 @@ fn refusal<M: Machine>(
     }
 }
 
-fn own_is_refused<M: Machine>(
-    pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
-) -> Result<(), String> {
+fn own_is_refused<M: Machine>(pgd: &mut Pgd<Pinned>, with: &mut With<'_, M>) -> Result<(), String> {
     let pfn = Pfn::new(1);
     let mfn = with.guest.p2m().mfn(pfn).or_say("P2M")?;
     for domain in [DomId::SELF, DomId::IO, DomId(0), DomId(1)] {
@@ -136,7 +124,7 @@ fn own_is_refused<M: Machine>(
 fn as_dom0<M: Machine>(
     cpu: &impl Cpu,
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, M>,
     m2p: Mfn,
 ) -> Result<(String, u64), String> {
     let va = page()?;
@@ -172,7 +160,7 @@ fn as_dom0<M: Machine>(
 
 fn as_domu<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, M>,
 ) -> Result<(String, u64), String> {
     let io = refusal(pgd, with, READ_ONLY, FIRMWARE, DomId::IO)?;
     let xen = refusal(pgd, with, READ_ONLY, FIRMWARE, DomId::XEN)?;

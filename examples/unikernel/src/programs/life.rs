@@ -37,7 +37,7 @@ pub(super) fn build<M: Machine>(
     pages: Pages,
     pool: &mut Pool,
 ) -> Result<Pgd<Loose>, String> {
-    let mut pgd = Pgd::new(guest, pool).or_say("new")?;
+    let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).or_say("new")?;
     for index in 0..pages.count {
         let mapped = page(pages, index).and_then(|va| map_one(guest, &mut pgd, va, pool));
         if let Err(reason) = mapped {
@@ -55,7 +55,7 @@ fn map_one<M: Machine>(
     pool: &mut Pool,
 ) -> Result<(), String> {
     let frame = pool.take().ok_or("the pool is empty")?;
-    pgd.map(guest, va, PteFlags::USER_RW, frame, pool).map_err(|failed| {
+    pgd.map(&mut Tools::new(*guest, pool), va, PteFlags::USER_RW, frame).map_err(|failed| {
         let reason = format!("map: {failed}");
         failed.frame.into_iter().for_each(|frame| pool.give(frame));
         reason
@@ -68,7 +68,7 @@ pub(super) fn destroy<M: Machine>(
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    pgd.destroy(guest, pool).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(&mut Tools::new(*guest, pool)).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// Runs on the address space.
@@ -175,8 +175,8 @@ pub(super) fn tools<'a, 'b, 't, M>(
     batch: &'a mut Batch<'b>,
     tables: &'a mut TablePool<'t>,
     frames: &'a mut Pool,
-) -> Tools<'a, 'b, 't, M, Pool> {
-    let mut tools = Tools::new(*guest, batch, tables, frames);
+) -> Tools<'a, 't, M, Pool> {
+    let mut tools = Tools::new(*guest, frames).with_batch(batch.lend()).with_pool(tables);
     tools.presence = Presence::MayVanish;
     tools
 }

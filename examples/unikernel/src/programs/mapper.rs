@@ -13,7 +13,7 @@ use alloc::string::String;
 
 use hypercall::{BatchStorage, Cpu, FrameSource, GuestVa, Machine};
 use pvmmu::mapper::LiveMapper;
-use pvmmu::{Pgd, TablePool};
+use pvmmu::{Pgd, TablePool, Tools};
 use x86_64::structures::paging::mapper::{Mapper, MapperFlush, MapperFlushAll, Translate};
 use x86_64::structures::paging::{FrameAllocator, Page, PageTableFlags, PhysFrame, Size4KiB};
 use x86_64::{PhysAddr, VirtAddr};
@@ -37,7 +37,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let (guest, pool) = (kernel.guest, &mut kernel.pool);
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let pgd = Pgd::new(&guest, pool).or_say("new")?;
+    let pgd = Pgd::new(&mut Tools::new(guest, pool)).or_say("new")?;
     let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     load(&guest, &pgd)?;
     let mapper = LiveMapper::new(guest, &mut pgd, &mut batch);

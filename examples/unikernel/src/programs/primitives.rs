@@ -14,7 +14,7 @@ use hypercall::{
 };
 use p2m::{Guest, walk};
 use pvmmu::primitive::{Changed, Primitive, Runs, WriteMode, cheapest};
-use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, load_root};
+use pvmmu::{MapError, Pages, Pgd, Pinned, TablePool, Tools, load_root};
 
 use super::life::tools;
 use super::{OrSay, all_are_back};
@@ -42,8 +42,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
     let pages = Pages { start: GuestVa::new(1 << 33).or_say("address")?, count: 8 };
-    let mut pgd = Pgd::new(&guest, &mut kernel.pool).or_say("new")?;
-    pgd.map_pages(&guest, pages, FRESH, &mut kernel.pool).or_say("map")?;
+    let mut pgd = Pgd::new(&mut Tools::new(guest, &mut kernel.pool)).or_say("new")?;
+    pgd.map_pages(&mut Tools::new(guest, &mut kernel.pool), pages, FRESH).or_say("map")?;
     let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
@@ -64,7 +64,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
-    pgd.destroy(&guest, &mut kernel.pool).map_err(|(_, error)| format!("destroy: {error}"))?;
+    pgd.destroy(&mut Tools::new(guest, &mut kernel.pool))
+        .map_err(|(_, error)| format!("destroy: {error}"))?;
     for line in &lines {
         writeln!(kernel.console, "{line}").or_say("console")?;
     }

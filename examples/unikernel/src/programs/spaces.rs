@@ -11,8 +11,7 @@ use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, Vcp
 use p2m::Guest;
 use pvmmu::audit::{Tree, audit, audit_words};
 use pvmmu::{
-    Counted, Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool, Tools,
-    load_root,
+    Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool, Tools, load_root,
 };
 
 use super::{OrSay, all_are_back};
@@ -24,8 +23,7 @@ const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// A whole table and a little of its neighbours.
 const PAGES: u64 = 3 + 512 + 5;
 
-type Frames<'p, 's> = Counted<'p, 's, Pool>;
-type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 'b, 't, M, Frames<'p, 's>>;
+type Work<'a, 't, M> = Tools<'a, 't, M, Pool>;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
@@ -36,18 +34,18 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let pfns = usize::try_from(guest.p2m().len()).or_say("pfns")?;
     let mut counts = vec![0; pfns];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut kernel.pool, shares: &mut shares };
     let mut places = [const { None::<Frame> }; 12];
     let (l1, rest) = places.split_at_mut(8);
     let (l2, l3) = rest.split_at_mut(2);
     let mut tables = TablePool::new([l1, l2, l3]);
     for (level, count) in [(Level::L1, 4), (Level::L2, 2), (Level::L3, 2)] {
-        tables.fill(&guest, level, count, &mut frames, &mut batch).or_say("fill the pool")?;
+        tables.fill(&guest, level, count, &mut kernel.pool, &mut batch).or_say("fill the pool")?;
     }
-    let pgd = Pgd::with_user_root(&guest, &mut frames).or_say("new")?;
+    let pgd = Pgd::with_user_root(&mut Tools::new(guest, &mut kernel.pool)).or_say("new")?;
     let mut pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
     // One vCPU runs, and flushes by its number reach it.
-    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut frames);
+    let with = Tools::new(guest, &mut kernel.pool).with_batch(batch.lend());
+    let mut with = with.with_pool(&mut tables).with_shares(&mut shares);
     with.presence = Presence::MayVanish;
     // SAFETY: no other vCPU runs.
     unsafe { with.set_reach(Reach::Vcpus(VcpuSet::one(0))) };
@@ -55,7 +53,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     leave(&guest)?;
     pgd.destroy(&mut with).or_say("destroy")?;
     for level in [Level::L1, Level::L2, Level::L3] {
-        tables.drain(&guest, level, 99, &mut frames).or_say("drain the pool")?;
+        tables.drain(&guest, level, 99, &mut kernel.pool).or_say("drain the pool")?;
     }
     let read = lived?;
     if counts.iter().any(|count| *count != 0) {
@@ -113,7 +111,7 @@ fn expect(what: &str, found: u64, wanted: u64) -> Result<(), String> {
 
 fn live<M: Machine + Cpu>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    with: &mut Work<'_, '_, M>,
 ) -> Result<u64, String> {
     let (guest, machine, all) = (with.guest, with.guest.machine(), pages()?);
     enter(&guest, pgd)?;
@@ -136,7 +134,7 @@ fn live<M: Machine + Cpu>(
 /// once more while it is pinned by itself: its pages follow it.
 fn moved<M: Machine + Cpu>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    with: &mut Work<'_, '_, M>,
 ) -> Result<(), String> {
     /// What the addresses of both places differ in.
     const AWAY: u64 = 200 << 39;
@@ -153,7 +151,7 @@ fn moved<M: Machine + Cpu>(
         pgd.edit(with, |edit| edit.move_table(there, here)).or_say("move back")?;
         expect("read where the table is not", marked(machine, to, AWAY)?, 0)?;
         if !is_last {
-            let held = pgd.hold_l1_tables(&guest, with.batch);
+            let held = pgd.hold_l1_tables(&guest, &mut with.batch);
             held.map_err(|(failure, _)| format!("hold: {failure}"))?;
         }
     }
@@ -163,7 +161,7 @@ fn moved<M: Machine + Cpu>(
 /// A child that keeps what the parent overwrites.
 fn fork<M: Machine + Cpu>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    with: &mut Work<'_, '_, M>,
     all: Pages,
 ) -> Result<u64, String> {
     let (guest, machine) = (with.guest, with.guest.machine());
@@ -189,10 +187,10 @@ fn fork<M: Machine + Cpu>(
 /// Makes every page the address space's own, as a page-fault handler would, one by one.
 fn own<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut Work<'_, '_, '_, '_, '_, M>,
+    with: &mut Work<'_, '_, M>,
     all: Pages,
 ) -> Result<(), RangeError> {
-    pgd.edit(with, |edit: &mut Edit<'_, '_, '_, '_, M, _>| {
+    pgd.edit(with, |edit: &mut Edit<'_, '_, '_, M, _>| {
         (0..all.count).try_for_each(|index| edit.make_own(all.at(index)?))
     })
 }

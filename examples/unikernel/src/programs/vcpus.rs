@@ -38,7 +38,7 @@ pub(super) struct Scene<'a, M> {
 }
 
 /// What changes of a live tree work with.
-type With<'a, 'b, 't, 'm, M> = Tools<'a, 'b, 't, Counting<&'m M>, Pool>;
+type With<'a, 'b, 't, 'm, M> = Tools<'a, 't, Counting<&'m M>, Pool>;
 
 impl<'a, M: Machine + Cpu> Scene<'a, M> {
     /// What the second vCPU answers to one piece of work.
@@ -102,7 +102,8 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         tables.fill(&guest, level, count, &mut kernel.pool, &mut batch).or_say("fill")?;
     }
     let pgd = validated_beside_a_walk(&scene, &guest, &mut kernel.pool, &mut batch)?;
-    let mut with = Tools::new(guest, &mut batch, &mut tables, &mut kernel.pool);
+    let mut with =
+        Tools::new(guest, &mut kernel.pool).with_batch(batch.lend()).with_pool(&mut tables);
     let told = together(&scene, pgd, &mut with)?;
     for level in [Level::L1, Level::L2, Level::L3] {
         tables.drain(&guest, level, 9, &mut kernel.pool).or_say("drain the pool")?;
@@ -124,8 +125,8 @@ fn validated_beside_a_walk<M: Machine + Cpu>(
     pool: &mut Pool,
     batch: &mut Batch<'_>,
 ) -> Result<Pgd<Pinned>, String> {
-    let mut pgd = Pgd::new(guest, pool).or_say("new")?;
-    pgd.map_pages(guest, scene.pages, PteFlags::USER_RW, pool).or_say("map")?;
+    let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).or_say("new")?;
+    pgd.map_pages(&mut Tools::new(*guest, pool), scene.pages, PteFlags::USER_RW).or_say("map")?;
     let (root, va) = (pgd.root(), scene.pages.start);
     let on_no_machine = scene.guest;
     let frame = move |machine: &M| {
@@ -219,7 +220,7 @@ fn flushed<M: Machine + Cpu>(
         pgd.protect(with, page, READ_ONLY).or_say("to read-only")?;
         stale += u64::from(scene.writes(page.start)?);
         with.batch.clear();
-        flush.push(with.batch, reach).or_say("flush")?;
+        flush.push(&mut with.batch, reach).or_say("flush")?;
         // SAFETY: a flush changes no entry.
         unsafe { with.batch.submit(with.guest.machine()) }.or_say("flush")?;
         if scene.writes(page.start)? {
@@ -301,7 +302,7 @@ fn held_beside_use<M: Machine + Cpu>(
     let mut held = 0;
     scene.second.beside(work, &mut || {
         changed = pgd
-            .hold_l1_tables(&with.guest, with.batch)
+            .hold_l1_tables(&with.guest, &mut with.batch)
             .map_err(|(failure, _)| format!("hold: {failure}"))
             .and_then(|count| {
                 held = count;
@@ -336,7 +337,8 @@ fn kept_while_it_runs<M: Machine + Cpu>(
     if asked != 0 {
         return Err(format!("{asked} hypercalls before: {ours}"));
     }
-    let error = pgd.unpin(&with.guest, with.batch).err().ok_or("a tree in use was unpinned")?;
+    let error =
+        pgd.unpin(&with.guest, &mut with.batch).err().ok_or("a tree in use was unpinned")?;
     let xens = error.to_string();
     if error.undo.is_err() || !matches!(error.failure, PinFailure::Protect { .. }) {
         return Err(xens);

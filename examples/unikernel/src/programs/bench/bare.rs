@@ -189,12 +189,12 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
     let mut bare = Bare { null, ..Bare::default() };
     root(bench, &mut bare)?;
     let guest = bench.kernel.guest;
-    let mut pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
+    let mut pgd = Pgd::new(&mut bench.memory.tools(guest)).or_say("new")?;
     let pages = Pages { start: va(1, 0)?, count: RUN };
-    pgd.map_pages(&guest, pages, PteFlags::USER_RW, &mut bench.memory).or_say("map")?;
+    pgd.map_pages(&mut bench.memory.tools(guest), pages, PteFlags::USER_RW).or_say("map")?;
     // An L1 table beside it keeps the L2 table in use.
     let beside = Pages::one(va(2, 0)?);
-    pgd.map_pages(&guest, beside, PteFlags::USER_RW, &mut bench.memory).or_say("map")?;
+    pgd.map_pages(&mut bench.memory.tools(guest), beside, PteFlags::USER_RW).or_say("map")?;
     let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     entries(bench, &pgd, &mut bare)?;
     tables(bench, &pgd, &mut bare)?;
@@ -205,13 +205,13 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Bare
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
     let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&guest, pgd, &mut bench.memory)
+    destroy(&mut bench.memory.tools(guest), pgd)
 }
 
 /// Pin and unpin of a root alone.
 fn root<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, bare: &mut Bare) -> Result<(), String> {
     let guest = bench.kernel.guest;
-    let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
+    let pgd = Pgd::new(&mut bench.memory.tools(guest)).or_say("new")?;
     let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let [unpin, pin] = spaces::bare(bench, &pgd)?;
     bench.row("bare: unpin a root", "roots", 1, unpin, None)?;

@@ -33,9 +33,8 @@ pub(super) fn run<M: Machine + Cpu>(
     second.start()?;
     let guest = bench.kernel.guest;
     let pgd = build(
-        &guest,
+        &mut bench.memory.tools(guest),
         Shape { tables: 1, pages: 512, flags: PteFlags::USER_RW },
-        &mut bench.memory,
     )?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let places = [const { Running::nowhere() }; 2];
@@ -60,7 +59,7 @@ pub(super) fn run<M: Machine + Cpu>(
     scene.leave()?;
     second.stop()?;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&guest, pgd, &mut bench.memory)?;
+    destroy(&mut bench.memory.tools(guest), pgd)?;
     done
 }
 

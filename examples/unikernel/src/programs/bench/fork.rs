@@ -4,7 +4,7 @@
 use alloc::string::String;
 
 use hypercall::{Cpu, Machine, MmuExtOp, PteFlags};
-use pvmmu::{Counted, Pgd, Pinned, Shares, TablePool, load_root};
+use pvmmu::{Pgd, Pinned, Shares, load_root};
 
 use super::super::OrSay;
 use super::bare::Bare;
@@ -34,8 +34,10 @@ fn fork<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let pages = tables * 512;
     let guest = bench.kernel.guest;
-    let parent =
-        build(&guest, Shape { tables, pages: 512, flags: PteFlags::USER_RW }, &mut bench.memory)?;
+    let parent = build(
+        &mut bench.memory.tools(guest),
+        Shape { tables, pages: 512, flags: PteFlags::USER_RW },
+    )?;
     let mut parent = parent.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let mut counts = alloc::vec![0u16; usize::try_from(bench.kernel.boot.pages).or_say("pages")?];
     let mut shares = Shares::new(&mut counts);
@@ -61,11 +63,9 @@ fn fork_once<M: Machine + Cpu>(
     parent: &mut Pgd<Pinned>,
     shares: &mut Shares<'_>,
 ) -> Result<(Pgd<Pinned>, Cost), String> {
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
-    let mut frames = Counted { source: &mut bench.memory, shares };
-    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
-    let child = parent.fork(&mut tools(guest, &mut batch, &mut pool, &mut frames));
+    let tools = tools(bench.kernel.guest, bench.storage.batch(), &mut bench.memory);
+    let child = parent.fork(&mut tools.with_shares(shares));
     let child = child.or_say("fork")?;
     Ok((child, bench.end(start)))
 }
@@ -75,19 +75,19 @@ fn destroy<M: Machine + Cpu>(
     pgd: Pgd<Pinned>,
     shares: &mut Shares<'_>,
 ) -> Result<Cost, String> {
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
-    let mut frames = Counted { source: &mut bench.memory, shares };
-    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
-    pgd.destroy(&mut tools(guest, &mut batch, &mut pool, &mut frames)).or_say("destroy")?;
+    let tools = tools(bench.kernel.guest, bench.storage.batch(), &mut bench.memory);
+    pgd.destroy(&mut tools.with_shares(shares)).or_say("destroy")?;
     Ok(bench.end(start))
 }
 
 /// Running on an address space, and on the kernel's own root again.
 fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     let guest = bench.kernel.guest;
-    let pgd =
-        build(&guest, Shape { tables: 1, pages: 1, flags: PteFlags::USER_RW }, &mut bench.memory)?;
+    let pgd = build(
+        &mut bench.memory.tools(guest),
+        Shape { tables: 1, pages: 1, flags: PteFlags::USER_RW },
+    )?;
     let pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let root = guest.p2m().mfn(guest.kernel_root()).or_say("P2M")?;
     let floor = bench.send(|batch| batch.op(MmuExtOp::new_baseptr(root)))?;
@@ -100,5 +100,5 @@ fn load<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     bench.row("load", "roots", 1, cost, Some(floor.ticks))?;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
-    super::spaces::destroy(&guest, pgd, &mut bench.memory)
+    super::spaces::destroy(&mut bench.memory.tools(guest), pgd)
 }

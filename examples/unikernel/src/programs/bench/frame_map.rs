@@ -11,7 +11,6 @@ use p2m::{Guest, Pfns, Window, walk};
 use super::super::OrSay;
 use super::super::publish::builder_list;
 use super::bare::Bare;
-use super::memory::Near;
 use super::row::{Bench, Cost};
 
 /// Where the window is: the first address of a root slot that no builder uses.
@@ -91,7 +90,7 @@ fn grow<M: Machine + Cpu>(
     bench.row("P2M growth", "pfns", pfns, grown, Some(bare.link()))?;
     let new = Pfns::new(Pfn::new(first), pfns);
     let start = bench.begin();
-    let (frames, batch) = (&mut Near(&mut bench.memory), &mut bench.storage.batch());
+    let (frames, batch) = (&mut bench.memory.near, &mut bench.storage.batch());
     window.reserve(guest, None, new, frames, batch).or_say("reserve")?;
     let reserved = bench.end(start);
     // A table for the GiB, full from the start: pages of words, and the page of absent ones.

@@ -4,12 +4,12 @@ use alloc::format;
 use alloc::string::String;
 
 use hypercall::{Cpu, GuestVa, Machine, PteFlags};
-use pvmmu::{Edit, MapError, Pages, Pgd, Pinned, Presence, TablePool, Tools};
+use pvmmu::{Edit, MapError, Pages, Pgd, Pinned, Presence, Tools};
 
 use super::super::OrSay;
 use super::PAGES;
 use super::bare::Bare;
-use super::memory::Memory;
+use super::memory::Stack;
 use super::row::{Bench, Cost};
 use super::spaces::{Shape, build, destroy, tools, va};
 
@@ -42,13 +42,12 @@ pub(super) fn with_tools<M: Machine + Cpu, T>(
     bench: &mut Bench<'_, '_, M>,
     presence: Presence,
     work: impl for<'a> FnOnce(
-        &mut Tools<'a, '_, '_, hypercall::Counting<&'a M>, Memory>,
+        &mut Tools<'a, '_, hypercall::Counting<&'a M>, Stack>,
     ) -> Result<T, String>,
 ) -> Result<(T, Cost), String> {
-    let mut pool = TablePool::new([&mut [], &mut [], &mut []]);
     let start = bench.begin();
-    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
-    let mut tools = tools(guest, &mut batch, &mut pool, &mut bench.memory);
+    let (guest, batch) = (bench.kernel.guest, bench.storage.batch());
+    let mut tools = tools(guest, batch, &mut bench.memory);
     tools.presence = presence;
     let value = work(&mut tools)?;
     Ok((value, bench.end(start)))
@@ -91,14 +90,14 @@ fn one_life<M: Machine + Cpu>(
 /// An address space with nothing in it, live.
 fn empty<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<Pgd<Pinned>, String> {
     let guest = bench.kernel.guest;
-    let pgd = Pgd::new(&guest, &mut bench.memory).or_say("new")?;
+    let pgd = Pgd::new(&mut bench.memory.tools(guest)).or_say("new")?;
     pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")
 }
 
 fn end<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, pgd: Pgd<Pinned>) -> Result<(), String> {
     let guest = bench.kernel.guest;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
-    destroy(&guest, pgd, &mut bench.memory)
+    destroy(&mut bench.memory.tools(guest), pgd)
 }
 
 /// Pages in a table that another page keeps there.
@@ -131,9 +130,8 @@ fn unmap_part<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let guest = bench.kernel.guest;
     let pgd = build(
-        &guest,
+        &mut bench.memory.tools(guest),
         Shape { tables: TABLES, pages: 512, flags: PteFlags::USER_RW },
-        &mut bench.memory,
     )?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     let (_, cost) = with_tools(bench, Presence::Steady, |tools| {
@@ -148,7 +146,7 @@ fn unmap_part<M: Machine + Cpu>(
 }
 
 fn unmap_in<M: Machine>(
-    edit: &mut Edit<'_, '_, '_, '_, M, Memory>,
+    edit: &mut Edit<'_, '_, '_, M, Stack>,
     table: u64,
     part: u64,
 ) -> Result<(), MapError> {

@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "claims frames of a run again that nothing else uses")]
 
 use alloc::vec::Vec;
-use pvmmu::SpaceFrames;
+use p2m::Guest;
+use pvmmu::Tools;
 
 use hypercall::{Cpu, Frame, FrameSource, Frames, Machine, Pfn};
 
@@ -12,10 +13,27 @@ use crate::program::Kernel;
 const NEAR_FRAMES: usize = 4096;
 
 /// Two stacks, told apart by number.
+#[derive(Default)]
 pub(super) struct Memory {
-    near: Vec<Frame>,
-    far: Vec<Frame>,
-    far_start: Pfn,
+    /// Frames for tables.
+    pub(super) near: Stack,
+    /// Frames for pages.
+    pub(super) far: Stack,
+    far_start: Option<Pfn>,
+}
+
+/// Free frames.
+#[derive(Default)]
+pub(super) struct Stack(Vec<Frame>);
+
+impl FrameSource for Stack {
+    fn take(&mut self) -> Option<Frame> {
+        self.0.pop()
+    }
+
+    fn give(&mut self, frame: Frame) {
+        self.0.push(frame);
+    }
 }
 
 impl Memory {
@@ -26,56 +44,54 @@ impl Memory {
         far.reverse();
         let mut near = far.split_off(far.len().saturating_sub(NEAR_FRAMES));
         near.shrink_to_fit();
-        let far_start = far.last().map_or(Pfn::new(u64::MAX), Frame::pfn);
-        Self { near, far, far_start }
+        let far_start = far.last().map(Frame::pfn);
+        Self { near: Stack(near), far: Stack(far), far_start }
+    }
+
+    /// What operations on an address space work with: tables apart from pages.
+    pub(super) fn tools<'a, 't, M>(&'a mut self, guest: Guest<'a, M>) -> Tools<'a, 't, M, Stack> {
+        Tools::new(guest, &mut self.far).with_table_frames(&mut self.near)
     }
 
     /// A run of frames that are good for pages alone.
     pub(super) fn take_run(&mut self, count: usize) -> Option<Frames> {
-        run_of(&mut self.far, count)
+        run_of(&mut self.far.0, count)
     }
 
     /// A run of frames for tables.
     pub(super) fn take_near_run(&mut self, count: usize) -> Option<Frames> {
-        run_of(&mut self.near, count)
+        run_of(&mut self.near.0, count)
     }
 
     /// Takes back a run of frames for tables.
     pub(super) fn give_near_run(&mut self, mut run: Frames) {
-        let start = self.near.len();
-        self.near.extend(core::iter::from_fn(|| run.take()));
-        self.near[start..].reverse();
+        let start = self.near.0.len();
+        self.near.0.extend(core::iter::from_fn(|| run.take()));
+        self.near.0[start..].reverse();
     }
 
     /// Takes back a run.
     pub(super) fn give_run(&mut self, mut run: Frames) {
-        let start = self.far.len();
-        self.far.extend(core::iter::from_fn(|| run.take()));
-        self.far[start..].reverse();
+        let start = self.far.0.len();
+        self.far.0.extend(core::iter::from_fn(|| run.take()));
+        self.far.0[start..].reverse();
     }
 
     /// Puts the frames in order again: those on top follow one another, if all are back.
     pub(super) fn tidy(&mut self) {
         for stack in [&mut self.near, &mut self.far] {
-            stack.sort_unstable_by_key(|frame| core::cmp::Reverse(frame.pfn()));
+            stack.0.sort_unstable_by_key(|frame| core::cmp::Reverse(frame.pfn()));
         }
     }
 
     /// How many frames are free.
     pub(super) fn len(&self) -> usize {
-        self.near.len() + self.far.len()
+        self.near.0.len() + self.far.0.len()
     }
 
     /// How many of them are good for pages alone.
     pub(super) fn far(&self) -> usize {
-        self.far.len()
-    }
-}
-
-impl Default for Memory {
-    /// No frames.
-    fn default() -> Self {
-        Self { near: Vec::new(), far: Vec::new(), far_start: Pfn::new(u64::MAX) }
+        self.far.0.len()
     }
 }
 
@@ -92,57 +108,37 @@ fn run_of(stack: &mut Vec<Frame>, count: usize) -> Option<Frames> {
     Some(unsafe { Frames::claim(first, count as u64) })
 }
 
-/// The frames for tables alone.
-pub(super) struct Near<'m>(pub(super) &'m mut Memory);
-
-impl FrameSource for Near<'_> {
-    fn take(&mut self) -> Option<Frame> {
-        self.0.near.pop()
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.0.give(frame);
-    }
-}
-
 impl FrameSource for Memory {
     fn take(&mut self) -> Option<Frame> {
-        self.far.pop()
+        self.far.take()
     }
 
     fn give(&mut self, frame: Frame) {
-        if frame.pfn() < self.far_start {
-            self.near.push(frame);
+        if self.far_start.is_none_or(|start| frame.pfn() < start) {
+            self.near.give(frame);
         } else {
-            self.far.push(frame);
+            self.far.give(frame);
         }
-    }
-}
-
-impl SpaceFrames for Memory {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.near.pop()
     }
 }
 
 /// A source that hands out the same few frames for pages again and again: Xen counts one more
 /// reference whether the frame has others or not, so tables can be full however little memory there
 /// is. For loose trees with read-only pages.
-pub(super) struct Again<'m> {
-    memory: &'m mut Memory,
+pub(super) struct Again {
     first: Pfn,
     count: u64,
     next: u64,
 }
 
-impl<'m> Again<'m> {
-    /// The frames of `page_frames`, and tables from `memory`.
-    pub(super) fn new(memory: &'m mut Memory, page_frames: &Frames) -> Self {
-        Self { memory, first: page_frames.start(), count: page_frames.count(), next: 0 }
+impl Again {
+    /// The frames of `page_frames`.
+    pub(super) const fn new(page_frames: &Frames) -> Self {
+        Self { first: page_frames.start(), count: page_frames.count(), next: 0 }
     }
 }
 
-impl FrameSource for Again<'_> {
+impl FrameSource for Again {
     fn take(&mut self) -> Option<Frame> {
         let pfn = Pfn::new(self.first.raw() + self.next);
         self.next = (self.next + 1) % self.count;
@@ -151,15 +147,6 @@ impl FrameSource for Again<'_> {
         Some(unsafe { Frame::claim(pfn) })
     }
 
-    fn give(&mut self, frame: Frame) {
-        if frame.pfn().offset_from(self.first).is_none_or(|at| at >= self.count) {
-            self.memory.give(frame);
-        }
-    }
-}
-
-impl SpaceFrames for Again<'_> {
-    fn take_table(&mut self) -> Option<Frame> {
-        self.memory.take_table()
-    }
+    /// The run has it still.
+    fn give(&mut self, _: Frame) {}
 }

@@ -37,7 +37,7 @@ pub(super) fn run<M: Machine + Cpu>(
         drained += emptied.ticks;
         let start = bench.begin();
         let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
-        let pool_filled = pool.fill(&guest, level, count, &mut bench.memory, &mut batch);
+        let pool_filled = pool.fill(&guest, level, count, &mut bench.memory.near, &mut batch);
         pool_filled.or_say("fill the pool")?;
         let cost = bench.end(start);
         let operation = format!("fill the pool with {level} tables");
@@ -50,7 +50,7 @@ pub(super) fn run<M: Machine + Cpu>(
     let start = bench.begin();
     for (level, count) in LEVELS {
         let guest = bench.kernel.guest;
-        pool.drain(&guest, level, count, &mut bench.memory).or_say("drain the pool")?;
+        pool.drain(&guest, level, count, &mut bench.memory.near).or_say("drain the pool")?;
     }
     let cost = bench.end(start);
     bench.row("drain the pool", "tables", 520, cost, Some(drained))?;
@@ -97,8 +97,8 @@ fn one_life<M: Machine + Cpu>(
     let made = bench.end(start);
     let [make_floor, end_floor] = floors(bench, bare, &pgd, tables)?;
     let start = bench.begin();
-    let (guest, mut batch) = (bench.kernel.guest, bench.storage.batch());
-    let mut tools = tools(guest, &mut batch, pool, &mut bench.memory);
+    let (guest, batch) = (bench.kernel.guest, bench.storage.batch());
+    let mut tools = tools(guest, batch, &mut bench.memory).with_pool(pool);
     pgd.destroy(&mut tools).or_say("destroy")?;
     let ended = bench.end(start);
     let both = (made.and(ended), make_floor + end_floor);
@@ -146,9 +146,9 @@ fn make<M: Machine>(
     memory: &mut Memory,
     batch: &mut Batch<'_>,
 ) -> Result<Pgd<Pinned>, String> {
-    let pgd = Pgd::new(&guest, memory).or_say("new")?;
+    let pgd = Pgd::new(&mut memory.tools(guest)).or_say("new")?;
     let mut pgd = pgd.pin(&guest, batch).or_say("pin")?;
-    let mut tools = tools(guest, batch, pool, memory);
+    let mut tools = tools(guest, batch.lend(), memory).with_pool(pool);
     let filled = pgd.edit(&mut tools, |edit| {
         (0..tables).try_for_each(|table| {
             let va = GuestVa::new(table << 21).map_err(|_| pvmmu::MapError::OutOfFrames)?;

@@ -41,7 +41,7 @@ pub(super) fn run<M: Machine + Cpu>(
 ) -> Result<(), String> {
     let guest = bench.kernel.guest;
     let shape = Shape { tables: super::PAGES / 512, pages: 512, flags: PteFlags::USER_RW };
-    let pgd = build(&guest, shape, &mut bench.memory)?;
+    let pgd = build(&mut bench.memory.tools(guest), shape)?;
     let mut pgd = pgd.pin(&guest, &mut bench.storage.batch()).or_say("pin")?;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
     // half.
@@ -50,7 +50,7 @@ pub(super) fn run<M: Machine + Cpu>(
     // SAFETY: the tree the kernel booted on.
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&guest, &mut bench.storage.batch()).or_say("unpin")?;
-    super::spaces::destroy(&guest, pgd, &mut bench.memory)?;
+    super::spaces::destroy(&mut bench.memory.tools(guest), pgd)?;
     done
 }
 

@@ -5,14 +5,14 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Batch, Call, Cpu, DomId, Domains, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp,
-    MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
+    Batch, Call, Counting, Cpu, DomId, Domains, FrameAccess as _, FrameSource, GuestVa, Level,
+    Machine, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
-use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, SpaceFrames, TablePool, Tools};
+use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, Tools};
 
 use super::super::OrSay;
-use super::memory::Again;
+use super::memory::{Again, Memory, Stack};
 use super::row::{Bench, Cost};
 
 /// Sizes of the address spaces that are pinned, in L1 tables.
@@ -28,13 +28,12 @@ pub(super) fn va(table: u64, page: u64) -> Result<GuestVa, String> {
 }
 
 /// What operations on a live address space work with.
-pub(super) fn tools<'a, 'b, 't, M, F>(
+pub(super) fn tools<'a, 't, M>(
     guest: Guest<'a, M>,
-    batch: &'a mut Batch<'b>,
-    tables: &'a mut TablePool<'t>,
-    frames: &'a mut F,
-) -> Tools<'a, 'b, 't, M, F> {
-    let mut tools = Tools::new(guest, batch, tables, frames);
+    batch: Batch<'a>,
+    memory: &'a mut Memory,
+) -> Tools<'a, 't, M, Stack> {
+    let mut tools = memory.tools(guest).with_batch(batch);
     tools.presence = Presence::MayVanish;
     tools
 }
@@ -52,25 +51,23 @@ pub(super) struct Shape {
 
 /// Makes an address space.
 pub(super) fn build<M: Machine>(
-    guest: &Guest<'_, M>,
+    tools: &mut Tools<'_, '_, M, impl FrameSource>,
     shape: Shape,
-    frames: &mut impl SpaceFrames,
 ) -> Result<Pgd<Loose>, String> {
     let Shape { tables, pages, flags } = shape;
-    let mut pgd = Pgd::new(guest, frames).or_say("new")?;
+    let mut pgd = Pgd::new(tools).or_say("new")?;
     for table in 0..tables {
         let pages = Pages { start: va(table, 0)?, count: pages };
-        pgd.map_pages(guest, pages, flags, frames).or_say("map")?;
+        pgd.map_pages(tools, pages, flags).or_say("map")?;
     }
     Ok(pgd)
 }
 
 pub(super) fn destroy<M: Machine>(
-    guest: &Guest<'_, M>,
+    tools: &mut Tools<'_, '_, M, impl FrameSource>,
     pgd: Pgd<Loose>,
-    frames: &mut impl SpaceFrames,
 ) -> Result<(), String> {
-    pgd.destroy(guest, frames).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(tools).map_err(|(_, error)| format!("destroy: {error}"))
 }
 
 /// The rows of this file.
@@ -81,10 +78,10 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     let mut batch = bench.storage.batch();
     let flags = PteFlags::USER_RW;
     for (tables, pages) in [(2048, 1), (OWN_TABLES_MAX, FULL)] {
-        let pgd = build(&guest, Shape { tables, pages, flags }, &mut bench.memory)?;
+        let pgd = build(&mut bench.memory.tools(guest), Shape { tables, pages, flags })?;
         let pgd = pgd.pin(&guest, &mut batch).or_say("pin")?;
         let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
-        destroy(&guest, pgd, &mut bench.memory)?;
+        destroy(&mut bench.memory.tools(guest), pgd)?;
     }
     for tables in TABLES {
         pin_and_unpin(bench, "sparse tables", Shape { tables, pages: 1, flags })?;
@@ -107,12 +104,14 @@ fn pin_and_unpin<M: Machine + Cpu>(
     shape: Shape,
 ) -> Result<(), String> {
     let mut memory = core::mem::take(&mut bench.memory);
+    let guest = bench.kernel.guest;
     let done = if shape.flags.contains(PteFlags::WRITABLE) {
-        pin_and_unpin_with(bench, name, shape, &mut memory)
+        pin_and_unpin_with(bench, name, shape, &mut memory.tools(guest))
     } else {
         let run = memory.take_run(512).ok_or("no run of frames")?;
-        let again = &mut Again::new(&mut memory, &run);
-        let done = pin_and_unpin_with(bench, name, shape, again);
+        let mut again = Again::new(&run);
+        let mut tools = Tools::new(guest, &mut again).with_table_frames(&mut memory.near);
+        let done = pin_and_unpin_with(bench, name, shape, &mut tools);
         memory.give_run(run);
         done
     };
@@ -124,11 +123,11 @@ fn pin_and_unpin_with<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     name: &str,
     shape: Shape,
-    frames: &mut impl SpaceFrames,
+    tools: &mut Tools<'_, '_, Counting<&M>, impl FrameSource>,
 ) -> Result<(), String> {
     let tables = shape.tables;
     let start = bench.begin();
-    let pgd = build(&bench.kernel.guest, shape, frames)?;
+    let pgd = build(tools, shape)?;
     let built = bench.end(start);
     let start = bench.begin();
     let pgd = pgd.pin(&bench.kernel.guest, &mut bench.storage.batch()).or_say("pin")?;
@@ -139,7 +138,7 @@ fn pin_and_unpin_with<M: Machine + Cpu>(
     let pgd = pgd.unpin(&bench.kernel.guest, &mut bench.storage.batch()).or_say("unpin")?;
     let unpin = bench.end(start);
     let start = bench.begin();
-    destroy(&bench.kernel.guest, pgd, frames)?;
+    destroy(tools, pgd)?;
     let taken = bench.end(start);
     let mut row = |operation: &str, cost: Cost, floor: Option<Cost>| {
         let operation = format!("{operation}, {name}");

@@ -3,9 +3,9 @@
 
 use alloc::string::String;
 
+use hypercall::FrameSource as _;
 use hypercall::{Cpu, Machine};
 use p2m::FrameList;
-use pvmmu::SpaceFrames as _;
 
 use super::super::OrSay as _;
 use super::super::publish::{builder_list, places};
@@ -16,7 +16,7 @@ pub(super) fn run<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), 
     let p2m = bench.kernel.guest.p2m();
     let list = builder_list(bench.kernel)?;
     let mut places = places(p2m.len());
-    let top = bench.memory.take_table().ok_or("no frame for the list")?;
+    let top = bench.memory.near.take().ok_or("no frame for the list")?;
     let mut frame_list = FrameList::new(top, &mut places);
     let guest = bench.kernel.guest;
     frame_list.build(&guest, &list, &mut bench.memory).or_say("frame list")?;

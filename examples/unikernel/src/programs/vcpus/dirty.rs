@@ -7,14 +7,14 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use hypercall::{Counting, Cpu, FrameAccess as _, GuestVa, Machine, PteFlags};
-use pvmmu::{Counted, Pages, Pgd, Pinned, Presence, Shares, Tools};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, Tools};
 
 use super::{OrSay, READ_ONLY, Scene, TURNS, With};
 use crate::pool::Pool;
 use crate::program::Work;
 
 /// The same with frames that can be shared.
-type Sharing<'a, 'b, 't, 'm, 'p, 's, M> = Tools<'a, 'b, 't, Counting<&'m M>, Counted<'p, 's, Pool>>;
+type Sharing<'a, 't, 'm, M> = Tools<'a, 't, Counting<&'m M>, Pool>;
 
 /// What was found of the pages, over all turns.
 #[derive(Default)]
@@ -41,8 +41,8 @@ pub(super) fn written_beside_changes<M: Machine + Cpu>(
     let places = [scene.pages, there];
     let mut counts = vec![0; usize::try_from(scene.guest.p2m().len()).or_say("pfns")?];
     let mut shares = Shares::new(&mut counts);
-    let mut frames = Counted { source: &mut *with.frames, shares: &mut shares };
-    let mut sharing = Tools::new(with.guest, with.batch, with.tables, &mut frames);
+    let machine = with.guest.machine();
+    let mut sharing = with.on_machine(machine).with_shares(&mut shares);
     sharing.presence = Presence::Steady;
     let mut number = 0;
     let work: &mut Work<'_, M> = &mut |machine| {
@@ -73,7 +73,7 @@ pub(super) fn written_beside_changes<M: Machine + Cpu>(
 fn turns<M: Machine + Cpu>(
     [mut here, mut there]: [Pages; 2],
     pgd: &mut Pgd<Pinned>,
-    with: &mut Sharing<'_, '_, '_, '_, '_, '_, M>,
+    with: &mut Sharing<'_, '_, '_, M>,
 ) -> Result<Found, String> {
     let mut found = Found::default();
     let home = here.start;
@@ -105,7 +105,7 @@ fn fork_and_end<M: Machine + Cpu>(
     before: &[Seen],
     found: &mut Found,
     pgd: &mut Pgd<Pinned>,
-    with: &mut Sharing<'_, '_, '_, '_, '_, '_, M>,
+    with: &mut Sharing<'_, '_, '_, M>,
     here: Pages,
 ) -> Result<(), String> {
     let child = pgd.fork(with).or_say("fork beside stores")?;
@@ -133,7 +133,7 @@ impl Found {
 /// What the pages hold, which nobody can write now.
 fn look<M: Machine>(
     pgd: &Pgd<Pinned>,
-    with: &Sharing<'_, '_, '_, '_, '_, '_, M>,
+    with: &Sharing<'_, '_, '_, M>,
     pages: Pages,
 ) -> Result<Vec<Seen>, String> {
     let guest = with.guest;
