@@ -140,7 +140,7 @@ impl Pgd<Pinned> {
         // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
         // now.
         let returned = pool.counts().returned;
-        if let Err(error) = empty(guest, Level::L4, roots.kernel, pool, frames) {
+        if let Err(error) = empty(guest, Level::L4, roots.kernel, roots.user, pool, frames) {
             pool.note_not_returned(strip.linked - (pool.counts().returned - returned));
             // INVARIANT: I-5: those that are left become plain memory before anything else.
             Doubt::TABLES.note(&mut self.doubt);

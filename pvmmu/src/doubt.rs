@@ -7,7 +7,9 @@
 //! Frames whose entries are gone, but whose flush Xen refused, do not wait for that: they go at
 //! once to whoever keeps what is uncertain.
 
-use hypercall::{GuestVa, Level, PAGE_SHIFT, Pte};
+use core::num::NonZeroU64;
+
+use hypercall::{GuestVa, Level, PAGE_SHIFT, Pfn, Pte};
 
 use crate::marks::{COPY_ON_WRITE, SHARED};
 
@@ -18,6 +20,20 @@ pub(crate) struct Doubt {
     pub(crate) moving: Option<Moving>,
     /// Whether the tables are as the state of the address space asks for.
     pub(crate) tables: Shape,
+    /// The other one of a fork that was not taken back: which of the two has what both may map,
+    /// their entries do not say.
+    pub(crate) fork: Option<Other>,
+}
+
+/// Another address space: the frame of its root, turned round, which makes errors a word smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Other(NonZeroU64);
+
+impl Other {
+    /// The one with this root. No frame has the highest number.
+    pub(crate) fn with_root(root: Pfn) -> Self {
+        Self(NonZeroU64::new(!root.raw()).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 /// Pins, marks, access to the frames of tables, and the copies in a user root.
@@ -54,10 +70,20 @@ impl Moving {
 
 impl Doubt {
     /// TLBs may hold what is no longer so, and that is all.
-    pub(crate) const FLUSH: Self = Self { moving: None, tables: Shape::Right };
+    pub(crate) const FLUSH: Self = Self { moving: None, tables: Shape::Right, fork: None };
 
     /// And the tables are in doubt.
     pub(crate) const TABLES: Self = Self { tables: Shape::Unknown, ..Self::FLUSH };
+
+    /// A fork was not taken back, and `other` is the root of the other one.
+    pub(crate) fn of_fork(other: Pfn) -> Self {
+        Self { fork: Some(Other::with_root(other)), ..Self::FLUSH }
+    }
+
+    /// What else is in doubt.
+    pub(crate) fn without_fork(self) -> Self {
+        Self { fork: None, ..self }
+    }
 
     /// Notes this beside what is known.
     pub(crate) fn note(self, known: &mut Option<Self>) {
@@ -69,6 +95,7 @@ impl Doubt {
         *known = Some(Self {
             moving: self.moving.or(before.moving),
             tables: if is_right { Shape::Right } else { Shape::Unknown },
+            fork: self.fork.or(before.fork),
         });
     }
 }

@@ -12,6 +12,8 @@ pub(crate) enum NotPutRight {
     Walk(WalkError),
     /// Xen refused it.
     Refused(Error),
+    /// A fork is to be taken back, which takes more than what is at hand.
+    HalfForked,
 }
 
 impl From<WalkError> for NotPutRight {
@@ -37,6 +39,10 @@ pub(crate) fn in_doubt(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result
     write!(f, "what an earlier undo left was not put right: {error}")
 }
 
+/// Says that a fork is to be taken back first.
+pub(crate) const HALF_FORKED: &str =
+    "a fork of it was refused and not taken back: take_back_fork comes first";
+
 /// Why a tree was not pinned, or not unpinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinFailure {
@@ -45,6 +51,9 @@ pub enum PinFailure {
     /// The tables are not as they should be since an undo was refused, and Xen has refused to put
     /// them right now. Nothing else was done. The next change tries it again.
     InDoubt(Error),
+    /// The tree is one of the two of a fork that was refused and not taken back:
+    /// [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) comes first. Nothing was done.
+    HalfForked,
     /// Xen refused to change the direct mapping of a table's frame.
     Protect {
         /// The table.
@@ -84,6 +93,7 @@ impl From<NotPutRight> for PinFailure {
         match error {
             NotPutRight::Walk(error) => error.into(),
             NotPutRight::Refused(error) => Self::InDoubt(error),
+            NotPutRight::HalfForked => Self::HalfForked,
         }
     }
 }
@@ -117,6 +127,7 @@ impl fmt::Display for PinFailure {
         match self {
             Self::Walk(error) => error.fmt(f),
             Self::InDoubt(error) => in_doubt(error, f),
+            Self::HalfForked => f.write_str(HALF_FORKED),
             Self::Protect { table, error } => {
                 write!(f, "the direct mapping of table pfn {table} was not changed: {error}")
             }

@@ -11,6 +11,7 @@ use core::fmt;
 use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
+use crate::doubt::{Doubt, Other};
 use crate::edit::Edit;
 use crate::entries::{Entries, TABLE_FLAGS, empty_table, with_table_flags};
 use crate::error::PinFailure;
@@ -49,13 +50,13 @@ impl fmt::Display for ForkFailure {
 
 /// The address space was not forked.
 #[derive(Debug)]
-#[must_use = "the child comes back in the error if the parent could not be put back"]
+#[must_use = "the child comes back in the error if the fork could not be taken back"]
 pub struct ForkError {
     /// Why.
     pub failure: ForkFailure,
-    /// If the parent could not be put back, the child with the pages that both share still, and
-    /// why: the parent's are write-protected and marked. [`Pgd::destroy`] ends the child;
-    /// [`Edit::make_own`] frees the parent's pages.
+    /// If the fork could not be taken back, the child, and why. The two may map the same frames,
+    /// and not say so. Whatever changes, pins or ends either of them answers
+    /// [`MapError::HalfForked`], until [`Pgd::take_back_fork`] has done it.
     pub left: Option<(Pgd<Loose>, MapError)>,
 }
 
@@ -63,7 +64,7 @@ impl fmt::Display for ForkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not forked: {}", self.failure)?;
         match &self.left {
-            Some((_, error)) => write!(f, "; and the parent was not put back: {error}"),
+            Some((_, error)) => write!(f, "; and that was not taken back: {error}"),
             None => Ok(()),
         }
     }
@@ -137,18 +138,84 @@ impl Pgd<Pinned> {
                 ForkFailure::Map(error)
             }
         };
-        if let Err(error) = child.put_right(&guest) {
-            return Err(ForkError { failure, left: Some((child, error.into())) });
-        }
-        match put_back(self, &child, tools) {
-            Ok(()) => {
-                // What the child maps is the parent's alone: only its tables are left.
-                let left = child.destroy(tools).err();
-                Err(ForkError { failure, left })
-            }
-            Err(error) => Err(ForkError { failure, left: Some((child, error)) }),
-        }
+        let left = take_back(self, child, tools).err();
+        Err(ForkError { failure, left })
     }
+
+    /// Takes back a fork that was refused and not taken back at once ([`ForkError::left`]): the
+    /// parent is as before it afterwards, and the child is gone.
+    ///
+    /// # Errors
+    /// The child, and why; this can be tried again. [`MapError::NotItsFork`] if `child` is not what
+    /// a fork of this address space has left, [`MapError::BatchTooSmall`], and as for
+    /// [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as they were left, or nearer to the end.
+    ///
+    /// # Hypercalls
+    /// For n pages of the parent in T tables, that fork has changed, as [`Pgd::protect`]: T tables
+    /// or n elements; and what puts right what else an undo has left.
+    ///
+    /// ```
+    /// # use hypercall::GuestVa;
+    /// # use pv_tests::guest::TestGuest;
+    /// # use pvmmu::Pages;
+    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
+    /// let (mut parent, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
+    /// match parent.fork(&mut tools) {
+    ///     Ok(child) => child.destroy(&mut tools)?,
+    ///     Err(refused) => {
+    ///         let mut left = refused.left;
+    ///         while let Some((child, _)) = left {
+    ///             left = parent.take_back_fork(&mut tools, child).err();
+    ///         }
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn take_back_fork<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, M, F>,
+        mut child: Pgd<Loose>,
+    ) -> Result<(), (Pgd<Loose>, MapError)> {
+        let other = |doubt: Option<Doubt>| doubt.and_then(|doubt| doubt.fork);
+        let names = |doubt, root| other(doubt) == Some(Other::with_root(root));
+        if !names(self.doubt, child.root()) || !names(child.doubt, self.root()) {
+            let error = MapError::NotItsFork(child.root());
+            return Err((child, error));
+        }
+        if let Err(error) = Room::check(&tools.batch) {
+            return Err((child, error.into()));
+        }
+        self.doubt = self.doubt.map(Doubt::without_fork);
+        // No TLB knows of the child.
+        child.doubt = child.doubt.map(Doubt::without_fork).filter(|doubt| *doubt != Doubt::FLUSH);
+        take_back(self, child, tools)
+    }
+}
+
+/// Puts the parent back to how it was before the child was made, and ends the child. If that fails,
+/// both note it.
+#[cold]
+fn take_back<M: Machine, F: FrameSource>(
+    parent: &mut Pgd<Pinned>,
+    mut child: Pgd<Loose>,
+    tools: &mut Tools<'_, '_, M, F>,
+) -> Result<(), (Pgd<Loose>, MapError)> {
+    let guest = tools.guest;
+    let is_put_right = child.put_right(&guest).map_err(MapError::from);
+    let is_put_back = is_put_right.and_then(|()| put_back(parent, &child, tools));
+    let is_withdrawn = is_put_back.and_then(|()| withdraw(&guest, &child, &mut tools.frames));
+    // What the child mapped is the parent's alone: only its tables are left.
+    let ended = match is_withdrawn {
+        Ok(()) => child.destroy(tools),
+        Err(error) => Err((child, error)),
+    };
+    ended.map_err(|(mut child, error)| {
+        // INVARIANT: I-4: until it is taken back, neither hands out what the other one may map, and
+        // the child is not pinned.
+        Doubt::of_fork(child.root()).note(&mut parent.doubt);
+        Doubt::of_fork(parent.root()).note(&mut child.doubt);
+        (child, error)
+    })
 }
 
 /// Whether the parent's pages may have been written unnoticed until they were write-protected.
@@ -332,8 +399,7 @@ fn inherit_dirty<M: Machine>(
     })
 }
 
-/// Puts the parent back to how it was before the child was made, and takes back the child's shares.
-/// What could not be put back of the parent the child shares still.
+/// Gives the parent back its entries as they were before the child was made.
 fn put_back<M: Machine, F: FrameSource>(
     parent: &mut Pgd<Pinned>,
     child: &Pgd<Loose>,
@@ -345,9 +411,8 @@ fn put_back<M: Machine, F: FrameSource>(
     let first = PageTableIndex::new(0);
     let restored =
         each_l1_table(&guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
-            let Found::Table(table) = path.seek(&guest, va)? else {
-                return Err(MapError::NotMapped(va));
-            };
+            // A table that Xen did not take back is gone, and all that it mapped.
+            let Found::Table(table) = path.seek(&guest, va)? else { return Ok(()) };
             let (mut childs, mut old) = (empty_table(), empty_table());
             guest.machine().read_entries(childs_table, first, &mut childs)?;
             guest.machine().read_entries(table, first, &mut old)?;
@@ -363,54 +428,48 @@ fn put_back<M: Machine, F: FrameSource>(
     if restored.is_err() {
         edit.abandon();
     }
-    let withdrawn = withdraw(&guest, roots.kernel, child, &mut tools.frames);
-    restored.and(withdrawn)
+    restored
 }
 
-/// Takes back the child's share of each page, but of those of which the parent says that it shares
-/// them because of this child: they are the child's, too.
+/// Clears the child's entries, and takes back its share of each page. The parent is put back: of
+/// what it shared because of this child it shares nothing any more.
 #[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
 fn withdraw<M: Machine>(
     guest: &Guest<'_, M>,
-    parents_root: Pfn,
     child: &Pgd<Loose>,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
-    let mut path = Path::new(parents_root);
-    each_l1_table(guest, child.root(), &mut |L1Table { pfn: table, va, .. }| {
-        let (mut childs, mut parents) = (empty_table(), empty_table());
+    each_l1_table(guest, child.root(), &mut |L1Table { pfn: table, .. }| {
+        let mut childs = empty_table();
         guest.machine().read_entries(table, first, &mut childs)?;
-        if let Found::Table(parents_table) = path.seek(guest, va)? {
-            guest.machine().read_entries(parents_table, first, &mut parents)?;
-        }
-        for (child, parent) in childs.iter_mut().zip(&parents) {
-            let is_shared = child.flags().contains(FORKED) && parent.flags().contains(SHARED);
-            if child.is_present() && !is_shared {
-                take_back_share(guest, *child, frames);
-                *child = Pte::ABSENT;
-            }
-        }
         // SAFETY: the child is loose, and the table its own.
-        Ok(unsafe { guest.machine().write_entries(table, first, &childs) }?)
+        unsafe { guest.machine().write_entries(table, first, &empty_table()) }?;
+        let gone = childs.iter().filter(|pte| pte.is_present());
+        gone.for_each(|pte| take_back_share(guest, *pte, frames));
+        Ok(())
     })
 }
 
-/// Takes back what [`share_all`] has counted for the child's entry.
+/// Takes back what [`share_all`] has counted for the child's entry, which is gone.
 fn take_back_share<M: Machine>(
     guest: &Guest<'_, M>,
     child: Pte,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) {
-    match guest.pfn(child.mfn()) {
-        Ok(pfn) if child.flags().contains(FORKED) => {
-            if let Some(shares) = frames.shares() {
-                shares.unshare(pfn);
-            }
-        }
-        Ok(pfn) => give_shared(frames, SharedFrame::released(pfn)),
-        Err(error) => log::error!("a share of mfn {} is lost: {error}", child.mfn()),
+    let pfn = match guest.pfn(child.mfn()) {
+        Ok(pfn) => pfn,
+        Err(error) => return log::error!("a share of mfn {} is lost: {error}", child.mfn()),
+    };
+    if child.flags().contains(FORKED)
+        && let Some(shares) = frames.shares()
+        && shares.count(pfn) > 1
+    {
+        // INVARIANT: I-4: the parent's entry is the frame's one owner, and says so; or that is gone,
+        // and the frame went as the parent's own.
+        return shares.unshare(pfn);
     }
+    give_shared(frames, SharedFrame::released(pfn));
 }
 
 #[cfg(test)]

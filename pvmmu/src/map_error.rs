@@ -7,7 +7,7 @@ use hypercall::{
 };
 use p2m::{P2mError, WalkError};
 
-use crate::error::{NotPutRight, in_doubt};
+use crate::error::{HALF_FORKED, NotPutRight, in_doubt};
 use crate::obstacles::Obstacles;
 use crate::primitive::Primitive;
 use crate::room::{Room, SMALLEST_BATCH, TooSmall};
@@ -50,6 +50,11 @@ pub enum MapError {
     /// The tables are not as they should be since an undo was refused, and Xen has refused to put
     /// them right now. Nothing else was done. The next change tries it again.
     InDoubt(Error),
+    /// The address space is one of the two of a fork that was refused and not taken back:
+    /// [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) comes first. Nothing was done.
+    HalfForked,
+    /// The address space with this root is not what a refused fork of this one has left.
+    NotItsFork(Pfn),
     /// Xen refused an update; those that went out with it have been undone.
     Refused {
         /// Where the refused update was to take effect: the first address that the entry spans.
@@ -94,6 +99,7 @@ impl From<NotPutRight> for MapError {
         match error {
             NotPutRight::Walk(error) => error.into(),
             NotPutRight::Refused(error) => Self::InDoubt(error),
+            NotPutRight::HalfForked => Self::HalfForked,
         }
     }
 }
@@ -141,6 +147,10 @@ impl fmt::Display for MapError {
             }
             Self::Walk(error) => error.fmt(f),
             Self::InDoubt(error) => in_doubt(error, f),
+            Self::HalfForked => f.write_str(HALF_FORKED),
+            Self::NotItsFork(root) => {
+                write!(f, "root pfn {root} is of no fork of this one that is to be taken back")
+            }
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
             Self::LinkRefused { va, level, table, error, obstacles } => {
                 write!(f, "{level} table pfn {table} at {va}: {error}")?;

@@ -32,7 +32,8 @@ pub enum Pinned {}
 ///
 /// What Xen has refused to undo is noted here, and put right before the next change. Until then a
 /// page or a table may have two entries, a table may be pinned or mapped otherwise than I-5
-/// says, and the user root may differ.
+/// says, and the user root may differ; or what the address space maps as its own is another one's,
+/// too, of a fork that was not taken back: then nothing changes it but [`Pgd::take_back_fork`].
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
 #[derive(Debug)]

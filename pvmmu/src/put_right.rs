@@ -45,11 +45,15 @@ impl Pgd<Loose> {
         &mut self,
         guest: &Guest<'_, M>,
     ) -> Result<(), NotPutRight> {
-        if self.doubt.is_some() {
-            make_plain(guest, self.roots())?;
-            self.doubt = None;
+        match self.doubt {
+            None => Ok(()),
+            Some(Doubt { fork: Some(_), .. }) => Err(NotPutRight::HalfForked),
+            Some(_) => {
+                make_plain(guest, self.roots())?;
+                self.doubt = None;
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 
@@ -74,8 +78,11 @@ pub(crate) fn put_right<M: Machine>(
 fn resolve<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
-    Doubt { moving, tables }: Doubt,
+    Doubt { moving, tables, fork }: Doubt,
 ) -> Result<(), NotPutRight> {
+    if fork.is_some() {
+        return Err(NotPutRight::HalfForked);
+    }
     if tables == Shape::Unknown {
         make_pinned(guest, roots)?;
     }

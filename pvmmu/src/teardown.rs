@@ -14,12 +14,14 @@ use crate::store::store;
 use crate::tables::{Parts, Present};
 use p2m::{Guest, WalkError};
 
-/// Empties a loose table: each entry is cleared before what it led to is handed on. Tables that are
-/// pinned by themselves must be empty, and go to the pool.
+/// Empties a loose table: each entry is cleared before what it led to is handed on, and so is its
+/// copy in the root for user code, if the table is one of two roots. Tables that are pinned by
+/// themselves must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
     guest: &Guest<'_, M>,
     level: Level,
     table: Pfn,
+    user_root: Option<Pfn>,
     pool: &mut TablePool<'_>,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), WalkError> {
@@ -33,10 +35,13 @@ pub(crate) fn empty<M: Machine>(
         };
         let pfn = guest.pfn(mfn)?;
         if held(pte).is_none() {
-            empty(guest, below, pfn, pool, frames)?;
+            empty(guest, below, pfn, None, pool, frames)?;
+        }
+        if let Some(user) = user_root {
+            store(guest, user, index, Pte::ABSENT)?;
         }
         store(guest, table, index, Pte::ABSENT)?;
-        // SAFETY: I-4: the entry that has just been cleared was the only owner.
+        // SAFETY: I-4: the entry that has just been cleared was the only owner; so is its copy (I-6).
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
             Some(held) => pool.give_back(guest, held, frame, frames.of_tables()),

@@ -119,23 +119,14 @@ sweep! {
         spaces.leave();
         end(spaces, with);
     };
-    forking, Few: |spaces, with| match spaces.first().fork(with) {
-        Ok(child) => spaces.pinned.push(child),
-        Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
-    };
+    forking, Few: |spaces, with| spaces.fork(with);
     forking_and_writing_on_both_sides, Few: |spaces, with| {
-        match spaces.first().fork(with) {
-            Ok(child) => spaces.pinned.push(child),
-            Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
-        }
+        spaces.fork(with);
         for pgd in &mut spaces.pinned {
             let _ = pgd.edit(with, |edit| edit.make_own(few().start));
         }
     };
-    forking_what_has_a_full_table, Many: |spaces, with| match spaces.first().fork(with) {
-        Ok(child) => spaces.pinned.push(child),
-        Err(error) => spaces.loose.extend(error.left.map(|(child, _)| child)),
-    };
+    forking_what_has_a_full_table, Many: |spaces, with| spaces.fork(with);
     filling_and_draining_a_pool, Few: |_spaces, with| {
         let _ = with.fill_pool(Level::L1, 3);
         with.drain_pool(Level::L1, 3)

@@ -11,7 +11,9 @@ use hypercall::{
     BatchStorage, FailEach, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags, Refusals,
 };
 use p2m::Guest;
-use pvmmu::{DestroyError, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools};
+use pvmmu::{
+    DestroyError, Loose, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,
+};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
@@ -132,6 +134,45 @@ fn an_address_space_of_which_a_table_cannot_be_read_comes_back_and_is_destroyed(
         error.into_pgd()
     });
     assert!(loose > 3, "{loose}");
+}
+
+/// No root of the loose address space leads to a table that is free.
+fn check_tables(test: &TestGuest, pgd: &Pgd<Loose>, pool: &Pool) {
+    let p2m = test.p2m();
+    for root in [Some(pgd.root()), pgd.user_root()].into_iter().flatten() {
+        for table in common::tables::tables(test, root) {
+            let pfn = p2m.pfn(&test.model, table.mfn).expect("the test's");
+            assert!(pool.pfns().all(|free| free != pfn), "{table:?}, pfn {pfn}, is free");
+        }
+    }
+}
+
+#[test]
+fn the_root_for_user_code_leads_to_no_table_that_went_back() {
+    for number in 0.. {
+        let test = TestGuest::small();
+        let (p2m, mut pool) = (test.p2m(), test.pool());
+        let plain = guest(&test, &test.model, &p2m);
+        let free = pool.len();
+        let mut pgd = Pgd::with_user_root(&mut Tools::new(plain, &mut pool)).expect("roots");
+        let failing = [number];
+        let plan = Refusals::new(&[], &[]).and_accesses(&failing, &[]);
+        let machine = FailEach::new(&test.model, &plan);
+        let around = guest(&test, &machine, &p2m);
+        let mapped = pgd.map_pages(&mut Tools::new(around, &mut pool), pages(3), CLEAN);
+        check_tables(&test, &pgd, &pool);
+        let destroyed = pgd.destroy(&mut Tools::new(around, &mut pool));
+        assert!(mapped.is_ok() || destroyed.is_ok(), "one access failed");
+        if let Err((pgd, _)) = destroyed {
+            check_tables(&test, &pgd, &pool);
+            pgd.destroy(&mut Tools::new(plain, &mut pool)).expect("all can be reached");
+        }
+        assert_eq!(pool.len(), free, "access {number} failed, and a frame is lost");
+        if plan.refused() == 0 {
+            assert!(number > 20, "{number}");
+            return;
+        }
+    }
 }
 
 #[test]

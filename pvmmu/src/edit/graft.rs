@@ -274,7 +274,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             // Upper tables hold one entry, for the table that has just been given back: only pages
             // are released.
             if level == Level::L1
-                && let Err(error) = empty(guest, level, table.pfn(), &mut pool, frames)
+                && let Err(error) = empty(guest, level, table.pfn(), None, &mut pool, frames)
             {
                 log::error!("what pfn {} maps is lost: {error}", table.pfn());
             }

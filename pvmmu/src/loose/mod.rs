@@ -229,31 +229,42 @@ impl Pgd<Loose> {
             let below = level.below().ok_or(MapError::NotMapped(va))?;
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
             let table = take_table(guest, frames)?;
-            if let Err(error) = self.link(guest, level, parent, va, &table) {
-                frames.of_tables().give(table);
-                return Err(error.into());
-            }
-            // INVARIANT: I-4: the token has gone into the entry.
-            path.set(below, Some(table.pfn()));
+            let table = self.link(guest, level, parent, va, table, frames)?;
+            path.set(below, Some(table));
         }
     }
 
-    /// Clears `table` and links it; in the root, for user code too.
+    /// Clears `table` and links it; in the root, for user code too. On failure `frames` gets it.
     fn link<M: Machine>(
         &self,
         guest: &Guest<'_, M>,
         level: Level,
         parent: Pfn,
         va: GuestVa,
-        table: &Frame,
-    ) -> Result<(), WalkError> {
-        clear(guest, table)?;
-        let pte = Pte::new(guest.mfn(table.pfn())?, PteFlags::TABLE);
+        table: Frame,
+        frames: &mut SpaceFrames<'_, impl FrameSource>,
+    ) -> Result<Pfn, WalkError> {
         let index = level.index_of(va);
-        if let (Level::L4, Some(user)) = (level, self.user_root()) {
-            store(guest, user, index, pte.with_flags(PteFlags::TABLE | MIRRORED))?;
+        let user = self.user_root().filter(|_| level == Level::L4);
+        let copy = |pte| user.map_or(Ok(()), |user| store(guest, user, index, pte));
+        let copied = clear(guest, &table).and_then(|()| {
+            let pte = Pte::new(guest.mfn(table.pfn())?, PteFlags::TABLE);
+            copy(pte.with_flags(PteFlags::TABLE | MIRRORED)).map(|()| pte)
+        });
+        let pte = match copied {
+            Ok(pte) => pte,
+            Err(error) => {
+                frames.of_tables().give(table);
+                return Err(error);
+            }
+        };
+        // INVARIANT: I-4: the token goes into the entry; or back, if the copy is gone, too.
+        let Err(error) = store(guest, parent, index, pte) else { return Ok(table.pfn()) };
+        match copy(Pte::ABSENT) {
+            Ok(()) => frames.of_tables().give(table),
+            Err(_) => frames.of_tables().give_uncertain(table.into()),
         }
-        store(guest, parent, index, pte)
+        Err(error)
     }
 
     /// Takes the address space apart: every frame that it maps and every table goes to `frames`.
@@ -287,7 +298,7 @@ impl Pgd<Loose> {
         }
         let pool = &mut TablePool::none();
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
-        match empty(guest, Level::L4, self.root(), pool, frames) {
+        match empty(guest, Level::L4, self.root(), self.user_root(), pool, frames) {
             Ok(()) => {
                 let frames = frames.of_tables();
                 frames.give(self.root);

@@ -15,7 +15,8 @@ use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use pvmmu::{
-    DestroyError, Loose, Mapped, Mapping, Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools,
+    DestroyError, Loose, MapError, Mapped, Mapping, Pages, Pgd, PinFailure, Pinned, Presence,
+    Shares, TablePool, Tools,
 };
 use xen_model::{Mode, Model};
 
@@ -52,12 +53,27 @@ pub(crate) struct Spaces<'g> {
     pub(crate) test: &'g TestGuest,
     pub(crate) pinned: Vec<Pgd<Pinned>>,
     pub(crate) loose: Vec<Pgd<Loose>>,
+    /// What a fork of the first one has left that was not taken back.
+    pub(crate) left: Option<Pgd<Loose>>,
 }
 
 impl Spaces<'_> {
     /// The first one, for an operation that keeps it.
     pub(crate) fn first(&mut self) -> &mut Pgd<Pinned> {
         self.pinned.first_mut().expect("there is one")
+    }
+
+    /// Forks the first one.
+    pub(crate) fn fork(&mut self, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+        match self.first().fork(with) {
+            Ok(child) => self.pinned.push(child),
+            Err(error) => self.left = error.left.map(|(child, _)| child),
+        }
+    }
+
+    /// Those that are no pinned ones.
+    fn not_pinned(&self) -> impl Iterator<Item = &Pgd<Loose>> {
+        self.loose.iter().chain(&self.left)
     }
 
     /// The first one, which no vCPU runs on any more.
@@ -156,7 +172,7 @@ pub(crate) fn flags_of(spaces: &Spaces<'_>, guest: &Guest<'_, Model>) -> Vec<(Gu
     for pgd in &spaces.pinned {
         pgd.translate_pages(guest, all, &mut note).expect("readable");
     }
-    for pgd in &spaces.loose {
+    for pgd in spaces.not_pinned() {
         pgd.translate_pages(guest, all, &mut note).expect("readable");
     }
     seen
@@ -174,6 +190,9 @@ pub(crate) fn check_flags(
     // No other refusal is to come: what is in doubt can be put right without one that it missed.
     if plan.refused() == 2 {
         let mut with = with.on_machine(plain.machine());
+        if let Some(child) = spaces.left.take() {
+            spaces.first().take_back_fork(&mut with, child).expect("taken back");
+        }
         for pgd in &mut spaces.pinned {
             pgd.edit(&mut with, |edit| edit.submit()).expect("put right");
         }
@@ -230,7 +249,7 @@ pub(crate) fn live(
     let refusing = guest(&test, &machine, &p2m);
     let mut with = tools(&refusing, &mut batch, &mut tables, &mut kept).with_shares(&mut shares);
     with.presence = variant.presence;
-    let mut spaces = Spaces { test: &test, pinned: vec![pgd], loose: Vec::new() };
+    let mut spaces = Spaces { test: &test, pinned: vec![pgd], loose: Vec::new(), left: None };
     let before = flags_of(&spaces, &plain);
     operation(&mut spaces, &mut with);
     check_free(&spaces, &plain, layout, &with.frames.source.pool);
@@ -271,8 +290,30 @@ pub(crate) fn start(
     pgd
 }
 
+/// Takes back a fork that was not taken back at once. Until then neither of the two can be used.
+pub(crate) fn take_back(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+    for attempt in 1.. {
+        let Some(child) = spaces.left.take() else { break };
+        let parent = spaces.first();
+        let refused = parent.edit(with, |edit| edit.submit()).expect_err("half forked");
+        assert_eq!(refused.error, MapError::HalfForked);
+        let (child, refused) = child.destroy(with).expect_err("half forked");
+        assert_eq!(refused, MapError::HalfForked);
+        let child = child.pin(&with.guest, &mut with.batch).expect_err("half forked");
+        assert_eq!(child.failure, PinFailure::HalfForked);
+        spaces.left = match parent.take_back_fork(with, child.pgd) {
+            Ok(()) => None,
+            Err((child, error)) => {
+                assert!(attempt < 3, "it cannot be taken back: {error}");
+                Some(child)
+            }
+        };
+    }
+}
+
 /// Takes all address spaces apart. Of three attempts two are refused at most.
 pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+    take_back(spaces, with);
     for mut pgd in spaces.pinned.drain(..) {
         for attempt in 1.. {
             pgd = match pgd.destroy(with) {
@@ -331,7 +372,7 @@ pub(crate) fn check_free(
         assert!(!frame.pfn().is_some_and(is_free), "{va} maps {frame:?}, which is free");
     };
     let roots = spaces.pinned.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]);
-    let roots = roots.chain(spaces.loose.iter().map(|pgd| [Some(pgd.root()), pgd.user_root()]));
+    let roots = roots.chain(spaces.not_pinned().map(|pgd| [Some(pgd.root()), pgd.user_root()]));
     for root in roots.flatten().flatten() {
         assert!(!is_free(root), "a root is free");
         for table in crate::common::tables::tables(spaces.test, root) {
@@ -342,7 +383,7 @@ pub(crate) fn check_free(
     for pgd in &spaces.pinned {
         pgd.translate_pages(guest, all, &mut |page| check(page.va, page.frame)).expect("readable");
     }
-    for pgd in &spaces.loose {
+    for pgd in spaces.not_pinned() {
         pgd.translate_pages(guest, all, &mut |page| check(page.va, page.frame)).expect("readable");
     }
     let _ = spaces.test.model.take_violations();
