@@ -56,12 +56,13 @@ pub(crate) fn fill_run<M: Machine>(
     }
     let mut filled = 0;
     let mut failure = None;
+    let (p2m, frames) = (guest.p2m(), &mut *frames.source);
     for entry in entries.iter_mut() {
         let Some(frame) = frames.take() else {
             failure = Some(MapError::OutOfFrames);
             break;
         };
-        match guest.mfn(frame.pfn()) {
+        match p2m.mfn(frame.pfn()) {
             Ok(mfn) => *entry = Pte::new(mfn, flags),
             Err(error) => {
                 frames.give(frame);

@@ -27,10 +27,12 @@ pub(super) struct Memory {
 pub(super) struct Stack(Vec<Frame>);
 
 impl FrameSource for Stack {
+    #[inline]
     fn take(&mut self) -> Option<Frame> {
         self.0.pop()
     }
 
+    #[inline]
     fn give(&mut self, frame: Frame) {
         self.0.push(frame);
     }
@@ -139,6 +141,7 @@ impl Again {
 }
 
 impl FrameSource for Again {
+    #[inline]
     fn take(&mut self) -> Option<Frame> {
         let pfn = Pfn::new(self.first.raw() + self.next);
         self.next = (self.next + 1) % self.count;
@@ -148,5 +151,6 @@ impl FrameSource for Again {
     }
 
     /// The run has it still.
+    #[inline]
     fn give(&mut self, _: Frame) {}
 }
