@@ -465,7 +465,7 @@ fn take_back_share<M: Machine>(
         && let Some(shares) = frames.shares()
         && shares.count(pfn) > 1
     {
-        // INVARIANT: I-4: the parent's entry is the frame's one owner, and says so; or that is gone,
+        // INVARIANT: I-4: the parent's entry is the frame's one owner, and says so; or it is gone,
         // and the frame went as the parent's own.
         return shares.unshare(pfn);
     }

@@ -41,7 +41,8 @@ pub(crate) fn empty<M: Machine>(
             store(guest, user, index, Pte::ABSENT)?;
         }
         store(guest, table, index, Pte::ABSENT)?;
-        // SAFETY: I-4: the entry that has just been cleared was the only owner; so is its copy (I-6).
+        // SAFETY: I-4: the entry that has just been cleared was the only owner; its copy is gone,
+        // too (I-6).
         let frame = unsafe { Frame::claim(pfn) };
         match held(pte) {
             Some(held) => pool.give_back(guest, held, frame, frames.of_tables()),

@@ -53,6 +53,13 @@ impl Account {
         }
     }
 
+    /// `holder` has those of these pages that nobody else has.
+    pub fn found_rest(&mut self, holder: &'static str, pages: impl IntoIterator<Item = Pfn>) {
+        let is_missing = |pfn: &Pfn| self.holders.get(pfn).is_some_and(Vec::is_empty);
+        let rest: Vec<_> = pages.into_iter().filter(is_missing).collect();
+        self.found(holder, rest);
+    }
+
     /// `holder` has `count` pages from `start` on.
     pub fn found_run(&mut self, holder: &'static str, start: Pfn, count: u64) {
         self.found(holder, (start.raw()..start.raw() + count).map(Pfn::new));

@@ -276,7 +276,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             if level == Level::L1
                 && let Err(error) = empty(guest, level, table.pfn(), None, &mut pool, frames)
             {
-                log::error!("what pfn {} maps is lost: {error}", table.pfn());
+                log::error!("pfn {} is in doubt, and what it maps: {error}", table.pfn());
+                frames.of_tables().give_uncertain(Uncertain::from(table));
+                continue;
             }
             frames.of_tables().give(table);
         }

@@ -26,18 +26,41 @@ enum Origin {
     Foreign(Mfn, DomId),
 }
 
-/// Maps one frame: [`Pgd::map`].
-pub(super) fn one<M: Machine, F: FrameSource>(
-    pgd: &mut Pgd<Pinned>,
-    tools: &mut Tools<'_, '_, M, F>,
-    va: GuestVa,
-    flags: PteFlags,
-    frame: Frame,
-) -> Result<(), MapFailed> {
-    let mut page = OnePage::new(frame);
-    let mapped = pgd.map_pages(&mut tools.with_source(&mut page), Pages::one(va), flags);
-    let frame = page.end(&mut tools.frames);
-    mapped.map_err(|RangeError { error, .. }| MapFailed { frame, error })
+impl Pgd<Pinned> {
+    /// Maps `frame` at `va`.
+    ///
+    /// # Errors
+    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing
+    /// is mapped then.
+    ///
+    /// # Hypercalls
+    /// One `mmu_update`, or one more if tables come from no pool.
+    ///
+    /// ```
+    /// # use hypercall::{GuestVa, PteFlags};
+    /// # use pv_tests::guest::TestGuest;
+    /// use hypercall::FrameSource;
+    /// use pvmmu::{Pages};
+    ///
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
+    /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
+    /// let refused = pgd.map(&mut tools, va, PteFlags::USER_RW, frame);
+    /// // Were it refused, the frame would be in the error.
+    /// refused.map_err(|failed| failed.error)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map<M: Machine, F: FrameSource>(
+        &mut self,
+        tools: &mut Tools<'_, '_, M, F>,
+        va: GuestVa,
+        flags: PteFlags,
+        frame: Frame,
+    ) -> Result<(), MapFailed> {
+        let mut page = OnePage::new(frame);
+        let mapped = self.map_pages(&mut tools.with_source(&mut page), Pages::one(va), flags);
+        let frame = page.end(&mut tools.frames);
+        mapped.map_err(|RangeError { error, .. }| MapFailed { frame, error })
+    }
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {

@@ -32,7 +32,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::doubt::Doubt;
 use crate::flush::Flush;
 use crate::frames::SpaceFrames;
-use crate::map_error::{MapError, MapFailed, RangeError};
+use crate::map_error::{MapError, RangeError};
 use crate::marks::FOREIGN;
 use crate::pages::{Pages, page_number};
 use crate::path::Path;
@@ -241,38 +241,6 @@ impl Pgd<Pinned> {
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         self.edit(tools, |edit| edit.map_pages(pages, flags))
-    }
-
-    /// Maps `frame` at `va`.
-    ///
-    /// # Errors
-    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing
-    /// is mapped then.
-    ///
-    /// # Hypercalls
-    /// One `mmu_update`, or one more if tables come from no pool.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages};
-    ///
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
-    /// let refused = pgd.map(&mut tools, va, PteFlags::USER_RW, frame);
-    /// // Were it refused, the frame would be in the error.
-    /// refused.map_err(|failed| failed.error)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn map<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        va: GuestVa,
-        flags: PteFlags,
-        frame: hypercall::Frame,
-    ) -> Result<(), MapFailed> {
-        map::one(self, tools, va, flags, frame)
     }
 
     /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::common::tables::check_counts;
 use crate::common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    BatchStorage, FailEach, Frame, FrameSource, GuestVa, Level, Mfn, MmuExtOp, Pfn, PteFlags,
-    Uncertain,
+    BatchStorage, FailEach, Frame, FrameAccess as _, FrameSource, GuestVa, Level, Mfn, MmuExtOp,
+    Pfn, Pte, PteFlags, Uncertain,
 };
 use p2m::Guest;
 use pv_tests::account::Account;
@@ -18,6 +18,7 @@ use pvmmu::{
     DestroyError, Loose, MapError, Mapped, Mapping, Pages, Pgd, PinFailure, Pinned, Presence,
     Shares, TablePool, Tools,
 };
+use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
 
 pub(crate) const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
@@ -266,6 +267,11 @@ pub(crate) fn live(
     for run in &kept.doubtful {
         account.found_run("in doubt", run.start(), run.count());
     }
+    for run in &kept.doubtful {
+        // A table that could not be read keeps what it maps.
+        let tables = (0..run.count()).filter_map(|at| run.start().checked_add(at));
+        account.found_rest("in a table in doubt", tables.flat_map(|table| mapped(&plain, table)));
+    }
     account.assert_balanced();
     let refused = plan.refused();
     assert!(refused == 2 || kept.doubtful.is_empty(), "after one refusal nothing is in doubt");
@@ -309,6 +315,15 @@ pub(crate) fn take_back(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_,
             }
         };
     }
+}
+
+/// What the entries of a frame name, were it a table.
+fn mapped(guest: &Guest<'_, Model>, table: Pfn) -> Vec<Pfn> {
+    let mut entries = [Pte::ABSENT; 512];
+    let first = PageTableIndex::new(0);
+    guest.machine().read_entries(table, first, &mut entries).expect("it is memory");
+    let present = entries.iter().filter(|pte| pte.is_present());
+    present.filter_map(|pte| guest.pfn(pte.mfn()).ok()).collect()
 }
 
 /// Takes all address spaces apart. Of three attempts two are refused at most.
