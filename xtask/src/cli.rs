@@ -256,8 +256,10 @@ pub(crate) enum What {
     Licences,
     /// The version says what changed since the last release
     Semver,
-    /// Every operation under every pair of refusals
+    /// Every operation under every pair of refusals: an hour
     Pairs,
+    /// The same with each access to a frame that fails beside a refusal: many hours
+    Accesses,
     /// Properties of random input, half a minute each
     Properties,
     /// Whether tests notice wrong code: random changes in hypercall, p2m and early-pgt, and

@@ -70,7 +70,8 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<ExitStatus> {
             What::Package => package()?,
             What::Licences => licences()?,
             What::Semver => semver(arguments.since.as_deref())?,
-            What::Pairs => pairs::check()?,
+            What::Pairs => pairs::check("all")?,
+            What::Accesses => pairs::check("accesses")?,
             What::Properties => properties()?,
             What::Mutants => match arguments.named() {
                 Some(pattern) => named::check(pattern)?,

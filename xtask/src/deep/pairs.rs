@@ -1,6 +1,5 @@
-//! `pairs`: every operation under every pair of refusals, and with every access to a frame failing.
-//! Each crate has the tests in
-//! `tests/pairs.rs`, on the driver `pv_tests::pairs`; ordinarily they try a sample.
+//! `pairs`: every operation under every pair of refusals, and with every access to a frame failing;
+//! `accesses`: these beside refusals. Each crate has the tests in `tests/pairs.rs`, on the driver `pv_tests::pairs`; ordinarily they try a sample.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,16 +17,16 @@ const PROFILE: &str = "pairs";
 /// How many lines of a failing program are shown.
 const LINES_SHOWN: usize = 60;
 
-/// Tries all pairs of all packages and says how many there were.
+/// Tries all pairs of `scope` in all packages and says how many there were.
 ///
 /// # Errors
 ///
 /// The workspace cannot be read, or a signal asked us to end.
-pub(super) fn check() -> Result<bool> {
+pub(super) fn check(scope: &str) -> Result<bool> {
     let mut sums = BTreeMap::new();
     let mut passed = true;
     for package in packages()?.into_iter().filter(|package| package.has(TESTS)) {
-        passed &= sweep(&package, &mut sums)?;
+        passed &= sweep(&package, scope, &mut sums)?;
     }
     let mut all = Sum::default();
     for (package, sum) in &sums {
@@ -35,14 +34,14 @@ pub(super) fn check() -> Result<bool> {
         all.add(*sum);
     }
     println!("{all} in all");
-    Ok(passed && all.pairs > 0)
+    Ok(passed && all.operations > 0)
 }
 
-fn sweep(package: &Package, sums: &mut BTreeMap<String, Sum>) -> Result<bool> {
+fn sweep(package: &Package, scope: &str, sums: &mut BTreeMap<String, Sum>) -> Result<bool> {
     let step = Step::begin(&format!("pairs of {}", package.name));
     let mut cargo = cargo();
     cargo.args(["test", "--quiet", "--profile", PROFILE, "--package", &package.name]);
-    cargo.args(["--test", "pairs", "--", "--nocapture"]).env("PVMMU_PAIRS", "all");
+    cargo.args(["--test", "pairs", "--", "--nocapture"]).env("PVMMU_PAIRS", scope);
     let (status, output) = run_captured(&mut cargo, |line| {
         if let Some(line) = Line::parse(line) {
             step.at(format!("{} {}", line.operation, line.sum.pairs));
