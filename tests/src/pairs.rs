@@ -8,7 +8,7 @@
 //!
 //! | variable | |
 //! |---|---|
-//! | `PVMMU_PAIRS=all` | every pair of refusals, and every failing access alone; not only a sample |
+//! | `PVMMU_PAIRS=all` | every pair of refusals, and every failing access alone |
 //! | `PVMMU_PAIRS=accesses` | every pair with an access that fails: this takes many hours |
 //! | `PVMMU_PAIRS_SEED=N` | this sample |
 //! | `PVMMU_PAIRS_ONLY=r1.d1,a2` | one run: `r1` refused after `d1` elements, access `a2` failed |

@@ -1,5 +1,6 @@
 //! `pairs`: every operation under every pair of refusals, and with every access to a frame failing;
-//! `accesses`: these beside refusals. Each crate has the tests in `tests/pairs.rs`, on the driver `pv_tests::pairs`; ordinarily they try a sample.
+//! `accesses`: these beside refusals. Each crate has the tests in `tests/pairs.rs`, on the driver
+//! `pv_tests::pairs`; ordinarily they try a sample.
 
 use std::collections::BTreeMap;
 use std::fmt;
