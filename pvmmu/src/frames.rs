@@ -88,7 +88,7 @@ impl<'a, F> SpaceFrames<'a, F> {
     }
 }
 
-impl<F: FrameSource> SpaceFrames<'_, F> {
+impl<'a, F: FrameSource> SpaceFrames<'a, F> {
     /// Where the frames of tables come from and go to.
     #[inline]
     pub(crate) fn of_tables(&mut self) -> &mut dyn FrameSource {
@@ -99,20 +99,12 @@ impl<F: FrameSource> SpaceFrames<'_, F> {
     }
 
     /// The same frames, but pages come from `source`, and go there.
-    pub(crate) fn with_source<'b, G>(&'b mut self, source: &'b mut G) -> SpaceFrames<'b, G> {
-        let tables: &mut dyn FrameSource = match &mut self.tables {
-            Some(tables) => *tables,
+    pub(crate) fn with_source<G>(self, source: &'a mut G) -> SpaceFrames<'a, G> {
+        let tables: &'a mut dyn FrameSource = match self.tables {
+            Some(tables) => tables,
             None => self.source,
         };
-        SpaceFrames {
-            source,
-            tables: Some(tables),
-            shares: self.shares.as_mut().map(Shares::reborrow),
-            foreign: match &mut self.foreign {
-                Some(foreign) => Some(*foreign),
-                None => None,
-            },
-        }
+        SpaceFrames { source, tables: Some(tables), shares: self.shares, foreign: self.foreign }
     }
 }
 

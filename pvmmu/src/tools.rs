@@ -1,4 +1,4 @@
-//! What operations on a pinned address space work with.
+//! What operations on an address space work with.
 
 use hypercall::{Batch, FrameSource, Level, Machine, Pfn};
 
@@ -246,15 +246,10 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     where
         F: FrameSource,
     {
-        Tools {
-            guest: self.guest,
-            batch: self.batch.lend(),
-            frames: self.frames.with_source(source),
-            presence: self.presence,
-            pool: self.pool.as_deref_mut(),
-            reach: self.reach,
-            vcpus: self.vcpus,
-        }
+        let machine = self.guest.machine();
+        let Tools { guest, batch, frames, presence, pool, reach, vcpus } = self.on_machine(machine);
+        let frames = frames.with_source(source);
+        Tools { guest, batch, frames, presence, pool, reach, vcpus }
     }
 
     /// Fills the pool with `count` tables of `level`, as [`TablePool::fill`] does. Returns how many

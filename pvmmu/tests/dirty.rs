@@ -9,12 +9,11 @@ use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::{
-    AccessError, Assist, BatchStorage, Call, Counting, Counts, Error, FrameAccess,
-    FrameSource as _, GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte, PteFlags, Request,
+    Assist, BatchStorage, Call, Counting, Counts, Error, FrameSource as _, GuestVa, Hypercalls,
+    MemoryOp, PteFlags, Request,
 };
 use p2m::walk;
 use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
-use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
 
 /// Of a page that can be written, and has not been.
@@ -24,7 +23,7 @@ const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 
 /// A machine on which something happens before each request.
 struct Meanwhile<'m> {
-    model: &'m Model,
+    machine: &'m Model,
     happens: &'m dyn Fn(&[Call<'_>]),
 }
 
@@ -33,55 +32,23 @@ unsafe impl Hypercalls for Meanwhile<'_> {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         (self.happens)(calls);
         // SAFETY: the caller's promise is handed on.
-        unsafe { self.model.issue(calls) }
+        unsafe { self.machine.issue(calls) }
     }
 
     unsafe fn memory_op(&self, op: &mut MemoryOp<'_>) -> Result<u64, Error> {
         // SAFETY: as above.
-        unsafe { self.model.memory_op(op) }
+        unsafe { self.machine.memory_op(op) }
     }
 
     fn enable_assist(&self, assist: Assist) -> Result<(), Error> {
-        self.model.enable_assist(assist)
+        self.machine.enable_assist(assist)
     }
 }
 
-// SAFETY: what the model answers.
-unsafe impl FrameAccess for Meanwhile<'_> {
-    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        self.model.read_entry(table, index)
-    }
+pv_tests::forward_accesses!([] Meanwhile<'_>);
 
-    unsafe fn write_entry(
-        &self,
-        table: Pfn,
-        index: PageTableIndex,
-        pte: Pte,
-    ) -> Result<(), AccessError> {
-        // SAFETY: as above.
-        unsafe { self.model.write_entry(table, index, pte) }
-    }
-
-    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
-        self.model.read_bytes(pfn, offset, into)
-    }
-
-    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), AccessError> {
-        // SAFETY: as above.
-        unsafe { self.model.write_bytes(pfn, offset, bytes) }
-    }
-
-    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        self.model.machine_to_phys(mfn)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
-        self.model.direct_map(pfn)
-    }
-}
-
-type Frames<'p, 's> = Pool;
-type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 't, M, Frames<'p, 's>>;
+type Frames = Pool;
+type Work<'a, 't, M> = Tools<'a, 't, M, Frames>;
 
 const COUNT: u64 = 12;
 
@@ -114,9 +81,9 @@ fn flags(guest: &p2m::Guest<'_, Model>, pgd: &Pgd<Pinned>, va: GuestVa) -> PteFl
 /// request that concerns them, at whichever address it can. `check` is told of each page whether
 /// the vCPU has written it.
 fn live<T>(
-    operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>) -> T,
+    operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, Meanwhile<'_>>) -> T,
     check: impl Fn(&p2m::Guest<'_, Model>, &Pgd<Pinned>, &T, &dyn Fn(u64) -> bool),
-    end: impl Fn(T, &mut Work<'_, '_, '_, '_, '_, Model>),
+    end: impl Fn(T, &mut Work<'_, '_, Model>),
 ) {
     let test = TestGuest::new();
     let (model, p2m, mut pool) = (&test.model, test.p2m(), test.pool());
@@ -165,7 +132,7 @@ fn live<T>(
             }
         }
     };
-    let machine = Meanwhile { model, happens: &write };
+    let machine = Meanwhile { machine: model, happens: &write };
     let around = guest(&test, &machine, &p2m);
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     with.presence = Presence::Steady;
@@ -274,7 +241,7 @@ fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
             for at in 0..COUNT {
                 let va = pages().at(at).expect("user half");
                 let mut byte = [0];
-                let model = guest.machine().model;
+                let model = guest.machine().machine;
                 let second = model.vcpu(model.guest().domain(), 1);
                 second.expect("two").load(va.raw(), &mut byte, Mode::Kernel).expect("mapped");
             }
@@ -303,10 +270,7 @@ fn a_page_that_is_written_while_its_bits_are_cleared_is_told_or_stays_dirty() {
 
 /// The CPU sets both bits of the first page once, just before the first request that changes its
 /// entry.
-fn poked(
-    operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>),
-    at: GuestVa,
-) {
+fn poked(operation: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, Meanwhile<'_>>), at: GuestVa) {
     let test = TestGuest::new();
     let (model, p2m, mut pool) = (&test.model, test.p2m(), test.pool());
     let plain = guest(&test, model, &p2m);
@@ -335,7 +299,7 @@ fn poked(
             model.poke(slot.table, index, word | seen.bits());
         }
     };
-    let machine = Meanwhile { model, happens: &poke };
+    let machine = Meanwhile { machine: model, happens: &poke };
     let around = guest(&test, &machine, &p2m);
     let with = tools(&around, &mut batch, &mut tables, &mut pool);
     let mut with = with.with_shares(&mut shares);
@@ -355,7 +319,7 @@ fn a_dirty_bit_that_is_set_just_before_the_request_is_kept() {
     let at = pages().start;
     poked(|pgd, with| pgd.remap(with, pages(), to).expect("moved"), to);
     poked(|pgd, with| pgd.protect(with, pages(), READ_ONLY).expect("protected"), at);
-    let fork = |pgd: &mut Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, Meanwhile<'_>>| {
+    let fork = |pgd: &mut Pgd<Pinned>, with: &mut Work<'_, '_, Meanwhile<'_>>| {
         let child = pgd.fork(with).expect("forked");
         let page = child.translate(&with.guest, at).expect("readable").expect("mapped");
         assert!(page.flags.contains(PteFlags::DIRTY), "the child's is clean");

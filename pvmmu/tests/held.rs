@@ -162,7 +162,7 @@ fn unpin_refused(length: usize, refusal: Refusal) -> bool {
 /// every table is pinned as it was, and no page is told to be changed. `least` refusals are met.
 fn each_refusal_leaves_the_pins(
     least: u64,
-    work: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_, '_>) -> Result<(), RangeError>,
+    work: impl Fn(&mut Pgd<Pinned>, &mut Work<'_, '_, '_>) -> Result<(), RangeError>,
 ) {
     let mut refused = 0;
     for (request, done) in (0..6).flat_map(|request| [0, 1].map(|done| (request, done))) {
@@ -195,7 +195,7 @@ fn each_refusal_leaves_the_pins(
     assert!(refused >= least, "{refused} refusals");
 }
 
-type Work<'a, 'b, 't, 'm> = Tools<'a, 't, FailNth<&'m xen_model::Model>, Pool>;
+type Work<'a, 't, 'm> = Tools<'a, 't, FailNth<&'m xen_model::Model>, Pool>;
 
 #[test]
 fn a_refused_protection_of_a_whole_table_leaves_its_pin_and_counts_no_page() {

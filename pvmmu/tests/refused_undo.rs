@@ -22,7 +22,7 @@ use xen_model::Model;
 type Storage = BatchStorage<40, 12>;
 /// A machine that refuses two requests.
 type Twice<'m> = FailNth<&'m FailNth<&'m Model>>;
-type Section<'e, 'a, 'b, 't, 'm> = Edit<'e, 'a, 't, Twice<'m>, Pool>;
+type Section<'e, 'a, 't, 'm> = Edit<'e, 'a, 't, Twice<'m>, Pool>;
 
 const fn refuse(request: u64, done: usize) -> Refusal {
     Refusal { request, errno: Errno::ENOMEM, done }
@@ -299,7 +299,7 @@ fn a_frame_that_the_frame_map_does_not_know_becomes_no_root_and_no_table() {
 /// looked at. Xen refuses two requests; with Xen well again, the next operation puts right what is
 /// left of that. Whether the error of the first one said that something is.
 fn write_protected(
-    operation: impl FnOnce(&mut Section<'_, '_, '_, '_, '_>, Pages) -> Result<(), MapError>,
+    operation: impl FnOnce(&mut Section<'_, '_, '_, '_>, Pages) -> Result<(), MapError>,
     to: GuestVa,
     refusals: [Refusal; 2],
 ) -> bool {
@@ -341,7 +341,7 @@ fn write_protected(
 
 /// How many of all pairs of refusals leave something that is to be put right.
 fn left_write_protected(
-    operation: impl Fn(&mut Section<'_, '_, '_, '_, '_>, Pages) -> Result<(), MapError>,
+    operation: impl Fn(&mut Section<'_, '_, '_, '_>, Pages) -> Result<(), MapError>,
     to: GuestVa,
 ) -> usize {
     let pairs = (0..6).flat_map(|first| (first..8).map(move |next| (first, next)));
@@ -361,9 +361,8 @@ fn a_page_that_was_not_moved_gets_write_access_back_before_what_is_next() {
 
 #[test]
 fn a_page_that_was_not_cleared_gets_write_access_back_before_what_is_next() {
-    let clear = |edit: &mut Section<'_, '_, '_, '_, '_>, pages| {
-        edit.clear_reading_ad(pages, &mut |_, _| {})
-    };
+    let clear =
+        |edit: &mut Section<'_, '_, '_, '_>, pages| edit.clear_reading_ad(pages, &mut |_, _| {});
     let left = left_write_protected(clear, va(0x90_0000));
     assert!(left > 5, "{left} pairs left something");
 }

@@ -74,7 +74,7 @@ fn ending_an_address_space_with_tables_from_a_pool() {
         fn run<M: Machine>(
             &self,
             _: &mut Pgd<Pinned>,
-            with: &mut Work<'_, '_, '_, '_, '_, M>,
+            with: &mut Work<'_, '_, M>,
         ) -> Result<(), String> {
             let loose = Pgd::new(with).map_err(|error| error.to_string())?;
             let mut pgd = match loose.pin(&with.guest, &mut with.batch) {

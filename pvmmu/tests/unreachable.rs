@@ -18,7 +18,7 @@ use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
 type Machine<'r, 'm> = FailEach<'r, &'m Model>;
-type Work<'a, 'b, 't, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Pool>;
+type Work<'a, 't, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Pool>;
 type Plain<'a> = Guest<'a, Model>;
 
 /// Clean, so that what the CPU notes there can be lost.
@@ -38,11 +38,7 @@ fn pages(count: u64) -> Pages {
 fn each_access(
     pages: Pages,
     presence: Presence,
-    mut operation: impl FnMut(
-        Pgd<Pinned>,
-        &mut Work<'_, '_, '_, '_, '_>,
-        &Plain<'_>,
-    ) -> Option<Pgd<Pinned>>,
+    mut operation: impl FnMut(Pgd<Pinned>, &mut Work<'_, '_, '_, '_>, &Plain<'_>) -> Option<Pgd<Pinned>>,
 ) -> u64 {
     for number in 0.. {
         let test = TestGuest::small();

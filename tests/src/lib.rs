@@ -29,6 +29,7 @@ pub mod boot_map;
 pub mod booting;
 pub mod contrary;
 pub mod dma;
+mod forward;
 pub mod frame_map;
 pub mod guest;
 pub mod logs;

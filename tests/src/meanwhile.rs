@@ -2,13 +2,8 @@
 #![expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
 
 use core::fmt;
-use core::ops::Range;
 
-use hypercall::{
-    AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GuestVa, Hypercalls, MemoryOp, Mfn,
-    Pfn, Pte,
-};
-use x86_64::structures::paging::PageTableIndex;
+use hypercall::{Assist, Call, Cpu, Error, Fault, GuestVa, Hypercalls, MemoryOp};
 
 /// Wraps a machine and does something before and after each request, also of those that go to Xen
 /// in one multicall.
@@ -106,47 +101,7 @@ unsafe impl<M: Hypercalls> Hypercalls for Meanwhile<'_, M> {
     }
 }
 
-// SAFETY: every access goes to the machine inside, whose answer is handed on.
-unsafe impl<M: FrameAccess> FrameAccess for Meanwhile<'_, M> {
-    fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
-        self.machine.read_entry(table, index)
-    }
-
-    unsafe fn write_entry(
-        &self,
-        table: Pfn,
-        index: PageTableIndex,
-        pte: Pte,
-    ) -> Result<(), AccessError> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.machine.write_entry(table, index, pte) }
-    }
-
-    fn next_present(
-        &self,
-        table: Pfn,
-        slots: Range<u16>,
-    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
-        self.machine.next_present(table, slots)
-    }
-
-    fn read_bytes(&self, pfn: Pfn, offset: usize, into: &mut [u8]) -> Result<(), AccessError> {
-        self.machine.read_bytes(pfn, offset, into)
-    }
-
-    unsafe fn write_bytes(&self, pfn: Pfn, offset: usize, from: &[u8]) -> Result<(), AccessError> {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { self.machine.write_bytes(pfn, offset, from) }
-    }
-
-    fn machine_to_phys(&self, mfn: Mfn) -> Option<Pfn> {
-        self.machine.machine_to_phys(mfn)
-    }
-
-    fn direct_map(&self, pfn: Pfn) -> Result<GuestVa, AccessError> {
-        self.machine.direct_map(pfn)
-    }
-}
+crate::forward_accesses!([M: FrameAccess] Meanwhile<'_, M>);
 
 // SAFETY: every access goes to the machine inside, whose answer is handed on.
 unsafe impl<M: Cpu> Cpu for Meanwhile<'_, M> {

@@ -138,7 +138,7 @@ impl Pgd<Loose> {
     ) -> Result<(), MapFailed> {
         let Tools { guest, frames, .. } = tools;
         let mut page = OnePage::new(frame);
-        let mut one = frames.with_source(&mut page);
+        let mut one = frames.lend().with_source(&mut page);
         let filled = self.fill(guest, Pages::one(va), flags, &mut one);
         let frame = page.end(frames);
         filled.map_err(|RangeError { error, .. }| MapFailed { frame, error })

@@ -47,7 +47,7 @@ impl FrameSource for Kept {
 }
 
 pub(crate) type Machine<'r, 'm> = FailEach<'r, &'m Model>;
-pub(crate) type Work<'a, 'b, 't, 'p, 's, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Kept>;
+pub(crate) type Work<'a, 't, 'r, 'm> = Tools<'a, 't, Machine<'r, 'm>, Kept>;
 
 /// The address spaces that there are, and the test that they are in.
 pub(crate) struct Spaces<'g> {
@@ -65,7 +65,7 @@ impl Spaces<'_> {
     }
 
     /// Forks the first one.
-    pub(crate) fn fork(&mut self, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+    pub(crate) fn fork(&mut self, with: &mut Work<'_, '_, '_, '_>) {
         match self.first().fork(with) {
             Ok(child) => self.pinned.push(child),
             Err(error) => self.left = error.left.map(|(child, _)| child),
@@ -98,7 +98,7 @@ impl Spaces<'_> {
 }
 
 /// What is swept. It says nothing of how it went: each refusal may be of any of its requests.
-pub(crate) type Operation = fn(&mut Spaces<'_>, &mut Work<'_, '_, '_, '_, '_, '_, '_>);
+pub(crate) type Operation = fn(&mut Spaces<'_>, &mut Work<'_, '_, '_, '_>);
 
 pub(crate) fn va(gib: u64, mib: u64, page: u64) -> GuestVa {
     GuestVa::new((gib << 30) + (mib << 20) + (page << 12)).expect("user half")
@@ -186,7 +186,7 @@ pub(crate) fn check_flags(
     before: Vec<(GuestVa, u64)>,
     plan: &Plan<'_>,
     plain: &Guest<'_, Model>,
-    with: &mut Work<'_, '_, '_, '_, '_, '_, '_>,
+    with: &mut Work<'_, '_, '_, '_>,
 ) {
     // No other refusal is to come: what is in doubt can be put right without one that it missed.
     if plan.refused() == 2 {
@@ -297,7 +297,7 @@ pub(crate) fn start(
 }
 
 /// Takes back a fork that was not taken back at once. Until then neither of the two can be used.
-pub(crate) fn take_back(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+pub(crate) fn take_back(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_>) {
     for attempt in 1.. {
         let Some(child) = spaces.left.take() else { break };
         let parent = spaces.first();
@@ -327,7 +327,7 @@ fn mapped(guest: &Guest<'_, Model>, table: Pfn) -> Vec<Pfn> {
 }
 
 /// Takes all address spaces apart. Of three attempts two are refused at most.
-pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_, '_, '_, '_>) {
+pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_>) {
     take_back(spaces, with);
     for mut pgd in spaces.pinned.drain(..) {
         for attempt in 1.. {

@@ -139,7 +139,7 @@ impl ForeignFrames for Neighbours {
 
 /// A machine that refuses one request.
 pub(crate) type Refusing<'m> = FailNth<&'m Model>;
-pub(crate) type Work<'a, 'b, 't, 'm, 'p, 's> = Tools<'a, 't, Refusing<'m>, Scarce>;
+pub(crate) type Work<'a, 't, 'm> = Tools<'a, 't, Refusing<'m>, Scarce>;
 
 /// How an operation is hindered.
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +186,7 @@ impl World<'_, '_, '_, '_> {
     pub(crate) fn run<T>(
         &mut self,
         by: Hindrance,
-        operation: impl FnOnce(&mut Work<'_, '_, '_, '_, '_, '_>) -> T,
+        operation: impl FnOnce(&mut Work<'_, '_, '_>) -> T,
     ) -> (T, bool) {
         self.frames.keep(by.frames);
         let machine = FailNth::new(&self.test.model, by.refusal);
@@ -201,10 +201,7 @@ impl World<'_, '_, '_, '_> {
     }
 
     /// Runs `operation` with nothing refused.
-    pub(crate) fn quietly<T>(
-        &mut self,
-        operation: impl FnOnce(&mut Work<'_, '_, '_, '_, '_, '_>) -> T,
-    ) -> T {
+    pub(crate) fn quietly<T>(&mut self, operation: impl FnOnce(&mut Work<'_, '_, '_>) -> T) -> T {
         self.run(Hindrance::none(), operation).0
     }
 

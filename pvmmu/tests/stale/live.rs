@@ -16,7 +16,7 @@ macro_rules! in_every_way {
         fn $name() {
             fn run(
                 $pgd: &mut Pgd<Pinned>,
-                $with: &mut With<'_, '_, '_, '_, '_>,
+                $with: &mut With<'_, '_>,
             ) -> Result<(), String> {
                 $run.map_err(|error| error.to_string())
             }

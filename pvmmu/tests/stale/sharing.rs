@@ -10,16 +10,12 @@ fn told(error: impl ToString) -> String {
 }
 
 /// What there is of a page that was written first.
-fn make_own(
-    pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, '_>,
-    va: GuestVa,
-) -> Result<(), String> {
+fn make_own(pgd: &mut Pgd<Pinned>, with: &mut With<'_, '_>, va: GuestVa) -> Result<(), String> {
     pgd.edit(with, |edit| edit.make_own(va)).map_err(told)
 }
 
 /// Lets the child let go of its pages, however often that is refused: one request is.
-fn end(child: Pgd<Pinned>, with: &mut With<'_, '_, '_, '_, '_>) -> Result<(), String> {
+fn end(child: Pgd<Pinned>, with: &mut With<'_, '_>) -> Result<(), String> {
     let Err(error) = child.destroy(with) else { return Ok(()) };
     let reason = error.to_string();
     let child = error.into_pgd().expect(&reason);

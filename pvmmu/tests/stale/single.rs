@@ -73,7 +73,7 @@ fn a_page_whose_new_flags_are_taken_back() {
 }
 
 /// Lets both vCPUs run on the space, whose pages are read-only.
-fn read_only_here(pgd: &mut Pgd<Pinned>, with: &mut With<'_, '_, '_, '_, '_>) {
+fn read_only_here(pgd: &mut Pgd<Pinned>, with: &mut With<'_, '_>) {
     pgd.protect(with, MAPPED, READ_ONLY).expect("protected");
     run_on(&with.guest, pgd);
 }

@@ -17,10 +17,10 @@ use crate::common::{Pool, TestGuest, guest, tools};
 /// pages between any two requests.
 pub(crate) type Outer<'m> = Meanwhile<'m, FailEach<'m, &'m Model>>;
 /// What an operation works with.
-pub(crate) type With<'a, 'b, 't, 'p, 's> = Tools<'a, 't, Outer<'a>, Pool>;
+pub(crate) type With<'a, 't> = Tools<'a, 't, Outer<'a>, Pool>;
 /// An operation; an error is told in words.
 pub(crate) type Operation<'o> =
-    &'o dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_, '_, '_, '_>) -> Result<(), String>;
+    &'o dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_>) -> Result<(), String>;
 
 /// Pages that are mapped: the end of one table, a whole one, the beginning of a third.
 pub(crate) const MAPPED: Pages = Pages { start: va(0x3f_c000), count: 4 + 512 + 4 };
@@ -176,7 +176,7 @@ pub(crate) fn never_stale(setup: Setup, operation: Operation<'_>) {
 
 /// What is done on a stage.
 pub(crate) type Play<'p> =
-    &'p dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_, '_, '_, '_>, &Second<'_>) -> Result<(), String>;
+    &'p dyn Fn(&mut Pgd<Pinned>, &mut With<'_, '_>, &Second<'_>) -> Result<(), String>;
 
 /// Sets the stage and lets `act` go on.
 pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {

@@ -16,15 +16,15 @@ pub const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE)
 
 /// Memory for the largest batch that is swept.
 pub type Storage = BatchStorage<40, 12>;
-pub type Frames<'p, 's> = Pool;
-pub type Work<'a, 'b, 't, 'p, 's, M> = Tools<'a, 't, M, Frames<'p, 's>>;
+pub type Frames = Pool;
+pub type Work<'a, 't, M> = Tools<'a, 't, M, Frames>;
 
 /// What is swept: an operation on an address space that is given.
 pub trait Operation {
     fn run<M: Machine>(
         &self,
         pgd: &mut Pgd<Pinned>,
-        with: &mut Work<'_, '_, '_, '_, '_, M>,
+        with: &mut Work<'_, '_, M>,
     ) -> Result<(), String>;
 }
 
@@ -95,11 +95,7 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
 }
 
 /// Two roots, a full table and a sparse one.
-pub fn start(
-    guest: &Guest<'_, Model>,
-    frames: &mut Frames<'_, '_>,
-    batch: &mut Batch<'_>,
-) -> Pgd<Pinned> {
+pub fn start(guest: &Guest<'_, Model>, frames: &mut Frames, batch: &mut Batch<'_>) -> Pgd<Pinned> {
     let mut pgd = Pgd::with_user_root(&mut Tools::new(*guest, frames)).expect("two roots");
     for pages in [full(), sparse()] {
         pgd.map_pages(&mut Tools::new(*guest, frames), pages, PteFlags::USER_RW).expect("mapped");
@@ -107,7 +103,7 @@ pub fn start(
     pgd.pin(guest, batch).expect("pinned")
 }
 
-pub fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, '_, '_, '_, M>) {
+pub fn destroy<M: Machine>(pgd: Pgd<Pinned>, with: &mut Work<'_, '_, M>) {
     if let Err(error) = pgd.destroy(with) {
         let reason = error.to_string();
         let pgd = error.into_pgd().expect(&reason);
@@ -138,7 +134,7 @@ macro_rules! sweep {
                 fn run<M: hypercall::Machine>(
                     &self,
                     $pgd: &mut pvmmu::Pgd<pvmmu::Pinned>,
-                    $with: &mut $crate::sweeping::Work<'_, '_, '_, '_, '_, M>,
+                    $with: &mut $crate::sweeping::Work<'_, '_, M>,
                 ) -> Result<(), String> {
                     $work.map_err(|error| error.to_string())
                 }

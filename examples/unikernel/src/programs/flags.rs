@@ -41,7 +41,7 @@ impl fmt::Display for Attributes {
     }
 }
 
-type With<'a, 'b, 't, M> = Tools<'a, 't, M, Pool>;
+type With<'a, 't, M> = Tools<'a, 't, M, Pool>;
 
 /// Runs the program.
 pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
@@ -73,7 +73,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
 
 fn entry<M: Machine>(
     pgd: &Pgd<Pinned>,
-    with: &With<'_, '_, '_, M>,
+    with: &With<'_, '_, M>,
     pages: Pages,
 ) -> Result<Pte, String> {
     let leaf = walk(&with.guest, pgd.root(), pages.start).or_say("walk")?.leaf();
@@ -87,7 +87,7 @@ fn says(pte: Pte, what: &str, is_right: impl FnOnce(Pte) -> bool) -> Result<(), 
 /// User and kernel entries, read back, and gone.
 fn adjusted<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, M>,
+    with: &mut With<'_, '_, M>,
     pages: Pages,
 ) -> Result<(), String> {
     let noted = PteFlags::KERNEL_RO | PteFlags::AVAILABLE;
@@ -112,7 +112,7 @@ fn adjusted<M: Machine>(
 /// elsewhere, with everything as it was.
 fn cached<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, M>,
+    with: &mut With<'_, '_, M>,
     pages: Pages,
     attributes: Attributes,
 ) -> Result<(), String> {
@@ -190,7 +190,7 @@ fn loose<M: Machine + Cpu>(
 #[expect(unsafe_code, reason = "writes to a page of its own; no Rust object is there")]
 fn executed<M: Machine>(
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, M>,
+    with: &mut With<'_, '_, M>,
     pages: Pages,
     cpu: &impl Cpu,
     platform: &dyn Platform,

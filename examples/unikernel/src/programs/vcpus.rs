@@ -38,7 +38,7 @@ pub(super) struct Scene<'a, M> {
 }
 
 /// What changes of a live tree work with.
-type With<'a, 'b, 't, 'm, M> = Tools<'a, 't, Counting<&'m M>, Pool>;
+type With<'a, 't, 'm, M> = Tools<'a, 't, Counting<&'m M>, Pool>;
 
 impl<'a, M: Machine + Cpu> Scene<'a, M> {
     /// What the second vCPU answers to one piece of work.
@@ -167,7 +167,7 @@ fn pin_and_unpin<M: Machine>(
 fn together<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     mut pgd: Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<String, String> {
     let guest = with.guest;
     // SAFETY: the kernel half is a copy of the running one, and no Rust object lives in a user
@@ -198,7 +198,7 @@ fn together<M: Machine + Cpu>(
 fn flushed<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<String, String> {
     let page = Pages::one(scene.pages.start);
     let kinds = [
@@ -246,7 +246,7 @@ const MUST_FAULT: u64 = 2;
 fn protected_beside_stores<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<String, String> {
     let va = scene.pages.start;
     let rule = AtomicU64::new(MUST_WRITE);
@@ -287,7 +287,7 @@ fn protected_beside_stores<M: Machine + Cpu>(
 fn held_beside_use<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<String, String> {
     let (first, last) = (scene.pages.start, scene.pages.at(scene.pages.count - 1).or_say("va")?);
     let (mut uses, mut wrong) = (0u64, 0u64);
@@ -327,7 +327,7 @@ fn held_beside_use<M: Machine + Cpu>(
 fn kept_while_it_runs<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<(Pgd<Pinned>, String), String> {
     let before = with.guest.machine().counts().hypercalls;
     let refused = scene.vcpus.destroy(pgd, with).err().ok_or("a tree in use was destroyed")?;

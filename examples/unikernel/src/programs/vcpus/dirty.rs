@@ -35,7 +35,7 @@ struct Seen {
 pub(super) fn written_beside_changes<M: Machine + Cpu>(
     scene: &Scene<'_, M>,
     pgd: &mut Pgd<Pinned>,
-    with: &mut With<'_, '_, '_, '_, M>,
+    with: &mut With<'_, '_, '_, M>,
 ) -> Result<String, String> {
     let there = Pages { start: GuestVa::new(3 << 30).or_say("address")?, ..scene.pages };
     let places = [scene.pages, there];
