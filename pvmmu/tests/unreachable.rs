@@ -38,7 +38,7 @@ fn pages(count: u64) -> Pages {
 fn each_access(
     pages: Pages,
     presence: Presence,
-    mut operation: impl FnMut(Pgd<Pinned>, &mut Work<'_, '_, '_, '_>, &Plain<'_>) -> Option<Pgd<Pinned>>,
+    mut work: impl FnMut(Pgd<Pinned>, &mut Work<'_, '_, '_, '_>, &Plain<'_>) -> Option<Pgd<Pinned>>,
 ) -> u64 {
     for number in 0.. {
         let test = TestGuest::small();
@@ -62,7 +62,7 @@ fn each_access(
         let around = guest(&test, &machine, &p2m);
         let mut with = tools(&around, &mut batch, &mut tables, &mut pool);
         with.presence = presence;
-        let left = operation(pgd, &mut with, &plain);
+        let left = work(pgd, &mut with, &plain);
         let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
         if let Some(pgd) = left {
             pgd.destroy(&mut with).expect("all can be reached");
