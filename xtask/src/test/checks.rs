@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::session::Session;
-use super::{claims, examples, house_rules, shape};
+use super::{claims, examples, house_rules, inventory, shape};
 use crate::bench;
 use crate::cargo::{Package, cargo, packages};
 use crate::deep::{TIME_OF_A_PROPERTY, check_named_mutants};
@@ -38,6 +38,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "arguments are arguments", shape::tuples)?;
     session.step(GROUP, "layers without circles", shape::circles)?;
     session.step(GROUP, "invariants are attacked, claims shown", claims::check)?;
+    session.step(GROUP, "inventory of unsafe code", inventory::check)?;
     session.step(GROUP, "named mutants", check_named_mutants)?;
     session.step(GROUP, "lints on the host", || {
         let mut cargo = cargo();

@@ -54,7 +54,6 @@ pub(crate) fn test(arguments: &TestArguments) -> Result<ExitStatus> {
     let mut session = Session::default();
     checks::run(&mut session)?;
     if !arguments.quick {
-        session.step("whole", "inventory of unsafe code", inventory::check)?;
         session.step("whole", "porting guide, on the model", || follow(Depth::Code))?;
         real_xen::run(&mut session, arguments)?;
     }
