@@ -150,6 +150,9 @@ pub(crate) struct ProveArguments {
     pub(crate) replay: Option<PathBuf>,
 }
 
+/// Percent that a count may be above its baseline, if nobody says how many.
+pub(crate) const WITHIN: u64 = 2;
+
 /// What to measure, and where to write it.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArguments {
@@ -162,9 +165,15 @@ pub(crate) struct BenchArguments {
     /// Also measure this system on the same Xen, and compare
     #[arg(long, value_enum)]
     pub(crate) vs: Option<Rival>,
-    /// Fail if a count is more than 2 % above the baseline in the repository
+    /// Fail if a count is above the baseline by more than `--within` says
     #[arg(long)]
     pub(crate) check: bool,
+    /// Percent that a count may be above the baseline
+    #[arg(long, value_name = "PERCENT", requires = "check", default_value_t = WITHIN)]
+    pub(crate) within: u64,
+    /// Take this file for the baseline, instead of the one in the repository
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub(crate) baseline: Option<PathBuf>,
     /// Make what is measured the baseline
     #[arg(long, conflicts_with = "check")]
     pub(crate) update: bool,
@@ -391,6 +400,24 @@ mod tests {
     fn instructions_are_counted_on_request_only() {
         assert!(!run_arguments(&[]).unwrap().icount);
         assert!(run_arguments(&["--icount", "bench"]).unwrap().icount);
+    }
+
+    #[test]
+    fn a_bench_is_checked_within_two_percent_or_as_many_as_are_named() {
+        let within = |words: &[&str]| {
+            let words = ["cargo xtask", "bench"].iter().chain(words);
+            match Cli::try_parse_from(words)?.command {
+                Command::Bench(arguments) => Ok::<_, clap::Error>(arguments.within),
+                other => panic!("not a bench: {other:?}"),
+            }
+        };
+        assert_eq!(within(&[]).unwrap(), 2);
+        assert_eq!(within(&["--check"]).unwrap(), 2);
+        assert_eq!(within(&["--check", "--within", "1"]).unwrap(), 1);
+        for wrong in [&["--within", "1"][..], &["--check", "--within", "-1"], &["--baseline", "x"]]
+        {
+            assert!(within(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -43,6 +43,13 @@ fn an_unknown_release_of_xen_is_refused_and_the_known_ones_are_named() {
 }
 
 #[test]
+fn a_baseline_of_one_release_is_not_held_against_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = ["bench", "--xen", "all", "--check", "--baseline", "old.json"];
+    assert_says(&complaint(&bare_machine(folder.path(), &words)), &["one release", "--xen"]);
+}
+
+#[test]
 fn a_guest_without_xen_notes_is_refused_before_anything_is_fetched() {
     let folder = tempfile::tempdir().unwrap();
     let program = env!("CARGO_BIN_EXE_xtask");

@@ -26,12 +26,13 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use self::baseline::Comparison;
 use self::row::Figures;
 use self::row::Row;
 use self::targets::Judged;
 use crate::ExitStatus;
 use crate::boot::Clock;
-use crate::cli::{BenchArguments, Rival, Role};
+use crate::cli::{BenchArguments, Rival, Role, WITHIN};
 use crate::progress::Step;
 use crate::release::{Release, Releases};
 use crate::station::{Boot, Station};
@@ -81,8 +82,8 @@ pub(crate) fn bench(arguments: &BenchArguments) -> Result<ExitStatus> {
         return bench_host(arguments);
     }
     let Releases(releases) = &arguments.xen;
-    let has_report = arguments.json.is_some() || arguments.html.is_some();
-    if has_report && releases.len() > 1 {
+    let files = [&arguments.json, &arguments.html, &arguments.baseline];
+    if files.iter().any(|file| file.is_some()) && releases.len() > 1 {
         bail!("a file has the figures of one release: name one with --xen");
     }
     let mut station = Station::open()?;
@@ -132,23 +133,36 @@ fn bench_on(
         row::write(&baseline::ours(release), &row::least(&rows, &late))?;
     }
     let status = match arguments.check {
-        true => report_worse(&worse(station, release, &rows)?),
+        true => {
+            let ours = baseline::ours(release);
+            let file = arguments.baseline.as_deref().unwrap_or(&ours);
+            let before = row::read(file)?;
+            let comparison = hold(station, release, &rows, &before, arguments.within)?;
+            report(&comparison, arguments.within)
+        }
         false => ExitStatus::Pass,
     };
     Ok((status, rows, linux))
 }
 
-/// Returns what is worse than the baseline, whenever it is measured.
-fn worse(station: &mut Station, release: Release, rows: &[Row]) -> Result<Vec<String>> {
-    let before = row::read(&baseline::ours(release))?;
+/// Compares rows with those of a baseline. What is worse is measured again, and counts only if it
+/// is worse whenever it is measured.
+fn hold(
+    station: &mut Station,
+    release: Release,
+    rows: &[Row],
+    before: &[Row],
+    within: u64,
+) -> Result<Comparison> {
     let mut rows = rows.to_vec();
     for late in (1..=AGAIN_MAX).map(Late) {
-        if baseline::worse(&before, &rows).is_empty() {
-            break;
+        let comparison = baseline::compare(before, &rows, within);
+        if comparison.worse.is_empty() {
+            return Ok(comparison);
         }
         rows = row::least(&rows, &measure(station, release, late)?);
     }
-    Ok(baseline::worse(&before, &rows))
+    Ok(baseline::compare(before, &rows, within))
 }
 
 /// Compares two runs: the same rows, requests and elements, and the same instructions but for an
@@ -188,7 +202,10 @@ fn bench_host(arguments: &BenchArguments) -> Result<ExitStatus> {
         row::write(&baseline::host(), &rows)?;
     }
     if arguments.check {
-        return Ok(report_worse(&baseline::worse(&row::read(&baseline::host())?, &rows)));
+        let ours = baseline::host();
+        let before = row::read(arguments.baseline.as_deref().unwrap_or(&ours))?;
+        let comparison = baseline::compare(&before, &rows, arguments.within);
+        return Ok(report(&comparison, arguments.within));
     }
     Ok(ExitStatus::Pass)
 }
@@ -211,8 +228,8 @@ fn linux_rows(arguments: &BenchArguments, release: Release) -> Result<Vec<Row>> 
     row::read(&file)
 }
 
-/// Boots the guest once for each part, and holds its figures against the baseline. How many rows
-/// there are.
+/// Boots the guest once for each part, and holds its figures against the baseline. How many of them
+/// are more or fewer.
 ///
 /// # Errors
 ///
@@ -220,11 +237,12 @@ fn linux_rows(arguments: &BenchArguments, release: Release) -> Result<Vec<Row>> 
 pub(crate) fn check_once(release: Release) -> Result<String> {
     let mut station = Station::open()?;
     let rows = measure(&mut station, release, Late(0))?;
-    let worse = worse(&mut station, release, &rows)?;
-    if !worse.is_empty() {
-        bail!("{}", worse.join("\n"));
+    let before = row::read(&baseline::ours(release))?;
+    let comparison = hold(&mut station, release, &rows, &before, WITHIN)?;
+    if !comparison.worse.is_empty() {
+        bail!("{}", comparison.worse.join("\n"));
     }
-    Ok(format!("({} rows)", rows.len()))
+    Ok(format!("({comparison})"))
 }
 
 /// Counts the pure parts, and holds them against their baseline and their targets. How many rows
@@ -238,7 +256,7 @@ pub(crate) fn check_host() -> Result<String> {
         return Ok("(not counted: this machine has no valgrind)".to_owned());
     }
     let rows = host::measure()?;
-    let mut wrong = baseline::worse(&row::read(&baseline::host())?, &rows);
+    let mut wrong = baseline::compare(&row::read(&baseline::host())?, &rows, WITHIN).worse;
     for (target, judged) in targets::judge_all(&[], &rows, |_| None) {
         if let Judged::Missed(_) = judged {
             let [against, most, is, _] = text::target_words(target, judged);
@@ -252,14 +270,15 @@ pub(crate) fn check_host() -> Result<String> {
     Ok(format!("({} rows)", rows.len()))
 }
 
-fn report_worse(worse: &[String]) -> ExitStatus {
-    match worse {
+fn report(comparison: &Comparison, within: u64) -> ExitStatus {
+    println!("{comparison}");
+    match &comparison.worse[..] {
         [] => {
-            println!("nothing is more than 2 % above the baseline");
+            println!("nothing is more than {within} % above the baseline");
             ExitStatus::Pass
         }
         worse => {
-            println!("worse than the baseline:\n  {}", worse.join("\n  "));
+            println!("more than {within} % above the baseline:\n  {}", worse.join("\n  "));
             ExitStatus::Fail
         }
     }
