@@ -6,7 +6,7 @@
 use std::error::Error;
 
 use balloon::{Moved, Next, StepStorage, Wipe, frames_of_kib};
-use hypercall::Counting;
+use hypercall::middleware::Counting;
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -2,9 +2,8 @@
 
 use core::fmt;
 
-use hypercall::{
-    DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, MemoryOp, Pfn, Refused,
-};
+use hypercall::memory::MemoryOp;
+use hypercall::{DomId, Error, Frame, FrameSource, Frames, Hypercalls, Machine, Pfn, Refused};
 use p2m::runs::Grain;
 use p2m::{DirectEntries, Guest, P2m, P2mEntry, P2mError};
 

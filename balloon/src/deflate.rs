@@ -4,7 +4,8 @@
 //! part of what single frames cost; otherwise frame by frame. Into the map, into the direct
 //! mapping, to the allocator. What comes and cannot be mapped goes back.
 
-use hypercall::{DomId, Extent, FrameAccess, FrameSource, Hypercalls, Machine, MemoryOp, Pfn};
+use hypercall::memory::{Extent, MemoryOp};
+use hypercall::{DomId, FrameAccess, FrameSource, Hypercalls, Machine, Pfn};
 use p2m::{DirectEntries, Pfns};
 
 use crate::balloon::{Balloon, Direction};

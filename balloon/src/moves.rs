@@ -3,10 +3,8 @@
 
 use core::ops::Range;
 
-use hypercall::{
-    DomId, Element, Error, Extent, Hypercalls, Machine, MemoryOp, MmuUpdate, Pte, PteFlags,
-    Reservation,
-};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::{DomId, Element, Error, Hypercalls, Machine, MmuUpdate, Pte, PteFlags};
 use p2m::DirectEntries;
 
 use crate::balloon::{Balloon, Direction};

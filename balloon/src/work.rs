@@ -1,6 +1,7 @@
 //! Memory for the requests of a step.
 
-use hypercall::{Batch, BatchStorage, Extent, Pfn};
+use hypercall::memory::Extent;
+use hypercall::{Batch, BatchStorage, Pfn};
 
 use crate::step::BalloonObstacle;
 

@@ -5,10 +5,8 @@ mod common;
 
 use balloon::{Balloon, BalloonObstacle, Moved, Next, PAUSE_MAX, Retarget, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, Stack, begin, config, settle, step, words};
-use hypercall::{
-    BatchStorage, DomId, Extent, Hypercalls as _, MemoryOp, MmuUpdate, Pfn, Pte, PteFlags,
-    Reservation,
-};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::{BatchStorage, DomId, Hypercalls as _, MmuUpdate, Pfn, Pte, PteFlags};
 use p2m::DirectEntries;
 use xen_model::{DomainConfig, Model, Role};
 

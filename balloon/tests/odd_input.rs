@@ -12,10 +12,9 @@ use balloon::{
     StepStorage, Wipe,
 };
 use common::{FREE, Guest, PAGES, Stack, begin, settle, step, words};
-use hypercall::{
-    Batch, BatchRuns, Errno, Extent, FailNth, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate,
-    Pfn, Refusal,
-};
+use hypercall::memory::Extent;
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{Batch, BatchRuns, Errno, Frame, FrameSource, Machine, MmuExtOp, MmuUpdate, Pfn};
 use p2m::P2m;
 
 /// Pfns of a map that is shorter than the guest.

@@ -8,8 +8,10 @@ use std::env;
 
 use balloon::{Accounts, Balloon, BalloonError, BalloonStep, Next, Reserve, StepStorage, Wipe};
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, config, step, words};
-use hypercall::{DomId, Extent, Hypercalls as _, Machine, MemoryOp, Pfn, Reservation};
-use hypercall::{Errno, FailNth, Refusal};
+use hypercall::Errno;
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{DomId, Hypercalls as _, Machine, Pfn};
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, Plan, around};
 use xen_model::{DomainConfig, Model, Role};

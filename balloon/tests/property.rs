@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use arbtest::arbitrary::{Result, Unstructured};
 use balloon::{Accounts, Balloon, Next, StepStorage, Wipe};
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, settle, step, words};
-use hypercall::{Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{Errno, Frame, FrameAccess as _, Pfn};
 
 /// Things that happen in a run.
 const EVENTS: usize = 60;

@@ -5,7 +5,8 @@ mod common;
 
 use balloon::{Balloon, BalloonError, EmptyPfn, Next, Reserve, StepStorage, Wipe};
 use common::{Guest, PAGES, SPAN, config, settle, words};
-use hypercall::{DomId, FrameAccess as _, GrantAccess, GrantRef, Pfn};
+use hypercall::grants::{GrantAccess, GrantRef};
+use hypercall::{DomId, FrameAccess as _, Pfn};
 use p2m::grants::{GrantError, GrantMaps, MapRequest};
 use p2m::{P2mEntry, P2mError};
 use xen_model::{DomainConfig, GrantEntry, Model, Role};

@@ -5,9 +5,9 @@ mod common;
 
 use balloon::{Moved, Next, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, Stack, VIRT_BASE, begin, config, settle, step, words};
-use hypercall::{
-    DomId, Errno, Extent, FailNth, Hypercalls as _, MemoryOp, PAGE_SHIFT, Pfn, Refusal, Reservation,
-};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{DomId, Errno, Hypercalls as _, PAGE_SHIFT, Pfn};
 use xen_model::{DomainConfig, Mode, Model, Role};
 
 type Storage = StepStorage<64>;

@@ -4,7 +4,8 @@ mod common;
 
 use balloon::{Balloon, Limit, Moved, Next, Retarget, StepStorage, Wipe};
 use common::{FREE, Guest, PAGES, SPAN, begin, settle, step, words};
-use hypercall::{Counting, Errno, FailNth, Frame, FrameAccess as _, Pfn, Refusal};
+use hypercall::middleware::{Counting, FailNth, Refusal};
+use hypercall::{Errno, Frame, FrameAccess as _, Pfn};
 use p2m::Pfns;
 use p2m::kexec::KexecState;
 

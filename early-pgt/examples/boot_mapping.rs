@@ -10,9 +10,9 @@ use early_pgt::{
     BootMemory, BootRegion, Build, FrameUse, MapPlace, OldList, Plan, RegionKind, UseKind,
     replace_tables,
 };
-use hypercall::{
-    BatchStorage, BootInfo, Counting, Frames, GuestVa, Mfn, PAGE_SHIFT, Pfn, Pte, PteFlags,
-};
+use hypercall::middleware::Counting;
+use hypercall::start_info::BootInfo;
+use hypercall::{BatchStorage, Frames, GuestVa, Mfn, PAGE_SHIFT, Pfn, Pte, PteFlags};
 use p2m::{Guest, P2m, Pfns};
 use xen_model::{DomainConfig, Model, Role};
 

@@ -7,9 +7,9 @@ use std::error::Error;
 use early_pgt::{
     Access, Change, FrameUse, Marks, PastPgt, TableBuffer, UseKind, mask_rw, set_access,
 };
+use hypercall::start_info::BootInfo;
 use hypercall::{
-    Batch, BatchStorage, BootInfo, FrameAccess, Frames, GuestVa, Level, PAGE_SHIFT, Pfn, Pte,
-    PteFlags, Slot,
+    Batch, BatchStorage, FrameAccess, Frames, GuestVa, Level, PAGE_SHIFT, Pfn, Pte, PteFlags, Slot,
 };
 use p2m::{Guest, P2m, Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;

@@ -96,7 +96,8 @@ impl<'m> Build<'m> {
     /// one.
     ///
     /// ```
-    /// # use hypercall::{BatchStorage, Counting};
+    /// # use hypercall::middleware::Counting;
+    /// # use hypercall::BatchStorage;
     /// # use pv_tests::booting::Booting;
     /// # use xen_model::Role;
     /// # use early_pgt::{Build, Plan};

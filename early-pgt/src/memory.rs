@@ -4,7 +4,8 @@
 //! Numbers only. What is wrong with them is found here, while an error can still be printed and
 //! nothing has been touched.
 
-use hypercall::{BootInfo, GuestVa, Level, Module, PAGE_SHIFT, Pfn, XEN_HOLE_START};
+use hypercall::start_info::{BootInfo, Module};
+use hypercall::{GuestVa, Level, PAGE_SHIFT, Pfn, XEN_HOLE_START};
 use p2m::Pfns;
 
 use crate::error::EarlyError;

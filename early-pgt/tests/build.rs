@@ -1,7 +1,8 @@
 //! The direct map on the model: every page, every protection, every cost.
 
 use early_pgt::Plan;
-use hypercall::{BatchStorage, Counting, FrameAccess as _, Frames, Pfn};
+use hypercall::middleware::Counting;
+use hypercall::{BatchStorage, FrameAccess as _, Frames, Pfn};
 use p2m::Pfns;
 use pv_tests::booting::Booting;
 use xen_model::{DomainConfig, Role};

@@ -4,9 +4,9 @@
 use early_pgt::{
     BootMemory, BootRegion, Build, EarlyError, FrameUse, MapPlace, Plan, RegionKind, UseKind,
 };
-use hypercall::{
-    BatchStorage, BootInfo, Errno, FailNth, FrameAccess as _, GuestVa, Module, Pfn, Refusal,
-};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::start_info::{BootInfo, Module};
+use hypercall::{BatchStorage, Errno, FrameAccess as _, GuestVa, Pfn};
 use p2m::Pfns;
 use pv_tests::booting::{Booting, DIRECT_MAP};
 use xen_model::Role;

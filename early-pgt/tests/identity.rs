@@ -2,7 +2,8 @@
 //! memory.
 
 use early_pgt::{BootRegion, EarlyError, Plan, RegionKind, RoundError};
-use hypercall::{BatchStorage, Errno, FailNth, FrameAccess as _, Frames, Machine, Pfn, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, FrameAccess as _, Frames, Machine, Pfn};
 use p2m::{P2m, Pfns};
 use pv_tests::booting::{Booting, DIRECT_MAP};
 use xen_model::{DomainConfig, Role};

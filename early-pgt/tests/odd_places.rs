@@ -5,7 +5,8 @@ use arbtest::arbitrary::{Result, Unstructured};
 use early_pgt::{
     BootMemory, BootRegion, EarlyError, FrameUse, MapPlace, Plan, RegionKind, UseKind,
 };
-use hypercall::{BootInfo, BootInfoError, GuestVa, Module, Pfn, StartInfo};
+use hypercall::start_info::{BootInfo, BootInfoError, Module, StartInfo};
+use hypercall::{GuestVa, Pfn};
 use p2m::Pfns;
 use pv_tests::booting::Booting;
 use xen_model::Role;

@@ -7,9 +7,10 @@ use early_pgt::{
     Access, Build, Change, EarlyError, OldList, Plan, ReplaceError, RoundError, RoundPlan,
     TableBuffer, TableRound, replace_tables, set_access,
 };
+use hypercall::middleware::Refusals;
 use hypercall::{
-    Batch, BatchStorage, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refusals, Refused,
-    Slot, Uncertain,
+    Batch, BatchStorage, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refused, Slot,
+    Uncertain,
 };
 use p2m::{Guest, P2m, Pfns, WalkError, walk};
 use pv_tests::account::Account;

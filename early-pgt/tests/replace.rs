@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "claims frames of a guest that exists only in the model")]
 
 use early_pgt::{EarlyError, OldList, Plan, ReplaceError, Replaced, replace_tables};
+use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{
-    BatchStorage, Errno, FailNth, FrameAccess as _, Frames, GuestVa, Level, Machine, Pfn, Pte,
-    PteFlags, Refusal,
+    BatchStorage, Errno, FrameAccess as _, Frames, GuestVa, Level, Machine, Pfn, Pte, PteFlags,
 };
 use p2m::Pfns;
 use pv_tests::booting::{Booting, CONSTANTS, DIRECT_MAP, TEXT};

@@ -5,7 +5,8 @@
 use std::cell::Cell;
 
 use early_pgt::{Build, OldList, Plan, replace_tables};
-use hypercall::{BatchStorage, Errno, FailNth, Pfn, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, Pfn};
 use p2m::Pfns;
 use pv_tests::booting::{Booting, DIRECT_MAP};
 use pv_tests::meanwhile::Meanwhile;

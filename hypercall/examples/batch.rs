@@ -3,7 +3,8 @@
 //! `cargo run -p hypercall --example batch`: the same lines would run on real Xen.
 #![expect(unsafe_code, reason = "submits requests about pages that nobody else uses")]
 
-use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, MmuUpdate, PAGE_SIZE, Pte, Refusal, Slot};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, MmuExtOp, MmuUpdate, PAGE_SIZE, Pte, Slot};
 use xen_model::{BootMapping, Model};
 
 /// Where this guest's builder maps page 0.

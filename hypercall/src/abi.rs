@@ -7,9 +7,10 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use crate::grants::{GrantMap, GrantUnmap, grant_flags};
+use crate::commands::{ext, mmu};
+use crate::grants::{GrantMap, GrantUnmap, flags};
 use crate::memory::{MachphysMapping, MemoryRegion};
-use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
+use crate::op::{MmuExtOp, MmuUpdate};
 use crate::shared_info::{ArchSharedInfo, MapWords, SharedInfo, TimeInfo, VcpuInfo};
 use crate::start_info::StartInfo;
 
@@ -50,28 +51,28 @@ same_offsets! {
 const _: () = assert!(offset_of!(StartInfo, console_evtchn) == 80);
 
 same_numbers! {
-    mmu_command::NORMAL => MMU_NORMAL_PT_UPDATE,
-    mmu_command::MACHPHYS => MMU_MACHPHYS_UPDATE,
-    mmu_command::PRESERVE_AD => MMU_PT_UPDATE_PRESERVE_AD,
-    mmu_command::NO_TRANSLATE => MMU_PT_UPDATE_NO_TRANSLATE,
-    ext_command::PIN_L1_TABLE => MMUEXT_PIN_L1_TABLE,
-    ext_command::PIN_L4_TABLE => MMUEXT_PIN_L4_TABLE,
-    ext_command::UNPIN_TABLE => MMUEXT_UNPIN_TABLE,
-    ext_command::NEW_BASEPTR => MMUEXT_NEW_BASEPTR,
-    ext_command::TLB_FLUSH_LOCAL => MMUEXT_TLB_FLUSH_LOCAL,
-    ext_command::INVLPG_LOCAL => MMUEXT_INVLPG_LOCAL,
-    ext_command::TLB_FLUSH_MULTI => MMUEXT_TLB_FLUSH_MULTI,
-    ext_command::INVLPG_MULTI => MMUEXT_INVLPG_MULTI,
-    ext_command::TLB_FLUSH_ALL => MMUEXT_TLB_FLUSH_ALL,
-    ext_command::INVLPG_ALL => MMUEXT_INVLPG_ALL,
-    ext_command::FLUSH_CACHE => MMUEXT_FLUSH_CACHE,
-    ext_command::SET_LDT => MMUEXT_SET_LDT,
-    ext_command::NEW_USER_BASEPTR => MMUEXT_NEW_USER_BASEPTR,
-    ext_command::CLEAR_PAGE => MMUEXT_CLEAR_PAGE,
-    ext_command::COPY_PAGE => MMUEXT_COPY_PAGE,
-    ext_command::FLUSH_CACHE_GLOBAL => MMUEXT_FLUSH_CACHE_GLOBAL,
-    ext_command::MARK_SUPER => MMUEXT_MARK_SUPER,
-    ext_command::UNMARK_SUPER => MMUEXT_UNMARK_SUPER,
+    mmu::NORMAL => MMU_NORMAL_PT_UPDATE,
+    mmu::MACHPHYS => MMU_MACHPHYS_UPDATE,
+    mmu::PRESERVE_AD => MMU_PT_UPDATE_PRESERVE_AD,
+    mmu::NO_TRANSLATE => MMU_PT_UPDATE_NO_TRANSLATE,
+    ext::PIN_L1_TABLE => MMUEXT_PIN_L1_TABLE,
+    ext::PIN_L4_TABLE => MMUEXT_PIN_L4_TABLE,
+    ext::UNPIN_TABLE => MMUEXT_UNPIN_TABLE,
+    ext::NEW_BASEPTR => MMUEXT_NEW_BASEPTR,
+    ext::TLB_FLUSH_LOCAL => MMUEXT_TLB_FLUSH_LOCAL,
+    ext::INVLPG_LOCAL => MMUEXT_INVLPG_LOCAL,
+    ext::TLB_FLUSH_MULTI => MMUEXT_TLB_FLUSH_MULTI,
+    ext::INVLPG_MULTI => MMUEXT_INVLPG_MULTI,
+    ext::TLB_FLUSH_ALL => MMUEXT_TLB_FLUSH_ALL,
+    ext::INVLPG_ALL => MMUEXT_INVLPG_ALL,
+    ext::FLUSH_CACHE => MMUEXT_FLUSH_CACHE,
+    ext::SET_LDT => MMUEXT_SET_LDT,
+    ext::NEW_USER_BASEPTR => MMUEXT_NEW_USER_BASEPTR,
+    ext::CLEAR_PAGE => MMUEXT_CLEAR_PAGE,
+    ext::COPY_PAGE => MMUEXT_COPY_PAGE,
+    ext::FLUSH_CACHE_GLOBAL => MMUEXT_FLUSH_CACHE_GLOBAL,
+    ext::MARK_SUPER => MMUEXT_MARK_SUPER,
+    ext::UNMARK_SUPER => MMUEXT_UNMARK_SUPER,
 }
 
 // memory.h is not in the bindings: sizes and offsets are from the header itself.
@@ -93,9 +94,9 @@ const _: () = assert!(offset_of!(GrantUnmap, dev_bus_addr) == 8);
 const _: () = assert!(offset_of!(GrantUnmap, handle) == 16);
 const _: () = assert!(offset_of!(GrantUnmap, status) == 20);
 const _: () = assert!(
-    grant_flags::DEVICE_MAP | grant_flags::HOST_MAP | grant_flags::READONLY == 0x7
-        && grant_flags::APPLICATION_MAP == 8
-        && grant_flags::CONTAINS_PTE == 16
+    flags::DEVICE_MAP | flags::HOST_MAP | flags::READONLY == 0x7
+        && flags::APPLICATION_MAP == 8
+        && flags::CONTAINS_PTE == 16
 );
 
 // shared_info is in the bindings.

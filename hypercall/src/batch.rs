@@ -23,9 +23,10 @@ use core::fmt;
 use crate::batch_error::{BatchError, Full};
 use crate::batch_runs::{BatchRuns, Kind, Run};
 use crate::call::{CALLS_MAX, Call, Outcome, Request};
+use crate::commands::mmu;
 use crate::error::{Errno, Error};
 use crate::machine::Machine;
-use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping, mmu_command};
+use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
 use crate::pte::{Level, Pte, PteFlags};
 use crate::refusable_flag::RefusableFlag;
 
@@ -481,7 +482,8 @@ impl Batch<'_> {
     /// replaced.
     ///
     /// ```
-    /// # use hypercall::{BatchStorage, Errno, FailNth, Mfn, MmuUpdate, Pfn, Refusal};
+    /// # use hypercall::middleware::{FailNth, Refusal};
+    /// # use hypercall::{BatchStorage, Errno, Mfn, MmuUpdate, Pfn};
     /// # let model = xen_model::Model::builder().build()?;
     /// let machine = FailNth::new(&model, Refusal { request: 0, done: 0, errno: Errno::EINVAL });
     /// let mut storage = BatchStorage::<1, 0>::new();
@@ -611,7 +613,7 @@ impl Batch<'_> {
         let entry = match run.kind {
             Kind::Updates(_) => self.updates[run.start..run.end]
                 .get(error.done as usize)
-                .filter(|update| update.target() & mmu_command::MASK != mmu_command::MACHPHYS)
+                .filter(|update| update.target() & mmu::MASK != mmu::MACHPHYS)
                 .map(|update| (Pte::from_raw(update.value()), None)),
             Kind::Va(mapping, _) => Some((mapping.pte, Some(Level::L1))),
             Kind::Ops(_) => None,
@@ -624,7 +626,8 @@ impl Batch<'_> {
     /// Returns the elements that took effect in a refused submit, in order.
     ///
     /// ```
-    /// # use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};
+    /// # use hypercall::middleware::{FailNth, Refusal};
+    /// # use hypercall::{BatchStorage, Errno, MmuExtOp};
     /// let model = xen_model::Model::builder().build()?;
     /// let machine = FailNth::new(&model, Refusal { request: 0, done: 1, errno: Errno::EINVAL });
     /// let mut storage = BatchStorage::<0, 2>::new();

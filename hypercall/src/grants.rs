@@ -32,7 +32,7 @@ pub enum GrantAccess {
 }
 
 /// Flags of a mapping (`GNTMAP_*`).
-pub mod grant_flags {
+pub mod flags {
     /// `GNTMAP_device_map`: for a device.
     pub const DEVICE_MAP: u32 = 1;
     /// `GNTMAP_host_map`: for the CPU.
@@ -137,7 +137,8 @@ impl GrantMap {
     /// place of the present mapping.
     ///
     /// ```
-    /// use hypercall::{DomId, GrantAccess, GrantMap, GrantRef, GuestVa};
+    /// use hypercall::grants::{GrantAccess, GrantMap, GrantRef};
+    /// use hypercall::{DomId, GuestVa};
     ///
     /// let va = GuestVa::new(0xffff_8800_0000_0000)?;
     /// let map = GrantMap::kernel(va, DomId(1), GrantRef(8), GrantAccess::ReadOnly);
@@ -153,11 +154,11 @@ impl GrantMap {
     ) -> Self {
         let readonly = match access {
             GrantAccess::ReadWrite => 0,
-            GrantAccess::ReadOnly => grant_flags::READONLY,
+            GrantAccess::ReadOnly => flags::READONLY,
         };
         Self {
             host_addr: va.raw(),
-            flags: grant_flags::HOST_MAP | readonly,
+            flags: flags::HOST_MAP | readonly,
             reference: reference.0,
             domain: domain.0,
             ..Self::EMPTY

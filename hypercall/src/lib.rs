@@ -6,16 +6,16 @@
 //! * [`FrameAccess`] reads and writes the guest's own frames, and reads M2P.
 //!
 //! Both take `&self`, and neither passes a pointer. So the same lines of code run on real Xen
-//! (`xen::Xen`, on bare metal targets) and on a model of it, and a middleware ([`Counting`],
-//! [`FailNth`]) can wrap either.
+//! (`xen::Xen`, on bare metal targets) and on a model of it, and a [`middleware`] (`Counting`,
+//! `FailNth`) can wrap either.
 //!
 //! # Main types
 //! * [`Pfn`], [`Mfn`]: a page in the guest's numbering, a frame in the machine's. Nothing here
 //!   converts them.
 //! * [`GuestVa`]: an address that the guest may use. [`Level`], [`Pte`], [`Entry`], [`Slot`]: page
 //!   tables.
-//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`], [`MemoryOp`]: requests to Xen, as the ABI's own
-//!   structures.
+//! * [`MmuUpdate`], [`MmuExtOp`], [`VaMapping`]: requests to Xen, as the ABI's own structures;
+//!   [`memory`]: those of `memory_op`; [`commands`]: their numbers.
 //! * [`Batch`]: requests collected in the caller's memory and sent in one trap.
 //! * [`Errno`], [`Error`], [`BatchError`]: what was refused, why, and how much took effect before.
 //!   [`Refused`]: a value that an operation did not take, and the reason. [`RefusableFlag`]: the
@@ -23,9 +23,10 @@
 //! * [`Frame`], [`Frames`], [`FrameSource`]: who owns which frame. [`Uncertain`], [`Quarantine`]:
 //!   what a refused undo leaves, kept from everyone.
 //! * [`explain`]: what a refusal means, in words.
-//! * [`Grants`]: the trait for guests that share frames with other domains. [`ArchSharedInfo`]:
-//!   what a toolstack reads.
-//! * [`BootInfo`]: what the domain builder left in `start_info`.
+//! * [`grants`]: the trait for guests that share frames with other domains. [`shared_info`]: what a
+//!   toolstack reads. [`start_info`]: what the domain builder left.
+//! * [`middleware`]: machines that count, time, trace or refuse what passes through them. [`raw`]:
+//!   requests that the types above cannot express, for tests.
 //!
 //! # What it assumes
 //! A 64-bit guest without auto-translation on Xen 4.14 to 4.20. Frames, addresses and entries are
@@ -47,30 +48,59 @@
 //! ```
 #![cfg_attr(not(test), no_std)]
 
-mod abi;
-mod batch;
-mod batch_error;
-mod batch_runs;
-mod call;
-mod error;
-pub mod explain;
+// From the ground up: a module uses those above it.
+
+// A page's number in the guest, a frame's in the machine.
 mod frame;
-mod frame_source;
-mod grants;
-mod machine;
-mod memory;
-mod middleware;
-mod op;
-mod own;
-mod pte;
-mod quarantine;
-mod raw;
-mod refusable_flag;
-mod refused;
-mod shared_info;
-mod start_info;
+// Addresses that the guest may use.
 mod va;
+// Page-table entries, levels, and where an entry is.
+mod pte;
+// The numbers of Xen's commands.
+pub mod commands;
+// The elements of MMU hypercalls.
+mod op;
+// The operations of `memory_op`.
+pub mod memory;
+// Xen's refusals.
+mod error;
+// A request to Xen, and its outcome.
+mod call;
+// Flags for which Xen refuses an entry.
+mod refusable_flag;
+// Why a batch was refused.
+mod batch_error;
+// Neighbouring elements of one kind.
+mod batch_runs;
+// The two traits of the seam.
+mod machine;
+// Requests collected in the caller's memory.
+mod batch;
+// Frames that nobody else uses.
+mod own;
+// Frames that a refused undo has left in doubt.
+mod quarantine;
+// Where frames come from and go to.
+mod frame_source;
+// A value that an operation did not take.
+mod refused;
+// Frames that one domain lets another map.
+pub mod grants;
+// Numbers that someone else may change while they are read.
 mod version;
+// The page that Xen and the toolstack share with a guest.
+pub mod shared_info;
+// What the domain builder leaves for a guest.
+pub mod start_info;
+// What a refusal means, in words.
+pub mod explain;
+// Hypercalls and accesses as bare numbers.
+pub mod raw;
+// Machines that wrap another one.
+pub mod middleware;
+// Our types against Xen's, at compile time.
+mod abi;
+// The machine that is real Xen.
 #[cfg(target_os = "none")]
 pub mod xen;
 
@@ -81,24 +111,11 @@ pub use call::{CALLS_MAX, Call, Outcome, Request};
 pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use frame_source::FrameSource;
-pub use grants::{
-    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants, grant_flags,
-};
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
-pub use memory::{Exchange, Extent, MachphysMapping, MemoryOp, MemoryRegion, Reservation};
-pub use middleware::{
-    Accessed, Asked, Counting, Counts, FailEach, FailNth, Refusal, Refusals, TRACE_HEADER, Timed,
-    Traced, trace_start, trace_sum,
-};
-pub use op::{
-    DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet, ext_command, mmu_command,
-};
+pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet};
 pub use own::{Frame, Frames};
-pub use pte::{ADDRESS_MASK, Entry, Level, Pte, PteFlags, Slot};
+pub use pte::{Entry, Level, Pte, PteFlags, Slot};
 pub use quarantine::{Quarantine, Uncertain};
-pub use raw::{RawCpu, RawHypercalls, RawWrite};
 pub use refusable_flag::RefusableFlag;
 pub use refused::Refused;
-pub use shared_info::{ArchSharedInfo, MapWords, SHARED_VCPUS, SharedInfo, TimeInfo, VcpuInfo};
-pub use start_info::{BootInfo, BootInfoError, Console, Module, StartInfo};
 pub use va::{GuestVa, NotGuestVa, XEN_HOLE_END, XEN_HOLE_START, XEN_SLOTS};

@@ -15,7 +15,8 @@ impl Extent {
     /// Makes an extent that begins at `pfn`.
     ///
     /// ```
-    /// use hypercall::{DomId, Extent, Hypercalls, MemoryOp, Pfn, Reservation};
+    /// use hypercall::memory::{Extent, MemoryOp, Reservation};
+    /// use hypercall::{DomId, Hypercalls, Pfn};
     ///
     /// // A page of memory from Xen, to be found behind pfn 2048, which had none.
     /// let model = xen_model::Model::builder().pages(2048).spare_pages(64).build()?;

@@ -5,6 +5,7 @@ use core::fmt;
 
 use x86_64::VirtAddr;
 
+use crate::commands::{ext, mmu};
 use crate::frame::{Mfn, PAGE_SHIFT, Pfn};
 use crate::pte::{Level, Pte, Slot};
 
@@ -70,20 +71,6 @@ pub struct MmuUpdate {
     value: u64,
 }
 
-/// Commands of `mmu_update`: the low three bits of its target.
-pub mod mmu_command {
-    /// `MMU_NORMAL_PT_UPDATE`.
-    pub const NORMAL: u64 = 0;
-    /// `MMU_MACHPHYS_UPDATE`.
-    pub const MACHPHYS: u64 = 1;
-    /// `MMU_PT_UPDATE_PRESERVE_AD`.
-    pub const PRESERVE_AD: u64 = 2;
-    /// `MMU_PT_UPDATE_NO_TRANSLATE`.
-    pub const NO_TRANSLATE: u64 = 3;
-    /// The bits a command may take.
-    pub const MASK: u64 = 7;
-}
-
 impl MmuUpdate {
     /// A placeholder to build storage with: a valid request to clear slot 0 of frame 0, which Xen
     /// refuses.
@@ -101,22 +88,23 @@ impl MmuUpdate {
     /// ```
     #[must_use]
     pub fn set(slot: Slot, pte: Pte) -> Self {
-        Self { target: slot.machine_address() | mmu_command::NORMAL, value: pte.raw() }
+        Self { target: slot.machine_address() | mmu::NORMAL, value: pte.raw() }
     }
 
     /// Makes an update that sets the entry at `slot` and keeps its accessed and dirty bits
     /// (`MMU_PT_UPDATE_PRESERVE_AD`).
     ///
     /// ```
-    /// # use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot, mmu_command};
+    /// # use hypercall::commands::mmu;
+    /// # use hypercall::{Mfn, MmuUpdate, Pte, PteFlags, Slot};
     /// # use x86_64::structures::paging::PageTableIndex;
     /// let slot = Slot { table: Mfn::new(7), index: PageTableIndex::new(3) };
     /// let update = MmuUpdate::set_preserving_ad(slot, Pte::new(Mfn::new(9), PteFlags::USER_RW));
-    /// assert_eq!(update.target() & mmu_command::MASK, mmu_command::PRESERVE_AD);
+    /// assert_eq!(update.target() & mmu::MASK, mmu::PRESERVE_AD);
     /// ```
     #[must_use]
     pub fn set_preserving_ad(slot: Slot, pte: Pte) -> Self {
-        Self { target: slot.machine_address() | mmu_command::PRESERVE_AD, value: pte.raw() }
+        Self { target: slot.machine_address() | mmu::PRESERVE_AD, value: pte.raw() }
     }
 
     /// Makes an update that sets the pfn of `mfn` in M2P (`MMU_MACHPHYS_UPDATE`). Xen believes any
@@ -130,7 +118,7 @@ impl MmuUpdate {
     /// ```
     #[must_use]
     pub const fn machphys(mfn: Mfn, pfn: Pfn) -> Self {
-        Self { target: mfn.raw() << PAGE_SHIFT | mmu_command::MACHPHYS, value: pfn.raw() }
+        Self { target: mfn.raw() << PAGE_SHIFT | mmu::MACHPHYS, value: pfn.raw() }
     }
 
     /// Makes an element of exactly these words, sensible or not.
@@ -160,55 +148,15 @@ impl MmuUpdate {
 
 impl fmt::Debug for MmuUpdate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let command = match self.target & mmu_command::MASK {
-            mmu_command::NORMAL => "set",
-            mmu_command::MACHPHYS => "m2p",
-            mmu_command::PRESERVE_AD => "set-keep-ad",
-            mmu_command::NO_TRANSLATE => "set-no-translate",
+        let command = match self.target & mmu::MASK {
+            mmu::NORMAL => "set",
+            mmu::MACHPHYS => "m2p",
+            mmu::PRESERVE_AD => "set-keep-ad",
+            mmu::NO_TRANSLATE => "set-no-translate",
             _ => "bad-command",
         };
-        write!(f, "{command} {:x} := {:016x}", self.target & !mmu_command::MASK, self.value)
+        write!(f, "{command} {:x} := {:016x}", self.target & !mmu::MASK, self.value)
     }
-}
-
-/// Commands of `mmuext_op`.
-pub mod ext_command {
-    /// `MMUEXT_PIN_L1_TABLE`; levels 2 to 4 follow as 1 to 3.
-    pub const PIN_L1_TABLE: u32 = 0;
-    /// `MMUEXT_PIN_L4_TABLE`.
-    pub const PIN_L4_TABLE: u32 = 3;
-    /// `MMUEXT_UNPIN_TABLE`.
-    pub const UNPIN_TABLE: u32 = 4;
-    /// `MMUEXT_NEW_BASEPTR`.
-    pub const NEW_BASEPTR: u32 = 5;
-    /// `MMUEXT_TLB_FLUSH_LOCAL`.
-    pub const TLB_FLUSH_LOCAL: u32 = 6;
-    /// `MMUEXT_INVLPG_LOCAL`.
-    pub const INVLPG_LOCAL: u32 = 7;
-    /// `MMUEXT_TLB_FLUSH_MULTI`.
-    pub const TLB_FLUSH_MULTI: u32 = 8;
-    /// `MMUEXT_INVLPG_MULTI`.
-    pub const INVLPG_MULTI: u32 = 9;
-    /// `MMUEXT_TLB_FLUSH_ALL`.
-    pub const TLB_FLUSH_ALL: u32 = 10;
-    /// `MMUEXT_INVLPG_ALL`.
-    pub const INVLPG_ALL: u32 = 11;
-    /// `MMUEXT_FLUSH_CACHE`.
-    pub const FLUSH_CACHE: u32 = 12;
-    /// `MMUEXT_SET_LDT`.
-    pub const SET_LDT: u32 = 13;
-    /// `MMUEXT_NEW_USER_BASEPTR`.
-    pub const NEW_USER_BASEPTR: u32 = 15;
-    /// `MMUEXT_CLEAR_PAGE`.
-    pub const CLEAR_PAGE: u32 = 16;
-    /// `MMUEXT_COPY_PAGE`.
-    pub const COPY_PAGE: u32 = 17;
-    /// `MMUEXT_FLUSH_CACHE_GLOBAL`.
-    pub const FLUSH_CACHE_GLOBAL: u32 = 18;
-    /// `MMUEXT_MARK_SUPER`, gone since Xen 4.11.
-    pub const MARK_SUPER: u32 = 19;
-    /// `MMUEXT_UNMARK_SUPER`, gone since Xen 4.11.
-    pub const UNMARK_SUPER: u32 = 20;
 }
 
 /// A set of vCPUs with numbers below 32: as many as a PV guest has without further arrangements.
@@ -266,32 +214,33 @@ pub struct MmuExtOp {
 
 impl MmuExtOp {
     /// A placeholder to build storage with.
-    pub const EMPTY: Self = Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0);
+    pub const EMPTY: Self = Self::from_raw(ext::TLB_FLUSH_LOCAL, 0, 0);
 
     /// Makes an operation that validates `table` as a table of `level` and keeps it so
     /// (`MMUEXT_PIN_L1_TABLE` to `_L4_TABLE`).
     ///
     /// ```
-    /// use hypercall::{Level, Mfn, MmuExtOp, ext_command};
+    /// use hypercall::commands::ext;
+    /// use hypercall::{Level, Mfn, MmuExtOp};
     ///
     /// let pin = MmuExtOp::pin(Level::L4, Mfn::new(0x203));
-    /// assert_eq!(pin.command(), ext_command::PIN_L4_TABLE);
+    /// assert_eq!(pin.command(), ext::PIN_L4_TABLE);
     /// ```
     #[must_use]
     pub const fn pin(level: Level, table: Mfn) -> Self {
-        Self::from_raw(ext_command::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
+        Self::from_raw(ext::PIN_L1_TABLE + level as u32 - 1, table.raw(), 0)
     }
 
     /// Makes an operation that undoes a pin (`MMUEXT_UNPIN_TABLE`).
     #[must_use]
     pub const fn unpin(table: Mfn) -> Self {
-        Self::from_raw(ext_command::UNPIN_TABLE, table.raw(), 0)
+        Self::from_raw(ext::UNPIN_TABLE, table.raw(), 0)
     }
 
     /// Makes an operation that loads the kernel's root (`MMUEXT_NEW_BASEPTR`).
     #[must_use]
     pub const fn new_baseptr(root: Mfn) -> Self {
-        Self::from_raw(ext_command::NEW_BASEPTR, root.raw(), 0)
+        Self::from_raw(ext::NEW_BASEPTR, root.raw(), 0)
     }
 
     /// Makes an operation that sets the root for user mode, or none (`MMUEXT_NEW_USER_BASEPTR`).
@@ -301,31 +250,31 @@ impl MmuExtOp {
             Some(mfn) => mfn.raw(),
             None => 0,
         };
-        Self::from_raw(ext_command::NEW_USER_BASEPTR, mfn, 0)
+        Self::from_raw(ext::NEW_USER_BASEPTR, mfn, 0)
     }
 
     /// Makes an operation that flushes this vCPU's TLB (`MMUEXT_TLB_FLUSH_LOCAL`).
     #[must_use]
     pub const fn tlb_flush_local() -> Self {
-        Self::from_raw(ext_command::TLB_FLUSH_LOCAL, 0, 0)
+        Self::from_raw(ext::TLB_FLUSH_LOCAL, 0, 0)
     }
 
     /// Makes an operation that flushes every vCPU's TLB (`MMUEXT_TLB_FLUSH_ALL`).
     #[must_use]
     pub const fn tlb_flush_all() -> Self {
-        Self::from_raw(ext_command::TLB_FLUSH_ALL, 0, 0)
+        Self::from_raw(ext::TLB_FLUSH_ALL, 0, 0)
     }
 
     /// Makes an operation that flushes one page from this vCPU's TLB (`MMUEXT_INVLPG_LOCAL`).
     #[must_use]
     pub const fn invlpg_local(va: VirtAddr) -> Self {
-        Self::from_raw(ext_command::INVLPG_LOCAL, va.as_u64(), 0)
+        Self::from_raw(ext::INVLPG_LOCAL, va.as_u64(), 0)
     }
 
     /// Makes an operation that flushes one page from every vCPU's TLB (`MMUEXT_INVLPG_ALL`).
     #[must_use]
     pub const fn invlpg_all(va: VirtAddr) -> Self {
-        Self::from_raw(ext_command::INVLPG_ALL, va.as_u64(), 0)
+        Self::from_raw(ext::INVLPG_ALL, va.as_u64(), 0)
     }
 
     /// Makes an operation that flushes the TLBs of some vCPUs (`MMUEXT_TLB_FLUSH_MULTI`), in a
@@ -339,14 +288,14 @@ impl MmuExtOp {
     /// ```
     #[must_use]
     pub const fn tlb_flush_vcpus(vcpus: VcpuSet) -> Self {
-        Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::TLB_FLUSH_MULTI, 0, 0) }
+        Self { vcpus: vcpus.0, ..Self::from_raw(ext::TLB_FLUSH_MULTI, 0, 0) }
     }
 
     /// Makes an operation that flushes one page from the TLBs of some vCPUs
     /// (`MMUEXT_INVLPG_MULTI`), in a batch.
     #[must_use]
     pub const fn invlpg_vcpus(va: VirtAddr, vcpus: VcpuSet) -> Self {
-        Self { vcpus: vcpus.0, ..Self::from_raw(ext_command::INVLPG_MULTI, va.as_u64(), 0) }
+        Self { vcpus: vcpus.0, ..Self::from_raw(ext::INVLPG_MULTI, va.as_u64(), 0) }
     }
 
     /// Returns the vCPUs of a `*_MULTI` flush.
@@ -358,7 +307,7 @@ impl MmuExtOp {
     /// Makes a `*_MULTI` flush refer to its own vCPUs. It must stay where it is until Xen has read
     /// it.
     pub(crate) fn point_at_vcpus(&mut self) {
-        if matches!(self.command, ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI) {
+        if matches!(self.command, ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI) {
             self.argument2 = (&raw const self.vcpus) as u64;
         }
     }
@@ -366,13 +315,13 @@ impl MmuExtOp {
     /// Makes an operation that fills a frame with zeroes (`MMUEXT_CLEAR_PAGE`).
     #[must_use]
     pub const fn clear_page(mfn: Mfn) -> Self {
-        Self::from_raw(ext_command::CLEAR_PAGE, mfn.raw(), 0)
+        Self::from_raw(ext::CLEAR_PAGE, mfn.raw(), 0)
     }
 
     /// Makes an operation that copies a frame (`MMUEXT_COPY_PAGE`).
     #[must_use]
     pub const fn copy_page(to: Mfn, from: Mfn) -> Self {
-        Self::from_raw(ext_command::COPY_PAGE, to.raw(), from.raw())
+        Self::from_raw(ext::COPY_PAGE, to.raw(), from.raw())
     }
 
     /// Makes an element of exactly these words, sensible or not.
@@ -404,8 +353,8 @@ impl fmt::Debug for MmuExtOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.command {
             level @ 0..=3 => write!(f, "pin L{} {}", level + 1, Mfn::new(self.argument1)),
-            ext_command::UNPIN_TABLE => write!(f, "unpin {}", Mfn::new(self.argument1)),
-            ext_command::NEW_BASEPTR => write!(f, "baseptr {}", Mfn::new(self.argument1)),
+            ext::UNPIN_TABLE => write!(f, "unpin {}", Mfn::new(self.argument1)),
+            ext::NEW_BASEPTR => write!(f, "baseptr {}", Mfn::new(self.argument1)),
             command => write!(f, "ext {command} {:x} {:x}", self.argument1, self.argument2),
         }
     }

@@ -44,12 +44,9 @@ bitflags! {
         /// No execute.
         const NO_EXECUTE = 1 << 63;
         /// Every other bit outside the frame number is kept, not dropped.
-        const _ = !ADDRESS_MASK;
+        const _ = !Pte::ADDRESS_MASK;
     }
 }
-
-/// The bits of an entry that hold the machine frame: 51..12.
-pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 
 impl PteFlags {
     /// A writable kernel page, already accessed and dirty so that the CPU never has to write the
@@ -93,6 +90,9 @@ impl Pte {
     /// The entry that maps nothing, all bits clear.
     pub const ABSENT: Self = Self(0);
 
+    /// The bits that hold the machine frame: 51..12.
+    pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
+
     /// Makes an entry for `mfn` with `flags`. Frame bits above 40 do not fit and are cut off.
     ///
     /// ```
@@ -104,7 +104,7 @@ impl Pte {
     /// ```
     #[must_use]
     pub const fn new(mfn: Mfn, flags: PteFlags) -> Self {
-        Self((mfn.raw() << PAGE_SHIFT) & ADDRESS_MASK | flags.bits())
+        Self((mfn.raw() << PAGE_SHIFT) & Self::ADDRESS_MASK | flags.bits())
     }
 
     /// Makes the entry with exactly these bits.
@@ -122,13 +122,13 @@ impl Pte {
     /// Returns the frame bits, whether or not the entry is present.
     #[must_use]
     pub const fn mfn(self) -> Mfn {
-        Mfn::new((self.0 & ADDRESS_MASK) >> PAGE_SHIFT)
+        Mfn::new((self.0 & Self::ADDRESS_MASK) >> PAGE_SHIFT)
     }
 
     /// Returns all bits except the frame's.
     #[must_use]
     pub const fn flags(self) -> PteFlags {
-        PteFlags::from_bits_retain(self.0 & !ADDRESS_MASK)
+        PteFlags::from_bits_retain(self.0 & !Self::ADDRESS_MASK)
     }
 
     /// Returns whether the entry maps something.
@@ -146,7 +146,7 @@ impl Pte {
     /// Returns an entry for the same frame with other flags.
     #[must_use]
     pub const fn with_flags(self, flags: PteFlags) -> Self {
-        Self(self.0 & ADDRESS_MASK | flags.bits())
+        Self(self.0 & Self::ADDRESS_MASK | flags.bits())
     }
 
     /// Returns the entry with WRITABLE set.
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn an_entry_keeps_every_bit() {
-        for bits in [0, u64::MAX, 0x0010_0000_0020_3067, 0x0dea_dbee_f1fe, ADDRESS_MASK] {
+        for bits in [0, u64::MAX, 0x0010_0000_0020_3067, 0x0dea_dbee_f1fe, Pte::ADDRESS_MASK] {
             let pte = Pte::from_raw(bits);
             assert_eq!(Pte::new(pte.mfn(), pte.flags()).raw(), bits);
         }

@@ -176,7 +176,7 @@ impl BootInfo {
     /// [`BootInfoError`] with the field and its value.
     ///
     /// ```
-    /// use hypercall::BootInfo;
+    /// use hypercall::start_info::BootInfo;
     ///
     /// let model = xen_model::Model::builder().pages(2048).build()?;
     /// let start_info = model.guest().start_info().ok_or("the builder leaves one")?;

@@ -4,9 +4,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use hypercall::memory::MemoryOp;
 use hypercall::{
-    AccessError, Assist, Call, ENTRIES, Error, FrameAccess, GuestVa, Hypercalls, MemoryOp, Mfn,
-    PAGE_SIZE, Pfn, Pte,
+    AccessError, Assist, Call, ENTRIES, Error, FrameAccess, GuestVa, Hypercalls, Mfn, PAGE_SIZE,
+    Pfn, Pte,
 };
 use x86_64::structures::paging::PageTableIndex;
 

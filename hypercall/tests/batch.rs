@@ -6,11 +6,11 @@ use std::cell::RefCell;
 
 use arbtest::arbitrary::{Result as Drawn, Unstructured};
 use arbtest::arbtest;
+use hypercall::memory::MemoryOp;
 use hypercall::{
     AccessError, Assist, Batch, BatchError, BatchRuns, BatchStorage, CALLS_MAX, Call, DomId,
-    Domains, Element, Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, MemoryOp,
-    Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping,
-    VcpuSet,
+    Domains, Element, Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, Mfn,
+    MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping, VcpuSet,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;

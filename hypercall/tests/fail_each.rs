@@ -6,11 +6,12 @@ mod support;
 
 use core::cell::Cell;
 
+use hypercall::grants::{GrantAccess, GrantMap, GrantRef, GrantStatus, Grants as _};
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
+use hypercall::middleware::{Accessed, Asked, FailEach, Refusal, Refusals};
 use hypercall::{
-    AccessError, Accessed, Asked, Assist, Call, DomId, Domains, Errno, Error, Exchange, Extent,
-    FailEach, FrameAccess, GrantAccess, GrantMap, GrantRef, GrantStatus, Grants as _, Hypercall,
-    Hypercalls as _, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, Refusal, Refusals,
-    Request, Reservation,
+    AccessError, Assist, Call, DomId, Domains, Errno, Error, FrameAccess, Hypercall,
+    Hypercalls as _, Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, Request,
 };
 use support::{Inside, list, va};
 use x86_64::structures::paging::PageTableIndex;

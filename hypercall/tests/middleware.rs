@@ -4,10 +4,14 @@
 
 mod support;
 
+use hypercall::grants::{
+    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants,
+};
+use hypercall::memory::{Extent, MemoryOp};
+use hypercall::middleware::{Counting, Counts, FailNth, Refusal};
 use hypercall::{
-    Assist, Call, Counting, Counts, DomId, Domains, Errno, Error, Extent, FailNth, GrantAccess,
-    GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants, Hypercall, Hypercalls,
-    MemoryOp, Mfn, MmuExtOp, MmuUpdate, Refusal, Request,
+    Assist, Call, DomId, Domains, Errno, Error, Hypercall, Hypercalls, Mfn, MmuExtOp, MmuUpdate,
+    Request,
 };
 use support::{Inside, list, mapping, va};
 

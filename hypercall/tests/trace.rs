@@ -3,10 +3,11 @@
 
 mod support;
 
+use hypercall::memory::{Exchange, Extent, MemoryOp};
+use hypercall::middleware::{FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum};
 use hypercall::{
-    Assist, Call, DomId, Domains, Errno, Exchange, Extent, FailNth, FrameAccess as _,
-    Hypercalls as _, MemoryOp, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Refusal, Request,
-    TRACE_HEADER, Traced, trace_start, trace_sum,
+    Assist, Call, DomId, Domains, Errno, FrameAccess as _, Hypercalls as _, Mfn, MmuExtOp,
+    MmuUpdate, Pfn, Pte, PteFlags, Request,
 };
 use support::{Inside, list, mapping};
 use x86_64::VirtAddr;

@@ -1,9 +1,12 @@
 //! The numbers that Xen's public headers give to what crosses the seam, and the words for it.
 
+use hypercall::grants::{
+    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, flags,
+};
+use hypercall::memory::{Exchange, Extent, MachphysMapping, MemoryOp, Reservation};
 use hypercall::{
-    AccessError, DomId, Domains, Exchange, Extent, Fault, GrantAccess, GrantHandle, GrantMap,
-    GrantRef, GrantStatus, GrantUnmap, GuestVa, Level, MachphysMapping, MemoryOp, Mfn, MmuExtOp,
-    MmuUpdate, Pfn, Request, Reservation, VaFlush, VcpuSet, grant_flags,
+    AccessError, DomId, Domains, Fault, GuestVa, Level, Mfn, MmuExtOp, MmuUpdate, Pfn, Request,
+    VaFlush, VcpuSet,
 };
 use x86_64::VirtAddr;
 
@@ -51,8 +54,8 @@ fn a_mapping_for_the_kernel_names_its_place_and_its_rights() {
     let map = |access| GrantMap::kernel(va, DomId(3), GrantRef(9), access);
     let (read, write) = (map(GrantAccess::ReadOnly), map(GrantAccess::ReadWrite));
     assert_eq!((read.host_addr, write.host_addr), (va.raw(), va.raw()));
-    assert_eq!(read.flags, grant_flags::HOST_MAP | grant_flags::READONLY);
-    assert_eq!(write.flags, grant_flags::HOST_MAP);
+    assert_eq!(read.flags, flags::HOST_MAP | flags::READONLY);
+    assert_eq!(write.flags, flags::HOST_MAP);
     let unmap = GrantUnmap::kernel(va, GrantHandle(4));
     assert_eq!((unmap.host_addr, unmap.handle, unmap.dev_bus_addr), (va.raw(), 4, 0));
 }

@@ -3,7 +3,8 @@
 //! `cargo run -p p2m --example frame_map`: the same lines would run on real Xen.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
-use hypercall::{Counting, DomId, FrameAccess as _, Mfn, Pfn};
+use hypercall::middleware::Counting;
+use hypercall::{DomId, FrameAccess as _, Mfn, Pfn};
 use p2m::audit::Audit;
 use p2m::{Guest, P2m, P2mError};
 use xen_model::Model;

@@ -74,7 +74,7 @@ impl<'a, M> Guest<'a, M> {
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
-    /// use hypercall::Counting;
+    /// use hypercall::middleware::Counting;
     ///
     /// # let TestGuest { guest, .. } = TestGuest::new();
     /// let counting = Counting::new(guest.machine());

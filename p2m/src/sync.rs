@@ -8,7 +8,7 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 #[cfg(not(loom))]
-pub(crate) use hypercall::{ArchSharedInfo, MapWords};
+pub(crate) use hypercall::shared_info::{ArchSharedInfo, MapWords};
 
 /// The words of `shared_info` that this crate writes, as atomics that can be replaced.
 #[cfg(loom)]

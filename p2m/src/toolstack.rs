@@ -83,7 +83,7 @@ impl<'a> Toolstack<'a> {
     /// Takes the words of the guest's `shared_info`.
     ///
     /// ```
-    /// use hypercall::ArchSharedInfo;
+    /// use hypercall::shared_info::ArchSharedInfo;
     /// use p2m::Toolstack;
     ///
     /// let arch = ArchSharedInfo::default(); // the guest's is in its shared_info
@@ -117,7 +117,8 @@ impl<'a> Toolstack<'a> {
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
-    /// # use hypercall::{ArchSharedInfo, GuestVa, Mfn};
+    /// # use hypercall::shared_info::ArchSharedInfo;
+    /// # use hypercall::{GuestVa, Mfn};
     /// # use p2m::{P2m, Toolstack};
     /// let list = [0x203, 0x204].map(AtomicU64::new);
     /// let p2m = unsafe { P2m::adopt(&list) }?;
@@ -158,7 +159,8 @@ impl<'a> Toolstack<'a> {
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
-    /// # use hypercall::{ArchSharedInfo, Mfn};
+    /// # use hypercall::shared_info::ArchSharedInfo;
+    /// # use hypercall::Mfn;
     /// # use p2m::{P2m, Toolstack};
     /// let list = [0x203, 0x204].map(AtomicU64::new);
     /// let p2m = unsafe { P2m::adopt(&list) }?;
@@ -186,7 +188,7 @@ impl<'a> Toolstack<'a> {
     /// go on at several vCPUs at once: the generation is odd while any of them does.
     ///
     /// ```
-    /// # use hypercall::ArchSharedInfo;
+    /// # use hypercall::shared_info::ArchSharedInfo;
     /// # use p2m::Toolstack;
     /// let arch = ArchSharedInfo::default();
     /// let toolstack = Toolstack::new(&arch);

@@ -6,9 +6,10 @@
 mod common;
 
 use common::{Storage, audit, opened, split};
+use hypercall::middleware::Counting;
 use hypercall::{
-    BatchStorage, Counting, DomId, Frame, FrameAccess as _, FrameSource, Mfn, Pfn, Pte, PteFlags,
-    Uncertain, VaFlush, VaMapping,
+    BatchStorage, DomId, Frame, FrameAccess as _, FrameSource, Mfn, Pfn, Pte, PteFlags, Uncertain,
+    VaFlush, VaMapping,
 };
 use p2m::runs::Census;
 use p2m::{Leaves as _, ListError, P2mEntry, P2mError, Pfns};

@@ -9,7 +9,9 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Storage, audit, opened, split};
-use hypercall::{BatchStorage, DomId, FailEach, FrameAccess as _, GrantAccess, GrantRef, Pfn};
+use hypercall::grants::{GrantAccess, GrantRef};
+use hypercall::middleware::FailEach;
+use hypercall::{BatchStorage, DomId, FrameAccess as _, Pfn};
 use p2m::grants::{GrantError, GrantMaps, MapRequest, MappedGrant, NotMapped};
 use p2m::window::WindowError;
 use p2m::{Guest, P2m, P2mEntry, Pfns, Window};

@@ -8,7 +8,8 @@ mod common;
 use std::cell::Cell;
 
 use common::{Storage, opened, split};
-use hypercall::{Errno, FailEach, FrameAccess as _, PAGE_SHIFT, Pfn, Refusal};
+use hypercall::middleware::{FailEach, Refusal};
+use hypercall::{Errno, FrameAccess as _, PAGE_SHIFT, Pfn};
 use p2m::window::WindowError;
 use p2m::{Guest, Pfns, Window};
 use pv_tests::meanwhile::Meanwhile;

@@ -5,7 +5,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{ArchSharedInfo, Frame, FrameSource, Mfn, PAGE_SHIFT, Pfn};
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::{Frame, FrameSource, Mfn, PAGE_SHIFT, Pfn};
 use p2m::{BuilderList, FrameList, Guest, P2m, Toolstack};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Role, number};
 

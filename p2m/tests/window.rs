@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 
 use arbtest::arbtest;
 use common::{Storage, audit, opened, split};
-use hypercall::{
-    ArchSharedInfo, BatchStorage, Counting, DomId, Errno, FailNth, FrameAccess as _, Full, Mfn,
-    PAGE_SIZE, Pfn, Refusal, Refused,
-};
+use hypercall::middleware::{Counting, FailNth, Refusal};
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::{BatchStorage, DomId, Errno, FrameAccess as _, Full, Mfn, PAGE_SIZE, Pfn, Refused};
 use p2m::audit::Audit;
 use p2m::runs::Census;
 use p2m::{FrameList, Leaves as _, ListError, P2m, P2mEntry, P2mError, Pfns, Toolstack};

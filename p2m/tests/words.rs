@@ -2,7 +2,8 @@
 #![cfg(not(loom))]
 
 use expect_test::expect;
-use hypercall::{AccessError, DomId, Full, GrantRef, GrantStatus, Mfn, Pfn};
+use hypercall::grants::{GrantRef, GrantStatus};
+use hypercall::{AccessError, DomId, Full, Mfn, Pfn};
 use p2m::grants::{GrantError, NotMapped, Outstanding};
 use p2m::toolstack::UnalignedList;
 use p2m::window::WindowError;

@@ -7,7 +7,8 @@
 mod common;
 
 use common::{TestGuest, guest, page, tools};
-use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal};
+use hypercall::middleware::{Counting, FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, PteFlags};
 use pvmmu::{Pages, Pgd, TablePool, Tools};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);

@@ -1,6 +1,7 @@
 //! What entries become, and how many a table has: nothing is asked of Xen here.
 
-use hypercall::{ENTRIES, Entry, GuestVa, Level, MmuUpdate, Pte, PteFlags, Slot, mmu_command};
+use hypercall::commands::mmu;
+use hypercall::{ENTRIES, Entry, GuestVa, Level, MmuUpdate, Pte, PteFlags, Slot};
 
 use crate::cost::Population;
 use crate::map_error::MapError;
@@ -22,7 +23,7 @@ pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
 /// which the CPU may have set the others.
 #[inline]
 pub(crate) const fn command_for(new: Pte) -> u64 {
-    if new.flags().contains(SEEN) { mmu_command::NORMAL } else { mmu_command::PRESERVE_AD }
+    if new.flags().contains(SEEN) { mmu::NORMAL } else { mmu::PRESERVE_AD }
 }
 
 /// The same as an update.
@@ -43,7 +44,7 @@ pub(crate) trait Change {
 
     /// The command of the `mmu_update` that writes it.
     fn command(_: Pte) -> u64 {
-        mmu_command::NORMAL
+        mmu::NORMAL
     }
 }
 

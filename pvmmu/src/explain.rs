@@ -73,7 +73,8 @@ impl PinError {
     /// None.
     ///
     /// ```
-    /// # use hypercall::{Errno, FailNth, Refusal};
+    /// # use hypercall::middleware::{FailNth, Refusal};
+    /// # use hypercall::Errno;
     /// # use pv_tests::guest::TestGuest;
     /// use p2m::Guest;
     /// use pvmmu::{Pgd, Tools};

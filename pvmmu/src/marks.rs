@@ -19,7 +19,7 @@ pub(crate) const COPY_ON_WRITE: PteFlags = PteFlags::from_bits_retain(1 << 57);
 pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);
 
 /// What a leaf keeps when its flags change: the frame, and the marks that say whose it is.
-pub(crate) const KEPT: u64 = hypercall::ADDRESS_MASK | SHARED.union(FOREIGN).bits();
+pub(crate) const KEPT: u64 = Pte::ADDRESS_MASK | SHARED.union(FOREIGN).bits();
 
 const HELD_SHIFT: u32 = 55;
 /// Of an entry that points to a table: whether that is pinned by itself, and since when. A leaf has
@@ -111,7 +111,7 @@ mod tests {
             | PteFlags::PCD
             | PteFlags::PWT;
         assert!(!MARKS.intersects(others));
-        assert_eq!(MARKS.bits() & hypercall::ADDRESS_MASK, 0);
+        assert_eq!(MARKS.bits() & Pte::ADDRESS_MASK, 0);
         assert_eq!(MARKS.bits() >> 59, 0);
     }
 }

@@ -215,7 +215,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     /// # use hypercall::GuestVa;
     /// # use pv_tests::guest::TestGuest;
     /// # use pvmmu::Pages;
-    /// use hypercall::Counting;
+    /// use hypercall::middleware::Counting;
     ///
     /// let pages = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);

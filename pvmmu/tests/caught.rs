@@ -6,9 +6,8 @@ mod common;
 use std::cell::{Cell, RefCell};
 
 use common::{Pool, TestGuest, guest, tools};
-use hypercall::{
-    BatchStorage, DomId, Errno, FailNth, Frame, FrameSource, GuestVa, Level, Mfn, PteFlags, Refusal,
-};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, DomId, Errno, Frame, FrameSource, GuestVa, Level, Mfn, PteFlags};
 use pv_tests::account::Account;
 use pvmmu::{
     Edit, ForeignFrames, MapError, Mapping, Pages, Pgd, Presence, RangeError, TablePool, Tools,

@@ -8,9 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
+use hypercall::memory::MemoryOp;
+use hypercall::middleware::{Counting, Counts};
 use hypercall::{
-    Assist, BatchStorage, Call, Counting, Counts, Error, FrameSource as _, GuestVa, Hypercalls,
-    MemoryOp, PteFlags, Request,
+    Assist, BatchStorage, Call, Error, FrameSource as _, GuestVa, Hypercalls, PteFlags, Request,
 };
 use p2m::walk;
 use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};

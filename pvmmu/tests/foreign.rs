@@ -7,9 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, build, guest, page, tools};
-use hypercall::{
-    BatchStorage, DomId, Errno, FailNth, FrameSource, GuestVa, Machine, Mfn, PteFlags, Refusal,
-};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, DomId, Errno, FrameSource, GuestVa, Machine, Mfn, PteFlags};
 use p2m::{Guest, walk};
 use pvmmu::{ForeignFrames, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools};
 use xen_model::Model;

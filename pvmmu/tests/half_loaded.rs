@@ -6,7 +6,8 @@ mod common;
 use core::cell::RefCell;
 
 use common::{TestGuest, build, guest, page, tools};
-use hypercall::{BatchStorage, Errno, FailNth, Refusal, VcpuSet};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, VcpuSet};
 use pv_tests::meanwhile::Meanwhile;
 use pvmmu::{Pages, Pgd, Running, TablePool, Tools, Vcpus};
 use xen_model::Mode;

@@ -5,7 +5,8 @@ mod common;
 
 use common::tables::{check_counts, check_marks, pooled, tables};
 use common::{Pool, TestGuest, guest, table_pool, tools};
-use hypercall::{BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, Frame, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
 use pvmmu::{
     DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool, Tools,

@@ -4,9 +4,9 @@
 mod common;
 
 use common::{Pool, TestGuest, build, destroy, guest, no_pool, page, pages, tools};
+use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{
-    BatchStorage, Errno, FailNth, FrameAccess as _, FrameSource as _, GuestVa, Machine, Pfn, Pte,
-    PteFlags, Refusal,
+    BatchStorage, Errno, FrameAccess as _, FrameSource as _, GuestVa, Machine, Pfn, Pte, PteFlags,
 };
 use p2m::{Guest, walk};
 use pvmmu::{MapError, Pages, Pgd, Pinned, Presence, RangeError, Tools};

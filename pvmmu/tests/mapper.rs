@@ -9,7 +9,8 @@
 mod common;
 
 use common::{Pool, TestGuest, build, destroy, guest, page, tools};
-use hypercall::{BatchStorage, Errno, FailNth, FrameSource as _, GuestVa, Machine, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, FrameSource as _, GuestVa, Machine};
 use p2m::{Guest, walk};
 use pvmmu::mapper::LiveMapper;
 use pvmmu::{MapError, Pgd, Pinned, Shares, TablePool, Tools};

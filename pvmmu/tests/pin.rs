@@ -5,9 +5,10 @@
 mod common;
 
 use common::{TestGuest, alias, build, destroy, guest, page};
+use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{
-    BatchStorage, Errno, FailNth, FrameAccess as _, FrameSource as _, Level, Mfn, Pfn, Pte,
-    PteFlags, Refusal, XEN_SLOTS,
+    BatchStorage, Errno, FrameAccess as _, FrameSource as _, Level, Mfn, Pfn, Pte, PteFlags,
+    XEN_SLOTS,
 };
 use p2m::{Guest, walk};
 use pvmmu::{OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root};

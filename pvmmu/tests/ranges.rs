@@ -5,9 +5,9 @@
 mod common;
 
 use common::{Pool, TestGuest, destroy, guest, tools};
+use hypercall::middleware::{Counting, FailNth, Refusal};
 use hypercall::{
-    BatchStorage, Counting, DomId, Errno, FailNth, Frame, FrameSource as _, GuestVa, Level,
-    Machine, Mfn, PteFlags, Refusal,
+    BatchStorage, DomId, Errno, Frame, FrameSource as _, GuestVa, Level, Machine, Mfn, PteFlags,
 };
 use p2m::Guest;
 use pvmmu::{

@@ -8,9 +8,9 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
+use hypercall::middleware::{FailEach, FailNth, Refusal, Refusals};
 use hypercall::{
-    BatchStorage, Errno, FailEach, FailNth, Frame, FrameSource, GuestVa, Level, Pfn, PteFlags,
-    Refusal, Refusals, Uncertain,
+    BatchStorage, Errno, Frame, FrameSource, GuestVa, Level, Pfn, PteFlags, Uncertain,
 };
 use p2m::WalkError;
 use pvmmu::{

@@ -7,7 +7,8 @@ mod common;
 mod sweeping;
 
 use common::{TestGuest, guest, tools};
-use hypercall::{Errno, FailNth, FrameSource as _, Level, Machine, PteFlags, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{Errno, FrameSource as _, Level, Machine, PteFlags};
 use p2m::walk;
 use pvmmu::{Pages, Pgd, Pinned, Presence, Room, Running, Shares, TablePool, Tools, Vcpus};
 use sweeping::{

@@ -7,9 +7,8 @@ mod common;
 
 use common::tables::check_counts;
 use common::{Pool, TestGuest, guest, tools};
-use hypercall::{
-    BatchStorage, FailEach, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags, Refusals,
-};
+use hypercall::middleware::{FailEach, Refusals};
+use hypercall::{BatchStorage, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags};
 use p2m::Guest;
 use pvmmu::{
     DestroyError, Loose, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,

@@ -5,7 +5,8 @@ mod common;
 
 use common::tables::check_marks;
 use common::{TestGuest, build, guest, page, tools};
-use hypercall::{BatchStorage, Counting, Errno, FailNth, PteFlags, Refusal, VcpuSet};
+use hypercall::middleware::{Counting, FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, PteFlags, VcpuSet};
 use pvmmu::{
     DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
     load_root,

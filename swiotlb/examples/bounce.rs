@@ -4,7 +4,9 @@
 
 use std::error::Error;
 
-use hypercall::{BatchStorage, Counting, Extent, Mfn, Pfn};
+use hypercall::memory::Extent;
+use hypercall::middleware::Counting;
+use hypercall::{BatchStorage, Mfn, Pfn};
 use p2m::P2m;
 use swiotlb::direction::Bidirectional;
 use swiotlb::region::{Scratch, gather};

@@ -6,9 +6,10 @@
 //! known before it is mapped again.
 #![expect(unsafe_code, reason = "takes frames out of the direct mapping that it owns (I-1, I-2)")]
 
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
 use hypercall::{
-    Batch, DomId, Errno, Error as CallError, Exchange, Extent, FrameAccess, Full, Machine,
-    MemoryOp, Mfn, MmuExtOp, MmuUpdate, PAGE_SIZE, Pfn, Pte, PteFlags, Reservation, Slot,
+    Batch, DomId, Errno, Error as CallError, FrameAccess, Full, Machine, Mfn, MmuExtOp, MmuUpdate,
+    PAGE_SIZE, Pfn, Pte, PteFlags, Slot,
 };
 use p2m::{DirectEntries, P2m, Pfns};
 

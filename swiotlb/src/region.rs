@@ -239,7 +239,8 @@ impl Region {
 /// first, or one more to map.
 ///
 /// ```
-/// # use hypercall::{BatchStorage, Extent};
+/// # use hypercall::memory::Extent;
+/// # use hypercall::BatchStorage;
 /// # use pv_tests::guest::TestGuest;
 /// use swiotlb::region::{Scratch, gather, scatter};
 /// use swiotlb::{DmaMask, Segment};
@@ -277,7 +278,7 @@ pub fn gather<M: Machine>(
 /// As for [`gather`].
 ///
 /// ```
-/// # use hypercall::Extent;
+/// # use hypercall::memory::Extent;
 /// # use pv_tests::dma;
 /// use swiotlb::region::{Scratch, scatter};
 ///
@@ -308,7 +309,9 @@ pub fn scatter<M: Machine>(
 /// One `mmu_update`.
 ///
 /// ```
-/// # use hypercall::{BatchStorage, Errno, Extent, FailNth, Refusal};
+/// # use hypercall::memory::Extent;
+/// # use hypercall::middleware::{FailNth, Refusal};
+/// # use hypercall::{BatchStorage, Errno};
 /// # use pv_tests::guest::TestGuest;
 /// use swiotlb::DmaMask;
 /// use swiotlb::region::{Scratch, gather, reinstate};

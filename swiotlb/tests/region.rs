@@ -5,10 +5,9 @@ mod common;
 
 use common::odd::Odd;
 use common::{ARENA, Guest, gather_on, scatter_on};
-use hypercall::{
-    BatchStorage, Counting, Errno, Extent, FailNth, FrameAccess, Frames, PAGE_SIZE, Pfn, Refusal,
-    Refused,
-};
+use hypercall::memory::Extent;
+use hypercall::middleware::{Counting, FailNth, Refusal};
+use hypercall::{BatchStorage, Errno, FrameAccess, Frames, PAGE_SIZE, Pfn, Refused};
 use swiotlb::region::{ExchangeError, Region, RegionError, Scratch, Stranded, gather};
 use swiotlb::{DmaMask, GuestBytes};
 use xen_model::{Role, for_each_failure};

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{ARENA, Guest, Places, gather_on, scatter_on};
-use hypercall::{Counting, Frames, Pfn};
+use hypercall::middleware::Counting;
+use hypercall::{Frames, Pfn};
 use swiotlb::DmaMask;
 use swiotlb::region::{ExchangeError, Region};
 

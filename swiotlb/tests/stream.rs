@@ -4,7 +4,8 @@
 mod common;
 
 use common::{ARENA, Guest, Places, gather_on, grow, with_pool};
-use hypercall::{Counting, PAGE_SIZE, Pfn, Refused};
+use hypercall::middleware::Counting;
+use hypercall::{PAGE_SIZE, Pfn, Refused};
 use swiotlb::direction::{Bidirectional, FromDevice, ToDevice};
 use swiotlb::{Bounce, Device, Dma, DmaError, DmaMapping, DmaMask, GuestBytes, Segment};
 use xen_model::Model;

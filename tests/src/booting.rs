@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicU64;
 use early_pgt::{
     BootMemory, BootRegion, Build, FrameUse, MapPlace, Plan, RegionKind, RoundError, UseKind,
 };
+use hypercall::start_info::BootInfo;
 use hypercall::{
-    Batch, BatchStorage, BootInfo, Frames, GuestVa, Machine, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn,
-    Pte, Slot,
+    Batch, BatchStorage, Frames, GuestVa, Machine, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn, Pte, Slot,
 };
 use p2m::{Guest, P2m, Pfns};
 use xen_model::{Builder, DomainConfig, Model, Role};

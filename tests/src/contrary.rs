@@ -4,7 +4,8 @@
 
 use core::cell::Cell;
 
-use hypercall::{Assist, Call, Errno, Error, Hypercall, Hypercalls, MemoryOp};
+use hypercall::memory::MemoryOp;
+use hypercall::{Assist, Call, Errno, Error, Hypercall, Hypercalls};
 
 /// Wraps a machine and refuses one trap as a whole, after it was done.
 ///

@@ -5,7 +5,8 @@
 use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{AccessError, Extent, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
+use hypercall::memory::Extent;
+use hypercall::{AccessError, FrameAccess, Frames, GuestVa, Mfn, Pfn, Pte};
 use p2m::{Guest, P2m};
 use swiotlb::direction::ToDevice;
 use swiotlb::region::{Region, Scratch, gather};

@@ -4,9 +4,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{
-    Batch, BatchStorage, BootInfo, Frame, FrameSource, Frames, GuestVa, Pfn, PteFlags,
-};
+use hypercall::start_info::BootInfo;
+use hypercall::{Batch, BatchStorage, Frame, FrameSource, Frames, GuestVa, Pfn, PteFlags};
 use p2m::{Guest, P2m};
 use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
 use xen_model::{BootMapping, DomainConfig, Model, Role};

@@ -3,7 +3,8 @@
 
 use core::fmt;
 
-use hypercall::{Assist, Call, Cpu, Error, Fault, GuestVa, Hypercalls, MemoryOp};
+use hypercall::memory::MemoryOp;
+use hypercall::{Assist, Call, Cpu, Error, Fault, GuestVa, Hypercalls};
 
 /// Wraps a machine and does something before and after each request, also of those that go to Xen
 /// in one multicall.

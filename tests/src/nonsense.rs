@@ -4,9 +4,10 @@
 use core::cell::Cell;
 use core::ops::Range;
 
+use hypercall::memory::{Extent, MemoryOp};
 use hypercall::{
-    AccessError, Assist, Call, Errno, Error, Extent, FrameAccess, GuestVa, Hypercall, Hypercalls,
-    MemoryOp, Mfn, Outcome, Pfn, Pte, PteFlags,
+    AccessError, Assist, Call, Errno, Error, FrameAccess, GuestVa, Hypercall, Hypercalls, Mfn,
+    Outcome, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 

@@ -24,7 +24,8 @@ use std::env;
 use std::hash::{BuildHasher as _, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use hypercall::{Accessed, Asked, Errno, FailEach, Hypercall, Refusal, Refusals};
+use hypercall::middleware::{Accessed, Asked, FailEach, Refusal, Refusals};
+use hypercall::{Errno, Hypercall};
 
 /// Requests that a scenario can have.
 const REQUESTS_MAX: usize = 4096;
@@ -414,9 +415,9 @@ impl Random {
 mod tests {
     use std::cell::RefCell;
 
+    use hypercall::grants::{GrantAccess, GrantMap, GrantRef, Grants as _};
     use hypercall::{
-        Assist, Call, DomId, FrameAccess as _, GrantAccess, GrantMap, GrantRef, Grants as _,
-        GuestVa, Hypercalls as _, MmuExtOp, Pfn, Request,
+        Assist, Call, DomId, FrameAccess as _, GuestVa, Hypercalls as _, MmuExtOp, Pfn, Request,
     };
     use x86_64::structures::paging::PageTableIndex;
     use xen_model::Model;

@@ -8,9 +8,11 @@ use std::collections::BTreeSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hypercall::memory::MemoryOp;
+use hypercall::start_info::BootInfo;
 use hypercall::{
-    AccessError, Assist, Batch, BootInfo, Call, Error, Frame, FrameAccess, FrameSource, Frames,
-    GuestVa, Hypercalls, MemoryOp, Mfn, PAGE_SHIFT, Pfn, Pte, Refused, Uncertain,
+    AccessError, Assist, Batch, Call, Error, Frame, FrameAccess, FrameSource, Frames, GuestVa,
+    Hypercalls, Mfn, PAGE_SHIFT, Pfn, Pte, Refused, Uncertain,
 };
 use p2m::window::{WindowError, WindowPlace};
 use p2m::{BuilderList, Guest, P2m, Window};

@@ -6,7 +6,8 @@
 use std::sync::atomic::AtomicU64;
 
 use balloon::{Balloon, BalloonStep, Next, StepStorage, Wipe};
-use hypercall::{BootInfo, Frame, FrameSource, Frames, GuestVa, Machine, Pfn};
+use hypercall::start_info::BootInfo;
+use hypercall::{Frame, FrameSource, Frames, GuestVa, Machine, Pfn};
 use p2m::P2m;
 use p2m::audit::Audit;
 use xen_model::{BootMapping, DomainConfig, Model, Role};

@@ -10,10 +10,9 @@ use early_pgt::{
     Access, BootMemory, BootRegion, Build, FrameUse, MapExtent, MapPlace, OldList, Plan,
     RegionKind, RoundPlan, UseKind, replace_tables, set_access,
 };
-use hypercall::{
-    Batch, BatchRuns, BootInfo, Console, Counting, Counts, Cpu, GuestVa, Machine, MmuExtOp,
-    MmuUpdate, Pfn, Timed,
-};
+use hypercall::middleware::{Counting, Counts, Timed};
+use hypercall::start_info::{BootInfo, Console};
+use hypercall::{Batch, BatchRuns, Cpu, GuestVa, Machine, MmuExtOp, MmuUpdate, Pfn};
 use p2m::{Guest, P2m, Pfns};
 
 use crate::identity;

@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicU64;
 
 use clap::Parser;
 use early_pgt::MapExtent;
-use hypercall::{
-    ArchSharedInfo, Assist, BootInfo, Counting, Errno, Frames, GuestVa, Hypercalls as _,
-    PAGE_SHIFT, Pfn, StartInfo,
-};
+use hypercall::middleware::Counting;
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::start_info::{BootInfo, StartInfo};
+use hypercall::{Assist, Errno, Frames, GuestVa, Hypercalls as _, PAGE_SHIFT, Pfn};
 use p2m::{Guest, P2m, Pfns};
 use xen_model::{DomainConfig, Flavour, Model, PageType, Release, Role};
 

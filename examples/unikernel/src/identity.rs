@@ -6,10 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use early_pgt::{BootRegion, RegionKind};
-use hypercall::{
-    Batch, DomId, Extent, GuestVa, Level, Machine, MemoryOp, MmuExtOp, MmuUpdate, Pfn, Pte,
-    Reservation,
-};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::{Batch, DomId, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pfn, Pte};
 use p2m::{Guest, P2m, Pfns, walk};
 
 /// The PC's 640 KiB to 1 MiB: video memory and firmware.

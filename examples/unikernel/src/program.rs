@@ -9,9 +9,10 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{
-    ArchSharedInfo, BootInfo, Counting, Cpu, FrameAccess as _, Frames, GuestVa, Machine, Pfn,
-};
+use hypercall::middleware::Counting;
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::start_info::BootInfo;
+use hypercall::{Cpu, FrameAccess as _, Frames, GuestVa, Machine, Pfn};
 use p2m::{Guest, P2m};
 
 use crate::direct_map::Made;

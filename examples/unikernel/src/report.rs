@@ -3,7 +3,8 @@
 use alloc::string::String;
 use core::fmt;
 
-use hypercall::{Counts, Cpu, Machine};
+use hypercall::middleware::Counts;
+use hypercall::{Cpu, Machine};
 
 use crate::program::Kernel;
 

@@ -49,7 +49,8 @@ impl<M> Counting<M> {
     /// Wraps `machine`, and starts from zero.
     ///
     /// ```
-    /// use hypercall::{Assist, Counting, Hypercalls};
+    /// use hypercall::middleware::Counting;
+    /// use hypercall::{Assist, Hypercalls};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let machine = Counting::new(&model);

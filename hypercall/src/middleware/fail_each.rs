@@ -63,7 +63,8 @@ impl<'r> Refusals<'r> {
     ///
     /// ```
     /// use core::cell::Cell;
-    /// use hypercall::{AccessError, FailEach, FrameAccess, Refusals};
+    /// use hypercall::middleware::{FailEach, Refusals};
+    /// use hypercall::{AccessError, FrameAccess};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let made = [const { Cell::new(None) }; 4];
@@ -161,7 +162,8 @@ impl<'r, M> FailEach<'r, M> {
     ///
     /// ```
     /// use core::cell::Cell;
-    /// use hypercall::{Assist, Errno, FailEach, Hypercalls, Refusal, Refusals};
+    /// use hypercall::middleware::{FailEach, Refusal, Refusals};
+    /// use hypercall::{Assist, Errno, Hypercalls};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let refusal = |request, errno| Refusal { request, errno, done: 0 };

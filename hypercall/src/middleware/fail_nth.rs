@@ -28,7 +28,8 @@ impl<M> FailNth<M> {
     /// Wraps `machine`, and refuses what `refusal` says.
     ///
     /// ```
-    /// use hypercall::{BatchStorage, Errno, FailNth, MmuExtOp, Refusal};
+    /// use hypercall::middleware::{FailNth, Refusal};
+    /// use hypercall::{BatchStorage, Errno, MmuExtOp};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let machine = FailNth::new(&model, Refusal { request: 0, done: 0, errno: Errno::ENOMEM });

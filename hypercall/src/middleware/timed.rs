@@ -25,7 +25,8 @@ impl<'a, M: Cpu> Timed<'a, M> {
     /// Wraps `machine`, and starts from zero.
     ///
     /// ```
-    /// use hypercall::{Assist, Hypercalls, Timed};
+    /// use hypercall::middleware::Timed;
+    /// use hypercall::{Assist, Hypercalls};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let machine = Timed::new(&model);

@@ -11,11 +11,12 @@ use core::fmt::{self, Write};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::call::{Call, Outcome, Request};
+use crate::commands::{ext, mmu};
 use crate::error::Error;
 use crate::frame::{Mfn, Pfn};
 use crate::machine::{AccessError, Assist, FrameAccess, Hypercalls};
 use crate::memory::{Extent, MemoryOp, Reservation};
-use crate::op::{MmuExtOp, MmuUpdate, ext_command, mmu_command};
+use crate::op::{MmuExtOp, MmuUpdate};
 use crate::pte::{Pte, PteFlags};
 use crate::va::GuestVa;
 
@@ -81,7 +82,8 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
     /// Starts a trace with its header.
     ///
     /// ```
-    /// use hypercall::{BatchStorage, MmuExtOp, Traced};
+    /// use hypercall::middleware::Traced;
+    /// use hypercall::{BatchStorage, MmuExtOp};
     ///
     /// let model = xen_model::Model::builder().build()?;
     /// let machine = Traced::new(&model, String::new());
@@ -90,7 +92,7 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
     /// batch.op(MmuExtOp::tlb_flush_all())?;
     /// unsafe { batch.submit(&machine) }?;
     /// let trace = machine.finish().ok_or("the sink took all of it")?;
-    /// assert!(trace.starts_with(hypercall::TRACE_HEADER));
+    /// assert!(trace.starts_with(hypercall::middleware::TRACE_HEADER));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(machine: M, sink: W) -> Self {
@@ -148,7 +150,7 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
 
     fn update(&self, out: &mut dyn Write, update: MmuUpdate) -> fmt::Result {
         write!(out, " {}.{:x}", self.name(update.frame()), update.target() & 0xfff)?;
-        if update.target() & mmu_command::MASK == mmu_command::MACHPHYS {
+        if update.target() & mmu::MASK == mmu::MACHPHYS {
             write!(out, " ={:x}", update.value())
         } else {
             self.entry(out, Pte::from_raw(update.value()))
@@ -159,15 +161,14 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
         write!(out, " {:x}", op.command())?;
         let frame = matches!(
             op.command(),
-            ext_command::PIN_L1_TABLE
-                ..=ext_command::NEW_BASEPTR | ext_command::CLEAR_PAGE | ext_command::COPY_PAGE
-        ) || op.command() == ext_command::NEW_USER_BASEPTR && op.argument1() != 0;
+            ext::PIN_L1_TABLE..=ext::NEW_BASEPTR | ext::CLEAR_PAGE | ext::COPY_PAGE
+        ) || op.command() == ext::NEW_USER_BASEPTR && op.argument1() != 0;
         if frame {
             write!(out, " {}", self.name(Mfn::new(op.argument1())))?;
         } else {
             write!(out, " ={:x}", op.argument1())?;
         }
-        if op.command() == ext_command::COPY_PAGE {
+        if op.command() == ext::COPY_PAGE {
             write!(out, " {}", self.name(Mfn::new(op.argument2())))
         } else {
             write!(out, " ={:x}", op.argument2())

@@ -4,9 +4,11 @@
 
 use std::cell::RefCell;
 
+use hypercall::grants::{GrantMap, GrantUnmap, Grants};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
 use hypercall::{
-    AccessError, Assist, Call, DomId, Error, Extent, FrameAccess, GrantMap, GrantUnmap, Grants,
-    GuestVa, Hypercalls, MemoryOp, Mfn, Outcome, Pfn, Pte, Reservation, VaFlush, VaMapping,
+    AccessError, Assist, Call, DomId, Error, FrameAccess, GuestVa, Hypercalls, Mfn, Outcome, Pfn,
+    Pte, VaFlush, VaMapping,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "publishes a list that no toolstack reads")]
 
 use expect_test::expect;
-use hypercall::ArchSharedInfo;
+use hypercall::shared_info::ArchSharedInfo;
 
 use super::*;
 use crate::map::tests::{M2p, guest, list, map};

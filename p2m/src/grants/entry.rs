@@ -9,7 +9,8 @@
 
 use core::fmt;
 
-use hypercall::{DomId, GrantRef, Mfn};
+use hypercall::grants::GrantRef;
+use hypercall::{DomId, Mfn};
 
 /// `GTF_permit_access`.
 pub(super) const PERMIT_ACCESS: u64 = 1;

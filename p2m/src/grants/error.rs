@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use hypercall::{Error, GrantRef, GrantStatus, GuestVa, Mfn, Pfn};
+use hypercall::grants::{GrantRef, GrantStatus};
+use hypercall::{Error, GuestVa, Mfn, Pfn};
 
 use super::entry::Outstanding;
 use crate::error::P2mError;

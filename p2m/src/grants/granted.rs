@@ -4,7 +4,8 @@
 //! domain may write cannot become anyone's memory in between.
 #![expect(unsafe_code, reason = "a table that Xen reads, and that nobody else may write (I-17)")]
 
-use hypercall::{DomId, Frame, GrantAccess, GrantRef, Pfn, Refused};
+use hypercall::grants::{GrantAccess, GrantRef};
+use hypercall::{DomId, Frame, Pfn, Refused};
 
 use super::entry::{IN_USE, Outstanding, PERMIT_ACCESS, READONLY};
 use super::error::GrantError;
@@ -79,7 +80,8 @@ impl<'a> Granted<'a> {
     /// ```
     /// # use core::sync::atomic::AtomicU64;
     /// # use hypercall::{Frame, Pfn};
-    /// use hypercall::{DomId, GrantAccess, GrantRef};
+    /// use hypercall::grants::{GrantAccess, GrantRef};
+    /// use hypercall::DomId;
     /// # use p2m::P2m;
     /// use p2m::grants::Granted;
     ///
@@ -100,7 +102,8 @@ impl<'a> Granted<'a> {
     ///
     /// The number of a frame is not enough, for someone may own it:
     /// ```compile_fail,E0308
-    /// # use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    /// # use hypercall::grants::{GrantAccess, GrantRef};
+    /// # use hypercall::{DomId, Mfn};
     /// # use p2m::P2m;
     /// # use p2m::grants::Granted;
     /// fn share(granted: Granted<'_>, p2m: &P2m<'_>, mfn: Mfn) {

@@ -9,10 +9,10 @@
 
 use core::fmt;
 
-use hypercall::{
-    DomId, GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants, GuestVa,
-    Mfn, PAGE_SHIFT, Pfn,
+use hypercall::grants::{
+    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants,
 };
+use hypercall::{DomId, GuestVa, Mfn, PAGE_SHIFT, Pfn};
 
 use super::error::GrantError;
 use crate::entry::P2mEntry;
@@ -112,8 +112,8 @@ impl<'s> GrantMaps<'s> {
     /// (I-2); for as long as the list has the mappings.
     ///
     /// ```
-    /// # use hypercall::{DomId, FrameAccess, GrantAccess, GrantRef, Pfn};
-    /// # use hypercall::FrameSource;
+    /// # use hypercall::grants::{GrantAccess, GrantRef};
+    /// # use hypercall::{DomId, FrameAccess, FrameSource, Pfn};
     /// # use pv_tests::guest::TestGuest;
     /// # use xen_model::GrantEntry;
     /// use p2m::grants::{GrantError, GrantMaps, MapRequest};

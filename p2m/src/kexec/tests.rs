@@ -4,7 +4,8 @@
 use core::sync::atomic::AtomicU64;
 
 use expect_test::expect;
-use hypercall::{DomId, Frame, GrantAccess, GrantRef, Mfn, Pfn};
+use hypercall::grants::{GrantAccess, GrantRef};
+use hypercall::{DomId, Frame, Mfn, Pfn};
 
 use super::*;
 use crate::map::tests::{list, map};

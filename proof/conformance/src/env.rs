@@ -20,7 +20,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BootInfo, GuestVa, Mfn, PAGE_SIZE, Pfn, RawWrite};
+use hypercall::raw::RawWrite;
+use hypercall::start_info::BootInfo;
+use hypercall::{GuestVa, Mfn, PAGE_SIZE, Pfn};
 use prove::ArenaFrame;
 
 use crate::Target;

@@ -34,7 +34,8 @@ pub use check::Check;
 pub use env::{Env, Facts};
 pub use suite::{Applies, Assertion, Outcome, assertions, run};
 
-use hypercall::{Cpu, FrameAccess, RawCpu, RawHypercalls};
+use hypercall::raw::{RawCpu, RawHypercalls};
+use hypercall::{Cpu, FrameAccess};
 
 /// What the assertions need of a machine.
 pub trait Target: RawHypercalls + RawCpu + FrameAccess + Cpu {}

@@ -4,9 +4,8 @@ mod support;
 
 use std::cell::Cell;
 
-use hypercall::{
-    AccessError, Cpu, Fault, FrameAccess, GuestVa, Mfn, Pfn, Pte, RawCpu, RawHypercalls, RawWrite,
-};
+use hypercall::raw::{RawCpu, RawHypercalls, RawWrite};
+use hypercall::{AccessError, Cpu, Fault, FrameAccess, GuestVa, Mfn, Pfn, Pte};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Model, Release, Role};
 

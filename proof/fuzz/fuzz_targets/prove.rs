@@ -1,7 +1,8 @@
 //! Steps of crate `prove`, chosen by the fuzzer: the model never panics and its counts add up.
 #![no_main]
 
-use hypercall::{Assist, BootInfo, GuestVa, Hypercalls as _, Pfn};
+use hypercall::{Assist, GuestVa, Hypercalls as _, Pfn};
+use hypercall::start_info::BootInfo;
 use libfuzzer_sys::fuzz_target;
 use prove::{Arena, ArenaFrame, Executor, Landmarks, Step};
 use xen_model::{BootMapping, Model};

@@ -192,7 +192,7 @@ impl Executor {
 
     /// Keeps track of what must not be lost.
     fn follow(&mut self, op: Op, answer: Answer) {
-        use hypercall::ext_command as ext;
+        use hypercall::commands::ext;
         if let (Op::Ext { command, first, .. }, Answer::Done(_)) = (op, answer) {
             let at = |number: u8, len: usize| usize::from(number) % len;
             let len = self.arena.len();

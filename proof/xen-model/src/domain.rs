@@ -1,6 +1,8 @@
 //! Domains and their virtual CPUs.
 
-use hypercall::{MemoryRegion, Mfn, StartInfo};
+use hypercall::Mfn;
+use hypercall::memory::MemoryRegion;
+use hypercall::start_info::StartInfo;
 
 use crate::release::Role;
 use crate::tlb::Tlb;

@@ -8,7 +8,8 @@
 use core::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use hypercall::{Asked, Errno, FailNth, Hypercall, Refusal};
+use hypercall::middleware::{Asked, FailNth, Refusal};
+use hypercall::{Errno, Hypercall};
 
 use crate::model::Model;
 

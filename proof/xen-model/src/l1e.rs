@@ -3,7 +3,7 @@
 //! Sections 3.1 to 3.3, 3.6 and 3.7 of the specification. The same rules serve promotion,
 //! `mmu_update`, `update_va_mapping`, grants and emulated writes.
 
-use hypercall::{ADDRESS_MASK, Errno, Level, Mfn, PAGE_SHIFT, Pte, PteFlags};
+use hypercall::{Errno, Level, Mfn, PAGE_SHIFT, Pte, PteFlags};
 
 use crate::cpu_features::SelfSnoop;
 use crate::log::File;
@@ -188,7 +188,7 @@ impl State {
         };
         let who = if owners.frame == DOM_IO { self.caller() } else { owners.frame };
         if !permitted(self, who) {
-            if frame == ADDRESS_MASK >> PAGE_SHIFT {
+            if frame == Pte::ADDRESS_MASK >> PAGE_SHIFT {
                 return Err(Errno::EINVAL);
             }
             self.say(format_args!("d{who} non-privileged attempt to map MMIO space {frame:05x}"));

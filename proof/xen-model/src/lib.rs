@@ -90,7 +90,7 @@ pub use access::PageFault;
 pub use audit::AuditError;
 pub use build::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 pub use cpu_features::SelfSnoop;
-pub use hypercall::Asked;
+pub use hypercall::middleware::Asked;
 pub use inject::{Failing, Failure, Sweep, SweepError, for_each_failure};
 pub use log::{Verbosity, text_of};
 pub use model::{FrameInfo, GrantEntry, Model, Vcpu};

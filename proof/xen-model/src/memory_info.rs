@@ -2,7 +2,8 @@
 //!
 //! Section 4.5 of the specification, its table.
 
-use hypercall::{Errno, MachphysMapping, MemoryRegion, Mfn, PAGE_SHIFT};
+use hypercall::memory::{MachphysMapping, MemoryRegion};
+use hypercall::{Errno, Mfn, PAGE_SHIFT};
 
 use crate::release::Role;
 use crate::state::{Answer, State};

@@ -2,7 +2,8 @@
 //!
 //! Section 4.1 of the specification.
 
-use hypercall::{Errno, Level, Mfn, MmuUpdate, mmu_command};
+use hypercall::commands::mmu;
+use hypercall::{Errno, Level, Mfn, MmuUpdate};
 
 use crate::l1e::{Owners, Place};
 use crate::page::{DOM_IO, DOM_XEN};
@@ -102,11 +103,9 @@ impl State {
 
     /// One request. Answers whether it changed a link.
     fn update_one(&mut self, request: MmuUpdate, parties: Parties) -> Answer<bool> {
-        match request.target() & mmu_command::MASK {
-            mmu_command::MACHPHYS => self.update_m2p(request, parties).map(|()| false),
-            command @ (mmu_command::NORMAL
-            | mmu_command::PRESERVE_AD
-            | mmu_command::NO_TRANSLATE) => {
+        match request.target() & mmu::MASK {
+            mmu::MACHPHYS => self.update_m2p(request, parties).map(|()| false),
+            command @ (mmu::NORMAL | mmu::PRESERVE_AD | mmu::NO_TRANSLATE) => {
                 if parties.frames != DOM_IO && !self.may_act_for(parties.frames)
                     || !self.may_act_for(parties.tables)
                 {
@@ -117,7 +116,7 @@ impl State {
                     self.say(format_args!("Could not get page for normal update"));
                     return Err(Errno::EINVAL);
                 }
-                let keeps_accessed = command == mmu_command::PRESERVE_AD;
+                let keeps_accessed = command == mmu::PRESERVE_AD;
                 let index = (request.target() >> 3 & 0x1ff) as usize;
                 let place = Place { table: mfn, index, keeps_accessed };
                 let answer = self.update_entry(place, request.value(), parties);

@@ -2,7 +2,8 @@
 //!
 //! Section 4.2 of the specification.
 
-use hypercall::{Errno, Level, Mfn, MmuExtOp, ext_command};
+use hypercall::commands::ext;
+use hypercall::{Errno, Level, Mfn, MmuExtOp};
 
 use crate::domain::{ASSIST_M2P_STRICT, Domain, Holds, Parked};
 use crate::mmu_update::BatchAnswer;
@@ -51,16 +52,16 @@ impl State {
         let mfn = Mfn::new(op.argument1());
         let command = op.command();
         match command {
-            ext_command::PIN_L1_TABLE..=ext_command::PIN_L4_TABLE => {
+            ext::PIN_L1_TABLE..=ext::PIN_L4_TABLE => {
                 let level = [Level::L1, Level::L2, Level::L3, Level::L4][command as usize];
                 return self.pin(level, mfn, owner);
             }
-            ext_command::UNPIN_TABLE => return self.unpin(mfn, owner),
-            ext_command::CLEAR_PAGE => return self.clear_page(mfn, owner),
-            ext_command::COPY_PAGE => {
+            ext::UNPIN_TABLE => return self.unpin(mfn, owner),
+            ext::CLEAR_PAGE => return self.clear_page(mfn, owner),
+            ext::COPY_PAGE => {
                 return self.copy_page(mfn, Mfn::new(op.argument2()), owner);
             }
-            ext_command::MARK_SUPER | ext_command::UNMARK_SUPER => {
+            ext::MARK_SUPER | ext::UNMARK_SUPER => {
                 return Err(Errno::EOPNOTSUPP);
             }
             14 | 21.. => return Err(Errno::ENOSYS),
@@ -70,10 +71,10 @@ impl State {
             return Err(Errno::EPERM);
         }
         match command {
-            ext_command::NEW_BASEPTR => self.new_kernel_root(mfn),
-            ext_command::NEW_USER_BASEPTR => self.new_user_root(mfn),
-            ext_command::FLUSH_CACHE | ext_command::FLUSH_CACHE_GLOBAL => self.flush_cache(command),
-            ext_command::SET_LDT => self.set_ldt(op.argument1(), op.argument2()),
+            ext::NEW_BASEPTR => self.new_kernel_root(mfn),
+            ext::NEW_USER_BASEPTR => self.new_user_root(mfn),
+            ext::FLUSH_CACHE | ext::FLUSH_CACHE_GLOBAL => self.flush_cache(command),
+            ext::SET_LDT => self.set_ldt(op.argument1(), op.argument2()),
             _ => self.flush_tlb(op, mask),
         }
     }
@@ -209,7 +210,7 @@ impl State {
     fn flush_cache(&self, command: u32) -> Answer {
         if self.domain().is_privileged() {
             Ok(())
-        } else if command == ext_command::FLUSH_CACHE || self.release == Release::V4_20 {
+        } else if command == ext::FLUSH_CACHE || self.release == Release::V4_20 {
             Err(Errno::EACCES)
         } else {
             Err(Errno::EINVAL)
@@ -221,22 +222,20 @@ impl State {
         let vcpus = self.domain().vcpus.len();
         let everyone = u64::MAX;
         let which = match op.command() {
-            ext_command::TLB_FLUSH_LOCAL | ext_command::INVLPG_LOCAL => {
+            ext::TLB_FLUSH_LOCAL | ext::INVLPG_LOCAL => {
                 1u64.checked_shl(u32::try_from(self.current.vcpu).unwrap_or(0)).unwrap_or(1)
             }
             // A typed operation carries its vCPUs with it.
-            ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI if !op.vcpus().is_empty() => {
+            ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI if !op.vcpus().is_empty() => {
                 u64::from(op.vcpus().0)
             }
-            ext_command::TLB_FLUSH_MULTI | ext_command::INVLPG_MULTI => {
+            ext::TLB_FLUSH_MULTI | ext::INVLPG_MULTI => {
                 mask(self, op.argument2()).map_err(|_| Errno::EINVAL)?
             }
             _ => everyone,
         };
-        let one_page = matches!(
-            op.command(),
-            ext_command::INVLPG_LOCAL | ext_command::INVLPG_MULTI | ext_command::INVLPG_ALL
-        );
+        let one_page =
+            matches!(op.command(), ext::INVLPG_LOCAL | ext::INVLPG_MULTI | ext::INVLPG_ALL);
         let page = one_page.then(|| op.argument1());
         if page.is_some_and(|va| !xen_slots::is_canonical(va) || !xen_slots::address_ok(va)) {
             return Ok(());

@@ -3,7 +3,9 @@
 use core::cell::{Ref, RefCell, RefMut};
 use core::sync::atomic::AtomicU64;
 
-use hypercall::{Asked, Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot, StartInfo};
+use hypercall::middleware::Asked;
+use hypercall::start_info::StartInfo;
+use hypercall::{Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot};
 
 use crate::access::PageFault;
 use crate::audit::AuditError;

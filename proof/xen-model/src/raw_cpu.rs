@@ -1,7 +1,7 @@
 //! Hypercalls by number, and the CPU's less usual writes, for those who must be able to be wrong.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
-use hypercall::{RawCpu, RawHypercalls, RawWrite};
+use hypercall::raw::{RawCpu, RawHypercalls, RawWrite};
 
 use crate::emulate::low_word;
 use crate::model::{Model, Vcpu};

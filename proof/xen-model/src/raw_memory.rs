@@ -1,6 +1,7 @@
 //! `memory_op` with its structures in guest memory (`do_memory_op`, `arch_memory_op`).
 
-use hypercall::{Errno, MemoryRegion};
+use hypercall::Errno;
+use hypercall::memory::MemoryRegion;
 
 use crate::exchange::Swap;
 use crate::memory_info::About;

@@ -1,4 +1,4 @@
-//! Repeating a trace of `hypercall::Traced` on the model, and comparing every answer.
+//! Repeating a trace of `hypercall::middleware::Traced` on the model, and comparing every answer.
 //!
 //! A trace made on real Xen says what Xen answered; if the model answers something else, one of the
 //! two was misunderstood. The machine must have been built like the traced one: same role, pages
@@ -7,10 +7,9 @@
 use core::fmt;
 use std::collections::HashMap;
 
-use hypercall::{
-    DomId, Errno, Error, Exchange, Extent, MemoryOp, Mfn, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn,
-    PteFlags, Reservation, TRACE_HEADER, trace_start, trace_sum,
-};
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
+use hypercall::middleware::{TRACE_HEADER, trace_start, trace_sum};
+use hypercall::{DomId, Errno, Error, Mfn, MmuExtOp, MmuUpdate, PAGE_SHIFT, Pfn, PteFlags};
 
 use crate::mmu_update::BatchAnswer;
 use crate::model::Vcpu;

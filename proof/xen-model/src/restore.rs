@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use hypercall::{ADDRESS_MASK, Level, Mfn, PAGE_SHIFT, Pfn};
+use hypercall::{Level, Mfn, PAGE_SHIFT, Pfn, Pte};
 
 use crate::page::WORDS;
 
@@ -71,8 +71,8 @@ impl Image {
             for (index, word) in words.iter_mut().enumerate() {
                 let xens = page.level == Some(Level::L4) && xen_slots::is_xens(index);
                 if page.level.is_some() && *word & PRESENT != 0 && !xens {
-                    let target = mfn(state, (*word & ADDRESS_MASK) >> PAGE_SHIFT);
-                    *word = *word & !ADDRESS_MASK | target.raw() << PAGE_SHIFT;
+                    let target = mfn(state, (*word & Pte::ADDRESS_MASK) >> PAGE_SHIFT);
+                    *word = *word & !Pte::ADDRESS_MASK | target.raw() << PAGE_SHIFT;
                 }
             }
             *state.frames.words(frame) = *words;

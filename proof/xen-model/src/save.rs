@@ -7,7 +7,7 @@
 
 use core::fmt;
 
-use hypercall::{ADDRESS_MASK, Level, Mfn, PAGE_SHIFT, Pfn};
+use hypercall::{Level, Mfn, PAGE_SHIFT, Pfn, Pte};
 
 use crate::page::WORDS;
 
@@ -286,7 +286,7 @@ impl State {
                 return Err(Bad::Superpage);
             }
             let pfn = self.pfn_in(p2m, frame_of(*word)).ok_or(Bad::Foreign(index, *word))?;
-            *word = *word & !ADDRESS_MASK | pfn << PAGE_SHIFT;
+            *word = *word & !Pte::ADDRESS_MASK | pfn << PAGE_SHIFT;
         }
         Ok(())
     }

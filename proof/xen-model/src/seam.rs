@@ -5,10 +5,11 @@
 //! through the kernel's direct mapping, whatever it maps at that moment.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::middleware::Asked;
 use hypercall::{
-    AccessError, Asked, Assist, CALLS_MAX, Call, Errno, Error, Extent, FrameAccess, GuestVa,
-    Hypercall, Hypercalls, MemoryOp, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
-    Reservation,
+    AccessError, Assist, CALLS_MAX, Call, Errno, Error, FrameAccess, GuestVa, Hypercall,
+    Hypercalls, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
 };
 use x86_64::structures::paging::PageTableIndex;
 

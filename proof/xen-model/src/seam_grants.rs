@@ -1,7 +1,8 @@
 //! The seam's grants: requests as slices, answered by the functions that serve `grant_table_op`.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
-use hypercall::{Errno, Error, GrantMap, GrantUnmap, Grants, Hypercall, Mfn, PAGE_SHIFT};
+use hypercall::grants::{GrantMap, GrantUnmap, Grants};
+use hypercall::{Errno, Error, Hypercall, Mfn, PAGE_SHIFT};
 
 use crate::grant::MapGrant;
 use crate::model::{Model, Vcpu};

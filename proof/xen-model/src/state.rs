@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use hypercall::{Asked, Errno, Mfn};
+use hypercall::middleware::Asked;
+use hypercall::{Errno, Mfn};
 
 use crate::build::config::Builder;
 use crate::cpu_features::{NoExecute, SelfSnoop};

@@ -1,6 +1,7 @@
 //! What the builders leave behind is consistent, for every kind of domain.
 
-use hypercall::{BootInfo, Level, Mfn, Pfn};
+use hypercall::start_info::BootInfo;
+use hypercall::{Level, Mfn, Pfn};
 use xen_model::{BootMapping, BuildError, DomainConfig, Flavour, Model, Release, Role};
 
 /// Every page of the boot mapping leads to its frame, through tables that are found at `pt_base`.

@@ -1,9 +1,8 @@
 //! The sweep of failures finds what it is there to find.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
-use hypercall::{
-    BatchStorage, DomId, Extent, Hypercalls, Level, MemoryOp, MmuExtOp, MmuUpdate, Pfn, Reservation,
-};
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::{BatchStorage, DomId, Hypercalls, Level, MmuExtOp, MmuUpdate, Pfn};
 use xen_model::{BootMapping, Failing, Model, for_each_failure};
 
 fn build() -> Model {

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use arbtest::arbtest;
-use hypercall::{Assist, BootInfo, GuestVa, Hypercalls as _, Pfn};
+use hypercall::start_info::BootInfo;
+use hypercall::{Assist, GuestVa, Hypercalls as _, Pfn};
 use prove::{Arena, ArenaFrame, Digest, Executor, Generator, Landmarks, Step};
 use xen_model::{BootMapping, Builder, Flavour, Model, Release, Role};
 

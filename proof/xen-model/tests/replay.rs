@@ -1,9 +1,10 @@
 //! Traces: what one machine answered, another must answer too.
 #![expect(unsafe_code, reason = "the guest exists only in the model")]
 
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
+use hypercall::middleware::Traced;
 use hypercall::{
-    BatchStorage, DomId, Exchange, Extent, FrameAccess, Hypercalls, Level, MemoryOp, MmuExtOp,
-    MmuUpdate, Pfn, Pte, Reservation, Traced,
+    BatchStorage, DomId, FrameAccess, Hypercalls, Level, MmuExtOp, MmuUpdate, Pfn, Pte,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{BootMapping, Model, ReplayFault, replay};

@@ -1,10 +1,11 @@
 //! What others do to a guest's memory while it runs.
 #![expect(unsafe_code, reason = "hypercalls of a guest that exists only in the model")]
 
-use hypercall::{
-    DomId, Extent, GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants,
-    GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Reservation,
+use hypercall::grants::{
+    GrantAccess, GrantHandle, GrantMap, GrantRef, GrantStatus, GrantUnmap, Grants,
 };
+use hypercall::memory::{Extent, MemoryOp, Reservation};
+use hypercall::{DomId, GuestVa, Hypercalls, Mfn, Pfn};
 use xen_model::{BootMapping, DomainConfig, GrantEntry, Model, Role};
 
 /// Asks for a frame for each of `count` pfns; how many came.

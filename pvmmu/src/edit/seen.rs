@@ -11,9 +11,9 @@
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
 )]
 
+use hypercall::commands::mmu;
 use hypercall::{
     BatchError, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
-    mmu_command,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -42,7 +42,7 @@ impl Change for ClearKeeping {
     }
 
     fn command(_: Pte) -> u64 {
-        mmu_command::PRESERVE_AD
+        mmu::PRESERVE_AD
     }
 }
 
@@ -230,7 +230,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         // One that is clean and untouched stays: it may be written just now.
         let changed = self.change_moving(shift, entries, |pte, _| {
             let changes = pte.flags().intersects(SEEN) || unprotected(pte).is_some();
-            changes.then(|| (mmu_command::NORMAL, cleared(pte)))
+            changes.then(|| (mmu::NORMAL, cleared(pte)))
         });
         changed.map_err(|error| match error {
             MapError::NotUndone { .. } => error,
@@ -244,7 +244,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     pub(super) fn write_protect(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
         let mark = |pte: Pte| pte.with_flags(pte.flags() | COPY_ON_WRITE).read_only();
         self.change_moving(shift, entries, |pte, _| {
-            may_become_dirty(pte).then(|| (mmu_command::PRESERVE_AD, mark(pte)))
+            may_become_dirty(pte).then(|| (mmu::PRESERVE_AD, mark(pte)))
         })
     }
 
@@ -277,7 +277,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             let left = there[at];
             let seen = if left.is_present() { PteFlags::empty() } else { left.flags() & SEEN };
             let writable = pte.with_flags(pte.flags() | seen);
-            may_become_dirty(pte).then_some((mmu_command::PRESERVE_AD, writable))
+            may_become_dirty(pte).then_some((mmu::PRESERVE_AD, writable))
         })
     }
 

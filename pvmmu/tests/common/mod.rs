@@ -10,9 +10,10 @@ pub mod tables;
 
 use std::sync::atomic::AtomicU64;
 
+use hypercall::start_info::BootInfo;
 use hypercall::{
-    Batch, BootInfo, Call, Frame, FrameSource, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags,
-    Request, VaFlush, VaMapping,
+    Batch, Call, Frame, FrameSource, GuestVa, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
+    VaFlush, VaMapping,
 };
 use p2m::{Guest, P2m};
 use pvmmu::{Loose, Pages, Pgd, Presence, TablePool, Tools};
@@ -36,7 +37,7 @@ macro_rules! scene {
     };
     ($test:ident, $machine:ident, $guest:ident, $pool:ident) => {
         let $test = $crate::common::TestGuest::new();
-        let ($machine, p2m) = (hypercall::Counting::new(&$test.model), $test.p2m());
+        let ($machine, p2m) = (hypercall::middleware::Counting::new(&$test.model), $test.p2m());
         let $guest = $crate::common::guest(&$test, &$machine, &p2m);
         let mut $pool = $test.pool();
     };

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::tables::check_counts;
 use crate::common::{Pool, TestGuest, guest, tools};
+use hypercall::middleware::FailEach;
 use hypercall::{
-    BatchStorage, FailEach, Frame, FrameAccess as _, FrameSource, GuestVa, Level, Mfn, MmuExtOp,
-    Pfn, Pte, PteFlags, Uncertain,
+    BatchStorage, Frame, FrameAccess as _, FrameSource, GuestVa, Level, Mfn, MmuExtOp, Pfn, Pte,
+    PteFlags, Uncertain,
 };
 use p2m::Guest;
 use pv_tests::account::Account;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use arbtest::arbitrary::{Result, Unstructured};
-use hypercall::{Errno, Mfn, Refusal};
+use hypercall::middleware::Refusal;
+use hypercall::{Errno, Mfn};
 use pvmmu::{DestroyError, Loose, MapError, Pgd, Pinned, Presence};
 
 use crate::changes::change;

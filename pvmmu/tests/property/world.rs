@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hypercall::{
-    Batch, DomId, Entry, Errno, FailNth, Frame, FrameAccess as _, FrameSource, GuestVa, Level,
-};
-use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags, Refusal};
+use hypercall::middleware::FailNth;
+use hypercall::middleware::Refusal;
+use hypercall::{Batch, DomId, Entry, Errno, Frame, FrameAccess as _, FrameSource, GuestVa, Level};
+use hypercall::{ENTRIES, Mfn, Pfn, Pte, PteFlags};
 use p2m::{Guest, P2m};
 use pvmmu::{
     ForeignFrames, Loose, Pgd, Pinned, Presence, Running, Shares, TablePool, Tools, Vcpus,

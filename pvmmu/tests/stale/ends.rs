@@ -1,6 +1,7 @@
 //! Spaces that end, tables that come and go.
 
-use hypercall::{Level, Refusals};
+use hypercall::Level;
+use hypercall::middleware::Refusals;
 use pvmmu::Pages;
 
 use crate::stage::{ELSEWHERE, From, MAPPED, Setup, in_every_way, play};

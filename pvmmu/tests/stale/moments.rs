@@ -1,7 +1,8 @@
 //! What a section reads is what it has written, to the last page of what is pending: nothing that
 //! is read is behind a change of its own.
 
-use hypercall::{PteFlags, Refusals};
+use hypercall::PteFlags;
+use hypercall::middleware::Refusals;
 use pvmmu::{Pages, Presence};
 
 use crate::stage::{MAPPED, READ_ONLY, Setup, never_stale, play};

@@ -56,22 +56,26 @@ fn a_page_that_becomes_a_copy() {
 fn the_last_one_to_have_a_page_writes_to_it_on_every_vcpu() {
     for (presence, from) in [(Presence::Steady, From::Frames), (Presence::MayVanish, From::Pool)] {
         let setup = Setup { presence, from, ..Setup::PLAIN };
-        crate::stage::play(setup, &hypercall::Refusals::new(&[], &[]), &|pgd, with, second| {
-            let mut child = pgd.fork(with).map_err(told)?;
-            second.use_pages();
-            let va = MAPPED.start;
-            make_own(&mut child, with, va)?;
-            assert!(!second.writes(va), "the parent's is read-only until it asks");
-            second.use_pages();
-            assert!(second.holds(va));
-            make_own(pgd, with, va)?;
-            let page = pgd.translate(&with.guest, va).map_err(told)?;
-            assert!(page.is_some_and(|page| matches!(page.frame, Mapped::Own(_))));
-            assert!(!second.holds(va), "with what its TLB has it would fault for nothing");
-            assert!(second.writes(va));
-            assert_eq!(second.stale(), Vec::<String>::new());
-            end(child, with)
-        });
+        crate::stage::play(
+            setup,
+            &hypercall::middleware::Refusals::new(&[], &[]),
+            &|pgd, with, second| {
+                let mut child = pgd.fork(with).map_err(told)?;
+                second.use_pages();
+                let va = MAPPED.start;
+                make_own(&mut child, with, va)?;
+                assert!(!second.writes(va), "the parent's is read-only until it asks");
+                second.use_pages();
+                assert!(second.holds(va));
+                make_own(pgd, with, va)?;
+                let page = pgd.translate(&with.guest, va).map_err(told)?;
+                assert!(page.is_some_and(|page| matches!(page.frame, Mapped::Own(_))));
+                assert!(!second.holds(va), "with what its TLB has it would fault for nothing");
+                assert!(second.writes(va));
+                assert_eq!(second.stale(), Vec::<String>::new());
+                end(child, with)
+            },
+        );
     }
 }
 

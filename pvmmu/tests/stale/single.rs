@@ -3,7 +3,8 @@
 
 use core::cell::Cell;
 
-use hypercall::{Errno, PteFlags, Refusal, Refusals};
+use hypercall::middleware::{Refusal, Refusals};
+use hypercall::{Errno, PteFlags};
 use pvmmu::mapper::LiveMapper;
 use pvmmu::primitive::{Primitive, WriteMode};
 use pvmmu::{Pgd, Pinned, Tools};

@@ -1,11 +1,11 @@
 //! An address space that a second vCPU runs on, which uses its pages before, during and after an
 //! operation: what its TLB has must never be what the tables no longer say.
 
+use hypercall::middleware::FailEach;
+use hypercall::middleware::{Refusal, Refusals};
 use hypercall::{
-    Assist, BatchStorage, Errno, FailEach, Frame, GuestVa, Hypercalls as _, Level, Machine,
-    PteFlags,
+    Assist, BatchStorage, Errno, Frame, GuestVa, Hypercalls as _, Level, Machine, PteFlags,
 };
-use hypercall::{Refusal, Refusals};
 use p2m::Guest;
 use pv_tests::meanwhile::Meanwhile;
 use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};

@@ -2,9 +2,8 @@
 #![allow(unreachable_pub, reason = "a module shared by test programs")]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use hypercall::{
-    Batch, BatchStorage, Errno, FailNth, Frame, GuestVa, Level, Machine, PteFlags, Refusal,
-};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{Batch, BatchStorage, Errno, Frame, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
 use pvmmu::{Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
 use xen_model::Model;

@@ -5,9 +5,11 @@
 
 pub mod odd;
 
+use hypercall::memory::Extent;
+use hypercall::start_info::BootInfo;
 use hypercall::{
-    BatchStorage, BootInfo, Call, Domains, Extent, FrameAccess, Frames, Hypercalls, Machine, Mfn,
-    MmuUpdate, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Refused, Request,
+    BatchStorage, Call, Domains, FrameAccess, Frames, Hypercalls, Machine, Mfn, MmuUpdate,
+    PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Refused, Request,
 };
 use p2m::{DirectEntries, P2m};
 use swiotlb::region::{ExchangeError, Region, RegionError, Scratch, Stranded, gather};

@@ -1,8 +1,7 @@
 //! A machine around the model with a fault, or with somebody beside it.
 
-use hypercall::{
-    AccessError, Assist, Call, FrameAccess, GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte,
-};
+use hypercall::memory::MemoryOp;
+use hypercall::{AccessError, Assist, Call, FrameAccess, GuestVa, Hypercalls, Mfn, Pfn, Pte};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{ArchSharedInfo, Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::{Batch, DomId, Frames, GuestVa, Machine, Mfn, Pfn};
 use p2m::toolstack::UnalignedList;
 use p2m::window::WindowPlace;
 use p2m::{BuilderList, Guest, P2m, P2mError, Pfns, Toolstack, Window};

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hypercall::{Frame, Grants};
+use hypercall::Frame;
+use hypercall::grants::Grants;
 use p2m::Guest;
 use p2m::grants::{Grant, GrantMaps, Granted};
 
@@ -26,7 +27,8 @@ fn anothers_frame_is_mapped_by_unsafe_code_alone(
 }
 
 hidden! {
-    use hypercall::{DomId, GrantAccess, GrantRef, Mfn};
+    use hypercall::{DomId, Mfn};
+    use hypercall::grants::{GrantAccess, GrantRef};
     use p2m::P2m;
 
     fn a_frame_is_not_granted_by_its_number(granted: &Granted<'_>, p2m: &P2m<'_>) {

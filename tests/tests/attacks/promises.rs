@@ -1,9 +1,10 @@
 //! I-1 to I-4, I-20: a trait whose lies would forge ownership, or have a page overwritten, is
 //! implemented with a promise.
 
+use hypercall::grants::{GrantMap, GrantUnmap, Grants};
+use hypercall::memory::MemoryOp;
 use hypercall::{
-    AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GrantMap, GrantUnmap, Grants,
-    GuestVa, Hypercalls, MemoryOp, Mfn, Pfn, Pte,
+    AccessError, Assist, Call, Cpu, Error, Fault, FrameAccess, GuestVa, Hypercalls, Mfn, Pfn, Pte,
 };
 use p2m::{Guest, Leaves, P2mError};
 use x86_64::structures::paging::PageTableIndex;

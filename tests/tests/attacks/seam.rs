@@ -1,9 +1,10 @@
 //! I-2, I-3: who asks Xen for a change, or writes a frame, vouches for it.
 #![expect(dead_code, reason = "what the compiler refuses is not run")]
 
+use hypercall::grants::{GrantMap, Grants};
+use hypercall::memory::MemoryOp;
 use hypercall::{
-    Batch, BatchError, Call, Cpu, FrameAccess, GrantMap, Grants, GuestVa, Hypercalls, Machine,
-    MemoryOp, Pfn, Pte,
+    Batch, BatchError, Call, Cpu, FrameAccess, GuestVa, Hypercalls, Machine, Pfn, Pte,
 };
 use x86_64::structures::paging::PageTableIndex;
 

@@ -9,10 +9,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use alloc::string::String;
 
 use early_pgt::MapExtent;
+use hypercall::start_info::{BootInfo, Module, StartInfo};
 use hypercall::xen::{Xen, try_load};
-use hypercall::{
-    BootInfo, FrameAccess as _, GuestVa, Level, Mfn, Module, PAGE_SHIFT, Pfn, StartInfo,
-};
+use hypercall::{FrameAccess as _, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn};
 use p2m::{Guest, P2m, Pfns, walk};
 use spin::Once;
 use x86_64::VirtAddr;

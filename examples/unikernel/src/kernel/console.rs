@@ -3,8 +3,9 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
 
+use hypercall::GuestVa;
+use hypercall::start_info::{BootInfo, Console as Kind};
 use hypercall::xen::{ShutdownReason, Xen};
-use hypercall::{BootInfo, Console as Kind, GuestVa};
 
 use super::lock::Mutex;
 use super::{boot, events};

@@ -5,8 +5,9 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use hypercall::Error;
+use hypercall::shared_info::{SharedInfo, VcpuInfo};
 use hypercall::xen::Xen;
-use hypercall::{Error, SharedInfo, VcpuInfo};
 
 /// The page in which Xen raises events, while it is mapped.
 static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(ptr::null_mut());

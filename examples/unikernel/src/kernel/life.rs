@@ -5,11 +5,10 @@ use alloc::string::String;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 
+use hypercall::shared_info::{ArchSharedInfo, SharedInfo};
+use hypercall::start_info::{BootInfo, Console, StartInfo};
 use hypercall::xen::{Resumed, ShutdownReason, Xen};
-use hypercall::{
-    ArchSharedInfo, BootInfo, Console, Cpu as _, GuestVa, Mfn, PAGE_SHIFT, Pfn, SharedInfo,
-    StartInfo,
-};
+use hypercall::{Cpu as _, GuestVa, Mfn, PAGE_SHIFT, Pfn};
 use p2m::P2m;
 
 use super::boot::{self, Early};

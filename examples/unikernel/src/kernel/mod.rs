@@ -16,8 +16,10 @@ mod stack;
 mod traps;
 mod vcpus;
 
+use hypercall::middleware::Counting;
+use hypercall::start_info::StartInfo;
 use hypercall::xen::Xen;
-use hypercall::{Assist, Counting, Hypercalls, StartInfo};
+use hypercall::{Assist, Hypercalls};
 
 use crate::direct_map::Boot;
 use crate::program::Kernel;

@@ -6,8 +6,9 @@ use core::sync::atomic::AtomicU64;
 use alloc::boxed::Box;
 use alloc::string::String;
 
+use hypercall::shared_info::{ArchSharedInfo, SharedInfo};
 use hypercall::xen::Xen;
-use hypercall::{ArchSharedInfo, FrameAccess as _, Frames, GuestVa, Pfn, SharedInfo};
+use hypercall::{FrameAccess as _, Frames, GuestVa, Pfn};
 use spin::Once;
 
 use super::boot::{self, Early};

@@ -7,10 +7,11 @@ use alloc::string::String;
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
+use hypercall::shared_info::SharedInfo;
 use hypercall::xen::Xen;
 use hypercall::{
-    Call, FrameAccess as _, GuestVa, Hypercalls, Mfn, PAGE_SIZE, Pte, PteFlags, Request,
-    SharedInfo, VaFlush, VaMapping,
+    Call, FrameAccess as _, GuestVa, Hypercalls, Mfn, PAGE_SIZE, Pte, PteFlags, Request, VaFlush,
+    VaMapping,
 };
 use p2m::P2m;
 

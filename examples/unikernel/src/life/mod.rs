@@ -8,7 +8,7 @@ use core::ops::{Add, Sub};
 
 use alloc::string::String;
 
-use hypercall::ArchSharedInfo;
+use hypercall::shared_info::ArchSharedInfo;
 
 pub(crate) use survives::{Survives, survives};
 

@@ -81,9 +81,9 @@ macro_rules! does_not_survive {
 does_not_survive! {
     hypercall::Mfn,
     hypercall::Pte,
-    hypercall::Extent,
-    hypercall::BootInfo,
-    hypercall::StartInfo,
+    hypercall::memory::Extent,
+    hypercall::start_info::BootInfo,
+    hypercall::start_info::StartInfo,
     hypercall::Batch<'static>,
     hypercall::MmuUpdate,
     hypercall::MmuExtOp,
@@ -98,5 +98,5 @@ does_not_survive! {
     super::Nanoseconds,
     (u64, hypercall::Mfn),
     Option<hypercall::Pte>,
-    &'static hypercall::ArchSharedInfo,
+    &'static hypercall::shared_info::ArchSharedInfo,
 }

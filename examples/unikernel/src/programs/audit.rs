@@ -4,7 +4,8 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{Cpu, DomId, GuestVa, Hypercalls as _, Machine, MemoryOp};
+use hypercall::memory::MemoryOp;
+use hypercall::{Cpu, DomId, GuestVa, Hypercalls as _, Machine};
 use p2m::audit::{Audit, Progress};
 use p2m::kexec::KexecState;
 use p2m::{FrameList, Leaves, Toolstack};

@@ -7,7 +7,8 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-use hypercall::{BatchStorage, Console, Cpu, Errno, GuestVa, Machine, Pte, PteFlags};
+use hypercall::start_info::Console;
+use hypercall::{BatchStorage, Cpu, Errno, GuestVa, Machine, Pte, PteFlags};
 use p2m::walk;
 use pvmmu::{MapError, Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
 

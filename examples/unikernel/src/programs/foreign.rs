@@ -5,10 +5,9 @@
 use alloc::format;
 use alloc::string::String;
 
-use hypercall::{
-    BatchStorage, Console, Cpu, DomId, Errno, Extent, GuestVa, Machine, MemoryOp, Mfn, PAGE_SIZE,
-    Pfn, PteFlags,
-};
+use hypercall::memory::{Extent, MemoryOp};
+use hypercall::start_info::Console;
+use hypercall::{BatchStorage, Cpu, DomId, Errno, GuestVa, Machine, Mfn, PAGE_SIZE, Pfn, PteFlags};
 use pvmmu::{ForeignFrames, MapError, Pages, Pgd, Pinned, Tools};
 
 use super::life::{load, load_kernel};

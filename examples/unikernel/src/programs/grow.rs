@@ -6,9 +6,10 @@
 use alloc::format;
 use alloc::string::String;
 
+use hypercall::memory::{Extent, MemoryOp, Reservation};
 use hypercall::{
-    Batch, BatchStorage, Call, Cpu, DomId, Extent, Frame, FrameAccess as _, FrameSource as _,
-    GuestVa, Machine, MemoryOp, Mfn, Pfn, Pte, Request, Reservation, VaFlush, VaMapping,
+    Batch, BatchStorage, Call, Cpu, DomId, Frame, FrameAccess as _, FrameSource as _, GuestVa,
+    Machine, Mfn, Pfn, Pte, Request, VaFlush, VaMapping,
 };
 use p2m::kexec::KexecState;
 use p2m::window::WindowPlace;

@@ -4,9 +4,9 @@
 use alloc::format;
 use alloc::string::String;
 
+use hypercall::memory::MemoryOp;
 use hypercall::{
-    Cpu, DomId, FrameAccess as _, GuestVa, Hypercalls as _, Level, Machine, MemoryOp, PAGE_SIZE,
-    Pfn,
+    Cpu, DomId, FrameAccess as _, GuestVa, Hypercalls as _, Level, Machine, PAGE_SIZE, Pfn,
 };
 use p2m::runs::Census;
 use p2m::{Pfns, walk};

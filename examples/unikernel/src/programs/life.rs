@@ -5,9 +5,9 @@
 use alloc::format;
 use alloc::string::String;
 
+use hypercall::middleware::{Counting, FailNth, Refusal};
 use hypercall::{
-    Batch, BatchStorage, Counting, Cpu, Errno, FailNth, FrameSource, GuestVa, Machine, PAGE_SIZE,
-    PteFlags, Refusal,
+    Batch, BatchStorage, Cpu, Errno, FrameSource, GuestVa, Machine, PAGE_SIZE, PteFlags,
 };
 use p2m::Guest;
 use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, TablePool, Tools, load_root};

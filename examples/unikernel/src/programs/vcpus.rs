@@ -8,9 +8,8 @@ use alloc::format;
 use alloc::string::{String, ToString as _};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hypercall::{
-    Batch, BatchStorage, Counting, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet,
-};
+use hypercall::middleware::Counting;
+use hypercall::{Batch, BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use p2m::{Guest, walk};
 use pvmmu::{
     DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use hypercall::ArchSharedInfo;
+use hypercall::shared_info::ArchSharedInfo;
 
 use super::message::{Header, Message, encode, kind};
 use super::ring::{RING_BYTES, StoreRing};

@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use hypercall::{Errno, Error, FailNth, Hypercall, Refusal};
+use hypercall::middleware::{FailNth, Refusal};
+use hypercall::{Errno, Error, Hypercall};
 
 use super::*;
 use crate::map::Pfns;

@@ -4,7 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{Level, PteFlags, ext_command as ext, mmu_command};
+use hypercall::commands::{ext, mmu};
+use hypercall::{Level, PteFlags};
 
 use super::{Env, Page, SELF, number};
 use crate::Target;
@@ -102,7 +103,7 @@ impl<M: Target> Env<'_, M> {
 
     /// Sets an entry of a page by `mmu_update`.
     pub(crate) fn set(&self, page: Page, index: u64, value: u64) -> i64 {
-        self.update(self.slot(page, index) | mmu_command::NORMAL, value)
+        self.update(self.slot(page, index) | mmu::NORMAL, value)
     }
 
     /// Reads an entry of a page through the direct mapping.

@@ -4,7 +4,10 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use hypercall::Level::{L1, L4};
-use hypercall::{Console, GuestVa, Level, PAGE_SIZE, RawWrite, ext_command as ext};
+use hypercall::commands::ext;
+use hypercall::raw::RawWrite;
+use hypercall::start_info::Console;
+use hypercall::{GuestVa, Level, PAGE_SIZE};
 
 use crate::check::Check;
 use crate::env::{Env, GUEST_KERNEL, HOLE, KERNEL_RO, KERNEL_RW, SELF, number, op};

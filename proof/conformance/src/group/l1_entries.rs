@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use hypercall::Level::{self, L1};
-use hypercall::mmu_command;
+use hypercall::commands::mmu;
 
 use crate::check::Check;
 use crate::env::{
@@ -164,10 +164,10 @@ fn b024_a_live_table_is_never_mapped_writable<M: Target>(env: &mut Env<'_, M>) -
 fn b026_accessed_and_dirty_are_kept_on_demand<M: Target>(env: &mut Env<'_, M>) -> Check {
     let (bed, data) = (env.bed()?, env.take()?);
     want!(env.set(bed, 1, env.entry(data, 0x61)), 0);
-    let target = env.slot(bed, 1) | mmu_command::PRESERVE_AD;
+    let target = env.slot(bed, 1) | mmu::PRESERVE_AD;
     want!(env.update(target, env.entry(data, 0x01)), 0);
     same!(env.get(bed, 1)?, env.entry(data, GUEST_KERNEL | 0x65));
-    let target = env.slot(bed, 1) | mmu_command::NO_TRANSLATE;
+    let target = env.slot(bed, 1) | mmu::NO_TRANSLATE;
     want!(env.update(target, env.entry(data, 0x21)), 0);
     same!(env.get(bed, 1)?, env.entry(data, GUEST_KERNEL | 0x25));
     want!(env.set(bed, 1, env.entry(data, 0x01)), 0);

@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use hypercall::Level::L1;
-use hypercall::{PAGE_SIZE, ext_command as ext, mmu_command};
+use hypercall::PAGE_SIZE;
+use hypercall::commands::{ext, mmu};
 
 use crate::check::Check;
 use crate::env::{
@@ -129,7 +130,7 @@ fn f070_elements_before_a_refused_one_stay<M: Target>(env: &mut Env<'_, M>) -> C
 
 fn f071_m2p_takes_any_value_for_ones_own_frames<M: Target>(env: &mut Env<'_, M>) -> Check {
     let page = env.take()?;
-    let target = |mfn: u64| mfn << 12 | mmu_command::MACHPHYS;
+    let target = |mfn: u64| mfn << 12 | mmu::MACHPHYS;
     for value in [0x777, 0, 0x1234_5678_9abc] {
         want!(env.update(target(env.mfn(page)), value), 0);
         want!(env.m2p(env.mfn(page)), Some(value));

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use hypercall::Level::{self, L1, L2, L3, L4};
-use hypercall::ext_command as ext;
+use hypercall::commands::ext;
 
 use crate::check::Check;
 use crate::env::{Answer, Env, HOLE, KERNEL_RW, NON_RAM, NOWHERE, Page, SELF, TABLE};

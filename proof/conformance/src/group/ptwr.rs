@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use hypercall::Level::{L1, L2, L3, L4};
-use hypercall::RawWrite;
+use hypercall::raw::RawWrite;
 
 use crate::check::Check;
 use crate::env::{Env, GUEST_KERNEL, INVALID, KERNEL_RO, KERNEL_RW, TABLE};

@@ -1,9 +1,8 @@
 //! A model with a guest on it, and the environment of assertions.
 
 use conformance::{Env, Target};
-use hypercall::{
-    BootInfo, FrameAccess as _, GuestVa, Hypercalls as _, Level, PAGE_SHIFT, Pfn, Slot, StartInfo,
-};
+use hypercall::start_info::{BootInfo, StartInfo};
+use hypercall::{FrameAccess as _, GuestVa, Hypercalls as _, Level, PAGE_SHIFT, Pfn, Slot};
 use prove::ArenaFrame;
 use xen_model::{BootMapping, DomainConfig, Flavour, Model, Release, Role};
 

@@ -1,8 +1,7 @@
 //! Frames that go to Xen and come back as others.
 
-use hypercall::{
-    DomId, Exchange, Extent, Machine, MemoryOp, MmuExtOp, PAGE_SIZE, PteFlags, Reservation,
-};
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
+use hypercall::{DomId, Machine, MmuExtOp, PAGE_SIZE, PteFlags};
 
 use super::{Answer, Executor};
 use crate::arena::{SLOTS, index};

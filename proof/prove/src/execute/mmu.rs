@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 
+use hypercall::commands::{ext, mmu};
 use hypercall::{
     Call, Cpu, DomId, Domains, Machine, MmuExtOp, MmuUpdate, Outcome, PAGE_SHIFT, Pfn, Pte,
-    PteFlags, Request, Slot, VaMapping, ext_command, mmu_command,
+    PteFlags, Request, Slot, VaMapping,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -107,10 +108,10 @@ impl Executor {
     }
 
     fn update(&self, command: u8, place: Place, value: Value) -> MmuUpdate {
-        let command = u64::from(command) & mmu_command::MASK;
-        let is_machphys = command == mmu_command::MACHPHYS;
+        let command = u64::from(command) & mmu::MASK;
+        let is_machphys = command == mmu::MACHPHYS;
         // M2P is changed for frames of the arena only.
-        let command_elsewhere = if is_machphys { mmu_command::NORMAL } else { command };
+        let command_elsewhere = if is_machphys { mmu::NORMAL } else { command };
         match place {
             Place::Slot(frame, _) if is_machphys => {
                 let pfn = match value.which {
@@ -141,7 +142,6 @@ impl Executor {
     }
 
     fn ext(&self, command: u8, first: Which, second: Which) -> MmuExtOp {
-        use ext_command as ext;
         let mut command = u32::from(command);
         let is_running = matches!(first, Which::RunningRoot | Which::RunningL1);
         let first = match command {

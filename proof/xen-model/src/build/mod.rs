@@ -9,7 +9,8 @@ mod start_info;
 pub(crate) use config::Start;
 pub use config::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 
-use hypercall::{MemoryRegion, Mfn, PAGE_SHIFT};
+use hypercall::memory::MemoryRegion;
+use hypercall::{Mfn, PAGE_SHIFT};
 
 use crate::cpu_features::{NoExecute, SelfSnoop};
 use crate::domain::{Domain, VcpuState};

@@ -1,6 +1,7 @@
 //! The page that tells a guest what it was given, and what lies in `shared_info`.
 
-use hypercall::{Level, Mfn, PAGE_SHIFT, StartInfo};
+use hypercall::start_info::StartInfo;
+use hypercall::{Level, Mfn, PAGE_SHIFT};
 
 use super::DomainConfig;
 use crate::release::{Release, Role};

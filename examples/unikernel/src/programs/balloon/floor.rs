@@ -6,9 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use hypercall::memory::{Extent, MemoryOp, Reservation};
 use hypercall::{
-    BatchStorage, Cpu, DomId, Extent, Frame, FrameAccess as _, FrameSource as _, Hypercalls as _,
-    Machine, MemoryOp, MmuUpdate, Pte, PteFlags, Reservation,
+    BatchStorage, Cpu, DomId, Frame, FrameAccess as _, FrameSource as _, Hypercalls as _, Machine,
+    MmuUpdate, Pte, PteFlags,
 };
 use p2m::DirectEntries;
 

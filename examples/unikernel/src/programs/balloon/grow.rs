@@ -9,9 +9,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use balloon::{Balloon, Reserve, Wipe};
+use hypercall::memory::MemoryOp;
 use hypercall::{
     BatchStorage, Cpu, DomId, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
-    Machine, MemoryOp, Pfn,
+    Machine, Pfn,
 };
 use p2m::Pfns;
 

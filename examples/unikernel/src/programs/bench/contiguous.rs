@@ -5,9 +5,10 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
 use hypercall::{
-    Cpu, DomId, Exchange, Extent, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _,
-    Machine, MemoryOp, Mfn, Pte, PteFlags, Reservation,
+    Cpu, DomId, Frame, FrameAccess as _, FrameSource, Frames, Hypercalls as _, Machine, Mfn, Pte,
+    PteFlags,
 };
 use swiotlb::DmaMask;
 use swiotlb::region::{Region, Scratch, gather, scatter};

@@ -10,9 +10,10 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use hypercall::memory::{Extent, MemoryOp, Reservation};
 use hypercall::{
-    Cpu, DomId, Extent, FrameAccess as _, Frames, Hypercalls as _, Level, Machine, MemoryOp,
-    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Reservation, Slot,
+    Cpu, DomId, FrameAccess as _, Frames, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate,
+    Pfn, Pte, PteFlags, Slot,
 };
 use p2m::{Pfns, walk};
 use x86_64::structures::paging::PageTableIndex;

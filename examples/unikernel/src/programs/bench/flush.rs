@@ -4,9 +4,8 @@
 use alloc::format;
 use alloc::string::{String, ToString as _};
 
-use hypercall::{
-    Cpu, FrameAccess as _, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, Timed, VcpuSet,
-};
+use hypercall::middleware::Timed;
+use hypercall::{Cpu, FrameAccess as _, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, VcpuSet};
 use pvmmu::{Flush, Pages, Pgd, Pinned, Presence, Reach, Running, Vcpus};
 
 use super::super::OrSay;

@@ -42,7 +42,7 @@ pub(super) fn with_tools<M: Machine + Cpu, T>(
     bench: &mut Bench<'_, '_, M>,
     presence: Presence,
     work: impl for<'a> FnOnce(
-        &mut Tools<'a, '_, hypercall::Counting<&'a M>, Stack>,
+        &mut Tools<'a, '_, hypercall::middleware::Counting<&'a M>, Stack>,
     ) -> Result<T, String>,
 ) -> Result<(T, Cost), String> {
     let start = bench.begin();

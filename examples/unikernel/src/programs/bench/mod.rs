@@ -47,7 +47,8 @@ use alloc::format;
 use alloc::string::String;
 use core::hint::black_box;
 
-use hypercall::{BatchStorage, Counting, Cpu, Machine, Timed};
+use hypercall::middleware::{Counting, Timed};
+use hypercall::{BatchStorage, Cpu, Machine};
 
 use crate::pool::Pool;
 use crate::program::Kernel;

@@ -5,7 +5,8 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
-use hypercall::{Batch, Counts, Cpu, Full, Machine};
+use hypercall::middleware::Counts;
+use hypercall::{Batch, Cpu, Full, Machine};
 
 use super::super::OrSay as _;
 use super::Storage;

@@ -4,9 +4,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use hypercall::middleware::Counting;
 use hypercall::{
-    Batch, Call, Counting, Cpu, DomId, Domains, FrameAccess as _, FrameSource, GuestVa, Level,
-    Machine, MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
+    Batch, Call, Cpu, DomId, Domains, FrameAccess as _, FrameSource, GuestVa, Level, Machine,
+    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
 use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, Tools};

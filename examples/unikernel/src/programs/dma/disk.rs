@@ -6,7 +6,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use hypercall::{Counting, Cpu, Machine};
+use hypercall::middleware::Counting;
+use hypercall::{Cpu, Machine};
 use swiotlb::hal::DeviceDma;
 use swiotlb::{Bounce, BusAddr, Counters, Device, Dma, DmaMask, Pool};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};

@@ -8,7 +8,8 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use hypercall::{Counting, Cpu, FrameAccess, Machine, PAGE_SIZE, Pfn};
+use hypercall::middleware::Counting;
+use hypercall::{Cpu, FrameAccess, Machine, PAGE_SIZE, Pfn};
 use swiotlb::direction::{Bidirectional, Direction, FromDevice, ToDevice};
 use swiotlb::{Bounce, Buffer, BusAddr, Device, Dma, DmaMapping, DmaMask, GuestBytes};
 

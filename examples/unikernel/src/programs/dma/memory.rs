@@ -4,7 +4,9 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use hypercall::{BatchStorage, Counting, Cpu, Extent, Frames, Machine};
+use hypercall::memory::Extent;
+use hypercall::middleware::Counting;
+use hypercall::{BatchStorage, Cpu, Frames, Machine};
 use p2m::{Guest, P2m};
 use swiotlb::region::{Region, Scratch, gather, scatter};
 use swiotlb::{Area, BusAddr, DmaMask, Pool, Segment};

@@ -7,9 +7,10 @@ use core::ptr::NonNull;
 use alloc::format;
 use alloc::string::String;
 
+use hypercall::middleware::Counting;
 use hypercall::{
-    Call, Counting, FrameAccess as _, Frames, Hypercalls as _, Machine, Mfn, PAGE_SHIFT, PAGE_SIZE,
-    Pfn, Pte, PteFlags, Request, VaFlush, VaMapping,
+    Call, FrameAccess as _, Frames, Hypercalls as _, Machine, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn, Pte,
+    PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::P2m;
 

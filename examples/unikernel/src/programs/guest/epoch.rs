@@ -2,7 +2,9 @@
 
 use alloc::string::String;
 
-use hypercall::{Counting, Cpu, DomId, ENTRIES, Hypercalls as _, Machine, MemoryOp, PAGE_SHIFT};
+use hypercall::memory::MemoryOp;
+use hypercall::middleware::Counting;
+use hypercall::{Cpu, DomId, ENTRIES, Hypercalls as _, Machine, PAGE_SHIFT};
 use p2m::runs::Census;
 use p2m::{FrameList, Guest, Leaves, P2m, Toolstack, Window};
 use pvmmu::audit::{Finding, audit as audit_tables, audit_words};

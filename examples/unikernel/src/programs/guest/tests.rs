@@ -3,7 +3,8 @@
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use hypercall::{ArchSharedInfo, Frames, GuestVa, Pfn};
+use hypercall::shared_info::ArchSharedInfo;
+use hypercall::{Frames, GuestVa, Pfn};
 
 use crate::host::run_under;
 use crate::life::{Life, Return, SuspendError, Way};

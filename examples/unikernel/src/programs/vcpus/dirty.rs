@@ -6,7 +6,8 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use hypercall::{Counting, Cpu, FrameAccess as _, GuestVa, Machine, PteFlags};
+use hypercall::middleware::Counting;
+use hypercall::{Cpu, FrameAccess as _, GuestVa, Machine, PteFlags};
 use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, Tools};
 
 use super::{OrSay, READ_ONLY, Scene, TURNS, With};
