@@ -1,4 +1,4 @@
-//! The balloon: which pfns it holds, how large the guest is and is to be.
+//! The balloon: the pfns that it holds, and the guest's size and goal.
 
 use core::fmt;
 
@@ -16,76 +16,76 @@ use crate::work::StepMemory;
 ///
 /// # Invariants
 /// I-12: the balloon owns every pfn in `held`, as a [`Frame`] would (I-1). Between steps each of
-/// them has no memory, or is one of `set_aside` that have memory and are mapped nowhere but, at
-/// most, at their place in the direct mapping.
+/// them has no memory, or is one of the `set_aside` pfns. Those have memory, and nothing maps it
+/// except, at most, their own entry in the direct mapping.
 #[derive(Debug)]
 pub struct Balloon<'s> {
     pub(crate) held: PfnSet<'s>,
     pub(crate) populated: u64,
     pub(crate) reserved: u64,
     pub(crate) set_aside: u64,
-    /// Where to look for frames set aside next.
+    /// Where the search for frames set aside goes on.
     pub(crate) aside_from: Pfn,
-    /// Pfns looked at since one was found that is set aside.
+    /// Pfns searched since the last one found.
     pub(crate) aside_looked: u64,
-    /// Frames that no pfn could take and that Xen would not have back.
+    /// Frames that no pfn could take and that Xen refused to take back.
     pub(crate) stray: u64,
     floor: u64,
     wanted: u64,
     wipe: Wipe,
-    /// How long to wait after the next step in vain; 0 if the last one was not.
+    /// How long to wait after the next step without progress; 0 if the last one made some.
     pause: u32,
-    /// Which way the last step in vain was to go.
+    /// The direction of the last step without progress.
     stuck: Option<Direction>,
-    /// How many frames Xen has said in this step that the guest has, after its last change.
+    /// Xen's count of the guest's frames after the last change in this step.
     pub(crate) xen: Option<u64>,
-    /// Steps for which Xen is not asked for large extents, as it had none.
+    /// Steps left in which Xen is not asked for large extents, because it had none.
     pub(crate) large_refused: u32,
 }
 
-/// What becomes of the contents of a frame that leaves.
+/// What to do with the contents of a frame that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wipe {
-    /// They are overwritten: Xen may hand the frame to another domain as it is.
+    /// Overwrite them. Xen may hand the frame to another domain as it is.
     Always,
-    /// They are left: whoever owns the frames has no secrets, or has wiped them already.
+    /// Leave them: the owner of the frames has no secrets, or has wiped them.
     Never,
 }
 
-/// Which way frames go.
+/// The direction in which frames move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Out,
     In,
 }
 
-/// What a new target means for the caller.
+/// What the caller should do after a new target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retarget {
     /// Take a step.
     Step,
-    /// Nothing: the size is right.
+    /// Nothing. The size is right.
     Idle,
-    /// Go on waiting: what was in the way of the last target is in the way of this one too. A
-    /// target that changes all the time is no reason to ask Xen all the time.
+    /// Go on waiting: the same obstacle is still in the way. A target that changes often is no
+    /// reason to ask Xen often.
     KeepWaiting,
 }
 
-/// Why pfns are not the balloon's or its reserve's to take, or a balloon cannot begin.
+/// Why a balloon cannot begin, or a balloon or reserve cannot take pfns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonError {
-    /// Too little memory for the set of pfns.
+    /// The set of pfns needs more memory.
     TooFewWords {
         /// Words given.
         words: usize,
         /// Words needed.
         needed: u64,
     },
-    /// Xen would not say how much memory the guest has.
+    /// Xen refused to say how much memory the guest has.
     Refused(Error),
-    /// A pfn has something, has no memory for its word in the map, or no bit in the set.
+    /// A pfn is not empty, has no word in the map, or has no bit in the set.
     NotEmpty(P2mError),
-    /// The pfn is of another reserve: this one never had it, or has it.
+    /// The pfn belongs to another reserve.
     OtherReserve(Pfn),
 }
 
@@ -93,11 +93,11 @@ impl fmt::Display for BalloonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooFewWords { words, needed } => {
-                write!(f, "{words} words are given for the set of pfns, {needed} are needed")
+                write!(f, "the set of pfns needs {needed} words, not {words}")
             }
-            Self::Refused(error) => write!(f, "the size of the guest is not known: {error}"),
-            Self::NotEmpty(error) => write!(f, "the balloon takes empty pfns: {error}"),
-            Self::OtherReserve(pfn) => write!(f, "pfn {pfn} is of another reserve"),
+            Self::Refused(error) => write!(f, "Xen does not tell the guest's size: {error}"),
+            Self::NotEmpty(error) => write!(f, "the balloon takes only empty pfns: {error}"),
+            Self::OtherReserve(pfn) => write!(f, "pfn {pfn} belongs to another reserve"),
         }
     }
 }
@@ -105,21 +105,22 @@ impl fmt::Display for BalloonError {
 impl core::error::Error for BalloonError {}
 
 impl<'s> Balloon<'s> {
-    /// Returns how many words the set takes for a guest of up to `pfns` pfns.
+    /// Returns how many words [`new`](Self::new) needs for a guest of up to `pfns` pfns.
     #[must_use]
     pub const fn words_needed(pfns: u64) -> u64 {
         PfnSet::words_needed(pfns)
     }
 
-    /// Creates an empty balloon in a guest as it is now; its size is its goal. `words` is memory
-    /// for the set of pfns, enough for as far as the guest will ever grow. The guest never gets
-    /// smaller than `floor` frames.
+    /// Creates an empty balloon. The guest's present size is its goal. `words` is memory for the
+    /// set of pfns: enough for the most that the guest will ever have. The guest never gets smaller
+    /// than `floor` frames.
     ///
     /// # Errors
-    /// [`BalloonError::TooFewWords`] for the map as it is; [`BalloonError::Refused`].
+    /// [`BalloonError::TooFewWords`] if `words` does not cover the present map;
+    /// [`BalloonError::Refused`].
     ///
     /// # Hypercalls
-    /// One `memory_op` (`XENMEM_current_reservation`), and the whole map is read once.
+    /// One `memory_op` (`XENMEM_current_reservation`).
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -168,14 +169,11 @@ impl<'s> Balloon<'s> {
         Ok((balloon, accounts))
     }
 
-    /// Takes over pfns that have no memory and may get some: those between the size at boot and the
-    /// maximum, after the map and the direct mapping have grown over them.
+    /// Takes over empty pfns, which memory can fill later: those between the size at boot and the
+    /// maximum. Grow the map and the direct mapping over them first.
     ///
     /// # Errors
-    /// The pfns, with [`BalloonError::NotEmpty`]. None was taken over.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// All the pfns, with [`BalloonError::NotEmpty`].
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -211,21 +209,18 @@ impl<'s> Balloon<'s> {
             return Err(Refused { value: frames, error: BalloonError::NotEmpty(error) });
         }
         for pfn in pfns.map(Pfn::new) {
-            // INVARIANT: I-12: the token is consumed, and none of them has memory.
+            // INVARIANT: I-12: the token is consumed, and no pfn of it has memory.
             self.held.insert(pfn);
         }
         Ok(())
     }
 
-    /// Counts `pfns` among those that never get memory by the balloon: holes of the map.
+    /// Counts `pfns` as reserved: holes of the map, which the balloon never fills.
     pub const fn leave_out(&mut self, pfns: u64) {
         self.reserved = self.reserved.saturating_add(pfns);
     }
 
-    /// Aims at `frames` frames in all.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// Sets the goal: `frames` frames in all.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -250,18 +245,18 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Returns whether the last step was in vain.
+    /// Returns whether the last step made no progress.
     pub(crate) const fn is_stuck(&self) -> bool {
         self.stuck.is_some()
     }
 
-    /// Returns what the balloon aims at, and why that is not what was asked for if it is not.
+    /// Returns the goal, and why it differs from what was asked for.
     #[must_use]
     pub const fn goal(&self) -> Goal {
         Goal::new(self.wanted, self.floor, self.populated + self.ballooned())
     }
 
-    /// Pfns that have no memory and may get some.
+    /// Returns the number of pfns that have no memory and may get some.
     #[must_use]
     pub const fn ballooned(&self) -> u64 {
         self.held.count() - self.set_aside
@@ -273,8 +268,8 @@ impl<'s> Balloon<'s> {
         self.held.contains(pfn)
     }
 
-    /// Returns the pfns that are set aside ([`Accounts::set_aside`]), lowest first: those that it
-    /// holds and that have memory. Nobody gets one before Xen has mapped it anew at its place.
+    /// Returns the pfns that are set aside ([`Accounts::set_aside`]), lowest first. The balloon
+    /// hands one out only after Xen has mapped it at its place again.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -291,7 +286,7 @@ impl<'s> Balloon<'s> {
         held.into_iter().flatten().filter(|pfn| p2m.mfn(*pfn).is_ok())
     }
 
-    /// Returns where all pfns are, with Xen asked.
+    /// Returns the state of all pfns, and Xen's count.
     ///
     /// # Hypercalls
     /// One `memory_op` (`XENMEM_current_reservation`).
@@ -305,14 +300,14 @@ impl<'s> Balloon<'s> {
         Accounts { span, populated, ballooned, reserved, set_aside, stray, xen }
     }
 
-    /// One step towards the goal, of at most as many frames as `work` has room for.
+    /// Takes one step towards the goal, of at most as many frames as `work` has room for.
     ///
     /// # Hypercalls
-    /// Two, if nothing is refused. Out: a multicall that clears the entries and flushes, and one
+    /// Two if nothing is refused. Out: a multicall that clears the entries and flushes; then one
     /// that gives the frames up and asks for the count (`XENMEM_decrease_reservation`,
     /// `XENMEM_current_reservation`). In: a multicall that asks for frames and for the count
-    /// (`XENMEM_populate_physmap`), and an `mmu_update`. One, the count, if there is nothing to do
-    /// or nothing to spare. Refusals cost up to four more, in all.
+    /// (`XENMEM_populate_physmap`); then an `mmu_update`. Only the count if there is nothing to do
+    /// or to spare. Refusals cost at most four more in all.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -354,7 +349,7 @@ impl<'s> Balloon<'s> {
         BalloonStep { moved, next, accounts: self.accounts_with(guest.p2m(), xen) }
     }
 
-    /// Returns whether `work` has too little room for what is to be done. Nothing has been changed.
+    /// Returns an obstacle if `work` has too little room for the next step. Changes nothing.
     fn why_no_room(&self, work: &StepMemory<'_, '_>) -> Option<BalloonObstacle> {
         let frames = work.frames_max();
         let fits = match self.direction() {
@@ -389,7 +384,7 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Returns which way the goal is.
+    /// Returns the direction of the goal.
     pub(crate) const fn direction(&self) -> Option<Direction> {
         let frames = self.goal().frames;
         if self.populated > frames {
@@ -405,7 +400,7 @@ impl<'s> Balloon<'s> {
         matches!(self.wipe, Wipe::Always)
     }
 
-    /// Returns what comes next after a step that brought `progress` frames to where they belong.
+    /// Returns what comes next after a step that moved `progress` frames.
     fn next(&mut self, progress: u64, obstacle: Option<BalloonObstacle>) -> Next {
         if progress > 0 {
             self.pause = 0;
@@ -424,7 +419,7 @@ impl<'s> Balloon<'s> {
         }
     }
 
-    /// Makes a pfn the balloon's, or gives the frame back and says why it cannot be.
+    /// Takes a frame into the balloon, or gives it back with the reason.
     pub(crate) fn hold(&mut self, frame: Frame) -> Result<Pfn, Refused<Frame, BalloonObstacle>> {
         let pfn = frame.pfn();
         if self.held.insert(pfn) {
@@ -439,7 +434,7 @@ impl<'s> Balloon<'s> {
         Err(Refused { value: frame, error })
     }
 
-    /// Gives a pfn that has memory and is mapped back to the allocator.
+    /// Returns a pfn that has memory and is mapped to the allocator.
     #[expect(unsafe_code, reason = "makes the token again that `hold` consumed")]
     pub(crate) fn let_go(&mut self, pfn: Pfn, allocator: &mut impl FrameSource) {
         if self.held.remove(pfn) {
@@ -449,13 +444,13 @@ impl<'s> Balloon<'s> {
     }
 }
 
-/// Returns whether all of `frames` have nothing, and memory for their words in the map.
+/// Checks that `frames` are empty and have words in the map.
 pub(crate) fn check_all_empty(p2m: &P2m<'_>, frames: &Frames) -> Result<(), P2mError> {
     let pfns = frames.start().raw()..frames.start().raw() + frames.count();
     pfns.map(Pfn::new).try_for_each(|pfn| p2m.check_can_fill(pfn))
 }
 
-/// Returns how many frames Xen says the guest has.
+/// Returns Xen's count of the guest's frames.
 #[expect(unsafe_code, reason = "asks Xen for a number")]
 pub(crate) fn current_reservation<M: Hypercalls + ?Sized>(machine: &M) -> Result<u64, Error> {
     // SAFETY: it only reports.

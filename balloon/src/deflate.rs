@@ -1,8 +1,8 @@
-//! In: Xen gives the guest memory.
+//! In: takes memory from Xen.
 //!
-//! In extents of 2 MiB where the balloon holds whole blocks and Xen has them, which costs a small
-//! part of what single frames cost; otherwise frame by frame. Into the map, into the direct
-//! mapping, to the allocator. What comes and cannot be mapped goes back.
+//! Uses extents of 2 MiB where the balloon holds whole blocks and Xen has them; they cost a small
+//! part of what single frames cost. A frame goes into the map, then into the direct mapping, then
+//! to the allocator. What cannot be mapped goes back.
 
 use hypercall::memory::{Extent, MemoryOp};
 use hypercall::{DomId, FrameAccess, FrameSource, Hypercalls, Machine, Pfn};
@@ -18,7 +18,8 @@ use crate::work::StepMemory;
 const LARGE_PAUSE: u32 = 64;
 
 impl Balloon<'_> {
-    /// Asks Xen for up to `count` frames. How many the allocator has got, and what was in the way.
+    /// Asks Xen for up to `count` frames. Returns how many the allocator got, and what was in the
+    /// way.
     pub(crate) fn deflate<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
@@ -43,14 +44,14 @@ impl Balloon<'_> {
             self.let_go(work.pfns[at], allocator);
         }
         if mapped < came {
-            // What was in the way of mapping them is what matters.
+            // What kept them from being mapped is what matters.
             self.set_aside += self.release(direct, work, mapped..came).kept as u64;
         }
         (mapped as u64, refused.or(obstacle))
     }
 
-    /// Memory for whole blocks that the balloon holds. How many frames came, and why others went
-    /// back; their pfns are at hand, and in the map.
+    /// Fills whole blocks that the balloon holds. Returns how many frames came, and why others
+    /// went back. Their pfns are at hand and in the map.
     fn populate_large<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
@@ -84,7 +85,7 @@ impl Balloon<'_> {
             self.large_refused = LARGE_PAUSE;
         }
         let (came, unrecorded) = self.record(direct, work, came, LARGE_ORDER);
-        // The first pfn of each block becomes all of its pfns, from the last block on.
+        // Expands the first pfn of each block to all of its pfns, from the last block on.
         for block in (0..came).rev() {
             let first = work.pfns[block].raw();
             let pfns = (first..first + LARGE).map(Pfn::new);
@@ -94,17 +95,17 @@ impl Balloon<'_> {
         (came * LARGE_FRAMES, unrecorded)
     }
 
-    /// Memory for the lowest pfns that the balloon holds. How many frames came, and what was in the
-    /// way of more; their pfns are at hand, and in the map.
+    /// Fills the lowest pfns that the balloon holds. Returns how many frames came, and why no
+    /// more. Their pfns are at hand and in the map.
     fn populate_single<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
         work: &mut StepMemory<'_, '_>,
         count: usize,
     ) -> (usize, Option<BalloonObstacle>) {
-        // Whether the map can take a frame, it says itself when the frame is there, and whether the
-        // direct mapping can, its entry. What cannot be put anywhere goes back to Xen. So it is
-        // enough to look once for each table, unless something was in the way a moment ago.
+        // When the frame is there, the map and the direct mapping themselves say whether they can
+        // take it, and what they cannot take goes back to Xen. So one look at each table is
+        // enough, unless something was in the way a moment ago.
         let looks_at_all = self.is_stuck();
         let mut asked = 0;
         let mut table = None;
@@ -151,8 +152,8 @@ impl Balloon<'_> {
         }
     }
 
-    /// Records what came for the first `came` pfns at hand. How many are recorded, from the first
-    /// on; an extent that the map cannot take goes back to Xen, or belongs to nobody.
+    /// Records what came for the first `came` pfns at hand. Returns how many are recorded. An
+    /// extent that the map cannot take goes back to Xen, or belongs to nobody.
     #[expect(unsafe_code, reason = "records what Xen put behind pfns of the balloon's (I-12)")]
     fn record<M: Hypercalls>(
         &mut self,
@@ -191,8 +192,8 @@ impl Balloon<'_> {
     }
 }
 
-/// Returns whether a pfn of the balloon's can be given memory: the map has a word for it, and the
-/// direct mapping an entry, both empty.
+/// Returns whether a pfn of the balloon can get memory: it has a word in the map and an entry in
+/// the direct mapping, both empty.
 fn can_get_memory<M: FrameAccess>(direct: &mut DirectEntries<'_, M>, pfn: Pfn) -> bool {
     why_not(direct, pfn).is_none()
 }

@@ -1,4 +1,4 @@
-//! What size the guest is to have: what was asked for, kept apart from what can be aimed at.
+//! The size asked for, and the size that can be aimed at.
 
 use core::fmt;
 
@@ -7,31 +7,29 @@ use hypercall::PAGE_SIZE;
 /// Bytes in a KiB, the unit of `memory/target` in xenstore.
 const KIB: u64 = 1024;
 
-/// The size that was asked for, and the one that the balloon aims at.
-///
-/// The wish is never forgotten: when its limit moves, the aim follows.
+/// The size asked for and the size aimed at. When the limit moves, the aim follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Goal {
     /// What was asked for, in frames.
     pub wanted: u64,
     /// What the balloon aims at, in frames.
     pub frames: u64,
-    /// Why that is not the same.
+    /// Why they differ.
     pub limit: Option<Limit>,
 }
 
-/// What keeps the aim from the wish.
+/// What separates the aim from the wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// The guest needs at least so many frames to live.
+    /// The guest needs at least this many frames to live.
     Floor(u64),
-    /// The guest has no pfns for more than so many frames: it can grow its frame map and direct
-    /// mapping first.
+    /// The guest has pfns for only this many frames. It can grow its frame map and direct mapping
+    /// first.
     Pfns(u64),
 }
 
 impl Goal {
-    /// Returns `wanted`, between the floor and what there are pfns for. The floor wins.
+    /// Limits `wanted` to the floor and to the number of pfns. The floor wins.
     pub(crate) const fn new(wanted: u64, floor: u64, pfns: u64) -> Self {
         if wanted < floor {
             return Self { wanted, frames: floor, limit: Some(Limit::Floor(floor)) };
@@ -56,14 +54,14 @@ impl fmt::Display for Goal {
     }
 }
 
-/// Why a text is no target.
+/// Why a text is not a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetError {
-    /// There is nothing in it: the node is absent, or not written yet.
+    /// It is empty: the node is absent, or not written yet.
     Empty,
-    /// There is something else than decimal digits in it, at this byte.
+    /// This byte is not a decimal digit.
     NotANumber(usize),
-    /// The number is more than any machine has.
+    /// The number is larger than any machine.
     TooLarge,
 }
 
@@ -71,19 +69,18 @@ impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("the target is empty: keep the size and wait for one"),
-            Self::NotANumber(at) => write!(f, "byte {at} of the target is no decimal digit"),
-            Self::TooLarge => f.write_str("the target is more than any machine has"),
+            Self::NotANumber(at) => write!(f, "byte {at} of the target is not a decimal digit"),
+            Self::TooLarge => f.write_str("the target is larger than any machine"),
         }
     }
 }
 
 impl core::error::Error for TargetError {}
 
-/// Reads a target as a toolstack writes it (`memory/target`: KiB in decimal), in whole frames. What
-/// is wrong with it is the caller's to report; the balloon keeps its goal.
+/// Reads a toolstack's target (`memory/target`: KiB in decimal) and returns it in whole frames.
 ///
 /// # Errors
-/// [`TargetError`]. White space around the number and a final NUL are let pass.
+/// [`TargetError`]. White space around the number and a final NUL are accepted.
 ///
 /// ```
 /// use balloon::frames_of_kib;

@@ -1,9 +1,9 @@
-//! Out: the guest's frames are given back to Xen.
+//! Out: gives frames back to Xen.
 //!
-//! Wiped while they are mapped; out of the direct mapping and every TLB; out of the map; given up.
-//! A frame that is still mapped when it is given up would count as done and stay the guest's, so
-//! the unmapping has a trap of its own and has to have worked. The map forgets the frame before
-//! Xen has it: another domain may own it the next moment, and call it by the same pfn.
+//! The order: wipe while mapped, remove from the direct mapping and every TLB, remove from the map,
+//! give up. Xen reports a frame that is still mapped as taken, although it stays the guest's. So
+//! the unmapping has a trap of its own, which must succeed. The map forgets the frame before Xen
+//! has it: another domain may own it the next moment, and use the same pfn for it.
 #![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-12)")]
 
 use core::ops::Range;
@@ -17,7 +17,7 @@ use crate::step::BalloonObstacle;
 use crate::work::StepMemory;
 
 impl Balloon<'_> {
-    /// Gives up to `count` frames back. How many Xen has taken, and what was in the way.
+    /// Gives up to `count` frames back. Returns how many Xen has taken, and what was in the way.
     pub(crate) fn inflate<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
@@ -35,8 +35,8 @@ impl Balloon<'_> {
         }
         let Released { given, kept, obstacle: refused } = self.release(direct, work, 0..taken);
         if kept > 0 {
-            // The first one that Xen would not have goes last: if it is no longer the guest's, it
-            // cannot be mapped, and nothing behind it would be.
+            // The first frame that Xen refused goes last: if it is no longer the guest's, it cannot
+            // be mapped, and neither could the frames behind it.
             work.pfns.swap(given, given + kept - 1);
             self.take_back(direct, allocator, work, given..given + kept);
         }
@@ -92,7 +92,7 @@ impl Balloon<'_> {
         planned.map_err(|_| work.no_room())
     }
 
-    /// Takes the planned frames out of the direct mapping and every TLB: all, or none.
+    /// Removes the planned frames from the direct mapping and every TLB: all, or none.
     fn unmap<M: Machine>(
         &mut self,
         direct: &DirectEntries<'_, M>,
@@ -106,8 +106,7 @@ impl Balloon<'_> {
             self.let_all_go(work, taken, allocator);
             return Err(work.no_room());
         }
-        // SAFETY: the entries are the direct mapping's of frames that the balloon owns (I-12), in
-        // which no Rust object lives.
+        // SAFETY: the entries map frames that the balloon owns (I-12), in which no Rust object is.
         let Err(refused) = (unsafe { work.batch.submit(direct.guest().machine()) }) else {
             return Ok(());
         };
@@ -135,8 +134,8 @@ impl Balloon<'_> {
         }
     }
 
-    /// Maps frames of the balloon's that have memory, and gives them to the allocator; what cannot
-    /// be mapped is set aside. How many went to the allocator.
+    /// Maps the balloon's frames that have memory, and gives them to the allocator. Sets aside
+    /// those that cannot be mapped. Returns how many the allocator has.
     pub(crate) fn take_back<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,

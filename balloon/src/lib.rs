@@ -1,44 +1,45 @@
-//! The size of a Xen PV guest: memory given back to Xen and taken again.
+//! Changes the size of a Xen PV guest: gives memory back to Xen and takes it again.
 //!
-//! A toolstack wants the guest to be larger or smaller (`xl mem-set`); the balloon gets it there,
-//! step by step. A frame that leaves is wiped, taken out of the direct mapping and every TLB, out
-//! of the frame map, and given up. A frame that comes goes the other way. The balloon has no thread
-//! and no clock: the caller calls [`Balloon::step`] when it has time, a step does a bounded amount
-//! of work, and says what comes next.
+//! A toolstack wants the guest to be larger or smaller (`xl mem-set`). The balloon gets it there
+//! step by step. It wipes a frame that leaves, removes it from the direct mapping, every TLB and
+//! the frame map, and gives it to Xen. A frame that arrives goes the other way. The balloon has no
+//! thread and no clock: the caller calls [`Balloon::step`] when it has time. A step does a bounded
+//! amount of work and says what to do next.
 //!
 //! # Main types
-//! * [`Balloon`]: how large the guest is and is to be, and which pfns have no memory meanwhile.
+//! * [`Balloon`]: the size of the guest, its goal, and the pfns that have no memory meanwhile.
 //! * [`BalloonStep`]: what a step did ([`Moved`]), what comes next ([`Next`], [`BalloonObstacle`]),
-//!   and where every pfn is ([`Accounts`]).
+//!   and the state of all pfns ([`Accounts`]).
 //! * [`Goal`]: the size asked for, apart from the size aimed at. [`frames_of_kib`] reads a
 //!   toolstack's target.
 //! * [`StepMemory`], [`StepStorage`]: what a step works with.
 //! * [`Reserve`], [`EmptyPfn`]: pfns that never have memory, for grants and other domains' frames.
 //!
 //! # How to use it
-//! Once: [`Balloon::new`], with a bit for each pfn there may ever be. If the guest may grow beyond
-//! its size at boot: grow the map (`p2m::Window::grow`, `reserve`) and the direct mapping, then
-//! [`Balloon::add_empty`]; set some of the new pfns apart by [`Reserve::new`].
+//! Once: [`Balloon::new`], with a bit for each pfn the guest may ever have. To let the guest grow
+//! beyond its size at boot, grow the map (`p2m::Window::grow`, `reserve`) and the direct mapping,
+//! then call [`Balloon::add_empty`]. Set some of the new pfns apart with [`Reserve::new`].
 //!
-//! Whenever there is a target: [`Balloon::set_target`], which says whether to step. After each
-//! [`step`](Balloon::step): [`Next::Again`] means that there is more to do, now or whenever the
-//! guest has time; [`Next::Wait`] that something is in the way, what, and for how long it would be
-//! in vain to ask again; [`Next::Idle`] that the size is right. There is no error that ends this: a
-//! balloon that cannot do what it should says so and does it when it can.
+//! For each target: [`Balloon::set_target`], which says whether to step. After each
+//! [`step`](Balloon::step), [`Next::Again`] asks for another when the guest has time.
+//! [`Next::Wait`] names an obstacle and how long to wait. [`Next::Idle`] means that the size is
+//! right. No obstacle ends the balloon: it goes on as soon as it can.
+//!
+//! Functions without a *Hypercalls* section make none.
 //!
 //! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`).
 //!
 //! # What it assumes
-//! The frame map is right when the balloon is made. Nobody else populates or depopulates pfns that
-//! the balloon holds; nobody maps frames that the allocator spares. No step runs across a suspend:
-//! between steps the map, the tables and Xen agree, so that any moment between two is a good one.
+//! The frame map is right when the balloon is made. Nobody else populates or depopulates the
+//! balloon's pfns. Nobody maps frames that the allocator spares. No step runs across a suspend;
+//! between two steps a suspend is safe, because the map, the tables and Xen agree.
 //!
 //! # What it prevents, and what not
-//! No failure loses a frame: whatever Xen refuses, each pfn is with the allocator, or held with its
-//! memory at Xen, or (if an undo is refused too) set aside until it can be mapped again. Xen's
-//! count is asked for after every step and compared ([`Accounts::is_balanced`]). What it cannot
-//! prevent it reports: a frame that someone still uses when it is given up stays the guest's until
-//! that use ends ([`Accounts::surplus`]).
+//! No failure loses a frame. Whatever Xen refuses, each pfn is with the allocator, or in the
+//! balloon with its memory at Xen, or set aside after a refused undo until it can be mapped again.
+//! Each step compares its accounts with Xen's count ([`Accounts::is_balanced`]). A frame that
+//! someone still uses when it leaves stays the guest's until that use ends; the balloon cannot
+//! prevent that, but reports it ([`Accounts::surplus`]).
 //!
 //! ```
 //! # use pv_tests::guest::TestGuest;

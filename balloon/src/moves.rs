@@ -1,4 +1,4 @@
-//! The two requests that both directions need: frames given to Xen, and frames mapped.
+//! The requests of both directions: giving frames to Xen, and mapping frames.
 #![expect(unsafe_code, reason = "changes mappings of frames that the balloon owns (I-12)")]
 
 use core::ops::Range;
@@ -11,21 +11,21 @@ use crate::balloon::{Balloon, Direction};
 use crate::step::BalloonObstacle;
 use crate::work::StepMemory;
 
-/// What became of frames that were offered to Xen.
+/// What became of frames offered to Xen.
 #[derive(Debug)]
 pub(crate) struct Released {
-    /// Xen has taken so many, the first at hand.
+    /// The first so many at hand, which Xen has taken.
     pub(crate) given: usize,
-    /// So many behind them have their memory as before.
+    /// So many behind them, which have their memory as before.
     pub(crate) kept: usize,
     /// What was in the way.
     pub(crate) obstacle: Option<BalloonObstacle>,
 }
 
 impl Balloon<'_> {
-    /// Gives the memory of `range` of the pfns at hand, which nothing maps, to Xen: the map first,
-    /// so that it never names another domain's frame as the guest's. Those that Xen has taken are
-    /// the first at hand then, and those that it has not, and the map has as before, follow.
+    /// Gives Xen the memory of `range` of the pfns at hand, which nothing maps. The map forgets it
+    /// first, so that it never calls another domain's frame the guest's. Afterwards the pfns whose
+    /// frames Xen took are the first at hand. The others follow, and the map has them as before.
     ///
     /// # Hypercalls
     /// One multicall.
@@ -47,7 +47,7 @@ impl Balloon<'_> {
                     offered += 1;
                 }
                 Err(error) => {
-                    // The map had memory for it when it was looked at, and has none now.
+                    // The map had memory for it when it was read, and has none now.
                     self.populated = self.populated.saturating_sub(1);
                     obstacle = Some(BalloonObstacle::NoMemory(error));
                 }
@@ -81,8 +81,8 @@ impl Balloon<'_> {
         Released { given, kept, obstacle }
     }
 
-    /// Asks Xen to move `extents` of an order in or out, and how many frames the guest has then.
-    /// How many it has moved.
+    /// Asks Xen to move `extents` of an order in or out, and for the guest's count then. Returns
+    /// how many it moved.
     ///
     /// # Hypercalls
     /// One multicall.
@@ -103,15 +103,15 @@ impl Balloon<'_> {
             Direction::In => MemoryOp::Populate(list),
         };
         // SAFETY: the pfns are the balloon's (I-12): nothing maps those that lose memory, and those
-        // that get some have none.
+        // that get some are empty.
         let (moved, has) = unsafe { machine.memory_op_counted(&mut operation) };
         self.xen = has.ok();
         moved.map(|moved| usize::try_from(moved).unwrap_or(count).min(count))
     }
 }
 
-/// Maps `range` of the pfns at hand, which have memory, at their places in the direct mapping. How
-/// many are mapped, from the first on, and what was in the way of the next.
+/// Maps `range` of the pfns at hand, which have memory, at their places in the direct mapping.
+/// Returns how many, from the first on, are mapped, and why the next one is not.
 ///
 /// # Hypercalls
 /// One `mmu_update`.

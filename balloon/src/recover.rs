@@ -1,5 +1,5 @@
-//! Frames set aside: they have memory, and Xen would neither take them nor let them be mapped. Both
-//! can change; so each step tries again before it does anything else.
+//! Recovers frames set aside: they have memory, and Xen refused to take them and to map them. Both
+//! can change, so each step tries again before it does anything else.
 #![expect(unsafe_code, reason = "gives pfns of the balloon's up that Xen has taken (I-12)")]
 
 use hypercall::{FrameAccess, FrameSource, Machine, MmuExtOp, Pfn};
@@ -8,16 +8,16 @@ use p2m::DirectEntries;
 use crate::balloon::{Balloon, current_reservation};
 use crate::work::StepMemory;
 
-/// The most pfns of the balloon's that a step looks at.
+/// The most pfns of the balloon that a step searches.
 const SCAN_MAX: usize = 1024;
 
 impl Balloon<'_> {
-    /// Tries to map frames that are set aside, and the allocator has them. How many are no longer
-    /// set aside; nothing if none was among the pfns looked at, and the next step looks at those
+    /// Tries to map frames that are set aside, and gives them to the allocator. Returns how many
+    /// are no longer set aside; none if the pfns searched had none, and the next step goes on
     /// behind them.
     ///
     /// # Hypercalls
-    /// Up to three: an `mmu_update`; the count and a flush if it is refused.
+    /// Up to three: an `mmu_update`; if it is refused, the count and a flush.
     pub(crate) fn recover<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
@@ -30,7 +30,7 @@ impl Balloon<'_> {
             if self.aside_looked < self.held.count() {
                 return None;
             }
-            // All were looked at: the map in this step is not the one that has them.
+            // All were searched: they belong to another map than this step's.
             self.aside_looked = 0;
             return Some(0);
         }
@@ -46,14 +46,14 @@ impl Balloon<'_> {
         Some(before - self.set_aside)
     }
 
-    /// Returns the next pfns that are set aside: how many, and how many of the balloon's were
-    /// looked at. Behind the last pfn the first ones follow, so that none is passed over for good.
+    /// Collects the next pfns that are set aside. Returns how many it found and how many it
+    /// searched. The search starts over behind the last pfn, so that none is missed for good.
     fn collect_aside<M: FrameAccess>(
         &mut self,
         direct: &DirectEntries<'_, M>,
         work: &mut StepMemory<'_, '_>,
     ) -> (usize, usize) {
-        // Of those with memory as many as are set aside: more is another map's.
+        // At most as many as are set aside: more with memory would be another map's.
         let aside = usize::try_from(self.set_aside).unwrap_or(usize::MAX);
         let max = work.frames_max().min(aside);
         let from = self.aside_from;
@@ -73,10 +73,9 @@ impl Balloon<'_> {
         (count, looked)
     }
 
-    /// A frame that Xen neither takes nor maps, that nothing maps at its place, and that M2P does
-    /// not know, while Xen counts fewer than the map has: it is not the guest's any more. Its pfn
-    /// may get another one, so every TLB forgets it first: the flush that went with its unmapping
-    /// may have been refused.
+    /// Writes off a frame that is not the guest's any more: Xen neither takes nor maps it, its
+    /// entry is empty, M2P does not know it, and Xen counts fewer frames than the map. Its pfn may
+    /// get another frame, so a flush comes first: the one of its unmapping may have been refused.
     fn write_off<M: Machine>(
         &mut self,
         direct: &mut DirectEntries<'_, M>,
@@ -98,7 +97,7 @@ impl Balloon<'_> {
         if planned.is_err() || flushed.is_err() {
             return;
         }
-        // SAFETY: the pfn is the balloon's (I-12), nothing maps it, and Xen has its frame no more.
+        // SAFETY: the pfn is the balloon's (I-12), nothing maps it, and its frame is gone.
         if unsafe { direct.guest().p2m().depopulate(pfn) }.is_ok() {
             self.populated -= 1;
             self.set_aside -= 1;

@@ -1,9 +1,9 @@
-//! Pfns that never have memory: where grants and other domains' frames are mapped.
+//! Pfns that never have memory: places to map grants and other domains' frames.
 //!
 //! A guest that maps a grant needs a pfn for it, with a word in the map and an entry in the direct
-//! mapping. Taking one from RAM means giving a page back to Xen for each grant, without limit
-//! (XSA-300), and a balloon whose accounts depend on what backends do. So these pfns are set apart
-//! once, behind the memory: as many as there are, no more.
+//! mapping. With a pfn from RAM, the guest would give a page back to Xen for each grant, without
+//! limit (XSA-300), and the balloon's accounts would depend on backends. So a fixed number of pfns
+//! behind the memory is set apart once.
 
 use hypercall::{Frame, Frames, Pfn, Refused};
 use p2m::{P2m, P2mError};
@@ -26,9 +26,8 @@ impl EmptyPfn {
 
 /// Pfns for grants and foreign frames. Dropping it loses them.
 ///
-/// # Invariants
-/// I-12 for each pfn in `free`, and none of them has memory; the others of the run are out as
-/// [`EmptyPfn`].
+/// I-12 for each pfn in `free`, and none of them has memory. The others of the run are out as
+/// [`EmptyPfn`]s.
 #[derive(Debug)]
 pub struct Reserve<'s> {
     start: Pfn,
@@ -38,20 +37,17 @@ pub struct Reserve<'s> {
 }
 
 impl<'s> Reserve<'s> {
-    /// Returns how many words a reserve of `pfns` pfns takes.
+    /// Returns how many words [`new`](Self::new) needs for `pfns` pfns.
     #[must_use]
     pub const fn words_needed(pfns: u64) -> u64 {
         PfnSet::words_needed(pfns)
     }
 
-    /// Sets `frames` apart, which have no memory, as far as `words` has bits for them; the balloon
-    /// counts them. The rest of the run comes back.
+    /// Creates a reserve of the empty pfns `frames`, as far as `words` has bits for them. The
+    /// balloon counts them. The rest of the run comes back.
     ///
     /// # Errors
-    /// The frames, with [`BalloonError::NotEmpty`].
-    ///
-    /// # Hypercalls
-    /// None.
+    /// All the pfns, with [`BalloonError::NotEmpty`].
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -102,7 +98,7 @@ impl<'s> Reserve<'s> {
         Ok((Self { start, count, free }, rest))
     }
 
-    /// Returns a pfn, if one is free.
+    /// Takes a free pfn, if there is one.
     #[expect(unsafe_code, reason = "makes the token again that `new` or `give` consumed")]
     pub fn take(&mut self) -> Option<EmptyPfn> {
         let offset = self.free.lowest().next()?;
@@ -112,10 +108,10 @@ impl<'s> Reserve<'s> {
         Some(EmptyPfn(unsafe { Frame::claim(pfn) }))
     }
 
-    /// Takes a pfn back, of which the map says that it has nothing again.
+    /// Takes a pfn back. The map must call it empty again.
     ///
     /// # Errors
-    /// The pfn, with [`BalloonError::NotEmpty`] if it is foreign still or has something else, or
+    /// The pfn, with [`BalloonError::NotEmpty`] if it is still foreign or has something else, or
     /// [`BalloonError::OtherReserve`].
     pub fn give(
         &mut self,
@@ -143,7 +139,7 @@ impl<'s> Reserve<'s> {
         self.free.count()
     }
 
-    /// Returns how many there are in all.
+    /// Returns how many pfns there are in all.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count

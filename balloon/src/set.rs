@@ -5,9 +5,9 @@ use hypercall::Pfn;
 /// Pfns in a word of the set.
 const WORD: u64 = u64::BITS as u64;
 
-/// Pfns in a large block: those of an extent of the largest order that Xen gives a domU.
+/// Pfns in a large block, which one extent of the largest order that Xen gives a domU can fill.
 pub(crate) const LARGE: u64 = LARGE_FRAMES as u64;
-/// The same as a count of things in memory.
+/// The same, as a count of things in memory.
 pub(crate) const LARGE_FRAMES: usize = 1 << LARGE_ORDER;
 /// log2 of [`LARGE`].
 pub(crate) const LARGE_ORDER: u32 = 9;
@@ -15,20 +15,20 @@ const BLOCK_WORDS: usize = 8;
 
 const _: () = assert!(BLOCK_WORDS as u64 * WORD == LARGE);
 
-/// Pfns `0..64 * words`, each in the set or not.
+/// A set of pfns from `0..64 * words`.
 #[derive(Debug)]
 pub(crate) struct PfnSet<'s> {
     words: &'s mut [u64],
     count: u64,
-    /// No member lies in a word below this one.
+    /// No member is in a word below this one.
     low_word: usize,
-    /// No block of members lies before the one that this pfn is in.
+    /// No whole block of members begins below this pfn.
     low_block: u64,
 }
 
-/// Returns where a pfn's bit is.
+/// Returns the place of a pfn's bit.
 fn place(pfn: Pfn) -> (usize, u64) {
-    // A word that no address space can hold is past the end of every set.
+    // A number that no address space can hold is past the end of every set.
     (usize::try_from(pfn.raw() / WORD).unwrap_or(usize::MAX), 1 << (pfn.raw() % WORD))
 }
 
@@ -38,13 +38,13 @@ impl<'s> PfnSet<'s> {
         end.div_ceil(WORD)
     }
 
-    /// Nothing is in the set.
+    /// Creates an empty set.
     pub(crate) fn empty(words: &'s mut [u64]) -> Self {
         words.fill(0);
         Self { low_word: words.len(), words, count: 0, low_block: u64::MAX }
     }
 
-    /// Returns how many pfns are in it.
+    /// Returns the number of members.
     pub(crate) const fn count(&self) -> u64 {
         self.count
     }
@@ -54,13 +54,13 @@ impl<'s> PfnSet<'s> {
         self.words.len() as u64 * WORD
     }
 
-    /// Returns whether the pfn is in it.
+    /// Returns whether the pfn is a member.
     pub(crate) fn contains(&self, pfn: Pfn) -> bool {
         let (word, bit) = place(pfn);
         self.words.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
-    /// Puts a pfn in. False if it was there, or has no place.
+    /// Adds a pfn. Returns false if it was a member already, or has no bit.
     pub(crate) fn insert(&mut self, pfn: Pfn) -> bool {
         let (word, bit) = place(pfn);
         let Some(bits) = self.words.get_mut(word) else { return false };
@@ -68,12 +68,12 @@ impl<'s> PfnSet<'s> {
         *bits |= bit;
         self.count += u64::from(is_new);
         self.low_word = self.low_word.min(word);
-        // It may complete the block that it is in.
+        // It may complete its block.
         self.low_block = self.low_block.min(pfn.raw());
         is_new
     }
 
-    /// Takes a pfn out. False if it was not there.
+    /// Removes a pfn. Returns false if it was not a member.
     pub(crate) fn remove(&mut self, pfn: Pfn) -> bool {
         let (word, bit) = place(pfn);
         let Some(bits) = self.words.get_mut(word) else { return false };
@@ -100,7 +100,7 @@ impl<'s> PfnSet<'s> {
         self.iter_from(Pfn::new(0))
     }
 
-    /// Returns the lowest aligned block of [`LARGE`] members, from `start` on.
+    /// Returns the lowest aligned block of [`LARGE`] members from `start` on.
     pub(crate) fn next_block(&self, start: u64) -> Option<Pfn> {
         let first = usize::try_from(start.max(self.low_block) / LARGE).ok()?;
         let (blocks, _) = self.words.as_chunks::<BLOCK_WORDS>();
@@ -109,13 +109,13 @@ impl<'s> PfnSet<'s> {
         Some(Pfn::new(at as u64 * LARGE))
     }
 
-    /// Notes that no block of members begins below `pfn`.
+    /// Notes that no whole block begins below `pfn`.
     pub(crate) const fn no_block_below(&mut self, pfn: u64) {
         self.low_block = pfn;
     }
 }
 
-/// The numbers of the bits that are set, lowest first.
+/// The numbers of the set bits, lowest first.
 struct Ones(u64);
 
 impl Iterator for Ones {

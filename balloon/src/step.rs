@@ -1,4 +1,4 @@
-//! What a step did, and what comes next.
+//! What a step did and what comes next.
 
 use core::fmt;
 
@@ -13,18 +13,18 @@ pub struct BalloonStep {
     pub moved: Moved,
     /// What comes next.
     pub next: Next,
-    /// Where all pfns are now.
+    /// The state of all pfns now.
     pub accounts: Accounts,
 }
 
-/// Frames that changed hands in a step.
+/// The frames that a step moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     /// None.
     Nothing,
-    /// So many were given back to Xen.
+    /// This many went back to Xen.
     Out(u64),
-    /// So many came from Xen and are the allocator's now.
+    /// This many came from Xen and are the allocator's now.
     In(u64),
 }
 
@@ -38,101 +38,99 @@ impl Moved {
     }
 }
 
-/// When the next step is worth taking.
+/// When to take the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The size is the goal: when there is another one.
+    /// When there is a new goal. This one is reached.
     Idle,
-    /// At once, or whenever the guest has time.
+    /// At once, or when the guest has time.
     Again,
-    /// After a while: something is in the way. The balloon never gives up; it would only be in vain
-    /// to ask at once.
+    /// After a pause, because something is in the way. The balloon never gives up.
     Wait {
-        /// What.
+        /// What is in the way.
         why: BalloonObstacle,
-        /// How long: 1, then 2, 4, ... up to [`PAUSE_MAX`] of the caller's units of time, of which
-        /// a second is a good one. Frames that move make it 1 again.
+        /// How long, in the caller's unit of time: 1, then 2, 4, ... up to [`PAUSE_MAX`]. A second
+        /// is a good unit. Progress makes it 1 again.
         pause: u32,
     },
 }
 
-/// The longest pause between two steps in vain, in the caller's units of time.
+/// The longest pause between two steps without progress, in the caller's unit of time.
 pub const PAUSE_MAX: u32 = 32;
 
-/// What keeps the balloon from its goal for now. Whatever it is, nothing was lost by it.
+/// What keeps the balloon from its goal for now. No obstacle loses a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BalloonObstacle {
     /// The allocator has no frame to spare.
     NothingToSpare,
-    /// Xen gave fewer frames than asked for, because this is the most the guest may have
-    /// (`XENMEM_maximum_reservation`).
+    /// The guest has as many frames as it may have (`XENMEM_maximum_reservation`).
     Maximum {
-        /// The most frames it may have.
+        /// The most frames that it may have.
         frames: u64,
     },
-    /// Xen gave fewer frames than asked for: it has no more.
+    /// Xen has no more frames to give.
     XenHasNoMore {
         /// Extents asked for.
         asked: u64,
-        /// Extents that came.
+        /// Extents received.
         came: u64,
     },
-    /// Xen took fewer frames than were offered. The others are the allocator's again.
+    /// Xen took fewer frames than were offered. The allocator has the others again.
     XenTookFewer {
         /// Frames offered.
         offered: u64,
         /// Frames taken.
         taken: u64,
     },
-    /// The allocator gave a frame that is no memory of the guest's.
+    /// The allocator gave a frame that the map does not call memory.
     NoMemory(P2mError),
-    /// A pfn of the balloon's cannot be given memory: the map has no memory for its word, or the
-    /// word says that it has something.
+    /// One of the balloon's pfns cannot get memory: its word in the map does not exist, or is not
+    /// empty.
     NoPlace(P2mError),
-    /// What the step works with has no room for a single frame on its way, or none for the flush
-    /// that goes with frames that leave.
+    /// The step's memory has no room for a single frame, or none for the flush that frames need
+    /// when they leave.
     NoRoom {
         /// Frames that there is room for.
         frames: usize,
         /// Flushes that there is room for.
         flushes: usize,
     },
-    /// The allocator gave a frame for which the balloon has no bit: it lies behind the pfns that
-    /// the balloon was made for. The allocator has it again.
+    /// The allocator gave a frame beyond the pfns that the balloon was made for. It has the frame
+    /// again.
     BeyondSet {
         /// The frame.
         pfn: Pfn,
-        /// The first pfn that has no bit.
+        /// The first pfn beyond the set.
         end: Pfn,
     },
-    /// The allocator gave a frame that the balloon holds already, so it has two owners. The
+    /// The allocator gave a frame that the balloon holds already: the frame has two owners. The
     /// allocator has it again.
     Held(Pfn),
-    /// The allocator gave a frame that the direct mapping does not map writable at its place: it is
-    /// someone's table, or protected.
+    /// The allocator gave a frame that the direct mapping does not map writable at its place: a
+    /// table, or a protected page.
     InUse {
         /// The frame.
         pfn: Pfn,
         /// What maps it.
         pte: Pte,
     },
-    /// There is something where a frame should be mapped.
+    /// The entry where a frame should be mapped is not empty.
     Occupied {
         /// The frame.
         pfn: Pfn,
-        /// What is mapped there.
+        /// The entry.
         pte: Pte,
     },
-    /// The direct mapping has no table for a pfn that should get memory, or lose it.
+    /// The direct mapping has no table for a pfn that should get or lose memory.
     NoDirectEntry(NoDirectEntry),
-    /// A frame could not be wiped.
+    /// The machine refused to wipe a frame.
     NotWiped(AccessError),
     /// Xen refused to change the direct mapping.
     Mapping(BatchError),
     /// Xen refused the hypercall as a whole.
     Refused(Error),
-    /// A change could not be undone: so many frames have memory and are not mapped. The balloon
-    /// keeps them; the next steps try again.
+    /// An undo was refused: this many frames have memory and are not mapped. The balloon keeps
+    /// them and tries again in the next steps.
     SetAside(u64),
 }
 
@@ -144,36 +142,36 @@ impl fmt::Display for BalloonObstacle {
                 write!(f, "the guest may have {frames} frames: raise its maximum (xl mem-max)")
             }
             Self::XenHasNoMore { asked, came } => {
-                write!(f, "Xen has no memory: {came} of {asked} extents came")
+                write!(f, "Xen has no more memory: it gave {came} of {asked} extents")
             }
             Self::XenTookFewer { offered, taken } => {
-                write!(f, "Xen took {taken} of {offered} frames; the others stay")
+                write!(f, "Xen took only {taken} of {offered} frames")
             }
-            Self::NoMemory(error) => write!(f, "the allocator's frame is no memory: {error}"),
-            Self::NoPlace(error) => write!(f, "a pfn cannot be given memory: {error}"),
+            Self::NoMemory(error) => write!(f, "the allocator's frame has no memory: {error}"),
+            Self::NoPlace(error) => write!(f, "a pfn of the balloon cannot get memory: {error}"),
             Self::NoRoom { frames, flushes } => write!(
                 f,
-                "a step has room for {frames} frames and {flushes} flushes: give it storage"
+                "the step's storage has room for {frames} frames and {flushes} flushes: too little"
             ),
             Self::BeyondSet { pfn, end } => write!(
                 f,
-                "the allocator's frame {pfn} is not the balloon's to take: its set ends at {end}"
+                "the allocator's frame {pfn} is beyond the balloon's set, which ends at {end}"
             ),
             Self::Held(pfn) => {
-                write!(f, "the allocator's frame {pfn} is the balloon's already")
+                write!(f, "the balloon holds the allocator's frame {pfn} already")
             }
             Self::InUse { pfn, pte } => {
                 write!(f, "the allocator's frame {pfn} is in use: its entry is {pte:?}")
             }
             Self::Occupied { pfn, pte } => {
-                write!(f, "pfn {pfn} gets memory, and {pte:?} is mapped at its place")
+                write!(f, "pfn {pfn} cannot be mapped: its entry is {pte:?} already")
             }
             Self::NoDirectEntry(error) => write!(f, "{error}"),
             Self::NotWiped(error) => write!(f, "a frame cannot be wiped: {error}"),
-            Self::Mapping(error) => write!(f, "the direct mapping stays as it is: {error}"),
+            Self::Mapping(error) => write!(f, "the direct mapping is unchanged: {error}"),
             Self::Refused(error) => write!(f, "{error}"),
             Self::SetAside(frames) => {
-                write!(f, "{frames} frames cannot be mapped again yet: they are kept aside")
+                write!(f, "{frames} frames cannot be mapped again yet: they are set aside")
             }
         }
     }
@@ -181,30 +179,30 @@ impl fmt::Display for BalloonObstacle {
 
 impl core::error::Error for BalloonObstacle {}
 
-/// Where all the guest's pfns are.
+/// The state of all the guest's pfns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accounts {
-    /// Pfns that the guest has: as many as its frame map is long.
+    /// All pfns: the length of the guest's frame map.
     pub span: u64,
-    /// Those that have memory.
+    /// Pfns that have memory.
     pub populated: u64,
-    /// Those whose memory is with Xen, and which may get some.
+    /// Pfns whose memory is with Xen, and which may get some again.
     pub ballooned: u64,
-    /// Those that will never have memory: kept for grants and other domains' frames, and holes.
+    /// Pfns that never get memory: holes, and those kept for grants and foreign frames.
     pub reserved: u64,
-    /// Populated ones that the balloon keeps aside ([`BalloonObstacle::SetAside`]).
+    /// Populated pfns that the balloon keeps ([`BalloonObstacle::SetAside`]).
     pub set_aside: u64,
-    /// Frames, at most, that no pfn could take and that Xen would not have back. They are in no map
-    /// and used by nobody, and Xen counts them ([`surplus`](Self::surplus)).
+    /// The most frames that no pfn could take and Xen refused to take back. No map has them and
+    /// nobody uses them, but Xen counts them ([`surplus`](Self::surplus)).
     pub stray: u64,
-    /// What Xen says the guest has (`XENMEM_current_reservation`); none if it refused to say.
+    /// Xen's count (`XENMEM_current_reservation`); none if Xen refused to say.
     pub xen: Option<u64>,
 }
 
 impl Accounts {
-    /// Returns how many frames Xen counts beyond those that the map has. Above zero: frames that
-    /// were given back while someone still used them, in a mapping or a grant; they go with the
-    /// last use. Below zero: frames that someone else took away.
+    /// Returns how many more frames Xen counts than the map has. More: someone still uses frames
+    /// that left, in a mapping or a grant; they go with the last use. Fewer: someone else took
+    /// frames away.
     #[must_use]
     pub const fn surplus(&self) -> i64 {
         match self.xen {
@@ -219,7 +217,7 @@ impl Accounts {
         self.pfns() == self.span && self.surplus() == 0 && self.xen.is_some()
     }
 
-    /// Pfns that are somewhere.
+    /// Returns the sum of all kinds.
     const fn pfns(&self) -> u64 {
         self.populated.saturating_add(self.ballooned).saturating_add(self.reserved)
     }
@@ -234,11 +232,11 @@ impl fmt::Display for Accounts {
         match self.xen {
             Some(xen) if xen == *populated => f.write_str(", Xen agrees"),
             Some(xen) => write!(f, ", Xen counts {xen}"),
-            None => f.write_str(", Xen was not heard"),
+            None => f.write_str(", Xen did not answer"),
         }?;
         match self.set_aside {
             0 => Ok(()),
-            aside => write!(f, ", {aside} kept aside"),
+            aside => write!(f, ", {aside} set aside"),
         }?;
         match self.stray {
             0 => Ok(()),
@@ -273,7 +271,7 @@ mod tests {
         let fewer = Accounts { xen: Some(69), span: 101, set_aside: 3, stray: 2, ..accounts };
         assert_eq!((fewer.surplus(), fewer.is_balanced()), (-1, false));
         let line = "70 populated + 20 ballooned + 10 reserved != 101 pfns, Xen counts 69, \
-                    3 kept aside, 2 without a pfn";
+                    3 set aside, 2 without a pfn";
         assert_eq!(fewer.to_string(), line);
         assert!(!Accounts { xen: None, ..accounts }.is_balanced());
         // A number that someone left out by mistake.

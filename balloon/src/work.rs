@@ -5,8 +5,7 @@ use hypercall::{Batch, BatchStorage, Pfn};
 
 use crate::step::BalloonObstacle;
 
-/// Memory for the requests of a step, from the caller: its size bounds what a step does, and so how
-/// long it takes.
+/// Memory for the requests of a step. Its size bounds the work of a step, and so its duration.
 #[derive(Debug)]
 pub struct StepMemory<'w, 'b> {
     /// One update for each frame, and one extended operation.
@@ -15,10 +14,10 @@ pub struct StepMemory<'w, 'b> {
     pub extents: &'w mut [Extent],
     /// One for each frame.
     pub pfns: &'w mut [Pfn],
-    /// The most frames that go out in a step.
+    /// The most frames that leave in a step.
     pub out_max: usize,
-    /// The most frames that come in one by one in a step. They cost Xen more than those of 2 MiB
-    /// extents, for which there should be room (512 of everything).
+    /// The most single frames that arrive in a step. They cost Xen more than frames in 2 MiB
+    /// extents, which need room for 512 of everything.
     pub in_max: usize,
 }
 
@@ -29,16 +28,16 @@ impl StepMemory<'_, '_> {
         self.batch.updates_max().min(self.extents.len()).min(self.pfns.len())
     }
 
-    /// Returns what is in the way if there is too little of this.
+    /// Returns the obstacle to report if this is too small.
     pub(crate) fn no_room(&self) -> BalloonObstacle {
         BalloonObstacle::NoRoom { frames: self.frames_max(), flushes: self.batch.ops_max() }
     }
 }
 
-/// Memory for steps of up to `FRAMES` frames, 40 bytes for each. Out go a sixteenth fewer, and
-/// single ones come in two fifteenths fewer, so that each kind of step takes about as long.
+/// Memory for steps of up to `FRAMES` frames, 40 bytes for each. A step out moves a sixteenth
+/// fewer, and a step in by single frames two fifteenths fewer, so that all take about as long.
 ///
-/// With 512 a step is two traps and about a million instructions, Xen's included, and a GiB takes
+/// With 512, a step is two traps and about a million instructions, Xen's included. A GiB takes
 /// fewer than 1,100 traps (docs/performance.md).
 #[derive(Debug)]
 pub struct StepStorage<const FRAMES: usize> {
@@ -48,7 +47,7 @@ pub struct StepStorage<const FRAMES: usize> {
 }
 
 impl<const FRAMES: usize> StepStorage<FRAMES> {
-    /// Fresh storage.
+    /// Creates storage.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -58,7 +57,7 @@ impl<const FRAMES: usize> StepStorage<FRAMES> {
         }
     }
 
-    /// Lets `step` work in this storage.
+    /// Calls `step` with this storage.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;

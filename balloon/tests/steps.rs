@@ -179,5 +179,5 @@ fn too_few_words_are_refused() {
     let mut words = [0; 47];
     let refused = Balloon::new(&guest.around(), &mut words, 0, Wipe::Never);
     let said = refused.expect_err("48 are needed").to_string();
-    assert_eq!(said, "47 words are given for the set of pfns, 48 are needed");
+    assert_eq!(said, "the set of pfns needs 48 words, not 47");
 }

@@ -1,4 +1,4 @@
-//! The table buffer: frames that are mapped already and become tables, `[start, end, top)`.
+//! The table buffer: frames that are mapped and become tables, `[start, end, top)`.
 //!
 //! ```text
 //!   start            end                  top
@@ -6,15 +6,15 @@
 //!     |  read-only     |  writable          |
 //! ```
 //!
-//! A round moves `end`. The frames in front of it are filled by plain stores, which needs them
-//! writable, and then become read-only *and* tables in one request: before Xen first takes a frame
-//! as a table it is read-only, and a frame that is not taken never loses its writable entry. There
-//! is no third state to repair afterwards, and so no window in which someone could be handed a
-//! frame that is still read-only: what the reviewers of the 2011 patch asked for.
+//! A round moves `end`. It fills the next frames by plain stores, for which they must be writable.
+//! One request then makes them read-only *and* tables. So a frame is read-only before Xen takes it
+//! as a table, and a frame that does not become a table never loses its writable entry. There is no
+//! third state to repair afterwards, and no moment at which someone could get a read-only frame.
+//! The reviewers of the 2011 patch asked for this.
 //!
-//! The bracket is one value: [`TableBuffer::begin`] borrows the buffer, which owns its frames, and
-//! [`TableRound::finish`] gives the borrow back. Until then nobody can reach `[end, top)`; a round
-//! that is dropped in between leaves a buffer that refuses to hand anything out.
+//! [`TableBuffer::begin`] borrows the buffer, which owns its frames, and [`TableRound::finish`]
+//! ends the borrow. Until then nobody can reach `[end, top)`. If a round is dropped instead, its
+//! buffer refuses to hand anything out.
 #![expect(unsafe_code, reason = "links tables in frames that the buffer owns (I-1, I-13)")]
 
 use hypercall::{Batch, Frames, Machine, Pfn, Refused, Uncertain};
@@ -26,11 +26,11 @@ use crate::error::{EarlyError, RoundError};
 /// The three marks of a table buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marks {
-    /// First frame.
+    /// The first frame.
     pub start: Pfn,
-    /// First frame that is no table yet.
+    /// The first frame that is not yet a table.
     pub end: Pfn,
-    /// First frame after the buffer.
+    /// The first frame behind the buffer.
     pub top: Pfn,
 }
 
@@ -41,7 +41,7 @@ impl Marks {
         run(self.start, self.end)
     }
 
-    /// Returns the frames that are not.
+    /// Returns the other frames.
     #[must_use]
     pub fn unused(self) -> Pfns {
         run(self.end, self.top)
@@ -77,7 +77,7 @@ enum State {
 }
 
 impl TableBuffer {
-    /// Makes a buffer of `frames`, which are in the direct mapping, writable.
+    /// Creates a buffer of `frames`, which the direct mapping maps writable.
     ///
     /// ```
     /// use early_pgt::TableBuffer;
@@ -96,7 +96,7 @@ impl TableBuffer {
         Self { frames, tables: 0, state: State::Closed }
     }
 
-    /// Returns where its marks are.
+    /// Returns its marks.
     #[must_use]
     pub const fn marks(&self) -> Marks {
         let start = self.frames.start();
@@ -110,7 +110,7 @@ impl TableBuffer {
     /// Begins a round.
     ///
     /// # Errors
-    /// [`EarlyError::RoundUnfinished`] if the one before was dropped.
+    /// [`EarlyError::RoundUnfinished`] if the last round was dropped.
     pub fn begin(&mut self) -> Result<TableRound<'_>, EarlyError> {
         self.check_closed()?;
         self.state = State::Open;
@@ -118,7 +118,7 @@ impl TableBuffer {
         Ok(TableRound { buffer: self, first })
     }
 
-    /// Ends the buffer. Returns which frames are tables now, and the others, writable.
+    /// Ends the buffer. Returns the frames that are tables, and the others, which are writable.
     ///
     /// # Errors
     /// [`EarlyError::RoundUnfinished`] with the buffer, if a round was dropped.
@@ -137,8 +137,8 @@ impl TableBuffer {
         }
     }
 
-    /// Gives up a buffer of which a round was dropped, or could not be undone: which of its frames
-    /// are tables is not known, so all of them are for a quarantine.
+    /// Ends a buffer whose round was dropped or could not be undone. Nobody knows which of its
+    /// frames are tables, so all of them belong in a quarantine.
     pub fn into_uncertain(self) -> Uncertain {
         self.frames.into()
     }
@@ -151,7 +151,7 @@ impl TableBuffer {
     }
 }
 
-/// A round: frames are taken, filled, and all of them become tables at once.
+/// A round, which takes and fills frames and makes all of them tables at once.
 #[derive(Debug)]
 #[must_use = "a round that is dropped leaves a buffer that nobody can use"]
 pub struct TableRound<'b> {
@@ -161,7 +161,7 @@ pub struct TableRound<'b> {
 }
 
 impl TableRound<'_> {
-    /// Takes the next frame: in the direct mapping, writable, with anything in it.
+    /// Takes the next frame. It is writable in the direct mapping and may contain anything.
     ///
     /// # Errors
     /// [`EarlyError::BufferEmpty`].
@@ -181,28 +181,26 @@ impl TableRound<'_> {
         run(Pfn::new(start.raw() + self.first), end)
     }
 
-    /// Puts back all frames that were taken: none of them is a table, all are writable.
+    /// Puts back all frames that were taken. None is a table, and all are writable.
     pub fn abandon(self) {
         self.buffer.tables = self.first;
         self.buffer.state = State::Closed;
     }
 
     /// Makes the frames taken read-only, then makes `changes`, which link them, in as few requests
-    /// as the batch has room for. Xen stops at the first element it refuses, so nothing is linked
-    /// before everything is read-only.
-    ///
-    /// `changes` is asked once more, for the same changes in the same order, if what it linked has
-    /// to come out again.
+    /// as the batch allows. Xen stops at the first element that it refuses, so nothing is linked
+    /// before everything is read-only. An undo iterates `changes` again, and must get the same in
+    /// the same order.
     ///
     /// # Errors
-    /// [`RoundError`]; the frames are back in the buffer, as after [`abandon`](Self::abandon). If
-    /// not even the undo worked the buffer stays shut
+    /// [`RoundError`]. The frames are back in the buffer, as after [`abandon`](Self::abandon). If
+    /// the undo failed too, the buffer stays closed
     /// ([`into_uncertain`](TableBuffer::into_uncertain)). [`EarlyError::NoStorage`] if the batch
-    /// has no room for an operation: undoing what was linked takes a flush.
+    /// has no room for an operation: an undo needs one to flush.
     ///
     /// # Hypercalls
-    /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates. If one is
-    /// refused, at most one more than again as many, with a flush.
+    /// ceil((T + L) / U) `mmu_update`, for T frames, L changes and room for U updates. After a
+    /// refusal, as many again and at most one more, with a flush.
     ///
     /// # Safety
     /// The frames were filled as tables, and `changes` are of entries that the caller owns.

@@ -1,4 +1,4 @@
-//! The direct map itself: round by round, each filled by plain stores and linked at once.
+//! Builds the direct map in rounds, each filled by plain stores and linked at once.
 #![expect(unsafe_code, reason = "fills and links tables in frames that the build owns (I-1, I-13)")]
 
 use hypercall::{
@@ -16,21 +16,20 @@ use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, NO_PFNS, chunk_pfns, overlap, run};
 use crate::tables::{PlannedTable, RoundPlan, Steps};
 use crate::uses::{RegionKind, mask_chunk, mask_rw};
 
-/// How far the direct map reaches.
+/// The extent of the direct map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the machine has to be told before the next round"]
 pub struct MapExtent {
     /// Its first address.
     pub start: GuestVa,
-    /// All pfns below this one are mapped, except holes and, before the last round, frames in use.
+    /// The end of the pfns that are mapped, except holes and, before the last round, frames in use.
     pub end: u64,
 }
 
 /// A direct map under construction, and the owner of every frame that nobody uses yet.
 ///
-/// # Invariants
-/// I-13: frames of finished rounds are live tables, read-only in every mapping; all other free
-/// frames are in no table and, as far as they are mapped, writable.
+/// I-13: frames of finished rounds are live tables, read-only in every mapping. All other free
+/// frames are in no table, and writable as far as they are mapped.
 #[derive(Debug)]
 #[must_use = "the free frames are in here: finish it"]
 pub struct Build<'m> {
@@ -40,22 +39,22 @@ pub struct Build<'m> {
     state: State,
 }
 
-/// Whether all is known of the frames of a build.
+/// What is known of the frames of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Those of finished rounds are tables, the others are not.
     Sound,
-    /// Whether those of the round behind the finished ones are tables is not known: it was refused,
-    /// and so was its undo.
+    /// The round behind the finished ones and its undo were refused: nobody knows which of its
+    /// frames are tables.
     InDoubt,
 }
 
 impl<'m> Build<'m> {
-    /// Takes over every frame that nobody uses.
+    /// Begins a build, which owns every free frame.
     ///
     /// # Safety
-    /// Nobody else uses or owns any frame that `memory` says is free, and no Rust object is in one
-    /// (I-1). `plan` is of this memory.
+    /// Nobody else uses or owns any frame that `memory` calls free, and no Rust object is in one
+    /// (I-1). `plan` was made for this memory.
     ///
     /// ```
     /// # use hypercall::BatchStorage;
@@ -81,18 +80,18 @@ impl<'m> Build<'m> {
         Self { memory, plan, done: 0, state: State::Sound }
     }
 
-    /// Makes the next round. Returns how far the direct map reaches then, or `None` if it was whole
-    /// already.
+    /// Makes the next round. Returns the new extent of the direct map, or `None` if it was
+    /// complete.
     ///
     /// # Errors
-    /// [`RoundError`]; the direct map is as before, and the round can be tried again. If not even
-    /// the undo worked ([`RoundError::undo`]) there is no further round
-    /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) keeps the round's frames
-    /// from everyone.
+    /// [`RoundError`]. The direct map is as before, and the round can be tried again. If the undo
+    /// failed too ([`RoundError::undo`]), no further round is possible
+    /// ([`EarlyError::RoundUnfinished`]), and [`finish`](Self::finish) returns the round's frames
+    /// as uncertain.
     ///
     /// # Hypercalls
-    /// One `mmu_update`, if the batch has room for [`Plan::updates_max`]; otherwise one each time
-    /// it is full. Each table of the round takes an element, and so does each entry that links
+    /// One `mmu_update` if the batch has room for [`Plan::updates_max`]; otherwise one for each
+    /// full batch. Each table of the round takes an element, and so does each entry that links
     /// one.
     ///
     /// ```
@@ -124,7 +123,7 @@ impl<'m> Build<'m> {
             self.check_root(guest)?;
         }
         // SAFETY: the build owns all free frames, and the plan gives each to one round (I-1). The
-        // token goes back to being the build's at the end of this function.
+        // token becomes the build's again at the end of this function.
         let frames = unsafe { Frames::claim(round.buffer.start, round.buffer.count) };
         let mut buffer = TableBuffer::new(frames);
         let mut tables = buffer.begin()?;
@@ -135,7 +134,7 @@ impl<'m> Build<'m> {
             return Err(error.into());
         }
         let changes = || work.gaps().chain(work.links());
-        // SAFETY: the tables were filled a moment ago, and the entries that link them are of the
+        // SAFETY: the tables have just been filled, and the entries that link them are of the
         // direct map's own tables and root slots, or map frames in use at their place (I-13).
         let finished = unsafe { tables.finish(guest, changes, batch) };
         if finished.is_err_and(|error| error.undo.is_err()) {
@@ -147,12 +146,11 @@ impl<'m> Build<'m> {
         Ok(Some(MapExtent { start: self.memory.place.direct_map, end: end.unwrap_or(0) }))
     }
 
-    /// Gives every frame that is no table to `owner`, in runs, lowest first: all of them writable
-    /// in the direct map. The frames of rounds that were not made are among them. Those that are
-    /// not mapped yet are not.
+    /// Gives `owner` every free frame that is mapped and not a table, in runs, lowest first. All
+    /// are writable in the direct map.
     ///
-    /// Returns the tables of a round that was refused and could not be undone as [`Uncertain`]:
-    /// they belong in a quarantine.
+    /// Returns the frames of a round that was refused and could not be undone. They belong in a
+    /// quarantine.
     ///
     /// ```
     /// # use pv_tests::booting::Booting;
@@ -182,7 +180,7 @@ impl<'m> Build<'m> {
         in_doubt.map(|doubt| unsafe { Frames::claim(doubt.start, doubt.count) }.into())
     }
 
-    /// Returns nothing is where the direct map is to be.
+    /// Checks that the root has nothing where the direct map will be.
     fn check_root<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<(), EarlyError> {
         let start = self.memory.place.direct_map;
         let slot_shift = Level::L4.shift() - PAGE_SHIFT;
@@ -206,7 +204,7 @@ struct Work<'a, M> {
 }
 
 impl<M: Machine> Work<'_, M> {
-    /// Fills every table of the round; none is live.
+    /// Fills every table of the round. None is live.
     fn fill(&self, tables: &mut TableRound<'_>) -> Result<(), EarlyError> {
         let machine = self.guest.machine();
         for PlannedTable { level, number, frame, parent } in self.steps.clone() {
@@ -261,7 +259,7 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// Returns the machine's frame of the same number, for which a pfn stands.
+    /// Returns the machine frame of the same number, which the pfn stands for.
     fn identity(&self, pfn: Pfn) -> Result<Mfn, EarlyError> {
         match self.guest.p2m().entry(pfn) {
             Ok(P2mEntry::Identity) | Err(P2mError::OutOfRange { .. }) => Ok(Mfn::new(pfn.raw())),
@@ -270,9 +268,9 @@ impl<M: Machine> Work<'_, M> {
         }
     }
 
-    /// Returns the entries that are missing in the builder's L1 tables: what stands for the
-    /// machine's own frames; and all behind its mapping, if that ends in the middle of a table. The
-    /// first round sets them.
+    /// Returns the entries that the builder's L1 tables lack: the machine's own frames; and all
+    /// behind the builder's mapping, if that ends in the middle of a table. The first round sets
+    /// them.
     fn gaps(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let is_first = self.round.maps.start.raw() == 0;
         let regions = if is_first { self.memory.regions } else { &[] };
@@ -296,7 +294,7 @@ impl<M: Machine> Work<'_, M> {
         })
     }
 
-    /// Returns the entries that link the round's tables where that takes Xen.
+    /// Returns the entries of live tables that link the round's tables.
     fn links(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let live = self.steps.clone().filter(|table| table.parent.is_none());
         live.filter_map(|PlannedTable { level, number, frame, .. }| {

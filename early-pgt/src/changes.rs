@@ -1,5 +1,5 @@
-//! Changes of live tables, sent to Xen in runs: frames become read-only, entries are set, and what
-//! was done before a refusal is taken back.
+//! Sends changes of live tables to Xen: makes frames read-only, sets entries, and undoes both after
+//! a refusal.
 #![expect(unsafe_code, reason = "sends changes that its callers vouch for (I-1, I-13)")]
 
 use hypercall::{
@@ -16,14 +16,14 @@ use crate::uses::Access;
 pub struct Change {
     /// The entry.
     pub slot: Slot,
-    /// What stands there before.
+    /// Its value before.
     pub old: Pte,
-    /// What stands there afterwards.
+    /// Its value afterwards.
     pub new: Pte,
 }
 
 impl Change {
-    /// Returns the change that takes this one back.
+    /// Returns the change that undoes this one.
     const fn back(self) -> Self {
         Self { slot: self.slot, old: self.new, new: self.old }
     }
@@ -38,7 +38,7 @@ pub(crate) struct Stopped {
 }
 
 impl Stopped {
-    /// Returns the same of a run that changes how `frames` are shown.
+    /// Names the frame of a run that changes the access to `frames`.
     fn protecting(mut self, mut frames: impl Iterator<Item = Pfn>, access: Access) -> Self {
         if let EarlyError::Link { error, .. } = self.failure
             && let Some(frame) = frames.nth(count(self.done))
@@ -49,7 +49,7 @@ impl Stopped {
     }
 }
 
-/// Makes `tables`, which were filled, read-only, then makes `changes`, which link them.
+/// Makes `tables`, which are filled, read-only. Then makes `changes`, which link them.
 pub(crate) fn link<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>(
     guest: &Guest<'_, M>,
     tables: Pfns,
@@ -61,8 +61,8 @@ pub(crate) fn link<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>(
         .map_err(|stopped| stopped.protecting(tables.iter(), Access::ReadOnly))
 }
 
-/// Takes back the first `done` elements of a [`link`]: what was linked comes out again before its
-/// frames become writable, and before the way to their entries is looked up.
+/// Undoes the first `done` elements of a [`link`]. Unlinks tables before their frames become
+/// writable, and before it looks up the entries of those.
 pub(crate) fn unlink<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>(
     guest: &Guest<'_, M>,
     tables: Pfns,
@@ -73,8 +73,8 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>
     let linked = count(done.saturating_sub(tables.count));
     if linked > 0 {
         let back = changes().take(linked).map(|change| change.map(Change::back));
-        // A CPU may have looked at what was there for a moment: of that Xen flushes what goes with
-        // a table, and nothing that an L1 maps.
+        // A CPU may have used the new entries. Xen flushes what goes with a table, but nothing
+        // that an L1 maps.
         let flush = Some(MmuExtOp::tlb_flush_all());
         apply(guest, back, flush, batch).map_err(|stopped| stopped.failure)?;
     }
@@ -82,22 +82,22 @@ pub(crate) fn unlink<M: Machine, I: Iterator<Item = Result<Change, EarlyError>>>
     protect(guest, protected.iter(), Access::Writable, batch).map_err(|stopped| stopped.failure)
 }
 
-/// Makes entries of the direct mapping read-only or writable. For what [`PastPgt`] says is to be
-/// done, and for a port that gives the builder's tables back.
+/// Makes entries of the direct mapping read-only or writable: for the frames that [`PastPgt`]
+/// returns, and for a port that gives the builder's tables back.
 ///
 /// [`PastPgt`]: crate::PastPgt
 ///
 /// # Errors
-/// [`EarlyError::Protect`]; those in front of the frame it names are changed. Any other, if an
-/// entry of the direct mapping cannot be found; those in front of some frame are changed.
+/// [`EarlyError::Protect`] names a frame, and those in front of it have changed. Any other error
+/// means that an entry of the direct mapping cannot be found; frames in front of it have changed.
 ///
 /// # Hypercalls
-/// ceil(N / U) `mmu_update`, for N frames and room for U updates; Linux takes N.
+/// ceil(N / U) `mmu_update`, for N frames and room for U updates. Linux makes N.
 ///
 /// # Safety
-/// The caller owns the frames (I-1), no Rust object lives in those that become read-only, and those
-/// that become writable are no tables any more. Nothing is flushed: Xen does that when a frame that
-/// was writable becomes a table; until then a TLB may let it be written.
+/// The caller owns the frames (I-1). No Rust object is in those that become read-only. Those that
+/// become writable are not tables any more. Nothing is flushed: Xen does that when a frame that was
+/// writable becomes a table, and until then a TLB may still let it be written.
 ///
 /// ```
 /// # use hypercall::BatchStorage;
@@ -124,7 +124,7 @@ pub unsafe fn set_access<M: Machine>(
     protect(guest, frames.iter(), access, batch).map_err(|stopped| stopped.failure)
 }
 
-/// Gives the entries of the direct mapping for `frames` this access.
+/// Gives `frames` this access in the direct mapping.
 pub(crate) fn protect<M: Machine>(
     guest: &Guest<'_, M>,
     frames: impl Iterator<Item = Pfn> + Clone,
@@ -135,7 +135,7 @@ pub(crate) fn protect<M: Machine>(
         .map_err(|stopped| stopped.protecting(frames, access))
 }
 
-/// Returns the changes that give the entries of the direct mapping for `frames` this access.
+/// Returns the changes that give `frames` this access in the direct mapping.
 fn protections<M: FrameAccess>(
     guest: &Guest<'_, M>,
     frames: impl Iterator<Item = Pfn>,
@@ -148,7 +148,7 @@ fn protections<M: FrameAccess>(
     })
 }
 
-/// Sends changes, as many at a time as there is storage for, and `flush` with the last of them.
+/// Sends changes, as many at a time as there is storage for. `flush` goes with the last of them.
 fn apply<M: Machine>(
     guest: &Guest<'_, M>,
     changes: impl Iterator<Item = Result<Change, EarlyError>>,
@@ -171,20 +171,20 @@ fn apply<M: Machine>(
     send(guest, batch, done).map(drop)
 }
 
-/// Sends the batch, behind `done` elements that took effect. How many have then.
+/// Sends the batch behind `done` elements that took effect. Returns how many have then.
 fn send<M: Machine>(
     guest: &Guest<'_, M>,
     batch: &mut Batch<'_>,
     done: u64,
 ) -> Result<u64, Stopped> {
     let updates = batch.updates() as u64;
-    // SAFETY: each entry changed maps a frame of a buffer, which the caller owns, or is one that
-    // the caller of `finish` vouches for.
+    // SAFETY: each entry changed maps a frame of a buffer, which the caller owns, or the caller of
+    // `finish` vouches for it.
     let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(done + updates) };
     let done = done + batch.applied().count() as u64;
     let failure = match batch.unapplied().next() {
         Some((update, old)) => {
-            // What is set, or was when an entry is emptied.
+            // The value that is set, or was before the entry was emptied.
             let pte = if update.value() == 0 { old } else { update.value() };
             let mfn = Pte::from_raw(pte).mfn();
             EarlyError::Link { mfn, pfn: guest.pfn(mfn).ok(), error }
@@ -205,7 +205,7 @@ pub(crate) fn entry<M: FrameAccess>(
     Ok(path.at(level).ok_or(WalkError::NotMapped(va))?)
 }
 
-/// Returns an entry that leads to a table of the direct map: nothing is ever executed through it.
+/// Returns an entry that leads to a table of the direct map. Nothing is executed through it.
 pub(crate) fn leads_to<M: FrameAccess>(guest: &Guest<'_, M>, table: Mfn) -> Pte {
     let flags = PteFlags::TABLE.union(PteFlags::NO_EXECUTE);
     Pte::new(table, guest.machine().offered(flags))
@@ -216,7 +216,7 @@ pub(crate) const fn index(number: u64) -> PageTableIndex {
     PageTableIndex::new_truncate((number % 512) as u16)
 }
 
-/// Returns a number of elements, for an iterator.
+/// Returns the number of elements, for an iterator.
 pub(crate) fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, with the values that matter.
+//! Why the boot mapping could not be made.
 
 use core::fmt;
 
@@ -16,26 +16,26 @@ pub enum EarlyError {
     NoMemory,
     /// A region is empty, or passes the end of the number space.
     RegionSize(Pfns),
-    /// A region begins before the one in front of it ends.
+    /// A region begins before the previous one ends.
     RegionOverlap {
         /// The region.
         pfns: Pfns,
-        /// Where the one in front of it ends.
+        /// Where the previous one ends.
         before: Pfn,
     },
-    /// Frames in use are not RAM.
+    /// Frames in use are not all RAM.
     OutsideRam(FrameUse),
-    /// Frames that an allocator gets when the builder's tables go are in another use as well.
+    /// Frames that go to an allocator with the builder's tables have another use as well.
     UseOverlap {
         /// The use that ends: the builder's tables, or its list.
         used: FrameUse,
-        /// The other one.
+        /// The other use.
         other: FrameUse,
     },
-    /// The direct map does not begin with a root slot of the kernel's half, or reaches into the
-    /// kernel's mapping.
+    /// The direct map does not begin at a root slot of the kernel's half, or overlaps the kernel's
+    /// mapping.
     DirectMapPlace(GuestVa),
-    /// The kernel's mapping does not begin with an L1 table.
+    /// The kernel's mapping does not begin at an L1 table.
     KernelPlace(GuestVa),
     /// The builder mapped nothing, or more than the RAM from pfn 0 on.
     KernelMapping {
@@ -44,9 +44,9 @@ pub enum EarlyError {
     },
     /// The direct map would leave the kernel's half.
     Address(NotGuestVa),
-    /// `start_info` has an address outside of the kernel's mapping.
+    /// `start_info` has an address outside the kernel's mapping.
     NotInKernelMapping(GuestVa),
-    /// Too few free frames are mapped to build the first tables.
+    /// Too few free frames are mapped for the first tables.
     MappedTooLittle {
         /// Free frames in one run.
         free: u64,
@@ -60,50 +60,49 @@ pub enum EarlyError {
         /// Frames needed.
         needed: u64,
     },
-    /// A round of the table buffer was dropped before it was finished, or could not be undone:
-    /// which of its frames are tables is not known any more.
+    /// A round was dropped before it was finished, or could not be undone. Nobody knows which of
+    /// its frames are tables.
     RoundUnfinished {
         /// The buffer's frames.
         buffer: Pfns,
     },
-    /// The table buffer has no frame left: the plan is not of this memory.
+    /// The table buffer has no frame left: the plan was made for other memory.
     BufferEmpty {
         /// The buffer's frames.
         buffer: Pfns,
     },
-    /// The running root has something where the direct map is to be.
+    /// The running root has something where the direct map will be.
     RootSlotInUse {
         /// The first address that the slot spans.
         va: GuestVa,
         /// What is there.
         pte: Pte,
     },
-    /// The frame map has something else for a pfn that a region says is the machine's own.
+    /// The frame map has something else for a pfn of an identity region.
     NotIdentity(Pfn),
-    /// A table cannot be read, a frame cannot be reached, or the frame map has nothing for a pfn
-    /// that a region says is there.
+    /// A table or frame cannot be read, or the frame map has nothing for a pfn of a region.
     Walk(WalkError),
-    /// The batch cannot hold what has to be sent together.
+    /// The batch cannot hold what must be sent together.
     NoStorage,
     /// Xen refused to change the entry that maps a frame.
     Protect {
         /// The frame.
         frame: Pfn,
-        /// How the entry was to show it.
+        /// The access wanted.
         access: Access,
         /// The refusal.
         error: BatchError,
     },
-    /// Xen refused to link a table, or to map a page of the machine's.
+    /// Xen refused to link a table, or to map a page of the machine.
     Link {
         /// The frame that the entry leads to.
         mfn: Mfn,
-        /// The same frame in the guest's terms, if it is the guest's.
+        /// Its pfn, if the frame is the guest's.
         pfn: Option<Pfn>,
         /// The refusal.
         error: BatchError,
     },
-    /// Xen refused to flush the TLBs after tables were taken out again.
+    /// Xen refused to flush the TLBs after tables were unlinked.
     Flush(BatchError),
     /// Xen refused to pin or load a root, or to unpin the other.
     Switch {
@@ -167,8 +166,8 @@ impl fmt::Display for EarlyError {
                 write!(f, "the memory map has a region of {count:#x} pages from pfn {start}")
             }
             Self::RegionOverlap { pfns, before } => {
-                write!(f, "{} of the memory map begin before pfn {before}, ", Run(pfns))?;
-                f.write_str("where the region before ends")
+                write!(f, "{} of the memory map overlap the region before, ", Run(pfns))?;
+                write!(f, "which ends at pfn {before}")
             }
             Self::OutsideRam(used) => write!(f, "{used} is not all RAM of the memory map"),
             Self::UseOverlap { used, other } => write!(f, "{used} and {other} overlap"),
@@ -176,21 +175,21 @@ impl fmt::Display for EarlyError {
                 write!(f, "the direct map cannot be at {va}: it takes whole L4 slots of its own")
             }
             Self::KernelPlace(va) => {
-                write!(f, "the kernel's mapping of pfn 0, {va}, is not a multiple of 2 MiB")
+                write!(f, "the kernel's mapping of pfn 0, {va}, is not at a multiple of 2 MiB")
             }
             Self::KernelMapping { pages } => {
-                write!(f, "the builder's mapping of {pages:#x} pages is not of the RAM from pfn 0")
+                write!(f, "the builder mapped {pages:#x} pages, which are not RAM from pfn 0 on")
             }
             Self::Address(reason) => write!(f, "the direct map does not fit: {reason}"),
             Self::NotInKernelMapping(va) => {
-                write!(f, "start_info has {va}, which the builder's mapping does not reach")
+                write!(f, "start_info has {va}, which is outside the builder's mapping")
             }
             Self::MappedTooLittle { free, needed } => {
                 write!(f, "the builder mapped too little: {free} free frames in a run, ")?;
                 write!(f, "{needed} are needed")
             }
             Self::TooFewFrames { given, needed } => {
-                write!(f, "the kernel's own tables take {needed} frames in a run, not {given}")
+                write!(f, "the kernel's own tables need {needed} frames in a run, not {given}")
             }
             Self::RoundUnfinished { buffer } => {
                 write!(f, "a round of the table buffer, {}, was never finished", Run(buffer))
@@ -199,10 +198,10 @@ impl fmt::Display for EarlyError {
                 write!(f, "the table buffer, {}, has no frame left: plan again", Run(buffer))
             }
             Self::RootSlotInUse { va, pte } => {
-                write!(f, "the root has {pte} for {va}, where the direct map is to be")
+                write!(f, "the root has {pte} for {va}, where the direct map will be")
             }
             Self::NotIdentity(pfn) => {
-                write!(f, "pfn {pfn} is to be the machine's, and the frame map says otherwise")
+                write!(f, "pfn {pfn} is in an identity region, and the frame map says otherwise")
             }
             Self::Walk(error) => error.fmt(f),
             Self::NoStorage => f.write_str("the batch is too small: give it storage"),
@@ -232,10 +231,10 @@ impl core::error::Error for EarlyError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the round has not happened"]
 pub struct RoundError {
-    /// Why.
+    /// The reason.
     pub failure: EarlyError,
-    /// Whether everything is as it was before the round. If not, some of its frames may still be
-    /// tables, so none of them is anyone's, and the direct map reaches no further than before.
+    /// Whether the round was undone. If not, some of its frames may be tables, so nobody gets any
+    /// of them, and the direct map has its old extent.
     pub undo: Result<(), EarlyError>,
 }
 
@@ -260,13 +259,13 @@ impl core::error::Error for RoundError {}
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the frames are in here"]
 pub struct ReplaceError {
-    /// Why.
+    /// The reason.
     pub failure: EarlyError,
     /// Whether everything is as it was before. If not, the kernel runs on one of the two roots, and
-    /// none of the frames that either is made of is free.
+    /// no frame of either is free.
     pub undo: Result<(), EarlyError>,
-    /// `Ok`, if everything is as before: all frames that came in. `Err`, if not: those that were to
-    /// become tables, of which some may be tables now. They belong in a quarantine.
+    /// `Ok` if everything is as before: all frames given. `Err` if not: the frames for the tables,
+    /// some of which may be in use as such. They belong in a quarantine.
     pub frames: Result<Frames, Uncertain>,
 }
 

@@ -1,10 +1,10 @@
-//! From the builder's few megabytes to a direct map of all memory.
+//! Builds a direct map of all memory from the builder's few megabytes.
 //!
-//! A PV guest boots on tables that its builder made: they map the kernel, what `start_info` speaks
-//! of, and up to 4 MiB of slack. All other memory exists and cannot be touched. To map it the guest
-//! needs tables, one page for every 2 MiB; a table can only be filled where it is mapped; and once
-//! Xen knows it as a table, no writable entry for it may exist anywhere. Linux solves this with
-//! rules that live in comments and were broken twice. Here it is a plan, and a bracket.
+//! A PV guest boots on tables that its builder made. They map the kernel, what `start_info` points
+//! to, and up to 4 MiB of slack. All other memory is out of reach. To map it, the guest needs a
+//! table page for every 2 MiB. It can fill a table only where that is mapped. And once Xen knows a
+//! page as a table, no writable entry may map it. Linux follows rules here that are written in
+//! comments, and has broken them twice. This crate makes a plan and keeps it.
 //!
 //! # The story
 //! ```text
@@ -18,44 +18,45 @@
 //!                                             round 2: from what round 1 mapped
 //! ```
 //!
-//! 1. [`BootMemory`] says what is where, and refuses what cannot be: overlaps, tables outside RAM,
-//!    a builder that mapped too little. Nothing has been touched.
+//! 1. [`BootMemory`] describes the memory, and refuses what is impossible: overlaps, tables outside
+//!    RAM, a builder that mapped too little. It touches nothing.
 //! 2. [`Plan`] decides, from numbers alone, which frames become which tables in how many rounds. A
 //!    round takes its tables from the largest run of free frames that is mapped when it begins.
-//!    With 128 frames of slack the first round maps 250 MiB, and those map the next 125 GiB.
-//! 3. [`Build::round`] fills the tables of a round while they are loose, and then sends one list of
+//!    With 128 frames of slack, the first round maps 250 MiB, and those map the next 125 GiB.
+//! 3. [`Build::round`] fills the tables of a round while they are loose. Then it sends one list of
 //!    updates: first each frame of the round becomes read-only, then the few entries that link them
-//!    are set. Xen works the list in order and stops at what it refuses, so there is no table
-//!    before its frame is read-only. Then the machine is told how far the mapping reaches.
-//! 4. [`Build::finish`] gives every frame that is no table to an allocator, as tokens, writable.
-//! 5. [`replace_tables`] puts the kernel on tables of its own, which let nothing but code be
-//!    executed and no code be written, and gives the builder's to the allocator too.
+//!    are set. Xen stops at the first update it refuses, so no frame becomes a table while it is
+//!    writable. Then tell the machine how far the mapping reaches.
+//! 4. [`Build::finish`] gives every frame that is not a table to an allocator, as tokens, writable.
+//! 5. [`replace_tables`] moves the kernel to tables of its own, where only code is executable and
+//!    no code is writable. The allocator gets the builder's tables, too.
 //!
 //! # Why so
-//! * *The builder's L1 tables are shared*, hung into the new tree as they are. So each frame of the
-//!   kernel's mapping keeps exactly one entry, with the protection it has; a frame there can become
-//!   a table by one update; and Xen need not validate these tables again.
-//! * *Whole trees are linked, not tables.* A new L3 goes in with everything below it by one update
-//!   of the root. Validating the L1s is what Xen takes time for, and that is done once in any case.
-//! * *Rounds go up from pfn 0*, each as far as its buffer reaches: two for up to 125 GiB. If all
-//!   that a round would map is in use (the list of a larger guest, directly after the builder's
-//!   mapping), that run is left to the end.
-//! * *Tables need no tables of their own*: they lie in memory that is mapped before the round
-//!   begins, so what has to be solved is only the order.
+//! * *The builder's L1 tables are shared*: the new tree links them as they are. So each frame of
+//!   the kernel's mapping keeps exactly one entry, with its protection. One update makes a frame
+//!   there a table. And Xen need not validate these tables again.
+//! * *Whole trees are linked, not tables.* One update of the root links a new L3 with everything
+//!   below it. Xen's time goes into validating L1s, which it does once in any case.
+//! * *Rounds go up from pfn 0*, each as far as its buffer reaches: two for up to 125 GiB. If
+//!   everything that a round would map is in use (the list of a larger guest, directly behind the
+//!   builder's mapping), that run comes last.
+//! * *Tables need no tables of their own*: they are in memory that is mapped before the round
+//!   begins. Only the order matters.
 //! * *No large pages*: Xen refuses them in a guest's tables.
 //! * *NX everywhere above the L1s*: nothing is executed through the direct map, whatever an L1
 //!   says.
 //!
 //! # Main types
-//! * [`BootMemory`], [`BootRegion`], [`FrameUse`], [`MapPlace`]: what is known at boot;
+//! * [`BootMemory`], [`BootRegion`], [`FrameUse`], [`MapPlace`]: the memory at boot;
 //!   [`MapPlace::builder_uses`] reads it from `start_info`.
 //! * [`mask_rw`], [`UseKind::access`]: what early mappings show read-only, and why.
-//! * [`Plan`], [`RoundPlan`], [`PlannedTable`]: what will be done.
-//! * [`Build`], [`MapExtent`]: doing it.
-//! * [`replace_tables`], [`OldList`]: the end of what the builder made.
-//! * [`TableBuffer`], [`TableRound`], [`Marks`]: the bracket around a round, for a port that fills
-//!   its tables itself.
-//! * [`PastPgt`]: `mark_rw_past_pgt`, for a port that has Linux's shape and no bracket.
+//! * [`Plan`], [`RoundPlan`], [`PlannedTable`]: the plan.
+//! * [`Build`], [`MapExtent`]: the work.
+//! * [`replace_tables`], [`OldList`]: the end of the builder's tables.
+//! * [`TableBuffer`], [`TableRound`], [`Marks`]: a round for a port that fills its tables itself.
+//! * [`PastPgt`]: `mark_rw_past_pgt`, for a port whose page-table code has Linux's shape.
+//!
+//! Functions without a *Hypercalls* section make none.
 //!
 //! The examples run on the model: `Booting` is a guest as its builder leaves it
 //! (`pv_tests::booting`).
@@ -65,10 +66,10 @@
 //! (`p2m`). VIRT_BASE is a multiple of 2 MiB, and the direct map has root slots of its own.
 //!
 //! # What it prevents, and what not
-//! A frame is read-only before Xen first sees it as a table, and writable when it is handed on;
-//! there is no third state, since the frames of a round belong to the round. A refused round is
-//! undone, and can be tried again. What it cannot know is who else uses memory: beginning a build
-//! is `unsafe`, and hands over all that is free.
+//! A frame is read-only before Xen sees it as a table, and writable when it goes to an allocator.
+//! There is no third state, because the frames of a round belong to the round. A refused round is
+//! undone and can be tried again. The crate cannot know who else uses memory: [`Build::begin`] is
+//! `unsafe`, and takes over all free frames.
 //!
 //! ```
 //! use early_pgt::{BootMemory, FrameUse, MapPlace, BootRegion, Plan, RegionKind, UseKind};
@@ -98,21 +99,21 @@
 
 // Arithmetic on runs of pfns.
 mod spans;
-// What pfns stand for, what frames are used for, and which access that allows.
+// The meaning of pfns, the uses of frames, and the access these allow.
 mod uses;
-// What can go wrong.
+// Errors.
 mod error;
-// What is known of the memory, checked.
+// The memory at boot, checked.
 mod memory;
-// The tables of a round, one after the other.
+// The tables of a round, in order.
 mod tables;
 // The rounds.
 mod plan;
-// Runs of changes, sent to Xen and taken back.
+// Changes, sent to Xen in runs and undone.
 mod changes;
-// The table buffer and its bracket.
+// The table buffer, with rounds.
 mod buffer;
-// The table buffer without a bracket.
+// The table buffer, without rounds.
 mod past;
 // The direct map, round by round.
 mod build;

@@ -1,8 +1,8 @@
-//! What a guest knows of its memory before it changes anything: where RAM is, what is in use, and
-//! how far the builder's mapping goes.
+//! The guest's memory at boot: where RAM is, what is in use, and how far the builder's mapping
+//! reaches.
 //!
-//! Numbers only. What is wrong with them is found here, while an error can still be printed and
-//! nothing has been touched.
+//! It works on numbers only. It finds what is wrong with them while an error can still be printed
+//! and nothing has been touched.
 
 use hypercall::start_info::{BootInfo, Module};
 use hypercall::{GuestVa, Level, PAGE_SHIFT, Pfn, XEN_HOLE_START};
@@ -20,25 +20,22 @@ pub struct BootMemory<'a> {
     pub(crate) place: MapPlace,
 }
 
-/// Where things are mapped.
+/// The addresses of the mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapPlace {
-    /// Where the builder mapped pfn 0 (ELF note `VIRT_BASE`).
+    /// The address at which the builder mapped pfn 0 (ELF note `VIRT_BASE`).
     pub kernel: GuestVa,
-    /// How many pfns it mapped from there, with those whose mapping was taken away since.
+    /// How many pfns it mapped from there, including those unmapped since.
     pub kernel_pages: u64,
-    /// The first address of the direct map: the first of a root slot.
+    /// The first address of the direct map, which begins a root slot.
     pub direct_map: GuestVa,
 }
 
 impl<'a> BootMemory<'a> {
-    /// Checks what is known: `regions` in ascending order, `uses` in any.
+    /// Checks what is known at boot: `regions` in ascending order, `uses` in any.
     ///
     /// # Errors
-    /// [`EarlyError`] with the numbers that cannot be.
-    ///
-    /// # Hypercalls
-    /// None; nothing is read or changed.
+    /// [`EarlyError`], with the impossible numbers.
     ///
     /// ```
     /// use early_pgt::{BootMemory, EarlyError, FrameUse, MapPlace, BootRegion};
@@ -73,20 +70,20 @@ impl<'a> BootMemory<'a> {
         Ok(memory)
     }
 
-    /// Returns the number after the last pfn that the direct map shows.
+    /// Returns the end of the pfns that the direct map shows.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.regions.last().map_or(0, |region| region.pfns.end())
     }
 
-    /// Returns how many frames of RAM there are.
+    /// Returns the number of frames of RAM.
     #[must_use]
     pub fn ram(&self) -> u64 {
         let ram = self.regions.iter().filter(|region| region.kind == RegionKind::Ram);
         ram.map(|region| region.pfns.count).sum()
     }
 
-    /// Returns the frames that nobody uses, in runs, lowest first.
+    /// Returns the runs of free frames, lowest first.
     ///
     /// ```
     /// # use pv_tests::booting::Booting;
@@ -100,7 +97,7 @@ impl<'a> BootMemory<'a> {
         FreeRuns { regions: self.regions, uses: self.uses, taken: &[], next: 0 }
     }
 
-    /// Returns the frames that nobody uses and that are not in `taken` either.
+    /// Returns the free frames that are not in `taken` either.
     pub(crate) const fn free_but<'t>(&self, taken: &'t [Pfns]) -> FreeRuns<'t>
     where
         'a: 't,
@@ -128,12 +125,12 @@ impl<'a> BootMemory<'a> {
         self.uses.iter().copied().filter(move |used| used.kind.ends(list))
     }
 
-    /// Returns the uses that do not end then.
+    /// Returns the uses that stay then.
     pub fn kept_uses(&self, list: OldList) -> impl Iterator<Item = FrameUse> + Clone {
         self.uses.iter().copied().filter(move |used| !used.kind.ends(list))
     }
 
-    /// L2 tables that the kernel's mapping takes.
+    /// Returns the number of L2 tables for the kernel's mapping.
     pub(crate) fn kernel_l2s(&self) -> u64 {
         let shift = Level::L3.shift();
         let start = self.place.kernel.raw();
@@ -141,7 +138,7 @@ impl<'a> BootMemory<'a> {
         (last >> shift) - (start >> shift) + 1
     }
 
-    /// L1 tables of the builder's mapping: the first chunks.
+    /// Returns the number of L1 tables in the builder's mapping: the first chunks.
     pub(crate) const fn shared_chunks(&self) -> u64 {
         self.place.kernel_pages.div_ceil(CHUNK_PFNS)
     }
@@ -159,8 +156,7 @@ impl<'a> BootMemory<'a> {
         blocks
     }
 
-    /// Returns whether block `number` of 2^`shift` pfns has a part of a region that is in one of
-    /// `ranges`.
+    /// Returns whether block `number` of 2^`shift` pfns has a part of a region in one of `ranges`.
     pub(crate) fn touches(
         &self,
         shift: u32,
@@ -199,7 +195,7 @@ impl<'a> BootMemory<'a> {
                 return Err(EarlyError::OutsideRam(*used));
             }
         }
-        // What goes to an allocator later is in one use only, of this kind or any other.
+        // What goes to an allocator later may have no second use, of any kind.
         for (at, used) in self.uses.iter().enumerate().filter(|(_, used)| used.kind.is_given()) {
             let others = self.uses.iter().enumerate().filter(|(other, _)| *other != at);
             for (_, other) in others {
@@ -247,12 +243,11 @@ const fn in_kernel_half(va: GuestVa) -> bool {
 }
 
 impl MapPlace {
-    /// Returns what `start_info` says of frames in use: the builder's tables, its list, and the
-    /// boot module. Each takes all the pages that a byte of it is in. Addresses in `boot` are those
-    /// of the mapping of pfn 0 at `self.kernel`.
+    /// Returns the uses that `start_info` tells of: the builder's tables, its list, and the boot
+    /// module, in whole pages. Addresses in `boot` are in the mapping of pfn 0 at `self.kernel`.
     ///
     /// # Errors
-    /// [`EarlyError::NotInKernelMapping`] with the first address outside of that mapping.
+    /// [`EarlyError::NotInKernelMapping`] with the first address outside that mapping.
     ///
     /// ```
     /// use early_pgt::UseKind;
@@ -286,15 +281,14 @@ impl MapPlace {
         ])
     }
 
-    /// Returns the pages that `len_bytes` bytes from an address of the kernel's mapping lie in,
-    /// wherever in a page they begin and end.
+    /// Returns the pages of `len_bytes` bytes from an address of the kernel's mapping on.
     fn pages(self, start: GuestVa, len_bytes: u64) -> Result<Pfns, EarlyError> {
         let pfns = pages_of(start.raw().wrapping_sub(self.kernel.raw()), len_bytes);
         if start < self.kernel || pfns.start.raw() >= self.kernel_pages {
             return Err(EarlyError::NotInKernelMapping(start));
         }
         if pfns.end() > self.kernel_pages {
-            // The first address after the mapping.
+            // The first address behind the mapping.
             let behind = self.kernel.checked_add_pages(self.kernel_pages)?;
             return Err(EarlyError::NotInKernelMapping(behind));
         }
@@ -302,7 +296,7 @@ impl MapPlace {
     }
 }
 
-/// Runs of RAM that are in no use, in order.
+/// The runs of free RAM, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct FreeRuns<'a> {
     regions: &'a [BootRegion],

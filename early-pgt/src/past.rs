@@ -1,33 +1,31 @@
-//! `mark_rw_past_pgt`: the other face of the table buffer, for a port whose page-table code has
-//! Linux's shape and knows no bracket.
+//! `mark_rw_past_pgt`, for a port whose page-table code has Linux's shape.
 //!
-//! There the direct mapping is made entry by entry, by code that does not know about Xen, and walks
-//! over the very buffer that its tables come from. All of `[start, top)` is made read-only as it is
-//! mapped ([`mask_rw`](crate::mask_rw)), since any of it may become a table; so when the round is
-//! over, `[end, top)` has to become writable again, and nobody says when that is. What can be seen:
-//! the buffer's tables get *reserved* in the boot allocator at the end of the round. By then the
-//! marks may have moved on to the next round (memory above 4 GiB), so those of the old one are kept
-//! here.
+//! Code that does not know about Xen makes the direct mapping there, entry by entry, and maps the
+//! very buffer that its tables come from. Any frame of `[start, top)` may become a table, so all
+//! are mapped read-only ([`mask_rw`](crate::mask_rw)). When the round is over, `[end, top)` must
+//! become writable again, but nobody says when that is. One sign can be seen: at the end of a
+//! round, the boot allocator *reserves* the buffer's tables. By then the marks may have moved on to
+//! the next round (memory above 4 GiB), so this type keeps the old ones.
 //!
-//! What this cannot do is what made reviewers unhappy: frames of `[end, top)` stay read-only until
-//! the next entry is made, so a last round is repaired only by a call from outside, and whoever is
-//! handed such a frame in between faults. [`TableBuffer`](crate::TableBuffer) has no such window.
+//! Reviewers disliked its weakness: frames of `[end, top)` stay read-only until the next entry is
+//! made, so the last round needs a call from outside, and whoever gets such a frame earlier
+//! faults. [`TableBuffer`](crate::TableBuffer) has no such weakness.
 
 use hypercall::Pfn;
 use p2m::Pfns;
 
 use crate::buffer::Marks;
 
-/// What is remembered of a round that may not be over.
+/// The marks of a round that may not be over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PastPgt {
     round: Option<Marks>,
-    /// Where the last run began that was made writable.
+    /// Where the run begins that was last made writable.
     set_rw: Option<Pfn>,
 }
 
 impl PastPgt {
-    /// Returns a memory of no round.
+    /// Creates a record of no round.
     ///
     /// ```
     /// use early_pgt::{Marks, PastPgt};
@@ -48,16 +46,17 @@ impl PastPgt {
         Self { round: None, set_rw: None }
     }
 
-    /// Looks at the marks as they are `now`, before an early entry for `pfn` is made. Returns the
-    /// frames to make writable, with [`set_access`](crate::set_access), if a round turns out to be
-    /// over. `is_reserved` tells whether the boot allocator has reserved a frame.
+    /// Compares the marks `now` with the saved ones, before an early entry for `pfn` is made. If a
+    /// round turns out to be over, returns the frames to make writable with
+    /// [`set_access`](crate::set_access). `is_reserved` says whether the boot allocator has
+    /// reserved a frame.
     ///
-    /// * An entry for pfn 0 is none: entries of the early fixmap are cleared with it.
-    /// * The first marks that hold a table are saved.
-    /// * While `start` of the saved ones is not reserved, the round goes on: `end` and `top` are
-    ///   saved again, as long as they are of the same buffer.
-    /// * Once it is reserved the round is over: `[end, top)` of the *saved* marks is given out,
-    ///   once for each `end`, and the marks as they are now are the next round's.
+    /// * An entry for pfn 0 does not count: it clears an entry of the early fixmap.
+    /// * The first marks with a table are saved.
+    /// * While the saved `start` is not reserved, the round goes on. `end` and `top` are saved
+    ///   again as long as they are of the same buffer.
+    /// * Once it is reserved, the round is over. `[end, top)` of the *saved* marks is returned,
+    ///   once for each `end`, and the present marks become the next round's.
     #[must_use]
     pub fn entry(
         &mut self,
@@ -68,8 +67,8 @@ impl PastPgt {
         if pfn.raw() == 0 { None } else { self.look(now, is_reserved) }
     }
 
-    /// Looks once more when the boot allocator has handed over: no entry will come that would show
-    /// the last round to be over. Returns what [`entry`](Self::entry) does.
+    /// Does what [`entry`](Self::entry) does once the boot allocator has handed over, when no entry
+    /// will show that the last round is over.
     #[must_use]
     pub fn allocator_is_up(
         &mut self,

@@ -1,4 +1,4 @@
-//! The plan: which tables, from which frames, in how many rounds. A pure function of the memory.
+//! The plan: which frames become which tables in how many rounds. A pure function of the memory.
 
 use hypercall::Pfn;
 use p2m::Pfns;
@@ -9,7 +9,7 @@ use crate::spans::{CHUNK_PFNS, CHUNK_SHIFT, L2_SHIFT, L3_SHIFT, NO_PFNS, overlap
 use crate::tables::{PlannedTable, RoundPlan, Steps};
 use crate::uses::FrameUse;
 
-/// How the direct map of all memory comes about.
+/// A plan for the direct map of all memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     rounds: [RoundPlan; Self::ROUNDS_MAX],
@@ -17,27 +17,21 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The most rounds that a plan has. A frame that serves as an L1 table maps 512 others, so each
-    /// round maps some 500 times the memory of the one before: five are enough for 16 TiB.
+    /// The most rounds in a plan. A frame that becomes an L1 table maps 512 others, so each round
+    /// maps some 500 times the memory of the last. Five are enough for 16 TiB.
     pub const ROUNDS_MAX: usize = 6;
 
     /// Plans a direct map of `memory`.
     ///
     /// Each round takes its tables from the largest run of free frames that is mapped when it
     /// begins, and maps as much as that allows, in ascending order. The first round's frames are in
-    /// the builder's mapping; the tables of that mapping become part of the direct map as they
-    /// are, so that each of its frames keeps one entry, with what protects it.
+    /// the builder's mapping. The builder's L1 tables become part of the direct map as they are.
     ///
-    /// If that does not work out, because what a round maps is all in use (the list of a guest of
-    /// more than 125 GiB, placed behind the builder's mapping by INIT_P2M), then the largest run in
-    /// use is left to the end.
+    /// If everything that a round would map is in use (the list of a guest of more than 125 GiB,
+    /// which INIT_P2M placed behind the builder's mapping), the largest run in use comes last.
     ///
     /// # Errors
-    /// [`EarlyError::MappedTooLittle`] if the builder's mapping has too few free frames to begin
-    /// with.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// [`EarlyError::MappedTooLittle`] if the builder's mapping has too few free frames.
     ///
     /// ```
     /// # use pv_tests::booting::Booting;
@@ -86,8 +80,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns how much of `part`, from its start on, `frames` tables map: up to the highest border
-    /// of an L1 table.
+    /// Returns the part of `part`, from its start on, that `frames` tables map: up to the highest
+    /// border of an L1 table.
     fn reach(&self, memory: &BootMemory<'_>, part: Pfns, frames: u64) -> Pfns {
         let (from, limit) = (part.start.raw(), part.end());
         let up_to = |chunk: u64| run(from, (chunk << CHUNK_SHIFT).clamp(from, limit));
@@ -103,7 +97,7 @@ impl Plan {
         up_to(low)
     }
 
-    /// Tables that mapping `range` needs, besides the builder's and those of the rounds so far.
+    /// Returns how many more tables mapping `range` needs.
     fn tables_for(&self, memory: &BootMemory<'_>, range: Pfns) -> u64 {
         if range.count == 0 {
             return 0;
@@ -111,7 +105,7 @@ impl Plan {
         let shared = run(0, memory.shared_chunks() << CHUNK_SHIFT);
         let shared = overlap(shared, range).map_or(0, |part| memory.touched(CHUNK_SHIFT, part));
         let upper = [L2_SHIFT, L3_SHIFT].map(|shift| {
-            // Only the blocks at its ends can have been touched by what is mapped already.
+            // What is mapped already can have touched only the blocks at its ends.
             let (first, last) = (range.start.raw() >> shift, (range.end() - 1) >> shift);
             let ends = [Some(first), Some(last).filter(|last| *last != first)];
             let both = |block: &u64| {
@@ -163,7 +157,7 @@ impl Plan {
     }
 
     /// Returns the most elements that a round sends to Xen: an update for each table, and the
-    /// entries that link them. A batch with room for all of them takes one hypercall a round.
+    /// entries that link them. With a batch this large, a round takes one hypercall.
     #[must_use]
     pub fn updates_max(&self) -> u64 {
         self.rounds().iter().map(|round| round.tables).max().map_or(0, |tables| tables + LINKS_MAX)
@@ -174,7 +168,7 @@ impl Plan {
 /// root, and the missing entries of a builder's L1.
 const LINKS_MAX: u64 = 4 * 512;
 
-/// Returns the largest run of L1 tables' worth of frames in one use that is not the kernel's.
+/// Returns the largest run in one use, of at least an L1 table's frames, that is not the kernel's.
 fn largest_use(memory: &BootMemory<'_>) -> Option<Pfns> {
     let behind = |used: &&FrameUse| used.pfns.start.raw() >= memory.place.kernel_pages;
     let used = memory.uses.iter().filter(behind).max_by_key(|used| used.pfns.count)?;
@@ -183,8 +177,8 @@ fn largest_use(memory: &BootMemory<'_>) -> Option<Pfns> {
     (start < end).then(|| run(start, end))
 }
 
-/// Returns the largest run of free frames that the builder or one of `rounds` mapped, of several
-/// the lowest. Pfn 0 is never a table: to ports of Linux's shape it says "no frame".
+/// Returns the largest run of free frames that the builder or one of `rounds` mapped, the lowest of
+/// several. Pfn 0 never becomes a table: ports of Linux's shape use it for "no frame".
 fn largest_free(memory: &BootMemory<'_>, rounds: &[RoundPlan], taken: &[Pfns]) -> Pfns {
     let mut largest = NO_PFNS;
     for run in memory.free_but(taken) {
@@ -200,7 +194,7 @@ fn largest_free(memory: &BootMemory<'_>, rounds: &[RoundPlan], taken: &[Pfns]) -
     largest
 }
 
-/// Returns what is mapped, in runs of which no two touch.
+/// Returns the runs that are mapped. No two touch.
 pub(crate) fn mapped_runs(
     memory: &BootMemory<'_>,
     rounds: &[RoundPlan],

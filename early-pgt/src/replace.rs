@@ -1,19 +1,19 @@
-//! The kernel's own tables in place of the builder's, which then are free memory.
+//! Replaces the builder's tables with the kernel's own, and frees them.
 //!
-//! The builder's tables map the kernel writable and executable throughout, its code too, and they
-//! are in use as long as the guest runs on them. Here they are copied: a root, the tables that lead
-//! to the kernel's mapping, and each L1 table of it, which stays shared with the direct map. The
-//! copies say what the originals cannot: only code can be executed, and code cannot be written.
-//! Changing the originals in place would take Xen longer, entry by entry, than validating the
-//! copies.
+//! The builder's tables map all of the kernel writable and executable, its code too, and stay in
+//! use while the guest runs on them. So they are copied: a root, the tables that lead to the
+//! kernel's mapping, and each L1 table of it, which stays shared with the direct map. In the copies
+//! only code is executable, and no code is writable. Changing the originals entry by entry would
+//! take Xen longer than validating the copies.
 //!
 //! ```text
 //!   builder's root ─► L3 ─► L2 ─► L1 …      own root ─► L3 ─► L2 ─► L1 …   NX but for code
 //!          └──► direct map ─► L2 ──┘    =>      └──► direct map ─► L2 ──┘
 //! ```
 //!
-//! Three requests: the copies become read-only and take the originals' places in the direct map;
-//! the own root is pinned and loaded, the builder's unpinned; what were tables becomes writable.
+//! It takes three requests. The copies become read-only and take the originals' places in the
+//! direct map. The new root is pinned and loaded, and the builder's unpinned. The old tables become
+//! writable.
 #![expect(
     unsafe_code,
     reason = "fills and links tables in frames that the caller gave (I-1, I-14)"
@@ -29,38 +29,38 @@ use crate::memory::BootMemory;
 use crate::spans::{CHUNK_SHIFT, LIST_WORD_BYTES, PAGE_BYTES, chunk_pfns, pages_of};
 use crate::uses::{Access, FrameUse, OldList, UseKind, mask_chunk, places};
 
-/// What took the place of the builder's tables.
+/// The tables that replaced the builder's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the kernel runs on this root now"]
 pub struct Replaced {
     /// The root that the kernel runs on.
     pub root: Pfn,
-    /// All tables: this root and those that were copied.
+    /// All tables: this root and the copies.
     pub tables: Pfns,
 }
 
-/// Puts the kernel on tables of its own, made of the first of `frames`. Gives `owner` the builder's
-/// tables, the builder's list if it has moved, and what is left of `frames`: all of it writable in
+/// Moves the kernel to tables of its own, made of the first of `frames`. Gives `owner` the
+/// builder's tables, the builder's list if it has moved, and the rest of `frames`, all writable in
 /// the direct map.
 ///
-/// In the kernel's mapping, as in the direct map, code and constants are read-only then, and only
-/// code can be executed. If the list has moved ([`OldList::LeftAt`]) and the builder had mapped it
-/// elsewhere, that mapping is gone. Whatever else the root mapped is still mapped.
+/// Code and constants are then read-only in the kernel's mapping and in the direct map, and only
+/// code is executable. If the list has moved ([`OldList::LeftAt`]) and the builder had mapped it
+/// elsewhere, that mapping is gone. Everything else stays mapped.
 ///
 /// # Errors
-/// [`ReplaceError`], with the frames: the kernel runs on the builder's tables, as before. If not
-/// even the undo worked, the error has the frames for the tables as uncertain ones, `owner` gets
-/// what is left of `frames`, and the builder's tables stay in use.
+/// [`ReplaceError`], with the frames: the kernel runs on the builder's tables as before. If the
+/// undo failed too, the error has the frames for the tables as uncertain ones, `owner` gets the
+/// rest of `frames`, and the builder's tables stay in use.
 ///
 /// # Hypercalls
 /// Three, if the batch has room for [`BootMemory::own_tables`] and as many changes again: an
 /// `mmu_update`, an `mmuext_op` of three operations, an `mmu_update`.
 ///
 /// # Safety
-/// * The direct map is built, the only vCPU runs on the root of `guest`, and the uses
-///   of `memory` are what they were.
-/// * No Rust object is in `frames`, in constants or code that anyone writes, or in memory that is
-///   executed without being code of the kernel.
+/// * The direct map is complete, the only vCPU runs on the root of `guest`, and the uses of
+///   `memory` are still what they were.
+/// * No Rust object is in `frames`. Nobody writes code or constants of the kernel, or executes
+///   anything else.
 /// * If the list has moved, nobody uses the builder's.
 ///
 /// ```
@@ -111,13 +111,13 @@ pub unsafe fn replace_tables<M: Machine>(
         if spare.count() > 0 {
             owner(spare);
         }
-        // SAFETY: as above, but for the spare ones; nobody gets these (I-16).
+        // SAFETY: as above, without the spare ones. Nobody gets these (I-16).
         let doubtful = unsafe { Frames::claim(tables.start, tables.count) };
         return Err(ReplaceError { failure, undo, frames: Err(doubtful.into()) });
     }
     for used in memory.replaced_uses(list) {
-        // SAFETY: the tables have no type any more, the list no reader; both are writable, and
-        // nobody else ever had a token of them (I-1).
+        // SAFETY: the tables have no type any more, and the list has no reader. Both are writable,
+        // and nobody else ever had a token of them (I-1).
         owner(unsafe { Frames::claim(used.pfns.start, used.pfns.count) });
     }
     if spare.count() > 0 {
@@ -141,7 +141,7 @@ struct Roots {
     own: Mfn,
 }
 
-/// From the root `from` to the root `to`.
+/// Returns the operations that switch from the root `from` to the root `to`.
 const fn switch(from: Mfn, to: Mfn) -> [MmuExtOp; 3] {
     [MmuExtOp::pin(Level::L4, to), MmuExtOp::new_baseptr(to), MmuExtOp::unpin(from)]
 }
@@ -222,7 +222,7 @@ impl<M: Machine> Work<'_, M> {
             entries[usize::from(index(slot + at))] = self.leads_to(self.table(2 + at))?;
         }
         self.write(self.table(1), &entries)?;
-        // The chunks fill the places of the L2s from the first one's on, one after the other.
+        // The chunks fill the L2s' entries from the first one's on, in order.
         let skipped = u64::from(u16::from(Level::L2.index_of(kernel)));
         for at in 0..self.memory.kernel_l2s() {
             for (place, number) in entries.iter_mut().zip(at * 512..) {
@@ -239,19 +239,19 @@ impl<M: Machine> Work<'_, M> {
         Ok(Roots { builders: self.guest.mfn(root)?, own: self.guest.mfn(self.root())? })
     }
 
-    /// Root slots that only the builder's mapping of a list that has moved is in.
+    /// Returns the root slots that have only the builder's mapping of a list that has moved.
     fn list_slots(&self) -> Option<core::ops::RangeInclusive<usize>> {
         let OldList::LeftAt(va) = self.list else { return None };
         let outside = |used: &FrameUse| used.kind == UseKind::ListAndTables;
         self.memory.replaced_uses(self.list).find(outside)?;
-        // One word for each page; the use has the frames of the tables above, too.
+        // One word for each page. The use includes the frames of the tables above.
         let words = self.guest.p2m().len().saturating_mul(LIST_WORD_BYTES);
         let pages = pages_of(va.raw() % PAGE_BYTES, words).count;
         let last = va.checked_add_pages(pages.saturating_sub(1)).ok()?;
         Some(usize::from(Level::L4.index_of(va))..=usize::from(Level::L4.index_of(last)))
     }
 
-    /// Returns the builder's L1 table `chunk`, as it is to be.
+    /// Returns the new entries of the builder's L1 table `chunk`.
     fn copy_l1(&self, chunk: u64, entries: &mut [Pte; 512]) -> Result<(), EarlyError> {
         let machine = self.guest.machine();
         let va = self.memory.place.kernel.checked_add_pages(chunk << CHUNK_SHIFT)?;
@@ -276,7 +276,7 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// Returns an entry of the kernel's own that leads to `table`.
+    /// Returns an entry of the kernel's mapping that leads to `table`.
     fn leads_to(&self, table: Pfn) -> Result<Pte, EarlyError> {
         Ok(Pte::new(self.guest.mfn(table)?, PteFlags::TABLE))
     }
@@ -287,8 +287,8 @@ impl<M: Machine> Work<'_, M> {
         Ok(())
     }
 
-    /// Returns the entries of the direct map that lead to the builder's L1 tables, changed to lead
-    /// to the copies.
+    /// Returns the changes that make the direct map lead to the copies instead of the builder's L1
+    /// tables.
     fn swaps(&self) -> impl Iterator<Item = Result<Change, EarlyError>> {
         let place = self.memory.place;
         (0..self.memory.shared_chunks()).map(move |chunk| {
@@ -319,7 +319,7 @@ impl<M: Machine> Work<'_, M> {
             batch.op(*op).map_err(|full| Stopped { done: 0, failure: full.into() })?;
         }
         // SAFETY: both roots map the same at every address that anyone uses: the kernel's mapping,
-        // the direct map, and whatever the builder's root has besides.
+        // the direct map, and whatever else the builder's root has.
         unsafe { batch.submit(self.guest.machine()) }.map_err(|error| {
             let done = batch.applied().count() as u64;
             batch.clear();

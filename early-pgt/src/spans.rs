@@ -1,4 +1,4 @@
-//! Arithmetic on runs of pfns: what two of them share, and which pages bytes are in.
+//! Arithmetic on runs of pfns.
 
 use hypercall::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use p2m::Pfns;
@@ -30,8 +30,7 @@ pub(crate) const fn chunk_pfns(chunk: u64) -> Pfns {
     Pfns::new(Pfn::new(chunk << CHUNK_SHIFT), CHUNK_PFNS)
 }
 
-/// Returns the pages that `len_bytes` bytes from `offset` on are in, counted from where offsets
-/// begin: all of them, wherever in a page the bytes begin and end.
+/// Returns the pages of `len_bytes` bytes from `offset` on, counted from offset 0.
 pub(crate) const fn pages_of(offset: u64, len_bytes: u64) -> Pfns {
     let first = offset >> PAGE_SHIFT;
     if len_bytes == 0 {

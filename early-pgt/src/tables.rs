@@ -1,4 +1,4 @@
-//! A round's tables, in the order in which frames of its buffer become tables.
+//! The tables of a round, in the order in which frames of its buffer become tables.
 
 use hypercall::{Level, Pfn};
 use p2m::Pfns;
@@ -27,23 +27,23 @@ impl RoundPlan {
     }
 }
 
-/// A table of a round: a step of making it.
+/// A table of a round, and so a step of making it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedTable {
     /// Its level.
     pub level: Level,
-    /// Its number, counted from the direct map's first address: the pfn of its first page, by the
-    /// pfns that a table of this level spans.
+    /// Its number from the direct map's first address on: its first pfn divided by the pfns that a
+    /// table of this level spans.
     pub number: u64,
-    /// The frame of the buffer that becomes the table. `None` if it is the L1 table of this number
-    /// in the builder's mapping, which becomes part of the direct map as it is.
+    /// The frame of the buffer that becomes the table. `None` for the L1 table of this number in
+    /// the builder's mapping, which becomes part of the direct map as it is.
     pub frame: Option<Pfn>,
-    /// The table of the same round that it hangs in, which links it by a plain store. `None` if it
-    /// hangs in the root or in a table of an earlier round: Xen links it there.
+    /// The table of the same round in which a plain store links it. `None` if the root or a table
+    /// of an earlier round is its parent: Xen links it there.
     pub parent: Option<Pfn>,
 }
 
-/// A table that the last chunk was under.
+/// A table above the last chunk.
 #[derive(Clone, Copy, Debug)]
 struct Above {
     /// Its number.
@@ -60,7 +60,7 @@ pub(crate) struct Steps<'m> {
     before: &'m [RoundPlan],
     /// The first region that may have chunks left.
     region: usize,
-    /// The next chunk to look at.
+    /// The next chunk to consider.
     chunk: u64,
     next_frame: Pfn,
     l3: Option<Above>,
@@ -78,7 +78,7 @@ impl<'m> Steps<'m> {
         Self { memory, round, before, region: 0, chunk, next_frame, l3: None, l2: None }
     }
 
-    /// Returns the next chunk of the round in which there is something to map.
+    /// Returns the next chunk of the round that has something to map.
     fn find_chunk(&mut self) -> Option<u64> {
         loop {
             let region = self.memory.regions.get(self.region)?;
@@ -92,7 +92,7 @@ impl<'m> Steps<'m> {
         }
     }
 
-    /// Returns a table in the next frame.
+    /// Makes a step of the next frame.
     fn take(&mut self, level: Level, number: u64, parent: Option<Pfn>) -> PlannedTable {
         let frame = self.next_frame;
         self.next_frame = Pfn::new(frame.raw() + 1);

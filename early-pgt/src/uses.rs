@@ -1,34 +1,34 @@
-//! What pfns stand for, what frames are in use for, and how that lets a mapping show them.
+//! The meaning of pfns, the uses of frames, and the access that a use allows.
 
 use hypercall::{GuestVa, Pfn, Pte};
 use p2m::Pfns;
 
 use crate::spans::overlap;
 
-/// What a run of pfns stands for.
+/// The meaning of a run of pfns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegionKind {
     /// The guest's memory.
     Ram,
-    /// No memory of the guest's: the machine's frames of the same numbers (the ISA area, holes of
-    /// the e820 map), which dom0 may map. The frame map says so too, or ends before them. What the
-    /// builder mapped there has been unmapped.
+    /// The machine's frames of the same numbers (the ISA area, holes of the e820 map), which dom0
+    /// may map. The frame map says so too, or ends before them. What the builder mapped there has
+    /// been unmapped.
     Identity,
 }
 
-/// A run of pfns that the direct map shows. What no region covers is a hole.
+/// A run of pfns that the direct map shows. Pfns in no region are a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BootRegion {
     /// Its pfns.
     pub pfns: Pfns,
-    /// What they stand for.
+    /// Their meaning.
     pub kind: RegionKind,
 }
 
-/// What frames are used for before anyone allocates.
+/// The use of frames before anyone allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UseKind {
-    /// Code of the kernel: all that is ever executed.
+    /// Code of the kernel: the only memory that is ever executed.
     KernelText,
     /// Constants of the kernel.
     KernelConstants,
@@ -50,18 +50,18 @@ pub enum UseKind {
     Ring,
     /// The boot module.
     Module,
-    /// What the kernel wants left alone.
+    /// Frames that the kernel wants left alone.
     Reserved,
 }
 
 impl UseKind {
-    /// Returns how early mappings may show such frames.
+    /// Returns the access that early mappings may give such frames.
     ///
-    /// Tables and whatever will become one are read-only, or Xen refuses to take them as tables
-    /// (`get_page_type`, mm.c, 4.14 to 4.20). The list that INIT_P2M placed is in one run with the
+    /// Tables, and frames that will become tables, are read-only, or Xen refuses them as tables
+    /// (`get_page_type`, mm.c, 4.14 to 4.20). The list that INIT_P2M placed shares a run with the
     /// tables that map it, and `start_info` does not say where one ends and the other begins. So
     /// all of the run is read-only, and the list is written where the builder mapped it. Code and
-    /// constants are read-only because nothing has business writing them.
+    /// constants are read-only because nothing should write them.
     #[must_use]
     pub const fn access(self) -> Access {
         match self {
@@ -80,8 +80,7 @@ impl UseKind {
         }
     }
 
-    /// Returns whether an allocator gets such frames, at the latest when the builder's list has
-    /// moved.
+    /// Returns whether an allocator gets such frames in the end.
     pub(crate) const fn is_given(self) -> bool {
         matches!(self, Self::BuilderTables | Self::List | Self::ListAndTables)
     }
@@ -100,31 +99,31 @@ impl UseKind {
 pub struct FrameUse {
     /// Its pfns.
     pub pfns: Pfns,
-    /// What they are used for.
+    /// Their use.
     pub kind: UseKind,
 }
 
-/// What has become of the builder's P2M list when the builder's tables are replaced.
+/// The state of the builder's P2M list when the builder's tables are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldList {
-    /// It is the frame map's list, and stays.
+    /// The frame map still uses it.
     InUse,
     /// The frame map has moved to frames of the kernel's. Nobody reads the builder's list any more,
     /// which was at this address.
     LeftAt(GuestVa),
 }
 
-/// How a mapping shows a frame.
+/// The access that a mapping gives to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Writable: Xen counts it as a writable page, which can be no table.
+    /// Writable: Xen counts the frame as a writable page, which cannot be a table.
     Writable,
     /// Read-only.
     ReadOnly,
 }
 
 impl Access {
-    /// Returns how the direct map shows `pfn`, given what is in use.
+    /// Returns the access that the direct map gives to `pfn`.
     ///
     /// ```
     /// use early_pgt::{Access, FrameUse, UseKind};
@@ -153,11 +152,9 @@ impl Access {
     }
 }
 
-/// Returns the entry for `pfn` as an early mapping may make it, given what is in use
-/// (`mask_rw_pte`, Linux 2.6.39).
+/// Returns the entry that an early mapping may have for `pfn` (`mask_rw_pte`, Linux 2.6.39).
 ///
-/// An entry that is not present, or read-only already, stays as it is. One that is writable becomes
-/// read-only if any use of its frame says so.
+/// A writable entry becomes read-only if any use of its frame demands that. Any other entry stays.
 ///
 /// ```
 /// use early_pgt::{FrameUse, UseKind, mask_rw};
@@ -177,7 +174,7 @@ pub fn mask_rw(pte: Pte, pfn: Pfn, uses: &[FrameUse]) -> Pte {
     }
 }
 
-/// Makes those of `entries`, which map the pfns of `chunk`, read-only that a use says are.
+/// Makes those of `entries` read-only whose use demands it. They map the pfns of `chunk`.
 pub(crate) fn mask_chunk(entries: &mut [Pte], chunk: Pfns, uses: &[FrameUse]) {
     for used in uses.iter().filter(|used| used.kind.access() == Access::ReadOnly) {
         for place in places(entries, chunk, used.pfns) {
@@ -186,7 +183,7 @@ pub(crate) fn mask_chunk(entries: &mut [Pte], chunk: Pfns, uses: &[FrameUse]) {
     }
 }
 
-/// Returns those of `entries`, which map the pfns of `chunk`, that map `pfns`.
+/// Returns those of `entries` that map `pfns`. They map the pfns of `chunk`.
 pub(crate) fn places(
     entries: &mut [Pte],
     chunk: Pfns,

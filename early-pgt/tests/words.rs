@@ -35,16 +35,16 @@ fn what_is_wrong_with_the_memory_map_and_the_builders_mapping() {
         &expect![[r#"
             the memory map has no RAM
             the memory map has a region of 0x0 pages from pfn 00012
-            pfns 00012..00016 of the memory map begin before pfn 00014, where the region before ends
+            pfns 00012..00016 of the memory map overlap the region before, which ends at pfn 00014
             BuilderTables at pfns 00012..00016 is not all RAM of the memory map
             BuilderTables at pfns 00012..00016 and StartInfo at pfns 00012..00016 overlap
             the direct map cannot be at 0x0000000000005000: it takes whole L4 slots of its own
-            the kernel's mapping of pfn 0, 0x0000000000005000, is not a multiple of 2 MiB
-            the builder's mapping of 0x20 pages is not of the RAM from pfn 0
+            the kernel's mapping of pfn 0, 0x0000000000005000, is not at a multiple of 2 MiB
+            the builder mapped 0x20 pages, which are not RAM from pfn 0 on
             the direct map does not fit: address 0x8000000000000000 is not canonical
-            start_info has 0x0000000000005000, which the builder's mapping does not reach
+            start_info has 0x0000000000005000, which is outside the builder's mapping
             0x0000000000005000 has no L1 entry
-            pfn 00012 is to be the machine's, and the frame map says otherwise
+            pfn 00012 is in an identity region, and the frame map says otherwise
             pfn 00012 has no memory
             pfn 00012 is not in the direct mapping"#]],
     );
@@ -75,9 +75,9 @@ fn what_is_missing_or_refused() {
             the builder mapped too little: 2 free frames in a run, 3 are needed
             a round of the table buffer, pfns 00012..00016, was never finished
             the table buffer, pfns 00012..00016, has no frame left: plan again
-            the root has 0000000000203067 for 0x0000000000005000, where the direct map is to be
+            the root has 0000000000203067 for 0x0000000000005000, where the direct map will be
             the batch is too small: give it storage
-            the kernel's own tables take 3 frames in a run, not 2
+            the kernel's own tables need 3 frames in a run, not 2
             pfn 00012 cannot be made read-only: mmu_update refused: EINVAL (-22)
             pfn 00012 cannot be made writable: mmu_update refused: EINVAL (-22)
             cannot switch between the builder's root and pfn 00012: mmu_update refused: EINVAL (-22)

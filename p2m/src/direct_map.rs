@@ -1,4 +1,4 @@
-//! Where the direct mapping of a frame has its entry.
+//! Finds a frame's entry in the direct mapping.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::guest::Guest;
 use crate::walk::{WalkError, walk};
 
-/// Finds the entries of the direct mapping; frames that lie together cost one walk.
+/// Finds entries of the direct mapping. Neighbouring frames cost one walk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DirectMap {
     last: Option<Span>,
@@ -17,22 +17,19 @@ pub struct DirectMap {
 /// An L1 table of the direct mapping.
 #[derive(Clone, Copy, Debug)]
 struct Span {
-    /// Number of the 2 MiB that it maps.
+    /// The number of the 2 MiB that it maps.
     number: u64,
-    /// The pfn that its first entry maps, if all entries map pfns that follow one another.
+    /// The pfn that its first entry maps, if all entries map consecutive pfns.
     first: u64,
     table: Pfn,
     mfn: Mfn,
 }
 
 impl DirectMap {
-    /// Returns the place of the entry that maps `pfn`, and the entry.
+    /// Returns the slot that maps `pfn`, and the entry in it.
     ///
     /// # Errors
     /// [`WalkError`] if the direct mapping has no table there.
-    ///
-    /// # Hypercalls
-    /// None.
     #[inline]
     pub fn entry<M: FrameAccess>(
         &mut self,
@@ -50,14 +47,11 @@ impl DirectMap {
         Ok((Slot { table: span.mfn, index }, pte))
     }
 
-    /// Returns the same for the frame `mfn`. M2P says where to look, and an entry that maps the
-    /// frame confirms it as well as P2M would.
+    /// Returns the same for the frame `mfn`. M2P tells where to look. An entry that maps the frame
+    /// confirms the answer as well as P2M would.
     ///
     /// # Errors
     /// As for [`entry`](Self::entry), and if the frame is not the guest's.
-    ///
-    /// # Hypercalls
-    /// None.
     #[inline]
     pub fn entry_of<M: FrameAccess>(
         &mut self,
@@ -109,9 +103,9 @@ impl DirectMap {
     }
 }
 
-/// The entries of a guest's direct mapping, for changes of many frames: with the place of an entry
-/// any number of them change in one `mmu_update`, where by address it would be one request for
-/// each. Frames that lie together cost one walk.
+/// The entries of a guest's direct mapping, for changes of many frames. By slot, one `mmu_update`
+/// changes any number of them; by address, each would be a request. Neighbouring frames cost one
+/// walk.
 #[derive(Debug)]
 pub struct DirectEntries<'a, M> {
     guest: Guest<'a, M>,
@@ -119,7 +113,7 @@ pub struct DirectEntries<'a, M> {
 }
 
 impl<'a, M> DirectEntries<'a, M> {
-    /// Looks for entries of `guest`'s direct mapping.
+    /// Creates a finder of entries in `guest`'s direct mapping.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -145,14 +139,10 @@ impl<'a, M> DirectEntries<'a, M> {
 }
 
 impl<M: FrameAccess> DirectEntries<'_, M> {
-    /// Returns the place of the entry that maps `pfn`, or would if there were memory, and what
-    /// stands there now.
+    /// Returns the slot that maps `pfn`, or would if it had memory, and the present entry.
     ///
     /// # Errors
     /// [`NoDirectEntry`].
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use hypercall::Pfn;

@@ -1,4 +1,4 @@
-//! The map as a person reads it: lines of text, and a strip in SVG.
+//! Prints the map: lines of text, and a strip in SVG.
 
 use core::fmt::{self, Write};
 
@@ -8,7 +8,7 @@ use crate::entry::P2mEntry;
 use crate::map::{P2m, Pfns};
 use crate::runs::{Census, Grain, Run};
 
-/// `pfn START..END  KIND  mfn START..END`: both ends in hexadecimal, the second one excluded.
+/// Writes `pfn START..END  KIND  mfn START..END`, both in hexadecimal, without the end itself.
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pfns, first } = self;
@@ -34,7 +34,7 @@ impl P2m<'_> {
     /// Writes a line for each run of frames, and the census.
     ///
     /// # Errors
-    /// What `out` answers.
+    /// Errors of `out`.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -56,7 +56,7 @@ impl P2m<'_> {
     /// Writes a picture of the guest's memory: a strip with a stretch for each run, and a legend.
     ///
     /// # Errors
-    /// What `out` answers.
+    /// Errors of `out`.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -78,7 +78,7 @@ impl P2m<'_> {
         writeln!(out, "<title>{census}</title>")?;
         for run in self.runs(all, Grain::Kind) {
             let (x, end) = (place(run.pfns.start.raw(), all), place(run.pfns.end(), all));
-            // A single page must be seen, too.
+            // A single page must be visible, too.
             let width = end.saturating_sub(x).max(500);
             writeln!(
                 out,
@@ -135,7 +135,7 @@ fn legend(out: &mut (impl Write + ?Sized), census: &Census) -> fmt::Result {
     Ok(())
 }
 
-/// Returns where `pfn` lies in a strip of a million thousandths.
+/// Returns the place of `pfn` in a strip of a million thousandths.
 fn place(pfn: u64, all: Pfns) -> u64 {
     let place = u128::from(pfn) * 1_000_000 / u128::from(all.count.max(1));
     u64::try_from(place).unwrap_or(1_000_000)

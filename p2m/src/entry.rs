@@ -1,4 +1,4 @@
-//! What one word of the list says.
+//! The meaning of a word of the list.
 //!
 //! ```text
 //!   63 62 61 60        55        40 39                0
@@ -10,42 +10,42 @@
 //!    0  1  1  0                                          Identity, in a page that many holes share
 //! ```
 //!
-//! The words of RAM and of absent frames and the marks in bits 63 and 62 are those that toolstacks
-//! and crash tools know from Linux. An identity word needs no number, since its place says it; so
-//! one page of them serves every hole. The owner in a foreign word keeps the accounts where the
-//! frame is: they cannot go out of step with the map. Bit 61 tells a writer, without a walk and
-//! without a fault, that the page is read-only and must be reserved first.
+//! The words of RAM and of absent frames, and the marks in bits 63 and 62, are those that
+//! toolstacks and crash tools know from Linux. An identity word needs no number, since its place is
+//! its number; so one page of them serves every hole. A foreign word names the owner, so the
+//! accounts cannot disagree with the map. Bit 61 tells a writer, without a walk or a fault, that
+//! the page is read-only and must be reserved first.
 
 use hypercall::{DomId, Mfn, Pfn};
 
 /// `INVALID_P2M_ENTRY`.
 pub(crate) const ABSENT: u64 = u64::MAX;
 const FOREIGN: u64 = 1 << 63;
-/// What an identity word holds.
+/// An identity word.
 pub(crate) const IDENTITY: u64 = 1 << 62;
-/// Words from here up are no RAM.
+/// Words from here up are not RAM.
 pub(crate) const NOT_RAM: u64 = 1 << 61;
 const SHARED: u64 = 1 << 61;
-/// The words of the page behind absent holes.
+/// A word of the page behind absent holes.
 pub(crate) const SHARED_ABSENT: u64 = SHARED | (SHARED - 1);
-/// The words of the page behind identity holes.
+/// A word of the page behind identity holes.
 pub(crate) const SHARED_IDENTITY: u64 = IDENTITY | SHARED;
 
 const OWNER_SHIFT: u32 = 40;
 const MFN_MASK: u64 = (1 << OWNER_SHIFT) - 1;
 
-/// What a pfn stands for.
+/// The meaning of a pfn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum P2mEntry {
     /// The guest's own memory.
     Ram(Mfn),
     /// Nothing: never populated, or given back to Xen.
     Absent,
-    /// No RAM: whatever the machine has at the frame of the same number, for devices.
+    /// The machine's frame of the same number, for devices. It is not RAM.
     Identity,
     /// Another domain's frame, mapped by grant or by privilege.
     Foreign {
-        /// Whose it is.
+        /// The other domain.
         owner: DomId,
         /// The frame.
         mfn: Mfn,
@@ -53,7 +53,7 @@ pub enum P2mEntry {
 }
 
 impl P2mEntry {
-    /// Returns what `word` says. Every word says something.
+    /// Returns the meaning of `word`. Every word has one.
     ///
     /// ```
     /// use hypercall::Mfn;
@@ -78,7 +78,7 @@ impl P2mEntry {
         }
     }
 
-    /// Returns the word that says this, or `None` if no machine has a frame of that number.
+    /// Returns the word for this, or `None` if no machine has a frame of that number.
     #[must_use]
     pub const fn encode(self) -> Option<u64> {
         match self {
@@ -92,7 +92,7 @@ impl P2mEntry {
         }
     }
 
-    /// Returns the machine frame that `pfn` leads to if it stands for this, whether RAM or not.
+    /// Returns the machine frame that `pfn` leads to if this is its entry, RAM or not.
     #[must_use]
     pub const fn machine_frame(self, pfn: Pfn) -> Option<Mfn> {
         match self {
@@ -103,7 +103,7 @@ impl P2mEntry {
     }
 }
 
-/// Returns whether a word lies in a page that many holes share, and which is read-only.
+/// Returns whether a word is in a page that holes share, which is read-only.
 pub(crate) const fn is_shared(word: u64) -> bool {
     word == SHARED_ABSENT || word == SHARED_IDENTITY
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a pfn, an mfn, a change of the map, or the memory that its list is in.
+//! What can be wrong with a pfn, an mfn, a change of the map, or the memory of its list.
 
 use core::fmt;
 
@@ -9,65 +9,64 @@ use crate::entry::P2mEntry;
 /// Why a look-up or a change failed. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum P2mError {
-    /// The list has no word at all.
+    /// The list has no word.
     Empty,
-    /// The pfn lies past the end of the map.
+    /// The pfn is past the end of the map.
     OutOfRange {
         /// The pfn.
         pfn: Pfn,
-        /// How many the map has.
+        /// The number of pfns in the map.
         len: u64,
     },
-    /// There is no memory behind the pfn.
+    /// The pfn has no memory.
     Absent(Pfn),
-    /// The pfn stands for memory that is not the guest's own: a device's, or another domain's.
+    /// The pfn is not the guest's own memory, but a device's or another domain's.
     NotRam {
         /// The pfn.
         pfn: Pfn,
-        /// What it stands for.
+        /// What it is.
         entry: P2mEntry,
     },
-    /// The pfn was to be given something and has something already.
+    /// The pfn is not empty.
     Occupied {
         /// The pfn.
         pfn: Pfn,
-        /// What it stands for.
+        /// What it is.
         entry: P2mEntry,
     },
-    /// The pfn was to be cleared of a foreign frame and has none.
+    /// The pfn is not a foreign frame.
     NotForeign {
         /// The pfn.
         pfn: Pfn,
-        /// What it stands for.
+        /// What it is.
         entry: P2mEntry,
     },
-    /// The pfn was to be cleared of its identity and has none.
+    /// The pfn is not an identity frame.
     NotIdentity {
         /// The pfn.
         pfn: Pfn,
-        /// What it stands for.
+        /// What it is.
         entry: P2mEntry,
     },
-    /// The pfn lies in a hole that has no memory for its words yet: reserve it first
-    /// (`Window::reserve`).
+    /// The pfn is in a hole whose words have no memory yet: reserve it first (`Window::reserve`).
     NotReserved(Pfn),
     /// No machine has a frame of this number.
     NoFrame(Mfn),
     /// M2P knows no pfn for the mfn: it is not this guest's RAM.
     NotInM2p(Mfn),
-    /// M2P names a pfn that P2M gives another frame, or none: the mfn is foreign, or one of the
+    /// M2P names a pfn that P2M gives another frame, or none. The mfn is foreign, or one of the
     /// maps is wrong.
     Disagreement {
         /// The frame asked for.
         mfn: Mfn,
         /// The pfn that M2P names.
         m2p: Pfn,
-        /// What P2M says of that pfn, if it has it.
+        /// The pfn in P2M, if it has it.
         p2m: Option<P2mEntry>,
     },
 }
 
-/// What an entry says of a pfn, in the words of a sentence.
+/// Completes a sentence that begins with the pfn.
 impl fmt::Display for P2mEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -92,9 +91,9 @@ impl fmt::Display for P2mError {
             Self::NotForeign { pfn, entry } => write!(f, "pfn {pfn} {entry}, not a foreign frame"),
             Self::NotIdentity { pfn, entry } => write!(f, "pfn {pfn} {entry}, not an identity"),
             Self::NotReserved(pfn) => {
-                write!(f, "pfn {pfn} lies in a hole: reserve it before use")
+                write!(f, "pfn {pfn} is in a hole: reserve it before use")
             }
-            Self::NoFrame(mfn) => write!(f, "no machine has a frame mfn {mfn}"),
+            Self::NoFrame(mfn) => write!(f, "mfn {mfn} is beyond the frames of any machine"),
             Self::NotInM2p(mfn) => write!(f, "mfn {mfn} has no pfn in M2P: it is not this guest's"),
             Self::Disagreement { mfn, m2p, p2m } => {
                 write!(f, "M2P says that mfn {mfn} is pfn {m2p}, P2M says that this pfn ")?;
@@ -109,35 +108,35 @@ impl fmt::Display for P2mError {
 
 impl core::error::Error for P2mError {}
 
-/// Why the list cannot lie in a window, grow there, or be described by a frame list.
+/// Why a list cannot be in a window, grow there, or be described by a frame list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListError {
-    /// The window takes another number of frames.
+    /// The window needs another number of frames.
     Frames {
-        /// What it takes.
+        /// Frames needed.
         needed: u64,
-        /// What it was given.
+        /// Frames given.
         given: u64,
     },
-    /// The address is not the first of a root slot.
+    /// The address does not begin a root slot.
     Unaligned(GuestVa),
     /// There is no room for so many pfns.
     Capacity {
-        /// How many there were to be.
+        /// Pfns wanted.
         pfns: u64,
-        /// How many there can be.
+        /// Pfns possible.
         capacity: u64,
     },
-    /// The frame list has no place for another page: it needs one for each GiB.
+    /// The frame list has no place for another page. It needs one for each GiB.
     NoPlace {
         /// Places there are.
         places: usize,
     },
     /// The map is not the one in the window at this address.
     OtherMap(GuestVa),
-    /// There is no frame for a table or a page that the words of this pfn need.
+    /// There is no frame for a table or page that the word of this pfn needs.
     OutOfFrames(Pfn),
-    /// A frame is not the guest's, or a pfn cannot be changed.
+    /// A frame is not the guest's, or a pfn cannot change.
     P2m(P2mError),
     /// A table or page cannot be reached.
     Access(AccessError),
@@ -152,7 +151,7 @@ pub enum ListError {
     },
     /// Xen refused a change of the window's entries.
     Refused {
-        /// The first pfn whose word would have been mapped otherwise.
+        /// The first pfn whose word the change was for.
         pfn: Pfn,
         /// The refusal.
         error: BatchError,
@@ -163,7 +162,7 @@ impl fmt::Display for ListError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Frames { needed, given } => {
-                write!(f, "the window takes {needed} frames, not {given}")
+                write!(f, "the window needs {needed} frames, not {given}")
             }
             Self::Unaligned(va) => write!(f, "{va} is not the first address of a root slot"),
             Self::Capacity { pfns, capacity } => {

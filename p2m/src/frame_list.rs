@@ -1,10 +1,10 @@
 //! The three-level frame list: a page of frames of pages of frames of the list's own pages.
 //!
-//! Toolstacks that do not walk the linear list read this one (`pfn_to_mfn_frame_list_list`); so do
-//! older tools that look at a guest from outside. It reaches as far as 2^27 pfns, 512 GiB; a longer
-//! map has the linear list alone.
+//! Toolstacks that do not walk the linear list read this one (`pfn_to_mfn_frame_list_list`), and so
+//! do older tools that examine a guest from outside. It describes up to 2^27 pfns, 512 GiB; a
+//! longer map has only the linear list.
 //!
-//! Its pages hold machine frames that nobody translates: after a restore they are all stale, and
+//! Its pages hold machine frames that nobody translates. After a restore all of them are stale, and
 //! [`FrameList::build`] writes them again.
 #![expect(unsafe_code, reason = "writes the pages of the list, which belong to it (I-1)")]
 
@@ -18,7 +18,7 @@ use crate::runs::LEAF_WORDS;
 
 /// Entries in a page of frames.
 const PER_PAGE: u64 = 512;
-/// Pfns that one page of frames of list pages describes: 1 GiB.
+/// Pfns described by one page of frames of list pages: 1 GiB.
 const PFNS_PER_MIDDLE: u64 = PER_PAGE * LEAF_WORDS;
 /// The pages of a frame list. Dropping it leaks them.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ impl<'s> FrameList<'s> {
     /// Pfns that a frame list can describe.
     pub const PFNS_MAX: u64 = PER_PAGE * PFNS_PER_MIDDLE;
 
-    /// Makes an empty frame list. `top` is its first page, and `middles` has a place for the page
-    /// of each GiB; what is in `middles` is dropped.
+    /// Creates an empty frame list. `top` is its first page. `middles` has a place for the page of
+    /// each GiB; its contents are dropped.
     pub fn new(top: Frame, middles: &'s mut [Option<Frame>]) -> Self {
         middles.fill_with(|| None);
         Self { top, middles }
@@ -41,18 +41,15 @@ impl<'s> FrameList<'s> {
     /// Returns the frame to publish.
     ///
     /// # Errors
-    /// If it is not the guest's.
+    /// The frame is not the guest's.
     pub fn top(&self, p2m: &P2m<'_>) -> Result<Mfn, P2mError> {
         p2m.mfn(self.top.pfn())
     }
 
-    /// Writes the whole list, for the first time or after a restore.
+    /// Writes all of the list, for the first time or after a restore.
     ///
     /// # Errors
-    /// [`ListError`]; the list may be written in part and is not to be published.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// [`ListError`]. Part of the list may be written; do not publish it.
     ///
     /// ```
     /// # use hypercall::{FrameAccess, PAGE_SHIFT, Pfn};
@@ -82,8 +79,7 @@ impl<'s> FrameList<'s> {
         for gib in 0..gibs {
             self.refresh_gib(guest, leaves, gib, source)?;
         }
-        // What nobody should read leads to a page all the same: tools check entries past the end,
-        // too.
+        // Entries past the end lead to a page, too, because tools check them.
         let last = self.middle(guest.p2m(), gibs - 1)?;
         for gib in gibs..PER_PAGE {
             put(guest.machine(), self.top.pfn(), gib, last)?;
@@ -91,13 +87,10 @@ impl<'s> FrameList<'s> {
         Ok(())
     }
 
-    /// Writes what changed when the words of `pfns` got other pages, or the map grew over them.
+    /// Updates the entries of `pfns`, after their words got other pages or the map grew over them.
     ///
     /// # Errors
-    /// As for [`build`](Self::build); what is written is right, and what is not is as it was.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// As for [`build`](Self::build). Each entry is right or as it was.
     pub fn refresh<M: FrameAccess, L: Leaves>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -138,24 +131,24 @@ impl<'s> FrameList<'s> {
             }
             put(guest.machine(), page.pfn(), at, leaf)?;
         }
-        // The page is whole before the entry that leads to it.
+        // The page is complete before an entry leads to it.
         let mfn = guest.mfn(page.pfn())?;
         put(guest.machine(), self.top.pfn(), gib, mfn)?;
         Ok(())
     }
 
-    /// Returns the page of a GiB that has been written.
+    /// Returns the written page of a GiB.
     fn middle(&self, p2m: &P2m<'_>, gib: u64) -> Result<Mfn, ListError> {
         let places = self.middles.len();
         let page = index(gib).and_then(|gib| self.middles.get(gib)).and_then(Option::as_ref);
         Ok(p2m.mfn(page.ok_or(ListError::NoPlace { places })?.pfn())?)
     }
 
-    /// Returns the frame of page `leaf` of the linear list, as a toolstack finds it: frame by frame
-    /// from the top. `None` if the list leads to a frame that is not the guest's.
+    /// Finds the frame of page `leaf` of the linear list as a toolstack does: frame by frame from
+    /// the top. `None` if the list leads to a frame that is not the guest's.
     ///
     /// # Errors
-    /// If a page cannot be read.
+    /// A page cannot be read.
     pub fn lookup<M: FrameAccess>(
         &self,
         guest: &Guest<'_, M>,
@@ -169,7 +162,7 @@ impl<'s> FrameList<'s> {
     }
 }
 
-/// Returns `pfns`, if a frame list can describe so many.
+/// Returns `pfns`, if a frame list can describe that many.
 const fn describable(pfns: u64) -> Result<u64, ListError> {
     match pfns {
         0..=FrameList::PFNS_MAX => Ok(pfns),

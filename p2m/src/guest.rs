@@ -7,8 +7,8 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::error::P2mError;
 use crate::map::P2m;
 
-/// A guest: its machine, its frame map, and the root its kernel runs on. A bundle of borrows,
-/// passed by value.
+/// A guest: its machine, its frame map, and its kernel's root. It holds only borrows; pass it by
+/// value.
 ///
 /// # Invariants
 /// I-18: the frame map is that of the guest on this machine, and the upper half of the kernel root
@@ -33,9 +33,9 @@ impl<'a, M> Guest<'a, M> {
     /// `kernel_root`.
     ///
     /// # Safety
-    /// `p2m` is the frame map of the guest that runs on `machine`. `kernel_root` is the root that
-    /// it runs on, or one whose upper half (slots 256 to 511) leads to the same tables: the
-    /// entries of the direct mapping are found through it, and changed (I-18).
+    /// `p2m` is the frame map of the guest on `machine`. The guest runs on `kernel_root`, or on a
+    /// root whose upper half (slots 256 to 511) leads to the same tables: operations find and
+    /// change entries of the direct mapping through it (I-18).
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -55,7 +55,7 @@ impl<'a, M> Guest<'a, M> {
     /// Describes the same guest on another root.
     ///
     /// # Safety
-    /// The kernel runs on `kernel_root` from now on, as [`new`](Self::new) asks for it.
+    /// The kernel runs on `kernel_root` from now on, as for [`new`](Self::new).
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -100,14 +100,14 @@ impl<'a, M> Guest<'a, M> {
         self.p2m
     }
 
-    /// Returns the root that the kernel runs on. Its upper half holds the direct mapping.
+    /// Returns the kernel's root. Its upper half has the direct mapping.
     #[must_use]
     #[inline]
     pub const fn kernel_root(&self) -> Pfn {
         self.kernel_root
     }
 
-    /// Returns the machine frame behind `pfn`, as [`P2m::mfn`] does.
+    /// Returns the machine frame of `pfn`, as [`P2m::mfn`] does.
     ///
     /// # Errors
     /// [`P2mError`] if the pfn has no frame of the guest's own.

@@ -1,10 +1,9 @@
-//! Whether another kernel may be started in this guest's place.
+//! Whether another kernel may replace this one.
 //!
-//! A kernel loaded over this one believes the memory map: pages given back to Xen, pages that
-//! others may still map and write, and addresses where others' frames are mapped would be plain RAM
-//! to it. Each makes a kexec unsafe, none can be undone by the next kernel, and whoever made them
-//! is the only one to know. So the answer is derived from the map and from the grant state at the
-//! moment of asking, and it names what is in the way.
+//! The next kernel believes the memory map. Pages given back to Xen, pages that other domains may
+//! still map and write, and addresses at which others' frames are mapped are plain RAM to it. Each
+//! makes a kexec unsafe. The next kernel can undo none of them, and only this one knows them. So
+//! the answer is derived from the map and the grants when it is asked, and names the obstacles.
 
 use core::fmt;
 
@@ -22,25 +21,25 @@ pub struct KexecState<'s> {
     pub ram: &'s [Pfns],
     /// What is granted to others, if there is a grant table.
     pub granted: Option<&'s Granted<'s>>,
-    /// Others' grants that are mapped, if there can be.
+    /// The grants of others that are mapped, if there are any.
     pub maps: Option<&'s GrantMaps<'s>>,
 }
 
-/// What stands in the way of a kexec: each kind counted, and listed when printed.
+/// The obstacles to a kexec: each kind counted, and listed when printed.
 #[derive(Clone, Copy, Debug)]
 pub struct Hazards<'s> {
     state: KexecState<'s>,
-    /// Pages of the memory map's RAM that have no memory: given back to Xen.
+    /// Pages of RAM in the memory map that were given back to Xen.
     pub ballooned: u64,
     /// Pages that are frames of other domains.
     pub foreign: u64,
     /// The guest's frames that others may map.
     pub granted: u64,
-    /// Others' grants that are mapped, with a handle that only this kernel knows.
+    /// Grants of others that are mapped, with handles that only this kernel knows.
     pub mapped: u64,
 }
 
-/// A permit to start another kernel. A loader of kernels takes it, so that it cannot forget to ask.
+/// A permit to start another kernel. A loader demands it, so that nobody forgets to ask.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a permit that is not used"]
 pub struct KexecPermit(());
@@ -49,10 +48,7 @@ impl<'s> KexecState<'s> {
     /// Returns a permit if another kernel may be started.
     ///
     /// # Errors
-    /// What stands in the way.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The obstacles.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -93,7 +89,7 @@ impl<'s> Hazards<'s> {
         self.state
     }
 
-    /// Returns how many there are in all.
+    /// Returns the number of hazards.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.ballooned + self.foreign + self.granted + self.mapped

@@ -1,4 +1,4 @@
-//! In which frames the pages of the linear list are.
+//! The frames in which the pages of the linear list are.
 #![expect(unsafe_code, reason = "whoever says where the list is says what toolstacks write (I-20)")]
 
 use hypercall::{FrameAccess, Mfn, Pfn};
@@ -6,22 +6,21 @@ use hypercall::{FrameAccess, Mfn, Pfn};
 use crate::error::P2mError;
 use crate::guest::Guest;
 
-/// Knows in which frame each page of the linear list is.
+/// Knows the frame of each page of the linear list.
 ///
 /// # Safety
-/// Toolstacks overwrite the frames at a restore (I-20): each holds words of the guest's list, or
+/// Toolstacks overwrite the frames at a restore (I-20). Each holds words of the guest's list, or
 /// those that a window's holes share, and nothing else.
 pub unsafe trait Leaves {
-    /// Returns the frame of page `index`, which holds the words of pfns `index * 512` on.
+    /// Returns the frame of page `index`, which has the words of pfns `index * 512` on.
     ///
     /// # Errors
-    /// If the list has no such page, or the frame is not the guest's.
+    /// The list has no such page, or the frame is not the guest's.
     fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError>;
 }
 
-/// The builder's list: page after page in pfns that follow one another, from this one on. That is
-/// `start_info.first_p2m_pfn` if the list was placed by the ELF note INIT_P2M, and the pfn that its
-/// address maps in the kernel's own mapping otherwise.
+/// The builder's list, in consecutive pages. The first is `start_info.first_p2m_pfn` if the ELF
+/// note INIT_P2M placed the list; otherwise the pfn that its address maps in the kernel's mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuilderList {
     /// The frame of its first page.
@@ -29,10 +28,10 @@ pub struct BuilderList {
 }
 
 impl BuilderList {
-    /// Describes the list whose first page is in `first`.
+    /// Describes the list whose first page is `first`.
     ///
     /// # Safety
-    /// The builder's list is there, in as many pfns as it has pages, and nowhere else: toolstacks
+    /// The builder's list is there, in as many pfns as it has pages, and nowhere else. Toolstacks
     /// overwrite these at a restore (I-20).
     ///
     /// ```
@@ -44,8 +43,7 @@ impl BuilderList {
     /// # let _ = list;
     /// ```
     ///
-    /// Safe code cannot say where it is:
-    ///
+    /// Safe code cannot do so:
     /// ```compile_fail,E0133
     /// use hypercall::Pfn;
     /// use p2m::BuilderList;
@@ -72,7 +70,7 @@ impl BuilderList {
     }
 }
 
-// SAFETY: whoever made it says that the list is there.
+// SAFETY: the caller of `new` vouched for the place of the list.
 unsafe impl Leaves for BuilderList {
     fn leaf<M: FrameAccess>(&self, guest: &Guest<'_, M>, index: u64) -> Result<Mfn, P2mError> {
         let (pfn, len) = (self.first.checked_add(index), guest.p2m().len());

@@ -1,8 +1,8 @@
-//! The list itself: words in virtual memory, of which a prefix is there.
+//! The list: words in virtual memory, of which a prefix exists.
 //!
-//! Readers take the length and then a word below it. The writer maps memory for more words, sees to
-//! it that they hold what they should, and only then raises the length: that store releases what
-//! the reader's load acquires. The length never goes back, so a word once readable stays so.
+//! A reader loads the length and then a word below it. The writer maps memory for more words, fills
+//! them, and then raises the length. That store releases what the reader's load acquires. The
+//! length never falls, so a word once readable stays so.
 #![expect(unsafe_code, reason = "the list may reach over memory that is not there yet")]
 
 use core::marker::PhantomData;
@@ -19,19 +19,19 @@ pub(crate) struct List<'a> {
     words: NonNull<AtomicU64>,
     len: AtomicU64,
     capacity: u64,
-    /// Words from here up are no RAM. A number of 64 bits costs an instruction less to compare with
-    /// where it is in memory.
+    /// Words from here up are not RAM. Comparing with a 64-bit number in memory costs an
+    /// instruction less.
     not_ram: u64,
     memory: PhantomData<&'a [AtomicU64]>,
 }
 
-// SAFETY: the words are atomic and the rest is read or atomic.
+// SAFETY: the words are atomic, and the rest is only read or atomic.
 unsafe impl Send for List<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for List<'_> {}
 
 impl<'a> List<'a> {
-    /// Returns the words of a slice; there will never be more.
+    /// Returns a list of the words of a slice, which cannot grow.
     pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
         let len = words.len() as u64;
         // INVARIANT: I-8: a slice is all there.
@@ -47,24 +47,24 @@ impl<'a> List<'a> {
     /// Returns a list of `len` words now and up to `capacity` later.
     ///
     /// # Safety
-    /// I-8 holds for `len`, and the caller keeps to it when it raises the length.
+    /// I-8 holds for `len`, and the caller preserves it when it raises the length.
     pub(crate) unsafe fn growing(words: NonNull<AtomicU64>, len: u64, capacity: u64) -> Self {
         let len = AtomicU64::new(len);
         Self { words, len, capacity, not_ram: NOT_RAM, memory: PhantomData }
     }
 
-    /// Returns how many words there are.
+    /// Returns the number of words.
     #[inline]
     pub(crate) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
     }
 
-    /// Returns how many there can be.
+    /// Returns the most words there can be.
     pub(crate) const fn capacity(&self) -> u64 {
         self.capacity
     }
 
-    /// Returns where it begins.
+    /// Returns the address of the first word.
     pub(crate) fn addr(&self) -> usize {
         self.words.addr().get()
     }
@@ -75,7 +75,7 @@ impl<'a> List<'a> {
         word < self.not_ram
     }
 
-    /// Returns the words from `first` on, as many as there are, but no more than `max`.
+    /// Returns the words from `first` on, at most `max`.
     pub(crate) fn words(&self, first: u64, max: u64) -> &'a [AtomicU64] {
         let count = self.len().saturating_sub(first).min(max);
         let (Ok(first), Ok(count)) = (usize::try_from(first), usize::try_from(count)) else {
@@ -90,10 +90,10 @@ impl<'a> List<'a> {
         unsafe { core::slice::from_raw_parts(start.as_ptr(), count) }
     }
 
-    /// Raises the length; a smaller one changes nothing.
+    /// Raises the length. A smaller one changes nothing.
     ///
     /// # Safety
-    /// The words below `len` are mapped and hold what they should (I-8).
+    /// The words below `len` are mapped and filled (I-8).
     pub(crate) unsafe fn raise(&self, len: u64) {
         debug_assert!(len <= self.capacity, "the list has room for {} words", self.capacity);
         self.len.fetch_max(len, Ordering::Release);
@@ -109,13 +109,13 @@ impl<'a> List<'a> {
         Some(unsafe { self.word(index) })
     }
 
-    /// Makes the words between the length and the next multiple of `page_words` absent ones.
+    /// Makes the words between the length and the next multiple of `page_words` absent.
     ///
     /// # Safety
     /// They are mapped, within the capacity, and nobody else's.
     pub(crate) unsafe fn clear_tail(&self, page_words: u64) {
         for index in self.len()..self.len().next_multiple_of(page_words) {
-            // Nobody reads behind the length, and whoever raises it releases what is there.
+            // Nobody reads behind the length, and who raises it releases the words there.
             // SAFETY: by the caller's word.
             unsafe { self.word(index) }.store(ABSENT, Ordering::Relaxed);
         }

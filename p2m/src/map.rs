@@ -1,8 +1,8 @@
-//! The map: look-ups, and changes of what a pfn stands for.
+//! The map: look-ups, and changes of the meaning of a pfn.
 //!
-//! Words are read and exchanged without an order ([`Ordering::Relaxed`]): a word says all that a
-//! look-up answers, and nothing is read behind it because of what it says. What is in the frame
-//! concerns whoever owns the pfn, and a pfn goes from one vCPU to another in an order of its own.
+//! Words are read and exchanged without an order ([`Ordering::Relaxed`]): a look-up needs nothing
+//! but the word, and reads nothing else because of it. The contents of the frame concern the owner
+//! of the pfn, and a pfn passes from one vCPU to another in an order of its own.
 #![expect(unsafe_code, reason = "whoever says what a pfn means vouches that Xen has it so (I-15)")]
 
 use hypercall::{DomId, Frame, FrameAccess, Mfn, Pfn, Refused};
@@ -14,14 +14,14 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// The frame map, over a list in the guest's memory with one word for each pfn from 0.
 ///
-/// Look-ups are a bounds check and a load, from any number of vCPUs at once, while one of them
-/// changes entries or the list grows. A change is one 8-byte store, and takes effect only if the
-/// entry still is what the change supposes: of two that collide one is an error.
+/// A look-up is a bounds check and a load. Any number of vCPUs can look up at once, while one of
+/// them changes entries or the list grows. A change is one 8-byte store, which takes effect only if
+/// the entry is still what the change expects. If two collide, one is an error.
 ///
 /// # Invariants
 /// I-15: the map says what Xen has. Each pfn that it calls RAM has that frame, the frame is the
-/// guest's, and no other pfn has it. Whoever owns a pfn believes the map about its frame, so every
-/// change of what a pfn means is unsafe, and whoever makes one vouches for it.
+/// guest's, and no other pfn has it. The owner of a pfn relies on this, so every change of the
+/// meaning of a pfn is unsafe, and its caller vouches for it.
 #[derive(Debug)]
 pub struct P2m<'a> {
     pub(crate) list: List<'a>,
@@ -37,7 +37,7 @@ pub struct Pfns {
 }
 
 impl Pfns {
-    /// Describes `count` pfns from `start`.
+    /// Returns `count` pfns from `start` on.
     ///
     /// ```
     /// use hypercall::Pfn;
@@ -51,7 +51,7 @@ impl Pfns {
         Self { start, count }
     }
 
-    /// Returns the number after the last pfn, at most `u64::MAX`.
+    /// Returns the number behind the last pfn, at most `u64::MAX`.
     #[must_use]
     pub const fn end(self) -> u64 {
         self.start.raw().saturating_add(self.count)
@@ -64,19 +64,16 @@ impl Pfns {
 }
 
 impl<'a> P2m<'a> {
-    /// Takes the domain builder's list (`start_info.mfn_list`, `nr_pages` words) as it lies in
-    /// memory.
+    /// Adopts the domain builder's list (`start_info.mfn_list`, `nr_pages` words) in place. Reads
+    /// and copies no word.
     ///
     /// # Errors
     /// [`P2mError::Empty`].
     ///
-    /// # Hypercalls
-    /// None, and no word is read or copied.
-    ///
     /// # Safety
     /// The list says what Xen has (I-15): it is the domain builder's, or a true copy, for the
-    /// machine that the map is used with. Nobody writes it but through maps over it, or a toolstack
-    /// that restores the guest.
+    /// machine that the map is used with. Only maps over it write it, and toolstacks that restore
+    /// the guest.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -100,31 +97,31 @@ impl<'a> P2m<'a> {
         if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
     }
 
-    /// Returns how many pfns the map covers: `0..len`. It only ever grows.
+    /// Returns the number of pfns in the map: `0..len`. It only grows.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.list.len()
     }
 
-    /// Returns whether the map covers no pfn; [`adopt`](Self::adopt) refuses such a list.
+    /// Returns whether the map has no pfn. [`adopt`](Self::adopt) refuses such a list.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns how many pfns it can cover without another list.
+    /// Returns how many pfns the map can have without another list.
     #[must_use]
     pub const fn capacity(&self) -> u64 {
         self.list.capacity()
     }
 
-    /// Returns all pfns that it covers now.
+    /// Returns all present pfns of the map.
     #[must_use]
     pub fn all(&self) -> Pfns {
         Pfns::new(Pfn::new(0), self.len())
     }
 
-    /// Returns what `pfn` stands for.
+    /// Returns the entry of `pfn`.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`].
@@ -144,7 +141,7 @@ impl<'a> P2m<'a> {
         self.word(pfn).map(P2mEntry::decode)
     }
 
-    /// Returns the machine frame behind `pfn`, which is the guest's own.
+    /// Returns the machine frame of `pfn`, which must be the guest's own.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`], [`P2mError::NotRam`].
@@ -172,8 +169,7 @@ impl<'a> P2m<'a> {
         Err(self.out_of_range(pfn))
     }
 
-    /// Returns the machine frame that `pfn` leads to, whoever owns it: the frame that a page table
-    /// entry for it holds.
+    /// Returns the machine frame of `pfn`, whoever owns it: the frame for a page table entry.
     ///
     /// # Errors
     /// [`P2mError::OutOfRange`], [`P2mError::Absent`].
@@ -195,14 +191,10 @@ impl<'a> P2m<'a> {
         self.entry(pfn)?.machine_frame(pfn).ok_or(P2mError::Absent(pfn))
     }
 
-    /// Returns the guest's name for `mfn`: what M2P says, if P2M agrees that it is the guest's
-    /// memory.
+    /// Returns the pfn of `mfn`: M2P's answer, if P2M agrees that it is the guest's memory.
     ///
     /// # Errors
     /// [`P2mError::NotInM2p`], [`P2mError::Disagreement`].
-    ///
-    /// # Hypercalls
-    /// None: M2P is memory.
     ///
     /// ```
     /// use hypercall::Pfn;
@@ -235,8 +227,7 @@ impl<'a> P2m<'a> {
     /// Returns `frame` if it is the guest's own memory: a check for every allocator of frames.
     ///
     /// # Errors
-    /// The frame, and what is wrong with it: a foreign, absent or identity frame is not memory that
-    /// an allocator may hand out.
+    /// The frame, and the reason: it is foreign, absent or an identity frame.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -263,7 +254,7 @@ impl<'a> P2m<'a> {
     /// [`P2mError::OutOfRange`].
     ///
     /// # Safety
-    /// Xen has this frame behind the pfn, which nobody uses but whoever owns the pfn (I-15).
+    /// Xen has this frame behind the pfn, and only the owner of the pfn uses it (I-15).
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -295,7 +286,7 @@ impl<'a> P2m<'a> {
     /// [`P2mError::OutOfRange`].
     ///
     /// # Safety
-    /// The caller owns the pfn, and nothing maps its memory any more, or Xen has it already.
+    /// The caller owns the pfn. Nothing maps its memory any more, or Xen has it already.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -327,7 +318,7 @@ impl<'a> P2m<'a> {
     /// As for [`depopulate`](Self::depopulate), and [`P2mError::NoFrame`].
     ///
     /// # Safety
-    /// The caller owns the pfn, and Xen has this frame behind it now, which nobody else uses.
+    /// The caller owns the pfn. Xen has this frame behind it now, and nobody else uses the frame.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -354,14 +345,13 @@ impl<'a> P2m<'a> {
         Ok(old)
     }
 
-    /// Marks `pfn`, which had no memory, as a frame of `owner`'s.
+    /// Marks `pfn`, which is empty, as a frame of `owner`.
     ///
     /// # Errors
-    /// [`P2mError::Occupied`] if it has memory or is foreign already, and as for
-    /// [`populate`](Self::populate).
+    /// [`P2mError::Occupied`] if it is not empty, and as for [`populate`](Self::populate).
     ///
     /// # Safety
-    /// The pfn is the caller's, and the frame is that domain's, which this guest may map.
+    /// The pfn is the caller's. The frame is that domain's, and this guest may map it.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -386,7 +376,7 @@ impl<'a> P2m<'a> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
     }
 
-    /// Takes the mark off again, and returns what it said.
+    /// Removes the mark again, and returns it.
     ///
     /// # Errors
     /// [`P2mError::NotForeign`], [`P2mError::OutOfRange`].
@@ -404,16 +394,15 @@ impl<'a> P2m<'a> {
         }
     }
 
-    /// Marks `pfns`, which have no memory, as identity frames: holes of the e820 map, the ISA area,
-    /// devices. It marks all of them or none. For large holes, `Window::reserve_identity` needs no
+    /// Marks `pfns`, which are empty, as identity frames: holes of the e820 map, the ISA area,
+    /// devices. Marks all of them or none. For large holes, `Window::reserve_identity` needs no
     /// memory.
     ///
     /// # Errors
     /// As for [`populate`](Self::populate).
     ///
     /// # Safety
-    /// The pfns are the caller's, and the machine's frames of these numbers are not the guest's
-    /// RAM.
+    /// The pfns are the caller's. The machine's frames of these numbers are not the guest's RAM.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -501,7 +490,7 @@ impl<'a> P2m<'a> {
             pfns,
             // SAFETY: the caller's promise, one by one.
             |pfn| unsafe { self.populate(pfn, frame(pfn)?) },
-            // SAFETY: nobody was told yet that the pfn has memory.
+            // SAFETY: nobody has learnt yet that the pfn has memory.
             |pfn| unsafe { self.depopulate(pfn) }.map(drop),
         )
     }
@@ -514,7 +503,7 @@ impl<'a> P2m<'a> {
         }
     }
 
-    /// Checks that a pfn stands for nothing and could be given something now.
+    /// Checks that a pfn is empty and can be filled now.
     ///
     /// # Errors
     /// [`P2mError::Occupied`], [`P2mError::NotReserved`], [`P2mError::OutOfRange`].
@@ -527,7 +516,7 @@ impl<'a> P2m<'a> {
         }
     }
 
-    /// Gives an absent pfn something.
+    /// Fills an absent pfn.
     fn fill(&self, pfn: Pfn, to: P2mEntry) -> Result<(), P2mError> {
         self.check_can_fill(pfn)?;
         self.change(pfn, entry::ABSENT, to)
@@ -539,7 +528,7 @@ impl<'a> P2m<'a> {
             return Err(P2mError::NoFrame(to.machine_frame(pfn).unwrap_or(Mfn::new(u64::MAX))));
         };
         let word = self.list.get(pfn.raw()).ok_or_else(|| self.out_of_range(pfn))?;
-        // Of two that change a word at once one finds what the other has stored.
+        // If two change a word at once, one finds what the other has stored.
         match word.compare_exchange(from, new, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(found) => Err(P2mError::Occupied { pfn, entry: P2mEntry::decode(found) }),
@@ -559,8 +548,8 @@ impl<'a> P2m<'a> {
         for pfn in pfns.iter() {
             let Err(error) = apply(pfn) else { continue };
             for done in (pfns.start.raw()..pfn.raw()).rev().map(Pfn::new) {
-                // It was applied a moment ago. Should another vCPU have taken it since, it is that
-                // one's now.
+                // It was applied a moment ago. If another vCPU has taken the pfn since, it keeps
+                // it.
                 let _ = undo(done);
             }
             return Err(error);

@@ -1,4 +1,4 @@
-//! The map as runs of pfns that stand for the same kind of thing, and in numbers.
+//! The map as runs of pfns of one kind, and in numbers.
 
 use core::fmt;
 
@@ -10,28 +10,28 @@ use crate::map::{P2m, Pfns};
 /// Words in a page of the list.
 pub(crate) const LEAF_WORDS: u64 = 512;
 
-/// What runs are made of.
+/// What the pfns of a run have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {
-    /// One kind of frame; foreign frames of two owners are two kinds.
+    /// The kind of frame. Foreign frames of two owners are two kinds.
     Kind,
-    /// One kind of frame, and machine frames that follow one another.
+    /// The kind of frame, and consecutive machine frames.
     Frames,
 }
 
-/// Pfns that stand for the same.
+/// Consecutive pfns of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Which.
+    /// The pfns.
     pub pfns: Pfns,
-    /// What the first of them stands for.
+    /// The entry of the first one.
     pub first: P2mEntry,
 }
 
-/// Runs of the map, in order. What another vCPU changes meanwhile is seen or not.
+/// Runs of the map, in order. They may or may not show what another vCPU changes meanwhile.
 ///
-/// Pages that many holes share are passed over in one step, so that a sparse map costs what it
-/// holds, and one step for every 512 pfns that it does not.
+/// A page that holes share takes one step. So a sparse map costs as much as what it holds, and one
+/// step for every 512 pfns of holes.
 #[derive(Clone, Debug)]
 pub struct Runs<'p, 'a> {
     p2m: &'p P2m<'a>,
@@ -40,7 +40,7 @@ pub struct Runs<'p, 'a> {
     grain: Grain,
 }
 
-/// Pfns that lie in one word, or in one shared page of words.
+/// Returns the pfns of one word, or of one shared page of words.
 pub(crate) fn step(p2m: &P2m<'_>, pfn: u64, end: u64) -> Option<(P2mEntry, u64)> {
     let word = p2m.word(Pfn::new(pfn)).ok()?;
     let pages_end = if is_shared(word) { (pfn / LEAF_WORDS + 1) * LEAF_WORDS } else { pfn + 1 };
@@ -68,7 +68,7 @@ impl Iterator for Runs<'_, '_> {
     }
 }
 
-/// Returns whether `entry`, `offset` pfns after the first of a run, belongs to it.
+/// Returns whether `entry`, `offset` pfns behind the first of a run, belongs to it.
 fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> bool {
     let follows = |a: Mfn, b: Mfn| grain == Grain::Kind || a.checked_add(offset) == Some(b);
     match (first, entry) {
@@ -82,7 +82,7 @@ fn continues(first: P2mEntry, offset: u64, entry: P2mEntry, grain: Grain) -> boo
 }
 
 impl<'a> P2m<'a> {
-    /// Returns the runs of `pfns`, as far as the map goes.
+    /// Returns the runs of `pfns`, up to the end of the map.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -106,12 +106,12 @@ impl<'a> P2m<'a> {
     }
 }
 
-/// How many pfns stand for what.
+/// The number of pfns of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// The guest's own memory.
     pub ram: u64,
-    /// Nothing.
+    /// Pfns without anything.
     pub absent: u64,
     /// Holes for devices.
     pub identity: u64,
@@ -151,7 +151,7 @@ impl Census {
         }
     }
 
-    /// Returns how many pfns were counted.
+    /// Returns the number of pfns counted.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.ram + self.absent + self.identity + self.foreign

@@ -1,5 +1,4 @@
-//! The atomics of this crate, which a model checker may replace: build with `--cfg loom`
-//! (docs/testing.md).
+//! The atomics of this crate. `--cfg loom` replaces them with a model checker's (docs/testing.md).
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};

@@ -1,5 +1,5 @@
-//! What a toolstack reads when it saves, migrates or examines the guest: where the linear list is,
-//! how long it is, and whether its mapping is changing at this moment (`struct arch_shared_info`).
+//! What toolstacks read when they save, migrate or examine the guest (`struct arch_shared_info`):
+//! the place and length of the linear list, and whether its mapping is changing.
 #![expect(unsafe_code, reason = "what is published, toolstacks overwrite at a restore (I-20)")]
 
 use core::fmt;
@@ -9,7 +9,7 @@ use hypercall::{GuestVa, Level, Mfn, PAGE_SHIFT};
 use crate::map::P2m;
 use crate::sync::{ArchSharedInfo, AtomicU64, MapWords, Ordering, fence};
 
-/// What an L2 table maps: where a linear list that toolstacks are to read may begin.
+/// The span of an L2 table. A list for toolstacks must begin at a multiple of it.
 const LIST_ALIGNMENT: u64 = 1 << Level::L3.shift();
 
 /// An address at which toolstacks would misread a linear list.
@@ -24,24 +24,23 @@ impl fmt::Display for UnalignedList {
 
 impl core::error::Error for UnalignedList {}
 
-/// The guest's side of the words in `shared_info`.
+/// The words in `shared_info` that the guest writes.
 ///
-/// After a restore the guest has another `shared_info`, in which `max_pfn` and the generation are
-/// as they were, the frame list is gone and `p2m_cr3` is stale: make a new one of these and publish
-/// again.
+/// After a restore the guest has another `shared_info`: `max_pfn` and the generation are as they
+/// were, the frame list is gone, and `p2m_cr3` is stale. Create a new value then and publish again.
 #[derive(Clone, Copy, Debug)]
 pub struct Toolstack<'a> {
     words: &'a MapWords,
 }
 
-/// Where a generation counts the changes that are under way, which toolstacks need not know: to
-/// them it is a number that is odd, or has changed.
+/// Above this bit, a generation counts the changes under way. Toolstacks only see that it is odd,
+/// or has changed.
 const UNDER_WAY_SHIFT: u32 = 48;
 const UNDER_WAY_MAX: u64 = u64::MAX >> UNDER_WAY_SHIFT;
-/// What is left to the number itself.
+/// The bits of the number itself.
 const NUMBER: u64 = (1 << UNDER_WAY_SHIFT) - 1;
 
-/// Returns the generation when one more change is under way: odd, whatever it was.
+/// Returns the generation with one more change under way: odd, whatever it was.
 const fn begun(generation: u64) -> u64 {
     match generation >> UNDER_WAY_SHIFT {
         UNDER_WAY_MAX => generation | 1,
@@ -49,8 +48,8 @@ const fn begun(generation: u64) -> u64 {
     }
 }
 
-/// Returns the generation when a change has ended: another one, and even if it was the last. More
-/// changes than can be counted never end.
+/// Returns the generation when a change has ended: another number, even if it was the last. A count
+/// that overflowed never falls.
 const fn ended(generation: u64) -> u64 {
     match generation >> UNDER_WAY_SHIFT {
         UNDER_WAY_MAX => generation,
@@ -59,7 +58,7 @@ const fn ended(generation: u64) -> u64 {
     }
 }
 
-/// A change of the list's mapping that is under way. Dropping it ends the change.
+/// A change of the list's mapping. It ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "the change ends when this is dropped"]
 pub struct MappingChange<'a> {
@@ -68,19 +67,19 @@ pub struct MappingChange<'a> {
 
 impl Drop for MappingChange<'_> {
     fn drop(&mut self) {
-        // Whoever finds it even finds the change made.
+        // Who finds the generation even finds the change complete.
         change(self.generation, ended, Ordering::Release);
     }
 }
 
 /// Changes the generation.
 fn change(generation: &AtomicU64, to: fn(u64) -> u64, ordering: Ordering) {
-    // Of a failed attempt only the word is used.
+    // A failed attempt uses only the word.
     let _ = generation.fetch_update(ordering, Ordering::Relaxed, |word| Some(to(word)));
 }
 
 impl<'a> Toolstack<'a> {
-    /// Takes the words of the guest's `shared_info`.
+    /// Uses the words of the guest's `shared_info`.
     ///
     /// ```
     /// use hypercall::shared_info::ArchSharedInfo;
@@ -96,8 +95,7 @@ impl<'a> Toolstack<'a> {
     /// ```
     #[must_use]
     pub const fn new(arch: &'a ArchSharedInfo) -> Self {
-        // SAFETY: what leads a toolstack to a page is stored below by what is unsafe, and nowhere
-        // else.
+        // SAFETY: only unsafe methods below store what leads a toolstack to a page.
         Self { words: unsafe { arch.map_words() } }
     }
 
@@ -105,15 +103,15 @@ impl<'a> Toolstack<'a> {
     /// `max_pfn` to the length of the map.
     ///
     /// # Errors
-    /// [`UnalignedList`]: nothing is published. Toolstacks (libxenguest, 4.14 to 4.20) find the end
-    /// of a list by the number of its last L1 table, and count from the table's first entry as if
-    /// the list began there: of a list that does not, a save loses the last GiB without a word,
-    /// and `xen-mfndump` reads nothing. The builder's list is such a one: publish its frame list,
-    /// or open a [`Window`](crate::Window).
+    /// [`UnalignedList`]; nothing is published. Toolstacks (libxenguest, 4.14 to 4.20) find the end
+    /// of a list by its last L1 table, and count from that table's first entry as if the list began
+    /// there. Of any other list, a save silently loses the last GiB, and `xen-mfndump` reads
+    /// nothing. The builder's list is of that kind: publish its frame list, or open a
+    /// [`Window`](crate::Window).
     ///
     /// # Safety
     /// The map's list is at `list` under `root`, and stays there until it is withdrawn or the guest
-    /// is restored: toolstacks overwrite what is there (I-20).
+    /// is restored. Toolstacks overwrite it (I-20).
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -138,14 +136,14 @@ impl<'a> Toolstack<'a> {
         if !list.raw().is_multiple_of(LIST_ALIGNMENT) {
             return Err(UnalignedList(list));
         }
-        // The one word that makes a toolstack look at the others comes last.
+        // The word that makes a toolstack read the others comes last.
         self.words.p2m_vaddr.store(list.raw(), Ordering::Relaxed);
         self.raise_max_pfn(p2m);
         self.words.p2m_cr3.store(root.raw() << PAGE_SHIFT, Ordering::Release);
         Ok(())
     }
 
-    /// Withdraws the linear list: a toolstack then reads the frame list, which is published before.
+    /// Withdraws the linear list. Publish the frame list first: toolstacks then read that.
     pub fn withdraw_list(&self) {
         self.words.p2m_cr3.store(0, Ordering::Release);
     }
@@ -154,8 +152,8 @@ impl<'a> Toolstack<'a> {
     /// of the map.
     ///
     /// # Safety
-    /// `top` is that of a [`FrameList`](crate::FrameList) that was built of the pages of this map,
-    /// and is refreshed whenever they change: toolstacks overwrite the pages that it names (I-20).
+    /// `top` is that of a [`FrameList`](crate::FrameList) built for this map, and is refreshed
+    /// whenever its pages change. Toolstacks overwrite the pages that it names (I-20).
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -180,12 +178,12 @@ impl<'a> Toolstack<'a> {
 
     /// Raises `max_pfn` to the length of the map. Two vCPUs that do so at once cannot lower it.
     pub fn raise_max_pfn(&self, p2m: &P2m<'_>) {
-        // Whoever finds it raised finds the words of the pfns.
+        // Who finds it raised finds the words of the pfns.
         self.words.max_pfn.fetch_max(p2m.len(), Ordering::Release);
     }
 
-    /// Makes the generation odd until the returned value is dropped. Changes may be nested, and may
-    /// go on at several vCPUs at once: the generation is odd while any of them does.
+    /// Makes the generation odd until the returned value is dropped. Changes may be nested or on
+    /// several vCPUs at once: the generation is odd while any is under way.
     ///
     /// ```
     /// # use hypercall::shared_info::ArchSharedInfo;
@@ -201,7 +199,7 @@ impl<'a> Toolstack<'a> {
     pub fn changing(&self) -> MappingChange<'a> {
         let generation = &self.words.p2m_generation;
         change(generation, begun, Ordering::Relaxed);
-        // Whoever finds a part of the change finds the generation odd, or another.
+        // Who finds a part of the change finds the generation odd, or another.
         fence(Ordering::Release);
         MappingChange { generation }
     }
@@ -209,7 +207,7 @@ impl<'a> Toolstack<'a> {
     /// Returns what a toolstack would read.
     #[must_use]
     pub fn read(&self) -> Published {
-        // Each word by itself, to be shown: nothing is read behind one because of what it says.
+        // Each word by itself, for display: nothing else is read because of it.
         let read = |word: &AtomicU64| word.load(Ordering::Relaxed);
         Published {
             max_pfn: read(&self.words.max_pfn),
@@ -221,7 +219,7 @@ impl<'a> Toolstack<'a> {
     }
 }
 
-/// The words of `shared_info`, read once.
+/// The words of `shared_info`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
     /// `max_pfn`.
@@ -232,7 +230,7 @@ pub struct Published {
     pub cr3: u64,
     /// `p2m_vaddr`.
     pub list: u64,
-    /// `p2m_generation`, without the count of the changes that are under way.
+    /// `p2m_generation`, without the count of changes under way.
     pub generation: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Reading page tables, live or loose.
+//! Reads page tables, live or loose.
 
 use core::fmt;
 
@@ -7,12 +7,12 @@ use hypercall::{AccessError, Entry, FrameAccess, GuestVa, Level, Pfn, Pte, Slot}
 use crate::error::P2mError;
 use crate::guest::Guest;
 
-/// Page tables could not be read.
+/// Why page tables could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
     /// A table's frame cannot be reached.
     Access(AccessError),
-    /// An entry points to a frame that the frame map does not confirm.
+    /// An entry leads to a frame that the frame map does not confirm.
     P2m(P2mError),
     /// The address has no L1 entry.
     NotMapped(GuestVa),
@@ -42,52 +42,51 @@ impl fmt::Display for WalkError {
 
 impl core::error::Error for WalkError {}
 
-/// One entry on the way from the root to a page.
+/// An entry on the way from the root to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableEntry {
-    /// Level of the table.
+    /// The level of its table.
     pub level: Level,
     /// The table.
     pub table: Pfn,
-    /// The place of the entry, in the machine's terms.
+    /// The machine address of the entry.
     pub slot: Slot,
     /// The entry.
     pub pte: Pte,
 }
 
-/// What the tables say of an address: the entries from the root down to the leaf, or to the first
-/// that is absent.
+/// The entries of an address, from the root down to the leaf or to the first absent one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walk {
     steps: [Option<TableEntry>; 4],
 }
 
 impl Walk {
-    /// Returns the entries met, root first.
+    /// Returns the entries, root first.
     pub fn steps(&self) -> impl Iterator<Item = TableEntry> + '_ {
         self.steps.iter().flatten().copied()
     }
 
-    /// Returns the entry met in the table of `level`, if the walk got there.
+    /// Returns the entry in the table of `level`, if the walk got there.
     #[must_use]
     pub fn at(&self, level: Level) -> Option<TableEntry> {
         self.steps().find(|step| step.level == level)
     }
 
-    /// Returns the last entry met.
+    /// Returns the last entry.
     #[must_use]
     pub fn last(&self) -> Option<TableEntry> {
         self.steps().last()
     }
 
-    /// Returns the place and value of the L1 entry, present or not, if there is an L1 table.
+    /// Returns the L1 slot and its entry, present or not, if there is an L1 table.
     #[must_use]
     pub fn leaf(&self) -> Option<(Slot, Pte)> {
         self.at(Level::L1).map(|step| (step.slot, step.pte))
     }
 }
 
-/// A line for each entry: level, place, value.
+/// Writes a line for each entry: level, place, value.
 impl fmt::Display for Walk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in self.steps() {
@@ -105,16 +104,13 @@ impl fmt::Display for Walk {
     }
 }
 
-/// Walks the tree under `root` to the entry for `va`. Reads what stands in the tables now,
-/// and knows nothing of requests that are pending in a batch.
+/// Walks the tree under `root` to the entry for `va`. Reads the tables as they are now, without the
+/// requests that are pending in a batch. An absent entry ends the walk without an error. So does a
+/// superpage, which only the dom0 builder makes.
 ///
 /// # Errors
-/// [`WalkError`] if a table cannot be read, or an entry points to a frame that is not the guest's.
-/// An absent entry is no error: the walk ends there, as it does at a superpage, which only the dom0
-/// builder makes.
+/// [`WalkError`] if a table cannot be read, or an entry leads to a frame that is not the guest's.
 ///
-/// # Hypercalls
-/// None.
 ///
 /// ```
 /// # use hypercall::{FrameAccess as _, FrameSource as _, Level};

@@ -1,7 +1,7 @@
 //! Addresses as devices see them.
 //!
-//! Without an IOMMU a device's address is a machine address. So it comes from an mfn, never from a
-//! pfn, and what looks like one buffer to the guest may be scattered to the device.
+//! Without an IOMMU, a device's address is a machine address. It comes from an mfn, never from a
+//! pfn, and a buffer that is contiguous to the guest may be scattered for the device.
 
 use core::fmt;
 
@@ -13,13 +13,13 @@ use hypercall::{Mfn, PAGE_SHIFT, PAGE_SIZE};
 pub struct BusAddr(u64);
 
 impl BusAddr {
-    /// Byte `offset` of a frame.
+    /// Returns the address of byte `offset` of a frame.
     #[must_use]
     pub const fn new(mfn: Mfn, offset: usize) -> Self {
         Self(mfn.raw() << PAGE_SHIFT | (offset & (PAGE_SIZE - 1)) as u64)
     }
 
-    /// Returns the address that a device or a driver reports. Nothing is known of it yet.
+    /// Returns an address that a device or a driver reports. Nothing is known of it yet.
     #[must_use]
     pub const fn from_raw(address: u64) -> Self {
         Self(address)
@@ -31,7 +31,7 @@ impl BusAddr {
         self.0
     }
 
-    /// Returns the address `bytes` further on, if that number exists.
+    /// Returns the address `bytes` further on, unless it overflows.
     #[must_use]
     pub const fn checked_add(self, bytes: u64) -> Option<Self> {
         match self.0.checked_add(bytes) {
@@ -40,20 +40,20 @@ impl BusAddr {
         }
     }
 
-    /// Returns the frame that it is in.
+    /// Returns the address's frame.
     #[must_use]
     pub(crate) const fn mfn(self) -> Mfn {
         Mfn::new(self.0 >> PAGE_SHIFT)
     }
 
-    /// Returns where in the frame.
+    /// Returns the offset in the frame.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
     pub(crate) const fn offset_in_frame(self) -> usize {
         (self.0 & (PAGE_SIZE as u64 - 1)) as usize
     }
 
-    /// Returns whether the address is a multiple of 2^`order` pages, as 0 is of any number.
+    /// Returns whether the address is a multiple of 2^`order` pages. 0 always is.
     ///
     /// ```
     /// use swiotlb::BusAddr;
@@ -63,14 +63,14 @@ impl BusAddr {
     /// ```
     #[must_use]
     pub const fn is_aligned(self, order: u32) -> bool {
-        // From 2^64 bytes on, for which no bit is left, 0 is the only one.
+        // From 2^64 bytes on, only 0 is a multiple.
         match (PAGE_SIZE as u64).checked_shl(order) {
             Some(bytes) => self.0.is_multiple_of(bytes),
             None => self.0 == 0,
         }
     }
 
-    /// Returns how many bytes `self` lies beyond `start`, if it does not lie before it.
+    /// Returns the distance from `start` in bytes, unless `self` is before it.
     #[must_use]
     pub const fn offset_from(self, start: Self) -> Option<u64> {
         self.0.checked_sub(start.0)
@@ -89,17 +89,17 @@ impl fmt::Debug for BusAddr {
     }
 }
 
-/// How far a device's addresses reach: it can name the bytes `0..2^bits`.
+/// The addresses that a device reaches: bytes `0..2^bits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DmaMask {
     bits: u8,
 }
 
 impl DmaMask {
-    /// A device that reaches everything.
+    /// The mask of a device that reaches everything.
     pub const ALL: Self = Self { bits: 64 };
 
-    /// Returns a device with `bits` address bits; more than 64 are 64.
+    /// Returns the mask of a device with `bits` address bits. More than 64 count as 64.
     ///
     /// ```
     /// use hypercall::Mfn;
@@ -114,7 +114,7 @@ impl DmaMask {
         Self { bits: if bits > 64 { 64 } else { bits } }
     }
 
-    /// Returns how many address bits.
+    /// Returns the number of address bits.
     #[must_use]
     pub const fn address_bits(self) -> u8 {
         self.bits
@@ -139,8 +139,8 @@ impl DmaMask {
         }
     }
 
-    /// Returns what `XENMEM_exchange` is told of the addresses wanted (`XENMEMF_address_bits`): 0
-    /// for any.
+    /// Returns the flags that tell `XENMEM_exchange` the addresses wanted
+    /// (`XENMEMF_address_bits`): 0 for any.
     pub(crate) const fn reservation_flags(self) -> u32 {
         if self.bits < 64 { self.bits as u32 } else { 0 }
     }

@@ -1,10 +1,10 @@
-//! Runs of free slots in a word: a set bit is a slot that is taken.
+//! Finds runs of free slots in a word. A set bit is a slot that is taken.
 
-/// Returns the lowest place of `count` clear bits, 1 to 64, that is a multiple of `stride`, a power
-/// of two.
+/// Returns the lowest multiple of `stride`, a power of two, at which `count` bits, 1 to 64, are
+/// clear.
 #[inline]
 pub(crate) const fn find(word: u64, count: u32, stride: u32) -> Option<u32> {
-    // After each step the bits of `starts` are those with `have` clear bits from there on.
+    // After each step, the bits of `starts` are the places at which `have` clear bits begin.
     let mut starts = !word;
     let mut have = 1;
     while have < count {
@@ -16,7 +16,7 @@ pub(crate) const fn find(word: u64, count: u32, stride: u32) -> Option<u32> {
     if starts == 0 { None } else { Some(starts.trailing_zeros()) }
 }
 
-/// Returns the lowest `count` bits, 1 to 64.
+/// Returns a word with the lowest `count` bits set, 1 to 64.
 #[inline]
 pub(crate) const fn low(count: u32) -> u64 {
     u64::MAX >> (64 - count)

@@ -1,10 +1,10 @@
 //! Coherent memory: whole pages that a driver and its device use at the same time, for rings and
 //! descriptors.
 //!
-//! It comes from a pool, whose segments are contiguous and stay so: after the first one nothing is
-//! exchanged again, where Linux makes a region for each allocation and takes it apart when it is
-//! freed. Pages come filled with zeroes, once; aligned to their size rounded up to a power of two.
-//! More than a segment (64 pages) at once is a region of its own: `gather`.
+//! It comes from a pool, whose segments are contiguous and stay so: nothing is exchanged again.
+//! (Linux makes a region for each allocation, and takes it apart afterwards.) Pages are filled with
+//! zeroes, and aligned to their size rounded up to a power of two. For more than a segment (64
+//! pages), `gather` a region.
 #![expect(unsafe_code, reason = "writes pages that it has just taken (I-1)")]
 
 use hypercall::{FrameAccess, PAGE_SIZE, Pfn, Refused};
@@ -27,25 +27,25 @@ pub struct Coherent {
 }
 
 impl Coherent {
-    /// Returns what the device is told: aligned to the size, rounded up to a power of two.
+    /// Returns the address for the device, aligned to the size rounded up to a power of two.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
         self.bus
     }
 
-    /// Returns the first page; the direct mapping shows the others behind it.
+    /// Returns the first page. The others follow it in the direct mapping.
     #[must_use]
     pub const fn pfn(&self) -> Pfn {
         self.pfn
     }
 
-    /// Returns how many pages.
+    /// Returns the number of pages.
     #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
-    /// Returns the bus address alone: the pages are then given back by [`Dma::free_coherent_at`].
+    /// Returns the bus address alone. Give the pages back with [`Dma::free_coherent_at`].
     pub fn into_bus(self) -> BusAddr {
         self.bus
     }
@@ -56,9 +56,6 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     ///
     /// # Errors
     /// [`DmaError::TooLarge`] above a segment; otherwise as for [`map`](Self::map).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -97,14 +94,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
     }
 
-    /// Gives pages back, whatever they are filled with.
+    /// Gives pages back, whatever is in them.
     ///
     /// # Errors
-    /// The pages, if they are not of this pool or someone else has given them back
-    /// ([`free_coherent_at`](Self::free_coherent_at)).
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The pages, if they are of another pool, or [`free_coherent_at`](Self::free_coherent_at) has
+    /// given them back.
     pub fn free_coherent(&self, pages: Coherent) -> Result<(), Refused<Coherent, DmaError>> {
         let Coherent { held, bus, .. } = pages;
         self.give_back(held, bus).map_err(|Refused { value, error }| Refused {
@@ -113,16 +107,13 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         })
     }
 
-    /// Gives pages back of which only the device's address is known.
+    /// Gives pages back by the device's address alone.
     ///
     /// # Errors
     /// As for [`unmap_at`](Self::unmap_at).
     ///
-    /// # Hypercalls
-    /// None.
-    ///
     /// # Safety
-    /// `bus` came of [`Coherent::into_bus`], of so many pages, and has not been given back; the
+    /// [`Coherent::into_bus`] returned `bus` for as many pages, which have not been given back. The
     /// guest has not been restored since. Nobody uses the pages any more: no device, no reference
     /// or pointer, no [`Coherent`] (I-1). As for `unmap_at`, not every wrong call is noticed.
     ///
@@ -138,7 +129,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Safe code does not end what someone else has a token of:
+    /// Safe code cannot give pages back that someone else has a token of:
     /// ```compile_fail,E0133
     /// # use swiotlb::{Coherent, Dma, DmaError};
     /// # use hypercall::FrameAccess;

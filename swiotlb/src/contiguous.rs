@@ -1,24 +1,23 @@
 //! Whether the machine frames of a buffer follow one another.
 //!
-//! A streaming mapping asks nothing else. Whether an address is a multiple of a size is another
-//! question ([`BusAddr::is_aligned`]): only coherent memory promises that. Linux once asked both in
-//! the streaming path, and ordinary buffers, which are aligned to nothing, went through the bounce
-//! pool until it was full.
+//! A streaming mapping asks nothing else. Alignment is another question
+//! ([`BusAddr::is_aligned`]), which only coherent memory answers. Linux once asked both in the
+//! streaming path: ordinary buffers, which are not aligned, filled its bounce pool.
 
 use hypercall::{PAGE_SIZE, Pfn};
 use p2m::{P2m, P2mError};
 
 use crate::address::BusAddr;
 
-/// Bytes in the guest's memory: from `offset` in the frame of `pfn` on, through the frames
-/// of the pfns that follow.
+/// Bytes in the guest's memory: from `offset` in the frame of `pfn` on, into the frames of the next
+/// pfns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestBytes {
     /// The first frame.
     pub pfn: Pfn,
-    /// Where in it; from 4096 on, in one that follows.
+    /// The first byte's offset in it; 4096 or more is in a later frame.
     pub offset: usize,
-    /// How many bytes.
+    /// The number of bytes.
     pub len_bytes: usize,
 }
 
@@ -30,7 +29,7 @@ impl GuestBytes {
         (Pfn::new(self.pfn.raw() + (offset / PAGE_SIZE) as u64), offset % PAGE_SIZE)
     }
 
-    /// Returns the same place, by the frame that its first byte is in.
+    /// Returns the same place, with the pfn of its first byte.
     #[cold]
     const fn within_a_frame(self) -> Self {
         let frames = (self.offset / PAGE_SIZE) as u64;
@@ -39,13 +38,11 @@ impl GuestBytes {
         Self { pfn, offset: self.offset % PAGE_SIZE, ..self }
     }
 
-    /// Returns where a device sees the first byte, and how many from there on lie together.
+    /// Returns the device's address of the first byte, and how many bytes from there on are
+    /// contiguous. Looks each frame up once.
     ///
     /// # Errors
-    /// The first frame is not the guest's own memory, or one of those that would follow is not.
-    ///
-    /// # Hypercalls
-    /// None: one look-up for each frame.
+    /// One of the frames is not the guest's own memory.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;

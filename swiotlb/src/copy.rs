@@ -1,12 +1,12 @@
-//! Copies between frames, through the seam: a device or another vCPU may change what is there, so
-//! none of it is ever a Rust reference.
+//! Copies between frames, through the seam. A device or another vCPU may change the bytes, so none
+//! of them is ever a Rust reference.
 #![expect(unsafe_code, reason = "writes frames that belong to the pool or the mapping (I-1)")]
 
 use hypercall::{AccessError, FrameAccess, PAGE_SIZE, Pfn};
 
 use crate::contiguous::GuestBytes;
 
-/// Bytes that are on the stack at once.
+/// Bytes on the stack at once.
 const CHUNK: usize = 512;
 
 /// Copies bytes from one place to another of the same length.
@@ -30,14 +30,14 @@ pub(crate) unsafe fn copy<M: FrameAccess + ?Sized>(
         let in_frames = PAGE_SIZE - source_offset.max(target_offset);
         let count = (len_bytes - done).min(in_frames).min(CHUNK);
         machine.read_bytes(source, source_offset, &mut chunk[..count])?;
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { machine.write_bytes(target, target_offset, &chunk[..count]) }?;
         done += count;
     }
     Ok(())
 }
 
-/// Fills bytes of a frame with zeroes; those behind its end are in the frames that follow.
+/// Fills bytes with zeroes, in a frame and those that follow it.
 ///
 /// # Errors
 /// [`AccessError`]; some bytes may be zero.
@@ -56,7 +56,7 @@ pub(crate) unsafe fn zero<M: FrameAccess + ?Sized>(
     while done < len_bytes {
         let (pfn, offset) = place.byte(done);
         let count = (len_bytes - done).min(PAGE_SIZE - offset);
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { machine.write_bytes(pfn, offset, &ZEROES[..count]) }?;
         done += count;
     }

@@ -1,18 +1,18 @@
-//! What a pool counts, area by area, so that vCPUs do not meet at a counter.
+//! The counters of a pool. Each area has its own, so that vCPUs do not share a cache line.
 
 use crate::direct::Records;
 use crate::sync::{AtomicU64, Ordering};
 
-/// A part of a pool that one vCPU, or a few, search first: its counters, in a cache line or two of
-/// their own.
+/// A part of a pool that one vCPU, or a few, search first. Its counters have cache lines of their
+/// own.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Area {
-    /// Which of the area's segments last had free slots, counted from 0. Whatever it says, a search
-    /// looks at each of them once.
+    /// The area's segment that last had free slots, counted from 0. A search looks at each segment
+    /// once, whatever this says.
     pub(crate) hint: AtomicU64,
     counts: [AtomicU64; COUNTS],
-    /// Buffers that devices have as they are, if they end by their address.
+    /// Buffers that devices have as they are and that end by their address.
     pub(crate) direct: Records,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Count {
 const COUNTS: usize = Count::Misuse as usize + 1;
 
 impl Area {
-    /// Makes an area in which nothing happened.
+    /// Creates an area.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -101,12 +101,12 @@ pub struct Counters {
     pub bytes_from_device: u64,
     /// Slots taken now.
     pub slots_used: u64,
-    /// The most slots that were taken at once, area by area, summed: no more than this were taken
-    /// at once in the pool.
+    /// The sum of the areas' highest numbers of slots taken at once: at least the pool's own
+    /// highest number.
     pub slots_used_most: u64,
     /// Requests longer than a pool gives.
     pub too_large: u64,
-    /// Requests for a device that reaches no segment, or for which none lies together.
+    /// Requests for a device that reaches no contiguous segment.
     pub out_of_reach: u64,
     /// Requests that found the pool full.
     pub full: u64,
@@ -136,7 +136,7 @@ impl Counters {
         }
     }
 
-    /// Returns how many buffers are mapped as they are now.
+    /// Returns the number of buffers mapped as they are now.
     #[must_use]
     pub const fn direct_now(&self) -> u64 {
         self.direct_maps.saturating_sub(self.direct_unmaps)

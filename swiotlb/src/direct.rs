@@ -1,11 +1,9 @@
-//! Buffers that a device has as they are, and that end by their address: no slot remembers those,
-//! so a record does. Without it a second end of one would pass for the end of another.
+//! Records of buffers that devices have as they are, for mappings that end by their address. No
+//! slot remembers those. Without a record, a second end of one would pass for the end of another.
 //!
-//! A record is three words: the address, the length, and a mark, which says in which direction the
-//! buffer is mapped and is the mapping's number. The mark says whether there is one; whoever
-//! changes it has it. The number keeps an end that comes late from taking the mapping that came
-//! after it: it has 61 bits, so that none comes again in seventy years of a mapping each
-//! nanosecond.
+//! A record is three words: address, length, and a mark of direction and mapping number. Who
+//! changes the mark has the record. The number keeps a late end from ending a later mapping. It has
+//! 61 bits: at a mapping each nanosecond none repeats in seventy years.
 
 use crate::address::BusAddr;
 use crate::error::DmaError;
@@ -18,13 +16,13 @@ const RECORDS: usize = 64;
 #[cfg(loom)]
 const RECORDS: usize = 1;
 
-/// Low bits of a mark: a purpose, or none, or that the record is being written.
+/// The low bits of a mark: a purpose, or none, or that the record is being written.
 const PURPOSE_BITS: u32 = 3;
 const WRITTEN: u64 = 7;
-/// Above them the number of the mapping.
+/// The number of the mapping is above them.
 const NUMBER_ONE: u64 = 1 << PURPOSE_BITS;
 
-/// Who has which buffer, for one area.
+/// The records of one area.
 #[derive(Debug)]
 pub(crate) struct Records([Record; RECORDS]);
 
@@ -50,7 +48,7 @@ impl Records {
         Self(core::array::from_fn(record))
     }
 
-    /// Remembers a buffer of so many bytes at `address`. False if there is no place for it.
+    /// Records a buffer at `address`. Returns false if there is no room.
     pub(crate) fn add(&self, address: BusAddr, what: SlotUse) -> bool {
         self.0.iter().any(|record| record.take(address, what))
     }
@@ -75,7 +73,7 @@ impl Record {
             return false;
         }
         // INVARIANT: I-11: from here on until the last store the record is this caller's.
-        // Acquire: who ended the last mapping looked at the words before they change.
+        // Acquire: who ended the last mapping read the words before they change.
         let written = old | WRITTEN;
         let acquired =
             self.mark.compare_exchange(old, written, Ordering::Acquire, Ordering::Relaxed);
@@ -98,7 +96,7 @@ impl Record {
         }
     }
 
-    /// Returns the mark of a mapping that is as asked for.
+    /// Returns the mark of the mapping that is as asked for.
     fn look(&self, address: BusAddr, what: SlotUse) -> Result<u64, Found> {
         // Acquire: the words are no older than the mark.
         let mark = self.mark.load(Ordering::Acquire);
@@ -106,7 +104,7 @@ impl Record {
         if self.address.load(Ordering::Relaxed) != address.raw() {
             return Err(Found::Nothing);
         }
-        // A length that was a usize when it was put in.
+        // It was a usize when it was stored.
         let len_bytes =
             usize::try_from(self.len_bytes.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         let taken = SlotUse::whole(purpose, len_bytes);
@@ -116,7 +114,7 @@ impl Record {
         Ok(mark)
     }
 
-    /// Ends the mapping that has this mark, if it still has it: then the words were its own.
+    /// Ends the mapping that has this mark. If it still has it, the words read were its own.
     fn clear(&self, mark: u64) -> bool {
         // Release: we looked at the words before who takes the record next changes them.
         let ended = mark & !WRITTEN;
@@ -133,7 +131,7 @@ const fn purpose(mark: u64) -> Option<Purpose> {
     }
 }
 
-/// Ends the mapping of a buffer at its own address, in whichever of `areas` it is remembered.
+/// Ends the mapping of a buffer at its own address, in whichever of `areas` has the record.
 ///
 /// # Errors
 /// [`DmaError::NotTaken`], [`DmaError::TakenOtherwise`].

@@ -1,5 +1,5 @@
-//! Which way data goes between a buffer and a device, as types: what a device only reads has no
-//! bytes for the CPU to fetch.
+//! The directions of data between a buffer and a device, as types: the CPU cannot fetch what a
+//! device only reads.
 
 use core::fmt;
 
@@ -9,9 +9,9 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Which way the data goes. The three are [`ToDevice`], [`FromDevice`] and [`Bidirectional`].
+/// The direction of a mapping: [`ToDevice`], [`FromDevice`] or [`Bidirectional`].
 pub trait Direction: sealed::Sealed + fmt::Debug {
-    /// What slots are taken for.
+    /// The purpose of its slots.
     const PURPOSE: Purpose;
 }
 

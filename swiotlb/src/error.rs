@@ -1,4 +1,4 @@
-//! Why a pool did not give, take, map or unmap something, with the values to say so.
+//! Why a pool refused.
 
 use core::fmt;
 
@@ -11,12 +11,12 @@ use crate::segment::{Segment, SlotUse};
 /// Why a pool refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmaError {
-    /// The frame map does not have the frame as the guest's own.
+    /// The frame map does not call the frame the guest's own memory.
     P2m(P2mError),
     /// A frame could not be read or written.
     Access(AccessError),
-    /// No request of this shape can ever be served: it is longer than a pool gives at once, with
-    /// the bytes that keep its low address bits.
+    /// No pool can ever serve this request: with the bytes that keep its low address bits, it is
+    /// longer than a segment.
     TooLarge {
         /// Bytes asked for.
         len_bytes: usize,
@@ -25,47 +25,47 @@ pub enum DmaError {
     },
     /// Nothing was asked for.
     Empty,
-    /// No part of the pool lies where the device reaches, or the pool has no memory at all.
+    /// The device reaches no memory of the pool, or the pool has none.
     OutOfReach {
-        /// How far the device reaches.
+        /// The addresses that the device reaches.
         mask: DmaMask,
     },
-    /// The memory that begins at this pfn does not lie together: it was gathered before a restore,
-    /// and has other frames now.
+    /// The segment is no longer contiguous: it was gathered before a restore, and has other frames
+    /// now.
     Scattered {
         /// The first pfn of the segment.
         pfn: Pfn,
     },
     /// No number is left for another pool.
     NoNumber,
-    /// The pool is full at the moment; it can serve the request when others are done.
+    /// The pool is full. It can serve the request when others have ended.
     PoolFull {
         /// Slots asked for.
         slots: usize,
-        /// Slots free, in pieces that are too short.
+        /// Free slots, in pieces that are too short.
         free: usize,
     },
-    /// A list that is to be mapped has a mapping in it, which stays as it is.
+    /// An item of the list is mapped already. It stays mapped.
     MappedAlready {
-        /// What its device was told.
+        /// The address that its device has.
         address: BusAddr,
     },
-    /// The list of runs is shorter than what the buffers make.
+    /// The buffers make more runs than the list has room for.
     RunsFull {
-        /// Runs that it has room for.
+        /// Runs that there is room for.
         runs: usize,
     },
-    /// The pool has no place for another segment: its limit is reached.
+    /// The pool has no place for another segment.
     AtLimit {
         /// Segments it has.
         segments: usize,
     },
-    /// Memory for a pool must be runs of a segment, or longer.
+    /// Memory for a pool must be in runs of a segment or longer.
     RunTooShort {
         /// log2 of the frames in its runs.
         order: u32,
     },
-    /// The address is in none of the pool's segments, nor the buffer's own.
+    /// The address is in no segment of the pool, and is not the buffer's own.
     NotOfThisPool {
         /// The address.
         address: BusAddr,
@@ -75,12 +75,12 @@ pub enum DmaError {
         /// The address.
         address: BusAddr,
     },
-    /// It was given back, and the slot is someone else's now.
+    /// It was given back, and someone else has the slot now.
     Stale {
         /// The address.
         address: BusAddr,
     },
-    /// Someone else is about to give it back or to copy it at this moment.
+    /// Someone else is giving it back or copying it right now.
     Busy {
         /// The address.
         address: BusAddr,
@@ -91,23 +91,23 @@ pub enum DmaError {
         address: BusAddr,
         /// What it was taken as.
         taken: SlotUse,
-        /// As what it should be given back.
+        /// What it was given back as.
         given: SlotUse,
     },
     /// The part to copy is not in the mapping.
     OutsideMapping {
-        /// First byte.
+        /// The first byte.
         start: usize,
         /// The byte after the last.
         end: usize,
         /// Bytes of the mapping.
         mapped_bytes: usize,
     },
-    /// The pool cannot end: something is still taken.
+    /// The pool cannot end, because something is still taken.
     StillTaken {
-        /// How many slots.
+        /// Slots taken.
         slots: usize,
-        /// Mappings without a slot: buffers that a device was given as they are.
+        /// Buffers that devices have as they are.
         direct: u64,
     },
 }
@@ -119,31 +119,31 @@ impl fmt::Display for DmaError {
             Self::Access(error) => error.fmt(f),
             Self::TooLarge { len_bytes, head_bytes } => write!(
                 f,
-                "{len_bytes} bytes behind {head_bytes} can never be had at once: a pool gives \
-                 {}; map them in parts",
+                "{len_bytes} bytes behind {head_bytes} are more than a pool gives at once ({}): \
+                 map them in parts",
                 Segment::BYTES
             ),
             Self::Empty => f.write_str("a mapping has at least one byte"),
             Self::OutOfReach { mask } => {
-                write!(f, "the pool has no memory {mask}: grow it by a region there")
+                write!(f, "the pool has no memory {mask}: add a region there")
             }
             Self::Scattered { pfn } => write!(
                 f,
-                "the segment of pfn {pfn} does not lie together in the machine, as after a \
-                 restore: gather it again"
+                "the segment of pfn {pfn} is not contiguous in the machine, as after a restore: \
+                 gather it again"
             ),
-            Self::NoNumber => f.write_str("2^32 pools were made: there is no number for another"),
+            Self::NoNumber => f.write_str("all 2^32 numbers for pools are used"),
             Self::PoolFull { slots, free } => write!(
                 f,
-                "no {slots} slots of {} bytes are free together ({free} are free in all): try \
-                 again when mappings have ended, or grow the pool",
+                "no {slots} slots of {} bytes are free together ({free} are free in all): wait \
+                 until mappings end, or grow the pool",
                 Segment::SLOT_BYTES
             ),
             Self::MappedAlready { address } => {
-                write!(f, "a buffer of the list is mapped already, at {address}")
+                write!(f, "a buffer of the list is already mapped, at {address}")
             }
             Self::RunsFull { runs } => {
-                write!(f, "the buffers make more runs than there is room for ({runs})")
+                write!(f, "the buffers make more than the {runs} runs that there is room for")
             }
             Self::AtLimit { segments } => {
                 write!(f, "the pool is at its limit of {segments} segments")
@@ -155,23 +155,23 @@ impl fmt::Display for DmaError {
             ),
             Self::NotOfThisPool { address } => write!(f, "{address} does not belong to this pool"),
             Self::NotTaken { address } => {
-                write!(f, "nothing is taken at {address}: it was given back before, or never taken")
+                write!(f, "nothing is taken at {address}: it was given back, or never taken")
             }
             Self::Stale { address } => {
-                write!(f, "what was taken at {address} was given back; it is someone else's now")
+                write!(f, "what was taken at {address} was given back: someone else has it now")
             }
             Self::Busy { address } => {
                 write!(f, "someone else is freeing or copying {address}")
             }
             Self::TakenOtherwise { address, taken, given } => {
-                write!(f, "{address} was taken as {taken} and should be given back as {given}")
+                write!(f, "{address} was taken as {taken}, but given back as {given}")
             }
             Self::OutsideMapping { start, end, mapped_bytes } => {
-                write!(f, "bytes {start}..{end} are not all in a mapping of {mapped_bytes}")
+                write!(f, "bytes {start}..{end} are not in a mapping of {mapped_bytes} bytes")
             }
             Self::StillTaken { slots, direct } => write!(
                 f,
-                "{slots} slots are still taken, and {direct} buffers are mapped without one"
+                "{slots} slots are still taken, and devices have {direct} buffers without one"
             ),
         }
     }

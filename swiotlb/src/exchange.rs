@@ -1,8 +1,9 @@
-//! The exchange: frames out of the direct mapping, against others at Xen, and back into it.
+//! The exchange: takes frames out of the direct mapping, exchanges them at Xen, and maps the new
+//! ones.
 //!
-//! Three traps, however many frames: a multicall of one `mmu_update` that takes all of them out and
-//! one flush; the exchange; one `mmu_update` that maps what came. Each has to have worked before
-//! the next: Xen takes only frames that nothing maps, and what a refused exchange leaves has to be
+//! It takes three traps, however many frames: a multicall of one `mmu_update` that unmaps all of
+//! them and one flush; the exchange; one `mmu_update` that maps the new frames. Each must succeed
+//! before the next: Xen takes only unmapped frames, and what a refused exchange leaves must be
 //! known before it is mapped again.
 #![expect(unsafe_code, reason = "takes frames out of the direct mapping that it owns (I-1, I-2)")]
 
@@ -17,39 +18,39 @@ use crate::address::{BusAddr, DmaMask};
 use crate::contiguous::GuestBytes;
 use crate::exchange_error::ExchangeError;
 
-/// Memory to work with, from the caller: as it is large, operations need fewer traps.
+/// Memory to work with, from the caller. The larger it is, the fewer traps operations need.
 #[derive(Debug)]
 pub struct Scratch<'a, 'b> {
     /// One update for each frame that is exchanged at once, and one extended operation.
     pub batch: &'a mut Batch<'b>,
-    /// Two words for each of them.
+    /// Two words for each frame.
     pub extents: &'a mut [Extent],
 }
 
 impl Scratch<'_, '_> {
-    /// Returns how many frames can be exchanged at once.
+    /// Returns how many frames fit at once.
     pub(crate) fn frames_max(&self) -> u64 {
         self.batch.updates_max().min(self.extents.len() / 2) as u64
     }
 }
 
-/// What is given for what: frames in runs of one order, for as many in runs of another.
+/// The two sides of an exchange: frames in runs of one order, for as many in runs of another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Orders {
     pub(crate) given: u32,
     pub(crate) taken: u32,
-    /// Where those that are taken have to lie.
+    /// The addresses wanted for those taken.
     pub(crate) mask: DmaMask,
 }
 
 impl Orders {
-    /// Frames are exchanged in whole runs of this order.
+    /// Returns the larger order. Frames are exchanged in whole runs of it.
     pub(crate) fn larger(self) -> u32 {
         self.given.max(self.taken)
     }
 
-    /// Returns why no exchange can give what is asked for: the mask reaches no run of this length,
-    /// wherever it lies. Xen is not asked for those: it takes a mask of 0 bits for any address.
+    /// Returns an error if the mask reaches no run of this length. Xen is not asked then, because
+    /// it takes a mask of 0 bits for any address.
     pub(crate) const fn impossible(self) -> Option<ExchangeError> {
         let Self { taken, mask, .. } = self;
         match mask.reaches(BusAddr::from_raw(0), (PAGE_SIZE as u64) << taken) {
@@ -59,17 +60,17 @@ impl Orders {
     }
 }
 
-/// What became of frames that were to be exchanged.
+/// The outcome of an exchange.
 #[derive(Debug)]
 pub(crate) struct Part {
-    /// How many are as they should be, from the first on.
+    /// How many frames, from the first on, are as they should be.
     pub(crate) made: u64,
-    /// Whether all are in the direct mapping, and what came is filled with zeroes.
+    /// Whether the direct mapping has all frames, and new ones are filled with zeroes.
     pub(crate) is_usable: bool,
     pub(crate) result: Result<(), ExchangeError>,
 }
 
-/// Exchanges `pfns`, for which the scratch has room, and which are the caller's by its token.
+/// Exchanges `pfns`, which fit the scratch and belong to the caller's token.
 pub(crate) fn exchange<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
@@ -81,8 +82,8 @@ pub(crate) fn exchange<M: Machine>(
         scratch.batch.clear();
         return Part { made: 0, is_usable: true, result: Err(error) };
     }
-    // SAFETY: the frames are the caller's token's (I-1); they leave the direct mapping for as long
-    // as this function runs, and no Rust object lives in them.
+    // SAFETY: the frames are the caller's token's (I-1). They leave the direct mapping only while
+    // this function runs, and no Rust object is in them.
     if let Err(refused) = unsafe { scratch.batch.submit(direct.guest().machine()) } {
         scratch.batch.invert();
         // SAFETY: the entries become what they were.
@@ -104,8 +105,7 @@ pub(crate) fn exchange<M: Machine>(
     Part { made, is_usable, result: right.and(refusal.map_or(Ok(()), Err)) }
 }
 
-/// Returns whether the runs that are given are runs: Xen takes all frames after the first one of
-/// each.
+/// Checks that the given runs are contiguous: Xen takes all frames behind the first one of each.
 fn check_given(p2m: &P2m<'_>, pfns: Pfns, orders: Orders) -> Result<(), ExchangeError> {
     if orders.given == 0 {
         return Ok(());
@@ -121,7 +121,7 @@ fn check_given(p2m: &P2m<'_>, pfns: Pfns, orders: Orders) -> Result<(), Exchange
     Ok(())
 }
 
-/// All of `pfns` leave the direct mapping, and every TLB.
+/// Plans the removal of `pfns` from the direct mapping and every TLB.
 fn plan_unmapping<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
@@ -136,8 +136,8 @@ fn plan_unmapping<M: Machine>(
     batch.op(MmuExtOp::tlb_flush_all()).map_err(no_room)
 }
 
-/// Returns where the direct mapping has the frame, which has to be the one that P2M names, and
-/// writable.
+/// Finds the frame's entry in the direct mapping. It must be writable and map the frame that P2M
+/// names.
 fn find_mapped<M: FrameAccess>(
     direct: &mut DirectEntries<'_, M>,
     pfn: Pfn,
@@ -150,7 +150,7 @@ fn find_mapped<M: FrameAccess>(
     Ok((slot, pte))
 }
 
-/// Asks Xen. How many frames were exchanged, and why not all of them.
+/// Asks Xen. Returns how many frames it exchanged, and why not all of them.
 fn ask<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfns: Pfns,
@@ -173,7 +173,7 @@ fn ask<M: Machine>(
         Ok(done) => done,
         Err(error) => u64::from(error.done),
     };
-    // Xen goes in chunks of the larger order, and so do we.
+    // Xen works in chunks of the larger order, and so does this.
     let frames = (done << orders.given).min(pfns.count) >> orders.larger() << orders.larger();
     let refusal = match answer {
         Ok(_) if frames == pfns.count => None,
@@ -183,7 +183,7 @@ fn ask<M: Machine>(
     (frames, refusal)
 }
 
-/// Returns the two lists of an exchange: mfns that are given, pfns that frames are taken for.
+/// Returns the two lists of an exchange: mfns to give, pfns to fill.
 fn lists<'e>(
     p2m: &P2m<'_>,
     pfns: Pfns,
@@ -207,8 +207,7 @@ fn lists<'e>(
     Ok((&mut given[..give], &mut taken[..take]))
 }
 
-/// Returns which limit an errno of `XENMEM_exchange` stands for; `pfn` begins the chunk that it did
-/// not do.
+/// Returns the limit that an errno of `XENMEM_exchange` means. `pfn` begins the chunk refused.
 fn refusal(error: CallError, orders: Orders, pfn: Pfn) -> ExchangeError {
     match error.errno {
         Errno::EPERM => ExchangeError::OrderLimit { order: orders.larger() },
@@ -218,8 +217,7 @@ fn refusal(error: CallError, orders: Orders, pfn: Pfn) -> ExchangeError {
     }
 }
 
-/// Records the frames that came, and checks that they are what was asked for and that M2P knows
-/// them.
+/// Records the new frames, and checks that they are what was asked for and that M2P knows them.
 fn record<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfns: Pfns,
@@ -231,7 +229,7 @@ fn record<M: Machine>(
     for (at, pfn) in (0u64..).zip(pfns.iter()) {
         let run = usize::try_from(at >> orders.taken).unwrap_or(usize::MAX);
         let within = at & ((1 << orders.taken) - 1);
-        // All are recorded, whatever is wrong with one: they are what the guest has now.
+        // All are recorded, whatever is wrong with one: the guest has them now.
         let first = taken.get(run).map_or(Mfn::new(u64::MAX), |extent| extent.mfn());
         let mfn = Mfn::new(first.raw().saturating_add(within));
         // SAFETY: Xen says that it exchanged the frame of the pfn, which a token stands for (I-1).
@@ -244,7 +242,7 @@ fn record<M: Machine>(
     result
 }
 
-/// Returns whether a frame that came is as asked.
+/// Checks a new frame.
 fn check<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfn: Pfn,
@@ -262,11 +260,11 @@ fn check<M: Machine>(
     if right { Ok(()) } else { Err(ExchangeError::WrongFrame { pfn, mfn, order, mask }) }
 }
 
-/// Maps those of `pfns` that are not in the direct mapping, as P2M says; then reads back that all
-/// are.
+/// Maps those of `pfns` that the direct mapping does not have, as P2M says. Then reads back that it
+/// has all.
 ///
 /// # Hypercalls
-/// One `mmu_update`, none if nothing is missing.
+/// One `mmu_update`; none if nothing is missing.
 pub(crate) fn map<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfns: Pfns,
@@ -293,7 +291,7 @@ pub(crate) fn map<M: Machine>(
     Ok(())
 }
 
-/// Fills frames with zeroes: what Xen gives out holds what its last owner left there.
+/// Fills frames with zeroes: Xen hands them out with their last owner's contents.
 pub(crate) fn wipe<M: Machine>(
     direct: &DirectEntries<'_, M>,
     pfns: Pfns,

@@ -1,4 +1,4 @@
-//! Why frames were not exchanged, with the values to say so.
+//! Why frames were not exchanged.
 
 use core::fmt;
 
@@ -7,41 +7,41 @@ use p2m::{NoDirectEntry, P2mError};
 
 use crate::address::DmaMask;
 
-/// Why frames were not exchanged, or are no region.
+/// Why frames were not exchanged, or are not a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExchangeError {
-    /// The frame map does not have the frame as the guest's own.
+    /// The frame map does not call the frame the guest's own memory.
     P2m(P2mError),
     /// A frame could not be read or written.
     Access(AccessError),
     /// The direct mapping has no table for a frame.
     NoDirectEntry(NoDirectEntry),
-    /// The direct mapping does not show the frame, writable, at its place.
+    /// The direct mapping does not map the frame writable at its place.
     NotMapped {
         /// The pfn.
         pfn: Pfn,
-        /// What stands behind it.
+        /// Its frame.
         mfn: Mfn,
         /// The entry of the direct mapping.
         pte: Pte,
     },
-    /// The frames are not a multiple of a run.
+    /// The frames are not a whole number of runs.
     NotWhole {
-        /// How many there are.
+        /// Frames given.
         frames: u64,
         /// log2 of a run.
         order: u32,
     },
     /// There are no frames: a region has at least one run.
     NoFrames,
-    /// The region does not have so many runs.
+    /// The region has fewer runs.
     NoSuchRun {
         /// The run asked for, from 0 on.
         run: u64,
-        /// How many there are.
+        /// The number of runs.
         runs: u64,
     },
-    /// The run that begins at this pfn does not lie together in the machine, aligned to its size.
+    /// The run is not contiguous in the machine, or not aligned to its size.
     Scattered {
         /// The first pfn of the run.
         pfn: Pfn,
@@ -56,11 +56,11 @@ pub enum ExchangeError {
         /// log2 of the frames in a run.
         order: u32,
     },
-    /// Xen has no free run of this length where the mask reaches, or no run fits below the mask.
+    /// Xen has no free run of this length that the mask reaches.
     NoRun {
         /// log2 of the frames in a run.
         order: u32,
-        /// Where it should have been.
+        /// The addresses wanted.
         mask: DmaMask,
     },
     /// A frame of the run that begins at this pfn is mapped elsewhere, pinned or granted.
@@ -75,29 +75,29 @@ pub enum ExchangeError {
         /// Frames exchanged.
         done: u64,
     },
-    /// A frame is not where it should be: Xen gave it so, or it lies so.
+    /// A frame is not where it should be.
     WrongFrame {
         /// The pfn.
         pfn: Pfn,
         /// The frame behind it.
         mfn: Mfn,
-        /// log2 of the frames in the run it begins or is in.
+        /// log2 of the frames in its run.
         order: u32,
-        /// Where it should be.
+        /// The addresses wanted.
         mask: DmaMask,
     },
-    /// M2P does not say what P2M says.
+    /// M2P and P2M disagree.
     M2p {
         /// The pfn.
         pfn: Pfn,
-        /// Its frame by P2M.
+        /// Its frame in P2M.
         mfn: Mfn,
-        /// What M2P says of that frame.
+        /// The pfn of that frame in M2P.
         found: Option<Pfn>,
     },
     /// Xen refused a change of the direct mapping.
     Refused(BatchError),
-    /// Xen refused the exchange in a way that stands for no limit.
+    /// Xen refused the exchange, with an errno that means no limit.
     Call(CallError),
 }
 
@@ -109,19 +109,19 @@ impl fmt::Display for ExchangeError {
             Self::NoDirectEntry(error) => error.fmt(f),
             Self::NotMapped { pfn, mfn, pte } => write!(
                 f,
-                "pfn {pfn} is mfn {mfn}, but its place in the direct mapping holds {pte}: only \
-                 memory that is mapped there, writable, can be exchanged"
+                "pfn {pfn} is mfn {mfn}, but its entry in the direct mapping is {pte}: only memory \
+                 that is mapped there, writable, can be exchanged"
             ),
             Self::NotWhole { frames, order } => {
-                write!(f, "{frames} frames are not a multiple of 2^{order}")
+                write!(f, "{frames} frames are not a whole number of runs of 2^{order}")
             }
-            Self::NoFrames => f.write_str("there are no frames: a region has at least one run"),
+            Self::NoFrames => f.write_str("no frames were given: a region has at least one run"),
             Self::NoSuchRun { run, runs } => {
-                write!(f, "there is no run {run}: the region has {runs}, from 0 on")
+                write!(f, "the region has no run {run}, only {runs}, from 0 on")
             }
             Self::Scattered { pfn } => write!(
                 f,
-                "the run of pfn {pfn} does not lie together in the machine, aligned to its size"
+                "the run of pfn {pfn} is not contiguous in the machine and aligned to its size"
             ),
             Self::Scratch { frames } => write!(
                 f,
@@ -145,7 +145,7 @@ impl fmt::Display for ExchangeError {
                  granted"
             ),
             Self::Short { asked, done } => {
-                write!(f, "Xen exchanged {done} frames of {asked} and reports no error")
+                write!(f, "Xen exchanged {done} frames of {asked} without an error")
             }
             Self::WrongFrame { pfn, mfn, order, mask } => {
                 write!(f, "pfn {pfn} is mfn {mfn}, which is not {mask} in a run of 2^{order}")

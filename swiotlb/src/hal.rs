@@ -1,9 +1,9 @@
-//! The `Hal` of crate `virtio-drivers`, over this one: its drivers work in a PV guest.
+//! The `Hal` of crate `virtio-drivers`: its drivers work in a PV guest.
 //!
-//! That crate's interface is made of functions without `self`, so a guest says by a type where its
-//! DMA is: [`HalGuest`]. Allocation can fail in that interface, and does; `share` and `unshare`
-//! cannot, and an address made up would let the device write to the memory of someone else: they
-//! panic with the reason. A pool with room for the queue of every driver never comes to that.
+//! That crate's interface has functions without `self`, so a guest names its DMA by a type:
+//! [`HalGuest`]. Allocation in that interface can fail. `share` and `unshare` cannot, and a made-up
+//! address would let the device write to somebody else's memory: they panic with the reason. They
+//! never do if the pool has room for the queues of all drivers.
 #![expect(unsafe_code, reason = "implements a trait whose implementers make promises")]
 
 use core::fmt;
@@ -22,27 +22,28 @@ use crate::stream::{Device, Dma};
 /// A guest whose drivers use [`DmaHal`].
 ///
 /// # Safety
-/// `with` lends operations on the same pool each time; `place` names the frames that the address is
-/// mapped to; `device_registers` is a mapping of the registers that nothing else uses.
+/// * `with` lends operations on the same pool each time.
+/// * `place` names the frames that the address is mapped to.
+/// * `device_registers` returns a mapping of the registers that nothing else uses.
 pub unsafe trait HalGuest {
-    /// Does `work` with the guest's DMA.
+    /// Calls `work` with the guest's DMA.
     fn with<T>(work: impl FnOnce(&dyn DmaOperations) -> T) -> T;
 
     /// Returns the frames behind a driver's buffer: one run of pfns.
     fn place(buffer: NonNull<[u8]>) -> Option<GuestBytes>;
 
-    /// Returns where the registers at a bus address are mapped.
+    /// Returns the address at which the registers at a bus address are mapped.
     fn device_registers(start: BusAddr, len_bytes: usize) -> Option<NonNull<u8>>;
 }
 
-/// What the drivers need, for any machine: [`DeviceDma`].
+/// What the drivers need, on any machine. [`DeviceDma`] implements it.
 ///
 /// # Safety
-/// Pages that were taken are nobody else's until they are given back (I-1), and lie where the two
-/// addresses say; a buffer is seen by the device at the address that `share` returns, and nowhere
+/// Pages that were taken are nobody else's until they are given back (I-1), and are at the two
+/// addresses returned. The device sees a buffer at the address that `share` returns, and nowhere
 /// else.
 pub unsafe trait DmaOperations {
-    /// [`Dma::coherent`], and where the kernel sees it.
+    /// [`Dma::coherent`]. Also returns the kernel's address.
     ///
     /// # Errors
     /// As there.
@@ -94,8 +95,8 @@ pub struct DeviceDma<'a, 'm, M> {
     pub device: Device,
 }
 
-// SAFETY: pages and slots come from the pool, which gives them to one owner at a time; their
-// addresses from P2M and from the machine.
+// SAFETY: pages and slots come from the pool, which gives them to one owner at a time. Their
+// addresses come from P2M and from the machine.
 unsafe impl<M: FrameAccess> DmaOperations for DeviceDma<'_, '_, M> {
     fn take_pages(&self, pages: usize) -> Result<(BusAddr, NonNull<u8>), DmaError> {
         let Self { dma, device } = self;
@@ -113,7 +114,7 @@ unsafe impl<M: FrameAccess> DmaOperations for DeviceDma<'_, '_, M> {
     }
 
     unsafe fn give_pages(&self, start: BusAddr, pages: usize) -> Result<(), DmaError> {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { self.dma.free_coherent_at(start, pages) }
     }
 
@@ -132,7 +133,7 @@ unsafe impl<M: FrameAccess> DmaOperations for DeviceDma<'_, '_, M> {
         place: GuestBytes,
         direction: BufferDirection,
     ) -> Result<(), DmaError> {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { self.dma.unmap_as(purpose(direction), start, place) }
     }
 }
@@ -154,7 +155,7 @@ impl<G> fmt::Debug for DmaHal<G> {
     }
 }
 
-/// What cannot be said to a driver.
+/// Panics with what the interface cannot return.
 #[cold]
 fn give_up(what: &str, why: &dyn fmt::Display) -> ! {
     panic!("{what}: {why}")
@@ -167,8 +168,8 @@ fn place<G: HalGuest>(buffer: NonNull<[u8]>) -> GuestBytes {
     }
 }
 
-// SAFETY: pages come from a pool, which gives them to one owner at a time, contiguous and filled
-// with zeroes, and where the direct mapping shows them; the rest is the guest's promise.
+// SAFETY: a pool gives pages to one owner at a time, contiguous, filled with zeroes, and where the
+// direct mapping shows them. The rest is the guest's promise.
 unsafe impl<G: HalGuest> Hal for DmaHal<G> {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         match G::with(|dma| dma.take_pages(pages)) {
@@ -179,7 +180,7 @@ unsafe impl<G: HalGuest> Hal for DmaHal<G> {
     }
 
     unsafe fn dma_dealloc(start: PhysAddr, _: NonNull<u8>, pages: usize) -> i32 {
-        // SAFETY: what the driver got of `dma_alloc`, and gives back, by its word.
+        // SAFETY: the driver gives back what `dma_alloc` returned.
         match G::with(|dma| unsafe { dma.give_pages(BusAddr::from_raw(start), pages) }) {
             Ok(()) => 0,
             Err(_) => -1,
@@ -204,7 +205,7 @@ unsafe impl<G: HalGuest> Hal for DmaHal<G> {
 
     unsafe fn unshare(start: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
         let (place, start) = (place::<G>(buffer), BusAddr::from_raw(start));
-        // SAFETY: the buffer that was shared, by the driver's word.
+        // SAFETY: by the driver's word, the buffer that was shared.
         if let Err(error) = G::with(|dma| unsafe { dma.unshare(start, place, direction) }) {
             give_up("taking a buffer back", &error);
         }

@@ -1,39 +1,39 @@
-//! DMA for a Xen PV guest: machine-contiguous memory, and bounce buffers for what a device does not
-//! reach.
+//! DMA for a Xen PV guest: machine-contiguous memory, and bounce buffers for memory that a device
+//! does not reach.
 //!
-//! What is one piece to a PV guest is scattered in the machine, and a device without IOMMU sees the
-//! machine. So a buffer of several pages is in general none that a device could use, and one page
-//! may lie where its address bits do not reach. This crate gives it memory that is right, and gives
-//! buffers to it: as they are where that is possible, through slots of a pool where it is not.
+//! Pages that are contiguous to a PV guest are scattered in the machine, and a device without IOMMU
+//! sees the machine. So few buffers of several pages suit a device, and even a single page may be
+//! beyond its address bits. This crate gathers memory that devices can use. It gives a buffer to a
+//! device as it is where that is possible, and otherwise through slots of a pool.
 //!
 //! # Main types
-//! * [`region`]: frames against machine-contiguous runs at Xen, and back.
-//! * [`Pool`]: slots of 2 KiB in segments of 256 KiB, lock-free, growing and shrinking; [`Area`]s
-//!   keep vCPUs apart; [`Counters`] say what happened.
-//! * [`Dma`]: what a driver calls. [`Dma::map`] gives a [`Buffer`] to a [`Device`] and makes a
-//!   [`DmaMapping`], whose [`direction`] is a type; [`Dma::map_list`] does it for a
-//!   [`scatter_list`]; [`Dma::coherent`] gives whole pages.
-//! * [`BusAddr`], [`DmaMask`]: what a device calls a byte, and how far it reaches.
+//! * [`region`]: exchanges frames for machine-contiguous runs, and back.
+//! * [`Pool`]: slots of 2 KiB in segments of 256 KiB. It is lock-free, and grows and shrinks.
+//!   [`Area`]s keep vCPUs apart; [`Counters`] count what happened.
+//! * [`Dma`]: what a driver calls. [`Dma::map`] gives a [`Buffer`] to a [`Device`] and returns a
+//!   [`DmaMapping`], whose [`direction`] is a type. [`Dma::map_list`] does so for a
+//!   [`scatter_list`]. [`Dma::coherent`] returns pages that driver and device share.
+//! * [`BusAddr`], [`DmaMask`]: a device's address for a byte, and the addresses it reaches.
 //! * `hal` (feature `virtio`): the `Hal` of crate `virtio-drivers`.
 //! * [`DmaError`]: why a pool refused. It comes in a [`Refused`](hypercall::Refused) with the
 //!   value.
 //!
-//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), and
-//! `a_guest_and_its_pool` one with a pool of 256 KiB.
+//! Functions without a *Hypercalls* section make none. The examples run on the model: `Guest` is a
+//! guest of 16 MiB there (`pv_tests::guest`), and `a_guest_and_its_pool` one with a pool of
+//! 256 KiB.
 //!
 //! # What it assumes
-//! No IOMMU: bus addresses are machine addresses, as in a dom0 or a guest that was given a device.
-//! Memory is that of the caller: places for segments and areas, frames, scratch. Page tables are
-//! walked by whoever implements [`p2m::DirectEntries`] (`pvmmu::DirectEntries`).
+//! There is no IOMMU: bus addresses are machine addresses, as in a dom0 or a guest with a
+//! passed-through device. The caller provides all memory: places for segments and areas, frames,
+//! scratch.
 //!
 //! # What it prevents, and what not
-//! A device is never given an address that it does not reach, that is not the guest's, or that is
-//! older than the last restore. It never sees bytes of an earlier mapping, and none of these come
-//! back. What is given back twice, with
-//! another size, in another direction, to another pool or after someone else took it, is refused
-//! at that moment, on whichever vCPU. A refused exchange loses no frame. It does not prevent a
-//! device from writing where it was not told to, nor a driver from forgetting that a device still
-//! works on a buffer it takes back.
+//! A device never gets an address that it does not reach, that is not the guest's, or that is older
+//! than the last restore. It never sees bytes of an earlier mapping, and no buffer receives any.
+//! The pool refuses at once, on any vCPU, whatever is given back twice, with another size, in
+//! another direction, to another pool, or after someone else took it. A refused exchange loses no
+//! frame. The crate cannot prevent a device from writing where it should not, nor a driver from
+//! taking a buffer back while a device still uses it.
 //!
 //! # Example
 //! ```
@@ -75,7 +75,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What a device only reads has no bytes for the CPU to fetch:
+//! The CPU cannot fetch bytes that a device only reads:
 //! ```compile_fail
 //! # use swiotlb::{Dma, DmaMapping, direction::ToDevice};
 //! # use hypercall::FrameAccess;

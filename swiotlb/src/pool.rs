@@ -1,12 +1,11 @@
 //! The pool: segments of slots, in areas.
 //!
-//! Every vCPU has an area, in which it searches first; the words that it changes there are in cache
+//! Every vCPU has an area, which it searches first. The words that it changes there are in cache
 //! lines of their own. It takes slots of another area only when its own has none.
 //!
-//! A pool keeps no bus address: where a run lies for the device is looked up in P2M when it is
-//! taken. After a restore, when every pfn has another frame, runs of one page are as good as
-//! before. Longer ones are refused ([`DmaError::Scattered`]) until the memory has been gathered
-//! again: `close`, `gather`, `grow`.
+//! A pool keeps no bus address: it looks a run up in P2M whenever it takes one. After a restore,
+//! when every pfn has another frame, runs of one page work as before. Longer ones are refused
+//! ([`DmaError::Scattered`]) until the memory is gathered again: `close`, `gather`, `grow`.
 #![expect(unsafe_code, reason = "claims the frames back of a region that it took apart")]
 
 use core::num::NonZeroU32;
@@ -24,8 +23,8 @@ use crate::region::Region;
 use crate::segment::{Purpose, Segment, SlotUse, State};
 use crate::sync::Ordering;
 
-/// Memory that a device reaches, in slots of 2 KiB: in places of the caller's, who says by their
-/// number how far it can grow.
+/// Memory that a device reaches, in slots of 2 KiB. The caller's number of places limits how far it
+/// can grow.
 #[derive(Debug)]
 pub struct Pool<'m> {
     segments: &'m [Segment],
@@ -33,13 +32,13 @@ pub struct Pool<'m> {
     number: PoolNumber,
 }
 
-/// Which pool something is of. No two pools have one number.
+/// The number of a pool. No two pools have the same.
 pub(crate) type PoolNumber = NonZeroU32;
 
-/// The next pool's number: a run of one pool is never taken for one of another.
+/// The next pool's number: nothing of one pool passes for something of another.
 static POOLS: Number = Number::new(1);
 
-/// A run of slots that is taken: two words, which stay in registers.
+/// A run of slots that is taken. It is two words, which stay in registers.
 #[must_use = "slots that are dropped are lost to the pool"]
 #[derive(Debug)]
 pub(crate) struct Held {
@@ -50,7 +49,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// As what it is taken.
+    /// Returns what the run was taken as.
     #[inline]
     pub(crate) const fn what(&self) -> SlotUse {
         match self.state.what() {
@@ -75,15 +74,12 @@ pub(crate) struct SlotRequest {
 }
 
 impl<'m> Pool<'m> {
-    /// Creates a pool without memory, with places for `segments.len()` times 256 KiB. Its areas are
-    /// as many as vCPUs should rarely meet.
+    /// Creates a pool without memory, with places for `segments.len()` times 256 KiB. Give it as
+    /// many areas as there are vCPUs that should rarely meet.
     ///
     /// # Errors
     /// [`DmaError::AtLimit`] if there is no place or no area, or more than 65,535 places (16 GiB);
     /// [`DmaError::NoNumber`] after 2^32 pools.
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// use swiotlb::{Area, Pool, Segment};
@@ -107,12 +103,8 @@ impl<'m> Pool<'m> {
     /// Adds memory: one segment for each 64 frames.
     ///
     /// # Errors
-    /// What did not find a place, with [`DmaError::AtLimit`], or does not lie together (any more,
-    /// since it was gathered before a restore), with [`DmaError::Scattered`]; with
-    /// [`DmaError::RunTooShort`] all of it.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The part that found no place, with [`DmaError::AtLimit`], or that a restore has scattered,
+    /// with [`DmaError::Scattered`]; all of it with [`DmaError::RunTooShort`].
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -148,10 +140,7 @@ impl<'m> Pool<'m> {
         Ok(())
     }
 
-    /// Takes a segment out of which no slot is taken, if there is one.
-    ///
-    /// # Hypercalls
-    /// None; `scatter` gives it back to Xen.
+    /// Removes a segment with no slot taken, if there is one. `scatter` gives it back to Xen.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -162,17 +151,17 @@ impl<'m> Pool<'m> {
     /// ```
     pub fn shrink(&self) -> Option<Region> {
         let pfn = self.segments.iter().rev().find_map(Segment::empty)?;
-        // SAFETY: the frames came in a region that `grow` took apart, and no slot of them is taken;
+        // SAFETY: the frames came in a region that `grow` took apart, no slot of them is taken, and
         // they have just left the pool (I-1).
         let frames = unsafe { Frames::claim(pfn, 1 << Segment::ORDER) };
         Some(Region::of(frames, Segment::ORDER))
     }
 
-    /// Ends the pool: every segment goes to `give`.
+    /// Ends the pool, and passes every segment to `give`.
     ///
     /// # Errors
-    /// [`DmaError::StillTaken`] with the pool if anything is taken: a leak. Segments without a
-    /// taken slot have left all the same.
+    /// [`DmaError::StillTaken`] with the pool if anything is taken: a leak. Segments with no slot
+    /// taken have left nevertheless.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -195,37 +184,37 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// Segments that have memory.
+    /// Returns the number of segments that have memory.
     #[must_use]
     pub fn segments(&self) -> usize {
         self.segments.iter().filter(|segment| segment.start().is_some()).count()
     }
 
-    /// Slots that are free.
+    /// Returns the number of free slots.
     #[must_use]
     pub fn free(&self) -> usize {
         self.segments.iter().map(Segment::free).sum()
     }
 
-    /// Returns what happened so far, summed over the areas.
+    /// Returns the counters, summed over the areas.
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters::of(self.areas)
     }
 
-    /// Returns what tells this pool from others.
+    /// Returns the pool's number.
     #[inline]
     pub(crate) const fn number(&self) -> PoolNumber {
         self.number
     }
 
-    /// Remembers that a device has bytes as they are, for [`forget`](Self::forget). False if there
-    /// is no place for it.
+    /// Records that a device has a buffer as it is, for [`forget`](Self::forget). Returns false if
+    /// there is no room.
     pub(crate) fn remember(&self, vcpu: usize, address: BusAddr, what: SlotUse) -> bool {
         self.area(vcpu).direct.add(address, what)
     }
 
-    /// Ends what [`remember`](Self::remember) began, on whichever vCPU.
+    /// Ends what [`remember`](Self::remember) began, on any vCPU.
     ///
     /// # Errors
     /// As for [`direct::end`].
@@ -250,8 +239,8 @@ impl<'m> Pool<'m> {
         &self.areas[vcpu % self.areas.len()]
     }
 
-    /// Takes slots, from the area of `vcpu` if it has some, and says where the device sees the
-    /// first byte used.
+    /// Takes slots, from the area of `vcpu` if it has some. Returns them with the device's address
+    /// of the first byte used.
     #[inline]
     pub(crate) fn take(
         &self,
@@ -290,7 +279,7 @@ impl<'m> Pool<'m> {
         taken.ok_or_else(|| self.nothing(p2m, home, request, slots))
     }
 
-    /// Returns why there are no slots to take.
+    /// Returns the reason why there are no slots to take.
     fn nothing(&self, p2m: &P2m<'_>, home: usize, request: SlotRequest, slots: usize) -> DmaError {
         let mut scattered = None;
         for start in self.segments.iter().filter_map(Segment::start) {
@@ -326,7 +315,7 @@ impl<'m> Pool<'m> {
         request: SlotRequest,
         slots: usize,
     ) -> Option<(Held, BusAddr)> {
-        // Each `areas`-th segment is of this area, whatever pool the hint is from: it counts those.
+        // Each `areas`-th segment is of this area. The hint counts those, whatever pool it is from.
         let areas = self.areas.len();
         let hint = usize::try_from(self.areas[area].hint.load(Ordering::Relaxed)).unwrap_or(0);
         let last = hint * areas + area;
@@ -339,7 +328,7 @@ impl<'m> Pool<'m> {
         Some(taken)
     }
 
-    /// Takes slots of one area: of the segments behind `first`, then of those before it.
+    /// Takes slots of one area: first of the segments behind `first`, then of those before it.
     #[cold]
     fn take_behind(
         &self,
@@ -383,30 +372,30 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// Returns the name of a run; both numbers are small.
+    /// Returns the token of a run; both numbers are small.
     #[inline]
     fn held(&self, segment: usize, slot: usize, state: State) -> Option<Held> {
         let (segment, slot) = (u16::try_from(segment).ok()?, u16::try_from(slot).ok()?);
         Some(Held { pool: self.number, segment, slot, state })
     }
 
-    /// Returns the segment of a run of this pool's.
+    /// Returns the segment of one of this pool's runs.
     #[inline]
     fn segment_of(&self, held: &Held) -> Option<&'m Segment> {
         self.segments.get(usize::from(held.segment)).filter(|_| held.pool == self.number)
     }
 
-    /// Byte `at` of the run's slots on, for `len_bytes` bytes.
+    /// Returns the place of `len_bytes` bytes from byte `at` of the run on.
     #[inline]
     pub(crate) fn place(&self, held: &Held, at: usize, len_bytes: usize) -> GuestBytes {
         let pfn = self.segment_of(held).map_or(Pfn::new(u64::MAX), Segment::pfn);
         place_in(pfn, held.slot(), at, len_bytes)
     }
 
-    /// Marks a run busy: for as long as it is, nobody else can give it back or copy it.
+    /// Marks a run busy. Until [`leave`](Self::leave) nobody else can give it back or copy it.
     ///
     /// # Errors
-    /// What is wrong with the run; `address` is where it was.
+    /// What is wrong with the run, whose address was `address`.
     #[inline]
     pub(crate) fn enter(&self, held: &Held, address: BusAddr) -> Result<(), DmaError> {
         let Some(segment) = self.segment_of(held) else {
@@ -418,7 +407,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// Returns the refusal of what is not of this pool.
+    /// Returns the refusal of something that is not of this pool.
     #[cold]
     pub(crate) fn stranger(&self, address: BusAddr) -> DmaError {
         self.areas[0].add_one(Count::Misuse);
@@ -437,7 +426,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// The run is no longer busy.
+    /// Ends the busy state of a run.
     #[inline]
     pub(crate) fn leave(&self, held: &Held) {
         if let Some(segment) = self.segment_of(held) {
@@ -445,7 +434,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// Gives a run back that is busy.
+    /// Gives back a run that is busy.
     #[inline]
     #[expect(clippy::needless_pass_by_value, reason = "the run ends here")]
     pub(crate) fn close_run(&self, held: Held, slots: usize) {
@@ -455,7 +444,7 @@ impl<'m> Pool<'m> {
         }
     }
 
-    /// Returns the run that is taken at an address in the frame of `pfn`, as `what`.
+    /// Returns the run that was taken as `what` at an address in the frame of `pfn`.
     ///
     /// # Errors
     /// What is wrong with the address or with `what`.
@@ -465,7 +454,7 @@ impl<'m> Pool<'m> {
         };
         let (segment, area) = (&self.segments[at], &self.areas[at % self.areas.len()]);
         let offset = pages * PAGE_SIZE + address.offset_in_frame();
-        // The first slot lies up to a head before the address.
+        // The address is at most a head beyond the first slot.
         let last = offset / Segment::SLOT_BYTES;
         let taken = (last.saturating_sub(1)..=last).rev().find_map(|slot| {
             let state = segment.state(slot);
@@ -487,7 +476,7 @@ impl<'m> Pool<'m> {
         self.held(at, slot, state).ok_or(DmaError::NotTaken { address })
     }
 
-    /// Returns which segment the frame is in, and how many pages after its first one.
+    /// Returns the frame's segment, and its page in that.
     fn segment_with(&self, pfn: Pfn) -> Option<(usize, usize)> {
         self.segments.iter().enumerate().find_map(|(at, segment)| {
             let pages = pfn.raw().checked_sub(segment.start()?.raw())?;
@@ -502,25 +491,25 @@ impl<'m> Pool<'m> {
     }
 }
 
-/// The number of the next pool, unless all have been given out.
+/// Returns the number for the next pool, unless all are used.
 fn next_number(numbers: &Number) -> Option<PoolNumber> {
     let next = |number: u32| number.checked_add(1);
     let number = numbers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
     NonZeroU32::new(number)
 }
 
-/// All bytes of the segment that begins at `pfn`.
+/// Returns all bytes of the segment that begins at `pfn`.
 const fn segment_at(pfn: Pfn) -> GuestBytes {
     GuestBytes { pfn, offset: 0, len_bytes: Segment::BYTES }
 }
 
-/// Bytes from `at` on after the first one of a slot, in the segment that begins at `pfn`.
+/// Returns the bytes from `at` on in a slot of the segment that begins at `pfn`.
 #[inline]
 const fn place_in(pfn: Pfn, slot: usize, at: usize, len_bytes: usize) -> GuestBytes {
     GuestBytes { pfn, offset: slot * Segment::SLOT_BYTES + at, len_bytes }
 }
 
-/// Returns where the device sees the first byte, if it sees all of them together.
+/// Returns the device's address of the first byte, if the bytes are contiguous.
 #[inline]
 fn find_together(p2m: &P2m<'_>, place: GuestBytes) -> Option<BusAddr> {
     let (pfn, offset) = place.byte(0);

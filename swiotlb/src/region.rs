@@ -1,18 +1,19 @@
-//! Regions: memory that lies together in the machine, where a device reaches it.
+//! Regions: memory that is contiguous in the machine, where a device reaches it.
 //!
-//! A guest's frames are scattered. Xen exchanges them against as many others in runs of 2^order, if
-//! it has such runs (`XENMEM_exchange`). The pfns stay; what they stand for changes, so contents do
-//! not survive: frames come out filled with zeroes.
+//! A guest's frames are scattered. Xen exchanges them for as many others in runs of 2^order, if it
+//! has such runs (`XENMEM_exchange`). The pfns stay and get other frames, filled with zeroes. The
+//! old contents are lost.
 //!
 //! # What a failure leaves
-//! Every frame comes back in the error, in up to three pieces: runs that were made before it, and
-//! stay made; frames that were neither exchanged nor mapped again ([`Stranded`]); and the rest, in
-//! the direct mapping as before, each with the frame it had and what was in it, or with another one
-//! and zeroes.
+//! The error has every frame, in up to three pieces:
+//! * runs that were made before it, and stay made;
+//! * frames that were neither exchanged nor mapped again ([`Stranded`]), because a second request
+//!   was refused on the way back;
+//! * the rest, in the direct mapping as before, each with its old frame and contents, or with
+//!   another frame and zeroes.
 //!
-//! Frames are stranded only if a second request is refused on the way back. No allocator and no
-//! table takes them until [`reinstate`] has mapped them again and filled them with zeroes: some may
-//! come from Xen, with what their last owner left there.
+//! No allocator and no table takes stranded frames until [`reinstate`] has mapped them and filled
+//! them with zeroes: some may come from Xen, with their last owner's contents.
 
 #![expect(unsafe_code, reason = "makes frames again of those that it saw mapped (I-1, I-16)")]
 
@@ -31,10 +32,10 @@ pub use crate::exchange_error::ExchangeError;
 /// Frames in runs of 2^`order`, each contiguous and aligned in the machine.
 ///
 /// # Invariants
-/// I-10: what the type says, from when the region was made until the guest is restored: who has the
-/// frames has the word on what they stand for, but for a toolstack, which gives every pfn another
-/// one. So a region does not survive a suspend; its frames do ([`into_frames`](Self::into_frames)).
-/// There is at least one run, and no part of one.
+/// I-10: what the type says, until the guest is restored. The owner of the frames decides what
+/// backs them, except for a toolstack, which gives every pfn another frame. So a region does not
+/// survive a suspend, but its frames do ([`into_frames`](Self::into_frames)). A region has at least
+/// one run, and only whole ones.
 #[must_use = "a region that is dropped is lost to the guest"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Region {
@@ -42,23 +43,23 @@ pub struct Region {
     order: u32,
 }
 
-/// Frames that were not exchanged, or not all of them.
+/// An exchange that failed, or only part of which worked.
 #[must_use = "the frames are in here"]
 #[derive(Debug)]
 pub struct RegionError {
-    /// Why.
+    /// The reason.
     pub error: ExchangeError,
-    /// Runs that had been exchanged before, and stay so: of order 0 if they were to be scattered.
+    /// Runs that had been exchanged before, and stay so. Their order is 0 if they were scattered.
     pub made: Option<Region>,
-    /// Frames that have memory, and perhaps no place in the direct mapping.
+    /// Frames that have memory, but perhaps no entry in the direct mapping.
     pub stranded: Option<Stranded>,
     /// Frames that are usable as they are.
     pub rest: Option<Frames>,
 }
 
-/// Frames that Xen would neither exchange nor map again, or that could not be filled with zeroes:
-/// with memory, and perhaps not in the direct mapping. [`reinstate`] makes frames of them again;
-/// else they belong in a [`Quarantine`](hypercall::Quarantine).
+/// Frames with memory that Xen would neither exchange nor map again, or that could not be filled
+/// with zeroes. The direct mapping may not have them. [`reinstate`] makes them usable again;
+/// otherwise put them in a [`Quarantine`](hypercall::Quarantine).
 ///
 /// ```compile_fail,E0308
 /// # use hypercall::Frames;
@@ -78,7 +79,7 @@ impl Stranded {
         self.0.start()
     }
 
-    /// How many.
+    /// Returns the number of frames.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.0.count()
@@ -106,14 +107,11 @@ impl fmt::Display for RegionError {
 impl core::error::Error for RegionError {}
 
 impl Region {
-    /// Takes frames that lie right already, as those of a dom0 often do.
+    /// Adopts frames that are in place already, as those of a dom0 often are.
     ///
     /// # Errors
-    /// The frames, with [`ExchangeError::Scattered`] or [`ExchangeError::WrongFrame`] if they do
-    /// not, and as for [`gather`] if they are no whole runs.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The frames, with [`ExchangeError::Scattered`] or [`ExchangeError::WrongFrame`] if they are
+    /// not, or as for [`gather`] if they are not whole runs.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -141,29 +139,29 @@ impl Region {
                 .try_for_each(|at| check_run(p2m, Pfn::new(frames.start().raw() + at), order, mask))
         });
         match lies {
-            // INVARIANT: I-10: just seen.
+            // INVARIANT: I-10: just checked.
             Ok(()) => Ok(Self { frames, order }),
             Err(error) => Err(Refused { value: frames, error }),
         }
     }
 
-    /// The largest order that Xen exchanges for anyone (`MAX_ORDER`); a domU may have 9, a domain
+    /// The largest order that Xen exchanges for anyone (`MAX_ORDER`). A domU may have 9, a domain
     /// with a device 12 (`memop-max-order`).
     pub const ORDER_MAX: u32 = 18;
 
-    /// log2 of the frames in a run.
+    /// Returns log2 of the frames in a run.
     #[must_use]
     pub const fn order(&self) -> u32 {
         self.order
     }
 
-    /// Frames in all runs.
+    /// Returns the number of frames in all runs.
     #[must_use]
     pub const fn frames(&self) -> u64 {
         self.frames.count()
     }
 
-    /// Returns how many runs.
+    /// Returns the number of runs.
     #[must_use]
     pub const fn runs(&self) -> u64 {
         self.frames.count() >> self.order
@@ -175,10 +173,10 @@ impl Region {
         self.frames.start()
     }
 
-    /// Returns the frame that run `run` begins with.
+    /// Returns the first frame of run `run`.
     ///
     /// # Errors
-    /// [`ExchangeError::NoSuchRun`]; [`ExchangeError::P2m`], if `p2m` does not have the frame.
+    /// [`ExchangeError::NoSuchRun`]; [`ExchangeError::P2m`] if `p2m` does not have the frame.
     pub fn mfn(&self, p2m: &P2m<'_>, run: u64) -> Result<Mfn, ExchangeError> {
         let runs = self.runs();
         if run >= runs {
@@ -187,16 +185,16 @@ impl Region {
         Ok(p2m.mfn(Pfn::new(self.frames.start().raw() + (run << self.order)))?)
     }
 
-    /// Returns the same memory in smaller runs; a larger order changes nothing.
+    /// Returns the same memory in smaller runs. A larger order changes nothing.
     pub fn with_order(self, order: u32) -> Self {
         // INVARIANT: I-10: the parts of an aligned run are runs, and aligned.
         Self { order: order.min(self.order), ..self }
     }
 
-    /// Cuts the first `runs` runs off.
+    /// Splits the region after the first `runs` runs.
     ///
     /// # Errors
-    /// The region itself, if either part would have no run: none is asked for, or all, or more.
+    /// The region itself, if either part would have no run.
     pub fn split(self, runs: u64) -> Result<(Self, Self), Self> {
         let order = self.order;
         if runs == 0 || runs >= self.runs() {
@@ -217,26 +215,26 @@ impl Region {
         Self { frames, order }
     }
 
-    /// Returns the frames, as ordinary memory: it serves as such wherever it lies. To give the good
-    /// frames back to Xen, [`scatter`] them.
+    /// Returns the frames as ordinary memory. To give the contiguous frames back to Xen,
+    /// [`scatter`] the region instead.
     pub fn into_frames(self) -> Frames {
         self.frames
     }
 }
 
-/// Exchanges `frames` for runs of 2^`order` that `mask` reaches. They come filled with zeroes, in
-/// the direct mapping at the places of their pfns.
+/// Exchanges `frames` for runs of 2^`order` that `mask` reaches. They are filled with zeroes, and
+/// the direct mapping has them at the places of their pfns.
 ///
 /// # Errors
-/// [`RegionError`], with every frame. Limits are told apart: [`ExchangeError::OrderLimit`] (Xen
-/// does not let this domain), [`ExchangeError::NoRun`] (Xen has none, or `mask` is too narrow for
-/// any), [`ExchangeError::InUse`] (something else maps a frame), [`ExchangeError::NoFrames`],
-/// [`ExchangeError::NotWhole`], [`ExchangeError::Scratch`].
+/// [`RegionError`], with every frame. The limits are [`ExchangeError::OrderLimit`] (Xen does not
+/// allow this domain the order), [`ExchangeError::NoRun`] (Xen has no such run, or `mask` is too
+/// narrow for any), [`ExchangeError::InUse`] (something else maps a frame),
+/// [`ExchangeError::NoFrames`], [`ExchangeError::NotWhole`] and [`ExchangeError::Scratch`].
 ///
 /// # Hypercalls
-/// Three for each time the scratch is full: `ceil(count / frames)`, with `frames` the largest
-/// multiple of 2^`order` that the scratch has room for. When one is refused: one more to undo the
-/// first, or one more to map.
+/// Three for each scratch-full: `ceil(count / frames)` times, where `frames` is the largest
+/// multiple of 2^`order` that fits the scratch. A refusal costs one more, to undo the first or to
+/// map.
 ///
 /// ```
 /// # use hypercall::memory::Extent;
@@ -268,11 +266,11 @@ pub fn gather<M: Machine>(
     go(guest, frames, Orders { given: 0, taken: order, mask }, scratch)
 }
 
-/// Exchanges the runs of a region for single frames from anywhere: the way back.
+/// Exchanges the runs of a region back for single frames from anywhere.
 ///
 /// # Errors
-/// As for [`gather`]; [`ExchangeError::Scattered`] if a run does not lie together any more, as
-/// after a restore.
+/// As for [`gather`]; [`ExchangeError::Scattered`] if a run is no longer contiguous, as after a
+/// restore.
 ///
 /// # Hypercalls
 /// As for [`gather`].
@@ -299,8 +297,8 @@ pub fn scatter<M: Machine>(
     go(guest, region.frames, orders, scratch).map(Region::into_frames)
 }
 
-/// Maps stranded frames again, with as much scratch memory as they were stranded with, and fills
-/// them with zeroes.
+/// Maps stranded frames again and fills them with zeroes. `scratch` must be as large as when they
+/// were stranded.
 ///
 /// # Errors
 /// The frames, still stranded.
@@ -341,8 +339,8 @@ pub fn reinstate<M: Machine>(
     let mapped = exchange::map(direct, pfns, scratch.batch);
     match mapped.and_then(|()| exchange::wipe(direct, pfns)) {
         // SAFETY: the frames were a token's that this crate made `Stranded` of, and nothing else
-        // got them: the direct mapping alone may have missed some. Now each was seen there, as P2M
-        // says, and written (I-1, I-16).
+        // got them; only the direct mapping may have lacked some. Each is mapped there now, as P2M
+        // says, and was written (I-1, I-16).
         Ok(()) => Ok(unsafe { stranded.0.vouch() }),
         Err(error) => Err(Refused { value: stranded, error }),
     }
@@ -408,7 +406,7 @@ fn check_whole(frames: &Frames, order: u32) -> Result<(), ExchangeError> {
     Ok(())
 }
 
-/// Checks that a run lies together, aligned to its size, where `mask` reaches.
+/// Checks that a run is contiguous, aligned to its size, and reached by `mask`.
 fn check_run(p2m: &P2m<'_>, pfn: Pfn, order: u32, mask: DmaMask) -> Result<(), ExchangeError> {
     let len_bytes = PAGE_SIZE << order;
     let (start, together) = GuestBytes { pfn, offset: 0, len_bytes }.contiguous(p2m)?;
@@ -421,7 +419,7 @@ fn check_run(p2m: &P2m<'_>, pfn: Pfn, order: u32, mask: DmaMask) -> Result<(), E
     Ok(())
 }
 
-/// Returns the first `count` frames, and the others; nothing in place of none.
+/// Splits frames after the first `count`. A part without frames is `None`.
 fn cut(frames: Frames, count: u64) -> (Option<Frames>, Option<Frames>) {
     let some = |frames: Frames| (frames.count() > 0).then_some(frames);
     match frames.split(count) {

@@ -1,7 +1,7 @@
 //! Scatter lists: many buffers for one transfer.
 //!
-//! Buffers that turn out to be neighbours on the bus become one run, as far as the device takes it:
-//! a transfer needs as few descriptors as the machine's memory allows.
+//! Buffers that are neighbours on the bus become one run, as far as the device takes it. So a
+//! transfer needs as few descriptors as the machine's memory allows.
 
 use core::fmt;
 
@@ -12,37 +12,37 @@ use crate::direction::Direction;
 use crate::error::DmaError;
 use crate::stream::{Buffer, Device, Dma, DmaMapping};
 
-/// A place in a list: the buffer before the transfer, the mapping while it lasts.
+/// An item of a list: a buffer before the transfer, a mapping during it.
 #[derive(Debug)]
 pub enum Item<D> {
     /// Nothing.
     Empty,
     /// A buffer that is not mapped.
     Buffer(Buffer),
-    /// One that is.
+    /// A buffer that is mapped.
     Mapped(DmaMapping<D>),
 }
 
-/// What a descriptor is filled with: bytes that are contiguous for the device.
+/// The contents of a descriptor: bytes that are contiguous for the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BusRun {
     /// The first byte.
     pub start: BusAddr,
-    /// How many.
+    /// The number of bytes.
     pub len_bytes: u64,
 }
 
 impl BusRun {
-    /// Room for a run, to build storage with.
+    /// An empty run, to build storage with.
     pub const EMPTY: Self = Self { start: BusAddr::from_raw(0), len_bytes: 0 };
 }
 
 /// An item of a list that could not be mapped or unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ItemError {
-    /// Which one, from 0 on.
+    /// Its index.
     pub item: usize,
-    /// Why.
+    /// The reason.
     pub error: DmaError,
 }
 
@@ -92,16 +92,13 @@ impl<D: Direction> Item<D> {
 }
 
 impl<M: FrameAccess> Dma<'_, '_, M> {
-    /// Maps all buffers of a list, and fills in how the device sees them; how many runs that are.
-    /// No more than `items.len()` are needed.
+    /// Maps all buffers of a list, and stores in `runs` how the device sees them. Returns the
+    /// number of runs, at most `items.len()`.
     ///
     /// # Errors
-    /// The first buffer that could not be mapped, or [`DmaError::RunsFull`] if `runs` is too short;
-    /// no buffer is mapped then, and none was changed. [`DmaError::MappedAlready`] if something in
-    /// the list is mapped before: a device may be using it, so it stays as it is.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The first buffer that could not be mapped, or [`DmaError::RunsFull`] if `runs` is too short.
+    /// No buffer is mapped then, and none has changed. [`DmaError::MappedAlready`] if an item is
+    /// mapped already: it stays mapped, because a device may be using it.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -161,13 +158,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(used)
     }
 
-    /// Unmaps all buffers of a list. It goes on behind one that fails.
+    /// Unmaps all buffers of a list. A failure does not keep it from the rest.
     ///
     /// # Errors
-    /// The first failure and where it was: that one is still mapped.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The first failure and its item, which is still mapped.
     pub fn unmap_list<D: Direction>(&self, items: &mut [Item<D>]) -> Result<(), ItemError> {
         let mut result = Ok(());
         for (at, item) in items.iter_mut().enumerate() {

@@ -1,25 +1,23 @@
-//! A segment of a pool: 256 KiB that lie together in the machine, in slots of 2 KiB.
+//! A segment of a pool: 256 KiB, contiguous in the machine, in slots of 2 KiB.
 //!
-//! It knows its memory by pfn only. Where a device sees it is looked up in P2M whenever slots are
-//! taken, so that no bus address is older than the mapping that it is of.
+//! It knows its memory only by pfn, and looks the device's address up in P2M whenever slots are
+//! taken. So no bus address is older than its mapping.
 //!
-//! Two words say which slots are taken. A run of slots is taken by one compare-and-exchange, and
-//! given back by one atomic `and`: no lock, so none that a vCPU could be descheduled with. A run
-//! longer than a word begins at slot 0 and takes both, the second of which is given up again if the
-//! other one is not to be had.
+//! Two words of bits say which slots are taken. One compare-and-exchange takes a run, one atomic
+//! `and` gives it back. There is no lock that a descheduled vCPU could hold. A run longer than a
+//! word begins at slot 0 and takes both words, or neither.
 //!
-//! The first slot of a run has a *state*: a word that says as what the run was taken, how long it
-//! is, and how often the slot was taken before. Whoever gives a run back, or copies it, presents
-//! the state that it was taken with; a compare-and-exchange marks it busy. So of two that give the
-//! same run back, one fails at that moment, whichever vCPUs they are on; and an old name of a slot
-//! fails because the count has moved on. Safe code has no old names: they are left over when unsafe
-//! code ends by its address what someone else has a token of. 2^28 takings of the slot later the
-//! count comes again, and such a name is no longer told from a new one.
+//! The first slot of a run has a *state*: a word with the run's use, its length, and how often the
+//! slot was taken. Who copies a run or gives it back presents the state that it was taken with, and
+//! a compare-and-exchange marks it busy. So if two give the same run back, on any vCPUs, one fails
+//! at once. An old state fails, because the count has moved on. Safe code has no old states: they
+//! arise when unsafe code ends by address what someone else has a token of. The count repeats after
+//! 2^28 takings of the slot; such an old state would pass.
 //!
-//! What orders the accesses of two owners of a slot is the word of bits: given back with a release,
-//! taken with an acquire. What orders those of two vCPUs that copy the same run is the busy mark:
-//! [`enter`](Segment::enter) acquires what [`leave`](Segment::leave) released. All else is a
-//! compare-and-exchange of one word, or written by whoever has the slot.
+//! The word of bits orders the accesses of successive owners: giving back releases, taking
+//! acquires. The busy mark orders two vCPUs that copy the same run: [`enter`](Segment::enter)
+//! acquires what [`leave`](Segment::leave) released. Everything else is one compare-and-exchange,
+//! or written by the owner of the slot.
 //!
 //! A segment without memory, and one that is leaving, has all slots taken.
 
@@ -33,12 +31,12 @@ use crate::sync::{AtomicU64, Ordering};
 const WORD: usize = 64;
 const FULL: u64 = u64::MAX;
 
-/// No memory, and nobody about to put some there.
+/// There is no memory, and nobody is adding any.
 const NOTHING: u64 = u64::MAX;
-/// Someone is putting memory there, or taking it out.
+/// Someone is adding or removing memory.
 const CHANGING: u64 = u64::MAX - 1;
 
-/// What a run of slots is taken for.
+/// The purpose of a run of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Purpose {
@@ -54,12 +52,12 @@ pub enum Purpose {
 
 const _: () = assert!(Segment::BYTES == PAGE_SIZE << Segment::ORDER);
 
-/// How a run of slots is taken: for what, and for how many bytes.
+/// How a run of slots is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotUse {
-    /// What for.
+    /// The purpose.
     pub purpose: Purpose,
-    /// Bytes before the first one used, which keep the low bits of an address.
+    /// Bytes before the first one used, which preserve the low bits of an address.
     pub head_bytes: usize,
     /// Bytes used.
     pub len_bytes: usize,
@@ -78,12 +76,12 @@ impl fmt::Display for SlotUse {
 }
 
 impl SlotUse {
-    /// So many bytes from the first slot's first byte on.
+    /// Returns the use of `len_bytes` bytes from the first slot's first byte on.
     pub(crate) const fn whole(purpose: Purpose, len_bytes: usize) -> Self {
         Self { purpose, head_bytes: 0, len_bytes }
     }
 
-    /// Slots that it takes.
+    /// Returns the number of slots.
     #[inline]
     pub(crate) const fn slots(self) -> usize {
         (self.head_bytes + self.len_bytes).div_ceil(Segment::SLOT_BYTES)
@@ -91,7 +89,7 @@ impl SlotUse {
 }
 
 /// The state of a slot, as a word: purpose in bits 0 to 2 (0: free), busy in bit 3, length in bits
-/// 4 to 23, head in bits 24 to 35, and above how often the slot was taken.
+/// 4 to 23, head in bits 24 to 35. The bits above count how often the slot was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State(pub(crate) u64);
 
@@ -104,13 +102,13 @@ impl State {
         self.0 & Self::BUSY != 0
     }
 
-    /// The slot is free now and was taken once more than before.
+    /// Returns the state after the run is given back: free, and taken once more than before.
     #[inline]
     const fn free(self) -> Self {
         Self(self.0 & !(Self::COUNT - 1))
     }
 
-    /// As `free` says, and taken again.
+    /// Returns the state of a free slot that is taken again.
     #[inline]
     const fn taken(free: u64, what: SlotUse) -> Self {
         let words = what.purpose as u64 | (what.len_bytes as u64) << 4;
@@ -118,7 +116,7 @@ impl State {
         Self((free & !(Self::COUNT - 1)).wrapping_add(Self::COUNT) | words | head)
     }
 
-    /// As what it is taken, if it is.
+    /// Returns what it is taken as, if it is.
     pub(crate) const fn what(self) -> Option<SlotUse> {
         let purpose = match self.0 & 7 {
             1 => Purpose::ToDevice,
@@ -132,13 +130,13 @@ impl State {
         Some(SlotUse { purpose, head_bytes, len_bytes })
     }
 
-    /// Returns whether both are of the same taking.
+    /// Returns whether both states are of the same taking.
     pub(crate) const fn same_taking(self, other: Self) -> bool {
         self.0 >> 36 == other.0 >> 36
     }
 }
 
-/// A place for 256 KiB of a pool, and what is said of its slots: a little over 1 KiB.
+/// A place for 256 KiB of a pool, with the state of its slots: a little over 1 KiB.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Segment {
@@ -149,13 +147,13 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Bytes of a slot.
+    /// Bytes in a slot.
     pub const SLOT_BYTES: usize = 2048;
-    /// Slots of a segment.
+    /// Slots in a segment.
     pub const SLOTS: usize = 128;
-    /// log2 of the frames of a segment.
+    /// log2 of the frames in a segment.
     pub const ORDER: u32 = 6;
-    /// Bytes of a segment: the most that a pool gives at once.
+    /// Bytes in a segment: the most that a pool gives at once.
     pub const BYTES: usize = Self::SLOTS * Self::SLOT_BYTES;
 
     /// Creates a place without memory.
@@ -168,7 +166,7 @@ impl Segment {
         }
     }
 
-    /// Takes a run of slots whose first is a multiple of `stride`; which one it begins with.
+    /// Takes a run of slots whose first is a multiple of `stride`. Returns the first.
     #[inline]
     pub(crate) fn take(&self, slots: usize, stride: usize) -> Option<usize> {
         if slots <= WORD && stride <= WORD {
@@ -197,7 +195,7 @@ impl Segment {
         }
     }
 
-    /// Takes a run from slot 0 on that may be longer than a word.
+    /// Takes a run from slot 0 on, which may be longer than a word.
     #[cold]
     fn take_both(&self, slots: usize) -> Option<usize> {
         let first = slots.min(WORD);
@@ -209,7 +207,7 @@ impl Segment {
         Some(0)
     }
 
-    /// Gives slots back that were taken.
+    /// Gives slots back.
     #[inline]
     pub(crate) fn give(&self, slot: usize, slots: usize) {
         let (word, at) = (slot / WORD, slot % WORD);
@@ -228,20 +226,20 @@ impl Segment {
         self.taken[word].fetch_and(!bits, Ordering::Release);
     }
 
-    /// Writes down as what a run is taken, which has just been taken.
+    /// Records the use of a run that has just been taken.
     #[inline]
     pub(crate) fn open(&self, slot: usize, what: SlotUse) -> State {
         let state = &self.states[slot];
-        // Nobody else writes the state of a slot that is free; the bits' acquire came after what
-        // its last owner wrote.
+        // Nobody else writes the state of a free slot. The bits' acquire came after what its last
+        // owner wrote.
         let taken = State::taken(state.load(Ordering::Relaxed), what);
-        // Relaxed: who gives the run back compares this word alone, and was told of the run by
-        // whoever has it, after this.
+        // Relaxed: who gives the run back compares only this word, and learnt of the run from its
+        // owner, after this.
         state.store(taken.0, Ordering::Relaxed);
         taken
     }
 
-    /// Marks a run busy that is in `state`; the state that it is in, if that is another.
+    /// Marks a run busy that is in `state`. Fails with the present state if that is another.
     #[inline]
     pub(crate) fn enter(&self, slot: usize, state: State) -> Result<(), State> {
         let busy = state.0 | State::BUSY;
@@ -252,18 +250,18 @@ impl Segment {
             .map_err(State)
     }
 
-    /// The run is no longer busy, and taken as before.
+    /// Ends the busy state: the run is taken as before.
     #[inline]
     pub(crate) fn leave(&self, slot: usize, state: State) {
         // Release: see `enter`.
         self.states[slot].store(state.0, Ordering::Release);
     }
 
-    /// Gives a run back that is busy.
+    /// Gives back a run that is busy.
     #[inline]
     pub(crate) fn close(&self, slot: usize, state: State, slots: usize) {
-        // Relaxed: the next owner of the slot sees this word because it sees the bits, which are
-        // released behind it; an old name is compared with this word alone.
+        // Relaxed: the next owner of the slot sees this word, because it acquires the bits, which
+        // are released behind it. An old state is compared with this word alone.
         self.states[slot].store(state.free().0, Ordering::Relaxed);
         self.give(slot, slots);
     }
@@ -274,8 +272,7 @@ impl Segment {
         State(self.states[slot].load(Ordering::Relaxed))
     }
 
-    /// Returns the pfn of slot 0. The caller has a slot of the segment, so there is memory, and it
-    /// stays.
+    /// Returns the pfn of slot 0. The caller has a slot of the segment, so the memory stays.
     #[inline]
     pub(crate) fn pfn(&self) -> Pfn {
         // Relaxed: who has a slot acquired its bits, which `fill` released behind this word.
@@ -284,7 +281,7 @@ impl Segment {
 
     /// Returns the pfn of slot 0, if there is memory now.
     pub(crate) fn start(&self) -> Option<Pfn> {
-        // Relaxed: the number is only compared, and who acts on it looks at bits or states.
+        // Relaxed: the number is only compared. Who acts on it reads bits or states.
         match self.pfn.load(Ordering::Relaxed) {
             NOTHING | CHANGING => None,
             pfn => Some(Pfn::new(pfn)),
@@ -296,21 +293,21 @@ impl Segment {
         self.taken.iter().map(|word| word.load(Ordering::Relaxed).count_zeros() as usize).sum()
     }
 
-    /// Claims a place without memory, to put some there.
+    /// Claims a place without memory, to add some.
     pub(crate) fn reserve(&self) -> bool {
-        // Acquire: that all slots were taken, when the last memory left, comes before `fill`.
+        // Acquire: all slots were taken before the last memory left, and so before `fill`.
         self.pfn.compare_exchange(NOTHING, CHANGING, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Puts memory into a place that was reserved.
+    /// Adds memory to a place that was reserved.
     pub(crate) fn fill(&self, pfn: Pfn) {
-        // Relaxed: behind it the bits are released, and who takes slots acquires those.
+        // Relaxed: the bits are released behind it, and who takes slots acquires those.
         self.pfn.store(pfn.raw(), Ordering::Relaxed);
         // Release: who takes a slot sees the memory.
         self.taken.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
-    /// Takes the memory out, if no slot is taken; where it begins.
+    /// Removes the memory if no slot is taken. Returns its first pfn.
     pub(crate) fn empty(&self) -> Option<Pfn> {
         self.start()?;
         self.take_both(Segment::SLOTS)?;

@@ -1,12 +1,10 @@
-//! Streaming mappings: a buffer for a device, for as long as one transfer takes.
+//! Streaming mappings: a device gets a buffer for one transfer.
 //!
-//! If the buffer lies together in the machine and the device reaches it, the device gets it as it
-//! is: nothing is copied. Otherwise it gets slots of the pool. Either way the driver sees the same:
-//! what the buffer held is what the device finds, and what the device did not write stays as it
-//! was, because the slots begin as a copy of the buffer whatever the direction, with zeroes around
-//! it. So nothing of an earlier mapping is ever shown to a device or copied into a buffer.
-//!
-//! No hypercall is made here.
+//! If the buffer is contiguous in the machine and the device reaches it, the device gets it as it
+//! is, and nothing is copied. Otherwise it gets slots of the pool. The driver sees the same either
+//! way: the device finds what the buffer held, and what the device does not write stays. For that,
+//! slots begin as a copy of the buffer in any direction, with zeroes around it. So no device and no
+//! buffer ever receives bytes of an earlier mapping.
 #![expect(unsafe_code, reason = "writes slots and buffers that the mapping owns (I-1, I-11)")]
 
 use core::marker::PhantomData;
@@ -25,38 +23,38 @@ use crate::error::DmaError;
 use crate::pool::{Held, Pool, PoolNumber, SlotRequest};
 use crate::segment::{Purpose, Segment, SlotUse};
 
-/// What a device can do, and what is to be done for it.
+/// What a device can do and what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// How far its addresses reach.
     pub mask: DmaMask,
-    /// Low bits of an address that a bounced buffer must have in common with the buffer itself: 0
-    /// for most devices, 4095 for one that takes lists of pages with one offset. A power of two
-    /// less one, at most 4095; more is taken as 4095.
+    /// Low bits of an address that a bounced buffer must share with the original: 0 for most
+    /// devices, 4095 for one that takes lists of pages with one offset. A power of two less one, at
+    /// most 4095; more counts as 4095.
     pub same_bits: usize,
     /// The longest run of bytes that it takes as one element of a list, if there is a limit.
     pub run_bytes_max: Option<NonZeroU64>,
-    /// Whether buffers are given to it as they are.
+    /// When to copy its buffers.
     pub bounce: Bounce,
 }
 
-/// When a buffer is copied.
+/// When to copy a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bounce {
-    /// If it must be.
+    /// Only if the device cannot use it as it is.
     IfNeeded,
-    /// Always: for a device that is not trusted with the rest of the buffer's pages, and for tests.
+    /// Always: for tests, and for a device not trusted with the rest of the buffer's pages.
     Always,
 }
 
 impl Device {
-    /// Creates a device with this mask and no other wishes.
+    /// Creates a device with this mask and no other needs.
     #[must_use]
     pub const fn new(mask: DmaMask) -> Self {
         Self { mask, same_bits: 0, run_bytes_max: None, bounce: Bounce::IfNeeded }
     }
 
-    /// Returns the bits as a mask, and the slots between two places where they are zero.
+    /// Returns the bits as a mask, and the distance in slots of two places where they are zero.
     const fn bits(&self) -> (usize, usize) {
         let bits = match self.same_bits {
             0 => 0,
@@ -67,8 +65,7 @@ impl Device {
     }
 }
 
-/// Bytes that a device is to have: a token, which moves into the mapping and comes out again when
-/// that ends.
+/// Bytes for a device: a token, which moves into the mapping and comes out when that ends.
 ///
 /// # Invariants
 /// I-11: until it ends nobody reads or writes the bytes through a Rust reference, and no other
@@ -77,11 +74,11 @@ impl Device {
 pub struct Buffer(GuestBytes);
 
 impl Buffer {
-    /// Makes the token; an offset of a page or more counts on into the frames that follow.
+    /// Makes the token. An offset of a page or more counts on into the next frames.
     ///
     /// # Safety
-    /// The bytes are in frames of the guest's own, and nobody else uses them for as long as the
-    /// token exists (I-11).
+    /// The bytes are in frames of the guest's own. Nobody else uses them while the token exists
+    /// (I-11).
     pub const unsafe fn claim(place: GuestBytes) -> Self {
         let GuestBytes { pfn, offset, len_bytes } = place;
         let pfn = Pfn::new(pfn.raw() + (offset / PAGE_SIZE) as u64);
@@ -105,23 +102,23 @@ pub struct DmaMapping<D> {
     direction: PhantomData<D>,
 }
 
-/// Where the bytes are that the device has.
+/// Where the device has the bytes.
 #[derive(Debug)]
 enum Seat {
     /// In slots.
     Slots(Held),
-    /// In the buffer itself; the pool that counts it.
+    /// In the buffer itself. The pool counts it.
     Direct(PoolNumber),
 }
 
 impl<D> DmaMapping<D> {
-    /// Returns what the device is told.
+    /// Returns the address for the device.
     #[must_use]
     pub const fn bus(&self) -> BusAddr {
         self.bus
     }
 
-    /// Returns how many bytes the device has.
+    /// Returns the number of bytes that the device has.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         self.buffer.0.len_bytes
@@ -134,14 +131,14 @@ impl<D> DmaMapping<D> {
     }
 }
 
-/// A guest, its pool and a vCPU: what a driver calls. A bundle of borrows, handed on by value.
+/// A guest, its pool and a vCPU: what a driver calls. It holds only borrows; pass it by value.
 #[derive(Debug)]
 pub struct Dma<'a, 'm, M> {
     /// The guest whose buffers devices get.
     pub guest: Guest<'a, M>,
     /// Where bounced buffers go.
     pub pool: &'a Pool<'m>,
-    /// The number of the vCPU that this runs on; any other one costs only time.
+    /// The vCPU that this runs on. A wrong number costs only time.
     pub vcpu: usize,
 }
 
@@ -157,12 +154,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// Gives a buffer to a device.
     ///
     /// # Errors
-    /// The buffer, with [`DmaError::TooLarge`] if no pool can ever serve it, [`DmaError::PoolFull`]
-    /// if this one cannot now, [`DmaError::OutOfReach`] if the device reaches no part of it; and
-    /// with what is wrong with the buffer.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The buffer, with: [`DmaError::TooLarge`] if no pool can ever serve it;
+    /// [`DmaError::PoolFull`] if this one cannot now; [`DmaError::OutOfReach`] if the device
+    /// reaches no part of the pool; or what is wrong with the buffer.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -202,15 +196,12 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
     }
 
-    /// [`map`](Self::map) for interfaces that remember an address only: the mapping ends by
-    /// [`unmap_at`](Self::unmap_at). A buffer that could be given as it is takes slots if the pool
-    /// has no record left for it (64 for each area).
+    /// [`map`](Self::map) for interfaces that remember only an address; end the mapping with
+    /// [`unmap_at`](Self::unmap_at). The pool has records for 64 buffers an area that need no copy;
+    /// beyond them such buffers take slots, too.
     ///
     /// # Errors
     /// As for [`map`](Self::map).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -238,7 +229,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         mapped.map_err(|error| Refused { value: buffer, error })
     }
 
-    /// [`map_at`](Self::map_at), with the direction as a value and the token left with the caller.
+    /// [`map_at`](Self::map_at), with the direction as a value, and the token left with the caller.
     pub(crate) fn map_as(
         &self,
         purpose: Purpose,
@@ -255,7 +246,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         self.bounce(device, place, purpose).map(|(bus, _)| bus)
     }
 
-    /// Returns where the device sees the bytes themselves, if they lie so that it can have them.
+    /// Returns the device's address of the buffer itself, if the device can use it as it is.
     #[inline]
     fn find_direct(&self, device: &Device, place: GuestBytes) -> Result<Option<BusAddr>, DmaError> {
         if place.len_bytes == 0 {
@@ -267,7 +258,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(right.then_some(bus))
     }
 
-    /// Copies bytes to slots, and gives those to the device.
+    /// Copies a buffer to slots and gives those to the device.
     #[inline]
     fn bounce(
         &self,
@@ -290,7 +281,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
     }
 
-    /// Makes slots a copy of the buffer, with zeroes around it.
+    /// Fills slots with a copy of the buffer, and zeroes around it.
     #[inline]
     fn fill(&self, held: &Held, place: GuestBytes, what: SlotUse) -> Result<(), DmaError> {
         let SlotUse { head_bytes, len_bytes, .. } = what;
@@ -309,14 +300,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(())
     }
 
-    /// Takes the buffer back: what the device wrote is in it.
+    /// Takes the buffer back, with what the device wrote in it.
     ///
     /// # Errors
-    /// The mapping, if it is not of this pool or someone else has ended it
-    /// ([`Dma::unmap_at`]).
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The mapping, if it is of another pool, or [`Dma::unmap_at`] has ended it.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -340,14 +327,11 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         self.end_mapping(mapping, D::PURPOSE)
     }
 
-    /// Takes the buffer back as it was when the device got it, or as the device left it: nothing is
-    /// copied. For transfers that did not happen.
+    /// Takes the buffer back after a transfer that did not happen. Nothing is copied: a bounced
+    /// buffer is as it was, any other as the device left it.
     ///
     /// # Errors
     /// As for [`unmap`](Self::unmap).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -394,7 +378,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Err(Refused { value: DmaMapping { buffer, bus, seat, direction }, error })
     }
 
-    /// Copies back what is to be copied, and gives the slots back.
+    /// Copies back what the direction demands, and gives the slots back.
     #[inline]
     fn end(
         &self,
@@ -420,13 +404,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(())
     }
 
-    /// Shows the device what `range` of the buffer's bytes holds now.
+    /// Shows the device the present contents of `range` of the buffer.
     ///
     /// # Errors
     /// [`DmaError::OutsideMapping`], and as for [`unmap`](Self::unmap).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -455,13 +436,10 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         })
     }
 
-    /// Brings into `range` of the buffer's bytes what the device has written there by now.
+    /// Updates `range` of the buffer with what the device has written.
     ///
     /// # Errors
     /// [`DmaError::OutsideMapping`], and as for [`unmap`](Self::unmap).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::dma;
@@ -489,7 +467,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         })
     }
 
-    /// Copies a part of a mapping one way, if it is bounced.
+    /// Copies a part of a bounced mapping one way.
     fn sync<D>(
         &self,
         mapping: &DmaMapping<D>,
@@ -512,29 +490,27 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(result?)
     }
 
-    /// Ends a mapping of which only the device's address is known, as interfaces of other drivers
-    /// have it: `buffer` is what was mapped there.
+    /// Ends a mapping by the device's address alone, for drivers whose interfaces keep nothing
+    /// else. `buffer` is what was mapped there.
     ///
     /// # Errors
-    /// [`DmaError::NotTaken`] if it was ended before, [`DmaError::TakenOtherwise`] if another
-    /// length or direction was mapped, [`DmaError::NotOfThisPool`] if the address is neither in the
+    /// [`DmaError::NotTaken`] if it has ended before; [`DmaError::TakenOtherwise`] if another
+    /// length or direction was mapped; [`DmaError::NotOfThisPool`] if the address is neither in the
     /// pool nor the buffer's own.
     ///
-    /// # Hypercalls
-    /// None.
-    ///
     /// # Safety
-    /// `bus` is what [`map_at`](Self::map_at) said of `buffer`; that mapping has not been ended,
-    /// and the guest has not been restored since. No [`DmaMapping`] has it. A caller who is wrong
-    /// is told so where the pool can see it, but it cannot see everything: the slots may be
-    /// someone else's by now, in the same direction and of the same length. The bytes of `buffer`
-    /// are those of the buffer that was mapped (I-11).
+    /// * [`map_at`](Self::map_at) returned `bus` for `buffer`. That mapping has not ended, and no
+    ///   [`DmaMapping`] has it. The guest has not been restored since.
+    /// * The bytes of `buffer` are those that were mapped (I-11).
+    ///
+    /// The pool reports what it can see of a wrong call, but not everything: the slots may be
+    /// someone else's by now, in the same direction and of the same length.
     pub unsafe fn unmap_at<D: Direction>(
         &self,
         bus: BusAddr,
         buffer: GuestBytes,
     ) -> Result<(), DmaError> {
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { self.unmap_as(D::PURPOSE, bus, buffer) }
     }
 
@@ -561,7 +537,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         Ok(())
     }
 
-    /// Returns the guest's name for the frame of an address, if it is one of the pool's.
+    /// Returns the pfn of an address, if the frame is in the pool.
     pub(crate) fn pfn_in_pool(&self, bus: BusAddr) -> Option<Pfn> {
         let pfn = self.guest.pfn(bus.mfn()).ok()?;
         self.pool.contains(pfn).then_some(pfn)

@@ -1,15 +1,14 @@
-//! The audit: does the map say what is true?
+//! The audit: checks whether the map is true.
 //!
-//! From the guest's side: each pfn's frame must lead back to that pfn through M2P; no frame stands
-//! behind two pfns; what is marked foreign or identity is not the guest's own memory. From the
-//! toolstack's side: what is published leads to the list's own pages, covers the map, and is not in
-//! the middle of a change. From Xen's side, if it is asked: the guest owns as many frames as the
-//! map has RAM.
+//! For the guest: M2P must lead from each pfn's frame back to that pfn; no frame may be behind two
+//! pfns; frames marked foreign or identity must not be the guest's own memory. For the toolstack:
+//! what is published must lead to the list's own pages, cover the map, and not be in the middle of
+//! a change. For Xen, if asked: the guest must own as many frames as the map has RAM.
 //!
-//! The audit allocates nothing and remembers nothing per frame. A frame that P2M has twice is found
-//! because M2P has one pfn for each frame. A pfn costs a few tens of instructions, a page that
-//! holes share no more than that. [`Audit::step`] does a bounded part, for a guest that has other
-//! things to do.
+//! The audit allocates nothing and keeps nothing per frame. It finds a frame that P2M has twice
+//! because M2P has one pfn for each frame. A pfn costs a few tens of instructions, and so does a
+//! page that holes share. [`Audit::step`] does a bounded part, for a guest that has other things to
+//! do.
 
 mod report;
 
@@ -26,24 +25,24 @@ use crate::runs::{Census, LEAF_WORDS, step};
 use crate::sync::Ordering;
 use crate::toolstack::Toolstack;
 
-/// An audit under way.
+/// An audit in progress.
 #[derive(Debug)]
 pub struct Audit<'f> {
     next: u64,
     census: Census,
-    /// Pfns after the last one that stands for something.
+    /// The end of the pfns that are not absent.
     populated_end: u64,
-    /// The guest's own domain, if known: what it maps from itself is its own and foreign at once.
+    /// The guest's own domain, if known: a grant that it maps from itself is its own and foreign.
     own: Option<DomId>,
     findings: Findings<'f>,
 }
 
-/// How far an audit has got.
+/// The progress of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// The next step begins at this pfn.
     More(Pfn),
-    /// Every pfn was looked at.
+    /// Every pfn was checked.
     Done,
 }
 
@@ -72,7 +71,7 @@ impl Findings<'_> {
 }
 
 impl<'f> Audit<'f> {
-    /// Starts an audit at pfn 0. Findings go to `places`; those that find no place are counted.
+    /// Begins an audit at pfn 0. Findings go to `places`; those without a place are counted.
     pub fn begin(places: &'f mut [Option<Finding>]) -> Self {
         places.fill(None);
         Self {
@@ -84,18 +83,15 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Accepts frames that are marked as `domain`'s and are the guest's own: the guest is that
-    /// domain, and maps its own grants.
+    /// Accepts the guest's own frames that are marked as `domain`'s: the guest is that domain, and
+    /// maps its own grants.
     #[must_use]
     pub const fn of_domain(mut self, domain: DomId) -> Self {
         self.own = Some(domain);
         self
     }
 
-    /// Looks at every pfn.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// Checks every pfn.
     ///
     /// ```
     /// use p2m::audit::Audit;
@@ -113,10 +109,7 @@ impl<'f> Audit<'f> {
         while self.step(guest, u64::MAX) != Progress::Done {}
     }
 
-    /// Looks at the next `words_max` words. A page that holes share counts as one word.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// Checks the next `words_max` words. A page that holes share counts as one word.
     ///
     /// ```
     /// use p2m::audit::{Audit, Progress};
@@ -152,7 +145,7 @@ impl<'f> Audit<'f> {
     }
 
     /// Compares the RAM in the map with the `frames` that Xen counts for the guest
-    /// (`XENMEM_current_reservation`). Call it once every pfn was looked at.
+    /// (`XENMEM_current_reservation`). Call it after every pfn was checked.
     pub fn compare_reservation(&mut self, frames: u64) {
         if frames != self.census.ram {
             let problem = Problem::Reservation { map: self.census.ram, xen: frames };
@@ -161,10 +154,7 @@ impl<'f> Audit<'f> {
     }
 
     /// Checks what a toolstack reads: the linear list is expected at `list` under `root`. Call it
-    /// once every pfn was looked at.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// after every pfn was checked.
     pub fn check_toolstack(
         &mut self,
         toolstack: &Toolstack<'_>,
@@ -193,10 +183,7 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Compares the frame list with the pages that the list is in.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// Compares the frame list with the pages of the linear list.
     pub fn check_frame_list<M: FrameAccess, L: Leaves>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -213,7 +200,7 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Returns what was found so far.
+    /// Returns the findings so far.
     #[must_use]
     pub fn report(&self) -> Report<'_> {
         let findings = &self.findings;
@@ -222,8 +209,8 @@ impl<'f> Audit<'f> {
         Report { looked_at, census: self.census, findings: places, dropped: findings.dropped }
     }
 
-    /// Looks at the pfns that are RAM, up to the next that is not, and says how many. This is where
-    /// an audit spends its time.
+    /// Checks RAM up to the next pfn that is not, and returns how many. An audit spends its time
+    /// here.
     fn look_at_ram<M: FrameAccess>(&mut self, guest: &Guest<'_, M>, max: u64) -> u64 {
         let (machine, p2m) = (guest.machine(), guest.p2m());
         let mut pfn = self.next;
@@ -247,7 +234,7 @@ impl<'f> Audit<'f> {
         looked_at
     }
 
-    /// Looks at one pfn.
+    /// Checks one pfn.
     fn look<M: FrameAccess>(&mut self, guest: &Guest<'_, M>, pfn: Pfn, entry: P2mEntry) {
         match entry {
             P2mEntry::Ram(mfn) => {
@@ -271,7 +258,7 @@ impl<'f> Audit<'f> {
         }
     }
 
-    /// Notes what is wrong with RAM that M2P has elsewhere.
+    /// Records what is wrong with RAM that M2P has elsewhere.
     #[cold]
     fn blame_ram(&mut self, p2m: &P2m<'_>, pfn: Pfn, mfn: Mfn, m2p: Option<Pfn>) {
         let problem = match m2p {

@@ -1,4 +1,4 @@
-//! What an audit found: for a person (`Display`), and for a program ([`Records`]).
+//! The findings of an audit: for a person (`Display`), and for a program ([`Records`]).
 
 use core::fmt;
 use core::mem::discriminant;
@@ -11,19 +11,19 @@ use crate::runs::Census;
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// RAM whose frame M2P does not know: not the guest's, or not any more.
+    /// M2P does not know the frame of a RAM pfn: it is not the guest's, or not any more.
     NotInM2p {
         /// The frame.
         mfn: Mfn,
     },
-    /// RAM whose frame M2P has at another pfn, which has another frame.
+    /// M2P has the frame of a RAM pfn at another pfn, which has another frame.
     M2pElsewhere {
         /// The frame.
         mfn: Mfn,
         /// The pfn in M2P.
         m2p: Pfn,
     },
-    /// One frame behind two pfns.
+    /// One frame is behind two pfns.
     Duplicate {
         /// The frame.
         mfn: Mfn,
@@ -32,7 +32,7 @@ pub enum Problem {
     },
     /// A frame marked foreign that is the guest's own memory.
     ForeignIsOwn {
-        /// Whose it is said to be.
+        /// The domain it is marked as.
         owner: DomId,
         /// The frame.
         mfn: Mfn,
@@ -44,22 +44,22 @@ pub enum Problem {
         /// The pfn that has it as RAM.
         own: Pfn,
     },
-    /// The frame list leads elsewhere than the linear list.
+    /// The frame list and the linear list lead to different frames.
     FrameList {
         /// The frame it leads to.
         found: Option<Mfn>,
-        /// The frame of the page.
+        /// The frame of the linear list's page.
         is: Option<Mfn>,
     },
     /// A change of the mapping was begun and not ended.
     GenerationOdd(u64),
     /// A toolstack would read too few pfns, or more than there are.
     MaxPfn {
-        /// What it reads.
+        /// The published number.
         published: u64,
-        /// What is in use.
+        /// Pfns in use.
         needed: u64,
-        /// What the map has.
+        /// Pfns in the map.
         len: u64,
     },
     /// A toolstack would look for the linear list elsewhere.
@@ -71,7 +71,7 @@ pub enum Problem {
     },
     /// A toolstack would find no list at all.
     NotPublished,
-    /// Xen counts more or fewer frames than the map has RAM.
+    /// Xen's count of frames is not the RAM in the map.
     Reservation {
         /// RAM in the map.
         map: u64,
@@ -83,14 +83,14 @@ pub enum Problem {
 /// A problem, and the pfns that have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Which pfns.
+    /// The pfns.
     pub pfns: Pfns,
-    /// What is wrong with the first of them; with the others it is of the same kind.
+    /// The problem of the first one. The others have the same kind of problem.
     pub problem: Problem,
 }
 
 impl Finding {
-    /// Takes `next` into this one, if it is of the same kind and directly after.
+    /// Absorbs `next`, if it is of the same kind and directly behind.
     pub(super) fn extend(&mut self, next: &Self) -> bool {
         let same = discriminant(&self.problem) == discriminant(&next.problem);
         let behind = self.pfns.count > 0 && self.pfns.end() == next.pfns.start.raw();
@@ -101,33 +101,33 @@ impl Finding {
     }
 }
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// The pfns that were looked at.
+    /// The pfns that were checked.
     pub looked_at: Pfns,
-    /// What they stand for.
+    /// The number of each kind.
     pub census: Census,
-    /// What is wrong.
+    /// The findings.
     pub findings: &'a [Option<Finding>],
     /// Pfns with problems for which there was no place.
     pub dropped: u64,
 }
 
 impl<'a> Report<'a> {
-    /// Returns whether nothing was found.
+    /// Returns whether nothing is wrong.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.dropped == 0
     }
 
-    /// Returns what is wrong.
+    /// Returns the findings.
     pub fn findings(&self) -> impl Iterator<Item = &'a Finding> {
         self.findings.iter().flatten()
     }
 
-    /// Returns the report for a program: a line for each record, words `name=value`, numbers in
-    /// decimal.
+    /// Returns the report for a program: a line for each record, with words `name=value`, numbers
+    /// in decimal.
     #[must_use]
     pub const fn records(&self) -> Records<'_> {
         Records(self)

@@ -1,11 +1,11 @@
-//! What an entry of the guest's own grant table says, version 1.
+//! Entries of the guest's own grant table, version 1.
 //!
 //! ```text
 //!   63            32 31    16 15       0
 //!   frame            domain   flags          one entry, 8 bytes
 //! ```
-//! An entry is one word to us: a single store grants, a compare-and-swap ends a grant only if
-//! nobody has the frame mapped at that moment. Xen sets the marks of those who do in the same word.
+//! An entry is used as one word: a single store grants, and a compare-and-swap ends a grant only if
+//! nobody has the frame mapped at that moment. Xen keeps its marks for that in the same word.
 
 use core::fmt;
 
@@ -24,7 +24,7 @@ pub(super) const IN_USE: u64 = 8 | 16;
 pub struct Outstanding {
     /// Its entry.
     pub reference: GrantRef,
-    /// Who may map it.
+    /// The domain that may map it.
     pub domain: DomId,
     /// The frame.
     pub mfn: Mfn,
@@ -33,7 +33,7 @@ pub struct Outstanding {
 }
 
 impl Outstanding {
-    /// Returns what the word of an entry says.
+    /// Decodes the word of an entry.
     pub(super) const fn decode(reference: GrantRef, word: u64) -> Self {
         Self {
             reference,

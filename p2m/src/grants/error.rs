@@ -11,27 +11,26 @@ use crate::error::P2mError;
 /// Why a grant cannot be given, ended, mapped or unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrantError {
-    /// The frame to grant is not the guest's; or the pfn that a grant is to be mapped as cannot
-    /// be marked, or has lost the mark.
+    /// The frame to grant is not the guest's; or the pfn for a grant cannot be marked, or has lost
+    /// its mark.
     P2m(P2mError),
     /// The table has no such entry.
     NoSuchEntry(GrantRef),
     /// The entry is in use.
     Taken(Outstanding),
-    /// The entry does not hold the grant any more. Nobody but Xen and this code writes the table,
-    /// so the domain was restored since, with a new one.
+    /// The entry no longer holds the grant. Only Xen and this code write the table, so the domain
+    /// was restored since, with a new table.
     NotGranted(GrantRef),
-    /// The domain was restored since, with a new table: what the entry holds, if anything, is
-    /// another grant.
+    /// The domain was restored since, with a new table. The entry may hold another grant.
     OtherTable(GrantRef),
-    /// The other domain has the frame mapped; nothing can force it back. The grant stays.
+    /// The other domain has the frame mapped, and nothing can force it back. The grant stays.
     StillMapped(Outstanding),
     /// The frame's number does not fit a version 1 entry.
     NoFrame(Mfn),
-    /// A grant is mapped for this pfn, or another of the same request is to be.
+    /// A grant is already mapped for this pfn, or will be by another part of the request.
     PfnTaken(Pfn),
-    /// A grant is mapped in the page of this address, or another of the same request is to be: Xen
-    /// would replace the one by the other, which could never be unmapped again.
+    /// A grant is already mapped in the page of this address, or will be by another part of the
+    /// request. Xen would replace one by the other, which could never be unmapped again.
     AddressTaken(GuestVa),
     /// The list has no place for the mapping of this pfn.
     NoPlace(Pfn),
@@ -60,9 +59,9 @@ impl fmt::Display for GrantError {
             Self::NoSuchEntry(reference) => {
                 write!(f, "the grant table has no entry {}", reference.0)
             }
-            Self::Taken(grant) => write!(f, "the entry is taken by {grant}"),
+            Self::Taken(grant) => write!(f, "the entry is in use: {grant}"),
             Self::NotGranted(reference) => {
-                write!(f, "entry {} does not hold the grant any more", reference.0)
+                write!(f, "entry {} no longer holds the grant", reference.0)
             }
             Self::OtherTable(reference) => {
                 write!(f, "the table in which entry {} held the grant is gone", reference.0)
@@ -70,10 +69,10 @@ impl fmt::Display for GrantError {
             Self::StillMapped(grant) => write!(f, "{grant}: it cannot be ended"),
             Self::NoFrame(mfn) => write!(f, "mfn {mfn} does not fit a grant entry"),
             Self::PfnTaken(pfn) => {
-                write!(f, "pfn {pfn} has a grant already, or twice in a request")
+                write!(f, "pfn {pfn} has a grant already, or is twice in the request")
             }
             Self::AddressTaken(va) => {
-                write!(f, "the page of {va} has a grant already, or twice in a request")
+                write!(f, "the page of {va} has a grant already, or is twice in the request")
             }
             Self::NoPlace(pfn) => write!(f, "the list of mappings has no place for pfn {pfn}"),
             Self::NotMapped(pfn) => write!(f, "no grant is mapped as pfn {pfn}"),

@@ -1,7 +1,7 @@
-//! What this guest grants to others.
+//! The grants of this guest to others.
 //!
-//! A grant consumes the token of its frame, and stands for it until it has ended: what another
-//! domain may write cannot become anyone's memory in between.
+//! A grant consumes the token of its frame until it has ended. So nobody gets memory that another
+//! domain may still write.
 #![expect(unsafe_code, reason = "a table that Xen reads, and that nobody else may write (I-17)")]
 
 use hypercall::grants::{GrantAccess, GrantRef};
@@ -15,27 +15,27 @@ use crate::sync::{AtomicU64, Ordering};
 /// The guest's grant table, in memory that it shares with Xen.
 ///
 /// # Invariants
-/// I-17: a frame that an entry grants is in no other hands than those of the [`Grant`]: its token
-/// was consumed, and comes back when the entry is empty. A grant ends only in the table that it was
-/// given in: each table has a number, and so has each grant.
+/// I-17: only the [`Grant`] owns a frame that an entry grants. The grant consumed the frame's
+/// token, and returns it when the entry is empty. A grant ends only in the table that it was given
+/// in: each table has a number, and so has each grant.
 #[derive(Clone, Copy, Debug)]
 pub struct Granted<'a> {
     entries: &'a [AtomicU64],
-    /// The number of the table that the guest has now.
+    /// The number of the guest's present table.
     tables: &'a AtomicU64,
     /// The number of this one.
     table: u64,
 }
 
-/// A frame that another domain may map until this is [ended](Self::end): whoever has it owns the
-/// frame together with that domain. Dropping it leaks both.
+/// A frame that another domain may map until the grant [ends](Self::end). Its owner shares the
+/// frame with that domain. Dropping it leaks both.
 #[derive(Debug)]
 #[must_use = "a grant that is dropped can never be ended, and its frame is lost to the guest"]
 pub struct Grant<'a> {
     entry: &'a AtomicU64,
-    /// The number of the table that the guest has now.
+    /// The number of the guest's present table.
     tables: &'a AtomicU64,
-    /// The number of the one that it was given in.
+    /// The number of the table that it was given in.
     table: u64,
     /// What was stored in the entry.
     word: u64,
@@ -44,13 +44,13 @@ pub struct Grant<'a> {
 }
 
 impl<'a> Granted<'a> {
-    /// Takes the guest's grant table, 512 entries in each of its frames. `tables` counts the tables
-    /// that the guest has had: a grant that was given in an earlier one can no longer be ended.
+    /// Uses the guest's grant table, 512 entries in each of its frames. `tables` counts the tables
+    /// that the guest has had: a grant of an earlier table can no longer be ended.
     ///
     /// # Safety
-    /// Xen reads these entries as the domain's grant table, and nobody but Xen writes them except
-    /// through values of this type (I-17). After a restore this is called again, with the same
-    /// `tables`, before anything is granted or ended.
+    /// Xen reads these entries as the domain's grant table. Only Xen and values of this type write
+    /// them (I-17). After a restore, call this again with the same `tables` before anything is
+    /// granted or ended.
     ///
     /// ```compile_fail,E0133
     /// # use core::sync::atomic::AtomicU64;
@@ -63,19 +63,16 @@ impl<'a> Granted<'a> {
     /// ```
     #[must_use]
     pub unsafe fn new(entries: &'a [AtomicU64], tables: &'a AtomicU64) -> Self {
-        // Only the number counts: whoever grants or ends meanwhile breaks the promise.
+        // Only the number matters: who grants or ends meanwhile breaks the promise.
         let table = tables.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         Self { entries, tables, table }
     }
 
-    /// Lets `domain` map `frame`, and consumes its token. The map says which machine frame it is.
+    /// Lets `domain` map `frame`, and consumes its token. The map gives its machine frame.
     ///
     /// # Errors
-    /// The frame, and why it is not granted: [`GrantError::P2m`], [`GrantError::Taken`],
-    /// [`GrantError::NoSuchEntry`], [`GrantError::NoFrame`], [`GrantError::OtherTable`].
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The frame, with [`GrantError::P2m`], [`GrantError::Taken`], [`GrantError::NoSuchEntry`],
+    /// [`GrantError::NoFrame`] or [`GrantError::OtherTable`].
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
@@ -100,7 +97,7 @@ impl<'a> Granted<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// The number of a frame is not enough, for someone may own it:
+    /// The number of a frame is not enough, because someone may own it:
     /// ```compile_fail,E0308
     /// # use hypercall::grants::{GrantAccess, GrantRef};
     /// # use hypercall::{DomId, Mfn};
@@ -127,7 +124,7 @@ impl<'a> Granted<'a> {
         }
     }
 
-    /// Fills an entry, and says what is in it.
+    /// Fills an entry and returns its word.
     fn give(
         &self,
         p2m: &P2m<'_>,
@@ -147,18 +144,18 @@ impl<'a> Granted<'a> {
         if is_gone(self.tables, self.table) {
             return Err(GrantError::OtherTable(reference));
         }
-        // Whoever maps the frame sees what was stored in it before. Of an entry that is taken only
-        // the word is read.
+        // Who maps the frame sees what was stored in it before. Only the word of a taken entry is
+        // read.
         match entry.compare_exchange(0, word, Ordering::Release, Ordering::Relaxed) {
             Ok(_) => Ok((entry, word)),
             Err(found) => Err(GrantError::Taken(Outstanding::decode(reference, found))),
         }
     }
 
-    /// Returns the grants that were given and have not ended.
+    /// Returns the grants that have not ended.
     pub fn outstanding(&self) -> impl Iterator<Item = Outstanding> + 'a {
         (0..).map(GrantRef).zip(self.entries).filter_map(|(reference, entry)| {
-            // Only the word is read, and it may have changed a moment later.
+            // Only the word is read, and it may change a moment later.
             let word = entry.load(Ordering::Relaxed);
             (word != 0).then(|| Outstanding::decode(reference, word))
         })
@@ -171,7 +168,7 @@ impl<'a> Granted<'a> {
 }
 
 impl<'a> Grant<'a> {
-    /// Returns the entry, of which the other domain is told.
+    /// Returns the entry's number, for the other domain.
     #[must_use]
     pub const fn reference(&self) -> GrantRef {
         self.reference
@@ -184,23 +181,19 @@ impl<'a> Grant<'a> {
         self.frame.pfn()
     }
 
-    /// Ends the grant: the frame is the guest's alone again.
+    /// Ends the grant. The frame is the guest's alone again.
     ///
     /// # Errors
-    /// The grant, and why it stays: [`GrantError::StillMapped`] if the other domain has the frame
-    /// mapped, which nothing can force it to end; [`GrantError::NotGranted`];
-    /// [`GrantError::OtherTable`].
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The grant, with [`GrantError::StillMapped`] if the other domain has the frame mapped, which
+    /// nothing can end by force; [`GrantError::NotGranted`]; or [`GrantError::OtherTable`].
     pub fn end(self) -> Result<Frame, Refused<Self, GrantError>> {
         let Self { entry, tables, table, word, reference, .. } = self;
         if is_gone(tables, table) {
             let error = GrantError::OtherTable(reference);
             return Err(Refused { value: self, error });
         }
-        // What the other domain stored is there for whoever gets the frame. Of a grant that stays
-        // only the word is read.
+        // The frame's next owner sees what the other domain stored. Only the word of a grant that
+        // stays is read.
         let error = match entry.compare_exchange(word, 0, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => return Ok(self.frame),
             Err(found) if found & !IN_USE == word => {
@@ -211,19 +204,19 @@ impl<'a> Grant<'a> {
         Err(Refused { value: self, error })
     }
 
-    /// Makes the frame's token again without ending the grant.
+    /// Returns the frame's token without ending the grant.
     ///
     /// # Safety
     /// No domain has the frame mapped, and none can map it: the guest was restored since the grant
-    /// was given, and the table of before is gone ([`GrantError::OtherTable`]).
+    /// was given, and the old table is gone ([`GrantError::OtherTable`]).
     pub unsafe fn vouch(self) -> Frame {
         self.frame
     }
 }
 
-/// Returns whether the guest has another table than number `table`.
+/// Returns whether the guest has a table other than number `table`.
 fn is_gone(tables: &AtomicU64, table: u64) -> bool {
-    // Only the number counts: it changes while nobody grants or ends.
+    // Only the number matters: it changes while nobody grants or ends.
     tables.load(Ordering::Relaxed) != table
 }
 

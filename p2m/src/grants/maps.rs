@@ -1,10 +1,11 @@
-//! What this guest maps of others' grants: the list of handles that nobody else keeps.
+//! The grants of others that this guest maps, with their handles, which nobody else keeps.
 //!
-//! Xen answers a map request slot by slot, and the hypercall's own result says nothing about them;
-//! so every slot has a result here too. Each mapping has a pfn of its own, which had no memory: it
-//! is marked foreign while the mapping lasts, so that no allocator takes it for the guest's. The
-//! mark, the place in the list and the mapping come and go together: a slot of which one cannot be
-//! had gets none. Should Xen then not undo the mapping, it stays in the list, with its handle.
+//! Xen answers a map request slot by slot, and the hypercall's own result says nothing about them.
+//! So every slot has a result here, too. Each mapping has a pfn of its own, which was empty. It is
+//! marked foreign during the mapping, so that no allocator takes it for the guest's memory. The
+//! mark, the place in the list and the mapping come and go together. If Xen maps a grant but its
+//! pfn cannot be marked, the mapping is undone. If Xen refuses that, the mapping stays in the list,
+//! with its handle.
 #![expect(unsafe_code, reason = "asks Xen to map at addresses that the caller owns (I-2)")]
 
 use core::fmt;
@@ -23,44 +24,44 @@ use crate::map::P2m;
 /// A grant to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapRequest {
-    /// The pfn it is known by, which has no memory.
+    /// The pfn for it, which is empty.
     pub pfn: Pfn,
-    /// Where it is mapped: an address with an L1 table, whose entry is replaced.
+    /// The address for it, which has an L1 table. The entry there is replaced.
     pub va: GuestVa,
-    /// Who grants it.
+    /// The domain that grants it.
     pub domain: DomId,
-    /// As what.
+    /// The number of the grant.
     pub reference: GrantRef,
-    /// What it is mapped for.
+    /// The access wanted.
     pub access: GrantAccess,
 }
 
 /// A grant that is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappedGrant {
-    /// What was asked for.
+    /// The request.
     pub request: MapRequest,
-    /// What Xen calls the mapping.
+    /// Xen's handle of the mapping.
     pub handle: GrantHandle,
     /// The frame.
     pub mfn: Mfn,
-    /// Whether its pfn is marked as foreign in the frame map. It is not only if the pfn got
-    /// something else meanwhile and Xen refused to undo the mapping.
+    /// Whether the frame map marks its pfn as foreign. It does not only if the pfn was filled
+    /// meanwhile and Xen refused to undo the mapping.
     pub is_marked: bool,
 }
 
 /// A grant that was not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotMapped {
-    /// Why.
+    /// The reason.
     pub error: GrantError,
-    /// Whether nothing is left of it. If not, the mapping stays in the list, though it was not to
-    /// stay, and this is why it was not unmapped.
+    /// Whether nothing is left of it. If not, the mapping stays in the list, and this is why it
+    /// could not be unmapped.
     pub undo: Result<(), GrantError>,
 }
 
 impl From<GrantError> for NotMapped {
-    /// Returns nothing had been done yet.
+    /// Says that nothing had been done yet.
     fn from(error: GrantError) -> Self {
         Self { error, undo: Ok(()) }
     }
@@ -88,7 +89,7 @@ pub struct GrantMaps<'s> {
 const GRANT_SLOTS_MAX: usize = 32;
 
 impl<'s> GrantMaps<'s> {
-    /// Makes an empty list. What is in `places` is forgotten.
+    /// Creates an empty list. The contents of `places` are forgotten.
     pub fn new(places: &'s mut [Option<MappedGrant>]) -> Self {
         places.fill(None);
         Self { places }
@@ -99,17 +100,17 @@ impl<'s> GrantMaps<'s> {
         self.places.iter().flatten()
     }
 
-    /// Maps grants, as many as `results` has places, and stores there what became of each, in
-    /// order. One that fails does not affect the others. No two are mapped as one pfn or in one
-    /// page: the second is refused, and so is one for which the list has such a mapping.
+    /// Maps as many grants as `results` has places, and stores the result of each there, in order.
+    /// A failure does not affect the others. A second mapping with the same pfn or in the same page
+    /// is refused.
     ///
     /// # Hypercalls
-    /// One `grant_table_op` for each 32 requests; one more for each slot that was mapped and cannot
-    /// be marked, to undo it.
+    /// One `grant_table_op` for each 32 requests; one more to undo each slot that was mapped and
+    /// cannot be marked.
     ///
     /// # Safety
-    /// The caller owns the pfns, and the pages at the addresses, in which no Rust object lives
-    /// (I-2); for as long as the list has the mappings.
+    /// The caller owns the pfns, and the pages at the addresses, in which no Rust object is (I-2),
+    /// as long as the list has the mappings.
     ///
     /// ```
     /// # use hypercall::grants::{GrantAccess, GrantRef};
@@ -198,7 +199,7 @@ impl<'s> GrantMaps<'s> {
         }
     }
 
-    /// Puts what was mapped into the list, and marks its pfn; or undoes the mapping.
+    /// Adds a mapping to the list and marks its pfn, or undoes the mapping.
     fn record<M: Grants>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -211,16 +212,16 @@ impl<'s> GrantMaps<'s> {
         let mapped = MappedGrant { is_marked: marked.is_ok(), ..mapped };
         self.places[place] = Some(mapped);
         let Err(error) = marked else { return Ok(mapped) };
-        // SAFETY: mapped a moment ago, and told to nobody.
+        // SAFETY: it was mapped a moment ago, and nobody knows of it.
         let undo = unsafe { self.unmap_place(guest, mapped, place) };
         Err(NotMapped { error: error.into(), undo })
     }
 
-    /// Unmaps the grant known as `pfn`, which has no memory then.
+    /// Unmaps the grant at `pfn`, which is empty afterwards.
     ///
     /// # Errors
-    /// [`GrantError`]: the mapping stays in the list. Only if a mark is gone that was there when
-    /// Xen was asked, the mapping has ended all the same, and left the list.
+    /// [`GrantError`]; the mapping stays in the list. One exception: if the mark vanished while Xen
+    /// was asked, the mapping has ended and left the list.
     ///
     /// # Hypercalls
     /// One `grant_table_op`.
@@ -236,11 +237,11 @@ impl<'s> GrantMaps<'s> {
         let mut found = places.filter_map(|(place, mapped)| Some((place, (*mapped)?)));
         let found = found.find(|(_, mapped)| mapped.request.pfn == pfn);
         let (place, mapped) = found.ok_or(GrantError::NotMapped(pfn))?;
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         unsafe { self.unmap_place(guest, mapped, place) }
     }
 
-    /// Unmaps what is in this place of the list.
+    /// Unmaps the grant in this place of the list.
     ///
     /// # Safety
     /// As for [`unmap`](Self::unmap).
@@ -273,8 +274,8 @@ impl<'s> GrantMaps<'s> {
     }
 }
 
-/// Returns what to ask of Xen for a request, unless the map, or one of the `others` that are or
-/// will be mapped, says already that it cannot be.
+/// Returns the slot for a request, unless the map or one of the `others`, mapped or to be mapped,
+/// rules it out.
 fn plan<'r>(
     p2m: &P2m<'_>,
     request: &MapRequest,

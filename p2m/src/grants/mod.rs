@@ -1,7 +1,7 @@
 //! Frames shared with other domains, in both directions, with accounts that can be listed.
 //!
-//! [`Granted`] is the guest's own grant table, a [`Grant`] a frame that it lends. [`GrantMaps`] are
-//! the grants of others that it maps.
+//! [`Granted`] is the guest's own grant table, and a [`Grant`] a frame that it lends. [`GrantMaps`]
+//! is the list of others' grants that the guest maps.
 
 mod entry;
 mod error;

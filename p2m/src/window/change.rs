@@ -1,4 +1,4 @@
-//! What a change of the window sends to Xen: the links of its tables, and entries of live ones.
+//! The requests of a change of the window: links of its tables, and entries of live ones.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
 use core::ops::Range;
@@ -36,7 +36,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Splits `leaves`, counted from pfn 0, into the parts that lie in one GiB each.
+    /// Splits `leaves`, counted from pfn 0, at the borders of GiB.
     pub(super) fn of(leaves: Range<u64>) -> impl Iterator<Item = Self> {
         let mut start = leaves.start;
         core::iter::from_fn(move || {
@@ -64,9 +64,9 @@ pub(super) struct Change<'c, 'a, 'b, M> {
 }
 
 impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
-    /// Begins one. The map has to be that of the window: its list grows where the window's tables
-    /// lead (I-8). If Xen refused an undo before, and with it the flush, that is made up for:
-    /// pages that are mapped already would otherwise pass for pages that every vCPU sees.
+    /// Begins a change. The map must be the window's, because its list grows where the window's
+    /// tables lead (I-8). If Xen refused an undo and its flush before, flushes now: otherwise some
+    /// vCPU might not see pages that are mapped already.
     pub(super) fn begin(
         window: &'c mut Window,
         guest: &Guest<'a, M>,
@@ -87,7 +87,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
         Ok(change)
     }
 
-    /// Notes what the change leaves.
+    /// Records what the change leaves.
     pub(super) fn end(self, done: Result<(), WindowError>) -> Result<(), WindowError> {
         self.window.owes_flush |= done.is_err_and(|error| error.undo.is_err());
         done
@@ -103,7 +103,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
         Ok(Pte::new(self.guest.mfn(self.window.pfn(page))?, flags))
     }
 
-    /// Takes a page for the words of `pfns`, fills it with those of a hole, and returns it with the
+    /// Takes a page for the words of `pfns` and fills it with those of a hole. Returns it and the
     /// entry that leads to it.
     pub(super) fn own_leaf(
         &self,
@@ -117,7 +117,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
             Hole::Identity => IDENTITY,
         };
         if let Err(error) = fill_leaf(self.guest.machine(), leaf.pfn(), word) {
-            // It is not writable, as what is given back is.
+            // It cannot be written, so it does not go back as a free frame.
             source.give_uncertain(leaf.into());
             return Err(error.into());
         }
@@ -130,7 +130,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
         }
     }
 
-    /// Links a table for a GiB, by one entry: if Xen refuses it, nothing has changed. Xen itself
+    /// Links a table for a GiB by one entry. If Xen refuses, nothing has changed. Xen itself
     /// flushes every TLB when an entry above L1 changes.
     pub(super) fn link(&mut self, gib: u64, table: Mfn) -> Result<(), WindowError> {
         let first = Pfn::new(gib * PFNS_PER_L1);
@@ -138,13 +138,12 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
         self.push_l2(gib, Pte::new(table, PteFlags::TABLE))?;
         self.submit(first).map_err(|failure| match self.batch.in_effect().count() {
             0 => failure.into(),
-            // A machine that refuses a request as a whole may have done what is in it.
+            // A machine may do a request that it refuses as a whole.
             _ => WindowError { failure, undo: self.take_back(first) },
         })
     }
 
-    /// Takes back what is in effect of a refused batch, and flushes: some vCPU may have used an
-    /// entry meanwhile.
+    /// Undoes what took effect of a refused batch, and flushes: some vCPU may have used an entry.
     fn take_back(&mut self, first: Pfn) -> Result<(), ListError> {
         self.batch.invert();
         self.batch.op(MmuExtOp::tlb_flush_all())?;
@@ -159,7 +158,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
         Ok(self.batch.update(MmuUpdate::set(slot, pte), old.raw())?)
     }
 
-    /// Changes entries that a TLB may hold, at every vCPU; or changes them back. The first is for
+    /// Changes entries that a TLB may hold, at every vCPU, or changes them back. The first is for
     /// the word of `pfn`.
     pub(super) fn submit_flushed(&mut self, pfn: Pfn) -> Result<(), WindowError> {
         if self.batch.updates() == 0 {
@@ -173,7 +172,7 @@ impl<'c, 'a, 'b, M: Machine> Change<'c, 'a, 'b, M> {
     /// the word of `pfn`.
     pub(super) fn submit(&mut self, pfn: Pfn) -> Result<(), ListError> {
         let _changing = self.toolstack.map(Toolstack::changing);
-        // SAFETY: the entries are the window's (I-9), and so are the pages they lead to; readers
+        // SAFETY: the entries are the window's (I-9), and so are the pages they lead to. Readers
         // find the same in either.
         let done = unsafe { self.batch.submit(self.guest.machine()) };
         done.map_err(|error: BatchError| ListError::Refused { pfn, error })

@@ -1,4 +1,4 @@
-//! A window that was not changed, and what is left of the attempt.
+//! The error of a change of the window.
 
 use core::fmt;
 
@@ -6,18 +6,18 @@ use hypercall::AccessError;
 
 use crate::error::{ListError, P2mError};
 
-/// A window that could not be opened, or a change of it that failed.
+/// Why a window could not be opened or changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowError {
-    /// Why.
+    /// The reason.
     pub failure: ListError,
-    /// Whether what was done before could be undone. If not, the frames concerned may be read-only,
-    /// or mapped in the window: they come back as uncertain ones.
+    /// Whether the change was undone. If not, its frames may be read-only, or mapped in the window;
+    /// they come back as uncertain ones.
     pub undo: Result<(), ListError>,
 }
 
 impl From<ListError> for WindowError {
-    /// Returns nothing had been done yet.
+    /// Says that nothing had been done yet.
     fn from(failure: ListError) -> Self {
         Self { failure, undo: Ok(()) }
     }

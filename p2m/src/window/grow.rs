@@ -1,9 +1,8 @@
-//! Growth, and memory for the words of holes.
+//! Grows the map, and gives memory to the words of holes.
 //!
-//! Plan and order: new tables and pages are filled while nobody sees them, the table is protected,
-//! and one entry links it; only then does the length rise, or the caller change entries there. The
-//! generation is odd around each link. Until a page is linked, readers find the hole's words in its
-//! place, which say the same as those of the new page.
+//! The order: fill new tables and pages while nobody sees them, protect the table, link it by one
+//! entry. Only then raise the length, or change entries there. The generation is odd around each
+//! link. Until a page is linked, readers find the hole's words in its place, which say the same.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
 use hypercall::{Batch, Frame, FrameSource, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot};
@@ -19,13 +18,12 @@ use crate::toolstack::Toolstack;
 
 impl Window {
     /// Grows the map to `len` pfns. The new ones are absent, and their words share memory:
-    /// [`reserve`](Self::reserve) a pfn before it is given anything. A smaller `len` changes
-    /// nothing. `toolstack`, if the list is published, is told of each change and of the new
-    /// `max_pfn`.
+    /// [`reserve`](Self::reserve) a pfn before filling it. A smaller `len` changes nothing. If the
+    /// list is published, `toolstack` learns of each change and of the new `max_pfn`.
     ///
     /// # Errors
-    /// [`WindowError`]; the length is as it was. GiB that were linked already stay so, unseen, and
-    /// are linked again by the next attempt.
+    /// [`WindowError`]; the length is as it was. GiB that were linked stay so, unseen, and the next
+    /// attempt uses them.
     ///
     /// # Hypercalls
     /// For G new GiB and a batch of B updates: ceil(G / B) `mmu_update`; none within a GiB that the
@@ -61,7 +59,7 @@ impl Window {
         let end = len.div_ceil(PFNS_PER_L1);
         let absent = guest.mfn(change.window.pfn(place::ABSENT_L1))?;
         let pte = Pte::new(absent, PteFlags::TABLE);
-        // A batch without any room is full at the first update.
+        // A batch without room is full at the first update.
         let room = change.batch.updates_max().max(1);
         while gib < end {
             let first = Pfn::new(gib * PFNS_PER_L1);
@@ -72,8 +70,8 @@ impl Window {
             }
             change.submit(first)?;
         }
-        // SAFETY: I-9: every GiB below is linked; what is there are absent words, shared or in the
-        // tail of a page.
+        // SAFETY: I-9: every GiB below is linked, and has absent words there, shared or in the tail
+        // of a page.
         unsafe { p2m.list.raise(len) };
         if let Some(toolstack) = toolstack {
             toolstack.raise_max_pfn(p2m);
@@ -81,19 +79,18 @@ impl Window {
         Ok(())
     }
 
-    /// Gives the words of `pfns` memory of their own, so that the pfns can be given something
-    /// without a further frame or hypercall. Words that have it already are left alone; what any
-    /// pfn stands for does not change. If a frame list is published,
-    /// [`refresh`](crate::FrameList::refresh) it before the entries change.
+    /// Gives the words of `pfns` memory of their own. The pfns can then be filled without a further
+    /// frame or hypercall. Words that have memory are left alone, and no entry changes. If a frame
+    /// list is published, [`refresh`](crate::FrameList::refresh) it before entries change.
     ///
     /// # Errors
-    /// [`WindowError`]: GiB before the refused one, and the first pages in it, may be reserved;
-    /// every frame that is not in use is back in `source`.
+    /// [`WindowError`]. GiB before the refused one, and the first pages in it, may be reserved.
+    /// Every frame that is not in use is back in `source`.
     ///
     /// # Hypercalls
-    /// For a GiB that has no table of its own: one `update_va_mapping` and one `mmu_update`. For P
-    /// pages in a GiB that has one: ceil(P / B) multicalls of `mmu_update` and a flush.
-    /// One more, a flush, after an operation whose undo was refused.
+    /// For a GiB without a table of its own: one `update_va_mapping` and one `mmu_update`. For P
+    /// pages in a GiB with one: ceil(P / B) multicalls of `mmu_update` and a flush. One more, a
+    /// flush, after an operation whose undo was refused.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, Pfn};
@@ -128,15 +125,15 @@ impl Window {
         change.end(reserved)
     }
 
-    /// Marks `pfns`, which have no memory, as identity frames. Whole pages and whole GiB of them
-    /// share their words' memory.
+    /// Marks `pfns`, which are empty, as identity frames. Whole pages and whole GiB of them share
+    /// the memory of their words.
     ///
     /// # Errors
-    /// [`WindowError`], `Occupied` among others if one of the pfns stands for something; those
-    /// before it may be marked.
+    /// [`WindowError`], with [`P2mError::Occupied`] if a pfn is not empty. Pfns before it may be
+    /// marked.
     ///
     /// # Hypercalls
-    /// For a whole GiB one `mmu_update`; otherwise as for [`reserve`](Self::reserve).
+    /// One `mmu_update` for a whole GiB; otherwise as for [`reserve`](Self::reserve).
     ///
     /// # Safety
     /// As for [`P2m::set_identity`].
@@ -168,13 +165,13 @@ impl Window {
     ) -> Result<(), WindowError> {
         let mut change = Change::begin(self, guest, toolstack, batch)?;
         check_range(guest.p2m(), pfns)?;
-        // SAFETY: the caller's promise is handed on.
+        // SAFETY: the caller's promise is passed on.
         let reserved = unsafe { change.reserve_identity(pfns, source) };
         change.end(reserved)
     }
 }
 
-/// Returns the map has to have these pfns.
+/// Checks that the map has these pfns.
 fn check_range(p2m: &P2m<'_>, pfns: Pfns) -> Result<(), ListError> {
     if pfns.end() > p2m.len() {
         return Err(ListError::Capacity { pfns: pfns.end(), capacity: p2m.len() });
@@ -183,7 +180,7 @@ fn check_range(p2m: &P2m<'_>, pfns: Pfns) -> Result<(), ListError> {
 }
 
 impl<M: Machine> Change<'_, '_, '_, M> {
-    /// Does what [`Window::reserve`] says.
+    /// See [`Window::reserve`].
     fn reserve(&mut self, pfns: Pfns, source: &mut impl FrameSource) -> Result<(), WindowError> {
         let leaves = pfns.start.raw() / LEAF_WORDS..pfns.end().div_ceil(LEAF_WORDS);
         for part in Part::of(leaves) {
@@ -192,10 +189,10 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         Ok(())
     }
 
-    /// Does what [`Window::reserve_identity`] says.
+    /// See [`Window::reserve_identity`].
     ///
     /// # Safety
-    /// As for that.
+    /// As there.
     unsafe fn reserve_identity(
         &mut self,
         pfns: Pfns,
@@ -233,7 +230,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
     ) -> Result<(), WindowError> {
         match self.window.l1(&self.guest, part.gib)? {
             L1::Own(table) => self.relink(table, part, target, source),
-            // Nothing to do for identity pages that are to become identity pages.
+            // Identity pages stay identity pages.
             L1::Shared(Hole::Identity) if target == Target::Identity => Ok(()),
             L1::Shared(hole) => self.split(part, hole, target, source),
             L1::Missing => {
@@ -282,8 +279,8 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         Ok(())
     }
 
-    /// Adds the change of one leaf of a live table, if it is a hole that has to change. The page
-    /// that it takes is in `taken`.
+    /// Adds the change of one leaf of a live table, if it is a hole that must change. Puts its page
+    /// into `taken`.
     fn push_leaf(
         &mut self,
         table: Pfn,
@@ -307,7 +304,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         Ok(self.batch.update(MmuUpdate::set(slot, new), old.raw())?)
     }
 
-    /// Marks the words of a leaf that has memory of its own as identity.
+    /// Marks the words of a leaf with memory of its own as identity.
     fn mark_own(&self, table: Pfn, pfns: Pfns) -> Result<(), ListError> {
         let at = index(pfns.start.raw() / LEAF_WORDS);
         let pte = self.guest.machine().read_entry(table, at)?;

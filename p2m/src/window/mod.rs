@@ -1,4 +1,4 @@
-//! The window: a range of kernel addresses in which the list lies and can grow.
+//! The window: kernel addresses at which the list is and can grow.
 //!
 //! ```text
 //!   root slot ─► L3 ─► L2 (512 GiB of guest memory each)
@@ -7,15 +7,13 @@
 //!                       ├─► the L1 of absent pages, for each whole GiB that has nothing
 //!                       └─► the L1 of identity pages, for each whole GiB of device space
 //! ```
+//! The tables are the window's own, so it need not walk anyone else's. New ones are filled by plain
+//! stores while they are loose, protected, and linked by one entry. The builder's list is not
+//! copied: its pages are mapped here a second time. A hole costs only the entry that leads to
+//! shared memory.
 //!
-//! The tables are the window's own, so that it need not walk anyone else's; new ones are filled by
-//! plain stores while they are loose, protected, and linked by one entry. The builder's list is not
-//! copied: its pages are mapped here a second time. A hole costs nothing but the entry that leads
-//! to shared memory.
-//!
-//! The shared pages hold words of their own kind ([`P2mEntry`](crate::P2mEntry) decodes them like
-//! any other), so that look-ups know nothing of all this, and a change of an entry that has no
-//! memory yet is an error, not a fault.
+//! The words of shared pages decode like any other ([`P2mEntry`](crate::P2mEntry)). So look-ups
+//! need not know of all this, and a change of an entry without memory is an error, not a fault.
 #![expect(unsafe_code, reason = "changes mappings of the window, which belong to it (I-2, I-9)")]
 
 mod change;
@@ -56,7 +54,7 @@ const PFNS_PER_L2: u64 = TABLE_ENTRIES * PFNS_PER_L1;
 /// Pfns whose words a root slot maps: 256 TiB.
 const PFNS_MAX: u64 = TABLE_ENTRIES * PFNS_PER_L2;
 
-/// Frames of the window that are the same for every size: their places in its run.
+/// The frames of a window of any size: their places in its run.
 mod place {
     pub(super) const L3: u64 = 0;
     pub(super) const ABSENT_LEAF: u64 = 1;
@@ -66,14 +64,14 @@ mod place {
     pub(super) const L2: u64 = 5;
 }
 
-/// Where the window is to be.
+/// The place for a window.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowPlace {
-    /// Its first address: the first of a root slot that is free in every address space.
+    /// Its first address, which begins a root slot that is free in every address space.
     pub va: GuestVa,
-    /// The same for the program that looks up.
+    /// The same address for the program that looks up.
     pub words: NonNull<AtomicU64>,
-    /// How many pfns the map may ever have.
+    /// The most pfns that the map may ever have.
     pub capacity: u64,
 }
 
@@ -81,22 +79,23 @@ pub struct WindowPlace {
 ///
 /// # Invariants
 /// I-9: the tables below the window's root slot belong to the window and are read-only in the
-/// direct mapping; so does every leaf but the builder's. Each GiB below the map's length is linked.
+/// direct mapping. So do all leaves except the builder's. Each GiB below the map's length is
+/// linked.
 #[derive(Debug)]
 pub struct Window {
     va: GuestVa,
-    /// Where the program sees the words.
+    /// The program's address of the words.
     words: usize,
     capacity: u64,
     /// L3, shared leaves, shared L1 tables, L2 tables, L1 tables of the builder's list.
     frames: Frames,
-    /// Whether some vCPU may still see a page that a change took out of the window: Xen refused the
-    /// undo of the change, and with it the flush.
+    /// Whether some vCPU may still see a page that a change removed from the window: Xen refused to
+    /// undo the change, and with that its flush.
     owes_flush: bool,
 }
 
 impl Window {
-    /// Returns how many frames a window takes at first for a map of `len` pfns that may grow to
+    /// Returns how many frames a new window needs for a map of `len` pfns that may grow to
     /// `capacity`.
     ///
     /// ```
@@ -110,11 +109,11 @@ impl Window {
         place::L2 + capacity.div_ceil(PFNS_PER_L2) + len.div_ceil(PFNS_PER_L1)
     }
 
-    /// Maps the builder's list in a window, where it can grow, and returns the map that is there.
-    /// The guest's map stays usable: it is the same memory, and never grows.
+    /// Maps the builder's list in a window, where it can grow, and returns the map there. The
+    /// guest's map stays usable: it is the same memory, and never grows.
     ///
     /// # Errors
-    /// [`WindowError`], and the frames: uncertain ones, if what was done could not be undone.
+    /// [`WindowError`] and the frames, which are uncertain if the attempt could not be undone.
     /// Nothing is mapped.
     ///
     /// # Hypercalls
@@ -123,10 +122,10 @@ impl Window {
     /// list's length.
     ///
     /// # Safety
-    /// The kernel runs on the guest's kernel root, in which the root slot is free; it stays the
-    /// window's, and address spaces made later share it. Nobody uses the old map's memory beyond
-    /// its length. `place.words` is where the program sees `place.va`, for as long as the map is
-    /// used.
+    /// * The kernel runs on the guest's kernel root, where the root slot is free. It stays the
+    ///   window's, and later address spaces share it.
+    /// * Nobody uses the old map's memory beyond its length.
+    /// * `place.words` is the program's address of `place.va` while the map is used.
     ///
     /// ```
     /// # use hypercall::{BatchStorage, GuestVa, Pfn};
@@ -165,15 +164,15 @@ impl Window {
             };
             return Err(Refused { value, error });
         }
-        // SAFETY: the caller says that the words are there; the old ones are mapped in this place.
+        // SAFETY: the caller says that the words are there. The old ones are mapped in this place.
         let list = unsafe { List::growing(place.words, len, capacity) };
         // SAFETY: the rest of the last page is mapped with it, and the caller gives it.
         unsafe { list.clear_tail(LEAF_WORDS) };
         Ok((P2m { list }, window))
     }
 
-    /// Returns the window has to be where a root slot begins, have the frames that a map of `len`
-    /// pfns takes, and room for it.
+    /// Checks that the window begins at a root slot, has the frames for a map of `len` pfns, and
+    /// room for it.
     fn check_size(&self, len: u64) -> Result<(), ListError> {
         let (needed, given) = (Self::frames_needed(len, self.capacity), self.frames.count());
         if given != needed {
@@ -227,9 +226,9 @@ impl Window {
         })
     }
 
-    /// Protects every table, pins the one that all absent GiB share, and links the L3. Pinned by
-    /// itself that table stays validated while no GiB leads to it: to link it for the next one
-    /// costs a fiftieth of what it costs to have its 512 entries looked at again.
+    /// Protects every table, pins the one that all absent GiB share, and links the L3. The pin
+    /// keeps that table validated while no GiB leads to it. Linking it for the next GiB then costs
+    /// a fiftieth of validating its 512 entries again.
     fn link_root<M: Machine>(
         &self,
         guest: &Guest<'_, M>,
@@ -260,7 +259,7 @@ impl Window {
         let refused = |error| ListError::Refused { pfn: Pfn::new(0), error };
         // SAFETY: the slot is the window's by the caller's word, and so are the tables (I-9).
         let Err(error) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
-        // Xen goes on behind a refused pin, and a pin stays behind a refused link.
+        // Xen goes on behind a refused pin, and a pin stays after a refused link.
         let pinned = batch.applied().any(|element| matches!(element, Element::Op(_)));
         batch.invert();
         let unpin = match pinned {
@@ -289,10 +288,7 @@ impl Window {
     /// ([`P2m::set_identity`]).
     ///
     /// # Errors
-    /// If the pages cannot be written.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The pages cannot be written.
     pub fn refill_holes<M: FrameAccess>(&self, machine: &M) -> Result<(), AccessError> {
         fill_leaf(machine, self.pfn(place::ABSENT_LEAF), SHARED_ABSENT)?;
         fill_leaf(machine, self.pfn(place::IDENTITY_LEAF), SHARED_IDENTITY)
@@ -331,7 +327,7 @@ impl Window {
         })
     }
 
-    /// Returns what kind of shared leaf an L1 entry leads to, if it does.
+    /// Returns the kind of shared leaf that an L1 entry leads to, if it does.
     fn hole(&self, p2m: &P2m<'_>, pte: Pte) -> Result<Option<Hole>, P2mError> {
         Ok(match pte.mfn() {
             mfn if mfn == p2m.mfn(self.pfn(place::ABSENT_LEAF))? => Some(Hole::Absent),
@@ -344,7 +340,7 @@ impl Window {
 /// What the L2 entry of a GiB leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum L1 {
-    /// Nothing: the map does not go that far.
+    /// Nothing: the map ends before it.
     Missing,
     /// The table that all such holes share.
     Shared(Hole),
@@ -352,7 +348,7 @@ enum L1 {
     Own(Pfn),
 }
 
-/// What a hole stands for.
+/// The kind of a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hole {
     Absent,

@@ -1,7 +1,7 @@
-//! A GiB of a hole gets a table of its own.
+//! Gives a GiB of a hole a table of its own.
 //!
-//! What was taken from the source is kept as tokens until the table is linked: what a frame holds
-//! says nothing about whose the frames are that it names.
+//! Tokens of the frames taken are kept until the table is linked: the contents of a frame do not
+//! tell who owns the frames that it names.
 
 use hypercall::{Frame, FrameSource, Machine, Pfn};
 
@@ -11,7 +11,7 @@ use super::tables::{Access, Stopped, fill_table, protect, unprotect, write};
 use super::{Hole, LEAVES_MAX};
 use crate::error::ListError;
 
-/// What has become of a table that is not to be used after all.
+/// The state of a table that is not used after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     /// It is loose, and writable.
@@ -22,12 +22,12 @@ enum Left {
     Linked,
 }
 
-/// A table that is not to be used, and why.
+/// A table that is not used, and the reason.
 type Unused = (WindowError, Left);
 
 impl<M: Machine> Change<'_, '_, '_, M> {
-    /// Puts a table of the GiB's own in place of the shared one of `hole`, with the leaves of
-    /// `part` converted.
+    /// Replaces the shared table of `hole` by one of the GiB's own, with the leaves of `part`
+    /// converted.
     pub(super) fn split(
         &mut self,
         part: &Part,
@@ -76,8 +76,8 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         })
     }
 
-    /// Fills a loose table like the shared one of `hole`, with the leaves of `part` converted. The
-    /// leaves that it takes are in `taken`.
+    /// Fills a loose table like the shared one of `hole`, with the leaves of `part` converted. Puts
+    /// the leaves that it takes into `taken`.
     fn fill_split(
         &self,
         table: Pfn,

@@ -1,4 +1,4 @@
-//! Tables and pages of the window: filled while loose, protected, read.
+//! Fills, protects and reads the tables and pages of the window.
 #![expect(unsafe_code, reason = "writes frames that belong to the window (I-1, I-9)")]
 
 use hypercall::{
@@ -11,7 +11,7 @@ use super::{TABLE_ENTRIES, index};
 use crate::error::ListError;
 use crate::guest::Guest;
 
-/// How a table's frame is mapped in the direct mapping.
+/// How the direct mapping maps a table's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     ReadOnly,
@@ -77,16 +77,15 @@ pub(super) fn write<M: FrameAccess>(
 /// A [`protect`] that was refused.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stopped {
-    /// How many tables are mapped as was asked: the first ones.
+    /// The first so many tables, which are mapped as asked.
     pub(super) done: u64,
-    /// Why the next is not.
+    /// Why the next one is not.
     pub(super) failure: ListError,
     /// Whether those behind it are as they were.
     pub(super) undo: Result<(), ListError>,
 }
 
-/// Maps the frames of `tables` with `access` in the direct mapping, in one hypercall for each 16
-/// tables.
+/// Maps the frames of `tables` with `access` in the direct mapping, in one hypercall for each 16.
 pub(super) fn protect<M: Machine>(
     guest: &Guest<'_, M>,
     tables: impl Iterator<Item = Pfn>,
@@ -122,7 +121,7 @@ fn mapping<M: FrameAccess>(
     Ok((mapping, entry(access.opposite())))
 }
 
-/// Submits the mappings of `pending` tables, behind `done` others. Returns how many those are.
+/// Submits the mappings of `pending` tables, behind `done` others. Returns how many are done then.
 fn submit<M: Machine>(
     machine: &M,
     batch: &mut Batch<'_>,
@@ -130,11 +129,11 @@ fn submit<M: Machine>(
     pending: &[Pfn],
 ) -> Result<u64, Stopped> {
     let requests = batch.requests() as u64;
-    // SAFETY: the frames belong to the window (I-9); no Rust reference leads into them.
+    // SAFETY: the frames belong to the window (I-9). No Rust reference leads into them.
     let Err(error) = (unsafe { batch.submit(machine) }) else { return Ok(requests) };
     let table = pending[error.request as usize];
-    // What Xen did behind the refused entry is taken back at once, so that the done ones are the
-    // first ones.
+    // What Xen did behind the refused entry is undone at once, so that the done ones are the first
+    // ones.
     batch.invert();
     let failure = ListError::Protect { table, error };
     // SAFETY: as above.
@@ -144,7 +143,7 @@ fn submit<M: Machine>(
     Err(Stopped { done, failure, undo })
 }
 
-/// Undoes a [`protect`] that stopped, or that is to be undone whole.
+/// Undoes a [`protect`], whether it stopped or not.
 pub(super) fn unprotect<M: Machine>(
     guest: &Guest<'_, M>,
     tables: impl Iterator<Item = Pfn>,

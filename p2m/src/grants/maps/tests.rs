@@ -106,7 +106,7 @@ fn every_slot_has_its_own_result_and_only_the_good_ones_are_mapped() {
         [
             "mfn 00701",
             "pfn 00001 is mfn 00055 already",
-            "pfn 00000 has a grant already, or twice in a request",
+            "pfn 00000 has a grant already, or is twice in the request",
             "pfn 00009 is out of range: the frame map has 0x4 entries",
             "the grant of pfn 00002: GNTST_bad_gntref (-3)",
         ]
