@@ -44,8 +44,8 @@ fn what_is_wrong_with_a_pfn_or_an_mfn() {
         pfn 00012 has no memory, not a foreign frame
         pfn 00012 is mfn 00203, not an identity
         pfn 00012 is an identity frame already
-        pfn 00012 lies in a hole: reserve it before use
-        no machine has a frame mfn 00203
+        pfn 00012 is in a hole: reserve it before use
+        mfn 00203 is beyond the frames of any machine
         mfn 00203 has no pfn in M2P: it is not this guest's
         M2P says that mfn 00203 is pfn 00012, P2M says that this pfn is mfn 00203 of domain 3
         M2P says that mfn 00203 is pfn 00012, P2M says that this pfn is out of range"#]],
@@ -70,7 +70,7 @@ fn what_is_wrong_with_the_list() {
     read(
         &failures,
         &expect![[r#"
-        the window takes 3 frames, not 2
+        the window needs 3 frames, not 2
         0x0000000000005000 is not the first address of a root slot
         there is room for the words of 0x10 pfns, not of 0x20
         the frame list has places for 2 pages, one for each GiB
@@ -129,13 +129,13 @@ fn what_is_wrong_with_a_grant() {
         &expect![[r#"
         pfn 00012 has no memory
         the grant table has no entry 600
-        the entry is taken by grant 8: mfn 00203 to domain 3
-        entry 8 does not hold the grant any more
+        the entry is in use: grant 8: mfn 00203 to domain 3
+        entry 8 no longer holds the grant
         the table in which entry 8 held the grant is gone
         grant 8: mfn 00203 to domain 3, which has it mapped: it cannot be ended
         mfn 00203 does not fit a grant entry
-        pfn 00012 has a grant already, or twice in a request
-        the page of 0x0000000000005000 has a grant already, or twice in a request
+        pfn 00012 has a grant already, or is twice in the request
+        the page of 0x0000000000005000 has a grant already, or is twice in the request
         the list of mappings has no place for pfn 00012
         no grant is mapped as pfn 00012
         the grant of pfn 00012: GNTST_bad_gntref (-3)
