@@ -51,3 +51,17 @@ pub(crate) fn lose<M: Machine>(
         _ => log::warn!("mfn {} is not ours, and may be mapped still", pte.mfn()),
     }
 }
+
+/// The same for an entry that led to a table: it goes where tables go.
+#[cold]
+pub(crate) fn lose_table<M: Machine>(
+    guest: &Guest<'_, M>,
+    pte: Pte,
+    frames: &mut SpaceFrames<'_, impl FrameSource>,
+) {
+    match guest.pfn(pte.mfn()) {
+        // SAFETY: as for a leaf.
+        Ok(pfn) => frames.of_tables().give_uncertain(unsafe { Frame::claim(pfn) }.into()),
+        Err(error) => log::error!("table mfn {} is lost: {error}", pte.mfn()),
+    }
+}

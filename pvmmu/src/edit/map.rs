@@ -193,13 +193,16 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let below = level.below().ok_or(MapError::NotMapped(va))?;
         let mfn = guest.mfn(table.pfn())?;
         let (slot, old) = self.path.entry(&guest, level, va)?;
+        let user = self.roots.user.filter(|_| level == Level::L4);
+        let copy = user.map(|user| guest.mfn(user)).transpose()?;
         // Both in one batch: room for the copy is made first.
         self.make_room_for_two()?;
         // The kernel root's first: what a user root leads to belongs to the tree at any time.
         let new = Pte::new(mfn, held_table(Held::Pooled(below)));
         self.push(MmuUpdate::set(slot, new), old.raw())?;
-        if let (Level::L4, Some(user)) = (level, self.roots.user) {
-            let (slot, new) = mirror(guest.mfn(user)?, slot, mfn);
+        self.is_linking = true;
+        if let Some(user) = copy {
+            let (slot, new) = mirror(user, slot, mfn);
             self.push(MmuUpdate::set(slot, new), old.raw())?;
         }
         Ok(())

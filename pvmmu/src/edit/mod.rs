@@ -95,6 +95,8 @@ pub struct Edit<'e, 'a, 't, M, F> {
     done: u64,
     /// Pending updates that change nothing but flags: nothing is to be settled for them.
     flags_only: usize,
+    /// Whether a link to a table of the pool is pending.
+    is_linking: bool,
     /// Room that the batch had when the operation that goes on began, or has sent all before.
     room: usize,
     /// What has ended the section: something pending was dropped.
@@ -351,9 +353,22 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         tools.batch.clear();
         tools.begin(roots.kernel);
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
-        let (next, flush, done, flags_only) = (0, Flush::NONE, 0, 0);
+        let (next, flush, done, flags_only, is_linking) = (0, Flush::NONE, 0, 0, false);
         let (room, ended) = (tools.batch.room(), None);
-        Self { tools, roots, doubt, path, direct_map, next, flush, done, flags_only, room, ended }
+        Self {
+            tools,
+            roots,
+            doubt,
+            path,
+            direct_map,
+            next,
+            flush,
+            done,
+            flags_only,
+            is_linking,
+            room,
+            ended,
+        }
     }
 
     /// Does an operation as a whole: what it has pending when it fails does not happen.
@@ -542,9 +557,11 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
 
     /// Adds an update for another domain's frame to what is pending.
     fn push_for(&mut self, update: MmuUpdate, old: u64, domains: Domains) -> Result<(), MapError> {
-        // A run of its own: one more must be left for own frames, and one for the flush.
-        let is_out_of_runs = self.tools.batch.requests() + 3 > CALLS_MAX;
-        if is_out_of_runs || self.tools.batch.update_for(update, old, domains).is_err() {
+        // A request of its own, which Xen does even if it refuses the one before it: a table that
+        // it may change is linked in an earlier submit. One more must be left for own frames, and
+        // one for the flush.
+        let is_later = self.is_linking || self.tools.batch.requests() + 3 > CALLS_MAX;
+        if is_later || self.tools.batch.update_for(update, old, domains).is_err() {
             self.submit()?;
             self.tools.batch.update_for(update, old, domains)?;
         }
@@ -577,6 +594,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         self.next = 0;
         let flush = core::mem::replace(&mut self.flush, Flush::NONE);
         let flags_only = core::mem::take(&mut self.flags_only);
+        self.is_linking = false;
         self.put_right()?;
         let Tools { guest, batch, pool, frames, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
@@ -646,6 +664,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         self.path.forget();
         self.next = 0;
         self.flags_only = 0;
+        self.is_linking = false;
         self.flush = Flush::NONE;
         let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
         let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };

@@ -3,7 +3,7 @@
 use hypercall::{Frame, FrameSource, Machine, MmuUpdate, Pte};
 
 use crate::frames::SpaceFrames;
-use crate::leaf::{lose as lose_leaf, release};
+use crate::leaf::{lose as lose_leaf, lose_table, release};
 use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
 use p2m::Guest;
@@ -63,7 +63,7 @@ impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
 
     /// A table that is linked no more, or should not be: what is in it is not known.
     fn lost_table(&mut self, held: Held, pte: Pte) {
-        lose_leaf(self.guest, pte, self.frames);
+        lose_table(self.guest, pte, self.frames);
         if let (Held::Pooled(_), Some(pool)) = (held, &mut self.pool) {
             pool.note_not_returned(1);
         }

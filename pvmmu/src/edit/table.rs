@@ -17,7 +17,7 @@ use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
 use crate::entries::{Entries, empty_table, population};
 use crate::frames::SpaceFrames;
-use crate::leaf::{lose, release};
+use crate::leaf::{lose, lose_table, release};
 use crate::map_error::MapError;
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
@@ -120,7 +120,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             }
         }
         if !linked {
-            lose(&guest, not_held(link), &mut self.tools.frames);
+            lose_table(&guest, link, &mut self.tools.frames);
             self.note_not_returned(link);
         }
     }
