@@ -10,10 +10,10 @@ use balloon::{Accounts, Balloon, BalloonError, BalloonStep, Next, Reserve, StepS
 use common::{FREE, FREE_FROM, Guest, PAGES, SPAN, Stack, config, step, words};
 use hypercall::Errno;
 use hypercall::memory::{Extent, MemoryOp, Reservation};
-use hypercall::middleware::{FailNth, Refusal};
+use hypercall::middleware::{FailNth, Refusal, Refusals};
 use hypercall::{DomId, Hypercalls as _, Machine, Pfn};
 use pv_tests::account::Account;
-use pv_tests::pairs::{self, Plan, around};
+use pv_tests::pairs::{self, around};
 use xen_model::{DomainConfig, Model, Role};
 
 /// Room for so many frames, of which 8 go out at once and 7 come in.
@@ -100,7 +100,7 @@ impl<'g, M: Machine> Scene<'g, M> {
 
 #[test]
 fn frames_go_out_and_come_back_whichever_two_requests_are_refused() {
-    pairs::run("balloon", "out_and_in", |plan: &Plan<'_>| {
+    pairs::run("balloon", "out_and_in", |plan: &Refusals<'_>| {
         let guest = Guest::new();
         let machine = around(&guest.model, plan);
         let mut words = words();
@@ -114,7 +114,7 @@ fn frames_go_out_and_come_back_whichever_two_requests_are_refused() {
 
 #[test]
 fn the_guest_grows_beyond_its_size_at_boot_whichever_two_requests_are_refused() {
-    pairs::run("balloon", "growth", |plan: &Plan<'_>| {
+    pairs::run("balloon", "growth", |plan: &Refusals<'_>| {
         let guest = Guest::new();
         let machine = around(&guest.model, plan);
         let (mut words, mut bits) = (words(), [0; 1]);
@@ -137,7 +137,7 @@ fn the_guest_grows_beyond_its_size_at_boot_whichever_two_requests_are_refused() 
 
 #[test]
 fn a_frame_that_a_toolstack_takes_is_found_out_whichever_two_requests_are_refused() {
-    pairs::run("balloon", "lost_frame", |plan: &Plan<'_>| {
+    pairs::run("balloon", "lost_frame", |plan: &Refusals<'_>| {
         let mut guests = Model::builder().seed(3).guest(config());
         guests = guests.other(DomainConfig::new(Role::Dom0, 1024));
         let guest = Guest::of(guests);

@@ -33,7 +33,7 @@ pub struct Run {
 /// A page that holes share takes one step. So a sparse map costs as much as what it holds, and one
 /// step for every 512 pfns of holes.
 #[derive(Clone, Debug)]
-pub struct Runs<'p, 'a> {
+pub struct MapRuns<'p, 'a> {
     p2m: &'p P2m<'a>,
     next: u64,
     end: u64,
@@ -47,7 +47,7 @@ pub(crate) fn step(p2m: &P2m<'_>, pfn: u64, end: u64) -> Option<(P2mEntry, u64)>
     Some((P2mEntry::decode(word), pages_end.min(end) - pfn))
 }
 
-impl Iterator for Runs<'_, '_> {
+impl Iterator for MapRuns<'_, '_> {
     type Item = Run;
 
     fn next(&mut self) -> Option<Run> {
@@ -95,8 +95,8 @@ impl<'a> P2m<'a> {
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
     #[must_use]
-    pub fn runs(&self, pfns: Pfns, grain: Grain) -> Runs<'_, 'a> {
-        Runs { p2m: self, next: pfns.start.raw(), end: pfns.end().min(self.len()), grain }
+    pub fn runs(&self, pfns: Pfns, grain: Grain) -> MapRuns<'_, 'a> {
+        MapRuns { p2m: self, next: pfns.start.raw(), end: pfns.end().min(self.len()), grain }
     }
 
     /// Returns the runs of foreign frames: what other domains have lent, and where.

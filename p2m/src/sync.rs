@@ -6,6 +6,8 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+#[cfg(loom)]
+pub(crate) use self::{LoomMapWords as MapWords, LoomSharedInfo as ArchSharedInfo};
 #[cfg(not(loom))]
 pub(crate) use hypercall::shared_info::{ArchSharedInfo, MapWords};
 
@@ -13,12 +15,12 @@ pub(crate) use hypercall::shared_info::{ArchSharedInfo, MapWords};
 #[cfg(loom)]
 #[derive(Debug, Default)]
 #[allow(unreachable_pub, reason = "in the place of a public one")]
-pub struct ArchSharedInfo(MapWords);
+pub struct LoomSharedInfo(LoomMapWords);
 
 #[cfg(loom)]
 #[allow(unsafe_code, reason = "in the place of one that owes something")]
-impl ArchSharedInfo {
-    pub(crate) const unsafe fn map_words(&self) -> &MapWords {
+impl LoomSharedInfo {
+    pub(crate) const unsafe fn map_words(&self) -> &LoomMapWords {
         &self.0
     }
 }
@@ -27,7 +29,7 @@ impl ArchSharedInfo {
 #[cfg(loom)]
 #[derive(Debug, Default)]
 #[allow(unreachable_pub, reason = "in the place of a public one")]
-pub struct MapWords {
+pub struct LoomMapWords {
     pub max_pfn: AtomicU64,
     pub frame_list_list: AtomicU64,
     pub p2m_cr3: AtomicU64,

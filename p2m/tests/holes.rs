@@ -13,7 +13,7 @@ use hypercall::{
 };
 use p2m::runs::Census;
 use p2m::{Leaves as _, ListError, P2mEntry, P2mError, Pfns};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine};
+use pv_tests::window::{CAPACITY, GIB, LEAF, WindowMachine};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::PageType;
 
@@ -22,7 +22,7 @@ use xen_model::PageType;
 macro_rules! scene {
     ($seed:literal, $machine:ident, $p2m:ident, $window:ident, $pool:ident, $batch:ident,
      $guest:ident) => {
-        let $machine = Machine::new($seed);
+        let $machine = WindowMachine::new($seed);
         let (frames, mut $pool) = split(&$machine);
         let ($p2m, mut $window) = opened(&$machine, frames);
         let mut storage = Storage::new();
@@ -33,7 +33,7 @@ macro_rules! scene {
 
 #[test]
 fn a_hole_takes_no_frame_and_one_hypercall() {
-    let machine = Machine::new(3);
+    let machine = WindowMachine::new(3);
     let (frames, pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let (free, counting) = (pool.len(), Counting::new(&machine));
@@ -199,7 +199,7 @@ impl FrameSource for Few {
 }
 
 /// Makes a page read-only in the direct mapping.
-fn make_read_only(machine: &Machine, pfn: Pfn) {
+fn make_read_only(machine: &WindowMachine, pfn: Pfn) {
     let va = machine.direct_map(pfn).expect("mapped").addr();
     let (_, old) = machine.model.guest().l1_slot(va.as_u64()).expect("mapped");
     let mut few = BatchStorage::<0, 0>::new();

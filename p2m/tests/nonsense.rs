@@ -9,12 +9,12 @@ use hypercall::{FrameSource as _, Mfn, Pfn};
 use p2m::audit::Audit;
 use p2m::{DirectEntries, FrameList, Pfns, walk};
 use pv_tests::nonsense::{Nonsense, seeds};
-use pv_tests::window::{GIB, LEAF, Machine};
+use pv_tests::window::{GIB, LEAF, WindowMachine};
 
 #[test]
 fn a_window_is_opened_or_refused_whatever_a_machine_says() {
     for seed in seeds(24) {
-        let machine = Machine::of(1024, 3);
+        let machine = WindowMachine::of(1024, 3);
         let nonsense = Nonsense::new(&machine, seed);
         let (frames, _) = split(&machine);
         let _ = machine.open(&nonsense, frames, &mut Storage::new().batch());
@@ -24,7 +24,7 @@ fn a_window_is_opened_or_refused_whatever_a_machine_says() {
 #[test]
 fn a_window_changes_or_is_refused_whatever_a_machine_says() {
     for seed in seeds(24) {
-        let machine = Machine::of(1024, 3);
+        let machine = WindowMachine::of(1024, 3);
         let nonsense = Nonsense::new(&machine, seed);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);

@@ -11,13 +11,13 @@ use p2m::runs::{Census, Grain, Run};
 use p2m::{
     DirectEntries, DirectMap, FrameList, Leaves as _, NoDirectEntry, P2mEntry, P2mError, Pfns, walk,
 };
-use pv_tests::window::{CAPACITY, Machine};
+use pv_tests::window::{CAPACITY, WindowMachine};
 
 const ENDS: [u64; 6] = [1 << 40, 1 << 52, (1 << 55) + 1, 1 << 63, u64::MAX - 1, u64::MAX];
 
 #[test]
 fn a_page_of_the_list_that_no_map_has_is_refused_whatever_its_number() {
-    let machine = Machine::new(5);
+    let machine = WindowMachine::new(5);
     let (frames, mut pool) = split(&machine);
     let (p2m, window) = opened(&machine, frames);
     let guest = machine.guest(&machine, &p2m);
@@ -36,7 +36,7 @@ fn a_page_of_the_list_that_no_map_has_is_refused_whatever_its_number() {
 
 #[test]
 fn a_window_neither_grows_nor_reserves_past_its_end_whatever_it_is_asked_for() {
-    let machine = Machine::new(6);
+    let machine = WindowMachine::new(6);
     let (frames, mut pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let (guest, len, free) = (machine.guest(&machine, &p2m), p2m.len(), pool.len());
@@ -57,7 +57,7 @@ fn a_window_neither_grows_nor_reserves_past_its_end_whatever_it_is_asked_for() {
 
 #[test]
 fn a_number_that_is_no_pfn_is_refused_by_whatever_takes_one() {
-    let machine = Machine::new(7);
+    let machine = WindowMachine::new(7);
     let p2m = machine.builder_map();
     let guest = machine.guest(&machine, &p2m);
     let va = GuestVa::new(0xffff_ffff_ffff_f000).expect("the last page");

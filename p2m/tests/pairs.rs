@@ -10,25 +10,25 @@ use std::collections::BTreeSet;
 
 use common::{Storage, audit, opened, split};
 use hypercall::grants::{GrantAccess, GrantRef};
-use hypercall::middleware::FailEach;
+use hypercall::middleware::{FailEach, Refusals};
 use hypercall::{BatchStorage, DomId, FrameAccess as _, Pfn};
 use p2m::grants::{GrantError, GrantMaps, MapRequest, MappedGrant, NotMapped};
 use p2m::window::WindowError;
 use p2m::{Guest, P2m, P2mEntry, Pfns, Window};
 use pv_tests::account::Account;
 use pv_tests::guest::TestGuest;
-use pv_tests::pairs::{self, Plan};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool};
+use pv_tests::pairs;
+use pv_tests::window::{CAPACITY, GIB, LEAF, WindowMachine, WindowPool};
 use xen_model::{GrantEntry, Model};
 
 /// So few updates in a batch that what changes many pages takes several.
 type Small = BatchStorage<4, 2>;
 
 /// The guest on a machine that refuses.
-type Refusing<'a> = Guest<'a, FailEach<'a, &'a Machine>>;
+type Refusing<'a> = Guest<'a, FailEach<'a, &'a WindowMachine>>;
 
 /// Each page is free, in the window, or in doubt; and what is free can be written to.
-fn account(machine: &Machine, p2m: &P2m<'_>, pages: &BTreeSet<Pfn>, pool: &Pool) {
+fn account(machine: &WindowMachine, p2m: &P2m<'_>, pages: &BTreeSet<Pfn>, pool: &WindowPool) {
     let doubt: BTreeSet<Pfn> = pool.uncertain.iter().copied().collect();
     let mut account = Account::of(pages.iter().copied());
     account.found("free", pool.iter());
@@ -50,10 +50,10 @@ fn window(
     name: &str,
     pfns: &[Pfns],
     target: P2mEntry,
-    change: impl Fn(&Refusing<'_>, &mut Window, Pfns, &mut Pool) -> Result<(), WindowError>,
+    change: impl Fn(&Refusing<'_>, &mut Window, Pfns, &mut WindowPool) -> Result<(), WindowError>,
 ) {
-    pairs::run("p2m", name, |plan: &Plan<'_>| {
-        let machine = Machine::of(1024, 21);
+    pairs::run("p2m", name, |plan: &Refusals<'_>| {
+        let machine = WindowMachine::of(1024, 21);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let mut storage = Storage::new();
@@ -123,7 +123,7 @@ fn holes_that_become_identity() {
 #[test]
 fn a_map_that_grows() {
     pairs::run("p2m", "grow", |plan| {
-        let machine = Machine::of(1024, 22);
+        let machine = WindowMachine::of(1024, 22);
         let (frames, pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let (built, pages) = (p2m.len(), pool.iter().collect());
@@ -143,7 +143,7 @@ fn a_map_that_grows() {
 #[test]
 fn a_window_that_is_opened() {
     pairs::run("p2m", "open", |plan| {
-        let machine = Machine::of(1024, 23);
+        let machine = WindowMachine::of(1024, 23);
         let (frames, pool) = split(&machine);
         let run = frames.start().raw()..frames.start().raw() + frames.count();
         let pages: BTreeSet<Pfn> = pool.iter().collect();

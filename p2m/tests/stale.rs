@@ -8,20 +8,20 @@ mod common;
 use std::cell::Cell;
 
 use common::{Storage, opened, split};
-use hypercall::middleware::{FailEach, Refusal};
+use hypercall::middleware::{FailEach, Refusal, Refusals};
 use hypercall::{Errno, FrameAccess as _, PAGE_SHIFT, Pfn};
 use p2m::window::WindowError;
 use p2m::{Guest, Pfns, Window};
 use pv_tests::meanwhile::Meanwhile;
-use pv_tests::pairs::{self, Plan};
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, Pool, WINDOW};
+use pv_tests::pairs;
+use pv_tests::window::{CAPACITY, GIB, LEAF, WINDOW, WindowMachine, WindowPool};
 use xen_model::Mode;
 
 /// A second vCPU that loads and stores at `addresses` again and again, and keeps in its TLB what it
 /// finds.
 struct Second<'m> {
-    machine: &'m Machine,
-    plan: &'m Plan<'m>,
+    machine: &'m WindowMachine,
+    plan: &'m Refusals<'m>,
     vcpu: xen_model::Vcpu<'m>,
     addresses: Vec<u64>,
     uses: [Use; 2],
@@ -37,8 +37,8 @@ enum Use {
 
 impl<'m> Second<'m> {
     fn new(
-        machine: &'m Machine,
-        plan: &'m Plan<'m>,
+        machine: &'m WindowMachine,
+        plan: &'m Refusals<'m>,
         addresses: impl IntoIterator<Item = u64>,
     ) -> Self {
         let (addresses, uses) = (addresses.into_iter().collect(), [Use::Load, Use::Store]);
@@ -72,7 +72,7 @@ impl<'m> Second<'m> {
 }
 
 /// The guest on a machine that refuses, around one beside which the second vCPU goes on.
-type Refusing<'r> = Guest<'r, FailEach<'r, &'r Meanwhile<'r, &'r Machine>>>;
+type Refusing<'r> = Guest<'r, FailEach<'r, &'r Meanwhile<'r, &'r WindowMachine>>>;
 
 /// The addresses of the words of leaves from the one of `pfn` on, one in each.
 fn words(pfn: u64, leaves: u64) -> impl Iterator<Item = u64> {
@@ -83,10 +83,10 @@ fn words(pfn: u64, leaves: u64) -> impl Iterator<Item = u64> {
 fn nothing_is_stale(
     name: &str,
     addresses: impl Fn() -> Vec<u64>,
-    change: impl Fn(&Refusing<'_>, &mut Window, &mut Pool) -> Result<(), WindowError>,
+    change: impl Fn(&Refusing<'_>, &mut Window, &mut WindowPool) -> Result<(), WindowError>,
 ) {
     pairs::run("p2m", name, |plan| {
-        let machine = Machine::of(1024, 11);
+        let machine = WindowMachine::of(1024, 11);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let guest = machine.guest(&machine, &p2m);
@@ -157,7 +157,7 @@ fn words_of_holes_that_become_identity_are_stale_nowhere() {
 #[test]
 fn frames_that_become_tables_are_writable_nowhere() {
     pairs::run("p2m", "stale_open", |plan| {
-        let machine = Machine::of(1024, 12);
+        let machine = WindowMachine::of(1024, 12);
         let (frames, _) = split(&machine);
         let run = frames.start().raw()..frames.start().raw() + frames.count();
         let direct_map = machine.direct_map(Pfn::new(0)).expect("mapped").raw();
@@ -179,7 +179,7 @@ fn frames_that_become_tables_are_writable_nowhere() {
 #[test]
 fn a_flush_that_was_refused_with_an_undo_is_made_up_for_before_anything_succeeds() {
     let first = GIB - 20 * LEAF;
-    let machine = Machine::of(1024, 13);
+    let machine = WindowMachine::of(1024, 13);
     let (frames, mut pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let mut storage = Storage::new();
@@ -189,7 +189,7 @@ fn a_flush_that_was_refused_with_an_undo_is_made_up_for_before_anything_succeeds
     // The flush behind the change, the undo, and the flush behind that.
     let refusals = [1, 2, 3].map(|request| Refusal { request, errno: Errno::EBUSY, done: 0 });
     let asked = [const { Cell::new(None) }; 8];
-    let plan = Plan::new(&refusals, &asked);
+    let plan = Refusals::new(&refusals, &asked);
     let second = Second::new(&machine, &plan, words(first, 4));
     let touch = || second.touch_meanwhile();
     let watched = Meanwhile::before_traps(&machine, &touch);

@@ -15,16 +15,16 @@ use p2m::audit::Audit;
 use p2m::runs::Census;
 use p2m::{FrameList, Leaves as _, ListError, P2m, P2mEntry, P2mError, Pfns, Toolstack};
 use pv_tests::contrary::Contrary;
-use pv_tests::window::{CAPACITY, GIB, LEAF, Machine, WINDOW};
+use pv_tests::window::{CAPACITY, GIB, LEAF, WINDOW, WindowMachine};
 
 #[test]
 fn the_builders_list_lies_in_the_window_without_a_copy() {
     // One table maps the list of the first GiB, a second one what is behind it.
-    adopted_without_a_copy(&Machine::new(1));
-    adopted_without_a_copy(&Machine::of(GIB + 3 * LEAF, 1));
+    adopted_without_a_copy(&WindowMachine::new(1));
+    adopted_without_a_copy(&WindowMachine::of(GIB + 3 * LEAF, 1));
 }
 
-fn adopted_without_a_copy(machine: &Machine) {
+fn adopted_without_a_copy(machine: &WindowMachine) {
     let (frames, _) = split(machine);
     let counting = Counting::new(machine);
     let (p2m, window) = machine.open(&counting, frames, &mut Storage::new().batch()).expect("open");
@@ -46,7 +46,7 @@ fn adopted_without_a_copy(machine: &Machine) {
 #[test]
 fn growth_by_a_gib_takes_at_most_five_hypercalls_wherever_it_begins() {
     for begun in [0, 3 * LEAF, GIB - machine_pages()] {
-        let machine = Machine::new(2);
+        let machine = WindowMachine::new(2);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let counting = Counting::new(&machine);
@@ -76,7 +76,7 @@ fn machine_pages() -> u64 {
 
 #[test]
 fn a_shorter_length_changes_nothing() {
-    let machine = Machine::new(4);
+    let machine = WindowMachine::new(4);
     let (frames, _) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let mut storage = Storage::new();
@@ -87,7 +87,7 @@ fn a_shorter_length_changes_nothing() {
 
 #[test]
 fn a_batch_without_room_is_full_and_nothing_grows() {
-    let machine = Machine::new(4);
+    let machine = WindowMachine::new(4);
     let (frames, mut pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let (guest, len) = (machine.guest(&machine, &p2m), p2m.len());
@@ -102,7 +102,7 @@ fn a_batch_without_room_is_full_and_nothing_grows() {
 #[test]
 fn a_window_of_many_tables_that_is_refused_one_gets_all_of_them_back() {
     // With those that every window has, more tables than go out in one multicall.
-    let machine = Machine::of(13 * GIB, 11);
+    let machine = WindowMachine::of(13 * GIB, 11);
     let (mut frames, _) = split(&machine);
     let count = frames.count();
     let mut named = Vec::new();
@@ -139,7 +139,7 @@ const REFUSALS: u64 = 56;
 
 /// Opens, grows, reserves and marks, as far as it gets; frames that are in use at the end.
 fn live<M: hypercall::Machine>(
-    machine: &Machine,
+    machine: &WindowMachine,
     around: &M,
     toolstack: Toolstack<'_>,
 ) -> Result<(), String> {
@@ -196,7 +196,7 @@ fn live<M: hypercall::Machine>(
 }
 
 /// The direct mapping shows the frame writable.
-fn assert_writable(machine: &Machine, pfn: Pfn) {
+fn assert_writable(machine: &WindowMachine, pfn: Pfn) {
     let va = machine.direct_map(pfn).expect("mapped").raw();
     let (_, pte) = machine.model.guest().l1_slot(va).expect("mapped");
     assert_eq!(pte, pte.writable(), "pfn {pfn} is writable again");
@@ -207,7 +207,7 @@ fn every_refusal_is_undone_and_the_generation_is_even_again() {
     let mut refused: u64 = 0;
     for done in [0, 1] {
         for request in 0.. {
-            let machine = Machine::new(request);
+            let machine = WindowMachine::new(request);
             let arch = ArchSharedInfo::default();
             let toolstack = Toolstack::new(&arch);
             let refusal = Refusal { request, errno: Errno::EBUSY, done };
@@ -229,7 +229,7 @@ fn every_refusal_is_undone_and_the_generation_is_even_again() {
 fn what_is_refused_as_a_whole_and_done_nevertheless_is_undone() {
     let mut refused: u64 = 0;
     for trap in 0.. {
-        let machine = Machine::new(trap);
+        let machine = WindowMachine::new(trap);
         let arch = ArchSharedInfo::default();
         let around = Contrary::new(&machine, trap);
         let lived = live(&machine, &around, Toolstack::new(&arch));
@@ -245,7 +245,7 @@ fn what_is_refused_as_a_whole_and_done_nevertheless_is_undone() {
 
 #[test]
 fn the_frame_list_leads_where_the_list_is_and_is_rebuilt() {
-    let machine = Machine::new(7);
+    let machine = WindowMachine::new(7);
     let (frames, mut pool) = split(&machine);
     let (p2m, mut window) = opened(&machine, frames);
     let (arch, mut storage) = (ArchSharedInfo::default(), Storage::new());
@@ -328,7 +328,7 @@ fn change(p2m: &P2m<'_>, at: Pfn, known: Option<P2mEntry>, to: P2mEntry) -> bool
 #[test]
 fn random_changes_agree_with_a_plain_map() {
     arbtest(|u| {
-        let machine = Machine::new(8);
+        let machine = WindowMachine::new(8);
         let (frames, mut pool) = split(&machine);
         let (p2m, mut window) = opened(&machine, frames);
         let mut storage = BatchStorage::<8, 2>::new();
@@ -389,7 +389,7 @@ fn random_changes_agree_with_a_plain_map() {
 
 #[test]
 fn a_window_grows_no_map_but_its_own_and_none_without_end() {
-    let (machine, other) = (Machine::new(9), Machine::new(10));
+    let (machine, other) = (WindowMachine::new(9), WindowMachine::new(10));
     let (frames, mut pool) = split(&machine);
     let (_p2m, mut window) = opened(&machine, frames);
     let mut storage = Storage::new();
@@ -413,7 +413,7 @@ fn a_window_grows_no_map_but_its_own_and_none_without_end() {
         }
         assert_eq!(stranger.len(), len);
     }
-    let mut endless = Machine::new(11);
+    let mut endless = WindowMachine::new(11);
     endless.capacity = u64::MAX;
     let frames = endless.frames();
     let refused = endless.open(&endless, frames, &mut batch).expect_err("no window is so long");

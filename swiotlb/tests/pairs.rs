@@ -6,10 +6,11 @@
 mod common;
 
 use common::{ARENA, Guest, gather_with, reinstate_on, scatter_on};
+use hypercall::middleware::Refusals;
 use hypercall::{FrameAccess as _, Frames, Pfn, Quarantine};
 use p2m::DirectEntries;
 use pv_tests::account::Account;
-use pv_tests::pairs::{self, Plan};
+use pv_tests::pairs;
 use swiotlb::direction::Bidirectional;
 use swiotlb::region::{Region, RegionError, Stranded};
 use swiotlb::{Bounce, Device, Dma, DmaMask, Pool, Segment};
@@ -64,7 +65,7 @@ impl<const FRAMES: u64> Scene<FRAMES> {
     }
 
     /// Gathers all frames in runs of 2^`order`, with scratch memory for `N` at once.
-    fn gather<const N: usize>(&mut self, plan: &Plan<'_>, order: u32) {
+    fn gather<const N: usize>(&mut self, plan: &Refusals<'_>, order: u32) {
         let machine = pairs::around(&self.guest.model, plan);
         let frames = self.guest.frames(0, FRAMES);
         match gather_with::<_, N>(&self.guest, &machine, frames, order, DmaMask::ALL) {
@@ -75,7 +76,7 @@ impl<const FRAMES: u64> Scene<FRAMES> {
     }
 
     /// Scatters all that lies together.
-    fn scatter(&mut self, plan: &Plan<'_>) {
+    fn scatter(&mut self, plan: &Refusals<'_>) {
         let machine = pairs::around(&self.guest.model, plan);
         for region in std::mem::take(&mut self.left.regions) {
             match scatter_on(&self.guest, &machine, region) {
@@ -87,7 +88,7 @@ impl<const FRAMES: u64> Scene<FRAMES> {
     }
 
     /// Maps again what is stranded.
-    fn reinstate(&mut self, plan: &Plan<'_>) {
+    fn reinstate(&mut self, plan: &Refusals<'_>) {
         let machine = pairs::around(&self.guest.model, plan);
         for stranded in std::mem::take(&mut self.left.stranded) {
             match reinstate_on(&self.guest, &machine, stranded) {
@@ -169,7 +170,7 @@ fn stranded_frames_that_are_reinstated_while_that_is_refused_too() {
 
 /// A mapping through slots, copied both ways, and coherent pages; whatever access fails, no slot
 /// stays taken.
-fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Plan<'_>) {
+fn bounce(guest: &Guest, pool: &Pool<'_>, plan: &Refusals<'_>) {
     let machine = pairs::around(&guest.model, plan);
     let dma = Dma { guest: guest.on(&machine), pool, vcpu: 0 };
     let device = Device { bounce: Bounce::Always, ..Device::new(DmaMask::ALL) };

@@ -42,9 +42,6 @@ const PLACES: usize = 2;
 /// What Xen answers, in turn.
 const ERRNOS: [Errno; 3] = [Errno::ENOMEM, Errno::EBUSY, Errno::EINVAL];
 
-/// What is refused in a run of a scenario.
-pub type Plan<'r> = Refusals<'r>;
-
 /// What is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Point {
@@ -97,7 +94,7 @@ enum Scope {
 /// # Panics
 /// With the scenario, after a line that says how to run the same pair again; or if two runs of it
 /// do not ask the same, or it asks for nothing.
-pub fn run(package: &str, name: &str, scenario: impl Fn(&Plan<'_>)) -> Tried {
+pub fn run(package: &str, name: &str, scenario: impl Fn(&Refusals<'_>)) -> Tried {
     let scope = match Scope::from_environment(|name| env::var(name).ok()) {
         Ok(scope) => scope,
         Err(wrong) => panic!("{wrong}"),
@@ -108,7 +105,7 @@ pub fn run(package: &str, name: &str, scenario: impl Fn(&Plan<'_>)) -> Tried {
 }
 
 /// Returns a machine around `machine` that refuses what `plan` says.
-pub const fn around<'r, M>(machine: M, plan: &'r Plan<'r>) -> FailEach<'r, M> {
+pub const fn around<'r, M>(machine: M, plan: &'r Refusals<'r>) -> FailEach<'r, M> {
     FailEach::new(machine, plan)
 }
 
@@ -136,7 +133,7 @@ impl Scope {
         }
     }
 
-    fn run(mut self, name: &str, scenario: &impl Fn(&Plan<'_>)) -> Tried {
+    fn run(mut self, name: &str, scenario: &impl Fn(&Refusals<'_>)) -> Tried {
         let trial = Trial::new(name, scenario);
         let mut tried = Tried::default();
         if let Self::Only(points) = &self {
@@ -305,7 +302,7 @@ struct Trial<'s, S> {
     made: Vec<Cell<Option<Accessed>>>,
 }
 
-impl<'s, S: Fn(&Plan<'_>)> Trial<'s, S> {
+impl<'s, S: Fn(&Refusals<'_>)> Trial<'s, S> {
     fn new(name: &'s str, scenario: &'s S) -> Self {
         let asked = vec![Cell::new(None); REQUESTS_MAX];
         Self { name, scenario, asked, made: vec![Cell::new(None); ACCESSES_MAX] }
@@ -436,7 +433,7 @@ mod tests {
 
     /// Asks for `count` things, one after the other in a request, and asks for the opposite of
     /// those that were done if one is refused.
-    fn operation(plan: &Plan<'_>, count: usize, habit: &Habit) {
+    fn operation(plan: &Refusals<'_>, count: usize, habit: &Habit) {
         let model = Model::builder().build().expect("a guest");
         let machine = around(&model, plan);
         let frame = [Pfn::new(9)];
@@ -468,7 +465,7 @@ mod tests {
     fn failure(scope: Scope, habit: &Habit) -> (String, Vec<u64>) {
         let last = RefCell::new(Vec::new());
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            scope.run("planted", &|plan: &Plan<'_>| {
+            scope.run("planted", &|plan: &Refusals<'_>| {
                 *last.borrow_mut() = plan.refusals().iter().map(|it| it.request).collect();
                 operation(plan, 4, habit);
             })
@@ -501,7 +498,7 @@ mod tests {
         // After d of n elements, the undoing has d; with d = 0 there is none.
         let pairs = |count: usize| (0..count).sum::<usize>();
         for count in [1, 2, 9, 40] {
-            let sound = |plan: &Plan<'_>| operation(plan, count, &Habit::Sound);
+            let sound = |plan: &Refusals<'_>| operation(plan, count, &Habit::Sound);
             let tried = Scope::All.run("planted", &sound);
             assert_eq!(tried, Tried { singles: count, pairs: pairs(count), accesses: 0 });
             let sample = Scope::Sample(Random(3)).run("planted", &sound);
@@ -512,7 +509,7 @@ mod tests {
 
     #[test]
     fn two_grants_of_one_request_are_a_pair() {
-        let tried = Scope::All.run("planted", &|plan: &Plan<'_>| {
+        let tried = Scope::All.run("planted", &|plan: &Refusals<'_>| {
             let model = Model::builder().build().expect("a guest");
             let va = GuestVa::new(0x5000).expect("user half");
             let mut maps = [GrantMap::kernel(va, DomId(7), GrantRef(8), GrantAccess::ReadOnly); 4];
@@ -523,7 +520,7 @@ mod tests {
     }
 
     /// Reads three entries of one table, asks, and reads an entry of another one.
-    fn reader(plan: &Plan<'_>) {
+    fn reader(plan: &Refusals<'_>) {
         let model = Model::builder().build().expect("a guest");
         let machine = around(&model, plan);
         let read = |table, index| {
@@ -545,14 +542,14 @@ mod tests {
         assert_eq!(tried, Tried { singles: 1, pairs: 0, accesses: alone });
         let tried = Scope::Accesses.run("planted", &reader);
         assert_eq!(tried, Tried { singles: 1, pairs: 0, accesses: alone + pairs });
-        let sound = |plan: &Plan<'_>| operation(plan, 4, &Habit::Sound);
+        let sound = |plan: &Refusals<'_>| operation(plan, 4, &Habit::Sound);
         let tried = Scope::Accesses.run("planted", &sound);
         assert_eq!(tried, Tried { singles: 4, pairs: 0, accesses: 0 });
     }
 
     #[test]
     fn an_access_that_an_operation_does_not_survive_is_found() {
-        let gives_up = |plan: &Plan<'_>| {
+        let gives_up = |plan: &Refusals<'_>| {
             reader(plan);
             assert!(plan.refused() == 0 || plan.seen() == 0, "it gave up");
         };
@@ -569,7 +566,7 @@ mod tests {
             Scope::from_environment(of)
         };
         let runs = Cell::new(0);
-        let scenario = |plan: &Plan<'_>| {
+        let scenario = |plan: &Refusals<'_>| {
             runs.set(runs.get() + 1);
             operation(plan, 4, &Habit::Sound);
         };
@@ -604,7 +601,7 @@ mod tests {
     fn a_scenario_that_asks_for_something_else_each_time_is_refused() {
         let runs = Cell::new(0);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            Scope::All.run("planted", &|plan: &Plan<'_>| {
+            Scope::All.run("planted", &|plan: &Refusals<'_>| {
                 runs.set(runs.get() + 1);
                 operation(plan, 4 - runs.get().min(3), &Habit::Sound);
             })

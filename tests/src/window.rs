@@ -32,7 +32,7 @@ pub const LEAF: u64 = 512;
 
 /// A guest of the model, and its window as a buffer.
 #[derive(Debug)]
-pub struct Machine {
+pub struct WindowMachine {
     /// The machine.
     pub model: Model,
     /// What its builder left.
@@ -44,7 +44,7 @@ pub struct Machine {
     mapped: RefCell<Vec<Option<(Mfn, bool)>>>,
 }
 
-impl Machine {
+impl WindowMachine {
     /// Creates a domU of 16 MiB, all of it in the direct mapping.
     pub fn new(seed: u64) -> Self {
         Self::of(4096, seed)
@@ -194,7 +194,7 @@ impl Machine {
 }
 
 // SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
-unsafe impl Hypercalls for Machine {
+unsafe impl Hypercalls for WindowMachine {
     unsafe fn issue(&self, calls: &mut [Call<'_>]) -> Result<(), Error> {
         // SAFETY: the promise is handed on.
         let result = unsafe { self.model.issue(calls) };
@@ -213,7 +213,7 @@ unsafe impl Hypercalls for Machine {
 }
 
 // SAFETY: the machine has no memory that Rust knows of: what it says concerns the test alone.
-unsafe impl FrameAccess for Machine {
+unsafe impl FrameAccess for WindowMachine {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.model.read_entry(table, index)
     }
@@ -248,13 +248,13 @@ unsafe impl FrameAccess for Machine {
 
 /// Free frames.
 #[derive(Debug, Default)]
-pub struct Pool {
+pub struct WindowPool {
     frames: Vec<Frame>,
     /// Pages that are kept from everyone.
     pub uncertain: Vec<Pfn>,
 }
 
-impl Pool {
+impl WindowPool {
     /// Those of a run.
     #[must_use]
     pub fn new(mut frames: Frames) -> Self {
@@ -280,7 +280,7 @@ impl Pool {
     }
 }
 
-impl FrameSource for Pool {
+impl FrameSource for WindowPool {
     fn take(&mut self) -> Option<Frame> {
         self.frames.pop()
     }

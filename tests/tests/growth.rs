@@ -9,7 +9,7 @@ use hypercall::{
 };
 use p2m::audit::Audit;
 use p2m::{DirectEntries, FrameList, Guest, P2m, Pfns, Window, walk};
-use pv_tests::window::{CAPACITY, Machine, Pool};
+use pv_tests::window::{CAPACITY, WindowMachine, WindowPool};
 
 /// Pfns at boot, and beyond them.
 const BOOT: u64 = 4096;
@@ -18,7 +18,7 @@ const NEW: u64 = 3 * TABLE + 100;
 const TABLE: u64 = 512;
 
 /// What is free, and belongs to the balloon as far as it wants it.
-struct Free<'p>(&'p mut Pool, Vec<Frame>);
+struct Free<'p>(&'p mut WindowPool, Vec<Frame>);
 
 impl FrameSource for Free<'_> {
     fn take(&mut self) -> Option<Frame> {
@@ -31,7 +31,7 @@ impl FrameSource for Free<'_> {
 }
 
 /// Makes empty tables of the direct mapping for `new`.
-fn extend_direct_map(guest: Guest<'_, Machine>, new: Pfns, pool: &mut Pool) {
+fn extend_direct_map(guest: Guest<'_, WindowMachine>, new: Pfns, pool: &mut WindowPool) {
     let start = guest.machine().direct_map(Pfn::new(0)).expect("mapped");
     for pfn in (new.start.raw()..new.end()).step_by(512) {
         let va = start.checked_add_pages(pfn).expect("a guest address");
@@ -57,7 +57,7 @@ fn extend_direct_map(guest: Guest<'_, Machine>, new: Pfns, pool: &mut Pool) {
 
 /// Steps until the balloon has nothing more to do, or has to wait.
 fn settle(
-    guest: Guest<'_, Machine>,
+    guest: Guest<'_, WindowMachine>,
     balloon: &mut Balloon<'_>,
     free: &mut Free<'_>,
 ) -> BalloonStep {
@@ -72,7 +72,7 @@ fn settle(
 }
 
 /// What the map says is true, and what a toolstack reads of it says the same.
-fn audit(machine: &Machine, p2m: &P2m<'_>, list: &FrameList<'_>, window: &Window) {
+fn audit(machine: &WindowMachine, p2m: &P2m<'_>, list: &FrameList<'_>, window: &Window) {
     let mut places = [None; 8];
     let mut audit = Audit::begin(&mut places);
     let guest = machine.guest(machine, p2m);
@@ -85,7 +85,7 @@ fn audit(machine: &Machine, p2m: &P2m<'_>, list: &FrameList<'_>, window: &Window
 
 #[test]
 fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shrinks_again() {
-    let machine = Machine::new(5);
+    let machine = WindowMachine::new(5);
     let mut frames = machine.frames();
     let needed = Window::frames_needed(BOOT, CAPACITY);
     let (window_frames, rest) = frames.split(needed).expect("enough");
@@ -93,7 +93,7 @@ fn a_guest_grows_above_its_size_at_boot_as_far_as_the_toolstack_lets_it_and_shri
     let mut storage = BatchStorage::<512, 8>::new();
     let mut batch = storage.batch();
     let (p2m, mut window) = machine.open(&machine, window_frames, &mut batch).expect("a window");
-    let mut pool = Pool::new(frames);
+    let mut pool = WindowPool::new(frames);
     let mut places = [const { None }; 4];
     let mut list = FrameList::new(pool.take().expect("a frame"), &mut places);
     let guest = machine.guest(&machine, &p2m);

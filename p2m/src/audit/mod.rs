@@ -12,7 +12,7 @@
 
 mod report;
 
-pub use report::{Finding, Problem, Records, Report};
+pub use report::{P2mFinding, P2mProblem, Records, Report};
 
 use hypercall::{DomId, FrameAccess, GuestVa, Mfn, PAGE_SHIFT, Pfn};
 
@@ -49,13 +49,13 @@ pub enum Progress {
 /// Findings in the caller's memory.
 #[derive(Debug)]
 struct Findings<'f> {
-    places: &'f mut [Option<Finding>],
+    places: &'f mut [Option<P2mFinding>],
     used: usize,
     dropped: u64,
 }
 
 impl Findings<'_> {
-    fn add(&mut self, finding: Finding) {
+    fn add(&mut self, finding: P2mFinding) {
         let last = self.used.checked_sub(1).and_then(|last| self.places[last].as_mut());
         if last.is_some_and(|last| last.extend(&finding)) {
             return;
@@ -72,7 +72,7 @@ impl Findings<'_> {
 
 impl<'f> Audit<'f> {
     /// Begins an audit at pfn 0. Findings go to `places`; those without a place are counted.
-    pub fn begin(places: &'f mut [Option<Finding>]) -> Self {
+    pub fn begin(places: &'f mut [Option<P2mFinding>]) -> Self {
         places.fill(None);
         Self {
             next: 0,
@@ -148,8 +148,8 @@ impl<'f> Audit<'f> {
     /// (`XENMEM_current_reservation`). Call it after every pfn was checked.
     pub fn compare_reservation(&mut self, frames: u64) {
         if frames != self.census.ram {
-            let problem = Problem::Reservation { map: self.census.ram, xen: frames };
-            self.findings.add(Finding { pfns: Pfns::new(Pfn::new(0), 0), problem });
+            let problem = P2mProblem::Reservation { map: self.census.ram, xen: frames };
+            self.findings.add(P2mFinding { pfns: Pfns::new(Pfn::new(0), 0), problem });
         }
     }
 
@@ -163,23 +163,23 @@ impl<'f> Audit<'f> {
     ) {
         let published = toolstack.read();
         let whole = p2m.all();
-        let mut add = |problem| self.findings.add(Finding { pfns: whole, problem });
+        let mut add = |problem| self.findings.add(P2mFinding { pfns: whole, problem });
         if !published.generation.is_multiple_of(2) {
-            add(Problem::GenerationOdd(published.generation));
+            add(P2mProblem::GenerationOdd(published.generation));
         }
         if published.max_pfn < self.populated_end || published.max_pfn > p2m.len() {
             let needed = self.populated_end;
-            add(Problem::MaxPfn { published: published.max_pfn, needed, len: p2m.len() });
+            add(P2mProblem::MaxPfn { published: published.max_pfn, needed, len: p2m.len() });
         }
         let has_list = published.cr3 != 0;
         let is_list = list.is_some_and(|(list, root)| {
             published.cr3 == root.raw() << PAGE_SHIFT && published.list == list.raw()
         });
         if has_list != list.is_some() || (has_list && !is_list) {
-            add(Problem::ListElsewhere { cr3: published.cr3, list: published.list });
+            add(P2mProblem::ListElsewhere { cr3: published.cr3, list: published.list });
         }
         if !has_list && matches!(published.frame_list, 0 | u64::MAX) {
-            add(Problem::NotPublished);
+            add(P2mProblem::NotPublished);
         }
     }
 
@@ -195,7 +195,8 @@ impl<'f> Audit<'f> {
             let is = leaves.leaf(guest, index).ok();
             if found != is || found.is_none() {
                 let pfns = Pfns::new(Pfn::new(index * LEAF_WORDS), LEAF_WORDS);
-                self.findings.add(Finding { pfns, problem: Problem::FrameList { found, is } });
+                self.findings
+                    .add(P2mFinding { pfns, problem: P2mProblem::FrameList { found, is } });
             }
         }
     }
@@ -247,12 +248,12 @@ impl<'f> Audit<'f> {
             P2mEntry::Identity => {
                 let mfn = Mfn::new(pfn.raw());
                 if let Ok(own) = guest.pfn(mfn) {
-                    self.add(pfn, Problem::IdentityIsOwn { own });
+                    self.add(pfn, P2mProblem::IdentityIsOwn { own });
                 }
             }
             P2mEntry::Foreign { owner, mfn } => {
                 if let (Ok(own), true) = (guest.pfn(mfn), self.own != Some(owner)) {
-                    self.add(pfn, Problem::ForeignIsOwn { owner, mfn, own });
+                    self.add(pfn, P2mProblem::ForeignIsOwn { owner, mfn, own });
                 }
             }
         }
@@ -262,15 +263,15 @@ impl<'f> Audit<'f> {
     #[cold]
     fn blame_ram(&mut self, p2m: &P2m<'_>, pfn: Pfn, mfn: Mfn, m2p: Option<Pfn>) {
         let problem = match m2p {
-            None => Problem::NotInM2p { mfn },
-            Some(other) if p2m.mfn(other) == Ok(mfn) => Problem::Duplicate { mfn, other },
-            Some(other) => Problem::M2pElsewhere { mfn, m2p: other },
+            None => P2mProblem::NotInM2p { mfn },
+            Some(other) if p2m.mfn(other) == Ok(mfn) => P2mProblem::Duplicate { mfn, other },
+            Some(other) => P2mProblem::M2pElsewhere { mfn, m2p: other },
         };
         self.add(pfn, problem);
     }
 
-    fn add(&mut self, pfn: Pfn, problem: Problem) {
-        self.findings.add(Finding { pfns: Pfns::new(pfn, 1), problem });
+    fn add(&mut self, pfn: Pfn, problem: P2mProblem) {
+        self.findings.add(P2mFinding { pfns: Pfns::new(pfn, 1), problem });
     }
 }
 

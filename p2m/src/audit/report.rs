@@ -10,7 +10,7 @@ use crate::runs::Census;
 
 /// What can be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum P2mProblem {
     /// M2P does not know the frame of a RAM pfn: it is not the guest's, or not any more.
     NotInM2p {
         /// The frame.
@@ -82,14 +82,14 @@ pub enum Problem {
 
 /// A problem, and the pfns that have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct P2mFinding {
     /// The pfns.
     pub pfns: Pfns,
     /// The problem of the first one. The others have the same kind of problem.
-    pub problem: Problem,
+    pub problem: P2mProblem,
 }
 
-impl Finding {
+impl P2mFinding {
     /// Absorbs `next`, if it is of the same kind and directly behind.
     pub(super) fn extend(&mut self, next: &Self) -> bool {
         let same = discriminant(&self.problem) == discriminant(&next.problem);
@@ -109,7 +109,7 @@ pub struct Report<'a> {
     /// The number of each kind.
     pub census: Census,
     /// The findings.
-    pub findings: &'a [Option<Finding>],
+    pub findings: &'a [Option<P2mFinding>],
     /// Pfns with problems for which there was no place.
     pub dropped: u64,
 }
@@ -122,7 +122,7 @@ impl<'a> Report<'a> {
     }
 
     /// Returns the findings.
-    pub fn findings(&self) -> impl Iterator<Item = &'a Finding> {
+    pub fn findings(&self) -> impl Iterator<Item = &'a P2mFinding> {
         self.findings.iter().flatten()
     }
 
@@ -134,7 +134,7 @@ impl<'a> Report<'a> {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for P2mProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotInM2p { mfn } => write!(f, "mfn {mfn} is not in M2P"),
@@ -166,7 +166,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for P2mFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pfns, problem } = self;
         match pfns.count {
@@ -208,7 +208,7 @@ impl fmt::Display for Records<'_> {
             census.foreign,
             findings.len()
         )?;
-        for Finding { pfns, problem } in self.0.findings() {
+        for P2mFinding { pfns, problem } in self.0.findings() {
             write!(f, "\nfinding start={} count={} ", pfns.start.raw(), pfns.count)?;
             record(f, problem)?;
         }
@@ -216,33 +216,33 @@ impl fmt::Display for Records<'_> {
     }
 }
 
-fn record(f: &mut fmt::Formatter<'_>, problem: &Problem) -> fmt::Result {
+fn record(f: &mut fmt::Formatter<'_>, problem: &P2mProblem) -> fmt::Result {
     let number = |mfn: Option<Mfn>| mfn.map_or(u64::MAX, Mfn::raw);
     match *problem {
-        Problem::NotInM2p { mfn } => write!(f, "kind=not_in_m2p mfn={}", mfn.raw()),
-        Problem::M2pElsewhere { mfn, m2p } => {
+        P2mProblem::NotInM2p { mfn } => write!(f, "kind=not_in_m2p mfn={}", mfn.raw()),
+        P2mProblem::M2pElsewhere { mfn, m2p } => {
             write!(f, "kind=m2p_elsewhere mfn={} m2p={}", mfn.raw(), m2p.raw())
         }
-        Problem::Duplicate { mfn, other } => {
+        P2mProblem::Duplicate { mfn, other } => {
             write!(f, "kind=duplicate mfn={} other={}", mfn.raw(), other.raw())
         }
-        Problem::ForeignIsOwn { owner, mfn, own } => {
+        P2mProblem::ForeignIsOwn { owner, mfn, own } => {
             write!(f, "kind=foreign_is_own owner={} mfn={} own={}", owner.0, mfn.raw(), own.raw())
         }
-        Problem::IdentityIsOwn { own } => write!(f, "kind=identity_is_own own={}", own.raw()),
-        Problem::FrameList { found, is } => {
+        P2mProblem::IdentityIsOwn { own } => write!(f, "kind=identity_is_own own={}", own.raw()),
+        P2mProblem::FrameList { found, is } => {
             write!(f, "kind=frame_list found={} is={}", number(found), number(is))
         }
-        Problem::GenerationOdd(generation) => {
+        P2mProblem::GenerationOdd(generation) => {
             write!(f, "kind=generation_odd generation={generation}")
         }
-        Problem::MaxPfn { published, needed, len } => {
+        P2mProblem::MaxPfn { published, needed, len } => {
             write!(f, "kind=max_pfn published={published} needed={needed} len={len}")
         }
-        Problem::ListElsewhere { cr3, list } => {
+        P2mProblem::ListElsewhere { cr3, list } => {
             write!(f, "kind=list_elsewhere cr3={cr3} list={list}")
         }
-        Problem::NotPublished => f.write_str("kind=not_published"),
-        Problem::Reservation { map, xen } => write!(f, "kind=reservation map={map} xen={xen}"),
+        P2mProblem::NotPublished => f.write_str("kind=not_published"),
+        P2mProblem::Reservation { map, xen } => write!(f, "kind=reservation map={map} xen={xen}"),
     }
 }

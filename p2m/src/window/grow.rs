@@ -32,8 +32,8 @@ impl Window {
     /// ```
     /// # use hypercall::BatchStorage;
     /// # use p2m::Window;
-    /// # use pv_tests::window::{CAPACITY, Machine};
-    /// let machine = Machine::new(1); // 16 MiB
+    /// # use pv_tests::window::{CAPACITY, WindowMachine};
+    /// let machine = WindowMachine::new(1); // 16 MiB
     /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
     /// # let (frames, _) = machine.frames().split(needed).map_err(|_| "too little memory")?;
     /// # let mut storage = BatchStorage::<512, 4>::new();
@@ -95,14 +95,14 @@ impl Window {
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, Pfn};
     /// # use p2m::{Pfns, Window};
-    /// # use pv_tests::window::{CAPACITY, Machine, Pool};
-    /// let machine = Machine::new(1); // 16 MiB
+    /// # use pv_tests::window::{CAPACITY, WindowMachine, WindowPool};
+    /// let machine = WindowMachine::new(1); // 16 MiB
     /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
     /// # let (frames, rest) = machine.frames().split(needed).map_err(|_| "too little memory")?;
     /// # let mut storage = BatchStorage::<512, 4>::new();
     /// # let mut batch = storage.batch();
     /// let (p2m, mut window) = machine.open(&machine, frames, &mut batch)?;
-    /// let (mut free, guest) = (Pool::new(rest), machine.guest(&machine, &p2m));
+    /// let (mut free, guest) = (WindowPool::new(rest), machine.guest(&machine, &p2m));
     /// window.grow(&guest, None, 1 << 18, &mut batch)?;
     /// // Room in the list is not memory for its words: that is reserved where it is needed.
     /// let new = Pfns::new(Pfn::new(0x2_0000), 512);
@@ -141,14 +141,14 @@ impl Window {
     /// ```
     /// # use hypercall::{BatchStorage, Mfn, Pfn};
     /// # use p2m::{Pfns, Window};
-    /// # use pv_tests::window::{CAPACITY, Machine, Pool};
-    /// let machine = Machine::new(1); // 16 MiB
+    /// # use pv_tests::window::{CAPACITY, WindowMachine, WindowPool};
+    /// let machine = WindowMachine::new(1); // 16 MiB
     /// # let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
     /// # let (frames, rest) = machine.frames().split(needed).map_err(|_| "too little memory")?;
     /// # let mut storage = BatchStorage::<512, 4>::new();
     /// # let mut batch = storage.batch();
     /// let (p2m, mut window) = machine.open(&machine, frames, &mut batch)?;
-    /// let (mut free, guest) = (Pool::new(rest), machine.guest(&machine, &p2m));
+    /// let (mut free, guest) = (WindowPool::new(rest), machine.guest(&machine, &p2m));
     /// window.grow(&guest, None, 1 << 20, &mut batch)?;
     /// let hole = Pfns::new(Pfn::new(0xc_0000), 0x4_0000); // the GiB below 4 GiB
     /// unsafe { window.reserve_identity(&guest, None, hole, &mut free, &mut batch) }?;

@@ -129,10 +129,10 @@ impl Window {
     ///
     /// ```
     /// # use hypercall::{BatchStorage, GuestVa, Pfn};
-    /// # use pv_tests::window::{CAPACITY, Machine};
+    /// # use pv_tests::window::{CAPACITY, WindowMachine};
     /// use p2m::Window;
     ///
-    /// let machine = Machine::new(1); // 16 MiB, as built
+    /// let machine = WindowMachine::new(1); // 16 MiB, as built
     /// let needed = Window::frames_needed(machine.boot.pages, CAPACITY);
     /// let (frames, _) = machine.frames().split(needed).map_err(|_| "too little memory")?;
     /// // `open` of the machine calls `Window::open` with a free slot of its root.

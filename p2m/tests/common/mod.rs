@@ -4,23 +4,23 @@
 use hypercall::{BatchStorage, Frames};
 use p2m::audit::Audit;
 use p2m::{P2m, Window};
-use pv_tests::window::{Machine, Pool};
+use pv_tests::window::{WindowMachine, WindowPool};
 
 pub(crate) type Storage = BatchStorage<512, 4>;
 
 /// Frames for the window, and a pool of the rest.
-pub(crate) fn split(machine: &Machine) -> (Frames, Pool) {
+pub(crate) fn split(machine: &WindowMachine) -> (Frames, WindowPool) {
     let needed = Window::frames_needed(machine.boot.pages, machine.capacity);
     let (window, rest) = machine.frames().split(needed).expect("enough frames");
-    (window, Pool::new(rest))
+    (window, WindowPool::new(rest))
 }
 
-pub(crate) fn opened<'a>(machine: &'a Machine, frames: Frames) -> (P2m<'a>, Window) {
+pub(crate) fn opened<'a>(machine: &'a WindowMachine, frames: Frames) -> (P2m<'a>, Window) {
     machine.open(machine, frames, &mut Storage::new().batch()).expect("open")
 }
 
 /// Nothing is wrong with the map.
-pub(crate) fn audit(machine: &Machine, p2m: &P2m<'_>) {
+pub(crate) fn audit(machine: &WindowMachine, p2m: &P2m<'_>) {
     let mut findings = [None; 4];
     let mut audit = Audit::begin(&mut findings);
     audit.run(&machine.guest(machine, p2m));

@@ -10,7 +10,7 @@
 //! # Main types
 //! * [`Env`]: a machine, what the guest was given, and frames to play with.
 //! * [`Assertion`]: a number, a name, where it holds, and the function.
-//! * [`Outcome`]: what came of it.
+//! * [`AssertionOutcome`]: what came of it.
 //!
 //! # What it takes care of
 //! All that Xen reads or writes (lists, counts, structures) lies in frames of the arena and is
@@ -32,7 +32,7 @@ mod group;
 
 pub use check::Check;
 pub use env::{Env, Facts};
-pub use suite::{Applies, Assertion, Outcome, assertions, run};
+pub use suite::{Applies, Assertion, AssertionOutcome, assertions, run};
 
 use hypercall::raw::{RawCpu, RawHypercalls};
 use hypercall::{Cpu, FrameAccess};

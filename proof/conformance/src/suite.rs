@@ -35,7 +35,7 @@ pub struct Assertion<M> {
 
 /// What came of an assertion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AssertionOutcome {
     /// It holds.
     Holds,
     /// It does not: what was seen instead.
@@ -100,18 +100,18 @@ pub fn assertions<M: Target>() -> Vec<Assertion<M>> {
 }
 
 /// Makes one assertion and cleans up behind it.
-pub fn run<M: Target>(assertion: &Assertion<M>, env: &mut Env<'_, M>) -> Outcome {
+pub fn run<M: Target>(assertion: &Assertion<M>, env: &mut Env<'_, M>) -> AssertionOutcome {
     match (assertion.applies, env.facts().boot.is_dom0) {
-        (Applies::Dom0, false) => return Outcome::NotHere("dom0 only"),
-        (Applies::DomU, true) => return Outcome::NotHere("domU only"),
+        (Applies::Dom0, false) => return AssertionOutcome::NotHere("dom0 only"),
+        (Applies::DomU, true) => return AssertionOutcome::NotHere("domU only"),
         _ => {}
     }
     let seen = (assertion.run)(env);
     let cleaned = env.clean_up();
     match (seen, cleaned) {
-        (Ok(()), Ok(())) => Outcome::Holds,
-        (Err(seen), Ok(())) => Outcome::Failed(seen),
-        (Ok(()), Err(left)) => Outcome::Failed(format!("left behind: {left}")),
-        (Err(seen), Err(left)) => Outcome::Failed(format!("{seen}; left behind: {left}")),
+        (Ok(()), Ok(())) => AssertionOutcome::Holds,
+        (Err(seen), Ok(())) => AssertionOutcome::Failed(seen),
+        (Ok(()), Err(left)) => AssertionOutcome::Failed(format!("left behind: {left}")),
+        (Err(seen), Err(left)) => AssertionOutcome::Failed(format!("{seen}; left behind: {left}")),
     }
 }

@@ -9,7 +9,7 @@ use hypercall::{AccessError, Cpu, Fault, FrameAccess, GuestVa, Mfn, Pfn, Pte};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Model, Release, Role};
 
-use conformance::{Outcome, assertions, run};
+use conformance::{AssertionOutcome, assertions, run};
 
 /// Assertions that ask Xen for nothing: they look at what is there.
 const ONLY_LOOK: [u16; 1] = [106];
@@ -111,7 +111,9 @@ fn none_holds_where_the_answer_is(answer: i64) {
         machine.answer.set(Some(answer));
         let assertion = &assertions()[at];
         let outcome = run(assertion, &mut env);
-        let Outcome::Failed(reason) = outcome else { panic!("{}: {outcome:?}", assertion.name) };
+        let AssertionOutcome::Failed(reason) = outcome else {
+            panic!("{}: {outcome:?}", assertion.name)
+        };
         // The clean-up fails too, but it is not what tells.
         let only_left = reason.starts_with("left behind");
         assert_eq!(only_left, ONLY_LOOK.contains(&assertion.number), "{}", assertion.name);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use xen_model::{Model, Release, Role};
 
-use conformance::{Applies, Assertion, Outcome, assertions, run};
+use conformance::{Applies, Assertion, AssertionOutcome, assertions, run};
 use support::machine;
 
 /// Makes every assertion on a machine; after each the model recounts all references (number 17).
@@ -19,7 +19,11 @@ fn all_hold_on(model: &Model, release: Release, role: Role) {
             Applies::DomU => role == Role::DomU,
         };
         let outcome = run(&assertion, &mut env);
-        let wanted = if here { outcome == Outcome::Holds } else { outcome != Outcome::Holds };
+        let wanted = if here {
+            outcome == AssertionOutcome::Holds
+        } else {
+            outcome != AssertionOutcome::Holds
+        };
         assert!(wanted, "{release:?} {role:?} {}: {outcome:?}", assertion.name);
         // Nor has an assertion used a translation that it should have flushed.
         let violations = model.take_violations();

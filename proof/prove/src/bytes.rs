@@ -2,7 +2,7 @@
 
 use hypercall::VaFlush;
 
-use crate::op::{Cas, Hold, Link, Op, Place, Step, VaPlace, Value, Which};
+use crate::op::{Cas, Hold, Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 
 /// Bytes that make a step.
 const LEN: usize = 16;
@@ -43,7 +43,7 @@ fn decode(bytes: &[u8; LEN]) -> Step {
         13 => Op::Zero { frame: frame_number },
         14 if d < 128 => Op::Exchange { frame: frame_number, hold },
         14 => Op::Balloon { frame: frame_number, hold },
-        _ => Op::Update { command: 0, place: Place::Direct(a), value },
+        _ => Op::Update { command: 0, place: UpdatePlace::Direct(a), value },
     };
     Step { link, op }
 }
@@ -60,12 +60,12 @@ const fn frame(selector: u8, number: u8) -> Which {
     }
 }
 
-const fn spot(selector: u8, frame: u8, slot: u8) -> Place {
+const fn spot(selector: u8, frame: u8, slot: u8) -> UpdatePlace {
     match selector % 16 {
-        0 => Place::OutOfRange,
-        1 => Place::XenSlot,
-        2..=4 => Place::Direct(frame),
-        _ => Place::Slot(frame, slot),
+        0 => UpdatePlace::OutOfRange,
+        1 => UpdatePlace::XenSlot,
+        2..=4 => UpdatePlace::Direct(frame),
+        _ => UpdatePlace::Slot(frame, slot),
     }
 }
 

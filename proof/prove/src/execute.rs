@@ -14,7 +14,7 @@ use hypercall::{Call, Cpu, DomId, Machine, MmuExtOp, PAGE_SIZE, Pfn, Pte, PteFla
 use crate::arena::{Arena, OBSERVED, index};
 use crate::coverage::{self, Coverage, EXCHANGES, STORES, UPDATES};
 use crate::observe::Observation;
-use crate::op::{Cas, Link, Op, Place, Step, VaPlace, Value, Which};
+use crate::op::{Cas, Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 
 /// After so many groups the whole arena is observed.
 const GROUPS_PER_SWEEP: u64 = 64;
@@ -337,12 +337,14 @@ impl Executor {
         match op {
             Op::Update { command: 1, .. } => "update m2p",
             Op::Update { command: 4.., .. } => "update bad-command",
-            Op::Update { place: Place::Direct(_), .. } => "update direct",
-            Op::Update { place: Place::Slot(frame, _), command, .. } => match self.level(frame) {
-                Some(_) if command == 2 => "update keep-ad",
-                Some(level) => UPDATES[level],
-                None => "update data",
-            },
+            Op::Update { place: UpdatePlace::Direct(_), .. } => "update direct",
+            Op::Update { place: UpdatePlace::Slot(frame, _), command, .. } => {
+                match self.level(frame) {
+                    Some(_) if command == 2 => "update keep-ad",
+                    Some(level) => UPDATES[level],
+                    None => "update data",
+                }
+            }
             Op::Update { .. } => "update other",
             Op::Ext { command, .. } => coverage::ext_name(command),
             Op::VaMapping { place: VaPlace::Direct(_), .. } => "va_mapping",
@@ -392,8 +394,10 @@ impl Op {
         }
         match *self {
             Self::Update { place, value, .. } => match place {
-                Place::Slot(frame, _) | Place::Direct(frame) => [Some(frame), of(value.which)],
-                Place::OutOfRange | Place::XenSlot => [None, of(value.which)],
+                UpdatePlace::Slot(frame, _) | UpdatePlace::Direct(frame) => {
+                    [Some(frame), of(value.which)]
+                }
+                UpdatePlace::OutOfRange | UpdatePlace::XenSlot => [None, of(value.which)],
             },
             Self::Ext { first, second, .. } => [of(first), of(second)],
             Self::VaMapping { place: VaPlace::Direct(frame), .. }

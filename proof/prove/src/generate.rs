@@ -13,7 +13,7 @@ use hypercall::{Cpu, Machine, VaFlush};
 
 use crate::execute::{Answer, Executor};
 use crate::observe::Observation;
-use crate::op::{Cas, Hold, Link, Op, Place, Step, VaPlace, Value, Which};
+use crate::op::{Cas, Hold, Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 use crate::random::Random;
 
 /// Flags of leaf entries: kernel and user, read-only and writable, with and without what Xen adds.
@@ -247,7 +247,7 @@ impl Generator {
             let flush = self.random.pick(&[VaFlush::None, VaFlush::PageLocal, VaFlush::TlbAll]);
             self.push(Op::VaMapping { place: VaPlace::Direct(frame), flags, flush });
         } else {
-            self.push(Op::Update { command: 0, place: Place::Direct(frame), value });
+            self.push(Op::Update { command: 0, place: UpdatePlace::Direct(frame), value });
         }
     }
 
@@ -295,7 +295,7 @@ impl Generator {
                 1 => Value { which: Which::Zero, flags: 0 },
                 _ => self.good_value(level),
             };
-            let place = Place::Slot(frame, slot);
+            let place = UpdatePlace::Slot(frame, slot);
             let op = match self.random.below(20) {
                 0 => Op::Store { frame, slot, value },
                 1 => Op::CompareExchange { frame, slot, expected: Cas::Current, value },
@@ -315,7 +315,7 @@ impl Generator {
         let group = (0..2 + self.random.below(14))
             .map(|at| {
                 let link = if at == 0 { Link::Alone } else { Link::SameRequest };
-                let place = Place::Slot(frame, self.slot());
+                let place = UpdatePlace::Slot(frame, self.slot());
                 let good = self.random.chance(90);
                 let value = if good { self.good_value(level) } else { self.any_value() };
                 Step { link, op: Op::Update { command: 0, place, value } }
@@ -342,16 +342,16 @@ impl Generator {
             0..25 => {
                 let command = if self.random.chance(85) { 0 } else { self.below_u8(8) };
                 let place = match self.random.below(20) {
-                    0 => Place::OutOfRange,
-                    1 => Place::XenSlot,
-                    _ => Place::Slot(frame, slot),
+                    0 => UpdatePlace::OutOfRange,
+                    1 => UpdatePlace::XenSlot,
+                    _ => UpdatePlace::Slot(frame, slot),
                 };
                 Op::Update { command, place, value: self.any_value() }
             }
             25..45 => {
                 let value =
                     Value { which: Which::Arena(frame), flags: self.random.pick(&DIRECT_FLAGS) };
-                Op::Update { command: 0, place: Place::Direct(frame), value }
+                Op::Update { command: 0, place: UpdatePlace::Direct(frame), value }
             }
             45..50 => self.any_va_mapping(frame),
             50..60 => Op::Store { frame, slot, value: self.any_value() },
@@ -360,9 +360,11 @@ impl Generator {
                 Op::CompareExchange { frame, slot, expected, value: self.any_value() }
             }
             64..68 => Op::Zero { frame },
-            68..72 => {
-                Op::Update { command: 1, place: Place::Slot(frame, 0), value: self.any_value() }
-            }
+            68..72 => Op::Update {
+                command: 1,
+                place: UpdatePlace::Slot(frame, 0),
+                value: self.any_value(),
+            },
             72..75 => Op::Exchange { frame, hold: self.any_hold() },
             75..78 => Op::Balloon { frame, hold: self.any_hold() },
             _ => self.any_ext(),

@@ -42,5 +42,5 @@ pub use coverage::Coverage;
 pub use execute::Executor;
 pub use generate::Generator;
 pub use observe::{Digest, Observation};
-pub use op::{Cas, Hold, Link, Op, Place, Step, VaPlace, Value, Which};
+pub use op::{Cas, Hold, Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 pub use text::ParseError;

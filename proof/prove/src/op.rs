@@ -30,7 +30,7 @@ pub enum Op {
         /// The low three bits of the target.
         command: u8,
         /// Where.
-        place: Place,
+        place: UpdatePlace,
         /// The new entry, or for M2P the new value.
         value: Value,
     },
@@ -97,7 +97,7 @@ pub enum Op {
 
 /// A word that an update can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum UpdatePlace {
     /// A word of a frame of the arena: the frame, and an index into [`SLOTS`](crate::SLOTS).
     Slot(u8, u8),
     /// The entry that maps a frame of the arena in the direct mapping. Its new value always maps

@@ -21,7 +21,7 @@ use core::str::{FromStr, SplitWhitespace};
 
 use hypercall::VaFlush;
 
-use crate::op::{Cas, Hold, Link, Op, Place, Step, VaPlace, Value, Which};
+use crate::op::{Cas, Hold, Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 
 /// A line that is no step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +77,12 @@ impl fmt::Display for Step {
         })?;
         match self.op {
             Op::Update { command, place, value } => match place {
-                Place::Slot(frame, slot) => write!(f, "update {command} f{frame}.{slot} {value}"),
-                Place::Direct(frame) => write!(f, "update {command} d{frame} {value}"),
-                Place::OutOfRange => write!(f, "update {command} out {value}"),
-                Place::XenSlot => write!(f, "update {command} xen {value}"),
+                UpdatePlace::Slot(frame, slot) => {
+                    write!(f, "update {command} f{frame}.{slot} {value}")
+                }
+                UpdatePlace::Direct(frame) => write!(f, "update {command} d{frame} {value}"),
+                UpdatePlace::OutOfRange => write!(f, "update {command} out {value}"),
+                UpdatePlace::XenSlot => write!(f, "update {command} xen {value}"),
             },
             Op::Ext { command, first, second } => write!(f, "ext {command} {first} {second}"),
             Op::VaMapping { place, flags, flush } => {
@@ -152,14 +154,14 @@ impl<'a> Words<'a> {
         frame_slot(self.word(expected)?).ok_or(ParseError { expected })
     }
 
-    fn place(&mut self) -> Parsed<Place> {
+    fn place(&mut self) -> Parsed<UpdatePlace> {
         let expected = "a place: f3.1, d3, out or xen";
         let place = match self.word(expected)? {
-            "out" => Some(Place::OutOfRange),
-            "xen" => Some(Place::XenSlot),
+            "out" => Some(UpdatePlace::OutOfRange),
+            "xen" => Some(UpdatePlace::XenSlot),
             word => frame_slot(word)
-                .map(|(frame, slot)| Place::Slot(frame, slot))
-                .or_else(|| prefixed(word, 'd').map(Place::Direct)),
+                .map(|(frame, slot)| UpdatePlace::Slot(frame, slot))
+                .or_else(|| prefixed(word, 'd').map(UpdatePlace::Direct)),
         };
         place.ok_or(ParseError { expected })
     }

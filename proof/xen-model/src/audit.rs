@@ -17,18 +17,18 @@ use crate::xen_slots;
 
 /// What an audit found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AuditError {
+pub struct Contradictions {
     /// One sentence for each contradiction.
     pub findings: Vec<String>,
 }
 
-impl fmt::Display for AuditError {
+impl fmt::Display for Contradictions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.findings.join("\n"))
     }
 }
 
-impl core::error::Error for AuditError {}
+impl core::error::Error for Contradictions {}
 
 /// What the holders of a frame add up to.
 #[derive(Debug, Default, Clone, Copy)]
@@ -60,7 +60,7 @@ impl Ledger {
 
 impl State {
     /// Recomputes all counts from their holders.
-    pub(crate) fn audit(&self) -> Result<(), AuditError> {
+    pub(crate) fn audit(&self) -> Result<(), Contradictions> {
         let mut ledger = Ledger::default();
         let known: Vec<Mfn> = self.frames.known().collect();
         for mfn in &known {
@@ -100,7 +100,7 @@ impl State {
                 }
             }
         }
-        if findings.is_empty() { Ok(()) } else { Err(AuditError { findings }) }
+        if findings.is_empty() { Ok(()) } else { Err(Contradictions { findings }) }
     }
 
     fn enter_table(&self, ledger: &mut Ledger, table: Mfn, level: Level) {

@@ -13,7 +13,7 @@
 //! * [`for_each_failure`]: a scenario, with each of its requests refused in turn.
 //! * [`Image`]: a saved guest.
 //! * [`replay`]: repeats a trace of real Xen and compares every answer.
-//! * [`AuditError`]: what [`Model::audit`] finds when references and holders do not add up.
+//! * [`Contradictions`]: what [`Model::audit`] finds when references and holders do not add up.
 //!
 //! # What it assumes
 //! 64-bit PV guests, no shadow paging, no IOMMU, no XSM policy. One hypercall at a time: what real
@@ -87,7 +87,7 @@ mod vcpu;
 mod xen_slots;
 
 pub use access::PageFault;
-pub use audit::AuditError;
+pub use audit::Contradictions;
 pub use build::{BootMapping, BuildError, Builder, DomainConfig, Placement};
 pub use cpu_features::SelfSnoop;
 pub use hypercall::middleware::Asked;

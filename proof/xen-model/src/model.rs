@@ -8,7 +8,7 @@ use hypercall::start_info::StartInfo;
 use hypercall::{Errno, GuestVa, Level, Mfn, PAGE_SHIFT, Pfn, Pte, Slot};
 
 use crate::access::PageFault;
-use crate::audit::AuditError;
+use crate::audit::Contradictions;
 use crate::emulate::Store;
 use crate::page::INVALID_M2P;
 use crate::release::{Flavour, Release};
@@ -135,14 +135,14 @@ impl Model {
     /// Recomputes every count from the tables and other holders.
     ///
     /// # Errors
-    /// [`AuditError`] with every contradiction: a mistake of the model itself, never of a guest.
+    /// All [`Contradictions`]: a mistake of the model itself, never of a guest.
     ///
     /// ```
     /// let model = xen_model::Model::builder().build()?;
     /// model.audit()?; // every reference that Xen counts has a holder
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn audit(&self) -> Result<(), AuditError> {
+    pub fn audit(&self) -> Result<(), Contradictions> {
         self.state().audit()
     }
 

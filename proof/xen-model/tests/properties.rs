@@ -2,7 +2,7 @@
 
 use arbtest::arbitrary::{Result, Unstructured};
 use hypercall::Pfn;
-use xen_explain::{Explainer, Version};
+use xen_explain::{Explainer, XenVersion};
 use xen_model::{BootMapping, DomainConfig, Mode, Model, Release, Role};
 
 const RELEASES: [Release; 6] =
@@ -72,7 +72,7 @@ fn check(bytes: &mut Unstructured<'_>) -> Result<()> {
 /// validation only.)
 fn check_lines(log: &[String], release: Release) {
     let [.., minor] = release.version().to_be_bytes();
-    let version = Version::new(4, minor);
+    let version = XenVersion::new(4, minor);
     let mut explainer = Explainer::new();
     for line in log {
         explainer.line(line.as_bytes());

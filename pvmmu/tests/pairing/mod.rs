@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::tables::check_counts;
 use crate::common::{Pool, TestGuest, guest, tools};
-use hypercall::middleware::FailEach;
+use hypercall::middleware::{FailEach, Refusals};
 use hypercall::{
     BatchStorage, Frame, FrameAccess as _, FrameSource, GuestVa, Level, Mfn, MmuExtOp, Pfn, Pte,
     PteFlags, Uncertain,
 };
 use p2m::Guest;
 use pv_tests::account::Account;
-use pv_tests::pairs::{self, Plan, around};
+use pv_tests::pairs::{self, around};
 use pvmmu::{
     DestroyError, Loose, MapError, Mapped, Mapping, Pages, Pgd, PinFailure, Pinned, Presence,
     Shares, TablePool, Tools,
@@ -185,7 +185,7 @@ pub(crate) fn check_flags(
     spaces: &mut Spaces<'_>,
     known: &RefCell<Known>,
     before: Vec<(GuestVa, u64)>,
-    plan: &Plan<'_>,
+    plan: &Refusals<'_>,
     plain: &Guest<'_, Model>,
     with: &mut Work<'_, '_, '_, '_>,
 ) {
@@ -215,7 +215,7 @@ pub(crate) fn check_flags(
 
 /// A life around the operation.
 pub(crate) fn live(
-    plan: &Plan<'_>,
+    plan: &Refusals<'_>,
     layout: Layout,
     variant: Variant,
     operation: Operation,

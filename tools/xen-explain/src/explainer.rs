@@ -12,7 +12,7 @@ use crate::pattern::Field;
 use crate::prefix::Style;
 use crate::problem::Problems;
 use crate::recognise::{Line, Recogniser, harmless};
-use crate::release::{Span, Version};
+use crate::release::{Span, XenVersion};
 use crate::report::{End, Lines, Note, Unknown};
 use crate::word::eras;
 
@@ -186,7 +186,7 @@ impl Explainer {
         if line.message.role == Role::Banner {
             let part = |field| line.fields.get(field).and_then(|part| u8::try_from(part).ok());
             if let (Some(major), Some(minor)) = (part(Field::Major), part(Field::Minor)) {
-                let version = Version::new(major, minor).min(Version::LAST);
+                let version = XenVersion::new(major, minor).min(XenVersion::LAST);
                 // A banner is a boot: what was before may have been another Xen.
                 self.span = Some(Span { since: version, until: version });
             }
@@ -198,13 +198,13 @@ impl Explainer {
 
 /// Returns the releases that print a line so.
 fn of_line(line: &Line) -> Span {
-    let version = |minor| Version::new(4, minor);
+    let version = |minor| XenVersion::new(4, minor);
     let style = match line.prefix.style {
         Style::Unknown => Span::ALL,
-        Style::Ancient => Span { since: Version::FIRST, until: Version::new(3, 0) },
-        Style::NoVcpu => Span { since: Version::FIRST, until: version(4) },
+        Style::Ancient => Span { since: XenVersion::FIRST, until: XenVersion::new(3, 0) },
+        Style::NoVcpu => Span { since: XenVersion::FIRST, until: version(4) },
         Style::Vcpu => Span { since: version(5), until: version(16) },
-        Style::WholePath => Span { since: version(17), until: Version::LAST },
+        Style::WholePath => Span { since: version(17), until: XenVersion::LAST },
     };
     // A line that is put together wrongly says nothing.
     let span = style.meet(line.wording.span).unwrap_or(Span::ALL);

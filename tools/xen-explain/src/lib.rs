@@ -14,7 +14,7 @@
 //! * [`Explanation`]: what they mean; [`Explanation::text`] is for people, `serde` for programs.
 //! * [`Problem`]: frames that could not be had as what they were wanted as, and what was refused.
 //! * [`Incident`]: what the guest kernel said.
-//! * [`Version`], [`Span`]: which Xen can have printed all of it.
+//! * [`XenVersion`], [`Span`]: which Xen can have printed all of it.
 //! * [`Era`], [`Word`]: what Xen keeps for each frame (`type_info`), in each of its layouts.
 //!
 //! # What it assumes
@@ -55,10 +55,10 @@ mod word;
 
 pub use explainer::Explainer;
 pub use prefix::Speaker;
-pub use release::{Span, Version};
+pub use release::{Span, XenVersion};
 pub use report::{
-    Cause, End, Explanation, Frame, Incident, Lines, Match, Neighbours, Note, Place, Problem,
-    Stopped, Table, Unknown,
+    End, Explanation, Incident, LikelyCause, Lines, LogPosition, Match, Neighbours, Note, Problem,
+    RecurringFrame, Stopped, Table, Unknown,
 };
 pub use text::Colour;
 pub use word::{Era, Word, WordFlags};

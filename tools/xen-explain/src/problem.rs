@@ -38,7 +38,7 @@ pub(crate) struct Stopped {
 
 /// A cause, and everything it stopped.
 #[derive(Clone, Debug)]
-pub(crate) struct Problem {
+pub(crate) struct FoundProblem {
     /// The line that says why.
     pub(crate) primary: Line,
     /// How many refusals.
@@ -56,7 +56,7 @@ pub(crate) struct Problem {
 
 /// How often a frame is in a refusal.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Frame {
+pub(crate) struct FrameCounts {
     pub(crate) mfn: u64,
     pub(crate) pfn: Option<u64>,
     /// In how many refusals it is what could not be granted.
@@ -71,8 +71,8 @@ pub(crate) struct Frame {
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     keys: HashMap<Key, usize>,
-    pub(crate) all: Vec<Problem>,
-    frames: HashMap<u64, Frame>,
+    pub(crate) all: Vec<FoundProblem>,
+    frames: HashMap<u64, FrameCounts>,
     /// Refusals beyond what is kept.
     pub(crate) more: u64,
 }
@@ -98,7 +98,7 @@ impl Problems {
             Some(at) => *at,
             None if self.all.len() < PROBLEMS_MAX => {
                 self.keys.insert(key, self.all.len());
-                self.all.push(Problem::new(primary.clone()));
+                self.all.push(FoundProblem::new(primary.clone()));
                 self.all.len() - 1
             }
             None => {
@@ -115,7 +115,7 @@ impl Problems {
                 return;
             }
             let (first, last) = (event.first, event.last);
-            let new = Frame { mfn, pfn, as_cause: 0, as_table: 0, first, last };
+            let new = FrameCounts { mfn, pfn, as_cause: 0, as_table: 0, first, last };
             let frame = self.frames.entry(mfn).or_insert(new);
             frame.last = last;
             if as_cause {
@@ -135,14 +135,14 @@ impl Problems {
     }
 
     /// Frames, those that recur most first.
-    pub(crate) fn frames(&self) -> Vec<Frame> {
-        let mut frames: Vec<Frame> = self.frames.values().copied().collect();
+    pub(crate) fn frames(&self) -> Vec<FrameCounts> {
+        let mut frames: Vec<FrameCounts> = self.frames.values().copied().collect();
         frames.sort_by_key(|frame| (u64::MAX - frame.as_cause, frame.first, frame.mfn));
         frames
     }
 }
 
-impl Problem {
+impl FoundProblem {
     fn new(primary: Line) -> Self {
         Self {
             primary,

@@ -6,12 +6,12 @@ use serde::{Serialize, Serializer};
 
 /// A release of Xen, without the point release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
+pub struct XenVersion {
     major: u8,
     minor: u8,
 }
 
-impl Version {
+impl XenVersion {
     /// The first that is known here.
     pub const FIRST: Self = Self::new(3, 0);
     /// The last that is known here. Newer ones are taken for this one.
@@ -24,7 +24,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for XenVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
     }
@@ -34,18 +34,18 @@ impl fmt::Display for Version {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The oldest.
-    pub since: Version,
+    pub since: XenVersion,
     /// The newest.
-    pub until: Version,
+    pub until: XenVersion,
 }
 
 impl Span {
     /// Nothing is known.
-    pub const ALL: Self = Self { since: Version::FIRST, until: Version::LAST };
+    pub const ALL: Self = Self { since: XenVersion::FIRST, until: XenVersion::LAST };
 
     /// Returns whether `version` is one of them.
     #[must_use]
-    pub fn contains(self, version: Version) -> bool {
+    pub fn contains(self, version: XenVersion) -> bool {
         (self.since..=self.until).contains(&version)
     }
 
@@ -69,9 +69,9 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.since == self.until {
             self.since.fmt(f)
-        } else if self.until == Version::LAST {
+        } else if self.until == XenVersion::LAST {
             write!(f, "{} or later", self.since)
-        } else if self.since == Version::FIRST {
+        } else if self.since == XenVersion::FIRST {
             write!(f, "up to {}", self.until)
         } else {
             write!(f, "{} to {}", self.since, self.until)
@@ -85,13 +85,13 @@ mod tests {
 
     #[test]
     fn spans_meet_or_do_not() {
-        let old = Span { since: Version::FIRST, until: Version::new(4, 8) };
-        let new = Span { since: Version::new(4, 6), until: Version::LAST };
+        let old = Span { since: XenVersion::FIRST, until: XenVersion::new(4, 8) };
+        let new = Span { since: XenVersion::new(4, 6), until: XenVersion::LAST };
         let both = old.meet(new).expect("4.6 to 4.8");
         assert_eq!(both.to_string(), "4.6 to 4.8");
         assert_eq!(old.to_string(), "up to 4.8");
         assert_eq!(new.to_string(), "4.6 or later");
-        let newest = Span { since: Version::new(4, 17), until: Version::LAST };
+        let newest = Span { since: XenVersion::new(4, 17), until: XenVersion::LAST };
         assert_eq!(old.meet(newest), None);
     }
 }

@@ -19,7 +19,7 @@ pub struct Explanation {
     /// Refusals beyond what is kept, or whose cause is lost.
     pub more_refusals: u64,
     /// Frames that appear in several refusals, the most frequent first.
-    pub recurring: Vec<Frame>,
+    pub recurring: Vec<RecurringFrame>,
     /// Runs of neighbouring pfns among the frames that could not be granted.
     pub neighbours: Vec<Neighbours>,
     /// What the guest kernel noticed.
@@ -53,7 +53,7 @@ pub struct Lines {
 
 /// Where and when something is.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Place {
+pub struct LogPosition {
     /// Number of the line, from 1, over all inputs.
     pub line: u64,
     /// Seconds since Xen, or the kernel, started.
@@ -78,7 +78,7 @@ pub struct Problem {
     /// How often.
     pub times: u64,
     /// The first time.
-    pub first: Place,
+    pub first: LogPosition,
     /// Line of the last time.
     pub last_line: u64,
     /// What was refused because of it.
@@ -86,7 +86,7 @@ pub struct Problem {
     /// Lines that follow from the failure and are no cause of anything.
     pub follow_ups: u64,
     /// What can lead to it, likeliest first.
-    pub causes: Vec<Cause>,
+    pub causes: Vec<LikelyCause>,
     /// What the guest kernel noticed of it.
     pub guest: Vec<Match>,
     /// What ended because of it.
@@ -129,7 +129,7 @@ pub struct Table {
 
 /// Something in the guest that can lead to the problem.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Cause {
+pub struct LikelyCause {
     /// A word for programs.
     pub name: &'static str,
     /// What it is. A sentence.
@@ -140,7 +140,7 @@ pub struct Cause {
 
 /// A frame in several refusals.
 #[derive(Clone, Debug, Serialize)]
-pub struct Frame {
+pub struct RecurringFrame {
     /// Its number.
     pub mfn: String,
     /// What M2P said of it.

@@ -10,7 +10,7 @@ use bitflags::bitflags;
 use hypercall::Level;
 use hypercall::explain::Use;
 
-use crate::release::{Span, Version};
+use crate::release::{Span, XenVersion};
 
 bitflags! {
     /// The flags of a word.
@@ -76,10 +76,10 @@ impl Era {
     #[must_use]
     pub const fn releases(self) -> Span {
         let (since, until) = match self {
-            Self::Bits31 => (Version::FIRST, Version::new(3, 3)),
-            Self::Bits63Of34 => (Version::new(3, 4), Version::new(3, 4)),
-            Self::FourBits => (Version::new(4, 0), Version::new(4, 9)),
-            Self::ThreeBits => (Version::new(4, 10), Version::LAST),
+            Self::Bits31 => (XenVersion::FIRST, XenVersion::new(3, 3)),
+            Self::Bits63Of34 => (XenVersion::new(3, 4), XenVersion::new(3, 4)),
+            Self::FourBits => (XenVersion::new(4, 0), XenVersion::new(4, 9)),
+            Self::ThreeBits => (XenVersion::new(4, 10), XenVersion::LAST),
         };
         Span { since, until }
     }
@@ -236,7 +236,8 @@ mod tests {
     fn one_word_alone_can_be_ambiguous_and_the_release_decides() {
         let l1_or_l2 = |span| eras(None, Some(0x2000_0000_0000_0000), span);
         assert_eq!(l1_or_l2(Span::ALL), [Era::Bits63Of34, Era::FourBits, Era::ThreeBits]);
-        let only = |minor| Span { since: Version::new(4, minor), until: Version::new(4, minor) };
+        let only =
+            |minor| Span { since: XenVersion::new(4, minor), until: XenVersion::new(4, minor) };
         assert_eq!(l1_or_l2(only(9)), [Era::FourBits]);
         assert_eq!(l1_or_l2(only(10)), [Era::ThreeBits]);
     }

@@ -37,6 +37,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.step(GROUP, "examples in the documentation", examples::check)?;
     session.step(GROUP, "arguments are arguments", shape::tuples)?;
     session.step(GROUP, "layers without circles", shape::circles)?;
+    session.step(GROUP, "one word for one thing", shape::names)?;
     session.step(GROUP, "invariants are attacked, claims shown", claims::check)?;
     session.step(GROUP, "inventory of unsafe code", inventory::check)?;
     session.step(GROUP, "named mutants", check_named_mutants)?;

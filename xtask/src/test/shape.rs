@@ -1,5 +1,5 @@
-//! The shape of the code, read as a compiler would: no function takes a tuple, and no two files of
-//! a crate import each other, directly or around.
+//! The shape of the code, read as a compiler would: no function takes a tuple, no two files of a
+//! crate import each other, directly or around, and no two public types have one name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -64,6 +64,44 @@ pub(super) fn circles() -> Result<String> {
     }
     judge(&found, "is imported by what it imports: what both need goes below")?;
     Ok(format!("{} crates", crates.len()))
+}
+
+/// Checks that a public type of the libraries has a name of its own.
+///
+/// # Errors
+/// The names, with the files that declare them.
+pub(super) fn names() -> Result<String> {
+    let workspace = paths::workspace();
+    let mut declared = BTreeMap::<String, Vec<String>>::new();
+    for file in rust_files()? {
+        let name = file.strip_prefix(&workspace).unwrap_or(&file);
+        let is_program = name.starts_with("examples") || name.starts_with("xtask");
+        if is_program || !name.ancestors().any(|folder| folder.ends_with("src")) {
+            continue;
+        }
+        for of_type in parse(&file)?.items.iter().filter_map(public_type) {
+            declared.entry(of_type).or_default().push(name.display().to_string());
+        }
+    }
+    let count = declared.len();
+    declared.retain(|_, files| files.len() > 1);
+    let say = |(name, files): (String, Vec<String>)| format!("{}: {name}", files.join(", "));
+    let found = BTreeMap::from([(String::new(), declared.into_iter().map(say).collect())]);
+    judge(&found, "is one word for two things: a name of its own for each")?;
+    Ok(format!("{count} public types"))
+}
+
+/// The name of a type or trait that other crates may see.
+fn public_type(item: &syn::Item) -> Option<String> {
+    let (of_item, name) = match item {
+        syn::Item::Struct(item) => (&item.vis, &item.ident),
+        syn::Item::Enum(item) => (&item.vis, &item.ident),
+        syn::Item::Trait(item) => (&item.vis, &item.ident),
+        syn::Item::Type(item) => (&item.vis, &item.ident),
+        syn::Item::Union(item) => (&item.vis, &item.ident),
+        _ => return None,
+    };
+    matches!(of_item, syn::Visibility::Public(_)).then(|| name.to_string())
 }
 
 /// Refuses what was found, crate by crate.
@@ -252,6 +290,14 @@ mod tests {
     fn a_tuple_among_the_arguments_is_found_behind_a_reference_and_in_a_method() {
         let code = "fn a((x, y): (u8, u8)) {} impl B { fn b(&self, pair: &(u8, u8)) {} }";
         assert_eq!(tuples_of(code), ["a", "b"]);
+    }
+
+    #[test]
+    fn only_what_other_crates_see_needs_a_name_of_its_own() {
+        let code = "pub struct A; pub(crate) enum B {} struct C; pub trait D {} pub type E = u8;";
+        let items = syn::parse_file(code).unwrap().items;
+        let names: Vec<_> = items.iter().filter_map(public_type).collect();
+        assert_eq!(names, ["A", "D", "E"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use conformance::{Assertion, Env, Facts, Outcome, Target, assertions, run as make};
+use conformance::{Assertion, AssertionOutcome, Env, Facts, Target, assertions, run as make};
 use early_pgt::{FrameUse, UseKind};
 use hypercall::Machine;
 
@@ -56,15 +56,15 @@ pub(super) fn run<M: Machine + Target>(kernel: &mut Kernel<'_, M>) -> Verdict {
         let outcome = make(assertion, &mut env);
         let Assertion { number, name, .. } = assertion;
         let word = match &outcome {
-            Outcome::Holds => "ok".into(),
-            Outcome::Failed(reason) => format!("FAILED {reason}"),
-            Outcome::NotHere(reason) => format!("not here: {reason}"),
+            AssertionOutcome::Holds => "ok".into(),
+            AssertionOutcome::Failed(reason) => format!("FAILED {reason}"),
+            AssertionOutcome::NotHere(reason) => format!("not here: {reason}"),
         };
         writeln!(kernel.console, "{number:>3} {:<64} {word}", &name[5..]).or_say("console")?;
         match outcome {
-            Outcome::Holds => hold += 1,
-            Outcome::NotHere(_) => absent += 1,
-            Outcome::Failed(_) => failed.push(format!("{number}")),
+            AssertionOutcome::Holds => hold += 1,
+            AssertionOutcome::NotHere(_) => absent += 1,
+            AssertionOutcome::Failed(_) => failed.push(format!("{number}")),
         }
     }
     match failed.len() {

@@ -11,7 +11,7 @@ use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
 
 use super::{Answer, Executor, issue_one};
-use crate::op::{Link, Op, Place, Step, VaPlace, Value, Which};
+use crate::op::{Link, Op, Step, UpdatePlace, VaPlace, Value, Which};
 
 /// Bits that an entry of the direct mapping may have: all that leave it mapping its frame, cached.
 const DIRECT_FLAGS: PteFlags = PteFlags::KERNEL_RW
@@ -107,32 +107,32 @@ impl Executor {
         }
     }
 
-    fn update(&self, command: u8, place: Place, value: Value) -> MmuUpdate {
+    fn update(&self, command: u8, place: UpdatePlace, value: Value) -> MmuUpdate {
         let command = u64::from(command) & mmu::MASK;
         let is_machphys = command == mmu::MACHPHYS;
         // M2P is changed for frames of the arena only.
         let command_elsewhere = if is_machphys { mmu::NORMAL } else { command };
         match place {
-            Place::Slot(frame, _) if is_machphys => {
+            UpdatePlace::Slot(frame, _) if is_machphys => {
                 let pfn = match value.which {
                     Which::Arena(number) => self.arena.frame(number).pfn,
                     _ => Pfn::new(0x777),
                 };
                 MmuUpdate::machphys(self.arena.frame(frame).mfn, pfn)
             }
-            Place::Slot(frame, slot) => {
+            UpdatePlace::Slot(frame, slot) => {
                 let target = self.arena.slot(frame, slot).machine_address() | command;
                 MmuUpdate::from_raw(target, self.arena.pte(value).raw())
             }
-            Place::Direct(number) => {
+            UpdatePlace::Direct(number) => {
                 let target = self.arena.frame(number).direct.machine_address() | command_elsewhere;
                 MmuUpdate::from_raw(target, self.direct_entry(number, value.flags).raw())
             }
-            Place::OutOfRange => {
+            UpdatePlace::OutOfRange => {
                 let target = self.arena.mfn(Which::OutOfRange).raw() << PAGE_SHIFT | command;
                 MmuUpdate::from_raw(target, self.arena.pte(value).raw())
             }
-            Place::XenSlot => {
+            UpdatePlace::XenSlot => {
                 let table = self.arena.landmarks.running_root;
                 let slot = Slot { table, index: PageTableIndex::new_truncate(256) };
                 let target = slot.machine_address() | command_elsewhere;

@@ -1,6 +1,6 @@
 //! From what was gathered to the [`Explanation`].
 
-use hypercall::explain::{Cause as Reason, Conflict, Use};
+use hypercall::explain::{Cause, Conflict, Use};
 use hypercall::{Level, Mfn, Pfn};
 
 use super::{Explainer, flags, of_line};
@@ -9,11 +9,12 @@ use crate::incident::Incident as Gathered;
 use crate::messages::Role;
 use crate::pattern::{Field, NOBODY};
 use crate::prefix::Stamp;
-use crate::problem::Problem as Found;
+use crate::problem::{FoundProblem, FrameCounts};
 use crate::recognise::Line;
 use crate::release::Span;
 use crate::report::{
-    Cause, Explanation, Frame, Incident, Match, Neighbours, Place, Problem, Stopped, Table,
+    Explanation, Incident, LikelyCause, LogPosition, Match, Neighbours, Problem, RecurringFrame,
+    Stopped, Table,
 };
 use crate::word::{Era, eras};
 
@@ -57,15 +58,16 @@ impl Explainer {
             }
         }
         let frames = self.problems.frames();
-        let recurs = |frame: &&crate::problem::Frame| frame.as_cause > 1;
-        let recurring = frames.iter().filter(recurs).take(RECURRING_MAX).map(|frame| Frame {
-            mfn: number(frame.mfn),
-            pfn: frame.pfn.map(number),
-            as_cause: frame.as_cause,
-            as_table: frame.as_table,
-            first_line: frame.first,
-            last_line: frame.last,
-        });
+        let recurs = |frame: &&FrameCounts| frame.as_cause > 1;
+        let recurring =
+            frames.iter().filter(recurs).take(RECURRING_MAX).map(|frame| RecurringFrame {
+                mfn: number(frame.mfn),
+                pfn: frame.pfn.map(number),
+                as_cause: frame.as_cause,
+                as_table: frame.as_table,
+                first_line: frame.first,
+                last_line: frame.last,
+            });
         let causes = frames.iter().filter(|frame| frame.as_cause > 0);
         Explanation {
             lines: self.lines,
@@ -86,7 +88,7 @@ fn number(frame: u64) -> String {
     format!("{frame:05x}")
 }
 
-fn describe(found: &Found, log: Option<Span>, booting: Option<u64>) -> Problem {
+fn describe(found: &FoundProblem, log: Option<Span>, booting: Option<u64>) -> Problem {
     let primary = &found.primary;
     let fields = primary.fields;
     // What the line itself says about the release, and what all lines say together.
@@ -101,12 +103,12 @@ fn describe(found: &Found, log: Option<Span>, booting: Option<u64>) -> Problem {
         [(_, conflict), ..] => conflict.causes(),
         [] => primary.message.causes,
     };
-    let mut causes: Vec<Reason> = match fields.get(Field::Flags) {
+    let mut causes: Vec<Cause> = match fields.get(Field::Flags) {
         Some(printed) if primary.message.name == BAD_FLAGS => flags::causes(printed),
         _ => reasons.to_vec(),
     };
     let starting = booting.is_some_and(|line| line.abs_diff(primary.number) <= NOTICED_LINES);
-    if starting && let Some(at) = causes.iter().position(|cause| *cause == Reason::EarlyBuffer) {
+    if starting && let Some(at) = causes.iter().position(|cause| *cause == Cause::EarlyBuffer) {
         causes[..=at].rotate_right(1);
     }
     let stopped = found.stopped.iter().map(|stopped| {
@@ -121,7 +123,7 @@ fn describe(found: &Found, log: Option<Span>, booting: Option<u64>) -> Problem {
         words: words(primary, &readings),
         speakers: found.speakers.clone(),
         times: found.times,
-        first: Place { line: primary.number, uptime: uptime(primary.prefix.stamp) },
+        first: LogPosition { line: primary.number, uptime: uptime(primary.prefix.stamp) },
         last_line: found.last,
         stopped: stopped.collect(),
         follow_ups: found.follow_ups,
@@ -131,8 +133,8 @@ fn describe(found: &Found, log: Option<Span>, booting: Option<u64>) -> Problem {
     }
 }
 
-fn cause(reason: Reason) -> Cause {
-    Cause { name: reason.name(), what: reason.what(), check: reason.check() }
+fn cause(reason: Cause) -> LikelyCause {
+    LikelyCause { name: reason.name(), what: reason.what(), check: reason.check() }
 }
 
 #[expect(
@@ -323,7 +325,7 @@ fn incident(gathered: &Gathered) -> Incident {
 
 /// Returns the problem that a guest noticed: the latest before it by the clock, or, without clocks
 /// that can be compared, the nearest in the log.
-fn noticed(incident: &Gathered, problems: &[Found]) -> Option<(usize, String)> {
+fn noticed(incident: &Gathered, problems: &[FoundProblem]) -> Option<(usize, String)> {
     let seen = || {
         let numbered = problems.iter().enumerate();
         numbered.flat_map(|(at, problem)| problem.seen.iter().map(move |seen| (at, *seen)))

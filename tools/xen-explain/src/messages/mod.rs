@@ -14,7 +14,7 @@ mod tables;
 
 use hypercall::explain::Cause;
 
-use crate::release::{Span, Version};
+use crate::release::{Span, XenVersion};
 
 /// What part a line has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +87,9 @@ const fn any(text: &'static str) -> Wording {
     Wording { text, span: Span::ALL }
 }
 
-const fn version(number: u16) -> Version {
+const fn version(number: u16) -> XenVersion {
     let [major, minor] = [number / 100, number % 100];
-    Version::new(major.to_le_bytes()[0], minor.to_le_bytes()[0])
+    XenVersion::new(major.to_le_bytes()[0], minor.to_le_bytes()[0])
 }
 
 /// All messages, in the order of the files.
