@@ -340,10 +340,12 @@ impl FrameSource for OnePage {
     }
 
     fn give(&mut self, frame: Frame) {
+        debug_assert!(self.frame.is_none() && self.uncertain.is_none(), "one page, one place");
         self.frame = Some(frame);
     }
 
     fn give_uncertain(&mut self, frame: Uncertain) {
+        debug_assert!(self.frame.is_none() && self.uncertain.is_none(), "one page, one place");
         self.uncertain = Some(frame);
     }
 }

@@ -219,6 +219,51 @@ impl FrameSource for Kept {
     }
 }
 
+#[test]
+fn both_tables_of_a_map_of_one_frame_are_in_doubt_when_their_flush_is_refused() {
+    let test = TestGuest::new();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let mut kept = Kept::default();
+    kept.free.extend(std::iter::from_fn(|| pool.take()));
+    let mut before: Vec<Pfn> = kept.free.iter().map(Frame::pfn).collect();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut places = [const { [const { None }; 1] }; 2];
+    let [l1, l2] = &mut places;
+    let mut tables = TablePool::new([l1, l2, &mut []]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    tables.fill(&plain, Level::L1, 1, &mut kept, &mut batch).expect("filled");
+    tables.fill(&plain, Level::L2, 1, &mut kept, &mut batch).expect("filled");
+    let mut pgd = Pgd::new(&mut Tools::new(plain, &mut kept)).expect("a root");
+    // There is an L3 table already.
+    let near = Pages::one(va(0x40_0000));
+    pgd.map_pages(&mut Tools::new(plain, &mut kept), near, PteFlags::USER_RW).expect("mapped");
+    let mut pgd = pgd.pin(&plain, &mut batch).expect("pinned");
+
+    // Two links and a page, of which the page is refused; the links are undone, and the flush that
+    // they owe is refused.
+    let inner = FailNth::new(&test.model, refuse(2, 0));
+    let machine = FailNth::new(&inner, refuse(0, 2));
+    let around = guest(&test, &machine, &p2m);
+    let mut with = tools(&around, &mut batch, &mut tables, &mut kept);
+    let frame = with.frames.take().expect("a frame");
+    let pfn = frame.pfn();
+    let refused = pgd.map(&mut with, va(0x8000_0000), PteFlags::USER_RW, frame);
+    let refused = refused.expect_err("refused");
+    assert!(matches!(refused.error, MapError::NotUndone { left: 0, .. }), "{}", refused.error);
+    assert_eq!(refused.frame.as_ref().map(Frame::pfn), Some(pfn), "it was never mapped");
+    kept.give(refused.frame.expect("the same"));
+    assert_eq!(kept.doubtful.len(), 2, "the L2 and the L1 table");
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut kept);
+    pgd.destroy(&mut with).expect("nobody runs on it");
+    let doubtful = kept.doubtful.iter().map(Uncertain::start);
+    let mut after: Vec<Pfn> = kept.free.iter().map(Frame::pfn).chain(doubtful).collect();
+    before.sort_unstable();
+    after.sort_unstable();
+    assert_eq!(after, before, "each frame is in one place");
+    test.check();
+}
+
 /// Unmapping is refused behind its flush, and so is the flush of the undo: the pages are mapped
 /// again. Mapping is: they are mapped nowhere, but a TLB may know them.
 #[test]

@@ -142,10 +142,11 @@ pub(crate) fn variants() -> impl Iterator<Item = Variant> {
     })
 }
 
-/// Sweeps the operation: in every variant if all pairs are tried; otherwise in one, another one
-/// from each operation to the next.
+/// Sweeps the operation: in every variant if all pairs are tried, or one by name; otherwise in one
+/// variant, another one from each operation to the next.
 pub(crate) fn sweep(name: &str, layout: Layout, operation: Operation) {
-    let all = std::env::var_os("PVMMU_PAIRS").is_some_and(|scope| scope == "all");
+    let all = std::env::var_os("PVMMU_PAIRS").is_some_and(|scope| scope == "all")
+        || std::env::var_os("PVMMU_PAIRS_ONLY").is_some();
     let letters = name.bytes().map(usize::from).sum::<usize>();
     let chosen = variants().enumerate().filter(|(at, _)| all || (at + letters) % 8 == 0);
     for (_, variant) in chosen {
