@@ -26,7 +26,7 @@ use crate::call::{CALLS_MAX, Call, Outcome, Request};
 use crate::commands::mmu;
 use crate::error::{Errno, Error};
 use crate::machine::Machine;
-use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
+use crate::op::{DomId, MmuExtOp, MmuUpdate, VaMapping};
 use crate::pte::{Level, Pte, PteFlags};
 use crate::refusable_flag::RefusableFlag;
 
@@ -270,7 +270,7 @@ impl Batch<'_> {
     pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
         let at = self.updates_used;
         if at != self.extends_at || at >= self.updates.len() || at >= self.old.len() {
-            return self.update_for(update, old, Domains::SELF);
+            return self.update_for(update, old, DomId::SELF);
         }
         self.updates[at] = update;
         self.old[at] = old;
@@ -282,42 +282,37 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Adds an update that names other domains.
+    /// Adds an update of own tables for frames of `owner`.
     ///
     /// # Errors
     /// [`Full`].
     ///
     /// ```
-    /// # use hypercall::{BatchStorage, DomId, Domains, Mfn, MmuUpdate, Pte, PteFlags, Slot};
+    /// # use hypercall::{BatchStorage, DomId, Mfn, MmuUpdate, Pte, PteFlags, Slot};
     /// # use x86_64::structures::paging::PageTableIndex;
     /// let slot = Slot { table: Mfn::new(7), index: PageTableIndex::new(0) };
     /// let vga = MmuUpdate::set(slot, Pte::new(Mfn::new(0xb8), PteFlags::KERNEL_RW));
     /// let mut storage = BatchStorage::<8, 2>::new();
     /// let mut batch = storage.batch();
-    /// batch.update_for(vga, 0, Domains::frames_of(DomId::IO))?;
+    /// batch.update_for(vga, 0, DomId::IO)?;
     /// assert_eq!(batch.requests(), 1);
     /// # Ok::<(), hypercall::Full>(())
     /// ```
-    pub fn update_for(
-        &mut self,
-        update: MmuUpdate,
-        old: u64,
-        domains: Domains,
-    ) -> Result<(), Full> {
+    pub fn update_for(&mut self, update: MmuUpdate, old: u64, owner: DomId) -> Result<(), Full> {
         let at = self.updates_used;
         if at == self.updates.len() {
             return Err(Full);
         }
         match self.last() {
-            Some(Run { kind: Kind::Updates(same), end, .. }) if *same == domains && *end == at => {
+            Some(Run { kind: Kind::Updates(same), end, .. }) if *same == owner && *end == at => {
                 *end = at + 1;
             }
-            _ => self.open(Kind::Updates(domains), at)?,
+            _ => self.open(Kind::Updates(owner), at)?,
         }
         self.updates[at] = update;
         self.old[at] = old;
         self.updates_used = at + 1;
-        self.extends_at = if domains == Domains::SELF { at + 1 } else { NOWHERE };
+        self.extends_at = if owner == DomId::SELF { at + 1 } else { NOWHERE };
         Ok(())
     }
 
@@ -676,9 +671,7 @@ impl Batch<'_> {
 
     fn request(&self, run: &Run) -> Request<'_> {
         match run.kind {
-            Kind::Updates(domains) => {
-                Request::MmuUpdate(&self.updates[run.start..run.end], domains)
-            }
+            Kind::Updates(owner) => Request::MmuUpdate(&self.updates[run.start..run.end], owner),
             Kind::Ops(domain) => Request::MmuExt(&self.ops[run.start..run.end], domain),
             Kind::Va(mapping, _) => Request::VaMapping(mapping),
         }

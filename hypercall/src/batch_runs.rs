@@ -1,13 +1,13 @@
 //! What a batch notes of its requests.
 
 use crate::call::{CALLS_MAX, Outcome};
-use crate::op::{DomId, Domains, VaMapping};
+use crate::op::{DomId, VaMapping};
 use crate::pte::Pte;
 
 /// What a run consists of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    Updates(Domains),
+    Updates(DomId),
     Ops(DomId),
     Va(VaMapping, Pte),
 }

@@ -1,7 +1,7 @@
 //! A request to Xen, and its outcome.
 
 use crate::error::{Errno, Error, Hypercall};
-use crate::op::{DomId, Domains, MmuExtOp, MmuUpdate, VaMapping};
+use crate::op::{DomId, MmuExtOp, MmuUpdate, VaMapping};
 
 /// The most requests that go to Xen in one multicall. A request is a run of elements of any length,
 /// so real work needs few of them. The limit bounds the stack space for the multicall entries, 64
@@ -12,7 +12,7 @@ pub const CALLS_MAX: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// `mmu_update`: a run of any length; Xen stops at the first element it refuses.
-    MmuUpdate(&'a [MmuUpdate], Domains),
+    MmuUpdate(&'a [MmuUpdate], DomId),
     /// `mmuext_op`: a run of any length; Xen stops at the first element it refuses.
     MmuExt(&'a [MmuExtOp], DomId),
     /// `update_va_mapping`.

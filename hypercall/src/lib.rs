@@ -112,7 +112,7 @@ pub use error::{Errno, Error, Hypercall};
 pub use frame::{ENTRIES, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use frame_source::FrameSource;
 pub use machine::{AccessError, Assist, Cpu, Fault, FrameAccess, Hypercalls, Machine};
-pub use op::{DomId, Domains, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet};
+pub use op::{DomId, MmuExtOp, MmuUpdate, VaFlush, VaMapping, VcpuSet};
 pub use own::{Frame, Frames};
 pub use pte::{Entry, Level, Pte, PteFlags, Slot};
 pub use quarantine::{Quarantine, Uncertain};

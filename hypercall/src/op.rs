@@ -23,43 +23,6 @@ impl DomId {
     pub const XEN: Self = Self(0x7ff2);
 }
 
-/// The two domains that an `mmu_update` names: the owner of the frames that new entries may map,
-/// and the owner of the tables. Only a toolstack names any but itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Domains {
-    /// Owner of the frames mapped (`foreigndom`, low half).
-    pub frames: DomId,
-    /// Owner of the tables, if not the caller (`foreigndom`, high half).
-    pub tables: Option<DomId>,
-}
-
-impl Domains {
-    /// Own frames in own tables.
-    pub const SELF: Self = Self { frames: DomId::SELF, tables: None };
-
-    /// Returns the pair for frames of `domain` in own tables.
-    ///
-    /// ```
-    /// use hypercall::{DomId, Domains};
-    ///
-    /// assert_eq!(Domains::frames_of(DomId::IO).frames, DomId::IO);
-    /// ```
-    #[must_use]
-    pub const fn frames_of(domain: DomId) -> Self {
-        Self { frames: domain, tables: None }
-    }
-
-    /// Returns the argument as Xen wants it.
-    #[must_use]
-    pub const fn raw(self) -> u32 {
-        let tables = match self.tables {
-            Some(domain) => domain.0 as u32 + 1,
-            None => 0,
-        };
-        tables << 16 | self.frames.0 as u32
-    }
-}
-
 /// One element of `mmu_update` (`struct mmu_update`, 16 bytes).
 ///
 /// The low three bits of `target` are the command; the rest is the machine address of an entry, or
@@ -415,13 +378,6 @@ mod tests {
         assert_eq!((machphys.target(), machphys.value()), (0x20_3001, 9));
         assert_eq!(MmuExtOp::pin(Level::L4, Mfn::new(5)), MmuExtOp::from_raw(3, 5, 0));
         assert_eq!(MmuExtOp::new_user_baseptr(None), MmuExtOp::from_raw(15, 0, 0));
-    }
-
-    #[test]
-    fn the_two_domains_share_one_word() {
-        assert_eq!(Domains::SELF.raw(), 0x7ff0);
-        let both = Domains { frames: DomId::IO, tables: Some(DomId(3)) };
-        assert_eq!(both.raw(), 0x0004_7ff1);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use arbtest::arbtest;
 use hypercall::memory::MemoryOp;
 use hypercall::{
     AccessError, Assist, Batch, BatchError, BatchRuns, BatchStorage, CALLS_MAX, Call, DomId,
-    Domains, Element, Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, Mfn,
-    MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping, VcpuSet,
+    Element, Errno, Error, FrameAccess, Full, GuestVa, Hypercall, Hypercalls, Mfn, MmuExtOp,
+    MmuUpdate, Outcome, Pfn, Pte, RefusableFlag, Request, VaFlush, VaMapping, VcpuSet,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -21,7 +21,7 @@ const STORED_OPS: usize = 3;
 /// Something pushed, with what it replaces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Pushed {
-    Update(MmuUpdate, u64, Domains),
+    Update(MmuUpdate, u64, DomId),
     Op(MmuExtOp),
     Va(VaMapping, Pte),
 }
@@ -47,9 +47,9 @@ impl Pushed {
     /// What puts back what it replaced, if a batch can.
     fn undone(&self) -> Option<Self> {
         match *self {
-            Self::Update(update, old, domains) => {
+            Self::Update(update, old, owner) => {
                 let back = MmuUpdate::from_raw(update.target(), old);
-                Some(Self::Update(back, update.value(), domains))
+                Some(Self::Update(back, update.value(), owner))
             }
             Self::Op(_) => None,
             Self::Va(mapping, old) => {
@@ -104,7 +104,7 @@ impl List {
     }
 
     fn extend(&mut self, updates: &[(MmuUpdate, u64)]) -> Result<usize, Full> {
-        let pushed = |&(update, old): &_| Pushed::Update(update, old, Domains::SELF);
+        let pushed = |&(update, old): &_| Pushed::Update(update, old, DomId::SELF);
         let taken = updates.iter().map(pushed).take_while(|&one| self.push(one).is_ok()).count();
         if taken == 0 && !updates.is_empty() { Err(Full) } else { Ok(taken) }
     }
@@ -164,14 +164,14 @@ fn push(u: &mut Unstructured<'_>, batch: &mut Batch<'_>, list: &mut List) -> Dra
     match u.int_in_range(0..=7)? {
         0..=2 => {
             let (update, old) = draw_update(u)?;
-            let pushed = Pushed::Update(update, old, Domains::SELF);
+            let pushed = Pushed::Update(update, old, DomId::SELF);
             assert_eq!(batch.update(update, old), list.push(pushed));
         }
         3 => {
-            let domains = *u.choose(&[Domains::SELF, Domains::frames_of(DomId::IO)])?;
+            let owner = *u.choose(&[DomId::SELF, DomId::IO])?;
             let (update, old) = draw_update(u)?;
-            let pushed = Pushed::Update(update, old, domains);
-            assert_eq!(batch.update_for(update, old, domains), list.push(pushed));
+            let pushed = Pushed::Update(update, old, owner);
+            assert_eq!(batch.update_for(update, old, owner), list.push(pushed));
         }
         4 => {
             let count = u.int_in_range(0..=4)?;

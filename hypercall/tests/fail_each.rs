@@ -10,8 +10,8 @@ use hypercall::grants::{GrantAccess, GrantMap, GrantRef, GrantStatus, Grants as 
 use hypercall::memory::{Exchange, Extent, MemoryOp, Reservation};
 use hypercall::middleware::{Accessed, Asked, FailEach, Refusal, Refusals};
 use hypercall::{
-    AccessError, Assist, Call, DomId, Domains, Errno, Error, FrameAccess, Hypercall,
-    Hypercalls as _, Mfn, MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, Request,
+    AccessError, Assist, Call, DomId, Errno, Error, FrameAccess, Hypercall, Hypercalls as _, Mfn,
+    MmuExtOp, MmuUpdate, Outcome, Pfn, Pte, Request,
 };
 use support::{Inside, list, va};
 use x86_64::structures::paging::PageTableIndex;
@@ -28,7 +28,7 @@ fn two_requests_of_one_multicall_are_refused_and_the_others_go_through() {
     let machine = FailEach::new(Inside::default(), &plan);
     let updates = [MmuUpdate::EMPTY; 5];
     let ops = [MmuExtOp::tlb_flush_all(); 2];
-    let many = Call::new(Request::MmuUpdate(&updates, Domains::SELF));
+    let many = Call::new(Request::MmuUpdate(&updates, DomId::SELF));
     let few = Call::new(Request::MmuExt(&ops, DomId::SELF));
     let mut calls = [many, many, few, few, few];
     // SAFETY: the machine does nothing, here and below.
@@ -77,27 +77,39 @@ fn what_was_asked_is_written_down_as_far_as_there_is_room() {
     assert_eq!((plan.seen(), plan.refused()), (3, 0));
 }
 
+/// Refuses an exchange of lists of these orders and lengths after its first chunk. Returns what the
+/// machine inside was asked, what was recorded and what was answered.
+fn refuse_exchange(orders: [u32; 2], lengths: [usize; 2]) -> (Vec<String>, usize, u32) {
+    let refusals = [refusal(0, Errno::ENOMEM, 1)];
+    let asked = [const { Cell::new(None) }; 1];
+    let plan = Refusals::new(&refusals, &asked);
+    let machine = FailEach::new(Inside::default(), &plan);
+    let mut extents = lengths.map(|length| vec![Extent::default(); length]);
+    let [give, take] = &mut extents;
+    let exchange = Exchange {
+        give: Reservation { order: orders[0], ..list(give) },
+        take: Reservation { order: orders[1], ..list(take) },
+    };
+    // SAFETY: as above.
+    let answer = unsafe { machine.memory_op(&mut MemoryOp::Exchange(exchange)) };
+    let Error { errno, done, .. } = answer.expect_err("it is refused");
+    assert_eq!(errno, Errno::ENOMEM);
+    (machine.inner().take(), asked[0].get().expect("recorded").elements, done)
+}
+
 #[test]
 fn an_exchange_is_refused_after_whole_chunks() {
     // Four frames against one extent of four, twice; and one extent against four frames, twice.
     for (orders, lengths, given) in [([0, 2], [8, 2], 4), ([2, 0], [2, 8], 1)] {
-        let refusals = [refusal(0, Errno::ENOMEM, 1)];
-        let asked = [const { Cell::new(None) }; 1];
-        let plan = Refusals::new(&refusals, &asked);
-        let machine = FailEach::new(Inside::default(), &plan);
-        let mut extents = lengths.map(|length| vec![Extent::default(); length]);
-        let [give, take] = &mut extents;
-        let exchange = Exchange {
-            give: Reservation { order: orders[0], ..list(give) },
-            take: Reservation { order: orders[1], ..list(take) },
-        };
-        // SAFETY: as above.
-        let answer = unsafe { machine.memory_op(&mut MemoryOp::Exchange(exchange)) };
-        let hypercall = Hypercall::MemoryOp("exchange");
-        assert_eq!(answer, Err(Error { hypercall, errno: Errno::ENOMEM, done: given }));
-        assert_eq!(machine.inner().take(), [format!("exchange x{given}")]);
-        assert_eq!(asked[0].get(), Some(Asked { hypercall, elements: 2 }));
+        let expected = (vec![format!("exchange x{given}")], 2, given);
+        assert_eq!(refuse_exchange(orders, lengths), expected);
     }
+}
+
+#[test]
+fn an_exchange_of_an_order_that_no_word_holds_is_refused_too() {
+    assert_eq!(refuse_exchange([0, 64], [8, 2]), (vec![], 1, 0));
+    assert_eq!(refuse_exchange([u32::MAX, 0], [2, 8]), (vec!["exchange x1".into()], 2, 1));
 }
 
 /// Every access that can fail, once: its name, and whether it writes.

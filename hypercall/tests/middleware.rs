@@ -10,8 +10,7 @@ use hypercall::grants::{
 use hypercall::memory::{Extent, MemoryOp};
 use hypercall::middleware::{Counting, Counts, FailNth, Refusal};
 use hypercall::{
-    Assist, Call, DomId, Domains, Errno, Error, Hypercall, Hypercalls, Mfn, MmuExtOp, MmuUpdate,
-    Request,
+    Assist, Call, DomId, Errno, Error, Hypercall, Hypercalls, Mfn, MmuExtOp, MmuUpdate, Request,
 };
 use support::{Inside, list, mapping, va};
 
@@ -39,7 +38,7 @@ const LIFE: [&str; 11] = [
 fn live<M: Hypercalls + Grants>(machine: &M) -> Answers {
     let ops = [MmuExtOp::tlb_flush_all(); 2];
     let mut calls = [
-        Call::new(Request::MmuUpdate(&UPDATES, Domains::SELF)),
+        Call::new(Request::MmuUpdate(&UPDATES, DomId::SELF)),
         Call::new(Request::MmuExt(&ops, DomId::SELF)),
         Call::new(Request::VaMapping(mapping())),
     ];

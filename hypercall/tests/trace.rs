@@ -6,8 +6,8 @@ mod support;
 use hypercall::memory::{Exchange, Extent, MemoryOp};
 use hypercall::middleware::{FailNth, Refusal, TRACE_HEADER, Traced, trace_start, trace_sum};
 use hypercall::{
-    Assist, Call, DomId, Domains, Errno, FrameAccess as _, Hypercalls as _, Mfn, MmuExtOp,
-    MmuUpdate, Pfn, Pte, PteFlags, Request,
+    Assist, Call, DomId, Errno, FrameAccess as _, Hypercalls as _, Mfn, MmuExtOp, MmuUpdate, Pfn,
+    Pte, PteFlags, Request,
 };
 use support::{Inside, list, mapping};
 use x86_64::VirtAddr;
@@ -58,7 +58,7 @@ fn requests_name_frames_by_their_pages() {
         MmuExtOp::invlpg_all(VirtAddr::new(0x5000)),
     ];
     let mut calls = [
-        Call::new(Request::MmuUpdate(&updates, Domains::SELF)),
+        Call::new(Request::MmuUpdate(&updates, DomId::SELF)),
         Call::new(Request::MmuExt(&ops, DomId::SELF)),
         Call::new(Request::VaMapping(mapping())),
     ];
@@ -145,7 +145,7 @@ fn a_trace_tells_refusals() {
     for request in [0, 1] {
         let refusal = Refusal { request, errno: Errno::EBUSY, done: 1 };
         let machine = Traced::new(FailNth::new(Inside::default(), refusal), String::new());
-        let mut calls = [Call::new(Request::MmuUpdate(&[MmuUpdate::EMPTY; 3], Domains::SELF))];
+        let mut calls = [Call::new(Request::MmuUpdate(&[MmuUpdate::EMPTY; 3], DomId::SELF))];
         // SAFETY: the machine inside does nothing.
         assert_eq!(unsafe { machine.issue(&mut calls) }, Ok(()));
         assert_eq!(machine.enable_assist(Assist::M2pStrict).is_err(), request == 1);

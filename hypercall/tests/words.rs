@@ -5,8 +5,8 @@ use hypercall::grants::{
 };
 use hypercall::memory::{Exchange, Extent, MachphysMapping, MemoryOp, Reservation};
 use hypercall::{
-    AccessError, DomId, Domains, Fault, GuestVa, Level, Mfn, MmuExtOp, MmuUpdate, Pfn, Request,
-    VaFlush, VcpuSet,
+    AccessError, DomId, Fault, GuestVa, Level, Mfn, MmuExtOp, MmuUpdate, Pfn, Request, VaFlush,
+    VcpuSet,
 };
 use x86_64::VirtAddr;
 
@@ -164,8 +164,8 @@ fn a_set_of_vcpus_has_those_below_32() {
 
 #[test]
 fn a_request_without_elements_is_empty() {
-    assert!(Request::MmuUpdate(&[], Domains::SELF).is_empty());
-    assert!(!Request::MmuUpdate(&[MmuUpdate::EMPTY], Domains::SELF).is_empty());
+    assert!(Request::MmuUpdate(&[], DomId::SELF).is_empty());
+    assert!(!Request::MmuUpdate(&[MmuUpdate::EMPTY], DomId::SELF).is_empty());
 }
 
 #[test]

@@ -11,7 +11,7 @@
 )]
 
 use hypercall::{
-    Call, Domains, Errno, Error, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte,
+    Call, DomId, Errno, Error, GuestVa, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pfn, Pte,
     PteFlags, Request, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
@@ -98,7 +98,7 @@ fn resolve<M: Machine>(
 /// One update, by itself.
 fn update<M: Machine>(guest: &Guest<'_, M>, update: MmuUpdate) -> Result<(), NotPutRight> {
     let updates = [update];
-    let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
+    let mut calls = [Call::new(Request::MmuUpdate(&updates, DomId::SELF))];
     // SAFETY: the entry belongs to the address space (I-4), or is that of a table of its in the
     // direct mapping (I-2); it keeps its frame, or is the second one of what is at two places.
     unsafe { guest.machine().issue(&mut calls) }

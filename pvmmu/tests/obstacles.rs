@@ -7,7 +7,7 @@ mod common;
 
 use common::{TestGuest, alias, build, guest, no_pool, page, tools};
 use hypercall::{
-    BatchStorage, Call, Domains, Errno, Frame, FrameAccess as _, FrameSource as _, GuestVa,
+    BatchStorage, Call, DomId, Errno, Frame, FrameAccess as _, FrameSource as _, GuestVa,
     Hypercalls as _, Level, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
@@ -72,7 +72,7 @@ fn direct_va(guest: &Guest<'_, Model>, pfn: Pfn) -> u64 {
 /// Writes one entry of a live table.
 fn write(guest: &Guest<'_, Model>, slot: Slot, pte: Pte) {
     let updates = [MmuUpdate::set(slot, pte)];
-    let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
+    let mut calls = [Call::new(Request::MmuUpdate(&updates, DomId::SELF))];
     // SAFETY: the test exists only in the model.
     unsafe { guest.machine().issue(&mut calls) }.expect("issued");
     calls[0].result().expect("written");

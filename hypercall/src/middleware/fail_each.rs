@@ -192,7 +192,7 @@ impl<'r, M> FailEach<'r, M> {
 /// Returns the first `count` elements of a request.
 fn prefix<'a>(request: Request<'a>, count: usize) -> Request<'a> {
     match request {
-        Request::MmuUpdate(updates, domains) => Request::MmuUpdate(&updates[..count], domains),
+        Request::MmuUpdate(updates, domain) => Request::MmuUpdate(&updates[..count], domain),
         Request::MmuExt(ops, domain) => Request::MmuExt(&ops[..count], domain),
         Request::VaMapping(_) => request,
     }
@@ -201,7 +201,9 @@ fn prefix<'a>(request: Request<'a>, count: usize) -> Request<'a> {
 /// Returns how many extents an exchange swaps as a unit: given and taken ones.
 fn chunk(exchange: &Exchange<'_>) -> (usize, usize) {
     let (give, take) = (exchange.give.order, exchange.take.order);
-    (1 << take.saturating_sub(give), 1 << give.saturating_sub(take))
+    // A word does not hold it: more than any list has.
+    let extents = |order: u32| 1_usize.checked_shl(order).unwrap_or(usize::MAX);
+    (extents(take.saturating_sub(give)), extents(give.saturating_sub(take)))
 }
 
 /// Returns in how many places Xen can stop.
@@ -212,8 +214,9 @@ fn elements(op: &MemoryOp<'_>) -> usize {
     }
 }
 
-/// Returns the first `count` extents of a list.
+/// Returns the first `count` extents of a list, or all if it has fewer.
 fn part<'p>(list: &'p mut Reservation<'_>, count: usize) -> Reservation<'p> {
+    let count = count.min(list.extents.len());
     Reservation { extents: &mut list.extents[..count], ..*list }
 }
 
@@ -255,7 +258,7 @@ impl<M: Hypercalls> FailEach<'_, M> {
         let done = refusal.done.min(chunks.saturating_sub(1));
         if done > 0 {
             let give = part(&mut exchange.give, done * given);
-            let take = part(&mut exchange.take, done * taken);
+            let take = part(&mut exchange.take, done.saturating_mul(taken));
             let mut first = MemoryOp::Exchange(Exchange { give, take });
             // SAFETY: a part of what the caller vouches for.
             unsafe { self.machine.memory_op(&mut first) }?;

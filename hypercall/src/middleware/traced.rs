@@ -178,8 +178,8 @@ impl<M: Hypercalls + FrameAccess, W: Write> Traced<M, W> {
     /// Writes what is asked, before it is: names are those of that moment.
     fn ask(&self, request: &Request<'_>) {
         self.line(|out| match *request {
-            Request::MmuUpdate(updates, domains) => {
-                write!(out, "mmu {:x}", domains.raw())?;
+            Request::MmuUpdate(updates, domain) => {
+                write!(out, "mmu {:x}", domain.0)?;
                 updates.iter().try_for_each(|update| self.update(out, *update))
             }
             Request::MmuExt(ops, domain) => {

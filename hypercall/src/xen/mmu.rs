@@ -32,15 +32,9 @@ const ASSIST_ENABLE: u64 = 0;
 /// Returns the hypercall number and arguments of a request; Xen writes how much it did to `done`.
 fn lower(request: &Request<'_>, done: *mut u32) -> (u32, [u64; 5]) {
     match request {
-        Request::MmuUpdate(updates, domains) => (
+        Request::MmuUpdate(updates, domain) => (
             number::MMU_UPDATE,
-            [
-                updates.as_ptr() as u64,
-                updates.len() as u64,
-                done as u64,
-                u64::from(domains.raw()),
-                0,
-            ],
+            [updates.as_ptr() as u64, updates.len() as u64, done as u64, u64::from(domain.0), 0],
         ),
         Request::MmuExt(ops, domain) => (
             number::MMUEXT_OP,

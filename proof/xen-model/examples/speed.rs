@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use hypercall::{Call, Domains, Hypercalls, MmuUpdate, Pfn, Pte, Request};
+use hypercall::{Call, DomId, Hypercalls, MmuUpdate, Pfn, Pte, Request};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Memory this process occupies, in MiB, where the system tells.
@@ -15,7 +15,7 @@ fn resident_mib() -> Option<u64> {
 }
 
 fn issue(model: &Model, updates: &[MmuUpdate]) -> bool {
-    let mut calls = [Call::new(Request::MmuUpdate(updates, Domains::SELF))];
+    let mut calls = [Call::new(Request::MmuUpdate(updates, DomId::SELF))];
     // SAFETY: the guest exists only in the model.
     unsafe { model.issue(&mut calls) }.is_ok() && calls[0].result().is_ok()
 }

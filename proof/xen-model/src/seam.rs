@@ -72,9 +72,9 @@ impl State {
 
     fn answer(&mut self, request: &Request<'_>) -> Outcome {
         match *request {
-            Request::MmuUpdate(updates, domains) => {
+            Request::MmuUpdate(updates, domain) => {
                 let read = |_: &mut Self, at: usize| Ok(updates[at]);
-                outcome(self.mmu_update(updates.len(), domains.raw(), read))
+                outcome(self.mmu_update(updates.len(), domain.0.into(), read))
             }
             Request::MmuExt(ops, domain) => {
                 let read = |_: &mut Self, at: usize| Ok(ops[at]);

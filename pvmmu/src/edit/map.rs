@@ -1,8 +1,7 @@
 //! Mapping pages of a live tree.
 
 use hypercall::{
-    DomId, Domains, Frame, FrameSource, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte,
-    PteFlags, Slot,
+    DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -248,9 +247,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
                 return Err(MapError::Own(own));
             }
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
-            let domains = Domains::frames_of(*domain);
             *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
-            return self.push_for(update, old.raw(), domains);
+            return self.push_for(update, old.raw(), *domain);
         }
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
         let pushed = match guest.mfn(frame.pfn()) {

@@ -24,7 +24,7 @@ mod share;
 mod table;
 
 use hypercall::{
-    BatchError, CALLS_MAX, Domains, ENTRIES, Element, FrameSource, GuestVa, Level, Machine,
+    BatchError, CALLS_MAX, DomId, ENTRIES, Element, FrameSource, GuestVa, Level, Machine,
     MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
@@ -550,20 +550,20 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     fn push_page(&mut self, update: MmuUpdate, old: Pte) -> Result<(), MapError> {
         if old.flags().contains(FOREIGN) {
             let domain = self.tools.frames.domain_of(old.mfn());
-            return self.push_for(update, old.raw(), Domains::frames_of(domain));
+            return self.push_for(update, old.raw(), domain);
         }
         self.push(update, old.raw())
     }
 
     /// Adds an update for another domain's frame to what is pending.
-    fn push_for(&mut self, update: MmuUpdate, old: u64, domains: Domains) -> Result<(), MapError> {
+    fn push_for(&mut self, update: MmuUpdate, old: u64, owner: DomId) -> Result<(), MapError> {
         // A request of its own, which Xen does even if it refuses the one before it: a table that
         // it may change is linked in an earlier submit. One more must be left for own frames, and
         // one for the flush.
         let is_later = self.is_linking || self.tools.batch.requests() + 3 > CALLS_MAX;
-        if is_later || self.tools.batch.update_for(update, old, domains).is_err() {
+        if is_later || self.tools.batch.update_for(update, old, owner).is_err() {
             self.submit()?;
-            self.tools.batch.update_for(update, old, domains)?;
+            self.tools.batch.update_for(update, old, owner)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 )]
 
 use hypercall::{
-    DomId, Domains, ENTRIES, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
+    DomId, ENTRIES, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -151,8 +151,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
     fn exchange(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
         let guest = self.tools.guest;
-        let domains =
-            Domains::frames_of(entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte)));
+        let owner = entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte));
         let Tools { batch, reach, .. } = &mut *self.tools;
         batch.clear();
         let places =
@@ -165,8 +164,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
                 Some(writable) => MmuUpdate::set_preserving_ad(new, writable),
                 None => MmuUpdate::set(new, *pte),
             };
-            batch.update_for(arrives, there.raw(), domains)?;
-            batch.update_for(MmuUpdate::set(old, Pte::ABSENT), pte.raw(), domains)?;
+            batch.update_for(arrives, there.raw(), owner)?;
+            batch.update_for(MmuUpdate::set(old, Pte::ABSENT), pte.raw(), owner)?;
         }
         flush.push(batch, *reach)?;
         // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,

@@ -8,7 +8,7 @@ pub mod odd;
 use hypercall::memory::Extent;
 use hypercall::start_info::BootInfo;
 use hypercall::{
-    BatchStorage, Call, Domains, FrameAccess, Frames, Hypercalls, Machine, Mfn, MmuUpdate,
+    BatchStorage, Call, DomId, FrameAccess, Frames, Hypercalls, Machine, Mfn, MmuUpdate,
     PAGE_SHIFT, PAGE_SIZE, Pfn, Pte, PteFlags, Refused, Request,
 };
 use p2m::{DirectEntries, P2m};
@@ -159,7 +159,7 @@ pub fn alias(guest: &Guest, pfn: Pfn, mfn: Mfn) {
     let pte = Pte::new(mfn, PteFlags::KERNEL_RW);
     let pte = if guest.p2m.mfn(pfn) == Ok(mfn) { pte } else { pte.read_only() };
     let updates = [MmuUpdate::set(slot, pte)];
-    let mut calls = [Call::new(Request::MmuUpdate(&updates, Domains::SELF))];
+    let mut calls = [Call::new(Request::MmuUpdate(&updates, DomId::SELF))];
     // SAFETY: the frames of the tests.
     unsafe { guest.model.issue(&mut calls) }.expect("issued");
     calls[0].result().expect("mapped");

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 
 use hypercall::commands::{ext, mmu};
 use hypercall::{
-    Call, Cpu, DomId, Domains, Machine, MmuExtOp, MmuUpdate, Outcome, PAGE_SHIFT, Pfn, Pte,
-    PteFlags, Request, Slot, VaMapping,
+    Call, Cpu, DomId, Machine, MmuExtOp, MmuUpdate, Outcome, PAGE_SHIFT, Pfn, Pte, PteFlags,
+    Request, Slot, VaMapping,
 };
 use x86_64::VirtAddr;
 use x86_64::structures::paging::PageTableIndex;
@@ -69,7 +69,7 @@ impl Executor {
             }
         }
         let request = |run: &Run| match *run {
-            Run::Updates(start, end) => Request::MmuUpdate(&updates[start..end], Domains::SELF),
+            Run::Updates(start, end) => Request::MmuUpdate(&updates[start..end], DomId::SELF),
             Run::Ops(start, end) => Request::MmuExt(&ops[start..end], DomId::SELF),
             Run::Va(mapping) => Request::VaMapping(mapping),
         };
@@ -192,7 +192,7 @@ impl Executor {
         };
         let updates = [MmuUpdate::set(self.arena.frame(number).direct, pte)];
         self.stale = true;
-        issue_one(machine, Request::MmuUpdate(&updates, Domains::SELF))
+        issue_one(machine, Request::MmuUpdate(&updates, DomId::SELF))
     }
 
     /// Sets M2P.
@@ -202,7 +202,7 @@ impl Executor {
         mfn: hypercall::Mfn,
         pfn: Pfn,
     ) -> Answer {
-        issue_one(machine, Request::MmuUpdate(&[MmuUpdate::machphys(mfn, pfn)], Domains::SELF))
+        issue_one(machine, Request::MmuUpdate(&[MmuUpdate::machphys(mfn, pfn)], DomId::SELF))
     }
 
     /// Clears every word that is ever used of a frame, by stores.

@@ -6,8 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Call, Cpu, Domains, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate,
-    Pfn, Pte, PteFlags, Request, Slot,
+    Call, Cpu, DomId, FrameAccess as _, Hypercalls as _, Level, Machine, MmuExtOp, MmuUpdate, Pfn,
+    Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
 use pvmmu::{Pages, Pgd, Pinned};
@@ -224,7 +224,7 @@ fn root<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>, bare: &mut Bare) -> Resu
 fn null<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<u64, String> {
     let start = bench.begin();
     for _ in 0..1000 {
-        let mut calls = [Call::new(Request::MmuUpdate(&[], Domains::SELF))];
+        let mut calls = [Call::new(Request::MmuUpdate(&[], DomId::SELF))];
         // SAFETY: asks for nothing.
         unsafe { bench.kernel.guest.machine().issue(&mut calls) }.or_say("null")?;
     }

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 
 use hypercall::middleware::Counting;
 use hypercall::{
-    Batch, Call, Cpu, DomId, Domains, FrameAccess as _, FrameSource, GuestVa, Level, Machine,
-    MmuExtOp, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
+    Batch, Call, Cpu, DomId, FrameAccess as _, FrameSource, GuestVa, Level, Machine, MmuExtOp,
+    MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
 use pvmmu::{Loose, Pages, Pgd, Pinned, Presence, Tools};
@@ -189,8 +189,8 @@ fn bare_converted<M: Machine + Cpu>(
     let (unpin, pin) = ([MmuExtOp::unpin(root)], [MmuExtOp::pin(Level::L4, root)]);
     let requests = [
         Request::MmuExt(&unpin, DomId::SELF),
-        Request::MmuUpdate(&writable, Domains::SELF),
-        Request::MmuUpdate(&read_only, Domains::SELF),
+        Request::MmuUpdate(&writable, DomId::SELF),
+        Request::MmuUpdate(&read_only, DomId::SELF),
         Request::MmuExt(&pin, DomId::SELF),
     ];
     let start = bench.begin();
