@@ -6,12 +6,12 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, Pfn, Pte, PteFlags, XEN_SLOTS};
+use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::marks::{FOREIGN, MARKS};
 use crate::pgd::Pgd;
-use crate::tables::{Descend, USER_SLOTS, each_entry, sign_extended};
+use crate::tables::{Part, Step, USER_SLOTS};
 use p2m::{Guest, WalkError};
 
 pub use crate::tables::Place;
@@ -186,12 +186,11 @@ pub fn audit<M: FrameAccess>(
         trees.flat_map(|tree| [Some(tree.kernel), tree.user]).flatten()
     };
     for root in roots() {
-        visit(guest, Level::L4, root, 0, tables, &mut |_| {})?;
+        visit(guest, root, tables, &mut |_| {})?;
     }
     let mut read = 0;
     for root in roots() {
-        let check = &mut |place| check(guest, place, tables, report);
-        read += visit(guest, Level::L4, root, 0, seen, check)?;
+        read += visit(guest, root, seen, &mut |place| check(guest, place, tables, report))?;
     }
     for tree in trees {
         compare_roots(guest, *tree, report)?;
@@ -203,33 +202,42 @@ pub fn audit<M: FrameAccess>(
 /// How many tables.
 fn visit<M: FrameAccess>(
     guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    base: u64,
+    root: Pfn,
     seen: &mut [u64],
     f: &mut impl FnMut(Place),
 ) -> Result<u64, WalkError> {
-    if !insert(seen, table) {
+    if !insert(seen, root) {
         return Ok(0);
     }
     let mut read = 1;
-    for slot in 0..ENTRIES {
-        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
-            continue;
+    each_absent(guest, Part::whole(root), f)?;
+    Part::whole(root).entries(guest, &mut |place| {
+        f(place);
+        let Entry::Table(mfn) = place.pte.decode(place.level) else { return Ok(Step::Over) };
+        let Ok(table) = guest.pfn(mfn) else { return Ok(Step::Over) };
+        if !insert(seen, table) {
+            return Ok(Step::Over);
         }
-        let pte = guest.machine().read_entry(table, PageTableIndex::new_truncate(slot))?;
-        if pte == Pte::ABSENT {
-            continue;
-        }
-        let va = sign_extended(base + (u64::from(slot) << level.shift()));
-        f(Place { va, level, table, pte });
-        if let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below())
-            && let Ok(pfn) = guest.pfn(mfn)
-        {
-            read += visit(guest, below, pfn, va, seen, f)?;
+        read += 1;
+        each_absent(guest, Part::one_table(place.below(), table, place.va.raw()), f)?;
+        Ok::<_, WalkError>(Step::Into)
+    })?;
+    Ok(read)
+}
+
+/// Calls `f` for every entry of a table that is not present, and not zero either.
+fn each_absent<M: FrameAccess>(
+    guest: &Guest<'_, M>,
+    part: Part,
+    f: &mut impl FnMut(Place),
+) -> Result<(), WalkError> {
+    for index in (0..ENTRIES).map(PageTableIndex::new_truncate) {
+        let pte = guest.machine().read_entry(part.table, index)?;
+        if pte != Pte::ABSENT && !pte.is_present() {
+            part.place(index, pte).into_iter().for_each(&mut *f);
         }
     }
-    Ok(read)
+    Ok(())
 }
 
 fn check<M: FrameAccess>(
@@ -245,7 +253,7 @@ fn check<M: FrameAccess>(
         }
         return;
     }
-    if level == Level::L1 && va >= hypercall::XEN_HOLE_END {
+    if level == Level::L1 && va.raw() >= hypercall::XEN_HOLE_END {
         let flags = pte.flags() & (PteFlags::USER | PteFlags::GUEST_KERNEL);
         if flags == PteFlags::USER {
             report(Finding::UserInKernelHalf(place));
@@ -316,15 +324,13 @@ pub fn writable_mappings<M: FrameAccess>(
 ) -> Result<(), WalkError> {
     let mfn = guest.mfn(pfn)?;
     // The kernel half is the same in all trees.
-    let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
-    for (root, slots) in core::iter::once((guest.kernel_root(), 0..ENTRIES)).chain(own) {
-        each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
-            let maps_it = place.level == Level::L1 && place.pte.mfn() == mfn;
-            if let (Ok(va), true) = (GuestVa::new(place.va), maps_it && place.pte.is_writable()) {
-                found(va);
+    let own = trees.iter().map(|tree| Part::user_half(tree.kernel));
+    core::iter::once(Part::whole(guest.kernel_root())).chain(own).try_for_each(|tree| {
+        tree.entries(guest, &mut |place| {
+            if place.level == Level::L1 && place.pte.mfn() == mfn && place.pte.is_writable() {
+                found(place.va);
             }
-            Descend::Yes
-        })?;
-    }
-    Ok(())
+            Ok(place.into_known(guest))
+        })
+    })
 }

@@ -19,7 +19,7 @@ use crate::pgd::{Holds, Loose, Pgd, Pinned};
 use crate::pin::{UnpinError, unpin};
 use crate::pool::TablePool;
 use crate::room::Room;
-use crate::tables::Present;
+use crate::tables::{Part, Place, Present, Step};
 use crate::teardown::empty;
 use crate::tools::Tools;
 use crate::vcpus::Vcpus;
@@ -119,10 +119,10 @@ impl Pgd<Pinned> {
         let holds = self.holds;
         let mut edit = Edit::begin(roots, &mut self.doubt, tools);
         let mut strip = Strip { entries: empty_table(), linked: 0 };
-        let root = (Level::L4, roots.kernel, End::Dropped);
+        let root = Node { level: Level::L4, table: roots.kernel, base: 0, end: End::Dropped };
         let stripped = match holds {
             Holds::Nothing => Ok(()),
-            Holds::Tables => strip.below(&mut edit, root, 0).and_then(|()| edit.submit()),
+            Holds::Tables => strip.below(&mut edit, root).and_then(|()| edit.submit()),
         };
         if let Err(error) = stripped {
             edit.abandon();
@@ -187,8 +187,16 @@ impl Vcpus<'_> {
     }
 }
 
-/// A table on the way down: level, frame, and what becomes of it.
-type Node = (Level, Pfn, End);
+/// An upper table on the way down.
+#[derive(Clone, Copy)]
+struct Node {
+    level: Level,
+    table: Pfn,
+    /// The first address that it spans.
+    base: u64,
+    /// What becomes of it.
+    end: End,
+}
 
 /// How an upper table ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,8 +222,7 @@ impl Strip {
     fn below<M: Machine, F: FrameSource>(
         &mut self,
         edit: &mut Edit<'_, '_, '_, M, F>,
-        (level, table, end): Node,
-        base: u64,
+        Node { level, table, base, end }: Node,
     ) -> Result<(), MapError> {
         let Some(below) = level.below() else { return Ok(()) };
         let guest = edit.guest();
@@ -230,7 +237,7 @@ impl Strip {
                     End::Emptied => End::Emptied,
                     End::Dropped => end_of(&guest, below, child, pte)?,
                 };
-                self.below(edit, (below, child, child_end), base)?;
+                self.below(edit, Node { level: below, table: child, base, end: child_end })?;
                 child_end == End::Emptied
             } else if child_is_held || end == End::Emptied {
                 let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
@@ -265,23 +272,23 @@ fn end_of<M: Machine>(
     if held(link).is_none() {
         return Ok(End::Dropped);
     }
-    let mut tables = 0;
-    let mut present = Present::of(level, table);
-    while let Some((_, pte)) = present.next(guest)? {
-        tables += 1;
-        if COSTS.to_end_upper(tables) == Strategy::Table {
-            return Ok(End::Dropped);
-        }
-        if let (Entry::Table(mfn), Some(below @ (Level::L2 | Level::L3))) =
-            (pte.decode(level), level.below())
-        {
-            let child = guest.pfn(mfn)?;
-            if end_of(guest, below, child, pte)? == End::Dropped {
-                return Ok(End::Dropped);
+    // Tables in the one that is read, by its level.
+    let (mut tables, mut end) = ([0; 5], End::Emptied);
+    Part::one_table(level, table, 0).above(Level::L1).entries(
+        guest,
+        &mut |Place { level, pte, .. }| {
+            let at = level as usize;
+            tables[at] += 1;
+            tables[at - 1] = 0;
+            let is_few = COSTS.to_end_upper(tables[at]) == Strategy::Entries;
+            if is_few && (level == Level::L2 || held(pte).is_some()) {
+                return Ok::<_, WalkError>(Step::Into);
             }
-        }
-    }
-    Ok(End::Emptied)
+            end = End::Dropped;
+            Ok(Step::Out)
+        },
+    )?;
+    Ok(end)
 }
 
 /// More entries than are ever cleared one by one when a table ends.

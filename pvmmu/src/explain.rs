@@ -8,13 +8,13 @@
 use core::fmt;
 
 use hypercall::explain::{Cause, Conflict, Use};
-use hypercall::{ENTRIES, Errno, Error, FrameAccess, Level, Pte, RefusableFlag};
+use hypercall::{Errno, Error, FrameAccess, Level, Pte, RefusableFlag};
 
 use crate::audit::Tree;
 use crate::error::PinFailure;
 use crate::obstacles::{Obstacle, Obstacles, table_level};
 use crate::pin::PinError;
-use crate::tables::USER_SLOTS;
+use crate::tables::Part;
 use p2m::Guest;
 
 /// What stood in the way of a request. Its `Display` is several lines for people.
@@ -161,9 +161,9 @@ pub fn mapping_refused<M: FrameAccess>(
         let is_device = error.errno == Errno::EPERM;
         return Why { causes: if is_device { NO_MEMORY } else { NOT_OURS }, ..Why::UNKNOWN };
     };
-    let own = trees.iter().map(|tree| (tree.kernel, USER_SLOTS));
-    let mut trees = core::iter::once((guest.kernel_root(), 0..ENTRIES)).chain(own);
-    match trees.find_map(|slots| table_level(guest, slots, mfn)) {
+    let own = trees.iter().map(|tree| Part::user_half(tree.kernel));
+    let mut trees = core::iter::once(Part::whole(guest.kernel_root())).chain(own);
+    match trees.find_map(|tree| table_level(guest, tree, mfn)) {
         Some(level) if pte.is_writable() => {
             let (had, wanted) = (Use::Table(level), Use::Writable);
             let conflict = Conflict { mfn, pfn: Some(pfn), had, uses: None, wanted };

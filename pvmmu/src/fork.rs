@@ -23,7 +23,7 @@ use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd, Pinned};
 use crate::pin::PinError;
 use crate::room::Room;
-use crate::tables::Present;
+use crate::tables::{Part, Place, Step};
 use crate::tools::Tools;
 use p2m::{Guest, walk};
 
@@ -241,30 +241,19 @@ fn each_l1_table<M: Machine>(
     root: Pfn,
     f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
 ) -> Result<(), MapError> {
-    fn below<M: Machine>(
-        guest: &Guest<'_, M>,
-        level: Level,
-        pfn: Pfn,
-        base: u64,
-        unusual: PteFlags,
-        f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
-    ) -> Result<(), MapError> {
-        let Some(next) = level.below() else {
-            let va = GuestVa::new(base).map_err(|_| MapError::OutOfFrames)?;
-            return f(L1Table { pfn, va, unusual });
-        };
-        let table = pfn;
-        let mut present = Present::of(level, table);
-        while let Some((index, pte)) = present.next(guest)? {
-            let Entry::Table(mfn) = pte.decode(level) else { continue };
-            let pfn = guest.pfn(mfn)?;
-            let base = base + (u64::from(index) << level.shift());
-            let unusual = unusual | (pte.flags() ^ PteFlags::TABLE) & TABLE_FLAGS;
-            below(guest, next, pfn, base, unusual, &mut *f)?;
-        }
-        Ok(())
-    }
-    below(guest, Level::L4, root, 0, PteFlags::empty(), f)
+    // Of the entries on the way, by level.
+    let mut unusual = [PteFlags::empty(); 6];
+    Part::user_half(root).above(Level::L1).entries(
+        guest,
+        &mut |Place { va, level, pte, .. }| {
+            let at = level as usize;
+            unusual[at] = unusual[at + 1] | (pte.flags() ^ PteFlags::TABLE) & TABLE_FLAGS;
+            if let (Level::L2, Entry::Table(mfn)) = (level, pte.decode(level)) {
+                f(L1Table { pfn: guest.pfn(mfn)?, va, unusual: unusual[at] })?;
+            }
+            Ok(Step::Into)
+        },
+    )
 }
 
 /// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not

@@ -13,7 +13,7 @@ use crate::doubt::Doubt;
 use crate::error::{PinFailure, Refused, UndoError};
 use crate::marks::{Held, held, held_table};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
-use crate::tables::{Link, each_table};
+use crate::tables::{Part, Place};
 use p2m::Guest;
 
 impl Pgd<Pinned> {
@@ -47,8 +47,8 @@ impl Pgd<Pinned> {
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
         let mut holding = Holding { guest, batch, items, pending: 0, done: 0, undone: Ok(()) };
-        let root = self.root();
-        let held = each_table(guest, Level::L4, root, Level::L1, &mut |link| holding.add(link));
+        let tables = Part::user_half(self.root()).above(Level::L1);
+        let held = tables.links(guest, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
             Err(failure) => {
@@ -78,15 +78,15 @@ struct Holding<'a, 'b, 'c, M> {
 }
 
 impl<M: Machine> Holding<'_, '_, '_, M> {
-    fn add(&mut self, link: Link) -> Result<(), PinFailure> {
-        if link.level > Level::L1 || held(link.pte).is_some() {
+    fn add(&mut self, link: Place) -> Result<(), PinFailure> {
+        if link.level > Level::L2 || held(link.pte).is_some() {
             return Ok(());
         }
         let room = self.batch.updates_max().min(self.batch.ops_max()).min(CHUNK);
         if self.pending == room {
             self.submit()?;
         }
-        let slot = self.guest.slot(link.table, link.index)?;
+        let slot = self.guest.slot(link.table, link.index())?;
         let place = self.items.get_mut(self.pending).filter(|_| room > 0);
         *place.ok_or(PinFailure::BatchTooSmall)? = Some((slot, link.pte));
         self.pending += 1;
@@ -165,7 +165,7 @@ pub(crate) fn release<M: Machine>(
     batch: &mut Batch<'_>,
 ) -> Result<u64, Refused> {
     let mut done = 0;
-    let op = |link: Link| MmuExtOp::unpin(link.pte.mfn());
+    let op = |link: Place| MmuExtOp::unpin(link.pte.mfn());
     on_held(guest, roots, lowest, u64::MAX, op, batch, &mut done).map_err(|failure| {
         let undone = take_again(guest, roots, lowest, done, batch);
         (failure, undone)
@@ -185,7 +185,7 @@ pub(crate) fn take_again<M: Machine>(
     if count == 0 {
         return Ok(());
     }
-    let op = |link: Link| MmuExtOp::pin(link.level, link.pte.mfn());
+    let op = |link: Place| MmuExtOp::pin(link.below(), link.pte.mfn());
     let mut done = 0;
     on_held(guest, roots, lowest, count, op, batch, &mut done)
         .map_err(|failure| UndoError { failure })
@@ -198,24 +198,26 @@ fn on_held<M: Machine>(
     roots: Roots,
     lowest: Level,
     limit: u64,
-    op: impl Fn(Link) -> MmuExtOp,
+    op: impl Fn(Place) -> MmuExtOp,
     batch: &mut Batch<'_>,
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let mut left = limit;
     batch.clear();
-    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
-        if left == 0 || held(link.pte).is_none() {
-            return Ok(());
-        }
-        left -= 1;
-        if batch.ops_room() == 0 {
-            submit(guest, batch, done)?;
-        }
-        Ok::<_, PinFailure>(batch.op(op(link))?)
-    })
-    .and_then(|()| submit(guest, batch, done))
-    .inspect_err(|_| batch.clear())
+    Part::user_half(roots.kernel)
+        .above(lowest)
+        .links(guest, &mut |link| {
+            if left == 0 || held(link.pte).is_none() {
+                return Ok(());
+            }
+            left -= 1;
+            if batch.ops_room() == 0 {
+                submit(guest, batch, done)?;
+            }
+            Ok::<_, PinFailure>(batch.op(op(link))?)
+        })
+        .and_then(|()| submit(guest, batch, done))
+        .inspect_err(|_| batch.clear())
 }
 
 fn submit<M: Machine>(

@@ -3,13 +3,13 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Mfn, PAGE_SHIFT, Pfn, RefusableFlag};
+use hypercall::{Entry, FrameAccess, Level, Mfn, Pfn, RefusableFlag};
 
 use crate::error::PinFailure;
 use crate::marks::FOREIGN;
 use crate::pgd::Roots;
-use crate::tables::{Descend, Place, USER_SLOTS, each_entry, own_slots};
-use p2m::Guest;
+use crate::tables::{Part, Place, Step};
+use p2m::{Guest, WalkError};
 
 /// A mapping for which Xen refuses a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +79,7 @@ impl Obstacles {
     fn add(&mut self, obstacle: Obstacle) {
         let is_same = |known: Obstacle| match (known, obstacle) {
             (Obstacle::Writable(one), Obstacle::Writable(other)) => {
-                let index = |place: Place| place.va >> PAGE_SHIFT & u64::from(ENTRIES - 1);
-                one.table == other.table && index(one) == index(other)
+                one.table == other.table && one.index() == other.index()
             }
             _ => false,
         };
@@ -141,19 +140,18 @@ impl Obstacles {
         let is_root = table == roots.kernel || Some(table) == roots.user;
         let mut own_links = u64::from(!is_root);
         let running = Some(guest.kernel_root()).filter(|root| *root != roots.kernel);
-        let running = running.map(|root| (root, 0..ENTRIES, true));
-        for (root, slots, counts) in
-            [Some((roots.kernel, USER_SLOTS, false)), running].into_iter().flatten()
-        {
+        let trees = [Some(Part::user_half(roots.kernel)), running.map(Part::whole)];
+        for tree in trees.into_iter().flatten() {
+            let is_running = Some(tree.table) == running;
             // As above.
-            let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
+            let _ = tree.above(Level::L1).entries(guest, &mut |place| {
                 let leads = place.pte.decode(place.level) == Entry::Table(mfn);
-                if leads && (counts || own_links == 0) {
+                if leads && (is_running || own_links == 0) {
                     found.add(Obstacle::Links(place));
                 } else if leads {
                     own_links -= 1;
                 }
-                if place.level == Level::L2 { Descend::No } else { Descend::Yes }
+                Ok::<_, WalkError>(place.into_known(guest))
             });
         }
         found
@@ -177,21 +175,25 @@ impl Obstacles {
         Suspect { level, pfn: table, mut base }: Suspect,
         mfn: Mfn,
     ) {
-        let trees = [(guest.kernel_root(), 0..ENTRIES), (roots.kernel, USER_SLOTS)];
-        for (root, slots) in trees.clone() {
+        let trees = [Part::whole(guest.kernel_root()), Part::user_half(roots.kernel)];
+        for tree in trees {
             // A part that cannot be read is a part that is not named.
-            let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
+            let _ = tree.entries(guest, &mut |place| {
                 let leads_to_it = place.pte.mfn() == mfn;
                 if leads_to_it && place.level > level {
-                    base = place.va;
+                    base = place.va.raw();
                 }
                 if leads_to_it && place.level == Level::L1 && place.pte.is_writable() {
                     self.add(Obstacle::Writable(place));
                 }
-                Descend::Yes
+                Ok::<_, WalkError>(place.into_known(guest))
             });
         }
-        let _ = each_entry(guest, (level, table, own_slots(level), base), &mut |place| {
+        let table = match level {
+            Level::L4 => Part { lowest: level, ..Part::user_half(table) },
+            _ => Part::one_table(level, table, base),
+        };
+        let _ = table.entries(guest, &mut |place| {
             let missing = guest.machine().missing_flags();
             let flag = RefusableFlag::find(place.pte, Some(level), missing);
             if let Some(flag) = flag.filter(|flag| flag.is_refused_to_all(level)) {
@@ -203,11 +205,11 @@ impl Obstacles {
                 self.add(Obstacle::UnknownFrame(place));
             }
             let writes = known && level == Level::L1 && place.pte.is_writable();
-            let level = |tree: &Slots| table_level(guest, tree.clone(), place.pte.mfn());
+            let level = |tree: &Part| table_level(guest, *tree, place.pte.mfn());
             if let (true, Some(level)) = (writes, trees.iter().find_map(level)) {
                 self.add(Obstacle::MapsTable(place, level));
             }
-            Descend::No
+            Ok::<_, WalkError>(Step::Over)
         });
     }
 }
@@ -224,27 +226,23 @@ impl fmt::Display for Obstacles {
     }
 }
 
-/// A root, and the slots of it that count.
-pub(crate) type Slots = (Pfn, core::ops::Range<u16>);
-
 /// The level of `mfn`, if it is the root or a table of a tree.
 pub(crate) fn table_level<M: FrameAccess>(
     guest: &Guest<'_, M>,
-    (root, slots): Slots,
+    tree: Part,
     mfn: Mfn,
 ) -> Option<Level> {
-    if guest.mfn(root) == Ok(mfn) {
+    if guest.mfn(tree.table) == Ok(mfn) {
         return Some(Level::L4);
     }
     let mut found = None;
     // As above.
-    let _ = each_entry(guest, (Level::L4, root, slots, 0), &mut |place| {
-        match place.pte.decode(place.level) {
-            Entry::Table(table) if table == mfn => found = place.level.below(),
-            _ => {}
+    let _ = tree.above(Level::L1).entries(guest, &mut |place| {
+        if place.pte.decode(place.level) == Entry::Table(mfn) {
+            found = Some(place.below());
+            return Ok(Step::Out);
         }
-        let is_done = place.level == Level::L2 || found.is_some();
-        if is_done { Descend::No } else { Descend::Yes }
+        Ok::<_, WalkError>(place.into_known(guest))
     });
     found
 }

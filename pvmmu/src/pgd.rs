@@ -2,10 +2,10 @@
 
 use core::marker::PhantomData;
 
-use hypercall::{Frame, Machine, Pfn};
+use hypercall::{Frame, Level, Machine, Pfn};
 
 use crate::doubt::Doubt;
-use crate::tables::visit;
+use crate::tables::Part;
 use p2m::{Guest, WalkError};
 
 /// State of an address space that is plain memory: it is changed by stores, and cannot be loaded.
@@ -104,10 +104,10 @@ impl<S> Pgd<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn tables<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<u64, WalkError> {
-        let mut count = u64::from(self.user_root.is_some());
-        visit(guest, self.root(), &mut |_| {
+        let mut count = 1 + u64::from(self.user_root.is_some());
+        Part::user_half(self.root()).above(Level::L1).links(guest, &mut |_| {
             count += 1;
-            Ok::<_, WalkError>(true)
+            Ok::<_, WalkError>(())
         })?;
         Ok(count)
     }

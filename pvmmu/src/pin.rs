@@ -23,7 +23,7 @@ use crate::obstacles::Obstacles;
 use crate::ops::submit_ops;
 use crate::pgd::{Holds, Loose, Pgd, Pinned, Roots};
 use crate::store::unmark;
-use crate::tables::visit;
+use crate::tables::{Part, Place};
 use p2m::{Guest, WalkError};
 
 /// A tree that was not pinned, given back.
@@ -315,36 +315,34 @@ fn blame<M: Machine>(
     refusal: PinFailure,
 ) -> (PinFailure, Result<(), UndoError>) {
     let mut pinned = 0u64;
-    let asked = visit(guest, root, &mut |table| {
-        if table.level == Level::L4 {
-            return Ok(false);
-        }
-        ask(guest, table.level, table.pfn, |mfn| MmuExtOp::pin(table.level, mfn))?;
+    let tables = Part::user_half(root).above(Level::L1);
+    let asked = tables.links(guest, &mut |link| {
+        ask(guest, link, MmuExtOp::pin)?;
         pinned += 1;
-        Ok(true)
+        Ok(())
     });
-    let undone = visit(guest, root, &mut |table| {
+    let undone = tables.links(guest, &mut |link| {
         if pinned == 0 {
-            return Ok(false);
+            return Ok(());
         }
-        ask(guest, table.level, table.pfn, MmuExtOp::unpin)?;
+        ask(guest, link, |_, mfn| MmuExtOp::unpin(mfn))?;
         pinned -= 1;
-        Ok(true)
+        Ok(())
     });
     let culprit = asked.err().unwrap_or(refusal);
-    (culprit, undone.map(drop).map_err(|failure| UndoError { failure }))
+    (culprit, undone.map_err(|failure| UndoError { failure }))
 }
 
-/// Asks for one operation on one table of a tree that is about to be pinned.
+/// Asks for one operation on the table behind an entry of a tree that is about to be pinned.
 fn ask<M: Machine>(
     guest: &Guest<'_, M>,
-    level: Level,
-    pfn: Pfn,
-    op: impl Fn(Mfn) -> MmuExtOp,
+    link: Place,
+    op: impl Fn(Level, Mfn) -> MmuExtOp,
 ) -> Result<(), PinFailure> {
-    let mfn = guest.mfn(pfn)?;
+    let (level, mfn) = (link.below(), link.pte.mfn());
+    let pfn = guest.pfn(mfn)?;
     // SAFETY: as in `on_roots`.
-    unsafe { submit_ops(guest.machine(), &[op(mfn)]) }.map_err(|error| PinFailure::Table {
+    unsafe { submit_ops(guest.machine(), &[op(level, mfn)]) }.map_err(|error| PinFailure::Table {
         level,
         pfn,
         mfn,

@@ -24,7 +24,7 @@ use crate::ops::submit_ops;
 use crate::path::Path;
 use crate::pgd::{Loose, Pgd, Pinned, Roots};
 use crate::store::unmark;
-use crate::tables::{Link, USER_SLOTS, each_table};
+use crate::tables::{Part, Place, USER_SLOTS};
 use p2m::{DirectMap, Guest, WalkError};
 
 impl Pgd<Pinned> {
@@ -156,7 +156,8 @@ fn both(roots: Roots) -> impl Iterator<Item = Pfn> {
 /// and makes the user root a copy again.
 fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
-    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
+    let tables = Part::user_half(roots.kernel).above(Level::L1);
+    tables.links(guest, &mut |link: Place| {
         allow(guest, direct_map, link.pte.mfn(), Access::ReadOnly)
     })?;
     for root in both(roots) {
@@ -164,11 +165,11 @@ fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Not
         allow(guest, direct_map, mfn, Access::ReadOnly)?;
         pin(guest, Level::L4, mfn)?;
     }
-    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
+    tables.links(guest, &mut |link: Place| {
         let table = link.pte.mfn();
         match held(link.pte) {
             Some(held) => pin(guest, held.level(), table),
-            None => no_pin(guest, link.level, table),
+            None => no_pin(guest, link.below(), table),
         }
     })?;
     roots.user.map_or(Ok(()), |user| mirror(guest, roots.kernel, user))
@@ -198,10 +199,9 @@ fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotP
     for root in both(roots) {
         unpin(guest, guest.mfn(root)?)?;
     }
-    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
-        unpin(guest, link.pte.mfn())
-    })?;
-    each_table(guest, Level::L4, roots.kernel, Level::L1, &mut |link: Link| {
+    let tables = Part::user_half(roots.kernel).above(Level::L1);
+    tables.links(guest, &mut |link: Place| unpin(guest, link.pte.mfn()))?;
+    tables.links(guest, &mut |link: Place| {
         allow(guest, direct_map, link.pte.mfn(), Access::Writable)
     })?;
     for root in both(roots) {

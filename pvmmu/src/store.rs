@@ -12,7 +12,7 @@ use crate::map_error::MapError;
 use crate::marks::{held, not_held};
 use crate::pages::{Pages, Run};
 use crate::pgd::Roots;
-use crate::tables::each_table;
+use crate::tables::Part;
 use p2m::{Guest, WalkError};
 
 /// Pages that are filled at a time.
@@ -112,10 +112,10 @@ pub(crate) fn unmark<M: Machine>(
     roots: Roots,
     lowest: Level,
 ) -> Result<(), WalkError> {
-    each_table(guest, Level::L4, roots.kernel, lowest, &mut |link| {
+    Part::user_half(roots.kernel).above(lowest).links(guest, &mut |link| {
         if held(link.pte).is_none() {
             return Ok(());
         }
-        store(guest, link.table, link.index, not_held(link.pte))
+        store(guest, link.table, link.index(), not_held(link.pte))
     })
 }

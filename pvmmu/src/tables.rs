@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use hypercall::{ENTRIES, Entry, FrameAccess, Level, Machine, Pfn, Pte, XEN_SLOTS};
+use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Pfn, Pte};
 use x86_64::structures::paging::PageTableIndex;
 
 use p2m::{Guest, WalkError};
@@ -71,82 +71,11 @@ impl<const N: usize> Parts<N> {
     }
 }
 
-/// A table of a tree.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Table {
-    pub(crate) level: Level,
-    pub(crate) pfn: Pfn,
-}
-
-/// Calls `f` for every table of the tree under `root`, lower ones first, the root last, until `f`
-/// answers false. Tables of the kernel half belong to others and are left out.
-pub(crate) fn visit<M: FrameAccess, E: From<WalkError>>(
-    guest: &Guest<'_, M>,
-    root: Pfn,
-    f: &mut impl FnMut(Table) -> Result<bool, E>,
-) -> Result<bool, E> {
-    visit_below(guest, Table { level: Level::L4, pfn: root }, f)
-}
-
-fn visit_below<M: FrameAccess, E: From<WalkError>>(
-    guest: &Guest<'_, M>,
-    table: Table,
-    f: &mut impl FnMut(Table) -> Result<bool, E>,
-) -> Result<bool, E> {
-    if let Some(level) = table.level.below() {
-        let mut present = Present::of(table.level, table.pfn);
-        while let Some((_, pte)) = present.next(guest)? {
-            let Entry::Table(mfn) = pte.decode(table.level) else { continue };
-            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
-            let child = Table { level, pfn };
-            // Most tables are L1 tables, with nothing below them.
-            let goes_on = if level == Level::L1 { f(child) } else { visit_below(guest, child, f) };
-            if !goes_on? {
-                return Ok(false);
-            }
-        }
-    }
-    f(table)
-}
-
-/// An entry that leads to a table.
-#[derive(Clone, Copy)]
-pub(crate) struct Link {
-    /// Level of the table that it leads to.
-    pub(crate) level: Level,
-    /// The table that it is in.
-    pub(crate) table: Pfn,
-    pub(crate) index: PageTableIndex,
-    pub(crate) pte: Pte,
-}
-
-/// Calls `f` for every entry below `table` that leads to a table from `lowest` up, lower ones
-/// first.
-pub(crate) fn each_table<M: Machine, E: From<WalkError>>(
-    guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    lowest: Level,
-    f: &mut impl FnMut(Link) -> Result<(), E>,
-) -> Result<(), E> {
-    let Some(below) = level.below().filter(|below| *below >= lowest) else { return Ok(()) };
-    let mut present = Present::of(level, table);
-    while let Some((index, pte)) = present.next(guest)? {
-        let Entry::Table(mfn) = pte.decode(level) else { continue };
-        if below > Level::L1 {
-            let pfn = guest.pfn(mfn).map_err(WalkError::from)?;
-            each_table(guest, below, pfn, lowest, f)?;
-        }
-        f(Link { level: below, table, index, pte })?;
-    }
-    Ok(())
-}
-
 /// Where an entry stands and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The first address that it spans.
-    pub va: u64,
+    pub va: GuestVa,
     /// Level of the table that it is in.
     pub level: Level,
     /// That table.
@@ -155,48 +84,162 @@ pub struct Place {
     pub pte: Pte,
 }
 
+impl Place {
+    /// Its number in the table.
+    pub(crate) const fn index(self) -> PageTableIndex {
+        self.level.index_of(self.va)
+    }
+
+    /// Level of the table that it leads to.
+    pub(crate) fn below(self) -> Level {
+        self.level.below().unwrap_or(Level::L1)
+    }
+
+    /// Into the table that it leads to, unless the frame map does not know that.
+    pub(crate) fn into_known<M: FrameAccess>(self, guest: &Guest<'_, M>) -> Step {
+        if guest.pfn(self.pte.mfn()).is_ok() { Step::Into } else { Step::Over }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { va, level, table, pte } = self;
-        write!(f, "{level} entry {pte} for {va:#018x} in pfn {table}")
+        write!(f, "{level} entry {pte} for {va} in pfn {table}")
+    }
+}
+
+/// How the walk goes on behind an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Into the table that it leads to, if it leads to one.
+    Into,
+    /// Past it.
+    Over,
+    /// Not at all.
+    Out,
+}
+
+/// In which order entries are met.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Each before those behind it.
+    UpperFirst,
+    /// Those that lead to tables alone, each after those behind it.
+    LowerFirst,
+}
+
+/// A part of a tree: a table, and some of the addresses that it spans.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) level: Level,
+    pub(crate) table: Pfn,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// Tables below this level are not read.
+    pub(crate) lowest: Level,
+}
+
+impl Part {
+    /// All that the tree under `root` maps, but for what is Xen's own.
+    pub(crate) const fn whole(root: Pfn) -> Self {
+        Self { level: Level::L4, table: root, first: 0, last: u64::MAX, lowest: Level::L1 }
+    }
+
+    /// What an address space owns of it.
+    pub(crate) const fn user_half(root: Pfn) -> Self {
+        Self { last: (1 << 47) - 1, ..Self::whole(root) }
+    }
+
+    /// One table, which spans the addresses from `base` on, without those below it.
+    pub(crate) const fn one_table(level: Level, table: Pfn, base: u64) -> Self {
+        let last = base | (((ENTRIES as u64) << level.shift()) - 1);
+        Self { level, table, first: base, last, lowest: level }
+    }
+
+    /// The same, but of tables above `level` alone: what leads to tables from that level up.
+    pub(crate) const fn above(self, level: Level) -> Self {
+        let lowest = match level {
+            Level::L1 => Level::L2,
+            Level::L2 => Level::L3,
+            Level::L3 | Level::L4 => Level::L4,
+        };
+        Self { lowest, ..self }
+    }
+
+    /// Calls `f` for every present entry, each before those behind it, in order of address.
+    pub(crate) fn entries<M: FrameAccess, E: From<WalkError>>(
+        self,
+        guest: &Guest<'_, M>,
+        f: &mut impl FnMut(Place) -> Result<Step, E>,
+    ) -> Result<(), E> {
+        self.descend(guest, Order::UpperFirst, f).map(drop)
+    }
+
+    /// Calls `f` for every entry that leads to a table, each after those behind it.
+    pub(crate) fn links<M: FrameAccess, E: From<WalkError>>(
+        self,
+        guest: &Guest<'_, M>,
+        f: &mut impl FnMut(Place) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let f = &mut |place| f(place).map(|()| Step::Over);
+        self.descend(guest, Order::LowerFirst, f).map(drop)
+    }
+
+    /// The one walk over the tables of a tree that only reads. Says whether it has come to its end.
+    fn descend<M: FrameAccess, E: From<WalkError>>(
+        self,
+        guest: &Guest<'_, M>,
+        order: Order,
+        f: &mut impl FnMut(Place) -> Result<Step, E>,
+    ) -> Result<bool, E> {
+        let Self { level, table, .. } = self;
+        let mut slots = self.slots();
+        let next = |slots| guest.machine().next_present(table, slots).map_err(WalkError::from);
+        while let Some((index, pte)) = next(slots.clone())? {
+            slots.start = u16::from(index) + 1;
+            let Some(place) = self.place(index, pte) else { continue };
+            let step = if order == Order::UpperFirst { f(place)? } else { Step::Into };
+            let (Step::Into, Entry::Table(mfn)) = (step, pte.decode(level)) else {
+                if step == Step::Out {
+                    return Ok(false);
+                }
+                continue;
+            };
+            if let Some(below) = level.below().filter(|below| *below >= self.lowest) {
+                let table = guest.pfn(mfn).map_err(WalkError::from)?;
+                let first = place.va.raw();
+                let last = self.last.min(first | ((1 << level.shift()) - 1));
+                let first = self.first.max(first);
+                let child = Self { level: below, table, first, last, ..self };
+                if !child.descend(guest, order, f)? {
+                    return Ok(false);
+                }
+            }
+            if order == Order::LowerFirst && f(place)? == Step::Out {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The slots of its table.
+    #[expect(clippy::cast_possible_truncation, reason = "a table has fewer entries")]
+    const fn slots(self) -> core::ops::Range<u16> {
+        let (shift, entries) = (self.level.shift(), ENTRIES as u64);
+        let (first, last) = (self.first >> shift, self.last >> shift);
+        (first % entries) as u16..(last % entries) as u16 + 1
+    }
+
+    /// An entry of its table, unless that is Xen's own.
+    pub(crate) fn place(self, index: PageTableIndex, pte: Pte) -> Option<Place> {
+        let Self { level, table, .. } = self;
+        let base = self.first & !((1 << (level.shift() + 9)) - 1);
+        let va = GuestVa::new(sign_extended(base + (u64::from(index) << level.shift()))).ok()?;
+        Some(Place { va, level, table, pte })
     }
 }
 
 /// The canonical address with these lower 48 bits.
-pub(crate) const fn sign_extended(address: u64) -> u64 {
+const fn sign_extended(address: u64) -> u64 {
     if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
-}
-
-/// Whether the table behind an entry is read, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Descend {
-    Yes,
-    No,
-}
-
-/// A table, the slots of it that are read, and the first address that it spans.
-pub(crate) type Part = (Level, Pfn, core::ops::Range<u16>, u64);
-
-/// Calls `f` for every present entry of a part of a tree, upper ones first, but for Xen's own.
-pub(crate) fn each_entry<M: FrameAccess>(
-    guest: &Guest<'_, M>,
-    (level, table, mut slots, base): Part,
-    f: &mut impl FnMut(Place) -> Descend,
-) -> Result<(), WalkError> {
-    while let Some((index, pte)) = guest.machine().next_present(table, slots.clone())? {
-        let slot = u16::from(index);
-        slots.start = slot + 1;
-        if level == Level::L4 && XEN_SLOTS.contains(&slot) {
-            continue;
-        }
-        let va = sign_extended(base + (u64::from(slot) << level.shift()));
-        let descend = f(Place { va, level, table, pte });
-        if let (Descend::Yes, Entry::Table(child), Some(below)) =
-            (descend, pte.decode(level), level.below())
-            && let Ok(child) = guest.pfn(child)
-        {
-            each_entry(guest, (below, child, 0..ENTRIES, va), f)?;
-        }
-    }
-    Ok(())
 }

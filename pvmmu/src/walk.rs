@@ -1,12 +1,13 @@
 //! What is mapped in an address space.
 
-use hypercall::{ENTRIES, Entry, FrameAccess, GuestVa, Level, Mfn, PAGE_SIZE, Pfn, Pte, PteFlags};
-use p2m::{Guest, TableEntry, WalkError};
+use hypercall::{FrameAccess, GuestVa, Level, Mfn, PAGE_SIZE, Pfn, Pte, PteFlags};
+use p2m::Guest;
 
 use crate::map_error::MapError;
 use crate::marks::{FOREIGN, MARKS, SHARED};
 use crate::pages::Pages;
 use crate::pgd::Pgd;
+use crate::tables::{Part, Place, Step};
 
 /// Whose frame a page maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,17 +107,16 @@ impl<S> Pgd<S> {
         pages: Pages,
         found: &mut impl FnMut(Mapping),
     ) -> Result<(), MapError> {
-        self.walk(guest, pages, &mut |va, step| {
-            if step.level == Level::L1 {
-                let frame = Mapped::of(guest, step.pte);
-                found(Mapping { va, frame, flags: step.pte.flags().difference(MARKS) });
+        self.walk(guest, pages, &mut |Place { va, level, pte, .. }| {
+            if level == Level::L1 {
+                let frame = Mapped::of(guest, pte);
+                found(Mapping { va, frame, flags: pte.flags().difference(MARKS) });
             }
         })
     }
 
-    /// Calls `met` for every present entry, of tables of all levels, that has to do with `pages`,
-    /// with the first address that it spans: in order of address, upper ones first. Nothing is read
-    /// of tables that are missing.
+    /// Calls `met` for every present entry, of tables of all levels, that has to do with `pages`: in
+    /// order of address, upper ones first. Nothing is read of tables that are missing.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`]; what is in front of
@@ -132,7 +132,7 @@ impl<S> Pgd<S> {
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (pgd, tools) = TestGuest::with_pinned(pages);
     /// let mut met = Vec::new();
-    /// pgd.walk(&tools.guest, pages, &mut |_, step| met.push(step.level))?;
+    /// pgd.walk(&tools.guest, pages, &mut |place| met.push(place.level))?;
     /// assert_eq!(met[..3], [Level::L4, Level::L3, Level::L2]);
     /// assert_eq!(met[3..], [Level::L1; 8]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -141,39 +141,14 @@ impl<S> Pgd<S> {
         &self,
         guest: &Guest<'_, M>,
         pages: Pages,
-        met: &mut impl FnMut(GuestVa, TableEntry),
+        met: &mut impl FnMut(Place),
     ) -> Result<(), MapError> {
         pages.check()?;
         let Some(last) = pages.count.checked_sub(1) else { return Ok(()) };
-        let last = pages.at(last)?;
-        Ok(walk_below(guest, Level::L4, self.root(), pages.start, last, met)?)
+        let (first, last) = (pages.start.raw(), pages.at(last)?.raw());
+        Part { first, last, ..Part::user_half(self.root()) }.entries(guest, &mut |place| {
+            met(place);
+            Ok(Step::Into)
+        })
     }
-}
-
-/// The entries of a table, and of those below, for the addresses from the first to the last, all of
-/// which the table spans.
-fn walk_below<M: FrameAccess>(
-    guest: &Guest<'_, M>,
-    level: Level,
-    table: Pfn,
-    first: GuestVa,
-    last: GuestVa,
-    met: &mut impl FnMut(GuestVa, TableEntry),
-) -> Result<(), WalkError> {
-    let span = 1u64 << level.shift();
-    let base = first.raw() & !((span << 9) - 1);
-    let index = |va| u16::from(level.index_of(va));
-    let mut slots = index(first)..index(last) + 1;
-    debug_assert!(slots.end <= ENTRIES);
-    while let Some((at, pte)) = guest.machine().next_present(table, slots.clone())? {
-        slots.start = u16::from(at) + 1;
-        let start = base + u64::from(u16::from(at)) * span;
-        let Ok(va) = GuestVa::new(start) else { continue };
-        met(va, TableEntry { level, table, slot: guest.slot(table, at)?, pte });
-        let (Entry::Table(mfn), Some(below)) = (pte.decode(level), level.below()) else { continue };
-        let child = guest.pfn(mfn)?;
-        let end = GuestVa::new(start + span - 1).map_or(last, |end| end.min(last));
-        walk_below(guest, below, child, va.max(first), end, met)?;
-    }
-    Ok(())
 }

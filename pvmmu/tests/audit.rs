@@ -84,7 +84,7 @@ fn a_kernel_mapping_with_user_set_and_a_frame_left_behind_are_found() {
     let mut pool = test.pool();
     let window = pool.take().expect("a frame");
     let mfn = p2m.mfn(window.pfn()).expect("RAM");
-    let va = test.model.direct_map(window.pfn()).expect("mapped").raw();
+    let va = test.model.direct_map(window.pfn()).expect("mapped");
 
     remap(&guest, window.pfn(), Pte::new(mfn, PteFlags::USER_RW));
     let found = findings(&guest, &[]);
@@ -183,7 +183,7 @@ fn a_frame_that_p2m_does_not_know_is_found_unless_it_is_marked_as_anothers() {
 #[test]
 fn each_finding_says_what_xen_would_say_and_why() {
     let place = Place {
-        va: 0x1000,
+        va: page(1),
         level: Level::L1,
         table: Pfn::new(7),
         pte: Pte::new(Mfn::new(9), PteFlags::USER_RW),

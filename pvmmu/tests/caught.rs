@@ -72,7 +72,9 @@ impl ForeignFrames for Devices {
 
 type Section<'e, 'a, 't, 'p> = Edit<'e, 'a, 't, Model, Scarce<'p>>;
 type Done = Result<(), MapError>;
-type Operation = (&'static str, fn(&mut Section<'_, '_, '_, '_>, &Hand) -> Done);
+/// An operation, by its name.
+#[derive(Clone, Copy)]
+struct Operation(&'static str, fn(&mut Section<'_, '_, '_, '_>, &Hand) -> Done);
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// Of a page that can be written and is clean.
@@ -118,57 +120,67 @@ const WORLDS: [World; 4] = [
 
 /// Each fails, most of them behind some of their pages.
 const FAILING: &[Operation] = &[
-    ("unmap", |edit, _| edit.unmap(full(0, 70))),
-    ("unmap some", |edit, _| edit.unmap(full(30, 50))),
-    ("protect", |edit, _| edit.protect(full(0, 70), READ_ONLY)),
-    ("unmap and look", |edit, _| edit.unmap_reading_ad(full(0, 70), &mut |_, _| {})),
-    ("clear", |edit, _| edit.clear_reading_ad(full(0, 70), &mut |_, _| {})),
-    ("map", |edit, _| edit.map_pages(free(0, 70), CLEAN)),
-    ("map what is mapped", |edit, _| edit.map_pages(full(0, 3), CLEAN)),
-    ("map without frames", |edit, hand| {
+    Operation("unmap", |edit, _| edit.unmap(full(0, 70))),
+    Operation("unmap some", |edit, _| edit.unmap(full(30, 50))),
+    Operation("protect", |edit, _| edit.protect(full(0, 70), READ_ONLY)),
+    Operation("unmap and look", |edit, _| edit.unmap_reading_ad(full(0, 70), &mut |_, _| {})),
+    Operation("clear", |edit, _| edit.clear_reading_ad(full(0, 70), &mut |_, _| {})),
+    Operation("map", |edit, _| edit.map_pages(free(0, 70), CLEAN)),
+    Operation("map what is mapped", |edit, _| edit.map_pages(full(0, 3), CLEAN)),
+    Operation("map without frames", |edit, hand| {
         hand.left.set(Some(5));
         edit.map_pages(free(0, 20), CLEAN)
     }),
-    ("map elsewhere without frames", |edit, hand| {
+    Operation("map elsewhere without frames", |edit, hand| {
         hand.left.set(Some(5));
         edit.map_pages(nowhere(0, 20), CLEAN)
     }),
-    ("map another's", |edit, _| edit.map_foreign(free(0, 70), PteFlags::USER_RW, VGA, DomId::IO)),
-    ("move", |edit, _| edit.remap(full(0, 70), free(0, 1).start)),
-    ("move elsewhere", |edit, _| edit.remap(full(0, 70), nowhere(0, 1).start)),
-    ("replace", |edit, hand| edit.replace(full(66, 1).start, CLEAN, hand.frame())),
-    ("flags of no table", |edit, _| {
+    Operation("map another's", |edit, _| {
+        edit.map_foreign(free(0, 70), PteFlags::USER_RW, VGA, DomId::IO)
+    }),
+    Operation("move", |edit, _| edit.remap(full(0, 70), free(0, 1).start)),
+    Operation("move elsewhere", |edit, _| edit.remap(full(0, 70), nowhere(0, 1).start)),
+    Operation("replace", |edit, hand| edit.replace(full(66, 1).start, CLEAN, hand.frame())),
+    Operation("flags of no table", |edit, _| {
         edit.set_table_flags(Level::L2, nowhere(0, 1).start, PteFlags::TABLE)
     }),
-    ("own", |edit, _| edit.make_own(free(0, 1).start)),
-    ("move no table", |edit, _| edit.move_table(nowhere(0, 1).start, free(0, 1).start)),
+    Operation("own", |edit, _| edit.make_own(free(0, 1).start)),
+    Operation("move no table", |edit, _| edit.move_table(nowhere(0, 1).start, free(0, 1).start)),
 ];
 
 /// What comes next: on the first page and the last one that those may have behind them.
 const NEXT: &[Operation] = &[
-    ("unmap the first", |edit, _| edit.unmap(full(0, 1))),
-    ("unmap the last", |edit, _| edit.unmap(full(65, 1))),
-    ("unmap all", |edit, _| edit.unmap(full(0, 66))),
-    ("unmap what may be mapped", |edit, _| edit.unmap(free(0, 1))),
-    ("unmap what may be mapped elsewhere", |edit, _| edit.unmap(nowhere(0, 1))),
-    ("protect", |edit, _| edit.protect(full(0, 66), READ_ONLY)),
-    ("unmap and look", |edit, _| edit.unmap_reading_ad(full(0, 66), &mut |_, _| {})),
-    ("clear", |edit, _| edit.clear_reading_ad(full(0, 66), &mut |_, _| {})),
-    ("map", |edit, _| edit.map_pages(free(0, 8), CLEAN)),
-    ("map the last", |edit, _| edit.map_pages(free(65, 1), CLEAN)),
-    ("map elsewhere", |edit, _| edit.map_pages(nowhere(0, 20), CLEAN)),
-    ("map again", |edit, _| edit.map_pages(full(0, 1), CLEAN)),
-    ("map another's", |edit, _| edit.map_foreign(free(0, 2), PteFlags::USER_RW, VGA, DomId::IO)),
-    ("replace the first", |edit, hand| edit.replace(full(0, 1).start, CLEAN, hand.frame())),
-    ("replace the last", |edit, hand| edit.replace(full(63, 1).start, CLEAN, hand.frame())),
-    ("move", |edit, _| edit.remap(full(0, 4), free(0, 1).start)),
-    ("move what may be mapped", |edit, _| edit.remap(free(0, 1), full(69, 1).start)),
-    ("move elsewhere", |edit, _| edit.remap(full(0, 66), nowhere(0, 1).start)),
-    ("move the table", |edit, _| edit.move_table(full(0, 1).start, nowhere(0, 1).start)),
-    ("flags of the table", |edit, _| edit.set_table_flags(Level::L2, full(0, 1).start, READ_ONLY)),
-    ("own", |edit, _| edit.make_own(full(0, 1).start)),
-    ("walk", |edit, _| edit.walk(full(0, 1).start).map(drop)),
-    ("submit", |edit, _| edit.submit()),
+    Operation("unmap the first", |edit, _| edit.unmap(full(0, 1))),
+    Operation("unmap the last", |edit, _| edit.unmap(full(65, 1))),
+    Operation("unmap all", |edit, _| edit.unmap(full(0, 66))),
+    Operation("unmap what may be mapped", |edit, _| edit.unmap(free(0, 1))),
+    Operation("unmap what may be mapped elsewhere", |edit, _| edit.unmap(nowhere(0, 1))),
+    Operation("protect", |edit, _| edit.protect(full(0, 66), READ_ONLY)),
+    Operation("unmap and look", |edit, _| edit.unmap_reading_ad(full(0, 66), &mut |_, _| {})),
+    Operation("clear", |edit, _| edit.clear_reading_ad(full(0, 66), &mut |_, _| {})),
+    Operation("map", |edit, _| edit.map_pages(free(0, 8), CLEAN)),
+    Operation("map the last", |edit, _| edit.map_pages(free(65, 1), CLEAN)),
+    Operation("map elsewhere", |edit, _| edit.map_pages(nowhere(0, 20), CLEAN)),
+    Operation("map again", |edit, _| edit.map_pages(full(0, 1), CLEAN)),
+    Operation("map another's", |edit, _| {
+        edit.map_foreign(free(0, 2), PteFlags::USER_RW, VGA, DomId::IO)
+    }),
+    Operation("replace the first", |edit, hand| {
+        edit.replace(full(0, 1).start, CLEAN, hand.frame())
+    }),
+    Operation("replace the last", |edit, hand| {
+        edit.replace(full(63, 1).start, CLEAN, hand.frame())
+    }),
+    Operation("move", |edit, _| edit.remap(full(0, 4), free(0, 1).start)),
+    Operation("move what may be mapped", |edit, _| edit.remap(free(0, 1), full(69, 1).start)),
+    Operation("move elsewhere", |edit, _| edit.remap(full(0, 66), nowhere(0, 1).start)),
+    Operation("move the table", |edit, _| edit.move_table(full(0, 1).start, nowhere(0, 1).start)),
+    Operation("flags of the table", |edit, _| {
+        edit.set_table_flags(Level::L2, full(0, 1).start, READ_ONLY)
+    }),
+    Operation("own", |edit, _| edit.make_own(full(0, 1).start)),
+    Operation("walk", |edit, _| edit.walk(full(0, 1).start).map(drop)),
+    Operation("submit", |edit, _| edit.submit()),
 ];
 
 /// What a section came to.
@@ -272,7 +284,7 @@ fn an_operation_that_fails_is_in_effect_for_the_pages_that_are_counted_and_no_ot
     for world in WORLDS {
         let test = TestGuest::dom0();
         let after = |name| {
-            let operation = FAILING.iter().find(|(known, _)| *known == name).expect("listed");
+            let operation = FAILING.iter().find(|known| known.0 == name).expect("listed");
             let Outcome { section, mapped, writable, .. } = section(&test, world, *operation, None);
             let done = section.expect_err("it fails").done;
             (usize::try_from(done).expect("few"), mapped, writable)
@@ -298,12 +310,12 @@ fn an_operation_that_fails_is_in_effect_for_the_pages_that_are_counted_and_no_ot
 #[test]
 fn a_section_whose_pending_changes_were_dropped_fails_even_if_it_catches_the_error() {
     let test = TestGuest::dom0();
-    let first: Operation = ("unmap, and map without frames", |edit, hand| {
+    let first = Operation("unmap, and map without frames", |edit, hand| {
         edit.unmap(full(0, 1))?;
         hand.left.set(Some(5));
         edit.map_pages(free(0, 20), CLEAN)
     });
-    let next: Operation = ("nothing", |edit, _| {
+    let next = Operation("nothing", |edit, _| {
         assert_eq!(edit.submit(), Err(MapError::OutOfFrames), "it has ended");
         Ok(())
     });

@@ -65,8 +65,8 @@ fn a_link_that_is_refused_names_the_table_at_fault_and_every_mapping_in_its_way(
 }
 
 /// Where the direct mapping shows a frame.
-fn direct_va(guest: &Guest<'_, Model>, pfn: Pfn) -> u64 {
-    guest.machine().direct_map(pfn).expect("mapped").raw()
+fn direct_va(guest: &Guest<'_, Model>, pfn: Pfn) -> GuestVa {
+    guest.machine().direct_map(pfn).expect("mapped")
 }
 
 /// Writes one entry of a live table.
@@ -96,7 +96,7 @@ fn a_pool_that_is_not_filled_names_the_table_and_the_mapping_in_its_way() {
     let PinFailure::Table { level, pfn, error, .. } = refused.failure else { panic!("{refused}") };
     assert_eq!((refused.done, level, pfn), (2, Level::L1, table), "{refused}");
     assert_eq!((error.errno, refused.obstacles.count()), (Errno::EINVAL, 1), "{refused}");
-    let told = format!("{:#018x}", direct_va(&guest, window.pfn()));
+    let told = direct_va(&guest, window.pfn()).to_string();
     assert!(refused.to_string().contains(&told), "{told} is not in: {refused}");
     assert_eq!(tables.drain(&guest, Level::L1, 9, &mut pool), Ok(2));
     assert_eq!(pool.len(), free);
@@ -127,7 +127,7 @@ fn an_unpin_that_is_refused_names_the_entry_that_still_leads_to_the_table() {
     assert_eq!((error.undo, error.obstacles.count()), (Ok(()), 1), "{error}");
     let Some(Obstacle::Links(place)) = error.obstacles.first().next() else { panic!("{error}") };
     let through_the_running_tree = (100 << 39) + (page(0).raw() >> 21 << 21);
-    assert_eq!((place.level, place.va), (Level::L2, through_the_running_tree), "{error}");
+    assert_eq!((place.level, place.va.raw()), (Level::L2, through_the_running_tree), "{error}");
     assert_eq!(place.pte.mfn(), l1.slot.table);
     assert!(error.to_string().contains("1 in the way: L2 entry"), "{error}");
     test.check();

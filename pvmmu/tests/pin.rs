@@ -92,7 +92,7 @@ fn pin_refuses_a_table_with_a_writable_alias_and_names_it() {
         let Some(Obstacle::Writable(place)) = error.obstacles.first().next() else {
             panic!("{error}")
         };
-        assert_eq!((place.va, error.obstacles.count()), (window_va.raw(), 1), "{error}");
+        assert_eq!((place.va, error.obstacles.count()), (window_va, 1), "{error}");
         let told = error.to_string();
         for part in [
             format!("{level} table pfn {table}"),
@@ -162,7 +162,7 @@ fn a_pin_error_names_the_entries_of_the_table_itself_that_are_at_fault() {
             [Obstacle::UnknownFrame(place)] if !maps_a_table => place,
             _ => panic!("{error}"),
         };
-        assert_eq!((place.va, place.pte.mfn()), (page(3).raw(), mfn), "{error}");
+        assert_eq!((place.va, place.pte.mfn()), (page(3), mfn), "{error}");
         assert!(matches!(error.failure, PinFailure::Table { .. }), "{error}");
         // SAFETY: as above.
         unsafe { test.model.write_entry(l1.table, l1.slot.index, path.leaf().expect("L1").1) }

@@ -29,12 +29,10 @@ fn validations(model: &Model) -> u64 {
     counts.iter().map(|row| tables.map(|kind| row[kind as usize]).iter().sum::<u64>()).sum()
 }
 
-/// What a tree is made with.
-type With<'x, 't, 'b> = (&'x mut TablePool<'t>, &'x mut Pool, &'x mut Batch<'b>);
-
 fn filled_first<M: Machine>(
     guest: &Guest<'_, M>,
-    (_, pool, batch): With<'_, '_, '_>,
+    pool: &mut Pool,
+    batch: &mut Batch<'_>,
 ) -> Pgd<Pinned> {
     let mut pgd = Pgd::new(&mut Tools::new(*guest, pool)).expect("a root");
     for number in 0..TABLES {
@@ -46,7 +44,9 @@ fn filled_first<M: Machine>(
 
 fn out_of_the_pool<M: Machine>(
     guest: &Guest<'_, M>,
-    (tables, pool, batch): With<'_, '_, '_>,
+    tables: &mut TablePool<'_>,
+    pool: &mut Pool,
+    batch: &mut Batch<'_>,
 ) -> Pgd<Pinned> {
     let mut pgd =
         Pgd::new(&mut Tools::new(*guest, pool)).expect("a root").pin(guest, batch).expect("pinned");
@@ -70,7 +70,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
     let mut none = TablePool::new([&mut [], &mut [], &mut []]);
     for _ in 0..2 {
         let before = cost();
-        let pgd = filled_first(&guest, (&mut none, &mut pool, &mut batch));
+        let pgd = filled_first(&guest, &mut pool, &mut batch);
         pgd.destroy(&mut tools(&guest, &mut batch, &mut none, &mut pool)).expect("destroyed");
         let (elements, validated) = (cost().0 - before.0, cost().1 - before.1);
         // The root: two changes of access, a pin and its end.
@@ -86,7 +86,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
     }
     for _ in 0..2 {
         let before = cost();
-        let pgd = out_of_the_pool(&guest, (&mut tables, &mut pool, &mut batch));
+        let pgd = out_of_the_pool(&guest, &mut tables, &mut pool, &mut batch);
         pgd.destroy(&mut tools(&guest, &mut batch, &mut tables, &mut pool)).expect("destroyed");
         let (elements, validated) = (cost().0 - before.0, cost().1 - before.1);
         // Each is linked and unlinked, each page entered and cleared, and a flush at the end.

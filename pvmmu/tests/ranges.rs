@@ -304,7 +304,7 @@ fn a_walk_meets_every_table_once_and_what_is_missing_not_at_all() {
     let Space::Pinned(pgd) = &spaces[1] else { panic!("pinned") };
     let walked = |pages| {
         let mut met: Vec<(u64, Level)> = Vec::new();
-        let note = &mut |va: GuestVa, step: p2m::TableEntry| met.push((va.raw(), step.level));
+        let note = &mut |place: pvmmu::audit::Place| met.push((place.va.raw(), place.level));
         pgd.walk(&scene.guest, pages, note).expect("readable");
         met
     };

@@ -22,8 +22,18 @@ enum Left {
     Linked,
 }
 
-/// A table that is not used, and the reason.
-type Unused = (WindowError, Left);
+/// A table that is not used.
+struct Unused {
+    /// The reason.
+    error: WindowError,
+    left: Left,
+}
+
+impl Unused {
+    fn of(error: impl Into<WindowError>, left: Left) -> Self {
+        Self { error: error.into(), left }
+    }
+}
 
 impl<M: Machine> Change<'_, '_, '_, M> {
     /// Replaces the shared table of `hole` by one of the GiB's own, with the leaves of `part`
@@ -41,7 +51,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         let linked = self
             .fill_split(table.pfn(), part, hole, target, source, &mut taken)
             .and_then(|()| self.link_split(table.pfn(), part.gib));
-        linked.map_err(|(error, left)| {
+        linked.map_err(|Unused { error, left }| {
             for leaf in taken.into_iter().flatten() {
                 match left {
                     // Nothing leads to the table, and so nothing to them.
@@ -61,7 +71,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
     fn link_split(&mut self, table: Pfn, gib: u64) -> Result<(), Unused> {
         let guest = self.guest;
         let left = |error: WindowError| {
-            (error, if error.undo.is_ok() { Left::Writable } else { Left::ReadOnly })
+            Unused::of(error, if error.undo.is_ok() { Left::Writable } else { Left::ReadOnly })
         };
         let table_alone = || core::iter::once(table);
         protect(&guest, table_alone(), Access::ReadOnly, self.batch)
@@ -69,7 +79,7 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         let mfn = guest.mfn(table).map_err(WindowError::from);
         mfn.and_then(|mfn| self.link(gib, mfn)).map_err(|error| {
             let WindowError { failure, undo: Ok(()) } = error else {
-                return (error, Left::Linked);
+                return Unused::of(error, Left::Linked);
             };
             let all = Stopped { done: 1, failure, undo: Ok(()) };
             left(unprotect(&guest, table_alone(), all, self.batch))
@@ -87,8 +97,8 @@ impl<M: Machine> Change<'_, '_, '_, M> {
         source: &mut impl FrameSource,
         taken: &mut [Option<Frame>; LEAVES_MAX],
     ) -> Result<(), Unused> {
-        let as_it_was = |failure: ListError| (failure.into(), Left::Writable);
-        let unwritten = |failure: ListError| (failure.into(), Left::ReadOnly);
+        let as_it_was = |failure: ListError| Unused::of(failure, Left::Writable);
+        let unwritten = |failure: ListError| Unused::of(failure, Left::ReadOnly);
         let machine = self.guest.machine();
         let shared = self.hole_pte(hole).map_err(as_it_was)?;
         fill_table(machine, table, |_| Ok(shared)).map_err(unwritten)?;

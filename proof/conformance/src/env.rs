@@ -8,7 +8,7 @@ mod mmu;
 mod tables;
 mod way;
 
-pub(crate) use calls::{ENTRY_WORDS, words};
+pub(crate) use calls::{ENTRY_WORDS, Entry, words};
 pub(crate) use memory::{Extents, op};
 pub(crate) use mmu::Answer;
 pub(crate) use tables::{

@@ -26,9 +26,9 @@ use crate::pages::{Run, check_table};
 use crate::path::{Found, Path, va_in};
 use crate::pgd::Roots;
 use crate::room::Room;
-use crate::tables::{Descend, USER_SLOTS, each_entry};
+use crate::tables::{Part, Step};
 use crate::tools::Tools;
-use p2m::Guest;
+use p2m::{Guest, WalkError};
 
 /// A table that is linked nowhere, and writable; and what leads to it otherwise.
 #[derive(Clone, Copy)]
@@ -369,14 +369,14 @@ pub(super) fn va_of<M: Machine>(
     }
     let mut found = path.va_of(table, update);
     if found.is_none() {
+        let tables = Part::user_half(roots.kernel).above(Level::L1);
         // What cannot be read is not found.
-        let _ = each_entry(guest, (Level::L4, roots.kernel, USER_SLOTS, 0), &mut |place| {
-            let leads = place.pte.decode(place.level) == Entry::Table(update.frame());
-            if let (true, Some(below)) = (leads, place.level.below()) {
-                found = va_in(below, place.va, update);
+        let _ = tables.entries(guest, &mut |place| {
+            if place.pte.decode(place.level) == Entry::Table(update.frame()) {
+                found = va_in(place.below(), place.va.raw(), update);
+                return Ok(Step::Out);
             }
-            let is_done = place.level == Level::L2 || found.is_some();
-            if is_done { Descend::No } else { Descend::Yes }
+            Ok::<_, WalkError>(place.into_known(guest))
         });
     }
     found

@@ -1,9 +1,7 @@
 //! Changes of an address space under construction: the vocabulary of a live one, by plain stores.
 #![expect(unsafe_code, reason = "stores into tables of a loose tree (I-4, I-5)")]
 
-use hypercall::{
-    DomId, Entry, Frame, FrameSource, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags,
-};
+use hypercall::{DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::entries::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
@@ -14,11 +12,9 @@ use crate::pages::{Pages, Run, check_flags, check_page, check_table};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
 use crate::store::{PART, store};
+use crate::tables::Place;
 use crate::tools::Tools;
 use p2m::{Guest, WalkError};
-
-/// The entry for a page: its table, its index there, and its value.
-type Place = (Pfn, PageTableIndex, Pte);
 
 impl Pgd<Loose> {
     /// Unmaps `pages`, which all must be mapped; what they mapped goes to `frames`.
@@ -158,10 +154,10 @@ impl Pgd<Loose> {
             check_page(va)?;
             self.put_right(guest)?;
             let mut path = Path::new(self.root());
-            let (table, index, old) = mapped(guest, &mut path, va)?;
-            let flags = flags | old.flags() & SEEN;
-            store(guest, table, index, Pte::new(guest.mfn(frame.pfn())?, flags))?;
-            Ok(old)
+            let old = mapped(guest, &mut path, va)?;
+            let flags = flags | old.pte.flags() & SEEN;
+            store(guest, old.table, old.index(), Pte::new(guest.mfn(frame.pfn())?, flags))?;
+            Ok(old.pte)
         };
         match replace() {
             // INVARIANT: I-4: the frame's token has gone into the entry.
@@ -214,13 +210,9 @@ impl Pgd<Loose> {
             self.put_right(guest)?;
             while done < pages.count {
                 let va = Pages { start: to, ..pages }.at(done)?;
-                let (table, index, pte) = mapped(guest, &mut source, pages.at(done)?)?;
-                let free = self.l1_table(guest, &mut target, va, frames)?;
-                let there = guest.machine().read_entry(free, Level::L1.index_of(va))?;
-                if there.is_present() {
-                    return Err(MapError::Occupied { va, pte: there });
-                }
-                shift(guest, table, index, free, Level::L1.index_of(va), pte)?;
+                let page = mapped(guest, &mut source, pages.at(done)?)?;
+                let table = self.l1_table(guest, &mut target, va, frames)?;
+                shift(guest, page, free(guest, Level::L1, table, va)?)?;
                 done += 1;
             }
             Ok(())
@@ -267,15 +259,12 @@ impl Pgd<Loose> {
         let Found::Table(_) = source.seek(guest, from)? else {
             return Err(MapError::NotMapped(from));
         };
-        let above = source.table(Level::L2).ok_or(MapError::NotMapped(from))?;
-        let link = guest.machine().read_entry(above, Level::L2.index_of(from))?;
-        let below = self.table(guest, &mut target, Level::L2, to, frames)?;
-        let there = guest.machine().read_entry(below, Level::L2.index_of(to))?;
-        if there.is_present() {
-            return Err(MapError::Occupied { va: to, pte: there });
-        }
-        let (from, to) = (Level::L2.index_of(from), Level::L2.index_of(to));
-        Ok(shift(guest, above, from, below, to, link)?)
+        let level = Level::L2;
+        let table = source.table(level).ok_or(MapError::NotMapped(from))?;
+        let pte = guest.machine().read_entry(table, level.index_of(from))?;
+        let below = self.table(guest, &mut target, level, to, frames)?;
+        let link = Place { va: from, level, table, pte };
+        Ok(shift(guest, link, free(guest, level, below, to)?)?)
     }
 
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
@@ -334,11 +323,8 @@ impl Pgd<Loose> {
                     return Err(MapError::Own(own));
                 }
                 let table = self.l1_table(guest, &mut path, va, frames)?;
-                let there = guest.machine().read_entry(table, Level::L1.index_of(va))?;
-                if there.is_present() {
-                    return Err(MapError::Occupied { va, pte: there });
-                }
-                store(guest, table, Level::L1.index_of(va), Pte::new(mfn, flags | FOREIGN))?;
+                let place = free(guest, Level::L1, table, va)?;
+                store(guest, table, place.index(), Pte::new(mfn, flags | FOREIGN))?;
                 done += 1;
             }
             Ok(())
@@ -402,19 +388,12 @@ impl Pgd<Loose> {
     }
 }
 
-/// Moves the entry `pte` from one place to another. I-4: it is never at both. If it cannot be
-/// stored anywhere, what it stands for is lost.
-fn shift<M: Machine>(
-    guest: &Guest<'_, M>,
-    from: Pfn,
-    from_index: PageTableIndex,
-    to: Pfn,
-    to_index: PageTableIndex,
-    pte: Pte,
-) -> Result<(), WalkError> {
-    store(guest, from, from_index, Pte::ABSENT)?;
-    store(guest, to, to_index, pte).or_else(|error| {
-        store(guest, from, from_index, pte)?;
+/// Moves an entry from one place to another. I-4: it is never at both. If it cannot be stored
+/// anywhere, what it stands for is lost.
+fn shift<M: Machine>(guest: &Guest<'_, M>, from: Place, to: Place) -> Result<(), WalkError> {
+    store(guest, from.table, from.index(), Pte::ABSENT)?;
+    store(guest, to.table, to.index(), from.pte).or_else(|error| {
+        store(guest, from.table, from.index(), from.pte)?;
         Err(error)
     })
 }
@@ -428,10 +407,19 @@ fn mapped<M: Machine>(
     let Found::Table(table) = path.seek(guest, va)? else {
         return Err(MapError::NotMapped(va));
     };
-    let index = Level::L1.index_of(va);
-    let pte = guest.machine().read_entry(table, index).map_err(WalkError::from)?;
-    match pte.decode(Level::L1) {
-        Entry::Leaf(_) => Ok((table, index, pte)),
-        _ => Err(MapError::NotMapped(va)),
-    }
+    let pte = guest.machine().read_entry(table, Level::L1.index_of(va))?;
+    let place = Place { va, level: Level::L1, table, pte };
+    if pte.is_present() { Ok(place) } else { Err(MapError::NotMapped(va)) }
+}
+
+/// The entry for `va` in the table of `level`, which must be absent.
+fn free<M: Machine>(
+    guest: &Guest<'_, M>,
+    level: Level,
+    table: Pfn,
+    va: GuestVa,
+) -> Result<Place, MapError> {
+    let pte = guest.machine().read_entry(table, level.index_of(va))?;
+    let place = Place { va, level, table, pte };
+    if pte.is_present() { Err(MapError::Occupied { va, pte }) } else { Ok(place) }
 }

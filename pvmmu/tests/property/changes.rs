@@ -285,13 +285,12 @@ fn map_foreign(
     Ok(())
 }
 
-/// A change of one page in a section: new flags, or none for a page that is to go.
-type Change = (u64, Option<PteFlags>);
-
+/// Gives one page new flags, or unmaps it for want of any.
 fn one_of_section(
     edit: &mut Edit<'_, '_, '_, Refusing<'_>, Scarce>,
     is_mapped: &mut BTreeSet<u64>,
-    (page, flags): Change,
+    page: u64,
+    flags: Option<PteFlags>,
 ) -> std::result::Result<(), MapError> {
     let one = Pages::one(address(page));
     match (flags, is_mapped.contains(&page)) {
@@ -323,7 +322,7 @@ fn section(
     space: &mut Space,
     by: Hindrance,
 ) -> Result<()> {
-    let mut changes: Vec<Change> = Vec::new();
+    let mut changes: Vec<(u64, Option<PteFlags>)> = Vec::new();
     for _ in 0..input.int_in_range(2..=5)? {
         let flags = *input.choose(&[Some(PteFlags::USER_RW), Some(READ_ONLY), None])?;
         changes.push((number(pages(input)?.start), flags));
@@ -338,7 +337,8 @@ fn section(
     let Life::Pinned(pgd) = &mut space.pgd else { return Ok(()) };
     let (answer, refused) = world.run(by, |with| {
         pgd.edit(with, |edit| {
-            changes.iter().try_for_each(|change| one_of_section(edit, &mut is_mapped, *change))
+            let mut one = |(page, flags)| one_of_section(edit, &mut is_mapped, page, flags);
+            changes.iter().copied().try_for_each(&mut one)
         })
     });
     if let Err(RangeError { error, .. }) = answer {

@@ -8,8 +8,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// A line of a file, and the error that is there.
-type Refusal = (PathBuf, u64, String);
+/// An error at a line of a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Refusal {
+    file: PathBuf,
+    line: u64,
+    code: String,
+}
 
 /// The folder of this package, and what its files are named from.
 const PACKAGE: &str = env!("CARGO_MANIFEST_DIR");
@@ -34,7 +39,11 @@ fn expected() -> BTreeSet<Refusal> {
         let text = fs::read_to_string(&path).expect("a text");
         for (number, line) in (1..).zip(text.lines()) {
             if let Some((code, "")) = line.split_once("//~ ").map(|(_, code)| code.split_at(5)) {
-                expected.insert((name.clone(), number, code.to_owned()));
+                expected.insert(Refusal {
+                    file: name.clone(),
+                    line: number,
+                    code: code.to_owned(),
+                });
             }
         }
     }
@@ -64,5 +73,6 @@ fn refusal(line: Value) -> Option<Refusal> {
     let span = message["spans"].as_array()?.iter().find(|span| span["is_primary"] == true)?;
     let file = Path::new(span["file_name"].as_str()?);
     let file = file.strip_prefix("tests").unwrap_or(file);
-    Some((file.to_owned(), span["line_start"].as_u64()?, code.to_owned()))
+    let line = span["line_start"].as_u64()?;
+    Some(Refusal { file: file.to_owned(), line, code: code.to_owned() })
 }

@@ -165,7 +165,7 @@ impl FoundProblem {
         if self.seen.len() < TIMES_MAX {
             self.seen.push((event.first, event.stamp));
         }
-        let known = self.stopped.iter().position(|known| shape(&known.event) == shape(&event));
+        let known = self.stopped.iter().position(|known| is_alike(&known.event, &event));
         match known {
             Some(known) => self.stopped[known].times += 1,
             None if self.stopped.len() < CHAINS_MAX => {
@@ -181,11 +181,13 @@ impl FoundProblem {
     }
 }
 
-/// What makes two refusals the same way of being refused.
-type Shape<'a> = (&'a [Failed], Option<(&'static str, Option<u64>)>, bool);
-
-fn shape(event: &Event) -> Shape<'_> {
-    let request = event.request.as_ref();
-    let request = request.map(|line| (line.message.name, line.fields.get(Field::Mfn)));
-    (&event.tables, request, event.lost > 0)
+/// Whether two refusals are the same way of being refused.
+fn is_alike(one: &Event, other: &Event) -> bool {
+    let request = |event: &Event| {
+        let request = event.request.as_ref();
+        request.map(|line| (line.message.name, line.fields.get(Field::Mfn)))
+    };
+    one.tables == other.tables
+        && request(one) == request(other)
+        && (one.lost > 0) == (other.lost > 0)
 }

@@ -1,5 +1,6 @@
-//! The shape of the code, read as a compiler would: no function takes a tuple, no two files of a
-//! crate import each other, directly or around, and no two public types have one name.
+//! The shape of the code, read as a compiler would: no function takes a tuple, no alias stands for
+//! one, no two files of a crate import each other, directly or around, and no two public types have
+//! one name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,7 +12,7 @@ use syn::visit::{self, Visit};
 use crate::cargo::rust_files;
 use crate::paths;
 
-/// Checks that no function takes a tuple, in tests neither.
+/// Checks that no function takes a tuple, in tests neither, and that no alias stands for one.
 ///
 /// # Errors
 /// The places.
@@ -26,7 +27,7 @@ pub(super) fn tuples() -> Result<String> {
         let place = |function| format!("{}: {function}", name.display());
         found.entry(crate_of(name)).or_default().extend(places.0.into_iter().map(place));
     }
-    judge(&found, "takes a tuple: arguments are arguments, and a pair has a name")?;
+    judge(&found, "takes a tuple, or is one: arguments are arguments, and a pair has a name")?;
     Ok(format!("{} files", files.len()))
 }
 
@@ -127,7 +128,8 @@ fn parse(file: &Path) -> Result<syn::File> {
     syn::parse_file(&text).with_context(|| format!("{} is no Rust", file.display()))
 }
 
-/// The functions of a file that take a tuple, once for each.
+/// The functions of a file that take a tuple, once for each, or a function that takes one; and the
+/// aliases of tuples.
 #[derive(Default)]
 struct Tuples(Vec<String>);
 
@@ -140,6 +142,20 @@ impl<'ast> Visit<'ast> for Tuples {
         let tuples = typed.filter(|kind| is_tuple(kind)).count();
         self.0.extend((0..tuples).map(|_| signature.ident.to_string()));
         visit::visit_signature(self, signature);
+    }
+
+    fn visit_item_type(&mut self, alias: &'ast syn::ItemType) {
+        self.0.extend(is_tuple(&alias.ty).then(|| alias.ident.to_string()));
+        visit::visit_item_type(self, alias);
+    }
+
+    fn visit_parenthesized_generic_arguments(
+        &mut self,
+        arguments: &'ast syn::ParenthesizedGenericArguments,
+    ) {
+        let tuples = arguments.inputs.iter().filter(|input| is_tuple(&input.ty));
+        self.0.extend(tuples.map(|_| "Fn".to_owned()));
+        visit::visit_parenthesized_generic_arguments(self, arguments);
     }
 }
 
@@ -298,6 +314,13 @@ mod tests {
         let items = syn::parse_file(code).unwrap().items;
         let names: Vec<_> = items.iter().filter_map(public_type).collect();
         assert_eq!(names, ["A", "D", "E"]);
+    }
+
+    #[test]
+    fn an_alias_of_a_tuple_is_found_and_so_is_a_closure_that_takes_one() {
+        let code = "type A = (u8, u8); type B<'a> = &'a (u8,); type C = Option<(u8, u8)>; \
+                    fn d(f: &mut impl FnMut((u8, u8), u8), g: &dyn Fn(u8)) {}";
+        assert_eq!(tuples_of(code), ["A", "B", "Fn"]);
     }
 
     #[test]

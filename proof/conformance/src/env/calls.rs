@@ -5,8 +5,11 @@ use alloc::vec::Vec;
 use super::{Env, number};
 use crate::Target;
 
-/// A call in a multicall: number and arguments.
-pub(crate) type Entry = (u32, [u64; 5]);
+/// A call in a multicall.
+pub(crate) struct Entry {
+    pub(crate) number: u32,
+    pub(crate) arguments: [u64; 5],
+}
 
 /// Words of a multicall entry: number, result, six arguments.
 pub(crate) const ENTRY_WORDS: usize = 8;
@@ -16,7 +19,10 @@ const NO_RESULT: u64 = 0x7777;
 
 /// Returns the words of entries.
 pub(crate) fn words(entries: &[Entry]) -> Vec<u64> {
-    let one = |(op, [a, b, c, d, e]): &Entry| [u64::from(*op), NO_RESULT, *a, *b, *c, *d, *e, 0];
+    let one = |entry: &Entry| {
+        let [a, b, c, d, e] = entry.arguments;
+        [u64::from(entry.number), NO_RESULT, a, b, c, d, e, 0]
+    };
     entries.iter().flat_map(one).collect()
 }
 
@@ -37,6 +43,6 @@ impl<M: Target> Env<'_, M> {
     /// apart.
     pub(crate) fn update_entry(&self, place: usize, target: u64, value: u64) -> Entry {
         let element = self.put(0, 2048 + place * 16, &[target, value]);
-        (number::MMU_UPDATE, [element, 1, 0, super::SELF, 0])
+        Entry { number: number::MMU_UPDATE, arguments: [element, 1, 0, super::SELF, 0] }
     }
 }

@@ -6,7 +6,7 @@ use hypercall::Level::L1;
 use hypercall::PAGE_SIZE;
 
 use crate::check::Check;
-use crate::env::{ENTRY_WORDS, Env, HOLE, KERNEL_RO, KERNEL_RW, NOWHERE, number, words};
+use crate::env::{ENTRY_WORDS, Entry, Env, HOLE, KERNEL_RO, KERNEL_RW, NOWHERE, number, words};
 use crate::errno::{EBUSY, EFAULT, EINVAL, ENOSYS};
 use crate::{Assertion, Target};
 
@@ -24,8 +24,8 @@ fn g076_a_refused_entry_stops_nothing<M: Target>(env: &mut Env<'_, M>) -> Check 
     let entries = [
         env.update_entry(0, env.slot(bed, 1), env.entry(table, KERNEL_RW)),
         env.update_entry(1, env.slot(bed, 2), env.entry(data, KERNEL_RO)),
-        (99, [0; 5]),
-        (number::MULTICALL, [NOWHERE, 1, 0, 0, 0]),
+        Entry { number: 99, arguments: [0; 5] },
+        Entry { number: number::MULTICALL, arguments: [NOWHERE, 1, 0, 0, 0] },
         env.update_entry(2, env.slot(bed, 3), 0x1230),
     ];
     let (rax, left) = env.multicall(&entries);
@@ -40,7 +40,8 @@ fn g076_a_refused_entry_stops_nothing<M: Target>(env: &mut Env<'_, M>) -> Check 
 
 fn g077_a_release_build_writes_the_result_only<M: Target>(env: &mut Env<'_, M>) -> Check {
     let bed = env.bed()?;
-    let entries = [env.update_entry(0, env.slot(bed, 3), 0x1230), (99, [1, 2, 3, 4, 5])];
+    let unknown = Entry { number: 99, arguments: [1, 2, 3, 4, 5] };
+    let entries = [env.update_entry(0, env.slot(bed, 3), 0x1230), unknown];
     let (_, left) = env.multicall(&entries);
     for (at, (seen, before)) in left.iter().zip(words(&entries)).enumerate() {
         if at % ENTRY_WORDS != 1 {
