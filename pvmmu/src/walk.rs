@@ -115,8 +115,8 @@ impl<S> Pgd<S> {
         })
     }
 
-    /// Calls `met` for every present entry, of tables of all levels, that has to do with `pages`: in
-    /// order of address, upper ones first. Nothing is read of tables that are missing.
+    /// Calls `met` for every present entry, of tables of all levels, that has to do with `pages`:
+    /// in order of address, upper ones first. Nothing is read of tables that are missing.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`]; what is in front of

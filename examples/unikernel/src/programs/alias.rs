@@ -41,7 +41,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let (failure, undo) = (error.failure, error.undo);
     let window_va = guest.machine().direct_map(window.pfn()).or_say("direct mapping")?;
     let is_named = match error.obstacles.first().next() {
-        Some(Obstacle::Writable(place)) => place.va == window_va.raw(),
+        Some(Obstacle::Writable(place)) => place.va == window_va,
         _ => false,
     };
 
