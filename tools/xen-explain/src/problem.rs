@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::chain::{Event, Failed};
+use crate::chain::Event;
 use crate::messages::Role;
 use crate::pattern::Field;
 use crate::prefix::{Speaker, Stamp};
