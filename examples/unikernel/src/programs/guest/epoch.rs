@@ -183,7 +183,9 @@ impl<'e, 'g, M: Machine + Cpu> Epoch<'e, 'g, M> {
         let words = usize::try_from(audit_words(kernel.guest.p2m().len())).or_say("audit")?;
         let (mut memory, mut first, mut unknown) = (alloc::vec![0; words], None, 0);
         let read = audit_tables(&kernel.guest, &[], &mut memory, &mut |finding| match finding {
-            Finding::UnknownFrame(place) if unknown == 0 && entry(place.va) == entry(xens) => {
+            Finding::UnknownFrame(place)
+                if unknown == 0 && entry(place.va.raw()) == entry(xens) =>
+            {
                 unknown += 1;
             }
             finding => first = first.or(Some(finding)),
