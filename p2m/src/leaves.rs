@@ -42,14 +42,6 @@ impl BuilderList {
     /// let list = unsafe { BuilderList::new(Pfn::new(0x1234)) };
     /// # let _ = list;
     /// ```
-    ///
-    /// Safe code cannot do so:
-    /// ```compile_fail,E0133
-    /// use hypercall::Pfn;
-    /// use p2m::BuilderList;
-    ///
-    /// let list = BuilderList::new(Pfn::new(7)); // a toolstack would overwrite whatever is there
-    /// ```
     #[must_use]
     pub const unsafe fn new(first: Pfn) -> Self {
         Self { first }

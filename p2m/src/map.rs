@@ -85,14 +85,6 @@ impl<'a> P2m<'a> {
     /// assert_eq!(p2m.len(), 2);
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    ///
-    /// Safe code cannot make a map that gives a pfn someone else's frame:
-    /// ```compile_fail,E0133
-    /// # use core::sync::atomic::AtomicU64;
-    /// # use p2m::P2m;
-    /// let lie = [const { AtomicU64::new(0x203) }; 2];
-    /// let p2m = P2m::adopt(&lie);
-    /// ```
     pub unsafe fn adopt(list: &'a [AtomicU64]) -> Result<Self, P2mError> {
         if list.is_empty() { Err(P2mError::Empty) } else { Ok(Self { list: List::of(list) }) }
     }
@@ -267,14 +259,6 @@ impl<'a> P2m<'a> {
     /// assert!(unsafe { p2m.populate(Pfn::new(0), Mfn::new(0x778)) }.is_err()); // it has memory
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    ///
-    /// ```compile_fail,E0133
-    /// # use hypercall::{Mfn, Pfn};
-    /// # use p2m::P2m;
-    /// fn second_name(p2m: &P2m<'_>, hole: Pfn, victim: Mfn) {
-    ///     let _ = p2m.populate(hole, victim);
-    /// }
-    /// ```
     pub unsafe fn populate(&self, pfn: Pfn, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Ram(mfn))
     }
@@ -297,14 +281,6 @@ impl<'a> P2m<'a> {
     /// let p2m = unsafe { P2m::adopt(&list) }?;
     /// assert_eq!(unsafe { p2m.depopulate(Pfn::new(0)) }, Ok(Mfn::new(0x203)));
     /// # Ok::<(), p2m::P2mError>(())
-    /// ```
-    ///
-    /// ```compile_fail,E0133
-    /// # use hypercall::Pfn;
-    /// # use p2m::P2m;
-    /// fn forget(p2m: &P2m<'_>, victim: Pfn) {
-    ///     let _ = p2m.depopulate(victim);
-    /// }
     /// ```
     pub unsafe fn depopulate(&self, pfn: Pfn) -> Result<Mfn, P2mError> {
         let mfn = self.mfn(pfn)?;
@@ -330,15 +306,6 @@ impl<'a> P2m<'a> {
     /// assert_eq!(unsafe { p2m.replace(Pfn::new(0), Mfn::new(0x777)) }, Ok(Mfn::new(0x203)));
     /// # Ok::<(), p2m::P2mError>(())
     /// ```
-    ///
-    /// Safe code cannot make a frame belong to two pfns:
-    /// ```compile_fail,E0133
-    /// # use hypercall::Pfn;
-    /// # use p2m::{P2m, P2mError};
-    /// fn second_name(p2m: &P2m<'_>, mine: Pfn, victim: Pfn) -> Result<(), P2mError> {
-    ///     p2m.replace(mine, p2m.mfn(victim)?).map(drop)
-    /// }
-    /// ```
     pub unsafe fn replace(&self, pfn: Pfn, mfn: Mfn) -> Result<Mfn, P2mError> {
         let old = self.mfn(pfn)?;
         self.change(pfn, old.raw(), P2mEntry::Ram(mfn))?;
@@ -363,14 +330,6 @@ impl<'a> P2m<'a> {
     /// unsafe { p2m.set_foreign(Pfn::new(0), DomId(1), Mfn::new(0x777)) }?;
     /// assert_eq!(unsafe { p2m.clear_foreign(Pfn::new(0)) }?, (DomId(1), Mfn::new(0x777)));
     /// # Ok::<(), p2m::P2mError>(())
-    /// ```
-    ///
-    /// ```compile_fail,E0133
-    /// # use hypercall::{DomId, Mfn, Pfn};
-    /// # use p2m::P2m;
-    /// fn own_frame_as_anothers(p2m: &P2m<'_>, hole: Pfn, victim: Mfn) {
-    ///     let _ = p2m.set_foreign(hole, DomId(1), victim);
-    /// }
     /// ```
     pub unsafe fn set_foreign(&self, pfn: Pfn, owner: DomId, mfn: Mfn) -> Result<(), P2mError> {
         self.fill(pfn, P2mEntry::Foreign { owner, mfn })
@@ -414,13 +373,6 @@ impl<'a> P2m<'a> {
     /// unsafe { p2m.set_identity(Pfns::new(Pfn::new(2), 4)) }?; // a device's registers
     /// assert_eq!(p2m.machine_frame(Pfn::new(3)), Ok(Mfn::new(3)));
     /// # Ok::<(), p2m::P2mError>(())
-    /// ```
-    ///
-    /// ```compile_fail,E0133
-    /// # use p2m::{P2m, Pfns};
-    /// fn devices_where_memory_is(p2m: &P2m<'_>, holes: Pfns) {
-    ///     let _ = p2m.set_identity(holes);
-    /// }
     /// ```
     pub unsafe fn set_identity(&self, pfns: Pfns) -> Result<(), P2mError> {
         self.for_all(

@@ -128,15 +128,6 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     /// unsafe { dma.free_coherent_at(bus, 2) }?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// Safe code cannot give pages back that someone else has a token of:
-    /// ```compile_fail,E0133
-    /// # use swiotlb::{Coherent, Dma, DmaError};
-    /// # use hypercall::FrameAccess;
-    /// fn steal<M: FrameAccess>(dma: &Dma<M>, pages: &Coherent) -> Result<(), DmaError> {
-    ///     dma.free_coherent_at(pages.bus(), pages.pages())
-    /// }
-    /// ```
     pub unsafe fn free_coherent_at(&self, bus: BusAddr, pages: usize) -> Result<(), DmaError> {
         let len_bytes = pages.saturating_mul(PAGE_SIZE);
         let pfn = self.pfn_in_pool(bus).ok_or_else(|| self.pool.stranger(bus))?;

@@ -54,8 +54,7 @@ impl<'a> Granted<'a> {
     ///
     /// ```compile_fail,E0133
     /// # use core::sync::atomic::AtomicU64;
-    /// use p2m::grants::Granted;
-    ///
+    /// # use p2m::grants::Granted;
     /// let table = [const { AtomicU64::new(0) }; 512];
     /// let tables = AtomicU64::new(0);
     /// // Whoever could store into it could grant any frame.
@@ -95,17 +94,6 @@ impl<'a> Granted<'a> {
     /// let frame = grant.end().map_err(|refused| refused.error)?;
     /// # let _ = frame;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// The number of a frame is not enough, because someone may own it:
-    /// ```compile_fail,E0308
-    /// # use hypercall::grants::{GrantAccess, GrantRef};
-    /// # use hypercall::{DomId, Mfn};
-    /// # use p2m::P2m;
-    /// # use p2m::grants::Granted;
-    /// fn share(granted: Granted<'_>, p2m: &P2m<'_>, mfn: Mfn) {
-    ///     let _ = granted.grant(p2m, GrantRef(8), DomId(1), mfn, GrantAccess::ReadWrite);
-    /// }
     /// ```
     pub fn grant(
         &self,

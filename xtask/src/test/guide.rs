@@ -14,6 +14,8 @@ use crate::provision::rust_target;
 const GUIDE: &str = "docs/porting.md";
 /// Where it tells its reader to put the guest.
 const GUEST: &str = "target/guest";
+/// The most lines that its reader types up to the first command, which boots a pinned address space.
+const FIRST_LINES_MAX: usize = 120;
 
 /// A block of the guide.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -52,12 +54,18 @@ pub(super) fn follow(depth: Depth) -> Result<String> {
     let workspace = paths::workspace();
     let text = fs::read_to_string(workspace.join(GUIDE)).with_context(|| GUIDE)?;
     let guest = workspace.join(GUEST);
+    let blocks = blocks(&text)?;
+    check_first_lines(&text, &blocks)?;
     // The guide begins with an empty crate, and so does this, whatever the last time left.
     for sources in [guest.join("src"), guest.join("tests")].iter().filter(|path| path.exists()) {
         fs::remove_dir_all(sources).with_context(|| GUEST)?;
     }
+    let build = guest.join("build.rs");
+    if build.exists() {
+        fs::remove_file(build).with_context(|| GUEST)?;
+    }
     let (mut files, mut commands) = (0, 0);
-    for block in blocks(&text)? {
+    for block in blocks {
         match block {
             Block::File { name, text } => {
                 let file = guest.join(&name);
@@ -80,6 +88,20 @@ pub(super) fn follow(depth: Depth) -> Result<String> {
         bail!("{GUIDE} has {files} files and {commands} commands to run");
     }
     Ok(format!("{files} files, {commands} commands"))
+}
+
+/// Checks that the files before the first command have as many lines as the guide says, and no more
+/// than allowed.
+fn check_first_lines(text: &str, blocks: &[Block]) -> Result<()> {
+    let files = blocks.iter().map_while(|block| match block {
+        Block::File { text, .. } => Some(text.lines().count()),
+        Block::Command { .. } => None,
+    });
+    let lines: usize = files.sum();
+    if lines > FIRST_LINES_MAX || !text.contains(&format!("In {lines} lines")) {
+        bail!("{GUIDE} takes {lines} lines to the first command ({FIRST_LINES_MAX} at most)");
+    }
+    Ok(())
 }
 
 fn boots(line: &str) -> bool {
@@ -222,6 +244,8 @@ mod tests {
         let text = fs::read_to_string(paths::workspace().join(GUIDE)).unwrap();
         let blocks = blocks(&text).unwrap();
         let boots = |block: &&Block| matches!(block, Block::Command { line, .. } if boots(line));
-        assert!(blocks.iter().filter(boots).count() >= 3 && blocks.len() > 20);
+        assert!(blocks.iter().filter(boots).count() >= 4 && blocks.len() > 20);
+        check_first_lines(&text, &blocks).unwrap();
+        check_first_lines("In 1 lines", &blocks).unwrap_err();
     }
 }
