@@ -112,12 +112,13 @@ impl Pgd<Pinned> {
         let roots = self.roots();
         let ready = Room::check(&tools.batch)
             .map_err(MapError::from)
-            .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from));
+            .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from))
+            .and_then(|()| Ok(tools.frames.begin_to_release(self.counted)?));
         if let Err(error) = ready {
             return Err(DestroyError::Pinned(self, error));
         }
         let holds = self.holds;
-        let mut edit = Edit::begin(roots, &mut self.doubt, tools);
+        let mut edit = Edit::begin(&mut self, tools);
         let mut strip = Strip { entries: empty_table(), linked: 0 };
         let root = Node { level: Level::L4, table: roots.kernel, base: 0, end: End::Dropped };
         let stripped = match holds {

@@ -135,6 +135,11 @@ pub(crate) fn any_foreign(entries: &Entries) -> bool {
     any & FOREIGN.bits() != 0
 }
 
+/// Whether any of these pages is shared.
+pub(crate) fn any_shared(entries: &[Pte]) -> bool {
+    entries.iter().any(|pte| pte.flags().contains(SHARED))
+}
+
 const BOTH: u64 = PteFlags::PRESENT.bits() | PteFlags::WRITABLE.bits();
 
 /// How many entries of an L1 table map pages. Tables are full or nearly empty: groups with nothing

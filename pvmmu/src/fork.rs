@@ -109,12 +109,15 @@ impl Pgd<Pinned> {
         let (guest, roots) = (tools.guest, self.roots());
         Room::check(&tools.batch).map_err(|error| refused(error.into()))?;
         self.put_right(&guest).map_err(|error| refused(error.into()))?;
+        tools.frames.begin_to_release(self.counted).map_err(|error| refused(error.into()))?;
+        self.counted = tools.frames.counts();
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(tools),
             None => Pgd::new(tools),
         }
         .map_err(refused)?;
-        let mut edit = Edit::begin(roots, &mut self.doubt, tools);
+        child.counted = self.counted;
+        let mut edit = Edit::begin(self, tools);
         let mut path = Path::new(child.root());
         let mut unseen = Unseen::Nothing;
         let copied = each_l1_table(&guest, roots.kernel, &mut |table| {
@@ -147,8 +150,9 @@ impl Pgd<Pinned> {
     ///
     /// # Errors
     /// The child, and why; this can be tried again. [`MapError::NotItsFork`] if `child` is not what
-    /// a fork of this address space has left, [`MapError::BatchTooSmall`], and as for
-    /// [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as they were left, or nearer to the end.
+    /// a fork of this address space has left, [`MapError::OtherShares`],
+    /// [`MapError::BatchTooSmall`], and as for [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as
+    /// they were left, or nearer to the end.
     ///
     /// # Hypercalls
     /// For n pages of the parent in T tables, that fork has changed, as [`Pgd::protect`]: T tables
@@ -183,6 +187,9 @@ impl Pgd<Pinned> {
             return Err((child, error));
         }
         if let Err(error) = Room::check(&tools.batch) {
+            return Err((child, error.into()));
+        }
+        if let Err(error) = tools.frames.begin_to_release(child.counted) {
             return Err((child, error.into()));
         }
         self.doubt = self.doubt.map(Doubt::without_fork);
@@ -394,9 +401,9 @@ fn put_back<M: Machine, F: FrameSource>(
     child: &Pgd<Loose>,
     tools: &mut Tools<'_, '_, M, F>,
 ) -> Result<(), MapError> {
-    let (guest, roots) = (tools.guest, parent.roots());
-    let mut path = Path::new(roots.kernel);
-    let mut edit = Edit::begin(roots, &mut parent.doubt, tools);
+    let guest = tools.guest;
+    let mut path = Path::new(parent.root());
+    let mut edit = Edit::begin(parent, tools);
     let first = PageTableIndex::new(0);
     let restored =
         each_l1_table(&guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {

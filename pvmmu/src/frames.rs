@@ -1,6 +1,7 @@
 //! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
 
 use core::fmt;
+use core::num::NonZeroUsize;
 
 use hypercall::{DomId, Frame, FrameSource, Mfn, Pfn, Uncertain};
 
@@ -22,8 +23,12 @@ pub struct SpaceFrames<'a, F> {
     pub source: &'a mut F,
     /// Where those of tables come from and go to, if not to `source`.
     tables: Option<&'a mut dyn FrameSource>,
-    /// Who shares what.
+    /// Who shares what, if the pages of the address space at hand are counted there.
     shares: Option<Shares<'a>>,
+    /// The same, if they are counted elsewhere.
+    others: Option<Shares<'a>>,
+    /// Where the pages of the address space at hand are counted, if any was ever shared.
+    counted: Option<CountedAt>,
     /// Who knows of frames that are not the guest's own.
     foreign: Option<&'a mut dyn ForeignFrames>,
 }
@@ -39,15 +44,57 @@ impl<F: fmt::Debug> fmt::Debug for SpaceFrames<'_, F> {
 impl<'a, F> SpaceFrames<'a, F> {
     /// All frames come from `source`. None is shared, and nobody knows of foreign ones.
     pub(crate) const fn new(source: &'a mut F) -> Self {
-        Self { source, tables: None, shares: None, foreign: None }
+        let (tables, foreign) = (None, None);
+        Self { source, tables, shares: None, others: None, counted: None, foreign }
     }
 
     pub(crate) fn take_tables_from(&mut self, tables: &'a mut dyn FrameSource) {
         self.tables = Some(tables);
     }
 
-    pub(crate) const fn count_in(&mut self, shares: Shares<'a>) {
-        self.shares = Some(shares);
+    pub(crate) fn count_in(&mut self, shares: Shares<'a>) {
+        (self.shares, self.others, self.counted) = (Some(shares), None, None);
+    }
+
+    /// Where these frames are counted when they are shared.
+    pub(crate) fn counts(&self) -> Option<CountedAt> {
+        self.shares.as_ref().or(self.others.as_ref()).map(Shares::counted_at)
+    }
+
+    /// Begins with an address space whose pages are counted there. Other counts are not touched
+    /// meanwhile.
+    #[inline]
+    pub(crate) fn begin(&mut self, counted: Option<CountedAt>) {
+        if self.counted != counted {
+            self.change_counts(counted);
+        }
+    }
+
+    #[cold]
+    fn change_counts(&mut self, counted: Option<CountedAt>) {
+        self.counted = counted;
+        let shares = self.shares.take().or(self.others.take());
+        let is_other =
+            |shares: &Shares<'a>| counted.is_some_and(|place| place != shares.counted_at());
+        match shares {
+            Some(shares) if is_other(&shares) => self.others = Some(shares),
+            shares => self.shares = shares,
+        }
+    }
+
+    /// The same for what may end any share: whoever counts them must be here.
+    pub(crate) fn begin_to_release(
+        &mut self,
+        counted: Option<CountedAt>,
+    ) -> Result<(), CountedElsewhere> {
+        self.begin(counted);
+        if self.is_counted_elsewhere() { Err(CountedElsewhere) } else { Ok(()) }
+    }
+
+    /// Whether nobody here counts who shares the pages of the address space at hand.
+    #[inline]
+    pub(crate) const fn is_counted_elsewhere(&self) -> bool {
+        self.counted.is_some() && self.shares.is_none()
     }
 
     pub(crate) fn tell_foreign(&mut self, foreign: &'a mut dyn ForeignFrames) {
@@ -69,6 +116,8 @@ impl<'a, F> SpaceFrames<'a, F> {
                 None => None,
             },
             shares: self.shares.as_mut().map(Shares::reborrow),
+            others: self.others.as_mut().map(Shares::reborrow),
+            counted: self.counted,
             foreign: match &mut self.foreign {
                 Some(foreign) => Some(*foreign),
                 None => None,
@@ -104,7 +153,8 @@ impl<'a, F: FrameSource> SpaceFrames<'a, F> {
             Some(tables) => tables,
             None => self.source,
         };
-        SpaceFrames { source, tables: Some(tables), shares: self.shares, foreign: self.foreign }
+        let Self { shares, others, counted, foreign, .. } = self;
+        SpaceFrames { source, tables: Some(tables), shares, others, counted, foreign }
     }
 }
 
@@ -175,6 +225,15 @@ impl SharedFrame {
     }
 }
 
+/// Where counts are: they are known by that. Whoever has counts there later begins with zeroes, and
+/// counts nothing that was shared before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CountedAt(NonZeroUsize);
+
+/// Shares are counted elsewhere than here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CountedElsewhere;
+
 /// Nobody counts the frame, its count is not what the entry says, or no more can be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CannotShare(pub(crate) Pfn);
@@ -198,8 +257,9 @@ const FULL: u16 = DOUBT - 1;
 
 /// How many address spaces share each frame, in the caller's memory: one place for each pfn. Only
 /// the operations of this crate change the counts, since the last share of a frame becomes its
-/// token. A frame is counted in the `Shares` that was in use when it was first shared. Any other
-/// one does not count it, and never hands it out.
+/// token. The frames of an address space are counted in the `Shares` with which it was first
+/// forked. With any other one, an operation that would end a share is refused
+/// ([`MapError::OtherShares`](crate::MapError::OtherShares)).
 #[derive(Debug)]
 pub struct Shares<'s> {
     counts: &'s mut [u16],
@@ -254,6 +314,10 @@ impl<'s> Shares<'s> {
             _ => return Err(CannotShare(pfn)),
         };
         Ok(())
+    }
+
+    pub(crate) fn counted_at(&self) -> CountedAt {
+        CountedAt(NonZeroUsize::MIN.saturating_add(self.counts.as_ptr().addr()))
     }
 
     /// The same counts, for one call.

@@ -8,6 +8,7 @@ use hypercall::{
 use p2m::{P2mError, WalkError};
 
 use crate::error::{HALF_FORKED, NotPutRight, in_doubt};
+use crate::frames::CountedElsewhere;
 use crate::obstacles::Obstacles;
 use crate::primitive::Primitive;
 use crate::room::{Room, SMALLEST_BATCH, TooSmall};
@@ -37,6 +38,9 @@ pub enum MapError {
     OnlyLive(DomId),
     /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
     CannotShare(Pfn),
+    /// The address space shares frames that these tools do not count: it was forked with other
+    /// [`Shares`](crate::Shares). Nothing was done.
+    OtherShares,
     /// The frame is the guest's own: it is mapped with its token, never as someone else's.
     Own(Pfn),
     /// The frame was to be mapped as a foreign one in the guest's own name (`DOMID_SELF`).
@@ -135,6 +139,7 @@ impl fmt::Display for MapError {
                 write!(f, "frames of domain {} are mapped once the tree is pinned", domain.0)
             }
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
+            Self::OtherShares => f.write_str("it shares frames that are counted elsewhere"),
             Self::Own(pfn) => {
                 write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
             }
@@ -174,6 +179,12 @@ impl core::error::Error for MapError {}
 impl From<TooSmall> for MapError {
     fn from(TooSmall(room): TooSmall) -> Self {
         Self::BatchTooSmall(room)
+    }
+}
+
+impl From<CountedElsewhere> for MapError {
+    fn from(_: CountedElsewhere) -> Self {
+        Self::OtherShares
     }
 }
 

@@ -5,6 +5,7 @@ use core::marker::PhantomData;
 use hypercall::{Frame, Level, Machine, Pfn};
 
 use crate::doubt::Doubt;
+use crate::frames::CountedAt;
 use crate::tables::Part;
 use p2m::{Guest, WalkError};
 
@@ -45,6 +46,8 @@ pub struct Pgd<S> {
     pub(crate) holds: Holds,
     /// What a refused undo has left. Every change puts that right first.
     pub(crate) doubt: Option<Doubt>,
+    /// Where its pages are counted, if any was ever shared.
+    pub(crate) counted: Option<CountedAt>,
     pub(crate) state: PhantomData<S>,
 }
 
@@ -83,8 +86,8 @@ impl<S> Pgd<S> {
 
     /// The same address space in another state.
     pub(crate) fn into_state<T>(self) -> Pgd<T> {
-        let Self { root, user_root, holds, doubt, .. } = self;
-        Pgd { root, user_root, holds, doubt, state: PhantomData }
+        let Self { root, user_root, holds, doubt, counted, .. } = self;
+        Pgd { root, user_root, holds, doubt, counted, state: PhantomData }
     }
 
     /// How many tables the address space has, with its roots.

@@ -1,9 +1,10 @@
 //! What operations on an address space work with.
 
-use hypercall::{Batch, FrameSource, Level, Machine, Pfn};
+use hypercall::{Batch, FrameSource, Level, Machine};
 
 use crate::flush::Reach;
 use crate::frames::{ForeignFrames, Shares, SpaceFrames};
+use crate::pgd::Pgd;
 use crate::pool::{PoolError, TablePool};
 use crate::vcpus::Vcpus;
 use p2m::Guest;
@@ -129,8 +130,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Counts in `shares` who shares a frame: [`Pgd::fork`](crate::Pgd::fork) needs it, and so does
-    /// whatever changes an address space that was forked.
+    /// Counts in `shares` who shares a frame: [`Pgd::fork`] needs it, and so does whatever changes
+    /// an address space that was forked: always the same.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -305,10 +306,12 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         pool.drain(guest, level, count, frames.of_tables())
     }
 
-    /// Notes whose TLBs know of the address space under `root`, which is about to be changed.
-    pub(crate) fn begin(&mut self, root: Pfn) {
+    /// Notes whose TLBs know of the address space, which is about to be changed, and where its
+    /// pages are counted.
+    pub(crate) fn begin<S>(&mut self, pgd: &Pgd<S>) {
+        self.frames.begin(pgd.counted);
         if let Some(vcpus) = self.vcpus {
-            self.reach = Reach::Vcpus(vcpus.on_root(root));
+            self.reach = Reach::Vcpus(vcpus.on(pgd));
         }
     }
 }

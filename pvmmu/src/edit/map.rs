@@ -7,7 +7,7 @@ use x86_64::structures::paging::PageTableIndex;
 
 use super::{Edit, PART};
 use crate::cost::{COSTS, Strategy};
-use crate::entries::{SEEN, keeping_seen};
+use crate::entries::{SEEN, any_shared, keeping_seen};
 use crate::frames::OnePage;
 use crate::map_error::{MapError, MapFailed, RangeError};
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
@@ -315,6 +315,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let (slot, old) = self.path.entry(&guest, Level::L1, va)?;
         if !old.is_present() {
             return Err(MapError::NotMapped(va));
+        }
+        if self.tools.frames.is_counted_elsewhere() && any_shared(&[old]) {
+            return Err(MapError::OtherShares);
         }
         let new = Pte::new(guest.mfn(frame.pfn())?, flags | old.flags() & SEEN);
         Ok((keeping_seen(slot, new), old))

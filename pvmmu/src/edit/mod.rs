@@ -201,7 +201,7 @@ impl Pgd<Pinned> {
         if tools.pool.as_ref().is_some_and(|pool| !pool.is_empty()) {
             self.holds = Holds::Tables;
         }
-        let mut edit = Edit::begin(self.roots(), &mut self.doubt, tools);
+        let mut edit = Edit::begin(self, tools);
         match section(&mut edit).and_then(|()| edit.submit()) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -286,7 +286,8 @@ impl Pgd<Pinned> {
     /// once no TLB knows the mapping any more.
     ///
     /// # Errors
-    /// [`RangeError`]: as for [`map_pages`](Self::map_pages), and [`MapError::NotMapped`].
+    /// [`RangeError`]: as for [`map_pages`](Self::map_pages), and [`MapError::NotMapped`],
+    /// [`MapError::OtherShares`].
     ///
     /// # Hypercalls
     /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a
@@ -345,13 +346,10 @@ impl Pgd<Pinned> {
 }
 
 impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
-    pub(crate) fn begin(
-        roots: Roots,
-        doubt: &'e mut Option<Doubt>,
-        tools: &'e mut Tools<'a, 't, M, F>,
-    ) -> Self {
+    pub(crate) fn begin(pgd: &'e mut Pgd<Pinned>, tools: &'e mut Tools<'a, 't, M, F>) -> Self {
         tools.batch.clear();
-        tools.begin(roots.kernel);
+        tools.begin(pgd);
+        let (roots, doubt) = (pgd.roots(), &mut pgd.doubt);
         let (path, direct_map) = (Path::new(roots.kernel), DirectMap::default());
         let (next, flush, done, flags_only, is_linking) = (0, Flush::NONE, 0, 0, false);
         let (room, ended) = (tools.batch.room(), None);

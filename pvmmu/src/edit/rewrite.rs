@@ -8,8 +8,8 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{Edit, PART};
 use crate::cost::{COSTS, Population, Strategy};
 use crate::entries::{
-    Change, Clear, Entries, Flags, any_foreign, check_present, empty_table, keeping_seen,
-    population, with_table_flags,
+    Change, Clear, Entries, Flags, any_foreign, any_shared, check_present, empty_table,
+    keeping_seen, population, with_table_flags,
 };
 use crate::flush::Flush;
 use crate::map_error::MapError;
@@ -87,6 +87,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
+    /// Refuses to end shares that the tools do not count.
+    #[inline]
+    fn check_counted<C: Change>(&self, old: &[Pte]) -> Result<(), MapError> {
+        let is_elsewhere = C::CLEARS && self.tools.frames.is_counted_elsewhere();
+        if is_elsewhere && any_shared(old) { Err(MapError::OtherShares) } else { Ok(()) }
+    }
+
     /// Whether a look at the whole table can be worth it.
     fn may_be_table<C: Change>(&self, run: Run) -> bool {
         if C::ENTRY_BY_ENTRY {
@@ -113,6 +120,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             let mut old = &mut buffer[..usize::from(part.count)];
             guest.machine().read_entries(table, first, old)?;
             check_present(part, old)?;
+            self.check_counted::<C>(old)?;
             while let Some(next) = old.first().copied() {
                 if self.tools.batch.room() == 0 {
                     self.submit()?;
@@ -160,6 +168,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         if before.total() < ENTRIES {
             check_present(run, &old[run.range()])?;
         }
+        self.check_counted::<C>(&old[run.range()])?;
         let mut new = empty_table();
         if !(C::CLEARS && before.total() == run.count) {
             new = old;

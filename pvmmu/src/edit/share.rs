@@ -17,7 +17,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     ///
     /// # Errors
     /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it was not
-    /// writable before it was shared, and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
+    /// writable before it was shared, [`MapError::OtherShares`], and as for
+    /// [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
     /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one
@@ -53,6 +54,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
         if marks != SHARED | COPY_ON_WRITE {
             return Err(MapError::Flags(old.flags().bits()));
+        }
+        if self.tools.frames.is_counted_elsewhere() {
+            return Err(MapError::OtherShares);
         }
         let flags = (old.flags() | PteFlags::WRITABLE) & !(SHARED | COPY_ON_WRITE | FORKED);
         let pfn = guest.pfn(mfn).map_err(WalkError::from)?;

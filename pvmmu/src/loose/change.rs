@@ -45,6 +45,8 @@ impl Pgd<Loose> {
         pages: Pages,
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
+        let counted = frames.begin_to_release(self.counted);
+        counted.map_err(|error| RangeError { done: 0, error: error.into() })?;
         self.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
     }
 
@@ -153,6 +155,7 @@ impl Pgd<Loose> {
             let flags = guest.machine().offered(flags);
             check_page(va)?;
             self.put_right(guest)?;
+            frames.begin_to_release(self.counted)?;
             let mut path = Path::new(self.root());
             let old = mapped(guest, &mut path, va)?;
             let flags = flags | old.pte.flags() & SEEN;

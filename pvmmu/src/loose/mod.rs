@@ -50,8 +50,8 @@ impl Pgd<Loose> {
         match fill_root(guest, &root) {
             // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
             Ok(()) => {
-                let (user_root, holds, doubt) = (None, Holds::Nothing, None);
-                Ok(Self { root, user_root, holds, doubt, state: PhantomData })
+                let (user_root, holds, doubt, counted) = (None, Holds::Nothing, None, None);
+                Ok(Self { root, user_root, holds, doubt, counted, state: PhantomData })
             }
             Err(error) => {
                 frames.of_tables().give(root);
@@ -294,6 +294,9 @@ impl Pgd<Loose> {
     ) -> Result<(), (Self, MapError)> {
         let Tools { guest, frames, .. } = tools;
         if let Err(error) = self.put_right(guest) {
+            return Err((self, error.into()));
+        }
+        if let Err(error) = frames.begin_to_release(self.counted) {
             return Err((self, error.into()));
         }
         let pool = &mut TablePool::none();
