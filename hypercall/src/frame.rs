@@ -51,7 +51,7 @@ macro_rules! frame_number {
                 }
             }
 
-            /// Returns how many frames `self` lies after `start`, unless it lies before it.
+            /// Returns how many frames `self` is behind `start`, unless it is in front of it.
             ///
             /// ```
             /// use hypercall::Pfn;

@@ -7,7 +7,7 @@ use crate::quarantine::Uncertain;
 ///
 /// A frame that is handed out is the guest's own memory. Only the direct mapping maps it, writable.
 /// Its contents do not matter. Frames with neighbouring pfns are the cheapest to change, because
-/// their entries lie in one table.
+/// their entries are in one table.
 pub trait FrameSource {
     /// Hands out a frame, if there is one.
     fn take(&mut self) -> Option<Frame>;

@@ -334,7 +334,7 @@ pub enum AccessError {
     Unmapped(Pfn),
     /// The frame is mapped read-only: it is a table, or protected as one.
     ReadOnly(Pfn),
-    /// The bytes do not all lie in the frame.
+    /// The bytes are not all in the frame.
     OutsideFrame {
         /// The frame.
         pfn: Pfn,

@@ -1,5 +1,5 @@
 //! The elements of MMU hypercalls. They *are* the ABI structures, built by typed constructors, so a
-//! run of them goes to Xen as it lies in memory.
+//! run of them goes to Xen as it is in memory.
 
 use core::fmt;
 
@@ -102,7 +102,7 @@ impl MmuUpdate {
         self.value
     }
 
-    /// Returns the frame that the target lies in.
+    /// Returns the frame of the target.
     #[must_use]
     pub const fn frame(self) -> Mfn {
         Mfn::new(self.target >> PAGE_SHIFT)
@@ -164,7 +164,7 @@ impl fmt::Display for VcpuSet {
 /// One element of `mmuext_op` (`struct mmuext_op`, 24 bytes).
 ///
 /// Xen reads the vCPUs of a `*_MULTI` flush through a pointer, as many bits as the guest has vCPUs.
-/// They lie in the four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch)
+/// They are in the four bytes that Xen's structure leaves unused, and [`Batch`](crate::Batch)
 /// points Xen there. So nobody above handles a pointer, and nothing needs to outlive the element.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]

@@ -58,7 +58,7 @@ impl Uncertain {
         unsafe { Frames::claim(self.start, self.count) }
     }
 
-    /// Joins `other` to the run, if it lies directly before or after.
+    /// Joins `other` to the run, if it is directly before or behind.
     fn join(&mut self, other: Self) -> Option<Self> {
         if other.count == 0 || self.end() == other.start.raw() {
             self.count += other.count;

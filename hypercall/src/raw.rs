@@ -1,6 +1,6 @@
 //! Hypercalls and accesses as bare numbers, for tests that must be able to be wrong.
 //!
-//! The typed traits cannot express a list that lies in Xen's range, an unknown hypercall or a store
+//! The typed traits cannot express a list in Xen's range, an unknown hypercall or a store
 //! of two bytes. A test of Xen's answer to such things needs them. All addresses are guest virtual
 //! addresses. What they point to must be in frames that the machine knows as the guest's: on a
 //! model, Rust's own memory is not.

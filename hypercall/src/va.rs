@@ -27,7 +27,7 @@ pub struct GuestVa(VirtAddr);
 pub enum NotGuestVa {
     /// Bits 63..47 are not all equal.
     NotCanonical(u64),
-    /// The address lies in Xen's own range.
+    /// The address is in Xen's own range.
     InXenHole(u64),
 }
 
@@ -49,7 +49,7 @@ impl GuestVa {
     /// Checks that the guest may use `va`.
     ///
     /// # Errors
-    /// [`NotGuestVa`] if it is not canonical or lies in Xen's range.
+    /// [`NotGuestVa`] if it is not canonical or is in Xen's range.
     ///
     /// ```
     /// use hypercall::GuestVa;

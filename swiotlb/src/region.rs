@@ -122,7 +122,7 @@ impl Region {
     ///
     /// let list: Vec<AtomicU64> = (0x1000..0x1040).map(AtomicU64::new).collect();
     /// let p2m = unsafe { P2m::adopt(&list) }?;
-    /// let frames = unsafe { Frames::claim(Pfn::new(0), 64) }; // a dom0's lie in a row already
+    /// let frames = unsafe { Frames::claim(Pfn::new(0), 64) }; // a dom0's are often contiguous
     /// let region = Region::adopt(&p2m, frames, 6, DmaMask::ALL)?;
     /// assert_eq!((region.runs(), region.frames()), (1, 64));
     /// # Ok::<(), Box<dyn std::error::Error>>(())

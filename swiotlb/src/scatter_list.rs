@@ -181,7 +181,7 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
     }
 }
 
-/// Returns whether `next` lies behind `last`, and the device takes both as one.
+/// Returns whether `next` is directly behind `last`, and the device takes both as one.
 fn merges(device: &Device, last: BusRun, next: BusRun) -> bool {
     let len_bytes = last.len_bytes + next.len_bytes;
     last.start.checked_add(last.len_bytes) == Some(next.start)
