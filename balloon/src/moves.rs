@@ -123,8 +123,9 @@ pub(crate) fn map<M: Machine>(
     work.batch.clear();
     let mut obstacle = None;
     let mut planned = 0;
+    let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
     for pfn in &work.pfns[range] {
-        match plan_mapping(direct, *pfn) {
+        match plan_mapping(direct, *pfn, flags) {
             // There is room: the batch holds as many as there are pfns at hand.
             Ok((update, old)) if work.batch.update(update, old.raw()).is_ok() => planned += 1,
             Ok(_) => break,
@@ -147,12 +148,12 @@ pub(crate) fn map<M: Machine>(
 fn plan_mapping<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
     pfn: hypercall::Pfn,
+    flags: PteFlags,
 ) -> Result<(MmuUpdate, Pte), BalloonObstacle> {
     let mfn = direct.guest().p2m().mfn(pfn).map_err(BalloonObstacle::NoMemory)?;
     let (slot, pte) = direct.find(pfn).map_err(BalloonObstacle::NoDirectEntry)?;
     if pte.is_present() && pte.mfn() != mfn {
         return Err(BalloonObstacle::Occupied { pfn, pte });
     }
-    let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
     Ok((MmuUpdate::set(slot, Pte::new(mfn, flags)), pte))
 }

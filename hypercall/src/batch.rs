@@ -19,6 +19,7 @@
 //! ```
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::batch_error::{BatchError, Full};
 use crate::batch_runs::{BatchRuns, Kind, Run};
@@ -88,9 +89,6 @@ impl<const UPDATES: usize, const OPS: usize> Default for BatchStorage<UPDATES, O
     }
 }
 
-/// Marks that no run can be extended.
-const NOWHERE: usize = usize::MAX;
-
 /// One element of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
@@ -113,9 +111,9 @@ pub struct Batch<'s> {
     /// The old value of each entry.
     old: &'s mut [u64],
     updates_used: usize,
-    /// Where an update of own tables for own frames extends the last run; [`NOWHERE`] if it needs a
-    /// run of its own.
-    extends_at: usize,
+    /// Updates of own tables for own frames extend the last run while there are fewer than this. It
+    /// ends where they do then, whatever it says itself. At 0 they need a run of their own.
+    extends_to: usize,
     ops: &'s mut [MmuExtOp],
     ops_used: usize,
     runs: &'s mut [Run],
@@ -147,7 +145,7 @@ impl Batch<'_> {
             updates: updates.split_at_mut(room).0,
             old,
             updates_used: 0,
-            extends_at: NOWHERE,
+            extends_to: 0,
             ops,
             ops_used: 0,
             runs: &mut runs.0,
@@ -172,7 +170,7 @@ impl Batch<'_> {
             updates: self.updates,
             old: self.old,
             updates_used: 0,
-            extends_at: NOWHERE,
+            extends_to: 0,
             ops: self.ops,
             ops_used: 0,
             runs: self.runs,
@@ -193,7 +191,7 @@ impl Batch<'_> {
             updates: &mut [],
             old: &mut [],
             updates_used: 0,
-            extends_at: NOWHERE,
+            extends_to: 0,
             ops: &mut [],
             ops_used: 0,
             runs: &mut [],
@@ -217,15 +215,13 @@ impl Batch<'_> {
     /// Returns the number of page-table updates in the batch.
     #[must_use]
     pub fn updates(&self) -> usize {
-        let runs = self.runs[..self.runs_used].iter();
-        let updates = runs.filter(|run| matches!(run.kind, Kind::Updates(_)));
-        updates.map(|run| run.end - run.start).sum()
+        self.runs().map(|run| run.updates(0).len()).sum()
     }
 
     /// Returns the update that Xen refused, if the first refused request is a run of updates.
     #[must_use]
     pub fn refused_update(&self) -> Option<MmuUpdate> {
-        self.runs[..self.runs_used].iter().find_map(|run| match (run.kind, run.outcome) {
+        self.runs().find_map(|run| match (run.kind, run.outcome) {
             (Kind::Updates(_), Outcome::Refused { done, .. }) => {
                 self.updates[run.start..run.end].get(done as usize).copied()
             }
@@ -269,17 +265,16 @@ impl Batch<'_> {
     #[inline]
     pub fn update(&mut self, update: MmuUpdate, old: u64) -> Result<(), Full> {
         let at = self.updates_used;
-        if at != self.extends_at || at >= self.updates.len() || at >= self.old.len() {
-            return self.update_for(update, old, DomId::SELF);
+        if at < self.extends_to
+            && let Some(place) = self.updates.get_mut(at)
+            && let Some(place_of_old) = self.old.get_mut(at)
+        {
+            *place = update;
+            *place_of_old = old;
+            self.updates_used = at + 1;
+            return Ok(());
         }
-        self.updates[at] = update;
-        self.old[at] = old;
-        self.updates_used = at + 1;
-        self.extends_at = at + 1;
-        if let Some(run) = self.last() {
-            run.end = at + 1;
-        }
-        Ok(())
+        self.update_for(update, old, DomId::SELF)
     }
 
     /// Adds an update of own tables for frames of `owner`.
@@ -303,6 +298,7 @@ impl Batch<'_> {
         if at == self.updates.len() {
             return Err(Full);
         }
+        self.close();
         match self.last() {
             Some(Run { kind: Kind::Updates(same), end, .. }) if *same == owner && *end == at => {
                 *end = at + 1;
@@ -312,7 +308,7 @@ impl Batch<'_> {
         self.updates[at] = update;
         self.old[at] = old;
         self.updates_used = at + 1;
-        self.extends_at = if owner == DomId::SELF { at + 1 } else { NOWHERE };
+        self.extends_to = if owner == DomId::SELF { self.updates.len() } else { 0 };
         Ok(())
     }
 
@@ -346,10 +342,6 @@ impl Batch<'_> {
             taken += 1;
         }
         self.updates_used = at + taken;
-        self.extends_at = at + taken;
-        if let Some(run) = self.last() {
-            run.end += taken;
-        }
         Ok(taken + 1)
     }
 
@@ -432,6 +424,7 @@ impl Batch<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn invert(&mut self) {
+        self.close();
         let mut kept = 0;
         for at in 0..self.runs_used {
             let mut run = self.runs[at];
@@ -454,22 +447,21 @@ impl Batch<'_> {
         // What was refused has not been sent, even if there is nothing left to undo.
         self.runs_sent = 0;
         self.ops_used = 0;
-        self.extends_at = NOWHERE;
     }
 
     /// Returns the updates of the last successful [`submit`](Self::submit), each with the value
     /// that it replaced, until something is pushed.
     pub fn sent(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let runs = if self.runs_used == 0 { self.runs_sent } else { 0 };
-        self.runs[..runs].iter().flat_map(|run| self.pairs(run, 0))
+        self.runs[..runs].iter().flat_map(|run| self.pairs(run.updates(0)))
     }
 
     /// Returns the updates that have not taken effect: not submitted, refused, or after a refused
     /// one in the same run.
     pub fn unapplied(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
-        self.runs[..self.runs_used].iter().flat_map(|run| {
-            let done = Call { request: self.request(run), outcome: run.outcome }.done();
-            self.pairs(run, done)
+        self.runs().flat_map(|run| {
+            let done = Call { request: self.request(&run), outcome: run.outcome }.done();
+            self.pairs(run.updates(done))
         })
     }
 
@@ -490,18 +482,14 @@ impl Batch<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn in_effect(&self) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
-        self.runs[..self.runs_used].iter().flat_map(|run| {
-            let done = Call { request: self.request(run), outcome: run.outcome }.done();
-            self.pairs(run, 0).take(done)
+        self.runs().flat_map(|run| {
+            let done = Call { request: self.request(&run), outcome: run.outcome }.done();
+            self.pairs(run.updates(0)).take(done)
         })
     }
 
-    /// Returns the updates of a run after the first `done`, each with its old value.
-    fn pairs(&self, run: &Run, done: usize) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
-        let range = match run.kind {
-            Kind::Updates(_) => run.start + done..run.end,
-            Kind::Ops(_) | Kind::Va(..) => 0..0,
-        };
+    /// Returns the updates in these places, each with its old value.
+    fn pairs(&self, range: Range<usize>) -> impl Iterator<Item = (MmuUpdate, u64)> + '_ {
         let old = self.old[range.clone()].iter().copied();
         self.updates[range].iter().copied().zip(old)
     }
@@ -522,7 +510,7 @@ impl Batch<'_> {
     pub const fn clear(&mut self) {
         self.runs_sent = 0;
         self.updates_used = 0;
-        self.extends_at = NOWHERE;
+        self.extends_to = 0;
         self.ops_used = 0;
         self.runs_used = 0;
     }
@@ -570,33 +558,51 @@ impl Batch<'_> {
         &mut self,
         machine: &M,
     ) -> Result<(), BatchError> {
+        self.close();
         let requests = self.runs_used;
-        let mut calls = [Call::new(Request::MmuExt(&[], DomId::SELF)); MAX];
-        for (call, run) in calls.iter_mut().zip(&self.runs[..requests]) {
-            *call = Call::new(self.request(run));
-        }
+        let runs = &self.runs[..requests];
+        let mut calls: [_; MAX] = core::array::from_fn(|at| {
+            let request = runs.get(at).map(|run| self.request(run));
+            Call::new(request.unwrap_or(Request::MmuExt(&[], DomId::SELF)))
+        });
         // SAFETY: the caller's promise is the one that `issue` asks for.
         let whole = unsafe { machine.issue(&mut calls[..requests]) };
-        let first_refused = calls[..requests]
-            .iter()
-            .enumerate()
-            .find_map(|(request, call)| call.result().err().map(|error| (request, error)));
-        let outcomes = calls.map(|call| call.outcome);
-        for (run, outcome) in self.runs[..requests].iter_mut().zip(outcomes) {
-            run.outcome = outcome;
-        }
-        if let Err(error) = whole {
-            let last = requests.saturating_sub(1);
-            let request = first_refused.map_or(last, |(request, _)| request);
-            return Err(BatchError::of(request, requests, error));
-        }
-        match first_refused {
-            Some((request, error)) => Err(self.refusal(request, error, machine.missing_flags())),
-            None => {
-                self.clear();
-                self.runs_sent = requests;
-                Ok(())
+        let are_done = calls[..requests].iter().all(|call| call.outcome == Outcome::Done);
+        if whole.is_err() || !are_done {
+            let outcomes = calls.map(|call| call.outcome);
+            if let Some(refused) = self.note(whole.err(), &outcomes, machine.missing_flags()) {
+                return Err(refused);
             }
+        }
+        self.clear();
+        self.runs_sent = requests;
+        Ok(())
+    }
+
+    /// Notes the outcome of each request, and returns why the batch was refused as a `whole`, or
+    /// else the first request that was.
+    #[cold]
+    #[inline(never)]
+    fn note(
+        &mut self,
+        whole: Option<Error>,
+        outcomes: &[Outcome],
+        missing: PteFlags,
+    ) -> Option<BatchError> {
+        let requests = self.runs_used;
+        let mut first = None;
+        for (at, outcome) in outcomes.iter().enumerate().take(requests) {
+            self.runs[at].outcome = *outcome;
+            let call = Call { request: self.request(&self.runs[at]), outcome: *outcome };
+            first = first.or(call.result().err().map(|error| (at, error)));
+        }
+        match (whole, first) {
+            (Some(error), first) => {
+                let last = requests.saturating_sub(1);
+                let request = first.map_or(last, |(request, _)| request);
+                Some(BatchError::of(request, requests, error))
+            }
+            (None, first) => first.map(|(request, error)| self.refusal(request, error, missing)),
         }
     }
 
@@ -634,8 +640,8 @@ impl Batch<'_> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn applied(&self) -> impl Iterator<Item = Element> + '_ {
-        self.runs[..self.runs_used].iter().flat_map(move |run| {
-            let done = Call { request: self.request(run), outcome: run.outcome }.done();
+        self.runs().flat_map(move |run| {
+            let done = Call { request: self.request(&run), outcome: run.outcome }.done();
             (0..done).map(move |at| match run.kind {
                 Kind::Updates(_) => Element::Update(self.updates[run.start + at]),
                 Kind::Ops(_) => Element::Op(self.ops[run.start + at]),
@@ -644,7 +650,7 @@ impl Batch<'_> {
         })
     }
 
-    fn invert_updates(&mut self, range: core::ops::Range<usize>) {
+    fn invert_updates(&mut self, range: Range<usize>) {
         let (updates, old) = (&mut self.updates[range.clone()], &mut self.old[range]);
         for (update, old) in updates.iter_mut().zip(old.iter_mut()) {
             let before = core::mem::replace(old, update.value());
@@ -661,11 +667,31 @@ impl Batch<'_> {
         }
     }
 
+    /// Notes where the last run ends. No update extends it without a look at it from now on.
+    const fn close(&mut self) {
+        if self.extends_to > 0 {
+            let end = self.updates_used;
+            self.extends_to = 0;
+            if let Some(run) = self.last() {
+                run.end = end;
+            }
+        }
+    }
+
+    /// Returns the runs, each with its end.
+    fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        let used = self.runs_used;
+        self.runs[..used].iter().enumerate().map(move |(at, run)| {
+            let is_extended = self.extends_to > 0 && at + 1 == used;
+            if is_extended { Run { end: self.updates_used, ..*run } } else { *run }
+        })
+    }
+
     fn open(&mut self, kind: Kind, start: usize) -> Result<(), Full> {
+        self.close();
         let run = self.runs.get_mut(self.runs_used).ok_or(Full)?;
         *run = Run { kind, start, end: start + 1, outcome: Outcome::NotIssued };
         self.runs_used += 1;
-        self.extends_at = NOWHERE;
         Ok(())
     }
 
@@ -680,8 +706,6 @@ impl Batch<'_> {
 
 impl fmt::Debug for Batch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.runs[..self.runs_used].iter().map(|run| self.request(run)))
-            .finish()
+        f.debug_list().entries(self.runs().map(|run| self.request(&run))).finish()
     }
 }

@@ -1,5 +1,7 @@
 //! What a batch notes of its requests.
 
+use core::ops::Range;
+
 use crate::call::{CALLS_MAX, Outcome};
 use crate::op::{DomId, VaMapping};
 use crate::pte::Pte;
@@ -19,6 +21,16 @@ pub(crate) struct Run {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) outcome: Outcome,
+}
+
+impl Run {
+    /// Returns the places of its updates after the first `done`; none if it has none.
+    pub(crate) const fn updates(&self, done: usize) -> Range<usize> {
+        match self.kind {
+            Kind::Updates(_) => self.start + done..self.end,
+            Kind::Ops(_) | Kind::Va(..) => 0..0,
+        }
+    }
 }
 
 /// Memory for what a batch notes of its requests, as many as one trap takes.

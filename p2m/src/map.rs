@@ -206,12 +206,13 @@ impl<'a> P2m<'a> {
     pub fn pfn<M: FrameAccess + ?Sized>(&self, machine: &M, mfn: Mfn) -> Result<Pfn, P2mError> {
         let Some(m2p) = machine.machine_to_phys(mfn) else { return Err(P2mError::NotInM2p(mfn)) };
         match self.list.get(m2p.raw()).map(|word| word.load(Ordering::Relaxed)) {
-            Some(word) if word == mfn.raw() && self.list.is_ram(word) => Ok(m2p),
+            Some(word) if word == mfn.raw() && mfn.raw() < entry::NOT_RAM => Ok(m2p),
             _ => Err(self.disagreement(mfn, m2p)),
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn disagreement(&self, mfn: Mfn, m2p: Pfn) -> P2mError {
         P2mError::Disagreement { mfn, m2p, p2m: self.entry(m2p).ok() }
     }

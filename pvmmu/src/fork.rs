@@ -341,7 +341,9 @@ fn inherit<M: Machine>(
     Ok(())
 }
 
-/// Counts the child's share of each page that it inherits, and makes its entries.
+/// Counts the child's share of each page that it inherits, and makes its entries. Not inlined, as
+/// [`release_all`](crate::leaf::release_all).
+#[inline(never)]
 fn share_all<M: Machine>(
     guest: &Guest<'_, M>,
     parents: &Entries,

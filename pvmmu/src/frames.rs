@@ -125,6 +125,8 @@ impl<'a, F> SpaceFrames<'a, F> {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     pub(crate) fn give_foreign(&mut self, mfn: Mfn) {
         if let Some(foreign) = &mut self.foreign {
             foreign.give_foreign(mfn);
@@ -179,14 +181,27 @@ impl<F: FrameSource> FrameSource for SpaceFrames<'_, F> {
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
 #[inline(always)]
 pub(crate) fn give_shared(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedFrame) {
-    let pfn = share.0;
-    let Some(shares) = frames.shares() else {
-        return log::error!("nobody counts who shares pfn {pfn}: it is lost");
+    let released = match frames.shares() {
+        Some(shares) => shares.release_sure(share),
+        None => Err(share),
     };
-    match shares.release(share) {
-        Released::Frame(frame) => frames.give(frame),
-        Released::Uncertain(frame) => frames.give_uncertain(frame),
-        Released::Shared => {}
+    match released {
+        Ok(None) => {}
+        Ok(Some(frame)) => frames.give(frame),
+        Err(share) => give_odd_share(frames, share),
+    }
+}
+
+/// The same for a share whose frame is in doubt, or which nobody counts.
+#[cold]
+#[inline(never)]
+fn give_odd_share(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedFrame) {
+    let pfn = share.0;
+    match frames.shares().map(|shares| shares.release(share)) {
+        Some(Released::Frame(frame)) => frames.give(frame),
+        Some(Released::Uncertain(frame)) => frames.give_uncertain(frame),
+        Some(Released::Shared) => {}
+        None => log::error!("nobody counts who shares pfn {pfn}: it is lost"),
     }
 }
 
@@ -308,11 +323,13 @@ impl<'s> Shares<'s> {
     /// [`CannotShare`].
     pub(crate) fn share(&mut self, pfn: Pfn, marked: Marked) -> Result<(), CannotShare> {
         let place = self.place(pfn).ok_or(CannotShare(pfn))?;
-        *place = match (marked, *place & !DOUBT) {
-            (Marked::Own, 0) => 2,
-            (Marked::Shared, 1..FULL) => *place + 1,
-            _ => return Err(CannotShare(pfn)),
-        };
+        let sharers = *place & !DOUBT;
+        match marked {
+            Marked::Own if sharers == 0 => *place = 2,
+            // From 1 on, and fewer than are full.
+            Marked::Shared if sharers.wrapping_sub(1) < FULL - 1 => *place += 1,
+            Marked::Own | Marked::Shared => return Err(CannotShare(pfn)),
+        }
         Ok(())
     }
 
@@ -333,26 +350,36 @@ impl<'s> Shares<'s> {
     }
 
     /// One sharer less, and what becomes of the frame.
+    pub(crate) fn release(&mut self, share: SharedFrame) -> Released {
+        match self.release_sure(share) {
+            Ok(None) => Released::Shared,
+            Ok(Some(frame)) => Released::Frame(frame),
+            Err(share) => self.release_odd(share),
+        }
+    }
+
+    /// One sharer less, and the frame if that was the last. Gives the share back if the frame is in
+    /// doubt, or not counted.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
     #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
     #[inline(always)]
-    pub(crate) fn release(&mut self, frame: SharedFrame) -> Released {
-        match self.place(frame.0) {
+    fn release_sure(&mut self, share: SharedFrame) -> Result<Option<Frame>, SharedFrame> {
+        match self.place(share.0) {
             Some(place @ 2..DOUBT) => {
                 *place -= 1;
-                Released::Shared
+                Ok(None)
             }
             Some(place @ 1) => {
                 *place = 0;
                 // SAFETY: I-4: a share stands for one marked entry that is gone, and this was the
                 // last of them.
-                Released::Frame(unsafe { Frame::claim(frame.0) })
+                Ok(Some(unsafe { Frame::claim(share.0) }))
             }
-            _ => self.release_odd(frame),
+            _ => Err(share),
         }
     }
 
-    /// The same for a frame that is in doubt, and for one that nobody counts.
+    /// The same as [`release`](Self::release) for a frame in doubt, or one that nobody counts.
     #[cold]
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
     fn release_odd(&mut self, frame: SharedFrame) -> Released {

@@ -46,14 +46,16 @@ pub(crate) fn fill_run<M: Machine>(
     flags: PteFlags,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<u64, MapError> {
-    let mut buffer = [Pte::ABSENT; PART as usize];
-    let entries = &mut buffer[..usize::from(run.count.min(PART))];
-    let first = PageTableIndex::new_truncate(run.first());
-    guest.machine().read_entries(table, first, entries)?;
-    let pages = Pages { start: run.va, count: run.count.into() };
-    if let Some(at) = entries.iter().position(|pte| pte.is_present()) {
-        return Err(MapError::Occupied { va: pages.at(at as u64)?, pte: entries[at] });
+    let count = run.count.min(PART);
+    let first = run.first();
+    if let Some((at, pte)) = guest.machine().next_present(table, first..first + count)? {
+        let before = u64::from(u16::from(at).saturating_sub(first));
+        let pages = Pages { start: run.va, count: run.count.into() };
+        return Err(MapError::Occupied { va: pages.at(before)?, pte });
     }
+    let first = PageTableIndex::new_truncate(first);
+    let mut buffer = [Pte::ABSENT; PART as usize];
+    let entries = &mut buffer[..usize::from(count)];
     let mut filled = 0;
     let mut failure = None;
     let (p2m, frames) = (guest.p2m(), &mut *frames.source);

@@ -7,7 +7,7 @@
 use hypercall::{Entry, Frame, FrameSource, Level, Machine, Pfn, Pte};
 
 use crate::frames::SpaceFrames;
-use crate::leaf::release;
+use crate::leaf::{release, release_all};
 use crate::marks::held;
 use crate::pool::TablePool;
 use crate::store::store;
@@ -65,9 +65,7 @@ fn empty_l1<M: Machine>(
     while let Some(first) = parts.next(guest, &mut part)? {
         // SAFETY: the table is loose, and belongs to the tree (I-4, I-5).
         unsafe { guest.machine().write_entries(table, first, &[Pte::ABSENT; PART]) }?;
-        for pte in part.iter().filter(|pte| pte.is_present()) {
-            release(guest, *pte, frames);
-        }
+        release_all(guest, &part, frames);
     }
     Ok(())
 }

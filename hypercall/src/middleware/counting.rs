@@ -90,9 +90,12 @@ unsafe impl<M: Hypercalls> Hypercalls for Counting<M> {
         // SAFETY: the caller's promise is handed on.
         let result = unsafe { self.machine.issue(calls) };
         if !calls.is_empty() {
-            let entries = calls.iter().map(|call| call.request.len()).sum();
-            let refused = |call: &&Call<'_>| matches!(call.outcome, Outcome::Refused { .. });
-            self.add(entries, calls.iter().filter(refused).count());
+            let (mut entries, mut refused) = (0, 0);
+            for call in &*calls {
+                entries += call.request.len();
+                refused += usize::from(matches!(call.outcome, Outcome::Refused { .. }));
+            }
+            self.add(entries, refused);
         }
         result
     }

@@ -16,8 +16,7 @@ use crate::access::Access;
 use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
 use crate::entries::{Entries, empty_table, population};
-use crate::frames::SpaceFrames;
-use crate::leaf::{lose, lose_table, release};
+use crate::leaf::{lose, lose_table, release, release_all};
 use crate::map_error::MapError;
 use crate::marks::{Held, held, not_held};
 use crate::obstacles::{Obstacles, Suspect};
@@ -324,19 +323,6 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
         // there or were asked for.
         Ok(unsafe { batch.submit(guest.machine()) })
-    }
-}
-
-/// Hands on every page of a table that is gone. Not inlined: among the rest of what replaces a
-/// table its loop takes ten instructions more for each page.
-#[inline(never)]
-fn release_all<M: Machine>(
-    guest: &Guest<'_, M>,
-    old: &Entries,
-    frames: &mut SpaceFrames<'_, impl FrameSource>,
-) {
-    for old in old.iter().filter(|old| old.is_present()) {
-        release(guest, *old, frames);
     }
 }
 

@@ -100,7 +100,8 @@ fn grow<M: Machine + Cpu>(
 
 /// Both ways, over all pfns in an order that no cache foresees.
 fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String> {
-    let p2m = bench.kernel.guest.p2m();
+    let guest = bench.kernel.guest;
+    let p2m = guest.p2m();
     let pfn_of = |step: u64| Pfn::new(step.wrapping_mul(0x9e37_79b9_7f4a_7c15) % p2m.len());
     let start = bench.begin();
     for step in 0..LOOK_UPS {
@@ -116,7 +117,7 @@ fn look_up<M: Machine + Cpu>(bench: &mut Bench<'_, '_, M>) -> Result<(), String>
     let start = bench.begin();
     for step in 0..LOOK_UPS {
         let mfn = p2m.mfn(pfn_of(black_box(step))).or_say("P2M")?;
-        black_box(p2m.pfn(bench.kernel.guest.machine(), mfn).or_say("M2P")?);
+        black_box(guest.pfn(mfn).or_say("M2P")?);
     }
     let both = bench.end(start);
     let operation = "P2M look-up, pfn to mfn to pfn";
