@@ -3,7 +3,7 @@
 //!
 //! As in `platform`, nothing here crosses the seam.
 
-use super::platform::{SCHEDOP_SHUTDOWN, result};
+use super::platform::{SCHEDOP_SHUTDOWN, ask};
 use super::trap::hypercall;
 use super::{Xen, number};
 use crate::error::Error;
@@ -12,7 +12,6 @@ use crate::frame::Mfn;
 const SCHEDOP_BLOCK: u64 = 1;
 const SCHEDOP_POLL: u64 = 3;
 const EVTCHNOP_BIND_VIRQ: u64 = 1;
-const EVTCHNOP_CLOSE: u64 = 3;
 const EVTCHNOP_SEND: u64 = 4;
 const EVTCHNOP_UNMASK: u64 = 9;
 const CALLBACKOP_REGISTER: u64 = 0;
@@ -61,8 +60,7 @@ impl Xen {
         let register = CallbackRegister { kind: CALLBACKTYPE_EVENT, flags: 0, address: handler };
         let arguments = [CALLBACKOP_REGISTER, &raw const register as u64, 0, 0, 0];
         // SAFETY: Xen reads the structure; the caller vouches for the handler.
-        let rax = unsafe { hypercall(number::CALLBACK_OP, arguments) };
-        result(number::CALLBACK_OP, rax).map(drop)
+        unsafe { ask(number::CALLBACK_OP, arguments) }.map(drop)
     }
 
     /// Wakes the other side of an event channel (`EVTCHNOP_send`).
@@ -81,14 +79,6 @@ impl Xen {
         Self::event_channel_op(EVTCHNOP_UNMASK, &mut [port]).map(drop)
     }
 
-    /// Closes a port (`EVTCHNOP_close`).
-    ///
-    /// # Errors
-    /// `EINVAL` if the guest has no such port.
-    pub fn close_port(port: u32) -> Result<(), Error> {
-        Self::event_channel_op(EVTCHNOP_CLOSE, &mut [port]).map(drop)
-    }
-
     /// Returns the port on which vCPU 0's timer raises its events (`EVTCHNOP_bind_virq`).
     ///
     /// # Errors
@@ -103,8 +93,7 @@ impl Xen {
     ) -> Result<[u32; WORDS], Error> {
         let arguments = [command, words.as_mut_ptr() as u64, 0, 0, 0];
         // SAFETY: Xen reads and writes the words, which are those of this command.
-        let rax = unsafe { hypercall(number::EVENT_CHANNEL_OP, arguments) };
-        result(number::EVENT_CHANNEL_OP, rax).map(|_| *words)
+        unsafe { ask(number::EVENT_CHANNEL_OP, arguments) }.map(|_| *words)
     }
 
     /// Makes the timer raise an event at `deadline`, in nanoseconds of Xen's clock; 0 stops it
@@ -114,8 +103,7 @@ impl Xen {
     /// As Xen says; no release refuses it.
     pub fn set_timer(deadline: u64) -> Result<(), Error> {
         // SAFETY: Xen raises an event, and does nothing else.
-        let rax = unsafe { hypercall(number::SET_TIMER_OP, [deadline, 0, 0, 0, 0]) };
-        result(number::SET_TIMER_OP, rax).map(drop)
+        unsafe { ask(number::SET_TIMER_OP, [deadline, 0, 0, 0, 0]) }.map(drop)
     }
 
     /// Stops vCPU 0's periodic timer, a hundred events a second, with which every vCPU begins
@@ -125,8 +113,7 @@ impl Xen {
     /// As Xen says; no release refuses it.
     pub fn stop_periodic_timer() -> Result<(), Error> {
         // SAFETY: events stay away, and nothing else changes.
-        let rax = unsafe { hypercall(number::VCPU_OP, [VCPUOP_STOP_PERIODIC_TIMER, 0, 0, 0, 0]) };
-        result(number::VCPU_OP, rax).map(drop)
+        unsafe { ask(number::VCPU_OP, [VCPUOP_STOP_PERIODIC_TIMER, 0, 0, 0, 0]) }.map(drop)
     }
 
     /// Unmasks events and sleeps until one is pending (`SCHEDOP_block`).
@@ -143,9 +130,7 @@ impl Xen {
     pub fn poll(port: u32, deadline: u64) -> Result<(), Error> {
         let poll = SchedPoll { ports: &raw const port, count: 1, timeout: deadline };
         // SAFETY: Xen reads the structure and the port.
-        let rax =
-            unsafe { hypercall(number::SCHED_OP, [SCHEDOP_POLL, &raw const poll as u64, 0, 0, 0]) };
-        result(number::SCHED_OP, rax).map(drop)
+        unsafe { ask(number::SCHED_OP, [SCHEDOP_POLL, &raw const poll as u64, 0, 0, 0]) }.map(drop)
     }
 
     /// Stops the guest until a toolstack resumes it, here or in another domain (`SCHEDOP_shutdown`,
@@ -162,8 +147,7 @@ impl Xen {
         let arguments = [SCHEDOP_SHUTDOWN, &raw const reason as u64, start_info.raw(), 0, 0];
         // SAFETY: Xen reads the reason; the toolstack rewrites frame numbers in tables, in the
         // frame map and in start_info, for which the caller is prepared.
-        let rax = unsafe { hypercall(number::SCHED_OP, arguments) };
-        result(number::SCHED_OP, rax).map(|answer| match answer {
+        unsafe { ask(number::SCHED_OP, arguments) }.map(|answer| match answer {
             0 => Resumed::Restored,
             _ => Resumed::Cancelled,
         })

@@ -15,8 +15,7 @@ mod words;
 
 pub use events::Resumed;
 pub use platform::{Features, ShutdownReason, TrapInfo, Version};
-pub use raw::fault_fixup;
-pub use trap::{hypercall, try_compare_exchange, try_load, try_store};
+pub use trap::{fault_fixup, hypercall, try_compare_exchange, try_load, try_store};
 pub use vcpu::{VcpuContext, VcpuStart};
 
 use core::arch::asm;

@@ -67,14 +67,18 @@ impl TrapInfo {
 
 const CONSOLEIO_WRITE: u64 = 0;
 const XENVER_VERSION: u64 = 0;
-const XENVER_EXTRAVERSION: u64 = 1;
 const XENVER_GET_FEATURES: u64 = 6;
 const SCHEDOP_YIELD: u64 = 0;
 pub(super) const SCHEDOP_SHUTDOWN: u64 = 2;
 const PHYSDEVOP_SET_IOPL: u64 = 6;
 
-/// Turns the `rax` of hypercall `number` into a result.
-pub(super) fn result(number: u32, rax: i64) -> Result<u64, Error> {
+/// Makes a hypercall, and returns its answer.
+///
+/// # Safety
+/// As for [`hypercall`].
+pub(super) unsafe fn ask(number: u32, arguments: [u64; 5]) -> Result<u64, Error> {
+    // SAFETY: the caller's promise is handed on.
+    let rax = unsafe { hypercall(number, arguments) };
     let hypercall = Hypercall::Other(number);
     Errno::check(rax).map_err(|errno| Error { hypercall, errno, done: 0 })
 }
@@ -88,8 +92,7 @@ impl Xen {
     pub fn console_write(text: &[u8]) -> Result<(), Error> {
         let arguments = [CONSOLEIO_WRITE, text.len() as u64, text.as_ptr() as u64, 0, 0];
         // SAFETY: Xen reads the bytes of a live slice.
-        let rax = unsafe { hypercall(number::CONSOLE_IO, arguments) };
-        result(number::CONSOLE_IO, rax).map(drop)
+        unsafe { ask(number::CONSOLE_IO, arguments) }.map(drop)
     }
 
     /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields
@@ -119,8 +122,7 @@ impl Xen {
         let level = 1u32;
         let arguments = [PHYSDEVOP_SET_IOPL, &raw const level as u64, 0, 0, 0];
         // SAFETY: Xen reads the level; which ports the domain has does not change.
-        let rax = unsafe { hypercall(number::PHYSDEV_OP, arguments) };
-        result(number::PHYSDEV_OP, rax).map(drop)
+        unsafe { ask(number::PHYSDEV_OP, arguments) }.map(drop)
     }
 
     /// Returns the running release (`XENVER_version`).
@@ -135,19 +137,6 @@ impl Xen {
         }
     }
 
-    /// Returns what follows major and minor in the release's name (`XENVER_extraversion`), as
-    /// zero-terminated text.
-    ///
-    /// # Errors
-    /// As Xen says; no release refuses it.
-    pub fn extra_version() -> Result<[u8; 16], Error> {
-        let mut text = [0u8; 16];
-        let arguments = [XENVER_EXTRAVERSION, text.as_mut_ptr() as u64, 0, 0, 0];
-        // SAFETY: Xen fills at most 16 bytes.
-        let rax = unsafe { hypercall(number::XEN_VERSION, arguments) };
-        result(number::XEN_VERSION, rax).map(|_| text)
-    }
-
     /// Returns what this Xen offers this guest (`XENVER_get_features`, submap 0).
     ///
     /// # Errors
@@ -156,8 +145,7 @@ impl Xen {
         let mut argument = [0u32; 2];
         let arguments = [XENVER_GET_FEATURES, argument.as_mut_ptr() as u64, 0, 0, 0];
         // SAFETY: Xen reads the index and fills the word behind it.
-        let rax = unsafe { hypercall(number::XEN_VERSION, arguments) };
-        result(number::XEN_VERSION, rax).map(|_| Features(argument[1]))
+        unsafe { ask(number::XEN_VERSION, arguments) }.map(|_| Features(argument[1]))
     }
 
     /// Installs exception handlers (`set_trap_table`).
@@ -171,7 +159,6 @@ impl Xen {
     pub unsafe fn set_trap_table(table: &[TrapInfo]) -> Result<(), Error> {
         let arguments = [table.as_ptr() as u64, 0, 0, 0, 0];
         // SAFETY: the caller vouches for the table.
-        let rax = unsafe { hypercall(number::SET_TRAP_TABLE, arguments) };
-        result(number::SET_TRAP_TABLE, rax).map(drop)
+        unsafe { ask(number::SET_TRAP_TABLE, arguments) }.map(drop)
     }
 }

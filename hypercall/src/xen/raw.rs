@@ -1,108 +1,65 @@
 //! The CPU's other ways to write, each able to fault.
 
-use core::arch::global_asm;
+use core::arch::asm;
 
 use super::Xen;
-use super::trap::{Tried, fixup_at, hypercall};
+use super::trap::{fixup, hypercall};
 use crate::raw::{RawCpu, RawHypercalls, RawWrite};
 
-// Each of these may fault at the label `..._at`; the guest's page-fault handler then continues at
-// the failure exit.
-global_asm!(
-    ".global hypercall_raw_store1, hypercall_raw_store2, hypercall_raw_store4",
-    ".global hypercall_raw_store8",
-    ".global hypercall_raw_exchange, hypercall_raw_exchange_at, hypercall_raw_or",
-    ".global hypercall_raw_exchange16, hypercall_raw_exchange16_at",
-    ".global hypercall_raw_selector, hypercall_raw_failed, hypercall_raw_failed16",
-    "hypercall_raw_store1:",
-    "mov [rdi], sil",
-    "jmp hypercall_raw_done",
-    "hypercall_raw_store2:",
-    "mov [rdi], si",
-    "jmp hypercall_raw_done",
-    "hypercall_raw_store4:",
-    "mov [rdi], esi",
-    "jmp hypercall_raw_done",
-    "hypercall_raw_store8:",
-    "mov [rdi], rsi",
-    "jmp hypercall_raw_done",
-    "hypercall_raw_or:",
-    "lock or [rdi], rsi",
-    "jmp hypercall_raw_done",
-    "hypercall_raw_selector:",
-    "mov es, edi",
-    "hypercall_raw_done:",
-    "xor eax, eax",
-    "xor edx, edx",
-    "ret",
-    "hypercall_raw_exchange:",
-    "mov rax, rsi",
-    "hypercall_raw_exchange_at:",
-    "xchg [rdi], rax",
-    "xor edx, edx",
-    "ret",
-    "hypercall_raw_exchange16:",
-    "mov r8, rbx",
-    "mov rbx, rsi",
-    "xor ecx, ecx",
-    "xor eax, eax",
-    "xor edx, edx",
-    "hypercall_raw_exchange16_at:",
-    "lock cmpxchg16b [rdi]",
-    "mov rbx, r8",
-    "xor edx, edx",
-    "ret",
-    "hypercall_raw_failed16:",
-    "mov rbx, r8",
-    "hypercall_raw_failed:",
-    "mov edx, 1",
-    "ret",
-);
-
-// Defined above; they follow the C calling convention and return their pair in rax:rdx.
-unsafe extern "C" {
-    fn hypercall_raw_store1(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_store2(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_store4(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_store8(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_exchange(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_or(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_exchange16(address: u64, value: u64) -> Tried;
-    fn hypercall_raw_selector(selector: u64) -> Tried;
-    static hypercall_raw_exchange_at: u8;
-    static hypercall_raw_exchange16_at: u8;
-    static hypercall_raw_failed: u8;
-    static hypercall_raw_failed16: u8;
+/// Runs an instruction that writes rax, or part of it, at the address in rdi. Is what rax holds
+/// afterwards, or `None` if it faulted. The caller owns what is written.
+macro_rules! tried {
+    ($instruction:literal, $address:expr, $value:expr) => {{
+        let mut seen: u64 = $value;
+        let mut written = 0u64;
+        // SAFETY: the caller owns what is written; a fault skips what notes that there was none.
+        unsafe {
+            asm!(
+                "2:",
+                $instruction,
+                "3:",
+                "mov {written:e}, 1",
+                "4:",
+                fixup!("2b", "3b", "4b"),
+                written = inout(reg) written,
+                in("rdi") $address,
+                inout("rax") seen,
+                options(nostack),
+            );
+        }
+        (written == 1).then_some(seen)
+    }};
 }
 
-type Writer = unsafe extern "C" fn(u64, u64) -> Tried;
-
-/// Returns where to continue after a page fault at `rip`, if a fault is to be expected there. A
-/// guest's page-fault handler must ask before it reports the fault.
-#[must_use]
-pub fn fault_fixup(rip: u64) -> Option<u64> {
-    fixup_at(rip).or_else(|| fixup(rip))
-}
-
-/// Returns where to continue after a page fault at `rip`, if it is one of the instructions above.
-fn fixup(rip: u64) -> Option<u64> {
-    let plain: [Writer; 5] = [
-        hypercall_raw_store1,
-        hypercall_raw_store2,
-        hypercall_raw_store4,
-        hypercall_raw_store8,
-        hypercall_raw_or,
-    ];
-    let at_start = plain.iter().any(|writer| *writer as *const () as u64 == rip)
-        || rip == hypercall_raw_selector as *const () as u64
-        || rip == &raw const hypercall_raw_exchange_at as u64;
-    if at_start {
-        Some(&raw const hypercall_raw_failed as u64)
-    } else if rip == &raw const hypercall_raw_exchange16_at as u64 {
-        Some(&raw const hypercall_raw_failed16 as u64)
-    } else {
-        None
+/// Exchanges two words that are zero for `value` and zero. Returns the first that was there, or
+/// `None` if that faulted.
+///
+/// # Safety
+/// The caller owns what is written.
+unsafe fn try_exchange16(address: u64, value: u64) -> Option<u64> {
+    let seen: u64;
+    let mut written = 0u64;
+    // SAFETY: the caller's promise; rbx is put back, after a fault too.
+    unsafe {
+        asm!(
+            "xchg {value}, rbx",
+            "2:",
+            "lock cmpxchg16b [rdi]",
+            "3:",
+            "mov {written:e}, 1",
+            "4:",
+            "xchg {value}, rbx",
+            fixup!("2b", "3b", "4b"),
+            value = inout(reg) value => _,
+            written = inout(reg) written,
+            in("rdi") address,
+            in("rcx") 0,
+            inout("rax") 0u64 => seen,
+            inout("rdx") 0u64 => _,
+            options(nostack),
+        );
     }
+    (written == 1).then_some(seen)
 }
 
 impl RawHypercalls for Xen {
@@ -114,23 +71,20 @@ impl RawHypercalls for Xen {
 
 impl RawCpu for Xen {
     unsafe fn write(&self, address: u64, how: RawWrite, value: u64) -> Option<u64> {
-        let writer: Writer = match how {
-            RawWrite::Store1 => hypercall_raw_store1,
-            RawWrite::Store2 => hypercall_raw_store2,
-            RawWrite::Store4 => hypercall_raw_store4,
-            RawWrite::Store8 => hypercall_raw_store8,
-            RawWrite::Exchange => hypercall_raw_exchange,
-            RawWrite::Or => hypercall_raw_or,
-            RawWrite::CompareExchange16 => hypercall_raw_exchange16,
-        };
-        // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
-        let tried = unsafe { writer(address, value) };
-        (tried.failed == 0).then_some(tried.value)
+        match how {
+            RawWrite::Store1 => tried!("mov [rdi], al", address, value).map(|_| 0),
+            RawWrite::Store2 => tried!("mov [rdi], ax", address, value).map(|_| 0),
+            RawWrite::Store4 => tried!("mov [rdi], eax", address, value).map(|_| 0),
+            RawWrite::Store8 => tried!("mov [rdi], rax", address, value).map(|_| 0),
+            RawWrite::Exchange => tried!("xchg [rdi], rax", address, value),
+            RawWrite::Or => tried!("lock or [rdi], rax", address, value).map(|_| 0),
+            // SAFETY: the caller's promise is handed on.
+            RawWrite::CompareExchange16 => unsafe { try_exchange16(address, value) },
+        }
     }
 
     unsafe fn load_selector(&self, selector: u16) -> bool {
-        // SAFETY: nothing uses es in 64-bit mode, and a fault is turned into `failed`.
-        let tried = unsafe { hypercall_raw_selector(u64::from(selector)) };
-        tried.failed == 0
+        // Nothing uses es in 64-bit mode, and nothing is written.
+        tried!("mov es, edi", u64::from(selector), 0).is_some()
     }
 }

@@ -7,7 +7,7 @@
 //! interrupted hypercall from its `syscall`. In between the guest may take an event upcall on its
 //! own stack: hence no `nostack`.
 
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 
 use x86_64::VirtAddr;
 
@@ -39,7 +39,7 @@ pub unsafe fn hypercall(number: u32, arguments: [u64; 5]) -> i64 {
 
 /// Records, in a section of its own, instructions that may fault and where to continue then: the
 /// first of them, the first after them, and the continuation. These are words, aligned as
-/// [`fault_fixup`](super::fault_fixup) reads them; the unikernel's kernel.ld asserts that.
+/// [`fault_fixup`] reads them; the unikernel's kernel.ld asserts that.
 macro_rules! fixup {
     ($first:literal, $end:literal, $go_on:literal) => {
         concat!(
@@ -58,43 +58,8 @@ macro_rules! fixup {
 }
 pub(super) use fixup;
 
-// A store and an exchange that may fault. Inlined code that may fault records its own `fixup!`.
-global_asm!(
-    ".global hypercall_try_store, hypercall_try_exchange",
-    ".global hypercall_try_cmpxchg, hypercall_try_failed",
-    ".type hypercall_try_store, @function",
-    "hypercall_try_store:",
-    "mov [rdi], rsi",
-    "xor edx, edx",
-    "ret",
-    "hypercall_try_exchange:",
-    "mov rax, rsi",
-    "mov r8, rdx",
-    "hypercall_try_cmpxchg:",
-    "lock cmpxchg [rdi], r8",
-    "mov edx, 0",
-    "ret",
-    "hypercall_try_failed:",
-    "mov edx, 1",
-    "ret",
-    ".size hypercall_try_store, hypercall_try_exchange - hypercall_try_store",
-    ".type hypercall_try_exchange, @function",
-    ".size hypercall_try_exchange, hypercall_try_failed - hypercall_try_exchange",
-);
-
-#[repr(C)]
-pub(super) struct Tried {
-    pub(super) value: u64,
-    pub(super) failed: u64,
-}
-
-// Defined above; they follow the C calling convention and return their pair in rax:rdx. The linker
-// defines the last two: the bounds of the section that `fixup!` fills.
+// The linker's bounds of the section that `fixup!` fills.
 unsafe extern "C" {
-    fn hypercall_try_store(address: u64, value: u64) -> Tried;
-    fn hypercall_try_exchange(address: u64, current: u64, new: u64) -> Tried;
-    static hypercall_try_cmpxchg: u8;
-    static hypercall_try_failed: u8;
     #[link_name = "__start_hypercall_fixups"]
     static FIXUPS_START: [u64; 3];
     #[link_name = "__stop_hypercall_fixups"]
@@ -102,7 +67,7 @@ unsafe extern "C" {
 }
 
 /// Reads 8 bytes that may not be mapped. Returns `otherwise` if the read faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`](super::fault_fixup).
+/// page-fault handler consulted [`fault_fixup`].
 #[inline]
 #[must_use]
 pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
@@ -123,7 +88,7 @@ pub(crate) fn load_or(address: u64, otherwise: u64) -> u64 {
 }
 
 /// Reads 8 bytes that may not be mapped. Returns `None` if the read faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`](super::fault_fixup).
+/// page-fault handler consulted [`fault_fixup`].
 #[must_use]
 pub fn try_load(va: VirtAddr) -> Option<u64> {
     let value: u64;
@@ -147,16 +112,27 @@ pub fn try_load(va: VirtAddr) -> Option<u64> {
 }
 
 /// Writes 8 bytes where that may not be allowed. Returns false if the write faulted and the guest's
-/// page-fault handler consulted [`fault_fixup`](super::fault_fixup). Xen emulates a write to a live
+/// page-fault handler consulted [`fault_fixup`]. Xen emulates a write to a live
 /// L1 table, and lets it fault if it refuses the entry.
 ///
 /// # Safety
 /// If the address is mapped writable, the memory there is the caller's, and not a Rust object.
 #[must_use]
 pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
-    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
-    let tried = unsafe { hypercall_try_store(va.as_u64(), value) };
-    tried.failed == 0
+    // SAFETY: the caller owns what is written; a fault goes on at the label.
+    unsafe {
+        asm!(
+            "2:",
+            "mov [{address}], {value}",
+            "3:",
+            fixup!("2b", "3b", "{failed}"),
+            address = in(reg) va.as_u64(),
+            value = in(reg) value,
+            failed = label { return false; },
+            options(nostack, preserves_flags),
+        );
+    }
+    true
 }
 
 /// Compares and exchanges 8 bytes as [`try_store`] writes them. Returns `None` if it faulted.
@@ -165,19 +141,31 @@ pub unsafe fn try_store(va: VirtAddr, value: u64) -> bool {
 /// As for [`try_store`].
 #[must_use]
 pub unsafe fn try_compare_exchange(va: VirtAddr, current: u64, new: u64) -> Option<u64> {
-    // SAFETY: the caller owns what is written, and a fault is turned into `failed`.
-    let tried = unsafe { hypercall_try_exchange(va.as_u64(), current, new) };
-    (tried.failed == 0).then_some(tried.value)
+    let seen: u64;
+    let mut stored = 0u64;
+    // SAFETY: the caller owns what is written; a fault skips what notes that there was none.
+    unsafe {
+        asm!(
+            "2:",
+            "lock cmpxchg [{address}], {new}",
+            "3:",
+            "mov {stored:e}, 1",
+            "4:",
+            fixup!("2b", "3b", "4b"),
+            stored = inout(reg) stored,
+            address = in(reg) va.as_u64(),
+            new = in(reg) new,
+            inout("rax") current => seen,
+            options(nostack),
+        );
+    }
+    (stored == 1).then_some(seen)
 }
 
-/// Returns where to continue after a page fault at `rip`, if it is in this file or where a `fixup!`
-/// says so.
-pub(super) fn fixup_at(rip: u64) -> Option<u64> {
-    let store = hypercall_try_store as *const () as u64;
-    let exchange = &raw const hypercall_try_cmpxchg as u64;
-    if [store, exchange].contains(&rip) {
-        return Some(&raw const hypercall_try_failed as u64);
-    }
+/// Returns where to continue after a page fault at `rip`, if a fault is to be expected there. A
+/// guest's page-fault handler must ask before it reports the fault.
+#[must_use]
+pub fn fault_fixup(rip: u64) -> Option<u64> {
     let (start, end) = (&raw const FIXUPS_START, &raw const FIXUPS_END);
     let count = (end as usize - start as usize) / size_of::<[u64; 3]>();
     // SAFETY: the linker's bounds of a section that holds nothing but aligned triples of words, and

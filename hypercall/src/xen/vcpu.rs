@@ -1,7 +1,6 @@
 //! Further vCPUs: how one starts, and how it goes up and down (`vcpu_op`).
 
-use super::platform::{KERNEL_CS, TrapInfo, result};
-use super::trap::hypercall;
+use super::platform::{KERNEL_CS, TrapInfo, ask};
 use super::{Xen, number};
 use crate::error::Error;
 use crate::frame::Mfn;
@@ -156,8 +155,7 @@ impl Xen {
     pub unsafe fn initialise_vcpu(vcpu: u32, context: &VcpuContext) -> Result<(), Error> {
         let arguments = [VCPUOP_INITIALISE, u64::from(vcpu), context as *const _ as u64, 0, 0];
         // SAFETY: Xen reads the context; the caller vouches for what is in it.
-        let rax = unsafe { hypercall(number::VCPU_OP, arguments) };
-        result(number::VCPU_OP, rax).map(drop)
+        unsafe { ask(number::VCPU_OP, arguments) }.map(drop)
     }
 
     /// Lets vCPU `vcpu` run (`VCPUOP_up`), from its initial state or from where it went down.
@@ -197,6 +195,5 @@ impl Xen {
 
 fn vcpu_op(command: u64, vcpu: u32) -> Result<u64, Error> {
     // SAFETY: these commands take no memory, and change only whether a vCPU runs.
-    let rax = unsafe { hypercall(number::VCPU_OP, [command, u64::from(vcpu), 0, 0, 0]) };
-    result(number::VCPU_OP, rax)
+    unsafe { ask(number::VCPU_OP, [command, u64::from(vcpu), 0, 0, 0]) }
 }
