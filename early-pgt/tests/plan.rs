@@ -77,11 +77,15 @@ impl Numbers {
     }
 }
 
+fn holds(run: &Pfns, pfn: Pfn) -> bool {
+    (run.start.raw()..run.end()).contains(&pfn.raw())
+}
+
 /// Checks every table of a plan, one by one.
 fn check(numbers: &Numbers, plan: &Plan) {
     let memory = numbers.memory();
     let free: Vec<Pfns> = memory.free().collect();
-    let is_free = |pfn: Pfn| free.iter().any(|run| run.iter().any(|free| free == pfn));
+    let is_free = |pfn: Pfn| free.iter().any(|run| holds(run, pfn));
     let mut seen = BTreeSet::new();
     let mut live: BTreeSet<(Level, u64)> = BTreeSet::new();
     let mut mapped = vec![pfns(0, numbers.place.kernel_pages)];
@@ -98,10 +102,10 @@ fn check(numbers: &Numbers, plan: &Plan) {
                 continue;
             };
             assert!(seen.insert(frame), "{table:?}: a frame is one table");
-            let is_mapped = mapped.iter().any(|run| run.iter().any(|pfn| pfn == frame));
+            let is_mapped = mapped.iter().any(|run| holds(run, frame));
             assert!(is_mapped, "{table:?}: a table is mapped before it is one");
             assert!(is_free(frame), "{table:?}: nobody uses it");
-            assert!(round.used().iter().any(|pfn| pfn == frame), "{table:?}: of the buffer");
+            assert!(holds(&round.used(), frame), "{table:?}: of the buffer");
             match (table.parent, table.level) {
                 (Some(parent), _) => assert!(loose.contains(&parent), "{table:?}"),
                 (None, Level::L1) => {

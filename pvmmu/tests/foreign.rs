@@ -37,10 +37,15 @@ fn run_of_the_neighbour(test: &TestGuest) -> (Mfn, u64) {
     let pfns = (0..1024).map(hypercall::Pfn::new);
     let mfns: BTreeSet<u64> =
         pfns.filter_map(|pfn| neighbour.built_mfn(pfn)).map(Mfn::raw).collect();
-    let run = |first: &u64| (*first..).take_while(|mfn| mfns.contains(mfn)).count() as u64;
-    let first = mfns.iter().max_by_key(|first| run(first)).expect("it has frames");
+    let (mut longest, mut run) = (0..0, 0..0);
+    for mfn in mfns {
+        run = if run.end == mfn { run.start..mfn + 1 } else { mfn..mfn + 1 };
+        if run.end - run.start >= longest.end - longest.start {
+            longest = run.clone();
+        }
+    }
     // Behind them come the neighbour's tables, which nobody may map writable.
-    (Mfn::new(*first), run(first).min(12))
+    (Mfn::new(longest.start), (longest.end - longest.start).min(12))
 }
 
 fn map<M: Machine, F: FrameSource>(

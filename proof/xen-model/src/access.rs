@@ -177,19 +177,22 @@ impl State {
 
     /// Reads bytes that do not cross a page.
     pub(crate) fn read_target(&self, target: Target, into: &mut [u8]) {
-        for (k, byte) in into.iter_mut().enumerate() {
-            let (word, at) = match target {
-                Target::Frame(mfn, offset) => {
-                    let at = offset + k;
-                    let ram = self.frames.is_ram(mfn);
-                    (if ram { self.frames.word(mfn, at / 8) } else { u64::MAX }, at)
-                }
-                Target::M2p(mfn, offset) => {
-                    let at = offset + k;
-                    (self.m2p(Mfn::new(mfn + at as u64 / 8)), at)
-                }
-            };
-            *byte = word.to_le_bytes()[at % 8];
+        let (Target::Frame(_, offset) | Target::M2p(_, offset)) = target;
+        let (mut rest, mut skipped, mut ahead) = (into, offset % 8, 0);
+        while !rest.is_empty() {
+            let word = &self.target_word(target, ahead).to_le_bytes()[skipped..];
+            let (now, later) = rest.split_at_mut(word.len().min(rest.len()));
+            now.copy_from_slice(&word[..now.len()]);
+            (rest, skipped, ahead) = (later, 0, ahead + 1);
+        }
+    }
+
+    /// The word at a target, or so many `ahead` of it in the same page.
+    pub(crate) fn target_word(&self, target: Target, ahead: usize) -> u64 {
+        match target {
+            Target::Frame(mfn, _) if !self.frames.is_ram(mfn) => u64::MAX,
+            Target::Frame(mfn, offset) => self.frames.word(mfn, offset / 8 + ahead),
+            Target::M2p(mfn, _) => self.m2p(Mfn::new(mfn + ahead as u64)),
         }
     }
 

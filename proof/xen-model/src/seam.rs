@@ -5,10 +5,12 @@
 //! through the kernel's direct mapping, whatever it maps at that moment.
 #![expect(unsafe_code, reason = "the seam's methods are declared unsafe; nothing here is")]
 
+use core::ops::Range;
+
 use hypercall::memory::{Extent, MemoryOp, Reservation};
 use hypercall::middleware::Asked;
 use hypercall::{
-    AccessError, Assist, CALLS_MAX, Call, Errno, Error, FrameAccess, GuestVa, Hypercall,
+    AccessError, Assist, CALLS_MAX, Call, ENTRIES, Errno, Error, FrameAccess, GuestVa, Hypercall,
     Hypercalls, Mfn, Outcome, PAGE_SIZE, Pfn, Pte, PteFlags, Request,
 };
 use x86_64::structures::paging::PageTableIndex;
@@ -229,6 +231,26 @@ unsafe impl FrameAccess for Vcpu<'_> {
         Ok(Pte::from_raw(u64::from_le_bytes(bytes)))
     }
 
+    fn next_present(
+        &self,
+        table: Pfn,
+        slots: Range<u16>,
+    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+        if slots.start >= slots.end.min(ENTRIES) {
+            return Ok(None);
+        }
+        let va = self.direct_address(table).ok_or(AccessError::Unmapped(table))?;
+        let mut state = self.run();
+        // One page has one translation.
+        let target = state.translate(va, Access::Read, Mode::Kernel);
+        let target = target.map_err(|_| AccessError::Unmapped(table))?;
+        let mut entries = (slots.start..slots.end.min(ENTRIES)).map(|index| {
+            let pte = Pte::from_raw(state.target_word(target, usize::from(index)));
+            (PageTableIndex::new_truncate(index), pte)
+        });
+        Ok(entries.find(|(_, pte)| pte.is_present()))
+    }
+
     unsafe fn write_entry(
         &self,
         table: Pfn,
@@ -281,6 +303,14 @@ unsafe impl Hypercalls for Model {
 unsafe impl FrameAccess for Model {
     fn read_entry(&self, table: Pfn, index: PageTableIndex) -> Result<Pte, AccessError> {
         self.guest().read_entry(table, index)
+    }
+
+    fn next_present(
+        &self,
+        table: Pfn,
+        slots: Range<u16>,
+    ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+        self.guest().next_present(table, slots)
     }
 
     unsafe fn write_entry(

@@ -5,6 +5,7 @@
 //! stale in the tables would fail on some machine on some day, so the model reports it at once.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use hypercall::Mfn;
 
@@ -47,9 +48,29 @@ pub(crate) enum Scope {
 /// The translations a vCPU holds, by page of the address.
 #[derive(Debug, Default)]
 pub(crate) struct Tlb {
-    entries: HashMap<u64, Translation>,
+    entries: HashMap<u64, Translation, BuildHasherDefault<PageHasher>>,
     /// The mode of the last access.
     mode: Option<Mode>,
+}
+
+/// Spreads page numbers by one multiplication: nobody chooses them to make the map slow.
+#[derive(Debug, Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Tlb {

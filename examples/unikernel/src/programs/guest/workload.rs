@@ -162,7 +162,9 @@ impl Page {
         for (offset, bytes) in self.chunks() {
             let mut found = [0; CHUNK_BYTES];
             machine.read_bytes(pfn, offset, &mut found).map_err(unreachable)?;
-            if let Some(at) = (0..CHUNK_BYTES).find(|at| found[*at] != bytes[*at]) {
+            if found != bytes
+                && let Some(at) = (0..CHUNK_BYTES).find(|at| found[*at] != bytes[*at])
+            {
                 let (found, written) = (found[at], bytes[at]);
                 return Err(format!(
                     "pfn {pfn} holds {found:#x} at {:#x}, edition {edition} of it has {written:#x}",
