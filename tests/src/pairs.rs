@@ -124,7 +124,7 @@ impl Scope {
             Some("accesses") => Ok(Self::Accesses),
             None | Some("" | "sample") => {
                 let seed = match variable("PVMMU_PAIRS_SEED") {
-                    Some(seed) => seed.parse().map_err(|_| format!("{seed:?} is no seed"))?,
+                    Some(seed) => seed.parse().map_err(|_| format!("{seed:?} is not a seed"))?,
                     None => RandomState::new().hash_one(0) >> 32,
                 };
                 Ok(Self::Sample(Random(seed)))

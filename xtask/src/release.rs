@@ -41,7 +41,7 @@ impl FromStr for Releases {
 /// Returns what to say of a release that is none of ours.
 fn unknown(word: &str) -> String {
     let known: Vec<_> = Release::value_variants().iter().map(Release::to_string).collect();
-    format!("{word:?} is none of {}, nor \"all\"", known.join(", "))
+    format!("{word:?} is not one of {}, nor \"all\"", known.join(", "))
 }
 
 impl fmt::Display for Release {

@@ -189,6 +189,6 @@ pub(crate) fn number(arguments: &str, name: &str, default: u64) -> Result<u64, S
         .split_whitespace()
         .find_map(|word| word.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')));
     value.map_or(Ok(default), |digits| {
-        digits.parse().map_err(|_| format!("{name}={digits} is no number"))
+        digits.parse().map_err(|_| format!("{name}={digits} is not a number"))
     })
 }

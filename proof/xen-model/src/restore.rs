@@ -38,7 +38,9 @@ impl fmt::Display for RestoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Build => f.write_str("the new machine cannot be made"),
-            Self::RingNotPfn(word) => write!(f, "start_info names ring {word:#x}, which is no pfn"),
+            Self::RingNotPfn(word) => {
+                write!(f, "start_info names ring {word:#x}, which is not a pfn")
+            }
             Self::Refused(pfn, errno) => write!(f, "the table in pfn {pfn} was refused: {errno}"),
         }
     }

@@ -27,7 +27,7 @@ impl Device {
             Self::Disk(file) => {
                 let file = file.canonicalize();
                 let file = file.with_context(|| format!("finding the disk {self:?}"))?;
-                let name = file.to_str().context("the disk's name is no Unicode")?;
+                let name = file.to_str().context("the disk's name is not Unicode")?;
                 let name = name.replace(',', ",,");
                 vec![
                     "-drive".to_owned(),

@@ -56,7 +56,7 @@ impl Remote {
                 answer.lines().find(|line| line.split(':').next().map(str::trim) == Some(name));
             line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
         };
-        let missing = || format!("{host} is no dom0 that xl works on; it says:\n{answer}");
+        let missing = || format!("xl does not work on {host}, which says:\n{answer}");
         remote.xen = field("xen_version").with_context(missing)?;
         remote.free_mib = field("free_memory").with_context(missing)?.parse()?;
         Ok(remote)

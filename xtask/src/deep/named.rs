@@ -173,7 +173,7 @@ fn faults(mutants: &[Mutant], workspace: &Path) -> Vec<String> {
         match text.matches(&mutant.text).count() {
             1 if mutant.text == mutant.replacement => fault("it changes nothing".to_owned()),
             1 => {}
-            count => fault(format!("its text stands {count} times in {}", file.display())),
+            count => fault(format!("its text occurs {count} times in {}", file.display())),
         }
         if mutant.fails_with.is_empty() {
             fault("it gives no reason".to_owned());
@@ -315,8 +315,8 @@ mod tests {
         fs::write(folder.path().join("a.rs"), "once twice\ntwice\n").unwrap();
         let faults = |text| faults(&[mutant(text)], folder.path());
         assert_eq!(faults("once"), Vec::<String>::new());
-        assert_eq!(faults("twice"), ["n: its text stands 2 times in a.rs"]);
-        assert_eq!(faults("gone"), ["n: its text stands 0 times in a.rs"]);
+        assert_eq!(faults("twice"), ["n: its text occurs 2 times in a.rs"]);
+        assert_eq!(faults("gone"), ["n: its text occurs 0 times in a.rs"]);
     }
 
     #[test]

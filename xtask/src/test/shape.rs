@@ -125,7 +125,7 @@ fn crate_of(file: &Path) -> String {
 
 fn parse(file: &Path) -> Result<syn::File> {
     let text = fs::read_to_string(file)?;
-    syn::parse_file(&text).with_context(|| format!("{} is no Rust", file.display()))
+    syn::parse_file(&text).with_context(|| format!("{} is not Rust", file.display()))
 }
 
 /// The functions of a file that take a tuple, once for each, or a function that takes one; and the

@@ -47,7 +47,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
         let path = walk(&guest, guest.kernel_root(), place(kernel, pfn)?).or_say("walk")?;
         let step = path.at(Level::L1).ok_or_else(|| format!("pfn {pfn} has no L1"))?;
         if !step.pte.is_present() || step.pte.mfn().raw() != pfn.raw() {
-            return Err(format!("pfn {pfn} is to be the machine's own, and is {}", step.pte));
+            return Err(format!("pfn {pfn} should be the machine's own, but is {}", step.pte));
         }
         seen += 1;
     }

@@ -114,7 +114,7 @@ fn count<M: Machine + Cpu>(kernel: &Kernel<'_, M>) -> Result<u64, String> {
             false => Access::of(pfn, &kernel.made.uses),
         };
         if pte.is_writable() != (wanted == Access::Writable) {
-            return Err(format!("pfn {pfn} is to be {wanted:?}, and its entry is {pte}"));
+            return Err(format!("pfn {pfn} should be {wanted:?}, but its entry is {pte}"));
         }
         read_only += u64::from(wanted == Access::ReadOnly);
     }

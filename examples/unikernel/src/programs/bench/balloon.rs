@@ -76,7 +76,7 @@ fn reach<M: Machine + Cpu, const FRAMES: usize>(
     let mut longest = Cost::default();
     let start = bench.begin();
     if balloon.set_target(target) != Retarget::Step {
-        return Err(format!("nothing is to be done for {target} pages"));
+        return Err(format!("there is nothing to do for {target} pages"));
     }
     loop {
         let step_start = bench.begin();

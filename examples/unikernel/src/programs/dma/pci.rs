@@ -70,7 +70,7 @@ pub(super) fn find(ports: &dyn Ports, id: PciId) -> Result<Found<'_>, String> {
     };
     let found = root.enumerate_bus(0).find(|(_, info)| is_it(info));
     let (function, _) = found.ok_or_else(|| {
-        format!("there is no device {vendor:04x}:{device:04x} on PCI: is QEMU told to have one?")
+        format!("PCI has no device {vendor:04x}:{device:04x}: start QEMU with one")
     })?;
     let bars = root.bars(function).or_say("BARs")?;
     let memory = bars.into_iter().flatten().filter_map(|bar| match bar {
