@@ -14,7 +14,7 @@ use crate::provision::rust_target;
 const GUIDE: &str = "docs/porting.md";
 /// Where it tells its reader to put the guest.
 const GUEST: &str = "target/guest";
-/// The most lines that its reader types up to the first command, which boots a pinned address space.
+/// The most lines that its reader types before the first command: it boots a pinned address space.
 const FIRST_LINES_MAX: usize = 120;
 
 /// A block of the guide.
