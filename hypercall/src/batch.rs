@@ -141,17 +141,17 @@ impl Batch<'_> {
         runs: &'m mut BatchRuns,
     ) -> Batch<'m> {
         let room = if updates.len() < old.len() { updates.len() } else { old.len() };
-        Batch {
-            updates: updates.split_at_mut(room).0,
-            old,
-            updates_used: 0,
-            extends_to: 0,
-            ops,
-            ops_used: 0,
-            runs: &mut runs.0,
-            runs_used: 0,
-            runs_sent: 0,
-        }
+        Batch::over(updates.split_at_mut(room).0, old, ops, &mut runs.0)
+    }
+
+    const fn over<'m>(
+        updates: &'m mut [MmuUpdate],
+        old: &'m mut [u64],
+        ops: &'m mut [MmuExtOp],
+        runs: &'m mut [Run],
+    ) -> Batch<'m> {
+        let (updates_used, extends_to, ops_used, runs_used, runs_sent) = (0, 0, 0, 0, 0);
+        Batch { updates, old, updates_used, extends_to, ops, ops_used, runs, runs_used, runs_sent }
     }
 
     /// Lends the memory of this batch, which is empty from then on.
@@ -166,17 +166,7 @@ impl Batch<'_> {
     /// ```
     pub const fn lend(&mut self) -> Batch<'_> {
         self.clear();
-        Batch {
-            updates: self.updates,
-            old: self.old,
-            updates_used: 0,
-            extends_to: 0,
-            ops: self.ops,
-            ops_used: 0,
-            runs: self.runs,
-            runs_used: 0,
-            runs_sent: 0,
-        }
+        Batch::over(self.updates, self.old, self.ops, self.runs)
     }
 
     /// Returns a batch that holds nothing, in no memory: every push is refused.
@@ -187,17 +177,7 @@ impl Batch<'_> {
     /// assert!(Batch::none().update(MmuUpdate::EMPTY, 0).is_err());
     /// ```
     pub const fn none() -> Self {
-        Batch {
-            updates: &mut [],
-            old: &mut [],
-            updates_used: 0,
-            extends_to: 0,
-            ops: &mut [],
-            ops_used: 0,
-            runs: &mut [],
-            runs_used: 0,
-            runs_sent: 0,
-        }
+        Batch::over(&mut [], &mut [], &mut [], &mut [])
     }
 
     /// Returns how many page-table updates the storage can hold.
