@@ -35,7 +35,7 @@ impl Uncertain {
 
     /// Returns the number after the last frame.
     const fn end(&self) -> u64 {
-        self.start.raw() + self.count
+        self.start.raw().saturating_add(self.count)
     }
 
     /// Turns the run into usable frames again.

@@ -102,13 +102,6 @@ impl GuestVa {
         }
     }
 
-    /// Returns the first address of the page that holds this one.
-    #[must_use]
-    pub const fn page_start(self) -> Self {
-        // INVARIANT: both ends of Xen's range are page aligned.
-        Self(VirtAddr::new_truncate(self.raw() & !(PAGE_SIZE as u64 - 1)))
-    }
-
     /// Returns whether the address is the first of a page.
     #[must_use]
     pub const fn is_page_aligned(self) -> bool {
@@ -151,12 +144,5 @@ mod tests {
         let top = GuestVa::new(0xffff_ffff_ffff_f000).expect("kernel half");
         assert!(top.checked_add_pages(1).is_err());
         assert!(top.checked_add_pages(u64::MAX).is_err());
-    }
-
-    #[test]
-    fn a_page_start_is_aligned_and_not_after_the_address() {
-        let va = GuestVa::new(0xffff_8800_0000_0fff).expect("just above the hole");
-        assert_eq!(va.page_start().raw(), XEN_HOLE_END);
-        assert!(va.page_start().is_page_aligned());
     }
 }

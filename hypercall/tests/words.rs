@@ -188,7 +188,8 @@ fn what_could_not_be_accessed_is_named() {
 fn an_address_is_shown_whole_and_what_is_none_with_its_reason() {
     let va = GuestVa::new(0x5001).expect("user half");
     assert_eq!(format!("{va} {va:?}"), "0x0000000000005001 va 0x0000000000005001");
-    assert_eq!((va.is_page_aligned(), va.page_start().is_page_aligned()), (false, true));
+    let page = GuestVa::new(0x5000).expect("user half");
+    assert_eq!((va.is_page_aligned(), page.is_page_aligned()), (false, true));
     let words = [0x8000_0000_0000, 0xffff_8000_0000_0000]
         .map(|number| GuestVa::new(number).expect_err("none of the guest's").to_string());
     assert_eq!(

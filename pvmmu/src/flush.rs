@@ -46,7 +46,6 @@ impl Flush {
     ///
     /// let mut owed = Flush::page(GuestVa::new(0x40_0000)?);
     /// owed.add(GuestVa::new(0x80_0000)?, 2);
-    /// let owed = owed.merge(Flush::NONE);
     /// assert!(!owed.is_none());
     /// # owed.forget();
     /// # Ok::<(), hypercall::NotGuestVa>(())
@@ -95,21 +94,6 @@ impl Flush {
             at += 1;
         }
         self.count = Count::Pages(used);
-    }
-
-    /// Both at once.
-    pub const fn merge(mut self, other: Self) -> Self {
-        match other.count {
-            Count::All => self = Self::ALL,
-            Count::Pages(count) => {
-                let mut at = 0;
-                while at < count {
-                    self.add(other.pages[at], 1);
-                    at += 1;
-                }
-            }
-        }
-        self
     }
 
     /// Gives the flush up, where something else is known to flush: a new root, a change of an upper
@@ -205,11 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_adds_pages_and_everything_swallows_them() {
-        let both = Flush::page(va(1)).merge(Flush::page(va(2)));
-        assert!(ops(both, Reach::Local).contains("ext 7 1000 0, ext 7 2000 0"));
-        assert_eq!(both.merge(Flush::ALL), Flush::ALL);
-        assert_eq!(Flush::NONE.merge(Flush::NONE), Flush::NONE);
+    fn more_pages_than_there_are_addresses_are_everything() {
         let mut long = Flush::NONE;
         long.add(va(0), u64::MAX);
         assert_eq!(long, Flush::ALL);

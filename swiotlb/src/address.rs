@@ -114,12 +114,6 @@ impl DmaMask {
         Self { bits: if bits > 64 { 64 } else { bits } }
     }
 
-    /// Returns the number of address bits.
-    #[must_use]
-    pub const fn address_bits(self) -> u8 {
-        self.bits
-    }
-
     /// Returns the last address that the device can name.
     #[must_use]
     pub const fn last(self) -> u64 {
