@@ -59,7 +59,7 @@ fn empty_l1<M: Machine>(
     table: Pfn,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
 ) -> Result<(), WalkError> {
-    const PART: usize = 64;
+    const PART: usize = 32;
     let mut part = [Pte::ABSENT; PART];
     let mut parts = Parts::of(Level::L1, table);
     while let Some(first) = parts.next(guest, &mut part)? {

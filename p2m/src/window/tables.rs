@@ -51,14 +51,20 @@ pub(super) fn fill_leaf<M: FrameAccess>(
     Ok(())
 }
 
-/// Fills a loose table, entry by entry.
+/// Fills a loose table, some entries at a time.
 pub(super) fn fill_table<M: FrameAccess>(
     machine: &M,
     table: Pfn,
     mut entry: impl FnMut(u64) -> Result<Pte, ListError>,
 ) -> Result<(), ListError> {
-    for at in 0..TABLE_ENTRIES {
-        write(machine, table, at, entry(at)?)?;
+    const PART: usize = 64;
+    let mut part = [Pte::ABSENT; PART];
+    for first in (0..TABLE_ENTRIES).step_by(PART) {
+        for (at, pte) in (first..).zip(&mut part) {
+            *pte = entry(at)?;
+        }
+        // SAFETY: the table belongs to the window and is part of no tree yet.
+        unsafe { machine.write_entries(table, index(first), &part) }?;
     }
     Ok(())
 }
