@@ -539,7 +539,8 @@ impl Batch<'_> {
         machine: &M,
     ) -> Result<(), BatchError> {
         self.close();
-        let requests = self.runs_used;
+        // A machine that panics says nothing of what it did: then nobody takes that for undone.
+        let requests = core::mem::take(&mut self.runs_used);
         let runs = &self.runs[..requests];
         let mut calls: [_; MAX] = core::array::from_fn(|at| {
             let request = runs.get(at).map(|run| self.request(run));
@@ -550,6 +551,7 @@ impl Batch<'_> {
         let are_done = calls[..requests].iter().all(|call| call.outcome == Outcome::Done);
         if whole.is_err() || !are_done {
             let outcomes = calls.map(|call| call.outcome);
+            self.runs_used = requests;
             if let Some(refused) = self.note(whole.err(), &outcomes, machine.missing_flags()) {
                 return Err(refused);
             }

@@ -42,7 +42,7 @@ use crate::room::Room;
 use crate::tools::{Presence, Tools};
 use p2m::{DirectMap, Guest, Walk, walk};
 
-use settle::{Settled, lose, settle, take_back};
+use settle::{Emptied, Settled, lose, settle, take_back};
 
 /// Entries that are read at a time.
 const PART: u16 = 64;
@@ -391,8 +391,8 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     /// Drops what is pending: what failed with `error` and all before it.
     #[cold]
     fn end(&mut self, error: MapError) {
-        self.abandon();
         self.ended.get_or_insert(error);
+        self.abandon();
     }
 
     /// Puts right what a refused undo has left, if anything: before the section reads what it would
@@ -629,23 +629,30 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     fn refused(&mut self, error: BatchError) -> MapError {
         let path = self.path;
         self.path.forget();
+        // Should whoever gets a frame panic: nothing more is done, and what is done is flushed.
+        self.ended = Some(MapError::RefusedCall(error));
+        *self.doubt = Some(Doubt::FLUSH);
         let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
         let update = batch.refused_update();
         let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
-        take_back(batch.unapplied(), &mut settled);
-        batch.invert();
+        let batch = Emptied(batch);
+        take_back(batch.0.unapplied(), &mut settled);
+        core::mem::forget(batch);
+        *self.doubt = None;
+        self.tools.batch.invert();
         let undone = self.ask_to_undo(Doubt::FLUSH);
         let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
         let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
+        let batch = Emptied(batch);
         if undone.is_ok() {
-            take_back(swapped(batch.sent()), &mut settled);
+            take_back(swapped(batch.0.sent()), &mut settled);
         } else {
             // Those that are undone have been in effect, and those that are not are so still:
             // either way a TLB may know of what has no entry now.
-            lose(swapped(batch.in_effect()), &mut settled);
-            lose(batch.unapplied(), &mut settled);
+            lose(swapped(batch.0.in_effect()), &mut settled);
+            lose(batch.0.unapplied(), &mut settled);
         }
-        batch.clear();
+        drop(batch);
         match undone {
             Err(error) => error,
             Ok(()) => {
@@ -666,8 +673,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         self.flush = Flush::NONE;
         let Tools { guest, batch, pool, frames, .. } = &mut *self.tools;
         let mut settled = Settled { guest, pool: pool.as_deref_mut(), frames, pages: 0 };
-        take_back(batch.unapplied(), &mut settled);
-        batch.clear();
+        take_back(Emptied(batch).0.unapplied(), &mut settled);
     }
 }
 

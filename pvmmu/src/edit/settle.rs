@@ -1,12 +1,22 @@
 //! What becomes of the things that entries stood for, once a batch has come through, or has not.
 
-use hypercall::{Frame, FrameSource, Machine, MmuUpdate, Pte};
+use hypercall::{Batch, Frame, FrameSource, Machine, MmuUpdate, Pte};
 
 use crate::frames::SpaceFrames;
 use crate::leaf::{lose as lose_leaf, lose_table, release};
 use crate::marks::{FOREIGN, Held, MIRRORED, held};
 use crate::pool::TablePool;
 use p2m::Guest;
+
+/// Empties a batch of which something is handed on when that has ended, even by a panic of whoever
+/// gets it: nothing is handed on twice.
+pub(super) struct Emptied<'b, 's>(pub(super) &'b mut Batch<'s>);
+
+impl Drop for Emptied<'_, '_> {
+    fn drop(&mut self) {
+        self.0.clear();
+    }
+}
 
 /// Where things go.
 pub(super) struct Settled<'s, 'a, 't, M, F> {
