@@ -27,7 +27,7 @@
 //!
 //! Functions without a *Hypercalls* section make none.
 //!
-//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`).
+//! The examples run on the model: `TestGuest` is a guest of 16 MiB there (`pv_tests::guest`).
 //!
 //! # What it assumes
 //! The frame map is right when the balloon is made. Nobody else populates or depopulates the

@@ -49,18 +49,18 @@ bitflags! {
 }
 
 impl PteFlags {
-    /// A writable kernel page, already accessed and dirty so that the CPU never has to write the
-    /// entry.
+    /// A writable kernel page that is not executable. It is accessed and dirty already, so that the
+    /// CPU never has to write the entry.
     pub const KERNEL_RW: Self = Self::PRESENT
         .union(Self::WRITABLE)
         .union(Self::ACCESSED)
         .union(Self::DIRTY)
         .union(Self::NO_EXECUTE);
 
-    /// A read-only kernel page, as page tables are mapped.
+    /// A read-only kernel page that is not executable, as page tables are mapped.
     pub const KERNEL_RO: Self = Self::PRESENT.union(Self::ACCESSED).union(Self::NO_EXECUTE);
 
-    /// A user page.
+    /// A writable user page that is not executable. Code is mapped without WRITABLE and NO_EXECUTE.
     pub const USER_RW: Self = Self::KERNEL_RW.union(Self::USER);
 
     /// An entry of level 2, 3 or 4 that points to a table. It permits everything; the leaves

@@ -40,7 +40,7 @@
 //! allowed.
 //!
 //! Functions without a *Hypercalls* section make none. The examples run on the model: `TestGuest`
-//! is a guest of 16 MiB there (`pv_tests::guest`), and `Machine` one whose map has a window
+//! is a guest of 16 MiB there (`pv_tests::guest`), and `WindowMachine` one whose map has a window
 //! (`pv_tests::window`).
 //!
 //! # What it assumes

@@ -30,8 +30,8 @@
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
 //!   of which page or frame, and what is left.
 //!
-//! The examples run on the model: `Guest` is a guest of 16 MiB there (`pv_tests::guest`), with its
-//! memory mapped and free frames at hand; `Guest::with_pinned` is one with an address space.
+//! The examples run on the model: `TestGuest` is a guest of 16 MiB there (`pv_tests::guest`), with
+//! its memory mapped and free frames at hand; `TestGuest::with_pinned` makes an address space, too.
 //!
 //! # What it assumes
 //! A direct mapping under the running root of every frame that serves as a table; 4 KiB pages, the

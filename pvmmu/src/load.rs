@@ -140,7 +140,7 @@ impl Pgd<Pinned> {
     /// # Safety
     /// From here on the user half means what this tree says: no reference into the user half of the
     /// old one is used any more. The tree's kernel half maps what is running, as it does if the
-    /// running root was `context.kernel_root()` when the tree was made and has kept its upper
+    /// running root was `guest.kernel_root()` when the tree was made and has kept its upper
     /// slots.
     ///
     /// ```

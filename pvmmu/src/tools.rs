@@ -88,8 +88,9 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Takes tables that are validated already from `pool`, and gives those that become empty back
-    /// to it.
+    /// Takes missing tables, validated already, from `pool`, and gives those that become empty back
+    /// to it. A table that is to hold many pages does not come from there: it costs less to fill a
+    /// new one and have it validated ([`Costs::to_map`](crate::cost::Costs::to_map)).
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;

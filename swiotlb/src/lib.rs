@@ -18,9 +18,9 @@
 //! * [`DmaError`]: why a pool refused. It comes in a [`Refused`](hypercall::Refused) with the
 //!   value.
 //!
-//! Functions without a *Hypercalls* section make none. The examples run on the model: `Guest` is a
-//! guest of 16 MiB there (`pv_tests::guest`), and `a_guest_and_its_pool` one with a pool of
-//! 256 KiB.
+//! Functions without a *Hypercalls* section make none. The examples run on the model: `TestGuest`
+//! is a guest of 16 MiB there (`pv_tests::guest`), and `a_guest_and_its_pool` makes one with a pool
+//! of 256 KiB (`pv_tests::dma`).
 //!
 //! # What it assumes
 //! There is no IOMMU: bus addresses are machine addresses, as in a dom0 or a guest with a
