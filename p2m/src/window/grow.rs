@@ -129,8 +129,8 @@ impl Window {
     /// the memory of their words.
     ///
     /// # Errors
-    /// [`WindowError`], with [`P2mError::Occupied`] if a pfn is not empty. Pfns before it may be
-    /// marked.
+    /// [`WindowError`], with [`P2mError::Occupied`](crate::P2mError::Occupied) if a pfn is not
+    /// empty. Pfns before it may be marked.
     ///
     /// # Hypercalls
     /// One `mmu_update` for a whole GiB; otherwise as for [`reserve`](Self::reserve).
