@@ -26,9 +26,13 @@ use crate::memory::MemoryOp;
 use crate::pte::Pte;
 use crate::va::GuestVa;
 
-/// Forwards [`FrameAccess`] to the machine inside.
+/// Forwards [`FrameAccess`] to the machine inside: each access behind a call of the first method
+/// named, with its name and frame, or of the second if it writes.
 macro_rules! forward_frame_access {
-    ([$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr) => {
+    (
+        [$($generics:tt)*] $wrapper:ty, $self:ident => $inner:expr
+        $(, behind $reach:ident and $write:ident)?
+    ) => {
         #[expect(unsafe_code, reason = "forwards calls with the promises of their callers")]
         // SAFETY: every call goes to the machine inside, whose answer is handed on.
         unsafe impl<$($generics)*> FrameAccess for $wrapper {
@@ -39,6 +43,7 @@ macro_rules! forward_frame_access {
                 table: Pfn,
                 index: PageTableIndex,
             ) -> Result<Pte, AccessError> {
+                $($self.$reach("read_entry", table)?;)?
                 $inner.read_entry(table, index)
             }
 
@@ -49,6 +54,7 @@ macro_rules! forward_frame_access {
                 index: PageTableIndex,
                 pte: Pte,
             ) -> Result<(), AccessError> {
+                $($self.$write("write_entry", table)?;)?
                 // SAFETY: the caller's promise is handed on.
                 unsafe { $inner.write_entry(table, index, pte) }
             }
@@ -59,6 +65,7 @@ macro_rules! forward_frame_access {
                 first: PageTableIndex,
                 into: &mut [Pte],
             ) -> Result<(), AccessError> {
+                $($self.$reach("read_entries", table)?;)?
                 $inner.read_entries(table, first, into)
             }
 
@@ -67,6 +74,7 @@ macro_rules! forward_frame_access {
                 table: Pfn,
                 slots: core::ops::Range<u16>,
             ) -> Result<Option<(PageTableIndex, Pte)>, AccessError> {
+                $($self.$reach("next_present", table)?;)?
                 $inner.next_present(table, slots)
             }
 
@@ -76,6 +84,7 @@ macro_rules! forward_frame_access {
                 first: PageTableIndex,
                 from: &[Pte],
             ) -> Result<(), AccessError> {
+                $($self.$write("write_entries", table)?;)?
                 // SAFETY: the caller's promise is handed on.
                 unsafe { $inner.write_entries(table, first, from) }
             }
@@ -86,6 +95,7 @@ macro_rules! forward_frame_access {
                 offset: usize,
                 into: &mut [u8],
             ) -> Result<(), AccessError> {
+                $($self.$reach("read_bytes", pfn)?;)?
                 $inner.read_bytes(pfn, offset, into)
             }
 
@@ -95,11 +105,13 @@ macro_rules! forward_frame_access {
                 offset: usize,
                 from: &[u8],
             ) -> Result<(), AccessError> {
+                $($self.$write("write_bytes", pfn)?;)?
                 // SAFETY: the caller's promise is handed on.
                 unsafe { $inner.write_bytes(pfn, offset, from) }
             }
 
             unsafe fn clear_frame(&$self, pfn: Pfn) -> Result<(), AccessError> {
+                $($self.$write("clear_frame", pfn)?;)?
                 // SAFETY: the caller's promise is handed on.
                 unsafe { $inner.clear_frame(pfn) }
             }
@@ -113,6 +125,7 @@ macro_rules! forward_frame_access {
             }
 
             fn direct_map(&$self, pfn: Pfn) -> Result<GuestVa, AccessError> {
+                $($self.$reach("direct_map", pfn)?;)?
                 $inner.direct_map(pfn)
             }
         }
