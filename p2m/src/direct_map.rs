@@ -145,8 +145,7 @@ impl<M: FrameAccess> DirectEntries<'_, M> {
     /// [`NoDirectEntry`].
     ///
     /// ```
-    /// # use hypercall::Pfn;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// # use p2m::{DirectEntries, NoDirectEntry};
     /// let TestGuest { guest, .. } = TestGuest::new();
     /// let far = Pfn::new(1 << 30);

@@ -6,7 +6,7 @@
 
 use hypercall::{Batch, Entry, Level, Machine, Mfn, MmuUpdate, Pfn, Pte};
 
-use crate::error::{PinFailure, UndoError};
+use crate::error::PinFailure;
 use crate::marks::{held, may_be_held};
 use crate::pgd::Roots;
 use crate::tables::Parts;
@@ -148,14 +148,12 @@ pub(crate) fn undo<M: Machine>(
     tables: Tables,
     count: u64,
     batch: &mut Batch<'_>,
-) -> Result<(), UndoError> {
+) -> Result<(), PinFailure> {
     if count == 0 {
         return Ok(());
     }
     let before = Tables { access: tables.access.opposite(), ..tables };
-    set_access(guest, roots, before, count, batch)
-        .map(drop)
-        .map_err(|stopped| UndoError { failure: stopped.failure })
+    set_access(guest, roots, before, count, batch).map(drop).map_err(|stopped| stopped.failure)
 }
 
 fn submit<M: Machine>(

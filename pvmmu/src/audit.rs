@@ -155,8 +155,7 @@ pub const fn audit_words(pfns: u64) -> u64 {
 /// None.
 ///
 /// ```
-/// # use hypercall::GuestVa;
-/// # use pv_tests::guest::TestGuest;
+/// # use pv_tests::examples::*;
 /// use pvmmu::{Pages, audit};
 ///
 /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
@@ -302,8 +301,7 @@ fn compare_roots<M: FrameAccess>(
 /// None.
 ///
 /// ```
-/// # use hypercall::GuestVa;
-/// # use pv_tests::guest::TestGuest;
+/// # use pv_tests::examples::*;
 /// use pvmmu::{Pages, audit};
 ///
 /// let va = GuestVa::new(0x40_0000)?;

@@ -12,11 +12,11 @@ use x86_64::structures::paging::PageTableIndex;
 use crate::cost::{COSTS, Population, Strategy};
 use crate::doubt::Doubt;
 use crate::edit::Edit;
-use crate::entries::{Entries, empty_table};
+use crate::entries::{EMPTY, Entries};
 use crate::map_error::MapError;
 use crate::marks::{Held, held};
 use crate::pgd::{Holds, Loose, Pgd, Pinned};
-use crate::pin::{UnpinError, unpin};
+use crate::pin::{PinError, unpin};
 use crate::pool::TablePool;
 use crate::room::Room;
 use crate::tables::{Part, Place, Present, Step};
@@ -34,7 +34,7 @@ pub enum DestroyError {
     /// It is pinned still; some of its pages are gone already.
     Pinned(Pgd<Pinned>, MapError),
     /// It is pinned still, and its pages are gone from all tables that are pinned by themselves.
-    NotUnpinned(UnpinError),
+    NotUnpinned(PinError<Pinned>),
     /// It is unpinned, and a table of it could not be read or written: some of its pages and tables
     /// are gone already. What is left is plain memory, which [`Pgd::destroy`] takes apart.
     Loose(Pgd<Loose>, WalkError),
@@ -60,9 +60,7 @@ impl DestroyError {
     /// The address space, if it is pinned still.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// # use pv_tests::examples::*;
     /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
@@ -95,9 +93,7 @@ impl Pgd<Pinned> {
     /// a whole; one `mmuext_op`; ceil(T / B) `mmu_update`.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (pgd, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
     /// let before = tools.frames.source.count();
@@ -119,7 +115,7 @@ impl Pgd<Pinned> {
         }
         let holds = self.holds;
         let mut edit = Edit::begin(&mut self, tools);
-        let mut strip = Strip { entries: empty_table(), linked: 0 };
+        let mut strip = Strip { entries: EMPTY, linked: 0 };
         let root = Node { level: Level::L4, table: roots.kernel, base: 0, end: End::Dropped };
         let stripped = match holds {
             Holds::Nothing => Ok(()),
@@ -167,9 +163,7 @@ impl Vcpus<'_> {
     /// As for [`Pgd::destroy`]; none if a vCPU runs on it.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// # use pv_tests::examples::*;
     /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// unsafe { Vcpus::new(&running) }.destroy(pgd, &mut tools)?;

@@ -12,9 +12,7 @@ use crate::pages::{Pages, Run};
 pub(crate) type Entries = [Pte; ENTRIES as usize];
 
 /// No entry at all.
-pub(crate) const fn empty_table() -> Entries {
-    [Pte::ABSENT; ENTRIES as usize]
-}
+pub(crate) const EMPTY: Entries = [Pte::ABSENT; ENTRIES as usize];
 
 /// The bits that the CPU sets.
 pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);

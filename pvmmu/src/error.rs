@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, Error, Full, Level, Mfn, Pfn};
+use hypercall::{AccessError, Error, Full, Level, Mfn, Pfn, Refused};
 use p2m::{P2mError, WalkError};
 
 /// Why what is in doubt was not put right. Nothing else was done, and the next change tries again.
@@ -16,23 +16,19 @@ pub(crate) enum NotPutRight {
     HalfForked,
 }
 
-impl From<WalkError> for NotPutRight {
-    fn from(error: WalkError) -> Self {
-        Self::Walk(error)
-    }
+/// Tables that cannot be read are an error of many operations.
+macro_rules! from_reading {
+    ($error:ty: $($of_reading:ty)*) => { $(
+        impl From<$of_reading> for $error {
+            fn from(error: $of_reading) -> Self {
+                Self::Walk(error.into())
+            }
+        }
+    )* };
 }
+pub(crate) use from_reading;
 
-impl From<AccessError> for NotPutRight {
-    fn from(error: AccessError) -> Self {
-        Self::Walk(error.into())
-    }
-}
-
-impl From<P2mError> for NotPutRight {
-    fn from(error: P2mError) -> Self {
-        Self::Walk(error.into())
-    }
-}
+from_reading!(NotPutRight: WalkError AccessError P2mError);
 
 /// Says that what is in doubt was not put right, and why.
 pub(crate) fn in_doubt(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,23 +94,7 @@ impl From<NotPutRight> for PinFailure {
     }
 }
 
-impl From<WalkError> for PinFailure {
-    fn from(error: WalkError) -> Self {
-        Self::Walk(error)
-    }
-}
-
-impl From<AccessError> for PinFailure {
-    fn from(error: AccessError) -> Self {
-        Self::Walk(error.into())
-    }
-}
-
-impl From<P2mError> for PinFailure {
-    fn from(error: P2mError) -> Self {
-        Self::Walk(error.into())
-    }
-}
+from_reading!(PinFailure: WalkError AccessError P2mError);
 
 impl From<Full> for PinFailure {
     fn from(_: Full) -> Self {
@@ -143,18 +123,21 @@ impl fmt::Display for PinFailure {
 
 impl core::error::Error for PinFailure {}
 
-/// What an undo could not put back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UndoError {
-    /// What stopped it. The steps before it in the order of undoing are done.
-    pub failure: PinFailure,
-}
+/// What was refused, and as its value what has stopped the undo, if anything. The steps before
+/// that, in the order of undoing, are done.
+pub(crate) type NotDone = Refused<Result<(), PinFailure>, PinFailure>;
 
-impl fmt::Display for UndoError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "and the undo stopped: {}", self.failure)
+/// Says what has stopped an undo, if anything.
+pub(crate) fn undone(undo: &Result<(), PinFailure>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match undo {
+        Ok(()) => Ok(()),
+        Err(failure) => write!(f, "; and the undo stopped: {failure}"),
     }
 }
 
-/// What was refused, and what of the undo.
-pub(crate) type Refused = (PinFailure, Result<(), UndoError>);
+/// Nothing had to be undone.
+impl From<PinFailure> for NotDone {
+    fn from(error: PinFailure) -> Self {
+        Self { value: Ok(()), error }
+    }
+}

@@ -13,6 +13,7 @@ use hypercall::{Errno, Error, FrameAccess, Level, Pte, RefusableFlag};
 use crate::audit::Tree;
 use crate::error::PinFailure;
 use crate::obstacles::{Obstacle, Obstacles, table_level};
+use crate::pgd::Loose;
 use crate::pin::PinError;
 use crate::tables::Part;
 use p2m::Guest;
@@ -65,7 +66,7 @@ impl fmt::Display for Why {
     }
 }
 
-impl PinError {
+impl PinError<Loose> {
     /// Why Xen refused the tree, as far as the tables show it. The failure is as it was when the
     /// tree was refused: nothing is read now.
     ///
@@ -87,7 +88,7 @@ impl PinError {
     /// let guest = test.guest.with_machine(&machine);
     /// let error = pgd.pin(&guest, test.batch()).unwrap_err();
     /// println!("{error}\n{}", error.why());
-    /// error.pgd.destroy(&mut Tools::new(guest, &mut test.frames)).map_err(|(_, error)| error)?;
+    /// error.pgd.destroy(&mut Tools::new(guest, &mut test.frames))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

@@ -16,7 +16,7 @@ pub enum Reach {
     Everywhere,
 }
 
-/// A flush that is owed. It is paid by [`Flush::push`], or given up by name.
+/// A flush that is owed. It is paid by [`Flush::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "until it is flushed, a TLB may go on with what stood there before"]
 pub struct Flush {
@@ -42,12 +42,11 @@ impl Flush {
     ///
     /// ```
     /// use hypercall::GuestVa;
-    /// use pvmmu::Flush;
+    /// use pvmmu::flush::Flush;
     ///
     /// let mut owed = Flush::page(GuestVa::new(0x40_0000)?);
     /// owed.add(GuestVa::new(0x80_0000)?, 2);
-    /// assert!(!owed.is_none());
-    /// # owed.forget();
+    /// assert_ne!(owed, Flush::NONE);
     /// # Ok::<(), hypercall::NotGuestVa>(())
     /// ```
     pub const fn page(va: GuestVa) -> Self {
@@ -56,17 +55,11 @@ impl Flush {
         flush
     }
 
-    /// Whether nothing is owed.
-    #[must_use]
-    pub const fn is_none(&self) -> bool {
-        matches!(self.count, Count::Pages(0))
-    }
-
     /// Adds `count` pages from `va` on.
     ///
     /// ```
     /// use hypercall::GuestVa;
-    /// use pvmmu::{Flush, PAGES_SINGLY};
+    /// use pvmmu::flush::{Flush, PAGES_SINGLY};
     ///
     /// let mut owed = Flush::NONE;
     /// owed.add(GuestVa::new(0x40_0000)?, PAGES_SINGLY as u64);
@@ -96,10 +89,6 @@ impl Flush {
         self.count = Count::Pages(used);
     }
 
-    /// Gives the flush up, where something else is known to flush: a new root, a change of an upper
-    /// table.
-    pub const fn forget(self) {}
-
     /// Puts the flush at the end of a batch, behind the changes that it is owed for.
     ///
     /// # Errors
@@ -110,7 +99,7 @@ impl Flush {
     ///
     /// ```
     /// use hypercall::{BatchStorage, GuestVa};
-    /// use pvmmu::{Flush, Reach};
+    /// use pvmmu::flush::{Flush, Reach};
     ///
     /// let mut storage = BatchStorage::<8, 2>::new();
     /// let mut batch = storage.batch();
@@ -121,7 +110,7 @@ impl Flush {
     /// ```
     pub fn push(self, batch: &mut Batch<'_>, reach: Reach) -> Result<(), Full> {
         let nowhere = matches!(reach, Reach::Vcpus(set) if set.is_empty());
-        if self.is_none() || nowhere {
+        if matches!(self.count, Count::Pages(0)) || nowhere {
             return Ok(());
         }
         match self.count {

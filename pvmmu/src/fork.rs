@@ -8,12 +8,12 @@
 
 use core::fmt;
 
-use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags};
+use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refused};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::doubt::{Doubt, Other};
 use crate::edit::Edit;
-use crate::entries::{Entries, TABLE_FLAGS, empty_table, with_table_flags};
+use crate::entries::{EMPTY, Entries, TABLE_FLAGS, with_table_flags};
 use crate::error::PinFailure;
 use crate::frames::{CannotShare, Marked, SharedFrame, SpaceFrames, give_shared};
 use crate::map_error::MapError;
@@ -57,14 +57,14 @@ pub struct ForkError {
     /// If the fork could not be taken back, the child, and why. The two may map the same frames,
     /// and not say so. Whatever changes, pins or ends either of them answers
     /// [`MapError::HalfForked`], until [`Pgd::take_back_fork`] has done it.
-    pub left: Option<(Pgd<Loose>, MapError)>,
+    pub left: Option<Refused<Pgd<Loose>, MapError>>,
 }
 
 impl fmt::Display for ForkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not forked: {}", self.failure)?;
         match &self.left {
-            Some((_, error)) => write!(f, "; and that was not taken back: {error}"),
+            Some(error) => write!(f, "; and that was not taken back: {error}"),
             None => Ok(()),
         }
     }
@@ -86,8 +86,7 @@ impl Pgd<Pinned> {
     /// [`Pgd::protect`] for the parent, T tables or n elements; and as [`Pgd::pin`] for the child.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{Mapped, Pages};
     ///
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
@@ -149,8 +148,8 @@ impl Pgd<Pinned> {
     /// parent is as before it afterwards, and the child is gone.
     ///
     /// # Errors
-    /// The child, and why; this can be tried again. [`MapError::NotItsFork`] if `child` is not what
-    /// a fork of this address space has left, [`MapError::OtherShares`],
+    /// [`Refused`] with the child; this can be tried again. [`MapError::NotItsFork`] if `child` is
+    /// not what a fork of this address space has left, [`MapError::OtherShares`],
     /// [`MapError::BatchTooSmall`], and as for [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as
     /// they were left, or nearer to the end.
     ///
@@ -159,17 +158,15 @@ impl Pgd<Pinned> {
     /// or n elements; and what puts right what else an undo has left.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut parent, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
     /// match parent.fork(&mut tools) {
     ///     Ok(child) => child.destroy(&mut tools)?,
     ///     Err(refused) => {
     ///         let mut left = refused.left;
-    ///         while let Some((child, _)) = left {
-    ///             left = parent.take_back_fork(&mut tools, child).err();
+    ///         while let Some(child) = left {
+    ///             left = parent.take_back_fork(&mut tools, child.value).err();
     ///         }
     ///     }
     /// }
@@ -179,18 +176,18 @@ impl Pgd<Pinned> {
         &mut self,
         tools: &mut Tools<'_, '_, M, F>,
         mut child: Pgd<Loose>,
-    ) -> Result<(), (Pgd<Loose>, MapError)> {
+    ) -> Result<(), Refused<Pgd<Loose>, MapError>> {
         let other = |doubt: Option<Doubt>| doubt.and_then(|doubt| doubt.fork);
         let names = |doubt, root| other(doubt) == Some(Other::with_root(root));
         if !names(self.doubt, child.root()) || !names(child.doubt, self.root()) {
             let error = MapError::NotItsFork(child.root());
-            return Err((child, error));
+            return Err(Refused { value: child, error });
         }
         if let Err(error) = Room::check(&tools.batch) {
-            return Err((child, error.into()));
+            return Err(Refused { value: child, error: error.into() });
         }
         if let Err(error) = tools.frames.begin_to_release(child.counted) {
-            return Err((child, error.into()));
+            return Err(Refused { value: child, error: error.into() });
         }
         self.doubt = self.doubt.map(Doubt::without_fork);
         // No TLB knows of the child.
@@ -206,7 +203,7 @@ fn take_back<M: Machine, F: FrameSource>(
     parent: &mut Pgd<Pinned>,
     mut child: Pgd<Loose>,
     tools: &mut Tools<'_, '_, M, F>,
-) -> Result<(), (Pgd<Loose>, MapError)> {
+) -> Result<(), Refused<Pgd<Loose>, MapError>> {
     let guest = tools.guest;
     let is_put_right = child.put_right(&guest).map_err(MapError::from);
     let is_put_back = is_put_right.and_then(|()| put_back(parent, &child, tools));
@@ -214,14 +211,14 @@ fn take_back<M: Machine, F: FrameSource>(
     // What the child mapped is the parent's alone: only its tables are left.
     let ended = match is_withdrawn {
         Ok(()) => child.destroy(tools),
-        Err(error) => Err((child, error)),
+        Err(error) => Err(Refused { value: child, error }),
     };
-    ended.map_err(|(mut child, error)| {
+    ended.map_err(|mut left| {
         // INVARIANT: I-4: until it is taken back, neither hands out what the other one may map, and
         // the child is not pinned.
-        Doubt::of_fork(child.root()).note(&mut parent.doubt);
-        Doubt::of_fork(parent.root()).note(&mut child.doubt);
-        (child, error)
+        Doubt::of_fork(left.value.root()).note(&mut parent.doubt);
+        Doubt::of_fork(parent.root()).note(&mut left.value.doubt);
+        left
     })
 }
 
@@ -297,13 +294,13 @@ fn copy_table<M: Machine, F: FrameSource>(
 ) -> Result<(), MapError> {
     let guest = edit.guest();
     let first = PageTableIndex::new(0);
-    let mut old = empty_table();
+    let mut old = EMPTY;
     guest.machine().read_entries(table, first, &mut old)?;
-    let childs_table = child.l1_table(&guest, path, va, edit.frames())?;
+    let childs_table = child.table(&guest, path, Level::L1, va, edit.frames())?;
     if !unusual.is_empty() {
         inherit(&guest, edit.root(), child, va)?;
     }
-    let mut childs = empty_table();
+    let mut childs = EMPTY;
     let shared = share_all(&guest, &old, &mut childs, edit.frames());
     // SAFETY: the child is loose, and the table its own. What was shared before a failure is
     // stored, too, so that it can be found again.
@@ -383,7 +380,7 @@ fn inherit_dirty<M: Machine>(
         let Found::Table(table) = path.seek(guest, va)? else {
             return Err(MapError::NotMapped(va));
         };
-        let (mut childs, mut parents) = (empty_table(), empty_table());
+        let (mut childs, mut parents) = (EMPTY, EMPTY);
         guest.machine().read_entries(childs_table, first, &mut childs)?;
         guest.machine().read_entries(table, first, &mut parents)?;
         for (child, parent) in childs.iter_mut().zip(&parents) {
@@ -411,7 +408,7 @@ fn put_back<M: Machine, F: FrameSource>(
         each_l1_table(&guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
             // A table that Xen did not take back is gone, and all that it mapped.
             let Found::Table(table) = path.seek(&guest, va)? else { return Ok(()) };
-            let (mut childs, mut old) = (empty_table(), empty_table());
+            let (mut childs, mut old) = (EMPTY, EMPTY);
             guest.machine().read_entries(childs_table, first, &mut childs)?;
             guest.machine().read_entries(table, first, &mut old)?;
             let mut new = old;
@@ -439,10 +436,10 @@ fn withdraw<M: Machine>(
 ) -> Result<(), MapError> {
     let first = PageTableIndex::new(0);
     each_l1_table(guest, child.root(), &mut |L1Table { pfn: table, .. }| {
-        let mut childs = empty_table();
+        let mut childs = EMPTY;
         guest.machine().read_entries(table, first, &mut childs)?;
         // SAFETY: the child is loose, and the table its own.
-        unsafe { guest.machine().write_entries(table, first, &empty_table()) }?;
+        unsafe { guest.machine().write_entries(table, first, &EMPTY) }?;
         let gone = childs.iter().filter(|pte| pte.is_present());
         gone.for_each(|pte| take_back_share(guest, *pte, frames));
         Ok(())

@@ -7,10 +7,10 @@
 //! they say what an undo has to pin again, and in a loose tree they are cleared by plain stores.
 #![expect(unsafe_code, reason = "pins and unpins tables that belong to the tree (I-4)")]
 
-use hypercall::{Batch, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pte, Slot};
+use hypercall::{Batch, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pte, Refused, Slot};
 
 use crate::doubt::Doubt;
-use crate::error::{PinFailure, Refused, UndoError};
+use crate::error::{NotDone, PinFailure};
 use crate::marks::{Held, held, held_table};
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::tables::{Part, Place};
@@ -21,29 +21,26 @@ impl Pgd<Pinned> {
     /// validated again. Returns the number newly pinned.
     ///
     /// # Errors
-    /// What was refused; the tables before it are pinned by themselves, and every mark is right.
+    /// [`Refused`] with the failure, and what has stopped the undo, if anything; the tables before
+    /// are pinned by themselves, and every mark is right.
     ///
     /// # Hypercalls
     /// For T tables, a batch of B updates and O extended operations: 2 ceil(T / min(B, O, 64)), an
     /// `mmuext_op` and an `mmu_update` in turn; on refusal one more.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages); // two tables of level 1
-    /// let held = pgd.hold_l1_tables(&tools.guest, &mut tools.batch);
-    /// let held = held.map_err(|(failure, _)| failure)?;
-    /// assert_eq!(held, 2);
+    /// assert_eq!(pgd.hold_l1_tables(&tools.guest, &mut tools.batch)?, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn hold_l1_tables<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
-    ) -> Result<u64, Refused> {
-        self.put_right(guest).map_err(|error| (error.into(), Ok(())))?;
+    ) -> Result<u64, Refused<Result<(), PinFailure>, PinFailure>> {
+        self.put_right(guest).map_err(PinFailure::from)?;
         self.holds = Holds::Tables;
         let items = [None; CHUNK];
         let mut holding = Holding { guest, batch, items, pending: 0, done: 0, undone: Ok(()) };
@@ -51,12 +48,12 @@ impl Pgd<Pinned> {
         let held = tables.links(guest, &mut |link| holding.add(link));
         match held.and_then(|()| holding.submit()) {
             Ok(()) => Ok(holding.done),
-            Err(failure) => {
-                let undone = holding.undone;
-                if undone.is_err() {
+            Err(error) => {
+                let value = holding.undone;
+                if value.is_err() {
                     Doubt::TABLES.note(&mut self.doubt);
                 }
-                Err((failure, undone))
+                Err(Refused { value, error })
             }
         }
     }
@@ -74,7 +71,7 @@ struct Holding<'a, 'b, 'c, M> {
     pending: usize,
     done: u64,
     /// What became of the undo, if anything was refused.
-    undone: Result<(), UndoError>,
+    undone: Result<(), PinFailure>,
 }
 
 impl<M: Machine> Holding<'_, '_, '_, M> {
@@ -124,8 +121,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
         }
         // SAFETY: takes back the pins without a mark.
         let undone = unsafe { self.batch.submit(self.guest.machine()) };
-        self.undone =
-            undone.map_err(|refused| UndoError { failure: PinFailure::Call(refused.error) });
+        self.undone = undone.map_err(|refused| PinFailure::Call(refused.error));
         let table = |at: usize, error| {
             let mfn = items().nth(at).map(|(_, pte)| pte.mfn());
             refused_table(self.guest, Level::L1, mfn, error)
@@ -163,14 +159,13 @@ pub(crate) fn release<M: Machine>(
     roots: Roots,
     lowest: Level,
     batch: &mut Batch<'_>,
-) -> Result<u64, Refused> {
+) -> Result<u64, NotDone> {
     let mut done = 0;
     let op = |link: Place| MmuExtOp::unpin(link.pte.mfn());
-    on_held(guest, roots, lowest, u64::MAX, op, batch, &mut done).map_err(|failure| {
-        let undone = take_again(guest, roots, lowest, done, batch);
-        (failure, undone)
-    })?;
-    Ok(done)
+    match on_held(guest, roots, lowest, u64::MAX, op, batch, &mut done) {
+        Ok(()) => Ok(done),
+        Err(error) => Err(Refused { value: take_again(guest, roots, lowest, done, batch), error }),
+    }
 }
 
 /// Pins the first `count` tables from `lowest` up again that [`release`] has let go of: those that
@@ -181,14 +176,13 @@ pub(crate) fn take_again<M: Machine>(
     lowest: Level,
     count: u64,
     batch: &mut Batch<'_>,
-) -> Result<(), UndoError> {
+) -> Result<(), PinFailure> {
     if count == 0 {
         return Ok(());
     }
     let op = |link: Place| MmuExtOp::pin(link.below(), link.pte.mfn());
     let mut done = 0;
     on_held(guest, roots, lowest, count, op, batch, &mut done)
-        .map_err(|failure| UndoError { failure })
 }
 
 /// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark, through `batch`.

@@ -6,29 +6,31 @@
 //!
 //! ```text
 //!   Pgd::new ──► Pgd<Loose> ──pin──► Pgd<Pinned> ──load──► running
-//!                 map_pages  ◄─unpin─  edit: map, unmap, protect, replace; fork
-//!                 (plain stores)       (batches)
+//!                            ◄─unpin─
+//!                 map, unmap, protect, replace, ... in both
+//!                 (plain stores)       (batches: edit; fork)
 //! ```
 //!
 //! # Main types
 //! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
-//!   holds them valid.
+//!   holds them valid. What is done to it ([`Pgd::map`] and so on) is called the same in either
+//!   [`State`].
 //! * [`Guest`](p2m::Guest): the machine, the frame map and the running root. [`Tools`]: what
 //!   operations work with; beside the guest the frames and, for changes of a live tree, a batch
 //!   and a pool of tables.
 //! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
-//!   [`SMALLEST_BATCH`]: the least that it must hold.
+//!   [`Room::SMALLEST`]: the least that it must hold.
 //! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Shares`]: who shares them
 //!   after a fork; [`ForeignFrames`]: who has those that are not the guest's own.
 //! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
-//! * [`Flush`], [`Reach`], [`Vcpus`]: what has to be flushed, where, and who runs on what.
+//! * [`flush`]: what has to be flushed, and where; [`Vcpus`]: who runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
 //! * [`explain`]: why Xen refused, with causes, in the words of `xen-explain`.
 //! * [`walk()`](p2m::walk()), [`Walk`](p2m::Walk): what the tables say of an address, level by
 //!   level.
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
-//!   of which page or frame, and what is left.
+//!   of which page or frame, and what is left. [`obstacles`]: what stands in the way of a table.
 //!
 //! The examples run on the model: `TestGuest` is a guest of 16 MiB there (`pv_tests::guest`), with
 //! its memory mapped and free frames at hand; `TestGuest::with_pinned` makes an address space, too.
@@ -55,7 +57,7 @@ mod marks;
 // Extended operations without a batch.
 mod ops;
 // What has to be flushed, and where.
-mod flush;
+pub mod flush;
 // How much room a batch must have.
 mod room;
 // Where frames come from and go to, and who shares them.
@@ -73,7 +75,7 @@ mod doubt;
 // The roots of an address space and its two states.
 mod pgd;
 // What stands in the way of a table.
-mod obstacles;
+pub mod obstacles;
 // One entry, by each of the ways that Xen offers.
 pub mod primitive;
 // What can go wrong with a mapping.
@@ -104,6 +106,8 @@ mod vcpus;
 mod load;
 // What operations on an address space work with.
 mod tools;
+// What is done to an address space, loose or live.
+mod verbs;
 // Address spaces under construction.
 mod loose;
 // Changes of a live address space.
@@ -125,19 +129,18 @@ pub mod mapper;
 
 pub use destroy::DestroyError;
 pub use edit::Edit;
-pub use error::{PinFailure, UndoError};
-pub use flush::{Flush, PAGES_SINGLY, Reach};
+pub use error::PinFailure;
 pub use fork::{ForkError, ForkFailure};
 pub use frames::{ForeignFrames, FrameStack, Shares, SpaceFrames};
 pub use load::{LoadError, load_root};
-pub use map_error::{MapError, MapFailed, RangeError};
-pub use obstacles::{OBSTACLES_MAX, Obstacle, Obstacles};
+pub use map_error::{MapError, RangeError};
 pub use pages::Pages;
 pub use pgd::{Loose, Pgd, Pinned};
-pub use pin::{PinError, UnpinError};
+pub use pin::PinError;
 pub use pool::{PoolCounts, PoolError, TablePool};
-pub use room::{Room, SMALLEST_BATCH};
+pub use room::Room;
 pub use running::Running;
 pub use tools::{Presence, Tools};
 pub use vcpus::Vcpus;
+pub use verbs::State;
 pub use walk::{Mapped, Mapping};

@@ -50,9 +50,7 @@ impl Vcpus<'_> {
     /// As for [`Pgd::load`]; and `vcpu` is the running one.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// # use pv_tests::examples::*;
     /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
@@ -102,9 +100,7 @@ impl Vcpus<'_> {
     /// As for [`load_root`]; and `vcpu` is the running one.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// # use pv_tests::examples::*;
     /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };
@@ -144,9 +140,7 @@ impl Pgd<Pinned> {
     /// slots.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// unsafe { pgd.load(&tools.guest) }?;
     /// let loaded = tools.guest.machine().guest().kernel_root();
@@ -172,8 +166,7 @@ impl Pgd<Pinned> {
 /// As for [`Pgd::load`].
 ///
 /// ```
-/// # use hypercall::GuestVa;
-/// # use pv_tests::guest::TestGuest;
+/// # use pv_tests::examples::*;
 /// # use pvmmu::{Pages, load_root};
 /// let (pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
 /// unsafe { pgd.load(&tools.guest) }?;

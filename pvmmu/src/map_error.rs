@@ -2,16 +2,14 @@
 
 use core::fmt;
 
-use hypercall::{
-    AccessError, BatchError, DomId, Error, Frame, Full, GuestVa, Level, Mfn, Pfn, Pte,
-};
+use hypercall::{AccessError, BatchError, DomId, Error, Full, GuestVa, Level, Mfn, Pfn, Pte};
 use p2m::{P2mError, WalkError};
 
-use crate::error::{HALF_FORKED, NotPutRight, in_doubt};
+use crate::error::{HALF_FORKED, NotPutRight, from_reading, in_doubt};
 use crate::frames::CountedElsewhere;
 use crate::obstacles::Obstacles;
 use crate::primitive::Primitive;
-use crate::room::{Room, SMALLEST_BATCH, TooSmall};
+use crate::room::{Room, TooSmall};
 
 /// Why a mapping could not be made, changed or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +45,7 @@ pub enum MapError {
     NotForeign(Mfn),
     /// No frame is left, for a page or for a table.
     OutOfFrames,
-    /// The batch has less room than [`SMALLEST_BATCH`](crate::SMALLEST_BATCH): this.
+    /// The batch has less room than [`Room::SMALLEST`]: this.
     BatchTooSmall(Room),
     /// The tables could not be read.
     Walk(WalkError),
@@ -108,23 +106,7 @@ impl From<NotPutRight> for MapError {
     }
 }
 
-impl From<WalkError> for MapError {
-    fn from(error: WalkError) -> Self {
-        Self::Walk(error)
-    }
-}
-
-impl From<AccessError> for MapError {
-    fn from(error: AccessError) -> Self {
-        Self::Walk(error.into())
-    }
-}
-
-impl From<P2mError> for MapError {
-    fn from(error: P2mError) -> Self {
-        Self::Walk(error.into())
-    }
-}
+from_reading!(MapError: WalkError AccessError P2mError);
 
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -148,7 +130,7 @@ impl fmt::Display for MapError {
             }
             Self::OutOfFrames => f.write_str("no frame is left"),
             Self::BatchTooSmall(room) => {
-                write!(f, "the batch has room for {room}: give it {SMALLEST_BATCH}")
+                write!(f, "the batch has room for {room}: give it {}", Room::SMALLEST)
             }
             Self::Walk(error) => error.fmt(f),
             Self::InDoubt(error) => in_doubt(error, f),
@@ -203,6 +185,16 @@ pub struct RangeError {
     pub error: MapError,
 }
 
+impl RangeError {
+    /// Does something that counts the pages for which it is in effect.
+    pub(crate) fn counting(
+        work: impl FnOnce(&mut u64) -> Result<(), MapError>,
+    ) -> Result<(), Self> {
+        let mut done = 0;
+        work(&mut done).map_err(|error| Self { done, error })
+    }
+}
+
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)?;
@@ -214,26 +206,3 @@ impl fmt::Display for RangeError {
 }
 
 impl core::error::Error for RangeError {}
-
-/// A frame that could not be mapped, given back.
-#[derive(Debug)]
-#[must_use = "the frame comes back in the error"]
-pub struct MapFailed {
-    /// The frame that was to be mapped. `None` only after [`MapError::NotUndone`]: then it is
-    /// mapped all the same, or went to
-    /// [`FrameSource::give_uncertain`](hypercall::FrameSource::give_uncertain).
-    pub frame: Option<Frame>,
-    /// Why.
-    pub error: MapError,
-}
-
-impl fmt::Display for MapFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.frame {
-            Some(frame) => write!(f, "pfn {} not mapped: {}", frame.pfn(), self.error),
-            None => write!(f, "not mapped: {}", self.error),
-        }
-    }
-}
-
-impl core::error::Error for MapFailed {}

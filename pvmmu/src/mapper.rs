@@ -24,7 +24,9 @@
 
 mod sources;
 
-use hypercall::{Batch, Frame, FrameSource, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags};
+use hypercall::{
+    Batch, Frame, FrameSource, GuestVa, Level, Machine, PAGE_SHIFT, Pfn, PteFlags, Refused,
+};
 use x86_64::structures::paging::mapper::{
     FlagUpdateError, MapToError, MappedFrame, Mapper, MapperFlush, MapperFlushAll, Translate,
     TranslateError, TranslateResult, UnmapError,
@@ -35,14 +37,15 @@ use x86_64::structures::paging::{
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::entries::TABLE_FLAGS;
-use crate::map_error::{MapError, MapFailed};
+use crate::frames::OnePage;
+use crate::map_error::MapError;
 use crate::pages::Pages;
 use crate::pgd::{Pgd, Pinned};
 use crate::tools::Tools;
 use crate::walk::{Mapped, Mapping};
 use p2m::{Guest, walk};
 
-use sources::{Nothing, Noting, One};
+use sources::Noting;
 
 /// The levels of tables above the last.
 const UPPER: [Level; 3] = [Level::L4, Level::L3, Level::L2];
@@ -60,11 +63,10 @@ pub struct LiveMapper<'a, 'b, M> {
 
 impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// Maps and translates in `pgd`. The batch must have room for a
-    /// [`SMALLEST_BATCH`](crate::SMALLEST_BATCH).
+    /// [`Room::SMALLEST`](crate::Room::SMALLEST).
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     /// use x86_64::{VirtAddr, structures::paging::Translate};
     ///
@@ -94,8 +96,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// is one of those that are [`uncertain`](Self::uncertain): nobody may use it.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
@@ -114,8 +115,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     /// anybody.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{Pages, mapper::LiveMapper};
     ///
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
@@ -200,11 +200,11 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
 
     /// Unmaps a page; the frame that it mapped.
     fn unmap_page(&mut self, page: Page) -> Result<Option<Frame>, MapError> {
-        let mut freed = One(None);
+        let mut freed = OnePage::default();
         self.with(&mut freed, |pgd, tools| {
             pgd.unmap(tools, Pages::one(guest_va(page)?)).map_err(|refused| refused.error)
         })?;
-        Ok(freed.0)
+        Ok(freed.take())
     }
 
     fn set_table_flags(
@@ -213,7 +213,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlushAll, FlagUpdateError> {
-        let set = self.with(&mut Nothing, |pgd, tools| {
+        let set = self.with(&mut OnePage::default(), |pgd, tools| {
             let va = guest_va(page)?;
             let set = |edit: &mut crate::Edit<'_, '_, '_, M, _>| {
                 edit.set_table_flags(level, va, pte_flags(flags))
@@ -329,7 +329,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
                 // SAFETY: the caller vouches that the frame is free to be mapped (I-1).
                 let frame = unsafe { Frame::claim(pfn(frame)) };
                 let mapped = pgd.map(tools, va, pte_flags(flags), frame);
-                mapped.map_err(|MapFailed { frame, error }| {
+                mapped.map_err(|Refused { value: frame, error }| {
                     has_lost_frame = frame.is_none();
                     error
                 })
@@ -365,7 +365,7 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
         page: Page,
         flags: PageTableFlags,
     ) -> Result<MapperFlush<Size4KiB>, FlagUpdateError> {
-        let changed = self.with(&mut Nothing, |pgd, tools| {
+        let changed = self.with(&mut OnePage::default(), |pgd, tools| {
             let pages = Pages::one(guest_va(page)?);
             pgd.protect(tools, pages, pte_flags(flags)).map_err(|refused| refused.error)
         });

@@ -1,6 +1,7 @@
 //! Runs of pages, cut where L1 tables end.
 
-use hypercall::{ENTRIES, GuestVa, Level, PAGE_SHIFT, PteFlags};
+use hypercall::{ENTRIES, GuestVa, Level, Machine, PAGE_SHIFT, PteFlags};
+use p2m::Guest;
 
 use crate::map_error::MapError;
 use crate::marks::MARKS;
@@ -145,12 +146,19 @@ pub(crate) fn check_table(va: GuestVa) -> Result<(), MapError> {
     if aligned { Ok(()) } else { Err(MapError::Unaligned(va)) }
 }
 
-/// Checks that `flags` make an entry that maps something and claim nothing that is Xen's or this
-/// crate's to say.
-///
+/// Returns those of `flags` that the machine offers, if they make an entry that maps something and
+/// claim nothing that is Xen's or this crate's to say.
+pub(crate) fn offered<M: Machine>(
+    guest: &Guest<'_, M>,
+    flags: PteFlags,
+) -> Result<PteFlags, MapError> {
+    check_flags(flags)?;
+    Ok(guest.machine().offered(flags))
+}
+
 /// GLOBAL and GUEST_KERNEL are Xen's to set; a GRANT entry is made by the grant operations. Cache
 /// attributes pass: Xen allows them to a guest that has devices, and refuses them to any other.
-pub(crate) fn check_flags(flags: PteFlags) -> Result<(), MapError> {
+fn check_flags(flags: PteFlags) -> Result<(), MapError> {
     let known = PteFlags::USER_RW
         | PteFlags::AVAILABLE
         | PteFlags::PWT

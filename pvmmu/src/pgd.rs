@@ -99,9 +99,7 @@ impl<S> Pgd<S> {
     /// None.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// assert_eq!(pgd.tables(&tools.guest)?, 4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())

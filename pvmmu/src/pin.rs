@@ -12,12 +12,12 @@
 
 use core::fmt;
 
-use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, XEN_SLOTS};
+use hypercall::{Batch, Error, Level, Machine, Mfn, MmuExtOp, Pfn, Pte, Refused, XEN_SLOTS};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::access::{Access, Stopped, Tables, set_access, undo};
 use crate::doubt::Doubt;
-use crate::error::{PinFailure, Refused, UndoError};
+use crate::error::{NotDone, PinFailure, undone};
 use crate::hold::{release, take_again};
 use crate::obstacles::Obstacles;
 use crate::ops::submit_ops;
@@ -26,51 +26,36 @@ use crate::store::unmark;
 use crate::tables::{Part, Place};
 use p2m::{Guest, WalkError};
 
-/// A tree that was not pinned, given back.
+/// A tree that was not pinned, if it comes back [`Loose`], or not unpinned, if it comes back
+/// [`Pinned`].
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
-pub struct PinError {
-    /// The address space, loose as before. After a failed undo some of its tables are still
-    /// read-only.
-    pub pgd: Pgd<Loose>,
+pub struct PinError<S> {
+    /// The address space, as before. After a failed undo some of its tables may be read-only or
+    /// writable that should not be, and a root unpinned.
+    pub pgd: Pgd<S>,
     /// Why.
     pub failure: PinFailure,
-    /// The mappings that stand in the way of the table that was refused, in the running tree and in
-    /// this one.
+    /// What stands in the way of the table that was refused, in the running tree and in this one:
+    /// of a pin the mappings, of its end the entries that lead to the table, beside the one that is
+    /// its own.
     pub obstacles: Obstacles,
-    /// What could not be put back, if anything.
-    pub undo: Result<(), UndoError>,
+    /// What has stopped the undo, if anything. The steps before that, in the order of undoing, are
+    /// done.
+    pub undo: Result<(), PinFailure>,
 }
 
-impl fmt::Display for PinError {
+impl fmt::Display for PinError<Loose> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not pinned: {}", self.failure)?;
         if self.obstacles.count() > 0 || matches!(self.failure, PinFailure::Table { .. }) {
             self.obstacles.describe(f)?;
         }
-        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+        undone(&self.undo, f)
     }
 }
 
-impl core::error::Error for PinError {}
-
-/// A tree that was not unpinned, given back.
-#[derive(Debug)]
-#[must_use = "the address space comes back in the error"]
-pub struct UnpinError {
-    /// The address space, pinned as before. After a failed undo it may be unpinned, some tables
-    /// writable.
-    pub pgd: Pgd<Pinned>,
-    /// Why.
-    pub failure: PinFailure,
-    /// The entries that still lead to the table that was refused, beside the one that is its own:
-    /// in the running tree and in this one.
-    pub obstacles: Obstacles,
-    /// What could not be put back, if anything.
-    pub undo: Result<(), UndoError>,
-}
-
-impl fmt::Display for UnpinError {
+impl fmt::Display for PinError<Pinned> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "not unpinned: {}", self.failure)?;
         match (self.obstacles.count(), self.failure) {
@@ -81,11 +66,11 @@ impl fmt::Display for UnpinError {
             (0, _) => {}
             (count, _) => write!(f, "; {count} in the way: {}", self.obstacles)?,
         }
-        self.undo.map_or_else(|undo| write!(f, "; {undo}"), Ok)
+        undone(&self.undo, f)
     }
 }
 
-impl core::error::Error for UnpinError {}
+impl<S: fmt::Debug> core::error::Error for PinError<S> where Self: fmt::Display {}
 
 impl Pgd<Loose> {
     /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
@@ -102,8 +87,7 @@ impl Pgd<Loose> {
     /// undo.
     ///
     /// ```
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pgd, Tools};
+    /// # use pv_tests::examples::*;
     /// let mut test = TestGuest::new();
     /// let pgd = Pgd::new(&mut Tools::new(test.guest, &mut test.frames))?;
     /// match pgd.pin(&test.guest, test.batch()) {
@@ -117,7 +101,7 @@ impl Pgd<Loose> {
         mut self,
         guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
-    ) -> Result<Pgd<Pinned>, PinError> {
+    ) -> Result<Pgd<Pinned>, PinError<Loose>> {
         if let Err(error) = self.put_right(guest) {
             let (failure, obstacles) = (error.into(), Obstacles::NONE);
             return Err(PinError { pgd: self, failure, obstacles, undo: Ok(()) });
@@ -125,17 +109,18 @@ impl Pgd<Loose> {
         let roots = self.roots();
         let to_read_only = Tables { access: Access::ReadOnly, lowest: Level::L1 };
         let read_only = set_access(guest, roots, to_read_only, u64::MAX, batch);
-        let (done, failure, unpinned) = match read_only {
-            Err(Stopped { done, failure }) => (done, failure, Ok(())),
+        let (done, refused) = match read_only {
+            Err(Stopped { done, failure }) => (done, failure.into()),
             Ok(done) => match pin_roots(guest, roots) {
                 // INVARIANT: I-5: all tables are read-only, and the roots are pinned.
                 Ok(()) => return Ok(self.into_state()),
-                Err((failure, unpinned)) => (done, failure, unpinned),
+                Err(refused) => (done, refused),
             },
         };
-        let (failure, blamed) = match failure {
+        let Refused { value: unpinned, error: failure } = refused;
+        let Refused { value: blamed, error: failure } = match failure {
             PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(guest, pfn, failure),
-            _ => (failure, Ok(())),
+            _ => failure.into(),
         };
         // While the tables are read-only: afterwards each would stand in its own way.
         let obstacles = Obstacles::of(guest, roots, &failure);
@@ -153,7 +138,7 @@ impl Pgd<Pinned> {
     /// what Xen left in the roots.
     ///
     /// # Errors
-    /// [`UnpinError`] with the address space, pinned as before, and so is every table that was
+    /// [`PinError`] with the address space, pinned as before, and so is every table that was
     /// pinned by itself. `EBUSY` while some vCPU runs on the tree: its tables stay tables until
     /// another root is loaded.
     ///
@@ -163,23 +148,21 @@ impl Pgd<Pinned> {
     /// / O) `mmuext_op`. On refusal as many again at most.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (pgd, mut tools) = TestGuest::with_pinned(pages); // eight pages, pinned
     /// let pgd = pgd.unpin(&tools.guest, &mut tools.batch)?;
     /// // Its tables are plain memory again.
-    /// pgd.destroy(&mut tools).map_err(|(_, error)| error)?;
+    /// pgd.destroy(&mut tools)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unpin<M: Machine>(
         mut self,
         guest: &Guest<'_, M>,
         batch: &mut Batch<'_>,
-    ) -> Result<Pgd<Loose>, UnpinError> {
+    ) -> Result<Pgd<Loose>, PinError<Pinned>> {
         if let Err(error) = self.put_right(guest) {
-            return Err(self.not_unpinned(guest, (error.into(), Ok(()))));
+            return Err(self.not_unpinned(guest, PinFailure::from(error).into()));
         }
         match unpin(guest, self.roots(), self.holds, Level::L1, batch) {
             // INVARIANT: I-5: no table of the tree is live or protected any more.
@@ -195,13 +178,13 @@ impl Pgd<Pinned> {
     pub(crate) fn not_unpinned<M: Machine>(
         mut self,
         guest: &Guest<'_, M>,
-        (failure, undo): Refused,
-    ) -> UnpinError {
+        Refused { value: undo, error: failure }: NotDone,
+    ) -> PinError<Pinned> {
         let obstacles = Obstacles::of_unpin(guest, self.roots(), &failure);
         if undo.is_err() {
             Doubt::TABLES.note(&mut self.doubt);
         }
-        UnpinError { pgd: self, failure, obstacles, undo }
+        PinError { pgd: self, failure, obstacles, undo }
     }
 }
 
@@ -215,14 +198,18 @@ pub(crate) fn unpin<M: Machine>(
     holds: Holds,
     lowest: Level,
     batch: &mut Batch<'_>,
-) -> Result<u64, Refused> {
+) -> Result<u64, NotDone> {
     let released = match holds {
         Holds::Nothing => 0,
         Holds::Tables => release(guest, roots, lowest, batch)?,
     };
-    let_go(guest, roots, lowest, released, batch).map(|()| released).map_err(|(failure, undo)| {
-        (failure, undo.and_then(|()| take_again(guest, roots, lowest, released, batch)))
-    })
+    match let_go(guest, roots, lowest, released, batch) {
+        Ok(()) => Ok(released),
+        Err(Refused { value, error }) => {
+            let value = value.and_then(|()| take_again(guest, roots, lowest, released, batch));
+            Err(Refused { value, error })
+        }
+    }
 }
 
 /// Ends a tree of which only the roots are pinned.
@@ -232,7 +219,7 @@ fn let_go<M: Machine>(
     lowest: Level,
     released: u64,
     batch: &mut Batch<'_>,
-) -> Result<(), Refused> {
+) -> Result<(), NotDone> {
     unpin_roots(guest, roots)?;
     let to_writable = Tables { access: Access::Writable, lowest };
     let writable = set_access(guest, roots, to_writable, u64::MAX, batch);
@@ -243,10 +230,10 @@ fn let_go<M: Machine>(
         });
         cleared.map_err(|error| Stopped { done, failure: error.into() })
     });
-    scrubbed.map_err(|Stopped { done, failure }| {
-        let undo = undo(guest, roots, to_writable, done, batch)
-            .and_then(|()| pin_roots(guest, roots).map_err(|(failure, _)| UndoError { failure }));
-        (failure, undo)
+    scrubbed.map_err(|Stopped { done, failure: error }| {
+        let value = undo(guest, roots, to_writable, done, batch)
+            .and_then(|()| pin_roots(guest, roots).map_err(|refused| refused.error));
+        Refused { value, error }
     })
 }
 
@@ -262,8 +249,8 @@ fn scrub<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), WalkError
 }
 
 /// The roots, kernel's first, and how many.
-fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), Refused> {
-    let mfn = |pfn| guest.mfn(pfn).map_err(|error| (PinFailure::from(error), Ok(())));
+fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), NotDone> {
+    let mfn = |pfn| guest.mfn(pfn).map_err(PinFailure::from);
     let kernel = mfn(roots.kernel)?;
     Ok(match roots.user {
         Some(user) => ([kernel, mfn(user)?], 2),
@@ -277,7 +264,7 @@ fn on_roots<M: Machine>(
     roots: Roots,
     op: impl Fn(Mfn) -> MmuExtOp,
     undo: impl Fn(Mfn) -> MmuExtOp,
-) -> Result<(), Refused> {
+) -> Result<(), NotDone> {
     let (mfns, count) = mfns(guest, roots)?;
     // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
     // mapping, and a root that is in use stays a root when it is unpinned.
@@ -290,30 +277,26 @@ fn on_roots<M: Machine>(
         error,
     };
     if error.done == 0 {
-        return Err((refused(0, error), Ok(())));
+        return Err(refused(0, error).into());
     }
     // SAFETY: puts back what the request before has changed.
     let undone = unsafe { submit_ops(guest.machine(), &[undo(mfns[0])]) };
-    let undone = undone.map_err(|error| UndoError { failure: refused(0, error) });
-    Err((refused(1, error), undone))
+    let value = undone.map_err(|error| refused(0, error));
+    Err(Refused { value, error: refused(1, error) })
 }
 
 /// Pins the roots and nothing else.
-fn pin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Refused> {
+fn pin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotDone> {
     on_roots(guest, roots, |mfn| MmuExtOp::pin(Level::L4, mfn), MmuExtOp::unpin)
 }
 
-fn unpin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Refused> {
+fn unpin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotDone> {
     on_roots(guest, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
 }
 
 /// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
 /// first, and lets go of those that it took.
-fn blame<M: Machine>(
-    guest: &Guest<'_, M>,
-    root: Pfn,
-    refusal: PinFailure,
-) -> (PinFailure, Result<(), UndoError>) {
+fn blame<M: Machine>(guest: &Guest<'_, M>, root: Pfn, refusal: PinFailure) -> NotDone {
     let mut pinned = 0u64;
     let tables = Part::user_half(root).above(Level::L1);
     let asked = tables.links(guest, &mut |link| {
@@ -321,7 +304,7 @@ fn blame<M: Machine>(
         pinned += 1;
         Ok(())
     });
-    let undone = tables.links(guest, &mut |link| {
+    let value = tables.links(guest, &mut |link| {
         if pinned == 0 {
             return Ok(());
         }
@@ -329,8 +312,7 @@ fn blame<M: Machine>(
         pinned -= 1;
         Ok(())
     });
-    let culprit = asked.err().unwrap_or(refusal);
-    (culprit, undone.map_err(|failure| UndoError { failure }))
+    Refused { value, error: asked.err().unwrap_or(refusal) }
 }
 
 /// Asks for one operation on the table behind an entry of a tree that is about to be pinned.

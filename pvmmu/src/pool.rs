@@ -9,12 +9,11 @@
 
 use hypercall::{
     Batch, BatchStorage, Element, Frame, FrameSource, Level, Machine, MmuExtOp, MmuUpdate, Pte,
-    Uncertain,
+    Refused, Uncertain,
 };
 
 use crate::access::Access;
-use crate::error::Refused;
-use crate::error::{PinFailure, UndoError};
+use crate::error::{NotDone, PinFailure};
 use crate::frames::FrameStack;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
@@ -205,8 +204,8 @@ impl<'t> TablePool<'t> {
                 self.counts.ended += 1;
                 frames.give(frame);
             }
-            Err((failure, _)) => {
-                log::error!("table {frame:?} has no place in its pool and is lost: {failure}");
+            Err(refused) => {
+                log::error!("table {frame:?} has no place in its pool and is lost: {refused}");
                 self.lose(frame, frames);
             }
         }
@@ -224,9 +223,7 @@ impl<'t> TablePool<'t> {
     /// of an `mmu_update` and an `mmuext_op`. On refusal one more.
     ///
     /// ```
-    /// # use hypercall::Level;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::TablePool;
+    /// # use pv_tests::examples::*;
     /// let mut test = TestGuest::new();
     /// let mut places = [const { None }; 8];
     /// let mut pool = TablePool::new([&mut places, &mut [], &mut []]);
@@ -324,9 +321,7 @@ impl<'t> TablePool<'t> {
     /// One multicall of an `mmuext_op` and an `mmu_update` for each table.
     ///
     /// ```
-    /// # use hypercall::Level;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::TablePool;
+    /// # use pv_tests::examples::*;
     /// let mut test = TestGuest::new();
     /// let mut places = [const { None }; 8];
     /// let mut pool = TablePool::new([&mut places, &mut [], &mut []]);
@@ -348,12 +343,12 @@ impl<'t> TablePool<'t> {
             let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
             match end(guest, level, &frame) {
                 Ok(()) => frames.give(frame),
-                Err((failure, undone)) => {
+                Err(Refused { value: undone, error }) => {
                     match undone {
                         Ok(()) => self.put(level, frame, frames),
                         Err(_) => self.lose(frame, frames),
                     }
-                    return Err(PoolError::new(done, failure));
+                    return Err(PoolError::new(done, error));
                 }
             }
             done += 1;
@@ -429,7 +424,7 @@ fn make_top_writable<M: Machine>(
 
 /// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
 /// it was, as far as the undo says.
-fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<(), Refused> {
+fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<(), NotDone> {
     let mut storage = BatchStorage::<1, 1>::new();
     let mut batch = storage.batch();
     let planned = (|| -> Result<_, PinFailure> {
@@ -439,7 +434,7 @@ fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<
         batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
         Ok(mfn)
     })();
-    let mfn = planned.map_err(|failure| (failure, Ok(())))?;
+    let mfn = planned?;
     // SAFETY: the frame is the pool's (I-7). If the first request is refused, Xen refuses the
     // second: the frame is still a table.
     let Err(refused) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(()) };
@@ -450,6 +445,6 @@ fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<
     let undone = unsafe { batch.submit(guest.machine()) };
     let undone = undone.map_err(|undo| PinFailure::Call(undo.error));
     let undone = pinned.map_err(PinFailure::from).and(undone);
-    let failure = PinFailure::Protect { table: frame.pfn(), error: refused.error };
-    Err((failure, undone.map_err(|failure| UndoError { failure })))
+    let error = PinFailure::Protect { table: frame.pfn(), error: refused.error };
+    Err(Refused { value: undone, error })
 }

@@ -13,33 +13,33 @@ pub struct Room {
     pub ops: usize,
 }
 
-/// The smallest batch with which every change of a live address space works, and is undone if Xen
-/// refuses a part of it: a table's entry and its copy in the user root, or the entry and the direct
-/// mapping of the table's frame; and the flush behind them. What finds less room than it needs says
-/// so ([`MapError::BatchTooSmall`](crate::MapError::BatchTooSmall)) before it has asked for
-/// anything. Entries of L1 tables are changed with one update, too.
-///
-/// More room means fewer traps, and nothing else.
-pub const SMALLEST_BATCH: Room = Room { updates: 2, ops: 1 };
-
 /// The batch has less room than an operation needs: this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooSmall(pub(crate) Room);
 
 impl Room {
+    /// The smallest batch with which every change of a live address space works, and is undone if
+    /// Xen refuses a part of it: a table's entry and its copy in the user root, or the entry and
+    /// the direct mapping of the table's frame; and the flush behind them. What finds less room
+    /// than it needs says so ([`MapError::BatchTooSmall`](crate::MapError::BatchTooSmall)) before
+    /// it has asked for anything. Entries of L1 tables are changed with one update, too.
+    ///
+    /// More room means fewer traps, and nothing else.
+    pub const SMALLEST: Self = Self { updates: 2, ops: 1 };
+
     /// All that `batch` can hold.
     pub(crate) const fn of(batch: &Batch<'_>) -> Self {
         Self { updates: batch.updates_max(), ops: batch.ops_max() }
     }
 
-    /// Refuses a batch with less than a [`SMALLEST_BATCH`].
+    /// Refuses a batch with less than [`Room::SMALLEST`].
     pub(crate) const fn check(batch: &Batch<'_>) -> Result<(), TooSmall> {
-        Self::of(batch).at_least(SMALLEST_BATCH)
+        Self::of(batch).at_least(Self::SMALLEST)
     }
 
     /// Refuses a batch that is too small for any change of a live tree.
     pub(crate) const fn check_entries(batch: &Batch<'_>) -> Result<(), TooSmall> {
-        Self::of(batch).at_least(Self { updates: 1, ..SMALLEST_BATCH })
+        Self::of(batch).at_least(Self { updates: 1, ..Self::SMALLEST })
     }
 
     const fn at_least(self, least: Self) -> Result<(), TooSmall> {

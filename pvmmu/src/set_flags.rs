@@ -11,7 +11,7 @@ use crate::entries::flags_of_shared;
 use crate::flush::{Flush, Reach};
 use crate::map_error::MapError;
 use crate::marks::KEPT;
-use crate::pages::{check_flags, check_page};
+use crate::pages::{check_page, offered};
 use crate::path::{Found, Path};
 use crate::pgd::{Pgd, Pinned};
 use crate::primitive::{Changed, Primitive, Runs, WriteMode, cheapest};
@@ -31,8 +31,7 @@ impl Pgd<Pinned> {
     /// refused the write that takes the change back, and the flush again.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::primitive::WriteMode;
     /// use pvmmu::Pages;
     ///
@@ -67,8 +66,7 @@ impl Pgd<Pinned> {
     /// loaded: another one would get a frame of this one's (I-4).
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::primitive::WriteMode;
     /// use pvmmu::Pages;
     ///
@@ -100,8 +98,7 @@ impl Pgd<Pinned> {
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
         check_page(va)?;
-        check_flags(flags)?;
-        let flags = guest.machine().offered(flags);
+        let flags = offered(guest, flags)?;
         let by = by.unwrap_or(cheapest(mode, runs));
         if !by.is_right(mode, runs) {
             return Err(MapError::Unfit(by));

@@ -4,9 +4,10 @@
     reason = "stores into loose tables; I-4 and I-5 say that nobody else uses them"
 )]
 
-use hypercall::{ENTRIES, Frame, FrameAccess, FrameSource, Level, Machine, Pfn, Pte, PteFlags};
+use hypercall::{Frame, FrameAccess, FrameSource, Level, Machine, Pfn, Pte, PteFlags};
 use x86_64::structures::paging::PageTableIndex;
 
+use crate::entries::EMPTY;
 use crate::frames::SpaceFrames;
 use crate::map_error::MapError;
 use crate::marks::{held, not_held};
@@ -18,18 +19,16 @@ use p2m::{Guest, WalkError};
 /// Pages that are filled at a time.
 pub(crate) const PART: u16 = 64;
 
-/// An empty table.
-pub(crate) const EMPTY: [Pte; ENTRIES as usize] = [Pte::ABSENT; ENTRIES as usize];
-
-/// A frame for a table, if there is one that the frame map knows: one that it does not know is no
-/// memory of the guest's, and is not even written to.
+/// A frame for a table, with what `fill` puts in it, if there is one that the frame map knows: one
+/// that it does not know is no memory of the guest's, and is not even written to.
 pub(crate) fn take_table<M: Machine>(
     guest: &Guest<'_, M>,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
+    fill: impl FnOnce(&Guest<'_, M>, &Frame) -> Result<(), WalkError>,
 ) -> Result<Frame, MapError> {
     let table = frames.of_tables().take().ok_or(MapError::OutOfFrames)?;
-    match guest.mfn(table.pfn()) {
-        Ok(_) => Ok(table),
+    match guest.mfn(table.pfn()).map_err(WalkError::from).and_then(|_| fill(guest, &table)) {
+        Ok(()) => Ok(table),
         Err(error) => {
             frames.of_tables().give(table);
             Err(error.into())

@@ -112,8 +112,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     /// tables apart from its pages.
     ///
     /// ```
-    /// # use hypercall::{FrameSource, GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{FrameStack, Pgd, Tools};
     ///
     /// # let mut test = TestGuest::new();
@@ -183,8 +182,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     /// change.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
+    /// # use pv_tests::examples::*;
     /// use pvmmu::{Pages, Running, Vcpus};
     ///
     /// static RUNNING: [Running; 2] = [Running::nowhere(), Running::nowhere()];
@@ -214,9 +212,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     /// Lends these tools for operations on another machine: a middleware around the guest's own.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// use hypercall::middleware::Counting;
     ///
     /// let pages = Pages::one(GuestVa::new(0x40_0000)?);
@@ -291,8 +287,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     /// As for [`TablePool::drain`].
     ///
     /// ```
-    /// # use pv_tests::guest::TestGuest;
-    /// # use hypercall::Level;
+    /// # use pv_tests::examples::*;
     /// let mut tools = TestGuest::new().tools();
     /// tools.fill_pool(Level::L2, 1)?;
     /// assert_eq!(tools.drain_pool(Level::L2, 1)?, 1);

@@ -39,9 +39,7 @@ impl<'a> Vcpus<'a> {
     /// The vCPUs that run on `pgd`, or are about to, or have not yet left it.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, VcpuSet};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Running, Vcpus};
+    /// # use pv_tests::examples::*;
     /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let running = [Running::nowhere(), Running::nowhere()];
     /// let vcpus = unsafe { Vcpus::new(&running) };

@@ -60,9 +60,7 @@ impl<S> Pgd<S> {
     /// None.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let va = GuestVa::new(0x40_0000)?;
     /// let (pgd, tools) = TestGuest::with_pinned(Pages::one(va));
     /// let page = pgd.translate(&tools.guest, GuestVa::new(0x40_0123)?)?.ok_or("it is mapped")?;
@@ -91,9 +89,7 @@ impl<S> Pgd<S> {
     /// None.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (pgd, tools) = TestGuest::with_pinned(pages);
     /// let (mut count, around) = (0, Pages { count: 1000, ..pages });
@@ -126,9 +122,7 @@ impl<S> Pgd<S> {
     /// None.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, Level};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (pgd, tools) = TestGuest::with_pinned(pages);
     /// let mut met = Vec::new();

@@ -147,7 +147,7 @@ fn mapping_one_frame_gives_it_back_whatever_is_refused() {
             let mut with = tools(guest, &mut batch, &mut tables, pool);
             pgd.map(&mut with, page(at), PteFlags::USER_RW, frame).map_err(|failed| {
                 let reason = failed.to_string();
-                let frame = failed.frame.expect("it is not mapped");
+                let frame = failed.value.expect("it is not mapped");
                 assert_eq!(frame.pfn(), pfn, "the same frame");
                 pool.give(frame);
                 reason

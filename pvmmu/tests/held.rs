@@ -8,9 +8,7 @@ use common::{Pool, TestGuest, guest, table_pool, tools};
 use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{BatchStorage, Errno, Frame, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
-use pvmmu::{
-    DestroyError, MapError, Pages, Pgd, Pinned, RangeError, SMALLEST_BATCH, TablePool, Tools,
-};
+use pvmmu::{DestroyError, MapError, Pages, Pgd, Pinned, RangeError, Room, TablePool, Tools};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// More L1 tables than change together.
@@ -81,8 +79,8 @@ fn every_mark_is_right_whatever_is_refused_while_tables_are_held() {
         let around = guest(&test, &machine, &p2m);
         let mut storage = BatchStorage::<20, 20>::new();
         let held = pgd.hold_l1_tables(&around, &mut storage.batch());
-        let (failure, undo) = held.expect_err("refused");
-        assert_eq!(undo, Ok(()), "{failure}");
+        let failure = held.expect_err("refused");
+        assert_eq!(failure.value, Ok(()), "{failure}");
         let at = request / 2 * 20 + (done as u64).min(if request < 6 { 19 } else { 9 });
         let told =
             format!("L1 table pfn {}", p2m.pfn(&test.model, l1(&test, &pgd, at)).expect("RAM"));
@@ -178,7 +176,7 @@ fn each_refusal_leaves_the_pins(
         let machine = FailNth::new(&test.model, refusal(request, done));
         let around = guest(&test, &machine, &p2m);
         let mut tables_of = TablePool::new([&mut [], &mut [], &mut []]);
-        let mut batch = storage.batch_of(SMALLEST_BATCH.updates, SMALLEST_BATCH.ops);
+        let mut batch = storage.batch_of(Room::SMALLEST.updates, Room::SMALLEST.ops);
         let mut with = tools(&around, &mut batch, &mut tables_of, &mut pool);
         match work(&mut pgd, &mut with) {
             Ok(()) => assert!(!machine.has_refused()),

@@ -144,7 +144,7 @@ fn what_is_wrong_with_a_request_is_told_before_xen_is_asked() {
     let frame = with.frames.take().expect("a frame");
     let failed = pgd.map(&mut with, page(0), PteFlags::USER_RW, frame).expect_err("occupied");
     assert!(matches!(failed.error, MapError::Occupied { .. }));
-    pool.give(failed.frame.expect("the frame comes back"));
+    pool.give(failed.value.expect("the frame comes back"));
     assert_eq!(machine.counts(), before);
     release(&guest, pgd, &mut pool);
     test.check();

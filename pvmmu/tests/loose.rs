@@ -52,7 +52,7 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
         let pfn = frame.pfn();
         let failed =
             pgd.map(&mut Tools::new(guest, &mut pool), va, flags, frame).expect_err("must fail");
-        let frame = failed.frame.expect("the frame comes back");
+        let frame = failed.value.expect("the frame comes back");
         assert_eq!(frame.pfn(), pfn);
         pool.give(frame);
         assert_eq!(pool.len(), free, "no table was kept");
@@ -78,7 +78,7 @@ fn running_out_of_tables_in_the_middle_loses_nothing() {
             .map(&mut Tools::new(guest, &mut pool), page(0), PteFlags::USER_RW, frame)
             .expect_err("three tables are needed");
         assert_eq!(failed.error, MapError::OutOfFrames);
-        pool.give(failed.frame.expect("the frame comes back"));
+        pool.give(failed.value.expect("the frame comes back"));
         let tables = pgd.tables(&guest).expect("readable");
         assert_eq!(pool.len() as u64 + tables, left as u64 + 1, "what was taken is in the tree");
         destroy(&guest, pgd, &mut pool);

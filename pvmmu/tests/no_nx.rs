@@ -11,8 +11,9 @@ use hypercall::{
     Hypercalls as _, Level, MmuUpdate, Pte, PteFlags, RefusableFlag, Request, VaFlush, VaMapping,
 };
 use p2m::Guest;
+use pvmmu::obstacles::Obstacle;
 use pvmmu::primitive::WriteMode;
-use pvmmu::{Obstacle, Pages, Pgd, Pinned, Tools, explain};
+use pvmmu::{Pages, Pgd, Pinned, Tools, explain};
 use xen_model::Model;
 
 /// No entry on the way to any of the pages has the bit, and all are mapped.

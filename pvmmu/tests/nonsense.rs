@@ -40,7 +40,7 @@ fn an_address_space_changes_or_is_refused_whatever_a_machine_says() {
         }
         match pgd.unpin(&guest, &mut tools.batch) {
             Ok(loose) => {
-                let _ = loose.destroy(&mut tools).map_err(|(_, error)| error.to_string());
+                let _ = loose.destroy(&mut tools).map_err(|error| error.to_string());
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }

@@ -11,7 +11,8 @@ use hypercall::{
     Hypercalls as _, Level, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
-use pvmmu::{MapError, Obstacle, Pages, PinFailure, TablePool, load_root};
+use pvmmu::obstacles::Obstacle;
+use pvmmu::{MapError, Pages, PinFailure, TablePool, load_root};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 

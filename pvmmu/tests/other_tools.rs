@@ -45,14 +45,14 @@ fn taken_back_elsewhere(access: u64, is_counted: usize) -> bool {
     let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     let left = parent.fork(&mut with).expect_err("refused").left;
     let is_left = left.is_some();
-    if let Some((child, _)) = left {
+    if let Some(child) = left {
         let with = tools(&plain, &mut batch, &mut tables, &mut pool);
         let other = (is_counted > 0).then_some(&mut other);
-        let (child, error) =
-            parent.take_back_fork(&mut with_other(with, other), child).expect_err("not counted");
-        assert_eq!(error, MapError::OtherShares);
+        let refused = parent.take_back_fork(&mut with_other(with, other), child.value);
+        let kept = refused.expect_err("not counted");
+        assert_eq!(kept.error, MapError::OtherShares);
         let with = tools(&plain, &mut batch, &mut tables, &mut pool);
-        parent.take_back_fork(&mut with.with_shares(&mut shares), child).expect("taken back");
+        parent.take_back_fork(&mut with.with_shares(&mut shares), kept.value).expect("taken back");
     }
     assert_eq!(pool.len() + 5, free, "a page and four tables");
     let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
@@ -114,15 +114,15 @@ fn shares_end_elsewhere(is_counted: usize) {
     let frame = with.frames.take().expect("a frame");
     let replaced = child.replace(&mut with, at(0).start, PteFlags::USER_RW, frame);
     assert_eq!(replaced, Err(MapError::OtherShares));
-    let (child, error) = child.destroy(&mut with).expect_err("its pages are shared");
-    assert_eq!((error, with.frames.source.len()), (MapError::OtherShares, before));
+    let kept = child.destroy(&mut with).expect_err("its pages are shared");
+    assert_eq!((kept.error, with.frames.source.len()), (MapError::OtherShares, before));
     // What is its own it may lose.
     let mut parent = parent;
     parent.unmap(&mut with, at(7)).expect("it is shared no more");
 
     let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
     parent.destroy(&mut with).expect("destroyed");
-    child.destroy(&mut with).expect("destroyed");
+    kept.value.destroy(&mut with).expect("destroyed");
     assert_eq!(pool.len(), free, "each frame came back once");
     assert!(counts.iter().flatten().all(|count| *count == 0), "shares that nobody has");
     test.check();

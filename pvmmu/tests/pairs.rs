@@ -34,7 +34,7 @@ sweep! {
         let frame = with.frames.take().expect("a frame");
         match spaces.first().map(with, va(2, 0, 0), PteFlags::USER_RW, frame) {
             Ok(()) => {}
-            Err(failed) => failed.frame.into_iter().for_each(|frame| with.frames.give(frame)),
+            Err(failed) => failed.value.into_iter().for_each(|frame| with.frames.give(frame)),
         }
     };
     unmapping_pages, Few: |spaces, with| spaces.first().unmap(with, few());

@@ -11,7 +11,8 @@ use hypercall::{
     XEN_SLOTS,
 };
 use p2m::{Guest, walk};
-use pvmmu::{OBSTACLES_MAX, Obstacle, Pgd, PinFailure, load_root};
+use pvmmu::obstacles::{OBSTACLES_MAX, Obstacle};
+use pvmmu::{Pgd, PinFailure, load_root};
 use x86_64::structures::paging::PageTableIndex;
 
 #[test]

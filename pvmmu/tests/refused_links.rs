@@ -126,7 +126,7 @@ fn tables_that_are_in_doubt_are_all_counted_when_one_frame_was_to_be_mapped() {
             |pgd, with| {
                 let frame = with.frames.take().expect("a frame");
                 let mapped = pgd.map(with, page(5000), PteFlags::USER_RW, frame);
-                let frame = mapped.err().and_then(|failed| failed.frame);
+                let frame = mapped.err().and_then(|failed| failed.value);
                 frame.into_iter().for_each(|frame| with.frames.give(frame));
             },
             |_, _, _| {},

@@ -8,15 +8,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{Pool, TestGuest, guest, tools};
-use hypercall::middleware::{FailEach, FailNth, Refusal, Refusals};
+use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{
     BatchStorage, Errno, Frame, FrameSource, GuestVa, Level, Pfn, PteFlags, Uncertain,
 };
 use p2m::WalkError;
-use pvmmu::{
-    DestroyError, Edit, ForkFailure, MapError, Pages, Pgd, PinFailure, Presence, Shares, TablePool,
-    Tools,
-};
+use pvmmu::{Edit, MapError, Pages, Pgd, Presence, Shares, TablePool, Tools};
 use xen_model::Model;
 
 type Storage = BatchStorage<40, 12>;
@@ -251,8 +248,8 @@ fn both_tables_of_a_map_of_one_frame_are_in_doubt_when_their_flush_is_refused() 
     let refused = pgd.map(&mut with, va(0x8000_0000), PteFlags::USER_RW, frame);
     let refused = refused.expect_err("refused");
     assert!(matches!(refused.error, MapError::NotUndone { left: 0, .. }), "{}", refused.error);
-    assert_eq!(refused.frame.as_ref().map(Frame::pfn), Some(pfn), "it was never mapped");
-    kept.give(refused.frame.expect("the same"));
+    assert_eq!(refused.value.as_ref().map(Frame::pfn), Some(pfn), "it was never mapped");
+    kept.give(refused.value.expect("the same"));
     assert_eq!(kept.doubtful.len(), 2, "the L2 and the L1 table");
     let mut with = tools(&plain, &mut batch, &mut tables, &mut kept);
     pgd.destroy(&mut with).expect("nobody runs on it");
@@ -410,82 +407,4 @@ fn a_page_that_was_not_cleared_gets_write_access_back_before_what_is_next() {
         |edit: &mut Section<'_, '_, '_, '_>, pages| edit.clear_reading_ad(pages, &mut |_, _| {});
     let left = left_write_protected(clear, va(0x90_0000));
     assert!(left > 5, "{left} pairs left something");
-}
-
-/// A fork of which the first request is refused, and then one access while it is taken back: the
-/// child's entries say that it shares the parent's frames, the parent's do not. How many
-/// more attempts took it back.
-fn half_forked(access: u64) -> u64 {
-    let test = TestGuest::small();
-    let (p2m, mut pool) = (test.p2m(), test.pool());
-    let free = pool.len();
-    let plain = guest(&test, &test.model, &p2m);
-    let mut counts = vec![0; test.list.len()];
-    let mut shares = Shares::new(&mut counts);
-    let mut tables = TablePool::new([&mut [], &mut [], &mut []]);
-    let mut storage = Storage::new();
-    let mut batch = storage.batch();
-    let pages = Pages { start: va(0x3f_f000), count: 3 };
-    let [mut parent, mut other] = [0, 1].map(|_| {
-        let mut with = Tools::new(plain, &mut pool);
-        let mut pgd = Pgd::new(&mut with).expect("a root");
-        pgd.map_pages(&mut with, pages, PteFlags::USER_RW).expect("mapped");
-        pgd.pin(&plain, &mut batch).expect("pinned")
-    });
-    let entries = |pgd: &Pgd<pvmmu::Pinned>| {
-        let entries = (0..3).map(|at| pgd.translate(&plain, pages.at(at).expect("user half")));
-        entries.collect::<Result<Vec<_>, _>>().expect("readable")
-    };
-    let before = entries(&parent);
-    let (refusals, failing) = ([refuse(0, 0)], [access]);
-    let plan = Refusals::new(&refusals, &[]).and_accesses(&failing, &[]);
-    let machine = FailEach::new(&test.model, &plan);
-    let around = guest(&test, &machine, &p2m);
-    let refused = parent
-        .fork(&mut tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares));
-    let mut left = refused.expect_err("refused").left.map(|(child, _)| child);
-    let mut attempts = 0;
-    while let Some(child) = left {
-        let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
-        let refused = parent.unmap(&mut with, pages).expect_err("its frames may be the child's");
-        assert_eq!((refused.done, refused.error), (0, MapError::HalfForked));
-        let refused = parent.fork(&mut with).expect_err("it has a child already");
-        assert_eq!(refused.failure, ForkFailure::Map(MapError::HalfForked));
-        let Err(DestroyError::Pinned(same, MapError::HalfForked)) = parent.destroy(&mut with)
-        else {
-            panic!("its frames may be the child's")
-        };
-        parent = same;
-        let not_pinned =
-            child.pin(&plain, &mut with.batch).expect_err("its frames are the parent's");
-        assert_eq!(not_pinned.failure, PinFailure::HalfForked);
-        let (child, error) = not_pinned.pgd.destroy(&mut with).expect_err("the same");
-        assert_eq!(error, MapError::HalfForked);
-        let (child, error) = other.take_back_fork(&mut with, child).expect_err("not its fork");
-        assert_eq!(error, MapError::NotItsFork(child.root()));
-        // One attempt after the other gets one access further.
-        let failing = [attempts];
-        let plan = Refusals::new(&[], &[]).and_accesses(&failing, &[]);
-        let machine = FailEach::new(&test.model, &plan);
-        let around = guest(&test, &machine, &p2m);
-        let mut with = tools(&around, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
-        left = parent.take_back_fork(&mut with, child).err().map(|(child, _)| child);
-        attempts += 1;
-    }
-    assert_eq!(entries(&parent), before, "access {access}");
-    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
-    for pgd in [parent, other] {
-        pgd.destroy(&mut with).expect("nobody runs on it");
-    }
-    assert!(counts.iter().all(|count| *count == 0), "shares that nobody has");
-    assert_eq!(pool.len(), free, "each frame came back once");
-    test.check();
-    attempts
-}
-
-#[test]
-fn neither_side_of_a_fork_that_was_not_taken_back_is_used_until_it_is() {
-    let attempts: Vec<u64> = (0..80).map(half_forked).collect();
-    let left = attempts.iter().filter(|attempts| **attempts > 0).count();
-    assert!(left > 10 && attempts.iter().max() > Some(&20), "{attempts:?}");
 }

@@ -8,15 +8,13 @@ mod sweeping;
 
 use common::tools;
 use hypercall::{FrameSource as _, Level, PteFlags};
-use pvmmu::{
-    MapError, Pages, Pgd, Presence, RangeError, Room, SMALLEST_BATCH, Shares, TablePool, Tools,
-};
+use pvmmu::{MapError, Pages, Pgd, Presence, RangeError, Room, Shares, TablePool, Tools};
 use sweeping::{READ_ONLY, Storage, full, sparse, va};
 
-sweep_with!(SMALLEST_BATCH);
+sweep_with!(Room::SMALLEST);
 
 sweep! {
-    in batches of SMALLEST_BATCH;
+    in batches of Room::SMALLEST;
     protecting_pages_in_place: |pgd, with| {
         with.presence = Presence::Steady;
         pgd.protect(with, sparse(), READ_ONLY)
@@ -67,7 +65,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
         assert_eq!(refused, [Err(too_small); 5]);
         let forked = pgd.fork(&mut with).map(drop).expect_err("too small");
         assert!(forked.left.is_none(), "{forked}");
-        let told = format!("the batch has room for {room}: give it {SMALLEST_BATCH}");
+        let told = format!("the batch has room for {room}: give it {}", Room::SMALLEST);
         assert_eq!(forked.to_string(), format!("not forked: {told}"));
         let kept = pgd.destroy(&mut with).expect_err("too small");
         assert_eq!(kept.to_string(), format!("not taken apart: {told}"));

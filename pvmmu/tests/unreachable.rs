@@ -8,7 +8,7 @@ mod common;
 use common::tables::check_counts;
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::middleware::{FailEach, Refusals};
-use hypercall::{BatchStorage, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags};
+use hypercall::{BatchStorage, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags, Refused};
 use p2m::Guest;
 use pvmmu::{
     DestroyError, Loose, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,
@@ -158,7 +158,7 @@ fn the_root_for_user_code_leads_to_no_table_that_went_back() {
         check_tables(&test, &pgd, &pool);
         let destroyed = pgd.destroy(&mut Tools::new(around, &mut pool));
         assert!(mapped.is_ok() || destroyed.is_ok(), "one access failed");
-        if let Err((pgd, _)) = destroyed {
+        if let Err(Refused { value: pgd, .. }) = destroyed {
             check_tables(&test, &pgd, &pool);
             pgd.destroy(&mut Tools::new(plain, &mut pool)).expect("all can be reached");
         }

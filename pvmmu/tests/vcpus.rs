@@ -7,9 +7,9 @@ use common::tables::check_marks;
 use common::{TestGuest, build, guest, page, tools};
 use hypercall::middleware::{Counting, FailNth, Refusal};
 use hypercall::{BatchStorage, Errno, PteFlags, VcpuSet};
+use pvmmu::flush::Reach;
 use pvmmu::{
-    DestroyError, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
-    load_root,
+    DestroyError, Pages, Pgd, PinFailure, Pinned, Running, TablePool, Tools, Vcpus, load_root,
 };
 use xen_model::Mode;
 

@@ -237,9 +237,8 @@ impl Region {
 /// map.
 ///
 /// ```
+/// # use pv_tests::examples::*;
 /// # use hypercall::memory::Extent;
-/// # use hypercall::BatchStorage;
-/// # use pv_tests::guest::TestGuest;
 /// use swiotlb::region::{Scratch, gather, scatter};
 /// use swiotlb::{DmaMask, Segment};
 ///

@@ -8,6 +8,7 @@
 //! | [`booting`] | as its builder leaves it |
 //! | [`window`] | whose frame map has a window |
 //!
+//! [`examples`] has the names that most examples begin with.
 //! [`words`] reads the errors of a crate, [`pairs`] runs an operation under every pair of refusals,
 //! [`account`] says in the end whether every page has one owner, with [`meanwhile`] something else
 //! goes on between any two requests, and [`contrary`] is a machine that contradicts itself,
@@ -29,6 +30,7 @@ pub mod boot_map;
 pub mod booting;
 pub mod contrary;
 pub mod dma;
+pub mod examples;
 mod forward;
 pub mod frame_map;
 pub mod guest;

@@ -9,7 +9,7 @@ use super::map::mirror;
 use super::table::link_refused;
 use crate::access::Access;
 use crate::doubt::Doubt;
-use crate::entries::empty_table;
+use crate::entries::EMPTY;
 use crate::leaf::lose;
 use crate::map_error::MapError;
 use crate::obstacles::{Obstacles, Suspect};
@@ -50,16 +50,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.graft_from(Level::L1, level, run, flags)
     }
 
-    /// Makes the tables from L2 up that are missing below the absent entry of `level`, empty, and
-    /// links them. On failure nothing has changed.
-    ///
-    /// # Hypercalls
-    /// As for [`graft`](Self::graft).
-    pub(super) fn graft_upper(&mut self, level: Level, va: GuestVa) -> Result<(), MapError> {
-        self.graft_from(Level::L2, level, Run { va, count: 0 }, PteFlags::empty())
-    }
-
-    fn graft_from(
+    /// The same with tables from `lowest` up alone.
+    pub(super) fn graft_from(
         &mut self,
         lowest: Level,
         level: Level,
@@ -109,14 +101,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
-            let table = take_table(guest, frames)?;
             // Only what is cleared goes into the chain: a frame holds the entries of whatever it
             // was before.
-            if let Err(error) = clear(guest, &table) {
-                frames.of_tables().give(table);
-                return Err(error.into());
-            }
-            let table = place.insert(table);
+            let table = place.insert(take_table(guest, frames, clear)?);
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
                     fill_run(guest, table.pfn(), part, flags, frames)?;
@@ -139,7 +126,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         va: GuestVa,
         top: Pte,
     ) -> Result<(), (MapError, bool)> {
-        let links = if self.is_mirrored(level) { 2 } else { 1 };
+        let links = if level == Level::L4 && self.roots.user.is_some() { 2 } else { 1 };
         let elements = chain.iter().flatten().count() + links;
         let ahead = elements.saturating_sub(self.tools.batch.updates_max());
         self.set_first(chain, Access::ReadOnly, ahead).map_err(|(done, error)| {
@@ -152,10 +139,6 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
                 Err((_, again)) => (not_undone(again), false),
             }
         })
-    }
-
-    fn is_mirrored(&self, level: Level) -> bool {
-        level == Level::L4 && self.roots.user.is_some()
     }
 
     /// Changes the direct mapping of the first `count` tables, one by one. On failure, how many
@@ -252,7 +235,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             return;
         }
         if let Some(table) = &chain[0] {
-            let mut entries = empty_table();
+            let mut entries = EMPTY;
             let first = PageTableIndex::new(0);
             if guest.machine().read_entries(table.pfn(), first, &mut entries).is_ok() {
                 let pages = entries.iter().filter(|pte| pte.is_present());

@@ -8,12 +8,10 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{Edit, PART};
 use crate::cost::{COSTS, Strategy};
 use crate::entries::{SEEN, any_shared, keeping_seen};
-use crate::frames::OnePage;
-use crate::map_error::{MapError, MapFailed, RangeError};
+use crate::map_error::MapError;
 use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
-use crate::pages::{Pages, Run, check_flags};
+use crate::pages::{Pages, Run, check_page, offered};
 use crate::path::Found;
-use crate::pgd::{Pgd, Pinned};
 use crate::tools::Tools;
 use p2m::WalkError;
 
@@ -25,53 +23,14 @@ enum Origin {
     Foreign(Mfn, DomId),
 }
 
-impl Pgd<Pinned> {
-    /// Maps `frame` at `va`.
-    ///
-    /// # Errors
-    /// [`MapFailed`] with the frame and the reason: as for [`map_pages`](Self::map_pages). Nothing
-    /// is mapped then.
-    ///
-    /// # Hypercalls
-    /// One `mmu_update`, or one more if tables come from no pool.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages};
-    ///
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let (va, frame) = (GuestVa::new(0x40_1000)?, tools.frames.take().ok_or("no memory")?);
-    /// let refused = pgd.map(&mut tools, va, PteFlags::USER_RW, frame);
-    /// // Were it refused, the frame would be in the error.
-    /// refused.map_err(|failed| failed.error)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn map<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        va: GuestVa,
-        flags: PteFlags,
-        frame: Frame,
-    ) -> Result<(), MapFailed> {
-        let mut page = OnePage::new(frame);
-        let mapped = self.map_pages(&mut tools.with_source(&mut page), Pages::one(va), flags);
-        let frame = page.end(&mut tools.frames);
-        mapped.map_err(|RangeError { error, .. }| MapFailed { frame, error })
-    }
-}
-
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Maps a frame at each page of `pages`: see [`Pgd::map_pages`].
+    /// Maps a frame at each page of `pages`: see [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`].
+    /// As for [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
     /// let heap = Pages { start: GuestVa::new(0x40_1000)?, count: 8 };
     /// let stack = Pages { start: GuestVa::new(0x7f_f000_0000)?, count: 8 };
@@ -90,16 +49,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) hears of it.
     ///
     /// # Errors
-    /// As for [`Pgd::map_pages`], but that empty tables may have been added; [`MapError::Own`] for
-    /// a frame of the guest's that has a pfn, and [`MapError::NotForeign`] for [`DomId::SELF`]: Xen
-    /// would let anything of the guest's through then, such as its shared page. Xen refuses the
-    /// frames of a domain over which this one has no power, and those that the domain does not
-    /// have, this one's number among them.
+    /// As for [`map_pages`](Self::map_pages), but that empty tables may have been added;
+    /// [`MapError::Own`] for a frame of the guest's that has a pfn, and [`MapError::NotForeign`]
+    /// for [`DomId::SELF`]: Xen would let anything of the guest's through then, such as its shared
+    /// page. Xen refuses the frames of a domain over which this one has no power, and those that
+    /// the domain does not have, this one's number among them.
     ///
     /// ```
-    /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Mapped, Pages, Pgd};
+    /// # use pv_tests::examples::*;
     /// let mut tools = TestGuest::dom0().tools();
     /// let pgd = Pgd::new(&mut tools)?;
     /// let mut pgd = pgd.pin(&tools.guest, &mut tools.batch)?;
@@ -131,8 +88,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         flags: PteFlags,
         origin: &mut Origin,
     ) -> Result<(), MapError> {
-        check_flags(flags)?;
-        let flags = self.tools.guest.machine().offered(flags);
+        let flags = offered(&self.tools.guest, flags)?;
         for run in pages.runs(hypercall::ENTRIES)? {
             self.ascend_to(run.va)?;
             let guest = self.tools.guest;
@@ -262,24 +218,17 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         pushed
     }
 
-    /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the
-    /// tools. Accessed and dirty bits that the CPU has set there stay set, up to the last moment.
+    /// Maps `frame` in place of what is mapped: see [`Pgd::replace`](crate::Pgd::replace).
     ///
     /// # Errors
-    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to the frames of the tools
-    /// then.
+    /// As for [`Pgd::replace`](crate::Pgd::replace).
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages};
-    ///
+    /// # use pv_tests::examples::*;
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(page);
-    /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
+    /// let frame = tools.frames.take().ok_or("no memory")?;
     /// pgd.edit(&mut tools, |edit| edit.replace(page.start, PteFlags::USER_RW, frame))?;
-    /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn replace(&mut self, va: GuestVa, flags: PteFlags, frame: Frame) -> Result<(), MapError> {
@@ -304,9 +253,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         flags: PteFlags,
         frame: &Frame,
     ) -> Result<(MmuUpdate, Pte), MapError> {
-        check_flags(flags)?;
-        let flags = self.tools.guest.machine().offered(flags);
-        crate::pages::check_page(va)?;
+        let flags = offered(&self.tools.guest, flags)?;
+        check_page(va)?;
         self.ascend_to(va)?;
         let guest = self.tools.guest;
         let Found::Table(_) = self.path.seek(&guest, va)? else {

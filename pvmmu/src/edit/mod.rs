@@ -16,6 +16,7 @@
 
 mod graft;
 mod map;
+mod pinned;
 mod remap;
 mod rewrite;
 mod seen;
@@ -25,7 +26,7 @@ mod table;
 
 use hypercall::{
     BatchError, CALLS_MAX, DomId, ENTRIES, Element, FrameSource, GuestVa, Level, Machine,
-    MmuUpdate, Pfn, Pte, PteFlags,
+    MmuUpdate, Pfn, Pte,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -34,7 +35,7 @@ use crate::flush::Flush;
 use crate::frames::SpaceFrames;
 use crate::map_error::{MapError, RangeError};
 use crate::marks::FOREIGN;
-use crate::pages::{Pages, page_number};
+use crate::pages::page_number;
 use crate::path::Path;
 use crate::pgd::{Holds, Pgd, Pinned, Roots};
 use crate::put_right::put_right;
@@ -57,8 +58,7 @@ const PART: u16 = 64;
 /// [`done`](Self::done) behind something that was dropped.
 ///
 /// ```
-/// # use hypercall::{GuestVa, PteFlags};
-/// # use pv_tests::guest::TestGuest;
+/// # use pv_tests::examples::*;
 /// use pvmmu::{MapError, Pages, Presence};
 ///
 /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 80 };
@@ -210,139 +210,6 @@ impl Pgd<Pinned> {
             }
         }
     }
-
-    /// Maps a frame at each page of `pages`, which all must be free; frames and missing tables come
-    /// from the tools.
-    ///
-    /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
-    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
-    /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::BatchTooSmall`],
-    /// [`MapError::Walk`], [`MapError::Refused`], [`MapError::LinkRefused`],
-    /// [`MapError::NotUndone`].
-    ///
-    /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page, one more for each table that comes from the pool.
-    /// A table that is filled before it is linked takes one `mmu_update` of its own, with 2 to 5
-    /// elements; with a batch of fewer updates than that, one more for each table.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(Pages::one(GuestVa::new(0x40_0000)?));
-    /// let more = Pages { start: GuestVa::new(0x40_1000)?, count: 100 };
-    /// pgd.map_pages(&mut tools, more, PteFlags::USER_RW)?;
-    /// assert!(pgd.translate(&tools.guest, GuestVa::new(0x46_4000)?)?.is_some());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn map_pages<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        pages: Pages,
-        flags: PteFlags,
-    ) -> Result<(), RangeError> {
-        self.edit(tools, |edit| edit.map_pages(pages, flags))
-    }
-
-    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
-    /// mapped, with their frames and flags. Other vCPUs may see a page at both places for a moment,
-    /// and never at none. Under [`Presence::Steady`] a dirty bit that one of them sets meanwhile
-    /// moves, too; an accessed bit may be lost, and so may both of another domain's frame.
-    ///
-    /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
-    /// [`map_pages`](Self::map_pages), and [`MapError::NotMapped`], [`MapError::Overlap`]. Xen
-    /// refuses the entry of another domain's frame, unless its whole table moves.
-    ///
-    /// # Hypercalls
-    /// For n pages and a batch of B updates: ceil(2 n / B) multicalls of an `mmu_update` and the
-    /// flush, and one more for each border of a table, at either place, and every 64 pages; twice
-    /// as many under [`Presence::Steady`], where one of the pages is clean and can be written; for
-    /// a whole table that moves to where there is none, one `mmu_update` of two elements. Tables
-    /// that are missing take what they take in [`map_pages`](Self::map_pages).
-    ///
-    /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
-    /// let to = GuestVa::new(0x7000_0000)?;
-    /// pgd.remap(&mut tools, pages, to)?;
-    /// assert!(pgd.translate(&tools.guest, to)?.is_some());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn remap<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        pages: Pages,
-        to: GuestVa,
-    ) -> Result<(), RangeError> {
-        self.edit(tools, |edit| edit.remap(pages, to))
-    }
-
-    /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
-    /// once no TLB knows the mapping any more.
-    ///
-    /// # Errors
-    /// [`RangeError`]: as for [`map_pages`](Self::map_pages), and [`MapError::NotMapped`],
-    /// [`MapError::OtherShares`].
-    ///
-    /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page; or for a table that is better taken out as a
-    /// whole, one `mmu_update` of two elements, and another one if something is left in it.
-    ///
-    /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
-    /// pgd.unmap(&mut tools, pages)?;
-    /// // A second time nothing is there, and the error says so.
-    /// let refused = pgd.unmap(&mut tools, pages).unwrap_err();
-    /// assert_eq!((refused.done, refused.error), (0, pvmmu::MapError::NotMapped(pages.start)));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn unmap<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        pages: Pages,
-    ) -> Result<(), RangeError> {
-        self.edit(tools, |edit| edit.unmap(pages))
-    }
-
-    /// Gives every page of `pages`, which all must be mapped, new flags. Accessed and dirty bits
-    /// are neither set nor cleared by that: they stay as the CPU sets them, even while this goes
-    /// on.
-    ///
-    /// # Errors
-    /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
-    ///
-    /// # Hypercalls
-    /// As for [`Pgd::edit`], one element a page; or for a table that is better changed as a whole,
-    /// which takes [`Presence::MayVanish`], two `mmu_update` of two elements.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
-    /// pgd.protect(&mut tools, pages, PteFlags::USER_RW - PteFlags::WRITABLE)?;
-    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
-    /// assert!(!page.flags.contains(PteFlags::WRITABLE));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn protect<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        pages: Pages,
-        flags: PteFlags,
-    ) -> Result<(), RangeError> {
-        self.edit(tools, |edit| edit.protect(pages, flags))
-    }
 }
 
 impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
@@ -419,9 +286,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     /// As for [`submit`](Self::submit).
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {
@@ -440,9 +305,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     /// Pages that are changed by what has been submitted.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {
@@ -576,9 +439,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     /// None if nothing is pending; one otherwise, and on refusal one more.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// pgd.edit(&mut tools, |edit| {

@@ -12,7 +12,7 @@ use x86_64::structures::paging::PageTableIndex;
 use super::seen::{Shift, may_become_dirty, slots};
 use super::{Edit, PART};
 use crate::doubt::{Doubt, Moving, unprotected};
-use crate::entries::{check_present, empty_table};
+use crate::entries::{EMPTY, check_present};
 use crate::flush::Flush;
 use crate::map_error::MapError;
 use crate::marks::FOREIGN;
@@ -33,9 +33,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// As for [`Pgd::remap`](crate::Pgd::remap).
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let to = GuestVa::new(0x80_0000)?;
@@ -76,7 +74,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             return Ok(false);
         }
         let Found::Table(table) = self.path.seek(&guest, from)? else { return Ok(false) };
-        let mut entries = empty_table();
+        let mut entries = EMPTY;
         guest.machine().read_entries(table, PageTableIndex::new(0), &mut entries)?;
         Ok(entries.iter().all(|pte| pte.is_present()))
     }

@@ -8,13 +8,13 @@ use x86_64::structures::paging::PageTableIndex;
 use super::{Edit, PART};
 use crate::cost::{COSTS, Population, Strategy};
 use crate::entries::{
-    Change, Clear, Entries, Flags, any_foreign, any_shared, check_present, empty_table,
-    keeping_seen, population, with_table_flags,
+    Change, Clear, EMPTY, Entries, Flags, any_foreign, any_shared, check_present, keeping_seen,
+    population, with_table_flags,
 };
 use crate::flush::Flush;
 use crate::map_error::MapError;
 use crate::marks::FOREIGN;
-use crate::pages::{Pages, Run, check_flags};
+use crate::pages::{Pages, Run, check_page, offered};
 use crate::path::Found;
 use crate::room::Room;
 use crate::tools::Presence;
@@ -26,9 +26,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// As for [`Pgd::unmap`](crate::Pgd::unmap).
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let (first, last) = (pages.at(0)?, pages.at(7)?);
@@ -43,18 +41,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.rewrite(pages, &Clear)
     }
 
-    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). A page that is shared
-    /// stays read-only; if it is to be writable, [`make_own`](Self::make_own) does that at the
-    /// first write. Accessed and dirty bits stay as the CPU sets them, even while this goes on;
-    /// [`clear_reading_ad`](Self::clear_reading_ad) clears them.
+    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). Accessed and dirty bits
+    /// are cleared by [`clear_reading_ad`](Self::clear_reading_ad).
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
@@ -62,8 +56,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
-        check_flags(flags)?;
-        let flags = self.tools.guest.machine().offered(flags);
+        let flags = offered(&self.tools.guest, flags)?;
         self.rewrite(pages, &Flags::of(flags))
     }
 
@@ -159,7 +152,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         run: Run,
         change: &C,
     ) -> Result<bool, MapError> {
-        let mut old = empty_table();
+        let mut old = EMPTY;
         self.tools.guest.machine().read_entries(table, PageTableIndex::new(0), &mut old)?;
         if any_foreign(&old) {
             return Ok(false);
@@ -169,7 +162,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             check_present(run, &old[run.range()])?;
         }
         self.check_counted::<C>(&old[run.range()])?;
-        let mut new = empty_table();
+        let mut new = EMPTY;
         if !(C::CLEARS && before.total() == run.count) {
             new = old;
             new[run.range()].iter_mut().for_each(|pte| *pte = change.of(*pte));
@@ -236,22 +229,19 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
-    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something. Xen flushes all TLBs.
+    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: see
+    /// [`Pgd::set_table_flags`](crate::Pgd::set_table_flags).
     ///
     /// # Errors
-    /// [`MapError::NotMapped`] if there is no table behind it, and as for
-    /// [`Pgd::protect`](crate::Pgd::protect).
+    /// As for [`Pgd::set_table_flags`](crate::Pgd::set_table_flags).
     ///
     /// ```
-    /// # use hypercall::{GuestVa, Level, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
-    /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
-    /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.edit(&mut tools, |edit| edit.set_table_flags(Level::L2, pages.start, flags))?;
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.set_table_flags(Level::L2, pages.start, PteFlags::TABLE | PteFlags::NO_EXECUTE)
+    /// })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_table_flags(
@@ -260,7 +250,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         va: GuestVa,
         flags: PteFlags,
     ) -> Result<(), MapError> {
-        crate::pages::check_page(va)?;
+        check_page(va)?;
         Room::check(&self.tools.batch)?;
         self.submit()?;
         self.whole(|edit| edit.change_table(level, va, flags))

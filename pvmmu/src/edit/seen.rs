@@ -101,9 +101,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// entries.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let mut written = 0;
@@ -162,9 +160,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// accessed, clean and writable.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let mut written = [0, 0];

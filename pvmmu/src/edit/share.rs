@@ -25,9 +25,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// `mmuext_op`.
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let page = Pages::one(GuestVa::new(0x40_0000)?);
     /// let (mut parent, mut tools) = TestGuest::with_pinned(page);
     /// let mut child = parent.fork(&mut tools)?;

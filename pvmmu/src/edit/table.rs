@@ -7,7 +7,7 @@
 
 use hypercall::{
     BatchError, ENTRIES, Element, Entry, Frame, FrameSource, GuestVa, Level, Machine, MmuExtOp,
-    MmuUpdate, Pfn, Pte, Slot,
+    MmuUpdate, Pfn, Pte, PteFlags, Slot,
 };
 use x86_64::structures::paging::PageTableIndex;
 
@@ -15,7 +15,7 @@ use super::Edit;
 use crate::access::Access;
 use crate::cost::Population;
 use crate::doubt::{Doubt, Moving};
-use crate::entries::{Entries, empty_table, population};
+use crate::entries::{EMPTY, Entries, population};
 use crate::leaf::{lose, lose_table, release, release_all};
 use crate::map_error::MapError;
 use crate::marks::{Held, held, not_held};
@@ -108,7 +108,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         // Of a tree that cannot be read nothing is taken for gone.
         let Ok(found) = self.path.seek(&guest, run.va) else { return };
         let linked = found == Found::Table(table);
-        let mut now = empty_table();
+        let mut now = EMPTY;
         let first = PageTableIndex::new(0);
         if linked && guest.machine().read_entries(table, first, &mut now).is_err() {
             return;
@@ -143,30 +143,18 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let whole = Run { va, count: ENTRIES };
         let before = self.done;
         let nothing = Population::default();
-        self.replace_table(table, whole, nothing, entries, &empty_table())?;
+        self.replace_table(table, whole, nothing, entries, &EMPTY)?;
         self.done = before + u64::from(population(entries).total());
         Ok(())
     }
 
-    /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
-    /// Both are first addresses of 2 MiB. One request links the table at its new place and then
-    /// unlinks it from the old one, so that Xen does not validate it again; other vCPUs may see it
-    /// at both for a moment. Its entries stay in it, with whatever the CPU notes in them.
+    /// Moves the L1 table for `from` to `to`: see [`Pgd::move_table`](crate::Pgd::move_table).
     ///
     /// # Errors
-    /// [`MapError::Unaligned`], [`MapError::NotMapped`] without a table for `from`,
-    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if `to` lacks a table
-    /// above it and there is no frame for that, and as for
-    /// [`Pgd::map_pages`](crate::Pgd::map_pages).
-    ///
-    /// # Hypercalls
-    /// One `mmu_update` of two elements, which flushes all TLBs; and what the tables above `to`
-    /// take, if they are missing.
+    /// As for [`Pgd::move_table`](crate::Pgd::move_table).
     ///
     /// ```
-    /// # use hypercall::GuestVa;
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::Pages;
+    /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 512 };
     /// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
     /// let to = GuestVa::new(0x80_0000)?;
@@ -208,7 +196,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     fn make_l2_table(&mut self, va: GuestVa) -> Result<(), MapError> {
         let guest = self.tools.guest;
         if let Found::Missing(level @ (Level::L3 | Level::L4)) = self.path.seek(&guest, va)? {
-            self.graft_upper(level, va)?;
+            self.graft_from(Level::L2, level, Run { va, count: 0 }, PteFlags::empty())?;
         }
         Ok(())
     }

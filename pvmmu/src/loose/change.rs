@@ -1,149 +1,75 @@
-//! Changes of an address space under construction: the vocabulary of a live one, by plain stores.
+//! Changes of an address space under construction, by plain stores.
 #![expect(unsafe_code, reason = "stores into tables of a loose tree (I-4, I-5)")]
 
-use hypercall::{DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags};
+use hypercall::{
+    DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, Pfn, Pte, PteFlags, Refused,
+};
 use x86_64::structures::paging::PageTableIndex;
 
 use crate::entries::{Change, Clear, Flags, SEEN, check_present, with_table_flags};
+use crate::frames::{OnePage, SpaceFrames};
 use crate::leaf::release;
 use crate::map_error::{MapError, RangeError};
 use crate::marks::FOREIGN;
-use crate::pages::{Pages, Run, check_flags, check_page, check_table};
+use crate::pages::{Pages, Run, check_page, check_table, offered};
 use crate::path::{Found, Path};
 use crate::pgd::{Loose, Pgd};
-use crate::store::{PART, store};
+use crate::store::{PART, fill_run, store};
 use crate::tables::Place;
 use crate::tools::Tools;
+use crate::verbs::State;
 use p2m::{Guest, WalkError};
 
-impl Pgd<Loose> {
-    /// Unmaps `pages`, which all must be mapped; what they mapped goes to `frames`.
-    ///
-    /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that are unmapped all the same.
-    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::NotMapped`],
-    /// [`MapError::Walk`].
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// pgd.unmap(&mut tools, pages)?;
-    /// assert_eq!(pgd.translate(&tools.guest, pages.start)?, None);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn unmap<M: Machine, F: FrameSource>(
-        &mut self,
+impl State for Loose {
+    fn map<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
+        tools: &mut Tools<'_, '_, M, F>,
+        va: GuestVa,
+        flags: PteFlags,
+        frame: Frame,
+    ) -> Result<(), Refused<Option<Frame>, MapError>> {
+        let Tools { guest, frames, .. } = tools;
+        let mut page = OnePage::new(frame);
+        let mut one = frames.lend().with_source(&mut page);
+        let filled = pgd.fill(guest, Pages::one(va), flags, &mut one);
+        let frame = page.end(frames);
+        filled.map_err(|RangeError { error, .. }| Refused { value: frame, error })
+    }
+
+    fn map_pages<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
+        tools: &mut Tools<'_, '_, M, F>,
+        pages: Pages,
+        flags: PteFlags,
+    ) -> Result<(), RangeError> {
+        let Tools { guest, frames, .. } = tools;
+        pgd.fill(guest, pages, flags, frames)
+    }
+
+    fn unmap<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
         tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
-        let counted = frames.begin_to_release(self.counted);
+        let counted = frames.begin_to_release(pgd.counted);
         counted.map_err(|error| RangeError { done: 0, error: error.into() })?;
-        self.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
+        pgd.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
     }
 
-    /// Gives every page of `pages`, which all must be mapped, new flags. A page that is shared
-    /// stays read-only. Accessed and dirty bits stay as they are.
-    ///
-    /// # Errors
-    /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
-    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-    /// pgd.protect(&mut tools, pages, read_only)?;
-    /// let page = pgd.translate(&tools.guest, pages.start)?.ok_or("it is mapped")?;
-    /// assert_eq!(page.flags, read_only);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn protect<M: Machine, F: FrameSource>(
-        &mut self,
+    fn protect<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
         tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         let guest = &tools.guest;
-        check_flags(flags).map_err(|error| RangeError { done: 0, error })?;
-        let flags = guest.machine().offered(flags);
-        let change = &Flags::of(flags);
-        self.rewrite(guest, pages, change, &mut |_| {})
+        let flags = offered(guest, flags).map_err(|error| RangeError { done: 0, error })?;
+        pgd.rewrite(guest, pages, &Flags::of(flags), &mut |_| {})
     }
 
-    /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
-    fn rewrite<M: Machine, C: Change>(
-        &mut self,
-        guest: &Guest<'_, M>,
-        pages: Pages,
-        change: &C,
-        gone: &mut impl FnMut(Pte),
-    ) -> Result<(), RangeError> {
-        let mut done = 0;
-        let mut path = Path::new(self.root());
-        let mut rewrite = || -> Result<(), MapError> {
-            self.put_right(guest)?;
-            for run in pages.runs(PART)? {
-                let Found::Table(table) = path.seek(guest, run.va)? else {
-                    return Err(MapError::NotMapped(run.va));
-                };
-                let first = PageTableIndex::new_truncate(run.first());
-                let (mut old, mut new) =
-                    ([Pte::ABSENT; PART as usize], [Pte::ABSENT; PART as usize]);
-                let (old, new) =
-                    (&mut old[..usize::from(run.count)], &mut new[..usize::from(run.count)]);
-                guest.machine().read_entries(table, first, old)?;
-                check_present(run, old)?;
-                new.iter_mut().zip(&*old).for_each(|(new, old)| *new = change.of(*old));
-                // SAFETY: the table is part of a loose tree: I-4 and I-5.
-                unsafe { guest.machine().write_entries(table, first, new) }?;
-                old.iter().for_each(|old| gone(*old));
-                done += u64::from(run.count);
-            }
-            Ok(())
-        };
-        rewrite().map_err(|error| RangeError { done, error })
-    }
-
-    /// Maps `frame` at `va` in place of what is mapped there, which goes to `frames`.
-    ///
-    /// # Errors
-    /// [`MapError::NotMapped`], and as for [`Pgd::map`]; the frame goes to `frames` then.
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use hypercall::FrameSource;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&mut tools, Pages::one(va), PteFlags::USER_RW)?;
-    /// let (free, frame) = (tools.frames.source.count(), tools.frames.take().ok_or("no memory")?);
-    /// pgd.replace(&mut tools, va, PteFlags::USER_RW, frame)?;
-    /// assert_eq!(tools.frames.source.count(), free); // the one that was mapped came back
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn replace<M: Machine, F: FrameSource>(
-        &mut self,
+    fn replace<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
         tools: &mut Tools<'_, '_, M, F>,
         va: GuestVa,
         flags: PteFlags,
@@ -151,12 +77,11 @@ impl Pgd<Loose> {
     ) -> Result<(), MapError> {
         let Tools { guest, frames, .. } = tools;
         let mut replace = || -> Result<Pte, MapError> {
-            check_flags(flags)?;
-            let flags = guest.machine().offered(flags);
+            let flags = offered(guest, flags)?;
             check_page(va)?;
-            self.put_right(guest)?;
-            frames.begin_to_release(self.counted)?;
-            let mut path = Path::new(self.root());
+            pgd.put_right(guest)?;
+            frames.begin_to_release(pgd.counted)?;
+            let mut path = Path::new(pgd.root());
             let old = mapped(guest, &mut path, va)?;
             let flags = flags | old.pte.flags() & SEEN;
             store(guest, old.table, old.index(), Pte::new(guest.mfn(frame.pfn())?, flags))?;
@@ -175,81 +100,30 @@ impl Pgd<Loose> {
         }
     }
 
-    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
-    /// mapped, with their frames and flags; tables that are missing come from `frames`.
-    ///
-    /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
-    /// [`unmap`](Self::unmap), and [`MapError::Overlap`], [`MapError::Occupied`],
-    /// [`MapError::OutOfFrames`].
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let (pages, to) = (Pages::one(GuestVa::new(0x40_0000)?), GuestVa::new(0x80_0000)?);
-    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// let before = pgd.translate(&tools.guest, pages.start)?.map(|page| page.frame);
-    /// pgd.remap(&mut tools, pages, to)?;
-    /// assert_eq!(pgd.translate(&tools.guest, to)?.map(|page| page.frame), before);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn remap<M: Machine, F: FrameSource>(
-        &mut self,
+    fn remap<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
         tools: &mut Tools<'_, '_, M, F>,
         pages: Pages,
         to: GuestVa,
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
-        let mut done = 0;
-        let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
-        let mut remap = || -> Result<(), MapError> {
+        RangeError::counting(|done| {
             pages.check_apart(to)?;
-            self.put_right(guest)?;
-            while done < pages.count {
-                let va = Pages { start: to, ..pages }.at(done)?;
-                let page = mapped(guest, &mut source, pages.at(done)?)?;
-                let table = self.l1_table(guest, &mut target, va, frames)?;
+            pgd.put_right(guest)?;
+            let (mut source, mut target) = (Path::new(pgd.root()), Path::new(pgd.root()));
+            while *done < pages.count {
+                let va = Pages { start: to, ..pages }.at(*done)?;
+                let page = mapped(guest, &mut source, pages.at(*done)?)?;
+                let table = pgd.table(guest, &mut target, Level::L1, va, frames)?;
                 shift(guest, page, free(guest, Level::L1, table, va)?)?;
-                done += 1;
+                *done += 1;
             }
             Ok(())
-        };
-        remap().map_err(|error| RangeError { done, error })
+        })
     }
 
-    /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
-    /// Both are first addresses of 2 MiB. Tables above it that are missing come from `frames`.
-    ///
-    /// # Errors
-    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::NotMapped`] without a table
-    /// for `from`, [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`],
-    /// [`MapError::Walk`].
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let (from, to) = (GuestVa::new(0x40_0000)?, GuestVa::new(0x80_0000)?);
-    /// let pages = Pages { start: from, count: 512 };
-    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// pgd.move_table(&mut tools, from, to)?;
-    /// assert!(pgd.translate(&tools.guest, to)?.is_some());
-    /// assert!(pgd.translate(&tools.guest, from)?.is_none());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn move_table<M: Machine, F: FrameSource>(
-        &mut self,
+    fn move_table<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
         tools: &mut Tools<'_, '_, M, F>,
         from: GuestVa,
         to: GuestVa,
@@ -257,26 +131,38 @@ impl Pgd<Loose> {
         let Tools { guest, frames, .. } = tools;
         check_table(from)?;
         check_table(to)?;
-        self.put_right(guest)?;
-        let (mut source, mut target) = (Path::new(self.root()), Path::new(self.root()));
+        pgd.put_right(guest)?;
+        let (mut source, mut target) = (Path::new(pgd.root()), Path::new(pgd.root()));
         let Found::Table(_) = source.seek(guest, from)? else {
             return Err(MapError::NotMapped(from));
         };
         let level = Level::L2;
         let table = source.table(level).ok_or(MapError::NotMapped(from))?;
         let pte = guest.machine().read_entry(table, level.index_of(from))?;
-        let below = self.table(guest, &mut target, level, to, frames)?;
+        let below = pgd.table(guest, &mut target, level, to, frames)?;
         let link = Place { va: from, level, table, pte };
         Ok(shift(guest, link, free(guest, level, below, to)?)?)
     }
 
+    fn set_table_flags<M: Machine, F: FrameSource>(
+        pgd: &mut Pgd<Self>,
+        tools: &mut Tools<'_, '_, M, F>,
+        level: Level,
+        va: GuestVa,
+        flags: PteFlags,
+    ) -> Result<(), MapError> {
+        pgd.give_table_flags(&tools.guest, level, va, flags)
+    }
+}
+
+impl Pgd<Loose> {
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
     /// devices. When they are unmapped,
     /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) is told. Frames of a
     /// domain are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
     ///
     /// # Errors
-    /// As for [`map_pages`](Self::map_pages); [`MapError::Own`] for a frame of the guest's,
+    /// As for [`map_pages`](Pgd::map_pages); [`MapError::Own`] for a frame of the guest's,
     /// [`MapError::OnlyLive`] for another domain. Whether the guest may have a frame Xen says when
     /// the tree is pinned.
     ///
@@ -289,9 +175,7 @@ impl Pgd<Loose> {
     /// its grant table.
     ///
     /// ```
-    /// # use hypercall::{DomId, GuestVa, Mfn, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Mapped, Pages, Pgd};
+    /// # use pv_tests::examples::*;
     /// let mut tools = TestGuest::dom0().tools();
     /// let mut pgd = Pgd::new(&mut tools)?;
     /// let (pages, vga) = (Pages { start: GuestVa::new(0x40_0000)?, count: 8 }, Mfn::new(0xb8));
@@ -311,61 +195,76 @@ impl Pgd<Loose> {
         domain: DomId,
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
-        let mut done = 0;
-        let mut path = Path::new(self.root());
-        let mut fill = || -> Result<(), MapError> {
-            check_flags(flags)?;
-            let flags = guest.machine().offered(flags);
+        RangeError::counting(|done| {
+            let flags = offered(guest, flags)?;
             self.put_right(guest)?;
             if domain != DomId::IO {
                 return Err(MapError::OnlyLive(domain));
             }
+            let mut path = Path::new(self.root());
             for Run { va, .. } in pages.runs(1)? {
-                let mfn = first.checked_add(done).ok_or(MapError::OutOfFrames)?;
+                let mfn = first.checked_add(*done).ok_or(MapError::OutOfFrames)?;
                 if let Ok(own) = guest.pfn(mfn) {
                     return Err(MapError::Own(own));
                 }
-                let table = self.l1_table(guest, &mut path, va, frames)?;
+                let table = self.table(guest, &mut path, Level::L1, va, frames)?;
                 let place = free(guest, Level::L1, table, va)?;
                 store(guest, table, place.index(), Pte::new(mfn, flags | FOREIGN))?;
-                done += 1;
+                *done += 1;
             }
             Ok(())
-        };
-        fill().map_err(|error| RangeError { done, error })
+        })
     }
 
-    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
-    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something.
-    ///
-    /// # Errors
-    /// [`MapError::NotMapped`] if there is no table behind it, [`MapError::Flags`] without PRESENT,
-    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`].
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, Level, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let va = GuestVa::new(0x40_0000)?;
-    /// pgd.map_pages(&mut tools, Pages::one(va), PteFlags::USER_RW)?;
-    /// // Nothing in these 2 MiB may be executed, whatever the entries of the pages say.
-    /// let flags = PteFlags::TABLE | PteFlags::NO_EXECUTE;
-    /// pgd.set_table_flags(&mut tools, Level::L2, va, flags)?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn set_table_flags<M: Machine, F: FrameSource>(
+    fn fill<M: Machine>(
         &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        level: Level,
-        va: GuestVa,
+        guest: &Guest<'_, M>,
+        pages: Pages,
         flags: PteFlags,
-    ) -> Result<(), MapError> {
-        self.give_table_flags(&tools.guest, level, va, flags)
+        frames: &mut SpaceFrames<'_, impl FrameSource>,
+    ) -> Result<(), RangeError> {
+        RangeError::counting(|done| {
+            let flags = offered(guest, flags)?;
+            self.put_right(guest)?;
+            let mut path = Path::new(self.root());
+            for run in pages.runs(PART)? {
+                let table = self.table(guest, &mut path, Level::L1, run.va, frames)?;
+                *done += fill_run(guest, table, run, flags, frames)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
+    fn rewrite<M: Machine, C: Change>(
+        &mut self,
+        guest: &Guest<'_, M>,
+        pages: Pages,
+        change: &C,
+        gone: &mut impl FnMut(Pte),
+    ) -> Result<(), RangeError> {
+        RangeError::counting(|done| {
+            self.put_right(guest)?;
+            let mut path = Path::new(self.root());
+            for run in pages.runs(PART)? {
+                let Found::Table(table) = path.seek(guest, run.va)? else {
+                    return Err(MapError::NotMapped(run.va));
+                };
+                let first = PageTableIndex::new_truncate(run.first());
+                let mut buffer = [Pte::ABSENT; PART as usize];
+                let old = &mut buffer[..usize::from(run.count)];
+                guest.machine().read_entries(table, first, old)?;
+                check_present(run, old)?;
+                let mut buffer = [Pte::ABSENT; PART as usize];
+                let new = &mut buffer[..usize::from(run.count)];
+                new.iter_mut().zip(&*old).for_each(|(new, old)| *new = change.of(*old));
+                // SAFETY: the table is part of a loose tree: I-4 and I-5.
+                unsafe { guest.machine().write_entries(table, first, new) }?;
+                old.iter().for_each(|old| gone(*old));
+                *done += u64::from(run.count);
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn give_table_flags<M: Machine>(

@@ -8,17 +8,19 @@ mod change;
 
 use core::marker::PhantomData;
 
-use hypercall::{Frame, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags, XEN_SLOTS};
+use hypercall::{
+    Frame, FrameSource, GuestVa, Level, Machine, Pfn, Pte, PteFlags, Refused, XEN_SLOTS,
+};
 use x86_64::structures::paging::PageTableIndex;
 
-use crate::frames::{OnePage, SpaceFrames};
-use crate::map_error::{MapError, MapFailed, RangeError};
+use crate::entries::EMPTY;
+use crate::frames::SpaceFrames;
+use crate::map_error::MapError;
 use crate::marks::MIRRORED;
-use crate::pages::{Pages, check_flags};
 use crate::path::{Found, Path};
 use crate::pgd::{Holds, Loose, Pgd};
 use crate::pool::TablePool;
-use crate::store::{EMPTY, PART, clear, fill_run, store, take_table};
+use crate::store::{clear, store, take_table};
 use crate::teardown::empty;
 use crate::tools::Tools;
 use p2m::{Guest, WalkError};
@@ -46,18 +48,10 @@ impl Pgd<Loose> {
         tools: &mut Tools<'_, '_, M, F>,
     ) -> Result<Self, MapError> {
         let Tools { guest, frames, .. } = tools;
-        let root = take_table(guest, frames)?;
-        match fill_root(guest, &root) {
-            // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
-            Ok(()) => {
-                let (user_root, holds, doubt, counted) = (None, Holds::Nothing, None, None);
-                Ok(Self { root, user_root, holds, doubt, counted, state: PhantomData })
-            }
-            Err(error) => {
-                frames.of_tables().give(root);
-                Err(error.into())
-            }
-        }
+        let root = take_table(guest, frames, fill_root)?;
+        let (user_root, holds, doubt, counted) = (None, Holds::Nothing, None, None);
+        // INVARIANT: I-4, I-5 and I-6 hold for a root whose user half is empty.
+        Ok(Self { root, user_root, holds, doubt, counted, state: PhantomData })
     }
 
     /// As [`new`](Self::new), with a second root for user code.
@@ -82,15 +76,7 @@ impl Pgd<Loose> {
     ) -> Result<Self, MapError> {
         let mut pgd = Self::new(tools)?;
         let Tools { guest, frames, .. } = tools;
-        let user_root = take_table(guest, frames);
-        let cleared = user_root.and_then(|root| match clear(guest, &root) {
-            Ok(()) => Ok(root),
-            Err(error) => {
-                frames.of_tables().give(root);
-                Err(error.into())
-            }
-        });
-        match cleared {
+        match take_table(guest, frames, clear) {
             // INVARIANT: I-6: both lower halves are empty.
             Ok(root) => {
                 pgd.user_root = Some(root);
@@ -103,114 +89,8 @@ impl Pgd<Loose> {
         }
     }
 
-    /// Maps `frame` at `va` in the user half, taking the tables that are missing from `frames`.
-    ///
-    /// # Errors
-    /// [`MapFailed`] with the frame and the reason: [`MapError::KernelHalf`],
-    /// [`MapError::Unaligned`], [`MapError::Flags`], [`MapError::Occupied`],
-    /// [`MapError::OutOfFrames`], [`MapError::Walk`]. Nothing has changed then, but that tables may
-    /// have been added.
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pgd};
-    ///
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let (va, frame) = (GuestVa::new(0x40_0000)?, tools.frames.take().ok_or("no memory")?);
-    /// let pfn = frame.pfn();
-    /// pgd.map(&mut tools, va, PteFlags::USER_RW, frame)?;
-    /// let mapped = pgd.translate(&tools.guest, va)?.and_then(|page| page.frame.pfn());
-    /// assert_eq!(mapped, Some(pfn));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn map<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        va: GuestVa,
-        flags: PteFlags,
-        frame: Frame,
-    ) -> Result<(), MapFailed> {
-        let Tools { guest, frames, .. } = tools;
-        let mut page = OnePage::new(frame);
-        let mut one = frames.lend().with_source(&mut page);
-        let filled = self.fill(guest, Pages::one(va), flags, &mut one);
-        let frame = page.end(frames);
-        filled.map_err(|RangeError { error, .. }| MapFailed { frame, error })
-    }
-
-    /// Maps a frame at each page of `pages`; frames and tables come from `frames`.
-    ///
-    /// # Errors
-    /// [`RangeError`]: as for [`map`](Self::map), with the pages that are mapped all the same, the
-    /// first ones.
-    ///
-    /// # Hypercalls
-    /// None.
-    ///
-    /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// use pvmmu::{Pages, Pgd};
-    ///
-    /// let mut tools = TestGuest::new().tools();
-    /// let mut pgd = Pgd::new(&mut tools)?;
-    /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 1000 };
-    /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// // The root, a table of levels 3 and 2, two of level 1.
-    /// assert_eq!(pgd.tables(&tools.guest)?, 5);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn map_pages<M: Machine, F: FrameSource>(
-        &mut self,
-        tools: &mut Tools<'_, '_, M, F>,
-        pages: Pages,
-        flags: PteFlags,
-    ) -> Result<(), RangeError> {
-        let Tools { guest, frames, .. } = tools;
-        self.fill(guest, pages, flags, frames)
-    }
-
-    fn fill<M: Machine>(
-        &mut self,
-        guest: &Guest<'_, M>,
-        pages: Pages,
-        flags: PteFlags,
-        frames: &mut SpaceFrames<'_, impl FrameSource>,
-    ) -> Result<(), RangeError> {
-        let mut done = 0;
-        let mut fill = || -> Result<(), MapError> {
-            check_flags(flags)?;
-            let flags = guest.machine().offered(flags);
-            self.put_right(guest)?;
-            let mut path = Path::new(self.root());
-            for run in pages.runs(PART)? {
-                let table = self.l1_table(guest, &mut path, run.va, frames)?;
-                done += fill_run(guest, table, run, flags, frames)?;
-            }
-            Ok(())
-        };
-        fill().map_err(|error| RangeError { done, error })
-    }
-
-    /// The L1 table for `va`; tables that are missing are made.
-    pub(crate) fn l1_table<M: Machine>(
-        &mut self,
-        guest: &Guest<'_, M>,
-        path: &mut Path,
-        va: GuestVa,
-        frames: &mut SpaceFrames<'_, impl FrameSource>,
-    ) -> Result<Pfn, MapError> {
-        self.table(guest, path, Level::L1, va, frames)
-    }
-
     /// The table of `lowest` for `va`; tables from there up that are missing are made.
-    fn table<M: Machine>(
+    pub(crate) fn table<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
         path: &mut Path,
@@ -228,13 +108,13 @@ impl Pgd<Loose> {
             };
             let below = level.below().ok_or(MapError::NotMapped(va))?;
             let parent = path.table(level).ok_or(MapError::NotMapped(va))?;
-            let table = take_table(guest, frames)?;
+            let table = take_table(guest, frames, clear)?;
             let table = self.link(guest, level, parent, va, table, frames)?;
             path.set(below, Some(table));
         }
     }
 
-    /// Clears `table` and links it; in the root, for user code too. On failure `frames` gets it.
+    /// Links `table`; in the root, for user code too. On failure `frames` gets it.
     fn link<M: Machine>(
         &self,
         guest: &Guest<'_, M>,
@@ -247,9 +127,8 @@ impl Pgd<Loose> {
         let index = level.index_of(va);
         let user = self.user_root().filter(|_| level == Level::L4);
         let copy = |pte| user.map_or(Ok(()), |user| store(guest, user, index, pte));
-        let copied = clear(guest, &table).and_then(|()| {
-            let pte = Pte::new(guest.mfn(table.pfn())?, PteFlags::TABLE);
-            copy(pte.with_flags(PteFlags::TABLE | MIRRORED)).map(|()| pte)
+        let copied = guest.mfn(table.pfn()).map_err(WalkError::from).and_then(|mfn| {
+            copy(Pte::new(mfn, PteFlags::TABLE | MIRRORED)).map(|()| Pte::new(mfn, PteFlags::TABLE))
         });
         let pte = match copied {
             Ok(pte) => pte,
@@ -276,28 +155,26 @@ impl Pgd<Loose> {
     /// None.
     ///
     /// ```
-    /// # use hypercall::{GuestVa, PteFlags};
-    /// # use pv_tests::guest::TestGuest;
-    /// # use pvmmu::{Pages, Pgd};
+    /// # use pv_tests::examples::*;
     /// let mut tools = TestGuest::new().tools();
     /// let free = tools.frames.source.count();
     /// let mut pgd = Pgd::new(&mut tools)?;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
     /// pgd.map_pages(&mut tools, pages, PteFlags::USER_RW)?;
-    /// pgd.destroy(&mut tools).map_err(|(_, error)| error)?;
+    /// pgd.destroy(&mut tools)?;
     /// assert_eq!(tools.frames.source.count(), free);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn destroy<M: Machine, F: FrameSource>(
         mut self,
         tools: &mut Tools<'_, '_, M, F>,
-    ) -> Result<(), (Self, MapError)> {
+    ) -> Result<(), Refused<Self, MapError>> {
         let Tools { guest, frames, .. } = tools;
         if let Err(error) = self.put_right(guest) {
-            return Err((self, error.into()));
+            return Err(Refused { value: self, error: error.into() });
         }
         if let Err(error) = frames.begin_to_release(self.counted) {
-            return Err((self, error.into()));
+            return Err(Refused { value: self, error: error.into() });
         }
         let pool = &mut TablePool::none();
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
@@ -308,7 +185,7 @@ impl Pgd<Loose> {
                 self.user_root.into_iter().for_each(|root| frames.give(root));
                 Ok(())
             }
-            Err(error) => Err((self, error.into())),
+            Err(error) => Err(Refused { value: self, error: error.into() }),
         }
     }
 }

@@ -22,29 +22,3 @@ impl<F: FrameSource> FrameSource for Noting<'_, F> {
         self.frames.give_uncertain(frames);
     }
 }
-
-/// No frames; takes one back.
-pub(super) struct One(pub(super) Option<Frame>);
-
-impl FrameSource for One {
-    fn take(&mut self) -> Option<Frame> {
-        None
-    }
-
-    fn give(&mut self, frame: Frame) {
-        self.0 = Some(frame);
-    }
-}
-
-/// No frames.
-pub(super) struct Nothing;
-
-impl FrameSource for Nothing {
-    fn take(&mut self) -> Option<Frame> {
-        None
-    }
-
-    fn give(&mut self, frame: Frame) {
-        log::error!("{frame:?} came back from an operation that frees none: it is lost");
-    }
-}

@@ -10,7 +10,7 @@ use crate::common::{Pool, TestGuest, guest, tools};
 use hypercall::middleware::{FailEach, Refusals};
 use hypercall::{
     BatchStorage, Frame, FrameAccess as _, FrameSource, GuestVa, Level, Mfn, MmuExtOp, Pfn, Pte,
-    PteFlags, Uncertain,
+    PteFlags, Refused, Uncertain,
 };
 use p2m::Guest;
 use pv_tests::account::Account;
@@ -69,7 +69,7 @@ impl Spaces<'_> {
     pub(crate) fn fork(&mut self, with: &mut Work<'_, '_, '_, '_>) {
         match self.first().fork(with) {
             Ok(child) => self.pinned.push(child),
-            Err(error) => self.left = error.left.map(|(child, _)| child),
+            Err(error) => self.left = error.left.map(|child| child.value),
         }
     }
 
@@ -305,15 +305,15 @@ pub(crate) fn take_back(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_>
         let parent = spaces.first();
         let refused = parent.edit(with, |edit| edit.submit()).expect_err("half forked");
         assert_eq!(refused.error, MapError::HalfForked);
-        let (child, refused) = child.destroy(with).expect_err("half forked");
-        assert_eq!(refused, MapError::HalfForked);
+        let Refused { value: child, error } = child.destroy(with).expect_err("half forked");
+        assert_eq!(error, MapError::HalfForked);
         let child = child.pin(&with.guest, &mut with.batch).expect_err("half forked");
         assert_eq!(child.failure, PinFailure::HalfForked);
         spaces.left = match parent.take_back_fork(with, child.pgd) {
             Ok(()) => None,
-            Err((child, error)) => {
-                assert!(attempt < 3, "it cannot be taken back: {error}");
-                Some(child)
+            Err(left) => {
+                assert!(attempt < 3, "it cannot be taken back: {left}");
+                Some(left.value)
             }
         };
     }
@@ -351,9 +351,9 @@ pub(crate) fn end(spaces: &mut Spaces<'_>, with: &mut Work<'_, '_, '_, '_>) {
         for attempt in 1.. {
             pgd = match pgd.destroy(with) {
                 Ok(()) => break,
-                Err((pgd, error)) => {
-                    assert!(attempt < 3, "it cannot be destroyed: {error}");
-                    pgd
+                Err(refused) => {
+                    assert!(attempt < 3, "it cannot be destroyed: {refused}");
+                    refused.value
                 }
             };
         }

@@ -84,7 +84,7 @@ in_every_way! {
     });
     tables_that_are_held_and_then_unmapped: |pgd, with| {
         let Tools { guest, batch, .. } = &mut *with;
-        let held = pgd.hold_l1_tables(guest, batch).map_err(|(failure, _)| failure.to_string());
+        let held = pgd.hold_l1_tables(guest, batch).map_err(|error| error.to_string());
         held.and_then(|_| pgd.unmap(with, SOME).map_err(|error| error.to_string()))
     };
 }

@@ -162,15 +162,14 @@ macro_rules! sweep_with {
             };
             pinning_each_l1_table_by_itself: |pgd, with| {
                 let Tools { guest, batch, .. } = with;
-                pgd.hold_l1_tables(guest, batch).map(drop).map_err(|(failure, undo)| {
-                    assert_eq!(undo, Ok(()));
-                    failure
+                pgd.hold_l1_tables(guest, batch).map(drop).inspect_err(|refused| {
+                    assert_eq!(refused.value, Ok(()));
                 })
             };
             holding_and_then_protecting_a_whole_table: |pgd, with| {
                 let Tools { guest, batch, .. } = &mut *with;
                 let held = pgd.hold_l1_tables(guest, batch);
-                let held = held.map_err(|(failure, _)| failure.to_string());
+                let held = held.map_err(|error| error.to_string());
                 held.and_then(|_| {
                     pgd.protect(with, full(), READ_ONLY).map_err(|error| error.to_string())
                 })
@@ -178,7 +177,7 @@ macro_rules! sweep_with {
             holding_and_then_unmapping_whole_tables: |pgd, with| {
                 let Tools { guest, batch, .. } = &mut *with;
                 let held = pgd.hold_l1_tables(guest, batch);
-                let held = held.map_err(|(failure, _)| failure.to_string());
+                let held = held.map_err(|error| error.to_string());
                 held.and_then(|_| pgd.unmap(with, full()).map_err(|error| error.to_string()))
             };
             forking_and_ending_the_child: |pgd, with| {

@@ -4,10 +4,9 @@
 
 use hypercall::{Cpu, DomId, GuestVa, Machine, Mfn, Pfn, PteFlags};
 use p2m::{Guest, P2m};
+use pvmmu::flush::Reach;
 use pvmmu::primitive::WriteMode;
-use pvmmu::{
-    FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Reach, Running, Tools, Vcpus, load_root,
-};
+use pvmmu::{FrameStack, LoadError, Loose, Pages, Pgd, Pinned, Running, Tools, Vcpus, load_root};
 
 fn a_guest_is_described_by_unsafe_code_alone<'a, M>(
     machine: &'a M,

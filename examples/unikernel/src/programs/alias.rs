@@ -11,7 +11,8 @@ use hypercall::{
     PteFlags, Request, VaFlush, VaMapping,
 };
 use p2m::{Guest, walk};
-use pvmmu::{Obstacle, PinFailure};
+use pvmmu::PinFailure;
+use pvmmu::obstacles::Obstacle;
 
 use super::OrSay;
 use super::life::{build, destroy, pages};

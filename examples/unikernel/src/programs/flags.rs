@@ -181,8 +181,7 @@ fn loose<M: Machine + Cpu>(
                 _ => return Err(format!("{bits:?}: {refused}")),
             },
         };
-        pgd.destroy(&mut Tools::new(guest, pool))
-            .map_err(|(_, error)| format!("destroy: {error}"))?;
+        pgd.destroy(&mut Tools::new(guest, pool)).map_err(|error| format!("destroy: {error}"))?;
     }
     Ok(())
 }

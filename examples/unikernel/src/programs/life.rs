@@ -57,7 +57,7 @@ fn map_one<M: Machine>(
     let frame = pool.take().ok_or("the pool is empty")?;
     pgd.map(&mut Tools::new(*guest, pool), va, PteFlags::USER_RW, frame).map_err(|failed| {
         let reason = format!("map: {failed}");
-        failed.frame.into_iter().for_each(|frame| pool.give(frame));
+        failed.value.into_iter().for_each(|frame| pool.give(frame));
         reason
     })
 }
@@ -68,7 +68,7 @@ pub(super) fn destroy<M: Machine>(
     pgd: Pgd<Loose>,
     pool: &mut Pool,
 ) -> Result<(), String> {
-    pgd.destroy(&mut Tools::new(*guest, pool)).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(&mut Tools::new(*guest, pool)).map_err(|error| format!("destroy: {error}"))
 }
 
 /// Runs on the address space.
@@ -161,7 +161,7 @@ fn use_pinned<M: Machine>(
         Ok(()) => Ok(()),
         Err(failed) => {
             let reason = format!("{failed}");
-            let frame = failed.frame.ok_or("the frame did not come back")?;
+            let frame = failed.value.ok_or("the frame did not come back")?;
             // The refused request was the one above.
             pinned.map(&mut tools, pages.start, PteFlags::USER_RW, frame).or_say("second map")?;
             Err(reason)

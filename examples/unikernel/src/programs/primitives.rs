@@ -65,7 +65,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     unsafe { load_root(&guest, guest.kernel_root()) }.or_say("leave")?;
     let pgd = pgd.unpin(&guest, &mut batch).or_say("unpin")?;
     pgd.destroy(&mut Tools::new(guest, &mut kernel.pool))
-        .map_err(|(_, error)| format!("destroy: {error}"))?;
+        .map_err(|error| format!("destroy: {error}"))?;
     for line in &lines {
         writeln!(kernel.console, "{line}").or_say("console")?;
     }

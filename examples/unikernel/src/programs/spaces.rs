@@ -10,9 +10,8 @@ use alloc::vec;
 use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use p2m::Guest;
 use pvmmu::audit::{Tree, audit, audit_words};
-use pvmmu::{
-    Edit, Pages, Pgd, Pinned, Presence, RangeError, Reach, Shares, TablePool, Tools, load_root,
-};
+use pvmmu::flush::Reach;
+use pvmmu::{Edit, Pages, Pgd, Pinned, Presence, RangeError, Shares, TablePool, Tools, load_root};
 
 use super::{OrSay, all_are_back};
 use crate::pool::Pool;
@@ -152,7 +151,7 @@ fn moved<M: Machine + Cpu>(
         expect("read where the table is not", marked(machine, to, AWAY)?, 0)?;
         if !is_last {
             let held = pgd.hold_l1_tables(&guest, &mut with.batch);
-            held.map_err(|(failure, _)| format!("hold: {failure}"))?;
+            held.map_err(|error| format!("hold: {error}"))?;
         }
     }
     Ok(())

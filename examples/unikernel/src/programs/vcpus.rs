@@ -11,9 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall::middleware::Counting;
 use hypercall::{Batch, BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use p2m::{Guest, walk};
-use pvmmu::{
-    DestroyError, Flush, Pages, Pgd, PinFailure, Pinned, Reach, Running, TablePool, Tools, Vcpus,
-};
+use pvmmu::flush::{Flush, Reach};
+use pvmmu::{DestroyError, Pages, Pgd, PinFailure, Pinned, Running, TablePool, Tools, Vcpus};
 
 use super::{OrSay, all_are_back};
 use crate::pool::Pool;
@@ -302,7 +301,7 @@ fn held_beside_use<M: Machine + Cpu>(
     scene.second.beside(work, &mut || {
         changed = pgd
             .hold_l1_tables(&with.guest, &mut with.batch)
-            .map_err(|(failure, _)| format!("hold: {failure}"))
+            .map_err(|error| format!("hold: {error}"))
             .and_then(|count| {
                 held = count;
                 (0..TURNS).try_for_each(|_| {

@@ -6,7 +6,8 @@ use alloc::string::{String, ToString as _};
 
 use hypercall::middleware::Timed;
 use hypercall::{Cpu, FrameAccess as _, GuestVa, Machine, MmuExtOp, MmuUpdate, PteFlags, VcpuSet};
-use pvmmu::{Flush, Pages, Pgd, Pinned, Presence, Reach, Running, Vcpus};
+use pvmmu::flush::{Flush, Reach};
+use pvmmu::{Pages, Pgd, Pinned, Presence, Running, Vcpus};
 
 use super::super::OrSay;
 use super::super::vcpus::{Scene, THE_SECOND};

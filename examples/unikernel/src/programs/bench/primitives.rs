@@ -12,8 +12,9 @@ use hypercall::{
     VaFlush, VaMapping,
 };
 use p2m::walk;
+use pvmmu::flush::{Flush, Reach};
 use pvmmu::primitive::{Primitive, WriteMode};
-use pvmmu::{Flush, Pgd, Pinned, Reach, load_root};
+use pvmmu::{Pgd, Pinned, load_root};
 use x86_64::structures::paging::PageTableIndex;
 
 use super::super::OrSay;

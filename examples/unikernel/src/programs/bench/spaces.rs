@@ -68,7 +68,7 @@ pub(super) fn destroy<M: Machine>(
     tools: &mut Tools<'_, '_, M, impl FrameSource>,
     pgd: Pgd<Loose>,
 ) -> Result<(), String> {
-    pgd.destroy(tools).map_err(|(_, error)| format!("destroy: {error}"))
+    pgd.destroy(tools).map_err(|error| format!("destroy: {error}"))
 }
 
 /// The rows of this file.
