@@ -27,7 +27,7 @@ impl RefusableFlag {
     pub const ALL: [Self; 6] =
         [Self::NoExecute, Self::PatOrPse, Self::Pwt, Self::Pcd, Self::Global, Self::Grant];
 
-    /// The bit.
+    /// Returns the bit.
     ///
     /// ```
     /// use hypercall::{PteFlags, RefusableFlag};
@@ -46,7 +46,7 @@ impl RefusableFlag {
         }
     }
 
-    /// The first of these flags that `pte` has, as an entry of `level` if that is known, on a
+    /// Returns the first of these flags that `pte` has, as an entry of `level` if known, on a
     /// machine whose entries may not have `missing`
     /// ([`missing_flags`](crate::FrameAccess::missing_flags)).
     ///
@@ -72,7 +72,7 @@ impl RefusableFlag {
         Self::ALL.into_iter().find(|flag| has(flag) && may_be_refused(flag))
     }
 
-    /// Whether every Xen refuses the flag in entries of `level` whoever asks, where
+    /// Returns whether every Xen refuses the flag in entries of `level` whoever asks, where
     /// [`find`](Self::find) found it.
     ///
     /// ```

@@ -139,7 +139,7 @@ fn contains(set: &[u64], pfn: Pfn) -> bool {
     word.is_some_and(|word| word & 1 << (pfn.raw() % 64) != 0)
 }
 
-/// How many words of memory an audit of a guest with `pfns` pfns takes.
+/// Returns how many words of memory an audit of a guest with `pfns` pfns takes.
 #[must_use]
 pub const fn audit_words(pfns: u64) -> u64 {
     2 * pfns.div_ceil(64)

@@ -73,7 +73,7 @@ pub struct Population {
 }
 
 impl Population {
-    /// Present entries.
+    /// Returns the number of present entries.
     #[must_use]
     pub const fn total(self) -> u16 {
         self.writable + self.read_only
@@ -102,7 +102,7 @@ impl Costs {
             + self.drop_read_only * population.read_only as u32
     }
 
-    /// The cost of making `before` into `after` by taking the table out of the tree.
+    /// Returns the cost of making `before` into `after` by taking the table out of the tree.
     #[must_use]
     pub const fn as_table(&self, changed: u16, before: Population, after: Population) -> u32 {
         let out = self.step + self.link + self.release(before) + self.access;
@@ -117,7 +117,8 @@ impl Costs {
             + self.validate(after)
     }
 
-    /// How to give `changed` entries of a table with `before` other flags, so that it has `after`.
+    /// Returns how to give `changed` entries of a table with `before` other flags, so that it has
+    /// `after`.
     ///
     /// ```
     /// use pvmmu::cost::{COSTS, Population, Strategy};
@@ -136,7 +137,7 @@ impl Costs {
         }
     }
 
-    /// How to clear `changed` entries of a table with `before`, so that it has `after`.
+    /// Returns how to clear `changed` entries of a table with `before`, so that it has `after`.
     #[must_use]
     pub const fn to_clear(&self, changed: u16, before: Population, after: Population) -> Strategy {
         if self.clear * (changed as u32) <= self.as_table(changed, before, after) {
@@ -146,9 +147,9 @@ impl Costs {
         }
     }
 
-    /// Whether `pages` of a missing table are better mapped through an empty one that is validated
-    /// already ([`Strategy::Entries`]) or through one that is filled first ([`Strategy::Table`]).
-    /// What is mapped is unmapped one day, so both count.
+    /// Returns whether `pages` of a missing table are better mapped through an empty one that is
+    /// validated already ([`Strategy::Entries`]) or through one that is filled first
+    /// ([`Strategy::Table`]). What is mapped is unmapped one day, so both count.
     ///
     /// ```
     /// use pvmmu::cost::{COSTS, Strategy};
@@ -167,8 +168,8 @@ impl Costs {
         if entries <= table { Strategy::Entries } else { Strategy::Table }
     }
 
-    /// How to end an upper table with `tables` tables in it that are to stay validated: unlink each
-    /// and keep it validated too, or let Xen drop it with all its references.
+    /// Returns how to end an upper table with `tables` tables in it that are to stay validated:
+    /// unlink each and keep it validated too, or let Xen drop it with all its references.
     #[must_use]
     pub const fn to_end_upper(&self, tables: u16) -> Strategy {
         let table =
@@ -176,8 +177,8 @@ impl Costs {
         if self.link * (tables as u32 + 1) <= table { Strategy::Entries } else { Strategy::Table }
     }
 
-    /// Whether clearing `changed` entries could be cheaper by taking a table out, whatever else is
-    /// in it.
+    /// Returns whether clearing `changed` entries could be cheaper by taking a table out, whatever
+    /// else is in it.
     #[must_use]
     pub const fn may_clear_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };
@@ -185,8 +186,8 @@ impl Costs {
         matches!(self.to_clear(changed, least, nothing), Strategy::Table)
     }
 
-    /// Whether changing `changed` entries could be cheaper by taking a table out, whatever else is
-    /// in it.
+    /// Returns whether changing `changed` entries could be cheaper by taking a table out, whatever
+    /// else is in it.
     #[must_use]
     pub const fn may_change_as_table(&self, changed: u16) -> bool {
         let least = Population { writable: 0, read_only: changed };

@@ -57,7 +57,7 @@ impl fmt::Display for DestroyError {
 impl core::error::Error for DestroyError {}
 
 impl DestroyError {
-    /// The address space, if it is pinned still.
+    /// Returns the address space, if it is pinned still.
     ///
     /// ```
     /// # use pv_tests::examples::*;

@@ -67,8 +67,8 @@ impl fmt::Display for Why {
 }
 
 impl PinError<Loose> {
-    /// Why Xen refused the tree, as far as the tables show it. The failure is as it was when the
-    /// tree was refused: nothing is read now.
+    /// Says why Xen refused the tree, as far as the tables show it. The failure is as it was when
+    /// the tree was refused: nothing is read now.
     ///
     /// # Hypercalls
     /// None.
@@ -128,7 +128,7 @@ impl PinError<Loose> {
     }
 }
 
-/// Why Xen refused `pte` as an entry of an L1 table, by whatever primitive.
+/// Says why Xen refused `pte` as an entry of an L1 table, by whatever primitive.
 ///
 /// # Hypercalls
 /// None. Reads the tables of the running tree and of `trees`.

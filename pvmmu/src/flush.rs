@@ -38,7 +38,7 @@ impl Flush {
     /// Everything is owed.
     pub const ALL: Self = Self { count: Count::All, ..Self::NONE };
 
-    /// One page is owed.
+    /// Owes the flush of one page.
     ///
     /// ```
     /// use hypercall::GuestVa;

@@ -281,7 +281,7 @@ pub struct Shares<'s> {
 }
 
 impl<'s> Shares<'s> {
-    /// Nothing is shared yet.
+    /// Begins to count in `counts`: nothing is shared yet.
     ///
     /// ```
     /// use hypercall::Pfn;
@@ -296,7 +296,7 @@ impl<'s> Shares<'s> {
         Self { counts }
     }
 
-    /// How many address spaces map the frame as a shared one: 0 if it is not shared.
+    /// Returns how many address spaces map the frame as a shared one: 0 if it is not shared.
     #[must_use]
     pub fn count(&self, pfn: Pfn) -> u16 {
         usize::try_from(pfn.raw())
@@ -450,7 +450,8 @@ pub struct FrameStack<'s> {
 }
 
 impl<'s> FrameStack<'s> {
-    /// An empty stack for as many frames as `slots` has places. What is in them already is dropped.
+    /// Makes an empty stack for as many frames as `slots` has places. What is in them already is
+    /// dropped.
     ///
     /// ```
     /// use hypercall::{FrameSource, Frames, Pfn};
@@ -470,25 +471,25 @@ impl<'s> FrameStack<'s> {
         Self { slots, used: 0, lost: 0 }
     }
 
-    /// Frames on the stack.
+    /// Returns how many frames are on the stack.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.used
     }
 
-    /// Whether there is none.
+    /// Returns whether there is none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.used == 0
     }
 
-    /// Places left.
+    /// Returns how many places are left.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.slots.len() - self.used
     }
 
-    /// Frames that were given back and found no place. They have leaked.
+    /// Returns how many frames were given back and found no place. They have leaked.
     ///
     /// ```
     /// use hypercall::{Frame, FrameSource, Pfn};

@@ -13,7 +13,7 @@
 //!
 //! # Main types
 //! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
-//!   holds them valid. What is done to it ([`Pgd::map`] and so on) is called the same in either
+//!   keeps them valid. What is done to it ([`Pgd::map`] and so on) is called the same in either
 //!   [`State`].
 //! * [`Guest`](p2m::Guest): the machine, the frame map and the running root. [`Tools`]: what
 //!   operations work with; beside the guest the frames and, for changes of a live tree, a batch

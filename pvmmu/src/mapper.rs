@@ -84,16 +84,16 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         Self { guest, pgd, batch, refusal: None, has_lost_frame: false, uncertain: 0 }
     }
 
-    /// Why the last call failed, if it did: the traits' errors cannot say it all. A page whose
+    /// Says why the last call failed, if it did: the traits' errors cannot say it all. A page whose
     /// mapping Xen would not undo counts as mapped: what was refused is said here all the same.
     #[must_use]
     pub const fn refusal(&self) -> Option<MapError> {
         self.refusal
     }
 
-    /// Whether the last call was to map a frame and failed, and the caller has not got the frame
-    /// back all the same: Xen has refused to undo a part of it ([`MapError::NotUndone`]). The frame
-    /// is one of those that are [`uncertain`](Self::uncertain): nobody may use it.
+    /// Returns whether the last call was to map a frame and failed, and the caller has not got the
+    /// frame back all the same: Xen has refused to undo a part of it ([`MapError::NotUndone`]). The
+    /// frame is one of those that are [`uncertain`](Self::uncertain): nobody may use it.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -273,7 +273,7 @@ impl<A: FrameAllocator<Size4KiB> + ?Sized> FrameSource for Allocator<'_, A> {
     }
 }
 
-/// How many bytes the instruction is long that begins with `bytes`, if it flushes one page
+/// Returns how many bytes the instruction that begins with `bytes` has, if it flushes one page
 /// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped
 /// here is flushed already. Fifteen bytes are enough, and as many as the instruction has.
 ///

@@ -63,13 +63,13 @@ impl Obstacles {
     /// None at all.
     pub(crate) const NONE: Self = Self { first: [None; OBSTACLES_MAX], count: 0 };
 
-    /// How many there are.
+    /// Returns how many there are.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The first [`OBSTACLES_MAX`] of them.
+    /// Returns the first [`OBSTACLES_MAX`] of them.
     pub fn first(&self) -> impl Iterator<Item = Obstacle> {
         self.first.iter().flatten().copied()
     }

@@ -50,7 +50,7 @@ pub(crate) const fn page_number(va: GuestVa) -> u64 {
 }
 
 impl Pages {
-    /// The page at `va` alone.
+    /// Names the page at `va` alone.
     ///
     /// ```
     /// use hypercall::GuestVa;
@@ -65,7 +65,7 @@ impl Pages {
         Self { start: va, count: 1 }
     }
 
-    /// The address of page `index` of the run.
+    /// Returns the address of page `index` of the run.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`] if that leaves the user half.

@@ -13,7 +13,7 @@ use p2m::{Guest, WalkError};
 #[derive(Debug)]
 pub enum Loose {}
 
-/// State of an address space that Xen has validated and holds: it is changed by requests, and can
+/// State of an address space that Xen has validated and keeps valid: it is changed by requests, and can
 /// be loaded.
 #[derive(Debug)]
 pub enum Pinned {}
@@ -68,13 +68,13 @@ pub(crate) struct Roots {
 }
 
 impl<S> Pgd<S> {
-    /// The frame of the root table.
+    /// Returns the frame of the root table.
     #[must_use]
     pub const fn root(&self) -> Pfn {
         self.root.pfn()
     }
 
-    /// The frame of the root table for user code, if there is one.
+    /// Returns the frame of the root table for user code, if there is one.
     #[must_use]
     pub fn user_root(&self) -> Option<Pfn> {
         self.user_root.as_ref().map(Frame::pfn)
@@ -90,7 +90,7 @@ impl<S> Pgd<S> {
         Pgd { root, user_root, holds, doubt, counted, state: PhantomData }
     }
 
-    /// How many tables the address space has, with its roots.
+    /// Counts the tables of the address space, with its roots.
     ///
     /// # Errors
     /// If they cannot be read.

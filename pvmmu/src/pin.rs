@@ -1,4 +1,4 @@
-//! Pinning: a loose tree becomes one that Xen holds valid, and back.
+//! Pinning: a loose tree becomes one that Xen keeps valid, and back.
 //!
 //! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct
 //! mapping of every table is made read-only first, in as few hypercalls as the batch allows; then
@@ -73,7 +73,8 @@ impl fmt::Display for PinError<Pinned> {
 impl<S: fmt::Debug> core::error::Error for PinError<S> where Self: fmt::Display {}
 
 impl Pgd<Loose> {
-    /// Has Xen validate the tree and hold it (`MMUEXT_PIN_L4_TABLE`), both roots if there are two.
+    /// Has Xen validate the tree and keep it valid (`MMUEXT_PIN_L4_TABLE`): both roots, if there
+    /// are two.
     ///
     /// # Errors
     /// [`PinError`] with the address space, loose and writable as before, the table that was

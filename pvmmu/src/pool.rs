@@ -100,7 +100,7 @@ impl PoolError {
 }
 
 impl<'t> TablePool<'t> {
-    /// An empty pool with places for tables of the levels 1, 2 and 3.
+    /// Makes an empty pool with places for tables of the levels 1, 2 and 3.
     ///
     /// ```
     /// use pvmmu::TablePool;
@@ -123,19 +123,19 @@ impl<'t> TablePool<'t> {
         self.stacks.get_mut(level as usize - 1)
     }
 
-    /// Tables of `level` in the pool.
+    /// Returns how many tables of `level` are in the pool.
     #[must_use]
     pub fn len(&self, level: Level) -> usize {
         self.stacks.get(level as usize - 1).map_or(0, FrameStack::len)
     }
 
-    /// Whether there is no table at all.
+    /// Returns whether there is no table at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stacks.iter().all(FrameStack::is_empty)
     }
 
-    /// What has passed through.
+    /// Returns what has passed through.
     #[must_use]
     pub const fn counts(&self) -> PoolCounts {
         self.counts
@@ -311,8 +311,8 @@ impl<'t> TablePool<'t> {
         Err(PoolError { done: pinned as u64, failure, obstacles })
     }
 
-    /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. How many
-    /// there were.
+    /// Ends up to `count` tables of `level`: they become plain frames and go to `frames`. Returns
+    /// how many there were.
     ///
     /// # Errors
     /// [`PoolError`].

@@ -42,7 +42,7 @@ pub enum Runs {
     Elsewhere,
 }
 
-/// The cheapest primitive that is right.
+/// Returns the cheapest primitive that is right.
 ///
 /// ```
 /// use pvmmu::primitive::{WriteMode, Primitive, Runs, cheapest};
@@ -61,7 +61,7 @@ pub const fn cheapest(mode: WriteMode, runs: Runs) -> Primitive {
 }
 
 impl Primitive {
-    /// Whether it writes as `mode` asks.
+    /// Returns whether it writes as `mode` asks.
     #[must_use]
     pub const fn is_right(self, mode: WriteMode, runs: Runs) -> bool {
         match (self, mode) {

@@ -28,7 +28,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// A vCPU that runs on a root that is no [`Pgd`](crate::Pgd).
+    /// Describes a vCPU that runs on a root that is no [`Pgd`](crate::Pgd).
     ///
     /// ```
     /// use pvmmu::Running;

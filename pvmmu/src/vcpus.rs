@@ -16,7 +16,7 @@ pub struct Vcpus<'a> {
 }
 
 impl<'a> Vcpus<'a> {
-    /// The vCPUs, by their places. Those beyond 32 cannot be counted and are refused.
+    /// Names the vCPUs by their places. Those beyond 32 cannot be counted and are refused.
     ///
     /// # Safety
     /// Every load of an address space goes through these places, from now until the last one that
@@ -36,7 +36,7 @@ impl<'a> Vcpus<'a> {
         Self { places }
     }
 
-    /// The vCPUs that run on `pgd`, or are about to, or have not yet left it.
+    /// Returns the vCPUs that run on `pgd`, or are about to, or have not yet left it.
     ///
     /// ```
     /// # use pv_tests::examples::*;

@@ -81,8 +81,8 @@ impl<S: State> Pgd<S> {
     /// mapped all the same or went to [`FrameSource::give_uncertain`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose. One `mmu_update`, or one more if tables come from no
-    /// pool.
+    /// None if the address space is loose; otherwise one `mmu_update`, or one more if tables come
+    /// from no pool.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -116,10 +116,10 @@ impl<S: State> Pgd<S> {
     /// [`MapError::NotUndone`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose. As for [`Pgd::edit`], one element a page, one more for
-    /// each table that comes from the pool. A table that is filled before it is linked takes one
-    /// `mmu_update` of its own, with 2 to 5 elements; with a batch of fewer updates than that, one
-    /// more for each table.
+    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page, one
+    /// more for each table that comes from the pool. A table that is filled before it is linked
+    /// takes one `mmu_update` of its own, with 2 to 5 elements; with a batch of fewer updates than
+    /// that, one more for each table.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -150,9 +150,9 @@ impl<S: State> Pgd<S> {
     /// [`MapError::OtherShares`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose. As for [`Pgd::edit`], one element a page; or for a table
-    /// that is better taken out as a whole, one `mmu_update` of two elements, and another one if
-    /// something is left in it.
+    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page; or
+    /// for a table that is better taken out as a whole, one `mmu_update` of two elements, and
+    /// another one if something is left in it.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -181,9 +181,9 @@ impl<S: State> Pgd<S> {
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose. As for [`Pgd::edit`], one element a page; or for a table
-    /// that is better changed as a whole, which takes [`Presence::MayVanish`], two `mmu_update` of
-    /// two elements.
+    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page; or
+    /// for a table that is better changed as a whole, which takes [`Presence::MayVanish`], two
+    /// `mmu_update` of two elements.
     ///
     /// [`Presence::MayVanish`]: crate::Presence::MayVanish
     ///
@@ -213,7 +213,7 @@ impl<S: State> Pgd<S> {
     /// tools then.
     ///
     /// # Hypercalls
-    /// None if the address space is loose, one otherwise.
+    /// None if the address space is loose; otherwise one.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -245,11 +245,11 @@ impl<S: State> Pgd<S> {
     /// refuses the entry of another domain's frame, unless its whole table moves.
     ///
     /// # Hypercalls
-    /// None if the address space is loose. For n pages and a batch of B updates: ceil(2 n / B)
-    /// multicalls of an `mmu_update` and the flush, and one more for each border of a table, at
-    /// either place, and every 64 pages; twice as many under [`Presence::Steady`], where one of the
-    /// pages is clean and can be written; for a whole table that moves to where there is none, one
-    /// `mmu_update` of two elements. Tables that are missing take what they take in
+    /// None if the address space is loose. Otherwise, for n pages and a batch of B updates:
+    /// ceil(2 n / B) multicalls of an `mmu_update` and the flush, and one more for each border of a
+    /// table, at either place, and every 64 pages; twice as many under [`Presence::Steady`], where
+    /// one of the pages is clean and can be written; for a whole table that moves to where there is
+    /// none, one `mmu_update` of two elements. Tables that are missing take what they take in
     /// [`map_pages`](Self::map_pages).
     ///
     /// [`Presence::Steady`]: crate::Presence::Steady
@@ -283,8 +283,8 @@ impl<S: State> Pgd<S> {
     /// above it and there is no frame for that, and as for [`map_pages`](Self::map_pages).
     ///
     /// # Hypercalls
-    /// None if the address space is loose. One `mmu_update` of two elements, which flushes all
-    /// TLBs; and what the tables above `to` take, if they are missing.
+    /// None if the address space is loose; otherwise one `mmu_update` of two elements, which
+    /// flushes all TLBs; and what the tables above `to` take, if they are missing.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -312,7 +312,7 @@ impl<S: State> Pgd<S> {
     /// and as for [`protect`](Self::protect).
     ///
     /// # Hypercalls
-    /// None if the address space is loose, one otherwise. Xen flushes all TLBs.
+    /// None if the address space is loose; otherwise one. Xen flushes all TLBs.
     ///
     /// ```
     /// # use pv_tests::examples::*;

@@ -29,7 +29,7 @@ impl Mapped {
         }
     }
 
-    /// The frame, if it is the guest's.
+    /// Returns the frame, if it is the guest's.
     #[must_use]
     pub const fn pfn(self) -> Option<Pfn> {
         match self {
@@ -51,7 +51,7 @@ pub struct Mapping {
 }
 
 impl<S> Pgd<S> {
-    /// What is mapped at the page that `va` is in; `None` if nothing is.
+    /// Returns what is mapped at the page that `va` is in; `None` if nothing is.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Walk`].

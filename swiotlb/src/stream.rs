@@ -196,9 +196,9 @@ impl<M: FrameAccess> Dma<'_, '_, M> {
         }
     }
 
-    /// [`map`](Self::map) for interfaces that remember only an address; end the mapping with
-    /// [`unmap_at`](Self::unmap_at). The pool has records for 64 buffers an area that need no copy;
-    /// beyond them such buffers take slots, too.
+    /// Maps as [`map`](Self::map) does, for interfaces that remember only an address. End the
+    /// mapping with [`unmap_at`](Self::unmap_at). The pool has records for 64 buffers an area that
+    /// need no copy; beyond them such buffers take slots, too.
     ///
     /// # Errors
     /// As for [`map`](Self::map).

@@ -57,8 +57,8 @@ impl<'r> Refusals<'r> {
         Self { refusals, asked, seen: Cell::new(0), accesses: Accesses::new(&[], &[]) }
     }
 
-    /// Also plans to fail the accesses to frames whose numbers `failing` lists, and to record the
-    /// accesses in `made`, as far as there is room. Accesses are counted from 0, apart from
+    /// Plans to fail, besides, the accesses to frames whose numbers `failing` lists, and to record
+    /// the accesses in `made`, as far as there is room. Accesses are counted from 0, apart from
     /// requests.
     ///
     /// ```

@@ -1,4 +1,4 @@
-//! Changing a tree that Xen holds: changes are collected in a batch and go to Xen when it is full,
+//! Changing a live tree: changes are collected in a batch and go to Xen when it is full,
 //! when something reads what it would change, and at the end.
 //!
 //! An [`Edit`] is a section in which changes are pending. It borrows the address space exclusively,
@@ -276,7 +276,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(put_right(&self.tools.guest, self.roots, self.doubt)?)
     }
 
-    /// What the tables say of `va`, with all that the section has written: see
+    /// Returns what the tables say of `va`, with all that the section has written: see
     /// [`walk()`](p2m::walk()).
     ///
     /// # Errors

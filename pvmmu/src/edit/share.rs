@@ -16,9 +16,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// shares the frame gets it, any other one gets a copy.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it was not
-    /// writable before it was shared, [`MapError::OtherShares`], and as for
-    /// [`Pgd::map_pages`](crate::Pgd::map_pages).
+    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it is not shared
+    /// (another vCPU may have been first), or was not writable before it was;
+    /// [`MapError::OtherShares`], and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
     /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one

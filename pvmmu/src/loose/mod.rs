@@ -26,7 +26,8 @@ use crate::tools::Tools;
 use p2m::{Guest, WalkError};
 
 impl Pgd<Loose> {
-    /// An address space whose user half is empty and whose kernel half is that of the running root.
+    /// Makes an address space whose user half is empty and whose kernel half is that of the running
+    /// root.
     ///
     /// # Errors
     /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if the frame map does not know the frame,
@@ -54,7 +55,7 @@ impl Pgd<Loose> {
         Ok(Self { root, user_root, holds, doubt, counted, state: PhantomData })
     }
 
-    /// As [`new`](Self::new), with a second root for user code.
+    /// Makes one as [`new`](Self::new) does, with a second root for user code.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
