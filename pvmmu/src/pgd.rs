@@ -13,8 +13,8 @@ use p2m::{Guest, WalkError};
 #[derive(Debug)]
 pub enum Loose {}
 
-/// State of an address space that Xen has validated and keeps valid: it is changed by requests, and can
-/// be loaded.
+/// State of an address space that Xen has validated and keeps valid: it is changed by requests, and
+/// can be loaded.
 #[derive(Debug)]
 pub enum Pinned {}
 
