@@ -46,8 +46,8 @@ impl RefusableFlag {
         }
     }
 
-    /// Returns the first of these flags that `pte` has, as an entry of `level` if known, on a
-    /// machine whose entries may not have `missing`
+    /// Returns the first of these flags that `pte` has, as an entry of `level` if that is known, on
+    /// a machine whose entries may not have `missing`
     /// ([`missing_flags`](crate::FrameAccess::missing_flags)).
     ///
     /// ```
@@ -72,8 +72,8 @@ impl RefusableFlag {
         Self::ALL.into_iter().find(|flag| has(flag) && may_be_refused(flag))
     }
 
-    /// Returns whether every Xen refuses the flag in entries of `level` whoever asks, where
-    /// [`find`](Self::find) found it.
+    /// Returns whether every Xen refuses the flag, which [`find`](Self::find) found, in entries of
+    /// `level`, whoever asks.
     ///
     /// ```
     /// use hypercall::{Level, RefusableFlag};

@@ -12,7 +12,7 @@ use crate::pgd::Roots;
 use crate::tables::Parts;
 use p2m::{DirectMap, Guest};
 
-/// How a table's frame is to be mapped.
+/// How the direct mapping maps a table's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     ReadOnly,
@@ -43,17 +43,17 @@ pub(crate) struct Stopped {
     pub(crate) failure: PinFailure,
 }
 
-/// Which tables of a tree change, and to what.
+/// Which tables of a tree change, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tables {
-    /// How they are to be mapped.
+    /// The access wanted.
     pub(crate) access: Access,
-    /// Tables below this level that carry the mark of a pin of their own stay as they are.
+    /// Tables below this level that are marked as pinned by themselves stay as they are.
     pub(crate) lowest: Level,
 }
 
-/// Maps the first `limit` tables of a tree as `tables` says, lower ones first, the roots last; how
-/// many there were. One hypercall for each time the batch is full, and one for the rest.
+/// Maps the first `limit` tables of a tree as `tables` says, lower ones first, the roots last.
+/// Returns how many there were. Makes one hypercall for each full batch, and one for the rest.
 pub(crate) fn set_access<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -73,15 +73,15 @@ pub(crate) fn set_access<M: Machine>(
     }
 }
 
-/// Entries that are read together on the way.
+/// Entries that are read together.
 const PART: usize = 64;
 
-/// A change of the direct mapping of a tree's tables. It is most of what a pin costs the guest, so
-/// each table is looked at once, in a loop without calls.
+/// A change of the direct mapping of a tree's tables. It is most of a pin's cost to the guest, so
+/// it visits each table once, in a loop without calls.
 struct Pass<'a, 'b, 'c, M> {
     guest: &'a Guest<'c, M>,
     tables: Tables,
-    /// Tables that may still be changed.
+    /// Tables that may still change.
     left: u64,
     /// Tables that Xen has changed.
     done: u64,
@@ -99,7 +99,7 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
         submit(self.guest, self.batch, &mut self.done)
     }
 
-    /// All tables below `table`, lower ones first.
+    /// Visits all tables below `table`, lower ones first.
     fn below(&mut self, level: Level, table: Pfn) -> Result<(), PinFailure> {
         let Some(below) = level.below() else { return Ok(()) };
         let mut part = [Pte::ABSENT; PART];
@@ -119,12 +119,12 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
         Ok(())
     }
 
-    /// Whether the table behind `pte` is pinned by itself and stays so.
+    /// Returns whether the table behind `pte` is pinned by itself and stays so.
     fn stays(&self, pte: Pte) -> bool {
         held(pte).is_some_and(|held| held.level() < self.tables.lowest)
     }
 
-    /// One table, if any may still be changed.
+    /// Visits one table, if any may still change.
     #[expect(clippy::inline_always, reason = "20 instructions of 130 are the call, else")]
     #[inline(always)]
     fn one(&mut self, table: Mfn) -> Result<(), PinFailure> {
@@ -141,7 +141,7 @@ impl<M: Machine> Pass<'_, '_, '_, M> {
     }
 }
 
-/// Puts the first `count` tables back to how they were before `set_access` changed them.
+/// Restores the access that the first `count` tables had before `set_access`.
 pub(crate) fn undo<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -162,8 +162,8 @@ fn submit<M: Machine>(
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let full = batch.updates();
-    // SAFETY: the frames whose direct mapping changes are tables of the tree at hand, which belong
-    // to nobody else (I-4); no Rust reference leads into them.
+    // SAFETY: the frames whose direct mapping changes are tables of this tree, and nobody else's
+    // (I-4). No Rust reference leads into them.
     match unsafe { batch.submit(guest.machine()) } {
         Ok(()) => {
             *done += full as u64;

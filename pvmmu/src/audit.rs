@@ -1,7 +1,7 @@
-//! Reading all tables and saying, in words, what in them is wrong or will be refused: a release Xen
-//! says only an errno.
+//! Reads all tables and says, in words, what is wrong or will be refused: a release build of Xen
+//! only returns an errno.
 //!
-//! The audit asks nothing of Xen and changes nothing. It takes two bits of memory for each pfn,
+//! The audit asks nothing of Xen and changes nothing. It needs two bits of memory for each pfn,
 //! from the caller.
 
 use core::fmt;
@@ -16,7 +16,7 @@ use p2m::{Guest, WalkError};
 
 pub use crate::tables::Place;
 
-/// The roots of a tree to be audited.
+/// The roots of a tree to audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tree {
     /// The kernel root.
@@ -26,7 +26,7 @@ pub struct Tree {
 }
 
 impl<S> Pgd<S> {
-    /// Its roots, for an audit.
+    /// Returns its roots, for an audit.
     #[must_use]
     pub fn tree(&self) -> Tree {
         Tree { kernel: self.root(), user: self.user_root() }
@@ -45,9 +45,9 @@ pub enum Finding {
     },
     /// An entry of the kernel half that the guest has made a user mapping.
     UserInKernelHalf(Place),
-    /// An entry points to a frame that is not the guest's, and is not marked as foreign.
+    /// An entry that leads to a frame which is not the guest's, and is not marked as foreign.
     UnknownFrame(Place),
-    /// An entry that is not present still names a frame.
+    /// An entry that is not present but still names a frame.
     FrameBitsLeft(Place),
     /// The user root has another entry than the kernel root.
     RootsDiffer {
@@ -60,7 +60,7 @@ pub enum Finding {
     },
 }
 
-/// What is wrong, and what Xen makes of it.
+/// Says what is wrong, and what Xen makes of it.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,10 +95,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The memory for an audit is too small.
+/// Why an audit failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuditError {
-    /// Words that are needed.
+    /// The memory is too small: this many words are needed.
     Memory(u64),
     /// A table cannot be read.
     Walk(WalkError),
@@ -123,7 +123,7 @@ impl fmt::Display for AuditError {
 
 impl core::error::Error for AuditError {}
 
-/// Adds `pfn` to a set; whether it was new. One beyond the set never is.
+/// Adds `pfn` to a set. Returns whether it was new. One beyond the set never is.
 fn insert(set: &mut [u64], pfn: Pfn) -> bool {
     let word = usize::try_from(pfn.raw() / 64).ok().and_then(|at| set.get_mut(at));
     let bit = 1 << (pfn.raw() % 64);
@@ -139,20 +139,17 @@ fn contains(set: &[u64], pfn: Pfn) -> bool {
     word.is_some_and(|word| word & 1 << (pfn.raw() % 64) != 0)
 }
 
-/// Returns how many words of memory an audit of a guest with `pfns` pfns takes.
+/// Returns how many words of memory an audit of a guest with `pfns` pfns needs.
 #[must_use]
 pub const fn audit_words(pfns: u64) -> u64 {
     2 * pfns.div_ceil(64)
 }
 
-/// Reads every table of the running tree and of `trees`, which must be live, and hands every
-/// finding to `report`. How many tables it read.
+/// Reads every table of the running tree and of `trees`, which must be live, and calls `report`
+/// with every finding. Returns how many tables it read.
 ///
 /// # Errors
 /// [`AuditError`].
-///
-/// # Hypercalls
-/// None.
 ///
 /// ```
 /// # use pv_tests::examples::*;
@@ -197,8 +194,8 @@ pub fn audit<M: FrameAccess>(
     Ok(read)
 }
 
-/// Calls `f` for every entry that is not zero of every table that is not in `seen`, and adds them.
-/// How many tables.
+/// Calls `f` for every entry that is not zero of every table that is not in `seen`, and adds the
+/// tables. Returns their number.
 fn visit<M: FrameAccess>(
     guest: &Guest<'_, M>,
     root: Pfn,
@@ -291,14 +288,10 @@ fn compare_roots<M: FrameAccess>(
 }
 
 /// Calls `found` for every entry, in the running tree and in `trees`, that maps `pfn` writable:
-/// what stands in the way of its becoming a table. Tables that several trees share are read again
-/// for each.
+/// they keep it from becoming a table. Tables that several trees share are read again for each.
 ///
 /// # Errors
-/// If a table cannot be read.
-///
-/// # Hypercalls
-/// None.
+/// A table cannot be read.
 ///
 /// ```
 /// # use pv_tests::examples::*;

@@ -1,51 +1,49 @@
-//! Which way is the cheapest: pure arithmetic over what Xen charges, as the bench measures it.
+//! The cheapest way to change tables: pure arithmetic over Xen's costs, as the bench measures them.
 //!
-//! A live table can be changed in two ways. *Entry by entry*: each change is an element of one
-//! `mmu_update`, and Xen checks each. *As a table*: unlink it, store into it, link it again; then
-//! Xen drops every reference that it holds and takes every one that it holds afterwards, which
-//! costs less for each entry and more for the table. And a table that is missing can be an *empty
-//! one that stays validated*, linked for the price of an entry and filled entry by entry, or one
-//! filled by plain stores that Xen validates when it is linked.
+//! A live table can change in two ways. *Entry by entry*: each change is an element of one
+//! `mmu_update`, and Xen checks each. *As a table*: unlink it, store into it, link it again. Xen
+//! then drops all its references and takes all the new ones, which costs less for each entry and
+//! more for the table. A missing table has two ways, too: link an *empty one that stays validated*
+//! and fill it entry by entry, or fill a loose one by plain stores and have Xen validate it.
 //!
 //! All figures are executed instructions on Xen 4.17 (docs/performance.md says how they were
-//! measured). Instructions are not time; the ratios between the ways are large enough for that not
-//! to matter.
+//! measured). Instructions are not time, but the ways differ enough for that not to matter.
 
-/// What Xen charges, in instructions.
+/// Xen's costs, in instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Costs {
-    /// To change the flags of a live entry, one element of an `mmu_update`.
+    /// Changing the flags of a live entry, one element of an `mmu_update`.
     pub change: u32,
-    /// To fill an empty entry of a live table.
+    /// Filling an empty entry of a live table.
     pub fill: u32,
-    /// To clear an entry of a live table.
+    /// Clearing an entry of a live table.
     pub clear: u32,
-    /// To validate a table, with nothing in it.
+    /// Validating an empty table.
     pub validate: u32,
-    /// And for each entry that maps a page writable.
+    /// In addition, for each entry that maps a page writable.
     pub take_writable: u32,
-    /// And for each entry that maps a page read-only.
+    /// In addition, for each entry that maps a page read-only.
     pub take_read_only: u32,
-    /// To let go of a validated table, with nothing in it.
+    /// Releasing a validated, empty table.
     pub release: u32,
-    /// And for each entry that maps a page writable.
+    /// In addition, for each entry that maps a page writable.
     pub drop_writable: u32,
-    /// And for each entry that maps a page read-only.
+    /// In addition, for each entry that maps a page read-only.
     pub drop_read_only: u32,
-    /// To write an entry by a plain store.
+    /// Writing an entry by a plain store.
     pub store: u32,
-    /// To change a table's frame to read-only, or back, in the direct mapping.
+    /// Making a table's frame read-only, or writable, in the direct mapping.
     pub access: u32,
-    /// To link a validated table, or to unlink it.
+    /// Linking a validated table, or unlinking it.
     pub link: u32,
-    /// To let go of a table that is linked in another one which ends, while it is pinned by itself.
+    /// Dropping a table that is pinned by itself, when the table that links it ends.
     pub drop_table: u32,
-    /// The trap of a step of its own, with the flush of all TLBs that follows a change above L1.
+    /// The trap of a separate step, with the flush of all TLBs that follows a change above L1.
     pub step: u32,
 }
 
-/// Measured on Xen 4.17: `tests/baselines/xen-4.17.json`, from which no constant but `store` and
-/// `drop_table` may be away by more than 3 in 100 (a test of the workspace).
+/// The costs on Xen 4.17, as in `tests/baselines/xen-4.17.json`. A workspace test holds each of
+/// them to within 3 % of it, except `store` and `drop_table`.
 pub const COSTS: Costs = Costs {
     change: 639,
     fill: 549,
@@ -63,7 +61,7 @@ pub const COSTS: Costs = Costs {
     step: 858,
 };
 
-/// What a table maps.
+/// The entries of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Population {
     /// Entries that map a page writable.
@@ -80,12 +78,12 @@ impl Population {
     }
 }
 
-/// How a table is changed.
+/// How to change a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// One request for each entry.
     Entries,
-    /// Unlinked, stored into, linked again if anything is left in it.
+    /// Unlink it, store into it, and link it again if anything is left in it.
     Table,
 }
 
@@ -102,12 +100,12 @@ impl Costs {
             + self.drop_read_only * population.read_only as u32
     }
 
-    /// Returns the cost of making `before` into `after` by taking the table out of the tree.
+    /// Returns the cost of turning `before` into `after` by taking the table out of the tree.
     #[must_use]
     pub const fn as_table(&self, changed: u16, before: Population, after: Population) -> u32 {
         let out = self.step + self.link + self.release(before) + self.access;
         if after.total() == 0 {
-            // The table leaves the tree, and is not there for the next page that needs one.
+            // The table leaves the tree, and the next page there needs another one.
             return out + self.access + self.validate;
         }
         out + self.store * changed as u32
@@ -117,8 +115,7 @@ impl Costs {
             + self.validate(after)
     }
 
-    /// Returns how to give `changed` entries of a table with `before` other flags, so that it has
-    /// `after`.
+    /// Returns how to change the flags of `changed` entries of a table from `before` to `after`.
     ///
     /// ```
     /// use pvmmu::cost::{COSTS, Population, Strategy};
@@ -137,7 +134,7 @@ impl Costs {
         }
     }
 
-    /// Returns how to clear `changed` entries of a table with `before`, so that it has `after`.
+    /// Returns how to clear `changed` entries of a table, from `before` to `after`.
     #[must_use]
     pub const fn to_clear(&self, changed: u16, before: Population, after: Population) -> Strategy {
         if self.clear * (changed as u32) <= self.as_table(changed, before, after) {
@@ -147,9 +144,9 @@ impl Costs {
         }
     }
 
-    /// Returns whether `pages` of a missing table are better mapped through an empty one that is
-    /// validated already ([`Strategy::Entries`]) or through one that is filled first
-    /// ([`Strategy::Table`]). What is mapped is unmapped one day, so both count.
+    /// Returns how to map `pages` in a missing table: through an empty one that is validated
+    /// already ([`Strategy::Entries`]), or through one that is filled first ([`Strategy::Table`]).
+    /// The cost of the later unmapping counts, too.
     ///
     /// ```
     /// use pvmmu::cost::{COSTS, Strategy};
@@ -168,8 +165,8 @@ impl Costs {
         if entries <= table { Strategy::Entries } else { Strategy::Table }
     }
 
-    /// Returns how to end an upper table with `tables` tables in it that are to stay validated:
-    /// unlink each and keep it validated too, or let Xen drop it with all its references.
+    /// Returns how to end an upper table that links `tables` tables which are to stay validated:
+    /// unlink each and keep it validated, too, or let Xen drop it with all its references.
     #[must_use]
     pub const fn to_end_upper(&self, tables: u16) -> Strategy {
         let table =
@@ -177,7 +174,7 @@ impl Costs {
         if self.link * (tables as u32 + 1) <= table { Strategy::Entries } else { Strategy::Table }
     }
 
-    /// Returns whether clearing `changed` entries could be cheaper by taking a table out, whatever
+    /// Returns whether taking a table out could be cheaper for clearing `changed` entries, whatever
     /// else is in it.
     #[must_use]
     pub const fn may_clear_as_table(&self, changed: u16) -> bool {
@@ -186,7 +183,7 @@ impl Costs {
         matches!(self.to_clear(changed, least, nothing), Strategy::Table)
     }
 
-    /// Returns whether changing `changed` entries could be cheaper by taking a table out, whatever
+    /// Returns whether taking a table out could be cheaper for changing `changed` entries, whatever
     /// else is in it.
     #[must_use]
     pub const fn may_change_as_table(&self, changed: u16) -> bool {

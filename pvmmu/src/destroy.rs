@@ -1,8 +1,8 @@
-//! The end of an address space.
+//! Ends an address space.
 //!
-//! Tables from the pool go back to it as they came, empty and validated: their entries are cleared
-//! one by one while they are few, and a table that is full is taken out as a whole. What is left is
-//! unpinned at once, made writable, and handed back by plain reading.
+//! Tables from the pool go back to it as they came, empty and validated. Their entries are cleared
+//! one by one if they are few, and a full table is taken out as a whole. The rest is unpinned at
+//! once, made writable, and given back by plain reading.
 
 use core::fmt;
 
@@ -25,18 +25,18 @@ use crate::tools::Tools;
 use crate::vcpus::Vcpus;
 use p2m::{Guest, WalkError};
 
-/// An address space that was not taken apart, given back.
+/// An address space that was not taken apart.
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
 pub enum DestroyError {
-    /// These vCPUs run on it; nothing was changed.
+    /// These vCPUs run on it. Nothing has changed.
     Running(Pgd<Pinned>, VcpuSet),
-    /// It is pinned still; some of its pages are gone already.
+    /// It is still pinned. Some of its pages are gone.
     Pinned(Pgd<Pinned>, MapError),
-    /// It is pinned still, and its pages are gone from all tables that are pinned by themselves.
+    /// It is still pinned. Its pages are gone from all tables that are pinned by themselves.
     NotUnpinned(PinError<Pinned>),
-    /// It is unpinned, and a table of it could not be read or written: some of its pages and tables
-    /// are gone already. What is left is plain memory, which [`Pgd::destroy`] takes apart.
+    /// It is unpinned, and one of its tables could not be read or written. Some of its pages and
+    /// tables are gone. [`Pgd::destroy`] takes the rest apart, which is plain memory.
     Loose(Pgd<Loose>, WalkError),
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for DestroyError {
 impl core::error::Error for DestroyError {}
 
 impl DestroyError {
-    /// Returns the address space, if it is pinned still.
+    /// Returns the address space, if it is still pinned.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -81,8 +81,8 @@ impl DestroyError {
 }
 
 impl Pgd<Pinned> {
-    /// Takes the address space apart: tables from the pool go back to it, everything else to the
-    /// frames of the tools. No vCPU may run on it; it waits for none.
+    /// Takes the address space apart: tables from the pool go back to it, and everything else goes
+    /// to the frames of the tools. No vCPU may run on it.
     ///
     /// # Errors
     /// [`DestroyError`] with the address space, which can be destroyed again.
@@ -134,8 +134,8 @@ impl Pgd<Pinned> {
                 return Err(DestroyError::NotUnpinned(self.not_unpinned(guest, refused)));
             }
         }
-        // INVARIANT: I-5: what is still pinned by itself are empty L1 tables, which go to the pool
-        // now.
+        // INVARIANT: I-5: only empty L1 tables, which go to the pool now, are still pinned by
+        // themselves.
         let returned = pool.counts().returned;
         if let Err(error) = empty(guest, Level::L4, roots.kernel, roots.user, pool, frames) {
             pool.note_not_returned(strip.linked - (pool.counts().returned - returned));
@@ -152,11 +152,10 @@ impl Pgd<Pinned> {
 }
 
 impl Vcpus<'_> {
-    /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it. It waits for
-    /// none.
+    /// Takes an address space apart, as [`Pgd::destroy`] does, if no vCPU runs on it.
     ///
     /// # Errors
-    /// [`DestroyError::Running`] before anything is changed, if one runs on it; others as for
+    /// [`DestroyError::Running`] if one runs on it, and nothing has changed; others as for
     /// [`Pgd::destroy`].
     ///
     /// # Hypercalls
@@ -189,31 +188,31 @@ struct Node {
     table: Pfn,
     /// The first address that it spans.
     base: u64,
-    /// What becomes of it.
+    /// How it ends.
     end: End,
 }
 
 /// How an upper table ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Everything is unlinked from it: it stays validated.
+    /// Everything is unlinked from it, and it stays validated.
     Emptied,
-    /// With the root, when that is unpinned: L1 tables that are pinned by themselves stay linked in
-    /// it until then.
+    /// It ends with the root, when that is unpinned. L1 tables that are pinned by themselves stay
+    /// linked in it until then.
     Dropped,
 }
 
-/// What is done to a tree before it is unpinned.
+/// What happens to a tree before it is unpinned.
 struct Strip {
     /// Room for a table.
     entries: Entries,
-    /// L1 tables from the pool that are empty now, and linked still.
+    /// L1 tables from the pool that are empty now, and still linked.
     linked: u64,
 }
 
 impl Strip {
-    /// Empties every L1 table below `node` that is pinned by itself; and unlinks every table from
-    /// those that are to be kept in the pool.
+    /// Empties every L1 table below `node` that is pinned by itself. Unlinks every table from those
+    /// that the pool will keep.
     fn below<M: Machine, F: FrameSource>(
         &mut self,
         edit: &mut Edit<'_, '_, '_, M, F>,
@@ -256,7 +255,7 @@ impl Strip {
     }
 }
 
-/// How the upper table that `link` leads to ends. Only one that is pinned by itself can be kept,
+/// Returns how the upper table behind `link` ends. Only one that is pinned by itself can be kept,
 /// with few tables in it, and only if the upper tables in it are kept, too.
 fn end_of<M: Machine>(
     guest: &Guest<'_, M>,
@@ -290,7 +289,7 @@ fn end_of<M: Machine>(
 const FEW: u16 = 96;
 
 /// Clears the entries of an L1 table that is pinned by itself, if that is the cheaper way to end
-/// it, and says which way that is.
+/// it. Returns which way is.
 fn clear_l1<M: Machine, F: FrameSource>(
     edit: &mut Edit<'_, '_, '_, M, F>,
     table: Pfn,

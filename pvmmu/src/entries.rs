@@ -1,4 +1,4 @@
-//! What entries become, and how many a table has: nothing is asked of Xen here.
+//! New values of entries, and counts of entries. Nothing here asks Xen.
 
 use hypercall::commands::mmu;
 use hypercall::{ENTRIES, Entry, GuestVa, Level, MmuUpdate, Pte, PteFlags, Slot};
@@ -11,42 +11,42 @@ use crate::pages::{Pages, Run};
 /// All entries of a table.
 pub(crate) type Entries = [Pte; ENTRIES as usize];
 
-/// No entry at all.
+/// Returns a table without entries.
 pub(crate) const EMPTY: Entries = [Pte::ABSENT; ENTRIES as usize];
 
 /// The bits that the CPU sets.
 pub(crate) const SEEN: PteFlags = PteFlags::ACCESSED.union(PteFlags::DIRTY);
 
-/// The command that writes `new`, which has those of its bits that were read, over an entry in
-/// which the CPU may have set the others.
+/// Returns the command that writes `new`, which has the bits that were read. The CPU may have set
+/// others meanwhile.
 #[inline]
 pub(crate) const fn command_for(new: Pte) -> u64 {
     if new.flags().contains(SEEN) { mmu::NORMAL } else { mmu::PRESERVE_AD }
 }
 
-/// The same as an update.
+/// Returns the same as an update.
 #[inline]
 pub(crate) fn keeping_seen(slot: Slot, new: Pte) -> MmuUpdate {
     MmuUpdate::from_raw(slot.machine_address() | command_for(new), new.raw())
 }
 
-/// What becomes of entries.
+/// A change of entries.
 pub(crate) trait Change {
-    /// Whether the entries map nothing afterwards.
+    /// Whether the entries are empty afterwards.
     const CLEARS: bool;
     /// Whether Xen must write each entry.
     const ENTRY_BY_ENTRY: bool = false;
 
-    /// The new entry.
+    /// Returns the new entry.
     fn of(&self, pte: Pte) -> Pte;
 
-    /// The command of the `mmu_update` that writes it.
+    /// Returns the command of the `mmu_update` that writes it.
     fn command(_: Pte) -> u64 {
         mmu::NORMAL
     }
 }
 
-/// Nothing in their place.
+/// Clears entries.
 pub(crate) struct Clear;
 
 impl Change for Clear {
@@ -57,11 +57,11 @@ impl Change for Clear {
     }
 }
 
-/// Other flags for the same frames. Accessed and dirty bits stay as the CPU sets them.
+/// Gives entries other flags. Accessed and dirty bits stay as the CPU sets them.
 pub(crate) struct Flags(u64);
 
 impl Flags {
-    /// These, whatever they say of the two bits.
+    /// Creates the change to `flags`, whose two bits do not matter.
     pub(crate) const fn of(flags: PteFlags) -> Self {
         Self(flags.difference(SEEN).bits())
     }
@@ -82,13 +82,14 @@ impl Change for Flags {
     }
 }
 
-/// `new` if the frame of `old` is nobody else's; what a shared one gets otherwise.
+/// Returns `new` if the frame of `old` is not shared, and otherwise what a shared frame gets.
 #[inline]
 pub(crate) fn flags_of_shared(new: Pte, old: Pte) -> Pte {
     if old.flags().contains(SHARED) { shared(new) } else { new }
 }
 
-/// A shared page is never writable: that it should be is noted for the first write to it.
+/// Returns an entry for a shared page: never writable, but marked if it should be, for the first
+/// write to it.
 #[cold]
 fn shared(wanted: Pte) -> Pte {
     let flags = wanted.flags().difference(COPY_ON_WRITE);
@@ -96,10 +97,10 @@ fn shared(wanted: Pte) -> Pte {
     wanted.with_flags(flags.union(note)).read_only()
 }
 
-/// The flags of an upper entry that a caller chooses.
+/// The flags of an upper entry that a caller can choose.
 pub(crate) const TABLE_FLAGS: PteFlags = PteFlags::WRITABLE.union(PteFlags::NO_EXECUTE);
 
-/// The entry of `level` for `va` with those of `flags` that mean something in an upper one.
+/// Returns the entry of `level` for `va` with those of `flags` that an upper entry can have.
 pub(crate) fn with_table_flags(
     level: Level,
     va: GuestVa,
@@ -116,7 +117,7 @@ pub(crate) fn with_table_flags(
 
 /// Checks that all entries of a run are present.
 pub(crate) fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
-    // All at once first: the position matters only if there is one.
+    // All at once first: the position matters only if one is absent.
     let all = entries.iter().fold(u64::MAX, |all, pte| all & pte.raw());
     if Pte::from_raw(all).is_present() {
         return Ok(());
@@ -126,22 +127,22 @@ pub(crate) fn check_present(run: Run, entries: &[Pte]) -> Result<(), MapError> {
     Err(MapError::NotMapped(pages.at(at as u64)?))
 }
 
-/// Whether the table maps a frame that is not the guest's own: Xen does not take such a table back,
-/// since it checks the entries of a table as the guest's own.
+/// Returns whether the table maps a frame that is not the guest's own. Xen does not take such a
+/// table back, because it checks a table's entries as the guest's own.
 pub(crate) fn any_foreign(entries: &Entries) -> bool {
     let any = entries.iter().fold(0, |any, pte| any | pte.raw());
     any & FOREIGN.bits() != 0
 }
 
-/// Whether any of these pages is shared.
+/// Returns whether any of these pages is shared.
 pub(crate) fn any_shared(entries: &[Pte]) -> bool {
     entries.iter().any(|pte| pte.flags().contains(SHARED))
 }
 
 const BOTH: u64 = PteFlags::PRESENT.bits() | PteFlags::WRITABLE.bits();
 
-/// How many entries of an L1 table map pages. Tables are full or nearly empty: groups with nothing
-/// in them cost little.
+/// Returns how many entries of an L1 table map pages. Tables are full or nearly empty, so empty
+/// groups are cheap.
 pub(crate) fn population(entries: &[Pte; ENTRIES as usize]) -> Population {
     let (mut present, mut writable) = (0u64, 0u64);
     for eight in entries.as_chunks::<8>().0 {

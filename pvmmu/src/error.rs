@@ -1,22 +1,22 @@
-//! What can go wrong with a tree as a whole, with the values that matter.
+//! Errors of a tree as a whole.
 
 use core::fmt;
 
 use hypercall::{AccessError, Error, Full, Level, Mfn, Pfn, Refused};
 use p2m::{P2mError, WalkError};
 
-/// Why what is in doubt was not put right. Nothing else was done, and the next change tries again.
+/// Why a repair failed. Nothing else was done, and the next change tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotPutRight {
     /// The tables could not be read.
     Walk(WalkError),
     /// Xen refused it.
     Refused(Error),
-    /// A fork is to be taken back, which takes more than what is at hand.
+    /// A fork must be taken back first, for which too little is at hand.
     HalfForked,
 }
 
-/// Tables that cannot be read are an error of many operations.
+/// Makes errors of reading tables errors of an operation.
 macro_rules! from_reading {
     ($error:ty: $($of_reading:ty)*) => { $(
         impl From<$of_reading> for $error {
@@ -30,25 +30,25 @@ pub(crate) use from_reading;
 
 from_reading!(NotPutRight: WalkError AccessError P2mError);
 
-/// Says that what is in doubt was not put right, and why.
+/// Writes why a repair failed.
 pub(crate) fn in_doubt(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "what an earlier undo left was not put right: {error}")
+    write!(f, "what an earlier undo left was not repaired: {error}")
 }
 
-/// Says that a fork is to be taken back first.
+/// Says that a fork must be taken back first.
 pub(crate) const HALF_FORKED: &str =
-    "a fork of it was refused and not taken back: take_back_fork comes first";
+    "a fork of it was refused and not taken back: call take_back_fork first";
 
 /// Why a tree was not pinned, or not unpinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinFailure {
     /// The tables could not be read.
     Walk(WalkError),
-    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
-    /// them right now. Nothing else was done. The next change tries it again.
+    /// A refused undo left the tables in doubt, and Xen refused to repair them now. Nothing else
+    /// was done. The next change tries again.
     InDoubt(Error),
-    /// The tree is one of the two of a fork that was refused and not taken back:
-    /// [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) comes first. Nothing was done.
+    /// The tree is one side of a fork that was refused and not taken back. Nothing was done: call
+    /// [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) first.
     HalfForked,
     /// Xen refused to change the direct mapping of a table's frame.
     Protect {
@@ -57,23 +57,23 @@ pub enum PinFailure {
         /// The refusal.
         error: Error,
     },
-    /// Xen refused the tree because of this table: it is mapped writable somewhere, or an entry of
-    /// it is not allowed.
+    /// Xen refused the tree because of this table: it is mapped writable somewhere, or has an entry
+    /// that is not allowed.
     Table {
-        /// Level at which Xen refused it.
+        /// The level at which Xen refused it.
         level: Level,
-        /// The table, in the guest's terms.
+        /// The pfn of the table.
         pfn: Pfn,
-        /// The table, in the machine's terms.
+        /// The mfn of the table.
         mfn: Mfn,
         /// The refusal of this table alone.
         error: Error,
     },
-    /// Xen refused the root, and takes every table below it by itself.
+    /// Xen refused the root, but takes every table below it by itself.
     Root {
-        /// The root, in the guest's terms.
+        /// The pfn of the root.
         pfn: Pfn,
-        /// The root, in the machine's terms.
+        /// The mfn of the root.
         mfn: Mfn,
         /// The refusal.
         error: Error,
@@ -109,7 +109,7 @@ impl fmt::Display for PinFailure {
             Self::InDoubt(error) => in_doubt(error, f),
             Self::HalfForked => f.write_str(HALF_FORKED),
             Self::Protect { table, error } => {
-                write!(f, "the direct mapping of table pfn {table} was not changed: {error}")
+                write!(f, "the direct mapping of table pfn {table} is unchanged: {error}")
             }
             Self::Table { level, pfn, mfn, error } => {
                 write!(f, "{level} table pfn {pfn} (mfn {mfn}): {error}")
@@ -123,11 +123,11 @@ impl fmt::Display for PinFailure {
 
 impl core::error::Error for PinFailure {}
 
-/// What was refused, and as its value what has stopped the undo, if anything. The steps before
-/// that, in the order of undoing, are done.
+/// What was refused. Its value says what stopped the undo, if anything. The steps before that, in
+/// the order of undoing, are done.
 pub(crate) type NotDone = Refused<Result<(), PinFailure>, PinFailure>;
 
-/// Says what has stopped an undo, if anything.
+/// Writes what stopped an undo, if anything.
 pub(crate) fn undone(undo: &Result<(), PinFailure>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match undo {
         Ok(()) => Ok(()),

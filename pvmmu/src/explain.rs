@@ -1,9 +1,9 @@
-//! Why Xen refused, in words, on the spot.
+//! Says in words, at once, why Xen refused.
 //!
-//! A release Xen gives an errno and nothing else. What it would print as a debug build can be found
-//! out from the guest's own tables: which frame, what it was, what it was to become, and who maps
-//! it how. The words are those of `hypercall::explain`, which `xen-explain` uses for Xen's log
-//! lines; so both say the same of the same refusal.
+//! A release build of Xen only returns an errno. The guest's own tables show what a debug build
+//! would print: the frame, its use, the use that was refused, and who maps it how. The words are
+//! those of `hypercall::explain`, which `xen-explain` uses for Xen's log lines. So both say the
+//! same of the same refusal.
 
 use core::fmt;
 
@@ -18,14 +18,14 @@ use crate::pin::PinError;
 use crate::tables::Part;
 use p2m::Guest;
 
-/// What stood in the way of a request. Its `Display` is several lines for people.
+/// Why a request was refused. Its `Display` is several lines for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Why {
-    /// What could not be had, and why not, if the guest's own tables show it.
+    /// The conflict, if the guest's own tables show it.
     pub conflict: Option<Conflict>,
-    /// The entries that stand in the way: the first ones, and how many.
+    /// The entries in the way: the first ones, and their number.
     pub obstacles: Obstacles,
-    /// What can lead to it, likeliest first.
+    /// The possible causes, likeliest first.
     pub causes: &'static [Cause],
 }
 
@@ -33,15 +33,15 @@ pub struct Why {
 const ELSEWHERE: &[Cause] = &[Cause::GrantedWritable, Cause::FlagsRefused, Cause::MapsDisagree];
 /// Causes of the refusal of a frame that is not the guest's.
 const NO_MEMORY: &[Cause] = &[Cause::NoIoPermission, Cause::NotConverted];
-/// Causes of the refusal of an entry for what is in it.
+/// Causes of the refusal of an entry for its contents.
 const REFUSED_FLAGS: &[Cause] = &[Cause::FlagsRefused, Cause::MapsDisagree];
-/// The cause of the refusal of an entry that has a flag which the CPU lacks: there is no other.
+/// The only cause of the refusal of an entry with a flag that the CPU lacks.
 const NO_NX: &[Cause] = &[Cause::NoExecuteMissing];
-/// Causes of the refusal of a frame that is somebody else's.
+/// Causes of the refusal of somebody else's frame.
 const NOT_OURS: &[Cause] = &[Cause::FrameGone, Cause::ForeignFrame, Cause::NotConverted];
 
 impl Why {
-    /// Nothing in the guest's tables shows it.
+    /// The guest's tables do not show it.
     const UNKNOWN: Self = Self { conflict: None, obstacles: Obstacles::NONE, causes: ELSEWHERE };
 
     fn of(conflict: Conflict, obstacles: Obstacles) -> Self {
@@ -67,11 +67,8 @@ impl fmt::Display for Why {
 }
 
 impl PinError<Loose> {
-    /// Says why Xen refused the tree, as far as the tables show it. The failure is as it was when
-    /// the tree was refused: nothing is read now.
+    /// Returns why Xen refused the tree, as far as the tables showed it then. Reads nothing now.
     ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use hypercall::middleware::{FailNth, Refusal};
@@ -100,7 +97,7 @@ impl PinError<Loose> {
         };
         match self.obstacles.first().next() {
             Some(Obstacle::Writable(_)) => {
-                // How often is known if all that stand in the way map it.
+                // The number is known if all that are in the way map it.
                 let maps_it = |obstacle: &Obstacle| matches!(obstacle, Obstacle::Writable(_));
                 let uses = self.obstacles.count();
                 let uses = self.obstacles.first().all(|it| maps_it(&it)).then_some(uses);
@@ -122,16 +119,14 @@ impl PinError<Loose> {
                 };
                 Why { conflict: None, obstacles: self.obstacles, causes }
             }
-            // A link is in the way of an unpin alone.
+            // A link is only in the way of an unpin.
             Some(Obstacle::Links(_)) | None => Why::UNKNOWN,
         }
     }
 }
 
-/// Says why Xen refused `pte` as an entry of an L1 table, by whatever primitive.
-///
-/// # Hypercalls
-/// None. Reads the tables of the running tree and of `trees`.
+/// Returns why Xen refused `pte` as an entry of an L1 table, by any primitive. Reads the tables of
+/// the running tree and of `trees`.
 ///
 /// ```
 /// # use hypercall::{Errno, Error, GuestVa, Hypercall, Pte, PteFlags};
@@ -158,7 +153,7 @@ pub fn mapping_refused<M: FrameAccess>(
         return Why { causes: NO_NX, ..Why::UNKNOWN };
     }
     let Ok(pfn) = guest.pfn(mfn) else {
-        // Xen says EPERM of what is no memory, EBUSY of memory of others.
+        // Xen returns EPERM for what is not memory, EBUSY for memory of others.
         let is_device = error.errno == Errno::EPERM;
         return Why { causes: if is_device { NO_MEMORY } else { NOT_OURS }, ..Why::UNKNOWN };
     };

@@ -1,22 +1,22 @@
-//! What the TLBs have to forget, collected and merged until a batch carries it to Xen.
+//! What the TLBs must forget, collected and merged until a batch carries it to Xen.
 
 use hypercall::{Batch, Full, GuestVa, MmuExtOp, VcpuSet};
 
-/// Up to this many pages are flushed one by one; beyond it, everything at once.
+/// The most pages that are flushed one by one. More are flushed with everything else.
 pub const PAGES_SINGLY: usize = 8;
 
-/// Whose TLBs may know of an address space.
+/// The vCPUs whose TLBs may know an address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// Only the vCPU that runs this.
     Local,
-    /// These vCPUs: those that run, or have run, on the address space since their last flush.
+    /// These vCPUs: those that have run on the address space since their last flush.
     Vcpus(VcpuSet),
     /// Every vCPU.
     Everywhere,
 }
 
-/// A flush that is owed. It is paid by [`Flush::push`].
+/// A flush that is owed. [`Flush::push`] pays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "until it is flushed, a TLB may go on with what stood there before"]
 pub struct Flush {
@@ -38,7 +38,7 @@ impl Flush {
     /// Everything is owed.
     pub const ALL: Self = Self { count: Count::All, ..Self::NONE };
 
-    /// Owes the flush of one page.
+    /// Owes one page.
     ///
     /// ```
     /// use hypercall::GuestVa;
@@ -89,13 +89,11 @@ impl Flush {
         self.count = Count::Pages(used);
     }
 
-    /// Puts the flush at the end of a batch, behind the changes that it is owed for.
+    /// Puts the flush at the end of a batch, behind the changes that need it: up to `PAGES_SINGLY`
+    /// elements of an `mmuext_op`, or one.
     ///
     /// # Errors
-    /// [`Full`]: one place for an extended operation is enough for any flush.
-    ///
-    /// # Hypercalls
-    /// None: up to `PAGES_SINGLY` elements of an `mmuext_op` in the batch, or one.
+    /// [`Full`]. One place for an extended operation is enough for any flush.
     ///
     /// ```
     /// use hypercall::{BatchStorage, GuestVa};
@@ -123,7 +121,7 @@ impl Flush {
     }
 }
 
-/// Fills the unused places.
+/// Returns an address for the unused places.
 const fn lowest() -> GuestVa {
     match GuestVa::new(0) {
         Ok(va) => va,

@@ -1,10 +1,9 @@
-//! A second address space over the same frames: every page that could be written is write-protected
-//! on both sides, and both sides are marked, so that the last one to let go of a frame gets it.
+//! Makes a second address space over the same frames. Every writable page becomes write-protected
+//! on both sides, and both sides are marked, so that the last to let go of a frame gets it.
 //!
-//! The child is filled by plain stores while it is loose, and validated once, when it is pinned.
-//! The parent is changed table by table, each as soon as the child has its copy. If anything is
-//! refused, the parent gets back what it had: the child's own entries say what was changed for
-//! them.
+//! Plain stores fill the child while it is loose, and Xen validates it once, when it is pinned. The
+//! parent changes table by table, each as soon as the child has its copy. If anything is refused,
+//! the parent is restored from the child's entries, which say what was changed for them.
 
 use core::fmt;
 
@@ -32,7 +31,7 @@ use p2m::{Guest, walk};
 pub enum ForkFailure {
     /// The child could not be filled, or the parent not protected.
     Map(MapError),
-    /// The child could not be pinned; the mappings that stand in the way.
+    /// The child could not be pinned. These mappings are in the way.
     Pin(PinFailure, Obstacles),
 }
 
@@ -48,15 +47,15 @@ impl fmt::Display for ForkFailure {
     }
 }
 
-/// The address space was not forked.
+/// A fork that was refused.
 #[derive(Debug)]
 #[must_use = "the child comes back in the error if the fork could not be taken back"]
 pub struct ForkError {
-    /// Why.
+    /// The reason.
     pub failure: ForkFailure,
-    /// If the fork could not be taken back, the child, and why. The two may map the same frames,
-    /// and not say so. Whatever changes, pins or ends either of them answers
-    /// [`MapError::HalfForked`], until [`Pgd::take_back_fork`] has done it.
+    /// The child, and why the fork could not be taken back, if it could not. The two may map the
+    /// same frames, and not say so. Until [`Pgd::take_back_fork`] has succeeded, changing, pinning
+    /// or ending either of them is [`MapError::HalfForked`].
     pub left: Option<Refused<Pgd<Loose>, MapError>>,
 }
 
@@ -73,18 +72,17 @@ impl fmt::Display for ForkError {
 impl core::error::Error for ForkError {}
 
 impl Pgd<Pinned> {
-    /// Makes a second address space that maps the same frames, pinned: writable pages are
+    /// Makes a second address space that maps the same frames, and pins it. Writable pages are
     /// write-protected in both until [`Edit::make_own`]. Foreign frames are not inherited. The
-    /// tools must count sharers ([`Tools::with_shares`]). What is written until
-    /// the parent's pages are write-protected is marked dirty on both sides.
+    /// tools must count sharers ([`Tools::with_shares`]). What is written until the parent's pages
+    /// are write-protected is marked dirty on both sides.
     ///
     /// # Errors
-    /// [`ForkError`]; the parent is as before unless the error says otherwise.
+    /// [`ForkError`]. The parent is as before unless the error says otherwise.
     ///
     /// # Hypercalls
     /// For n writable pages in T tables, a batch of B updates and C tables of the child: as
     /// [`Pgd::protect`] for the parent, T tables or n elements; and as [`Pgd::pin`] for the child.
-    ///
     /// ```
     /// # use pv_tests::examples::*;
     /// use pvmmu::{Mapped, Pages};
@@ -144,18 +142,18 @@ impl Pgd<Pinned> {
         Err(ForkError { failure, left })
     }
 
-    /// Takes back a fork that was refused and not taken back at once ([`ForkError::left`]): the
-    /// parent is as before it afterwards, and the child is gone.
+    /// Takes back a fork that was refused and could not be taken back at once
+    /// ([`ForkError::left`]). The parent is then as before the fork, and the child is gone.
     ///
     /// # Errors
-    /// [`Refused`] with the child; this can be tried again. [`MapError::NotItsFork`] if `child` is
-    /// not what a fork of this address space has left, [`MapError::OtherShares`],
-    /// [`MapError::BatchTooSmall`], and as for [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as
-    /// they were left, or nearer to the end.
+    /// [`Refused`] with the child; try again. [`MapError::NotItsFork`] if `child` is not what a
+    /// fork of this address space left, [`MapError::OtherShares`], [`MapError::BatchTooSmall`], and
+    /// as for [`Pgd::edit`] and [`Pgd::destroy`]. The two stay as they were left, or are closer to
+    /// the end.
     ///
     /// # Hypercalls
-    /// For n pages of the parent in T tables, that fork has changed, as [`Pgd::protect`]: T tables
-    /// or n elements; and what puts right what else an undo has left.
+    /// For n pages of the parent in T tables that the fork changed, as [`Pgd::protect`]: T tables
+    /// or n elements; and what repairs the rest that an undo left.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -190,14 +188,14 @@ impl Pgd<Pinned> {
             return Err(Refused { value: child, error: error.into() });
         }
         self.doubt = self.doubt.map(Doubt::without_fork);
-        // No TLB knows of the child.
+        // No TLB knows the child.
         child.doubt = child.doubt.map(Doubt::without_fork).filter(|doubt| *doubt != Doubt::FLUSH);
         take_back(self, child, tools)
     }
 }
 
-/// Puts the parent back to how it was before the child was made, and ends the child. If that fails,
-/// both note it.
+/// Restores the parent as it was before the child was made, and ends the child. If that fails, both
+/// note it.
 #[cold]
 fn take_back<M: Machine, F: FrameSource>(
     parent: &mut Pgd<Pinned>,
@@ -214,8 +212,8 @@ fn take_back<M: Machine, F: FrameSource>(
         Err(error) => Err(Refused { value: child, error }),
     };
     ended.map_err(|mut left| {
-        // INVARIANT: I-4: until it is taken back, neither hands out what the other one may map, and
-        // the child is not pinned.
+        // INVARIANT: I-4: until the fork is taken back, neither hands out what the other one may
+        // map, and the child is not pinned.
         Doubt::of_fork(left.value.root()).note(&mut parent.doubt);
         Doubt::of_fork(parent.root()).note(&mut left.value.doubt);
         left
@@ -235,7 +233,7 @@ struct L1Table {
     pfn: Pfn,
     /// The first address that it maps.
     va: GuestVa,
-    /// Flags in which an entry on the way to it is not as usual.
+    /// Flags that an entry on the path to it has, or lacks, unlike usual ones.
     unusual: PteFlags,
 }
 
@@ -245,7 +243,7 @@ fn each_l1_table<M: Machine>(
     root: Pfn,
     f: &mut impl FnMut(L1Table) -> Result<(), MapError>,
 ) -> Result<(), MapError> {
-    // Of the entries on the way, by level.
+    // The entries on the path, by level.
     let mut unusual = [PteFlags::empty(); 6];
     Part::user_half(root).above(Level::L1).entries(
         guest,
@@ -260,7 +258,7 @@ fn each_l1_table<M: Machine>(
     )
 }
 
-/// What fork makes of a parent's entry: the parent's and the child's. `None` if the child does not
+/// Returns the new entries of parent and child for a parent's entry. `None` if the child does not
 /// inherit it.
 const fn split(pte: Pte) -> Option<(Pte, Pte)> {
     let flags = pte.flags();
@@ -276,7 +274,7 @@ const fn split(pte: Pte) -> Option<(Pte, Pte)> {
     Some((parents, parents.with_flags(parents.flags().union(FORKED))))
 }
 
-/// What the parent's entry was before [`split`].
+/// Returns the parent's entry before [`split`].
 const fn join(parents: Pte) -> Pte {
     let flags = parents.flags();
     let own = parents.with_flags(flags.difference(SHARED.union(COPY_ON_WRITE)));
@@ -314,7 +312,7 @@ fn copy_table<M: Machine, F: FrameSource>(
     if edit.may_be_written() && childs.iter().any(|pte| is_clean_copy(*pte)) {
         *unseen = Unseen::Writes;
     }
-    // A parent that has a child already is as it must be.
+    // A parent that already has a child needs no change.
     if !childs.iter().any(|pte| pte.flags().contains(FORKED)) {
         return Ok(());
     }
@@ -322,7 +320,7 @@ fn copy_table<M: Machine, F: FrameSource>(
     edit.change_entries(table, va, &old, &parents)
 }
 
-/// Gives the child's tables above `va` the flags of the parent's, where those are not the usual.
+/// Gives the child's tables above `va` the parent's flags where those are unusual.
 fn inherit<M: Machine>(
     guest: &Guest<'_, M>,
     root: Pfn,
@@ -338,7 +336,7 @@ fn inherit<M: Machine>(
     Ok(())
 }
 
-/// Counts the child's share of each page that it inherits, and makes its entries. Not inlined, as
+/// Counts the child's share of each page that it inherits, and makes its entries. Not inlined, like
 /// [`release_all`](crate::leaf::release_all).
 #[inline(never)]
 fn share_all<M: Machine>(
@@ -360,13 +358,13 @@ fn share_all<M: Machine>(
     Ok(())
 }
 
-/// Whether the child's entry is of a page that was writable and had not been written yet.
+/// Returns whether the child's entry is of a page that was writable and had not been written yet.
 const fn is_clean_copy(pte: Pte) -> bool {
     let flags = pte.flags();
     flags.contains(FORKED.union(COPY_ON_WRITE)) && !flags.contains(PteFlags::DIRTY)
 }
 
-/// Notes in the child's entries what was written through the parent's before those were
+/// Marks in the child's entries what was written through the parent's before those were
 /// write-protected, which all are by now.
 #[expect(unsafe_code, reason = "stores into a table of a loose tree (I-4, I-5)")]
 fn inherit_dirty<M: Machine>(
@@ -394,7 +392,7 @@ fn inherit_dirty<M: Machine>(
     })
 }
 
-/// Gives the parent back its entries as they were before the child was made.
+/// Restores the parent's entries as they were before the child was made.
 fn put_back<M: Machine, F: FrameSource>(
     parent: &mut Pgd<Pinned>,
     child: &Pgd<Loose>,
@@ -406,7 +404,7 @@ fn put_back<M: Machine, F: FrameSource>(
     let first = PageTableIndex::new(0);
     let restored =
         each_l1_table(&guest, child.root(), &mut |L1Table { pfn: childs_table, va, .. }| {
-            // A table that Xen did not take back is gone, and all that it mapped.
+            // A table that Xen did not take back is gone, with all that it mapped.
             let Found::Table(table) = path.seek(&guest, va)? else { return Ok(()) };
             let (mut childs, mut old) = (EMPTY, EMPTY);
             guest.machine().read_entries(childs_table, first, &mut childs)?;
@@ -426,8 +424,8 @@ fn put_back<M: Machine, F: FrameSource>(
     restored
 }
 
-/// Clears the child's entries, and takes back its share of each page. The parent is put back: of
-/// what it shared because of this child it shares nothing any more.
+/// Clears the child's entries, and takes back its share of each page. The parent is restored: it
+/// shares nothing because of this child any more.
 #[expect(unsafe_code, reason = "clears tables of a loose tree (I-4, I-5)")]
 fn withdraw<M: Machine>(
     guest: &Guest<'_, M>,

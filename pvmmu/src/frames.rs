@@ -1,4 +1,4 @@
-//! Frames that are mapped or serve as tables: where they come from and go to, and who shares them.
+//! Frames of pages and tables: where they come from and go to, and who shares them.
 
 use core::fmt;
 use core::num::NonZeroUsize;
@@ -7,29 +7,28 @@ use hypercall::{DomId, Frame, FrameSource, Mfn, Pfn, Uncertain};
 
 /// Pages of address spaces that are not the guest's own memory: another domain's, or a device's.
 pub trait ForeignFrames {
-    /// Hears that `mfn`, which is not the guest's own, or which P2M does not confirm, is no longer
-    /// mapped. It does not hear of a frame whose mapping was refused.
+    /// Learns that `mfn` is no longer mapped. The frame is not the guest's own, or P2M does not
+    /// confirm it. A refused mapping is not reported.
     fn give_foreign(&mut self, mfn: Mfn);
 
-    /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Xen lets the
-    /// flags of its entry change, and takes the entry back when an operation is undone, in the name
-    /// of that domain only.
+    /// Returns the domain that has `mfn`, which is mapped and not the guest's own. Only in the name
+    /// of that domain does Xen let the entry's flags change, and take the entry back in an undo.
     fn domain_of(&self, mfn: Mfn) -> DomId;
 }
 
-/// The frames of address spaces: where they come from and go to, and who else has a part in them.
+/// The frames of address spaces: their source, and others who have a part in them.
 pub struct SpaceFrames<'a, F> {
-    /// Where the frames come from and go to.
+    /// Where frames come from and go to.
     pub source: &'a mut F,
-    /// Where those of tables come from and go to, if not to `source`.
+    /// Where the frames of tables come from and go to, if not `source`.
     tables: Option<&'a mut dyn FrameSource>,
-    /// Who shares what, if the pages of the address space at hand are counted there.
+    /// The counts of shared frames, if they count the present address space's pages.
     shares: Option<Shares<'a>>,
-    /// The same, if they are counted elsewhere.
+    /// The same, if they do not.
     others: Option<Shares<'a>>,
-    /// Where the pages of the address space at hand are counted, if any was ever shared.
+    /// Where the present address space's pages are counted, if any was ever shared.
     counted: Option<CountedAt>,
-    /// Who knows of frames that are not the guest's own.
+    /// The owners of frames that are not the guest's own.
     foreign: Option<&'a mut dyn ForeignFrames>,
 }
 
@@ -42,7 +41,7 @@ impl<F: fmt::Debug> fmt::Debug for SpaceFrames<'_, F> {
 }
 
 impl<'a, F> SpaceFrames<'a, F> {
-    /// All frames come from `source`. None is shared, and nobody knows of foreign ones.
+    /// Takes all frames from `source`. No frame is shared, and nobody knows foreign ones.
     pub(crate) const fn new(source: &'a mut F) -> Self {
         let (tables, foreign) = (None, None);
         Self { source, tables, shares: None, others: None, counted: None, foreign }
@@ -56,13 +55,13 @@ impl<'a, F> SpaceFrames<'a, F> {
         (self.shares, self.others, self.counted) = (Some(shares), None, None);
     }
 
-    /// Where these frames are counted when they are shared.
+    /// Returns where these frames are counted when they are shared.
     pub(crate) fn counts(&self) -> Option<CountedAt> {
         self.shares.as_ref().or(self.others.as_ref()).map(Shares::counted_at)
     }
 
-    /// Begins with an address space whose pages are counted there. Other counts are not touched
-    /// meanwhile.
+    /// Begins work on an address space whose pages are counted at `counted`. Other counts are not
+    /// touched meanwhile.
     #[inline]
     pub(crate) fn begin(&mut self, counted: Option<CountedAt>) {
         if self.counted != counted {
@@ -82,7 +81,7 @@ impl<'a, F> SpaceFrames<'a, F> {
         }
     }
 
-    /// The same for what may end any share: whoever counts them must be here.
+    /// Does the same for work that may end any share: the counts must be here.
     pub(crate) fn begin_to_release(
         &mut self,
         counted: Option<CountedAt>,
@@ -91,7 +90,7 @@ impl<'a, F> SpaceFrames<'a, F> {
         if self.is_counted_elsewhere() { Err(CountedElsewhere) } else { Ok(()) }
     }
 
-    /// Whether nobody here counts who shares the pages of the address space at hand.
+    /// Returns whether the present address space's shares are counted elsewhere.
     #[inline]
     pub(crate) const fn is_counted_elsewhere(&self) -> bool {
         self.counted.is_some() && self.shares.is_none()
@@ -101,13 +100,13 @@ impl<'a, F> SpaceFrames<'a, F> {
         self.foreign = Some(foreign);
     }
 
-    /// Who counts the address spaces that share a frame.
+    /// Returns the counts of shared frames.
     #[inline]
     pub(crate) const fn shares(&mut self) -> Option<&mut Shares<'a>> {
         self.shares.as_mut()
     }
 
-    /// The same frames, for one operation.
+    /// Returns the same frames, for one operation.
     pub(crate) fn lend(&mut self) -> SpaceFrames<'_, F> {
         SpaceFrames {
             source: self.source,
@@ -140,7 +139,7 @@ impl<'a, F> SpaceFrames<'a, F> {
 }
 
 impl<'a, F: FrameSource> SpaceFrames<'a, F> {
-    /// Where the frames of tables come from and go to.
+    /// Returns where the frames of tables come from and go to.
     #[inline]
     pub(crate) fn of_tables(&mut self) -> &mut dyn FrameSource {
         match &mut self.tables {
@@ -149,7 +148,7 @@ impl<'a, F: FrameSource> SpaceFrames<'a, F> {
         }
     }
 
-    /// The same frames, but pages come from `source`, and go there.
+    /// Returns the same frames, with `source` for pages.
     pub(crate) fn with_source<G>(self, source: &'a mut G) -> SpaceFrames<'a, G> {
         let tables: &'a mut dyn FrameSource = match self.tables {
             Some(tables) => tables,
@@ -177,7 +176,7 @@ impl<F: FrameSource> FrameSource for SpaceFrames<'_, F> {
 }
 
 /// Takes back one share. The last one gives the frame to `frames`. A share that nobody counts is
-/// lost, and the frame with it.
+/// lost, with its frame.
 #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
 #[inline(always)]
 pub(crate) fn give_shared(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedFrame) {
@@ -192,7 +191,7 @@ pub(crate) fn give_shared(frames: &mut SpaceFrames<'_, impl FrameSource>, share:
     }
 }
 
-/// The same for a share whose frame is in doubt, or which nobody counts.
+/// Takes back a share whose frame is in doubt, or which nobody counts.
 #[cold]
 #[inline(never)]
 fn give_odd_share(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedFrame) {
@@ -205,7 +204,7 @@ fn give_odd_share(frames: &mut SpaceFrames<'_, impl FrameSource>, share: SharedF
     }
 }
 
-/// The same for a share whose frame is in doubt: the last one gives it as an uncertain one.
+/// Takes back a share whose frame is in doubt. The last one gives it as an uncertain frame.
 #[cold]
 pub(crate) fn give_uncertain_share(
     frames: &mut SpaceFrames<'_, impl FrameSource>,
@@ -219,12 +218,12 @@ pub(crate) fn give_uncertain_share(
     }
 }
 
-/// Whether the entry of a page says that it is shared.
+/// Whether the entry of a page is marked as shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Marked {
-    /// It does: the frame is counted already.
+    /// It is: the frame is counted already.
     Shared,
-    /// It does not: its address space is the only one.
+    /// It is not: its address space is the only one.
     Own,
 }
 
@@ -234,54 +233,53 @@ pub(crate) enum Marked {
 pub(crate) struct SharedFrame(Pfn);
 
 impl SharedFrame {
-    /// The share that a marked entry stood for, which is gone.
+    /// Returns the share that a marked entry stood for, which is gone.
     pub(crate) const fn released(pfn: Pfn) -> Self {
         Self(pfn)
     }
 }
 
-/// Where counts are: they are known by that. Whoever has counts there later begins with zeroes, and
-/// counts nothing that was shared before.
+/// The place of counts, which identifies them. Later counts at the same place begin with zeroes,
+/// and count nothing that was shared before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CountedAt(NonZeroUsize);
 
-/// Shares are counted elsewhere than here.
+/// The shares are counted elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CountedElsewhere;
 
-/// Nobody counts the frame, its count is not what the entry says, or no more can be counted.
+/// Nobody counts the frame, its count does not agree with the entry, or the count is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CannotShare(pub(crate) Pfn);
 
-/// What becomes of a frame when one who shares it lets go.
+/// What becomes of a frame when one of its sharers lets go.
 #[must_use = "a token that is dropped is lost"]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Released {
-    /// Others share it still.
+    /// Others still share it.
     Shared,
     /// That was the last.
     Frame(Frame),
-    /// That was the last, but a TLB may still know the frame from it or from one before it.
+    /// That was the last, but a TLB may still know the frame from this or an earlier sharer.
     Uncertain(Uncertain),
 }
 
-/// Set in a count: a TLB may still know the frame from someone who has let go of it.
+/// Set in a count if a TLB may still know the frame from someone who has let go of it.
 const DOUBT: u16 = 1 << 15;
-/// As many as can be counted.
+/// The highest count.
 const FULL: u16 = DOUBT - 1;
 
 /// How many address spaces share each frame, in the caller's memory: one place for each pfn. Only
-/// the operations of this crate change the counts, since the last share of a frame becomes its
-/// token. The frames of an address space are counted in the `Shares` with which it was first
-/// forked. With any other one, an operation that would end a share is refused
-/// ([`MapError::OtherShares`](crate::MapError::OtherShares)).
+/// this crate changes the counts, because the last share of a frame becomes its token. The `Shares`
+/// with which an address space was first forked counts its frames. With any other, an operation
+/// that would end a share is refused ([`MapError::OtherShares`](crate::MapError::OtherShares)).
 #[derive(Debug)]
 pub struct Shares<'s> {
     counts: &'s mut [u16],
 }
 
 impl<'s> Shares<'s> {
-    /// Begins to count in `counts`: nothing is shared yet.
+    /// Creates counts with nothing shared.
     ///
     /// ```
     /// use hypercall::Pfn;
@@ -296,7 +294,7 @@ impl<'s> Shares<'s> {
         Self { counts }
     }
 
-    /// Returns how many address spaces map the frame as a shared one: 0 if it is not shared.
+    /// Returns how many address spaces share the frame: 0 if it is not shared.
     #[must_use]
     pub fn count(&self, pfn: Pfn) -> u16 {
         usize::try_from(pfn.raw())
@@ -305,7 +303,7 @@ impl<'s> Shares<'s> {
             .map_or(0, |count| count & !DOUBT)
     }
 
-    /// Whether one sharer is left, and no TLB may know the frame from another one.
+    /// Returns whether one sharer is left, and no TLB may know the frame from another.
     pub(crate) fn is_last(&self, pfn: Pfn) -> bool {
         let at = usize::try_from(pfn.raw()).ok();
         at.and_then(|at| self.counts.get(at)).is_some_and(|count| *count == 1)
@@ -315,9 +313,9 @@ impl<'s> Shares<'s> {
         self.counts.get_mut(usize::try_from(pfn.raw()).ok()?)
     }
 
-    /// One more sharer: the first time there are two. An entry that says it is shared stands for a
-    /// count; one that does not stands for none. Where that is not so, the frame is counted
-    /// elsewhere, or an undo was refused, and it stays as it is.
+    /// Counts one more sharer: the first time there are two. A marked entry stands for a count, and
+    /// any other for none. If that is not so, the frame is counted elsewhere, or an undo was
+    /// refused; then nothing changes.
     ///
     /// # Errors
     /// [`CannotShare`].
@@ -326,7 +324,7 @@ impl<'s> Shares<'s> {
         let sharers = *place & !DOUBT;
         match marked {
             Marked::Own if sharers == 0 => *place = 2,
-            // From 1 on, and fewer than are full.
+            // From 1 on, and not yet full.
             Marked::Shared if sharers.wrapping_sub(1) < FULL - 1 => *place += 1,
             Marked::Own | Marked::Shared => return Err(CannotShare(pfn)),
         }
@@ -337,19 +335,19 @@ impl<'s> Shares<'s> {
         CountedAt(NonZeroUsize::MIN.saturating_add(self.counts.as_ptr().addr()))
     }
 
-    /// The same counts, for one call.
+    /// Returns the same counts, for one call.
     pub(crate) fn reborrow(&mut self) -> Shares<'_> {
         Shares { counts: self.counts }
     }
 
-    /// The frame has one owner, who does not count.
+    /// Ends the count: the frame has one owner.
     pub(crate) fn unshare(&mut self, pfn: Pfn) {
         if let Some(place) = self.place(pfn) {
             *place = 0;
         }
     }
 
-    /// One sharer less, and what becomes of the frame.
+    /// Counts one sharer less. Returns what becomes of the frame.
     pub(crate) fn release(&mut self, share: SharedFrame) -> Released {
         match self.release_sure(share) {
             Ok(None) => Released::Shared,
@@ -358,8 +356,8 @@ impl<'s> Shares<'s> {
         }
     }
 
-    /// One sharer less, and the frame if that was the last. Gives the share back if the frame is in
-    /// doubt, or not counted.
+    /// Counts one sharer less. Returns the frame if that was the last, or gives the share back if
+    /// the frame is in doubt or not counted.
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
     #[expect(clippy::inline_always, reason = "a call is a part of what ending a shared page costs")]
     #[inline(always)]
@@ -379,7 +377,7 @@ impl<'s> Shares<'s> {
         }
     }
 
-    /// The same as [`release`](Self::release) for a frame in doubt, or one that nobody counts.
+    /// Does what [`release`](Self::release) does for a frame in doubt, or one that nobody counts.
     #[cold]
     #[expect(unsafe_code, reason = "the last share of a frame becomes its token")]
     fn release_odd(&mut self, frame: SharedFrame) -> Released {
@@ -388,8 +386,8 @@ impl<'s> Shares<'s> {
             Some(place) if *place > LAST_IN_DOUBT => *place -= 1,
             Some(place) if *place == LAST_IN_DOUBT => {
                 *place = 0;
-                // SAFETY: I-4, as for the last share of any frame, and what the token says of the
-                // others, too.
+                // SAFETY: I-4, as for the last share of any frame. The token tells of the others,
+                // too.
                 return Released::Uncertain(Uncertain::from(unsafe { Frame::claim(frame.0) }));
             }
             _ => log::error!("pfn {} was given back more often than it was shared", frame.0),
@@ -397,7 +395,7 @@ impl<'s> Shares<'s> {
         Released::Shared
     }
 
-    /// The same for a share whose entry a TLB may still know.
+    /// Does the same for a share whose entry a TLB may still know.
     pub(crate) fn release_in_doubt(&mut self, frame: SharedFrame) -> Released {
         if let Some(place) = self.place(frame.0).filter(|place| **place > 0) {
             *place |= DOUBT;
@@ -406,7 +404,7 @@ impl<'s> Shares<'s> {
     }
 }
 
-/// The one frame that is to be mapped, which comes back here.
+/// The one frame to map, which comes back here.
 #[derive(Debug, Default)]
 pub(crate) struct OnePage {
     frame: Option<Frame>,
@@ -418,7 +416,7 @@ impl OnePage {
         Self { frame: Some(frame), uncertain: None }
     }
 
-    /// Ends the mapping of the frame: what is in doubt goes to `frames`.
+    /// Ends the mapping of the frame. What is in doubt goes to `frames`.
     pub(crate) fn end(self, frames: &mut impl FrameSource) -> Option<Frame> {
         self.uncertain.into_iter().for_each(|frame| frames.give_uncertain(frame));
         self.frame
@@ -450,8 +448,7 @@ pub struct FrameStack<'s> {
 }
 
 impl<'s> FrameStack<'s> {
-    /// Makes an empty stack for as many frames as `slots` has places. What is in them already is
-    /// dropped.
+    /// Creates an empty stack with a place for each of `slots`. Their contents are dropped.
     ///
     /// ```
     /// use hypercall::{FrameSource, Frames, Pfn};
@@ -471,7 +468,7 @@ impl<'s> FrameStack<'s> {
         Self { slots, used: 0, lost: 0 }
     }
 
-    /// Returns how many frames are on the stack.
+    /// Returns the number of frames on the stack.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.used
@@ -483,13 +480,13 @@ impl<'s> FrameStack<'s> {
         self.used == 0
     }
 
-    /// Returns how many places are left.
+    /// Returns the number of places left.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.slots.len() - self.used
     }
 
-    /// Returns how many frames were given back and found no place. They have leaked.
+    /// Returns how many frames came back and found no place. They have leaked.
     ///
     /// ```
     /// use hypercall::{Frame, FrameSource, Pfn};
@@ -522,7 +519,7 @@ impl<'s> FrameStack<'s> {
         }
     }
 
-    /// The frame `below` places under the top.
+    /// Returns the frame `below` places under the top.
     pub(crate) fn peek(&self, below: usize) -> Option<Pfn> {
         self.slots.get(self.used.checked_sub(below + 1)?)?.as_ref().map(Frame::pfn)
     }
@@ -534,8 +531,8 @@ impl FrameSource for FrameStack<'_> {
         self.slots[self.used].take()
     }
 
-    /// A frame too many is lost to the guest, and counted ([`lost`](FrameStack::lost)): a stack
-    /// that is given back only what it handed out loses none.
+    /// A frame too many is lost to the guest, and counted ([`lost`](FrameStack::lost)). A stack
+    /// that gets back only what it handed out loses none.
     fn give(&mut self, frame: Frame) {
         if let Err(frame) = self.push(frame) {
             self.lost += 1;

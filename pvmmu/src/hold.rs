@@ -1,10 +1,10 @@
-//! Tables that are pinned by themselves, beside the root: those from a pool, and the L1 tables of a
-//! tree that is edited while other vCPUs walk it. Such a table stays validated when it is unlinked.
+//! Tables that are pinned by themselves, besides the root: those from a pool, and the L1 tables of
+//! a tree that is edited while other vCPUs walk it. Such a table stays validated when unlinked.
 //!
 //! The entry that leads to the table carries the mark. While a tree is live, pin and mark change
-//! together, table by table, so that every point at which Xen may refuse leaves a tree whose marks
-//! are right. When a tree ends, the pins go and the marks stay until everything else has worked:
-//! they say what an undo has to pin again, and in a loose tree they are cleared by plain stores.
+//! together, table by table, so wherever Xen refuses, all marks are right. When a tree ends, the
+//! pins go first. The marks stay until everything else has worked, because an undo needs them to
+//! pin tables again. Plain stores clear them in the loose tree.
 #![expect(unsafe_code, reason = "pins and unpins tables that belong to the tree (I-4)")]
 
 use hypercall::{Batch, Level, Machine, Mfn, MmuExtOp, MmuUpdate, Pte, Refused, Slot};
@@ -17,16 +17,16 @@ use crate::tables::{Part, Place};
 use p2m::Guest;
 
 impl Pgd<Pinned> {
-    /// Pins every L1 table by itself, too. An L1 table that is moved or unlinked later is then not
-    /// validated again. Returns the number newly pinned.
+    /// Pins every L1 table by itself, too. Moving or unlinking an L1 table later does not validate
+    /// it again. Returns the number newly pinned.
     ///
     /// # Errors
-    /// [`Refused`] with the failure, and what has stopped the undo, if anything; the tables before
+    /// [`Refused`] with the failure, and what stopped the undo, if anything. The tables before it
     /// are pinned by themselves, and every mark is right.
     ///
     /// # Hypercalls
     /// For T tables, a batch of B updates and O extended operations: 2 ceil(T / min(B, O, 64)), an
-    /// `mmuext_op` and an `mmu_update` in turn; on refusal one more.
+    /// `mmuext_op` and an `mmu_update` in turn. One more after a refusal.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -62,15 +62,15 @@ impl Pgd<Pinned> {
 /// Tables that change together.
 const CHUNK: usize = 64;
 
-/// L1 tables on their way to a pin of their own.
+/// L1 tables that are being pinned by themselves.
 struct Holding<'a, 'b, 'c, M> {
     guest: &'a Guest<'c, M>,
     batch: &'a mut Batch<'b>,
-    /// Where the links are, and what they are.
+    /// The slots and values of the links.
     items: [Option<(Slot, Pte)>; CHUNK],
     pending: usize,
     done: u64,
-    /// What became of the undo, if anything was refused.
+    /// Whether the undo failed, if anything was refused.
     undone: Result<(), PinFailure>,
 }
 
@@ -99,8 +99,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
         for (_, pte) in items() {
             self.batch.op(MmuExtOp::pin(Level::L1, pte.mfn()))?;
         }
-        // SAFETY: the tables belong to the tree (I-4), which holds them through their entries all
-        // the while.
+        // SAFETY: the tables belong to the tree (I-4), whose entries hold them all the while.
         let pins = unsafe { self.batch.submit(self.guest.machine()) };
         let pinned = if pins.is_ok() { pending } else { self.batch.applied().count() };
 
@@ -110,7 +109,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
             let update = MmuUpdate::set(slot, pte.with_flags(flags));
             self.batch.update(update, pte.raw())?;
         }
-        // SAFETY: the entries keep their frames and all that Xen looks at: only a mark changes.
+        // SAFETY: the entries keep their frames and all that Xen reads: only a mark changes.
         let marks = unsafe { self.batch.submit(self.guest.machine()) };
         let marked = if marks.is_ok() { pinned } else { self.batch.applied().count() };
         self.done += marked as u64;
@@ -134,7 +133,7 @@ impl<M: Machine> Holding<'_, '_, '_, M> {
     }
 }
 
-/// The refusal of one table.
+/// Returns the refusal of one table.
 fn refused_table<M: Machine>(
     guest: &Guest<'_, M>,
     level: Level,
@@ -148,9 +147,9 @@ fn refused_table<M: Machine>(
     }
 }
 
-/// Lets go of every table from `lowest` up that is pinned by itself; the root still holds them, and
-/// the marks stay. How many there were. On failure all are pinned as before, as far as the undo
-/// says.
+/// Unpins every table of `lowest` and higher levels that is pinned by itself. The root still holds
+/// them, and the marks stay. Returns how many there were. On failure all are pinned as before, as
+/// far as the undo says.
 ///
 /// # Hypercalls
 /// For H such tables and a batch of O extended operations: ceil(H / O).
@@ -168,8 +167,8 @@ pub(crate) fn release<M: Machine>(
     }
 }
 
-/// Pins the first `count` tables from `lowest` up again that [`release`] has let go of: those that
-/// carry the mark. All are read-only.
+/// Pins the first `count` tables again that [`release`] has unpinned: those that carry the mark.
+/// All are read-only.
 pub(crate) fn take_again<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -185,7 +184,7 @@ pub(crate) fn take_again<M: Machine>(
     on_held(guest, roots, lowest, count, op, batch, &mut done)
 }
 
-/// Asks for `op` on the first `limit` tables from `lowest` up that carry the mark, through `batch`.
+/// Submits `op` for the first `limit` tables of `lowest` and higher levels that carry the mark.
 /// Adds to `done` how many Xen has done.
 fn on_held<M: Machine>(
     guest: &Guest<'_, M>,
@@ -220,8 +219,8 @@ fn submit<M: Machine>(
     done: &mut u64,
 ) -> Result<(), PinFailure> {
     let all = batch.ops_max() - batch.ops_room();
-    // SAFETY: the tables belong to the tree (I-4); a pin changes no mapping, and what is let go of
-    // stays a table as long as the root holds it.
+    // SAFETY: the tables belong to the tree (I-4). A pin changes no mapping, and an unpinned table
+    // stays a table while the root holds it.
     match unsafe { batch.submit(guest.machine()) } {
         Ok(()) => {
             *done += all as u64;

@@ -7,9 +7,9 @@ use crate::frames::{SharedFrame, SpaceFrames, give_shared, give_uncertain_share}
 use crate::marks::{FOREIGN, SHARED};
 use p2m::Guest;
 
-/// Hands on what the leaf `pte`, which no table holds any more, stood for: the guest's frame, a
-/// share of one, or somebody else's frame. A frame that P2M does not confirm is taken for somebody
-/// else's: it is never handed out.
+/// Releases what the leaf `pte`, which no table has any more, stood for: the guest's frame, a share
+/// of one, or somebody else's frame. A frame that P2M does not confirm counts as somebody else's,
+/// and is never handed out.
 #[expect(clippy::inline_always, reason = "a call is a third of what ending a shared page costs")]
 #[inline(always)]
 pub(crate) fn release<M: Machine>(
@@ -31,8 +31,8 @@ pub(crate) fn release<M: Machine>(
     }
 }
 
-/// The same for each leaf of `gone`, which are entries of a table. Not inlined: among the rest of
-/// what ends or replaces a table this loop takes ten instructions more for each page.
+/// Does the same for each leaf of `gone`, the entries of a table. Not inlined: inside the functions
+/// that end or replace a table, this loop takes ten instructions more for each page.
 #[inline(never)]
 pub(crate) fn release_all<M: Machine>(
     guest: &Guest<'_, M>,
@@ -45,8 +45,7 @@ pub(crate) fn release_all<M: Machine>(
     }
 }
 
-/// The same for a leaf that no table holds any more, or should not hold, while a TLB may: it is
-/// handed to nobody.
+/// Gives up what the leaf stood for as uncertain, because a TLB may still have it.
 #[cold]
 pub(crate) fn lose<M: Machine>(
     guest: &Guest<'_, M>,
@@ -58,15 +57,15 @@ pub(crate) fn lose<M: Machine>(
             if pte.flags().contains(SHARED) {
                 return give_uncertain_share(frames, SharedFrame::released(pfn));
             }
-            // SAFETY: I-4: the entry was the frame's only owner. That it is used still is what the
-            // new token says.
+            // SAFETY: I-4: the entry was the frame's only owner. The new token says that the frame
+            // may still be in use.
             frames.give_uncertain(Uncertain::from(unsafe { Frame::claim(pfn) }));
         }
         _ => log::warn!("mfn {} is not ours, and may be mapped still", pte.mfn()),
     }
 }
 
-/// The same for an entry that led to a table: it goes where tables go.
+/// Does the same for an entry that led to a table, which goes where tables go.
 #[cold]
 pub(crate) fn lose_table<M: Machine>(
     guest: &Guest<'_, M>,

@@ -1,7 +1,7 @@
 //! Address spaces of a Xen PV guest.
 //!
-//! A PV guest builds its page tables itself, out of machine frame numbers; Xen checks them before
-//! the CPU may walk them, and from then on every change is a request. This crate carries an address
+//! A PV guest builds its page tables itself, out of machine frame numbers. Xen checks them before
+//! the CPU may walk them; from then on every change is a request. This crate carries an address
 //! space through that life:
 //!
 //! ```text
@@ -12,101 +12,98 @@
 //! ```
 //!
 //! # Main types
-//! * [`Pgd`]: its roots and tables; [`Loose`] while they are plain memory, [`Pinned`] while Xen
-//!   keeps them valid. What is done to it ([`Pgd::map`] and so on) is called the same in either
-//!   [`State`].
-//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root. [`Tools`]: what
-//!   operations work with; beside the guest the frames and, for changes of a live tree, a batch
-//!   and a pool of tables.
-//! * [`Edit`]: a section in which changes are pending, sent with as few traps as the batch allows;
-//!   [`Room::SMALLEST`]: the least that it must hold.
-//! * [`SpaceFrames`], [`FrameStack`]: where frames come from and go to; [`Shares`]: who shares them
-//!   after a fork; [`ForeignFrames`]: who has those that are not the guest's own.
-//! * [`TablePool`]: empty tables that stay validated. [`cost`]: which way is the cheapest.
-//! * [`flush`]: what has to be flushed, and where; [`Vcpus`]: who runs on what.
+//! * [`Pgd`]: an address space; [`Loose`] while its tables are plain memory, [`Pinned`] while Xen
+//!   keeps them valid. Its operations ([`Pgd::map`] and so on) are the same in either [`State`].
+//! * [`Guest`](p2m::Guest): the machine, the frame map and the running root. [`Tools`]: the guest
+//!   and the frames; for changes of a live tree also a batch, and perhaps a pool of tables.
+//! * [`Edit`]: a section that collects changes and sends them with as few traps as the batch
+//!   allows; [`Room::SMALLEST`]: the least room that a batch must have.
+//! * [`SpaceFrames`], [`FrameStack`]: the source of frames; [`Shares`]: the counts of frames shared
+//!   after a fork; [`ForeignFrames`]: the owners of frames that are not the guest's.
+//! * [`TablePool`]: empty tables that stay validated. [`cost`]: the cheapest of several ways.
+//! * [`flush`]: what to flush, and where; [`Vcpus`]: which vCPU runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
 //! * [`explain`]: why Xen refused, with causes, in the words of `xen-explain`.
-//! * [`walk()`](p2m::walk()), [`Walk`](p2m::Walk): what the tables say of an address, level by
-//!   level.
 //! * [`MapError`], [`RangeError`], [`PinError`], [`ForkError`], [`DestroyError`]: what was refused,
-//!   of which page or frame, and what is left. [`obstacles`]: what stands in the way of a table.
+//!   for which page or frame, and what is left. [`obstacles`]: what is in the way of a table.
 //!
-//! The examples run on the model: `TestGuest` is a guest of 16 MiB there (`pv_tests::guest`), with
-//! its memory mapped and free frames at hand; `TestGuest::with_pinned` makes an address space, too.
+//! Functions without a *Hypercalls* section make none. The examples run on the model: `TestGuest`
+//! is a guest of 16 MiB there (`pv_tests::guest`), with its memory mapped and free frames at hand;
+//! `TestGuest::with_pinned` makes an address space, too.
 //!
 //! # What it assumes
-//! A direct mapping under the running root of every frame that serves as a table; 4 KiB pages, the
-//! only ones Xen grants a PV guest; a kernel half (slots 272 to 511 of the root) that all address
-//! spaces share. Only the user half, below 2^47, is an address space's own.
+//! The direct mapping under the running root has every frame that serves as a table. Pages are of
+//! 4 KiB, the only ones that Xen grants a PV guest. All address spaces share the kernel half (slots
+//! 272 to 511 of the root); only the user half, below 2^47, is an address space's own.
 //!
 //! # What it prevents, and what not
-//! A tree is stored into only while it is loose, and loaded only while it is pinned: both are
-//! types. A refused batch is undone, and the value comes back inside the error; of a long run the
-//! error says how many pages are done. A frame is in one place at a time:
-//! [`Frame`](hypercall::Frame) moves into the mapping and out of it. Loading is `unsafe`, and so is
-//! whatever ends the address space that runs.
+//! By type, a tree is stored into only while it is loose, and loaded only while it is pinned. A
+//! refused batch is undone, and the value comes back in the error, which also says how many pages
+//! of a long run are done. A frame is in one place at a time: [`Frame`](hypercall::Frame) moves
+//! into the mapping and out of it. Loading is `unsafe`, and so is ending the address space that
+//! runs.
 #![cfg_attr(not(test), no_std)]
 
 // From the ground up: a module uses those above it.
 
-// What the ways to change a table cost.
+// The cost of each way to change a table.
 pub mod cost;
-// What this crate notes in entries.
+// Marks of this crate in entries.
 mod marks;
 // Extended operations without a batch.
 mod ops;
-// What has to be flushed, and where.
+// What to flush, and where.
 pub mod flush;
-// How much room a batch must have.
+// The room that a batch must have.
 mod room;
-// Where frames come from and go to, and who shares them.
+// The source of frames, and who shares them.
 mod frames;
-// What a page's entry stood for, once it is gone.
+// What a page's entry meant, once it is gone.
 mod leaf;
 // The way from a root to an L1 table.
 mod path;
 // Reading the tables of a tree.
 mod tables;
-// What can go wrong with a tree as a whole.
+// Errors of a tree.
 mod error;
-// What a refused undo has left.
+// What a refused undo left.
 mod doubt;
 // The roots of an address space and its two states.
 mod pgd;
-// What stands in the way of a table.
+// Obstacles to a table.
 pub mod obstacles;
 // One entry, by each of the ways that Xen offers.
 pub mod primitive;
-// What can go wrong with a mapping.
+// Errors of a mapping.
 mod map_error;
 // Runs of pages.
 mod pages;
-// What entries become.
+// Changes of entries.
 mod entries;
 // Plain stores into tables that nobody else sees.
 mod store;
 // The direct mapping of tables.
 mod access;
-// How what a refused undo has left is put right.
+// Repairs of what a refused undo left.
 mod put_right;
 // Tables that are pinned by themselves.
 mod hold;
-// A loose tree is pinned, and unpinned.
+// Pinning and unpinning.
 mod pin;
 // Empty tables that stay validated.
 mod pool;
 // The end of loose tables.
 mod teardown;
-// Which root a vCPU runs on.
+// The root that a vCPU runs on.
 mod running;
-// Which vCPU runs on which address space.
+// The vCPUs of each address space.
 mod vcpus;
 // Running on an address space.
 mod load;
 // What operations on an address space work with.
 mod tools;
-// What is done to an address space, loose or live.
+// Operations on an address space, loose or live.
 mod verbs;
 // Address spaces under construction.
 mod loose;

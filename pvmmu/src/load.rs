@@ -1,4 +1,4 @@
-//! Running on an address space.
+//! Loads address spaces.
 #![expect(unsafe_code, reason = "changes what user addresses mean; the caller vouches for that")]
 
 use core::fmt;
@@ -10,7 +10,7 @@ use crate::pgd::{Pgd, Pinned, Roots};
 use crate::vcpus::Vcpus;
 use p2m::{Guest, WalkError};
 
-/// A root was not loaded.
+/// Why a root was not loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
     /// The frame map does not have it.
@@ -34,17 +34,17 @@ impl fmt::Display for LoadError {
 impl core::error::Error for LoadError {}
 
 impl Vcpus<'_> {
-    /// Lets vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
+    /// Makes vCPU `vcpu`, which must be the one that runs this, run on `pgd`: both roots, in one
     /// request.
     ///
     /// # Errors
-    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: the vCPU runs where it ran before, on the
-    /// kernel's own root if that was no address space. Only if Xen took the kernel root, refused
-    /// the user root and then refused the way back, `error.done` is 1: the vCPU has this kernel
-    /// root and the user root it had before, and counts for both address spaces.
+    /// [`LoadError::NoSuchVcpu`]. [`LoadError::Refused`]: the vCPU runs where it ran before, or on
+    /// the kernel's own root if that was no address space. Only if Xen took the kernel root,
+    /// refused the user root, and then refused the way back, `error.done` is 1: the vCPU has this
+    /// kernel root and its old user root, and counts for both address spaces.
     ///
     /// # Hypercalls
-    /// One `mmuext_op` of two elements; if the second is refused, one more.
+    /// One `mmuext_op` of two elements; one more if the second is refused.
     ///
     /// # Safety
     /// As for [`Pgd::load`]; and `vcpu` is the running one.
@@ -68,13 +68,13 @@ impl Vcpus<'_> {
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
         let before = place.ask(pgd.root());
-        // SAFETY: the caller's promise is the one that `load` asks for.
+        // SAFETY: the caller's promise is the one that `load` demands.
         let result = unsafe { pgd.load(guest) };
         match result {
             Ok(()) => place.loaded(pgd.root()),
             Err(LoadError::Refused(error)) if error.done > 0 => {
                 let root = before.unwrap_or(guest.kernel_root());
-                // SAFETY: the vCPU ran there until just now, and has its user root still.
+                // SAFETY: the vCPU ran there until just now, and still has its user root.
                 if unsafe { load_kernel_root(guest, root) }.is_err() {
                     place.loaded_half(pgd.root());
                     return Err(LoadError::Refused(error));
@@ -87,7 +87,7 @@ impl Vcpus<'_> {
         result
     }
 
-    /// Lets vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,
+    /// Makes vCPU `vcpu`, which must be the one that runs this, run on the kernel's own root again,
     /// with none for user code.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl Vcpus<'_> {
     ) -> Result<(), LoadError> {
         let place = self.place(vcpu).ok_or(LoadError::NoSuchVcpu(vcpu))?;
         let roots = Roots { kernel: guest.kernel_root(), user: None };
-        // SAFETY: the caller's promise is the one that `load_roots` asks for.
+        // SAFETY: the caller's promise is the one that `load_roots` demands.
         unsafe { load_roots(guest, roots) }?;
         place.left();
         Ok(())
@@ -127,17 +127,17 @@ impl Pgd<Pinned> {
     /// Runs on this address space (`MMUEXT_NEW_BASEPTR`, `MMUEXT_NEW_USER_BASEPTR`).
     ///
     /// # Errors
-    /// Xen's refusal; the old roots stay, unless `error.done` is 1: then only the user root was
+    /// Xen's refusal. The old roots stay, unless `error.done` is 1: then only the user root was
     /// refused.
     ///
     /// # Hypercalls
     /// One `mmuext_op` of two elements.
     ///
     /// # Safety
-    /// From here on the user half means what this tree says: no reference into the user half of the
-    /// old one is used any more. The tree's kernel half maps what is running, as it does if the
-    /// running root was `guest.kernel_root()` when the tree was made and has kept its upper
-    /// slots.
+    /// * From here on the user half means what this tree says: nobody uses a reference into the
+    ///   user half of the old one any more.
+    /// * The tree's kernel half maps what is running. It does if `guest.kernel_root()` was the
+    ///   running root when the tree was made, and has kept its upper slots.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -148,16 +148,16 @@ impl Pgd<Pinned> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub unsafe fn load<M: Machine>(&self, guest: &Guest<'_, M>) -> Result<(), LoadError> {
-        // SAFETY: the caller's promise is the one that `load_roots` asks for.
+        // SAFETY: the caller's promise is the one that `load_roots` demands.
         unsafe { load_roots(guest, self.roots()) }
     }
 }
 
-/// Runs on the tree under `root`, whoever owns it, and on none in user code: how a kernel goes back
-/// to the tree it booted on.
+/// Runs on the tree under `root`, whoever owns it, and on none for user code. A kernel returns to
+/// the tree it booted on in this way.
 ///
 /// # Errors
-/// Xen's refusal; the old root stays.
+/// Xen's refusal. The old root stays.
 ///
 /// # Hypercalls
 /// One `mmuext_op` of two elements.
@@ -176,7 +176,7 @@ impl Pgd<Pinned> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub unsafe fn load_root<M: Machine>(guest: &Guest<'_, M>, root: Pfn) -> Result<(), LoadError> {
-    // SAFETY: the caller's promise is the one that `load_roots` asks for.
+    // SAFETY: the caller's promise is the one that `load_roots` demands.
     unsafe { load_roots(guest, Roots { kernel: root, user: None }) }
 }
 
@@ -195,7 +195,7 @@ unsafe fn load_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(
     unsafe { submit_ops(guest.machine(), &ops) }.map_err(LoadError::Refused)
 }
 
-/// Runs on the tree under `root` in the kernel; the root for user code stays what it is.
+/// Runs on the tree under `root` in the kernel. The root for user code stays.
 ///
 /// # Safety
 /// As for [`Pgd::load`].

@@ -1,4 +1,4 @@
-//! What can go wrong with a mapping, with the values that matter.
+//! Errors of a mapping.
 
 use core::fmt;
 
@@ -16,66 +16,66 @@ use crate::room::{Room, TooSmall};
 pub enum MapError {
     /// The address is in the half that all address spaces share.
     KernelHalf(GuestVa),
-    /// The address is not the first of a page.
+    /// The address does not begin a page.
     Unaligned(GuestVa),
-    /// The flags lack PRESENT, or hold bits that this operation does not take.
+    /// The flags lack PRESENT, or have bits that this operation does not take.
     Flags(u64),
-    /// Something is mapped there already.
+    /// Something is already mapped there.
     Occupied {
-        /// Where.
+        /// The address.
         va: GuestVa,
-        /// What.
+        /// Its entry.
         pte: Pte,
     },
     /// Nothing is mapped there.
     NotMapped(GuestVa),
-    /// The pages from here on are partly the ones that are to move here.
+    /// The pages to move overlap their destination, which begins here.
     Overlap(GuestVa),
-    /// Frames of this domain can be mapped in a live tree only: a tree that is pinned with them is
-    /// refused, since Xen checks a table's entries as the guest's own.
+    /// Frames of this domain can be mapped only in a live tree. Xen would refuse to pin a tree that
+    /// has them, because it checks a table's entries as the guest's own.
     OnlyLive(DomId),
-    /// Two address spaces cannot share the frame: nobody counts it, or the count is at its end.
+    /// Two address spaces cannot share the frame: nobody counts it, or its count is full.
     CannotShare(Pfn),
     /// The address space shares frames that these tools do not count: it was forked with other
     /// [`Shares`](crate::Shares). Nothing was done.
     OtherShares,
-    /// The frame is the guest's own: it is mapped with its token, never as someone else's.
+    /// The frame is the guest's own. Map it with its token, not as another domain's.
     Own(Pfn),
-    /// The frame was to be mapped as a foreign one in the guest's own name (`DOMID_SELF`).
+    /// A foreign mapping named the guest itself as the owner (`DOMID_SELF`).
     NotForeign(Mfn),
     /// No frame is left, for a page or for a table.
     OutOfFrames,
-    /// The batch has less room than [`Room::SMALLEST`]: this.
+    /// The batch has only this room, less than [`Room::SMALLEST`].
     BatchTooSmall(Room),
     /// The tables could not be read.
     Walk(WalkError),
-    /// The tables are not as they should be since an undo was refused, and Xen has refused to put
-    /// them right now. Nothing else was done. The next change tries it again.
+    /// A refused undo left the tables in doubt, and Xen refused to repair them now. Nothing else
+    /// was done. The next change tries again.
     InDoubt(Error),
-    /// The address space is one of the two of a fork that was refused and not taken back:
-    /// [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) comes first. Nothing was done.
+    /// The address space is one side of a fork that was refused and not taken back. Nothing was
+    /// done: call [`Pgd::take_back_fork`](crate::Pgd::take_back_fork) first.
     HalfForked,
-    /// The address space with this root is not what a refused fork of this one has left.
+    /// The address space with this root is not what a refused fork of this one left.
     NotItsFork(Pfn),
-    /// Xen refused an update; those that went out with it have been undone.
+    /// Xen refused an update. Those that went out with it have been undone.
     Refused {
-        /// Where the refused update was to take effect: the first address that the entry spans.
+        /// The first address that the refused entry spans.
         va: GuestVa,
         /// The refusal.
         error: BatchError,
     },
-    /// Xen refused to take a table; what went out with it has been undone, and what was linked
-    /// there before is so again.
+    /// Xen refused to take a table. What went out with it has been undone, and what was linked
+    /// there is linked again.
     LinkRefused {
         /// The first address that the table spans.
         va: GuestVa,
-        /// Level of the table at fault, as far as can be told.
+        /// The level of the table at fault, as far as known.
         level: Level,
         /// The table at fault.
         table: Pfn,
         /// The refusal.
         error: BatchError,
-        /// The mappings that stand in its way, in the running tree and in this one.
+        /// The mappings in its way, in the running tree and in this one.
         obstacles: Obstacles,
     },
     /// The write to the table faulted: Xen refused the entry for this page, and the table is as
@@ -83,13 +83,13 @@ pub enum MapError {
     Faulted(GuestVa),
     /// This primitive loses what must be kept, or does not reach the address space.
     Unfit(Primitive),
-    /// Xen refused a flush or the whole multicall; what went out with it has been undone.
+    /// Xen refused a flush or the whole multicall. What went out with it has been undone.
     RefusedCall(BatchError),
-    /// Xen refused an update, and then refused to undo those before it. What frames and shares no
-    /// entry stands for any more went to those that keep what is uncertain; what the address space
-    /// keeps is put right before the next change of it ([`InDoubt`](Self::InDoubt)).
+    /// Xen refused an update, and then to undo those before it. Frames and shares without an entry
+    /// went to `give_uncertain`. The next change of the address space first repairs what it keeps
+    /// ([`InDoubt`](Self::InDoubt)).
     NotUndone {
-        /// Updates that are in effect all the same; none if only the flush was refused.
+        /// Updates that are still in effect; none if only the flush was refused.
         left: u32,
         /// Why the first one stays.
         error: Error,
@@ -114,40 +114,40 @@ impl fmt::Display for MapError {
             Self::KernelHalf(va) => write!(f, "{va} is in the half that all address spaces share"),
             Self::Unaligned(va) => write!(f, "{va} is not the first address of a page"),
             Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
-            Self::Occupied { va, pte } => write!(f, "{va} is mapped already: {pte}"),
+            Self::Occupied { va, pte } => write!(f, "{va} is already mapped: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
-            Self::Overlap(va) => write!(f, "the pages at {va} are partly those that are to move"),
+            Self::Overlap(va) => write!(f, "the pages to move overlap their destination at {va}"),
             Self::OnlyLive(domain) => {
-                write!(f, "frames of domain {} are mapped once the tree is pinned", domain.0)
+                write!(f, "frames of domain {} can be mapped only in a pinned tree", domain.0)
             }
             Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
             Self::OtherShares => f.write_str("it shares frames that are counted elsewhere"),
             Self::Own(pfn) => {
-                write!(f, "pfn {pfn} is the guest's own, and not to be mapped as another's")
+                write!(f, "pfn {pfn} is the guest's own, and cannot be mapped as another's")
             }
             Self::NotForeign(mfn) => {
-                write!(f, "mfn {mfn} is to be foreign: name the domain that has it, not DOMID_SELF")
+                write!(f, "mfn {mfn} is foreign: name the domain that has it, not DOMID_SELF")
             }
             Self::OutOfFrames => f.write_str("no frame is left"),
             Self::BatchTooSmall(room) => {
-                write!(f, "the batch has room for {room}: give it {}", Room::SMALLEST)
+                write!(f, "the batch has room for {room}, but needs {}", Room::SMALLEST)
             }
             Self::Walk(error) => error.fmt(f),
             Self::InDoubt(error) => in_doubt(error, f),
             Self::HalfForked => f.write_str(HALF_FORKED),
             Self::NotItsFork(root) => {
-                write!(f, "root pfn {root} is of no fork of this one that is to be taken back")
+                write!(f, "root pfn {root} is not what a refused fork of this one left")
             }
             Self::Refused { va, error } => write!(f, "at {va}: {error}"),
             Self::LinkRefused { va, level, table, error, obstacles } => {
                 write!(f, "{level} table pfn {table} at {va}: {error}")?;
                 obstacles.describe(f)
             }
-            Self::Faulted(va) => write!(f, "at {va}: the emulated write faulted, Xen refused it"),
-            Self::Unfit(by) => write!(f, "{by:?} cannot do what is asked for"),
+            Self::Faulted(va) => write!(f, "at {va}: Xen refused the entry, and the write faulted"),
+            Self::Unfit(by) => write!(f, "{by:?} cannot make this change"),
             Self::RefusedCall(error) => error.fmt(f),
             Self::NotUndone { left: 0, error } => {
-                write!(f, "what was undone could not be flushed: {error}")
+                write!(f, "the undo could not be flushed: {error}")
             }
             Self::NotUndone { left, error } => {
                 write!(f, "{left} updates could not be undone: {error}")
@@ -176,17 +176,17 @@ impl From<Full> for MapError {
     }
 }
 
-/// An operation on a run of pages stopped.
+/// An operation on a run of pages that stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeError {
-    /// Pages, from the first on, for which the operation is in effect all the same.
+    /// Pages, from the first on, for which the operation is in effect.
     pub done: u64,
     /// What stopped it. The pages behind those done are as they were.
     pub error: MapError,
 }
 
 impl RangeError {
-    /// Does something that counts the pages for which it is in effect.
+    /// Runs `work`, which counts the pages for which it is in effect.
     pub(crate) fn counting(
         work: impl FnOnce(&mut u64) -> Result<(), MapError>,
     ) -> Result<(), Self> {

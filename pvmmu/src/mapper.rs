@@ -1,21 +1,21 @@
-//! The `x86_64` crate's own traits over a live address space, so that code written for
-//! `OffsetPageTable` runs on Xen as it is.
+//! The `x86_64` crate's own traits over a live address space: code written for `OffsetPageTable`
+//! runs on Xen unchanged.
 //!
 //! **Frames are pseudo-physical here.** A `PhysFrame` or `PhysAddr` of that crate holds a pfn, the
-//! guest's own numbering, never a machine frame; what is stored in the tables is looked up in P2M.
-//! Give none of them to a device.
+//! guest's own numbering, never a machine frame. Entries get the frame that P2M has for it. Give
+//! none of them to a device.
 //!
-//! Every call asks Xen at once and flushes in the same batch, so there is nothing left to flush:
-//! `ignore` the flushes that the traits hand back. A program that calls `MapperFlush::flush` all
-//! the same executes `invlpg`, for which Xen gives a PV kernel a general protection fault: its
-//! handler can go on behind the instruction, with [`flush_length`]. `MapperFlushAll::flush_all`
-//! loads CR3 with what is in it, which Xen emulates: it works, and costs two traps.
+//! Every call asks Xen at once and flushes in the same batch. `ignore` the flushes that the traits
+//! return. A program that calls `MapperFlush::flush` nevertheless executes `invlpg`, for which Xen
+//! gives a PV kernel a general protection fault. Its handler can continue behind the instruction,
+//! with [`flush_length`]. `MapperFlushAll::flush_all` loads CR3 with its present value, which Xen
+//! emulates: it works, and costs two traps.
 //!
-//! Pages are those of the user half. There are no huge pages under Xen PV: a request for one gets
-//! the trait's own error. The traits' errors cannot carry a refusal of Xen's, so that is kept
-//! beside them: [`LiveMapper::refusal`]. Nor can they say that a frame is in doubt since Xen has
-//! refused to undo a call: [`LiveMapper::has_lost_frame`]. A page
-//! that could not be mapped may leave empty tables behind, and tables with more flags.
+//! Pages are those of the user half. Xen PV has no huge pages: a request for one gets the trait's
+//! own error. The traits' errors cannot carry a refusal of Xen's: see [`LiveMapper::refusal`]. Nor
+//! can they say that a frame is in doubt because Xen refused to undo a call: see
+//! [`LiveMapper::has_lost_frame`]. A page that could not be mapped may leave empty tables behind,
+//! and tables with more flags.
 #![expect(
     unsafe_code,
     clippy::disallowed_types,
@@ -84,16 +84,16 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         Self { guest, pgd, batch, refusal: None, has_lost_frame: false, uncertain: 0 }
     }
 
-    /// Says why the last call failed, if it did: the traits' errors cannot say it all. A page whose
-    /// mapping Xen would not undo counts as mapped: what was refused is said here all the same.
+    /// Returns why the last call failed, if it did: the traits' errors cannot say everything. A
+    /// page whose mapping Xen refused to undo counts as mapped, but its refusal is here.
     #[must_use]
     pub const fn refusal(&self) -> Option<MapError> {
         self.refusal
     }
 
-    /// Returns whether the last call was to map a frame and failed, and the caller has not got the
-    /// frame back all the same: Xen has refused to undo a part of it ([`MapError::NotUndone`]). The
-    /// frame is one of those that are [`uncertain`](Self::uncertain): nobody may use it.
+    /// Returns whether the last call failed to map a frame and did not return it, because Xen
+    /// refused to undo a part of the call ([`MapError::NotUndone`]). Nobody may use the frame,
+    /// which is one of the [`uncertain`](Self::uncertain) ones.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -110,9 +110,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         self.has_lost_frame
     }
 
-    /// Frames that calls of this mapper have left in doubt since Xen refused to undo something,
-    /// those of tables included: nobody may use them any more, and there is no way to hand them to
-    /// anybody.
+    /// Returns the number of frames, tables included, that calls of this mapper left in doubt
+    /// because Xen refused an undo. Nobody may use them any more, and nobody can get them.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -147,9 +146,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         self.pgd.translate(&self.guest, va).ok().flatten()
     }
 
-    /// Makes the tables above `page` that are missing, and gives them what a mapping asks of them:
-    /// those that are new exactly the flags of `parents`, the others these beside their own. Where
-    /// they have them anyhow, nothing is done.
+    /// Makes the missing tables above `page`, with exactly the flags of `parents`. Adds those flags
+    /// to the other tables. Does nothing where they have them.
     fn prepare<A: FrameAllocator<Size4KiB> + ?Sized>(
         &mut self,
         page: Page,
@@ -175,7 +173,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
             if UPPER.into_iter().all(is_right) {
                 return Ok(());
             }
-            // Before the page is mapped: there is no frame to be taken back if Xen refuses it.
+            // Before the page is mapped: no frame must be taken back if Xen refuses this.
             let prepare = |edit: &mut crate::Edit<'_, '_, '_, M, _>| {
                 edit.make_l1_table(va)?;
                 for level in UPPER.into_iter().filter(|level| !is_right(*level)) {
@@ -187,8 +185,8 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         })
     }
 
-    /// After a refusal: puts right what is left of it, since the trait's caller has the frame
-    /// again, and says whether the page maps the frame all the same.
+    /// Repairs what a refusal left, because the trait's caller has the frame again. Returns whether
+    /// the page maps the frame nevertheless.
     #[cold]
     fn stays_mapped(&mut self, page: Page, frame: Pfn) -> bool {
         if let Err(error) = self.pgd.put_right(&self.guest).map_err(MapError::from) {
@@ -198,7 +196,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         mapping.and_then(|mapping| mapping.frame.pfn()) == Some(frame)
     }
 
-    /// Unmaps a page; the frame that it mapped.
+    /// Unmaps a page. Returns the frame that it mapped.
     fn unmap_page(&mut self, page: Page) -> Result<Option<Frame>, MapError> {
         let mut freed = OnePage::default();
         self.with(&mut freed, |pgd, tools| {
@@ -224,7 +222,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
     }
 }
 
-/// The frame by its pseudo-physical number, or the machine address that has none.
+/// Returns the frame by its pseudo-physical number, or the machine address if it has none.
 fn phys_frame(frame: Mapped) -> Result<PhysFrame, PhysAddr> {
     match frame {
         Mapped::Own(pfn) | Mapped::Shared(pfn) => {
@@ -234,7 +232,7 @@ fn phys_frame(frame: Mapped) -> Result<PhysFrame, PhysAddr> {
     }
 }
 
-/// Refuses what cannot be said of tables: that they are not there.
+/// Refuses flags that tables cannot have: their absence.
 fn check_table_flags(flags: PteFlags) -> Result<(), MapError> {
     if flags.contains(PteFlags::PRESENT) { Ok(()) } else { Err(MapError::Flags(flags.bits())) }
 }
@@ -250,8 +248,8 @@ fn guest_va(page: Page) -> Result<GuestVa, MapError> {
     GuestVa::new(address).map_err(|_| MapError::KernelHalf(nowhere))
 }
 
-/// The flags as this crate takes them: GLOBAL is Xen's to set, and a page that was never touched
-/// need not be marked so by the CPU later.
+/// Returns the flags for this crate. GLOBAL is Xen's to set. The CPU need not mark a page later
+/// that was never touched.
 const fn pte_flags(flags: PageTableFlags) -> PteFlags {
     let kept = PteFlags::from_bits_retain(flags.bits()).difference(PteFlags::GLOBAL);
     kept.union(PteFlags::ACCESSED).union(PteFlags::DIRTY)
@@ -273,12 +271,9 @@ impl<A: FrameAllocator<Size4KiB> + ?Sized> FrameSource for Allocator<'_, A> {
     }
 }
 
-/// Returns how many bytes the instruction that begins with `bytes` has, if it flushes one page
-/// (`invlpg`): a handler of general protection faults can go on behind it, since what is mapped
-/// here is flushed already. Fifteen bytes are enough, and as many as the instruction has.
-///
-/// # Hypercalls
-/// None.
+/// Returns the length of the instruction that begins with `bytes`, if it flushes one page
+/// (`invlpg`). A handler of general protection faults can continue behind it, since what is mapped
+/// here is flushed already. Fifteen bytes are always enough.
 ///
 /// ```
 /// use pvmmu::mapper::flush_length;
@@ -335,12 +330,12 @@ impl<M: Machine> Mapper<Size4KiB> for LiveMapper<'_, '_, M> {
                 })
             })
         });
-        // A page that is mapped all the same has its frame.
+        // A page that is mapped nevertheless has its frame.
         let stays = mapped.is_err() && self.stays_mapped(page, pfn(frame));
         self.has_lost_frame = has_lost_frame && !stays;
         match mapped {
             Ok(()) => Ok(MapperFlush::new(page)),
-            // The frame that was to be mapped, as `OffsetPageTable` says it.
+            // The frame to map, as `OffsetPageTable` reports it.
             Err(MapError::Occupied { .. }) => Err(MapToError::PageAlreadyMapped(frame)),
             Err(_) if stays => Ok(MapperFlush::new(page)),
             Err(_) => Err(MapToError::FrameAllocationFailed),

@@ -1,31 +1,31 @@
-//! What this crate notes in entries: the bits that Xen and the CPU leave to software, 53 to 58.
+//! Marks of this crate in entries: bits 53 to 58, which Xen and the CPU leave to software.
 //!
-//! Bits 9 to 11 (`PteFlags::AVAILABLE`) stay free for the users of this crate. Bits 59 to 62 are
-//! none of ours: with protection keys the CPU reads them, and debug builds of Xen mark grants with
+//! Bits 9 to 11 (`PteFlags::AVAILABLE`) are free for this crate's users. Bits 59 to 62 are not
+//! used: with protection keys the CPU reads them, and debug builds of Xen mark grants with bit 62.
 //! bit 62.
 
 use hypercall::{Level, Pte, PteFlags};
 
-/// Of a leaf: other address spaces map the frame too, and it is counted.
+/// In a leaf: other address spaces map the frame, too, and it is counted.
 pub(crate) const SHARED: PteFlags = PteFlags::from_bits_retain(1 << 53);
-/// Of a leaf: the frame is not the guest's own.
+/// In a leaf: the frame is not the guest's own.
 pub(crate) const FOREIGN: PteFlags = PteFlags::from_bits_retain(1 << 54);
-/// Of an entry of a user root: a copy of the kernel root's.
+/// In an entry of a user root: a copy of the kernel root's.
 pub(crate) const MIRRORED: PteFlags = SHARED.union(FOREIGN);
-/// Of a leaf: the page could be written until it was shared; or, if it is not, until it was about
-/// to move or to be looked at.
+/// In a leaf: the page was writable until it was shared; or, if it is not shared, until it was
+/// write-protected for a move or a look at its bits.
 pub(crate) const COPY_ON_WRITE: PteFlags = PteFlags::from_bits_retain(1 << 57);
-/// Of a leaf that fork has written: the entry it was copied from was changed for it.
+/// In a leaf that fork has written: the entry it was copied from was changed for it.
 pub(crate) const FORKED: PteFlags = PteFlags::from_bits_retain(1 << 58);
 
-/// What a leaf keeps when its flags change: the frame, and the marks that say whose it is.
+/// What a leaf keeps when its flags change: the frame, and the marks of its owner.
 pub(crate) const KEPT: u64 = Pte::ADDRESS_MASK | SHARED.union(FOREIGN).bits();
 
 const HELD_SHIFT: u32 = 55;
-/// Of an entry that points to a table: whether that is pinned by itself, and since when. A leaf has
-/// the highest bit alone at most: [`COPY_ON_WRITE`].
+/// In an entry that leads to a table: whether that is pinned by itself, and since when. A leaf has
+/// at most the highest of these bits: [`COPY_ON_WRITE`].
 const HELD: PteFlags = PteFlags::from_bits_retain(7 << HELD_SHIFT);
-/// The value of an L1 table that was pinned where it is linked. The others are levels.
+/// The value for an L1 table that was pinned where it is linked. The others are levels.
 const IN_PLACE: u64 = 4 | Level::L1 as u64;
 
 /// Every mark.
@@ -42,7 +42,7 @@ pub(crate) enum Held {
 }
 
 impl Held {
-    /// The table's level.
+    /// Returns the table's level.
     pub(crate) const fn level(self) -> Level {
         match self {
             Self::Pooled(level) => level,
@@ -51,7 +51,7 @@ impl Held {
     }
 }
 
-/// The flags of an entry that points to a table which is pinned by itself.
+/// Returns the flags of an entry that leads to a table which is pinned by itself.
 pub(crate) const fn held_table(held: Held) -> PteFlags {
     let value = match held {
         Held::Pooled(level) => level as u64,
@@ -60,13 +60,13 @@ pub(crate) const fn held_table(held: Held) -> PteFlags {
     PteFlags::TABLE.union(PteFlags::from_bits_retain(value << HELD_SHIFT))
 }
 
-/// Whether [`held`] has to be asked at all: most tables are not pinned by themselves.
+/// Returns whether [`held`] must be asked at all: most tables are not pinned by themselves.
 #[inline]
 pub(crate) const fn may_be_held(pte: Pte) -> bool {
     pte.raw() & HELD.bits() != 0
 }
 
-/// What the table is that a present entry points to, if that is pinned by itself.
+/// Returns how the table behind a present entry is pinned by itself, if it is.
 pub(crate) const fn held(pte: Pte) -> Option<Held> {
     match (pte.raw() & HELD.bits()) >> HELD_SHIFT {
         1 => Some(Held::Pooled(Level::L1)),
@@ -77,7 +77,7 @@ pub(crate) const fn held(pte: Pte) -> Option<Held> {
     }
 }
 
-/// The entry without the mark that its table is pinned by itself.
+/// Returns the entry without the mark that its table is pinned by itself.
 pub(crate) const fn not_held(pte: Pte) -> Pte {
     Pte::from_raw(pte.raw() & !HELD.bits())
 }

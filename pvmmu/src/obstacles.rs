@@ -1,5 +1,5 @@
-//! What stands in the way of a table that Xen refused: found by reading all tables that the guest
-//! runs on and those of the tree, after a refusal only.
+//! The obstacles to a table that Xen refused. They are found by reading all tables of the running
+//! root and of the tree, only after a refusal.
 
 use core::fmt;
 
@@ -18,11 +18,11 @@ pub enum Obstacle {
     Writable(Place),
     /// This entry of the refused table maps a table of that level writable.
     MapsTable(Place, Level),
-    /// This entry of the refused table names a frame that the frame map does not know.
+    /// This entry of the refused table names a frame that the frame map does not have.
     UnknownFrame(Place),
     /// This entry of the refused table has a flag that Xen refuses to everyone.
     Flag(Place, RefusableFlag),
-    /// This entry leads to the refused table, which is to be none any more.
+    /// This entry leads to the refused table, which should no longer be one.
     Links(Place),
 }
 
@@ -40,19 +40,19 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// A table in whose way something may stand.
+/// A table that may have obstacles.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspect {
     pub(crate) level: Level,
     pub(crate) pfn: Pfn,
-    /// The first address that it is to span, unless an entry leads to it already.
+    /// The first address that it will span, unless an entry leads to it already.
     pub(crate) base: u64,
 }
 
-/// How many obstacles an error carries.
+/// The most obstacles in an error.
 pub const OBSTACLES_MAX: usize = 4;
 
-/// The obstacles in the way of one table: the first ones, and how many there are.
+/// The obstacles of one table: the first ones, and their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Obstacles {
     first: [Option<Obstacle>; OBSTACLES_MAX],
@@ -60,7 +60,7 @@ pub struct Obstacles {
 }
 
 impl Obstacles {
-    /// None at all.
+    /// No obstacles.
     pub(crate) const NONE: Self = Self { first: [None; OBSTACLES_MAX], count: 0 };
 
     /// Returns how many there are.
@@ -74,8 +74,8 @@ impl Obstacles {
         self.first.iter().flatten().copied()
     }
 
-    /// Counts an obstacle. An entry of a table that is linked at two places is seen at two
-    /// addresses, and is one entry to Xen.
+    /// Counts an obstacle. An entry of a table that is linked twice appears at two addresses, but
+    /// is one entry to Xen.
     fn add(&mut self, obstacle: Obstacle) {
         let is_same = |known: Obstacle| match (known, obstacle) {
             (Obstacle::Writable(one), Obstacle::Writable(other)) => {
@@ -91,7 +91,7 @@ impl Obstacles {
         self.count += 1;
     }
 
-    /// What stands in the way of the table that `failure` names, as far as it can be read.
+    /// Returns the obstacles of the table that `failure` names, as far as tables can be read.
     pub(crate) fn of<M: FrameAccess>(
         guest: &Guest<'_, M>,
         roots: Roots,
@@ -106,8 +106,8 @@ impl Obstacles {
         found
     }
 
-    /// The first of these tables, lower ones first, that something stands in the way of, and what;
-    /// if there is none, the last one.
+    /// Returns the first of these tables, lower ones first, that has obstacles, and those; the last
+    /// table if none has any.
     pub(crate) fn of_tables<M: FrameAccess>(
         guest: &Guest<'_, M>,
         roots: Roots,
@@ -127,8 +127,8 @@ impl Obstacles {
         last
     }
 
-    /// The entries that lead to the table which `failure` says is still one, but for its own in the
-    /// tree under `roots`, as far as they can be read.
+    /// Returns the entries, except its own in the tree under `roots`, that lead to the table which
+    /// `failure` names, as far as tables can be read.
     pub(crate) fn of_unpin<M: FrameAccess>(
         guest: &Guest<'_, M>,
         roots: Roots,
@@ -157,7 +157,7 @@ impl Obstacles {
         found
     }
 
-    /// Says what was found in the way of a table, or that nothing was.
+    /// Writes the obstacles of a table, or that there are none.
     pub(crate) fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.count {
             0 => f.write_str(
@@ -177,7 +177,7 @@ impl Obstacles {
     ) {
         let trees = [Part::whole(guest.kernel_root()), Part::user_half(roots.kernel)];
         for tree in trees {
-            // A part that cannot be read is a part that is not named.
+            // A part that cannot be read is not searched.
             let _ = tree.entries(guest, &mut |place| {
                 let leads_to_it = place.pte.mfn() == mfn;
                 if leads_to_it && place.level > level {
@@ -226,7 +226,7 @@ impl fmt::Display for Obstacles {
     }
 }
 
-/// The level of `mfn`, if it is the root or a table of a tree.
+/// Returns the level of `mfn`, if it is the root or a table of a tree.
 pub(crate) fn table_level<M: FrameAccess>(
     guest: &Guest<'_, M>,
     tree: Part,

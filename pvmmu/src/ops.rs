@@ -9,7 +9,7 @@ use hypercall::{Call, DomId, Error, Hypercalls, MmuExtOp, Request};
 /// As for [`Hypercalls::issue`].
 pub(crate) unsafe fn submit_ops<M: Hypercalls>(machine: &M, ops: &[MmuExtOp]) -> Result<(), Error> {
     let mut calls = [Call::new(Request::MmuExt(ops, DomId::SELF))];
-    // SAFETY: the caller's promise is the one that `issue` asks for.
+    // SAFETY: the caller's promise is the one that `issue` demands.
     unsafe { machine.issue(&mut calls) }?;
     calls[0].result()
 }

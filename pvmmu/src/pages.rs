@@ -1,4 +1,4 @@
-//! Runs of pages, cut where L1 tables end.
+//! Runs of pages, cut at the borders of L1 tables.
 
 use hypercall::{ENTRIES, GuestVa, Level, Machine, PAGE_SHIFT, PteFlags};
 use p2m::Guest;
@@ -10,47 +10,47 @@ use crate::tables::USER_SLOTS;
 /// A run of pages in the user half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pages {
-    /// First address of the first page.
+    /// The first address of the first page.
     pub start: GuestVa,
-    /// How many.
+    /// The number of pages.
     pub count: u64,
 }
 
-/// The part of a run of pages that lies in one L1 table.
+/// The part of a run of pages that is in one L1 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// First address of its first page.
+    /// The first address of its first page.
     pub(crate) va: GuestVa,
-    /// How many pages, at least one.
+    /// The number of pages, at least one.
     pub(crate) count: u16,
 }
 
 impl Run {
-    /// Index of its first entry.
+    /// Returns the index of its first entry.
     pub(crate) fn first(self) -> u16 {
         Level::L1.index_of(self.va).into()
     }
 
-    /// Its parts of at most `longest` pages.
+    /// Returns its parts of at most `longest` pages.
     pub(crate) fn parts(self, longest: u16) -> impl Iterator<Item = Self> {
         let pages = Pages { start: self.va, count: self.count.into() };
         pages.runs(longest).into_iter().flatten()
     }
 
-    /// Its entries' places in a table.
+    /// Returns the indices of its entries.
     pub(crate) fn range(self) -> core::ops::Range<usize> {
         let first = usize::from(self.first());
         first..first + usize::from(self.count)
     }
 }
 
-/// The number of the page at `va`.
+/// Returns the number of the page at `va`.
 pub(crate) const fn page_number(va: GuestVa) -> u64 {
     va.raw() >> PAGE_SHIFT
 }
 
 impl Pages {
-    /// Names the page at `va` alone.
+    /// Returns a run of the page at `va`.
     ///
     /// ```
     /// use hypercall::GuestVa;
@@ -68,7 +68,7 @@ impl Pages {
     /// Returns the address of page `index` of the run.
     ///
     /// # Errors
-    /// [`MapError::KernelHalf`] if that leaves the user half.
+    /// [`MapError::KernelHalf`] if the address is not in the user half.
     ///
     /// ```
     /// use hypercall::GuestVa;
@@ -82,7 +82,7 @@ impl Pages {
         self.start.checked_add_pages(index).map_err(|_| MapError::KernelHalf(self.start))
     }
 
-    /// Checks that the run lies in the user half and begins with a page.
+    /// Checks that the run is in the user half and begins at a page.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
@@ -94,8 +94,8 @@ impl Pages {
         Ok(())
     }
 
-    /// Checks that the run lies in the user half, as one of the same length from `to` on does, and
-    /// that no page is in both.
+    /// Checks that the run and another of the same length from `to` on are in the user half, and
+    /// have no page in common.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Overlap`].
@@ -108,8 +108,8 @@ impl Pages {
         Ok(())
     }
 
-    /// The parts of the run, in order of address, each in one L1 table and of at most `longest`
-    /// pages.
+    /// Returns the parts of the run, in order of address, each in one L1 table and of at most
+    /// `longest` pages.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`].
@@ -118,7 +118,7 @@ impl Pages {
         let mut done = 0;
         Ok(core::iter::from_fn(move || {
             let left = self.count - done;
-            // Every address of the run was checked by checking both ends.
+            // Checking both ends has checked every address of the run.
             let va = if left == 0 { None } else { self.start.checked_add_pages(done).ok() }?;
             let to_end = (ENTRIES - u16::from(Level::L1.index_of(va))).min(longest);
             let count = u16::try_from(left).map_or(to_end, |left| left.min(to_end));
@@ -146,8 +146,8 @@ pub(crate) fn check_table(va: GuestVa) -> Result<(), MapError> {
     if aligned { Ok(()) } else { Err(MapError::Unaligned(va)) }
 }
 
-/// Returns those of `flags` that the machine offers, if they make an entry that maps something and
-/// claim nothing that is Xen's or this crate's to say.
+/// Returns those of `flags` that the machine offers, if they are present and have no bit that Xen
+/// or this crate sets.
 pub(crate) fn offered<M: Machine>(
     guest: &Guest<'_, M>,
     flags: PteFlags,
@@ -156,8 +156,8 @@ pub(crate) fn offered<M: Machine>(
     Ok(guest.machine().offered(flags))
 }
 
-/// GLOBAL and GUEST_KERNEL are Xen's to set; a GRANT entry is made by the grant operations. Cache
-/// attributes pass: Xen allows them to a guest that has devices, and refuses them to any other.
+/// Refuses flags that are Xen's (GLOBAL, GUEST_KERNEL), the grant operations' (GRANT), or this
+/// crate's. Cache attributes pass: Xen allows them to a guest with devices, and to no other.
 fn check_flags(flags: PteFlags) -> Result<(), MapError> {
     let known = PteFlags::USER_RW
         | PteFlags::AVAILABLE

@@ -1,16 +1,16 @@
-//! The way from a root to an L1 table, remembered from one page to the next.
+//! The path from a root to an L1 table, remembered from one page to the next.
 
 use hypercall::{Entry, FrameAccess, GuestVa, Level, MmuUpdate, Pfn, Pte, Slot};
 
 use p2m::{Guest, WalkError};
 
-/// The tables that the last address went through. Neighbouring pages share them, so that a run of
-/// pages costs one walk.
+/// The tables on the path to the last address. Neighbouring pages share them, so a run of pages
+/// costs one walk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Path {
     /// The last address.
     va: u64,
-    /// Tables of levels 1 to 4 on the way to it; those below the last known one are `None`.
+    /// Tables of levels 1 to 4 on the path; those below the last known one are `None`.
     tables: [Option<Pfn>; 4],
 }
 
@@ -19,7 +19,7 @@ pub(crate) struct Path {
 pub(crate) enum Found {
     /// At this L1 table.
     Table(Pfn),
-    /// At an entry of a table of this level that is absent.
+    /// At an absent entry of a table of this level.
     Missing(Level),
     /// At a superpage, which only the dom0 builder makes.
     Superpage,
@@ -29,8 +29,8 @@ const fn at(level: Level) -> usize {
     level as usize - 1
 }
 
-/// The first address that the entry which `update` changes spans, if that entry is in the table of
-/// `level` for the address `va`.
+/// Returns the first address that `update`'s entry spans, if that is the entry for `va` in a table
+/// of `level`.
 pub(crate) fn va_in(level: Level, va: u64, update: MmuUpdate) -> Option<GuestVa> {
     let span = 1u64 << (level.shift() + 9);
     let index = (update.target() & 0xfff) / size_of::<Pte>() as u64;
@@ -38,17 +38,17 @@ pub(crate) fn va_in(level: Level, va: u64, update: MmuUpdate) -> Option<GuestVa>
 }
 
 impl Path {
-    /// A path that knows only the root.
+    /// Creates a path that knows only the root.
     pub(crate) const fn new(root: Pfn) -> Self {
         Self { va: 0, tables: [None, None, None, Some(root)] }
     }
 
-    /// The table of `level` on the path, if it is known.
+    /// Returns the table of `level` on the path, if it is known.
     pub(crate) const fn table(&self, level: Level) -> Option<Pfn> {
         self.tables[at(level)]
     }
 
-    /// Notes that the table of `level` on the path is `pfn` from now on, or is gone.
+    /// Records that the table of `level` on the path is now `pfn`, or is gone.
     pub(crate) const fn set(&mut self, level: Level, pfn: Option<Pfn>) {
         self.tables[at(level)] = pfn;
     }
@@ -58,7 +58,7 @@ impl Path {
         self.tables = [None, None, None, self.tables[at(Level::L4)]];
     }
 
-    /// Goes to the L1 table of `va`, reading only what the last address did not go through.
+    /// Goes to the L1 table of `va`. Reads only tables that are not on the path yet.
     pub(crate) fn seek<M: FrameAccess>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -67,7 +67,7 @@ impl Path {
         let changed = self.va ^ va.raw();
         self.va = va.raw();
         for level in [Level::L3, Level::L2, Level::L1] {
-            // A table is reached through the entry of the level above it.
+            // The entry of the level above leads to a table.
             if changed >> (level.shift() + 9) != 0 {
                 self.set(level, None);
             }
@@ -89,15 +89,15 @@ impl Path {
         Ok(self.table(Level::L1).map_or(Found::Missing(Level::L4), Found::Table))
     }
 
-    /// The first address that the entry which `update` changes spans, if that entry is in `table`
-    /// and `table` is on the path.
+    /// Returns the first address that `update`'s entry spans, if that is in `table` and `table` is
+    /// on the path.
     pub(crate) fn va_of(&self, table: Pfn, update: MmuUpdate) -> Option<GuestVa> {
         let mut levels = [Level::L1, Level::L2, Level::L3, Level::L4].into_iter();
         let level = levels.find(|level| self.table(*level) == Some(table))?;
         va_in(level, self.va, update)
     }
 
-    /// The place of the entry of level `level` for the last address, and the entry.
+    /// Returns the slot of `level` for the last address, and the entry in it.
     pub(crate) fn entry<M: FrameAccess>(
         &self,
         guest: &Guest<'_, M>,

@@ -9,32 +9,31 @@ use crate::frames::CountedAt;
 use crate::tables::Part;
 use p2m::{Guest, WalkError};
 
-/// State of an address space that is plain memory: it is changed by stores, and cannot be loaded.
+/// State of an address space that is plain memory: stores change it, and it cannot be loaded.
 #[derive(Debug)]
 pub enum Loose {}
 
-/// State of an address space that Xen has validated and keeps valid: it is changed by requests, and
-/// can be loaded.
+/// State of an address space that Xen has validated: requests change it, and it can be loaded.
 #[derive(Debug)]
 pub enum Pinned {}
 
 /// An address space: a root table, the tables of its user half, and a kernel half shared with the
-/// running root; and, if user code runs in it, a second root for that, whose lower half is the same
-/// and whose upper half is empty.
+/// running root. If user code runs in it, it has a second root, with the same lower half and an
+/// empty upper half.
 ///
 /// # Invariants
-/// * I-4: every table reached through slots 0 to 255 of the root belongs to this address space
-///   alone, and so does every frame that they map as the guest's own, unless the entry is marked as
-///   shared: then the entry is one of the shares that [`Shares`](crate::Shares) counts.
-/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except what the kernel half
-///   leads to; if `S` is [`Pinned`], the roots are pinned and every table of the tree is read-only
-///   in the direct mapping.
+/// * I-4: every table behind slots 0 to 255 of the root belongs to this address space alone. So
+///   does every frame that they map as the guest's own, unless the entry is marked as shared: then
+///   it is one of the shares that [`Shares`](crate::Shares) counts.
+/// * I-5: if `S` is [`Loose`], no frame of the tree is a live table, except behind the kernel half.
+///   If `S` is [`Pinned`], the roots are pinned and every table of the tree is read-only in the
+///   direct mapping.
 /// * I-6: slots 0 to 255 of the user root are those of the kernel root, marked as copies.
 ///
-/// What Xen has refused to undo is noted here, and put right before the next change. Until then a
-/// page or a table may have two entries, a table may be pinned or mapped otherwise than I-5
-/// says, and the user root may differ; or what the address space maps as its own is another one's,
-/// too, of a fork that was not taken back: then nothing changes it but [`Pgd::take_back_fork`].
+/// `doubt` notes what Xen refused to undo, and the next change repairs it first. Until then a page
+/// or table may have two entries, a table may be pinned or mapped otherwise than I-5 says, and the
+/// user root may differ. After a refused fork, another address space may own the same pages; then
+/// only [`Pgd::take_back_fork`] changes it.
 ///
 /// Dropping an address space leaks its frames: take it apart with [`Pgd::destroy`].
 #[derive(Debug)]
@@ -44,14 +43,14 @@ pub struct Pgd<S> {
     pub(crate) user_root: Option<Frame>,
     /// Whether a table may be pinned by itself.
     pub(crate) holds: Holds,
-    /// What a refused undo has left. Every change puts that right first.
+    /// What a refused undo left. Every change repairs it first.
     pub(crate) doubt: Option<Doubt>,
     /// Where its pages are counted, if any was ever shared.
     pub(crate) counted: Option<CountedAt>,
     pub(crate) state: PhantomData<S>,
 }
 
-/// Whether tables of an address space are pinned by themselves, beside the root.
+/// Whether tables of an address space are pinned by themselves, besides the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holds {
     /// None is.
@@ -84,19 +83,16 @@ impl<S> Pgd<S> {
         Roots { kernel: self.root(), user: self.user_root() }
     }
 
-    /// The same address space in another state.
+    /// Returns the same address space in another state.
     pub(crate) fn into_state<T>(self) -> Pgd<T> {
         let Self { root, user_root, holds, doubt, counted, .. } = self;
         Pgd { root, user_root, holds, doubt, counted, state: PhantomData }
     }
 
-    /// Counts the tables of the address space, with its roots.
+    /// Returns the number of tables of the address space, including its roots.
     ///
     /// # Errors
-    /// If they cannot be read.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The tables cannot be read.
     ///
     /// ```
     /// # use pv_tests::examples::*;

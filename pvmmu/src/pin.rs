@@ -1,10 +1,10 @@
-//! Pinning: a loose tree becomes one that Xen keeps valid, and back.
+//! Pins a loose tree, and unpins it.
 //!
-//! Plan and order. Xen takes a frame as a table only if nothing maps it writable, so the direct
-//! mapping of every table is made read-only first, in as few hypercalls as the batch allows; then
-//! the roots are pinned, by themselves, since a multicall would go on to them behind a refused
-//! protection. Unpinning is the reverse. Whatever is refused, the steps before it are undone, and
-//! the address space comes back in the error in the state it had.
+//! Xen takes a frame as a table only if nothing maps it writable. So the direct mapping of every
+//! table becomes read-only first, in as few hypercalls as the batch allows. The roots are pinned in
+//! a request of their own, because a multicall goes on after a refusal. Unpinning is the reverse.
+//! Whatever is refused, the steps before it are undone, and the address space comes back in the
+//! error in the state it had.
 #![expect(
     unsafe_code,
     reason = "asks Xen to change the type of frames that belong to the tree (I-4)"
@@ -26,22 +26,20 @@ use crate::store::unmark;
 use crate::tables::{Part, Place};
 use p2m::{Guest, WalkError};
 
-/// A tree that was not pinned, if it comes back [`Loose`], or not unpinned, if it comes back
-/// [`Pinned`].
+/// A pin that was refused, if the address space comes back [`Loose`], or an unpin that was, if it
+/// comes back [`Pinned`].
 #[derive(Debug)]
 #[must_use = "the address space comes back in the error"]
 pub struct PinError<S> {
-    /// The address space, as before. After a failed undo some of its tables may be read-only or
-    /// writable that should not be, and a root unpinned.
+    /// The address space, as before. After a failed undo some of its tables may wrongly be
+    /// read-only or writable, and a root unpinned.
     pub pgd: Pgd<S>,
-    /// Why.
+    /// The reason.
     pub failure: PinFailure,
-    /// What stands in the way of the table that was refused, in the running tree and in this one:
-    /// of a pin the mappings, of its end the entries that lead to the table, beside the one that is
-    /// its own.
+    /// What is in the way of the refused table, in the running tree and in this one: of a pin, the
+    /// mappings; of an unpin, the entries that lead to the table, besides its own.
     pub obstacles: Obstacles,
-    /// What has stopped the undo, if anything. The steps before that, in the order of undoing, are
-    /// done.
+    /// What stopped the undo, if anything. The steps before it, in the order of undoing, are done.
     pub undo: Result<(), PinFailure>,
 }
 
@@ -77,14 +75,13 @@ impl Pgd<Loose> {
     /// are two.
     ///
     /// # Errors
-    /// [`PinError`] with the address space, loose and writable as before, the table that was
-    /// refused and why: a release Xen says only that the root is no good, so the tables are then
-    /// tried one by one, and the running tree and this one are read for the mappings that stand in
-    /// the way.
+    /// [`PinError`] with the address space, loose and writable as before, and the refused table. A
+    /// release build of Xen only says that the root is refused. So the tables are tried one by one,
+    /// and the running tree and this one are searched for mappings in the way.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. On
-    /// refusal of a root up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to
+    /// For T tables and a batch of B updates: ceil(T / B) `mmu_update`, then one `mmuext_op`. If a
+    /// root is refused, up to 2T `mmuext_op` to find the culprit, and ceil(T / B) `mmu_update` to
     /// undo.
     ///
     /// ```
@@ -123,7 +120,7 @@ impl Pgd<Loose> {
             PinFailure::Root { pfn, .. } if pfn == roots.kernel => blame(guest, pfn, failure),
             _ => failure.into(),
         };
-        // While the tables are read-only: afterwards each would stand in its own way.
+        // While the tables are read-only: writable ones would be in their own way.
         let obstacles = Obstacles::of(guest, roots, &failure);
         let undo =
             unpinned.and(blamed).and_then(|()| undo(guest, roots, to_read_only, done, batch));
@@ -135,19 +132,18 @@ impl Pgd<Loose> {
 }
 
 impl Pgd<Pinned> {
-    /// Has Xen let go of the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears
-    /// what Xen left in the roots.
+    /// Has Xen release the tree (`MMUEXT_UNPIN_TABLE`), makes its tables writable, and clears what
+    /// Xen left in the roots.
     ///
     /// # Errors
-    /// [`PinError`] with the address space, pinned as before, and so is every table that was
-    /// pinned by itself. `EBUSY` while some vCPU runs on the tree: its tables stay tables until
-    /// another root is loaded.
+    /// [`PinError`] with the address space, pinned as before, and so are tables that were pinned by
+    /// themselves. `EBUSY` while some vCPU runs on the tree: its tables stay tables until it loads
+    /// another root.
     ///
     /// # Hypercalls
-    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`. For H
-    /// tables that are pinned by themselves and room for O extended operations, before that ceil(H
-    /// / O) `mmuext_op`. On refusal as many again at most.
-    ///
+    /// For T tables and a batch of B updates: one `mmuext_op`, then ceil(T / B) `mmu_update`.
+    /// Before that, for H tables that are pinned by themselves and room for O extended operations,
+    /// ceil(H / O) `mmuext_op`. After a refusal at most as many again.
     /// ```
     /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
@@ -175,7 +171,7 @@ impl Pgd<Pinned> {
         }
     }
 
-    /// The error for an unpin that was refused.
+    /// Returns the error for an unpin that was refused.
     pub(crate) fn not_unpinned<M: Machine>(
         mut self,
         guest: &Guest<'_, M>,
@@ -189,10 +185,10 @@ impl Pgd<Pinned> {
     }
 }
 
-/// Ends a pinned tree: lets go of tables from `lowest` up that are pinned by themselves, unpins the
-/// roots, makes the tables writable, and scrubs the roots and the marks. On failure all is as
-/// before, as far as the undo says. Tables below `lowest` that are pinned by themselves stay so,
-/// empty or not. How many were let go of.
+/// Ends a pinned tree: unpins tables of `lowest` and higher levels that are pinned by themselves,
+/// unpins the roots, makes the tables writable, and clears the marks and what Xen left in the
+/// roots. On failure all is as before, as far as the undo says. Lower tables that are pinned by
+/// themselves stay so, empty or not. Returns how many were unpinned.
 pub(crate) fn unpin<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -213,7 +209,7 @@ pub(crate) fn unpin<M: Machine>(
     }
 }
 
-/// Ends a tree of which only the roots are pinned.
+/// Ends a tree with only its roots pinned.
 fn let_go<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -238,7 +234,7 @@ fn let_go<M: Machine>(
     })
 }
 
-/// Clears the slots of the roots that Xen filled when it validated them, and leaves behind.
+/// Clears the slots of the roots that Xen filled when it validated them.
 fn scrub<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), WalkError> {
     const XENS: usize = (*XEN_SLOTS.end() - *XEN_SLOTS.start()) as usize + 1;
     let first = PageTableIndex::new_truncate(*XEN_SLOTS.start());
@@ -249,7 +245,7 @@ fn scrub<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), WalkError
     Ok(())
 }
 
-/// The roots, kernel's first, and how many.
+/// Returns the roots, the kernel's first, and their number.
 fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usize), NotDone> {
     let mfn = |pfn| guest.mfn(pfn).map_err(PinFailure::from);
     let kernel = mfn(roots.kernel)?;
@@ -259,7 +255,7 @@ fn mfns<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<([Mfn; 2], usi
     })
 }
 
-/// Asks for one operation on each root; if the second is refused, takes the first back with `undo`.
+/// Submits one operation for each root. If the second is refused, undoes the first with `undo`.
 fn on_roots<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,
@@ -267,8 +263,8 @@ fn on_roots<M: Machine>(
     undo: impl Fn(Mfn) -> MmuExtOp,
 ) -> Result<(), NotDone> {
     let (mfns, count) = mfns(guest, roots)?;
-    // SAFETY: the tables belong to the tree (I-4) and are read-only already; a pin changes no
-    // mapping, and a root that is in use stays a root when it is unpinned.
+    // SAFETY: the tables belong to the tree (I-4) and are read-only already. A pin changes no
+    // mapping, and a root in use stays a root when it is unpinned.
     let Err(error) = (unsafe { submit_ops(guest.machine(), &mfns.map(&op)[..count]) }) else {
         return Ok(());
     };
@@ -280,13 +276,13 @@ fn on_roots<M: Machine>(
     if error.done == 0 {
         return Err(refused(0, error).into());
     }
-    // SAFETY: puts back what the request before has changed.
+    // SAFETY: restores what the request before has changed.
     let undone = unsafe { submit_ops(guest.machine(), &[undo(mfns[0])]) };
     let value = undone.map_err(|error| refused(0, error));
     Err(Refused { value, error: refused(1, error) })
 }
 
-/// Pins the roots and nothing else.
+/// Pins only the roots.
 fn pin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotDone> {
     on_roots(guest, roots, |mfn| MmuExtOp::pin(Level::L4, mfn), MmuExtOp::unpin)
 }
@@ -295,8 +291,8 @@ fn unpin_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), Not
     on_roots(guest, roots, MmuExtOp::unpin, |mfn| MmuExtOp::pin(Level::L4, mfn))
 }
 
-/// Finds the table for which Xen refused the root, by asking for each table alone, lower ones
-/// first, and lets go of those that it took.
+/// Finds the table for which Xen refused the root: pins each table alone, lower ones first, and
+/// unpins those that Xen took.
 fn blame<M: Machine>(guest: &Guest<'_, M>, root: Pfn, refusal: PinFailure) -> NotDone {
     let mut pinned = 0u64;
     let tables = Part::user_half(root).above(Level::L1);
@@ -316,7 +312,7 @@ fn blame<M: Machine>(guest: &Guest<'_, M>, root: Pfn, refusal: PinFailure) -> No
     Refused { value, error: asked.err().unwrap_or(refusal) }
 }
 
-/// Asks for one operation on the table behind an entry of a tree that is about to be pinned.
+/// Submits one operation on the table behind an entry of a tree that is about to be pinned.
 fn ask<M: Machine>(
     guest: &Guest<'_, M>,
     link: Place,

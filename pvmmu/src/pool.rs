@@ -1,10 +1,9 @@
 //! A pool of empty tables that stay validated.
 //!
-//! Most of what a page table costs under Xen is its validation: a walk over 512 entries when it
-//! becomes a table, and another when it ends. A table in this pool is pinned, read-only in the
-//! direct mapping and empty: linking it costs an entry's price, and so does unlinking. The pool is
-//! bounded by the places that it is given, is filled and drained when its owner says so, and counts
-//! what passes through it.
+//! Validation is most of a page table's cost under Xen: a pass over 512 entries when it becomes a
+//! table, and another when it ends. A table in this pool is pinned, read-only in the direct mapping
+//! and empty. Linking or unlinking it costs as much as an entry. The places that the pool is given
+//! bound it. Its owner fills and drains it, and it counts what passes through.
 #![expect(unsafe_code, reason = "pins and unpins frames that the pool owns (I-1)")]
 
 use hypercall::{
@@ -21,62 +20,62 @@ use crate::pgd::Roots;
 use crate::store::clear;
 use p2m::{DirectMap, Guest, WalkError};
 
-/// Empty validated tables of the levels 1 to 3.
+/// Empty validated tables of levels 1 to 3.
 ///
 /// # Invariants
 /// I-7: each frame in the pool is pinned as a table of its level, has no present entry, is linked
-/// nowhere, and is mapped by the direct mapping alone, read-only.
+/// nowhere, and only the direct mapping maps it, read-only.
 #[derive(Debug)]
 pub struct TablePool<'t> {
     stacks: [FrameStack<'t>; 3],
     counts: PoolCounts,
 }
 
-/// What has passed through a pool. Two sums always hold: the pool has `made + adopted + returned -
-/// taken - ended - lost` tables, and address spaces have [`out`](Self::out) of its tables.
+/// What has passed through a pool. The pool has `made + adopted + returned - taken - ended - lost`
+/// tables, and address spaces have [`out`](Self::out) of its tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
-    /// Tables that were validated for the pool.
+    /// Tables validated for the pool.
     pub made: u64,
-    /// Tables that came from an address space, which had made them and pinned them by themselves.
+    /// Tables from an address space, which had made them and pinned them by themselves.
     pub adopted: u64,
-    /// Tables that left it into an address space.
+    /// Tables taken into an address space.
     pub taken: u64,
     /// Tables that were taken and came back.
     pub returned: u64,
-    /// Tables that were taken and became plain frames: when all in them was unmapped at once, or
-    /// with their address space.
+    /// Tables that were taken and became plain frames: because everything in them was unmapped at
+    /// once, or with their address space.
     pub not_returned: u64,
-    /// Tables that came back and found no place, or were drained: plain frames again.
+    /// Tables that became plain frames again: drained, or without a place when they came back.
     pub ended: u64,
-    /// Tables that Xen would not let go of: they are lost to the guest.
+    /// Tables that Xen did not release, which are lost to the guest.
     pub lost: u64,
 }
 
 impl PoolCounts {
-    /// Tables that were taken and are in address spaces still. One that is unpinned without being
-    /// destroyed keeps its tables, as plain ones: they stay out.
+    /// Returns the number of tables that are still in address spaces. An address space that is
+    /// unpinned without being destroyed keeps its tables, as plain ones: they stay out.
     #[must_use]
     pub const fn out(&self) -> u64 {
         self.taken - self.returned - self.not_returned
     }
 
-    /// Tables that are in the pool.
+    /// Returns the number of tables in the pool.
     #[must_use]
     pub const fn inside(&self) -> u64 {
         self.made + self.adopted + self.returned - self.taken - self.ended - self.lost
     }
 }
 
-/// Filling or draining a pool stopped. Every frame is either in the pool or back with the source of
-/// frames: as an uncertain one, if its direct mapping, or its pin, was not undone.
+/// Why filling or draining a pool stopped. Every frame is in the pool or back with the source of
+/// frames; as an uncertain one if its direct mapping or its pin was not undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolError {
-    /// Tables that were made, or drained, before.
+    /// Tables made or drained before.
     pub done: u64,
-    /// Why.
+    /// The reason.
     pub failure: PinFailure,
-    /// The mappings of the running tree that stand in the way of a table that Xen did not take.
+    /// The mappings of the running tree in the way of a table that Xen refused.
     pub obstacles: Obstacles,
 }
 
@@ -93,14 +92,14 @@ impl core::fmt::Display for PoolError {
 impl core::error::Error for PoolError {}
 
 impl PoolError {
-    /// One in whose way no mapping stands.
+    /// Creates an error without obstacles.
     const fn new(done: u64, failure: PinFailure) -> Self {
         Self { done, failure, obstacles: Obstacles::NONE }
     }
 }
 
 impl<'t> TablePool<'t> {
-    /// Makes an empty pool with places for tables of the levels 1, 2 and 3.
+    /// Creates an empty pool with places for tables of levels 1, 2 and 3.
     ///
     /// ```
     /// use pvmmu::TablePool;
@@ -114,7 +113,7 @@ impl<'t> TablePool<'t> {
         Self { stacks: places.map(FrameStack::new), counts: PoolCounts::default() }
     }
 
-    /// A pool that holds no table and takes none.
+    /// Returns a pool that has no table and takes none.
     pub(crate) fn none() -> Self {
         Self::new([&mut [], &mut [], &mut []])
     }
@@ -123,13 +122,13 @@ impl<'t> TablePool<'t> {
         self.stacks.get_mut(level as usize - 1)
     }
 
-    /// Returns how many tables of `level` are in the pool.
+    /// Returns the number of tables of `level` in the pool.
     #[must_use]
     pub fn len(&self, level: Level) -> usize {
         self.stacks.get(level as usize - 1).map_or(0, FrameStack::len)
     }
 
-    /// Returns whether there is no table at all.
+    /// Returns whether the pool has no table.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.stacks.iter().all(FrameStack::is_empty)
@@ -141,19 +140,19 @@ impl<'t> TablePool<'t> {
         self.counts
     }
 
-    /// Whether there is a table of every level below `level`.
+    /// Returns whether there is a table of every level below `level`.
     pub(crate) fn has_all_below(&self, level: Level) -> bool {
         self.stacks[..level as usize - 1].iter().all(|stack| !stack.is_empty())
     }
 
-    /// A table on its way into an address space.
+    /// Takes a table for an address space.
     pub(crate) fn take(&mut self, level: Level) -> Option<Frame> {
         let frame = self.stack(level)?.take()?;
         self.counts.taken += 1;
         Some(frame)
     }
 
-    /// A table that was taken and not used after all.
+    /// Takes back a table that was not used after all.
     pub(crate) fn return_unused(
         &mut self,
         level: Level,
@@ -164,7 +163,7 @@ impl<'t> TablePool<'t> {
         self.put(level, frame, frames);
     }
 
-    /// Notes tables that were taken and became plain frames with their address space.
+    /// Counts tables that were taken and became plain frames with their address space.
     pub(crate) const fn note_not_returned(&mut self, count: u64) {
         self.counts.not_returned += count;
     }
@@ -176,14 +175,14 @@ impl<'t> TablePool<'t> {
         }
     }
 
-    /// A table that is no plain frame, and of the pool no more.
+    /// Gives up a table that is neither a plain frame nor the pool's any more.
     fn lose(&mut self, table: Frame, frames: &mut (impl FrameSource + ?Sized)) {
         self.counts.lost += 1;
         frames.give_uncertain(Uncertain::from(table));
     }
 
-    /// A table that has left an address space: empty, and pinned still. If there is no place for
-    /// it, it becomes a plain frame.
+    /// Takes back a table that has left an address space: empty, and still pinned. Without a place
+    /// for it, it becomes a plain frame.
     pub(crate) fn give_back<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -211,16 +210,16 @@ impl<'t> TablePool<'t> {
         }
     }
 
-    /// Makes up to `count` tables of `level`, from frames of `frames`, as far as there are frames
-    /// and places.
+    /// Makes up to `count` tables of `level` from frames of `frames`, as far as there are frames
+    /// and places. Returns how many.
     ///
     /// # Errors
-    /// [`PoolError`]: the tables made before stay, the other frames went back. The batch must hold
-    /// an update and an extended operation.
+    /// [`PoolError`]; the tables made before stay, and the other frames went back. The batch must
+    /// have room for an update and an extended operation.
     ///
     /// # Hypercalls
     /// For N tables, a batch of B updates and O extended operations: ceil(N / min(B, O)) multicalls
-    /// of an `mmu_update` and an `mmuext_op`. On refusal one more.
+    /// of an `mmu_update` and an `mmuext_op`. One more after a refusal.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -265,7 +264,7 @@ impl<'t> TablePool<'t> {
         Ok(made)
     }
 
-    /// Makes tables in one trap; how many. On failure how many stay.
+    /// Makes tables in one trap. Returns how many; on failure, how many stay.
     fn fill_some<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -283,27 +282,27 @@ impl<'t> TablePool<'t> {
             (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
             return Err(PoolError::new(0, failure));
         }
-        // SAFETY: the frames are the pool's (I-1); Xen pins none whose direct mapping is still
-        // writable, so that the second request cannot outrun the first.
+        // SAFETY: the frames are the pool's (I-1). Xen pins no frame whose direct mapping is still
+        // writable, so the second request cannot overtake the first.
         let Err(refused) = (unsafe { batch.submit(guest.machine()) }) else { return Ok(pushed) };
-        // Pinned were the first ones, which lie deepest.
+        // The first ones are pinned, which are the deepest.
         let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
         let culprit = pushed.checked_sub(pinned + 1).and_then(|below| stack.peek(below));
         let error = refused.error;
         let failure = match culprit.map(|pfn| (pfn, guest.mfn(pfn))) {
-            // The first request makes read-only, the second one pins.
+            // The first request makes frames read-only, the second one pins them.
             Some((table, _)) if refused.request == 0 => PinFailure::Protect { table, error },
             Some((pfn, Ok(mfn))) => PinFailure::Table { level, pfn, mfn, error },
             _ => PinFailure::Call(error),
         };
         let running = Roots { kernel: guest.kernel_root(), user: None };
-        // While the frames are read-only: afterwards each would stand in its own way.
+        // While the frames are read-only: writable ones would be in their own way.
         let obstacles = Obstacles::of(guest, running, &failure);
         let undone = make_top_writable(guest, stack, pushed - pinned, batch);
         for frame in (pinned..pushed).filter_map(|_| stack.take()) {
             match undone {
                 Ok(()) => frames.give(frame),
-                // It may be read-only still.
+                // It may still be read-only.
                 Err(_) => frames.give_uncertain(Uncertain::from(frame)),
             }
         }
@@ -405,7 +404,7 @@ fn pin_top<M: Machine>(
     Ok(())
 }
 
-/// Makes the direct mapping of the top `count` frames writable again, which are no tables.
+/// Makes the top `count` frames, which are not tables, writable again in the direct mapping.
 fn make_top_writable<M: Machine>(
     guest: &Guest<'_, M>,
     stack: &FrameStack<'_>,
@@ -422,7 +421,7 @@ fn make_top_writable<M: Machine>(
     unsafe { batch.submit(guest.machine()) }.map_err(|refused| PinFailure::Call(refused.error))
 }
 
-/// Makes a plain frame of an empty table that is pinned and linked nowhere; on failure it is what
+/// Turns an empty table that is pinned and linked nowhere into a plain frame. On failure it is what
 /// it was, as far as the undo says.
 fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<(), NotDone> {
     let mut storage = BatchStorage::<1, 1>::new();
@@ -441,7 +440,7 @@ fn end<M: Machine>(guest: &Guest<'_, M>, level: Level, frame: &Frame) -> Result<
     let unpinned = batch.applied().any(|done| matches!(done, Element::Op(_)));
     batch.invert();
     let pinned = if unpinned { batch.op(MmuExtOp::pin(level, mfn)) } else { Ok(()) };
-    // SAFETY: puts back what took effect.
+    // SAFETY: restores what took effect.
     let undone = unsafe { batch.submit(guest.machine()) };
     let undone = undone.map_err(|undo| PinFailure::Call(undo.error));
     let undone = pinned.map_err(PinFailure::from).and(undone);

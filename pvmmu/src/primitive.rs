@@ -1,8 +1,8 @@
-//! One entry, by any of the ways that Xen offers.
+//! Changes of one entry, by any of the ways that Xen offers.
 //!
-//! Batches use `mmu_update`. A change of a single page has more ways, which differ in what they
-//! cost and in what they keep: this file has them all, and chooses the cheapest that is right
-//! unless it is told which to take. [`Pgd::set_flags`](crate::Pgd::set_flags) takes them.
+//! Batches use `mmu_update`. A change of a single page has more ways, which differ in cost and in
+//! what they preserve. [`Pgd::set_flags`](crate::Pgd::set_flags) uses all of them, and by default
+//! the cheapest that is right.
 
 use hypercall::Pte;
 
@@ -11,32 +11,32 @@ use hypercall::Pte;
 pub enum Primitive {
     /// `mmu_update`, and the flush in the same multicall.
     MmuUpdate,
-    /// `mmu_update` with `MMU_PT_UPDATE_PRESERVE_AD`: accessed and dirty bits that the CPU sets
-    /// meanwhile are kept.
+    /// `mmu_update` with `MMU_PT_UPDATE_PRESERVE_AD`, which keeps the accessed and dirty bits that
+    /// the CPU sets meanwhile.
     PreserveAd,
-    /// `update_va_mapping`, with its own flush. Reaches the running address space only.
+    /// `update_va_mapping`, with its own flush. It reaches only the running address space.
     VaMapping,
-    /// A plain store to the table, which Xen emulates; then the flush.
+    /// A plain store to the table, which Xen emulates, and then the flush.
     EmulatedStore,
-    /// A `lock cmpxchg` on the table, which Xen emulates; then the flush.
+    /// A `lock cmpxchg` on the table, which Xen emulates, and then the flush.
     EmulatedCompareExchange,
 }
 
-/// How an entry is written: what the change must not lose.
+/// What writing an entry must preserve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
-    /// Nothing: the flags are as given.
+    /// Nothing. The flags become those given.
     Set,
-    /// The accessed and dirty bits, as the CPU has set them last.
+    /// The accessed and dirty bits, as the CPU last set them.
     KeepAccessedDirty,
-    /// Anything: the change happens only if the entry is still this one.
+    /// Any change: the entry is written only if it is still this one.
     IfStill(Pte),
 }
 
-/// Which vCPU runs on the address space.
+/// The vCPU that runs on the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runs {
-    /// The one that runs this.
+    /// The one that runs this code.
     Here,
     /// Another one, or none.
     Elsewhere,
@@ -74,12 +74,12 @@ impl Primitive {
     }
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// It was made; this stood there before, as far as could be seen.
+    /// It was made. The old entry was this, as far as could be seen.
     From(Pte),
-    /// The entry was another one by then: this. Nothing has changed.
+    /// The entry had become this one. Nothing has changed.
     Not(Pte),
 }
 

@@ -1,9 +1,9 @@
-//! How what a refused undo has left is put right.
+//! Repairs what a refused undo left.
 //!
-//! Every operation that changes an address space begins by putting right what is in [`Doubt`], and
-//! does nothing else while Xen refuses it ([`MapError::InDoubt`](crate::MapError::InDoubt)). So no
-//! change builds on what is in doubt, however often Xen refuses. The entries are read again for it:
-//! what stands in memory is what Xen has done.
+//! Every operation that changes an address space first repairs what is in [`Doubt`], and does
+//! nothing else while Xen refuses that ([`MapError::InDoubt`](crate::MapError::InDoubt)). So no
+//! change builds on what is in doubt, however often Xen refuses. A repair reads the entries again:
+//! memory shows what Xen has done.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half and of its tables, which belong to the address \
@@ -28,7 +28,7 @@ use crate::tables::{Part, Place, USER_SLOTS};
 use p2m::{DirectMap, Guest, WalkError};
 
 impl Pgd<Pinned> {
-    /// Puts right what a refused undo has left, if anything.
+    /// Repairs what a refused undo left, if anything.
     #[inline]
     pub(crate) fn put_right<M: Machine>(
         &mut self,
@@ -39,7 +39,7 @@ impl Pgd<Pinned> {
 }
 
 impl Pgd<Loose> {
-    /// The same: no table is pinned, marked or read-only then.
+    /// Does the same. Afterwards no table is pinned, marked or read-only.
     #[inline]
     pub(crate) fn put_right<M: Machine>(
         &mut self,
@@ -57,7 +57,7 @@ impl Pgd<Loose> {
     }
 }
 
-/// Puts right what is in doubt of a pinned tree, if anything.
+/// Repairs what is in doubt of a pinned tree, if anything.
 #[inline]
 pub(crate) fn put_right<M: Machine>(
     guest: &Guest<'_, M>,
@@ -95,19 +95,19 @@ fn resolve<M: Machine>(
         .map_err(NotPutRight::Refused)
 }
 
-/// One update, by itself.
+/// Sends one update by itself.
 fn update<M: Machine>(guest: &Guest<'_, M>, update: MmuUpdate) -> Result<(), NotPutRight> {
     let updates = [update];
     let mut calls = [Call::new(Request::MmuUpdate(&updates, DomId::SELF))];
-    // SAFETY: the entry belongs to the address space (I-4), or is that of a table of its in the
-    // direct mapping (I-2); it keeps its frame, or is the second one of what is at two places.
+    // SAFETY: the entry belongs to the address space (I-4), or maps one of its tables in the direct
+    // mapping (I-2). It keeps its frame, or is the second entry of something.
     unsafe { guest.machine().issue(&mut calls) }
         .and_then(|()| calls[0].result())
         .map_err(NotPutRight::Refused)
 }
 
-/// One operation on a table, by itself. Xen answers EINVAL to a pin of a table that is pinned and
-/// to an unpin of one that is not.
+/// Sends one operation on a table by itself. Xen answers EINVAL to a pin of a pinned table, and to
+/// an unpin of one that is not pinned.
 fn operation<M: Machine>(guest: &Guest<'_, M>, op: MmuExtOp) -> Result<(), NotPutRight> {
     // SAFETY: the table belongs to the address space (I-4), and a pin changes no mapping.
     unsafe { submit_ops(guest.machine(), &[op]) }.map_err(NotPutRight::Refused)
@@ -124,19 +124,19 @@ fn unless_invalid(done: Result<(), NotPutRight>) -> Result<(), NotPutRight> {
     }
 }
 
-/// Lets go of a pin, if there is one, and takes it: so it is known to be there.
+/// Unpins a table that may be pinned, then pins it. So it is certainly pinned.
 fn pin<M: Machine>(guest: &Guest<'_, M>, level: Level, table: Mfn) -> Result<(), NotPutRight> {
     unpin(guest, table)?;
     operation(guest, MmuExtOp::pin(level, table))
 }
 
-/// Takes a pin, if there is none, and lets go of it: so it is known that there is none.
+/// Pins a table that may be unpinned, then unpins it. So it is certainly not pinned.
 fn no_pin<M: Machine>(guest: &Guest<'_, M>, level: Level, table: Mfn) -> Result<(), NotPutRight> {
     unless_invalid(operation(guest, MmuExtOp::pin(level, table)))?;
     operation(guest, MmuExtOp::unpin(table))
 }
 
-/// Gives the direct mapping of the table `mfn` that access, if it has another one.
+/// Gives the table `mfn` this access in the direct mapping, unless it has it.
 fn allow<M: Machine>(
     guest: &Guest<'_, M>,
     direct_map: &mut DirectMap,
@@ -152,8 +152,8 @@ fn both(roots: Roots) -> impl Iterator<Item = Pfn> {
     [Some(roots.kernel), roots.user].into_iter().flatten()
 }
 
-/// Makes all tables read-only, has the roots pinned, and of the others those that carry the mark;
-/// and makes the user root a copy again.
+/// Makes all tables read-only, pins the roots and the tables with the mark, and makes the user root
+/// a copy again.
 fn make_pinned<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotPutRight> {
     let direct_map = &mut DirectMap::default();
     let tables = Part::user_half(roots.kernel).above(Level::L1);
@@ -210,7 +210,7 @@ fn make_plain<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(), NotP
     Ok(unmark(guest, roots, Level::L1)?)
 }
 
-/// The entry of `level` for `va`, if there is a table for it.
+/// Returns the entry of `level` for `va`, if there is a table for it.
 fn entry<M: Machine>(
     guest: &Guest<'_, M>,
     root: Pfn,
@@ -225,8 +225,8 @@ fn entry<M: Machine>(
     }
 }
 
-/// Takes what is at two places from the one where it is not to be. That it was written there is
-/// noted in the entry that stays.
+/// Removes what has two entries from where it should not be. If it was written there, the entry
+/// that stays says so.
 fn keep_one<M: Machine>(
     guest: &Guest<'_, M>,
     root: Pfn,
@@ -256,7 +256,7 @@ fn keep_one<M: Machine>(
     }
 }
 
-/// Notes in the entry of a page what the CPU noted in the one for `was`, which is absent.
+/// Adds the bits that the CPU set in `was`, which is absent now, to the entry of a page.
 fn note_seen<M: Machine>(
     guest: &Guest<'_, M>,
     root: Pfn,
@@ -272,7 +272,7 @@ fn note_seen<M: Machine>(
     update(guest, MmuUpdate::set_preserving_ad(slot, pte.with_flags(pte.flags() | seen)))
 }
 
-/// Lets pages that were to move be written again.
+/// Makes pages that were to move writable again.
 fn make_writable<M: Machine>(
     guest: &Guest<'_, M>,
     root: Pfn,

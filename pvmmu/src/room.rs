@@ -1,10 +1,10 @@
-//! How much room a batch must have.
+//! The room that a batch must have.
 
 use core::fmt;
 
 use hypercall::Batch;
 
-/// What a batch has room for.
+/// The room in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Page-table updates.
@@ -13,21 +13,21 @@ pub struct Room {
     pub ops: usize,
 }
 
-/// The batch has less room than an operation needs: this.
+/// The batch has only this room, too little for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooSmall(pub(crate) Room);
 
 impl Room {
-    /// The smallest batch with which every change of a live address space works, and is undone if
-    /// Xen refuses a part of it: a table's entry and its copy in the user root, or the entry and
-    /// the direct mapping of the table's frame; and the flush behind them. What finds less room
-    /// than it needs says so ([`MapError::BatchTooSmall`](crate::MapError::BatchTooSmall)) before
-    /// it has asked for anything. Entries of L1 tables are changed with one update, too.
+    /// The smallest batch with which every change of a live address space works and can be undone:
+    /// for a table's entry and its copy in the user root, or the entry and the direct mapping of
+    /// the table's frame; and for the flush. Operations with less room fail before they ask for
+    /// anything ([`MapError::BatchTooSmall`](crate::MapError::BatchTooSmall)). Changes of entries
+    /// in L1 tables work with one update, too.
     ///
-    /// More room means fewer traps, and nothing else.
+    /// More room only means fewer traps.
     pub const SMALLEST: Self = Self { updates: 2, ops: 1 };
 
-    /// All that `batch` can hold.
+    /// Returns the room of `batch`.
     pub(crate) const fn of(batch: &Batch<'_>) -> Self {
         Self { updates: batch.updates_max(), ops: batch.ops_max() }
     }

@@ -1,4 +1,4 @@
-//! Which root a vCPU runs on, as others see it.
+//! The root that a vCPU runs on, as others see it.
 
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -10,25 +10,24 @@ use hypercall::Pfn;
 /// A vCPU that runs on no address space of ours.
 const NOBODY: u64 = u64::MAX;
 
-/// Which root one vCPU runs on.
+/// The root that one vCPU runs on.
 ///
-/// Whoever ends an address space looks at the places of all vCPUs, and must come after everything
-/// that they did there. So a vCPU releases what it did when it names another root, or none, and
-/// whoever looks acquires that before it looks at the rest. That a vCPU was there at all is known
-/// already: a load borrows the address space, and whoever ends it owns it. So nothing else has to
-/// be ordered.
+/// Whoever ends an address space reads the places of all vCPUs, and must come after everything that
+/// they did there. So a vCPU releases what it did when it names another root, or none. The reader
+/// acquires that before it reads the rest. It knows already that a vCPU was there: a load borrows
+/// the address space, and its owner ends it. So nothing else needs an order.
 #[derive(Debug)]
 pub struct Running {
     /// The root last asked for, unless Xen refused it.
     asked: AtomicU64,
-    /// The root that Xen has last loaded for the kernel.
+    /// The kernel root that Xen last loaded.
     kernel: AtomicU64,
-    /// The address space whose roots Xen has last loaded both.
+    /// The address space whose roots Xen last loaded both.
     loaded: AtomicU64,
 }
 
 impl Running {
-    /// Describes a vCPU that runs on a root that is no [`Pgd`](crate::Pgd).
+    /// Creates the place of a vCPU that runs on a root which is not a [`Pgd`](crate::Pgd).
     ///
     /// ```
     /// use pvmmu::Running;
@@ -49,7 +48,7 @@ impl Running {
         Self { asked, kernel, loaded }
     }
 
-    /// Whether the vCPU runs on `root`, or is about to, or has not yet left it.
+    /// Returns whether the vCPU runs on `root`, or is about to, or has not yet left it.
     pub(crate) fn on(&self, root: Pfn) -> bool {
         if self.asked.load(Ordering::Acquire) == root.raw() {
             return true;
@@ -58,32 +57,32 @@ impl Running {
         [&self.kernel, &self.loaded].iter().any(|word| word.load(Ordering::Relaxed) == root.raw())
     }
 
-    /// Notes that `root` is about to be loaded; the one that was asked for before, if any.
+    /// Records that `root` is about to be loaded. Returns the one asked for before, if any.
     pub(crate) fn ask(&self, root: Pfn) -> Option<Pfn> {
         let before = self.asked.swap(root.raw(), Ordering::Release);
         (before != NOBODY).then_some(Pfn::new(before))
     }
 
-    /// Notes that the root that was asked for is loaded, and the user root with it.
+    /// Records that the root that was asked for is loaded, with the user root.
     pub(crate) fn loaded(&self, root: Pfn) {
         // Relaxed: `ask` has released what was done before.
         self.kernel.store(root.raw(), Ordering::Relaxed);
         self.loaded.store(root.raw(), Ordering::Relaxed);
     }
 
-    /// Notes that the root that was asked for is loaded for the kernel, and that the user root, and
-    /// the way back, were refused.
+    /// Records that the root that was asked for is loaded for the kernel, and that the user root
+    /// and the way back were refused.
     pub(crate) fn loaded_half(&self, root: Pfn) {
         // Relaxed: until another one is asked for, this one is.
         self.kernel.store(root.raw(), Ordering::Relaxed);
     }
 
-    /// Notes that Xen refused what was asked for: the vCPU is where it was `before`.
+    /// Records that Xen refused what was asked for: the vCPU is where it was `before`.
     pub(crate) fn refused(&self, before: Option<Pfn>) {
         self.asked.store(before.map_or(NOBODY, Pfn::raw), Ordering::Release);
     }
 
-    /// Notes that the vCPU runs on no address space of ours.
+    /// Records that the vCPU runs on no address space of ours.
     pub(crate) fn left(&self) {
         // Relaxed: what follows releases what was done.
         self.kernel.store(NOBODY, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Changing the flags of one page, by the primitive of the caller's choice.
+//! Changes the flags of one page, by the primitive of the caller's choice.
 #![expect(unsafe_code, reason = "changes entries of the user half, which belong to the tree (I-4)")]
 
 use hypercall::{
@@ -23,12 +23,12 @@ impl Pgd<Pinned> {
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
     /// [`MapError::NotMapped`], [`MapError::Walk`]; [`MapError::Unfit`] if `by` cannot write as
-    /// `mode` asks. [`MapError::Refused`] or [`MapError::Faulted`] if Xen refuses the entry: it is
-    /// as before.
+    /// `mode` asks. [`MapError::Refused`] or [`MapError::Faulted`] if Xen refuses the entry, which
+    /// is then as before.
     ///
     /// # Hypercalls
-    /// One; after an emulated write, which is a trap of its own, one `mmuext_op`, and if that is
-    /// refused the write that takes the change back, and the flush again.
+    /// One. After an emulated write, which is a trap of its own, one `mmuext_op`; if that is
+    /// refused, the write that undoes the change, and the flush again.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -52,8 +52,8 @@ impl Pgd<Pinned> {
         self.set_flags_of(guest, va, flags, mode, Runs::Elsewhere, by)
     }
 
-    /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here: that may
-    /// take [`Primitive::VaMapping`], which names no table.
+    /// Does what [`set_flags`](Self::set_flags) does, in the address space that runs here. It may
+    /// use [`Primitive::VaMapping`], which names no table.
     ///
     /// # Errors
     /// As for [`set_flags`](Self::set_flags).
@@ -62,8 +62,8 @@ impl Pgd<Pinned> {
     /// As for [`set_flags`](Self::set_flags).
     ///
     /// # Safety
-    /// The vCPU that runs this runs on this address space. Xen changes the entry of the one that is
-    /// loaded: another one would get a frame of this one's (I-4).
+    /// The vCPU that runs this runs on this address space. Xen changes the entry of the loaded one:
+    /// any other would get a frame of this one's (I-4).
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -153,8 +153,8 @@ fn request<M: Machine>(
     if !batch.applied().any(|done| matches!(done, Element::Update(_))) {
         return Err(MapError::Refused { va, error });
     }
-    // The flush was refused: without it the change must not stay, nor what a TLB may have taken
-    // from it.
+    // The flush was refused. Without it neither the change nor what a TLB may have taken from it
+    // may stay.
     batch.invert();
     Flush::page(va).push(&mut batch, Reach::Everywhere)?;
     // SAFETY: as above.
@@ -187,8 +187,8 @@ fn emulated<M: Machine + Cpu>(
     old: Pte,
 ) -> Result<Changed, MapError> {
     let changed = if by == Primitive::EmulatedStore {
-        // SAFETY: the entry keeps its frame, and belongs to the address space (I-4); what stands
-        // behind the address is a table, no Rust object.
+        // SAFETY: the entry keeps its frame, and belongs to the address space (I-4). A table is
+        // behind the address, no Rust object.
         unsafe { guest.machine().store(entry, new.raw()) }.map(|()| Changed::From(old))
     } else {
         exchange(guest.machine(), entry, mode, new, old)
@@ -196,8 +196,8 @@ fn emulated<M: Machine + Cpu>(
     let changed = changed.map_err(|_| MapError::Faulted(va))?;
     let Changed::From(was) = changed else { return Ok(changed) };
     let Err(refused) = flush_everywhere(guest, va)? else { return Ok(changed) };
-    // Without the flush the change must not stay, nor what a TLB may have taken from it; what the
-    // CPU has noted meanwhile does. Xen may have adjusted what was written.
+    // Without the flush neither the change nor what a TLB may have taken from it may stay. Bits
+    // that the CPU set meanwhile do. Xen may have adjusted what was written.
     let undone = guest.machine().load(entry).and_then(|now| {
         let now = Pte::from_raw(now);
         exchange(guest.machine(), entry, WriteMode::KeepAccessedDirty, was, now)
@@ -211,7 +211,7 @@ fn emulated<M: Machine + Cpu>(
     }
 }
 
-/// Flushes a page by itself. The outer result: whether it could be asked for.
+/// Flushes a page by itself. The outer result says whether Xen could be asked.
 fn flush_everywhere<M: Machine>(
     guest: &Guest<'_, M>,
     va: GuestVa,
@@ -223,7 +223,7 @@ fn flush_everywhere<M: Machine>(
     Ok(unsafe { batch.submit(guest.machine()) })
 }
 
-/// Exchanges the entry; if only the CPU has touched it meanwhile and that may be, again.
+/// Exchanges the entry. Tries again if only the CPU has changed it, and `mode` allows that.
 fn exchange<M: Cpu>(
     machine: &M,
     entry: GuestVa,

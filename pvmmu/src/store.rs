@@ -19,8 +19,8 @@ use p2m::{Guest, WalkError};
 /// Pages that are filled at a time.
 pub(crate) const PART: u16 = 64;
 
-/// A frame for a table, with what `fill` puts in it, if there is one that the frame map knows: one
-/// that it does not know is no memory of the guest's, and is not even written to.
+/// Takes a frame for a table that the frame map knows, and has `fill` write it. A frame that it
+/// does not know is not the guest's memory, and is not even written to.
 pub(crate) fn take_table<M: Machine>(
     guest: &Guest<'_, M>,
     frames: &mut SpaceFrames<'_, impl FrameSource>,
@@ -36,8 +36,8 @@ pub(crate) fn take_table<M: Machine>(
     }
 }
 
-/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. How many there
-/// were.
+/// Fills the entries of a run of at most [`PART`] pages; on failure none of them. Returns how many
+/// there were.
 pub(crate) fn fill_run<M: Machine>(
     guest: &Guest<'_, M>,
     table: Pfn,
@@ -97,7 +97,7 @@ pub(crate) fn store<M: FrameAccess>(
     index: PageTableIndex,
     pte: Pte,
 ) -> Result<(), WalkError> {
-    // SAFETY: the table is part of a loose tree, or not yet part of one: I-4 and I-5.
+    // SAFETY: the table is part of a loose tree, or not yet part of one (I-4, I-5).
     Ok(unsafe { guest.machine().write_entry(table, index, pte) }?)
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn clear<M: FrameAccess>(guest: &Guest<'_, M>, frame: &Frame) -> Resu
     Ok(unsafe { guest.machine().write_entries(frame.pfn(), PageTableIndex::new(0), &EMPTY) }?)
 }
 
-/// Clears the marks of all tables from `lowest` up, in a tree that is loose now.
+/// Clears the marks of all tables of `lowest` and higher levels, in a tree that is now loose.
 pub(crate) fn unmark<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,

@@ -1,4 +1,4 @@
-//! Reading the tables of a tree.
+//! Reads the tables of a tree.
 
 use core::fmt;
 
@@ -7,10 +7,10 @@ use x86_64::structures::paging::PageTableIndex;
 
 use p2m::{Guest, WalkError};
 
-/// Slots of a root that are an address space's own.
+/// The slots of a root that are an address space's own.
 pub(crate) const USER_SLOTS: core::ops::Range<u16> = 0..256;
 
-/// Slots of a table of `level` that an address space may own.
+/// Returns the slots of a table of `level` that an address space may own.
 pub(crate) const fn own_slots(level: Level) -> core::ops::Range<u16> {
     match level {
         Level::L4 => USER_SLOTS,
@@ -18,7 +18,7 @@ pub(crate) const fn own_slots(level: Level) -> core::ops::Range<u16> {
     }
 }
 
-/// The present entries of a table, one after the other.
+/// The present entries of a table, in order.
 #[derive(Debug)]
 pub(crate) struct Present {
     table: Pfn,
@@ -26,12 +26,12 @@ pub(crate) struct Present {
 }
 
 impl Present {
-    /// All present entries among the own slots of a table of `level`.
+    /// Returns all present entries among the own slots of a table of `level`.
     pub(crate) const fn of(level: Level, table: Pfn) -> Self {
         Self { table, slots: own_slots(level) }
     }
 
-    /// The next one, as it stands now.
+    /// Returns the next one, with its present value.
     pub(crate) fn next<M: FrameAccess>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -42,19 +42,19 @@ impl Present {
     }
 }
 
-/// The entries of a table, so many at a time, without the parts in which none is present: for loops
-/// that look at each entry of tables that may be full.
+/// The entries of a table in parts, without the parts in which none is present: for loops over each
+/// entry of tables that may be full.
 #[derive(Debug)]
 pub(crate) struct Parts<const N: usize>(Present);
 
 impl<const N: usize> Parts<N> {
-    /// The own slots of a table of `level`.
+    /// Returns the own slots of a table of `level`.
     pub(crate) const fn of(level: Level, table: Pfn) -> Self {
         const { assert!(N.is_power_of_two() && N <= ENTRIES as usize) };
         Self(Present::of(level, table))
     }
 
-    /// Reads the next part, and says where it begins.
+    /// Reads the next part, and returns where it begins.
     pub(crate) fn next<M: FrameAccess>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -71,31 +71,31 @@ impl<const N: usize> Parts<N> {
     }
 }
 
-/// Where an entry stands and what it is.
+/// An entry and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The first address that it spans.
     pub va: GuestVa,
-    /// Level of the table that it is in.
+    /// The level of its table.
     pub level: Level,
-    /// That table.
+    /// Its table.
     pub table: Pfn,
     /// The entry.
     pub pte: Pte,
 }
 
 impl Place {
-    /// Its number in the table.
+    /// Returns the entry's index in the table.
     pub(crate) const fn index(self) -> PageTableIndex {
         self.level.index_of(self.va)
     }
 
-    /// Level of the table that it leads to.
+    /// Returns the level of the table that it leads to.
     pub(crate) fn below(self) -> Level {
         self.level.below().unwrap_or(Level::L1)
     }
 
-    /// Into the table that it leads to, unless the frame map does not know that.
+    /// Goes into the table that it leads to, unless the frame map does not know that.
     pub(crate) fn into_known<M: FrameAccess>(self, guest: &Guest<'_, M>) -> Step {
         if guest.pfn(self.pte.mfn()).is_ok() { Step::Into } else { Step::Over }
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// How the walk goes on behind an entry.
+/// How a walk goes on after an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Into the table that it leads to, if it leads to one.
@@ -119,12 +119,12 @@ pub(crate) enum Step {
     Out,
 }
 
-/// In which order entries are met.
+/// The order of entries in a walk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
-    /// Each before those behind it.
+    /// Each entry before those below it.
     UpperFirst,
-    /// Those that lead to tables alone, each after those behind it.
+    /// Only entries that lead to tables, each after those below it.
     LowerFirst,
 }
 
@@ -140,23 +140,24 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// All that the tree under `root` maps, but for what is Xen's own.
+    /// Returns all that the tree under `root` maps, except Xen's own.
     pub(crate) const fn whole(root: Pfn) -> Self {
         Self { level: Level::L4, table: root, first: 0, last: u64::MAX, lowest: Level::L1 }
     }
 
-    /// What an address space owns of it.
+    /// Returns the part of it that an address space owns.
     pub(crate) const fn user_half(root: Pfn) -> Self {
         Self { last: (1 << 47) - 1, ..Self::whole(root) }
     }
 
-    /// One table, which spans the addresses from `base` on, without those below it.
+    /// Returns one table, which spans the addresses from `base` on, without those below it.
     pub(crate) const fn one_table(level: Level, table: Pfn, base: u64) -> Self {
         let last = base | (((ENTRIES as u64) << level.shift()) - 1);
         Self { level, table, first: base, last, lowest: level }
     }
 
-    /// The same, but of tables above `level` alone: what leads to tables from that level up.
+    /// Returns the same part without tables of `level` and below: entries that lead to tables of
+    /// `level` and up.
     pub(crate) const fn above(self, level: Level) -> Self {
         let lowest = match level {
             Level::L1 => Level::L2,
@@ -166,7 +167,7 @@ impl Part {
         Self { lowest, ..self }
     }
 
-    /// Calls `f` for every present entry, each before those behind it, in order of address.
+    /// Calls `f` for every present entry, each before those below it, in order of address.
     pub(crate) fn entries<M: FrameAccess, E: From<WalkError>>(
         self,
         guest: &Guest<'_, M>,
@@ -175,7 +176,7 @@ impl Part {
         self.descend(guest, Order::UpperFirst, f).map(drop)
     }
 
-    /// Calls `f` for every entry that leads to a table, each after those behind it.
+    /// Calls `f` for every entry that leads to a table, each after those below it.
     pub(crate) fn links<M: FrameAccess, E: From<WalkError>>(
         self,
         guest: &Guest<'_, M>,
@@ -185,7 +186,7 @@ impl Part {
         self.descend(guest, Order::LowerFirst, f).map(drop)
     }
 
-    /// The one walk over the tables of a tree that only reads. Says whether it has come to its end.
+    /// Walks the tables of a tree, only reading. Returns whether it has come to the end.
     fn descend<M: FrameAccess, E: From<WalkError>>(
         self,
         guest: &Guest<'_, M>,
@@ -222,7 +223,7 @@ impl Part {
         Ok(true)
     }
 
-    /// The slots of its table.
+    /// Returns the slots of its table.
     #[expect(clippy::cast_possible_truncation, reason = "a table has fewer entries")]
     const fn slots(self) -> core::ops::Range<u16> {
         let (shift, entries) = (self.level.shift(), ENTRIES as u64);
@@ -230,7 +231,7 @@ impl Part {
         (first % entries) as u16..(last % entries) as u16 + 1
     }
 
-    /// An entry of its table, unless that is Xen's own.
+    /// Returns an entry of its table, unless that is Xen's own.
     pub(crate) fn place(self, index: PageTableIndex, pte: Pte) -> Option<Place> {
         let Self { level, table, .. } = self;
         let base = self.first & !((1 << (level.shift() + 9)) - 1);
@@ -239,7 +240,7 @@ impl Part {
     }
 }
 
-/// The canonical address with these lower 48 bits.
+/// Returns the canonical address with these lower 48 bits.
 const fn sign_extended(address: u64) -> u64 {
     if address >> 47 & 1 == 0 { address } else { address | 0xffff << 48 }
 }

@@ -1,4 +1,4 @@
-//! The end of loose tables: what they hold is handed on.
+//! Ends loose tables, and releases what they hold.
 #![expect(
     unsafe_code,
     reason = "claims back what cleared entries led to, and clears tables of loose trees (I-4, I-5)"
@@ -14,9 +14,9 @@ use crate::store::store;
 use crate::tables::{Parts, Present};
 use p2m::{Guest, WalkError};
 
-/// Empties a loose table: each entry is cleared before what it led to is handed on, and so is its
-/// copy in the root for user code, if the table is one of two roots. Tables that are pinned by
-/// themselves must be empty, and go to the pool.
+/// Empties a loose table. Clears each entry, and its copy in the root for user code if the table is
+/// one of two roots, before it releases what the entry led to. Tables that are pinned by themselves
+/// must be empty, and go to the pool.
 pub(crate) fn empty<M: Machine>(
     guest: &Guest<'_, M>,
     level: Level,
@@ -52,7 +52,7 @@ pub(crate) fn empty<M: Machine>(
     Ok(())
 }
 
-/// Empties a loose L1 table, some entries at a time: this is most of what it costs to end an
+/// Empties a loose L1 table, several entries at a time: this is most of the cost of ending an
 /// address space that was forked.
 fn empty_l1<M: Machine>(
     guest: &Guest<'_, M>,

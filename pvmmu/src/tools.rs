@@ -12,16 +12,16 @@ use p2m::Guest;
 /// Whether pages that an operation keeps mapped may be missing while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// They stay mapped throughout: other vCPUs, or interrupts, may use them. What the CPU notes of
-    /// them meanwhile (dirty bits, and accessed bits where an entry keeps its place) is kept. Pages
-    /// that can be written and are clean lose write access for a moment where their dirty bits go
-    /// elsewhere, in [`Edit::remap`](crate::Edit::remap) and
-    /// [`Edit::clear_reading_ad`](crate::Edit::clear_reading_ad): whoever writes one then
-    /// faults, finds it mapped, and tries again. Pages that must be written without a fault, by a
-    /// handler that cannot wait, are mapped with the dirty bit set.
+    /// They stay mapped throughout: other vCPUs, or interrupts, may use them. Dirty bits that the
+    /// CPU sets meanwhile are kept, and so are accessed bits where an entry keeps its place.
+    ///
+    /// [`Edit::remap`](crate::Edit::remap) and
+    /// [`Edit::clear_reading_ad`](crate::Edit::clear_reading_ad) take write access from clean,
+    /// writable pages for a moment. Whoever writes one then faults, finds it mapped, and tries
+    /// again. If a handler must write pages without a fault, map them with the dirty bit set.
     Steady,
-    /// Nobody uses the address space meanwhile: whole tables may be taken out, changed and put
-    /// back.
+    /// Nobody uses the address space meanwhile. Whole tables may be unlinked, changed and linked
+    /// again.
     MayVanish,
 }
 
@@ -33,25 +33,24 @@ pub enum Presence {
 pub struct Tools<'a, 't, M, F> {
     /// The guest.
     pub guest: Guest<'a, M>,
-    /// Where changes of a pinned address space are collected. It bounds how much goes to Xen in one
-    /// trap.
+    /// Collects changes of a pinned address space. Its room bounds what goes to Xen in one trap.
     pub batch: Batch<'a>,
-    /// Frames, for pages and for tables.
+    /// Frames for pages and tables.
     pub frames: SpaceFrames<'a, F>,
     /// Whether pages may be missing meanwhile.
     pub presence: Presence,
     /// Empty validated tables, if there are any.
     pub pool: Option<&'a mut TablePool<'t>>,
-    /// Whose TLBs may know of the address space.
+    /// The vCPUs whose TLBs may know the address space.
     pub(crate) reach: Reach,
-    /// Where the vCPUs run, if that is tracked: `reach` then follows from it.
+    /// Where the vCPUs run, if that is tracked. Then `reach` follows from it.
     pub(crate) vcpus: Option<Vcpus<'a>>,
 }
 
 impl<'a, 't, M, F> Tools<'a, 't, M, F> {
-    /// Makes tools that take frames from `frames`. Loose address spaces need no more; changes of a
-    /// pinned one need a batch, too. They keep pages present throughout and flush every vCPU: right
-    /// for any address space.
+    /// Makes tools that take frames from `frames`. Loose address spaces need no more; pinned ones
+    /// need a batch, too. The tools keep pages present and flush every vCPU, which is right for any
+    /// address space.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -108,8 +107,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Takes frames for tables from `frames`, and gives them back there: a kernel may want its
-    /// tables apart from its pages.
+    /// Takes frames for tables from `frames`, and gives them back there, for a kernel that keeps
+    /// tables apart from pages.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -130,8 +129,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Counts in `shares` who shares a frame: [`Pgd::fork`] needs it, and so does whatever changes
-    /// an address space that was forked: always the same.
+    /// Counts in `shares` who shares a frame. [`Pgd::fork`] needs it, and so does every change of
+    /// an address space that was forked: always the same one.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -149,8 +148,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Asks `foreign` who has a frame that is not the guest's own, and tells it when one is no
-    /// longer mapped.
+    /// Asks `foreign` for the owner of a frame that is not the guest's, and tells it when the frame
+    /// is no longer mapped.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -178,8 +177,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Has operations flush only the vCPUs that, as `vcpus` knows, run on the address space they
-    /// change.
+    /// Makes operations flush only the vCPUs that, by `vcpus`, run on the address space.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -199,17 +197,17 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         self
     }
 
-    /// Has operations flush `reach`, whatever they change.
+    /// Makes operations flush `reach`, whatever they change.
     ///
     /// # Safety
-    /// No TLB of any other vCPU knows anything of the address spaces that are changed with these
-    /// tools: an unmapped frame is handed out as soon as the vCPUs of `reach` have flushed (I-19).
+    /// No other vCPU's TLB knows the address spaces that these tools change. An unmapped frame is
+    /// handed out as soon as the vCPUs of `reach` have flushed (I-19).
     #[expect(unsafe_code, reason = "believes what the caller says of TLBs (I-19)")]
     pub unsafe fn set_reach(&mut self, reach: Reach) {
         (self.reach, self.vcpus) = (reach, None);
     }
 
-    /// Lends these tools for operations on another machine: a middleware around the guest's own.
+    /// Lends these tools for another machine: a middleware around the guest's own.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -234,12 +232,12 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         }
     }
 
-    /// Whether the pool has a table for each level below `level`.
+    /// Returns whether the pool has a table for each level below `level`.
     pub(crate) fn has_tables_below(&self, level: Level) -> bool {
         self.pool.as_ref().is_some_and(|pool| pool.has_all_below(level))
     }
 
-    /// The same tools, for one operation, with pages from `source`.
+    /// Returns the same tools, for one operation, with pages from `source`.
     pub(crate) fn with_source<'b, G>(&'b mut self, source: &'b mut G) -> Tools<'b, 't, M, G>
     where
         F: FrameSource,
@@ -251,7 +249,7 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
     }
 
     /// Fills the pool with `count` tables of `level`, as [`TablePool::fill`] does. Returns how many
-    /// were made: none without a pool.
+    /// it made: none without a pool.
     ///
     /// # Errors
     /// As for [`TablePool::fill`].
@@ -277,8 +275,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         pool.fill(guest, level, count, frames.of_tables(), batch)
     }
 
-    /// Ends up to `count` tables of `level` in the pool, as [`TablePool::drain`] does: their frames
-    /// are free. Returns how many there were.
+    /// Ends up to `count` tables of `level` in the pool, as [`TablePool::drain`] does, and frees
+    /// their frames. Returns how many it ended.
     ///
     /// # Errors
     /// As for [`TablePool::drain`].
@@ -302,8 +300,8 @@ impl<'a, 't, M, F> Tools<'a, 't, M, F> {
         pool.drain(guest, level, count, frames.of_tables())
     }
 
-    /// Notes whose TLBs know of the address space, which is about to be changed, and where its
-    /// pages are counted.
+    /// Notes whose TLBs may know the address space, and where its pages are counted, before it is
+    /// changed.
     pub(crate) fn begin<S>(&mut self, pgd: &Pgd<S>) {
         self.frames.begin(pgd.counted);
         if let Some(vcpus) = self.vcpus {

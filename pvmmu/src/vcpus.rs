@@ -1,4 +1,4 @@
-//! Which vCPU runs on which address space.
+//! The vCPUs that run on each address space.
 #![expect(unsafe_code, reason = "believes the caller that every load goes through here (I-19)")]
 
 use hypercall::{Pfn, VcpuSet};
@@ -6,22 +6,22 @@ use hypercall::{Pfn, VcpuSet};
 use crate::pgd::Pgd;
 use crate::running::Running;
 
-/// Which vCPU runs on which address space: a place for each vCPU, up to 32, in the caller's memory.
+/// The vCPUs of each address space: a place for each vCPU, up to 32, in the caller's memory.
 ///
-/// A vCPU counts from before its load is asked for until another one has been answered, so the
-/// answer may name one too many and never one too few.
+/// A vCPU counts from before it asks for a load until another one has been answered. So an answer
+/// may name one too many, but never one too few.
 #[derive(Clone, Copy, Debug)]
 pub struct Vcpus<'a> {
     places: &'a [Running],
 }
 
 impl<'a> Vcpus<'a> {
-    /// Names the vCPUs by their places. Those beyond 32 cannot be counted and are refused.
+    /// Uses one place for each vCPU. Those beyond 32 cannot be counted and are refused.
     ///
     /// # Safety
-    /// Every load of an address space goes through these places, from now until the last one that
-    /// was loaded is gone. Operations with tools that are [`tracked`](crate::Tools::tracked) by
-    /// them flush only the vCPUs that they name (I-19).
+    /// Every load of an address space goes through these places, from now until the last one
+    /// loaded is gone. Operations with tools that are [`tracked`](crate::Tools::tracked) by them
+    /// flush only the vCPUs that they name (I-19).
     ///
     /// ```
     /// use pvmmu::{Running, Vcpus};
@@ -59,7 +59,7 @@ impl<'a> Vcpus<'a> {
         running.fold(VcpuSet::NONE, |set, (number, _)| set.union(VcpuSet::one(number)))
     }
 
-    /// The place of a vCPU that [`on`](Self::on) counts.
+    /// Returns the place of a vCPU that [`on`](Self::on) counts.
     pub(crate) fn place(self, vcpu: usize) -> Option<&'a Running> {
         self.places.iter().take(32).nth(vcpu)
     }

@@ -1,4 +1,4 @@
-//! What is done to an address space, loose or live: the same verbs with the same arguments.
+//! Operations on an address space, loose or live: the same verbs with the same arguments.
 
 use hypercall::{Frame, FrameSource, GuestVa, Level, Machine, PteFlags, Refused};
 
@@ -7,9 +7,9 @@ use crate::pages::Pages;
 use crate::pgd::Pgd;
 use crate::tools::Tools;
 
-/// State of an address space: [`Loose`](crate::Loose), which is changed by plain stores, or
-/// [`Pinned`](crate::Pinned), which is changed by requests. What each method does, [`Pgd`]'s of the
-/// same name says.
+/// State of an address space: [`Loose`](crate::Loose), which stores change, or
+/// [`Pinned`](crate::Pinned), which requests change. The methods of [`Pgd`] with the same names say
+/// what these do.
 #[expect(missing_docs, clippy::missing_errors_doc, reason = "said there")]
 pub trait State: Sized {
     fn map<M: Machine, F: FrameSource>(
@@ -71,18 +71,18 @@ pub trait State: Sized {
     ) -> Result<(), MapError>;
 }
 
-/// Changes, one at a time. Those of a pinned address space can be collected: [`Pgd::edit`].
+/// Changes, one at a time. To collect those of a pinned address space, use [`Pgd::edit`].
 impl<S: State> Pgd<S> {
-    /// Maps `frame` at `va` in the user half. Tables that are missing come from the tools.
+    /// Maps `frame` at `va` in the user half. Missing tables come from the tools.
     ///
     /// # Errors
-    /// The frame and the reason: as for [`map_pages`](Self::map_pages). Nothing is mapped then, but
-    /// tables may have been added. There is no frame after [`MapError::NotUndone`] alone, if it is
-    /// mapped all the same or went to [`FrameSource::give_uncertain`].
+    /// The frame and the reason: as for [`map_pages`](Self::map_pages). Nothing is mapped, but
+    /// tables may have been added. Only after [`MapError::NotUndone`] there may be no frame: it is
+    /// mapped, or went to [`FrameSource::give_uncertain`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose; otherwise one `mmu_update`, or one more if tables come
-    /// from no pool.
+    /// None if the address space is loose. One `mmu_update`; one more if missing tables do not come
+    /// from a pool.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -105,21 +105,20 @@ impl<S: State> Pgd<S> {
         S::map(self, tools, va, flags, frame)
     }
 
-    /// Maps a frame at each page of `pages`, which all must be free; frames and missing tables come
+    /// Maps a frame at each page of `pages`, which must all be free. Frames and missing tables come
     /// from the tools.
     ///
     /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that are mapped all the same.
+    /// [`RangeError`] with the number of pages, from the first on, that are mapped.
     /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Flags`],
     /// [`MapError::Occupied`], [`MapError::OutOfFrames`], [`MapError::Walk`]; of a pinned address
     /// space [`MapError::BatchTooSmall`], [`MapError::Refused`], [`MapError::LinkRefused`],
     /// [`MapError::NotUndone`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page, one
-    /// more for each table that comes from the pool. A table that is filled before it is linked
-    /// takes one `mmu_update` of its own, with 2 to 5 elements; with a batch of fewer updates than
-    /// that, one more for each table.
+    /// None if the address space is loose. As for [`Pgd::edit`], with one element for each page and
+    /// each table from the pool. A table that is filled before it is linked takes one `mmu_update`
+    /// of its own, with 2 to 5 elements; with a smaller batch, one more for each table.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -142,7 +141,7 @@ impl<S: State> Pgd<S> {
         S::map_pages(self, tools, pages, flags)
     }
 
-    /// Unmaps `pages`, which all must be mapped; what they mapped goes to the frames of the tools,
+    /// Unmaps `pages`, which must all be mapped. What they mapped goes to the frames of the tools,
     /// once no TLB knows the mapping any more.
     ///
     /// # Errors
@@ -150,9 +149,9 @@ impl<S: State> Pgd<S> {
     /// [`MapError::OtherShares`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page; or
-    /// for a table that is better taken out as a whole, one `mmu_update` of two elements, and
-    /// another one if something is left in it.
+    /// None if the address space is loose. As for [`Pgd::edit`], one element a page. For a table
+    /// that is cheaper to take out as a whole, one `mmu_update` of two elements, and another one if
+    /// something is left in it.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -172,18 +171,18 @@ impl<S: State> Pgd<S> {
         S::unmap(self, tools, pages)
     }
 
-    /// Gives every page of `pages`, which all must be mapped, new flags. Accessed and dirty bits
-    /// are neither set nor cleared by that: they stay as the CPU sets them, even while this goes
-    /// on. A page that is shared stays read-only; if it is to be writable,
-    /// [`Edit::make_own`](crate::Edit::make_own) does that at the first write.
+    /// Gives every page of `pages`, which must all be mapped, new flags. Neither sets nor clears
+    /// accessed and dirty bits: they stay as the CPU sets them, even meanwhile. A shared page stays
+    /// read-only; if it should be writable, [`Edit::make_own`](crate::Edit::make_own) makes it so
+    /// at the first write.
     ///
     /// # Errors
     /// As for [`unmap`](Self::unmap), and [`MapError::Flags`].
     ///
     /// # Hypercalls
-    /// None if the address space is loose; otherwise as for [`Pgd::edit`], one element a page; or
-    /// for a table that is better changed as a whole, which takes [`Presence::MayVanish`], two
-    /// `mmu_update` of two elements.
+    /// None if the address space is loose. As for [`Pgd::edit`], one element a page. For a table
+    /// that is cheaper to change as a whole, which needs [`Presence::MayVanish`], two `mmu_update`
+    /// of two elements.
     ///
     /// [`Presence::MayVanish`]: crate::Presence::MayVanish
     ///
@@ -205,12 +204,12 @@ impl<S: State> Pgd<S> {
         S::protect(self, tools, pages, flags)
     }
 
-    /// Maps `frame` at `va` in place of what is mapped there, which goes to the frames of the
-    /// tools. Accessed and dirty bits that the CPU has set there stay set, up to the last moment.
+    /// Maps `frame` at `va` in place of the present frame, which goes to the frames of the tools.
+    /// Accessed and dirty bits that the CPU sets there stay set, up to the last moment.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`], and as for [`map`](Self::map); the frame goes to the frames of the
-    /// tools then.
+    /// [`MapError::NotMapped`], and as for [`map`](Self::map); the frame then goes to the frames of
+    /// the tools.
     ///
     /// # Hypercalls
     /// None if the address space is loose; otherwise one.
@@ -234,23 +233,23 @@ impl<S: State> Pgd<S> {
         S::replace(self, tools, va, flags, frame)
     }
 
-    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
-    /// mapped, with their frames and flags. Other vCPUs may see a page at both places for a moment,
-    /// and never at none. Under [`Presence::Steady`] a dirty bit that one of them sets meanwhile
-    /// moves, too; an accessed bit may be lost, and so may both of another domain's frame.
+    /// Moves `pages`, which must all be mapped, with their frames and flags to the addresses from
+    /// `to` on, where nothing may be mapped. For a moment other vCPUs may see a page at both
+    /// places, but never at none. Under [`Presence::Steady`] a dirty bit that one of them sets
+    /// meanwhile moves, too. An accessed bit may be lost, and so may both bits of another domain's
+    /// frame.
     ///
     /// # Errors
-    /// [`RangeError`] with the pages, from the first on, that have moved all the same. As for
+    /// [`RangeError`] with the number of pages, from the first on, that have moved. As for
     /// [`map_pages`](Self::map_pages), and [`MapError::NotMapped`], [`MapError::Overlap`]. Xen
     /// refuses the entry of another domain's frame, unless its whole table moves.
     ///
     /// # Hypercalls
-    /// None if the address space is loose. Otherwise, for n pages and a batch of B updates:
-    /// ceil(2 n / B) multicalls of an `mmu_update` and the flush, and one more for each border of a
-    /// table, at either place, and every 64 pages; twice as many under [`Presence::Steady`], where
-    /// one of the pages is clean and can be written; for a whole table that moves to where there is
-    /// none, one `mmu_update` of two elements. Tables that are missing take what they take in
-    /// [`map_pages`](Self::map_pages).
+    /// None if the address space is loose. For n pages and a batch of B updates: ceil(2 n / B)
+    /// multicalls of an `mmu_update` and the flush, and one more for each border of a table, at
+    /// either place, and every 64 pages. Twice as many under [`Presence::Steady`] if one of the
+    /// pages is clean and writable. For a whole table that moves to where there is none, one
+    /// `mmu_update` of two elements. Missing tables cost as in [`map_pages`](Self::map_pages).
     ///
     /// [`Presence::Steady`]: crate::Presence::Steady
     ///
@@ -272,19 +271,19 @@ impl<S: State> Pgd<S> {
         S::remap(self, tools, pages, to)
     }
 
-    /// Moves the L1 table for `from`, with all the pages in it, to `to`, where there must be none.
-    /// Both are first addresses of 2 MiB. One request links the table at its new place and then
-    /// unlinks it from the old one, so that Xen does not validate it again; other vCPUs may see it
-    /// at both for a moment. Its entries stay in it, with whatever the CPU notes in them.
+    /// Moves the L1 table for `from`, with all its pages, to `to`, where there must be none. Both
+    /// begin a 2 MiB span. One request links the table at its new place and then unlinks it from
+    /// the old one, so Xen does not validate it again. For a moment other vCPUs may see it at both.
+    /// Its entries stay in it, with the bits that the CPU sets.
     ///
     /// # Errors
     /// [`MapError::Unaligned`], [`MapError::NotMapped`] without a table for `from`,
-    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if `to` lacks a table
-    /// above it and there is no frame for that, and as for [`map_pages`](Self::map_pages).
+    /// [`MapError::Occupied`] with one for `to`, [`MapError::OutOfFrames`] if a missing table above
+    /// `to` gets no frame, and as for [`map_pages`](Self::map_pages).
     ///
     /// # Hypercalls
-    /// None if the address space is loose; otherwise one `mmu_update` of two elements, which
-    /// flushes all TLBs; and what the tables above `to` take, if they are missing.
+    /// None if the address space is loose. One `mmu_update` of two elements, which flushes all
+    /// TLBs; and what missing tables above `to` cost.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -304,8 +303,8 @@ impl<S: State> Pgd<S> {
         S::move_table(self, tools, from, to)
     }
 
-    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: an
-    /// upper entry's flags, of which WRITABLE and NO_EXECUTE mean something.
+    /// Makes everything behind the entry of `level` for `va` writable and executable, or not. Of an
+    /// upper entry's flags only WRITABLE and NO_EXECUTE matter.
     ///
     /// # Errors
     /// [`MapError::NotMapped`] if there is no table behind it, [`MapError::Flags`] without PRESENT,

@@ -9,7 +9,7 @@ use crate::pages::Pages;
 use crate::pgd::Pgd;
 use crate::tables::{Part, Place, Step};
 
-/// Whose frame a page maps.
+/// The frame behind a page, and its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapped {
     /// The address space's own.
@@ -42,22 +42,19 @@ impl Mapped {
 /// A page, and what it maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// First address of the page.
+    /// The first address of the page.
     pub va: GuestVa,
     /// The frame.
     pub frame: Mapped,
-    /// The entry's flags, as Xen and the CPU have left them, without what this crate notes there.
+    /// The entry's flags, as Xen and the CPU left them, without this crate's marks.
     pub flags: PteFlags,
 }
 
 impl<S> Pgd<S> {
-    /// Returns what is mapped at the page that `va` is in; `None` if nothing is.
+    /// Returns what is mapped at `va`'s page; `None` if nothing is.
     ///
     /// # Errors
     /// [`MapError::KernelHalf`], [`MapError::Walk`].
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -85,9 +82,6 @@ impl<S> Pgd<S> {
     /// # Errors
     /// As for [`walk`](Self::walk).
     ///
-    /// # Hypercalls
-    /// None.
-    ///
     /// ```
     /// # use pv_tests::examples::*;
     /// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 8 };
@@ -111,15 +105,12 @@ impl<S> Pgd<S> {
         })
     }
 
-    /// Calls `met` for every present entry, of tables of all levels, that has to do with `pages`:
-    /// in order of address, upper ones first. Nothing is read of tables that are missing.
+    /// Calls `met` for every present entry, of tables of all levels, on the path to `pages`: in
+    /// order of address, upper ones first. Does not read below missing tables.
     ///
     /// # Errors
-    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`]; what is in front of
-    /// the table that cannot be read has been told of.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// [`MapError::KernelHalf`], [`MapError::Unaligned`], [`MapError::Walk`]. `met` has seen what
+    /// is in front of the table that cannot be read.
     ///
     /// ```
     /// # use pv_tests::examples::*;

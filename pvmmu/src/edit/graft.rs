@@ -1,4 +1,4 @@
-//! Tables that are filled by plain stores first, and validated when they are linked into a live
+//! Tables that plain stores fill first, and that Xen validates when they are linked into a live
 //! tree.
 
 use hypercall::{Frame, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pte, PteFlags, Uncertain};
@@ -20,13 +20,13 @@ use crate::store::{clear, fill_run, take_table};
 use crate::teardown::empty;
 use crate::tools::Tools;
 
-/// New tables, one for each of the levels 1 to 3 at most, lowest first.
+/// New tables, at most one for each of levels 1 to 3, lowest first.
 type Chain = [Option<Frame>; 3];
 
 /// Their levels.
 const LEVELS: [Level; 3] = [Level::L1, Level::L2, Level::L3];
 
-/// The error to report when an undo was refused with `error`.
+/// Returns the error to report when an undo was refused with `error`.
 const fn not_undone(error: MapError) -> MapError {
     match error {
         MapError::RefusedCall(refused) => MapError::NotUndone { left: 1, error: refused.error },
@@ -35,12 +35,12 @@ const fn not_undone(error: MapError) -> MapError {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Makes the tables that are missing below the absent entry of `level`, fills the L1 table with
-    /// `run`, and links the chain. On failure nothing has changed.
+    /// Makes the missing tables below the absent entry of `level`, fills the L1 table with `run`,
+    /// and links the chain. On failure nothing has changed.
     ///
     /// # Hypercalls
-    /// One `mmu_update` of 2 to 5 elements, or one more for each of them for which the batch has no
-    /// room; on refusal as many again.
+    /// One `mmu_update` of 2 to 5 elements, or one more for each element that does not fit the
+    /// batch. As many again after a refusal.
     pub(super) fn graft(
         &mut self,
         level: Level,
@@ -50,7 +50,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.graft_from(Level::L1, level, run, flags)
     }
 
-    /// The same with tables from `lowest` up alone.
+    /// Does the same, but only with tables of `lowest` and higher levels.
     pub(super) fn graft_from(
         &mut self,
         lowest: Level,
@@ -88,7 +88,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
     }
 
-    /// Fills the tables and chains them; the entry for the topmost.
+    /// Fills the tables and chains them. Returns the entry for the topmost.
     fn build(
         &mut self,
         chain: &mut Chain,
@@ -101,8 +101,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let mut top = Pte::ABSENT;
         let below = chain.iter_mut().zip(LEVELS);
         for (place, at) in below.take(level as usize - 1).skip(lowest as usize - 1) {
-            // Only what is cleared goes into the chain: a frame holds the entries of whatever it
-            // was before.
+            // Only a cleared frame goes into the chain: it may hold the entries of its former use.
             let table = place.insert(take_table(guest, frames, clear)?);
             if at == Level::L1 {
                 for part in run.parts(super::PART) {
@@ -118,7 +117,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 
     /// Makes the tables read-only and links the topmost, at once if the batch has room for all of
-    /// it. On failure, whether all is as it was.
+    /// it. On failure, says whether all is as it was.
     fn link_chain(
         &mut self,
         chain: &Chain,
@@ -141,8 +140,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         })
     }
 
-    /// Changes the direct mapping of the first `count` tables, one by one. On failure, how many
-    /// were changed.
+    /// Changes the direct mapping of the first `count` tables, one by one. On failure, returns how
+    /// many were changed.
     fn set_first(
         &mut self,
         chain: &Chain,
@@ -165,7 +164,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Makes the tables behind the first `ahead` read-only and links the topmost. On failure,
+    /// Makes the tables behind the first `ahead` read-only and links the topmost. On failure, says
     /// whether all is as it was.
     fn link_rest(
         &mut self,
@@ -218,8 +217,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// After an undo that was refused some of the tables may still be read-only, or linked. Those
-    /// that the tree holds are its own now; the others, and what they map, are given to nobody.
+    /// After a refused undo some of the tables may still be read-only, or linked. Those that the
+    /// tree holds are its own now. The others, and what they map, become uncertain.
     #[cold]
     fn lose_chain(&mut self, chain: Chain, va: GuestVa) {
         Doubt::TABLES.note(self.doubt);
@@ -254,7 +253,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         batch.clear();
         for (table, level) in chain.into_iter().zip(LEVELS) {
             let Some(table) = table else { continue };
-            // Upper tables hold one entry, for the table that has just been given back: only pages
+            // Upper tables have one entry, for the table that has just been given back: only pages
             // are released.
             if level == Level::L1
                 && let Err(error) = empty(guest, level, table.pfn(), None, &mut pool, frames)

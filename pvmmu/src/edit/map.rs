@@ -1,4 +1,4 @@
-//! Mapping pages of a live tree.
+//! Maps pages in a live tree.
 
 use hypercall::{
     DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, MmuUpdate, Pfn, Pte, PteFlags, Slot,
@@ -15,11 +15,11 @@ use crate::path::Found;
 use crate::tools::Tools;
 use p2m::WalkError;
 
-/// Where the frames of new mappings come from.
+/// The source of frames for new mappings.
 enum Origin {
     /// From the frames of the tools.
     Frames,
-    /// From this frame of another domain on.
+    /// Another domain's frames from this one on.
     Foreign(Mfn, DomId),
 }
 
@@ -49,11 +49,11 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) hears of it.
     ///
     /// # Errors
-    /// As for [`map_pages`](Self::map_pages), but that empty tables may have been added;
-    /// [`MapError::Own`] for a frame of the guest's that has a pfn, and [`MapError::NotForeign`]
-    /// for [`DomId::SELF`]: Xen would let anything of the guest's through then, such as its shared
-    /// page. Xen refuses the frames of a domain over which this one has no power, and those that
-    /// the domain does not have, this one's number among them.
+    /// As for [`map_pages`](Self::map_pages), except that empty tables may have been added;
+    /// [`MapError::Own`] for a frame of the guest's that has a pfn; [`MapError::NotForeign`] for
+    /// [`DomId::SELF`], with which Xen would accept anything of the guest's, such as its shared
+    /// page. Xen refuses frames of a domain that this one has no power over, frames that the domain
+    /// does not have, and this domain's own number.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -117,8 +117,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Links empty tables from the pool, from below the entry of `level` that is missing down to an
-    /// L1 table.
+    /// Links empty tables from the pool, from below the missing entry of `level` down to an L1
+    /// table.
     pub(super) fn link_empty(&mut self, mut level: Level, va: GuestVa) -> Result<(), MapError> {
         while let Some(below) = level.below() {
             let pool = self.tools.pool.as_deref_mut().ok_or(MapError::OutOfFrames)?;
@@ -134,7 +134,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Gives a table back to the pool, which it was linked from nowhere.
+    /// Gives a table that was linked nowhere back to the pool.
     #[cold]
     fn return_unused(&mut self, level: Level, table: Frame) {
         let Tools { pool, frames, .. } = &mut *self.tools;
@@ -218,7 +218,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         pushed
     }
 
-    /// Maps `frame` in place of what is mapped: see [`Pgd::replace`](crate::Pgd::replace).
+    /// Maps `frame` in place of the present frame: see [`Pgd::replace`](crate::Pgd::replace).
     ///
     /// # Errors
     /// As for [`Pgd::replace`](crate::Pgd::replace).
@@ -272,7 +272,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 }
 
-/// The entry of the user root that copies the kernel root's for the table `mfn`.
+/// Returns the slot and value of the user root's copy of an entry for the table `mfn`.
 pub(super) fn mirror(user: Mfn, slot: Slot, mfn: Mfn) -> (Slot, Pte) {
     (Slot { table: user, ..slot }, Pte::new(mfn, PteFlags::TABLE | MIRRORED))
 }

@@ -1,14 +1,12 @@
-//! Changing a live tree: changes are collected in a batch and go to Xen when it is full,
+//! Changes a tree that Xen holds. Changes collect in a batch, which goes to Xen when it is full,
 //! when something reads what it would change, and at the end.
 //!
-//! An [`Edit`] is a section in which changes are pending. It borrows the address space exclusively,
-//! so that nothing else can read it meanwhile; what the section itself reads is never behind a
-//! change of its own, because pages are taken in ascending order and a step back submits what is
-//! pending first.
+//! An [`Edit`] is a section with pending changes. It borrows the address space exclusively, so
+//! nothing else can read that meanwhile. What the section itself reads never depends on a pending
+//! change: pages come in ascending order, and a step back submits what is pending first.
 //!
-//! Every batch is a unit: if Xen refuses one of its changes, those before it are taken back with
-//! the values that stood there. What earlier batches did stays, and the error says for how many
-//! pages.
+//! Every batch is a unit. If Xen refuses one of its changes, those before it are undone with their
+//! old values. Earlier batches stay, and the error says for how many pages.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
@@ -48,145 +46,71 @@ use settle::{Emptied, Settled, lose, settle, take_back};
 /// Entries that are read at a time.
 const PART: u16 = 64;
 
-/// A section in which changes of an address space are pending: see [`Pgd::edit`].
+/// A section with pending changes of an address space: see [`Pgd::edit`].
 ///
-/// An operation that fails before anything of it is pending, since a page is not as it must be,
-/// leaves all as it was, and the section can go on. One that fails behind its first pages, which
-/// are pending, ends the section, as a refusal of what is pending does: nothing that was pending
-/// happens, that of earlier operations included. Every further operation then answers the same
-/// error, and [`Pgd::edit`] fails, even if the section does not. So nothing is
-/// [`done`](Self::done) behind something that was dropped.
-///
-/// ```
-/// # use pv_tests::examples::*;
-/// use pvmmu::{MapError, Pages, Presence};
-///
-/// let pages = Pages { start: GuestVa::new(0x40_0000)?, count: 80 };
-/// let (mut pgd, mut tools) = TestGuest::with_pinned(pages);
-/// tools.presence = Presence::Steady; // entry by entry
-/// let behind = pages.at(80)?;
-/// let refused = pgd.edit(&mut tools, |edit| {
-///     // Nothing of it is pending: the section goes on.
-///     assert!(edit.unmap(Pages::one(behind)).is_err());
-///     edit.unmap(Pages::one(pages.start))?;
-///     // The last one is not mapped, and 64 are pending when that is found.
-///     let read_only = PteFlags::USER_RW - PteFlags::WRITABLE;
-///     let _ = edit.protect(Pages { start: pages.at(1)?, ..pages }, read_only);
-///     Ok(())
-/// });
-/// let refused = refused.unwrap_err();
-/// assert_eq!((refused.done, refused.error), (0, MapError::NotMapped(behind)));
-/// assert!(pgd.translate(&tools.guest, pages.start)?.is_some());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
+/// An operation that fails before anything of it is pending leaves all as it was, and the section
+/// can go on. One that fails behind its first pages ends the section, and so does a refusal.
+/// Nothing that was pending happens then, not even earlier operations. Every further operation
+/// returns the same error, and so does [`Pgd::edit`], even if the section does not. So what is
+/// [`done`](Self::done) never includes anything that was dropped.
 #[must_use = "what is pending is lost unless the section is finished"]
 pub struct Edit<'e, 'a, 't, M, F> {
     tools: &'e mut Tools<'a, 't, M, F>,
     roots: Roots,
-    /// What an undo that was refused has left of the address space.
+    /// What a refused undo left of the address space.
     doubt: &'e mut Option<Doubt>,
     path: Path,
     direct_map: DirectMap,
     /// The lowest page behind all that is pending.
     next: u64,
-    /// What is owed for what is pending.
+    /// The flush for what is pending.
     flush: Flush,
     /// Pages that are changed.
     done: u64,
-    /// Pending updates that change nothing but flags: nothing is to be settled for them.
+    /// Pending updates that change only flags, which need not be settled.
     flags_only: usize,
     /// Whether a link to a table of the pool is pending.
     is_linking: bool,
-    /// Room that the batch had when the operation that goes on began, or has sent all before.
+    /// Room that the batch had when the present operation began, or since all was sent.
     room: usize,
-    /// What has ended the section: something pending was dropped.
+    /// Why the section has ended: something pending was dropped.
     ended: Option<MapError>,
 }
 
 impl Pgd<Pinned> {
-    /// Makes the changes of `section` with as few traps as the batch allows. What the section reads
-    /// through its [`Edit`] is what it has written:
+    /// Makes the changes of `section` with as few traps as the batch allows. The section reads
+    /// through its [`Edit`] what it has written:
     ///
     /// ```
-    /// # use hypercall::{GuestVa, Machine};
-    /// # use p2m::walk;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn section<M: Machine, F: FrameSource>(
-    ///     pgd: &mut Pgd<Pinned>,
-    ///     tools: &mut Tools<'_, '_, M, F>,
-    ///     va: GuestVa,
-    /// ) -> Result<(), RangeError> {
-    ///     pgd.edit(tools, |edit| {
-    ///         edit.unmap(Pages::one(va))?;
-    ///         let gone = edit.walk(va)?;
-    ///         assert!(gone.leaf().is_none_or(|(_, pte)| !pte.is_present()));
-    ///         Ok(())
-    ///     })
-    /// }
+    /// # use pv_tests::examples::*;
+    /// let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// let (mut pgd, mut tools) = TestGuest::with_pinned(page);
+    /// pgd.edit(&mut tools, |edit| {
+    ///     edit.unmap(page)?;
+    ///     let gone = edit.walk(page.start)?;
+    ///     assert!(gone.leaf().is_none_or(|(_, pte)| !pte.is_present()));
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// The address space itself cannot be read meanwhile:
+    /// Meanwhile nothing else reads the address space, and no other section uses it or the tools:
     ///
     /// ```compile_fail,E0502
-    /// # use hypercall::{GuestVa, Machine};
-    /// # use p2m::walk;
-    /// use hypercall::FrameSource;
-    /// use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn section<M: Machine, F: FrameSource>(
-    ///     pgd: &mut Pgd<Pinned>,
-    ///     tools: &mut Tools<'_, '_, M, F>,
-    ///     va: GuestVa,
-    /// ) -> Result<(), RangeError> {
-    ///     let guest = tools.guest;
-    ///     pgd.edit(tools, |edit| {
-    ///         edit.unmap(Pages::one(va))?;
-    ///         walk(&guest, pgd.root(), va)?;
-    ///         Ok(())
-    ///     })
-    /// }
-    /// ```
-    ///
-    /// Nor can a section be opened inside of another one, of the same address space
-    ///
-    /// ```compile_fail,E0501
-    /// # use hypercall::{GuestVa, Machine};
-    /// # use hypercall::FrameSource;
-    /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: FrameSource>(
-    ///     pgd: &mut Pgd<Pinned>,
-    ///     [one, other]: [&mut Tools<'_, '_, M, F>; 2],
-    ///     va: GuestVa,
-    /// ) -> Result<(), RangeError> {
-    ///     pgd.edit(one, |_| {
-    ///         pgd.edit(other, |edit| edit.unmap(Pages::one(va))).map_err(|inner| inner.error)
-    ///     })
-    /// }
-    /// ```
-    ///
-    /// or with the same tools:
-    ///
-    /// ```compile_fail,E0501
-    /// # use hypercall::{GuestVa, Machine};
-    /// # use hypercall::FrameSource;
-    /// # use pvmmu::{Pages, Pgd, Pinned, RangeError, Tools};
-    /// fn nested<M: Machine, F: FrameSource>(
-    ///     [one, other]: [&mut Pgd<Pinned>; 2],
-    ///     tools: &mut Tools<'_, '_, M, F>,
-    ///     va: GuestVa,
-    /// ) -> Result<(), RangeError> {
-    ///     one.edit(tools, |_| {
-    ///         other.edit(tools, |edit| edit.unmap(Pages::one(va))).map_err(|inner| inner.error)
-    ///     })
-    /// }
+    /// # use pv_tests::examples::*;
+    /// # let page = Pages::one(GuestVa::new(0x40_0000)?);
+    /// # let (mut pgd, mut tools) = TestGuest::with_pinned(page);
+    /// let guest = tools.guest;
+    /// pgd.edit(&mut tools, |_| pgd.translate(&guest, page.start).map(drop))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// Two address spaces, each with tools of its own, can be edited together.
     ///
     /// # Errors
-    /// What the section or the submit at its end failed with, or what has ended the section before
-    /// it went on all the same (see [`Edit`]). What was pending then has not happened.
-    /// [`MapError::BatchTooSmall`] before the section is entered.
+    /// What the section or the submit at its end failed with, or what ended the section earlier
+    /// (see [`Edit`]). What was pending then has not happened. [`MapError::BatchTooSmall`] before
+    /// the section begins.
     ///
     /// # Hypercalls
     /// For n changed entries and a batch of B updates: ceil(n / B) multicalls of an `mmu_update`
@@ -236,7 +160,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         }
     }
 
-    /// Does an operation as a whole: what it has pending when it fails does not happen.
+    /// Does an operation as a unit: what it has pending when it fails does not happen.
     #[inline]
     fn whole(
         &mut self,
@@ -246,7 +170,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         operation(self).map_err(|error| self.stopped(error))
     }
 
-    /// An operation has failed: ends the section if something of it is pending.
+    /// Ends the section after a failed operation, if something of that is pending.
     #[cold]
     fn stopped(&mut self, error: MapError) -> MapError {
         if self.tools.batch.room() < self.room {
@@ -262,9 +186,8 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         self.abandon();
     }
 
-    /// Puts right what a refused undo has left, if anything: before the section reads what it would
-    /// change. Nothing is pending then, since what is refused is not pending any more. Fails if the
-    /// section has ended.
+    /// Repairs what a refused undo left, if anything, before the section reads what it would
+    /// change. Nothing is pending then, because a refusal drops it. Fails if the section has ended.
     #[inline]
     fn put_right(&mut self) -> Result<(), MapError> {
         if let Some(error) = self.ended {
@@ -276,7 +199,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(put_right(&self.tools.guest, self.roots, self.doubt)?)
     }
 
-    /// Returns what the tables say of `va`, with all that the section has written: see
+    /// Returns the table entries of `va`, with all that the section has written: see
     /// [`walk()`](p2m::walk()).
     ///
     /// # Errors
@@ -302,7 +225,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(walk(&self.tools.guest, self.roots.kernel, va)?)
     }
 
-    /// Pages that are changed by what has been submitted.
+    /// Returns the number of pages changed by what has been submitted.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -322,22 +245,22 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         self.done
     }
 
-    /// The guest.
+    /// Returns the guest.
     pub(crate) const fn guest(&self) -> Guest<'a, M> {
         self.tools.guest
     }
 
-    /// The kernel root of what is edited.
+    /// Returns the kernel root of the address space.
     pub(crate) const fn root(&self) -> Pfn {
         self.roots.kernel
     }
 
-    /// Whether others may write its pages meanwhile.
+    /// Returns whether others may write its pages meanwhile.
     pub(crate) fn may_be_written(&self) -> bool {
         self.tools.presence == Presence::Steady
     }
 
-    /// The frames of the tools.
+    /// Returns the frames of the tools.
     pub(crate) const fn frames(&mut self) -> &mut SpaceFrames<'a, F> {
         &mut self.tools.frames
     }
@@ -355,7 +278,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(())
     }
 
-    /// Unlinks the empty table behind `link`, which is pinned by itself: it goes back to the pool.
+    /// Unlinks the empty table behind `link`, which is pinned by itself. It goes back to the pool.
     pub(crate) fn unlink(
         &mut self,
         level: Level,
@@ -374,8 +297,8 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
     }
 
     /// Makes sure that nothing pending concerns the page at `va` or one behind it, nor the tables
-    /// on the way there. What is looked at counts, too, even if nothing is found there: the path
-    /// has left the tables then that are linked only in what is pending.
+    /// on its path. Pages that are only read count, too: the path has then left the tables that are
+    /// linked only by pending changes.
     fn ascend_to(&mut self, va: GuestVa) -> Result<(), MapError> {
         self.put_right()?;
         let page = page_number(va);
@@ -386,7 +309,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(())
     }
 
-    /// Notes that what is pending reaches up to `count` pages behind `va`.
+    /// Records that what is pending reaches up to `count` pages behind `va`.
     fn passed(&mut self, va: GuestVa, count: u16) {
         self.next = page_number(va) + u64::from(count);
     }
@@ -406,8 +329,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(())
     }
 
-    /// Adds an update of the entry of a page that is mapped, in the name of the domain whose frame
-    /// that is.
+    /// Adds an update of the entry of a mapped page, in the name of the domain whose frame that is.
     fn push_page(&mut self, update: MmuUpdate, old: Pte) -> Result<(), MapError> {
         if old.flags().contains(FOREIGN) {
             let domain = self.tools.frames.domain_of(old.mfn());
@@ -418,9 +340,9 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
 
     /// Adds an update for another domain's frame to what is pending.
     fn push_for(&mut self, update: MmuUpdate, old: u64, owner: DomId) -> Result<(), MapError> {
-        // A request of its own, which Xen does even if it refuses the one before it: a table that
-        // it may change is linked in an earlier submit. One more must be left for own frames, and
-        // one for the flush.
+        // It is a request of its own, which Xen does even if it refuses the one before it. So the
+        // table that it changes was linked in an earlier submit. Room for one request for own
+        // frames and one for the flush must be left.
         let is_later = self.is_linking || self.tools.batch.requests() + 3 > CALLS_MAX;
         if is_later || self.tools.batch.update_for(update, old, owner).is_err() {
             self.submit()?;
@@ -429,14 +351,14 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         Ok(())
     }
 
-    /// Sends what is pending, with the flush that it owes, and settles what it changed.
+    /// Sends what is pending, with its flush, and settles what it changed.
     ///
     /// # Errors
     /// [`MapError::Refused`]: nothing of it is in effect, and the section has ended.
     /// [`MapError::NotUndone`].
     ///
     /// # Hypercalls
-    /// None if nothing is pending; one otherwise, and on refusal one more.
+    /// None if nothing is pending; otherwise one, and one more after a refusal.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -465,7 +387,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
             self.end(full.into());
             return Err(full.into());
         }
-        // SAFETY: only entries of the user half change, and they belong to the address space (I-4),
+        // SAFETY: only entries of the user half change. They belong to the address space (I-4),
         // which is borrowed exclusively.
         match unsafe { batch.submit(guest.machine()) } {
             Ok(()) => {
@@ -486,7 +408,7 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         }
     }
 
-    /// Takes back what took effect of a refused batch, and gives back what it was to map.
+    /// Undoes what took effect of a refused batch, and gives back what it was to map.
     fn refused(&mut self, error: BatchError) -> MapError {
         let path = self.path;
         self.path.forget();
@@ -508,8 +430,8 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
         if undone.is_ok() {
             take_back(swapped(batch.0.sent()), &mut settled);
         } else {
-            // Those that are undone have been in effect, and those that are not are so still:
-            // either way a TLB may know of what has no entry now.
+            // Those that are undone have been in effect, and the others still are. Either way a TLB
+            // may know what has no entry now.
             lose(swapped(batch.0.in_effect()), &mut settled);
             lose(batch.0.unapplied(), &mut settled);
         }
@@ -539,8 +461,8 @@ impl<'e, 'a, 't, M: Machine, F: FrameSource> Edit<'e, 'a, 't, M, F> {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Submits an inverted batch, with a flush of all that may have been seen of what it takes
-    /// back. If that is refused, notes `left`.
+    /// Submits an inverted batch, with a flush of all that a TLB may know from what it undoes. If
+    /// Xen refuses that, notes `left`.
     fn ask_to_undo(&mut self, left: Doubt) -> Result<(), MapError> {
         let Tools { guest, batch, reach, .. } = &mut *self.tools;
         if batch.is_empty() {
@@ -556,8 +478,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Err(MapError::NotUndone { left, error: refused.error })
     }
 
-    /// The same for a batch in which nothing comes in or goes out. It is empty afterwards: what is
-    /// left in one is taken for pages that are to be given back.
+    /// Does the same for a batch in which nothing comes in or goes out. Empties it: a batch's
+    /// remains count as pages to give back.
     fn undo(&mut self, left: Doubt) -> Result<(), MapError> {
         let undone = self.ask_to_undo(left);
         self.tools.batch.clear();
@@ -565,7 +487,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 }
 
-/// The pairs of a batch from those of the inverted one.
+/// Returns the pairs of a batch from those of the inverted one.
 fn swapped(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
 ) -> impl Iterator<Item = (MmuUpdate, u64)> {

@@ -1,4 +1,4 @@
-//! What is done to a pinned address space: each time in a section of its own.
+//! Operations on a pinned address space, each in a section of its own.
 
 use hypercall::{DomId, Frame, FrameSource, GuestVa, Level, Machine, Mfn, PteFlags, Refused};
 
@@ -98,7 +98,7 @@ impl State for Pinned {
 }
 
 impl Pgd<Pinned> {
-    /// Maps `pages` to frames of `domain` from `first` on: see [`Edit::map_foreign`].
+    /// Maps `pages` to consecutive frames of `domain` from `first` on: see [`Edit::map_foreign`].
     ///
     /// # Errors
     /// As for [`Edit::map_foreign`].

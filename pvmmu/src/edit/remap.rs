@@ -1,4 +1,4 @@
-//! Moving pages of a live tree to other addresses, with their frames and flags.
+//! Moves pages of a live tree to other addresses, with their frames and flags.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
@@ -26,7 +26,7 @@ use p2m::WalkError;
 const TABLE: u64 = 1 << Level::L2.shift();
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Moves `pages`, which all must be mapped, to the addresses from `to` on, where nothing may be
+    /// Moves `pages`, which must all be mapped, to the addresses from `to` on, where nothing may be
     /// mapped: see [`Pgd::remap`](crate::Pgd::remap).
     ///
     /// # Errors
@@ -62,8 +62,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Whether a whole table can move: both places begin one, every page of it is mapped and is to
-    /// move, and there is none at the new place.
+    /// Returns whether a whole table can move: both places begin one, every page of it is mapped
+    /// and moves, and there is none at the new place.
     fn is_whole_table(&mut self, from: GuestVa, to: GuestVa, left: u64) -> Result<bool, WalkError> {
         let aligned = from.raw().is_multiple_of(TABLE) && to.raw().is_multiple_of(TABLE);
         if !aligned || left < u64::from(ENTRIES) {
@@ -80,7 +80,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 
     /// Moves the first of `left` pages in one batch, as many as it has room for in one table at
-    /// both places; how many. Each is mapped at its new place before it goes from the old one.
+    /// both places. Returns how many. Maps each at its new place before it leaves the old one.
     fn remap_some(&mut self, from: GuestVa, to: GuestVa, left: u64) -> Result<u64, MapError> {
         let guest = self.tools.guest;
         Room::check(&self.tools.batch)?;
@@ -114,8 +114,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(alike as u64)
     }
 
-    /// Moves `entries` to where `there` stands. While others may use the pages, those that they
-    /// could write unnoticed are write-protected first: what the CPU noted of them until then moves
+    /// Moves `entries` to the place of `there`. While others may use the pages, those that they
+    /// could write unnoticed are write-protected first. Then the bits that the CPU has set move
     /// with them.
     fn shift(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
         let is_seen = self.tools.presence == Presence::MayVanish;
@@ -131,13 +131,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             .map_err(MapError::from)
             .and_then(|()| self.exchange(shift, now, there));
         exchanged.map_err(|error| match error {
-            // What is left of it is put right later.
+            // The rest of it is repaired later.
             MapError::NotUndone { .. } => error,
             error => self.let_write(shift, entries, error),
         })
     }
 
-    /// The domain in whose name the entry of a page changes.
+    /// Returns the domain in whose name the entry of a page changes.
     fn domain_of(&self, pte: Pte) -> DomId {
         if pte.flags().contains(FOREIGN) {
             self.tools.frames.domain_of(pte.mfn())
@@ -146,7 +146,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
     }
 
-    /// Puts `entries` in the place of what is `there`, and takes them from where they stand.
+    /// Puts `entries` in the place of `there`, and removes them from their own.
     fn exchange(&mut self, shift: Shift, entries: &[Pte], there: &[Pte]) -> Result<(), MapError> {
         let guest = self.tools.guest;
         let owner = entries.first().map_or(DomId::SELF, |pte| self.domain_of(*pte));
@@ -158,7 +158,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         flush.add(shift.from, entries.len() as u64);
         for ((old, new), (pte, there)) in places.zip(entries.iter().zip(there)) {
             let arrives = match unprotected(*pte) {
-                // If it is taken back, what the CPU has noted stays behind.
+                // After an undo, the bits that the CPU set stay behind.
                 Some(writable) => MmuUpdate::set_preserving_ad(new, writable),
                 None => MmuUpdate::set(new, *pte),
             };
@@ -166,9 +166,9 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             batch.update_for(MmuUpdate::set(old, Pte::ABSENT), pte.raw(), owner)?;
         }
         flush.push(batch, *reach)?;
-        // SAFETY: the pages stay with the address space (I-4): each has two entries for a moment,
-        // and one again behind the request, whether that is refused or not, unless the undo is:
-        // then the one that has two is noted.
+        // SAFETY: the pages stay with the address space (I-4). Each has two entries for a moment,
+        // and one after the request, whether that is refused or not. If the undo is refused, the
+        // one that has two is noted.
         let Err(error) = (unsafe { batch.submit(guest.machine()) }) else {
             batch.clear();
             return Ok(());
@@ -177,8 +177,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         if let Err(MapError::NotUndone { left, .. }) = undone
             && !left.is_multiple_of(2)
         {
-            // Two updates for each page, its arrival first: of those that are left in effect the
-            // last one is an arrival.
+            // Each page has two updates, its arrival first. The last one left in effect is an
+            // arrival.
             let twice = u16::try_from(left / 2).ok();
             let moving = Some(Moving { twice, ..shift.moving(entries.len()) });
             Doubt { moving, ..Doubt::FLUSH }.note(self.doubt);
@@ -186,7 +186,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         undone
     }
 
-    /// The L1 table for `va`, which is made empty if it is missing. Nothing is pending afterwards.
+    /// Returns the L1 table for `va`, an empty one if it was missing. Nothing is pending
+    /// afterwards.
     pub(crate) fn make_l1_table(&mut self, va: GuestVa) -> Result<Pfn, MapError> {
         let guest = self.tools.guest;
         match self.path.seek(&guest, va)? {

@@ -1,4 +1,4 @@
-//! Changing and clearing entries of a live tree.
+//! Changes and clears entries of a live tree.
 
 use hypercall::{
     ENTRIES, FrameSource, GuestVa, Level, Machine, MmuUpdate, Pfn, Pte, PteFlags, Slot,
@@ -41,8 +41,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.rewrite(pages, &Clear)
     }
 
-    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect). Accessed and dirty bits
-    /// are cleared by [`clear_reading_ad`](Self::clear_reading_ad).
+    /// Gives `pages` new flags: see [`Pgd::protect`](crate::Pgd::protect).
+    /// [`clear_reading_ad`](Self::clear_reading_ad) clears accessed and dirty bits.
     ///
     /// # Errors
     /// As for [`Pgd::protect`](crate::Pgd::protect).
@@ -60,7 +60,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.rewrite(pages, &Flags::of(flags))
     }
 
-    /// Puts what `change` makes of every entry of `pages`, which all must be present, in its place.
+    /// Replaces every entry of `pages`, which must all be present, by what `change` makes of it.
     pub(crate) fn rewrite<C: Change>(&mut self, pages: Pages, change: &C) -> Result<(), MapError> {
         self.whole(|edit| edit.rewrite_runs(pages, change))
     }
@@ -87,7 +87,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         if is_elsewhere && any_shared(old) { Err(MapError::OtherShares) } else { Ok(()) }
     }
 
-    /// Whether a look at the whole table can be worth it.
+    /// Returns whether it may be worth reading the whole table.
     fn may_be_table<C: Change>(&self, run: Run) -> bool {
         if C::ENTRY_BY_ENTRY {
             false
@@ -98,7 +98,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
     }
 
-    /// Entry by entry.
+    /// Changes entry by entry.
     fn rewrite_entries<C: Change>(
         &mut self,
         table: Pfn,
@@ -145,7 +145,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// The whole table, if that is cheaper and allowed; false if not.
+    /// Changes the whole table, if that is cheaper and allowed. Returns false if not.
     fn rewrite_table<C: Change>(
         &mut self,
         table: Pfn,
@@ -188,8 +188,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Makes `old`, what the L1 table for `va` holds, into `new`, which has the same frames: in the
-    /// cheaper way that is allowed. What is pending is submitted before a table is taken out.
+    /// Turns `old`, the L1 table for `va`, into `new`, which has the same frames, in the cheaper
+    /// way that is allowed. Submits what is pending before it takes a table out.
     pub(crate) fn change_entries(
         &mut self,
         table: Pfn,
@@ -229,7 +229,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Lets everything behind the entry of `level` for `va` be written, and executed, or not: see
+    /// Makes everything behind the entry of `level` for `va` writable and executable, or not: see
     /// [`Pgd::set_table_flags`](crate::Pgd::set_table_flags).
     ///
     /// # Errors

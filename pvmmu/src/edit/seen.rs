@@ -1,11 +1,11 @@
-//! What the CPU notes in entries, the accessed and the dirty bit, while they change.
+//! The accessed and dirty bits that the CPU sets in entries while they change.
 //!
-//! Another vCPU may set either between a look at an entry and its change. Where the entry keeps its
-//! place, Xen keeps both for us: it puts those that stand there into the new one
-//! (`MMU_PT_UPDATE_PRESERVE_AD`). That is asked for only where a bit is not set already. No request
-//! returns the old entry: where the bits go to another entry, or are cleared, write access is taken
-//! away first, up to the last TLB; after that no CPU sets a dirty bit, and it can be read. An
-//! accessed bit may be set still, and is lost then.
+//! Another vCPU may set either between the read of an entry and its change. Where the entry keeps
+//! its place, Xen adds those that are set there to the new one (`MMU_PT_UPDATE_PRESERVE_AD`). That
+//! is asked for only where a bit is not set already. No request returns the old entry. So where the
+//! bits move to another entry, or are cleared, write access is removed first, up to the last TLB.
+//! After that no CPU sets a dirty bit, and it can be read. An accessed bit that is set still is
+//! lost.
 #![expect(
     unsafe_code,
     reason = "submits changes of the user half, which belongs to the address space (I-4)"
@@ -29,7 +29,7 @@ use crate::room::Room;
 use crate::tools::{Presence, Tools};
 use p2m::{Guest, WalkError};
 
-/// Nothing in their place but the bits that the CPU has set.
+/// Clears entries except for the bits that the CPU has set.
 struct ClearKeeping;
 
 impl Change for ClearKeeping {
@@ -46,7 +46,7 @@ impl Change for ClearKeeping {
     }
 }
 
-/// Where some pages move: within one L1 table at both places.
+/// A move of pages, within one L1 table at both places.
 #[derive(Clone, Copy)]
 pub(super) struct Shift {
     pub(super) source: Pfn,
@@ -56,7 +56,7 @@ pub(super) struct Shift {
 }
 
 impl Shift {
-    /// The page whose entry `update` was to change.
+    /// Returns the page whose entry `update` was to change.
     fn va_of<M: Machine>(self, guest: &Guest<'_, M>, update: MmuUpdate) -> Option<GuestVa> {
         let table = guest.pfn(update.frame()).ok()?;
         let places = [(self.source, self.from), (self.target, self.to)];
@@ -64,7 +64,7 @@ impl Shift {
         va_in(Level::L1, va.raw(), update)
     }
 
-    /// What is noted if its undo is refused, for `count` pages.
+    /// Returns what to note for `count` pages if the undo is refused.
     pub(super) fn moving(self, count: usize) -> Moving {
         let Self { from, to, .. } = self;
         let count = u16::try_from(count).unwrap_or(PART);
@@ -72,13 +72,13 @@ impl Shift {
     }
 }
 
-/// Whether a CPU may write a page whose entry is read as this and note it there later.
+/// Returns whether a CPU may write a page with this entry, and set its dirty bit later.
 pub(super) const fn may_become_dirty(pte: Pte) -> bool {
     let flags = pte.flags();
     pte.is_writable() && !flags.contains(PteFlags::DIRTY) && !flags.contains(FOREIGN)
 }
 
-/// The places in `table` from that of `va` on.
+/// Returns the slots in `table` from that of `va` on.
 pub(super) fn slots<M: Machine>(
     guest: &Guest<'_, M>,
     table: Pfn,
@@ -89,9 +89,9 @@ pub(super) fn slots<M: Machine>(
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Unmaps `pages` and says of each whether it was accessed and written, up to the last moment:
-    /// Xen keeps both bits in the entry that it clears, and there they are read. Of entries that
-    /// cannot be read then it says both.
+    /// Unmaps `pages` and reports whether each was accessed and written, up to the last moment. Xen
+    /// keeps both bits in the entry that it clears, where they are read. An entry that cannot be
+    /// read then counts as both.
     ///
     /// # Errors
     /// As for [`Pgd::unmap`](crate::Pgd::unmap).
@@ -143,21 +143,20 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(guest.machine().read_entries(table, first, into)?)
     }
 
-    /// Clears the accessed and dirty bits of `pages`, and says of each what was set up to the last
-    /// moment: a page that is written afterwards is marked again, and none that was written before
-    /// goes unnoticed. An accessed bit that is set meanwhile is lost.
+    /// Clears the accessed and dirty bits of `pages`, and reports what was set in each up to the
+    /// last moment. A page that is written afterwards is marked again, and no earlier write is
+    /// missed. An accessed bit that is set meanwhile is lost.
     ///
-    /// Where a page is clean and can be written, write access is taken away for a moment: see
-    /// [`Presence::Steady`].
+    /// Clean, writable pages lose write access for a moment: see [`Presence::Steady`].
     ///
     /// # Errors
-    /// As for [`Pgd::unmap`](crate::Pgd::unmap). The pages that follow are not reported
-    /// then, and nothing of theirs is cleared.
+    /// As for [`Pgd::unmap`](crate::Pgd::unmap). The pages that follow are neither reported nor
+    /// cleared.
     ///
     /// # Hypercalls
-    /// For n pages and a batch of B updates: 2 ceil(n / min(B, 64)) multicalls of an `mmu_update`
-    /// and the flush at most, and one more for each border of a table; half of that if no page is
-    /// accessed, clean and writable.
+    /// For n pages and a batch of B updates: at most 2 ceil(n / min(B, 64)) multicalls of an
+    /// `mmu_update` and the flush, and one more for each border of a table. Half of that if no page
+    /// is accessed, clean and writable.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -204,7 +203,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Clears what the CPU has set in `entries`, and leaves there what that was.
+    /// Clears what the CPU has set in `entries`, and leaves it there for the caller.
     fn clear_seen(&mut self, shift: Shift, entries: &mut [Pte]) -> Result<(), MapError> {
         let (mut before, guest) = ([Pte::ABSENT; PART as usize], self.tools.guest);
         let before = &mut before[..entries.len()];
@@ -235,8 +234,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         })
     }
 
-    /// Takes write access from those of `entries` that may become dirty, and the mark that says so,
-    /// up to the last translation.
+    /// Takes write access from those of `entries` that may become dirty, up to the last
+    /// translation, and marks them.
     pub(super) fn write_protect(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
         let mark = |pte: Pte| pte.with_flags(pte.flags() | COPY_ON_WRITE).read_only();
         self.change_moving(shift, entries, |pte, _| {
@@ -244,8 +243,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         })
     }
 
-    /// Gives write access back to what has not moved because of `error`. If that fails, too, it is
-    /// done before the next change. Returns the error to report.
+    /// Gives write access back to what has not moved because of `error`. If that fails, too, the
+    /// next change does it first. Returns the error to report.
     #[cold]
     pub(super) fn let_write(&mut self, shift: Shift, entries: &[Pte], error: MapError) -> MapError {
         let Err(again) = self.try_let_write(shift, entries) else { return error };
@@ -257,12 +256,12 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             MapError::Refused { error, .. } | MapError::RefusedCall(error) => {
                 MapError::NotUndone { left, error: error.error }
             }
-            // Noted already, or Xen was not asked.
+            // It is noted already, or Xen was not asked.
             again => again,
         }
     }
 
-    /// Gives write access back to what has not moved, and notes what the CPU noted at the new
+    /// Gives write access back to what has not moved, with the bits that the CPU set at the new
     /// place.
     fn try_let_write(&mut self, shift: Shift, entries: &[Pte]) -> Result<(), MapError> {
         let mut there = [Pte::ABSENT; PART as usize];
@@ -319,7 +318,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.tools.batch.invert();
         let moving = Some(shift.moving(count));
         self.path.forget();
-        // No frame came in or goes out: nothing of the batch is to be settled.
+        // No frame came in or goes out: nothing of the batch must be settled.
         self.undo(Doubt { moving, ..Doubt::FLUSH })?;
         Err(match refused.and_then(|update| shift.va_of(&guest, update)) {
             Some(va) => MapError::Refused { va, error },

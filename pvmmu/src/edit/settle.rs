@@ -1,4 +1,4 @@
-//! What becomes of the things that entries stood for, once a batch has come through, or has not.
+//! What becomes of frames and tables once a batch has come through, or has not.
 
 use hypercall::{Batch, Frame, FrameSource, Machine, MmuUpdate, Pte};
 
@@ -43,7 +43,7 @@ enum Thing {
 }
 
 impl Thing {
-    /// Reads an entry of a batch: a leaf, a link to a table from the pool, or the copy of one.
+    /// Decodes an entry of a batch: a leaf, a link to a table from the pool, or the copy of one.
     /// Tables that are not from the pool are linked in steps of their own.
     fn of(pte: Pte) -> Self {
         match held(pte) {
@@ -71,7 +71,7 @@ impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
         }
     }
 
-    /// A table that is linked no more, or should not be: what is in it is not known.
+    /// Gives up a table that is no longer linked, or should not be. Its contents are not known.
     fn lost_table(&mut self, held: Held, pte: Pte) {
         lose_table(self.guest, pte, self.frames);
         if let (Held::Pooled(_), Some(pool)) = (held, &mut self.pool) {
@@ -80,7 +80,7 @@ impl<M: Machine, F: FrameSource> Settled<'_, '_, '_, M, F> {
     }
 }
 
-/// Each pair has taken effect: hands on what its old value stood for.
+/// Releases what the old value of each pair stood for. All pairs have taken effect.
 pub(super) fn settle<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
@@ -103,8 +103,8 @@ pub(super) fn settle<M: Machine, F: FrameSource>(
     }
 }
 
-/// A pair is in effect or not, but what TLBs know of it is uncertain: what its new value stands for
-/// and its old one does not is given to nobody. With a pair turned round, what went.
+/// Gives up what the new value of a pair stands for and its old one does not, because it is not
+/// known what TLBs have. For an inverted pair, that is what left.
 pub(super) fn lose<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,
@@ -121,8 +121,8 @@ pub(super) fn lose<M: Machine, F: FrameSource>(
     }
 }
 
-/// No pair is in effect: gives back what its new value was to stand for. Nothing was taken for
-/// another domain's frame, so `ForeignFrames::give_foreign` is not called for one.
+/// Gives back what the new value of each pair was to stand for. No pair is in effect. Nothing was
+/// taken for another domain's frame, so `ForeignFrames::give_foreign` is not called for one.
 pub(super) fn take_back<M: Machine, F: FrameSource>(
     pairs: impl Iterator<Item = (MmuUpdate, u64)>,
     settled: &mut Settled<'_, '_, '_, M, F>,

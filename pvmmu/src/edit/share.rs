@@ -1,4 +1,4 @@
-//! A page that is shared gets written to: it becomes the address space's own.
+//! Makes a shared page the address space's own when it is written.
 
 use hypercall::{Entry, FrameSource, GuestVa, Level, Machine, MmuExtOp, Pte, PteFlags};
 
@@ -12,8 +12,8 @@ use crate::path::Found;
 use p2m::WalkError;
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Makes the page at `va`, which fork has write-protected, writable again: the last one who
-    /// shares the frame gets it, any other one gets a copy.
+    /// Makes the page at `va`, which fork has write-protected, writable again. The last sharer gets
+    /// the frame, and any other a copy.
     ///
     /// # Errors
     /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it is not shared
@@ -21,8 +21,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// [`MapError::OtherShares`], and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
-    /// As for [`Pgd::edit`](crate::Pgd::edit), one element; and before it, for a copy, one
-    /// `mmuext_op`.
+    /// As for [`Pgd::edit`](crate::Pgd::edit), one element; before it, for a copy, one `mmuext_op`.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -44,7 +43,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let Entry::Leaf(mfn) = old.decode(Level::L1) else { return Err(MapError::NotMapped(va)) };
         let marks = old.flags() & (SHARED | FOREIGN | COPY_ON_WRITE);
         if let Some(writable) = unprotected(old) {
-            // It was about to move when Xen refused that and more.
+            // It was about to move when Xen refused that, and more.
             self.push(keeping_seen(slot, writable), old.raw())?;
             self.flush.add(va, 1);
             self.passed(va, 1);
@@ -74,7 +73,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.copy(slot, va, old, flags)
     }
 
-    /// Whether the entry for `va` is one of those that share a frame, as far as can be read.
+    /// Returns whether the entry for `va` shares its frame, as far as it can be read.
     #[cold]
     fn is_shared(&mut self, va: GuestVa) -> bool {
         let guest = self.tools.guest;

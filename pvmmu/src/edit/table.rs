@@ -1,8 +1,8 @@
-//! An L1 table taken out of a live tree, changed by plain stores, and put back if anything is left
-//! in it.
+//! Takes an L1 table out of a live tree, changes it by plain stores, and puts it back if anything
+//! is left in it.
 //!
-//! What makes that possible: Xen drops the type of a table with its last reference, so that once
-//! its entry is gone the frame can be mapped writable; and Xen flushes all TLBs when an entry above
+//! Two things make that possible. Xen drops the type of a table with its last reference, so its
+//! frame can become writable once its entry is gone. And Xen flushes all TLBs when an entry above
 //! L1 changes.
 
 use hypercall::{
@@ -29,24 +29,24 @@ use crate::tables::{Part, Step};
 use crate::tools::Tools;
 use p2m::{Guest, WalkError};
 
-/// A table that is linked nowhere, and writable; and what leads to it otherwise.
+/// A table that is linked nowhere, and writable.
 #[derive(Clone, Copy)]
 struct Unlinked {
     table: Pfn,
-    /// The place of the entry that led to it, and that entry.
+    /// The slot of the entry that led to it, and that entry.
     slot: Slot,
     link: Pte,
-    /// The place of its entry in the direct mapping, and that entry.
+    /// The slot of its entry in the direct mapping, and that entry.
     direct: Slot,
     pte: Pte,
 }
 
 impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
-    /// Makes `old`, what `table` on the path to `run.va` holds, into `new`, which differs in `run`.
-    /// Nothing is pending. A table that is pinned by itself is so afterwards, too, unless it ends.
+    /// Turns `old`, the contents of `table` on the path to `run.va`, into `new`, which differs in
+    /// `run`. Nothing is pending. A table that is pinned by itself stays so, unless it ends.
     ///
     /// # Hypercalls
-    /// One `mmu_update` of two elements if `new` is empty; the table goes to the frames then.
+    /// One `mmu_update` of two elements if `new` is empty; the table then goes to the frames.
     /// Otherwise two. One more element each if the table is pinned by itself.
     pub(super) fn replace_table(
         &mut self,
@@ -68,7 +68,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         batch.update(MmuUpdate::set(slot, Pte::ABSENT), link.raw())?;
         let writable = Access::Writable.apply(pte);
         batch.update(MmuUpdate::set(direct, writable), pte.raw())?;
-        // SAFETY: the table is part of the user half (I-4), and its entry alone led to it.
+        // SAFETY: the table is part of the user half (I-4), and only its entry led to it.
         if let Err(error) = unsafe { batch.submit(guest.machine()) } {
             let error = self.put_back_link(slot, link, run.va, error);
             self.lose_unlinked(table, link, run, old);
@@ -79,8 +79,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             self.done += u64::from(run.count);
             release_all(&guest, old, &mut self.tools.frames);
             self.note_not_returned(link);
-            // SAFETY: I-4: the entry was the table's only owner; it is gone from every TLB and
-            // writable again.
+            // SAFETY: I-4: the entry was the table's only owner. It is gone from every TLB, and the
+            // frame is writable again.
             self.tools.frames.of_tables().give(unsafe { Frame::claim(table) });
             return Ok(());
         }
@@ -99,13 +99,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// After a refusal: whatever of a table with the entries `old` is not in the tree any more is
-    /// given to nobody. If the undo has worked, that is nothing.
+    /// Gives up what is not in the tree any more of a table with the entries `old`, after a
+    /// refusal. If the undo has worked, that is nothing.
     #[cold]
     fn lose_unlinked(&mut self, table: Pfn, link: Pte, run: Run, old: &Entries) {
         let guest = self.tools.guest;
         self.path.forget();
-        // Of a tree that cannot be read nothing is taken for gone.
+        // In a tree that cannot be read, nothing counts as gone.
         let Ok(found) = self.path.seek(&guest, run.va) else { return };
         let linked = found == Found::Table(table);
         let mut now = EMPTY;
@@ -124,14 +124,14 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
     }
 
-    /// The table behind `link` does not go back to the pool that it may be from.
+    /// Counts the table behind `link` as not returned, if it is from the pool.
     fn note_not_returned(&mut self, link: Pte) {
         if let (Some(Held::Pooled(_)), Some(pool)) = (held(link), &mut self.tools.pool) {
             pool.note_not_returned(1);
         }
     }
 
-    /// Takes `table`, which is linked for `va` and holds `entries`, out for good.
+    /// Takes `table`, which is linked for `va` and has `entries`, out for good.
     pub(crate) fn take_out(
         &mut self,
         table: Pfn,
@@ -201,8 +201,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         Ok(())
     }
 
-    /// Takes back what took effect of a refused unlinking: first the entries, and then, by itself,
-    /// the table's own pin, so that the undo needs no more room than what it undoes.
+    /// Undoes what took effect of a refused unlinking: first the entries, and then, by itself, the
+    /// table's own pin. So the undo needs no more room than what it undoes.
     fn put_back_link(&mut self, slot: Slot, link: Pte, va: GuestVa, error: BatchError) -> MapError {
         self.path.forget();
         let batch = &mut self.tools.batch;
@@ -220,8 +220,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         }
     }
 
-    /// Pins the table behind `link`, which the tree holds, by itself again. If Xen does not take
-    /// it, the mark goes, too: a mark without a pin could never be let go of.
+    /// Pins the table behind `link`, which the tree holds, by itself again. If Xen refuses, removes
+    /// the mark: nothing could ever unpin a table with a mark but no pin.
     fn pin_again(&mut self, slot: Slot, link: Pte, held: Held) -> Result<(), MapError> {
         let Tools { guest, batch, pool, .. } = &mut *self.tools;
         let pin = MmuExtOp::pin(held.level(), link.mfn());
@@ -262,7 +262,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         self.path.forget();
         let batch = &mut self.tools.batch;
         if batch.applied().any(|done| matches!(done, Element::Op(_))) {
-            // SAFETY: the table is nobody else's (I-4); the pin has just been made.
+            // SAFETY: the table is nobody else's (I-4). The pin has just been made.
             let unpinned = unsafe { submit_ops(guest.machine(), &[MmuExtOp::unpin(link.mfn())]) };
             if let Err(error) = unpinned {
                 batch.clear();
@@ -297,7 +297,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 
     /// Makes a table read-only and links it as it was, with a pin of its own if its link carries
-    /// the mark. The outer result: whether it could be asked for.
+    /// the mark. The outer result says whether Xen could be asked.
     fn link_table(&mut self, unlinked: Unlinked) -> Result<Result<(), BatchError>, MapError> {
         let Unlinked { slot, link, direct, pte, .. } = unlinked;
         let guest = self.tools.guest;
@@ -308,13 +308,13 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         if let Some(held) = held(link) {
             batch.op(MmuExtOp::pin(held.level(), link.mfn()))?;
         }
-        // SAFETY: the table belongs to the address space (I-4), and its entries are those that were
-        // there or were asked for.
+        // SAFETY: the table belongs to the address space (I-4). Its entries were there, or were
+        // asked for.
         Ok(unsafe { batch.submit(guest.machine()) })
     }
 }
 
-/// The error for a table that Xen did not take.
+/// Returns the error for a table that Xen refused.
 pub(super) fn link_refused(
     va: GuestVa,
     found: Option<(Suspect, Obstacles)>,
@@ -328,9 +328,9 @@ pub(super) fn link_refused(
     }
 }
 
-/// The first address that the entry behind `update` spans, if it is one of the tree's. `path` knows
-/// the table that was looked at last. Where a batch has changes in several tables, and an earlier
-/// one is refused, the tables above it are read.
+/// Returns the first address that `update`'s entry spans, if it is one of the tree's. `path` knows
+/// the table that was read last. If a batch changes several tables, and an earlier one is refused,
+/// the tables above are read.
 pub(super) fn va_of<M: Machine>(
     guest: &Guest<'_, M>,
     roots: Roots,

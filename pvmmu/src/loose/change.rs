@@ -157,22 +157,19 @@ impl State for Loose {
 
 impl Pgd<Loose> {
     /// Maps `pages` to frames from `first` on that are nobody's memory (`DOMID_IO`): registers of
-    /// devices. When they are unmapped,
-    /// [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) is told. Frames of a
-    /// domain are mapped when the tree is pinned ([`Edit::map_foreign`](crate::Edit::map_foreign)).
+    /// devices. [`ForeignFrames::give_foreign`](crate::ForeignFrames::give_foreign) learns when
+    /// they are unmapped. Frames of a domain can be mapped once the tree is pinned
+    /// ([`Edit::map_foreign`](crate::Edit::map_foreign)).
     ///
     /// # Errors
     /// As for [`map_pages`](Pgd::map_pages); [`MapError::Own`] for a frame of the guest's,
-    /// [`MapError::OnlyLive`] for another domain. Whether the guest may have a frame Xen says when
-    /// the tree is pinned.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// [`MapError::OnlyLive`] for another domain. Xen checks whether the guest may have a frame
+    /// when the tree is pinned.
     ///
     /// # Safety
     /// The frames are nobody's memory. Xen checks the entries of a tree that it pins in the guest's
-    /// own name, so it lets anything through that is the guest's and has no pfn: its shared page,
-    /// its grant table.
+    /// own name. So it accepts anything that is the guest's and has no pfn: its shared page, its
+    /// grant table.
     ///
     /// ```
     /// # use pv_tests::examples::*;
@@ -235,7 +232,7 @@ impl Pgd<Loose> {
         })
     }
 
-    /// Puts what `change` makes of every entry of `pages` in its place, and hands the old ones on.
+    /// Replaces every entry of `pages` by what `change` makes of it, and releases the old ones.
     fn rewrite<M: Machine, C: Change>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -300,7 +297,7 @@ fn shift<M: Machine>(guest: &Guest<'_, M>, from: Place, to: Place) -> Result<(),
     })
 }
 
-/// The present entry for `va`.
+/// Returns the present entry for `va`.
 fn mapped<M: Machine>(
     guest: &Guest<'_, M>,
     path: &mut Path,
@@ -314,7 +311,7 @@ fn mapped<M: Machine>(
     if pte.is_present() { Ok(place) } else { Err(MapError::NotMapped(va)) }
 }
 
-/// The entry for `va` in the table of `level`, which must be absent.
+/// Returns the entry for `va` in the table of `level`, which must be absent.
 fn free<M: Machine>(
     guest: &Guest<'_, M>,
     level: Level,

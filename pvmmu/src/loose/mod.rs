@@ -26,15 +26,11 @@ use crate::tools::Tools;
 use p2m::{Guest, WalkError};
 
 impl Pgd<Loose> {
-    /// Makes an address space whose user half is empty and whose kernel half is that of the running
-    /// root.
+    /// Creates an address space with an empty user half and the kernel half of the running root.
     ///
     /// # Errors
     /// [`MapError::OutOfFrames`], or [`MapError::Walk`] if the frame map does not know the frame,
-    /// or a table cannot be read or written; the frame taken is given back.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// or a table cannot be read or written. The frame taken goes back.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -55,13 +51,10 @@ impl Pgd<Loose> {
         Ok(Self { root, user_root, holds, doubt, counted, state: PhantomData })
     }
 
-    /// Makes one as [`new`](Self::new) does, with a second root for user code.
+    /// Does what [`new`](Self::new) does, with a second root for user code.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    ///
-    /// # Hypercalls
-    /// None.
     ///
     /// ```
     /// # use pv_tests::guest::TestGuest;
@@ -90,7 +83,7 @@ impl Pgd<Loose> {
         }
     }
 
-    /// The table of `lowest` for `va`; tables from there up that are missing are made.
+    /// Returns the table of `lowest` for `va`. Makes missing tables of that and higher levels.
     pub(crate) fn table<M: Machine>(
         &mut self,
         guest: &Guest<'_, M>,
@@ -115,7 +108,7 @@ impl Pgd<Loose> {
         }
     }
 
-    /// Links `table`; in the root, for user code too. On failure `frames` gets it.
+    /// Links `table`; in the root, for user code, too. On failure `frames` gets it.
     fn link<M: Machine>(
         &self,
         guest: &Guest<'_, M>,
@@ -150,10 +143,7 @@ impl Pgd<Loose> {
     /// Takes the address space apart: every frame that it maps and every table goes to `frames`.
     ///
     /// # Errors
-    /// If a table cannot be read, the address space comes back with what is still in it.
-    ///
-    /// # Hypercalls
-    /// None.
+    /// The address space with what is still in it, if a table cannot be read.
     ///
     /// ```
     /// # use pv_tests::examples::*;

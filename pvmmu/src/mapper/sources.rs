@@ -1,8 +1,8 @@
-//! What the operations behind a mapper take frames from and give them to.
+//! Sources of frames for the operations behind a mapper.
 
 use hypercall::{Frame, FrameSource, Uncertain};
 
-/// Frames, and how many of them are in doubt.
+/// Frames, and the number of those in doubt.
 pub(super) struct Noting<'f, F> {
     pub(super) frames: &'f mut F,
     pub(super) uncertain: &'f mut u64,
