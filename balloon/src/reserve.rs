@@ -26,6 +26,7 @@ impl EmptyPfn {
 
 /// Pfns for grants and foreign frames. Dropping it loses them.
 ///
+/// # Invariants
 /// I-12 for each pfn in `free`, and none of them has memory. The others of the run are out as
 /// [`EmptyPfn`]s.
 #[derive(Debug)]

@@ -28,6 +28,7 @@ pub struct MapExtent {
 
 /// A direct map under construction, and the owner of every frame that nobody uses yet.
 ///
+/// # Invariants
 /// I-13: frames of finished rounds are live tables, read-only in every mapping. All other free
 /// frames are in no table, and writable as far as they are mapped.
 #[derive(Debug)]
