@@ -525,8 +525,12 @@ impl Batch<'_> {
     pub unsafe fn submit<M: Machine + ?Sized>(&mut self, machine: &M) -> Result<(), BatchError> {
         // A change and its flush are the most frequent batch, and should not pay for a longer one.
         match self.runs_used {
+            0 => {
+                self.clear();
+                Ok(())
+            }
             // SAFETY: the caller's promise is handed on.
-            0..=2 => unsafe { self.submit_calls::<M, 2>(machine) },
+            1..=2 => unsafe { self.submit_calls::<M, 2>(machine) },
             // SAFETY: as above.
             _ => unsafe { self.submit_calls::<M, CALLS_MAX>(machine) },
         }
