@@ -18,6 +18,8 @@ use crate::runs::LEAF_WORDS;
 
 /// Entries in a page of frames.
 const PER_PAGE: u64 = 512;
+/// Entries that are written at a time.
+const PART: usize = 64;
 /// Pfns described by one page of frames of list pages: 1 GiB.
 const PFNS_PER_MIDDLE: u64 = PER_PAGE * LEAF_WORDS;
 /// The pages of a frame list. Dropping it leaks them.
@@ -81,8 +83,9 @@ impl<'s> FrameList<'s> {
         }
         // Entries past the end lead to a page, too, because tools check them.
         let last = self.middle(guest.p2m(), gibs - 1)?;
-        for gib in gibs..PER_PAGE {
-            put(guest.machine(), self.top.pfn(), gib, last)?;
+        for start in (gibs..PER_PAGE).step_by(PART) {
+            let count = index(PER_PAGE - start).map_or(PART, |left| left.min(PART));
+            put(guest.machine(), self.top.pfn(), start, &[last; PART][..count])?;
         }
         Ok(())
     }
@@ -125,15 +128,19 @@ impl<'s> FrameList<'s> {
         let pages = guest.p2m().len().div_ceil(LEAF_WORDS);
         let first = gib * PER_PAGE;
         let mut leaf = leaves.leaf(guest, first)?;
-        for at in 0..PER_PAGE {
-            if first + at < pages {
-                leaf = leaves.leaf(guest, first + at)?;
+        let mut part = [Mfn::new(0); PART];
+        for start in (0..PER_PAGE).step_by(PART) {
+            for (at, word) in (first + start..).zip(&mut part) {
+                if at < pages {
+                    leaf = leaves.leaf(guest, at)?;
+                }
+                *word = leaf;
             }
-            put(guest.machine(), page.pfn(), at, leaf)?;
+            put(guest.machine(), page.pfn(), start, &part)?;
         }
         // The page is complete before an entry leads to it.
         let mfn = guest.mfn(page.pfn())?;
-        put(guest.machine(), self.top.pfn(), gib, mfn)?;
+        put(guest.machine(), self.top.pfn(), gib, &[mfn])?;
         Ok(())
     }
 
@@ -174,10 +181,15 @@ fn index(number: u64) -> Option<usize> {
     usize::try_from(number).ok()
 }
 
-fn put<M: FrameAccess>(machine: &M, page: Pfn, at: u64, mfn: Mfn) -> Result<(), AccessError> {
+/// Writes at most [`PART`] words of a page from number `at` on.
+fn put<M: FrameAccess>(machine: &M, page: Pfn, at: u64, words: &[Mfn]) -> Result<(), AccessError> {
     let offset = index(at * 8).unwrap_or(PAGE_SIZE);
+    let mut bytes = [[0; 8]; PART];
+    for (bytes, word) in bytes.iter_mut().zip(words) {
+        *bytes = word.raw().to_le_bytes();
+    }
     // SAFETY: the page belongs to the list (I-1).
-    unsafe { machine.write_bytes(page, offset, &mfn.raw().to_le_bytes()) }
+    unsafe { machine.write_bytes(page, offset, bytes[..words.len()].as_flattened()) }
 }
 
 fn get<M: FrameAccess>(machine: &M, page: Pfn, at: u64) -> Result<Mfn, AccessError> {
