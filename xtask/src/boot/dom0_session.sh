@@ -280,7 +280,7 @@ step_starved() {
          s/^memory = .*/memory = $room/; s/^maxmem = .*/maxmem = $room/" \
         "$here/$number.cfg" > "$here/rival.cfg"
     toolstack again xl create -p "$here/rival.cfg"
-    told=$(said -c "Xen has no memory")
+    told=$(said -c "Xen has no more memory")
     toolstack again xl mem-set "$name" "${memory}m"
     await "Xen to run out" is_told_again
     look
@@ -292,7 +292,7 @@ step_starved() {
 }
 
 is_told_again() {
-    [ "$(said -c "Xen has no memory")" -gt "$told" ]
+    [ "$(said -c "Xen has no more memory")" -gt "$told" ]
 }
 
 step_pause() {
