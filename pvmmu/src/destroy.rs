@@ -109,7 +109,7 @@ impl Pgd<Pinned> {
         let ready = Room::check(&tools.batch)
             .map_err(MapError::from)
             .and_then(|()| self.put_right(&tools.guest).map_err(MapError::from))
-            .and_then(|()| Ok(tools.frames.begin_to_release(self.counted)?));
+            .and_then(|()| self.begin_to_release(&tools.guest, &mut tools.frames));
         if let Err(error) = ready {
             return Err(DestroyError::Pinned(self, error));
         }

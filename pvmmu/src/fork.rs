@@ -106,13 +106,14 @@ impl Pgd<Pinned> {
         let (guest, roots) = (tools.guest, self.roots());
         Room::check(&tools.batch).map_err(|error| refused(error.into()))?;
         self.put_right(&guest).map_err(|error| refused(error.into()))?;
-        tools.frames.begin_to_release(self.counted).map_err(|error| refused(error.into()))?;
-        self.counted = tools.frames.counts();
+        self.begin_to_release(&guest, &mut tools.frames).map_err(refused)?;
+        let before = self.counted;
         let mut child = match roots.user {
             Some(_) => Pgd::with_user_root(tools),
             None => Pgd::new(tools),
         }
         .map_err(refused)?;
+        self.counted = tools.frames.counts();
         child.counted = self.counted;
         let mut edit = Edit::begin(self, tools);
         let mut path = Path::new(child.root());
@@ -139,6 +140,9 @@ impl Pgd<Pinned> {
             }
         };
         let left = take_back(self, child, tools).err();
+        if left.is_none() {
+            self.counted = before;
+        }
         Err(ForkError { failure, left })
     }
 
@@ -184,8 +188,9 @@ impl Pgd<Pinned> {
         if let Err(error) = Room::check(&tools.batch) {
             return Err(Refused { value: child, error: error.into() });
         }
-        if let Err(error) = tools.frames.begin_to_release(child.counted) {
-            return Err(Refused { value: child, error: error.into() });
+        tools.frames.begin(child.counted);
+        if tools.frames.is_counted_elsewhere() {
+            return Err(Refused { value: child, error: MapError::OtherShares });
         }
         self.doubt = self.doubt.map(Doubt::without_fork);
         // No TLB knows the child.

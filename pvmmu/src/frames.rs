@@ -81,15 +81,6 @@ impl<'a, F> SpaceFrames<'a, F> {
         }
     }
 
-    /// Does the same for work that may end any share: the counts must be here.
-    pub(crate) fn begin_to_release(
-        &mut self,
-        counted: Option<CountedAt>,
-    ) -> Result<(), CountedElsewhere> {
-        self.begin(counted);
-        if self.is_counted_elsewhere() { Err(CountedElsewhere) } else { Ok(()) }
-    }
-
     /// Returns whether the present address space's shares are counted elsewhere.
     #[inline]
     pub(crate) const fn is_counted_elsewhere(&self) -> bool {
@@ -243,10 +234,6 @@ impl SharedFrame {
 /// and count nothing that was shared before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CountedAt(NonZeroUsize);
-
-/// The shares are counted elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CountedElsewhere;
 
 /// Nobody counts the frame, its count does not agree with the entry, or the count is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use hypercall::{AccessError, BatchError, DomId, Error, Full, GuestVa, Level, Mfn
 use p2m::{P2mError, WalkError};
 
 use crate::error::{HALF_FORKED, NotPutRight, from_reading, in_doubt};
-use crate::frames::CountedElsewhere;
 use crate::obstacles::Obstacles;
 use crate::primitive::Primitive;
 use crate::room::{Room, TooSmall};
@@ -161,12 +160,6 @@ impl core::error::Error for MapError {}
 impl From<TooSmall> for MapError {
     fn from(TooSmall(room): TooSmall) -> Self {
         Self::BatchTooSmall(room)
-    }
-}
-
-impl From<CountedElsewhere> for MapError {
-    fn from(_: CountedElsewhere) -> Self {
-        Self::OtherShares
     }
 }
 

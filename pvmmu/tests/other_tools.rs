@@ -133,3 +133,71 @@ fn shares_end_with_those_alone_who_count_them() {
     shares_end_elsewhere(0);
     shares_end_elsewhere(1);
 }
+
+/// Forks, ends the child, and makes the parent's pages its own again. Then other tools end the
+/// parent, or fork it.
+fn counted_no_more(is_counted: usize) {
+    let test = TestGuest::small();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let free = pool.len();
+    let plain = guest(&test, &test.model, &p2m);
+    let mut counts = [0, 1].map(|_| vec![0; test.list.len()]);
+    let [mut shares, mut other] = counts.each_mut().map(|counts| Shares::new(counts));
+    let mut tables = no_pool();
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let pages = Pages { start: page(4), count: 2 };
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut shares);
+    let mut parent = Pgd::new(&mut with).expect("a root");
+    parent.map_pages(&mut with, pages, PteFlags::USER_RW).expect("mapped");
+    let mut parent = parent.pin(&plain, &mut with.batch).expect("pinned");
+    parent.fork(&mut with).expect("forked").destroy(&mut with).expect("destroyed");
+    for index in 0..pages.count {
+        let va = pages.at(index).expect("user half");
+        parent.edit(&mut with, |edit| edit.make_own(va)).expect("its own");
+    }
+
+    let with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    let mut with = with_other(with, (is_counted > 0).then_some(&mut other));
+    if is_counted > 0 {
+        parent.fork(&mut with).expect("forked").destroy(&mut with).expect("destroyed");
+    }
+    parent.destroy(&mut with).expect("nothing is shared with anybody");
+    assert_eq!(pool.len(), free, "each frame came back once");
+    test.check();
+}
+
+#[test]
+fn who_shares_no_page_any_more_needs_no_counts() {
+    counted_no_more(0);
+    counted_no_more(1);
+}
+
+#[test]
+fn a_refused_fork_leaves_the_parent_with_the_tools_that_it_had() {
+    let test = TestGuest::small();
+    let (p2m, mut pool) = (test.p2m(), test.pool());
+    let free = pool.len();
+    let plain = guest(&test, &test.model, &p2m);
+    let (mut short, mut whole) = ([], vec![0; test.list.len()]);
+    let (mut short, mut whole) = (Shares::new(&mut short), Shares::new(&mut whole));
+    let mut tables = no_pool();
+    let mut storage = BatchStorage::<40, 8>::new();
+    let mut batch = storage.batch();
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool);
+    let mut parent = Pgd::new(&mut with).expect("a root");
+    parent.map_pages(&mut with, Pages::one(page(4)), PteFlags::USER_RW).expect("mapped");
+    let mut parent = parent.pin(&plain, &mut with.batch).expect("pinned");
+    let before = format!("{parent:?}");
+    let refused = parent.fork(&mut with.with_shares(&mut short)).expect_err("no place for a pfn");
+    assert!(refused.left.is_none(), "{refused}");
+    assert_eq!(format!("{parent:?}"), before);
+
+    let mut with = tools(&plain, &mut batch, &mut tables, &mut pool).with_shares(&mut whole);
+    let child = parent.fork(&mut with).expect("its page is counted nowhere else");
+    for pgd in [parent, child] {
+        pgd.destroy(&mut with).expect("destroyed");
+    }
+    assert_eq!(pool.len(), free, "each frame came back once");
+    test.check();
+}

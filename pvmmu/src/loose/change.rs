@@ -52,8 +52,8 @@ impl State for Loose {
         pages: Pages,
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
-        let counted = frames.begin_to_release(pgd.counted);
-        counted.map_err(|error| RangeError { done: 0, error: error.into() })?;
+        let counted = pgd.begin_to_release(guest, frames);
+        counted.map_err(|error| RangeError { done: 0, error })?;
         pgd.rewrite(guest, pages, &Clear, &mut |old| release(guest, old, frames))
     }
 
@@ -80,7 +80,7 @@ impl State for Loose {
             let flags = offered(guest, flags)?;
             check_page(va)?;
             pgd.put_right(guest)?;
-            frames.begin_to_release(pgd.counted)?;
+            pgd.begin_to_release(guest, frames)?;
             let mut path = Path::new(pgd.root());
             let old = mapped(guest, &mut path, va)?;
             let flags = flags | old.pte.flags() & SEEN;

@@ -164,8 +164,8 @@ impl Pgd<Loose> {
         if let Err(error) = self.put_right(guest) {
             return Err(Refused { value: self, error: error.into() });
         }
-        if let Err(error) = frames.begin_to_release(self.counted) {
-            return Err(Refused { value: self, error: error.into() });
+        if let Err(error) = self.begin_to_release(guest, frames) {
+            return Err(Refused { value: self, error });
         }
         let pool = &mut TablePool::none();
         // INVARIANT: I-5: no table is pinned by itself, so the pool is not used.
