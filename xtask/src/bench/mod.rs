@@ -66,9 +66,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// How often what is worse than the baseline is measured again.
 const AGAIN_MAX: usize = 3;
 
-/// When a guest begins to measure: so many times ten million instructions later than it could. A
-/// clock interrupts Xen now and then, at the same instruction of every boot; in a run that begins
-/// later it comes in another row.
+/// When a guest begins to measure: so many times some three million instructions later than it
+/// could. A clock interrupts Xen every ten million, at the same instruction of every boot; in a run
+/// that begins later it comes in another row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Late(usize);
 
