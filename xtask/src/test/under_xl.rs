@@ -160,9 +160,10 @@ impl<'a> UnderXl<'a> {
         })
     }
 
-    /// Runs guests in one boot of dom0. Under emulation programs of dom0's crash now and then: a
-    /// guest that fails in a boot in which one did, or of whose dump lines are missing, gets a
-    /// second boot to itself, and what was wrong the first time is told. All other failures stand.
+    /// Runs guests in one boot of dom0. Under emulation dom0 or its programs crash now and then: a
+    /// guest that fails in a boot in which one did, that was not judged for that, or of whose dump
+    /// lines are missing, gets a second boot to itself, and what was wrong the first time is told.
+    /// All other failures stand.
     fn twice(
         &self,
         session: &mut Session,
@@ -207,7 +208,9 @@ impl<'a> UnderXl<'a> {
             case: *case,
             time: report.time,
             result: case.judge(report).and_then(|_| look(case, lines)),
-            is_dom0s: crashed || examine::misses_lines(lines),
+            is_dom0s: crashed
+                || examine::misses_lines(lines)
+                || matches!(report.outcome, Outcome::HostFailed { .. }),
         });
         Ok(judged.collect())
     }
