@@ -118,8 +118,8 @@ pub enum Hypercall {
     GrantTableOp(&'static str),
     /// `HYPERVISOR_vm_assist` (21).
     VmAssist,
-    /// Any other, by its number.
-    Other(u32),
+    /// Any other, by its name and that of the sub-operation.
+    Other(&'static str),
 }
 
 impl fmt::Display for Hypercall {
@@ -132,7 +132,7 @@ impl fmt::Display for Hypercall {
             Self::MemoryOp(operation) => write!(f, "memory_op({operation})"),
             Self::GrantTableOp(operation) => write!(f, "grant_table_op({operation})"),
             Self::VmAssist => f.write_str("vm_assist"),
-            Self::Other(number) => write!(f, "hypercall {number}"),
+            Self::Other(name) => f.write_str(name),
         }
     }
 }
@@ -179,7 +179,8 @@ mod tests {
     fn an_error_says_what_was_refused_why_and_what_remains() {
         let error = Error { hypercall: Hypercall::MmuUpdate, errno: Errno::EBUSY, done: 3 };
         assert_eq!(error.to_string(), "mmu_update refused: EBUSY (-16) after 3 done");
-        let error = Error { hypercall: Hypercall::Other(99), errno: Errno::from_raw(200), done: 0 };
-        assert_eq!(error.to_string(), "hypercall 99 refused: errno -200");
+        let hypercall = Hypercall::Other("vcpu_op(initialise)");
+        let error = Error { hypercall, errno: Errno::from_raw(200), done: 0 };
+        assert_eq!(error.to_string(), "vcpu_op(initialise) refused: errno -200");
     }
 }

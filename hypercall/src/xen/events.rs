@@ -60,7 +60,7 @@ impl Xen {
         let register = CallbackRegister { kind: CALLBACKTYPE_EVENT, flags: 0, address: handler };
         let arguments = [CALLBACKOP_REGISTER, &raw const register as u64, 0, 0, 0];
         // SAFETY: Xen reads the structure; the caller vouches for the handler.
-        unsafe { ask(number::CALLBACK_OP, arguments) }.map(drop)
+        unsafe { ask(number::CALLBACK_OP, "callback_op(register)", arguments) }.map(drop)
     }
 
     /// Wakes the other side of an event channel (`EVTCHNOP_send`).
@@ -68,7 +68,7 @@ impl Xen {
     /// # Errors
     /// `EINVAL` if the guest has no such port.
     pub fn notify(port: u32) -> Result<(), Error> {
-        Self::event_channel_op(EVTCHNOP_SEND, &mut [port]).map(drop)
+        Self::event_channel_op(EVTCHNOP_SEND, "event_channel_op(send)", &mut [port]).map(drop)
     }
 
     /// Unmasks `port`, and raises the event that came meanwhile (`EVTCHNOP_unmask`).
@@ -76,7 +76,7 @@ impl Xen {
     /// # Errors
     /// `EINVAL` if there is no such port.
     pub fn unmask(port: u32) -> Result<(), Error> {
-        Self::event_channel_op(EVTCHNOP_UNMASK, &mut [port]).map(drop)
+        Self::event_channel_op(EVTCHNOP_UNMASK, "event_channel_op(unmask)", &mut [port]).map(drop)
     }
 
     /// Returns the port on which vCPU 0's timer raises its events (`EVTCHNOP_bind_virq`).
@@ -84,16 +84,19 @@ impl Xen {
     /// # Errors
     /// `EEXIST` if it has one already, `ENOSPC` if there is no port left.
     pub fn bind_timer() -> Result<u32, Error> {
-        Self::event_channel_op(EVTCHNOP_BIND_VIRQ, &mut [VIRQ_TIMER, 0, 0]).map(|[.., port]| port)
+        let name = "event_channel_op(bind_virq)";
+        Self::event_channel_op(EVTCHNOP_BIND_VIRQ, name, &mut [VIRQ_TIMER, 0, 0])
+            .map(|[.., port]| port)
     }
 
     fn event_channel_op<const WORDS: usize>(
         command: u64,
+        name: &'static str,
         words: &mut [u32; WORDS],
     ) -> Result<[u32; WORDS], Error> {
         let arguments = [command, words.as_mut_ptr() as u64, 0, 0, 0];
         // SAFETY: Xen reads and writes the words, which are those of this command.
-        unsafe { ask(number::EVENT_CHANNEL_OP, arguments) }.map(|_| *words)
+        unsafe { ask(number::EVENT_CHANNEL_OP, name, arguments) }.map(|_| *words)
     }
 
     /// Makes the timer raise an event at `deadline`, in nanoseconds of Xen's clock; 0 stops it
@@ -103,7 +106,7 @@ impl Xen {
     /// As Xen says; no release refuses it.
     pub fn set_timer(deadline: u64) -> Result<(), Error> {
         // SAFETY: Xen raises an event, and does nothing else.
-        unsafe { ask(number::SET_TIMER_OP, [deadline, 0, 0, 0, 0]) }.map(drop)
+        unsafe { ask(number::SET_TIMER_OP, "set_timer_op", [deadline, 0, 0, 0, 0]) }.map(drop)
     }
 
     /// Stops vCPU 0's periodic timer, a hundred events a second, with which every vCPU begins
@@ -112,8 +115,9 @@ impl Xen {
     /// # Errors
     /// As Xen says; no release refuses it.
     pub fn stop_periodic_timer() -> Result<(), Error> {
+        let arguments = [VCPUOP_STOP_PERIODIC_TIMER, 0, 0, 0, 0];
         // SAFETY: events stay away, and nothing else changes.
-        unsafe { ask(number::VCPU_OP, [VCPUOP_STOP_PERIODIC_TIMER, 0, 0, 0, 0]) }.map(drop)
+        unsafe { ask(number::VCPU_OP, "vcpu_op(stop_periodic_timer)", arguments) }.map(drop)
     }
 
     /// Unmasks events and sleeps until one is pending (`SCHEDOP_block`).
@@ -129,8 +133,9 @@ impl Xen {
     /// `EINVAL` if there is no such port.
     pub fn poll(port: u32, deadline: u64) -> Result<(), Error> {
         let poll = SchedPoll { ports: &raw const port, count: 1, timeout: deadline };
+        let arguments = [SCHEDOP_POLL, &raw const poll as u64, 0, 0, 0];
         // SAFETY: Xen reads the structure and the port.
-        unsafe { ask(number::SCHED_OP, [SCHEDOP_POLL, &raw const poll as u64, 0, 0, 0]) }.map(drop)
+        unsafe { ask(number::SCHED_OP, "sched_op(poll)", arguments) }.map(drop)
     }
 
     /// Stops the guest until a toolstack resumes it, here or in another domain (`SCHEDOP_shutdown`,
@@ -147,7 +152,8 @@ impl Xen {
         let arguments = [SCHEDOP_SHUTDOWN, &raw const reason as u64, start_info.raw(), 0, 0];
         // SAFETY: Xen reads the reason; the toolstack rewrites frame numbers in tables, in the
         // frame map and in start_info, for which the caller is prepared.
-        unsafe { ask(number::SCHED_OP, arguments) }.map(|answer| match answer {
+        unsafe { ask(number::SCHED_OP, "sched_op(shutdown)", arguments) }.map(|answer| match answer
+        {
             0 => Resumed::Restored,
             _ => Resumed::Cancelled,
         })

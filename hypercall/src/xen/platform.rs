@@ -72,14 +72,18 @@ const SCHEDOP_YIELD: u64 = 0;
 pub(super) const SCHEDOP_SHUTDOWN: u64 = 2;
 const PHYSDEVOP_SET_IOPL: u64 = 6;
 
-/// Makes a hypercall, and returns its answer.
+/// Makes a hypercall, and returns its answer. A refusal names it by `name`.
 ///
 /// # Safety
 /// As for [`hypercall`].
-pub(super) unsafe fn ask(number: u32, arguments: [u64; 5]) -> Result<u64, Error> {
+pub(super) unsafe fn ask(
+    number: u32,
+    name: &'static str,
+    arguments: [u64; 5],
+) -> Result<u64, Error> {
     // SAFETY: the caller's promise is handed on.
     let rax = unsafe { hypercall(number, arguments) };
-    let hypercall = Hypercall::Other(number);
+    let hypercall = Hypercall::Other(name);
     Errno::check(rax).map_err(|errno| Error { hypercall, errno, done: 0 })
 }
 
@@ -92,7 +96,7 @@ impl Xen {
     pub fn console_write(text: &[u8]) -> Result<(), Error> {
         let arguments = [CONSOLEIO_WRITE, text.len() as u64, text.as_ptr() as u64, 0, 0];
         // SAFETY: Xen reads the bytes of a live slice.
-        unsafe { ask(number::CONSOLE_IO, arguments) }.map(drop)
+        unsafe { ask(number::CONSOLE_IO, "console_io(write)", arguments) }.map(drop)
     }
 
     /// Ends the guest (`SCHEDOP_shutdown`). If Xen refuses, or the guest is resumed, yields
@@ -122,7 +126,7 @@ impl Xen {
         let level = 1u32;
         let arguments = [PHYSDEVOP_SET_IOPL, &raw const level as u64, 0, 0, 0];
         // SAFETY: Xen reads the level; which ports the domain has does not change.
-        unsafe { ask(number::PHYSDEV_OP, arguments) }.map(drop)
+        unsafe { ask(number::PHYSDEV_OP, "physdev_op(set_iopl)", arguments) }.map(drop)
     }
 
     /// Returns the running release (`XENVER_version`).
@@ -145,7 +149,8 @@ impl Xen {
         let mut argument = [0u32; 2];
         let arguments = [XENVER_GET_FEATURES, argument.as_mut_ptr() as u64, 0, 0, 0];
         // SAFETY: Xen reads the index and fills the word behind it.
-        unsafe { ask(number::XEN_VERSION, arguments) }.map(|_| Features(argument[1]))
+        unsafe { ask(number::XEN_VERSION, "xen_version(get_features)", arguments) }
+            .map(|_| Features(argument[1]))
     }
 
     /// Installs exception handlers (`set_trap_table`).
@@ -159,6 +164,6 @@ impl Xen {
     pub unsafe fn set_trap_table(table: &[TrapInfo]) -> Result<(), Error> {
         let arguments = [table.as_ptr() as u64, 0, 0, 0, 0];
         // SAFETY: the caller vouches for the table.
-        unsafe { ask(number::SET_TRAP_TABLE, arguments) }.map(drop)
+        unsafe { ask(number::SET_TRAP_TABLE, "set_trap_table", arguments) }.map(drop)
     }
 }

@@ -155,7 +155,7 @@ impl Xen {
     pub unsafe fn initialise_vcpu(vcpu: u32, context: &VcpuContext) -> Result<(), Error> {
         let arguments = [VCPUOP_INITIALISE, u64::from(vcpu), context as *const _ as u64, 0, 0];
         // SAFETY: Xen reads the context; the caller vouches for what is in it.
-        unsafe { ask(number::VCPU_OP, arguments) }.map(drop)
+        unsafe { ask(number::VCPU_OP, "vcpu_op(initialise)", arguments) }.map(drop)
     }
 
     /// Lets vCPU `vcpu` run (`VCPUOP_up`), from its initial state or from where it went down.
@@ -166,7 +166,7 @@ impl Xen {
     /// # Hypercalls
     /// One `vcpu_op`.
     pub fn vcpu_up(vcpu: u32) -> Result<(), Error> {
-        vcpu_op(VCPUOP_UP, vcpu).map(drop)
+        vcpu_op(VCPUOP_UP, "vcpu_op(up)", vcpu).map(drop)
     }
 
     /// Stops vCPU `vcpu` (`VCPUOP_down`). A vCPU that stops itself continues after this call once
@@ -178,7 +178,7 @@ impl Xen {
     /// # Hypercalls
     /// One `vcpu_op`.
     pub fn vcpu_down(vcpu: u32) -> Result<(), Error> {
-        vcpu_op(VCPUOP_DOWN, vcpu).map(drop)
+        vcpu_op(VCPUOP_DOWN, "vcpu_op(down)", vcpu).map(drop)
     }
 
     /// Returns whether vCPU `vcpu` is up (`VCPUOP_is_up`).
@@ -189,11 +189,11 @@ impl Xen {
     /// # Hypercalls
     /// One `vcpu_op`.
     pub fn vcpu_is_up(vcpu: u32) -> Result<bool, Error> {
-        vcpu_op(VCPUOP_IS_UP, vcpu).map(|up| up != 0)
+        vcpu_op(VCPUOP_IS_UP, "vcpu_op(is_up)", vcpu).map(|up| up != 0)
     }
 }
 
-fn vcpu_op(command: u64, vcpu: u32) -> Result<u64, Error> {
+fn vcpu_op(command: u64, name: &'static str, vcpu: u32) -> Result<u64, Error> {
     // SAFETY: these commands take no memory, and change only whether a vCPU runs.
-    unsafe { ask(number::VCPU_OP, [command, u64::from(vcpu), 0, 0, 0]) }
+    unsafe { ask(number::VCPU_OP, name, [command, u64::from(vcpu), 0, 0, 0]) }
 }
