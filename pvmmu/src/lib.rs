@@ -20,7 +20,8 @@
 //!   allows; [`Room::SMALLEST`]: the least room that a batch must have.
 //! * [`SpaceFrames`], [`FrameStack`]: the source of frames; [`Shares`]: the counts of frames shared
 //!   after a fork; [`ForeignFrames`]: the owners of frames that are not the guest's.
-//! * [`TablePool`]: empty tables that stay validated. [`cost`]: the cheapest of several ways.
+//! * [`TablePool`]: empty tables that stay validated, each a [`PooledTable`].
+//! * [`cost`]: the cheapest of several ways.
 //! * [`flush`]: what to flush, and where; [`Vcpus`]: which vCPU runs on what.
 //! * [`primitive`]: one entry, by each of the ways that Xen offers. [`audit`]: what is wrong, in
 //!   words. [`mapper`]: the `x86_64` crate's own traits.
@@ -79,6 +80,8 @@ pub mod primitive;
 mod map_error;
 // Runs of pages.
 mod pages;
+// Who counts the shares of an address space.
+mod counted;
 // Changes of entries.
 mod entries;
 // Plain stores into tables that nobody else sees.
@@ -91,6 +94,8 @@ mod put_right;
 mod hold;
 // Pinning and unpinning.
 mod pin;
+// Stacks of frames, and of tables, in the caller's memory.
+mod stack;
 // Empty tables that stay validated.
 mod pool;
 // The end of loose tables.
@@ -128,7 +133,7 @@ pub use destroy::DestroyError;
 pub use edit::Edit;
 pub use error::PinFailure;
 pub use fork::{ForkError, ForkFailure};
-pub use frames::{ForeignFrames, FrameStack, Shares, SpaceFrames};
+pub use frames::{ForeignFrames, Shares, SpaceFrames};
 pub use load::{LoadError, load_root};
 pub use map_error::{MapError, RangeError};
 pub use pages::Pages;
@@ -137,6 +142,7 @@ pub use pin::PinError;
 pub use pool::{PoolCounts, PoolError, TablePool};
 pub use room::Room;
 pub use running::Running;
+pub use stack::{FrameStack, PooledTable};
 pub use tools::{Presence, Tools};
 pub use vcpus::Vcpus;
 pub use verbs::State;

@@ -5,10 +5,8 @@ use core::marker::PhantomData;
 use hypercall::{Frame, Level, Machine, Pfn};
 
 use crate::doubt::Doubt;
-use crate::frames::{CountedAt, SpaceFrames};
-use crate::map_error::MapError;
-use crate::marks::SHARED;
-use crate::tables::{Part, Step};
+use crate::frames::CountedAt;
+use crate::tables::Part;
 use p2m::{Guest, WalkError};
 
 /// State of an address space that is plain memory: stores change it, and it cannot be loaded.
@@ -89,36 +87,6 @@ impl<S> Pgd<S> {
     pub(crate) fn into_state<T>(self) -> Pgd<T> {
         let Self { root, user_root, holds, doubt, counted, .. } = self;
         Pgd { root, user_root, holds, doubt, counted, state: PhantomData }
-    }
-
-    /// Begins work that may end any share: either `frames` count them, or there is none.
-    #[inline]
-    pub(crate) fn begin_to_release<M: Machine, F>(
-        &mut self,
-        guest: &Guest<'_, M>,
-        frames: &mut SpaceFrames<'_, F>,
-    ) -> Result<(), MapError> {
-        frames.begin(self.counted);
-        if frames.is_counted_elsewhere() {
-            self.end_counting(guest)?;
-            frames.begin(self.counted);
-        }
-        Ok(())
-    }
-
-    /// Forgets where pages are counted, if none is shared any more.
-    #[cold]
-    fn end_counting<M: Machine>(&mut self, guest: &Guest<'_, M>) -> Result<(), MapError> {
-        // Entries do not tell what a fork that was not taken back has shared.
-        if self.doubt.is_some_and(|doubt| doubt.fork.is_some()) {
-            return Err(MapError::OtherShares);
-        }
-        Part::user_half(self.root()).entries(guest, &mut |place| {
-            let is_shared = place.level == Level::L1 && place.pte.flags().contains(SHARED);
-            if is_shared { Err(MapError::OtherShares) } else { Ok(Step::Into) }
-        })?;
-        self.counted = None;
-        Ok(())
     }
 
     /// Returns the number of tables of the address space, including its roots.

@@ -13,10 +13,10 @@ use hypercall::{
 
 use crate::access::Access;
 use crate::error::{NotDone, PinFailure};
-use crate::frames::FrameStack;
 use crate::marks::Held;
 use crate::obstacles::Obstacles;
 use crate::pgd::Roots;
+use crate::stack::{PooledTable, Stack};
 use crate::store::clear;
 use p2m::{DirectMap, Guest, WalkError};
 
@@ -27,7 +27,7 @@ use p2m::{DirectMap, Guest, WalkError};
 /// nowhere, and only the direct mapping maps it, read-only.
 #[derive(Debug)]
 pub struct TablePool<'t> {
-    stacks: [FrameStack<'t>; 3],
+    stacks: [Stack<'t, PooledTable>; 3],
     counts: PoolCounts,
 }
 
@@ -37,7 +37,8 @@ pub struct TablePool<'t> {
 pub struct PoolCounts {
     /// Tables validated for the pool.
     pub made: u64,
-    /// Tables from an address space, which had made them and pinned them by themselves.
+    /// Tables from an address space, which had made them and pinned them by themselves, or had
+    /// them from another pool.
     pub adopted: u64,
     /// Tables taken into an address space.
     pub taken: u64,
@@ -54,7 +55,8 @@ pub struct PoolCounts {
 
 impl PoolCounts {
     /// Returns the number of tables that are still in address spaces. An address space that is
-    /// unpinned without being destroyed keeps its tables, as plain ones: they stay out.
+    /// unpinned without being destroyed keeps its tables, as plain ones: they stay out. So do
+    /// tables that went to another pool.
     #[must_use]
     pub const fn out(&self) -> u64 {
         self.taken - self.returned - self.not_returned
@@ -99,7 +101,8 @@ impl PoolError {
 }
 
 impl<'t> TablePool<'t> {
-    /// Creates an empty pool with places for tables of levels 1, 2 and 3.
+    /// Creates an empty pool with places for tables of levels 1, 2 and 3. What is in them is
+    /// dropped: tables of an earlier pool are lost. [Drain](Self::drain) a pool before it ends.
     ///
     /// ```
     /// use pvmmu::TablePool;
@@ -109,8 +112,8 @@ impl<'t> TablePool<'t> {
     /// let tables = TablePool::new([&mut places, &mut [], &mut []]);
     /// assert!(tables.is_empty());
     /// ```
-    pub fn new(places: [&'t mut [Option<Frame>]; 3]) -> Self {
-        Self { stacks: places.map(FrameStack::new), counts: PoolCounts::default() }
+    pub fn new(places: [&'t mut [Option<PooledTable>]; 3]) -> Self {
+        Self { stacks: places.map(Stack::new), counts: PoolCounts::default() }
     }
 
     /// Returns a pool that has no table and takes none.
@@ -118,20 +121,20 @@ impl<'t> TablePool<'t> {
         Self::new([&mut [], &mut [], &mut []])
     }
 
-    fn stack(&mut self, level: Level) -> Option<&mut FrameStack<'t>> {
+    fn stack(&mut self, level: Level) -> Option<&mut Stack<'t, PooledTable>> {
         self.stacks.get_mut(level as usize - 1)
     }
 
     /// Returns the number of tables of `level` in the pool.
     #[must_use]
     pub fn len(&self, level: Level) -> usize {
-        self.stacks.get(level as usize - 1).map_or(0, FrameStack::len)
+        self.stacks.get(level as usize - 1).map_or(0, Stack::len)
     }
 
     /// Returns whether the pool has no table.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.stacks.iter().all(FrameStack::is_empty)
+        self.stacks.iter().all(|stack| stack.len() == 0)
     }
 
     /// Returns what has passed through.
@@ -142,14 +145,14 @@ impl<'t> TablePool<'t> {
 
     /// Returns whether there is a table of every level below `level`.
     pub(crate) fn has_all_below(&self, level: Level) -> bool {
-        self.stacks[..level as usize - 1].iter().all(|stack| !stack.is_empty())
+        self.stacks[..level as usize - 1].iter().all(|stack| stack.len() > 0)
     }
 
     /// Takes a table for an address space.
     pub(crate) fn take(&mut self, level: Level) -> Option<Frame> {
-        let frame = self.stack(level)?.take()?;
+        let table = self.stack(level)?.take()?;
         self.counts.taken += 1;
-        Some(frame)
+        Some(table.into_frame())
     }
 
     /// Takes back a table that was not used after all.
@@ -163,15 +166,17 @@ impl<'t> TablePool<'t> {
         self.put(level, frame, frames);
     }
 
-    /// Counts tables that were taken and became plain frames with their address space.
-    pub(crate) const fn note_not_returned(&mut self, count: u64) {
-        self.counts.not_returned += count;
+    /// Counts tables that were taken and became plain frames with their address space. Those of
+    /// another pool it does not count.
+    pub(crate) fn note_not_returned(&mut self, count: u64) {
+        self.counts.not_returned += count.min(self.counts.out());
     }
 
-    fn put(&mut self, level: Level, frame: Frame, frames: &mut (impl FrameSource + ?Sized)) {
-        if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(frame)) {
+    fn put(&mut self, level: Level, table: Frame, frames: &mut (impl FrameSource + ?Sized)) {
+        let table = PooledTable::new(table);
+        if let Some(Err(lost)) = self.stack(level).map(|stack| stack.push(table)) {
             log::error!("no place for table {lost:?} in its pool: it is lost");
-            self.lose(lost, frames);
+            self.lose(lost.into_frame(), frames);
         }
     }
 
@@ -192,8 +197,8 @@ impl<'t> TablePool<'t> {
     ) {
         let level = held.level();
         match held {
-            Held::Pooled(_) => self.counts.returned += 1,
-            Held::InPlace => self.counts.adopted += 1,
+            Held::Pooled(_) if self.counts.out() > 0 => self.counts.returned += 1,
+            Held::Pooled(_) | Held::InPlace => self.counts.adopted += 1,
         }
         if self.stack(level).is_some_and(|stack| stack.room() > 0) {
             return self.put(level, frame, frames);
@@ -279,7 +284,8 @@ impl<'t> TablePool<'t> {
         let planned = plan_fill(guest, stack, count, &mut pushed, frames, batch)
             .and_then(|()| pin_top(guest, level, pushed, stack, batch));
         if let Err(failure) = planned {
-            (0..pushed).filter_map(|_| stack.take()).for_each(|frame| frames.give(frame));
+            let planned = (0..pushed).filter_map(|_| stack.take());
+            planned.for_each(|table| frames.give(table.into_frame()));
             return Err(PoolError::new(0, failure));
         }
         // SAFETY: the frames are the pool's (I-1). Xen pins no frame whose direct mapping is still
@@ -288,6 +294,7 @@ impl<'t> TablePool<'t> {
         // The first ones are pinned, which are the deepest.
         let pinned = batch.applied().filter(|done| matches!(done, Element::Op(_))).count();
         let culprit = pushed.checked_sub(pinned + 1).and_then(|below| stack.peek(below));
+        let culprit = culprit.map(PooledTable::pfn);
         let error = refused.error;
         let failure = match culprit.map(|pfn| (pfn, guest.mfn(pfn))) {
             // The first request makes frames read-only, the second one pins them.
@@ -299,7 +306,8 @@ impl<'t> TablePool<'t> {
         // While the frames are read-only: writable ones would be in their own way.
         let obstacles = Obstacles::of(guest, running, &failure);
         let undone = make_top_writable(guest, stack, pushed - pinned, batch);
-        for frame in (pinned..pushed).filter_map(|_| stack.take()) {
+        for table in (pinned..pushed).filter_map(|_| stack.take()) {
+            let frame = table.into_frame();
             match undone {
                 Ok(()) => frames.give(frame),
                 // It may still be read-only.
@@ -339,7 +347,8 @@ impl<'t> TablePool<'t> {
     ) -> Result<u64, PoolError> {
         let mut done = 0;
         while done < count as u64 {
-            let Some(frame) = self.stack(level).and_then(FrameStack::take) else { break };
+            let Some(table) = self.stack(level).and_then(Stack::take) else { break };
+            let frame = table.into_frame();
             match end(guest, level, &frame) {
                 Ok(()) => frames.give(frame),
                 Err(Refused { value: undone, error }) => {
@@ -360,7 +369,7 @@ impl<'t> TablePool<'t> {
 /// Takes frames onto the top of the stack and plans to make them read-only.
 fn plan_fill<M: Machine>(
     guest: &Guest<'_, M>,
-    stack: &mut FrameStack<'_>,
+    stack: &mut Stack<'_, PooledTable>,
     count: usize,
     pushed: &mut usize,
     frames: &mut (impl FrameSource + ?Sized),
@@ -380,8 +389,8 @@ fn plan_fill<M: Machine>(
             frames.give(frame);
             return Err(failure);
         }
-        if let Err(frame) = stack.push(frame) {
-            frames.give(frame);
+        if let Err(table) = stack.push(PooledTable::new(frame)) {
+            frames.give(table.into_frame());
             return Err(PinFailure::BatchTooSmall);
         }
         *pushed += 1;
@@ -394,12 +403,12 @@ fn pin_top<M: Machine>(
     guest: &Guest<'_, M>,
     level: Level,
     count: usize,
-    stack: &FrameStack<'_>,
+    stack: &Stack<'_, PooledTable>,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
     for below in (0..count).rev() {
-        let Some(pfn) = stack.peek(below) else { break };
-        batch.op(MmuExtOp::pin(level, guest.mfn(pfn)?))?;
+        let Some(table) = stack.peek(below) else { break };
+        batch.op(MmuExtOp::pin(level, guest.mfn(table.pfn())?))?;
     }
     Ok(())
 }
@@ -407,14 +416,14 @@ fn pin_top<M: Machine>(
 /// Makes the top `count` frames, which are not tables, writable again in the direct mapping.
 fn make_top_writable<M: Machine>(
     guest: &Guest<'_, M>,
-    stack: &FrameStack<'_>,
+    stack: &Stack<'_, PooledTable>,
     count: usize,
     batch: &mut Batch<'_>,
 ) -> Result<(), PinFailure> {
     let mut direct_map = DirectMap::default();
     batch.clear();
-    for pfn in (0..count).filter_map(|below| stack.peek(below)) {
-        let (slot, pte) = direct_map.entry(guest, pfn)?;
+    for table in (0..count).filter_map(|below| stack.peek(below)) {
+        let (slot, pte) = direct_map.entry(guest, table.pfn())?;
         batch.update(MmuUpdate::set(slot, Access::Writable.apply(pte)), pte.raw())?;
     }
     // SAFETY: the frames are the pool's (I-1).

@@ -10,7 +10,8 @@ use hypercall::middleware::{FailNth, Refusal};
 use hypercall::{BatchStorage, DomId, Errno, Frame, FrameSource, GuestVa, Level, Mfn, PteFlags};
 use pv_tests::account::Account;
 use pvmmu::{
-    Edit, ForeignFrames, MapError, Mapping, Pages, Pgd, Presence, RangeError, TablePool, Tools,
+    Edit, ForeignFrames, MapError, Mapping, Pages, Pgd, PooledTable, Presence, RangeError,
+    TablePool, Tools,
 };
 use xen_model::Model;
 
@@ -200,7 +201,7 @@ fn section(test: &TestGuest, world: World, first: Operation, next: Option<Operat
     let mut pool = test.pool();
     let _aside = pool.keep(200);
     let mut account = Account::of(pool.pfns());
-    let mut places = [const { None::<Frame> }; 6];
+    let mut places = [const { None::<PooledTable> }; 6];
     let (l1, rest) = places.split_at_mut(2);
     let (l2, l3) = rest.split_at_mut(2);
     let mut tables = TablePool::new([l1, l2, l3]);

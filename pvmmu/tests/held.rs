@@ -6,9 +6,11 @@ mod common;
 use common::tables::{check_counts, check_marks, pooled, tables};
 use common::{Pool, TestGuest, guest, table_pool, tools};
 use hypercall::middleware::{FailNth, Refusal};
-use hypercall::{BatchStorage, Errno, Frame, GuestVa, Level, Machine, PteFlags};
+use hypercall::{BatchStorage, Errno, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
-use pvmmu::{DestroyError, MapError, Pages, Pgd, Pinned, RangeError, Room, TablePool, Tools};
+use pvmmu::{
+    DestroyError, MapError, Pages, Pgd, Pinned, PooledTable, RangeError, Room, TablePool, Tools,
+};
 
 const READ_ONLY: PteFlags = PteFlags::USER_RW.difference(PteFlags::WRITABLE);
 /// More L1 tables than change together.
@@ -124,7 +126,7 @@ fn unpin_refused(length: usize, refusal: Refusal) -> bool {
     let mut storage = BatchStorage::<16, 16>::new();
     let mut batch = storage.batch();
     let mut pgd = sparse(&plain, 5, &mut pool);
-    let mut places = [const { None::<Frame> }; 3];
+    let mut places = [const { None::<PooledTable> }; 3];
     let (l1, rest) = places.split_at_mut(1);
     let (l2, l3) = rest.split_at_mut(1);
     let mut out_of = TablePool::new([l1, l2, l3]);
@@ -221,7 +223,7 @@ fn what_a_pool_counts_adds_up_whatever_becomes_of_its_tables() {
     let mut storage = BatchStorage::<600, 16>::new();
     let mut batch = storage.batch();
     let mut pgd = sparse(&guest, 4, &mut pool);
-    let mut places = [const { None::<Frame> }; 8];
+    let mut places = [const { None::<PooledTable> }; 8];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     tables.fill(&guest, Level::L1, 3, &mut pool, &mut batch).expect("filled");
     let mut with = tools(&guest, &mut batch, &mut tables, &mut pool);
@@ -316,7 +318,7 @@ fn a_destroy_that_is_refused_at_the_unpin_leaves_the_pins_and_is_done_again() {
         let mut pool = test.pool();
         let free = pool.len();
         let mut storage = BatchStorage::<16, 16>::new();
-        let mut places = [const { None::<Frame> }; 4];
+        let mut places = [const { None::<PooledTable> }; 4];
         let (l1, upper) = places.split_at_mut(2);
         let (l2, l3) = upper.split_at_mut(1);
         let mut tables_of = TablePool::new([l1, l2, l3]);

@@ -6,9 +6,9 @@ mod common;
 
 use common::tables::check_marks;
 use common::{Pool, build, no_pool, page, pages, tools};
-use hypercall::{BatchStorage, Frame, FrameSource, GuestVa, Level, Machine, Pfn, PteFlags};
+use hypercall::{BatchStorage, FrameSource, GuestVa, Level, Machine, Pfn, PteFlags};
 use p2m::{Guest, walk};
-use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, PooledTable, Presence, Shares, TablePool, Tools};
 
 /// Pages in the tree from the start: under two L1 tables.
 const ALL: u64 = 24;
@@ -132,7 +132,7 @@ fn a_pool_is_filled_and_linked_in_batches_of_every_length() {
     let mut storage = Storage::new();
     let mut pgd = pinned(&guest, &mut pool);
     for (length, ops) in LENGTHS.map(|length| (length, 1)).chain(LENGTHS.map(|ops| (26, ops))) {
-        let mut places = [const { None::<Frame> }; PLACES];
+        let mut places = [const { None::<PooledTable> }; PLACES];
         let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
         let mut batch = storage.batch_of(length, ops);
         let before = machine.counts();

@@ -12,7 +12,7 @@ use hypercall::{
 };
 use p2m::{Guest, walk};
 use pvmmu::obstacles::Obstacle;
-use pvmmu::{MapError, Pages, PinFailure, TablePool, load_root};
+use pvmmu::{MapError, Pages, PinFailure, PooledTable, TablePool, load_root};
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
 
@@ -89,7 +89,7 @@ fn a_pool_that_is_not_filled_names_the_table_and_the_mapping_in_its_way() {
     let table = frames[2].pfn();
     frames.into_iter().rev().for_each(|frame| pool.give(frame));
     alias(&guest, window.pfn(), table);
-    let mut places = [const { None::<Frame> }; 4];
+    let mut places = [const { None::<PooledTable> }; 4];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     let mut storage = BatchStorage::<8, 8>::new();
     let refused = tables.fill(&guest, Level::L1, 4, &mut pool, &mut storage.batch());

@@ -6,9 +6,9 @@ mod common;
 
 use common::tables::check_counts;
 use common::{Pool, tools};
-use hypercall::{Batch, BatchStorage, Frame, GuestVa, Level, Machine, PteFlags};
+use hypercall::{Batch, BatchStorage, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
-use pvmmu::{Pages, Pgd, PinFailure, Pinned, TablePool, Tools};
+use pvmmu::{Pages, Pgd, PinFailure, Pinned, PooledTable, TablePool, Tools};
 use xen_model::{Model, PageType};
 
 /// L1 tables of one page each, under one L2 table.
@@ -77,7 +77,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
         assert_eq!((elements, validated), (2 * BELOW_ROOT + 4, BELOW_ROOT));
         test.check();
     }
-    let mut places = [const { None::<Frame> }; 22];
+    let mut places = [const { None::<PooledTable> }; 22];
     let (l1, upper) = places.split_at_mut(20);
     let (l2, l3) = upper.split_at_mut(1);
     let mut tables = TablePool::new([l1, l2, l3]);
@@ -105,7 +105,7 @@ fn a_table_that_is_stored_into_changes_access_twice_in_a_life_and_a_pooled_one_n
 fn a_pool_is_not_filled_by_a_batch_without_room() {
     scene!(test, guest, pool);
     let free = pool.len();
-    let mut places = [const { None::<Frame> }; 2];
+    let mut places = [const { None::<PooledTable> }; 2];
     let mut tables = TablePool::new([&mut places, &mut [], &mut []]);
     let mut storage = Storage::new();
     for (updates, ops) in [(0, 1), (1, 0)] {
@@ -115,4 +115,50 @@ fn a_pool_is_not_filled_by_a_batch_without_room() {
         assert_eq!((failure, pool.len()), (PinFailure::BatchTooSmall, free));
     }
     assert_eq!(tables.fill(&guest, Level::L1, 0, &mut pool, &mut storage.batch()), Ok(0));
+}
+
+#[test]
+fn tables_left_in_a_pools_memory_are_handed_out_by_nobody() {
+    scene!(test, guest, pool);
+    let free = pool.len();
+    let mut places = [const { None::<PooledTable> }; 2];
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    let mut first = TablePool::new([&mut places, &mut [], &mut []]);
+    assert_eq!(first.fill(&guest, Level::L1, 2, &mut pool, &mut batch), Ok(2));
+    let mut second = TablePool::new([&mut [], &mut places, &mut []]);
+    assert!(second.is_empty(), "tables of another level");
+    assert_eq!(second.drain(&guest, Level::L2, 9, &mut pool), Ok(0));
+    assert_eq!(pool.len(), free - 2, "a pinned table is no frame");
+    assert!(places.iter().all(Option::is_none));
+}
+
+#[test]
+fn a_table_of_another_pool_is_adopted() {
+    scene!(test, guest, pool);
+    let free = pool.len();
+    let mut places = [[const { None::<PooledTable> }; 3], [const { None }; 3]];
+    let [first, second] = &mut places;
+    let [l1, l2, l3] = first.each_mut().map(core::slice::from_mut);
+    let mut first = TablePool::new([l1, l2, l3]);
+    let [l1, l2, l3] = second.each_mut().map(core::slice::from_mut);
+    let mut second = TablePool::new([l1, l2, l3]);
+    let mut storage = Storage::new();
+    let mut batch = storage.batch();
+    for level in [Level::L1, Level::L2, Level::L3] {
+        first.fill(&guest, level, 1, &mut pool, &mut batch).expect("filled");
+    }
+    let pgd = Pgd::new(&mut Tools::new(guest, &mut pool)).expect("a root");
+    let mut pgd = pgd.pin(&guest, &mut batch).expect("pinned");
+    let mut with = tools(&guest, &mut batch, &mut first, &mut pool);
+    pgd.map_pages(&mut with, page(0), PteFlags::USER_RW).expect("mapped");
+    pgd.destroy(&mut tools(&guest, &mut batch, &mut second, &mut pool)).expect("destroyed");
+    check_counts(&first, 3);
+    check_counts(&second, 0);
+    assert_eq!((second.counts().adopted, second.counts().returned), (3, 0));
+    for level in [Level::L1, Level::L2, Level::L3] {
+        assert_eq!(second.drain(&guest, level, 9, &mut pool), Ok(1));
+    }
+    assert_eq!(pool.len(), free);
+    test.check();
 }

@@ -5,13 +5,13 @@ mod common;
 
 use common::{build, page, tools};
 use hypercall::{BatchStorage, Frame, GuestVa, Level, PteFlags};
-use pvmmu::{Edit, MapError, Pages, Pgd, TablePool, Tools};
+use pvmmu::{Edit, MapError, Pages, Pgd, PooledTable, TablePool, Tools};
 
 #[test]
 fn a_page_that_is_missed_on_the_way_makes_nothing_pending_forgotten() {
     scene!(test, guest, pool);
     let free = pool.len();
-    let mut places = [const { None::<Frame> }; 6];
+    let mut places = [const { None::<PooledTable> }; 6];
     let (l1, rest) = places.split_at_mut(2);
     let (l2, l3) = rest.split_at_mut(2);
     let mut tables = TablePool::new([l1, l2, l3]);

@@ -8,10 +8,11 @@ mod common;
 use common::tables::check_counts;
 use common::{Pool, TestGuest, guest, tools};
 use hypercall::middleware::{FailEach, Refusals};
-use hypercall::{BatchStorage, Frame, FrameAccess as _, GuestVa, Level, Pte, PteFlags, Refused};
+use hypercall::{BatchStorage, FrameAccess as _, GuestVa, Level, Pte, PteFlags, Refused};
 use p2m::Guest;
 use pvmmu::{
-    DestroyError, Loose, MapError, Pages, Pgd, Pinned, Presence, RangeError, TablePool, Tools,
+    DestroyError, Loose, MapError, Pages, Pgd, Pinned, PooledTable, Presence, RangeError,
+    TablePool, Tools,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::Model;
@@ -45,7 +46,7 @@ fn each_access(
         let plain = guest(&test, &test.model, &p2m);
         let free = pool.len();
         soil(&plain, &pool);
-        let mut places = [const { None::<Frame> }; 6];
+        let mut places = [const { None::<PooledTable> }; 6];
         let (l1, rest) = places.split_at_mut(3);
         let (l2, l3) = rest.split_at_mut(2);
         let mut tables = TablePool::new([l1, l2, l3]);

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use hypercall::start_info::BootInfo;
 use hypercall::{Batch, BatchStorage, Frame, FrameSource, Frames, GuestVa, Pfn, PteFlags};
 use p2m::{Guest, P2m};
-use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, PooledTable, Presence, Shares, TablePool, Tools};
 use xen_model::{BootMapping, DomainConfig, Model, Role};
 
 /// Pages of the guest: 16 MiB.
@@ -89,7 +89,7 @@ impl TestGuest {
     /// tables of each level.
     #[must_use]
     pub fn tools(self) -> Work {
-        let places = || (0..8).map(|_| None).collect::<Vec<Option<Frame>>>().leak();
+        let places = || (0..8).map(|_| None).collect::<Vec<Option<PooledTable>>>().leak();
         let shares = Shares::new(vec![0; self.p2m.all().iter().count()].leak());
         let (guest, batch) = (self.guest, self.batch());
         let pool = Box::leak(Box::new(TablePool::new([places(), places(), places()])));

@@ -16,8 +16,8 @@ use p2m::Guest;
 use pv_tests::account::Account;
 use pv_tests::pairs::{self, around};
 use pvmmu::{
-    DestroyError, Loose, MapError, Mapped, Mapping, Pages, Pgd, PinFailure, Pinned, Presence,
-    Shares, TablePool, Tools,
+    DestroyError, Loose, MapError, Mapped, Mapping, Pages, Pgd, PinFailure, Pinned, PooledTable,
+    Presence, Shares, TablePool, Tools,
 };
 use x86_64::structures::paging::PageTableIndex;
 use xen_model::{Mode, Model};
@@ -229,7 +229,7 @@ pub(crate) fn live(
     let mut account = Account::of(kept.pool.pfns());
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut places = [const { None::<Frame> }; 12];
+    let mut places = [const { None::<PooledTable> }; 12];
     let (l1, rest) = places.split_at_mut(6);
     let (l2, l3) = rest.split_at_mut(3);
     let mut tables = TablePool::new([l1, l2, l3]);

@@ -14,8 +14,8 @@ mod world;
 
 use arbtest::arbitrary::{Result, Unstructured};
 use common::TestGuest;
-use hypercall::{Batch, BatchStorage, Frame, Level};
-use pvmmu::{Running, Shares, TablePool};
+use hypercall::{Batch, BatchStorage, Level};
+use pvmmu::{PooledTable, Running, Shares, TablePool};
 use world::World;
 
 /// A whole life: batches, a pool of tables, and a number of operations.
@@ -32,7 +32,7 @@ fn life(input: &mut Unstructured<'_>, batch: &mut Batch<'_>) -> Result<()> {
     let test = if input.ratio(1, 3)? { TestGuest::dom0() } else { TestGuest::new() };
     let p2m = test.p2m();
     let mut counts = vec![0; test.list.len()];
-    let mut places = [const { None::<Frame> }; 12];
+    let mut places = [const { None::<PooledTable> }; 12];
     let (l1, rest) = places.split_at_mut(6);
     let (l2, l3) = rest.split_at_mut(3);
     let running = [Running::nowhere()];

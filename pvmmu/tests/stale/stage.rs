@@ -8,7 +8,7 @@ use hypercall::{
 };
 use p2m::Guest;
 use pv_tests::meanwhile::Meanwhile;
-use pvmmu::{Pages, Pgd, Pinned, Presence, Shares, TablePool, Tools, load_root};
+use pvmmu::{Pages, Pgd, Pinned, PooledTable, Presence, Shares, TablePool, Tools, load_root};
 use xen_model::{Mode, Model};
 
 use crate::common::{Pool, TestGuest, guest, tools};
@@ -186,7 +186,7 @@ pub(crate) fn play(setup: Setup, plan: &Refusals<'_>, act: Play<'_>) {
     let mut pool = test.pool();
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut places = [const { None::<Frame> }; 24];
+    let mut places = [const { None::<PooledTable> }; 24];
     let (l1, rest) = places.split_at_mut(12);
     let (l2, l3) = rest.split_at_mut(6);
     let mut tables = TablePool::new([l1, l2, l3]);

@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use hypercall::middleware::{FailNth, Refusal};
-use hypercall::{Batch, BatchStorage, Errno, Frame, GuestVa, Level, Machine, PteFlags};
+use hypercall::{Batch, BatchStorage, Errno, GuestVa, Level, Machine, PteFlags};
 use p2m::Guest;
-use pvmmu::{Pages, Pgd, Pinned, Room, Shares, TablePool, Tools};
+use pvmmu::{Pages, Pgd, Pinned, PooledTable, Room, Shares, TablePool, Tools};
 use xen_model::Model;
 
 use crate::common::tables::{check_counts, check_marks, pooled};
@@ -60,7 +60,7 @@ fn live(operation: &impl Operation, room: Room, refusal: Refusal) -> bool {
     let free = pool.len();
     let mut counts = vec![0; test.list.len()];
     let mut shares = Shares::new(&mut counts);
-    let mut places = [const { None::<Frame> }; 24];
+    let mut places = [const { None::<PooledTable> }; 24];
     let (l1, rest) = places.split_at_mut(16);
     let (l2, l3) = rest.split_at_mut(4);
     let mut tables = TablePool::new([l1, l2, l3]);

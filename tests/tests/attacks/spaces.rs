@@ -62,7 +62,7 @@ fn anothers_frame_in_a_loose_tree_is_mapped_by_unsafe_code_alone(
 
 hidden! {
     use hypercall::{Batch, Frame, Level};
-    use pvmmu::{Shares, TablePool};
+    use pvmmu::{PooledTable, Shares, TablePool};
 
     fn another_root_is_not_the_kernels<M>(guest: &mut Guest<'_, M>) {
         guest.kernel_root = Pfn::new(1); //~ E0616
@@ -115,6 +115,18 @@ hidden! {
 
     fn the_root_for_user_code_is_no_other<S>(pgd: &mut Pgd<S>, frame: Frame) {
         pgd.user_root = Some(frame); //~ E0616
+    }
+
+    fn a_table_of_a_pool_is_no_frame(place: &mut Option<PooledTable>) -> Option<Frame> {
+        place.take() //~ E0308
+    }
+
+    fn a_table_of_a_pool_does_not_become_a_frame(table: PooledTable) -> Frame {
+        table.into_frame() //~ E0624
+    }
+
+    fn a_frame_is_no_table_of_a_pool(frame: Frame) -> PooledTable {
+        PooledTable::new(frame) //~ E0624
     }
 
     fn a_pool_takes_no_frame_unseen(pool: &mut TablePool<'_>, frame: Frame) {

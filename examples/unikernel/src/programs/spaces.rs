@@ -7,11 +7,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
-use hypercall::{BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
+use hypercall::{BatchStorage, Cpu, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use p2m::Guest;
 use pvmmu::audit::{Tree, audit, audit_words};
 use pvmmu::flush::Reach;
-use pvmmu::{Edit, Pages, Pgd, Pinned, Presence, RangeError, Shares, TablePool, Tools, load_root};
+use pvmmu::{
+    Edit, Pages, Pgd, Pinned, PooledTable, Presence, RangeError, Shares, TablePool, Tools,
+    load_root,
+};
 
 use super::{OrSay, all_are_back};
 use crate::pool::Pool;
@@ -33,7 +36,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let pfns = usize::try_from(guest.p2m().len()).or_say("pfns")?;
     let mut counts = vec![0; pfns];
     let mut shares = Shares::new(&mut counts);
-    let mut places = [const { None::<Frame> }; 12];
+    let mut places = [const { None::<PooledTable> }; 12];
     let (l1, rest) = places.split_at_mut(8);
     let (l2, l3) = rest.split_at_mut(2);
     let mut tables = TablePool::new([l1, l2, l3]);

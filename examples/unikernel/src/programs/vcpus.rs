@@ -9,10 +9,12 @@ use alloc::string::{String, ToString as _};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypercall::middleware::Counting;
-use hypercall::{Batch, BatchStorage, Cpu, Frame, GuestVa, Level, Machine, PteFlags, VcpuSet};
+use hypercall::{Batch, BatchStorage, Cpu, GuestVa, Level, Machine, PteFlags, VcpuSet};
 use p2m::{Guest, walk};
 use pvmmu::flush::{Flush, Reach};
-use pvmmu::{DestroyError, Pages, Pgd, PinFailure, Pinned, Running, TablePool, Tools, Vcpus};
+use pvmmu::{
+    DestroyError, Pages, Pgd, PinFailure, Pinned, PooledTable, Running, TablePool, Tools, Vcpus,
+};
 
 use super::{OrSay, all_are_back};
 use crate::pool::Pool;
@@ -92,7 +94,7 @@ pub(super) fn run<M: Machine + Cpu>(kernel: &mut Kernel<'_, M>) -> Verdict {
     let guest = kernel.guest;
     let mut storage = BatchStorage::<64, 16>::new();
     let mut batch = storage.batch();
-    let mut places = [const { None::<Frame> }; 4];
+    let mut places = [const { None::<PooledTable> }; 4];
     let (l1, upper) = places.split_at_mut(2);
     let (l2, l3) = upper.split_at_mut(1);
     let mut tables = TablePool::new([l1, l2, l3]);

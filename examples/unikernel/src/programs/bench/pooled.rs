@@ -6,11 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use hypercall::{
-    Batch, Cpu, Frame, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pte,
-    PteFlags,
+    Batch, Cpu, FrameAccess as _, GuestVa, Level, Machine, MmuExtOp, MmuUpdate, Pte, PteFlags,
 };
 use p2m::{Guest, walk};
-use pvmmu::{Pages, Pgd, Pinned, TablePool};
+use pvmmu::{Pages, Pgd, Pinned, PooledTable, TablePool};
 
 use super::super::OrSay;
 use super::bare::Bare;
@@ -27,7 +26,7 @@ pub(super) fn run<M: Machine + Cpu>(
     bench: &mut Bench<'_, '_, M>,
     bare: &Bare,
 ) -> Result<(), String> {
-    let mut places = [const { None::<Frame> }; 520];
+    let mut places = [const { None::<PooledTable> }; 520];
     let (l1, rest) = places.split_at_mut(512);
     let (l2, l3) = rest.split_at_mut(4);
     let mut pool = TablePool::new([l1, l2, l3]);
