@@ -7,8 +7,8 @@ mod common;
 
 use common::{TestGuest, alias, build, guest, no_pool, page, tools};
 use hypercall::{
-    BatchStorage, Call, DomId, Errno, Frame, FrameAccess as _, FrameSource as _, GuestVa,
-    Hypercalls as _, Level, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
+    BatchStorage, Call, DomId, Errno, FrameAccess as _, FrameSource as _, GuestVa, Hypercalls as _,
+    Level, MmuUpdate, Pfn, Pte, PteFlags, Request, Slot,
 };
 use p2m::{Guest, walk};
 use pvmmu::obstacles::Obstacle;

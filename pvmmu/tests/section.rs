@@ -4,7 +4,7 @@
 mod common;
 
 use common::{build, page, tools};
-use hypercall::{BatchStorage, Frame, GuestVa, Level, PteFlags};
+use hypercall::{BatchStorage, GuestVa, Level, PteFlags};
 use pvmmu::{Edit, MapError, Pages, Pgd, PooledTable, TablePool, Tools};
 
 #[test]

@@ -3,9 +3,7 @@
 
 use hypercall::middleware::FailEach;
 use hypercall::middleware::{Refusal, Refusals};
-use hypercall::{
-    Assist, BatchStorage, Errno, Frame, GuestVa, Hypercalls as _, Level, Machine, PteFlags,
-};
+use hypercall::{Assist, BatchStorage, Errno, GuestVa, Hypercalls as _, Level, Machine, PteFlags};
 use p2m::Guest;
 use pv_tests::meanwhile::Meanwhile;
 use pvmmu::{Pages, Pgd, Pinned, PooledTable, Presence, Shares, TablePool, Tools, load_root};
