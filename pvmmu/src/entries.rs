@@ -109,7 +109,7 @@ pub(crate) fn with_table_flags(
 ) -> Result<Pte, MapError> {
     let chosen = TABLE_FLAGS;
     match pte.decode(level) {
-        _ if !flags.contains(PteFlags::PRESENT) => Err(MapError::Flags(flags.bits())),
+        _ if !flags.contains(PteFlags::PRESENT) => Err(MapError::Flags { va, flags }),
         Entry::Table(_) => Ok(pte.with_flags(pte.flags() & !chosen | flags & chosen)),
         _ => Err(MapError::NotMapped(va)),
     }

@@ -5,6 +5,8 @@ use core::fmt;
 use hypercall::{AccessError, Error, Full, Level, Mfn, Pfn, Refused};
 use p2m::{P2mError, WalkError};
 
+use crate::room::{ENLARGE, Room};
+
 /// Why a repair failed. Nothing else was done, and the next change tries again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotPutRight {
@@ -32,12 +34,15 @@ from_reading!(NotPutRight: WalkError AccessError P2mError);
 
 /// Writes why a repair failed.
 pub(crate) fn in_doubt(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "what an earlier undo left was not repaired: {error}")
+    write!(
+        f,
+        "what an earlier undo left was not repaired: {error}; nothing else was done: try again"
+    )
 }
 
 /// Says that a fork must be taken back first.
 pub(crate) const HALF_FORKED: &str =
-    "a fork of it was refused and not taken back: call take_back_fork first";
+    "a fork of this address space was refused and not taken back: call take_back_fork first";
 
 /// Why a tree was not pinned, or not unpinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +120,12 @@ impl fmt::Display for PinFailure {
                 write!(f, "{level} table pfn {pfn} (mfn {mfn}): {error}")
             }
             Self::Root { pfn, mfn, error } => write!(f, "root pfn {pfn} (mfn {mfn}): {error}"),
-            Self::Call(error) => error.fmt(f),
-            Self::BatchTooSmall => f.write_str("the batch has no room for a single element"),
+            Self::Call(error) => write!(f, "no table is known to be at fault: {error}"),
+            Self::BatchTooSmall => write!(
+                f,
+                "the batch has no room for a table: it needs {}: {ENLARGE}",
+                Room { updates: 1, ops: 1 }
+            ),
         }
     }
 }

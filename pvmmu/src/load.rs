@@ -16,7 +16,12 @@ pub enum LoadError {
     /// The frame map does not have it.
     Walk(WalkError),
     /// Xen refused it.
-    Refused(Error),
+    Refused {
+        /// The pfn of the kernel root.
+        root: Pfn,
+        /// The refusal. Its `done` is 1 if only the root for user code was refused.
+        error: Error,
+    },
     /// There is no place for this vCPU.
     NoSuchVcpu(usize),
 }
@@ -25,8 +30,13 @@ impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Walk(error) => error.fmt(f),
-            Self::Refused(error) => write!(f, "root not loaded: {error}"),
-            Self::NoSuchVcpu(vcpu) => write!(f, "there is no place for vCPU {vcpu}"),
+            Self::Refused { root, error } if error.done > 0 => {
+                write!(f, "root pfn {root} is loaded, but not its root for user code: {error}")
+            }
+            Self::Refused { root, error } => write!(f, "root pfn {root} is not loaded: {error}"),
+            Self::NoSuchVcpu(vcpu) => {
+                write!(f, "there is no place for vCPU {vcpu}: give Vcpus one for each, at most 32")
+            }
         }
     }
 }
@@ -72,15 +82,15 @@ impl Vcpus<'_> {
         let result = unsafe { pgd.load(guest) };
         match result {
             Ok(()) => place.loaded(pgd.root()),
-            Err(LoadError::Refused(error)) if error.done > 0 => {
-                let root = before.unwrap_or(guest.kernel_root());
+            Err(LoadError::Refused { root, error }) if error.done > 0 => {
+                let back = before.unwrap_or(guest.kernel_root());
                 // SAFETY: the vCPU ran there until just now, and still has its user root.
-                if unsafe { load_kernel_root(guest, root) }.is_err() {
+                if unsafe { load_kernel_root(guest, back) }.is_err() {
                     place.loaded_half(pgd.root());
-                    return Err(LoadError::Refused(error));
+                    return Err(LoadError::Refused { root, error });
                 }
                 place.refused(before);
-                return Err(LoadError::Refused(Error { done: 0, ..error }));
+                return Err(LoadError::Refused { root, error: Error { done: 0, ..error } });
             }
             Err(_) => place.refused(before),
         }
@@ -192,7 +202,8 @@ unsafe fn load_roots<M: Machine>(guest: &Guest<'_, M>, roots: Roots) -> Result<(
         .map_err(LoadError::Walk)?;
     let ops = [MmuExtOp::new_baseptr(kernel), MmuExtOp::new_user_baseptr(user)];
     // SAFETY: the caller vouches for what the new roots map.
-    unsafe { submit_ops(guest.machine(), &ops) }.map_err(LoadError::Refused)
+    unsafe { submit_ops(guest.machine(), &ops) }
+        .map_err(|error| LoadError::Refused { root: roots.kernel, error })
 }
 
 /// Runs on the tree under `root` in the kernel. The root for user code stays.
@@ -203,5 +214,5 @@ unsafe fn load_kernel_root<M: Machine>(guest: &Guest<'_, M>, root: Pfn) -> Resul
     let kernel = guest.mfn(root).map_err(WalkError::from).map_err(LoadError::Walk)?;
     // SAFETY: the caller vouches for what the root maps.
     unsafe { submit_ops(guest.machine(), &[MmuExtOp::new_baseptr(kernel)]) }
-        .map_err(LoadError::Refused)
+        .map_err(|error| LoadError::Refused { root, error })
 }

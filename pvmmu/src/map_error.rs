@@ -2,13 +2,16 @@
 
 use core::fmt;
 
-use hypercall::{AccessError, BatchError, DomId, Error, Full, GuestVa, Level, Mfn, Pfn, Pte};
+use hypercall::{
+    AccessError, BatchError, DomId, Error, Full, GuestVa, Level, Mfn, Pfn, Pte, PteFlags,
+};
 use p2m::{P2mError, WalkError};
 
 use crate::error::{HALF_FORKED, NotPutRight, from_reading, in_doubt};
+use crate::marks::{CALLERS_FLAGS, SHARED};
 use crate::obstacles::Obstacles;
 use crate::primitive::Primitive;
-use crate::room::{Room, TooSmall};
+use crate::room::{ENLARGE, Room, TooSmall};
 
 /// Why a mapping could not be made, changed or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +21,12 @@ pub enum MapError {
     /// The address does not begin a page.
     Unaligned(GuestVa),
     /// The flags lack PRESENT, or have bits that this operation does not take.
-    Flags(u64),
+    Flags {
+        /// The first address that was to have them.
+        va: GuestVa,
+        /// The flags.
+        flags: PteFlags,
+    },
     /// Something is already mapped there.
     Occupied {
         /// The address.
@@ -28,6 +36,14 @@ pub enum MapError {
     },
     /// Nothing is mapped there.
     NotMapped(GuestVa),
+    /// The page is not one that [`Edit::make_own`](crate::Edit::make_own) makes own: it is not
+    /// shared (another vCPU may have been first), or it was not writable before it was.
+    NotShared {
+        /// The address.
+        va: GuestVa,
+        /// Its entry.
+        pte: Pte,
+    },
     /// The pages to move overlap their destination, which begins here.
     Overlap(GuestVa),
     /// Frames of this domain can be mapped only in a live tree. Xen would refuse to pin a tree that
@@ -112,24 +128,35 @@ impl fmt::Display for MapError {
         match self {
             Self::KernelHalf(va) => write!(f, "{va} is in the half that all address spaces share"),
             Self::Unaligned(va) => write!(f, "{va} is not the first address of a page"),
-            Self::Flags(bits) => write!(f, "flags {bits:#x} cannot be used here"),
+            Self::Flags { va, flags } => wrong_flags(*va, *flags, f),
             Self::Occupied { va, pte } => write!(f, "{va} is already mapped: {pte}"),
             Self::NotMapped(va) => write!(f, "{va} is not mapped"),
+            Self::NotShared { va, pte } => not_shared(*va, *pte, f),
             Self::Overlap(va) => write!(f, "the pages to move overlap their destination at {va}"),
             Self::OnlyLive(domain) => {
                 write!(f, "frames of domain {} can be mapped only in a pinned tree", domain.0)
             }
-            Self::CannotShare(pfn) => write!(f, "pfn {pfn} cannot be shared: nobody counts it"),
-            Self::OtherShares => f.write_str("it shares frames that are counted elsewhere"),
+            Self::CannotShare(pfn) => write!(
+                f,
+                "pfn {pfn} cannot be shared: its count is full, or the tools have none for it \
+                 (with_shares)"
+            ),
+            Self::OtherShares => f.write_str(
+                "the address space shares frames that these tools do not count: give them the \
+                 Shares with which it was forked (with_shares)",
+            ),
             Self::Own(pfn) => {
                 write!(f, "pfn {pfn} is the guest's own, and cannot be mapped as another's")
             }
             Self::NotForeign(mfn) => {
                 write!(f, "mfn {mfn} is foreign: name the domain that has it, not DOMID_SELF")
             }
-            Self::OutOfFrames => f.write_str("no frame is left"),
+            Self::OutOfFrames => f.write_str(
+                "the source of frames has none left for a page or a table: give it more, and \
+                 go on with the pages that are not done",
+            ),
             Self::BatchTooSmall(room) => {
-                write!(f, "the batch has room for {room}, but needs {}", Room::SMALLEST)
+                write!(f, "the batch has room for {room}, but needs {}: {ENLARGE}", Room::SMALLEST)
             }
             Self::Walk(error) => error.fmt(f),
             Self::InDoubt(error) => in_doubt(error, f),
@@ -143,19 +170,66 @@ impl fmt::Display for MapError {
                 obstacles.describe(f)
             }
             Self::Faulted(va) => write!(f, "at {va}: Xen refused the entry, and the write faulted"),
-            Self::Unfit(by) => write!(f, "{by:?} cannot make this change"),
-            Self::RefusedCall(error) => error.fmt(f),
-            Self::NotUndone { left: 0, error } => {
-                write!(f, "the undo could not be flushed: {error}")
-            }
-            Self::NotUndone { left, error } => {
-                write!(f, "{left} updates could not be undone: {error}")
-            }
+            Self::Unfit(by) => write!(
+                f,
+                "{by} loses what this change must keep, or does not reach the address space: ask \
+                 primitive::cheapest for one that is right"
+            ),
+            Self::RefusedCall(error) => write!(
+                f,
+                "{error}; no address is known to be at fault, and what went out with it has been \
+                 undone: try again"
+            ),
+            Self::NotUndone { left: 0, error } => write!(
+                f,
+                "the undo could not be flushed: {error}; the next change of the address space \
+                 flushes first"
+            ),
+            Self::NotUndone { left, error } => write!(
+                f,
+                "{left} updates could not be undone: {error}; the next change of the address \
+                 space repairs it first, and frames in doubt went to give_uncertain"
+            ),
         }
     }
 }
 
 impl core::error::Error for MapError {}
+
+/// Writes what is wrong with flags.
+fn wrong_flags(va: GuestVa, flags: PteFlags, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "flags {:#x} for {va}", flags.bits())?;
+    let is_present = flags.contains(PteFlags::PRESENT);
+    let extra = flags.difference(CALLERS_FLAGS);
+    if !is_present {
+        f.write_str(" lack PRESENT")?;
+    }
+    if extra.is_empty() {
+        return Ok(());
+    }
+    f.write_str(if is_present { " have" } else { " and have" })?;
+    let mut names = extra.iter_names();
+    for (name, _) in &mut names {
+        write!(f, " {name}")?;
+    }
+    if !names.remaining().is_empty() {
+        write!(f, " {:#x}", names.remaining().bits())?;
+    }
+    f.write_str(", which a caller may not set")
+}
+
+/// Writes why a page cannot be made own.
+fn not_shared(va: GuestVa, pte: Pte, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if pte.flags().contains(SHARED) {
+        return write!(
+            f,
+            "the page at {va} is shared, and was not writable before: protect it with WRITABLE \
+             first (its entry is {pte})"
+        );
+    }
+    let also = if pte.is_writable() { ", and writable already: write again" } else { "" };
+    write!(f, "the page at {va} is not shared{also} (its entry is {pte})")
+}
 
 impl From<TooSmall> for MapError {
     fn from(TooSmall(room): TooSmall) -> Self {

@@ -158,7 +158,7 @@ impl<'a, 'b, M: Machine> LiveMapper<'a, 'b, M> {
         self.with(frames, |pgd, tools| {
             let va = guest_va(page)?;
             let wanted = PteFlags::from_bits_retain(parents.bits());
-            check_table_flags(wanted)?;
+            check_table_flags(wanted, guest_va(page)?)?;
             let wanted = guest.machine().offered(wanted);
             let before = walk(&guest, root, va)?;
             if let Some((_, pte)) = before.leaf().filter(|(_, pte)| pte.is_present()) {
@@ -233,8 +233,8 @@ fn phys_frame(frame: Mapped) -> Result<PhysFrame, PhysAddr> {
 }
 
 /// Refuses flags that tables cannot have: their absence.
-fn check_table_flags(flags: PteFlags) -> Result<(), MapError> {
-    if flags.contains(PteFlags::PRESENT) { Ok(()) } else { Err(MapError::Flags(flags.bits())) }
+fn check_table_flags(flags: PteFlags, va: GuestVa) -> Result<(), MapError> {
+    if flags.contains(PteFlags::PRESENT) { Ok(()) } else { Err(MapError::Flags { va, flags }) }
 }
 
 const fn pfn(frame: PhysFrame) -> Pfn {

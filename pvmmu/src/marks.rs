@@ -32,6 +32,17 @@ const IN_PLACE: u64 = 4 | Level::L1 as u64;
 pub(crate) const MARKS: PteFlags =
     SHARED.union(FOREIGN).union(HELD).union(COPY_ON_WRITE).union(FORKED);
 
+/// The flags that callers may set: not Xen's (GLOBAL, GUEST_KERNEL), the grant operations' (GRANT),
+/// or this crate's. Cache attributes pass: Xen allows them to a guest with devices, and to no
+/// other.
+pub(crate) const CALLERS_FLAGS: PteFlags = PteFlags::USER_RW
+    .union(PteFlags::AVAILABLE)
+    .union(PteFlags::PWT)
+    .union(PteFlags::PCD)
+    .union(PteFlags::PAT_OR_PSE);
+
+const _: () = assert!(!CALLERS_FLAGS.intersects(MARKS), "marks are not for callers");
+
 /// A table that is pinned by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {

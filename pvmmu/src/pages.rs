@@ -4,7 +4,7 @@ use hypercall::{ENTRIES, GuestVa, Level, Machine, PAGE_SHIFT, PteFlags};
 use p2m::Guest;
 
 use crate::map_error::MapError;
-use crate::marks::MARKS;
+use crate::marks::CALLERS_FLAGS;
 use crate::tables::USER_SLOTS;
 
 /// A run of pages in the user half.
@@ -147,34 +147,29 @@ pub(crate) fn check_table(va: GuestVa) -> Result<(), MapError> {
 }
 
 /// Returns those of `flags` that the machine offers, if they are present and have no bit that Xen
-/// or this crate sets.
+/// or this crate sets. They are for the pages from `va` on.
 pub(crate) fn offered<M: Machine>(
     guest: &Guest<'_, M>,
     flags: PteFlags,
+    va: GuestVa,
 ) -> Result<PteFlags, MapError> {
-    check_flags(flags)?;
+    check_flags(flags, va)?;
     Ok(guest.machine().offered(flags))
 }
 
-/// Refuses flags that are Xen's (GLOBAL, GUEST_KERNEL), the grant operations' (GRANT), or this
-/// crate's. Cache attributes pass: Xen allows them to a guest with devices, and to no other.
-fn check_flags(flags: PteFlags) -> Result<(), MapError> {
-    let known = PteFlags::USER_RW
-        | PteFlags::AVAILABLE
-        | PteFlags::PWT
-        | PteFlags::PCD
-        | PteFlags::PAT_OR_PSE;
-    debug_assert!(!known.intersects(MARKS), "marks are not for callers");
-    if flags.contains(PteFlags::PRESENT) && known.contains(flags) {
+/// Refuses flags that callers may not set, and the absence of PRESENT.
+fn check_flags(flags: PteFlags, va: GuestVa) -> Result<(), MapError> {
+    if flags.contains(PteFlags::PRESENT) && CALLERS_FLAGS.contains(flags) {
         Ok(())
     } else {
-        Err(MapError::Flags(flags.bits()))
+        Err(MapError::Flags { va, flags })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::marks::MARKS;
 
     fn va(address: u64) -> GuestVa {
         GuestVa::new(address).expect("an address of the guest's")
@@ -212,12 +207,13 @@ mod tests {
 
     #[test]
     fn flags_that_are_not_the_callers_to_set_are_refused() {
-        assert!(check_flags(PteFlags::USER_RW | PteFlags::AVAILABLE | PteFlags::PCD).is_ok());
-        assert!(check_flags(PteFlags::KERNEL_RO).is_ok());
+        let check = |flags| check_flags(flags, va(0x1000));
+        assert!(check(PteFlags::USER_RW | PteFlags::AVAILABLE | PteFlags::PCD).is_ok());
+        assert!(check(PteFlags::KERNEL_RO).is_ok());
         let present = PteFlags::PRESENT;
         for extra in [PteFlags::GLOBAL, PteFlags::GUEST_KERNEL, PteFlags::GRANT, MARKS] {
-            assert!(check_flags(present | extra).is_err(), "{extra:?}");
+            assert!(check(present | extra).is_err(), "{extra:?}");
         }
-        assert!(check_flags(PteFlags::WRITABLE).is_err(), "a frame that is not mapped");
+        assert!(check(PteFlags::WRITABLE).is_err(), "a frame that is not mapped");
     }
 }

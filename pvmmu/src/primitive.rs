@@ -4,6 +4,8 @@
 //! what they preserve. [`Pgd::set_flags`](crate::Pgd::set_flags) uses all of them, and by default
 //! the cheapest that is right.
 
+use core::fmt;
+
 use hypercall::Pte;
 
 /// A way to change an entry of a live L1 table.
@@ -20,6 +22,18 @@ pub enum Primitive {
     EmulatedStore,
     /// A `lock cmpxchg` on the table, which Xen emulates, and then the flush.
     EmulatedCompareExchange,
+}
+
+impl fmt::Display for Primitive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MmuUpdate => "mmu_update",
+            Self::PreserveAd => "mmu_update with MMU_PT_UPDATE_PRESERVE_AD",
+            Self::VaMapping => "update_va_mapping",
+            Self::EmulatedStore => "a store that Xen emulates",
+            Self::EmulatedCompareExchange => "a lock cmpxchg that Xen emulates",
+        })
+    }
 }
 
 /// What writing an entry must preserve.

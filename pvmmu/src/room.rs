@@ -13,6 +13,9 @@ pub struct Room {
     pub ops: usize,
 }
 
+/// What to do about a batch that is too small.
+pub(crate) const ENLARGE: &str = "enlarge its BatchStorage<UPDATES, OPS>";
+
 /// The batch has only this room, too little for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooSmall(pub(crate) Room);

@@ -98,7 +98,7 @@ impl Pgd<Pinned> {
         by: Option<Primitive>,
     ) -> Result<Changed, MapError> {
         check_page(va)?;
-        let flags = offered(guest, flags)?;
+        let flags = offered(guest, flags, va)?;
         let by = by.unwrap_or(cheapest(mode, runs));
         if !by.is_right(mode, runs) {
             return Err(MapError::Unfit(by));

@@ -210,7 +210,7 @@ fn a_load_that_is_refused_half_way_leaves_the_vcpu_where_it_was() {
         let now = (machine.kernel_root(), machine.user_root());
         match loaded {
             Ok(()) => assert_eq!(vcpus.on(pgd), VcpuSet::one(0)),
-            Err(LoadError::Refused(Error { done: 0, .. })) => {
+            Err(LoadError::Refused { error: Error { done: 0, .. }, .. }) => {
                 *halves.borrow_mut() += u64::from(guest.machine().seen() > 1);
                 assert_eq!((now, vcpus.on(pgd)), (before, VcpuSet::NONE));
                 assert_eq!(vcpus.on(&other), VcpuSet::one(0));

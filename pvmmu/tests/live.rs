@@ -136,9 +136,10 @@ fn what_is_wrong_with_a_request_is_told_before_xen_is_asked() {
     let mut protect =
         |pages, flags| pgd.protect(&mut with, pages, flags).map_err(|refused| refused.error);
     assert_eq!(protect(Pages::one(kernel), READ_ONLY), Err(MapError::KernelHalf(kernel)));
-    assert_eq!(protect(pages(1), PteFlags::USER), Err(MapError::Flags(4)));
+    let wrong = |flags| Err(MapError::Flags { va: pages(1).start, flags });
+    assert_eq!(protect(pages(1), PteFlags::USER), wrong(PteFlags::USER));
     let mine = PteFlags::USER_RW | PteFlags::GLOBAL;
-    assert_eq!(protect(pages(1), mine), Err(MapError::Flags(mine.bits())));
+    assert_eq!(protect(pages(1), mine), wrong(mine));
     let last = Pages { start: page(15), count: 2 };
     assert_eq!(protect(last, READ_ONLY), Err(MapError::NotMapped(page(16))));
     let frame = with.frames.take().expect("a frame");

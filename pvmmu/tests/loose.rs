@@ -60,7 +60,8 @@ fn what_cannot_be_mapped_is_told_and_the_frame_comes_back() {
     };
     assert_eq!(refuse(kernel, PteFlags::USER_RW), MapError::KernelHalf(kernel));
     assert_eq!(refuse(inside, PteFlags::USER_RW), MapError::Unaligned(inside));
-    assert_eq!(refuse(page(3), PteFlags::WRITABLE), MapError::Flags(2));
+    let flags = PteFlags::WRITABLE;
+    assert_eq!(refuse(page(3), flags), MapError::Flags { va: page(3), flags });
     assert!(
         matches!(refuse(page(0), PteFlags::USER_RW), MapError::Occupied { va, .. } if va == page(0))
     );

@@ -209,7 +209,9 @@ fn tables_get_the_flags_that_are_asked_for_and_lose_none_by_it() {
         test.check();
     }
     let absent = map_under(guest, &mut pgd, AT, PageTableFlags::WRITABLE, &mut frames);
-    assert_eq!(absent, Err(Some(MapError::Flags(2))), "tables that are not there");
+    let va = GuestVa::new(AT).expect("user half");
+    let wrong = MapError::Flags { va, flags: hypercall::PteFlags::WRITABLE };
+    assert_eq!(absent, Err(Some(wrong)), "tables that are not there");
     let loose = pgd.unpin(&guest, &mut batch).expect("unpinned");
     destroy(&guest, loose, &mut pool);
     test.check();

@@ -403,7 +403,7 @@ fn a_tables_flags_hold_for_all_its_pages_in_both_states() {
     let absent = loose.set_table_flags(&mut with, Level::L3, va(1 << 39), PteFlags::TABLE);
     assert_eq!(absent, Err(MapError::NotMapped(va(1 << 39))));
     let empty = loose.set_table_flags(&mut with, Level::L3, va(0), PteFlags::empty());
-    assert_eq!(empty, Err(MapError::Flags(0)));
+    assert_eq!(empty, Err(MapError::Flags { va: va(0), flags: PteFlags::empty() }));
     scene.end(spaces);
     test.check();
 }

@@ -65,7 +65,7 @@ fn a_batch_that_is_too_small_is_refused_with_the_room_that_it_has() {
         assert_eq!(refused, [Err(too_small); 5]);
         let forked = pgd.fork(&mut with).map(drop).expect_err("too small");
         assert!(forked.left.is_none(), "{forked}");
-        let told = format!("the batch has room for {room}, but needs {}", Room::SMALLEST);
+        let told = MapError::BatchTooSmall(room);
         assert_eq!(forked.to_string(), format!("not forked: {told}"));
         let kept = pgd.destroy(&mut with).expect_err("too small");
         assert_eq!(kept.to_string(), format!("not taken apart: {told}"));

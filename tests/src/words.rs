@@ -18,8 +18,26 @@ pub const fn refusal() -> BatchError {
     BatchError { request: 0, requests: 1, error, flag: None }
 }
 
-/// Holds errors, a line each, against the words for them.
+/// The longest line of words in a test.
+const WIDTH: usize = 88;
+
+/// Holds errors, a line each, against the words for them. Long lines are continued, indented.
 pub fn read(errors: &[impl Display], words: &Expect) {
-    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    let lines: Vec<_> = errors.iter().map(|error| folded(&error.to_string())).collect();
     words.assert_eq(&lines.join("\n"));
+}
+
+fn folded(line: &str) -> String {
+    let (mut text, mut length) = (String::new(), 0);
+    for word in line.split(' ') {
+        let separator = match length {
+            0 => "",
+            _ if length + 1 + word.len() > WIDTH => "\n  ",
+            _ => " ",
+        };
+        length = if separator.starts_with('\n') { 2 } else { length + separator.len() };
+        length += word.len();
+        text.extend([separator, word]);
+    }
+    text
 }

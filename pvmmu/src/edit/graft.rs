@@ -26,6 +26,29 @@ type Chain = [Option<Frame>; 3];
 /// Their levels.
 const LEVELS: [Level; 3] = [Level::L1, Level::L2, Level::L3];
 
+/// Why a chain was not linked.
+struct NotLinked {
+    error: MapError,
+    /// Whether all is as it was.
+    is_undone: bool,
+}
+
+impl NotLinked {
+    const fn undone(error: MapError) -> Self {
+        Self { error, is_undone: true }
+    }
+
+    const fn in_doubt(error: MapError) -> Self {
+        Self { error, is_undone: false }
+    }
+}
+
+/// Why the direct mapping of only the first tables was changed.
+struct SetFewer {
+    done: usize,
+    error: MapError,
+}
+
 /// Returns the error to report when an undo was refused with `error`.
 const fn not_undone(error: MapError) -> MapError {
     match error {
@@ -64,7 +87,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let built = self.build(&mut chain, lowest, level, run, flags);
         let linked = match built {
             Ok(top) => self.link_chain(&chain, level, run.va, top),
-            Err(error) => Err((error, true)),
+            Err(error) => Err(NotLinked::undone(error)),
         };
         match linked {
             Ok(()) => {
@@ -77,12 +100,12 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
                 self.done += u64::from(run.count);
                 Ok(())
             }
-            Err((error, true)) => {
-                self.take_apart(chain);
-                Err(error)
-            }
-            Err((error, false)) => {
-                self.lose_chain(chain, run.va);
+            Err(NotLinked { error, is_undone }) => {
+                if is_undone {
+                    self.take_apart(chain);
+                } else {
+                    self.lose_chain(chain, run.va);
+                }
                 Err(error)
             }
         }
@@ -117,37 +140,33 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     }
 
     /// Makes the tables read-only and links the topmost, at once if the batch has room for all of
-    /// it. On failure, says whether all is as it was.
+    /// it.
     fn link_chain(
         &mut self,
         chain: &Chain,
         level: Level,
         va: GuestVa,
         top: Pte,
-    ) -> Result<(), (MapError, bool)> {
+    ) -> Result<(), NotLinked> {
         let links = if level == Level::L4 && self.roots.user.is_some() { 2 } else { 1 };
         let elements = chain.iter().flatten().count() + links;
         let ahead = elements.saturating_sub(self.tools.batch.updates_max());
-        self.set_first(chain, Access::ReadOnly, ahead).map_err(|(done, error)| {
-            let undone = self.set_first(chain, Access::Writable, done);
-            undone.map_or_else(|(_, again)| (not_undone(again), false), |()| (error, true))
+        self.set_first(chain, Access::ReadOnly, ahead).map_err(|SetFewer { done, error }| {
+            match self.set_first(chain, Access::Writable, done) {
+                Ok(()) => NotLinked::undone(error),
+                Err(again) => NotLinked::in_doubt(not_undone(again.error)),
+            }
         })?;
-        self.link_rest(chain, level, va, top, ahead).map_err(|(error, is_undone)| {
+        self.link_rest(chain, level, va, top, ahead).map_err(|refused| {
             match self.set_first(chain, Access::Writable, ahead) {
-                Ok(()) => (error, is_undone),
-                Err((_, again)) => (not_undone(again), false),
+                Ok(()) => refused,
+                Err(again) => NotLinked::in_doubt(not_undone(again.error)),
             }
         })
     }
 
-    /// Changes the direct mapping of the first `count` tables, one by one. On failure, returns how
-    /// many were changed.
-    fn set_first(
-        &mut self,
-        chain: &Chain,
-        access: Access,
-        count: usize,
-    ) -> Result<(), (usize, MapError)> {
+    /// Changes the direct mapping of the first `count` tables, one by one.
+    fn set_first(&mut self, chain: &Chain, access: Access, count: usize) -> Result<(), SetFewer> {
         let guest = self.tools.guest;
         for (done, table) in chain.iter().flatten().take(count).enumerate() {
             let batch = &mut self.tools.batch;
@@ -156,16 +175,15 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             let planned = planned.map_err(MapError::from).and_then(|(direct, pte)| {
                 Ok(batch.update(MmuUpdate::set(direct, access.apply(pte)), pte.raw())?)
             });
-            planned.map_err(|error| (done, error))?;
+            planned.map_err(|error| SetFewer { done, error })?;
             // SAFETY: the tables are new (I-1), and linked nowhere.
             let changed = unsafe { batch.submit(guest.machine()) };
-            changed.map_err(|error| (done, MapError::RefusedCall(error)))?;
+            changed.map_err(|error| SetFewer { done, error: MapError::RefusedCall(error) })?;
         }
         Ok(())
     }
 
-    /// Makes the tables behind the first `ahead` read-only and links the topmost. On failure, says
-    /// whether all is as it was.
+    /// Makes the tables behind the first `ahead` read-only and links the topmost.
     fn link_rest(
         &mut self,
         chain: &Chain,
@@ -173,8 +191,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         va: GuestVa,
         top: Pte,
         ahead: usize,
-    ) -> Result<(), (MapError, bool)> {
-        self.plan_link(chain, level, va, top, ahead).map_err(|error| (error, true))?;
+    ) -> Result<(), NotLinked> {
+        self.plan_link(chain, level, va, top, ahead).map_err(NotLinked::undone)?;
         let (guest, roots) = (self.tools.guest, self.roots);
         let batch = &mut self.tools.batch;
         // SAFETY: the tables are new (I-1), and the absent entry belongs to the address space
@@ -188,8 +206,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         let found = Obstacles::of_tables(&guest, roots, suspects);
         batch.invert();
         match self.undo(Doubt::TABLES) {
-            Ok(()) => Err((link_refused(va, found, error), true)),
-            Err(error) => Err((error, false)),
+            Ok(()) => Err(NotLinked::undone(link_refused(va, found, error))),
+            Err(error) => Err(NotLinked::in_doubt(error)),
         }
     }
 

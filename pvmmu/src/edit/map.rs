@@ -13,7 +13,7 @@ use crate::marks::{FOREIGN, Held, MIRRORED, held_table};
 use crate::pages::{Pages, Run, check_page, offered};
 use crate::path::Found;
 use crate::tools::Tools;
-use p2m::WalkError;
+use p2m::{P2mError, WalkError};
 
 /// The source of frames for new mappings.
 enum Origin {
@@ -88,7 +88,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         flags: PteFlags,
         origin: &mut Origin,
     ) -> Result<(), MapError> {
-        let flags = offered(&self.tools.guest, flags)?;
+        let flags = offered(&self.tools.guest, flags, pages.start)?;
         for run in pages.runs(hypercall::ENTRIES)? {
             self.ascend_to(run.va)?;
             let guest = self.tools.guest;
@@ -203,7 +203,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
                 return Err(MapError::Own(own));
             }
             let update = MmuUpdate::set(slot, Pte::new(*mfn, flags | FOREIGN));
-            *mfn = mfn.checked_add(1).ok_or(MapError::OutOfFrames)?;
+            *mfn = mfn.checked_add(1).ok_or(P2mError::NoFrame(*mfn))?;
             return self.push_for(update, old.raw(), *domain);
         }
         let frame = self.tools.frames.take().ok_or(MapError::OutOfFrames)?;
@@ -253,7 +253,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
         flags: PteFlags,
         frame: &Frame,
     ) -> Result<(MmuUpdate, Pte), MapError> {
-        let flags = offered(&self.tools.guest, flags)?;
+        let flags = offered(&self.tools.guest, flags, va)?;
         check_page(va)?;
         self.ascend_to(va)?;
         let guest = self.tools.guest;

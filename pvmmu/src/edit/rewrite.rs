@@ -56,7 +56,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn protect(&mut self, pages: Pages, flags: PteFlags) -> Result<(), MapError> {
-        let flags = offered(&self.tools.guest, flags)?;
+        let flags = offered(&self.tools.guest, flags, pages.start)?;
         self.rewrite(pages, &Flags::of(flags))
     }
 

@@ -16,8 +16,8 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
     /// the frame, and any other a copy.
     ///
     /// # Errors
-    /// [`MapError::NotMapped`] if the page is not mapped, [`MapError::Flags`] if it is not shared
-    /// (another vCPU may have been first), or was not writable before it was;
+    /// [`MapError::NotMapped`] if the page is not mapped; [`MapError::NotShared`] if it is not
+    /// shared (another vCPU may have been first), or was not writable before it was;
     /// [`MapError::OtherShares`], and as for [`Pgd::map_pages`](crate::Pgd::map_pages).
     ///
     /// # Hypercalls
@@ -50,7 +50,7 @@ impl<M: Machine, F: FrameSource> Edit<'_, '_, '_, M, F> {
             return self.submit();
         }
         if marks != SHARED | COPY_ON_WRITE {
-            return Err(MapError::Flags(old.flags().bits()));
+            return Err(MapError::NotShared { va, pte: old });
         }
         if self.tools.frames.is_counted_elsewhere() {
             return Err(MapError::OtherShares);

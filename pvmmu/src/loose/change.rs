@@ -18,7 +18,7 @@ use crate::store::{PART, fill_run, store};
 use crate::tables::Place;
 use crate::tools::Tools;
 use crate::verbs::State;
-use p2m::{Guest, WalkError};
+use p2m::{Guest, P2mError, WalkError};
 
 impl State for Loose {
     fn map<M: Machine, F: FrameSource>(
@@ -64,7 +64,8 @@ impl State for Loose {
         flags: PteFlags,
     ) -> Result<(), RangeError> {
         let guest = &tools.guest;
-        let flags = offered(guest, flags).map_err(|error| RangeError { done: 0, error })?;
+        let flags =
+            offered(guest, flags, pages.start).map_err(|error| RangeError { done: 0, error })?;
         pgd.rewrite(guest, pages, &Flags::of(flags), &mut |_| {})
     }
 
@@ -77,7 +78,7 @@ impl State for Loose {
     ) -> Result<(), MapError> {
         let Tools { guest, frames, .. } = tools;
         let mut replace = || -> Result<Pte, MapError> {
-            let flags = offered(guest, flags)?;
+            let flags = offered(guest, flags, va)?;
             check_page(va)?;
             pgd.put_right(guest)?;
             pgd.begin_to_release(guest, frames)?;
@@ -193,14 +194,14 @@ impl Pgd<Loose> {
     ) -> Result<(), RangeError> {
         let Tools { guest, frames, .. } = tools;
         RangeError::counting(|done| {
-            let flags = offered(guest, flags)?;
+            let flags = offered(guest, flags, pages.start)?;
             self.put_right(guest)?;
             if domain != DomId::IO {
                 return Err(MapError::OnlyLive(domain));
             }
             let mut path = Path::new(self.root());
             for Run { va, .. } in pages.runs(1)? {
-                let mfn = first.checked_add(*done).ok_or(MapError::OutOfFrames)?;
+                let mfn = first.checked_add(*done).ok_or(P2mError::NoFrame(first))?;
                 if let Ok(own) = guest.pfn(mfn) {
                     return Err(MapError::Own(own));
                 }
@@ -221,7 +222,7 @@ impl Pgd<Loose> {
         frames: &mut SpaceFrames<'_, impl FrameSource>,
     ) -> Result<(), RangeError> {
         RangeError::counting(|done| {
-            let flags = offered(guest, flags)?;
+            let flags = offered(guest, flags, pages.start)?;
             self.put_right(guest)?;
             let mut path = Path::new(self.root());
             for run in pages.runs(PART)? {

@@ -202,7 +202,7 @@ fn make_own(
     };
     let is_right = match (error, known) {
         (MapError::NotMapped(_), None) => true,
-        (MapError::Flags(_), Some(page)) => {
+        (MapError::NotShared { .. }, Some(page)) => {
             page.whose != Whose::Shared || !page.flags.contains(PteFlags::WRITABLE)
         }
         (error, _) => Excuse { refused, few_frames }.covers(&error),
