@@ -3,10 +3,14 @@
 //! output belongs to the guest.
 
 use std::io::IsTerminal as _;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// The spinners of steps that go on at the same time, one below the other.
+static SPINNERS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A step that takes time.
 #[derive(Debug)]
@@ -20,7 +24,7 @@ impl Step {
     /// Shows that the step has begun.
     pub(crate) fn begin(name: &str) -> Self {
         let bar = if std::io::stderr().is_terminal() {
-            ProgressBar::new_spinner()
+            SPINNERS.add(ProgressBar::new_spinner())
         } else {
             ProgressBar::hidden()
         };
