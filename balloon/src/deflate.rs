@@ -127,7 +127,10 @@ impl Balloon<'_> {
         let extents = &mut work.extents[..asked];
         let came = match self.move_extents(direct.guest().machine(), extents, Direction::In, 0) {
             Ok(came) => came,
-            Err(error) => return (0, Some(BalloonObstacle::Refused(error))),
+            Err(error) => {
+                let pfn = work.pfns[0];
+                return (0, Some(BalloonObstacle::Refused { pfn, error }));
+            }
         };
         let short = (came < asked).then(|| self.why_short(direct, asked, came));
         let (came, unrecorded) = self.record(direct, work, came, 0);

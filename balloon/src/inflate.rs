@@ -110,6 +110,7 @@ impl Balloon<'_> {
         let Err(refused) = (unsafe { work.batch.submit(direct.guest().machine()) }) else {
             return Ok(());
         };
+        let pfn = work.pfns[0];
         work.batch.invert();
         // SAFETY: the entries become what they were.
         let undone = unsafe { work.batch.submit(direct.guest().machine()) };
@@ -119,7 +120,7 @@ impl Balloon<'_> {
         } else {
             self.set_aside += taken as u64;
         }
-        Err(BalloonObstacle::Mapping(refused))
+        Err(BalloonObstacle::Mapping { pfn, error: refused })
     }
 
     /// Gives the first `count` pfns at hand, which are mapped, back to the allocator.

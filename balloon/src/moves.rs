@@ -4,7 +4,7 @@
 use core::ops::Range;
 
 use hypercall::memory::{Extent, MemoryOp, Reservation};
-use hypercall::{DomId, Element, Error, Hypercalls, Machine, MmuUpdate, Pte, PteFlags};
+use hypercall::{DomId, Element, Error, Hypercalls, Machine, MmuUpdate, Pfn, Pte, PteFlags};
 use p2m::DirectEntries;
 
 use crate::balloon::{Balloon, Direction};
@@ -56,6 +56,7 @@ impl Balloon<'_> {
         let extents = &mut work.extents[..offered];
         let answer = self.move_extents(direct.guest().machine(), extents, Direction::Out, 0);
         let given = *answer.as_ref().unwrap_or(&0);
+        let first = work.pfns.get(start + given).copied().unwrap_or(Pfn::new(0));
         self.populated = self.populated.saturating_sub(given as u64);
         let mut kept = 0;
         for at in given..offered {
@@ -75,7 +76,7 @@ impl Balloon<'_> {
         }
         let short = BalloonObstacle::XenTookFewer { offered: offered as u64, taken: given as u64 };
         let obstacle = match answer {
-            Err(error) => Some(BalloonObstacle::Refused(error)),
+            Err(error) => Some(BalloonObstacle::Refused { pfn: first, error }),
             Ok(_) => obstacle.or((given < offered).then_some(short)),
         };
         Released { given, kept, obstacle }
@@ -124,7 +125,8 @@ pub(crate) fn map<M: Machine>(
     let mut obstacle = None;
     let mut planned = 0;
     let flags = direct.guest().machine().offered(PteFlags::KERNEL_RW);
-    for pfn in &work.pfns[range] {
+    let pfns = &work.pfns[range];
+    for pfn in pfns {
         match plan_mapping(direct, *pfn, flags) {
             // There is room: the batch holds as many as there are pfns at hand.
             Ok((update, old)) if work.batch.update(update, old.raw()).is_ok() => planned += 1,
@@ -139,7 +141,8 @@ pub(crate) fn map<M: Machine>(
     let result = unsafe { work.batch.submit(direct.guest().machine()) };
     if let Err(refused) = result {
         planned = work.batch.applied().filter(|done| matches!(done, Element::Update(_))).count();
-        obstacle = Some(BalloonObstacle::Mapping(refused));
+        let first = pfns.get(planned).copied().unwrap_or(Pfn::new(0));
+        obstacle = Some(BalloonObstacle::Mapping { pfn: first, error: refused });
     }
     work.batch.clear();
     (planned, obstacle)
@@ -147,7 +150,7 @@ pub(crate) fn map<M: Machine>(
 
 fn plan_mapping<M: Machine>(
     direct: &mut DirectEntries<'_, M>,
-    pfn: hypercall::Pfn,
+    pfn: Pfn,
     flags: PteFlags,
 ) -> Result<(MmuUpdate, Pte), BalloonObstacle> {
     let mfn = direct.guest().p2m().mfn(pfn).map_err(BalloonObstacle::NoMemory)?;

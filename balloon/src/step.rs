@@ -126,9 +126,19 @@ pub enum BalloonObstacle {
     /// The machine refused to wipe a frame.
     NotWiped(AccessError),
     /// Xen refused to change the direct mapping.
-    Mapping(BatchError),
-    /// Xen refused the hypercall as a whole.
-    Refused(Error),
+    Mapping {
+        /// The first frame whose entry is unchanged.
+        pfn: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
+    /// Xen refused to take memory or to give some.
+    Refused {
+        /// The first pfn whose memory was to change.
+        pfn: Pfn,
+        /// The refusal.
+        error: Error,
+    },
     /// An undo was refused: this many frames have memory and are not mapped. The balloon keeps
     /// them and tries again in the next steps.
     SetAside(u64),
@@ -161,15 +171,19 @@ impl fmt::Display for BalloonObstacle {
                 write!(f, "the balloon holds the allocator's frame {pfn} already")
             }
             Self::InUse { pfn, pte } => {
-                write!(f, "the allocator's frame {pfn} is in use: its entry is {pte:?}")
+                write!(f, "the allocator's frame {pfn} is in use: its entry is {pte}")
             }
             Self::Occupied { pfn, pte } => {
-                write!(f, "pfn {pfn} cannot be mapped: its entry is {pte:?} already")
+                write!(f, "pfn {pfn} cannot be mapped: its entry is {pte} already")
             }
-            Self::NoDirectEntry(error) => write!(f, "{error}"),
+            Self::NoDirectEntry(error) => error.fmt(f),
             Self::NotWiped(error) => write!(f, "a frame cannot be wiped: {error}"),
-            Self::Mapping(error) => write!(f, "the direct mapping is unchanged: {error}"),
-            Self::Refused(error) => write!(f, "{error}"),
+            Self::Mapping { pfn, error } => {
+                write!(f, "the direct mapping from pfn {pfn} on is unchanged: {error}")
+            }
+            Self::Refused { pfn, error } => {
+                write!(f, "the memory of the pfns from {pfn} on is unchanged: {error}")
+            }
             Self::SetAside(frames) => {
                 write!(f, "{frames} frames cannot be mapped again yet: they are set aside")
             }

@@ -84,12 +84,13 @@ pub(crate) fn exchange<M: Machine>(
     }
     // SAFETY: the frames are the caller's token's (I-1). They leave the direct mapping only while
     // this function runs, and no Rust object is in them.
-    if let Err(refused) = unsafe { scratch.batch.submit(direct.guest().machine()) } {
+    if let Err(error) = unsafe { scratch.batch.submit(direct.guest().machine()) } {
         scratch.batch.invert();
         // SAFETY: the entries become what they were.
         let undone = unsafe { scratch.batch.submit(direct.guest().machine()) };
         scratch.batch.clear();
-        return Part { made: 0, is_usable: undone.is_ok(), result: Err(refused.into()) };
+        let result = Err(ExchangeError::Refused { pfn: pfns.start, error });
+        return Part { made: 0, is_usable: undone.is_ok(), result };
     }
     let (done, refusal) = ask(direct, pfns, orders, scratch.extents);
     let recorded = record(direct, Pfns::new(pfns.start, done), orders, scratch.extents);
@@ -213,7 +214,7 @@ fn refusal(error: CallError, orders: Orders, pfn: Pfn) -> ExchangeError {
         Errno::EPERM => ExchangeError::OrderLimit { order: orders.larger() },
         Errno::ENOMEM => ExchangeError::NoRun { order: orders.taken, mask: orders.mask },
         Errno::EINVAL => ExchangeError::InUse { pfn },
-        _ => ExchangeError::Call(error),
+        _ => ExchangeError::Call { pfn, error },
     }
 }
 
@@ -281,9 +282,9 @@ pub(crate) fn map<M: Machine>(
         }
     }
     // SAFETY: frames of the caller's token at their own places (I-2, I-3).
-    if let Err(refused) = unsafe { batch.submit(direct.guest().machine()) } {
+    if let Err(error) = unsafe { batch.submit(direct.guest().machine()) } {
         batch.clear();
-        return Err(refused.into());
+        return Err(ExchangeError::Refused { pfn: pfns.start, error });
     }
     for pfn in pfns.iter() {
         find_mapped(direct, pfn)?;

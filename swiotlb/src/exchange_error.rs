@@ -96,9 +96,19 @@ pub enum ExchangeError {
         found: Option<Pfn>,
     },
     /// Xen refused a change of the direct mapping.
-    Refused(BatchError),
+    Refused {
+        /// The first of the frames that were to change.
+        pfn: Pfn,
+        /// The refusal.
+        error: BatchError,
+    },
     /// Xen refused the exchange, with an errno that means no limit.
-    Call(CallError),
+    Call {
+        /// The first frame that was not exchanged.
+        pfn: Pfn,
+        /// The refusal.
+        error: CallError,
+    },
 }
 
 impl fmt::Display for ExchangeError {
@@ -156,8 +166,12 @@ impl fmt::Display for ExchangeError {
             Self::M2p { pfn, mfn, found: None } => {
                 write!(f, "mfn {mfn} is pfn {pfn} in P2M and nothing in M2P")
             }
-            Self::Refused(error) => error.fmt(f),
-            Self::Call(error) => error.fmt(f),
+            Self::Refused { pfn, error } => {
+                write!(f, "the direct mapping from pfn {pfn} on cannot be changed: {error}")
+            }
+            Self::Call { pfn, error } => {
+                write!(f, "the frames from pfn {pfn} on are not exchanged: {error}")
+            }
         }
     }
 }
@@ -179,11 +193,5 @@ impl From<AccessError> for ExchangeError {
 impl From<NoDirectEntry> for ExchangeError {
     fn from(error: NoDirectEntry) -> Self {
         Self::NoDirectEntry(error)
-    }
-}
-
-impl From<BatchError> for ExchangeError {
-    fn from(error: BatchError) -> Self {
-        Self::Refused(error)
     }
 }

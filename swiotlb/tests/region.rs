@@ -283,7 +283,7 @@ fn frames_whose_undo_is_refused_too_are_stranded_and_can_be_reinstated() {
         let machine = twice(&guest.model, first, then);
         let error =
             gather_on(&guest, &machine, guest.frames(0, 128), 6, DmaMask::ALL).expect_err(what);
-        assert!(matches!(error.error, ExchangeError::Refused(_)), "{what}: {error}");
+        assert!(matches!(error.error, ExchangeError::Refused { .. }), "{what}: {error}");
         assert!(error.made.is_none() && error.rest.is_none(), "{what}: {error}");
         let stranded = error.stranded.expect(what);
         assert_eq!(stranded.count(), 128, "{what}");
