@@ -2,6 +2,7 @@
 //! Xen itself says too little about a bad image (as dom0 it panics, as domU xl prints an errno).
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, bail};
@@ -73,22 +74,21 @@ fn build() -> Result<PathBuf> {
 /// It is not the unikernel, or cannot be copied.
 pub(crate) fn with_list_outside(kernel: &Path) -> Result<NamedTempFile> {
     let mut data = fs::read(kernel).with_context(|| format!("reading {}", kernel.display()))?;
-    turn_on(&mut data).with_context(|| format!("{} has no spare INIT_P2M", kernel.display()))?;
+    let owner = owner_of_spare(&data)
+        .with_context(|| format!("{} has no spare INIT_P2M", kernel.display()))?;
+    data[owner].copy_from_slice(NOTE_OWNER);
     let copy = NamedTempFile::new()?;
     fs::write(copy.path(), data)?;
     Ok(copy)
 }
 
-/// Signs the note over; `None` if there is not exactly one.
-fn turn_on(data: &mut [u8]) -> Option<()> {
-    let notes = |data: &[u8]| -> Vec<usize> {
-        let windows = data.windows(NOTE_TURNED_OFF.len()).enumerate();
-        windows.filter(|(_, bytes)| bytes == NOTE_TURNED_OFF).map(|(at, _)| at).collect()
-    };
-    let [note] = notes(data)[..] else { return None };
+/// Returns where the note's owner stands; `None` if there is not exactly one such note.
+fn owner_of_spare(data: &[u8]) -> Option<Range<usize>> {
+    let windows = data.windows(NOTE_TURNED_OFF.len()).enumerate();
+    let mut notes = windows.filter(|(_, bytes)| bytes == NOTE_TURNED_OFF).map(|(at, _)| at);
+    let (Some(note), None) = (notes.next(), notes.next()) else { return None };
     let owner = note + NOTE_TURNED_OFF.len() - NOTE_OWNER.len() - 1;
-    data.get_mut(owner..owner + NOTE_OWNER.len())?.copy_from_slice(NOTE_OWNER);
-    Some(())
+    Some(owner..owner + NOTE_OWNER.len())
 }
 
 /// Checks that a file is an ELF that Xen's loaders take as a 64-bit PV kernel.

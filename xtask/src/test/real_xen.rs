@@ -69,12 +69,12 @@ pub(super) fn run(session: &mut Session, arguments: &TestArguments) -> Result<()
     thread::scope(|scope| {
         // What is counted is instructions: the same, whatever else this machine does.
         let counting = runs_once(arguments).then(|| scope.spawn(count));
-        on_machines(session, arguments, &setting)?;
+        let ran = on_machines(session, arguments, &setting);
         if let Some(counted) = counting.map(ScopedJoinHandle::join) {
             let Counted { time, result } = counted.unwrap_or_else(|panic| resume_unwind(panic));
             session.record("bench", "counts against the baseline", time, result)?;
         }
-        anyhow::Ok(())
+        ran
     })?;
     endings::run(session, &setting.kernel)
 }
