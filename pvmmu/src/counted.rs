@@ -28,8 +28,9 @@ impl<S> Pgd<S> {
     /// Forgets where pages are counted, if none is shared any more.
     #[cold]
     fn end_counting<M: Machine>(&mut self, guest: &Guest<'_, M>) -> Result<(), MapError> {
-        // Entries do not tell what a fork that was not taken back has shared.
-        if self.doubt.is_some_and(|doubt| doubt.fork.is_some()) {
+        // Entries do not tell what a fork that was not taken back has shared, nor the tree what is
+        // in a table that was to move.
+        if self.doubt.is_some() {
             return Err(MapError::OtherShares);
         }
         Part::user_half(self.root()).entries(guest, &mut |place| {
