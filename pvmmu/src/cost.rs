@@ -58,7 +58,7 @@ pub const COSTS: Costs = Costs {
     access: 639,
     link: 673,
     drop_table: 180,
-    step: 858,
+    step: 826,
 };
 
 /// The entries of a table.
