@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(crossing(protect), Some(282));
         let unprotect =
             |n| COSTS.to_change(n, read_only(512), Population { writable: n, read_only: 512 - n });
-        assert_eq!(crossing(unprotect), Some(236));
+        assert_eq!(crossing(unprotect), Some(235));
         assert_eq!(crossing(|n| COSTS.to_change(n, writable(n), read_only(n))), Some(64));
     }
 
