@@ -153,7 +153,9 @@ impl<'a> Toolstack<'a> {
     ///
     /// # Safety
     /// `top` is that of a [`FrameList`](crate::FrameList) built for this map, and is refreshed
-    /// whenever its pages change. Toolstacks overwrite the pages that it names (I-20).
+    /// whenever its pages change. Toolstacks overwrite the pages that it names (I-20). From then on
+    /// the frames of the list, those in the memory that it was given among them, are used for
+    /// nothing else, also when the list is gone.
     ///
     /// ```
     /// # use core::sync::atomic::AtomicU64;
